@@ -1,0 +1,41 @@
+"""One instruction example, as every part of gradsieve sees it.
+
+A pool's rows and a target's few-shot examples are the same kind of thing: a conversation, with
+the row it was read from kept beside it, so that a selection can give rows back as they came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+
+class Message(TypedDict):
+    """One turn: `role` is system, user or assistant (or tool, where a template knows it)."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A conversation that ends in an assistant turn.
+
+    Attributes:
+        source: Name of the pool's source, or of the target.
+        id: Unique within the source; kept from the row or made from its content, and stable.
+        messages: The turns.
+        row: The row as it was read, to be given back unchanged.
+        subtask: Target examples only: the subtask they stand for.
+        answer_prefix: None: every assistant turn is learnt, its end-of-turn token included.
+            A string: only what follows this prefix in the last assistant turn is learnt, and no
+            end-of-turn token. The paper's targets are so (e.g. "The answer is:" then " B").
+    """
+
+    source: str
+    id: str
+    messages: tuple[Message, ...]
+    row: Mapping[str, Any] = field(default_factory=dict)
+    subtask: str = ""
+    answer_prefix: str | None = None

@@ -1,0 +1,73 @@
+"""Everything that gradsieve raises on purpose.
+
+    GradsieveError            anything below; the command line prints it without a traceback
+    +-- UsageError            the command or the recipe is wrong            (exit status 2)
+    |   +-- RecipeError       one or more problems in a recipe, all of them in one message
+    +-- DataError             a pool, target or template file cannot be used (exit status 1)
+    +-- ModelError            a model, adapter or optimizer state cannot be used
+    +-- StoreError            a gradient datastore is damaged or was made with other settings
+    +-- RunError              a run folder cannot be used: not ours, locked, a stage is missing
+
+Every message has three parts: what is wrong, where (file:line, value, shape), what to do next.
+"""
+
+from __future__ import annotations
+
+
+class GradsieveError(Exception):
+    """A problem that the user can mend, told in three parts.
+
+    Args:
+        what: What is wrong, one sentence.
+        where: File, line, key, value or shape at which it was seen; may be empty.
+        todo: What to do next; may be empty.
+    """
+
+    exit_status = 1
+
+    def __init__(self, what: str, where: str = "", todo: str = "") -> None:
+        self.what, self.where, self.todo = what, where, todo
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where:      {self.where}")
+        if self.todo:
+            lines.append(f"  what to do: {self.todo}")
+        return "\n".join(lines)
+
+
+class UsageError(GradsieveError):
+    """The command line is wrong."""
+
+    exit_status = 2
+
+
+class RecipeError(UsageError):
+    """A recipe is wrong; `problems` holds one line for each thing that is."""
+
+    def __init__(self, problems: list[str], where: str, todo: str = "") -> None:
+        self.problems = problems
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(
+            f"The recipe has {count}:\n" + "\n".join(f"  - {problem}" for problem in problems),
+            where,
+            todo or "Correct the recipe; docs/recipe.md lists every key.",
+        )
+
+
+class DataError(GradsieveError):
+    """A pool, target or template file cannot be used."""
+
+
+class ModelError(GradsieveError):
+    """A model, adapter or optimizer state cannot be used."""
+
+
+class StoreError(GradsieveError):
+    """A gradient datastore is damaged, or was made with other settings."""
+
+
+class RunError(GradsieveError):
+    """A run folder cannot be used."""

@@ -1,0 +1,125 @@
+"""Features of a batch: per-example gradients, Adam's update and projection, fused.
+
+In: a model with its adapter, optionally Adam's moments, and a batch. Out: one projected row for
+each example (method.md, steps 2 and 3). Each LoRA weight's gradients are turned into updates and
+added to the projection the moment the backward pass makes them, so memory holds batch x the
+largest weight, never batch x P.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gradsieve.errors import ModelError
+from gradsieve.influence import adam
+from gradsieve.influence.gradients import lora_layers, per_example_pass
+from gradsieve.influence.projection import Accumulator, Projection
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Adam's state at a checkpoint, by weight's name.
+
+    Attributes:
+        exp_avg: First moments m.
+        exp_avg_sq: Second moments v.
+        step: Optimizer steps made.
+    """
+
+    exp_avg: Mapping[str, Tensor]
+    exp_avg_sq: Mapping[str, Tensor]
+    step: int
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Features of a batch.
+
+    Attributes:
+        rows: Projected updates (or gradients), float32 [B, d].
+        gradient_norms: Lengths before projection [B].
+        share_below_eps: Mean share of coordinates with v' < eps; NaN without moments.
+    """
+
+    rows: Float[Tensor, "B d"]
+    gradient_norms: Float[Tensor, "B"]
+    share_below_eps: float
+
+
+class FeatureExtractor:
+    """Turns batches into projected rows, at one checkpoint.
+
+    Args:
+        model: A peft model whose LoRA weights are trainable.
+        projection: The projection.
+        moments: Adam's state for rows of the pool; None for plain gradients (targets).
+        reading: Where Adam's eps stands.
+        momentum: Whether m is part of the update.
+
+    Raises:
+        ModelError: If the moments' names or shapes are not the model's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        projection: Projection,
+        moments: Moments | None = None,
+        reading: adam.Reading = "torch",
+        momentum: adam.Momentum = "keep",
+    ) -> None:
+        self.model, self.projection, self.moments = model, projection, moments
+        self.reading, self.momentum = reading, momentum
+        if moments is not None:
+            _check_shapes(model, moments)
+
+    def __call__(self, batch: Mapping[str, Tensor], measure_eps: bool = False) -> FeatureRows:
+        """Features of a batch of `input_ids` and `labels` [B, T] on the model's device.
+
+        Args:
+            batch: Padded on the right; each example has a label after its first position.
+            measure_eps: Also take the share of coordinates with v' < eps (one more pass).
+        """
+        input_ids = batch["input_ids"]
+        total = Accumulator(self.projection, len(input_ids), input_ids.device)
+        squares = torch.zeros(len(input_ids), dtype=torch.float64, device=input_ids.device)
+        below, values = 0.0, 0
+
+        def take(name: str, gradient: Tensor) -> None:
+            nonlocal below, values
+            if measure_eps and self.moments is not None:
+                share = adam.share_below_eps(gradient, self.moments.exp_avg_sq[name])
+                below += float(share) * gradient[0].numel()
+                values += gradient[0].numel()
+            update = self._update(name, gradient)
+            squares.add_(torch.linalg.vector_norm(update.flatten(1), dim=1).double().square_())
+            total.add(name, update, overwrite=True)
+
+        with per_example_pass(self.model, take) as losses:
+            losses(input_ids, batch["labels"]).sum().backward()
+        share = below / values if values else float("nan")
+        return FeatureRows(total.result(), squares.sqrt().float(), share)
+
+    def _update(self, name: str, gradient: Tensor) -> Tensor:
+        if self.moments is None:
+            return gradient
+        m, v = self.moments.exp_avg[name], self.moments.exp_avg_sq[name]
+        return adam.update(gradient, m, v, self.moments.step, self.reading, self.momentum)
+
+
+def _check_shapes(model: nn.Module, moments: Moments) -> None:
+    for name, layer in lora_layers(model).items():
+        for kind, values in (("exp_avg", moments.exp_avg), ("exp_avg_sq", moments.exp_avg_sq)):
+            found = values.get(name)
+            if found is None or found.shape != layer.weight.shape:
+                raise ModelError(
+                    f"Adam's {kind} does not fit the adapter.",
+                    f"{name}: weight {tuple(layer.weight.shape)}, "
+                    f"{kind} {'missing' if found is None else tuple(found.shape)}",
+                    "Give the optimizer state that was saved with this adapter.",
+                )

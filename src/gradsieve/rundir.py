@@ -1,0 +1,200 @@
+"""Where each stage's output lives, and how it is known to be whole.
+
+A stage writes `inputs.json` before it starts and `meta.json` last; both appear atomically. So
+`meta.json` means done, and `inputs.json` alone means that the same command may go on. Each stage's
+inputs hold the outputs' fingerprints of the stages before it: a change anywhere is seen by all that
+follow. Nothing that took time is deleted: outputs of other settings move to `RUN/old/`.
+
+Rejected: file times (a copy changes them), and a database (a folder can be read with `ls`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gradsieve.errors import RunError
+
+SCHEMA = 1
+STAGES = ("warmup", "features", "score", "select", "train")
+"""The stages' names in order: file, command, recipe section and run folder."""
+
+
+class RunDir:
+    """A run's folder.
+
+    Args:
+        path: The folder; made when the first stage writes.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage, e.g. `RUN/01-warmup`."""
+        return self.path / f"{STAGES.index(name) + 1:02d}-{name}"
+
+    def meta(self, name: str) -> dict[str, Any] | None:
+        """What a finished stage wrote of itself; None if it is not finished."""
+        return _read_json(self.stage(name) / "meta.json")
+
+    def started(self, name: str) -> dict[str, Any] | None:
+        """The inputs with which a stage was last started; None if it never was."""
+        return _read_json(self.stage(name) / "inputs.json")
+
+    def done(self, name: str) -> dict[str, Any]:
+        """A finished stage's meta.
+
+        Raises:
+            RunError: If the stage is not finished.
+        """
+        meta = self.meta(name)
+        if meta is None:
+            todo = f"Run `gradsieve {name}` with the same recipe and --out first."
+            raise RunError(f"The stage {name} is not finished.", str(self.stage(name)), todo)
+        return meta
+
+    def begin(self, name: str, inputs: Mapping[str, Any]) -> Path:
+        """Note that a stage starts with these inputs; returns its folder."""
+        folder = self.stage(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "meta.json").unlink(missing_ok=True)
+        write_json(folder / "inputs.json", inputs)
+        return folder
+
+    def finish(self, name: str, meta: Mapping[str, Any]) -> None:
+        """Declare a stage done."""
+        write_json(self.stage(name) / "meta.json", {"schema": SCHEMA, "stage": name, **meta})
+
+    def set_aside(self, name: str) -> Path | None:
+        """Move a stage's folder to `RUN/old/`; returns where it went, None if there was none."""
+        folder = self.stage(name)
+        if not folder.exists():
+            return None
+        kept = self.path / "old" / f"{folder.name}-{fingerprint(self.started(name))[:8]}"
+        while kept.exists():
+            kept = kept.with_name(kept.name + "x")
+        kept.parent.mkdir(exist_ok=True)
+        folder.rename(kept)
+        return kept
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one process.
+
+        Raises:
+            RunError: If another process holds it, or it can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunError(
+                f"The run folder cannot be written: {error.strerror}.",
+                str(self.path),
+                "Give --out a folder that you may write to, on a disk with space left.",
+            ) from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(
+                    "Another gradsieve process is working in this run folder.",
+                    str(self.path),
+                    "Wait for it or stop it; or give another --out.",
+                ) from None
+            yield
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of JSON data, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_fingerprint(folder: Path, patterns: tuple[str, ...] = ("*",)) -> str:
+    """SHA-256 over names and bytes of the files right in a folder that match a pattern."""
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
+    return fingerprint([(file.name, file_fingerprint(file)) for file in files if file.is_file()])
+
+
+def differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """Lines such as `warmup.epochs: 4 -> 2` for each leaf in which two trees of data differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = list(dict.fromkeys([*old, *new]))
+        below = (differences(old.get(key), new.get(key), f"{at}.{key}".strip(".")) for key in keys)
+        return [line for lines in below for line in lines]
+    return [] if old == new else [f"{at}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    is_hash = isinstance(value, str) and len(value) == 64
+    return value[:8] if is_hash else text if len(text) <= 60 else text[:57] + "..."
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it, whole and on disk, when the block ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise RunError(
+            f"A file of the run cannot be read: {error}.",
+            str(path),
+            "Delete its folder to have that stage made again.",
+        ) from None
+    if not isinstance(value, dict) or (path.name == "meta.json" and value.get("schema") != SCHEMA):
+        raise RunError(
+            f"This was not written by this version of gradsieve (schema {SCHEMA}).",
+            str(path),
+            "Give another --out, or delete the folder to have that stage made again.",
+        )
+    return value
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
