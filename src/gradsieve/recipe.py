@@ -89,7 +89,9 @@ class Lora(Section):
 
     r: int = Field(128, ge=1, description="Rank.")
     alpha: float = Field(512, gt=0, description="Scale: the adapter's output is times alpha / r.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout while training; features have none.")
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="Dropout while training; features have none."
+    )
     target_modules: list[str] | Literal["all-linear"] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj"],
         description="Names of the layers that get an adapter, as peft matches them.",
@@ -266,7 +268,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def check_recipe(
-    tree: Mapping[str, Any], where: str = "recipe", lines: Mapping[tuple[str, ...], int] | None = None
+    tree: Mapping[str, Any],
+    where: str = "recipe",
+    lines: Mapping[tuple[str, ...], int] | None = None,
 ) -> Recipe:
     """Turn plain data into a `Recipe`; `lines` maps a key's path to its line in the file.
 
@@ -337,7 +341,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise RecipeError([f"--set {override}: the value is not YAML"], "command line", todo) from None
+        raise RecipeError(
+            [f"--set {override}: the value is not YAML"], "command line", todo
+        ) from None
     node: Any = tree
     for key in keys[:-1]:
         node = _child(node, key, override)
@@ -373,10 +379,10 @@ def _problem(error: dict[str, Any], lines: Mapping[tuple[str, ...], int]) -> str
     """One line: where in the recipe, what is wrong, what was expected or meant."""
     path = tuple(str(part) for part in error["loc"])
     section = section_at(path[:-1])
-    if error["type"] not in ("extra_forbidden", "missing") and path and not path[-1].isdigit():
+    is_ours = path and (path[-1].isdigit() or (section and path[-1] in section.model_fields))
+    if not is_ours and error["type"] not in ("extra_forbidden", "missing"):
         # pydantic ends the path with the member of a union ("int"), which is no key of ours.
-        if section is None or path[-1] not in section.model_fields:
-            path = path[:-1]
+        path = path[:-1]
     line = f" (line {lines[path]})" if path in lines else ""
     return f"{'.'.join(path) or 'recipe'}{line}: {_explain(error, path)}"
 

@@ -47,7 +47,7 @@ class FeatureRows:
     """
 
     rows: Float[Tensor, "B d"]
-    gradient_norms: Float[Tensor, "B"]
+    gradient_norms: Float[Tensor, " B"]
     share_below_eps: float
 
 

@@ -8,7 +8,7 @@ those means, so that examples don't mix.
 How: inside `per_example_pass` every LoRA layer runs as `_PerExampleLinear`, whose backward forms
 G_i = dY_i^T X_i for each example (one batched product, the cost of the ordinary weight gradient)
 and hands it to a callback at once, layer by layer. No frozen weight gets a gradient, and logits are
-made at label positions only: for a small model with a large vocabulary the head is most of the cost.
+made at label positions only: with a small model and a large vocabulary the head costs most.
 
 Rejected: torch.func.vmap over the model (needs eager attention, copies activations), a loop with
 batch size 1 (kept below as the oracle), and one gradient of the whole batch's parameters.
@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -203,7 +203,9 @@ def per_example_loop(
     weights = {name: layer.weight for name, layer in lora_layers(model).items()}
     rows: list[tuple[Tensor, ...]] = []
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-        length = int(batch["attention_mask"][len(rows)].sum()) if "attention_mask" in batch else None
+        length = (
+            int(batch["attention_mask"][len(rows)].sum()) if "attention_mask" in batch else None
+        )
         one = {"input_ids": ids[None, :length], "labels": labels[None, :length]}
         loss = model(**one, use_cache=False).loss
         rows.append(torch.autograd.grad(loss, list(weights.values())))

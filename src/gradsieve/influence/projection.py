@@ -92,7 +92,7 @@ class Projection:
             signs = unpack_signs(words, torch.float32).view(piece.shape[1], -1)[:, : self.dim]
             out.addmm_(piece, signs, alpha=self.dim**-0.5)
 
-    def _sketch_signs(self, name: str, p: int, device: torch.device) -> Int8[Tensor, "p"]:
+    def _sketch_signs(self, name: str, p: int, device: torch.device) -> Int8[Tensor, " p"]:
         signs = self._signs.get((name, p, device))
         if signs is None:
             words = random_words(self.key(name), 0, math.ceil(p / 64), device)
@@ -132,7 +132,7 @@ class Accumulator:
         return torch.cat([self._pieces[name] for name in sorted(self._pieces)], dim=1)
 
 
-def random_words(key: int, start: int, count: int, device: torch.device) -> Int64[Tensor, "count"]:
+def random_words(key: int, start: int, count: int, device: torch.device) -> Int64[Tensor, " count"]:
     """64 random bits for each position from `start` on: SplitMix64 (Steele et al., 2014)."""
     state = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
     state.mul_(_signed(0x9E3779B97F4A7C15)).add_(key)
@@ -141,7 +141,7 @@ def random_words(key: int, start: int, count: int, device: torch.device) -> Int6
     return state.bitwise_xor_(_shift_right(state, 31))
 
 
-def unpack_signs(words: Int64[Tensor, "count"], dtype: torch.dtype) -> Tensor:
+def unpack_signs(words: Int64[Tensor, " count"], dtype: torch.dtype) -> Tensor:
     """+1 or -1 for each of the 64 bits of each word, lowest bit first: [count * 64]."""
     bits = torch.arange(256, device=words.device)[:, None] >> torch.arange(8, device=words.device)
     table = ((bits & 1) * 2 - 1).to(dtype)

@@ -47,7 +47,7 @@ def subtask_directions(
 def influence(
     train: Float[Tensor, "N n d"],
     target: Float[Tensor, "N S d"],
-    weights: Float[Tensor, "N"],
+    weights: Float[Tensor, " N"],
 ) -> Float[Tensor, "n S"]:
     """sum_i weights_i cos(target_i, train_i), all held in memory.
 

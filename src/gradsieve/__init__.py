@@ -1,0 +1,36 @@
+"""gradsieve: find the few per cent of an instruction pool that teach a model a chosen skill.
+
+It implements LESS (Xia et al., "LESS: Selecting Influential Data for Targeted Instruction Tuning",
+ICML 2024). Names are imported when first used, so that `import gradsieve` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradsieve.errors import GradsieveError
+    from gradsieve.pipeline import run
+    from gradsieve.recipe import Recipe, load_recipe
+    from gradsieve.store import open_store
+
+__all__ = ["GradsieveError", "Recipe", "load_recipe", "open_store", "run"]
+
+_HOMES = {
+    "GradsieveError": "gradsieve.errors",
+    "Recipe": "gradsieve.recipe",
+    "load_recipe": "gradsieve.recipe",
+    "open_store": "gradsieve.store",
+    "run": "gradsieve.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,140 @@
+"""The command line: `run`, one command for each stage, and `demo`.
+
+Standard output carries the result, standard error the progress. Exit status 0: done; 1: failed;
+2: wrong usage or recipe. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gradsieve.rundir import STAGES, RunDir
+
+app = typer.Typer(
+    name="gradsieve",
+    help="Find the few per cent of an instruction pool that teach a language model a chosen skill.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to do.")]
+Out = Annotated[Path, typer.Option("--out", metavar="RUN", help="The run's folder.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change the recipe; may be repeated."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Tell nothing but warnings and the result.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+STAGE_HELP = {
+    "warmup": "Train LoRA on a random share of the pool, keeping Adam's moments.",
+    "features": "Build the gradient datastore and take the targets' gradients.",
+    "score": "Score each row's influence on each target.",
+    "select": "Take the best rows.",
+    "train": "Train on the selection.",
+}
+
+
+@app.command(
+    epilog="Example: gradsieve run recipes/llama2-7b.yaml --out runs/llama2 --set warmup.seed=1"
+)
+def run(
+    recipe: RecipeFile,
+    out: Out,
+    set_: Set = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="Take earlier stages as they are."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run all stages of a recipe; what is done already is kept."""
+    _run(recipe, out, set_, _stage(from_), _stage(until), quiet, as_json)
+
+
+def _stage_command(name: str) -> Callable[..., None]:
+    def command(
+        recipe: RecipeFile,
+        out: Out,
+        set_: Set = None,
+        quiet: Quiet = False,
+        as_json: Json = False,
+    ) -> None:
+        _run(recipe, out, set_, name, name, quiet, as_json)
+
+    command.__doc__ = STAGE_HELP[name]
+    return command
+
+
+for _name in STAGES:
+    app.command(_name, epilog=f"Example: gradsieve {_name} recipe.yaml --out runs/first")(
+        _stage_command(_name)
+    )
+
+
+@app.command(epilog="Example: gradsieve demo --out runs/demo")
+def demo(out: Out = Path("runs/demo"), quiet: Quiet = False, as_json: Json = False) -> None:
+    """Run the main job on a small built-in example, on a CPU, in minutes."""
+    from gradsieve.demo import main
+    from gradsieve.progress import Progress
+
+    result = main(out, Progress(quiet))
+    typer.echo(json.dumps(result) if as_json else result.table())
+
+
+def _run(
+    recipe: Path,
+    out: Path,
+    overrides: list[str] | None,
+    first: str | None,
+    last: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from gradsieve.recipe import load_recipe
+
+    checked = load_recipe(recipe, overrides or ())
+    # The recipe is checked before this import, which takes seconds.
+    from gradsieve import pipeline
+    from gradsieve.progress import Progress
+
+    done = pipeline.run(checked, out, first=first, last=last, progress=Progress(quiet))
+    _print_result(done, as_json)
+
+
+def _stage(name: str | None) -> str | None:
+    from gradsieve.errors import UsageError
+
+    if name is not None and name not in STAGES:
+        raise UsageError(
+            f"There is no stage {name}.", "--from, --until", f"One of {', '.join(STAGES)}."
+        )
+    return name
+
+
+def _print_result(run: RunDir, as_json: bool) -> None:
+    """What was made: each stage's folder and facts."""
+    metas = {name: meta for name in STAGES if (meta := run.meta(name)) is not None}
+    if as_json:
+        typer.echo(json.dumps({"run": str(run.path), "stages": metas}, ensure_ascii=False))
+        return
+    selected: dict[str, Any] = metas.get("select", {}).get("targets", {})
+    for target, facts in selected.items():
+        sources = ", ".join(f"{name} {count}" for name, count in facts["sources"].items())
+        folder = run.stage("select") / target
+        typer.echo(
+            f"{target}: {facts['rows']} rows, {facts['tokens']} tokens ({sources}) in {folder}"
+        )
+    if not selected:
+        typer.echo(f"done: {', '.join(metas)} in {run.path}")

@@ -1,0 +1,175 @@
+"""What every stage is given: recipe, run folder, progress, and the inputs, read once.
+
+Stages meet only on disk; this is where the reading of what the user gave (pool, targets, model) is
+shared, so that a run of all stages reads each file once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from gradsieve.data.examples import Example
+from gradsieve.data.readers import Source, read_source
+from gradsieve.errors import DataError
+from gradsieve.progress import Progress
+from gradsieve.recipe import Model, Recipe
+from gradsieve.rundir import RunDir, fingerprint
+from gradsieve.tasks import Target, load_target
+
+if TYPE_CHECKING:
+    from gradsieve.data.template import ChatTemplate, Encoded
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the pool: the example and its tokens, or the reason why it has no gradient."""
+
+    example: Example
+    encoded: Encoded
+    set_aside: str | None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(source, id): unique in the pool, and the order of equal scores."""
+        return self.example.source, self.example.id
+
+
+@dataclass
+class Context:
+    """One run's recipe, folder and inputs.
+
+    Attributes:
+        recipe: What to do.
+        run: Where to write.
+        progress: Where to tell.
+    """
+
+    recipe: Recipe
+    run: RunDir
+    progress: Progress = field(default_factory=Progress)
+
+    def with_model(self, model: Model) -> Context:
+        """The same run with another model; equal to this one if the model is."""
+        if model == self.recipe.model:
+            return self
+        recipe = self.recipe.model_copy(update={"model": model})
+        return Context(recipe, self.run, self.progress)
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        """The pool's sources."""
+        sources = [
+            read_source(
+                source.name,
+                source.path,
+                on_bad_row=self.recipe.on_bad_row,
+                split=source.split,
+                revision=source.revision,
+            )
+            for source in self.recipe.pool
+        ]
+        for source in sources:
+            if source.bad_rows:
+                first = source.bad_rows[0]
+                self.progress.warn(
+                    f"{source.name}: {len(source.bad_rows)} bad rows left out, "
+                    f"the first at {first.where}: {first.reason}"
+                )
+        return sources
+
+    @cached_property
+    def targets(self) -> list[Target]:
+        """The targets' examples."""
+        return [
+            load_target(
+                target.name,
+                target.task,
+                target.path,
+                subtask_field=target.subtask,
+                on_bad_row=self.recipe.on_bad_row,
+            )
+            for target in self.recipe.targets
+        ]
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template with the model's tokenizer."""
+        from gradsieve.data.template import ChatTemplate
+        from gradsieve.model.load import load_config, load_tokenizer
+
+        model = self.recipe.model
+        positions = getattr(load_config(model), "max_position_embeddings", None)
+        max_length = min(model.max_length, positions or model.max_length)
+        if max_length < model.max_length:
+            self.progress.warn(
+                f"model.max_length {model.max_length} is more than the model's {positions} "
+                f"positions: examples are cut to {max_length} tokens"
+            )
+        return ChatTemplate(load_tokenizer(model), model.chat_template, max_length)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The pool in order of (source, id), whatever order it came in."""
+        examples = [example for source in self.sources for example in source.examples]
+        examples.sort(key=lambda example: (example.source, example.id))
+        self.progress.say(f"  tokenizing {len(examples)} rows of the pool")
+        rows = self._encode(examples)
+        if all(row.set_aside for row in rows):
+            raise DataError(
+                "No row of the pool has anything to learn from.",
+                f"{len(rows)} rows, the first: {rows[0].set_aside if rows else 'none'}",
+                "Raise model.max_length, or check model.chat_template.",
+            )
+        return rows
+
+    def target_rows(self, target: Target) -> list[Row]:
+        """A target's examples, tokenized; those without a label token are an error."""
+        rows = self._encode(target.examples)
+        bare = [row for row in rows if row.set_aside]
+        for subtask in target.subtasks:
+            if all(row.set_aside for row in rows if row.example.subtask == subtask):
+                raise DataError(
+                    "A subtask has no example with anything to learn from.",
+                    f"target {target.name}, subtask {subtask}: {bare[0].set_aside}",
+                    "Raise model.max_length, or give shorter examples.",
+                )
+        if bare:
+            self.progress.warn(
+                f"target {target.name}: {len(bare)} of {len(rows)} examples left out, "
+                f"the first {bare[0].example.id}: {bare[0].set_aside}"
+            )
+        return [row for row in rows if not row.set_aside]
+
+    def _encode(self, examples: Sequence[Example]) -> list[Row]:
+        from gradsieve.data.template import set_aside_reason
+
+        encoded = self.template.encode_all(examples)
+        return [
+            Row(example, tokens, set_aside_reason(tokens))
+            for example, tokens in zip(examples, encoded, strict=True)
+        ]
+
+    @cached_property
+    def model_inputs(self) -> dict[str, Any]:
+        """What the model's side of a gradient depends on, for fingerprints."""
+        from gradsieve.model.load import model_fingerprint
+
+        return {
+            "name": self.recipe.model.name,
+            "weights": model_fingerprint(self.recipe.model),
+            "dtype": self.recipe.model.dtype,
+            "template": self.template.fingerprint,
+        }
+
+    @cached_property
+    def pool_inputs(self) -> dict[str, str]:
+        """What the pool's rows are, for fingerprints: whatever path or order they came in."""
+        return {
+            source.name: fingerprint(
+                sorted([example.id, dict(example.row)] for example in source.examples)
+            )
+            for source in self.sources
+        }

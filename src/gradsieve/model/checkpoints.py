@@ -1,0 +1,189 @@
+"""Checkpoints of a warm-up: the adapter, and Adam's moments by the weights' names.
+
+In: a peft model and its optimizer, or the folder of an existing run. Out: `checkpoint-i/` with
+`adapter_model.safetensors`, `adapter_config.json` and `adam.safetensors`, whose tensors are
+`exp_avg/NAME` and `exp_avg_sq/NAME` (NAME as in the adapter file) and whose metadata holds the step
+and the epoch's mean learning rate.
+
+Existing runs: any optimizer file that transformers' Trainer writes is read with `weights_only`;
+`optimizer.pt` numbers the weights in the optimizer's order, `optimizer.bin` (FSDP) names them.
+This reading is what users of LESS's released code missed most (its issues 4, 10 and 44).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Trainer
+
+from gradsieve.errors import ModelError
+from gradsieve.rundir import atomic, folder_fingerprint
+
+Moments = tuple[dict[str, Tensor], dict[str, Tensor], int]
+"""exp_avg and exp_avg_sq by parameter name, and the number of optimizer steps made."""
+
+KINDS = ("exp_avg", "exp_avg_sq")
+
+
+def save_checkpoint(
+    model: PeftModel, optimizer: torch.optim.Optimizer, folder: Path, learning_rate: float
+) -> None:
+    """Write a checkpoint that features can be taken from."""
+    model.save_pretrained(str(folder), safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    tensors: dict[str, Tensor] = {}
+    steps = {0}
+    for name, parameter in _trainable(model).items():
+        state = optimizer.state[parameter]
+        steps.add(int(state["step"]))
+        for kind in KINDS:
+            tensors[f"{kind}/{saved_name(name)}"] = state[kind].detach().float().cpu().contiguous()
+    metadata = {"step": str(max(steps)), "learning_rate": repr(learning_rate)}
+    with atomic(folder / "adam.safetensors") as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def saved_name(parameter: str) -> str:
+    """A parameter's name as adapter files have it: without the adapter's own name."""
+    return re.sub(r"(lora_[AB])\.[^.]+\.", r"\1.", parameter)
+
+
+def load_moments(folder: Path, model: PeftModel) -> Moments:
+    """Adam's moments of a checkpoint, for the model's trainable weights, on their device.
+
+    Args:
+        folder: A checkpoint of ours or of transformers' Trainer.
+        model: The peft model with this checkpoint's adapter loaded as trainable.
+
+    Raises:
+        ModelError: If there is no optimizer state, or one that doesn't fit; it names the parameter
+            and both shapes.
+    """
+    weights = _trainable(model)
+    file = next((folder / name for name in _READERS if (folder / name).is_file()), None)
+    if file is None:
+        raise ModelError(
+            "The checkpoint has no optimizer state, which Adam's update needs.",
+            f"{folder}: none of {', '.join(_READERS)}",
+            "Give checkpoints saved with save_only_model=False, or let gradsieve warm up.",
+        )
+    try:
+        states, step = _READERS[file.name](file, model)
+    except (SafetensorError, KeyError, RuntimeError, ValueError, EOFError, OSError) as error:
+        raise ModelError(
+            "The optimizer state cannot be read.",
+            f"{file}: {type(error).__name__}: {str(error)[:200]}",
+            "Give an optimizer.pt or optimizer.bin that transformers' Trainer wrote.",
+        ) from None
+    moments: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    for name, weight in weights.items():
+        state = states.get(saved_name(name), {})
+        for kind, into in zip(KINDS, moments, strict=True):
+            into[name] = _fitting(state.get(kind), weight, f"{file}: {kind} of {name}")
+    return *moments, step
+
+
+def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:
+    """The mean learning rate before each checkpoint since the one before it; None if unknown.
+
+    Ours keep it beside the moments; of a Trainer's run it is taken from `trainer_state.json`.
+    """
+    rates: list[float] = []
+    last_step = 0
+    for folder in folders:
+        if (folder / "adam.safetensors").is_file():
+            with safe_open(folder / "adam.safetensors", "pt") as file:
+                rates.append(float(file.metadata()["learning_rate"]))
+            continue
+        state_file = folder / "trainer_state.json"
+        if not state_file.is_file():
+            return None
+        state = json.loads(state_file.read_text(encoding="utf-8"))
+        logs = [log for log in state["log_history"] if "learning_rate" in log]
+        since = [log["learning_rate"] for log in logs if log["step"] > last_step]
+        if not since:
+            return None
+        rates.append(sum(since) / len(since))
+        last_step = state["global_step"]
+    return rates
+
+
+def checkpoint_fingerprint(folder: Path) -> str:
+    """What identifies a checkpoint: its adapter and optimizer state."""
+    return folder_fingerprint(folder, ("adapter_*", *_READERS))
+
+
+def _trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _fitting(found: Tensor | None, weight: Tensor, where: str) -> Tensor:
+    if found is None or found.shape != weight.shape:
+        raise ModelError(
+            "The optimizer state does not fit the adapter.",
+            f"{where}: expected {tuple(weight.shape)}, "
+            f"found {'nothing' if found is None else tuple(found.shape)}",
+            "Give the optimizer state that was saved with this adapter.",
+        )
+    return found.to(weight.device, torch.float32)
+
+
+States = tuple[Mapping[str, Mapping[str, Tensor]], int]
+
+
+def _read_ours(file: Path, _: PeftModel) -> States:
+    states: dict[str, dict[str, Tensor]] = {}
+    with safe_open(file, "pt") as opened:
+        for key in opened.keys():  # noqa: SIM118 - safe_open is no mapping
+            kind, _, name = key.partition("/")
+            states.setdefault(name, {})[kind] = opened.get_tensor(key)
+        return states, int(opened.metadata()["step"])
+
+
+def _read_trainer(file: Path, model: PeftModel) -> States:
+    """optimizer.pt or optimizer.bin; weights are numbered or named."""
+    saved: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    saved = saved.get("optimizer", saved)
+    state: Mapping[Any, Mapping[str, Any]] = saved["state"]
+    numbered = all(isinstance(key, int) for key in state)
+    names = _optimizer_order(model, len(state)) if numbered else {key: key for key in state}
+    by_name = {saved_name(_without_wrappers(names[key])): state[key] for key in state}
+    steps = {int(values["step"]) for values in state.values() if "step" in values}
+    return by_name, max(steps, default=0)
+
+
+def _optimizer_order(model: PeftModel, count: int) -> dict[int, str]:
+    """Names in the order in which Trainer's optimizer numbers them: decayed weights first."""
+    names = list(_trainable(model))
+    if len(names) != count:
+        raise ModelError(
+            "The optimizer state is of another adapter.",
+            f"{count} weights in the optimizer state, {len(names)} in the adapter "
+            f"(from {names[0]} on)",
+            "Give the optimizer state that was saved with this adapter.",
+        )
+    decayed = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
+    ordered = sorted(names, key=lambda name: name not in decayed)
+    return dict(enumerate(ordered))
+
+
+def _without_wrappers(name: str) -> str:
+    for wrapper in ("module.", "_fsdp_wrapped_module.", "_orig_mod."):
+        name = name.replace(wrapper, "")
+    return name
+
+
+_READERS = {
+    "adam.safetensors": _read_ours,
+    "optimizer.pt": _read_trainer,
+    "optimizer.bin": _read_trainer,
+}

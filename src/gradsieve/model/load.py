@@ -1,0 +1,168 @@
+"""A causal language model and its tokenizer, from a folder or the hub, with LoRA on top.
+
+In: the recipe's `model` and `warmup.lora` sections. Out: a transformers model on the machine's
+device, and a peft model. Weights are read with safetensors or weights_only; code that comes with a
+model runs only if the recipe says `trust_remote_code: true`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.pytorch_utils import Conv1D
+
+from gradsieve import recipe
+from gradsieve.errors import ModelError
+from gradsieve.rundir import file_fingerprint, fingerprint
+
+SAMPLE_BYTES = 1 << 20
+"""Of a large weight file only the size and this much at both ends are fingerprinted."""
+
+
+def device() -> torch.device:
+    """The first CUDA device, or the CPU."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(model: recipe.Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, as it is: nothing is added to it.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    return _load(AutoTokenizer, model, "tokenizer")
+
+
+def load_config(model: recipe.Model) -> Any:
+    """The model's configuration.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    return _load(AutoConfig, model, "configuration")
+
+
+def load_model(model: recipe.Model) -> PreTrainedModel:
+    """The model with frozen weights, on the machine's device.
+
+    Raises:
+        ModelError: If it can't be loaded as a causal language model.
+    """
+    loaded = _load(AutoModelForCausalLM, model, "model", dtype=getattr(torch, model.dtype))
+    loaded.requires_grad_(False)
+    return loaded.to(device())
+
+
+def add_adapter(model: PreTrainedModel, lora: recipe.Lora, seed: int) -> PeftModel:
+    """A new LoRA adapter on a model: A random from the seed, B zero (peft's default)."""
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes any number
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        use_rslora=lora.rslora,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    set_seed(seed)
+    try:
+        return get_peft_model(model, config)  # type: ignore[return-value]
+    except ValueError as error:
+        raise ModelError(
+            "The adapter does not fit the model.",
+            f"warmup.lora.target_modules {lora.target_modules}: {_first_line(error)}",
+            "Name layers of this model, or write all-linear.",
+        ) from None
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """A saved adapter on a model, its LoRA weights trainable.
+
+    Raises:
+        ModelError: If the folder holds no adapter, or one of another model.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            "There is no adapter here.",
+            str(folder),
+            "Give a folder with adapter_config.json and adapter_model.safetensors.",
+        )
+    try:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            "The adapter does not fit the model.",
+            f"{folder}: {_first_line(error)}",
+            "Give the model that the adapter was trained on, as model.name.",
+        ) from None
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with more tokens than the model has embeddings.
+
+    Raises:
+        ModelError: Naming both numbers.
+    """
+    embeddings = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0] if isinstance(embeddings, nn.Embedding) else len(tokenizer)
+    if len(tokenizer) > rows:
+        raise ModelError(
+            "The tokenizer has more tokens than the model has embeddings.",
+            f"tokenizer {len(tokenizer)}, model {rows}",
+            "Give the tokenizer that the model was trained with; gradsieve adds no tokens.",
+        )
+
+
+def model_fingerprint(model: recipe.Model) -> str:
+    """What identifies the weights: a folder's files, or the hub's name and commit."""
+    folder = Path(model.name)
+    if folder.is_dir():
+        kinds = ("*.json", "*.safetensors", "*.bin", "*.model")
+        files = sorted({file for kind in kinds for file in folder.glob(kind)})
+        return fingerprint([(file.name, _quick_fingerprint(file)) for file in files])
+    commit = getattr(load_config(model), "_commit_hash", None)
+    return fingerprint([model.name, commit or model.revision])
+
+
+def _quick_fingerprint(file: Path) -> list[Any]:
+    size = file.stat().st_size
+    if size <= 64 * SAMPLE_BYTES:
+        return [size, file_fingerprint(file)]
+    with file.open("rb") as opened:
+        start = opened.read(SAMPLE_BYTES)
+        opened.seek(-SAMPLE_BYTES, 2)
+        return [size, fingerprint([start.hex(), opened.read().hex()])]
+
+
+def _load(kind: Any, model: recipe.Model, noun: str, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(
+            model.name,
+            revision=model.revision or "main",
+            trust_remote_code=model.trust_remote_code,
+            **options,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"The {noun} cannot be loaded.",
+            f"model.name {model.name}: {_first_line(error)}",
+            "Give a folder with a causal language model in the hub's layout, or its hub name; for "
+            "a gated one log in with `hf auth login`.",
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]

@@ -1,0 +1,150 @@
+"""Training a LoRA adapter with transformers' Trainer (the paper's steps 1 and 6).
+
+In: a peft model and tokenized rows. Out: the trained model, its loss curve, and optionally a
+checkpoint with Adam's moments after each epoch. A killed training goes on after its last whole
+epoch and ends with the same weights: Trainer keeps the optimizer, the schedule and all random
+states; a mark tells which of its checkpoints are whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from gradsieve import recipe
+from gradsieve.model.checkpoints import save_checkpoint
+from gradsieve.rundir import write_json, write_text
+
+MARK = "gradsieve-whole"
+"""Name of the file that says that a Trainer's checkpoint was written to its end."""
+
+Row = Mapping[str, list[int]]
+"""`input_ids` and `labels` of one example."""
+
+
+def train_lora(
+    model: PeftModel,
+    rows: Sequence[Row],
+    settings: recipe.Warmup,
+    seed: int,
+    folder: Path,
+    pad_token_id: int,
+    on_step: Callable[[int, int], None],
+    keep_checkpoints: bool = False,
+) -> None:
+    """Train; writes `loss.jsonl`, and `checkpoint-1..N` with Adam's moments if they are wanted.
+
+    Args:
+        model: With a fresh adapter; trained in place.
+        rows: Tokenized examples.
+        settings: Epochs, learning rate, batch size.
+        seed: Of the order and the dropout.
+        folder: Where to write. Working files are in `folder/trainer` and go at the end.
+        pad_token_id: Any token; padding is masked.
+        on_step: Called with steps made and steps in all.
+        keep_checkpoints: Keep a checkpoint after each epoch.
+    """
+    work = folder / "trainer"
+    trainer = Trainer(
+        model=model,
+        args=_arguments(settings, seed, work),
+        train_dataset=list(rows),  # type: ignore[arg-type]  # any sequence of rows will do
+        data_collator=lambda batch: _pad(batch, pad_token_id),
+        callbacks=[_Keeper(folder if keep_checkpoints else None, on_step)],
+    )
+    trainer.train(resume_from_checkpoint=_last_whole(work))
+    curve = [log for log in trainer.state.log_history if "loss" in log]
+    keys = ("step", "epoch", "loss", "learning_rate")
+    lines = [json.dumps({key: log[key] for key in keys}) for log in curve]
+    write_text(folder / "loss.jsonl", "".join(line + "\n" for line in lines))
+    shutil.rmtree(work)
+
+
+def _arguments(settings: recipe.Warmup, seed: int, work: Path) -> TrainingArguments:
+    micro = settings.micro_batch_size or settings.batch_size
+    return TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=settings.batch_size // micro,
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=0.0,
+        optim="adamw_torch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        seed=seed,
+        data_seed=seed,
+    )
+
+
+@dataclass
+class _Keeper(TrainerCallback):  # type: ignore[misc]
+    """Keeps an epoch's mean learning rate, and writes checkpoints that features are taken from."""
+
+    folder: Path | None
+    on_step: Callable[[int, int], None]
+    _rates: list[float] = field(default_factory=list)
+
+    def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
+        """Trainer prints each log where there is no progress bar; ours go to loss.jsonl."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Called before the schedule moves on: this is the rate that the step was made with."""
+        self._rates.append(given["optimizer"].param_groups[0]["lr"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report progress."""
+        self.on_step(state.global_step, state.max_steps)
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """After each epoch, once Trainer has written its own checkpoint."""
+        if self.folder is not None:
+            whole = self.folder / f"checkpoint-{round(state.epoch)}"
+            partial = self.folder / f"{whole.name}.tmp"
+            for leftover in (partial, whole):
+                shutil.rmtree(leftover, ignore_errors=True)
+            rate = sum(self._rates) / len(self._rates)
+            save_checkpoint(given["model"], given["optimizer"], partial, rate)
+            partial.rename(whole)
+        self._rates.clear()
+        write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARK, {})
+
+
+def _last_whole(work: Path) -> str | None:
+    """The newest checkpoint that was written to its end; torn ones are removed."""
+    whole: dict[int, Path] = {}
+    for folder in work.glob("checkpoint-*"):
+        if (folder / MARK).is_file():
+            whole[int(folder.name.rpartition("-")[2])] = folder
+        else:
+            shutil.rmtree(folder)
+    return str(whole[max(whole)]) if whole else None
+
+
+def _pad(batch: Sequence[Row], pad_token_id: int) -> dict[str, Tensor]:
+    longest = max(len(row["input_ids"]) for row in batch)
+    fills = {"input_ids": pad_token_id, "labels": -100}
+    padded = {
+        key: torch.tensor([[*row[key], *[fill] * (longest - len(row[key]))] for row in batch])
+        for key, fill in fills.items()
+    }
+    lengths = torch.tensor([len(row["input_ids"]) for row in batch])
+    mask = torch.arange(longest)[None, :] < lengths[:, None]
+    return {**padded, "attention_mask": mask.long()}

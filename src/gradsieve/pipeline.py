@@ -1,0 +1,147 @@
+"""The stages in order: skip what is done, go on with what was started, say why if done again.
+
+This page is the whole run. A stage is done if its `meta.json` was written with the same inputs; it
+goes on in its folder if it was started with them; otherwise its folder is moved to `RUN/old/` and
+it starts anew. Since inputs hold the outputs of the stages before, followers do the same.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from gradsieve.context import Context
+from gradsieve.errors import DataError, GradsieveError, RunError
+from gradsieve.progress import Progress, clock
+from gradsieve.recipe import Recipe, dump_recipe, load_recipe
+from gradsieve.rundir import STAGES, RunDir, differences, fingerprint, write_text
+from gradsieve.stages import features, score, select, train, warmup
+
+
+class Stage(Protocol):
+    """What a stage's module offers."""
+
+    def inputs(self, context: Context) -> dict[str, Any]:
+        """What the stage depends on; JSON data."""
+
+    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+        """Do it; returns what `meta.json` tells, `output` (a fingerprint) among it."""
+
+
+FLOW = cast(
+    dict[str, Stage], dict(zip(STAGES, (warmup, features, score, select, train), strict=True))
+)
+"""1. warm up; 2. take gradient features; 3. score; 4. select; 5. train on the selection."""
+
+PACKAGES = ("gradsieve", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+
+
+def run(
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    *,
+    first: str | None = None,
+    last: str | None = None,
+    progress: Progress | None = None,
+) -> RunDir:
+    """Run a recipe's stages; what is done already is kept.
+
+    Args:
+        recipe: A recipe or its file.
+        out: The run's folder.
+        first: Take the stages before this one as they are, whatever has changed since.
+        last: Stop after this stage. By default `train` if the recipe has that section, else
+            `select`.
+        progress: Where to tell what is being done; standard error by default.
+
+    Raises:
+        GradsieveError: For anything that the user can mend.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    context = Context(recipe, RunDir(out), progress or Progress())
+    wanted = _stages_between(first, last or ("train" if recipe.train else "select"))
+    with context.run.locked():
+        for name in STAGES[: STAGES.index(wanted[0])]:
+            context.run.done(name)
+        write_text(context.run.path / "recipe.yaml", dump_recipe(recipe))
+        for name in wanted:
+            try:
+                _run_stage(name, FLOW[name], context)
+            except OSError as error:
+                raise _disk_error(error, context.run) from error
+    return context.run
+
+
+def _stages_between(first: str | None, last: str) -> Sequence[str]:
+    start = STAGES.index(first) if first else 0
+    stop = STAGES.index(last) + 1
+    if start >= stop:
+        raise RunError(
+            f"The stage to start from comes after the last one: {first}, {last}.",
+            "--from, --until",
+            f"The order is {', '.join(STAGES)}.",
+        )
+    return STAGES[start:stop]
+
+
+def _run_stage(name: str, stage: Stage, context: Context) -> None:
+    run, say = context.run, context.progress.say
+    inputs = stage.inputs(context)
+    meta = run.meta(name)
+    if meta is not None and meta["fingerprint"] == fingerprint(inputs):
+        say(f"{name}: done already")
+        return
+    _make_room(name, stage, context, inputs)
+    say(f"{name}: starting")
+    start = time.monotonic()
+    facts = stage.run(context, run.begin(name, inputs))
+    seconds = time.monotonic() - start
+    run.finish(
+        name,
+        {
+            "fingerprint": fingerprint(inputs),
+            "inputs": inputs,
+            "seconds": round(seconds, 3),
+            "versions": _versions(),
+            **facts,
+        },
+    )
+    say(f"{name}: done in {clock(seconds)}")
+
+
+def _make_room(name: str, stage: Stage, context: Context, inputs: dict[str, Any]) -> None:
+    """Say why a stage is done again, and move what was made with other settings aside."""
+    old = context.run.started(name)
+    if old is None:
+        return
+    changes = differences(old, inputs)
+    if not changes:
+        context.progress.say(f"{name}: going on where it was stopped")
+        return
+    told = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if changes[3:] else "")
+    goes_on = getattr(stage, "goes_on_with", lambda *_: False)(old, inputs)
+    if goes_on:
+        context.progress.say(f"{name}: to be completed, because of {told}")
+        return
+    kept = context.run.set_aside(name)
+    context.progress.say(f"{name}: to be done again, because of {told} (the old one is in {kept})")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _disk_error(error: OSError, run: RunDir) -> GradsieveError:
+    kind = RunError if error.filename is None or str(run.path) in str(error.filename) else DataError
+    return kind(
+        f"A file cannot be read or written: {error.strerror or error}.",
+        str(error.filename or run.path),
+        "Make room or give access, then run the same command again: what is done is kept.",
+    )

@@ -1,0 +1,254 @@
+"""Stages 2 and 3 of the paper: the gradient datastore, and the targets' gradients.
+
+In: the warm-up's checkpoints, pool and targets. Out, in `02-features/`: `rows.parquet` (tokens of
+each row of the pool, and why a row was set aside), `checkpoint-i/pool/` (the datastore) and
+`checkpoint-i/targets/NAME.safetensors` (the target examples' projected gradients).
+
+Work is cut into shards of rows of about equal length. The cut depends on the pool alone, so that a
+killed run goes on with the next shard and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradsieve.context import Context, Row
+from gradsieve.errors import ModelError
+from gradsieve.rundir import atomic, fingerprint
+from gradsieve.store import RowKey, create_store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradsieve.data.template import Encoded
+    from gradsieve.influence.extract import FeatureExtractor
+    from gradsieve.influence.projection import Projection
+    from gradsieve.tasks import Target
+
+SHARDS_WANTED = 50
+ROWS_A_SHARD = (64, 4096)
+"""Shards are what a kill can cost, so a pool is cut into about 50, within these sizes."""
+
+TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
+"""Where `auto` starts. CPU: larger gains nothing (measured, see LOG). CUDA: assumption."""
+
+
+def inputs(context: Context) -> dict[str, Any]:
+    """What this stage depends on."""
+    settings = context.recipe.features
+    return {
+        "features": settings.model_dump(mode="json", exclude={"tokens_per_batch"}),
+        "model": context.model_inputs,
+        "checkpoints": context.run.done("warmup")["output"],
+        "pool": context.pool_inputs,
+        "targets": {target.name: target.fingerprint for target in context.targets},
+    }
+
+
+def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether what was made for old inputs serves new ones: other rows or targets may come."""
+    grows = {"pool": None, "targets": None}
+    return {**old, **grows} == {**new, **grows}
+
+
+def run(context: Context, folder: Path) -> dict[str, Any]:
+    """Take the features of every row at every checkpoint, as far as they are not there yet."""
+    _write_rows(context.rows, folder / "rows.parquet")
+    warmup = context.run.done("warmup")
+    facts = []
+    for number, checkpoint in enumerate(warmup["checkpoints"], start=1):
+        where = folder / f"checkpoint-{number}"
+        name = f"features, checkpoint {number} of {len(warmup['checkpoints'])}"
+        facts.append(_checkpoint(context, Path(checkpoint), where, name))
+    return {
+        "rows": len(context.rows),
+        "set_aside": sum(row.set_aside is not None for row in context.rows),
+        "truncated": sum(row.encoded.truncated for row in context.rows),
+        "checkpoints": facts,
+        "output": fingerprint([fact["output"] for fact in facts]),
+    }
+
+
+def _checkpoint(context: Context, checkpoint: Path, where: Path, name: str) -> dict[str, Any]:
+    """Features of pool and targets at one checkpoint."""
+    from gradsieve.influence.extract import FeatureExtractor, Moments
+    from gradsieve.influence.projection import Projection
+    from gradsieve.model.checkpoints import checkpoint_fingerprint, load_moments
+    from gradsieve.model.load import load_adapter, load_model
+
+    settings = context.recipe.features
+    projection = Projection(**settings.projection.model_dump())
+    model = load_adapter(load_model(context.recipe.model), checkpoint)
+    moments = Moments(*load_moments(checkpoint, model))
+    of_pool = FeatureExtractor(model, projection, moments, settings.adam, settings.momentum)
+    store_settings = _store_settings(context, projection, checkpoint_fingerprint(checkpoint))
+    rows = sorted(
+        (row for row in context.rows if not row.set_aside),
+        key=lambda row: (len(row.encoded.input_ids), row.key),
+    )
+    below_eps = _batched(of_pool, [row.encoded for row in rows[:8]], 1, measure_eps=True)[2]
+    output = _fill_store(context, of_pool, rows, where / "pool", store_settings, name)
+    of_targets = FeatureExtractor(model, projection)
+    targets = [_target(context, of_targets, target, where) for target in context.targets]
+    return {
+        "adam_step": moments.step,
+        "share_of_coordinates_below_eps": below_eps,
+        "output": fingerprint([output, targets]),
+    }
+
+
+def _store_settings(context: Context, projection: Projection, checkpoint: str) -> dict[str, Any]:
+    from gradsieve.influence.projection import VERSION
+
+    settings = context.recipe.features
+    return {
+        "projection": {**settings.projection.model_dump(), "version": VERSION},
+        "bits": settings.bits,
+        "adam": settings.adam,
+        "momentum": settings.momentum,
+        "model": context.model_inputs,
+        "checkpoint": checkpoint,
+    }
+
+
+def _fill_store(
+    context: Context,
+    extractor: FeatureExtractor,
+    rows: list[Row],
+    path: Path,
+    settings: dict[str, Any],
+    name: str,
+) -> str:
+    """Add the rows that the store doesn't have yet; returns a fingerprint of the store."""
+    store = create_store(str(path), settings)
+    keys = [_row_key(row) for row in rows]
+    there = store.rows
+    done = sum(key in there for key in keys)
+    size = min(max(len(rows) // SHARDS_WANTED, ROWS_A_SHARD[0]), ROWS_A_SHARD[1])
+    tokens = _tokens_per_batch(context)
+    with context.progress.counting(name, len(rows), "rows") as report:
+        report(done)
+        for start in range(0, len(rows), size):
+            part = [i for i in range(start, min(start + size, len(rows))) if keys[i] not in there]
+            if not part:
+                continue
+            features, norms, _ = _batched(extractor, [rows[i].encoded for i in part], tokens)
+            store.write_shard([keys[i] for i in part], features, norms)
+            done += len(part)
+            report(done)
+    store.finish()
+    return fingerprint([settings, sorted(keys)])
+
+
+def _target(context: Context, extractor: FeatureExtractor, target: Target, where: Path) -> str:
+    """Write a target's projected gradients, if they are not there; returns their identity."""
+    from safetensors.torch import safe_open, save_file
+
+    file = where / "targets" / f"{target.name}.safetensors"
+    identity = fingerprint([target.fingerprint, target.name])
+    if file.is_file():
+        with safe_open(file, "pt") as opened:
+            if opened.metadata()["identity"] == identity:
+                return identity
+    rows = context.target_rows(target)
+    features, norms, _ = _batched(
+        extractor, [row.encoded for row in rows], _tokens_per_batch(context)
+    )
+    metadata = {
+        "identity": identity,
+        "ids": json.dumps([row.example.id for row in rows]),
+        "subtasks": json.dumps([row.example.subtask for row in rows]),
+    }
+    with atomic(file) as temporary:
+        save_file({"features": features, "gradient_norms": norms}, temporary, metadata)
+    return identity
+
+
+def _tokens_per_batch(context: Context) -> int:
+    from gradsieve.model.load import device
+
+    wanted = context.recipe.features.tokens_per_batch
+    return TOKENS_PER_BATCH[device().type] if wanted == "auto" else wanted
+
+
+def _batched(
+    extractor: FeatureExtractor,
+    encoded: Sequence[Encoded],
+    tokens_per_batch: int,
+    measure_eps: bool = False,
+) -> tuple[Tensor, Tensor, float]:
+    """Features [n, d] and norms [n] in the given order, on the CPU; and the share below eps."""
+    import torch
+
+    from gradsieve.data.batches import length_sorted_batches
+
+    shares: list[float] = []
+    features: list[Tensor] = [torch.empty(0)] * len(encoded)
+    norms = torch.empty(len(encoded))
+    lengths = [len(tokens.input_ids) for tokens in encoded]
+    waiting = length_sorted_batches(lengths, tokens_per_batch)
+    for batch, made in _with_memory_to_spare(extractor, encoded, waiting, measure_eps):
+        shares.append(made.share_below_eps)
+        norms[batch] = made.gradient_norms.cpu()
+        for position, row in zip(batch, made.rows.cpu(), strict=True):
+            features[position] = row
+    return torch.stack(features), norms, sum(shares) / len(shares)
+
+
+def _with_memory_to_spare(
+    extractor: FeatureExtractor,
+    encoded: Sequence[Encoded],
+    batches: list[list[int]],
+    measure_eps: bool,
+) -> Iterator[tuple[list[int], Any]]:
+    """Batches and their features; a batch for which memory runs out is cut in two."""
+    import torch
+
+    from gradsieve.data.batches import collate
+    from gradsieve.model.load import device
+
+    waiting = batches[::-1]
+    while waiting:
+        batch = waiting.pop()
+        tensors = collate([encoded[i] for i in batch], pad_token_id=0)
+        try:
+            yield batch, extractor({k: v.to(device()) for k, v in tensors.items()}, measure_eps)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise ModelError(
+                    "Memory runs out with a single example.",
+                    f"{len(encoded[batch[0]].input_ids)} tokens, {device()}",
+                    "Lower model.max_length, or use a device with more memory.",
+                ) from None
+            torch.cuda.empty_cache()
+            half = len(batch) // 2
+            waiting += [batch[half:], batch[:half]]
+
+
+def _row_key(row: Row) -> RowKey:
+    """Identity of a row's feature: the same tokens under the same name."""
+    tokens = json.dumps([row.encoded.input_ids, row.encoded.labels]).encode()
+    return RowKey(*row.key, hashlib.sha256(tokens).hexdigest()[:16])
+
+
+def _write_rows(rows: list[Row], file: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "source": [row.example.source for row in rows],
+            "id": [row.example.id for row in rows],
+            "content": ["" if row.set_aside else _row_key(row).content for row in rows],
+            "tokens": [len(row.encoded.input_ids) for row in rows],
+            "label_tokens": [row.encoded.n_labels for row in rows],
+            "truncated": [row.encoded.truncated for row in rows],
+            "set_aside": [row.set_aside for row in rows],
+        }
+    )
+    with atomic(file) as temporary:
+        pq.write_table(table, temporary)

@@ -1,0 +1,101 @@
+"""Stage 1: LoRA on a random share of the pool, a checkpoint after each epoch (method.md, step 1).
+
+In: pool and model. Out: `01-warmup/checkpoint-1..N` with Adam's moments, and `loss.jsonl`. Or, with
+`warmup.checkpoints`, nothing but a check and a note of an existing run's checkpoints.
+
+The random share is the rows with the smallest hash of (seed, source, id), so it doesn't depend on
+the pool's order, and rows that come later change it as little as can be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from gradsieve.context import Context, Row
+from gradsieve.errors import ModelError
+from gradsieve.rundir import fingerprint
+
+
+def inputs(context: Context) -> dict[str, Any]:
+    """What this stage depends on."""
+    settings = context.recipe.warmup
+    if settings.checkpoints is not None:
+        from gradsieve.model.checkpoints import checkpoint_fingerprint
+
+        folders = [_existing(Path(folder)) for folder in settings.checkpoints]
+        return {"checkpoints": [[str(f), checkpoint_fingerprint(f)] for f in folders]}
+    return {
+        "model": context.model_inputs,
+        "pool": context.pool_inputs,
+        # How a batch is cut for memory changes no gradient but by rounding.
+        "warmup": settings.model_dump(mode="json", exclude={"checkpoints", "micro_batch_size"}),
+    }
+
+
+def run(context: Context, folder: Path) -> dict[str, Any]:
+    """Train the adapter, or take the checkpoints that the recipe names."""
+    settings = context.recipe.warmup
+    if settings.checkpoints is not None:
+        return _describe([_existing(Path(path)) for path in settings.checkpoints], context)
+
+    from gradsieve.model.load import add_adapter, check_vocabulary, load_model
+    from gradsieve.model.training import train_lora
+
+    usable = [row for row in context.rows if not row.set_aside]
+    chosen = random_share(usable, settings.fraction, settings.seed)
+    model = load_model(context.recipe.model)
+    check_vocabulary(model, context.template.tokenizer)
+    with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
+        train_lora(
+            add_adapter(model, settings.lora, settings.seed),
+            [{"input_ids": r.encoded.input_ids, "labels": r.encoded.labels} for r in chosen],
+            settings,
+            settings.seed,
+            folder,
+            pad_token_id=0,
+            on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
+            keep_checkpoints=True,
+        )
+    folders = [folder / f"checkpoint-{epoch + 1}" for epoch in range(settings.epochs)]
+    return {**_describe(folders, context), "rows": len(chosen), "seed": settings.seed}
+
+
+def random_share(rows: list[Row], fraction: float, seed: int) -> list[Row]:
+    """The rows with the smallest hashes; at least one."""
+
+    def rank(row: Row) -> bytes:
+        text = "\x1f".join((str(seed), *row.key))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+    return sorted(rows, key=rank)[: max(1, round(fraction * len(rows)))]
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ModelError(
+            "A checkpoint of warmup.checkpoints is not there.",
+            str(folder),
+            "Name folders that exist, relative to where gradsieve is started.",
+        )
+    return folder.resolve()
+
+
+def _describe(folders: list[Path], context: Context) -> dict[str, Any]:
+    from gradsieve.model.checkpoints import checkpoint_fingerprint, load_learning_rates
+
+    rates = load_learning_rates(folders)
+    if rates is None:
+        context.progress.warn(
+            "the checkpoints don't tell their learning rates (no trainer_state.json): "
+            "each gets the same weight"
+        )
+    prints = [checkpoint_fingerprint(folder) for folder in folders]
+    rates = rates or [1.0] * len(folders)
+    return {
+        "checkpoints": [str(folder) for folder in folders],
+        "fingerprints": prints,
+        "learning_rates": rates,
+        "output": fingerprint([prints, rates]),
+    }

@@ -1,0 +1,101 @@
+"""Tiny models, made from a configuration: what several test folders build on. No network."""
+
+from __future__ import annotations
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+
+VOCABULARY = 97
+
+CONFIGS = {
+    "llama-gqa-tied": LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    ),
+    "gpt-neox": GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    ),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
+    "qwen3": Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+    ),
+}
+
+MODULES = {
+    "gpt-neox": ["query_key_value", "dense"],
+    "gpt2": ["c_attn", "c_proj"],
+}
+
+
+def model(name: str = "llama-gqa-tied") -> PreTrainedModel:
+    """A random model in float32."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float32)
+
+
+def adapted(name: str = "llama-gqa-tied", r: int = 4, dropout: float = 0.1) -> PeftModel:
+    """A random model with a LoRA adapter none of whose matrices is zero."""
+    config = LoraConfig(
+        r=r,
+        lora_alpha=4 * r,
+        lora_dropout=dropout,
+        target_modules=MODULES.get(name, ["q_proj", "k_proj", "v_proj", "o_proj"]),
+        fan_in_fan_out=name == "gpt2",
+        task_type="CAUSAL_LM",
+    )
+    made = get_peft_model(model(name), config)
+    generator = torch.Generator().manual_seed(1)
+    for parameter_name, parameter in made.named_parameters():
+        if "lora_B" in parameter_name:
+            parameter.data.normal_(0, 0.05, generator=generator)
+    return made
+
+
+def batch(lengths: tuple[int, ...] = (20, 7, 13, 20), seed: int = 0) -> dict[str, Tensor]:
+    """Mixed lengths, padded on the right; two labelled stretches, as of two assistant turns."""
+    generator = torch.Generator().manual_seed(seed)
+    longest = max(lengths)
+    ids = torch.randint(1, VOCABULARY, (len(lengths), longest), generator=generator)
+    labels, mask = ids.clone(), torch.ones_like(ids)
+    for row, length in enumerate(lengths):
+        labels[row, : length // 4] = -100
+        labels[row, length // 2 : length // 2 + 2] = -100
+        labels[row, length:] = -100
+        ids[row, length:] = 0
+        mask[row, length:] = 0
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
