@@ -1,0 +1,103 @@
+"""Writes docs/recipe.md and docs/cli.md from the code; `--check` fails if they are out of date.
+
+Run by `make format`; checked by `make check`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic_core import PydanticUndefined
+
+from gradsieve.cli import app
+from gradsieve.recipe import Recipe, Section, section_of
+
+HERE = Path(__file__).parent
+
+
+def recipe_page() -> str:
+    """Every key of the recipe."""
+    parts = [
+        "# Recipe\n",
+        "<!-- made by docs/generate.py -->\n",
+        "Every key, with its type and default. Paths are relative to where `gradsieve` is started.",
+        "Any key can be set from the command line: `--set warmup.epochs=2`, `--set pool.0.path=a.jsonl`.\n",
+    ]
+    return "\n".join(parts) + "".join(_section(Recipe, ""))
+
+
+def _section(section: type[Section], path: str) -> list[str]:
+    rows, inner = [], []
+    for name, field in section.model_fields.items():
+        below = section_of(field.annotation)
+        described = field.description or _first_line(below)
+        rows.append(f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {described} |\n")
+        if below is not None:
+            inner += _section(below, f"{path}{name}.")
+    heading = path.rstrip(".") or "Sections"
+    table = ["| key | type | default | meaning |\n", "| --- | --- | --- | --- |\n", *rows]
+    return [f"\n## {heading}\n\n{_first_line(section)}\n\n", *table, *inner]
+
+
+def _first_line(section: type[Section] | None) -> str:
+    return (section.__doc__ or "").split("\n")[0] if section else ""
+
+
+def _type(annotation: Any) -> str:
+    text = re.sub(r"\bgradsieve\.recipe\.", "", str(annotation))
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    text = re.sub(r"typing\.Annotated\[(\w+), .*?\)\]", r"\1", text)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", text).replace("typing.", "")
+    text = re.sub(r"Optional\[(.*)\]", r"\1 or null", text).replace(" | None", " or null")
+    return text.replace("NoneType", "null").replace("'", "").replace("|", "or").replace(", ", " / ")
+
+
+def _default(field: Any) -> str:
+    if field.default_factory is not None:
+        return "see below"
+    if field.default is PydanticUndefined:
+        return "required"
+    return "null" if field.default is None else f"`{field.default}`"
+
+
+def cli_page() -> str:
+    """The help of every command."""
+    command: Any = typer.main.get_command(app)
+    context = _context(command, "gradsieve")
+    pages = [f"```text\n{command.get_help(context)}\n```\n"]
+    for name, sub in command.commands.items():
+        own = _context(sub, name, context)
+        pages.append(f"\n## gradsieve {name}\n\n```text\n{sub.get_help(own)}\n```\n")
+    return "# Command line\n\n<!-- made by docs/generate.py -->\n\n" + "".join(pages)
+
+
+def _context(command: Any, name: str, parent: Any = None) -> Any:
+    return command.context_class(
+        command, info_name=name, parent=parent, terminal_width=90, max_content_width=90
+    )
+
+
+PAGES = {"recipe.md": recipe_page, "cli.md": cli_page}
+
+
+def main() -> int:
+    """Write the pages, or compare them."""
+    stale = []
+    for name, page in PAGES.items():
+        text = re.sub(r"[ \t]+\n", "\n", page())
+        file = HERE / name
+        if "--check" not in sys.argv:
+            file.write_text(text, encoding="utf-8")
+        elif not file.is_file() or file.read_text(encoding="utf-8") != text:
+            stale.append(name)
+    if stale:
+        print(f"out of date: {', '.join(stale)}; run `make format`", file=sys.stderr)
+    return bool(stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
