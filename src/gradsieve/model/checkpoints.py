@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251 - only to catch it
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ Moments = tuple[dict[str, Tensor], dict[str, Tensor], int]
 """exp_avg and exp_avg_sq by parameter name, and the number of optimizer steps made."""
 
 KINDS = ("exp_avg", "exp_avg_sq")
+METADATA = "gradsieve"
+"""The key of adam.safetensors' metadata, a JSON object with step and learning_rate."""
 
 
 def save_checkpoint(
@@ -47,7 +50,8 @@ def save_checkpoint(
         steps.add(int(state["step"]))
         for kind in KINDS:
             tensors[f"{kind}/{saved_name(name)}"] = state[kind].detach().float().cpu().contiguous()
-    metadata = {"step": str(max(steps)), "learning_rate": repr(learning_rate)}
+    # One key: safetensors writes several in an order that changes from run to run.
+    metadata = {METADATA: json.dumps({"step": max(steps), "learning_rate": learning_rate})}
     with atomic(folder / "adam.safetensors") as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -78,7 +82,7 @@ def load_moments(folder: Path, model: PeftModel) -> Moments:
         )
     try:
         states, step = _READERS[file.name](file, model)
-    except (SafetensorError, KeyError, RuntimeError, ValueError, EOFError, OSError) as error:
+    except _UNREADABLE as error:
         raise ModelError(
             "The optimizer state cannot be read.",
             f"{file}: {type(error).__name__}: {str(error)[:200]}",
@@ -102,7 +106,7 @@ def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:
     for folder in folders:
         if (folder / "adam.safetensors").is_file():
             with safe_open(folder / "adam.safetensors", "pt") as file:
-                rates.append(float(file.metadata()["learning_rate"]))
+                rates.append(float(json.loads(file.metadata()[METADATA])["learning_rate"]))
             continue
         state_file = folder / "trainer_state.json"
         if not state_file.is_file():
@@ -146,7 +150,7 @@ def _read_ours(file: Path, _: PeftModel) -> States:
         for key in opened.keys():  # noqa: SIM118 - safe_open is no mapping
             kind, _, name = key.partition("/")
             states.setdefault(name, {})[kind] = opened.get_tensor(key)
-        return states, int(opened.metadata()["step"])
+        return states, int(json.loads(opened.metadata()[METADATA])["step"])
 
 
 def _read_trainer(file: Path, model: PeftModel) -> States:
@@ -177,10 +181,21 @@ def _optimizer_order(model: PeftModel, count: int) -> dict[int, str]:
 
 
 def _without_wrappers(name: str) -> str:
-    for wrapper in ("module.", "_fsdp_wrapped_module.", "_orig_mod."):
-        name = name.replace(wrapper, "")
-    return name
+    """A parameter's name without what DDP, FSDP and torch.compile put into it."""
+    parts = name.removeprefix("module.").split(".")
+    return ".".join(part for part in parts if part not in ("_fsdp_wrapped_module", "_orig_mod"))
 
+
+# What torch.load and safetensors raise for files that are damaged or would run code.
+_UNREADABLE = (
+    SafetensorError,
+    UnpicklingError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+)
 
 _READERS = {
     "adam.safetensors": _read_ours,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from gradsieve import recipe
 from gradsieve.model.checkpoints import save_checkpoint
@@ -61,6 +61,7 @@ def train_lora(
         data_collator=lambda batch: _pad(batch, pad_token_id),
         callbacks=[_Keeper(folder if keep_checkpoints else None, on_step)],
     )
+    trainer.remove_callback(PrinterCallback)  # it prints each log on standard output
     trainer.train(resume_from_checkpoint=_last_whole(work))
     curve = [log for log in trainer.state.log_history if "loss" in log]
     keys = ("step", "epoch", "loss", "learning_rate")
@@ -101,9 +102,6 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
     folder: Path | None
     on_step: Callable[[int, int], None]
     _rates: list[float] = field(default_factory=list)
-
-    def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
-        """Trainer prints each log where there is no progress bar; ours go to loss.jsonl."""
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Called before the schedule moves on: this is the rate that the step was made with."""

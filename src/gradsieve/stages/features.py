@@ -152,7 +152,7 @@ def _target(context: Context, extractor: FeatureExtractor, target: Target, where
     identity = fingerprint([target.fingerprint, target.name])
     if file.is_file():
         with safe_open(file, "pt") as opened:
-            if opened.metadata()["identity"] == identity:
+            if json.loads(opened.metadata()["gradsieve"])["identity"] == identity:
                 return identity
     rows = context.target_rows(target)
     features, norms, _ = _batched(
@@ -160,11 +160,13 @@ def _target(context: Context, extractor: FeatureExtractor, target: Target, where
     )
     metadata = {
         "identity": identity,
-        "ids": json.dumps([row.example.id for row in rows]),
-        "subtasks": json.dumps([row.example.subtask for row in rows]),
+        "ids": [row.example.id for row in rows],
+        "subtasks": [row.example.subtask for row in rows],
     }
+    # One key: safetensors writes several in an order that changes from run to run.
+    told = {"gradsieve": json.dumps(metadata)}
     with atomic(file) as temporary:
-        save_file({"features": features, "gradient_norms": norms}, temporary, metadata)
+        save_file({"features": features, "gradient_norms": norms}, temporary, told)
     return identity
 
 

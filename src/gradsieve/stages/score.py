@@ -74,7 +74,7 @@ def _directions(
     parts = []
     for target in context.recipe.targets:
         with safe_open(folder / f"{target.name}.safetensors", "pt") as file:
-            subtasks = json.loads(file.metadata()["subtasks"])
+            subtasks = json.loads(file.metadata()["gradsieve"])["subtasks"]
             rows = file.get_tensor("features")
         found, directions = subtask_directions(rows, subtasks, context.recipe.score.target_mean)
         names += [(target.name, subtask) for subtask in found]

@@ -1,0 +1,103 @@
+"""A killed training ends with the same bytes as one that was let alone."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+from peft import PeftModel
+
+from gradsieve import recipe
+from gradsieve.model.load import add_adapter
+from gradsieve.model.training import MARK, train_lora
+from gradsieve.rundir import file_fingerprint
+
+SETTINGS = recipe.Warmup(
+    epochs=3, learning_rate=1e-3, batch_size=4, lora=recipe.Lora(r=2, alpha=8, dropout=0.2)
+)
+
+
+class Killed(BaseException):
+    """As little caught as a kill is."""
+
+
+def fresh() -> PeftModel:
+    return add_adapter(tiny.model(), SETTINGS.lora, seed=0)
+
+
+def rows() -> list[dict[str, list[int]]]:
+    made = []
+    for seed in range(10):
+        batch = tiny.batch((8 + seed,), seed=seed)
+        made.append({key: batch[key][0].tolist() for key in ("input_ids", "labels")})
+    return made
+
+
+def train(folder: Path, kill_at: int | None = None, settings: recipe.Warmup = SETTINGS) -> None:
+    def on_step(done: int, total: int) -> None:
+        assert total == 9
+        if done == kill_at:
+            raise Killed
+
+    train_lora(fresh(), rows(), settings, 0, folder, 0, on_step, keep_checkpoints=True)
+
+
+def prints(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): file_fingerprint(path) for path in files}
+
+
+def test_a_checkpoint_each_epoch_and_the_loss_curve(tmp_path: Path) -> None:
+    train(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-1",
+        "checkpoint-2",
+        "checkpoint-3",
+        "loss.jsonl",
+    ]
+    assert len((tmp_path / "loss.jsonl").read_text().splitlines()) == 9
+
+
+@pytest.mark.parametrize("kill_at", [2, 5, 9])
+def test_killed_and_resumed_is_byte_for_byte_the_same(tmp_path: Path, kill_at: int) -> None:
+    train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", kill_at)
+    train(tmp_path / "killed")
+    assert prints(tmp_path / "killed") == prints(tmp_path / "whole")
+
+
+def test_a_torn_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+    train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", 8)
+    torn = tmp_path / "killed" / "trainer" / "checkpoint-6"
+    (torn / MARK).unlink()
+    (torn / "optimizer.pt").write_bytes(b"half")
+    train(tmp_path / "killed")
+    assert prints(tmp_path / "killed") == prints(tmp_path / "whole")
+
+
+def test_learning_rates_fall_from_epoch_to_epoch(tmp_path: Path) -> None:
+    from gradsieve.model.checkpoints import load_learning_rates
+
+    train(tmp_path)
+    rates = load_learning_rates([tmp_path / f"checkpoint-{i}" for i in (1, 2, 3)])
+    assert rates is not None
+    assert rates[1] > rates[2] > 0
+    assert rates[2] < 1e-3 / 3
+
+
+def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    settings = SETTINGS.model_copy(update={"lora": recipe.Lora(r=2, alpha=8, dropout=0.0)})
+    cut = settings.model_copy(update={"micro_batch_size": 2})
+    for name, chosen in (("whole", settings), ("cut", cut)):
+        model = add_adapter(tiny.model(), chosen.lora, seed=0)
+        train_lora(model, rows(), chosen, 0, tmp_path / name, 0, lambda *_: None, True)
+    whole, halves = (
+        load_file(tmp_path / name / "checkpoint-3" / "adapter_model.safetensors")
+        for name in ("whole", "cut")
+    )
+    for name, weight in whole.items():
+        assert float((weight - halves[name]).abs().max()) < 2e-4, name
