@@ -16,7 +16,7 @@ from gradsieve.data.readers import Source, read_source
 from gradsieve.errors import DataError
 from gradsieve.progress import Progress
 from gradsieve.recipe import Model, Recipe
-from gradsieve.rundir import RunDir, fingerprint
+from gradsieve.rundir import RunDir
 from gradsieve.tasks import Target, load_target
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Context:
     recipe: Recipe
     run: RunDir
     progress: Progress = field(default_factory=Progress)
+    _target_rows: dict[str, list[Row]] = field(default_factory=dict)
 
     def with_model(self, model: Model) -> Context:
         """The same run with another model; equal to this one if the model is."""
@@ -126,22 +127,27 @@ class Context:
         return rows
 
     def target_rows(self, target: Target) -> list[Row]:
-        """A target's examples, tokenized; those without a label token are an error."""
+        """A target's examples, tokenized; those without a label token are left out."""
+        if target.name in self._target_rows:
+            return self._target_rows[target.name]
         rows = self._encode(target.examples)
+        usable = [row for row in rows if not row.set_aside]
         bare = [row for row in rows if row.set_aside]
-        for subtask in target.subtasks:
-            if all(row.set_aside for row in rows if row.example.subtask == subtask):
-                raise DataError(
-                    "A subtask has no example with anything to learn from.",
-                    f"target {target.name}, subtask {subtask}: {bare[0].set_aside}",
-                    "Raise model.max_length, or give shorter examples.",
-                )
+        if not usable:
+            raise DataError(
+                "The target has no example with anything to learn from.",
+                f"target {target.name}, e.g. {bare[0].example.id}: {bare[0].set_aside}",
+                "Raise model.max_length, or give shorter examples.",
+            )
         if bare:
+            lost = set(target.subtasks) - {row.example.subtask for row in usable}
+            without = f"; {len(lost)} of {len(target.subtasks)} subtasks have none left"
             self.progress.warn(
                 f"target {target.name}: {len(bare)} of {len(rows)} examples left out, "
-                f"the first {bare[0].example.id}: {bare[0].set_aside}"
+                f"the first {bare[0].example.id}: {bare[0].set_aside}{without if lost else ''}"
             )
-        return [row for row in rows if not row.set_aside]
+        self._target_rows[target.name] = usable
+        return usable
 
     def _encode(self, examples: Sequence[Example]) -> list[Row]:
         from gradsieve.data.template import set_aside_reason
@@ -167,9 +173,4 @@ class Context:
     @cached_property
     def pool_inputs(self) -> dict[str, str]:
         """What the pool's rows are, for fingerprints: whatever path or order they came in."""
-        return {
-            source.name: fingerprint(
-                sorted([example.id, dict(example.row)] for example in source.examples)
-            )
-            for source in self.sources
-        }
+        return {source.name: source.fingerprint for source in self.sources}

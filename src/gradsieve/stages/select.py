@@ -2,7 +2,7 @@
 
 In: scores and the pool. Out, in `04-select/TARGET/METHOD/`: `selected.jsonl` (rows in rank order,
 plus rank, score, subtask and source), `dropped.jsonl` (rows that could not be scored, with the
-reason) and `README.md`. Equal scores are ordered by (source, id): a selection is the same everywhere.
+reason) and `README.md`. Equal scores are ordered by (source, id), the same on every machine.
 """
 
 from __future__ import annotations

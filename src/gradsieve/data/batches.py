@@ -1,0 +1,49 @@
+"""Batches of about equal length, filled by tokens.
+
+In: tokenized examples. Out: lists of positions, and right-padded tensors. In a causal model no real
+token sees padding to its right, so which token pads makes no difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradsieve.data.template import Encoded
+
+
+def length_sorted_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Positions in batches, shortest examples first.
+
+    Args:
+        lengths: Tokens of each example.
+        tokens_per_batch: Most tokens in a batch, padding included; a longer example is a batch of
+            its own.
+    """
+    batches: list[list[int]] = []
+    for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        full = not batches or (len(batches[-1]) + 1) * lengths[position] > tokens_per_batch
+        if full:
+            batches.append([])
+        batches[-1].append(position)
+    return batches
+
+
+def collate(encoded: Sequence[Encoded], pad_token_id: int = 0) -> dict[str, Tensor]:
+    """`input_ids`, `labels` and `attention_mask`, int64 [B, T], padded on the right."""
+    import torch
+
+    longest = max(len(example.input_ids) for example in encoded)
+    shape = (len(encoded), longest)
+    input_ids = torch.full(shape, pad_token_id)
+    labels = torch.full(shape, -100)
+    mask = torch.zeros(shape, dtype=torch.int64)
+    for row, example in enumerate(encoded):
+        length = len(example.input_ids)
+        input_ids[row, :length] = torch.tensor(example.input_ids)
+        labels[row, :length] = torch.tensor(example.labels)
+        mask[row, :length] = 1
+    return {"input_ids": input_ids, "labels": labels, "attention_mask": mask}

@@ -1,0 +1,289 @@
+"""Reading a source of examples: JSONL, JSON, Parquet, a saved `datasets` folder, or a hub name.
+
+In: a path or name. Out: examples with stable ids, the rows as they came in, and the rows that could
+not be read, each with its place and reason. All bad rows are found before the first is reported.
+
+Rejected: `datasets`' own JSON reader (it gives every row the same columns, so rows don't come back
+as they came in, and it doesn't name the line of a bad row).
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gradsieve.data.examples import Example
+from gradsieve.data.formats import BadRow, messages_of
+from gradsieve.errors import DataError
+
+TOLD_AT_ONCE = 10
+"""Bad rows that a message lists; the others are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that could not be read.
+
+    Attributes:
+        where: File and line, or file and row.
+        reason: What is wrong with it.
+    """
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What was read.
+
+    Attributes:
+        name: As the recipe has it.
+        examples: In the order they came.
+        bad_rows: Rows left out (`on_bad_row="skip"`).
+        fingerprint: SHA-256 of the rows, whatever their order, path and format.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    bad_rows: tuple[Rejected, ...]
+    fingerprint: str
+
+
+def read_source(
+    name: str,
+    path: str,
+    *,
+    on_bad_row: Literal["fail", "skip"] = "fail",
+    split: str = "train",
+    revision: str | None = None,
+) -> Source:
+    """Read a source of examples.
+
+    Args:
+        name: Becomes the examples' `source`.
+        path: A .jsonl (or .jsonl.gz), .json or .parquet file, a folder written by
+            `Dataset.save_to_disk`, or a data set that `datasets.load_dataset` knows.
+        on_bad_row: Stop at rows that can't be read, or leave them out.
+        split: Of a saved data set with splits, or of one on the hub.
+        revision: Of a data set on the hub.
+
+    Raises:
+        DataError: If the file can't be read, or has bad rows and `on_bad_row` is "fail".
+    """
+    examples: list[Example] = []
+    bad: list[Rejected] = []
+    ids = _Ids()
+    for where, row in _rows(path, split, revision):
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            messages = messages_of(row)
+            examples.append(Example(name, ids.of(row, where), messages, row))
+        except BadRow as error:
+            bad.append(Rejected(where, str(error)))
+    if bad and on_bad_row == "fail":
+        raise _bad_rows_error(path, bad, len(examples))
+    if not examples:
+        todo = "Give a file with at least one good row."
+        raise DataError("There is no usable row.", f"{path}: {len(bad)} bad rows", todo)
+    return Source(name, tuple(examples), tuple(bad), _fingerprint(examples))
+
+
+class _Ids:
+    """Ids kept from rows, or made from their content: stable under reordering and renaming."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, str] = {}
+        self._made: Counter[str] = Counter()
+
+    def of(self, row: Mapping[str, Any], where: str) -> str:
+        given = row.get("id")
+        if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
+            return self._make(row)
+        first = self._given.setdefault(str(given), where)
+        if first != where:
+            raise BadRow(f"the id {given!r} is taken by {first}")
+        return str(given)
+
+    def _make(self, row: Mapping[str, Any]) -> str:
+        content = json.dumps(row, sort_keys=True, default=str).encode()
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        self._made[digest] += 1
+        # Equal rows are told apart by a number; which is which makes no difference.
+        return digest if self._made[digest] == 1 else f"{digest}-{self._made[digest]}"
+
+
+def _fingerprint(examples: list[Example]) -> str:
+    rows = sorted(
+        json.dumps([example.id, example.row], sort_keys=True, default=str) for example in examples
+    )
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def _bad_rows_error(path: str, bad: list[Rejected], good: int) -> DataError:
+    listed = [f"{row.where}: {row.reason}" for row in bad[:TOLD_AT_ONCE]]
+    more = [f"and {len(bad) - TOLD_AT_ONCE} more"] if bad[TOLD_AT_ONCE:] else []
+    return DataError(
+        f"{len(bad)} of {len(bad) + good} rows of {path} cannot be read.",
+        "\n              ".join(listed + more),
+        "Mend the rows, or set on_bad_row: skip to leave them out.",
+    )
+
+
+# --- rows of each kind of file ------------------------------------------------------------------
+
+Rows = Iterator[tuple[str, Any]]
+"""(where, row); a row that can't be parsed is a BadRow."""
+
+
+def _rows(path: str, split: str, revision: str | None) -> Rows:
+    file = Path(path)
+    if file.is_dir():
+        return _folder_rows(file, split)
+    if not file.is_file():
+        return _hub_rows(path, split, revision)
+    if file.stat().st_size == 0:
+        raise DataError("The file is empty.", path, "Give a file with rows.")
+    name = file.name.lower()
+    if name.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
+        return _jsonl_rows(file)
+    if name.endswith(".json"):
+        return _json_rows(file)
+    if name.endswith(".parquet"):
+        return _parquet_rows(file)
+    raise DataError(
+        "The kind of file is not known by its name.",
+        path,
+        "Give a .jsonl, .jsonl.gz, .json or .parquet file.",
+    )
+
+
+def _jsonl_rows(file: Path) -> Rows:
+    """One JSON object a line; lines end at a line feed alone (U+2028 is text)."""
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip() in (b"[", b"[]") or line.lstrip().startswith(b"[{"):
+                    raise DataError(
+                        "Expected one JSON object a line, found a JSON array.",
+                        f"{file}:1",
+                        "Rename the file to .json, or write one row a line.",
+                    )
+            if line.strip():
+                yield f"{file}:{number}", _parsed(line)
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return BadRow(f"not UTF-8 at byte {error.start + 1} of the line")
+    except json.JSONDecodeError as error:
+        return BadRow(f"not JSON: {error.msg} at column {error.colno}")
+    except RecursionError:
+        return BadRow("not JSON that can be read: nested too deeply")
+
+
+def _json_rows(file: Path) -> Rows:
+    try:
+        rows = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        todo = "Mend it, or rename it to .jsonl if it has one row a line."
+        raise DataError(f"The file is not JSON: {error}.", f"{file}{line}", todo) from None
+    if not isinstance(rows, list):
+        raise DataError(
+            f"Expected an array of rows, found {type(rows).__name__}.",
+            str(file),
+            "Write the rows as a JSON array, or one a line in a .jsonl file.",
+        )
+    for number, row in enumerate(rows, start=1):
+        yield f"{file} row {number}", row
+
+
+def _parquet_rows(file: Path) -> Rows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as table:
+            number = 0
+            for batch in table.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file} row {number}", row
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"The file is not Parquet: {str(error).splitlines()[0]}.",
+            str(file),
+            "Give a whole Parquet file, or rename it to what it is.",
+        ) from None
+
+
+def _folder_rows(folder: Path, split: str) -> Rows:
+    """A folder of `Dataset.save_to_disk`, or one of data files as on the hub."""
+    import datasets
+
+    saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    if not saved:
+        return _hub_rows(str(folder), split, None)
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        todo = "Give a folder that Dataset.save_to_disk wrote."
+        raise DataError(f"The data set cannot be read: {error}.", str(folder), todo) from None
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            todo = f"Set its split to one of {', '.join(loaded)}."
+            raise DataError(f"The data set has no split {split}.", str(folder), todo)
+        loaded = loaded[split]
+    return _dataset_rows(str(folder), loaded)
+
+
+def _hub_rows(name: str, split: str, revision: str | None) -> Rows:
+    """Anything that `datasets.load_dataset` knows; it runs no code that comes with data."""
+    _refuse_missing_file(name)
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, split=split, revision=revision)
+    except (OSError, ValueError, RuntimeError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"The data set cannot be loaded: {said}",
+            f"{name}, split {split}",
+            "Give a file that exists, a folder with data files, or a name on the hub.",
+        ) from None
+    return _dataset_rows(name, loaded)
+
+
+def _refuse_missing_file(name: str) -> None:
+    """A name that looks like a file which isn't there is a mistake, not a hub data set."""
+    path = Path(name)
+    looks_like_a_file = path.suffix in (".jsonl", ".json", ".parquet", ".gz", ".ndjson")
+    if path.exists() or not (looks_like_a_file or path.is_absolute() or name.startswith(".")):
+        return
+    there = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, there, n=1)
+    missing = path.parent if not path.parent.is_dir() else path
+    raise DataError(
+        "The file is not there." if path.parent.is_dir() else "The folder is not there.",
+        str(missing),
+        f"Did you mean {path.parent / near[0]}?"
+        if near
+        else "Check the path; relative paths start where gradsieve is started.",
+    )
+
+
+def _dataset_rows(name: str, loaded: Iterable[Mapping[str, Any]]) -> Rows:
+    for number, row in enumerate(loaded, start=1):
+        yield f"{name} row {number}", dict(row)

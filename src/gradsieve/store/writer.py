@@ -1,0 +1,130 @@
+"""Writing a datastore, shard by shard.
+
+In: rows and their keys. Out: files that appear whole or not at all. A shard's name is a hash of its
+bytes, so several processes may write into one datastore, a shard written twice is one file, and no
+index has to be rewritten: what is there is what `ls` shows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from gradsieve.errors import StoreError
+from gradsieve.rundir import atomic, differences, fingerprint, write_json
+from gradsieve.store import codec
+from gradsieve.store.layout import (
+    MANIFEST,
+    METADATA,
+    SET_ASIDE,
+    SETTINGS,
+    RowKey,
+    read_settings,
+    settings_file,
+    shard_name,
+    shard_rows,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
+    """Open a datastore for writing; it is made if it isn't there.
+
+    Args:
+        path: Its folder.
+        settings: JSON data, `bits` among it, that all its rows share.
+
+    Raises:
+        StoreError: If there is one with other settings; it names the differing keys and both
+            values.
+    """
+    folder = Path(path)
+    if not (folder / SETTINGS).exists():
+        write_json(folder / SETTINGS, settings_file(settings))
+    there = read_settings(folder)
+    changes = differences(there, json.loads(json.dumps(settings)))
+    if changes:
+        raise StoreError(
+            "The datastore was made with other settings.",
+            f"{folder}: {'; '.join(changes)}",
+            "Give another folder, or delete this one.",
+        )
+    return StoreWriter(folder, there)
+
+
+class StoreWriter:
+    """A datastore that is open for writing; see `create_store`."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder, self.settings = folder, settings
+        self._set_aside: dict[RowKey, str] = _read_set_aside(folder)
+
+    @property
+    def rows(self) -> set[RowKey]:
+        """Rows that need no work: stored, or set aside with a reason."""
+        files = self.folder.glob("shard-*.safetensors")
+        stored = {key for file in files for key in shard_rows(file, self.settings)}
+        return stored | set(self._set_aside)
+
+    def write_shard(
+        self, keys: Sequence[RowKey], features: Any, gradient_norms: Any
+    ) -> Path | None:
+        """Add rows, all or none; those that are not finite are set aside.
+
+        Args:
+            keys: Which rows they are.
+            features: [n, d] float32, array or CPU tensor.
+            gradient_norms: [n], lengths before projection.
+
+        Returns:
+            The shard's file, or None if no row was finite.
+        """
+        rows = np.asarray(features, dtype=np.float32)
+        norms = np.asarray(gradient_norms, dtype=np.float32)
+        finite = np.isfinite(rows).all(axis=1) & np.isfinite(norms)
+        for index in np.flatnonzero(~finite):
+            self._set_aside[keys[index]] = "its gradient is not finite"
+        if not finite.all():
+            records = [[*key, reason] for key, reason in sorted(self._set_aside.items())]
+            write_json(self.folder / SET_ASIDE, records)
+        kept = [key for key, good in zip(keys, finite, strict=True) if good]
+        return self._publish(kept, rows[finite], norms[finite]) if kept else None
+
+    def finish(self) -> None:
+        """Write the manifest: all rows that were wanted are there."""
+        files = sorted(self.folder.glob("shard-*.safetensors"))
+        counts = {file.name: len(shard_rows(file, self.settings)) for file in files}
+        manifest = {"shards": counts, "set_aside": len(self._set_aside)}
+        write_json(self.folder / MANIFEST, {**settings_file(self.settings), **manifest})
+
+    def _publish(
+        self, keys: Sequence[RowKey], rows: NDArray[np.float32], norms: NDArray[np.float32]
+    ) -> Path:
+        codes, scales, lengths = codec.encode(rows, self.settings["bits"])
+        tensors = {
+            "features": codes,
+            "scales": scales,
+            "feature_norms": lengths,
+            "gradient_norms": norms,
+        }
+        told = {"rows": keys, "settings": fingerprint(self.settings)}
+        content = save(tensors, {METADATA: json.dumps(told)})
+        file = self.folder / shard_name(content)
+        with atomic(file) as temporary:
+            temporary.write_bytes(content)
+        return file
+
+
+def _read_set_aside(folder: Path) -> dict[RowKey, str]:
+    file = folder / SET_ASIDE
+    if not file.is_file():
+        return {}
+    records = json.loads(file.read_text(encoding="utf-8"))
+    return {RowKey(*record[:3]): record[3] for record in records}

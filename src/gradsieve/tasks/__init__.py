@@ -1,0 +1,90 @@
+"""Targets: the examples of a skill, by subtask, one file for each kind.
+
+In: a path, in the paper's layout or with the user's own examples. Out: a `Target`, whose examples
+read as the paper's released code formats them. Each kind is one function, path -> examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from gradsieve.data.examples import Example
+from gradsieve.errors import DataError
+from gradsieve.rundir import fingerprint
+from gradsieve.tasks import bbh, custom, mmlu, tydiqa
+
+READERS: dict[str, Callable[[str, str], list[Example]]] = {
+    "mmlu": mmlu.read,
+    "bbh": bbh.read,
+    "tydiqa": tydiqa.read,
+}
+"""(target's name, path) -> examples, for the benchmarks of the paper."""
+
+TASKS = (*READERS, "custom")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A skill to select for.
+
+    Attributes:
+        name: As the recipe has it.
+        task: Which kind it is.
+        examples: Each with its `subtask`.
+        bad_rows: Rows of a custom target left out, as (where, reason).
+    """
+
+    name: str
+    task: str
+    examples: tuple[Example, ...]
+    bad_rows: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def subtasks(self) -> tuple[str, ...]:
+        """Names of the subtasks, in alphabetical order."""
+        return tuple(sorted({example.subtask for example in self.examples}))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the examples, whatever their order."""
+        return fingerprint(
+            sorted(
+                [example.id, example.subtask, example.answer_prefix or "", *map(dict, turns)]
+                for example in self.examples
+                for turns in [example.messages]
+            )
+        )
+
+
+def load_target(
+    name: str,
+    task: str,
+    path: str,
+    *,
+    subtask_field: str | None = None,
+    on_bad_row: Literal["fail", "skip"] = "fail",
+) -> Target:
+    """Read a target.
+
+    Args:
+        name: Becomes the examples' `source`.
+        task: mmlu, bbh, tydiqa or custom.
+        path: A folder in the paper's layout; for custom, any file that a pool may be.
+        subtask_field: custom only: the field of a row that names its subtask.
+        on_bad_row: custom only: stop at rows that can't be read, or leave them out.
+
+    Raises:
+        DataError: If there are no examples to be had from the path.
+    """
+    if task in READERS:
+        target = Target(name, task, tuple(READERS[task](name, path)))
+    else:
+        examples, bad_rows = custom.read(name, path, subtask_field, on_bad_row)
+        target = Target(name, task, tuple(examples), tuple(bad_rows))
+    if not target.examples:
+        raise DataError(
+            "The target has no examples.", f"target {name}: {path}", "Give at least one."
+        )
+    return target
