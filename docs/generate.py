@@ -25,7 +25,8 @@ def recipe_page() -> str:
         "# Recipe\n",
         "<!-- made by docs/generate.py -->\n",
         "Every key, with its type and default. Paths are relative to where `gradsieve` is started.",
-        "Any key can be set from the command line: `--set warmup.epochs=2`, `--set pool.0.path=a.jsonl`.\n",
+        "Any key can be set from the command line: `--set warmup.epochs=2`, "
+        "`--set pool.0.path=a.jsonl`.\n",
     ]
     return "\n".join(parts) + "".join(_section(Recipe, ""))
 

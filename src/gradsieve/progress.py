@@ -13,7 +13,7 @@ from contextlib import contextmanager
 SECONDS_BETWEEN_LINES = 10.0
 """How often a plain log tells how far it is."""
 
-Report = Callable[[int], None]
+Report = Callable[[float], None]
 """Called with the units done so far."""
 
 
@@ -50,9 +50,9 @@ class Progress:
 
     def _lines(self, what: str, total: int, unit: str) -> Report:
         start = told = time.monotonic()
-        first: int | None = None
+        first: float | None = None
 
-        def report(done: int) -> None:
+        def report(done: float) -> None:
             nonlocal told, first
             first = done if first is None else first
             now = time.monotonic()
@@ -61,7 +61,7 @@ class Progress:
             told = now
             rate = (done - first) / max(now - start, 1e-9)
             left = f", {clock((total - done) / rate)} left" if rate and done < total else ""
-            self.say(f"  {what}: {done}/{total} {unit}, {rate:.3g} {unit}/s{left}")
+            self.say(f"  {what}: {done:g}/{total} {unit}, {rate:.3g} {unit}/s{left}")
 
         return report
 
@@ -80,11 +80,11 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Report]:
         TimeRemainingColumn(),
     )
     start = time.monotonic()
-    first: int | None = None
+    first: float | None = None
     with Bar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total, rate="")
 
-        def report(done: int) -> None:
+        def report(done: float) -> None:
             nonlocal first
             first = done if first is None else first
             rate = (done - first) / max(time.monotonic() - start, 1e-9)

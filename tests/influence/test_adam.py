@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from gradsieve.influence import adam
 from gradsieve.influence.gradients import per_example
 

@@ -1,9 +1,9 @@
 """The fused path gives what its three steps give one after the other."""
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from gradsieve.errors import ModelError
 from gradsieve.influence import adam
 from gradsieve.influence.extract import FeatureExtractor, Moments

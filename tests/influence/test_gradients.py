@@ -1,10 +1,10 @@
 """Per-example gradients equal the loop's, whatever the architecture, padding and batch."""
 
 import pytest
-import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 
+import tiny
 from gradsieve.errors import ModelError
 from gradsieve.influence.gradients import lora_layers, per_example, per_example_loop
 

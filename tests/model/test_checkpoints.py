@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
+import tiny
 from gradsieve.errors import ModelError
 from gradsieve.model.checkpoints import (
     checkpoint_fingerprint,
@@ -115,7 +115,7 @@ def test_a_mismatch_names_the_parameter_and_both_shapes(tmp_path: Path) -> None:
 
 
 def test_another_number_of_weights_is_refused(tmp_path: Path) -> None:
-    model, optimizer = trained()
+    _, optimizer = trained()
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     with pytest.raises(ModelError) as caught:
         load_moments(tmp_path, tiny.adapted("gpt-neox"))

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-import tiny
 from peft import PeftModel
 
+import tiny
 from gradsieve import recipe
 from gradsieve.model.load import add_adapter
 from gradsieve.model.training import MARK, train_lora

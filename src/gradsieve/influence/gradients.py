@@ -47,7 +47,7 @@ class _PerExampleLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, anchor: Tensor, name: str, sink: Sink
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -55,7 +55,7 @@ class _PerExampleLinear(torch.autograd.Function):
         return functional.linear(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         ctx.sink(ctx.name, torch.bmm(dy.transpose(1, 2).float(), x.float()))
         dx = dy @ weight if ctx.needs_input_grad[0] else None
@@ -140,7 +140,7 @@ def per_example_pass(model: nn.Module, sink: Sink) -> Iterator[Losses]:
     with ExitStack() as undo:
         undo.callback(model.train, was_training)
         for name, layer in lora_layers(model).items():
-            layer.forward = _replacement(layer, name, once)  # type: ignore[method-assign]
+            layer.forward = _replacement(layer, name, once)  # type: ignore[assignment]
             undo.callback(layer.__dict__.pop, "forward")
         # Only labelled positions reach the head. Whatever the model does to logits afterwards
         # (scaling, soft caps) it does position by position, so it need not know.
@@ -156,7 +156,8 @@ def _replacement(layer: nn.Linear, name: str, sink: Sink) -> Callable[[Tensor], 
 
     def forward(x: Tensor) -> Tensor:
         # The weight is detached: its summed gradient would cost as much again, for nothing.
-        y: Tensor = _PerExampleLinear.apply(x, layer.weight.detach(), anchor, name, sink)
+        weight = layer.weight.detach()
+        y: Tensor = _PerExampleLinear.apply(x, weight, anchor, name, sink)  # type: ignore[no-untyped-call]
         return y
 
     return forward

@@ -175,7 +175,7 @@ def _optimizer_order(model: PeftModel, count: int) -> dict[int, str]:
             f"(from {names[0]} on)",
             "Give the optimizer state that was saved with this adapter.",
         )
-    decayed = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
+    decayed = set(Trainer.get_decay_parameter_names(None, model))
     ordered = sorted(names, key=lambda name: name not in decayed)
     return dict(enumerate(ordered))
 

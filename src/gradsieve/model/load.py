@@ -69,7 +69,7 @@ def add_adapter(model: PreTrainedModel, lora: recipe.Lora, seed: int) -> PeftMod
     """A new LoRA adapter on a model: A random from the seed, B zero (peft's default)."""
     config = LoraConfig(
         r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes any number
+        lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         use_rslora=lora.rslora,
@@ -79,7 +79,7 @@ def add_adapter(model: PreTrainedModel, lora: recipe.Lora, seed: int) -> PeftMod
     )
     set_seed(seed)
     try:
-        return get_peft_model(model, config)  # type: ignore[return-value]
+        return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(
             "The adapter does not fit the model.",

@@ -57,7 +57,7 @@ def train_lora(
     trainer = Trainer(
         model=model,
         args=_arguments(settings, seed, work),
-        train_dataset=list(rows),  # type: ignore[arg-type]  # any sequence of rows will do
+        train_dataset=list(rows),
         data_collator=lambda batch: _pad(batch, pad_token_id),
         callbacks=[_Keeper(folder if keep_checkpoints else None, on_step)],
     )
@@ -96,7 +96,7 @@ def _arguments(settings: recipe.Warmup, seed: int, work: Path) -> TrainingArgume
 
 
 @dataclass
-class _Keeper(TrainerCallback):  # type: ignore[misc]
+class _Keeper(TrainerCallback):
     """Keeps an epoch's mean learning rate, and writes checkpoints that features are taken from."""
 
     folder: Path | None

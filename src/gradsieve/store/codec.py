@@ -58,14 +58,15 @@ def decode(codes: NDArray[Any], scales: NDArray[np.float32], bits: int) -> NDArr
 def integers(codes: NDArray[Any], bits: int) -> NDArray[np.float32]:
     """The codes' values before their scale, as float32 [n, d]."""
     if bits >= 8:
-        return codes.astype(np.float32)
+        return np.asarray(codes, dtype=np.float32)
     if bits == 1:
         ones = np.unpackbits(codes, axis=1, bitorder="little")
         return ones.astype(np.float32) * 2 - 1
     per_byte = 8 // bits
     shifts = np.arange(per_byte, dtype=np.uint8) * bits
     values = (codes[:, :, None] >> shifts) & (2**bits - 1)
-    return values.reshape(len(codes), -1).astype(np.float32) * 2 - np.float32(2**bits - 1)
+    odd: NDArray[np.float32] = values.reshape(len(codes), -1).astype(np.float32) * 2
+    return odd - np.float32(2**bits - 1)
 
 
 def _pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

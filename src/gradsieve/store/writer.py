@@ -89,7 +89,7 @@ class StoreWriter:
         rows = np.asarray(features, dtype=np.float32)
         norms = np.asarray(gradient_norms, dtype=np.float32)
         finite = np.isfinite(rows).all(axis=1) & np.isfinite(norms)
-        for index in np.flatnonzero(~finite):
+        for index in np.flatnonzero(~finite).tolist():
             self._set_aside[keys[index]] = "its gradient is not finite"
         if not finite.all():
             records = [[*key, reason] for key, reason in sorted(self._set_aside.items())]

@@ -1,0 +1,140 @@
+"""The main job on a built-in example: does the selection find a skill that words don't show?
+
+In: a folder. Out: a pool, a model and a recipe in `RUN/inputs`, a run beside them, and the share of
+the selection that is of the target's skill, next to what chance would give.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+from gradsieve.progress import Progress
+from gradsieve.recipe import check_recipe, dump_recipe, load_recipe
+from gradsieve.rundir import write_json, write_text
+
+TARGET = "reverse"
+POOL_ROWS = 2400
+EXAMPLES_A_KIND = 5
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the demo found.
+
+    Attributes:
+        skill: The target's skill.
+        selected: Rows selected.
+        of_skill: How many of them are of the skill.
+        of_twin: How many are of the skill that shares all its words.
+        pool: Rows in the pool.
+        pool_of_skill: How many of them are of the skill.
+        folder: Where the selection is.
+    """
+
+    skill: str
+    selected: int
+    of_skill: int
+    of_twin: int
+    pool: int
+    pool_of_skill: int
+    folder: str
+
+    def table(self) -> str:
+        """A few lines for people."""
+        share, chance = self.of_skill / self.selected, self.pool_of_skill / self.pool
+        return (
+            f"Target skill: {self.skill}, given by {2 * EXAMPLES_A_KIND} examples.\n"
+            f"  by chance: {chance:6.1%} of rows are of that skill "
+            f"({self.pool_of_skill} of {self.pool} in the pool)\n"
+            f"  selected:  {share:6.1%} ({self.of_skill} of {self.selected}), "
+            f"{share / chance:.1f} times as many\n"
+            f"  of the skill that shares all its words: {self.of_twin} of {self.selected}\n"
+            f"See {self.folder}/selected.jsonl"
+        )
+
+
+def main(out: Path, progress: Progress) -> Result:
+    """Make the example, run the recipe, and compare with the truth."""
+    from gradsieve import pipeline
+
+    recipe = prepare(out / "inputs", progress)
+    run = pipeline.run(load_recipe(recipe), out, progress=progress)
+    folder = run.stage("select") / TARGET / "less"
+    truth = json.loads((out / "inputs" / "truth.json").read_text(encoding="utf-8"))
+    lines = (folder / "selected.jsonl").read_text(encoding="utf-8").splitlines()
+    skills = [truth[json.loads(line)["id"]] for line in lines]
+    return Result(
+        skill=TARGET,
+        selected=len(skills),
+        of_skill=skills.count(TARGET),
+        of_twin=skills.count(TWIN),
+        pool=len(truth),
+        pool_of_skill=list(truth.values()).count(TARGET),
+        folder=str(folder),
+    )
+
+
+TWIN = "copy"
+"""The skill whose words are the target's, in another order."""
+
+
+def prepare(folder: Path, progress: Progress, seed: int = SEED) -> Path:
+    """Write pool, targets, model and recipe; returns the recipe's file."""
+    from gradsieve.demo.model import STEPS, make_model
+    from gradsieve.demo.skills import make_examples, make_rows
+
+    rows = make_rows(POOL_ROWS, seed)
+    for source in range(3):
+        own = [row for row in rows if row.source == source]
+        write_text(folder / f"source-{source}.jsonl", _lines(own))
+    examples = make_examples(TARGET, EXAMPLES_A_KIND, seed)
+    write_text(folder / "target.jsonl", _lines(examples))
+    write_json(folder / "truth.json", {row.id: row.skill for row in rows})
+    if not (folder / "model" / "tokenizer.json").is_file():
+        progress.say("demo: training a small model from scratch")
+        with progress.counting("model", STEPS, "steps") as report:
+            make_model(rows, folder / "model", seed, report)
+    write_text(folder / "recipe.yaml", recipe_text(folder))
+    return folder / "recipe.yaml"
+
+
+def recipe_text(folder: Path) -> str:
+    """The recipe of the demo. Its settings differ from the paper's where a small model asks so."""
+    recipe = {
+        "model": {"name": str(folder / "model"), "dtype": "float32", "max_length": 64},
+        "pool": [
+            {"name": f"source-{source}", "path": str(folder / f"source-{source}.jsonl")}
+            for source in range(3)
+        ],
+        "targets": [
+            {"name": TARGET, "path": str(folder / "target.jsonl"), "subtask": "kind"}
+        ],
+        "warmup": {
+            "fraction": 0.05,
+            "epochs": 4,
+            "learning_rate": 1e-3,
+            "batch_size": 16,
+            "lora": {"r": 8, "alpha": 32, "dropout": 0.0},
+        },
+    }
+    return dump_recipe(check_recipe(recipe))
+
+
+def _lines(rows: list) -> str:
+    records = [
+        {
+            "id": row.id,
+            "kind": row.kind,
+            "messages": [
+                {"role": "user", "content": row.question},
+                {"role": "assistant", "content": row.answer},
+            ],
+        }
+        for row in rows
+    ]
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

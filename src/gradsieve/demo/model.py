@@ -1,0 +1,99 @@
+"""A small Llama, trained from scratch on the demo's pool, in the layout of the hub.
+
+In: rows and a seed. Out: a folder with a model and a tokenizer of whole words, whose chat template
+marks what the assistant says. It is trained briefly: it must have begun to tell the skills apart,
+and have something left to learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from gradsieve.demo.skills import Row, vocabulary
+
+SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ ' <|' + message.role + '|> ' }}"
+    "{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content + ' ' + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' <|assistant|> ' }}{% endif %}"
+)
+HIDDEN, LAYERS, HEADS = 96, 3, 6
+STEPS, BATCH, LEARNING_RATE = 700, 64, 2e-3
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word."""
+    words = [*SPECIAL, *vocabulary()]
+    tokenizer = Tokenizer(models.WordLevel(dict(zip(words, range(len(words)), strict=True)), "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens=["<|user|>", "<|assistant|>"],
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_model(
+    rows: Sequence[Row], folder: Path, seed: int, report: Callable[[int], None]
+) -> None:
+    """Train on the rows' text and save model and tokenizer to a folder."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=HIDDEN,
+            intermediate_size=2 * HIDDEN,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
+            max_position_embeddings=64,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    texts = [f"<s> <|user|> {row.question} <|assistant|> {row.answer} </s>" for row in rows]
+    ids = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").input_ids
+    _train(model, ids, tokenizer.convert_tokens_to_ids("<|assistant|>"), seed, report)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _train(
+    model: LlamaForCausalLM,
+    ids: torch.Tensor,
+    assistant: int,
+    seed: int,
+    report: Callable[[int], None],
+) -> None:
+    """Next-token loss on the answers; the questions are random lists, with nothing to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, STEPS)
+    answered = (ids == assistant).cumsum(1) > 0
+    labels = ids.masked_fill(~answered | (ids == assistant) | (ids == 0), -100)
+    model.train()
+    for step in range(STEPS):
+        batch = torch.randint(len(ids), (BATCH,), generator=generator)
+        logits = model(input_ids=ids[batch], use_cache=False).logits[:, :-1]
+        loss = functional.cross_entropy(logits.flatten(0, 1), labels[batch, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        report(step + 1)
