@@ -18,7 +18,7 @@ from gradsieve.rundir import write_json, write_text
 
 TARGET = "reverse"
 POOL_ROWS = 2400
-EXAMPLES_A_KIND = 5
+EXAMPLES_A_KIND = 10
 SEED = 0
 
 
@@ -98,7 +98,8 @@ def prepare(folder: Path, progress: Progress, seed: int = SEED) -> Path:
     if not (folder / "model" / "tokenizer.json").is_file():
         progress.say("demo: training a small model from scratch")
         with progress.counting("model", STEPS, "steps") as report:
-            make_model(rows, folder / "model", seed, report)
+            known = [row for row in make_rows(POOL_ROWS, seed + 1) if row.skill != TARGET]
+            make_model(known, folder / "model", seed, report)
     write_text(folder / "recipe.yaml", recipe_text(folder))
     return folder / "recipe.yaml"
 
@@ -111,9 +112,7 @@ def recipe_text(folder: Path) -> str:
             {"name": f"source-{source}", "path": str(folder / f"source-{source}.jsonl")}
             for source in range(3)
         ],
-        "targets": [
-            {"name": TARGET, "path": str(folder / "target.jsonl"), "subtask": "kind"}
-        ],
+        "targets": [{"name": TARGET, "path": str(folder / "target.jsonl"), "subtask": "kind"}],
         "warmup": {
             "fraction": 0.05,
             "epochs": 4,

@@ -33,7 +33,9 @@ STEPS, BATCH, LEARNING_RATE = 700, 64, 2e-3
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word."""
     words = [*SPECIAL, *vocabulary()]
-    tokenizer = Tokenizer(models.WordLevel(dict(zip(words, range(len(words)), strict=True)), "<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel(dict(zip(words, range(len(words)), strict=True)), "<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -46,9 +48,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(
-    rows: Sequence[Row], folder: Path, seed: int, report: Callable[[int], None]
-) -> None:
+def make_model(rows: Sequence[Row], folder: Path, seed: int, report: Callable[[int], None]) -> None:
     """Train on the rows' text and save model and tokenizer to a folder."""
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)

@@ -118,9 +118,7 @@ def vocabulary() -> list[str]:
     return sorted(words | {":"} | set(LETTERS) | set(NUMBERS))
 
 
-def _row(
-    rng: random.Random, id: str, name: str, kind: str = "", wording: int | None = None
-) -> Row:
+def _row(rng: random.Random, id: str, name: str, kind: str = "", wording: int | None = None) -> Row:
     source = rng.randrange(3)
     # Most rows of a source are in its own style, some in another's.
     style = source if rng.random() < 0.7 else rng.randrange(3)

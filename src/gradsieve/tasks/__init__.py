@@ -1,28 +1,33 @@
 """Targets: the examples of a skill, by subtask, one file for each kind.
 
 In: a path, in the paper's layout or with the user's own examples. Out: a `Target`, whose examples
-read as the paper's released code formats them. Each kind is one function, path -> examples.
+read as the paper's released code formats them. Each benchmark is one module (a `Benchmark`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.rundir import fingerprint
 from gradsieve.tasks import bbh, custom, mmlu, tydiqa
+from gradsieve.tasks.layout import did_you_mean
 
-READERS: dict[str, Callable[[str, str], list[Example]]] = {
-    "mmlu": mmlu.read,
-    "bbh": bbh.read,
-    "tydiqa": tydiqa.read,
-}
-"""(target's name, path) -> examples, for the benchmarks of the paper."""
 
-TASKS = (*READERS, "custom")
+class Benchmark(Protocol):
+    """What the module of a benchmark offers; its evaluation will stand beside `read`."""
+
+    def read(self, name: str, path: str) -> list[Example]:
+        """The examples; `name` becomes their source."""
+
+
+BENCHMARKS: dict[str, Benchmark] = {"mmlu": mmlu, "bbh": bbh, "tydiqa": tydiqa}
+"""Those of the paper."""
+
+TASKS = (*BENCHMARKS, "custom")
+"""What a target's `task` may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +81,12 @@ def load_target(
         on_bad_row: custom only: stop at rows that can't be read, or leave them out.
 
     Raises:
-        DataError: If there are no examples to be had from the path.
+        DataError: If the task is not known, or no examples can be had from the path.
     """
-    if task in READERS:
-        target = Target(name, task, tuple(READERS[task](name, path)))
+    if task not in TASKS:
+        raise DataError(f"There is no task {task}.", f"target {name}", did_you_mean(task, TASKS))
+    if task in BENCHMARKS:
+        target = Target(name, task, tuple(BENCHMARKS[task].read(name, path)))
     else:
         examples, bad_rows = custom.read(name, path, subtask_field, on_bad_row)
         target = Target(name, task, tuple(examples), tuple(bad_rows))

@@ -7,15 +7,17 @@ asked with the other two as shots, as LESS's `get_bbh_dataset` formats them
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
+from gradsieve.tasks.layout import missing, read_json, read_text
 
 SHOTS = 3
 ANSWER_PREFIX = "A:"
-RULE = "-----"
+THREE_SHOT = "bbh-three-shot.json"
+RULE = re.compile(r"^-{3,}\n", re.MULTILINE)
 """The line of the published prompts under which the text starts."""
 
 
@@ -34,28 +36,27 @@ def read(name: str, path: str) -> list[Example]:
 
 def _texts(name: str, path: Path) -> dict[str, tuple[str, str]]:
     """Each task's text, and where it stands."""
-    file = path if path.is_file() else path / "bbh-three-shot.json"
-    if file.is_file():
-        try:
-            texts = json.loads(file.read_text(encoding="utf-8"))
-            return {task: (f"{file}, {task}", str(text)) for task, text in texts.items()}
-        except (ValueError, AttributeError) as error:
-            todo = "Give bbh-three-shot.json as it was published: {task: text}."
-            raise DataError(f"The file cannot be read: {error}.", str(file), todo) from None
-    prompts = sorted((path / "cot-prompts").glob("*.txt"))
-    if not prompts:
-        raise DataError(
-            "There are no BBH prompts here.",
-            f"target {name}: {path}",
-            "Give the folder that holds bbh-three-shot.json or cot-prompts/TASK.txt.",
-        )
-    return {file.stem: (str(file), _below_rule(file)) for file in prompts}
+    if path.is_file():
+        return _from_json(path)
+    folders = (path, path / "bbh")
+    for folder in folders:
+        if (folder / THREE_SHOT).is_file():
+            return _from_json(folder / THREE_SHOT)
+    for folder in folders:
+        if prompts := sorted((folder / "cot-prompts").glob("*.txt")):
+            return {file.stem: (str(file), _below_rule(file)) for file in prompts}
+    expected = f"the folder that holds {THREE_SHOT} or cot-prompts/TASK.txt"
+    raise missing("There are no BBH prompts here.", name, path, expected)
+
+
+def _from_json(file: Path) -> dict[str, tuple[str, str]]:
+    return {task: (f"{file}, {task}", str(text)) for task, text in read_json(file).items()}
 
 
 def _below_rule(file: Path) -> str:
-    text = file.read_text(encoding="utf-8")
-    above, rule, below = text.partition(f"{RULE}\n")
-    return below if rule else above
+    text = read_text(file).replace("\r\n", "\n")
+    above, *below = RULE.split(text, maxsplit=1)
+    return below[0] if below else above
 
 
 def _examples(name: str, task: str, where: str, text: str) -> list[Example]:

@@ -7,7 +7,7 @@ examples of which every assistant turn is learnt, as of the pool's rows.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from gradsieve.data.examples import Example
 from gradsieve.data.readers import read_source
@@ -26,21 +26,29 @@ def read(
         DataError: If a row has no subtask, or as `read_source`.
     """
     source = read_source(name, path, on_bad_row=on_bad_row)
-    examples = [
-        replace(example, subtask=_subtask(example, subtask_field, path))
-        for example in source.examples
-    ]
+    examples = list(source.examples)
+    if subtask_field is None:
+        examples = [replace(example, subtask=ONE_SUBTASK) for example in examples]
+    else:
+        _refuse_missing(examples, subtask_field, path)
+        examples = [
+            replace(example, subtask=str(example.row[subtask_field])) for example in examples
+        ]
     return examples, [(bad.where, bad.reason) for bad in source.bad_rows]
 
 
-def _subtask(example: Example, field: str | None, path: str) -> str:
-    if field is None:
-        return ONE_SUBTASK
-    value: Any = example.row.get(field)
-    if not isinstance(value, str | int) or value == "":
-        raise DataError(
-            f"A target's row has no subtask in its field {field}.",
-            f"{path}, row {example.id}: found {value!r}; its fields are {', '.join(example.row)}",
-            "Give each row that field, or set the target's subtask to another one.",
-        )
-    return str(value)
+def _refuse_missing(examples: list[Example], field: str, path: str) -> None:
+    bare = [
+        (number, example)
+        for number, example in enumerate(examples, start=1)
+        if not isinstance(example.row.get(field), str | int) or example.row[field] == ""
+    ]
+    if not bare:
+        return
+    number, first = bare[0]
+    found = f"it is {first.row[field]!r}" if field in first.row else f"found {', '.join(first.row)}"
+    raise DataError(
+        f"{len(bare)} of {len(examples)} rows have no subtask in their field {field}.",
+        f"{path}, the first: row {number} of those that can be read (id {first.id}): {found}",
+        "Give each row that field, or set the target's subtask to another one.",
+    )

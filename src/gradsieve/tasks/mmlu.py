@@ -12,16 +12,20 @@ reads it as a missing value (10 cells of the test set).
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
+from gradsieve.tasks.layout import missing, read_text
 
 SHOTS = 5
 """Development questions a subject, as in the paper."""
 
 LETTERS = ("A", "B", "C", "D")
 ANSWER_PREFIX = "The answer is:"
+SUFFIX = "_dev.csv"
+TODO = "Give MMLU's CSV files as they are published."
 
 
 def read(name: str, path: str) -> list[Example]:
@@ -30,16 +34,14 @@ def read(name: str, path: str) -> list[Example]:
     Raises:
         DataError: If the folder or a file is not as expected.
     """
-    files = sorted((Path(path) / "dev").glob("*_dev.csv"))
+    folder = Path(path) / "dev"
+    files = {file.name.removesuffix(SUFFIX): file for file in folder.glob(f"*{SUFFIX}")}
     if not files:
-        raise DataError(
-            "There are no MMLU development questions here.",
-            f"target {name}: {Path(path) / 'dev'}",
-            "Give the folder that holds dev/SUBJECT_dev.csv.",
-        )
+        expected = f"the folder that holds dev/SUBJECT{SUFFIX}"
+        raise missing("There are no MMLU development questions here.", name, Path(path), expected)
     return [
-        _example(name, file.name.removesuffix("_dev.csv"), number, row)
-        for file in files
+        _example(name, subject, number, row)
+        for subject, file in sorted(files.items())
         for number, row in enumerate(read_questions(file)[:SHOTS])
     ]
 
@@ -48,20 +50,33 @@ def read_questions(file: Path) -> list[list[str]]:
     """Rows of question, four choices and letter.
 
     Raises:
-        DataError: Naming the line that is not so.
+        DataError: Naming the line at which a row that is not so starts.
     """
-    with file.open(encoding="utf-8", newline="") as lines:
-        reader = csv.reader(lines)
-        rows = []
+    # The csv module wants line ends untouched: they may stand within a field.
+    reader = csv.reader(io.StringIO(read_text(file), newline=""))
+    rows, line = [], 1
+    try:
         for row in reader:
-            if len(row) != len(LETTERS) + 2 or row[-1] not in LETTERS:
-                raise DataError(
-                    "Expected a question, four choices and a letter from A to D.",
-                    f"{file}:{reader.line_num}: {len(row)} fields, the last {row[-1:]}",
-                    "Give MMLU's CSV files as they are published.",
-                )
-            rows.append(row)
+            if row:
+                rows.append(_checked(row, f"{file}:{line}"))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"Not CSV: {error}.", f"{file}:{line}", TODO) from None
+    if not rows:
+        raise DataError("The file has no questions.", str(file), TODO)
     return rows
+
+
+def _checked(row: list[str], where: str) -> list[str]:
+    if len(row) != len(LETTERS) + 2:
+        raise DataError(
+            "Expected 6 columns: a question, four choices and a letter.",
+            f"{where}: {len(row)} columns",
+            TODO,
+        )
+    if row[-1] not in LETTERS:
+        raise DataError(f"Expected a letter from A to D, found {row[-1]!r}.", where, TODO)
+    return row
 
 
 def format_question(subject: str, row: list[str]) -> str:

@@ -1,19 +1,18 @@
 """TyDiQA, gold passage: nine languages, one example each; a language is a subtask.
 
-In: `tydiqa-one-shot.json`. Out: examples as LESS's `get_tydiqa_dataset` formats them
-(github.com/princeton-nlp/LESS, get_validation_dataset.py; the words are open-instruct's). Clark et
-al., TACL 2020.
+In: `tydiqa-one-shot.json`, or another file of its kind that the path names. Out: examples as LESS's
+`get_tydiqa_dataset` formats them (github.com/princeton-nlp/LESS, get_validation_dataset.py; the
+words are open-instruct's). Clark et al., TACL 2020.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 from pathlib import Path
 from typing import Any
 
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
+from gradsieve.tasks.layout import did_you_mean, missing, read_json
 
 WORDS = {
     "english": (
@@ -74,32 +73,29 @@ WORDS = {
 """Instruction, and headings of passage, question and answer, in each language."""
 
 
+ONE_SHOT = "tydiqa-one-shot.json"
+IN_CHINESE = "tydiqa-one-shot-zh.json"
+"""The released code's variant with every example in Chinese; read only if the path names it."""
+
+TODO = "Give {language: [{context, question, answers: [{text}]}]}, as it was published."
+CHINESE = ("根据所给文章中的信息回答以下问题。", "文章:", "问题:", "答案:")
+
+
 def read(name: str, path: str) -> list[Example]:
-    """One example a language.
+    """The examples of all languages; the published file has one of each.
 
     Raises:
         DataError: If the file is missing, damaged, or has a language without words.
     """
-    file = Path(path) if Path(path).is_file() else Path(path) / "tydiqa-one-shot.json"
+    file = Path(path) if Path(path).is_file() else Path(path) / ONE_SHOT
     if not file.is_file():
-        raise DataError(
-            "There is no TyDiQA target here.",
-            f"target {name}: {file}",
-            "Give the folder that holds tydiqa-one-shot.json.",
-        )
-    try:
-        languages = json.loads(file.read_text(encoding="utf-8"))
-        return [
-            _example(name, language, number, row, file)
-            for language, rows in sorted(languages.items())
-            for number, row in enumerate(rows)
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DataError(
-            f"The file is not a TyDiQA target: {type(error).__name__}: {error}.",
-            str(file),
-            "Give {language: [{context, question, answers: [{text}]}]}.",
-        ) from None
+        expected = f"the folder that holds {ONE_SHOT}"
+        raise missing("There is no TyDiQA target here.", name, Path(path), expected)
+    return [
+        _example(name, language, number, row, file)
+        for language, rows in sorted(read_json(file).items())
+        for number, row in enumerate(_list(rows, file, language))
+    ]
 
 
 def format_question(words: tuple[str, str, str, str], context: str, question: str) -> str:
@@ -108,16 +104,9 @@ def format_question(words: tuple[str, str, str, str], context: str, question: st
     return f"{instruction}{passage_heading} {context}\n{question_heading} {question}"
 
 
-def _example(name: str, language: str, number: int, row: dict[str, Any], file: Path) -> Example:
-    if language not in WORDS:
-        near = difflib.get_close_matches(language, WORDS, n=1)
-        raise DataError(
-            f"The language {language} is not known.",
-            str(file),
-            f"Did you mean {near[0]}?" if near else f"Known: {', '.join(WORDS)}.",
-        )
-    words = WORDS[language]
-    answer = row["answers"][0]["text"]
+def _example(name: str, language: str, number: int, row: Any, file: Path) -> Example:
+    words = CHINESE if file.name == IN_CHINESE else _words(language, file)
+    answer = _answer(row, f"{file}, {language}, example {number + 1}")
     return Example(
         source=name,
         id=f"{language}-{number}",
@@ -128,4 +117,30 @@ def _example(name: str, language: str, number: int, row: dict[str, Any], file: P
         row=row,
         subtask=language,
         answer_prefix=words[3],
+    )
+
+
+def _words(language: str, file: Path) -> tuple[str, str, str, str]:
+    if language not in WORDS:
+        todo = did_you_mean(language, WORDS)
+        raise DataError(f"The language {language} is not known.", str(file), todo)
+    return WORDS[language]
+
+
+def _list(rows: Any, file: Path, language: str) -> list[Any]:
+    if not isinstance(rows, list) or not rows:
+        found = "none" if rows == [] else type(rows).__name__
+        raise DataError(f"Expected a list of examples, found {found}.", f"{file}, {language}", TODO)
+    return rows
+
+
+def _answer(row: Any, where: str) -> str:
+    match row:
+        case {"context": str(), "question": str(), "answers": [{"text": str(text)}, *_]}:
+            return text
+    found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+    raise DataError(
+        "Expected an example with context, question and at least one answer.",
+        f"{where}: found {found}",
+        TODO,
     )

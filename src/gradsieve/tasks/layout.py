@@ -1,0 +1,77 @@
+"""Reading the files of the paper's layout, and saying what is there where they are not.
+
+In: paths. Out: text or JSON data; or an error that names what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gradsieve.errors import DataError
+
+LISTED = 5
+"""Names of a folder that a message lists; the others are counted."""
+
+
+def missing(what: str, name: str, path: Path, expected: str) -> DataError:
+    """The error for a target whose path does not hold what its task reads.
+
+    Args:
+        what: What is not there, one sentence.
+        name: The target's name.
+        path: As the recipe has it.
+        expected: What to give.
+    """
+    return DataError(what, f"target {name}: {path}: {_found(path)}", f"Give {expected}.")
+
+
+def read_text(file: Path) -> str:
+    """A file's text, its line ends as they are.
+
+    Raises:
+        DataError: Naming the line that is not UTF-8.
+    """
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        todo = "Save the file as UTF-8."
+        raise DataError("The file is not UTF-8 text.", f"{file}:{line}", todo) from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A file's JSON object.
+
+    Raises:
+        DataError: If it holds anything else.
+    """
+    todo = "Give the file as it was published."
+    try:
+        value = json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise DataError(f"Not JSON: {error.msg}.", f"{file}:{error.lineno}", todo) from None
+    if not isinstance(value, dict):
+        found = type(value).__name__
+        raise DataError(f"Expected a JSON object, found {found}.", str(file), todo)
+    return value
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The nearest known name, or all of them."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
+
+
+def _found(path: Path) -> str:
+    if path.is_file():
+        return "found a file"
+    if not path.is_dir():
+        return "no such folder"
+    names = sorted(item.name + "/" * item.is_dir() for item in path.iterdir())
+    more = f" and {len(names) - LISTED} more" if names[LISTED:] else ""
+    return f"found {', '.join(names[:LISTED])}{more}" if names else "found an empty folder"

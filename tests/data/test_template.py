@@ -1,0 +1,241 @@
+"""Labels are the assistant's words and the end of its turns, in every kind of template."""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from gradsieve.data.examples import Example, Message
+from gradsieve.data.readers import read_source
+from gradsieve.data.template import ChatTemplate, set_aside_reason
+from gradsieve.errors import DataError, ModelError
+
+QWEN3 = """{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
+{%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
+{%- for m in messages %}{%- if m.role == 'user' %}{{- '<|im_start|>user\\n' + m.content + '<|im_end|>\\n' }}
+{%- elif m.role == 'assistant' %}{{- '<|im_start|>assistant\\n' }}{%- if loop.index0 > ns.last %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{{- m.content + '<|im_end|>\\n' }}{%- endif %}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""  # noqa: E501
+LLAMA3 = """{{- bos_token }}{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: ' + date_string + '\\n\\n<|eot_id|>' }}
+{%- for m in messages %}{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"""  # noqa: E501
+GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for m in messages %}{% set role = 'model' if m.role == 'assistant' else m.role %}{{ '<start_of_turn>' + role + '\\n' + m.content | trim + '<end_of_turn>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""  # noqa: E501
+MISTRAL = """{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% else %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}"""  # noqa: E501
+GENERATION = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"""  # noqa: E501
+
+SPECIAL = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+]
+TURNS: tuple[Message, ...] = (
+    {"role": "user", "content": "Say yes or no."},
+    {"role": "assistant", "content": "yes or no"},
+    {"role": "user", "content": "yes"},
+    {"role": "assistant", "content": "yes\nno "},
+)
+
+
+def tokenizer(template: str | None = None, eos: str | None = "</s>") -> PreTrainedTokenizerBase:
+    """One token a byte: nothing is merged, so labels can be read as text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token=eos,
+        extra_special_tokens=SPECIAL,
+        chat_template=template,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        (LLAMA3, "<|eot_id|>"),
+        (GEMMA, "<end_of_turn>"),
+        (MISTRAL, "</s>"),
+        (GENERATION, "<|im_end|>"),
+    ],
+    ids=["llama3", "gemma", "mistral", "generation"],
+)
+def test_all_assistant_turns_and_their_ends(text: str, end: str) -> None:
+    template = ChatTemplate(tokenizer(text))
+    rendered = template.render(Example("s", "1", TURNS))
+    first, second = (rendered.text[start:stop] for start, stop in rendered.spans)
+    assert first.lstrip() == f"yes or no{end}"
+    assert second.lstrip() in (f"yes\nno{end}", f"yes\nno {end}")
+
+
+def test_qwen3_writes_an_empty_thought_in_the_last_turn_only() -> None:
+    rendered = ChatTemplate(tokenizer(QWEN3)).render(Example("s", "1", TURNS))
+    assert [rendered.text[start:stop] for start, stop in rendered.spans] == [
+        "yes or no<|im_end|>",
+        "<think>\n\n</think>\n\nyes\nno <|im_end|>",
+    ]
+
+
+def test_labels_are_the_tokens_of_the_spans() -> None:
+    template = ChatTemplate(tokenizer(MISTRAL))
+    encoded = template.encode(Example("s", "1", TURNS))
+    kept = [label for label in encoded.labels if label != -100]
+    assert template.tokenizer.decode(kept) == " yes or no</s> yes\nno</s>"
+    pairs = zip(encoded.labels, encoded.input_ids, strict=True)
+    assert all(label in (-100, token) for label, token in pairs)
+    assert encoded.n_labels == len(kept)
+    assert encoded.input_ids.count(template.tokenizer.bos_token_id) == 1
+
+
+def test_dates_do_not_change_tokens() -> None:
+    text = ChatTemplate(tokenizer(LLAMA3)).render(Example("s", "1", TURNS)).text
+    assert "Today Date: 26 Jul 2024" in text
+
+
+def test_tulu_is_the_papers_format() -> None:
+    messages: tuple[Message, ...] = ({"role": "system", "content": "S"}, *TURNS)
+    rendered = ChatTemplate(tokenizer(), "tulu").render(Example("s", "1", messages))
+    assert rendered.text == (
+        "<|system|>\nS\n<|user|>\nSay yes or no.\n<|assistant|>\nyes or no</s>\n"
+        "<|user|>\nyes\n<|assistant|>\nyes\nno</s>"
+    )
+    assert [rendered.text[a:b] for a, b in rendered.spans] == ["yes or no</s>", "yes\nno</s>"]
+
+
+def test_answer_prefix_is_given_and_only_the_rest_is_learnt() -> None:
+    messages: tuple[Message, ...] = (
+        {"role": "user", "content": "Q\nAnswer:"},
+        {"role": "assistant", "content": "The answer is: B"},
+    )
+    example = Example("t", "1", messages, answer_prefix="The answer is:")
+    template = ChatTemplate(tokenizer(), "tulu")
+    rendered = template.render(example)
+    assert rendered.text == "<|user|>\nQ\nAnswer:\n<|assistant|>\nThe answer is: B"
+    encoded = template.encode(example)
+    assert template.tokenizer.decode([t for t in encoded.labels if t != -100]) == " B"
+    wrong = Example("t", "1", messages, answer_prefix="A:")
+    with pytest.raises(DataError, match="does not start with"):
+        template.encode(wrong)
+
+
+def test_truncation_on_the_right_and_rows_set_aside() -> None:
+    template = ChatTemplate(tokenizer(), "tulu", max_length=40)
+    encoded = template.encode(Example("s", "1", TURNS))
+    assert len(encoded.input_ids) == 40
+    assert encoded.truncated
+    assert set_aside_reason(encoded) is None
+    short = ChatTemplate(tokenizer(), "tulu", max_length=10).encode(Example("s", "1", TURNS))
+    assert set_aside_reason(short) == "no label token within the first 10 tokens"
+
+
+def test_many_at_once_are_the_same_as_one_by_one() -> None:
+    template = ChatTemplate(tokenizer(QWEN3))
+    examples = [
+        Example("s", str(i), ({"role": "user", "content": "é日" * i}, TURNS[1])) for i in range(5)
+    ]
+    assert template.encode_all(examples) == [template.encode(example) for example in examples]
+
+
+@pytest.mark.parametrize(
+    ("made", "template", "said"),
+    [
+        (tokenizer(), "tokenizer", "no chat template"),
+        (tokenizer(eos=None), "tulu", "end-of-sequence token"),
+        (tokenizer(), "no/such.jinja", "cannot be read"),
+    ],
+)
+def test_templates_that_cannot_be_used(
+    made: PreTrainedTokenizerBase, template: str, said: str
+) -> None:
+    with pytest.raises(ModelError, match=said):
+        ChatTemplate(made, template)
+
+
+def test_a_template_file(tmp_path: Path) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text(GENERATION)
+    template = ChatTemplate(tokenizer(), str(file))
+    assert template.render(Example("s", "1", TURNS)).text.startswith("<|im_start|>user\n")
+    file.write_text("{% for %}")
+    with pytest.raises(ModelError, match="not Jinja"):
+        ChatTemplate(tokenizer(), str(file))
+
+
+def test_a_refused_example_is_named() -> None:
+    messages: tuple[Message, ...] = ({"role": "system", "content": "S"}, *TURNS)
+    with pytest.raises(DataError) as caught:
+        ChatTemplate(tokenizer(GEMMA)).encode(Example("dolly", "row-7", messages))
+    assert "System role not supported" in caught.value.what
+    assert "dolly, row-7" in caught.value.where
+
+
+def test_fingerprint_sees_what_changes_tokens() -> None:
+    prints = {
+        ChatTemplate(tokenizer(MISTRAL)).fingerprint,
+        ChatTemplate(tokenizer(GEMMA)).fingerprint,
+        ChatTemplate(tokenizer(MISTRAL), max_length=99).fingerprint,
+        ChatTemplate(tokenizer(MISTRAL), "tulu").fingerprint,
+    }
+    assert len(prints) == 4
+    assert ChatTemplate(tokenizer(MISTRAL)).fingerprint in prints
+
+
+def open_instruct_labels(
+    made: PreTrainedTokenizerBase, messages: tuple[Message, ...]
+) -> tuple[list[int], list[int]]:
+    """The paper's rule, written out anew: mask by the number of tokens of each prefix."""
+
+    def joined(turns: tuple[Message, ...]) -> str:
+        ends = {"assistant": str(made.eos_token)}
+        return "".join(
+            f"<|{t['role']}|>\n{t['content'].strip()}{ends.get(t['role'], '')}\n" for t in turns
+        )
+
+    ids = made(joined(messages).strip()).input_ids
+    labels = list(ids)
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            continue
+        start = len(made(joined(messages[:turn])).input_ids) if turn else 0
+        end = len(made(joined(messages[: turn + 1]) + "<|assistant|>\n").input_ids)
+        labels[start:end] = [-100] * (end - start)
+    return ids, labels
+
+
+@pytest.mark.parametrize("name", ["pythia", "gpt2", "mistral-v1"])
+def test_equals_the_papers_rule_on_real_rows(shared_data: Path, name: str) -> None:
+    """But for the newline after a turn's end, which is not learnt here."""
+    made = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / name)
+    template = ChatTemplate(made, "tulu", max_length=100_000)
+    source = read_source("oasst1", str(shared_data / "train" / "oasst1.jsonl"))
+    newlines = {made("a\n", add_special_tokens=False).input_ids[-1]}
+    newlines |= set(made("</s>\n<", add_special_tokens=False).input_ids[1:-1])
+    several = 0
+    for example in source.examples[:150]:
+        ids, wanted = open_instruct_labels(made, example.messages)
+        encoded = template.encode(example)
+        assert encoded.input_ids == ids
+        differ = [i for i, (a, b) in enumerate(zip(encoded.labels, wanted, strict=True)) if a != b]
+        several += len(example.messages) > 2
+        assert len(differ) <= 2 * len(example.messages)
+        assert all(ids[i] in newlines for i in differ), [made.decode([ids[i]]) for i in differ]
+    assert several
+
+
+@pytest.mark.parametrize("name", ["pythia", "gpt2", "mistral-v1"])
+def test_real_answers_come_back_from_labels(shared_data: Path, name: str) -> None:
+    made = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / name)
+    template = ChatTemplate(made, "tulu", max_length=100_000)
+    source = read_source("dolly", str(shared_data / "train" / "dolly.jsonl"))
+    for example in source.examples[:300]:
+        encoded = template.encode(example)
+        kept = made.decode([label for label in encoded.labels if label != -100])
+        assert kept.strip() == example.messages[-1]["content"].strip() + made.eos_token
