@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,7 +91,7 @@ def demo(out: Out = Path("runs/demo"), quiet: Quiet = False, as_json: Json = Fal
     from gradsieve.progress import Progress
 
     result = main(out, Progress(quiet))
-    typer.echo(json.dumps(result) if as_json else result.table())
+    typer.echo(json.dumps(asdict(result)) if as_json else result.table())
 
 
 def _run(

@@ -1,22 +1,29 @@
 """The main job on a built-in example: does the selection find a skill that words don't show?
 
 In: a folder. Out: a pool, a model and a recipe in `RUN/inputs`, a run beside them, and the share of
-the selection that is of the target's skill, next to what chance would give.
+the selection that is of the target's skill, next to what chance would give. The model has learnt
+nine of the pool's ten skills; the target is the tenth. Over five seeds of data and model 44 to 70%
+of the selection were of that skill, by chance 10% (LOG.md).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
+from typing import TYPE_CHECKING
 
 from gradsieve.progress import Progress
 from gradsieve.recipe import check_recipe, dump_recipe, load_recipe
 from gradsieve.rundir import write_json, write_text
 
+if TYPE_CHECKING:
+    from gradsieve.demo.skills import Row
+
 TARGET = "reverse"
+TWIN = "copy"
+"""The skill whose words are the target's, in another order."""
+
 POOL_ROWS = 2400
 EXAMPLES_A_KIND = 10
 SEED = 0
@@ -79,10 +86,6 @@ def main(out: Path, progress: Progress) -> Result:
     )
 
 
-TWIN = "copy"
-"""The skill whose words are the target's, in another order."""
-
-
 def prepare(folder: Path, progress: Progress, seed: int = SEED) -> Path:
     """Write pool, targets, model and recipe; returns the recipe's file."""
     from gradsieve.demo.model import STEPS, make_model
@@ -96,7 +99,7 @@ def prepare(folder: Path, progress: Progress, seed: int = SEED) -> Path:
     write_text(folder / "target.jsonl", _lines(examples))
     write_json(folder / "truth.json", {row.id: row.skill for row in rows})
     if not (folder / "model" / "tokenizer.json").is_file():
-        progress.say("demo: training a small model from scratch")
+        progress.say(f"demo: training a small model from scratch, on all skills but {TARGET}")
         with progress.counting("model", STEPS, "steps") as report:
             known = [row for row in make_rows(POOL_ROWS, seed + 1) if row.skill != TARGET]
             make_model(known, folder / "model", seed, report)
@@ -116,7 +119,7 @@ def recipe_text(folder: Path) -> str:
         "warmup": {
             "fraction": 0.05,
             "epochs": 4,
-            "learning_rate": 1e-3,
+            "learning_rate": 3e-4,
             "batch_size": 16,
             "lora": {"r": 8, "alpha": 32, "dropout": 0.0},
         },
@@ -124,7 +127,7 @@ def recipe_text(folder: Path) -> str:
     return dump_recipe(check_recipe(recipe))
 
 
-def _lines(rows: list) -> str:
+def _lines(rows: list[Row]) -> str:
     records = [
         {
             "id": row.id,

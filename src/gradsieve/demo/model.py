@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ ' <|assistant|> ' }}{% endif %}"
 )
 HIDDEN, LAYERS, HEADS = 96, 3, 6
-STEPS, BATCH, LEARNING_RATE = 700, 64, 2e-3
+STEPS, BATCH, LEARNING_RATE = 550, 64, 2e-3
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -21,6 +21,8 @@ from gradsieve.rundir import fingerprint
 def inputs(context: Context) -> dict[str, Any]:
     """What this stage depends on."""
     settings = context.recipe.warmup
+    # All that was given is read before anything is spent, the quickest to check first.
+    pool, _ = context.pool_inputs, context.targets
     if settings.checkpoints is not None:
         from gradsieve.model.checkpoints import checkpoint_fingerprint
 
@@ -28,7 +30,7 @@ def inputs(context: Context) -> dict[str, Any]:
         return {"checkpoints": [[str(f), checkpoint_fingerprint(f)] for f in folders]}
     return {
         "model": context.model_inputs,
-        "pool": context.pool_inputs,
+        "pool": pool,
         # How a batch is cut for memory changes no gradient but by rounding.
         "warmup": settings.model_dump(mode="json", exclude={"checkpoints", "micro_batch_size"}),
     }

@@ -1,0 +1,142 @@
+"""A run that is killed, at any moment, ends with the same bytes when it is started again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradsieve
+import world
+from gradsieve.recipe import dump_recipe
+from gradsieve.rundir import RunDir
+
+
+class Killed(BaseException):
+    """As little caught as a kill is."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], RunDir]]:
+    inputs = world.make(tmp_path_factory.mktemp("inputs"), rows=150)
+    run = tmp_path_factory.mktemp("whole")
+    yield inputs, gradsieve.run(world.recipe(inputs), run, progress=world.Listening())
+
+
+def kill_at(patch: pytest.MonkeyPatch, number: int, before: bool = True) -> list[int]:
+    """Die just before (or after) the given move; returns a count that goes on."""
+    count = [0]
+
+    def counting(name: str) -> None:
+        real = getattr(Path, name)
+
+        def move(self: Path, target: Any) -> Path:
+            count[0] += 1
+            if count[0] == number and before:
+                raise Killed
+            moved = real(self, target)
+            if count[0] == number:
+                raise Killed
+            return moved
+
+        patch.setattr(Path, name, move)
+
+    counting("replace")
+    counting("rename")
+    return count
+
+
+def test_killed_again_and_again(
+    whole: tuple[dict[str, Any], RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One folder is killed at its second file, its third, and so on until it gets through."""
+    inputs, run = whole
+    kills = kill_until_done(inputs, tmp_path, monkeypatch, range(2, 100))
+    assert kills >= 5
+    assert leftovers(tmp_path) == []
+    assert world.results(RunDir(tmp_path)) == world.results(run)
+
+
+@pytest.mark.slow
+def test_killed_once_at_each_file(
+    whole: tuple[dict[str, Any], RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, run = whole
+    for number in range(2, 100):
+        folder = tmp_path / str(number)
+        if not kill_until_done(inputs, folder, monkeypatch, [number, -1]):
+            assert number > 20
+            break
+        assert leftovers(folder) == []
+        assert world.results(RunDir(folder)) == world.results(run), number
+
+
+def kill_until_done(
+    inputs: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, numbers: Iterable[int]
+) -> int:
+    """Run with a kill at each of these moves until a run gets through; returns the kills."""
+    for kills, number in enumerate(numbers):
+        with monkeypatch.context() as patch:
+            kill_at(patch, number, before=number % 2 == 0)
+            try:
+                gradsieve.run(world.recipe(inputs), folder, progress=world.Listening())
+            except Killed:
+                continue
+        return kills
+    raise AssertionError("no run got through")
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Working files that a finished run must not leave."""
+    return [str(f) for f in folder.rglob("*") if f.name.endswith(".tmp") or f.name == "trainer"]
+
+
+def start(recipe: Path, folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "gradsieve", "run", str(recipe), "--out", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+    )
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(whole: tuple[dict[str, Any], RunDir], tmp_path: Path) -> None:
+    """Real processes, a real signal; on one thread, as the run that it is held against."""
+    inputs, _ = whole
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(world.recipe(inputs)))
+    alone = start(recipe, tmp_path / "alone")
+    assert alone.wait(120) == 0, alone.stderr.read()  # type: ignore[union-attr]
+    kills, wait = 0, 3.0
+    while True:
+        process = start(recipe, tmp_path / "killed")
+        try:
+            assert process.wait(wait) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills, wait = kills + 1, wait + 0.7
+    assert kills >= 3
+    assert world.results(RunDir(tmp_path / "killed")) == world.results(RunDir(tmp_path / "alone"))
+
+
+@pytest.mark.slow
+def test_interrupting_says_how_to_go_on(
+    whole: tuple[dict[str, Any], RunDir], tmp_path: Path
+) -> None:
+    inputs, _ = whole
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(world.recipe(inputs, warmup__epochs=500)))
+    process = start(recipe, tmp_path / "run")
+    time.sleep(12)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"the same command goes on from there" in told
+    assert b"Traceback" not in told

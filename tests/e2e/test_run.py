@@ -1,0 +1,285 @@
+"""A whole run: what it makes, what it skips, and that the data alone decide the selection."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import gradsieve
+import world
+from gradsieve.errors import DataError, ModelError, RunError
+from gradsieve.rundir import RunDir
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return world.make(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """One finished run; tests must not change it."""
+    return gradsieve.run(
+        world.recipe(inputs), tmp_path_factory.mktemp("run"), progress=world.Listening()
+    )
+
+
+def scores(run: RunDir, target: str = "mine") -> dict[tuple[str, str], dict[str, Any]]:
+    rows = pq.read_table(run.stage("score") / target / "less.parquet").to_pylist()
+    return {(row["source"], row["id"]): row for row in rows}
+
+
+def selected(run: RunDir, target: str = "mine") -> list[dict[str, Any]]:
+    file = run.stage("select") / target / "less" / "selected.jsonl"
+    return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
+
+
+def test_files_are_as_in_the_contract(run: RunDir) -> None:
+    names = {str(file.relative_to(run.path)) for file in run.path.rglob("*") if file.is_file()}
+    for name in (
+        "recipe.yaml",
+        "01-warmup/checkpoint-1/adapter_model.safetensors",
+        "01-warmup/checkpoint-2/adapter_config.json",
+        "01-warmup/checkpoint-2/adam.safetensors",
+        "01-warmup/loss.jsonl",
+        "02-features/rows.parquet",
+        "02-features/checkpoint-1/pool/manifest.json",
+        "02-features/checkpoint-2/targets/plain.safetensors",
+        "03-score/mine/less.parquet",
+        "04-select/plain/less/selected.jsonl",
+        "04-select/plain/less/dropped.jsonl",
+        "04-select/plain/less/README.md",
+    ):
+        assert name in names, name
+    assert {f"0{i}-{name}/meta.json" for i, name in enumerate(
+        ("warmup", "features", "score", "select"), 1)} <= names  # fmt: skip
+    assert not [name for name in names if name.endswith((".tmp", ".pt", ".pkl", ".bin"))]
+
+
+def test_scores_are_as_in_the_contract(run: RunDir) -> None:
+    table = pq.read_table(run.stage("score") / "mine" / "less.parquet")
+    assert table.column_names == ["source", "id", "score", "subtask", "letters", "numbers"]
+    rows = table.to_pylist()
+    assert len(rows) == world.ROWS
+    assert [(r["source"], r["id"]) for r in rows] == sorted((r["source"], r["id"]) for r in rows)
+    for row in rows:
+        assert row["score"] == max(row["letters"], row["numbers"])
+        assert row[row["subtask"]] == row["score"]
+        assert -1 <= row["score"] <= 1
+
+
+def test_scores_are_the_formulas(run: RunDir, inputs: dict[str, Any]) -> None:
+    """From the datastore's rows and the targets' gradients, written out in numpy."""
+    from safetensors.numpy import load_file
+
+    rates = np.array(run.done("warmup")["learning_rates"])
+    total: dict[tuple[str, str], float] = {}
+    for number, weight in enumerate(rates / rates.sum(), start=1):
+        folder = run.stage("features") / f"checkpoint-{number}"
+        mean = load_file(folder / "targets" / "plain.safetensors")["features"].mean(axis=0)
+        store = gradsieve.open_store(folder / "pool")
+        for key, row in zip(store.rows, store.read(store.rows), strict=True):
+            cosine = row @ mean / np.linalg.norm(row) / np.linalg.norm(mean)
+            total[key[:2]] = total.get(key[:2], 0.0) + weight * float(cosine)
+    for key, row in scores(run, "plain").items():
+        assert row["score"] == pytest.approx(total[key], abs=1e-6)
+
+
+def test_selection_is_the_top_of_the_scores_and_rows_are_as_they_came(
+    run: RunDir, inputs: dict[str, Any]
+) -> None:
+    came = {}
+    for source in inputs["pool"]:
+        for line in Path(source["path"]).read_text(encoding="utf-8").split("\n")[:-1]:
+            came[json.loads(line)["id"]] = json.loads(line)
+    ranked = sorted(scores(run).values(), key=lambda r: (-r["score"], r["source"], r["id"]))
+    rows = selected(run)
+    assert [row["id"] for row in rows] == [row["id"] for row in ranked[: round(0.05 * 150)]]
+    for rank, (row, scored) in enumerate(zip(rows, ranked, strict=False), start=1):
+        added = {key: row.pop(key) for key in ("rank", "score", "subtask", "source")}
+        assert added == {"rank": rank, **{k: scored[k] for k in ("score", "subtask", "source")}}
+        assert row == came[row["id"]]
+        assert list(row) == list(came[row["id"]])
+
+
+def test_meta_tells_what_was_done(run: RunDir) -> None:
+    meta = run.done("features")
+    assert meta["schema"] == 1
+    assert meta["rows"] == world.ROWS
+    assert meta["versions"]["torch"]
+    assert meta["seconds"] > 0
+    assert 0 <= meta["checkpoints"][0]["share_of_coordinates_below_eps"] <= 1
+    assert run.done("warmup")["learning_rates"][1] > 0
+
+
+def test_a_finished_run_is_skipped(inputs: dict[str, Any], tmp_path: Path) -> None:
+    gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
+    before = world.results(RunDir(tmp_path))
+    told = world.Listening()
+    gradsieve.run(world.recipe(inputs), tmp_path, progress=told)
+    assert told.lines == [f"{n}: done already" for n in ("warmup", "features", "score", "select")]
+    assert world.results(RunDir(tmp_path)) == before
+
+    told = world.Listening()
+    gradsieve.run(world.recipe(inputs, select={"count": 3}), tmp_path, progress=told)
+    assert told.lines[:3] == [f"{n}: done already" for n in ("warmup", "features", "score")]
+    assert "select.count: null -> 3" in told.lines[3]
+    assert len(selected(RunDir(tmp_path))) == 3
+    assert list((tmp_path / "old").glob("04-select-*/mine/less/selected.jsonl"))
+
+    told = world.Listening()
+    changed = world.recipe(inputs, select={"count": 3}, warmup__learning_rate=2e-3)
+    gradsieve.run(changed, tmp_path, progress=told)
+    again = [line for line in told.lines if "to be done again" in line]
+    assert [line.split(":")[0] for line in again] == ["warmup", "features", "score", "select"]
+    assert "warmup.learning_rate: 0.003 -> 0.002" in again[0]
+
+
+def test_batch_size_does_not_matter(run: RunDir, inputs: dict[str, Any], tmp_path: Path) -> None:
+    for bits, most in ((32, 1e-6), (16, 5e-6)):  # rounding to 16 bits makes small gaps larger
+        runs = [
+            gradsieve.run(
+                world.recipe(inputs, features__tokens_per_batch=tokens, features__bits=bits),
+                tmp_path / f"{bits}-{tokens}",
+                progress=world.Listening(),
+            )
+            for tokens in (1, 300, "auto")
+        ]
+        assert_same_scores(runs[0], runs[1], most)
+        assert_same_scores(runs[0], runs[2], most)
+
+
+def test_order_of_the_pool_does_not_matter(
+    run: RunDir, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = world.recipe(world.shuffled(inputs, tmp_path / "pool"))
+    other = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    theirs = world.results(other)
+    for name, content in world.results(run).items():
+        assert theirs[name] == content, name
+
+
+def assert_same_scores(one: RunDir, other: RunDir, most: float = 0.0) -> None:
+    for target in ("mine", "plain"):
+        first, second = scores(one, target), scores(other, target)
+        assert first.keys() == second.keys()
+        gap = max(abs(first[key]["score"] - second[key]["score"]) for key in first)
+        assert gap <= most
+        chosen = [[row["id"] for row in selected(run, target)] for run in (one, other)]
+        assert chosen[0] == chosen[1]
+
+
+def test_bits_and_readings_are_options(inputs: dict[str, Any], tmp_path: Path) -> None:
+    exact = world.recipe(inputs, features__projection={"kind": "none"}, features__bits=32)
+    run = gradsieve.run(exact, tmp_path / "whole", progress=world.Listening())
+    wanted = np.array([row["score"] for row in scores(run).values()])
+    for number, bits in enumerate((32, 8, 1)):
+        recipe = world.recipe(inputs, features__bits=bits, features__projection={"dim": 8192})
+        other = gradsieve.run(recipe, tmp_path / str(number), progress=world.Listening())
+        found = np.array([row["score"] for row in scores(other).values()])
+        assert np.corrcoef(found, wanted)[0, 1] > (0.75 if bits == 1 else 0.97)
+    for name, changes in {
+        "official": {"features__adam": "official"},
+        "drop": {"features__momentum": "drop"},
+        "dense": {"features__projection": {"kind": "rademacher", "dim": 512}},
+        "mean": {"score__across_subtasks": "mean"},
+        "cosines": {"score__target_mean": "mean_of_cosines"},
+    }.items():
+        other = gradsieve.run(
+            world.recipe(inputs, **changes), tmp_path / name, progress=world.Listening()
+        )
+        found = np.array([row["score"] for row in scores(other).values()])
+        assert np.isfinite(found).all()
+        assert not np.array_equal(found, wanted)
+
+
+def test_new_rows_add_only_their_own_features(inputs: dict[str, Any], tmp_path: Path) -> None:
+    fewer = {**inputs, "pool": inputs["pool"][:1]}
+    run = gradsieve.run(world.recipe(fewer), tmp_path, progress=world.Listening())
+    store = run.stage("features") / "checkpoint-1" / "pool"
+    before = {file.name for file in store.glob("shard-*")}
+    told = world.Listening()
+    gradsieve.run(world.recipe(inputs), tmp_path, first="features", progress=told)
+    assert "features: to be completed, because of pool.two" in told.lines[0]
+    assert before < {file.name for file in store.glob("shard-*")}
+    assert len(scores(run)) == world.ROWS
+    gradsieve.run(world.recipe(fewer), tmp_path, first="features", progress=told)
+    assert len(scores(run)) == world.ROWS // 2
+
+
+def test_a_new_target_takes_no_row_again(inputs: dict[str, Any], tmp_path: Path) -> None:
+    one = {**inputs, "targets": inputs["targets"][:1]}
+    run = gradsieve.run(world.recipe(one), tmp_path, progress=world.Listening())
+    store = run.stage("features") / "checkpoint-1" / "pool"
+    times = {file.name: file.stat().st_mtime_ns for file in store.glob("shard-*")}
+    gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
+    assert {file.name: file.stat().st_mtime_ns for file in store.glob("shard-*")} == times
+    assert len(selected(run, "plain")) == len(selected(run, "mine"))
+
+
+def test_existing_checkpoints_need_no_warmup(
+    run: RunDir, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    folders = [str(run.stage("warmup") / f"checkpoint-{i}") for i in (1, 2)]
+    other = gradsieve.run(
+        world.recipe(inputs, warmup={"checkpoints": folders}), tmp_path, progress=world.Listening()
+    )
+    assert not list(other.stage("warmup").glob("checkpoint-*"))
+    assert_same_scores(run, other)
+
+
+def test_rows_without_a_label_are_set_aside(inputs: dict[str, Any], tmp_path: Path) -> None:
+    long = {"id": "long", "prompt": "a " * 90, "completion": "b"}
+    world.write(tmp_path / "long.jsonl", [long])
+    pool = [*inputs["pool"], {"name": "long", "path": str(tmp_path / "long.jsonl")}]
+    run = gradsieve.run(
+        world.recipe({**inputs, "pool": pool}), tmp_path / "run", progress=world.Listening()
+    )
+    dropped = (run.stage("select") / "mine" / "less" / "dropped.jsonl").read_text()
+    assert json.loads(dropped) == {
+        "source": "long",
+        "id": "long",
+        "reason": "no label token within the first 64 tokens",
+    }
+    assert ("long", "long") not in scores(run)
+
+
+def test_train_makes_adapters_also_of_another_model(inputs: dict[str, Any], tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    other = world.make(tmp_path / "other")["model"]["name"]
+    recipe = world.recipe(inputs, train={"model": other, "seeds": [0, 1]})
+    run = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    for seed in (0, 1):
+        folder = run.stage("train") / "mine" / "less" / f"seed-{seed}"
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(other), folder)
+        assert (folder / "loss.jsonl").stat().st_size
+    told = world.Listening()
+    gradsieve.run(recipe, tmp_path / "run", progress=told)
+    assert told.lines[-1] == "train: done already"
+
+
+def test_stages_that_are_missing_or_out_of_order(inputs: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="warmup is not finished"):
+        gradsieve.run(world.recipe(inputs), tmp_path, first="features")
+    with pytest.raises(RunError, match="comes after"):
+        gradsieve.run(world.recipe(inputs), tmp_path, first="select", last="score")
+
+
+def test_wrong_models_and_files_are_told(inputs: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        gradsieve.run(world.recipe(inputs, model__name=str(tmp_path)), tmp_path / "a")
+    with pytest.raises(ModelError, match="does not fit the model"):
+        gradsieve.run(
+            world.recipe(inputs, warmup__lora={"target_modules": ["query"]}), tmp_path / "b"
+        )
+    with pytest.raises(DataError, match="file is not there"):
+        gradsieve.run(
+            world.recipe({**inputs, "pool": [{"name": "x", "path": "none.jsonl"}]}), tmp_path / "c"
+        )
+    with pytest.raises(ModelError, match="checkpoint of warmup"):
+        gradsieve.run(world.recipe(inputs, warmup={"checkpoints": ["none"]}), tmp_path / "d")

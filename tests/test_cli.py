@@ -1,0 +1,91 @@
+"""The command line: quick, quiet about its insides, and clear about mistakes."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import world
+from gradsieve.recipe import dump_recipe
+from gradsieve.rundir import STAGES
+
+
+def call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gradsieve", *arguments], capture_output=True, text=True, cwd=cwd
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, gradsieve, gradsieve.cli\n"
+        "from typer.testing import CliRunner\n"
+        "result = CliRunner().invoke(gradsieve.cli.app, ['--help'])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pyarrow', 'datasets', 'pydantic', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_help_is_quick() -> None:
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert call("--help").returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.3
+
+
+def test_every_stage_is_a_command_with_an_example() -> None:
+    listed = call("--help").stdout
+    for name in ("run", *STAGES, "demo"):
+        assert f"  {name} " in listed
+        assert f"Example: gradsieve {name} " in call(name, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["run", "none.yaml", "--out", "x"], 2, "No such file"),
+        (["run", "none.yaml"], 2, "--out"),
+        (["nonsense"], 2, "No such command"),
+        (["run", "recipe.yaml", "--out", "x", "--from", "scores"], 2, "There is no stage scores"),
+        (
+            ["run", "recipe.yaml", "--out", "x", "--set", "warmup.epoch=2"],
+            2,
+            "did you mean `epochs`",
+        ),
+        (["features", "recipe.yaml", "--out", "x"], 1, "warmup is not finished"),
+        (["run", "recipe.yaml", "--out", "x"], 1, "The file is not there"),
+        (["run", "recipe.yaml", "--out", "recipe.yaml"], 1, "cannot be written"),
+    ],
+)
+def test_mistakes_are_one_message(
+    tmp_path: Path, arguments: list[str], status: int, said: str
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "model: {name: m}\npool: [{name: a, path: a.jsonl}]\ntargets: [{name: t, path: t.jsonl}]\n"
+    )
+    done = call(*arguments, cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_results_are_on_stdout_and_progress_on_stderr(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(world.recipe(world.make(tmp_path / "inputs", rows=40))))
+    done = call("run", str(recipe), "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("mine: 2 rows, ")
+    assert "features: done in" in done.stderr
+    assert "Warning" not in done.stderr
+    again = call("run", str(recipe), "--out", str(tmp_path / "run"), "--quiet", "--json")
+    assert again.stderr == ""
+    assert json.loads(again.stdout)["stages"]["select"]["targets"]["mine"]["rows"] == 2

@@ -1,0 +1,116 @@
+"""A run small enough for every test: a random Llama, its tokenizer, a pool and a target."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from gradsieve.demo.model import make_tokenizer
+from gradsieve.demo.skills import Row, make_examples, make_rows
+from gradsieve.progress import Progress
+from gradsieve.recipe import Recipe, check_recipe
+from gradsieve.rundir import RunDir
+
+ROWS = 150
+
+
+def record(row: Row) -> dict[str, Any]:
+    """A row of the pool, with a field that nothing here knows."""
+    turns = [("user", row.question), ("assistant", row.answer)]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return {"id": row.id, "messages": messages, "kind": row.kind, "note": "\u2028 é"}
+
+
+def write(file: Path, records: list[dict[str, Any]]) -> None:
+    """Write JSONL."""
+    text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in records)
+    file.write_text(text, encoding="utf-8", newline="\n")
+
+
+def make(folder: Path, rows: int = ROWS) -> dict[str, Any]:
+    """Write model, pool and target; returns the recipe as plain data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    records = [record(row) for row in make_rows(rows, 0)]
+    write(folder / "one.jsonl", records[: rows // 2])
+    write(folder / "two.jsonl", records[rows // 2 :])
+    write(folder / "target.jsonl", [record(row) for row in make_examples("reverse", 3, 0)])
+    return {
+        "model": {"name": str(folder / "model"), "dtype": "float32", "max_length": 64},
+        "pool": [{"name": name, "path": str(folder / f"{name}.jsonl")} for name in ("one", "two")],
+        "targets": [
+            {"name": "mine", "path": str(folder / "target.jsonl"), "subtask": "kind"},
+            {"name": "plain", "path": str(folder / "target.jsonl")},
+        ],
+        "warmup": {
+            "fraction": 0.3,
+            "epochs": 2,
+            "batch_size": 4,
+            "learning_rate": 3e-3,
+            "lora": {"r": 2, "alpha": 8},
+        },
+        "features": {"projection": {"dim": 2048}, "tokens_per_batch": 256},
+    }
+
+
+def recipe(data: dict[str, Any], **changes: Any) -> Recipe:
+    """A recipe with some keys changed: `warmup__epochs=3` or `select={"count": 5}`."""
+    tree = json.loads(json.dumps(data))
+    for path, value in changes.items():
+        *above, last = path.split("__")
+        node = tree
+        for key in above:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return check_recipe(tree)
+
+
+def shuffled(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same pool with its sources and their rows in another order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pool = []
+    for source in reversed(data["pool"]):
+        lines = Path(source["path"]).read_text(encoding="utf-8").split("\n")[:-1]
+        random.Random(5).shuffle(lines)
+        file = folder / f"{source['name']}.jsonl"
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        pool.append({"name": source["name"], "path": str(file)})
+    return {**data, "pool": pool}
+
+
+class Listening(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def warn(self, text: str) -> None:
+        self.lines.append(f"warning: {text}")
+
+
+def results(run: RunDir) -> dict[str, bytes]:
+    """The bytes of all that a run has made, but for what tells times and versions."""
+    skip = {"meta.json", "inputs.json", ".lock", "recipe.yaml"}
+    files = [file for file in run.path.rglob("*") if file.is_file() and file.name not in skip]
+    return {str(file.relative_to(run.path)): file.read_bytes() for file in sorted(files)}
