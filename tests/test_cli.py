@@ -48,6 +48,9 @@ def test_every_stage_is_a_command_with_an_example() -> None:
         assert f"Example: gradsieve {name} " in call(name, "--help").stdout
 
 
+RUN = ["run", "recipe.yaml", "--out"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [

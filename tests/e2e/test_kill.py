@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], RunDir]]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], RunDir]:
     inputs = world.make(tmp_path_factory.mktemp("inputs"), rows=150)
     run = tmp_path_factory.mktemp("whole")
-    yield inputs, gradsieve.run(world.recipe(inputs), run, progress=world.Listening())
+    return inputs, gradsieve.run(world.recipe(inputs), run, progress=world.Listening())
 
 
 def kill_at(patch: pytest.MonkeyPatch, number: int, before: bool = True) -> list[int]:

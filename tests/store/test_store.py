@@ -169,7 +169,7 @@ def problems(folder: Path) -> list[str]:
 def test_a_damaged_shard_costs_only_its_own_rows(tmp_path: Path) -> None:
     store = filled(tmp_path)
     file = sorted(tmp_path.glob("shard-*"))[0]
-    lost = {key for key in store.rows}
+    lost = set(store.rows)
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(StoreError) as caught:
         list(open_store(tmp_path).shards())
