@@ -73,18 +73,13 @@ class Context:
             for source in self.recipe.pool
         ]
         for source in sources:
-            if source.bad_rows:
-                first = source.bad_rows[0]
-                self.progress.warn(
-                    f"{source.name}: {len(source.bad_rows)} bad rows left out, "
-                    f"the first at {first.where}: {first.reason}"
-                )
+            self._tell_bad_rows(source.name, [(bad.where, bad.reason) for bad in source.bad_rows])
         return sources
 
     @cached_property
     def targets(self) -> list[Target]:
         """The targets' examples."""
-        return [
+        targets = [
             load_target(
                 target.name,
                 target.task,
@@ -94,6 +89,16 @@ class Context:
             )
             for target in self.recipe.targets
         ]
+        for target in targets:
+            self._tell_bad_rows(target.name, target.bad_rows)
+        return targets
+
+    def _tell_bad_rows(self, name: str, bad: Sequence[tuple[str, str]]) -> None:
+        if bad:
+            where, reason = bad[0]
+            self.progress.warn(
+                f"{name}: {len(bad)} bad rows left out, the first at {where}: {reason}"
+            )
 
     @cached_property
     def template(self) -> ChatTemplate:

@@ -1,11 +1,17 @@
 """Batches hold every example once, within their tokens, and pad on the right."""
 
+from array import array
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gradsieve.data.batches import collate, length_sorted_batches
 from gradsieve.data.template import Encoded
+
+
+def encoded(input_ids: list[int], labels: list[int]) -> Encoded:
+    return Encoded(array("i", input_ids), array("i", labels))
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 200))
@@ -21,7 +27,7 @@ def test_every_example_once_and_within_the_tokens(lengths: list[int], tokens: in
 
 @pytest.mark.parametrize("pad", [0, 7])
 def test_collate_pads_on_the_right(pad: int) -> None:
-    made = collate([Encoded([1, 2, 3], [-100, 2, 3]), Encoded([4], [-100])], pad)
+    made = collate([encoded([1, 2, 3], [-100, 2, 3]), encoded([4], [-100])], pad)
     assert made["input_ids"].tolist() == [[1, 2, 3], [4, pad, pad]]
     assert made["labels"].tolist() == [[-100, 2, 3], [-100, -100, -100]]
     assert made["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -222,7 +222,7 @@ def test_equals_the_papers_rule_on_real_rows(shared_data: Path, name: str) -> No
     for example in source.examples[:150]:
         ids, wanted = open_instruct_labels(made, example.messages)
         encoded = template.encode(example)
-        assert encoded.input_ids == ids
+        assert encoded.input_ids.tolist() == ids
         differ = [i for i, (a, b) in enumerate(zip(encoded.labels, wanted, strict=True)) if a != b]
         several += len(example.messages) > 2
         assert len(differ) <= 2 * len(example.messages)

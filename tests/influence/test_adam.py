@@ -10,14 +10,18 @@ from gradsieve.influence.gradients import per_example
 
 
 def test_torch_reading_is_a_real_adamw_step_on_one_example() -> None:
-    model = tiny.adapted(dropout=0.0)
+    """In float64 weights, since a step is far smaller than the weight that it is added to."""
+    model = tiny.adapted(dropout=0.0).double()
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=0.0)
     for seed in range(5):  # moments that are not trivial
         optimizer.zero_grad()
         model(**tiny.batch(seed=seed)).loss.backward()
         optimizer.step()
-    state = {n: {k: v.clone() for k, v in optimizer.state[p].items()} for n, p in weights.items()}
+    state = {
+        name: {key: value.float() for key, value in optimizer.state[p].items()}
+        for name, p in weights.items()
+    }
     before = {name: p.detach().clone() for name, p in weights.items()}
 
     one = tiny.batch((15,), seed=9)
@@ -31,28 +35,7 @@ def test_torch_reading_is_a_real_adamw_step_on_one_example() -> None:
             gradients[name], state[name]["exp_avg"], state[name]["exp_avg_sq"], step=5
         )[0]
         moved = (before[name] - parameter.detach()) / 1e-3
-        error = (gamma - moved).norm() / moved.norm()
-        # A step is lr * Gamma added to a weight of order 1: float32 keeps about 1e-7 / 1e-3 of it.
-        assert error <= 3e-4, name
-
-
-def test_torch_reading_is_a_real_adamw_step_in_float64() -> None:
-    generator = torch.Generator().manual_seed(0)
-    parameter = torch.nn.Parameter(torch.zeros(50, dtype=torch.float64))
-    optimizer = torch.optim.AdamW([parameter], lr=1.0, weight_decay=0.0)
-    for _ in range(7):
-        parameter.grad = torch.randn(50, generator=generator, dtype=torch.float64) * 1e-4
-        optimizer.step()
-    state = {key: value.clone() for key, value in optimizer.state[parameter].items()}
-    gradient = torch.randn(50, generator=generator, dtype=torch.float64) * 1e-4
-    before = parameter.detach().clone()
-    parameter.grad = gradient.clone()
-    optimizer.step()
-    gamma = adam.update(
-        gradient.float(), state["exp_avg"].float(), state["exp_avg_sq"].float(), step=7
-    )
-    moved = before - parameter.detach()
-    assert float((gamma - moved).norm() / moved.norm()) <= 1e-5
+        assert float((gamma - moved).norm() / moved.norm()) <= 1e-5, name
 
 
 @pytest.mark.parametrize("momentum", ["keep", "drop"])

@@ -43,7 +43,7 @@ def collate(encoded: Sequence[Encoded], pad_token_id: int = 0) -> dict[str, Tens
     mask = torch.zeros(shape, dtype=torch.int64)
     for row, example in enumerate(encoded):
         length = len(example.input_ids)
-        input_ids[row, :length] = torch.tensor(example.input_ids)
-        labels[row, :length] = torch.tensor(example.labels)
+        input_ids[row, :length] = torch.frombuffer(example.input_ids, dtype=torch.int32)
+        labels[row, :length] = torch.frombuffer(example.labels, dtype=torch.int32)
         mask[row, :length] = 1
     return {"input_ids": input_ids, "labels": labels, "attention_mask": mask}

@@ -15,6 +15,7 @@ token spans the border); TRL's patched templates (known models only).
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,19 +59,23 @@ class Encoded:
     """A tokenized conversation.
 
     Attributes:
-        input_ids: At most max_length of them.
+        input_ids: At most max_length of them; 32-bit, since a pool's tokens are held in memory.
         labels: The token where it is learnt, -100 elsewhere.
         truncated: Whether tokens were cut off on the right.
     """
 
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: array[int]
+    labels: array[int]
     truncated: bool = False
 
     @property
     def n_labels(self) -> int:
         """Labels that are predicted: the first position never is."""
         return sum(label != -100 for label in self.labels[1:])
+
+    def as_lists(self) -> dict[str, list[int]]:
+        """As a row of a training set."""
+        return {"input_ids": self.input_ids.tolist(), "labels": self.labels.tolist()}
 
 
 def set_aside_reason(encoded: Encoded) -> str | None:
@@ -169,7 +174,7 @@ class ChatTemplate:
         for rendered, ids, offsets in zip(
             texts, tokens["input_ids"], tokens["offset_mapping"], strict=True
         ):
-            kept = ids[: self.max_length]
+            kept = array("i", ids[: self.max_length])
             labels = _labels(kept, offsets, rendered.spans)
             yield Encoded(kept, labels, truncated=len(ids) > len(kept))
 
@@ -276,12 +281,12 @@ def _without_generation(text: str) -> str:
 
 
 def _labels(
-    ids: Sequence[int],
+    ids: array[int],
     offsets: Sequence[tuple[int, int]],
     spans: Sequence[tuple[int, int]],
-) -> list[int]:
+) -> array[int]:
     """The tokens that start in a span; tokens without characters are never learnt."""
-    labels = [-100] * len(ids)
+    labels = array("i", [-100]) * len(ids)
     waiting = iter(spans)
     start, end = next(waiting, (0, 0))
     for position, (token, (first, last)) in enumerate(zip(ids, offsets, strict=False)):

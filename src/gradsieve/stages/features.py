@@ -91,6 +91,7 @@ def _checkpoint(context: Context, checkpoint: Path, where: Path, name: str) -> d
         key=lambda row: (len(row.encoded.input_ids), row.key),
     )
     below_eps = _batched(of_pool, [row.encoded for row in rows[:8]], 1, measure_eps=True)[2]
+    context.progress.say(f"  {name}: v' < 1e-8 in {below_eps:.1%} of coordinates")
     output = _fill_store(context, of_pool, rows, where / "pool", store_settings, name)
     of_targets = FeatureExtractor(model, projection)
     targets = [_target(context, of_targets, target, where) for target in context.targets]
@@ -233,7 +234,7 @@ def _with_memory_to_spare(
 
 def _row_key(row: Row) -> RowKey:
     """Identity of a row's feature: the same tokens under the same name."""
-    tokens = json.dumps([row.encoded.input_ids, row.encoded.labels]).encode()
+    tokens = row.encoded.input_ids.tobytes() + row.encoded.labels.tobytes()
     return RowKey(*row.key, hashlib.sha256(tokens).hexdigest()[:16])
 
 

@@ -87,8 +87,4 @@ def _tokenized(selection: Path, template: ChatTemplate) -> list[dict[str, list[i
     for rank, line in enumerate(selection.read_bytes().splitlines(), start=1):
         row = json.loads(line)
         examples.append(Example("selected", str(rank), messages_of(row), row))
-    return [
-        {"input_ids": tokens.input_ids, "labels": tokens.labels}
-        for tokens in template.encode_all(examples)
-        if tokens.n_labels
-    ]
+    return [tokens.as_lists() for tokens in template.encode_all(examples) if tokens.n_labels]

@@ -52,7 +52,7 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
     with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
         train_lora(
             add_adapter(model, settings.lora, settings.seed),
-            [{"input_ids": r.encoded.input_ids, "labels": r.encoded.labels} for r in chosen],
+            [row.encoded.as_lists() for row in chosen],
             settings,
             settings.seed,
             folder,
