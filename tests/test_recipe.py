@@ -83,6 +83,7 @@ features: {dim: 3}
         ("features: {tokens_per_batch: 0}", "positive number of tokens"),
         ("features: {bits: 5}", "expected 1, 2, 4, 8, 16 or 32; got 5"),
         ("features: {projection: {dim: 100}}", "multiple of 8"),
+        ("features: {mode: exact, bits: 8}", "mode: exact does not use bits"),
         ("nonsense: 1", "known here: model, pool"),
         ("warmup: 3", "expected a valid dictionary"),
     ],

@@ -157,12 +157,23 @@ class Features(Section):
     bits: Literal[1, 2, 4, 8, 16, 32] = Field(
         16, description="Bits a value in the datastore. 16 as in the paper."
     )
-    mode: Literal["store"] = Field("store", description="`store`: keep a reusable datastore.")
+    mode: Literal["store", "exact"] = Field(
+        "store",
+        description="`store`: keep a datastore, reusable for targets to come; `exact`: take exact "
+        "products with these targets' gradients, no projection and no datastore of gradients.",
+    )
     tokens_per_batch: int | Literal["auto"] = Field(
         "auto",
         description="Tokens, padding included, in one forward pass. `auto`: halved whenever memory "
         "runs out. It changes the speed, never the result.",
     )
+
+    @model_validator(mode="after")
+    def _exact_needs_no_projection(self) -> Features:
+        unused = sorted({"projection", "bits"} & self.model_fields_set)
+        if self.mode == "exact" and unused:
+            raise ValueError(f"mode: exact does not use {' and '.join(unused)}: leave it out")
+        return self
 
     @field_validator("tokens_per_batch")
     @classmethod
@@ -287,6 +298,8 @@ def check_recipe(
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, defaults included, that `load_recipe` reads back to an equal one."""
     tree = recipe.model_dump(mode="json")
+    if recipe.features.mode == "exact":
+        del tree["features"]["projection"], tree["features"]["bits"]
     tree["select"] = {key: value for key, value in tree["select"].items() if value is not None}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 

@@ -11,6 +11,7 @@ import pytest
 import gradsieve
 import world
 from gradsieve.errors import DataError, ModelError, RunError
+from gradsieve.recipe import Score, load_recipe
 from gradsieve.rundir import RunDir
 
 
@@ -194,6 +195,34 @@ def test_bits_and_readings_are_options(inputs: dict[str, Any], tmp_path: Path) -
         found = np.array([row["score"] for row in scores(other).values()])
         assert np.isfinite(found).all()
         assert not np.array_equal(found, wanted)
+
+
+def test_exact_mode_has_no_projection_error(inputs: dict[str, Any], tmp_path: Path) -> None:
+    whole = world.recipe(inputs, features={"projection": {"kind": "none"}, "bits": 32})
+    told = world.Listening()
+    for mean in ("cosine_of_mean", "mean_of_cosines"):
+        wanted = gradsieve.run(
+            whole.model_copy(update={"score": Score(target_mean=mean)}),
+            tmp_path / "whole",
+            progress=told,
+        )
+        recipe = world.recipe(inputs, features={"mode": "exact"}, score={"target_mean": mean})
+        found = gradsieve.run(recipe, tmp_path / "exact", progress=told)
+        assert_same_scores(wanted, found, 1e-6)
+    assert "  exact mode holds 0.00 GiB of target gradients" in told.lines
+    assert not list(found.stage("features").glob("*/pool"))
+    assert load_recipe(found.path / "recipe.yaml") == recipe
+
+
+def test_exact_mode_tells_what_does_not_fit(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradsieve.model.load.free_memory", lambda: 1000)
+    with pytest.raises(ModelError, match="fit into memory") as caught:
+        gradsieve.run(
+            world.recipe(inputs, features={"mode": "exact"}), tmp_path, progress=world.Listening()
+        )
+    assert "mode: store" in caught.value.todo
 
 
 def test_new_rows_add_only_their_own_features(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from gradsieve.errors import ModelError
 from gradsieve.influence import adam
+from gradsieve.influence.exact import ExactProducts
 from gradsieve.influence.gradients import lora_layers, per_example_pass
-from gradsieve.influence.projection import Accumulator, Projection
+from gradsieve.influence.projection import Projection
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class FeatureRows:
     """Features of a batch.
 
     Attributes:
-        rows: Projected updates (or gradients), float32 [B, d].
+        rows: Projected updates (or gradients), float32 [B, d]; or inner products [B, S].
         gradient_norms: Lengths before projection [B].
         share_below_eps: Mean share of coordinates with v' < eps; NaN without moments.
     """
@@ -56,7 +57,7 @@ class FeatureExtractor:
 
     Args:
         model: A peft model whose LoRA weights are trainable.
-        projection: The projection.
+        projection: What rows are made of updates: a projection, or products with directions.
         moments: Adam's state for rows of the pool; None for plain gradients (targets).
         reading: Where Adam's eps stands.
         momentum: Whether m is part of the update.
@@ -68,7 +69,7 @@ class FeatureExtractor:
     def __init__(
         self,
         model: nn.Module,
-        projection: Projection,
+        projection: Projection | ExactProducts,
         moments: Moments | None = None,
         reading: adam.Reading = "torch",
         momentum: adam.Momentum = "keep",
@@ -86,7 +87,7 @@ class FeatureExtractor:
             measure_eps: Also take the share of coordinates with v' < eps (one more pass).
         """
         input_ids = batch["input_ids"]
-        total = Accumulator(self.projection, len(input_ids), input_ids.device)
+        total = self.projection.accumulator(len(input_ids), input_ids.device)
         squares = torch.zeros(len(input_ids), dtype=torch.float64, device=input_ids.device)
         below, values = 0.0, 0
 

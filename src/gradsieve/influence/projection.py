@@ -54,10 +54,14 @@ class Projection:
     seed: int = 0
     _signs: dict[tuple[str, int, torch.device], Tensor] = field(default_factory=dict, repr=False)
 
+    def accumulator(self, batch: int, device: torch.device) -> Accumulator:
+        """The projection of a batch, to be added up weight by weight."""
+        return Accumulator(self, batch, device)
+
     def project(self, values: Mapping[str, Float[Tensor, "B ..."]]) -> Float[Tensor, "B d"]:
         """Project values given by weight's name; with `none`, d is P."""
         first = next(iter(values.values()))
-        total = Accumulator(self, len(first), first.device)
+        total = self.accumulator(len(first), first.device)
         for name, piece in values.items():
             total.add(name, piece)
         return total.result()

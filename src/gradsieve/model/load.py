@@ -7,6 +7,7 @@ model runs only if the recipe says `trust_remote_code: true`.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ SAMPLE_BYTES = 1 << 20
 def device() -> torch.device:
     """The first CUDA device, or the CPU."""
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def free_memory() -> int:
+    """Bytes that can still be had on that device."""
+    if device().type == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def load_tokenizer(model: recipe.Model) -> PreTrainedTokenizerBase:

@@ -4,6 +4,9 @@ In: the warm-up's checkpoints, pool and targets. Out, in `02-features/`: `rows.p
 each row of the pool, and why a row was set aside), `checkpoint-i/pool/` (the datastore) and
 `checkpoint-i/targets/NAME.safetensors` (the target examples' projected gradients).
 
+With `features.mode: exact` the datastore is `checkpoint-i/exact/`, whose rows are the exact cosines
+to the targets' subtasks, and the targets' gradients are not kept.
+
 Work is cut into shards of rows of about equal length. The cut depends on the pool alone, so that a
 killed run goes on with the next shard and ends with the same bytes.
 """
@@ -22,16 +25,18 @@ from gradsieve.rundir import atomic, fingerprint
 from gradsieve.store import RowKey, create_store
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from gradsieve.data.template import Encoded
+    from gradsieve.influence.exact import ExactProducts
     from gradsieve.influence.extract import FeatureExtractor
-    from gradsieve.influence.projection import Projection
     from gradsieve.tasks import Target
 
 SHARDS_WANTED = 50
 ROWS_A_SHARD = (64, 4096)
 """Shards are what a kill can cost, so a pool is cut into about 50, within these sizes."""
+
+_UNUSED_BY_EXACT = {"tokens_per_batch", "projection", "bits"}
 
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
 """Where `auto` starts. CPU: larger gains nothing (measured, see LOG). CUDA: assumption."""
@@ -40,18 +45,22 @@ TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
 def inputs(context: Context) -> dict[str, Any]:
     """What this stage depends on."""
     settings = context.recipe.features
+    unused = {"tokens_per_batch"} if settings.mode == "store" else _UNUSED_BY_EXACT
     return {
-        "features": settings.model_dump(mode="json", exclude={"tokens_per_batch"}),
+        "features": settings.model_dump(mode="json", exclude=unused),
         "model": context.model_inputs,
         "checkpoints": context.run.done("warmup")["output"],
         "pool": context.pool_inputs,
         "targets": {target.name: target.fingerprint for target in context.targets},
+        "target_mean": context.recipe.score.target_mean if settings.mode == "exact" else None,
     }
 
 
 def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether what was made for old inputs serves new ones: other rows or targets may come."""
-    grows = {"pool": None, "targets": None}
+    grows: dict[str, Any] = {"pool": None}
+    if new["features"]["mode"] == "store":
+        grows["targets"] = None
     return {**old, **grows} == {**new, **grows}
 
 
@@ -81,20 +90,26 @@ def _checkpoint(context: Context, checkpoint: Path, where: Path, name: str) -> d
     from gradsieve.model.load import load_adapter, load_model
 
     settings = context.recipe.features
-    projection = Projection(**settings.projection.model_dump())
     model = load_adapter(load_model(context.recipe.model), checkpoint)
     moments = Moments(*load_moments(checkpoint, model))
-    of_pool = FeatureExtractor(model, projection, moments, settings.adam, settings.momentum)
-    store_settings = _store_settings(context, projection, checkpoint_fingerprint(checkpoint))
+    exact = settings.mode == "exact"
+    projection = Projection(**settings.projection.model_dump())
+    columns, products = _exact_products(context, model) if exact else ([], None)
+    of_pool = FeatureExtractor(
+        model, products or projection, moments, settings.adam, settings.momentum
+    )
+    store_settings = _store_settings(context, checkpoint_fingerprint(checkpoint), columns)
     rows = sorted(
         (row for row in context.rows if not row.set_aside),
         key=lambda row: (len(row.encoded.input_ids), row.key),
     )
     below_eps = _batched(of_pool, [row.encoded for row in rows[:8]], 1, measure_eps=True)[2]
     context.progress.say(f"  {name}: v' < 1e-8 in {below_eps:.1%} of coordinates")
-    output = _fill_store(context, of_pool, rows, where / "pool", store_settings, name)
+    folder = where / ("exact" if exact else "pool")
+    output = _fill_store(context, of_pool, rows, folder, store_settings, name)
     of_targets = FeatureExtractor(model, projection)
-    targets = [_target(context, of_targets, target, where) for target in context.targets]
+    wanted = [] if exact else context.targets
+    targets = [_target(context, of_targets, target, where) for target in wanted]
     return {
         "adam_step": moments.step,
         "share_of_coordinates_below_eps": below_eps,
@@ -102,18 +117,73 @@ def _checkpoint(context: Context, checkpoint: Path, where: Path, name: str) -> d
     }
 
 
-def _store_settings(context: Context, projection: Projection, checkpoint: str) -> dict[str, Any]:
+def _store_settings(
+    context: Context, checkpoint: str, columns: list[tuple[str, str]]
+) -> dict[str, Any]:
+    """What all rows of a datastore share; `columns` are the subtasks of exact mode."""
     from gradsieve.influence.projection import VERSION
 
     settings = context.recipe.features
-    return {
-        "projection": {**settings.projection.model_dump(), "version": VERSION},
-        "bits": settings.bits,
+    shared = {
         "adam": settings.adam,
         "momentum": settings.momentum,
         "model": context.model_inputs,
         "checkpoint": checkpoint,
     }
+    if settings.mode == "store":
+        projection = {**settings.projection.model_dump(), "version": VERSION}
+        return {"bits": settings.bits, "projection": projection, **shared}
+    targets = {target.name: target.fingerprint for target in context.targets}
+    target_mean = context.recipe.score.target_mean
+    exact = {"columns": columns, "targets": targets, "target_mean": target_mean}
+    return {"bits": 32, "exact": exact, **shared}
+
+
+def _exact_products(
+    context: Context, model: nn.Module
+) -> tuple[list[tuple[str, str]], ExactProducts]:
+    """Directions of all subtasks, unprojected; (target, subtask) of each.
+
+    Raises:
+        ModelError: If they don't fit into memory.
+    """
+    import torch
+
+    from gradsieve.influence.exact import ExactProducts
+    from gradsieve.influence.extract import FeatureExtractor
+    from gradsieve.influence.gradients import lora_layers
+    from gradsieve.influence.projection import Projection
+    from gradsieve.influence.similarity import subtask_directions
+    from gradsieve.model.load import device
+
+    sizes = {name: layer.weight.numel() for name, layer in lora_layers(model).items()}
+    groups: dict[tuple[str, str], list[Encoded]] = {}
+    for target in context.targets:
+        for row in context.target_rows(target):
+            groups.setdefault((target.name, row.example.subtask), []).append(row.encoded)
+    most = max(len(group) for group in groups.values())
+    _check_memory(4 * (len(groups) + most) * sum(sizes.values()), context)
+    extractor = FeatureExtractor(model, Projection("none"))
+    directions = []
+    for group in groups.values():
+        rows = _batched(extractor, group, _tokens_per_batch(context))[0]
+        mean = context.recipe.score.target_mean
+        directions.append(subtask_directions(rows, ["all"] * len(rows), mean)[1])
+    return list(groups), ExactProducts(torch.cat(directions).to(device()), sizes)
+
+
+def _check_memory(wanted_bytes: int, context: Context) -> None:
+    """Say what exact mode will take, and refuse what is more than there is."""
+    from gradsieve.model.load import free_memory
+
+    wanted, free = wanted_bytes / 2**30, free_memory() / 2**30
+    context.progress.say(f"  exact mode holds {wanted:.2f} GiB of target gradients")
+    if wanted > free:
+        raise ModelError(
+            "The targets' gradients don't fit into memory.",
+            f"features.mode exact: {wanted:.1f} GiB wanted, {free:.1f} GiB free",
+            "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
+        )
 
 
 def _fill_store(
@@ -138,6 +208,8 @@ def _fill_store(
             if not part:
                 continue
             features, norms, _ = _batched(extractor, [rows[i].encoded for i in part], tokens)
+            if "exact" in settings:
+                features = features / norms.unsqueeze(1)  # inner products to cosines
             store.write_shard([keys[i] for i in part], features, norms)
             done += len(part)
             report(done)

@@ -8,6 +8,7 @@ source, id, score, subtask (the one that gave the maximum) and one column a subt
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,12 @@ from gradsieve.store import RowKey, open_store
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+Column = tuple[str, str]
+"""(target, subtask) of a column of scores."""
+
+Blocks = Iterator[tuple[list[RowKey], "NDArray[np.float32]"]]
+"""Keys of rows, and their cosines [n, S]."""
 
 
 def inputs(context: Context) -> dict[str, Any]:
@@ -38,15 +45,22 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
     keys = _pool_keys(context.run.stage("features") / "rows.parquet")
     position = {key: index for index, key in enumerate(keys)}
     rates = np.array(context.run.done("warmup")["learning_rates"], dtype=np.float64)
-    names: list[tuple[str, str]] = []  # (target, subtask) of each column
+    names: list[Column] = []
     scores = np.zeros((0, 0))
     for number, weight in enumerate(rates / rates.sum(), start=1):
         where = context.run.stage("features") / f"checkpoint-{number}"
-        names, directions = _directions(context, where / "targets")
+        names, blocks = _cosines(context, where, set(position))
         scores = scores if scores.size else np.zeros((len(keys), len(names)), dtype=np.float64)
+        added = np.zeros(len(keys), dtype=bool)
         what = f"scores, checkpoint {number} of {len(rates)}"
         with context.progress.counting(what, len(keys), "rows") as report:
-            _add_cosines(scores, weight, where / "pool", directions, position, report)
+            for block, cosines in blocks:
+                here = [position[key] for key in block]
+                scores[here] += weight * cosines
+                added[here] = True
+                report(int(added.sum()))
+        if not added.all():
+            raise _rows_missing(where, keys, added)
     means = {
         target.name: _write(context, folder, target.name, keys, names, scores)
         for target in context.recipe.targets
@@ -62,15 +76,13 @@ def _pool_keys(file: Path) -> list[RowKey]:
     return sorted(RowKey(**row) for row in rows if row["content"])
 
 
-def _directions(
-    context: Context, folder: Path
-) -> tuple[list[tuple[str, str]], NDArray[np.float32]]:
-    """(target, subtask) and the direction for each column, all targets side by side."""
+def _directions(context: Context, folder: Path) -> tuple[list[Column], NDArray[np.float32]]:
+    """The columns and the direction of each, all targets side by side."""
     from safetensors.torch import safe_open
 
     from gradsieve.influence.similarity import subtask_directions
 
-    names: list[tuple[str, str]] = []
+    names: list[Column] = []
     parts = []
     for target in context.recipe.targets:
         with safe_open(folder / f"{target.name}.safetensors", "pt") as file:
@@ -82,28 +94,24 @@ def _directions(
     return names, np.concatenate(parts)
 
 
-def _add_cosines(
-    scores: NDArray[np.float64],
-    weight: float,
-    path: Path,
-    directions: NDArray[np.float32],
-    position: dict[RowKey, int],
-    report: Any,
-) -> None:
-    """Add one checkpoint's weighted cosines; each row must be in the datastore once."""
-    added = np.zeros(len(scores), dtype=bool)
-    for keys, cosines in open_store(str(path)).similarities(directions, wanted=set(position)):
-        here = [position[key] for key in keys]
-        scores[here] += weight * cosines
-        added[here] = True
-        report(int(added.sum()))
-    if not added.all():
-        missing = next(key for key, index in position.items() if not added[index])
-        raise StoreError(
-            f"The datastore lacks {int((~added).sum())} of {len(added)} rows.",
-            f"{path}, e.g. {missing.source} {missing.id}",
-            "Run `gradsieve features` again: it adds only what is missing.",
-        )
+def _cosines(context: Context, where: Path, wanted: set[RowKey]) -> tuple[list[Column], Blocks]:
+    """The columns at one checkpoint, and blocks of rows with their cosine to each."""
+    if context.recipe.features.mode == "store":
+        names, directions = _directions(context, where / "targets")
+        return names, open_store(where / "pool").similarities(directions, wanted)
+    store = open_store(where / "exact")
+    names = [(target, subtask) for target, subtask in store.settings["exact"]["columns"]]
+    blocks = store.shards(wanted)
+    return names, ((b.keys, b.directions * b.feature_norms[:, None]) for b in blocks)
+
+
+def _rows_missing(where: Path, keys: list[RowKey], added: NDArray[np.bool_]) -> StoreError:
+    missing = keys[int(np.flatnonzero(~added)[0])]
+    return StoreError(
+        f"The datastore lacks {int((~added).sum())} of {len(added)} rows.",
+        f"{where}, e.g. {missing.source} {missing.id}",
+        "Run `gradsieve features` again: it adds only what is missing.",
+    )
 
 
 def _write(
@@ -111,7 +119,7 @@ def _write(
     folder: Path,
     target: str,
     keys: list[RowKey],
-    names: list[tuple[str, str]],
+    names: list[Column],
     scores: NDArray[np.float64],
 ) -> dict[str, float]:
     """Write one target's table; returns the distribution of its scores."""
