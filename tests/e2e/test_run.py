@@ -276,6 +276,39 @@ def test_rows_without_a_label_are_set_aside(inputs: dict[str, Any], tmp_path: Pa
     assert ("long", "long") not in scores(run)
 
 
+def test_rows_whose_gradient_is_not_finite_are_set_aside(
+    run: RunDir, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    """A model with a spoilt embedding, that one row meets."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(inputs["model"]["name"])
+    tokenizer = AutoTokenizer.from_pretrained(inputs["model"]["name"])
+    model.get_input_embeddings().weight.data[tokenizer.unk_token_id] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    world.write(tmp_path / "odd.jsonl", [{"id": "x", "prompt": "unheard-of", "completion": "a"}])
+    changed = {
+        **inputs,
+        "model": {**inputs["model"], "name": str(tmp_path / "model")},
+        "pool": [*inputs["pool"], {"name": "odd", "path": str(tmp_path / "odd.jsonl")}],
+        "warmup": {"checkpoints": [str(run.stage("warmup") / "checkpoint-1")]},
+    }
+    for mode in ("store", "exact"):
+        features = {"mode": mode}
+        other = gradsieve.run(
+            world.recipe({**changed, "features": features}),
+            tmp_path / mode,
+            progress=world.Listening(),
+        )
+        found = scores(other)
+        assert ("odd", "x") not in found
+        assert len(found) == world.ROWS
+        assert all(np.isfinite(row["score"]) for row in found.values())
+        dropped = (other.stage("select") / "mine" / "less" / "dropped.jsonl").read_text()
+        assert json.loads(dropped)["reason"] == "its gradient is not finite"
+
+
 def test_train_makes_adapters_also_of_another_model(inputs: dict[str, Any], tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

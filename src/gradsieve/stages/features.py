@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsieve.context import Context, Row
 from gradsieve.errors import ModelError
 from gradsieve.rundir import atomic, fingerprint
-from gradsieve.store import RowKey, create_store
+from gradsieve.store import RowKey, StoreWriter, create_store
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,24 +66,29 @@ def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Take the features of every row at every checkpoint, as far as they are not there yet."""
-    _write_rows(context.rows, folder / "rows.parquet")
     warmup = context.run.done("warmup")
     facts = []
+    not_finite: dict[RowKey, str] = {}
     for number, checkpoint in enumerate(warmup["checkpoints"], start=1):
         where = folder / f"checkpoint-{number}"
         name = f"features, checkpoint {number} of {len(warmup['checkpoints'])}"
-        facts.append(_checkpoint(context, Path(checkpoint), where, name))
+        made, set_aside = _checkpoint(context, Path(checkpoint), where, name)
+        facts.append(made)
+        not_finite.update(set_aside)
+    _write_rows(context.rows, not_finite, folder / "rows.parquet")
     return {
         "rows": len(context.rows),
-        "set_aside": sum(row.set_aside is not None for row in context.rows),
+        "set_aside": sum(row.set_aside is not None for row in context.rows) + len(not_finite),
         "truncated": sum(row.encoded.truncated for row in context.rows),
         "checkpoints": facts,
         "output": fingerprint([fact["output"] for fact in facts]),
     }
 
 
-def _checkpoint(context: Context, checkpoint: Path, where: Path, name: str) -> dict[str, Any]:
-    """Features of pool and targets at one checkpoint."""
+def _checkpoint(
+    context: Context, checkpoint: Path, where: Path, name: str
+) -> tuple[dict[str, Any], dict[RowKey, str]]:
+    """Features of pool and targets at one checkpoint: facts, and rows that are not finite."""
     from gradsieve.influence.extract import FeatureExtractor, Moments
     from gradsieve.influence.projection import Projection
     from gradsieve.model.checkpoints import checkpoint_fingerprint, load_moments
@@ -106,15 +111,20 @@ def _checkpoint(context: Context, checkpoint: Path, where: Path, name: str) -> d
     below_eps = _batched(of_pool, [row.encoded for row in rows[:8]], 1, measure_eps=True)[2]
     context.progress.say(f"  {name}: v' < 1e-8 in {below_eps:.1%} of coordinates")
     folder = where / ("exact" if exact else "pool")
-    output = _fill_store(context, of_pool, rows, folder, store_settings, name)
+    store = create_store(folder, store_settings)
+    _fill_store(context, of_pool, rows, store, name)
     of_targets = FeatureExtractor(model, projection)
     wanted = [] if exact else context.targets
     targets = [_target(context, of_targets, target, where) for target in wanted]
-    return {
+    keys = {_row_key(row) for row in rows}
+    not_finite = {key: why for key, why in store.set_aside.items() if key in keys}
+    facts = {
         "adam_step": moments.step,
         "share_of_coordinates_below_eps": below_eps,
-        "output": fingerprint([output, targets]),
+        "not_finite": len(not_finite),
+        "output": fingerprint([store_settings, sorted(keys), targets]),
     }
+    return facts, not_finite
 
 
 def _store_settings(
@@ -190,12 +200,10 @@ def _fill_store(
     context: Context,
     extractor: FeatureExtractor,
     rows: list[Row],
-    path: Path,
-    settings: dict[str, Any],
+    store: StoreWriter,
     name: str,
-) -> str:
-    """Add the rows that the store doesn't have yet; returns a fingerprint of the store."""
-    store = create_store(str(path), settings)
+) -> None:
+    """Add the rows that the store doesn't have yet."""
     keys = [_row_key(row) for row in rows]
     there = store.rows
     done = sum(key in there for key in keys)
@@ -208,13 +216,12 @@ def _fill_store(
             if not part:
                 continue
             features, norms, _ = _batched(extractor, [rows[i].encoded for i in part], tokens)
-            if "exact" in settings:
+            if "exact" in store.settings:
                 features = features / norms.unsqueeze(1)  # inner products to cosines
             store.write_shard([keys[i] for i in part], features, norms)
             done += len(part)
             report(done)
     store.finish()
-    return fingerprint([settings, sorted(keys)])
 
 
 def _target(context: Context, extractor: FeatureExtractor, target: Target, where: Path) -> str:
@@ -310,19 +317,29 @@ def _row_key(row: Row) -> RowKey:
     return RowKey(*row.key, hashlib.sha256(tokens).hexdigest()[:16])
 
 
-def _write_rows(rows: list[Row], file: Path) -> None:
+def _write_rows(rows: list[Row], not_finite: Mapping[RowKey, str], file: Path) -> None:
+    """What is known of each row; only those with features have a `content`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    keys = [None if row.set_aside else _row_key(row) for row in rows]
+    reasons = [
+        row.set_aside if key is None else not_finite.get(key)
+        for row, key in zip(rows, keys, strict=True)
+    ]
+    contents = [
+        key.content if key is not None and reason is None else ""
+        for key, reason in zip(keys, reasons, strict=True)
+    ]
     table = pa.table(
         {
             "source": [row.example.source for row in rows],
             "id": [row.example.id for row in rows],
-            "content": ["" if row.set_aside else _row_key(row).content for row in rows],
+            "content": contents,
             "tokens": [len(row.encoded.input_ids) for row in rows],
             "label_tokens": [row.encoded.n_labels for row in rows],
             "truncated": [row.encoded.truncated for row in rows],
-            "set_aside": [row.set_aside for row in rows],
+            "set_aside": pa.array(reasons, pa.string()),
         }
     )
     with atomic(file) as temporary:

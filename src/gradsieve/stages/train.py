@@ -45,7 +45,7 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
         rows = _tokenized(selection, template)
         for seed in _settings(context).seeds:
             out = folder / target.name / method / f"seed-{seed}"
-            if not (out / "adapter_config.json").is_file():
+            if not out.is_dir():
                 _train(context, rows, seed, out)
             prints[f"{target.name}/{method}/seed-{seed}"] = folder_fingerprint(out)
     return {"adapters": prints, "output": fingerprint(prints)}
@@ -67,6 +67,7 @@ def _train(context: Context, rows: list[dict[str, list[int]]], seed: int, out: P
     from gradsieve.model.training import train_lora
 
     settings = context.recipe.warmup
+    partial = out.with_name(f"{out.name}.tmp")  # the adapter's folder appears whole, or not at all
     what = f"training {out.parent.parent.name}, seed {seed}"
     adapted = add_adapter(load_model(_student(context)), settings.lora, seed)
     with context.progress.counting(what, settings.epochs, "epochs") as report:
@@ -75,11 +76,12 @@ def _train(context: Context, rows: list[dict[str, list[int]]], seed: int, out: P
             rows,
             settings,
             seed,
-            out,
+            partial,
             pad_token_id=0,
             on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
         )
-    adapted.save_pretrained(str(out))
+    adapted.save_pretrained(str(partial))
+    partial.rename(out)
 
 
 def _tokenized(selection: Path, template: ChatTemplate) -> list[dict[str, list[int]]]:

@@ -60,18 +60,22 @@ def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
 
 
 class StoreWriter:
-    """A datastore that is open for writing; see `create_store`."""
+    """A datastore that is open for writing; see `create_store`.
+
+    Attributes:
+        set_aside: Rows that are not finite, with the reason.
+    """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
-        self._set_aside: dict[RowKey, str] = _read_set_aside(folder)
+        self.set_aside: dict[RowKey, str] = _read_set_aside(folder)
 
     @property
     def rows(self) -> set[RowKey]:
         """Rows that need no work: stored, or set aside with a reason."""
         files = self.folder.glob("shard-*.safetensors")
         stored = {key for file in files for key in shard_rows(file, self.settings)}
-        return stored | set(self._set_aside)
+        return stored | set(self.set_aside)
 
     def write_shard(
         self, keys: Sequence[RowKey], features: Any, gradient_norms: Any
@@ -90,9 +94,9 @@ class StoreWriter:
         norms = np.asarray(gradient_norms, dtype=np.float32)
         finite = np.isfinite(rows).all(axis=1) & np.isfinite(norms)
         for index in np.flatnonzero(~finite).tolist():
-            self._set_aside[keys[index]] = "its gradient is not finite"
+            self.set_aside[keys[index]] = "its gradient is not finite"
         if not finite.all():
-            records = [[*key, reason] for key, reason in sorted(self._set_aside.items())]
+            records = [[*key, reason] for key, reason in sorted(self.set_aside.items())]
             write_json(self.folder / SET_ASIDE, records)
         kept = [key for key, good in zip(keys, finite, strict=True) if good]
         return self._publish(kept, rows[finite], norms[finite]) if kept else None
@@ -101,7 +105,7 @@ class StoreWriter:
         """Write the manifest: all rows that were wanted are there."""
         files = sorted(self.folder.glob("shard-*.safetensors"))
         counts = {file.name: len(shard_rows(file, self.settings)) for file in files}
-        manifest = {"shards": counts, "set_aside": len(self._set_aside)}
+        manifest = {"shards": counts, "set_aside": len(self.set_aside)}
         write_json(self.folder / MANIFEST, {**settings_file(self.settings), **manifest})
 
     def _publish(
