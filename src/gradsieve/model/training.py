@@ -83,7 +83,6 @@ def _arguments(settings: recipe.Warmup, seed: int, work: Path) -> TrainingArgume
         weight_decay=0.0,
         optim="adamw_torch",
         save_strategy="epoch",
-        save_total_limit=2,
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to="none",
@@ -122,7 +121,10 @@ class _Keeper(TrainerCallback):
             save_checkpoint(given["model"], given["optimizer"], partial, rate)
             partial.rename(whole)
         self._rates.clear()
-        write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARK, {})
+        current = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_json(current / MARK, {})
+        for older in set(current.parent.glob("checkpoint-*")) - {current}:
+            shutil.rmtree(older)
 
 
 def _last_whole(work: Path) -> str | None:
