@@ -15,12 +15,6 @@ def main() -> None:
     except GradsieveError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print(
-            "\nstopped. What was finished is kept: the same command goes on from there.",
-            file=sys.stderr,
-        )
-        sys.exit(130)
 
 
 if __name__ == "__main__":

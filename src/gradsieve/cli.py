@@ -7,7 +7,8 @@ Standard output carries the result, standard error the progress. Exit status 0: 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -90,7 +91,8 @@ def demo(out: Out = Path("runs/demo"), quiet: Quiet = False, as_json: Json = Fal
     from gradsieve.demo import main
     from gradsieve.progress import Progress
 
-    result = main(out, Progress(quiet))
+    with _interruptible(out):
+        result = main(out, Progress(quiet))
     typer.echo(json.dumps(asdict(result)) if as_json else result.table())
 
 
@@ -110,8 +112,23 @@ def _run(
     from gradsieve import pipeline
     from gradsieve.progress import Progress
 
-    done = pipeline.run(checked, out, first=first, last=last, progress=Progress(quiet))
+    with _interruptible(out):
+        done = pipeline.run(checked, out, first=first, last=last, progress=Progress(quiet))
     _print_result(done, as_json)
+
+
+@contextmanager
+def _interruptible(out: Path) -> Iterator[None]:
+    """Ctrl-C says what is kept, and ends with the status that shells expect."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nstopped. Finished stages, epochs and shards are kept in {out}: "
+            "the same command goes on from there.",
+            err=True,
+        )
+        raise typer.Exit(130) from None
 
 
 def _stage(name: str | None) -> str | None:

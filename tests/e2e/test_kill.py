@@ -110,20 +110,23 @@ def test_kill_9_at_random_moments(whole: tuple[dict[str, Any], RunDir], tmp_path
     inputs, _ = whole
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_recipe(world.recipe(inputs)))
-    alone = start(recipe, tmp_path / "alone")
-    assert alone.wait(120) == 0, alone.stderr.read()  # type: ignore[union-attr]
+    with start(recipe, tmp_path / "alone") as alone:
+        alone.communicate(timeout=120)
+    assert alone.returncode == 0
     kills, wait = 0, 3.0
     while True:
-        process = start(recipe, tmp_path / "killed")
-        try:
-            assert process.wait(wait) == 0
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills, wait = kills + 1, wait + 0.7
+        with start(recipe, tmp_path / "killed") as process:
+            try:
+                process.communicate(timeout=wait)
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+        kills, wait = kills + 1, wait + 0.7
+    assert process.returncode == 0
     assert kills >= 3
-    assert world.results(RunDir(tmp_path / "killed")) == world.results(RunDir(tmp_path / "alone"))
+    wanted, found = (world.results(RunDir(tmp_path / name)) for name in ("alone", "killed"))
+    assert sorted(wanted) == sorted(found)
+    assert [name for name in wanted if wanted[name] != found[name]] == []
 
 
 @pytest.mark.slow
@@ -133,10 +136,10 @@ def test_interrupting_says_how_to_go_on(
     inputs, _ = whole
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_recipe(world.recipe(inputs, warmup__epochs=500)))
-    process = start(recipe, tmp_path / "run")
-    time.sleep(12)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    with start(recipe, tmp_path / "run") as process:
+        time.sleep(12)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"the same command goes on from there" in told
     assert b"Traceback" not in told

@@ -98,7 +98,7 @@ def test_words_are_splitmix64() -> None:
 
 
 def test_signs_are_balanced_and_uncorrelated() -> None:
-    signs = unpack_signs(random_words(7, 0, 4096, torch.device("cpu")), torch.float32)
+    signs = unpack_signs(random_words(7, 0, 4096, torch.device("cpu")))
     bound = 4 / math.sqrt(len(signs))
     assert abs(float(signs.mean())) < bound
     for lag in (1, 8, 63, 64):

@@ -35,8 +35,9 @@ Kind = Literal["sketch", "rademacher", "none"]
 VERSION = 1
 """Changes whenever the same settings would give other values; kept in the datastore."""
 
-TILE_VALUES = 1 << 24
-"""Values of the dense matrix made at a time: 64 MiB in float32 (assumption, not tuned)."""
+TILE_VALUES = 1 << 19
+"""Values of the dense matrix made at a time: 2 MiB in float32, what a core's cache holds (the
+fastest of 2^18 to 2^24 on one core, see LOG)."""
 
 
 @dataclass
@@ -93,14 +94,14 @@ class Projection:
             words = random_words(
                 self.key(name), start * words_a_row, piece.shape[1] * words_a_row, x.device
             )
-            signs = unpack_signs(words, torch.float32).view(piece.shape[1], -1)[:, : self.dim]
+            signs = unpack_signs(words).view(piece.shape[1], -1)[:, : self.dim]
             out.addmm_(piece, signs, alpha=self.dim**-0.5)
 
     def _sketch_signs(self, name: str, p: int, device: torch.device) -> Int8[Tensor, " p"]:
         signs = self._signs.get((name, p, device))
         if signs is None:
             words = random_words(self.key(name), 0, math.ceil(p / 64), device)
-            signs = self._signs[name, p, device] = unpack_signs(words, torch.int8)[:p].clone()
+            signs = self._signs[name, p, device] = unpack_signs(words)[:p].to(torch.int8)
         return signs
 
 
@@ -145,11 +146,18 @@ def random_words(key: int, start: int, count: int, device: torch.device) -> Int6
     return state.bitwise_xor_(_shift_right(state, 31))
 
 
-def unpack_signs(words: Int64[Tensor, " count"], dtype: torch.dtype) -> Tensor:
-    """+1 or -1 for each of the 64 bits of each word, lowest bit first: [count * 64]."""
-    bits = torch.arange(256, device=words.device)[:, None] >> torch.arange(8, device=words.device)
-    table = ((bits & 1) * 2 - 1).to(dtype)
-    return table[words.view(torch.uint8).int()].flatten()
+def unpack_signs(words: Int64[Tensor, " count"]) -> Float[Tensor, " values"]:
+    """+1 or -1 for each of the 64 bits of each word, lowest bit first: [count * 64].
+
+    Each bit becomes the sign bit of a float32 1.0: seven times as fast as a table's look-up.
+    """
+    to_sign_bit = 31 - torch.arange(32, dtype=torch.int32, device=words.device)
+    bits = words.view(torch.int32).unsqueeze(1) << to_sign_bit
+    return bits.bitwise_and_(_SIGN_BIT).bitwise_xor_(_MINUS_ONE).view(torch.float32).flatten()
+
+
+_SIGN_BIT, _MINUS_ONE = -(1 << 31), 0xBF800000 - (1 << 32)
+"""0x80000000, and the bits of -1.0, as signed 32-bit integers."""
 
 
 def _signed(value: int) -> int:

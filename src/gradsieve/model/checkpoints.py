@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from gradsieve.errors import ModelError
-from gradsieve.rundir import atomic, folder_fingerprint
+from gradsieve.rundir import atomic, folder_fingerprint, write_json
 
 Moments = tuple[dict[str, Tensor], dict[str, Tensor], int]
 """exp_avg and exp_avg_sq by parameter name, and the number of optimizer steps made."""
@@ -41,8 +41,7 @@ def save_checkpoint(
     model: PeftModel, optimizer: torch.optim.Optimizer, folder: Path, learning_rate: float
 ) -> None:
     """Write a checkpoint that features can be taken from."""
-    model.save_pretrained(str(folder), safe_serialization=True)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    save_adapter(model, folder)
     tensors: dict[str, Tensor] = {}
     steps = {0}
     for name, parameter in _trainable(model).items():
@@ -54,6 +53,18 @@ def save_checkpoint(
     metadata = {METADATA: json.dumps({"step": max(steps), "learning_rate": learning_rate})}
     with atomic(folder / "adam.safetensors") as temporary:
         save_file(tensors, temporary, metadata)
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapter as peft does, the same bytes in every process."""
+    model.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    # peft keeps these in a set, whose order changes from process to process.
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    write_json(file, config)
 
 
 def saved_name(parameter: str) -> str:

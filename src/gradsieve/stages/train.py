@@ -63,6 +63,7 @@ def _student(context: Context) -> Model:
 
 
 def _train(context: Context, rows: list[dict[str, list[int]]], seed: int, out: Path) -> None:
+    from gradsieve.model.checkpoints import save_adapter
     from gradsieve.model.load import add_adapter, load_model
     from gradsieve.model.training import train_lora
 
@@ -80,7 +81,7 @@ def _train(context: Context, rows: list[dict[str, list[int]]], seed: int, out: P
             pad_token_id=0,
             on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
         )
-    adapted.save_pretrained(str(partial))
+    save_adapter(adapted, partial)
     partial.rename(out)
 
 
