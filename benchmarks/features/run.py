@@ -8,26 +8,29 @@ labelled. Each batched runner has the batch size that was fastest for it in a tr
 
 - floor: plain forward and backward of the batch, frozen base, nothing done with the gradients
 - sketch, rademacher (8192 dims), exact (57 directions): gradsieve
-- paper: batch size 1, backward, concatenate, the released code's Gamma, traker's BasicProjector
-  with 8192 dims (needs `pip install traker`; left out where it is missing)
+- the peers of peers.py, those that are installed (`pip install traker bergson dattri`), on `--slow`
+  examples of the same spread of lengths; in the settings marked so
 
 Errors are the rms error of cosines between examples, times sqrt(8192), against the same updates
-unprojected in float32: about 1 for dense signs.
+unprojected in float32: about 1 for dense signs. All rows are the released code's Gamma.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import numpy as np
 import torch
+from peers import installed
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional
@@ -36,7 +39,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gradsieve.data.batches import length_sorted_batches
 from gradsieve.influence.exact import ExactProducts
 from gradsieve.influence.extract import FeatureExtractor, Moments
-from gradsieve.influence.gradients import lora_layers
+from gradsieve.influence.gradients import lora_layers, per_example_pass
 from gradsieve.influence.projection import Projection
 
 DIM = 8192
@@ -49,6 +52,8 @@ SETTINGS = {
     "mixed lengths, r 128": {"r": 128, "vocabulary": 512, "mixed": True},
     "mixed lengths, r 32, 32,000 words": {"r": 32, "vocabulary": 32000, "mixed": True},
 }
+WITH_PEERS = ("toy: r 16, 128 tokens", "mixed lengths, r 32")
+"""The rest would take hours: a dense projector's time grows with r."""
 
 
 class Problem:
@@ -56,6 +61,7 @@ class Problem:
 
     def __init__(self, r: int, vocabulary: int, mixed: bool, count: int) -> None:
         torch.manual_seed(0)
+        self.vocabulary = vocabulary
         config = LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=256,
@@ -67,6 +73,9 @@ class Problem:
         )
         lora = LoraConfig(r=r, lora_alpha=4 * r, target_modules=MODULES, init_lora_weights=False)
         self.model = get_peft_model(LlamaForCausalLM(config), lora).eval()
+        config._attn_implementation = "eager"  # vmap fails in the fused attention with a mask
+        self.eager = get_peft_model(LlamaForCausalLM(config), lora).eval()
+        self.eager.load_state_dict(self.model.state_dict())
         weights = {name: layer.weight for name, layer in lora_layers(self.model).items()}
         self.sizes = {name: weight.numel() for name, weight in weights.items()}
         self.moments = Moments(
@@ -75,20 +84,34 @@ class Problem:
             step=50,
         )
         rng = np.random.default_rng(0)
-        lengths = np.clip(rng.lognormal(math.log(100), 0.7, count), 16, 512).astype(int)
-        self.lengths = lengths.tolist() if mixed else [128] * count
-        self.ids = [torch.randint(0, vocabulary, (length,)) for length in self.lengths]
+        # Evenly spaced quantiles of a lognormal: any count has the same spread of lengths.
+        normal = statistics.NormalDist()
+        quantiles = [normal.inv_cdf((i + 0.5) / count) for i in range(count)]
+        lengths = np.clip(100 * np.exp(0.7 * np.array(quantiles)), 16, 512).astype(int)
+        self.lengths = rng.permutation(lengths).tolist() if mixed else [128] * count
+        self.examples = [self._example(length) for length in self.lengths]
+
+    def _example(self, length: int) -> dict[str, list[int]]:
+        """Random tokens, the last two thirds labelled."""
+        ids = torch.randint(0, self.vocabulary, (length,)).tolist()
+        bare = length // 3
+        return {"input_ids": ids, "labels": [-100] * bare + ids[bare:]}
+
+    def batch_indices(self, tokens: int) -> list[list[int]]:
+        """Batches, sorted by length: whatever `tokens` is, the order of examples is the same."""
+        return length_sorted_batches(self.lengths, tokens)
 
     def batches(self, tokens: int) -> list[dict[str, Tensor]]:
-        """Padded on the right, sorted by length."""
-        made = []
-        for batch in length_sorted_batches(self.lengths, tokens):
-            ids = torch.nn.utils.rnn.pad_sequence([self.ids[i] for i in batch], batch_first=True)
-            position = torch.arange(ids.shape[1])[None]
-            length = torch.tensor([self.lengths[i] for i in batch])[:, None]
-            learnt = (position >= length // 3) & (position < length)
-            made.append({"input_ids": ids, "labels": ids.masked_fill(~learnt, -100)})
-        return made
+        """Padded on the right."""
+
+        def padded(batch: list[int], key: str, value: int) -> Tensor:
+            rows = [torch.tensor(self.examples[i][key]) for i in batch]
+            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+
+        return [
+            {"input_ids": padded(batch, "input_ids", 0), "labels": padded(batch, "labels", -100)}
+            for batch in self.batch_indices(tokens)
+        ]
 
 
 Runner = Callable[[Problem, int], "Tensor | None"]
@@ -100,9 +123,16 @@ def floor(problem: Problem, tokens: int) -> None:
         problem.model.zero_grad()
 
 
+def gradients_only(problem: Problem, tokens: int) -> None:
+    """Per-example gradients, logits at labels only, nothing done with them."""
+    for batch in problem.batches(tokens):
+        with per_example_pass(problem.model, lambda *_: None) as losses:
+            losses(batch["input_ids"], batch["labels"]).sum().backward()
+
+
 def extracted(projection: Projection | ExactProducts) -> Runner:
     def run(problem: Problem, tokens: int) -> Tensor:
-        extract = FeatureExtractor(problem.model, projection, problem.moments)
+        extract = FeatureExtractor(problem.model, projection, problem.moments, "official")
         return torch.cat([extract(batch).rows for batch in problem.batches(tokens)])
 
     return run
@@ -113,37 +143,12 @@ def exact(problem: Problem) -> Runner:
     return extracted(ExactProducts(functional.normalize(directions, dim=1), problem.sizes))
 
 
-def paper(problem: Problem, count: int) -> Tensor:
-    """The released code's steps, in float32 (its float16 is slow on a CPU)."""
-    from trak.projectors import BasicProjector, ProjectionType
-
-    weights = [p for p in problem.model.parameters() if p.requires_grad]
-    names = [name for name, p in problem.model.named_parameters() if p.requires_grad]
-    m = torch.cat([problem.moments.exp_avg[name].flatten() for name in names])
-    v = torch.cat([problem.moments.exp_avg_sq[name].flatten() for name in names])
-    projector = BasicProjector(
-        grad_dim=len(m),
-        proj_dim=DIM,
-        seed=0,
-        proj_type=ProjectionType.rademacher,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        block_size=128,
-    )
-    rows = []
-    for batch in problem.batches(1)[:count]:
-        problem.model(**batch, use_cache=False).loss.backward()
-        g = torch.cat([p.grad.flatten() for p in weights])
-        problem.model.zero_grad()
-        rows.append((0.9 * m + 0.1 * g) / torch.sqrt(0.999 * v + 0.001 * g**2 + 1e-8))
-    return projector.project(torch.stack(rows), model_id=0)
-
-
 def cosine_error(found: Tensor, whole: Tensor) -> float:
     pairs = torch.triu_indices(len(whole), len(whole), 1).unbind()
     unit = [functional.normalize(rows.double(), dim=1) for rows in (found, whole)]
     gaps = [(rows @ rows.T)[pairs] for rows in unit]
-    return float((gaps[0] - gaps[1]).square().mean().sqrt()) * math.sqrt(DIM)
+    gap = (gaps[0] - gaps[1]).detach()
+    return float(gap.square().mean().sqrt()) * math.sqrt(DIM)
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -152,36 +157,76 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Most bytes that tensors made within the call held at once."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    # The raw events: the tidied ones hide what an operator takes and frees by itself.
+    events = profiler.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    held = peak = 0
+    for _, change in sorted(changes):
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def memory(problem: Problem, tokens: int) -> dict[str, int]:
+    """Peak of one batch, beside what the issue allows: batch x the largest weight's gradients."""
+    batch = max(problem.batch_indices(tokens), key=len)
+    one = copy.copy(problem)
+    one.examples = [problem.examples[i] for i in batch]
+    one.lengths = [problem.lengths[i] for i in batch]
+    sketch = extracted(Projection("sketch", DIM))
+    sketch(one, 10**9)
+    return {
+        "examples": len(batch),
+        "floor_bytes": peak_bytes(lambda: floor(one, 10**9)),
+        "sketch_bytes": peak_bytes(lambda: sketch(one, 10**9)),
+        "batch_times_largest_weight_bytes": 4 * len(batch) * max(problem.sizes.values()),
+        "batch_times_all_weights_bytes": 4 * len(batch) * sum(problem.sizes.values()),
+    }
+
+
+def fastest(runs: Mapping[str, Runner], problem: Problem, trials: Sequence[int]) -> dict[str, int]:
+    """Each runner's best batch size, in tokens."""
+    best = {}
+    for name, run in runs.items():
+        run(problem, trials[0])  # caches signs
+        times = {tokens: seconds(lambda r=run, t=tokens: r(problem, t)) for tokens in trials}
+        best[name] = min(times, key=times.__getitem__)
+    return best
+
+
 def measure(setting: dict, count: int, slow: int, repeats: int) -> dict:
+    """One setting; `slow` examples for the peers, none if 0."""
     problem = Problem(**setting, count=count)
-    batched = {
+    small = Problem(**setting, count=slow or 1)
+    own = {
         "floor": floor,
+        "gradients only": gradients_only,
         "sketch": extracted(Projection("sketch", DIM)),
         "rademacher": extracted(Projection("rademacher", DIM)),
         f"exact, {SUBTASKS} subtasks": exact(problem),
     }
-    trials = (1024, 2048, 4096, 8192)
-    best = {}
-    for name, run in batched.items():
-        run(problem, trials[0])  # caches signs
-        times = {tokens: seconds(lambda r=run, t=tokens: r(problem, t)) for tokens in trials}
-        best[name] = min(times, key=times.__getitem__)
-    calls = {name: lambda r=run, n=name: r(problem, best[n]) for name, run in batched.items()}
-    counts = dict.fromkeys(calls, count)
-    try:
-        import trak  # noqa: F401
-
-        calls["paper"] = lambda: paper(problem, slow)
-        counts["paper"] = slow
-    except ImportError:
-        pass
+    peers = installed() if slow else {}
+    best = fastest(own, problem, (1024, 2048, 4096, 8192))
+    best.update(fastest(peers, small, (1024, 8192)))
+    calls = {name: (run, problem, best[name]) for name, run in own.items()}
+    calls.update({name: (run, small, best[name]) for name, run in peers.items()})
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
-        for name, call in calls.items():
-            times[name].append(seconds(call) / counts[name])
-    whole = extracted(Projection("none"))(problem, 2048)
+        for name, (run, on, tokens) in calls.items():
+            taken = seconds(lambda r=run, o=on, t=tokens: r(o, t))
+            times[name].append(taken / len(on.lengths))
+    whole = extracted(Projection("none"))
+    exact_rows = {id(on): whole(on, 2048) for on in (problem, small)}
     errors = {
-        name: cosine_error(batched[name](problem, 2048), whole) for name in ("sketch", "rademacher")
+        name: cosine_error(run(on, tokens), exact_rows[id(on)])
+        for name, (run, on, tokens) in calls.items()
+        if name not in own or name in ("sketch", "rademacher")
     }
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
@@ -189,33 +234,63 @@ def measure(setting: dict, count: int, slow: int, repeats: int) -> dict:
         "seconds_an_example": medians,
         "spread": {name: [min(values), max(values)] for name, values in times.items()},
         "times_the_floor": {name: value / medians["floor"] for name, value in medians.items()},
+        "times_the_sketch": {name: value / medians["sketch"] for name, value in medians.items()},
         "tokens_per_batch": best,
         "cosine_error_times_sqrt_dim": errors,
+        "memory": memory(problem, 2048),
     }
+
+
+def table(result: dict) -> str:
+    """The result as Markdown."""
+    lines = [
+        "# Gradient features on a CPU",
+        "",
+        f"`{result['command']}`, {result['machine']}, {json.dumps(result['versions'])}.",
+        "Medians; times are of one example. Error: rms error of cosines times sqrt(8192).",
+        "",
+        "| setting | runner | seconds | times the floor | times the sketch | error |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for setting, found in result["settings"].items():
+        for name, taken in found["seconds_an_example"].items():
+            error = found["cosine_error_times_sqrt_dim"].get(name)
+            lines.append(
+                f"| {setting} | {name} | {taken:.4f} | {found['times_the_floor'][name]:.2f} "
+                f"| {found['times_the_sketch'][name]:.2f} | {f'{error:.2f}' if error else ''} |"
+            )
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=48)
-    parser.add_argument("--slow", type=int, default=2, help="examples of the slow runners")
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--slow", type=int, default=32, help="examples of the peers")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    packages = ("torch", "transformers", "peft", "traker", "bergson", "dattri")
     result = {
         "command": "python benchmarks/features/run.py "
         f"--count {arguments.count} --slow {arguments.slow} --repeats {arguments.repeats}",
         "machine": f"{platform.machine()}, one thread",
-        "torch": torch.__version__,
+        "versions": {name: version(name) for name in packages if find_distribution(name)},
         "settings": {},
     }
     for name, setting in SETTINGS.items():
         if arguments.only in name:
-            found = measure(setting, arguments.count, arguments.slow, arguments.repeats)
-            result["settings"][name] = found
-            print(name, json.dumps(found["times_the_floor"]), flush=True)
+            slow = arguments.slow if name in WITH_PEERS else 0
+            result["settings"][name] = measure(setting, arguments.count, slow, arguments.repeats)
+            print(name, json.dumps(result["settings"][name]["times_the_floor"]), flush=True)
             arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+            arguments.out.with_suffix(".md").write_text(table(result))
+
+
+def find_distribution(name: str) -> bool:
+    """Whether a package is installed."""
+    return any(True for _ in distributions(name=name))
 
 
 if __name__ == "__main__":
