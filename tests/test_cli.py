@@ -86,9 +86,9 @@ def test_results_are_on_stdout_and_progress_on_stderr(tmp_path: Path) -> None:
     recipe.write_text(dump_recipe(world.recipe(world.make(tmp_path / "inputs", rows=40))))
     done = call("run", str(recipe), "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("mine: 2 rows, ")
+    assert done.stdout.startswith("mine, less: 2 rows, ")
     assert "features: done in" in done.stderr
     assert "Warning" not in done.stderr
     again = call("run", str(recipe), "--out", str(tmp_path / "run"), "--quiet", "--json")
     assert again.stderr == ""
-    assert json.loads(again.stdout)["stages"]["select"]["targets"]["mine"]["rows"] == 2
+    assert json.loads(again.stdout)["stages"]["select"]["targets"]["mine"]["less"]["rows"] == 2

@@ -40,7 +40,8 @@ STAGE_HELP = {
     "features": "Build the gradient datastore and take the targets' gradients.",
     "score": "Score each row's influence on each target.",
     "select": "Take the best rows.",
-    "train": "Train on the selection.",
+    "train": "Train on the selections.",
+    "evaluate": "Evaluate the trained models on the targets' held-out examples.",
 }
 
 
@@ -83,6 +84,25 @@ for _name in STAGES:
     app.command(_name, epilog=f"Example: gradsieve {_name} recipe.yaml --out runs/first")(
         _stage_command(_name)
     )
+
+
+@app.command(epilog="Example: gradsieve compare runs/first runs/second --format latex")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    format_: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="markdown, latex or json.")
+    ] = "markdown",
+    as_json: Json = False,
+) -> None:
+    """Compare methods: results over seeds, difference to random, overlap and cost."""
+    from gradsieve.compare import compare as compared
+    from gradsieve.errors import UsageError
+
+    format_ = "json" if as_json else format_
+    if format_ not in ("markdown", "latex", "json"):
+        todo = "One of markdown, latex, json."
+        raise UsageError(f"There is no format {format_}.", "--format", todo)
+    typer.echo(getattr(compared(runs), format_)())
 
 
 @app.command(epilog="Example: gradsieve demo --out runs/demo")
@@ -148,11 +168,17 @@ def _print_result(run: RunDir, as_json: bool) -> None:
         typer.echo(json.dumps({"run": str(run.path), "stages": metas}, ensure_ascii=False))
         return
     selected: dict[str, Any] = metas.get("select", {}).get("targets", {})
-    for target, facts in selected.items():
-        sources = ", ".join(f"{name} {count}" for name, count in facts["sources"].items())
-        folder = run.stage("select") / target
-        typer.echo(
-            f"{target}: {facts['rows']} rows, {facts['tokens']} tokens ({sources}) in {folder}"
-        )
+    for target, methods in selected.items():
+        for method, facts in methods.items():
+            sources = ", ".join(f"{name} {count}" for name, count in facts["sources"].items())
+            folder = run.stage("select") / target / method
+            typer.echo(
+                f"{target}, {method}: {facts['rows']} rows, {facts['tokens']} tokens "
+                f"({sources}) in {folder}"
+            )
+    if "evaluate" in metas:
+        from gradsieve.compare import compare as compared
+
+        typer.echo("\n" + compared([run.path]).markdown())
     if not selected:
         typer.echo(f"done: {', '.join(metas)} in {run.path}")

@@ -11,30 +11,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from gradsieve.data.examples import Example
+from gradsieve.data.examples import Example, Row
 from gradsieve.data.readers import Source, read_source
 from gradsieve.errors import DataError
 from gradsieve.progress import Progress
 from gradsieve.recipe import Model, Recipe
 from gradsieve.rundir import RunDir
-from gradsieve.tasks import Target, load_target
+from gradsieve.tasks import Target, TestSet, load_target, load_test_set
 
 if TYPE_CHECKING:
-    from gradsieve.data.template import ChatTemplate, Encoded
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the pool: the example and its tokens, or the reason why it has no gradient."""
-
-    example: Example
-    encoded: Encoded
-    set_aside: str | None
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """(source, id): unique in the pool, and the order of equal scores."""
-        return self.example.source, self.example.id
+    from gradsieve.data.template import ChatTemplate
 
 
 @dataclass
@@ -101,6 +87,18 @@ class Context:
             )
 
     @cached_property
+    def test_sets(self) -> dict[str, TestSet]:
+        """The held-out questions of the targets that have some, by the target's name."""
+        found = {
+            target.name: load_test_set(
+                target.name, target.task, target.path, target.test, target.subtask
+            )
+            for target in self.recipe.targets
+        }
+        limit = self.recipe.evaluate.limit if self.recipe.evaluate else None
+        return {name: test.limited(limit) for name, test in found.items() if test is not None}
+
+    @cached_property
     def template(self) -> ChatTemplate:
         """The chat template with the model's tokenizer."""
         from gradsieve.data.template import ChatTemplate
@@ -122,7 +120,7 @@ class Context:
         examples = [example for source in self.sources for example in source.examples]
         examples.sort(key=lambda example: (example.source, example.id))
         self.progress.say(f"  tokenizing {len(examples)} rows of the pool")
-        rows = self._encode(examples)
+        rows = self.encode(examples)
         if all(row.set_aside for row in rows):
             raise DataError(
                 "No row of the pool has anything to learn from.",
@@ -135,7 +133,7 @@ class Context:
         """A target's examples, tokenized; those without a label token are left out."""
         if target.name in self._target_rows:
             return self._target_rows[target.name]
-        rows = self._encode(target.examples)
+        rows = self.encode(target.examples)
         usable = [row for row in rows if not row.set_aside]
         bare = [row for row in rows if row.set_aside]
         if not usable:
@@ -154,7 +152,8 @@ class Context:
         self._target_rows[target.name] = usable
         return usable
 
-    def _encode(self, examples: Sequence[Example]) -> list[Row]:
+    def encode(self, examples: Sequence[Example]) -> list[Row]:
+        """Tokenize examples, in order."""
         from gradsieve.data.template import set_aside_reason
 
         encoded = self.template.encode_all(examples)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from gradsieve.context import Context
-from gradsieve.errors import DataError, GradsieveError, RunError
+from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
+from gradsieve.methods import find_method
 from gradsieve.progress import Progress, clock
 from gradsieve.recipe import Recipe, dump_recipe, load_recipe
 from gradsieve.rundir import STAGES, RunDir, differences, fingerprint, write_text
-from gradsieve.stages import features, score, select, train, warmup
+from gradsieve.stages import evaluate, features, score, select, train, warmup
 
 
 class Stage(Protocol):
@@ -33,9 +34,10 @@ class Stage(Protocol):
 
 
 FLOW = cast(
-    dict[str, Stage], dict(zip(STAGES, (warmup, features, score, select, train), strict=True))
+    dict[str, Stage],
+    dict(zip(STAGES, (warmup, features, score, select, train, evaluate), strict=True)),
 )
-"""1. warm up; 2. take gradient features; 3. score; 4. select; 5. train on the selection."""
+"""1. warm up; 2. take gradient features; 3. score; 4. select; 5. train on it; 6. evaluate."""
 
 PACKAGES = ("gradsieve", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
@@ -54,8 +56,7 @@ def run(
         recipe: A recipe or its file.
         out: The run's folder.
         first: Take the stages before this one as they are, whatever has changed since.
-        last: Stop after this stage. By default `train` if the recipe has that section, else
-            `select`.
+        last: Stop after this stage. By default the last one that the recipe has a section for.
         progress: Where to tell what is being done; standard error by default.
 
     Raises:
@@ -63,10 +64,13 @@ def run(
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     context = Context(recipe, RunDir(out), progress or Progress())
-    wanted = _stages_between(first, last or ("train" if recipe.train else "select"))
+    needed = stages_of(recipe)
+    asked = _stages_between(first, last)
+    wanted = [name for name in asked if name in needed or name in (first, last)]
     with context.run.locked():
-        for name in STAGES[: STAGES.index(wanted[0])]:
-            context.run.done(name)
+        for name in needed:
+            if STAGES.index(name) < STAGES.index(wanted[0]):
+                context.run.done(name)
         write_text(context.run.path / "recipe.yaml", dump_recipe(recipe))
         for name in wanted:
             try:
@@ -76,9 +80,32 @@ def run(
     return context.run
 
 
-def _stages_between(first: str | None, last: str) -> Sequence[str]:
+def stages_of(recipe: Recipe) -> list[str]:
+    """The stages that a recipe needs, in order: methods without gradients need no warm-up.
+
+    Raises:
+        UsageError: If a method is not known, or doesn't fit `features.mode`.
+    """
+    methods = {name: find_method(name) for name in recipe.score.methods}
+    gradients = [name for name, method in methods.items() if "gradients" in method.uses]
+    if recipe.features.mode == "exact" and set(gradients) - {"less"}:
+        raise UsageError(
+            "Exact mode takes LESS's cosines only.",
+            f"features.mode: exact, score.methods: {', '.join(gradients)}",
+            "Use features.mode: store, or leave the other methods out.",
+        )
+    return [
+        *(["warmup", "features"] if gradients else []),
+        "score",
+        "select",
+        *(["train"] if recipe.train or recipe.evaluate else []),
+        *(["evaluate"] if recipe.evaluate else []),
+    ]
+
+
+def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
     start = STAGES.index(first) if first else 0
-    stop = STAGES.index(last) + 1
+    stop = STAGES.index(last) + 1 if last else len(STAGES)
     if start >= stop:
         raise RunError(
             f"The stage to start from comes after the last one: {first}, {last}.",

@@ -76,6 +76,11 @@ class Target(Section):
         None,
         description="`custom` only: the field of a row that names its subtask; null: one subtask.",
     )
+    test: str | None = Field(
+        None,
+        description="Held-out examples to evaluate on: a file as `path`. Benchmarks have theirs in "
+        "`path`.",
+    )
 
     @model_validator(mode="after")
     def _subtask_is_for_custom(self) -> Target:
@@ -186,7 +191,12 @@ class Features(Section):
 class Score(Section):
     """Step 4: the influence of each row on each subtask."""
 
-    method: Literal["less"] = Field("less", description="How rows are scored.")
+    methods: list[Name] = Field(
+        ["less"],
+        min_length=1,
+        description="How rows are scored; `method: less` is short for a list of one. `random-1` is "
+        "`random` with seed 1. docs/methods.md lists them.",
+    )
     target_mean: Literal["cosine_of_mean", "mean_of_cosines"] = Field(
         "cosine_of_mean",
         description="Cosine to a subtask's mean gradient (the paper), or mean of the cosines to "
@@ -195,6 +205,25 @@ class Score(Section):
     across_subtasks: Literal["max", "mean"] = Field(
         "max", description="A row's score from its subtasks' scores. max as in the paper."
     )
+    embedding: str = Field(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        description="The model of method `embedding`: a folder or a hub name.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_method_is_a_list(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or "method" not in given:
+            return given
+        if "methods" in given:
+            raise ValueError("expected one of method, methods; got both")
+        rest = {key: value for key, value in given.items() if key != "method"}
+        return {**rest, "methods": [given["method"]]}
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_are_unique(cls, names: list[str]) -> list[str]:
+        return _unique(names)
 
 
 class Select(Section):
@@ -226,6 +255,28 @@ class Train(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         [0], min_length=1, description="One adapter is trained for each."
     )
+    epochs: int | None = Field(None, ge=1, description="null: the warm-up's.")
+    learning_rate: float | None = Field(None, gt=0, description="Peak; null: the warm-up's.")
+    full_parameters: bool = Field(
+        False, description="Train all weights, in the model's dtype, instead of an adapter."
+    )
+
+
+class Evaluate(Section):
+    """Step 7: what each trained model does on the targets' held-out examples."""
+
+    tasks: list[str] | None = Field(
+        None,
+        description="Names of targets, each measured by its own metric, and `target_loss`, the "
+        "loss of all targets' answers; null: all of it that there are held-out examples for.",
+    )
+    limit: int | None = Field(
+        None, ge=1, description="Held-out examples a subtask, the first ones; null: all."
+    )
+    shots: bool = Field(
+        True, description="Put the benchmark's few-shot examples before each question."
+    )
+    batch_size: int = Field(8, ge=1, description="Questions answered at a time.")
 
 
 class Recipe(Section):
@@ -242,15 +293,30 @@ class Recipe(Section):
     score: Score = Field(default_factory=Score)
     select: Select = Field(default_factory=lambda: Select(fraction=0.05))
     train: Train | None = Field(None, description="null: stop after the selection.")
+    evaluate: Evaluate | None = Field(None, description="null: no evaluation.")
 
     @field_validator("pool", "targets")
     @classmethod
     def _names_are_unique(cls, parts: list[Any]) -> list[Any]:
-        names = [part.name for part in parts]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"the name {', '.join(twice)} is used twice")
+        _unique([part.name for part in parts])
         return parts
+
+    @model_validator(mode="after")
+    def _tasks_are_targets(self) -> Recipe:
+        known = ["target_loss", *(target.name for target in self.targets)]
+        wrong = [
+            task for task in (self.evaluate and self.evaluate.tasks) or [] if task not in known
+        ]
+        if wrong:
+            raise ValueError(f"evaluate.tasks: no target is called {wrong[0]}; one of {known}")
+        return self
+
+
+def _unique(names: list[str]) -> list[str]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"the name {', '.join(twice)} is used twice")
+    return names
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -16,6 +16,9 @@ def test_the_selection_finds_the_skill(tmp_path: Path) -> None:
     assert result.selected == 120
     assert result.of_skill / result.selected > 3 * result.pool_of_skill / result.pool
     assert result.of_skill > 3 * result.of_twin
+    assert result.loss["less"] < result.loss["bm25"] < result.loss["base"]
+    assert result.loss["less"] < result.loss["random"]
+    assert result.accuracy["full"] > result.accuracy["less"] > result.accuracy["random"]
     assert "Target skill: reverse" in result.table()
 
 

@@ -8,7 +8,7 @@ from peft import PeftModel
 import tiny
 from gradsieve import recipe
 from gradsieve.model.load import add_adapter
-from gradsieve.model.training import MARK, train_lora
+from gradsieve.model.training import MARK, train_model
 from gradsieve.rundir import file_fingerprint
 
 SETTINGS = recipe.Warmup(
@@ -38,7 +38,7 @@ def train(folder: Path, kill_at: int | None = None, settings: recipe.Warmup = SE
         if done == kill_at:
             raise Killed
 
-    train_lora(fresh(), rows(), settings, 0, folder, 0, on_step, keep_checkpoints=True)
+    train_model(fresh(), rows(), settings, 0, folder, 0, on_step, keep_checkpoints=True)
 
 
 def prints(folder: Path) -> dict[str, str]:
@@ -94,7 +94,7 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
     cut = settings.model_copy(update={"micro_batch_size": 2})
     for name, chosen in (("whole", settings), ("cut", cut)):
         model = add_adapter(tiny.model(), chosen.lora, seed=0)
-        train_lora(model, rows(), chosen, 0, tmp_path / name, 0, lambda *_: None, True)
+        train_model(model, rows(), chosen, 0, tmp_path / name, 0, lambda *_: None, True)
     whole, halves = (
         load_file(tmp_path / name / "checkpoint-3" / "adapter_model.safetensors")
         for name in ("whole", "cut")

@@ -85,7 +85,7 @@ def test_similarities_are_cosines_of_what_is_stored(tmp_path: Path, bits: int) -
     store = open_store(tmp_path)
     directions = rows(3, seed=5) / np.float32(1e3)
     found = {}
-    for block, values in store.similarities(directions):
+    for block, values, _ in store.similarities(directions):
         found.update(zip(block, values, strict=True))
     stored = store.read(keys(0, 20)).astype(np.float64)
     wanted = stored @ directions.T / np.linalg.norm(stored, axis=1, keepdims=True)
@@ -101,7 +101,7 @@ def test_only_wanted_rows_and_each_once(tmp_path: Path) -> None:
     reader = open_store(tmp_path)
     assert len(reader) == 20
     wanted = set(keys(3, 10))
-    blocks = [block for block, _ in reader.similarities(rows(1), wanted)]
+    blocks = [block for block, *_ in reader.similarities(rows(1), wanted)]
     assert sorted(key for block in blocks for key in block) == sorted(wanted)
 
 

@@ -88,10 +88,10 @@ def test_an_unknown_language_names_the_nearest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "where"),
     [
-        ([ROW, {"context": "c", "question": "q"}], ", english, example 2: found context, question"),
-        ([row("c", "q")], ", english, example 1: found context, question, answers"),
-        ([{**ROW, "context": None}], ", english, example 1: found context, question, answers"),
-        (["text"], ", english, example 1: found str"),
+        ([ROW, {"context": "c", "question": "q"}], ", english-1: found context, question"),
+        ([row("c", "q")], ", english-0: found context, question, answers"),
+        ([{**ROW, "context": None}], ", english-0: found context, question, answers"),
+        (["text"], ", english-0: found str"),
         (ROW, ", english"),
         ([], ", english"),
     ],

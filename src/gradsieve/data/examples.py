@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from gradsieve.data.template import Encoded
 
 
 class Message(TypedDict):
@@ -39,3 +42,17 @@ class Example:
     row: Mapping[str, Any] = field(default_factory=dict)
     subtask: str = ""
     answer_prefix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the pool: the example and its tokens, or the reason why it has no gradient."""
+
+    example: Example
+    encoded: Encoded
+    set_aside: str | None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(source, id): unique in the pool, and the order of equal scores."""
+        return self.example.source, self.example.id

@@ -109,7 +109,7 @@ class ChatTemplate:
         self.tokenizer, self.max_length = tokenizer, max_length
         self.template = _template_text(tokenizer, template)
         # A chat template writes special tokens itself; the paper's leaves it to the tokenizer.
-        self._add_special_tokens = template == "tulu"
+        self.adds_special_tokens = template == "tulu"
         self._marks_generation = re.search(r"\{%-?\s*generation\s*-?%\}", self.template) is not None
         if not tokenizer.is_fast:
             raise ModelError(
@@ -163,10 +163,14 @@ class ChatTemplate:
                 "Mend the row, or set model.chat_template to one that takes it.",
             ) from None
 
+    def prompt(self, messages: Sequence[Message], answer_start: str = "") -> str:
+        """The text that asks for an answer, up to where what is generated starts."""
+        return self._write(messages, add_generation_prompt=True) + answer_start
+
     def _tokenize(self, texts: Sequence[Rendered]) -> Iterator[Encoded]:
         tokens = self.tokenizer(
             [rendered.text for rendered in texts],
-            add_special_tokens=self._add_special_tokens,
+            add_special_tokens=self.adds_special_tokens,
             return_offsets_mapping=True,
             return_attention_mask=False,
             verbose=False,

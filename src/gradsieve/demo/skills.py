@@ -112,6 +112,16 @@ def make_examples(skill: str, count: int, seed: int) -> list[Row]:
     ]
 
 
+def make_questions(skill: str, count: int, seed: int) -> list[Row]:
+    """Held-out questions for one skill, `count` of each kind of list, in all its wordings."""
+    rng = random.Random(f"{seed} questions")
+    return [
+        _row(rng, f"{kind}-{number}", skill, kind=kind, wording=number % 3)
+        for kind in ITEMS
+        for number in range(count)
+    ]
+
+
 def vocabulary() -> list[str]:
     """Every word that a row may hold."""
     words = {word for skill in SKILLS.values() for text in skill.wordings for word in text.split()}

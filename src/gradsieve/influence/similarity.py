@@ -22,7 +22,7 @@ TargetMean = Literal["cosine_of_mean", "mean_of_cosines"]
 def subtask_directions(
     rows: Float[Tensor, "k d"],
     subtasks: Sequence[str],
-    target_mean: TargetMean = "cosine_of_mean",
+    target_mean: TargetMean | Literal["mean"] = "cosine_of_mean",
 ) -> tuple[list[str], Float[Tensor, "S d"]]:
     """One direction for each subtask, such that its inner product with a UNIT row is the cosine.
 
@@ -30,7 +30,8 @@ def subtask_directions(
         rows: Gradients of the target's examples at one checkpoint.
         subtasks: The subtask of each row.
         target_mean: `cosine_of_mean` averages a subtask's gradients, then takes the cosine (the
-            paper); `mean_of_cosines` averages the cosines to each example (the released code).
+            paper); `mean_of_cosines` averages the cosines to each example (the released code);
+            `mean` is the mean gradient with its length, for inner products.
 
     Returns:
         The subtasks' names in alphabetical order, and their directions.

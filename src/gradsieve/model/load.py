@@ -118,6 +118,18 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         ) from None
 
 
+def load_trained(model: recipe.Model, folder: Path) -> PreTrainedModel:
+    """A trained model in eval mode: a folder's adapter merged into the model, or a whole model.
+
+    Raises:
+        ModelError: As `load_adapter` and `load_model`.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        return load_model(model.model_copy(update={"name": str(folder), "revision": None})).eval()
+    merged: PreTrainedModel = load_adapter(load_model(model), folder).merge_and_unload()
+    return merged.eval()
+
+
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer with more tokens than the model has embeddings.
 

@@ -1,6 +1,6 @@
-"""Training a LoRA adapter with transformers' Trainer (the paper's steps 1 and 6).
+"""Training an adapter, or a whole model, with transformers' Trainer (the paper's steps 1 and 6).
 
-In: a peft model and tokenized rows. Out: the trained model, its loss curve, and optionally a
+In: a model and tokenized rows. Out: the trained model, its loss curve, and optionally a
 checkpoint with Adam's moments after each epoch. A killed training goes on after its last whole
 epoch and ends with the same weights: Trainer keeps the optimizer, the schedule and all random
 states; a mark tells which of its checkpoints are whole.
@@ -18,7 +18,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from gradsieve import recipe
 from gradsieve.model.checkpoints import save_checkpoint
@@ -31,8 +37,8 @@ Row = Mapping[str, list[int]]
 """`input_ids` and `labels` of one example."""
 
 
-def train_lora(
-    model: PeftModel,
+def train_model(
+    model: PeftModel | PreTrainedModel,
     rows: Sequence[Row],
     settings: recipe.Warmup,
     seed: int,
@@ -44,7 +50,7 @@ def train_lora(
     """Train; writes `loss.jsonl`, and `checkpoint-1..N` with Adam's moments if they are wanted.
 
     Args:
-        model: With a fresh adapter; trained in place.
+        model: With a fresh adapter, or with all weights trainable; trained in place.
         rows: Tokenized examples.
         settings: Epochs, learning rate, batch size.
         seed: Of the order and the dropout.

@@ -19,8 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradsieve.context import Context, Row
+from gradsieve.context import Context
+from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError
+from gradsieve.methods import find_method
 from gradsieve.rundir import atomic, fingerprint
 from gradsieve.store import RowKey, StoreWriter, create_store
 
@@ -53,14 +55,24 @@ def inputs(context: Context) -> dict[str, Any]:
         "pool": context.pool_inputs,
         "targets": {target.name: target.fingerprint for target in context.targets},
         "target_mean": context.recipe.score.target_mean if settings.mode == "exact" else None,
+        "stores": list(_stores(context)),
     }
+
+
+def _stores(context: Context) -> dict[str, bool]:
+    """Name of each datastore that the recipe's methods read, and whether its rows are Adam's."""
+    if context.recipe.features.mode == "exact":
+        return {"exact": True}
+    uses = {find_method(name).uses for name in context.recipe.score.methods}
+    plain = {"pool-sgd": False} if "plain gradients" in uses else {}
+    return {"pool": True, **plain} if "gradients" in uses or not plain else plain
 
 
 def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether what was made for old inputs serves new ones: other rows or targets may come."""
     grows: dict[str, Any] = {"pool": None}
     if new["features"]["mode"] == "store":
-        grows["targets"] = None
+        grows.update(targets=None, stores=None)
     return {**old, **grows} == {**new, **grows}
 
 
@@ -81,7 +93,11 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
         "set_aside": sum(row.set_aside is not None for row in context.rows) + len(not_finite),
         "truncated": sum(row.encoded.truncated for row in context.rows),
         "checkpoints": facts,
-        "output": fingerprint([fact["output"] for fact in facts]),
+        "output": {
+            f"{part}.{name}": fingerprint([fact[part][name] for fact in facts])
+            for part in ("stores", "targets")
+            for name in facts[0][part]
+        },
     }
 
 
@@ -97,46 +113,48 @@ def _checkpoint(
     settings = context.recipe.features
     model = load_adapter(load_model(context.recipe.model), checkpoint)
     moments = Moments(*load_moments(checkpoint, model))
-    exact = settings.mode == "exact"
     projection = Projection(**settings.projection.model_dump())
-    columns, products = _exact_products(context, model) if exact else ([], None)
-    of_pool = FeatureExtractor(
-        model, products or projection, moments, settings.adam, settings.momentum
-    )
-    store_settings = _store_settings(context, checkpoint_fingerprint(checkpoint), columns)
+    identity = checkpoint_fingerprint(checkpoint)
     rows = sorted(
         (row for row in context.rows if not row.set_aside),
         key=lambda row: (len(row.encoded.input_ids), row.key),
     )
-    below_eps = _batched(of_pool, [row.encoded for row in rows[:8]], 1, measure_eps=True)[2]
-    context.progress.say(f"  {name}: v' < 1e-8 in {below_eps:.1%} of coordinates")
-    folder = where / ("exact" if exact else "pool")
-    store = create_store(folder, store_settings)
-    _fill_store(context, of_pool, rows, store, name)
-    of_targets = FeatureExtractor(model, projection)
-    wanted = [] if exact else context.targets
-    targets = [_target(context, of_targets, target, where) for target in wanted]
+    facts: dict[str, Any] = {"adam_step": moments.step, "stores": {}}
+    not_finite: dict[RowKey, str] = {}
     keys = {_row_key(row) for row in rows}
-    not_finite = {key: why for key, why in store.set_aside.items() if key in keys}
-    facts = {
-        "adam_step": moments.step,
-        "share_of_coordinates_below_eps": below_eps,
-        "not_finite": len(not_finite),
-        "output": fingerprint([store_settings, sorted(keys), targets]),
-    }
+    for kind, of_adam in _stores(context).items():
+        exact = kind == "exact"
+        columns, products = _exact_products(context, model) if exact else ([], None)
+        adam = (moments, settings.adam, settings.momentum) if of_adam else ()
+        extractor = FeatureExtractor(model, products or projection, *adam)
+        if of_adam:
+            few = [row.encoded for row in rows[:8]]
+            below_eps = _batched(extractor, few, 1, measure_eps=True)[2]
+            facts["share_of_coordinates_below_eps"] = below_eps
+            context.progress.say(f"  {name}: v' < 1e-8 in {below_eps:.1%} of coordinates")
+        store_settings = _store_settings(context, identity, columns, of_adam)
+        store = create_store(where / kind, store_settings)
+        _fill_store(context, extractor, rows, store, f"{name}, {kind}" if not of_adam else name)
+        not_finite.update({key: why for key, why in store.set_aside.items() if key in keys})
+        facts["stores"][kind] = fingerprint([store_settings, sorted(keys)])
+    of_targets = FeatureExtractor(model, projection)
+    wanted = [] if settings.mode == "exact" else context.targets
+    targets = [_target(context, of_targets, target, where) for target in wanted]
+    facts["not_finite"] = len(not_finite)
+    facts["targets"] = dict(zip((target.name for target in wanted), targets, strict=True))
     return facts, not_finite
 
 
 def _store_settings(
-    context: Context, checkpoint: str, columns: list[tuple[str, str]]
+    context: Context, checkpoint: str, columns: list[tuple[str, str]], of_adam: bool
 ) -> dict[str, Any]:
     """What all rows of a datastore share; `columns` are the subtasks of exact mode."""
     from gradsieve.influence.projection import VERSION
 
     settings = context.recipe.features
     shared = {
-        "adam": settings.adam,
-        "momentum": settings.momentum,
+        "adam": settings.adam if of_adam else None,
+        "momentum": settings.momentum if of_adam else None,
         "model": context.model_inputs,
         "checkpoint": checkpoint,
     }

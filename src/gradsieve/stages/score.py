@@ -1,151 +1,171 @@
-"""Stage 4: the influence of each row of the pool on each subtask (method.md, steps 4 and 5).
+"""Stage 4: a score for each row of the pool, target and method (method.md, steps 4 and 5).
 
-In: the datastores and the targets' gradients. Out: `03-score/TARGET/METHOD.parquet` with columns
-source, id, score, subtask (the one that gave the maximum) and one column a subtask, in order of
-(source, id). All targets are scored in one pass over each checkpoint's datastore.
+In: the pool, the targets and, for methods that use them, gradients. Out:
+`03-score/TARGET/METHOD.parquet` with columns source, id, score, subtask (the one that scored
+highest) and one column a subtask, in order of (source, id); and `rows.parquet`, which tells each
+row's tokens and why a row could not be scored.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gradsieve.context import Context
-from gradsieve.errors import StoreError
-from gradsieve.rundir import atomic, fingerprint, folder_fingerprint
-from gradsieve.store import RowKey, open_store
+from gradsieve.methods import Gradients, Problem, Scores, find_method, split_seed
+from gradsieve.progress import clock
+from gradsieve.rundir import atomic, file_fingerprint, fingerprint, write_json
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-Column = tuple[str, str]
-"""(target, subtask) of a column of scores."""
-
-Blocks = Iterator[tuple[list[RowKey], "NDArray[np.float32]"]]
-"""Keys of rows, and their cosines [n, S]."""
+COSTS = "seconds.json"
+"""What each method has taken, beside the tables."""
 
 
 def inputs(context: Context) -> dict[str, Any]:
     """What this stage depends on."""
-    features = context.run.done("features")
+    names = context.recipe.score.methods
+    gradients = uses_gradients(context)
     return {
-        "score": context.recipe.score.model_dump(mode="json"),
-        "features": features["output"],
-        "learning_rates": context.run.done("warmup")["learning_rates"],
-        "targets": [target.name for target in context.recipe.targets],
+        "score": context.recipe.score.model_dump(mode="json", exclude={"methods"}),
+        "methods": names,
+        "targets": {target.name: target.fingerprint for target in context.targets},
+        "pool": context.pool_inputs,
+        "model": context.model_inputs,
+        "features": _features(context) if gradients else {},
     }
 
 
-def run(context: Context, folder: Path) -> dict[str, Any]:
-    """Score every row for every target."""
-    keys = _pool_keys(context.run.stage("features") / "rows.parquet")
-    position = {key: index for index, key in enumerate(keys)}
-    rates = np.array(context.run.done("warmup")["learning_rates"], dtype=np.float64)
-    names: list[Column] = []
-    scores = np.zeros((0, 0))
-    for number, weight in enumerate(rates / rates.sum(), start=1):
-        where = context.run.stage("features") / f"checkpoint-{number}"
-        names, blocks = _cosines(context, where, set(position))
-        scores = scores if scores.size else np.zeros((len(keys), len(names)), dtype=np.float64)
-        added = np.zeros(len(keys), dtype=bool)
-        what = f"scores, checkpoint {number} of {len(rates)}"
-        with context.progress.counting(what, len(keys), "rows") as report:
-            for block, cosines in blocks:
-                here = [position[key] for key in block]
-                scores[here] += weight * cosines
-                added[here] = True
-                report(int(added.sum()))
-        if not added.all():
-            raise _rows_missing(where, keys, added)
-    means = {
-        target.name: _write(context, folder, target.name, keys, names, scores)
-        for target in context.recipe.targets
-    }
-    return {"rows": len(keys), "targets": means, "output": fingerprint(_prints(context, folder))}
+def uses_gradients(context: Context) -> bool:
+    """Whether any method needs the features stage."""
+    names = context.recipe.score.methods
+    return any("gradients" in find_method(name).uses for name in names)
 
 
-def _pool_keys(file: Path) -> list[RowKey]:
-    """The rows that have features, in order of (source, id)."""
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(file, columns=["source", "id", "content"]).to_pylist()
-    return sorted(RowKey(**row) for row in rows if row["content"])
-
-
-def _directions(context: Context, folder: Path) -> tuple[list[Column], NDArray[np.float32]]:
-    """The columns and the direction of each, all targets side by side."""
-    from safetensors.torch import safe_open
-
-    from gradsieve.influence.similarity import subtask_directions
-
-    names: list[Column] = []
-    parts = []
-    for target in context.recipe.targets:
-        with safe_open(folder / f"{target.name}.safetensors", "pt") as file:
-            subtasks = json.loads(file.metadata()["gradsieve"])["subtasks"]
-            rows = file.get_tensor("features")
-        found, directions = subtask_directions(rows, subtasks, context.recipe.score.target_mean)
-        names += [(target.name, subtask) for subtask in found]
-        parts.append(directions.numpy())
-    return names, np.concatenate(parts)
-
-
-def _cosines(context: Context, where: Path, wanted: set[RowKey]) -> tuple[list[Column], Blocks]:
-    """The columns at one checkpoint, and blocks of rows with their cosine to each."""
-    if context.recipe.features.mode == "store":
-        names, directions = _directions(context, where / "targets")
-        return names, open_store(where / "pool").similarities(directions, wanted)
-    store = open_store(where / "exact")
-    names = [(target, subtask) for target, subtask in store.settings["exact"]["columns"]]
-    blocks = store.shards(wanted)
-    return names, ((b.keys, b.directions * b.feature_norms[:, None]) for b in blocks)
-
-
-def _rows_missing(where: Path, keys: list[RowKey], added: NDArray[np.bool_]) -> StoreError:
-    missing = keys[int(np.flatnonzero(~added)[0])]
-    return StoreError(
-        f"The datastore lacks {int((~added).sum())} of {len(added)} rows.",
-        f"{where}, e.g. {missing.source} {missing.id}",
-        "Run `gradsieve features` again: it adds only what is missing.",
+def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether scores are kept: other methods and targets may come."""
+    grows: dict[str, Any] = {"methods": None, "targets": {}, "features": {}}
+    return {**old, **grows} == {**new, **grows} and all(
+        new[part].get(name) == value
+        for part in ("targets", "features")
+        for name, value in old[part].items()
     )
 
 
-def _write(
-    context: Context,
-    folder: Path,
-    target: str,
-    keys: list[RowKey],
-    names: list[Column],
-    scores: NDArray[np.float64],
-) -> dict[str, float]:
-    """Write one target's table; returns the distribution of its scores."""
+def _features(context: Context) -> dict[str, Any]:
+    rates = context.run.done("warmup")["learning_rates"]
+    return {**context.run.done("features")["output"], "learning_rates": rates}
+
+
+def run(context: Context, folder: Path) -> dict[str, Any]:
+    """Score the pool by every method; tables that are there are kept."""
+    _write_rows(context, folder / "rows.parquet")
+    names = context.recipe.score.methods
+    for name in names:
+        files = {target.name: table(folder, target.name, name) for target in context.targets}
+        if not all(file.is_file() for file in files.values()):
+            _score(context, name, files, folder / COSTS)
+    tables = {
+        f"{target.name}/{name}": table(folder, target.name, name)
+        for target in context.targets
+        for name in names
+    }
+    costs = _costs(folder / COSTS)
+    return {
+        "methods": {
+            name: {"source": find_method(name).source, "seconds": costs[name]} for name in names
+        },
+        "tables": {name: _spread(file) for name, file in tables.items()},
+        "output": fingerprint(
+            [file_fingerprint(file) for file in (folder / "rows.parquet", *tables.values())]
+        ),
+    }
+
+
+def _score(context: Context, name: str, files: dict[str, Path], costs: Path) -> None:
+    """Score by one method; what it took is noted first, so that no table lacks it."""
+    start = time.monotonic()
+    scores = find_method(name).score(_problem(context, name))
+    seconds = round(time.monotonic() - start, 3)
+    write_json(costs, {**_costs(costs), name: seconds})
+    for target, file in files.items():
+        _write(scores[target], file)
+    context.progress.say(f"  {name}: scored in {clock(seconds)}")
+
+
+def _costs(file: Path) -> dict[str, float]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def table(folder: Path, target: str, method: str) -> Path:
+    """Where a target's scores by a method are."""
+    return folder / target / f"{method}.parquet"
+
+
+def _problem(context: Context, name: str) -> Problem:
+    gradients = None
+    if "gradients" in find_method(name).uses:
+        features = context.run.stage("features")
+        rates = context.run.done("warmup")["learning_rates"]
+        folders = [features / f"checkpoint-{number + 1}" for number in range(len(rates))]
+        gradients = Gradients(folders, rates, features / "rows.parquet")
+    return Problem(
+        rows=[row for row in context.rows if not row.set_aside],
+        targets={target.name: context.target_rows(target) for target in context.targets},
+        recipe=context.recipe,
+        seed=split_seed(name)[1],
+        progress=context.progress,
+        gradients=gradients,
+    )
+
+
+def _write(scores: Scores, file: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    settings = context.recipe.score
-    columns = [index for index, (owner, _) in enumerate(names) if owner == target]
-    subtasks = [names[index][1] for index in columns]
-    own = scores[:, columns].astype(np.float32)
-    best = own.argmax(axis=1)
-    total = own.max(axis=1) if settings.across_subtasks == "max" else own.mean(axis=1)
-    table = {
-        "source": [key.source for key in keys],
-        "id": [key.id for key in keys],
-        "score": total,
-        "subtask": [subtasks[index] for index in best],
+    told = {
+        "source": [source for source, _ in scores.keys],
+        "id": [id for _, id in scores.keys],
+        "score": scores.total,
+        "subtask": scores.best_subtask,
     }
-    # A subtask may be called like one of the columns above.
-    named = {f"subtask:{name}" if name in table else name: name for name in subtasks}
-    per_subtask = {column: own[:, i] for i, column in enumerate(named)}
-    with atomic(folder / target / f"{settings.method}.parquet") as temporary:
-        pq.write_table(pa.table({**table, **per_subtask}), temporary)
+    if scores.by_subtask is not None:
+        for index, name in enumerate(scores.subtasks):
+            # A subtask may be called like one of the columns above.
+            told[f"subtask:{name}" if name in told else name] = scores.by_subtask[:, index]
+    with atomic(file) as temporary:
+        pq.write_table(pa.table(told), temporary)
+
+
+def _spread(file: Path) -> dict[str, float]:
+    """How many rows were scored, and between which scores they lie."""
+    import pyarrow.parquet as pq
+
+    total = pq.read_table(file, columns=["score"])["score"].to_numpy()
     quantiles = {"lowest": 0.0, "median": 0.5, "top 5%": 0.95, "highest": 1.0}
-    return {name: float(np.quantile(total, share)) for name, share in quantiles.items()}
+    spread = {name: float(np.quantile(total, share)) for name, share in quantiles.items()}
+    return {"rows": len(total), **spread}
 
 
-def _prints(context: Context, folder: Path) -> list[str]:
-    return [folder_fingerprint(folder / target.name) for target in context.recipe.targets]
+def _write_rows(context: Context, file: Path) -> None:
+    """Tokens of each row, and why a row can't be scored."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = context.rows
+    reasons = [row.set_aside for row in rows]
+    if uses_gradients(context):  # some may have a gradient that is not finite
+        features = context.run.stage("features") / "rows.parquet"
+        reasons = pq.read_table(features, columns=["set_aside"])["set_aside"].to_pylist()
+    told = {
+        "source": [row.example.source for row in rows],
+        "id": [row.example.id for row in rows],
+        "tokens": [len(row.encoded.input_ids) for row in rows],
+        "label_tokens": [row.encoded.n_labels for row in rows],
+        "truncated": [row.encoded.truncated for row in rows],
+        "set_aside": pa.array(reasons, pa.string()),
+    }
+    with atomic(file) as temporary:
+        pq.write_table(pa.table(told), temporary)

@@ -15,6 +15,7 @@ from typing import Any
 
 from gradsieve.context import Context
 from gradsieve.errors import DataError
+from gradsieve.methods import find_method
 from gradsieve.recipe import Select
 from gradsieve.rundir import file_fingerprint, fingerprint, write_text
 
@@ -29,30 +30,38 @@ def inputs(context: Context) -> dict[str, Any]:
 
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
-    """Select for every target."""
+    """Select for every target by every method."""
     rows = {
         (example.source, example.id): example.row
         for source in context.sources
         for example in source.examples
     }
     tokens, dropped = _tokens_and_dropped(context)
-    method = context.recipe.score.method
-    facts: dict[str, Any] = {}
-    prints = []
+    facts: dict[str, dict[str, Any]] = {}
+    prints: dict[str, str] = {}
     for target in context.recipe.targets:
-        scored = _scores(context.run.stage("score") / target.name / f"{method}.parquet")
-        chosen = take(scored, context.recipe.select, tokens)
-        out = folder / target.name / method
-        write_text(out / "selected.jsonl", _lines(_annotated(rows, chosen)))
-        write_text(out / "dropped.jsonl", _lines(dropped))
-        write_text(out / "README.md", _card(context, target.name, chosen, scored, tokens))
-        prints.append(file_fingerprint(out / "selected.jsonl"))
-        facts[target.name] = {
-            "rows": len(chosen),
-            "tokens": sum(tokens[row["source"], row["id"]] for row in chosen),
-            "sources": dict(Counter(row["source"] for row in chosen).most_common()),
-        }
-    return {"targets": facts, "dropped": len(dropped), "output": fingerprint(prints)}
+        for method in context.recipe.score.methods:
+            scored = _scores(context.run.stage("score") / target.name / f"{method}.parquet")
+            everything = Select(fraction=1.0)
+            chosen = take(scored, everything if method == "full" else context.recipe.select, tokens)
+            out = folder / target.name / method
+            write_text(out / "selected.jsonl", _lines(_annotated(rows, chosen)))
+            write_text(out / "dropped.jsonl", _lines(dropped))
+            write_text(
+                out / "README.md", _card(context, target.name, method, chosen, scored, tokens)
+            )
+            prints[f"{target.name}/{method}"] = file_fingerprint(out / "selected.jsonl")
+            facts.setdefault(target.name, {})[method] = {
+                "rows": len(chosen),
+                "tokens": sum(tokens[row["source"], row["id"]] for row in chosen),
+                "sources": dict(Counter(row["source"] for row in chosen).most_common()),
+            }
+    return {
+        "targets": facts,
+        "dropped": len(dropped),
+        "selections": prints,
+        "output": fingerprint(prints),
+    }
 
 
 def take(
@@ -106,7 +115,7 @@ def _tokens_and_dropped(
     """Tokens of each row, and one record for each row that could not be scored."""
     import pyarrow.parquet as pq
 
-    file = context.run.stage("features") / "rows.parquet"
+    file = context.run.stage("score") / "rows.parquet"
     rows = pq.read_table(file, columns=["source", "id", "tokens", "set_aside"]).to_pylist()
     dropped = [
         {"source": row["source"], "id": row["id"], "reason": row["set_aside"]}
@@ -129,7 +138,8 @@ def _annotated(
         row = rows[scored["source"], scored["id"]]
         added = {"rank": rank, **{key: scored[key] for key in ("score", "subtask", "source")}}
         renamed = {key if key not in row else f"gradsieve_{key}": added[key] for key in added}
-        yield {**row, **renamed}
+        # A row without an id gets the one that names it everywhere else.
+        yield {**({"id": scored["id"]} if row.get("id") is None else {}), **row, **renamed}
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> str:
@@ -148,6 +158,7 @@ def _line(record: Mapping[str, Any]) -> str:
 def _card(
     context: Context,
     target: str,
+    method: str,
     chosen: list[dict[str, Any]],
     scored: list[dict[str, Any]],
     tokens: Mapping[tuple[str, str], int],
@@ -171,8 +182,8 @@ tags:
 
 # Selected for {target}
 
-{len(chosen)} of {len(scored)} rows ({spent} tokens), chosen by `{context.recipe.score.method}` with
-gradients of `{context.recipe.model.name}`. Rows are as they came in, in order of rank, with `rank`,
+{len(chosen)} of {len(scored)} rows ({spent} tokens), chosen with `{context.recipe.model.name}` by
+`{method}`: {find_method(method).source}. Rows are as they came in, in order of rank, with `rank`,
 `score`, `subtask` (the subtask of {target} that a row helps most) and `source` added. Rows that
 could not be scored are in `dropped.jsonl`.
 

@@ -1,24 +1,30 @@
 """Stage 6: LoRA on the selection, with the warm-up's settings (method.md, steps 6 and 7).
 
-In: selections, and the model that selected or another one (LESS-T). Out: one peft adapter for each
-target and seed in `05-train/TARGET/METHOD/seed-S/`, with its `loss.jsonl`.
+In: selections, and the model that selected or another one (LESS-T). Out: one peft adapter (or, with
+`full_parameters`, a model) for each target, method and seed in `05-train/TARGET/METHOD/seed-S/`,
+with its `loss.jsonl`.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsieve.context import Context
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import messages_of
-from gradsieve.recipe import Model, Train
-from gradsieve.rundir import fingerprint, folder_fingerprint
+from gradsieve.recipe import Model, Train, Warmup
+from gradsieve.rundir import fingerprint, folder_fingerprint, write_json
 
 if TYPE_CHECKING:
     from gradsieve.data.template import ChatTemplate
 
+
+COST = "training.json"
+"""Of a trained model's folder: what it took."""
 
 _UNUSED = {"checkpoints", "fraction", "micro_batch_size", "seed"}
 """Keys of `warmup` that a training on the selection doesn't depend on."""
@@ -28,27 +34,39 @@ def inputs(context: Context) -> dict[str, Any]:
     """What this stage depends on."""
     student = context.with_model(_student(context))
     return {
-        "train": _settings(context).model_dump(mode="json"),
+        "train": _settings(context).model_dump(mode="json", exclude={"seeds"}),
+        "seeds": _settings(context).seeds,
         "model": student.model_inputs,
         "warmup": context.recipe.warmup.model_dump(mode="json", exclude=_UNUSED),
-        "selection": context.run.done("select")["output"],
+        "selections": context.run.done("select")["selections"],
     }
 
 
+def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether adapters are kept: other seeds, methods and targets may come."""
+    grows = {"seeds": None, "selections": None}
+    same = {**old, **grows} == {**new, **grows}
+    return same and old["selections"].items() <= new["selections"].items()
+
+
 def run(context: Context, folder: Path) -> dict[str, Any]:
-    """Train an adapter for each target and seed; finished ones are kept."""
-    method = context.recipe.score.method
+    """Train a model for each target, method and seed; finished ones are kept."""
     template = context.with_model(_student(context)).template
-    prints = {}
-    for target in context.recipe.targets:
-        selection = context.run.stage("select") / target.name / method / "selected.jsonl"
-        rows = _tokenized(selection, template)
+    prints: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    trained: dict[tuple[str, int], Path] = {}
+    for name, selection in context.run.done("select")["selections"].items():
         for seed in _settings(context).seeds:
-            out = folder / target.name / method / f"seed-{seed}"
+            out = folder / name / f"seed-{seed}"
+            twin = trained.setdefault((selection, seed), out)
+            if not out.is_dir() and twin != out:
+                _copy(twin, out)  # the same rows for another target
             if not out.is_dir():
+                rows = _tokenized(context.run.stage("select") / name / "selected.jsonl", template)
                 _train(context, rows, seed, out)
-            prints[f"{target.name}/{method}/seed-{seed}"] = folder_fingerprint(out)
-    return {"adapters": prints, "output": fingerprint(prints)}
+            prints[f"{name}/seed-{seed}"] = folder_fingerprint(out, ("*.safetensors",))
+            seconds[f"{name}/seed-{seed}"] = json.loads((out / COST).read_text())["seconds"]
+    return {"models": prints, "seconds": seconds, "output": fingerprint(prints)}
 
 
 def _settings(context: Context) -> Train:
@@ -62,18 +80,26 @@ def _student(context: Context) -> Model:
     return model if name is None else model.model_copy(update={"name": name, "revision": None})
 
 
-def _train(context: Context, rows: list[dict[str, list[int]]], seed: int, out: Path) -> None:
-    from gradsieve.model.checkpoints import save_adapter
-    from gradsieve.model.load import add_adapter, load_model
-    from gradsieve.model.training import train_lora
+def _copy(twin: Path, out: Path) -> None:
+    partial = out.with_name(f"{out.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(twin, partial)
+    partial.rename(out)
 
-    settings = context.recipe.warmup
-    partial = out.with_name(f"{out.name}.tmp")  # the adapter's folder appears whole, or not at all
-    what = f"training {out.parent.parent.name}, seed {seed}"
-    adapted = add_adapter(load_model(_student(context)), settings.lora, seed)
+
+def _train(context: Context, rows: list[dict[str, list[int]]], seed: int, out: Path) -> None:
+    """Train one model; its folder appears whole, or not at all."""
+    from gradsieve.model.checkpoints import save_adapter
+    from gradsieve.model.training import train_model
+
+    settings = _schedule(context)
+    partial = out.with_name(f"{out.name}.tmp")
+    what = f"training {out.parent.parent.name}, {out.parent.name}, seed {seed}"
+    start = time.monotonic()
+    model = _untrained(context, seed)
     with context.progress.counting(what, settings.epochs, "epochs") as report:
-        train_lora(
-            adapted,
+        train_model(
+            model,
             rows,
             settings,
             seed,
@@ -81,8 +107,29 @@ def _train(context: Context, rows: list[dict[str, list[int]]], seed: int, out: P
             pad_token_id=0,
             on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
         )
-    save_adapter(adapted, partial)
+    if _settings(context).full_parameters:
+        model.save_pretrained(str(partial))
+        context.with_model(_student(context)).template.tokenizer.save_pretrained(str(partial))
+    else:
+        save_adapter(model, partial)
+    seconds = round(time.monotonic() - start, 3)
+    write_json(partial / COST, {"seconds": seconds, "rows": len(rows)})
     partial.rename(out)
+
+
+def _schedule(context: Context) -> Warmup:
+    """The warm-up's settings, with what `train` has of its own."""
+    own = _settings(context).model_dump(include={"epochs", "learning_rate"}, exclude_none=True)
+    return context.recipe.warmup.model_copy(update=own)
+
+
+def _untrained(context: Context, seed: int) -> Any:
+    from gradsieve.model.load import add_adapter, load_model
+
+    model = load_model(_student(context))
+    if _settings(context).full_parameters:
+        return model.requires_grad_(True)
+    return add_adapter(model, context.recipe.warmup.lora, seed)
 
 
 def _tokenized(selection: Path, template: ChatTemplate) -> list[dict[str, list[int]]]:

@@ -13,7 +13,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from gradsieve.context import Context, Row
+from gradsieve.context import Context
+from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError
 from gradsieve.rundir import fingerprint
 
@@ -43,14 +44,14 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
         return _describe([_existing(Path(path)) for path in settings.checkpoints], context)
 
     from gradsieve.model.load import add_adapter, check_vocabulary, load_model
-    from gradsieve.model.training import train_lora
+    from gradsieve.model.training import train_model
 
     usable = [row for row in context.rows if not row.set_aside]
     chosen = random_share(usable, settings.fraction, settings.seed)
     model = load_model(context.recipe.model)
     check_vocabulary(model, context.template.tokenizer)
     with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
-        train_lora(
+        train_model(
             add_adapter(model, settings.lora, settings.seed),
             [row.encoded.as_lists() for row in chosen],
             settings,

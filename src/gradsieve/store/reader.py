@@ -32,6 +32,14 @@ class Block(NamedTuple):
     gradient_norms: NDArray[np.float32]
 
 
+class Similarities(NamedTuple):
+    """A shard's rows, their cosines to directions [n, S], and their lengths [n]."""
+
+    keys: list[RowKey]
+    cosines: NDArray[np.float32]
+    feature_norms: NDArray[np.float32]
+
+
 def open_store(path: str | Path) -> Store:
     """Open a datastore for reading.
 
@@ -97,15 +105,16 @@ class Store:
 
     def similarities(
         self, directions: NDArray[np.float32], wanted: Collection[RowKey] | None = None
-    ) -> Iterator[tuple[list[RowKey], NDArray[np.float32]]]:
-        """Inner products of each UNIT row with each direction, block by block.
+    ) -> Iterator[Similarities]:
+        """Inner products of each UNIT row with each direction, shard by shard.
 
         Args:
             directions: [S, d] float32.
             wanted: Only these rows.
         """
         for block in self.shards(wanted):
-            yield block.keys, block.directions @ directions.T
+            found = block.directions @ directions.T
+            yield Similarities(block.keys, found, block.feature_norms)
 
     def verify(self) -> list[str]:
         """Problems, one line each; none if every shard is as it was written."""

@@ -14,17 +14,23 @@ from gradsieve.errors import DataError
 from gradsieve.rundir import fingerprint
 from gradsieve.tasks import bbh, custom, mmlu, tydiqa
 from gradsieve.tasks.layout import did_you_mean
+from gradsieve.tasks.questions import Question, TestSet
 
 
 class Benchmark(Protocol):
-    """What the module of a benchmark offers; its evaluation will stand beside `read`."""
+    """What the module of a benchmark offers."""
 
     def read(self, name: str, path: str) -> list[Example]:
         """The examples; `name` becomes their source."""
 
+    def test_set(self, name: str, path: str) -> TestSet | None:
+        """The held-out questions; None if they are not there."""
+
 
 BENCHMARKS: dict[str, Benchmark] = {"mmlu": mmlu, "bbh": bbh, "tydiqa": tydiqa}
 """Those of the paper."""
+
+__all__ = ["TASKS", "Benchmark", "Question", "Target", "TestSet", "load_target", "load_test_set"]
 
 TASKS = (*BENCHMARKS, "custom")
 """What a target's `task` may be."""
@@ -95,3 +101,23 @@ def load_target(
             "The target has no examples.", f"target {name}: {path}", "Give at least one."
         )
     return target
+
+
+def load_test_set(
+    name: str, task: str, path: str, test: str | None, subtask_field: str | None
+) -> TestSet | None:
+    """Read a target's held-out questions; None if it has none.
+
+    Args:
+        name: Becomes the examples' `source`.
+        task: mmlu, bbh, tydiqa or custom.
+        path: The target's path, which holds a benchmark's questions too.
+        test: A file of held-out examples; for a benchmark, another folder than `path`.
+        subtask_field: custom only.
+
+    Raises:
+        DataError: If they can't be read.
+    """
+    if task in BENCHMARKS:
+        return BENCHMARKS[task].test_set(name, test or path)
+    return custom.test_set(name, test, subtask_field) if test else None

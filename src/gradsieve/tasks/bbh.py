@@ -13,6 +13,7 @@ from pathlib import Path
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.tasks.layout import missing, read_json, read_text
+from gradsieve.tasks.questions import Question, TestSet
 
 SHOTS = 3
 ANSWER_PREFIX = "A:"
@@ -32,6 +33,50 @@ def read(name: str, path: str) -> list[Example]:
         for task, (where, text) in sorted(_texts(name, Path(path)).items())
         for example in _examples(name, task, where, text)
     ]
+
+
+def test_set(name: str, path: str) -> TestSet | None:
+    """The questions of `bbh/TASK.json` after three worked ones; None if they are not there.
+
+    Asked as LESS's eval/bbh does: chain of thought, what follows "the answer is" must match.
+    """
+    folder = Path(path)
+    questions = [
+        _question(name, task, number, row, text)
+        for task, (_, text) in sorted(_texts(name, folder).items())
+        for file in (folder / f"{task}.json", folder / "bbh" / f"{task}.json")
+        if file.is_file()
+        for number, row in enumerate(read_json(file)["examples"])
+    ]
+    if not questions:
+        return None
+    return TestSet(
+        tuple(questions),
+        ("exact_match",),
+        average="subtasks",
+        stops=("\n\n",),
+        max_tokens=512,
+        extract=r"[Tt]he answer is (.*?)\.",
+    )
+
+
+def _question(name: str, task: str, number: int, row: dict[str, str], text: str) -> Question:
+    instruction = "\n\n".join(text.split("\n\n")[:-SHOTS]).strip()
+    question = f"Q: {row['input']}"
+    example = Example(
+        source=name,
+        id=f"{task}-test-{number}",
+        messages=(
+            {"role": "user", "content": f"{instruction}\n\n{question}"},
+            {"role": "assistant", "content": f"{ANSWER_PREFIX} So the answer is {row['target']}."},
+        ),
+        row=row,
+        subtask=task,
+        answer_prefix=ANSWER_PREFIX,
+    )
+    shots = text.strip().removeprefix(instruction).strip()
+    asked = f"{instruction}\n\n{shots}\n\n{question}"
+    return Question(example, (row["target"],), with_shots=asked)
 
 
 def _texts(name: str, path: Path) -> dict[str, tuple[str, str]]:

@@ -12,6 +12,7 @@ from typing import Literal
 from gradsieve.data.examples import Example
 from gradsieve.data.readers import read_source
 from gradsieve.errors import DataError
+from gradsieve.tasks.questions import Question, TestSet
 
 ONE_SUBTASK = "all"
 """Name of the subtask where rows name none."""
@@ -35,6 +36,19 @@ def read(
             replace(example, subtask=str(example.row[subtask_field])) for example in examples
         ]
     return examples, [(bad.where, bad.reason) for bad in source.bad_rows]
+
+
+def test_set(name: str, path: str, subtask_field: str | None) -> TestSet:
+    """Held-out examples: each conversation up to its last turn, which is the right answer.
+
+    Raises:
+        DataError: As `read`.
+    """
+    examples, _ = read(name, path, subtask_field, "fail")
+    questions = [Question(example, (example.messages[-1]["content"],)) for example in examples]
+    longest = max(len(question.answers[0]) for question in questions)
+    # A token holds at least a byte or two in every tokenizer: no right answer is cut short.
+    return TestSet(tuple(questions), ("exact_match", "f1"), max_tokens=min(longest + 8, 512))
 
 
 def _refuse_missing(examples: list[Example], field: str, path: str) -> None:

@@ -18,13 +18,14 @@ from pathlib import Path
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.tasks.layout import missing, read_text
+from gradsieve.tasks.questions import Question, TestSet
 
 SHOTS = 5
 """Development questions a subject, as in the paper."""
 
 LETTERS = ("A", "B", "C", "D")
 ANSWER_PREFIX = "The answer is:"
-SUFFIX = "_dev.csv"
+SUFFIX, TEST_SUFFIX = "_dev.csv", "_test.csv"
 TODO = "Give MMLU's CSV files as they are published."
 
 
@@ -44,6 +45,25 @@ def read(name: str, path: str) -> list[Example]:
         for subject, file in sorted(files.items())
         for number, row in enumerate(read_questions(file)[:SHOTS])
     ]
+
+
+def test_set(name: str, path: str) -> TestSet | None:
+    """The test questions with their subject's development questions as shots; None if not there.
+
+    Asked as LESS's eval/mmlu does: the answer's letter after "The answer is:", by likelihood.
+    """
+    folder = Path(path)
+    files = sorted((folder / "test").glob(f"*{TEST_SUFFIX}"))
+    questions = []
+    for file in files:
+        subject = file.name.removesuffix(TEST_SUFFIX)
+        shown = read_questions(folder / "dev" / f"{subject}{SUFFIX}")[:SHOTS]
+        shots = "".join(f"{_asked(row)} {row[-1]}\n\n" for row in shown)
+        for number, row in enumerate(read_questions(file)):
+            example = _example(name, subject, number, row)
+            asked = _header(subject) + shots + _asked(row)
+            questions.append(Question(example, (row[-1],), LETTERS, asked))
+    return TestSet(tuple(questions), ("accuracy",)) if questions else None
 
 
 def read_questions(file: Path) -> list[list[str]]:
@@ -81,11 +101,18 @@ def _checked(row: list[str], where: str) -> list[str]:
 
 def format_question(subject: str, row: list[str]) -> str:
     """The prompt of one question."""
+    return _header(subject) + _asked(row)
+
+
+def _header(subject: str) -> str:
     # A space before each word gives two after "about": so it is in MMLU's and in LESS's code.
     topic = "".join(f" {word}" for word in subject.split("_"))
-    header = f"The following are multiple choice questions (with answers) about {topic}.\n\n"
+    return f"The following are multiple choice questions (with answers) about {topic}.\n\n"
+
+
+def _asked(row: list[str]) -> str:
     choices = "".join(f"\n{letter}. {row[i + 1]}" for i, letter in enumerate(LETTERS))
-    return f"{header}{row[0]}{choices}\nAnswer:"
+    return f"{row[0]}{choices}\nAnswer:"
 
 
 def _example(name: str, subject: str, number: int, row: list[str]) -> Example:

@@ -13,6 +13,7 @@ from typing import Any
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.tasks.layout import did_you_mean, missing, read_json
+from gradsieve.tasks.questions import Question, TestSet
 
 WORDS = {
     "english": (
@@ -73,7 +74,7 @@ WORDS = {
 """Instruction, and headings of passage, question and answer, in each language."""
 
 
-ONE_SHOT = "tydiqa-one-shot.json"
+ONE_SHOT, DEV = "tydiqa-one-shot.json", "tydiqa-goldp-v1.1-dev.json"
 IN_CHINESE = "tydiqa-one-shot-zh.json"
 """The released code's variant with every example in Chinese; read only if the path names it."""
 
@@ -92,10 +93,48 @@ def read(name: str, path: str) -> list[Example]:
         expected = f"the folder that holds {ONE_SHOT}"
         raise missing("There is no TyDiQA target here.", name, Path(path), expected)
     return [
-        _example(name, language, number, row, file)
+        _example(name, language, f"{language}-{number}", row, file)
         for language, rows in sorted(read_json(file).items())
         for number, row in enumerate(_list(rows, file, language))
     ]
+
+
+def test_set(name: str, path: str) -> TestSet | None:
+    """The development questions, each after its language's example; None if they are not there.
+
+    Asked as LESS's eval/tydiqa does: gold passage, one shot, an answer of one line.
+    """
+    folder = Path(path).parent if Path(path).is_file() else Path(path)
+    file = folder / DEV
+    if not file.is_file():
+        return None
+    shots: dict[str, str] = {}
+    for example in read(name, str(folder)):
+        words = WORDS[example.subtask]
+        shown = format_question(words, example.row["context"], example.row["question"])
+        answer = example.messages[1]["content"]
+        shots.setdefault(example.subtask, f"{shown}\n{answer}\n\n")
+    questions = [
+        _question(name, row, paragraph["context"], shots, file)
+        for article in read_json(file)["data"]
+        for paragraph in article["paragraphs"]
+        for row in paragraph["qas"]
+    ]
+    return TestSet(
+        tuple(questions), ("f1", "exact_match"), "subtasks", stops=("\n",), max_tokens=50
+    )
+
+
+def _question(
+    name: str, row: dict[str, Any], context: str, shots: dict[str, str], file: Path
+) -> Question:
+    language = row["id"].partition("-")[0]
+    words = _words(language, file)
+    example = _example(name, language, row["id"], {**row, "context": context}, file)
+    instruction = words[0]
+    asked = example.messages[0]["content"].removeprefix(instruction)
+    with_shots = shots[language] + asked if language in shots else ""
+    return Question(example, tuple(a["text"] for a in row["answers"]), with_shots=with_shots)
 
 
 def format_question(words: tuple[str, str, str, str], context: str, question: str) -> str:
@@ -104,12 +143,12 @@ def format_question(words: tuple[str, str, str, str], context: str, question: st
     return f"{instruction}{passage_heading} {context}\n{question_heading} {question}"
 
 
-def _example(name: str, language: str, number: int, row: Any, file: Path) -> Example:
+def _example(name: str, language: str, id: str, row: Any, file: Path) -> Example:
     words = CHINESE if file.name == IN_CHINESE else _words(language, file)
-    answer = _answer(row, f"{file}, {language}, example {number + 1}")
+    answer = _answer(row, f"{file}, {id}")
     return Example(
         source=name,
-        id=f"{language}-{number}",
+        id=id,
         messages=(
             {"role": "user", "content": format_question(words, row["context"], row["question"])},
             {"role": "assistant", "content": f"{words[3]} {answer}"},

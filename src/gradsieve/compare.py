@@ -1,0 +1,262 @@
+"""The paper's table: what training on each method's selection does for each target.
+
+In: the folders of runs with an evaluate stage. Out: method x target with mean and deviation over
+seeds, the difference to `random` with an interval, the overlap of selections and what each method
+cost, as Markdown, LaTeX or JSON. A method's seeds (`random`, `random-1`, ...) and the training's
+seeds count as repetitions of one method, and so do several runs.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsieve.errors import RunError
+from gradsieve.methods import find_method, split_seed
+from gradsieve.rundir import RunDir
+
+BOOTSTRAPS = 2000
+"""Resamples of the questions, paired; 95% intervals are the 2.5% and 97.5% quantiles."""
+
+HELD_OUT = "held_out_loss"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one target by one metric.
+
+    Attributes:
+        values: One for each model: seeds of selection and of training.
+        mean: Of the values.
+        deviation: Standard deviation over them; None for one.
+        over_random: Mean difference to `random`, and its 95% interval over questions; None if
+            there is no `random`, or the metric has no questions.
+        higher_is_better: Direction.
+    """
+
+    values: list[float]
+    mean: float
+    deviation: float | None
+    over_random: tuple[float, float, float] | None
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that the runs say.
+
+    Attributes:
+        cells: By target, metric and method.
+        rows: Selected rows, by target and method.
+        overlap: Shared rows over the smaller selection, by target and method and method.
+        seconds: What a method took before training, by method: warm-up, features, scores.
+    """
+
+    cells: dict[str, dict[str, dict[str, Cell]]] = field(default_factory=dict)
+    rows: dict[str, dict[str, int]] = field(default_factory=dict)
+    overlap: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def json(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+
+    def markdown(self) -> str:
+        """As Markdown tables."""
+        parts = []
+        for target in self.cells:
+            head, *body = self._table(target, "–")
+            lines = [f"### {target}", "", _line(head), _line(["---"] * len(head))]
+            parts.append("\n".join([*lines, *map(_line, body)]))
+            if self.overlap.get(target):
+                head, *body = self._overlaps(target)
+                lines = ["Rows that selections share:", "", _line(head), _line(["---"] * len(head))]
+                parts.append("\n".join([*lines, *map(_line, body)]))
+        return "\n\n".join(parts)
+
+    def latex(self) -> str:
+        """As LaTeX tables (package booktabs)."""
+        parts = []
+        for target in self.cells:
+            head, *body = ([_tex(cell) for cell in row] for row in self._table(target, ""))
+            rows = "\n".join(" & ".join(row) + r" \\" for row in body)
+            parts.append(
+                f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}\n\\toprule\n"
+                f"{' & '.join(head)} \\\\\n\\midrule\n{rows}\n\\bottomrule\n\\end{{tabular}}"
+                f" % {_tex(target)}"
+            )
+        return "\n\n".join(parts)
+
+    def _table(self, target: str, none: str) -> list[list[str]]:
+        metrics = self.cells[target]
+        arrows = {
+            name: "↑" if next(iter(cells.values())).higher_is_better else "↓"
+            for name, cells in metrics.items()
+        }
+        compared = [m for m, cells in metrics.items() if any(c.over_random for c in cells.values())]
+        # The loss, and the metric that the task reports first.
+        compared = [m for m in compared if m == HELD_OUT or m == _first_metric(metrics)]
+        head = ["method", "rows", *(f"{name} {arrows[name]}" for name in metrics)]
+        head += [f"{name}, over random" for name in compared] + ["cost (s)"]
+        table = [head]
+        for method in dict.fromkeys(method for cells in metrics.values() for method in cells):
+            row = [method, str(self.rows.get(target, {}).get(method, none))]
+            for cells in metrics.values():
+                cell = cells.get(method)
+                row.append(_mean(cell) if cell else none)
+            for metric in compared:
+                cell = metrics[metric].get(method)
+                row.append(_interval(cell.over_random) if cell and cell.over_random else none)
+            cost = self.seconds.get(method)
+            table.append([*row, none if cost is None else f"{cost:.0f}"])
+        return table
+
+    def _overlaps(self, target: str) -> list[list[str]]:
+        """The lower triangle of the matrix of shares."""
+        shares = self.overlap[target]
+        names = list(dict.fromkeys([*shares, *(name for row in shares.values() for name in row)]))
+        head = ["", *names[:-1]]
+        return [head] + [
+            [name, *(f"{shares[other][name]:.0%}" for other in names[:place])]
+            + [""] * (len(names) - 1 - place)
+            for place, name in enumerate(names)
+            if place
+        ]
+
+
+def compare(runs: Sequence[str | Path]) -> Comparison:
+    """Read runs and put their results beside each other.
+
+    Args:
+        runs: Folders of runs.
+
+    Raises:
+        RunError: If a run has not been evaluated.
+    """
+    folders = [RunDir(run) for run in runs]
+    results = [result for run in folders for result in _results(run)]
+    comparison = Comparison()
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        key = (result["target"], result["metric"], split_seed(result["method"])[0])
+        groups.setdefault(key, []).append(result)
+    for (target, metric, method), found in groups.items():
+        random = groups.get((target, metric, "random"), []) if method != "random" else []
+        cell = _cell(found, random)
+        comparison.cells.setdefault(target, {}).setdefault(metric, {})[method] = cell
+    for run in folders:
+        _add_selections(comparison, run)
+    return comparison
+
+
+def _results(run: RunDir) -> list[dict[str, Any]]:
+    """The rows of results.json, each with its numbers by question."""
+    run.done("evaluate")
+    folder = run.stage("evaluate")
+    rows: list[dict[str, Any]] = json.loads((folder / "results.json").read_text("utf-8"))["rows"]
+    for row in rows:
+        name = f"{row['target']}/{row['method']}/seed-{row['seed']}.json"
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+        row["by_question"] = found["metrics"][row["metric"]]
+        row["weights"] = found.get("weights") if row["metric"] != "target_loss" else None
+    return rows
+
+
+def _cell(found: list[dict[str, Any]], random: list[dict[str, Any]]) -> Cell:
+    values = [result["value"] for result in found]
+    return Cell(
+        values=values,
+        mean=statistics.fmean(values),
+        deviation=statistics.stdev(values) if len(values) > 1 else None,
+        over_random=_difference(found, random) if random else None,
+        higher_is_better=found[0]["higher_is_better"],
+    )
+
+
+def _difference(
+    found: list[dict[str, Any]], random: list[dict[str, Any]]
+) -> tuple[float, float, float] | None:
+    """Mean difference of paired questions, each averaged over models, and its 95% interval."""
+    if found[0]["weights"] is None:
+        return None
+    gaps = _by_question(found) - _by_question(random)
+    there = ~np.isnan(gaps)
+    gaps, weights = gaps[there], np.array(found[0]["weights"])[there]
+    picks = np.random.default_rng(0).integers(len(gaps), size=(BOOTSTRAPS, len(gaps)))
+    means = (weights[picks] * gaps[picks]).sum(1) / weights[picks].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float((weights * gaps).sum() / weights.sum()), float(low), float(high)
+
+
+def _by_question(results: list[dict[str, Any]]) -> NDArray[np.float64]:
+    table = [[np.nan if v is None else v for v in result["by_question"]] for result in results]
+    if len({len(row) for row in table}) > 1:
+        raise RunError(
+            "The runs were evaluated on different questions.",
+            ", ".join(sorted({f"{r['target']}: {len(r['by_question'])}" for r in results})),
+            "Compare runs with the same target, test file and evaluate.limit.",
+        )
+    means: NDArray[np.float64] = np.array(table, dtype=np.float64).mean(axis=0)
+    return means
+
+
+def _add_selections(comparison: Comparison, run: RunDir) -> None:
+    """Sizes, overlaps and costs of a run's selections."""
+    scored, select = run.done("score"), run.done("select")
+    steps = [meta["seconds"] for name in ("warmup", "features") if (meta := run.meta(name))]
+    for name, facts in scored["methods"].items():
+        uses_gradients = "gradients" in find_method(name).uses
+        cost = facts["seconds"] + (sum(steps) if uses_gradients else 0)
+        comparison.seconds.setdefault(split_seed(name)[0], cost)
+    for target, methods in select["targets"].items():
+        chosen = {}
+        for method, facts in methods.items():
+            comparison.rows.setdefault(target, {}).setdefault(split_seed(method)[0], facts["rows"])
+            file = run.stage("select") / target / method / "selected.jsonl"
+            if method == split_seed(method)[0] != "full":
+                chosen[method] = _keys(file)
+        for one, other in combinations(chosen, 2):
+            smaller = min(len(chosen[one]), len(chosen[other]))
+            shares = comparison.overlap.setdefault(target, {}).setdefault(one, {})
+            shares.setdefault(other, len(chosen[one] & chosen[other]) / smaller)
+
+
+def _keys(selected: Path) -> set[tuple[str, str]]:
+    rows = map(json.loads, selected.read_bytes().splitlines())
+    return {(row.get("gradsieve_source", row["source"]), str(row["id"])) for row in rows}
+
+
+def _first_metric(metrics: Iterable[str]) -> str | None:
+    return next((name for name in metrics if not name.endswith("_loss")), None)
+
+
+def _mean(cell: Cell) -> str:
+    deviation = "" if cell.deviation is None else f" ± {cell.deviation:.3f}"
+    return f"{cell.mean:.3f}{deviation}"
+
+
+def _interval(found: tuple[float, float, float]) -> str:
+    mean, low, high = found
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+_TEX: Mapping[str, str] = {
+    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "_": r"\_", "%": r"\%", "&": r"\&",
+    "#": r"\#",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)

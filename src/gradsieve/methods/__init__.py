@@ -1,0 +1,69 @@
+"""Ways to score a pool for targets, behind one call: LESS and its rivals.
+
+In: a `Problem`, the pool's rows and the targets' examples (and for some methods gradients or a
+model). Out: `Scores` for each target. A method is an object with `source`, `uses` and `score`; the
+built-in ones are below, a third party's is found by the entry-point group `gradsieve.methods`.
+
+A name may end in a number that seeds what is random in it: `random-1` is `random` with seed 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from importlib.metadata import entry_points
+from typing import cast
+
+from gradsieve.errors import UsageError
+from gradsieve.methods.problem import Gradients, Method, Problem, Scores
+
+__all__ = ["METHODS", "Gradients", "Method", "Problem", "Scores", "find_method", "split_seed"]
+
+METHODS = {
+    "less": "gradients:LESS",
+    "dot": "gradients:DOT",
+    "sgd": "gradients:SGD",
+    "random": "chance:RANDOM",
+    "random_balanced": "chance:RANDOM_BALANCED",
+    "full": "chance:FULL",
+    "bm25": "words:BM25",
+    "dsir": "words:DSIR",
+    "rds": "representations:RDS",
+    "rds_plus": "representations:RDS_PLUS",
+    "embedding": "representations:EMBEDDING",
+    "perplexity_middle": "perplexity:MIDDLE",
+    "perplexity_top": "perplexity:TOP",
+}
+"""Name: module and object in this package. Imported when used: some need seconds to load."""
+
+GROUP = "gradsieve.methods"
+_SEEDED = re.compile(r"(.+?)-(\d+)")
+
+
+def split_seed(name: str) -> tuple[str, int]:
+    """`random-1` to ("random", 1), `less` to ("less", 0)."""
+    found = _SEEDED.fullmatch(name)
+    return (found[1], int(found[2])) if found else (name, 0)
+
+
+def find_method(name: str) -> Method:
+    """A method by its name in the recipe.
+
+    Raises:
+        UsageError: If there is none; it names the nearest.
+    """
+    base, _ = split_seed(name)
+    if base in METHODS:
+        module, _, attribute = METHODS[base].partition(":")
+        return cast(Method, getattr(importlib.import_module(f"{__name__}.{module}"), attribute))
+    others = {point.name: point for point in entry_points(group=GROUP)}
+    if base in others:
+        return cast(Method, others[base].load())
+    known = [*METHODS, *others]
+    near = difflib.get_close_matches(base, known, n=1)
+    raise UsageError(
+        f"There is no method {base}.",
+        "score.methods",
+        f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}.",
+    )

@@ -1,0 +1,223 @@
+"""Stage 7: what each trained model does on the targets' held-out questions (method.md, step 6).
+
+In: the trained models, the model before training (`base`) and after the warm-up (`warmed_up`).
+Out: `06-evaluate/TARGET/METHOD/seed-S.json` with a number for each question, and `results.json`:
+each metric's average, its standard error and its value by subtask.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradsieve.context import Context
+from gradsieve.data.examples import Example
+from gradsieve.errors import DataError
+from gradsieve.methods.perplexity import answer_losses
+from gradsieve.recipe import Evaluate, Model
+from gradsieve.rundir import fingerprint, write_json
+from gradsieve.tasks import Question, TestSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOSSES = ("target_loss", "held_out_loss")
+"""Mean loss of the answers of the target's examples, and of its held-out ones; lower is better."""
+
+
+def inputs(context: Context) -> dict[str, Any]:
+    """What this stage depends on."""
+    return {
+        "evaluate": _settings(context).model_dump(mode="json"),
+        "targets": {target.name: target.fingerprint for target in context.targets},
+        "questions": {name: _fingerprint(test) for name, test in context.test_sets.items()},
+        "base": context.with_model(_student(context)).model_inputs,
+        "warmed_up": _warmed_up(context)[1],
+        "models": context.run.done("train")["models"],
+    }
+
+
+def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether results are kept: other models may come."""
+    same = {**old, "models": None} == {**new, "models": None}
+    return same and old["models"].items() <= new["models"].items()
+
+
+def run(context: Context, folder: Path) -> dict[str, Any]:
+    """Evaluate every model on its target; results that are there are kept."""
+    _check_tasks(context)
+    models = list(context.run.done("train")["models"])
+    names = [target.name for target in context.recipe.targets]
+    before = [f"{target}/base/seed-0" for target in names]
+    warmed = [f"{target}/warmed_up/seed-0" for target in names] if _warmed_up(context)[0] else []
+    rows: list[dict[str, Any]] = []
+    wanted = [*before, *warmed, *models]
+    with context.progress.counting("evaluation", len(wanted), "models") as report:
+        for done, name in enumerate(wanted, start=1):
+            file = folder / f"{name}.json"
+            if not file.is_file():
+                write_json(file, _evaluated(context, name))
+            rows += _summary(name, json.loads(file.read_text(encoding="utf-8")))
+            report(done)
+    write_json(folder / "results.json", {"rows": rows})
+    return {"results": len(rows), "output": fingerprint(rows)}
+
+
+def _settings(context: Context) -> Evaluate:
+    return context.recipe.evaluate or Evaluate()
+
+
+def _student(context: Context) -> Model:
+    model, other = context.recipe.model, context.recipe.train and context.recipe.train.model
+    return model.model_copy(update={"name": other, "revision": None}) if other else model
+
+
+def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
+    """The warm-up's last checkpoint, if it is of the model that is trained; and its identity."""
+    meta = context.run.meta("warmup")
+    if meta is None or _student(context) != context.recipe.model:
+        return None, None
+    return Path(meta["checkpoints"][-1]), meta["fingerprints"][-1]
+
+
+def _fingerprint(test: TestSet) -> str:
+    """Changes if any question does."""
+    asked = [[*map(dict, q.example.messages), q.answers, q.with_shots] for q in test.questions]
+    return fingerprint([asked, test.metrics, test.average, test.stops, test.max_tokens])
+
+
+def _check_tasks(context: Context) -> None:
+    tasks = _settings(context).tasks or []
+    bare = [task for task in tasks if task != "target_loss" and task not in context.test_sets]
+    if bare:
+        raise DataError(
+            "A target has no held-out questions to evaluate on.",
+            f"evaluate.tasks: {bare[0]}",
+            "Give the target `test: FILE`, or the benchmark's test files in its path.",
+        )
+
+
+def _evaluated(context: Context, name: str) -> dict[str, Any]:
+    """A number for each question and metric, of one model on one target."""
+    from gradsieve.model.load import load_model, load_trained
+
+    target, method, _ = name.split("/")
+    student = _student(context)
+    if method == "base":
+        model = load_model(student).eval()
+    elif method == "warmed_up":
+        folder = _warmed_up(context)[0]
+        assert folder is not None
+        model = load_trained(student, folder)
+    else:
+        model = load_trained(student, context.run.stage("train") / name)
+    tasks = _settings(context).tasks
+    test = context.test_sets.get(target)
+    found: dict[str, Any] = {"metrics": {}}
+    if tasks is None or "target_loss" in tasks:
+        found["metrics"].update(_losses(context, model, target, test))
+    if test is not None:
+        found.update(
+            ids=[question.example.id for question in test.questions],
+            subtasks=[question.example.subtask for question in test.questions],
+            weights=test.weights(),
+        )
+        if tasks is None or target in tasks:
+            found["metrics"].update(_answers(context, model, test))
+    return found
+
+
+def _losses(
+    context: Context, model: PreTrainedModel, target: str, test: TestSet | None
+) -> dict[str, list[float | None]]:
+    """Losses of the target's own examples and of its held-out ones."""
+    own = next(t.examples for t in context.targets if t.name == target)
+    asked = [question.example for question in test.questions] if test else []
+    return {
+        name: _answer_losses(context, model, examples)
+        for name, examples in zip(LOSSES, (own, asked), strict=True)
+        if examples
+    }
+
+
+def _answer_losses(
+    context: Context, model: PreTrainedModel, examples: Sequence[Example]
+) -> list[float | None]:
+    """Loss of each answer; None where none of it is within the model's length."""
+    rows = context.with_model(_student(context)).encode(examples)
+    usable = [index for index, row in enumerate(rows) if not row.set_aside]
+    losses: list[float | None] = [None] * len(rows)
+    found = answer_losses(model, [rows[index].encoded for index in usable])
+    for index, loss in zip(usable, found.tolist(), strict=True):
+        losses[index] = loss
+    return losses
+
+
+def _answers(context: Context, model: PreTrainedModel, test: TestSet) -> dict[str, list[float]]:
+    from gradsieve.tasks.harness import answers
+
+    settings = _settings(context)
+    template = context.with_model(_student(context)).template
+    found = answers(
+        test,
+        [_prompt(question, template.prompt, settings.shots) for question in test.questions],
+        model,
+        template.tokenizer,
+        max_length=template.max_length,
+        batch_size=settings.batch_size,
+        add_bos_token=template.adds_special_tokens,
+    )
+    return {metric: [scores[metric] for scores in found] for metric in test.metrics}
+
+
+def _prompt(question: Question, write: Callable[..., str], shots: bool) -> str:
+    *asked, _ = question.example.messages
+    if shots and question.with_shots:
+        asked = [{"role": "user", "content": question.with_shots}]
+    return write(asked, question.example.answer_prefix or "")
+
+
+def _summary(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """One record a metric: average, standard error, count, and averages by subtask."""
+    target, method, seed = name.split("/")
+    rows = []
+    for metric, given in found["metrics"].items():
+        values = np.array([np.nan if value is None else value for value in given])
+        there = ~np.isnan(values)
+        if not there.any():
+            continue
+        own = metric == "target_loss"  # of the target's examples, not of the questions
+        weights = np.ones(len(values)) if own else np.array(found["weights"])
+        weights = np.where(there, weights, 0) / weights[there].sum()
+        of = np.array(["all"] * len(values) if own else found["subtasks"])
+        rows.append(
+            {
+                "target": target,
+                "method": method,
+                "seed": int(seed.removeprefix("seed-")),
+                "metric": metric,
+                "value": float(np.nansum(weights * values)),
+                "standard_error": _standard_error(values[there], weights[there]),
+                "count": int(there.sum()),
+                "higher_is_better": metric not in LOSSES,
+                "by_subtask": {
+                    subtask: float(np.mean(values[there & (of == subtask)]))
+                    for subtask in sorted(set(of[there].tolist()))
+                },
+            }
+        )
+    return rows
+
+
+def _standard_error(values: np.ndarray, weights: np.ndarray) -> float | None:
+    """Of a weighted mean of independent questions (Cochran, 1977); None for a single one."""
+    if len(values) < 2:
+        return None
+    mean = float((weights * values).sum())
+    n = len(values)
+    return math.sqrt(n / (n - 1) * float((weights**2 * (values - mean) ** 2).sum()))

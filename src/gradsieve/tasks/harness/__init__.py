@@ -1,0 +1,109 @@
+"""Answers to a test set's questions, by lm-eval, in this process.
+
+In: a model, its tokenizer, questions and the prompts they are asked with. Out: each question's
+metrics. The task files beside this one tell lm-eval how to ask; prompts are written by the caller,
+with the model's chat template and the benchmark's shots in them. lm-eval's own tasks are not used:
+they have no TyDiQA, and ask without chat template and from the hub.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from gradsieve.extras import needed
+from gradsieve.tasks.questions import TestSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HERE = Path(__file__).parent
+
+
+def answers(
+    test: TestSet,
+    prompts: Sequence[str],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    batch_size: int,
+    add_bos_token: bool,
+) -> list[dict[str, float]]:
+    """Ask all questions; a prompt too long for the model loses its start.
+
+    Args:
+        test: The questions.
+        prompts: What each is asked with, up to where the answer starts.
+        model: In eval mode; no adapter around it (merge it first).
+        tokenizer: The model's.
+        max_length: Tokens of prompt and answer together.
+        batch_size: Questions at a time.
+        add_bos_token: Whether the tokenizer, not the prompt, adds the first token.
+
+    Returns:
+        Metrics of each question, in order.
+
+    Raises:
+        UsageError: If lm-eval is not installed.
+    """
+    docs = [
+        {
+            "prompt": prompt,
+            "gold": question.choices.index(question.answers[0]) if question.choices else 0,
+            "choices": list(question.choices),
+        }
+        for question, prompt in zip(test.questions, prompts, strict=True)
+    ]
+    with _silent():
+        lm = needed("lm_eval.models.huggingface", "evaluate").HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            add_bos_token=add_bos_token,
+        )
+        task = _task(test, docs)
+        samples = needed("lm_eval.evaluator", "evaluate").evaluate(
+            lm=lm, task_dict={"task": task}, log_samples=True, bootstrap_iters=0
+        )["samples"]["task"]
+    said = {sample["doc_id"]: sample for sample in samples}
+    ordered = [said[number] for number in range(len(docs))]
+    if test.questions[0].choices:
+        return [{"accuracy": float(sample["acc"])} for sample in ordered]
+    return [
+        test.judge(sample["filtered_resps"][0], question.answers)
+        for sample, question in zip(ordered, test.questions, strict=True)
+    ]
+
+
+def _task(test: TestSet, docs: list[dict[str, Any]]) -> Any:
+    from datasets import Dataset
+
+    kind = "choice" if test.questions[0].choices else "answer"
+    config = yaml.safe_load((HERE / f"{kind}.yaml").read_text(encoding="utf-8"))
+    if kind == "answer":
+        own = {"until": list(test.stops), "max_gen_toks": test.max_tokens}
+        config["generation_kwargs"].update(own)
+        config["process_results"] = lambda *_: {"exact_match": 0.0}  # judged by the caller
+    config["custom_dataset"] = lambda **_: {"test": Dataset.from_list(docs)}
+    return needed("lm_eval.api.task", "evaluate").ConfigurableTask(config=config)
+
+
+@contextlib.contextmanager
+def _silent() -> Any:
+    """Without lm-eval's progress bars and hints; errors still rise."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
