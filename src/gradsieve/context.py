@@ -17,7 +17,7 @@ from gradsieve.errors import DataError
 from gradsieve.progress import Progress
 from gradsieve.recipe import Model, Recipe
 from gradsieve.rundir import RunDir
-from gradsieve.tasks import Target, TestSet, load_target, load_test_set
+from gradsieve.tasks import QuestionSet, Target, load_target, load_test_set
 
 if TYPE_CHECKING:
     from gradsieve.data.template import ChatTemplate
@@ -87,7 +87,7 @@ class Context:
             )
 
     @cached_property
-    def test_sets(self) -> dict[str, TestSet]:
+    def test_sets(self) -> dict[str, QuestionSet]:
         """The held-out questions of the targets that have some, by the target's name."""
         found = {
             target.name: load_test_set(

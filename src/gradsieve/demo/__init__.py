@@ -69,7 +69,7 @@ class Result:
     def table(self) -> str:
         """A few lines for people."""
         results = "\n".join(
-            f"  {told:26} {self.accuracy[name]:16.1%} {self.loss[name]:15.2f}"
+            f"  {told:26} {self.accuracy[name]:25.1%} {self.loss[name]:16.2f}"
             for name, told in ROWS_TOLD.items()
         )
         share, chance = self.of_skill / self.selected, self.pool_of_skill / self.pool
@@ -80,7 +80,7 @@ class Result:
             f"  selected:  {share:6.1%} ({self.of_skill} of {self.selected}), "
             f"{share / chance:.1f} times as many\n"
             f"  of the skill that shares all its words: {self.of_twin} of {self.selected}\n"
-            f"Held-out questions after training on   answered exactly  loss of answers\n{results}\n"
+            f"Held-out questions after training on  answered exactly  loss of answers\n{results}\n"
             f"See {self.folder}/04-select/{self.skill}/less/selected.jsonl, and\n"
             f"gradsieve compare {self.folder}"
         )

@@ -21,7 +21,7 @@ from gradsieve.errors import DataError
 from gradsieve.methods.perplexity import answer_losses
 from gradsieve.recipe import Evaluate, Model
 from gradsieve.rundir import fingerprint, write_json
-from gradsieve.tasks import Question, TestSet
+from gradsieve.tasks import Question, QuestionSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,7 +85,7 @@ def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     return Path(meta["checkpoints"][-1]), meta["fingerprints"][-1]
 
 
-def _fingerprint(test: TestSet) -> str:
+def _fingerprint(test: QuestionSet) -> str:
     """Changes if any question does."""
     asked = [[*map(dict, q.example.messages), q.answers, q.with_shots] for q in test.questions]
     return fingerprint([asked, test.metrics, test.average, test.stops, test.max_tokens])
@@ -133,7 +133,7 @@ def _evaluated(context: Context, name: str) -> dict[str, Any]:
 
 
 def _losses(
-    context: Context, model: PreTrainedModel, target: str, test: TestSet | None
+    context: Context, model: PreTrainedModel, target: str, test: QuestionSet | None
 ) -> dict[str, list[float | None]]:
     """Losses of the target's own examples and of its held-out ones."""
     own = next(t.examples for t in context.targets if t.name == target)
@@ -158,7 +158,7 @@ def _answer_losses(
     return losses
 
 
-def _answers(context: Context, model: PreTrainedModel, test: TestSet) -> dict[str, list[float]]:
+def _answers(context: Context, model: PreTrainedModel, test: QuestionSet) -> dict[str, list[float]]:
     from gradsieve.tasks.harness import answers
 
     settings = _settings(context)

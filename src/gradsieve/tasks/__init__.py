@@ -14,7 +14,7 @@ from gradsieve.errors import DataError
 from gradsieve.rundir import fingerprint
 from gradsieve.tasks import bbh, custom, mmlu, tydiqa
 from gradsieve.tasks.layout import did_you_mean
-from gradsieve.tasks.questions import Question, TestSet
+from gradsieve.tasks.questions import Question, QuestionSet
 
 
 class Benchmark(Protocol):
@@ -23,14 +23,22 @@ class Benchmark(Protocol):
     def read(self, name: str, path: str) -> list[Example]:
         """The examples; `name` becomes their source."""
 
-    def test_set(self, name: str, path: str) -> TestSet | None:
+    def test_set(self, name: str, path: str) -> QuestionSet | None:
         """The held-out questions; None if they are not there."""
 
 
 BENCHMARKS: dict[str, Benchmark] = {"mmlu": mmlu, "bbh": bbh, "tydiqa": tydiqa}
 """Those of the paper."""
 
-__all__ = ["TASKS", "Benchmark", "Question", "Target", "TestSet", "load_target", "load_test_set"]
+__all__ = [
+    "TASKS",
+    "Benchmark",
+    "Question",
+    "QuestionSet",
+    "Target",
+    "load_target",
+    "load_test_set",
+]
 
 TASKS = (*BENCHMARKS, "custom")
 """What a target's `task` may be."""
@@ -105,7 +113,7 @@ def load_target(
 
 def load_test_set(
     name: str, task: str, path: str, test: str | None, subtask_field: str | None
-) -> TestSet | None:
+) -> QuestionSet | None:
     """Read a target's held-out questions; None if it has none.
 
     Args:

@@ -13,7 +13,7 @@ from pathlib import Path
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.tasks.layout import missing, read_json, read_text
-from gradsieve.tasks.questions import Question, TestSet
+from gradsieve.tasks.questions import Question, QuestionSet
 
 SHOTS = 3
 ANSWER_PREFIX = "A:"
@@ -35,7 +35,7 @@ def read(name: str, path: str) -> list[Example]:
     ]
 
 
-def test_set(name: str, path: str) -> TestSet | None:
+def test_set(name: str, path: str) -> QuestionSet | None:
     """The questions of `bbh/TASK.json` after three worked ones; None if they are not there.
 
     Asked as LESS's eval/bbh does: chain of thought, what follows "the answer is" must match.
@@ -50,7 +50,7 @@ def test_set(name: str, path: str) -> TestSet | None:
     ]
     if not questions:
         return None
-    return TestSet(
+    return QuestionSet(
         tuple(questions),
         ("exact_match",),
         average="subtasks",

@@ -12,7 +12,7 @@ from typing import Literal
 from gradsieve.data.examples import Example
 from gradsieve.data.readers import read_source
 from gradsieve.errors import DataError
-from gradsieve.tasks.questions import Question, TestSet
+from gradsieve.tasks.questions import Question, QuestionSet
 
 ONE_SUBTASK = "all"
 """Name of the subtask where rows name none."""
@@ -38,7 +38,7 @@ def read(
     return examples, [(bad.where, bad.reason) for bad in source.bad_rows]
 
 
-def test_set(name: str, path: str, subtask_field: str | None) -> TestSet:
+def test_set(name: str, path: str, subtask_field: str | None) -> QuestionSet:
     """Held-out examples: each conversation up to its last turn, which is the right answer.
 
     Raises:
@@ -48,7 +48,7 @@ def test_set(name: str, path: str, subtask_field: str | None) -> TestSet:
     questions = [Question(example, (example.messages[-1]["content"],)) for example in examples]
     longest = max(len(question.answers[0]) for question in questions)
     # A token holds at least a byte or two in every tokenizer: no right answer is cut short.
-    return TestSet(tuple(questions), ("exact_match", "f1"), max_tokens=min(longest + 8, 512))
+    return QuestionSet(tuple(questions), ("exact_match", "f1"), max_tokens=min(longest + 8, 512))
 
 
 def _refuse_missing(examples: list[Example], field: str, path: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.tasks.layout import missing, read_text
-from gradsieve.tasks.questions import Question, TestSet
+from gradsieve.tasks.questions import Question, QuestionSet
 
 SHOTS = 5
 """Development questions a subject, as in the paper."""
@@ -47,7 +47,7 @@ def read(name: str, path: str) -> list[Example]:
     ]
 
 
-def test_set(name: str, path: str) -> TestSet | None:
+def test_set(name: str, path: str) -> QuestionSet | None:
     """The test questions with their subject's development questions as shots; None if not there.
 
     Asked as LESS's eval/mmlu does: the answer's letter after "The answer is:", by likelihood.
@@ -63,7 +63,7 @@ def test_set(name: str, path: str) -> TestSet | None:
             example = _example(name, subject, number, row)
             asked = _header(subject) + shots + _asked(row)
             questions.append(Question(example, (row[-1],), LETTERS, asked))
-    return TestSet(tuple(questions), ("accuracy",)) if questions else None
+    return QuestionSet(tuple(questions), ("accuracy",)) if questions else None
 
 
 def read_questions(file: Path) -> list[list[str]]:

@@ -35,7 +35,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class TestSet:
+class QuestionSet:
     """The held-out questions of a target.
 
     Attributes:
@@ -55,7 +55,7 @@ class TestSet:
     max_tokens: int = 64
     extract: str | None = None
 
-    def limited(self, limit: int | None) -> TestSet:
+    def limited(self, limit: int | None) -> QuestionSet:
         """The first questions of each subtask."""
         seen: Counter[str] = Counter()
         kept = []

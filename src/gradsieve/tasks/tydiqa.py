@@ -13,7 +13,7 @@ from typing import Any
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.tasks.layout import did_you_mean, missing, read_json
-from gradsieve.tasks.questions import Question, TestSet
+from gradsieve.tasks.questions import Question, QuestionSet
 
 WORDS = {
     "english": (
@@ -99,7 +99,7 @@ def read(name: str, path: str) -> list[Example]:
     ]
 
 
-def test_set(name: str, path: str) -> TestSet | None:
+def test_set(name: str, path: str) -> QuestionSet | None:
     """The development questions, each after its language's example; None if they are not there.
 
     Asked as LESS's eval/tydiqa does: gold passage, one shot, an answer of one line.
@@ -120,7 +120,7 @@ def test_set(name: str, path: str) -> TestSet | None:
         for paragraph in article["paragraphs"]
         for row in paragraph["qas"]
     ]
-    return TestSet(
+    return QuestionSet(
         tuple(questions), ("f1", "exact_match"), "subtasks", stops=("\n",), max_tokens=50
     )
 

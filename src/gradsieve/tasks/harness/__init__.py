@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gradsieve.extras import needed
-from gradsieve.tasks.questions import TestSet
+from gradsieve.tasks.questions import QuestionSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 
 
 def answers(
-    test: TestSet,
+    test: QuestionSet,
     prompts: Sequence[str],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -83,7 +83,7 @@ def answers(
     ]
 
 
-def _task(test: TestSet, docs: list[dict[str, Any]]) -> Any:
+def _task(test: QuestionSet, docs: list[dict[str, Any]]) -> Any:
     from datasets import Dataset
 
     kind = "choice" if test.questions[0].choices else "answer"

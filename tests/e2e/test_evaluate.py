@@ -1,0 +1,218 @@
+"""From selections to the table: training, evaluation and comparison, and how they grow."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import gradsieve
+import world
+from gradsieve.cli import app
+from gradsieve.compare import compare
+from gradsieve.demo.skills import make_questions
+from gradsieve.errors import DataError, RunError
+from gradsieve.model.load import load_model, load_trained
+from gradsieve.rundir import RunDir
+
+TRAIN = {"seeds": [0, 1], "epochs": 1}
+
+
+def settings(inputs: dict[str, Any], **changes: Any) -> Any:
+    """No gradients: random and bm25, trained and evaluated."""
+    given = {
+        "score__methods": ["random", "random-1", "bm25"],
+        "select": {"count": 12},
+        "train": TRAIN,
+        "evaluate": {"batch_size": 16},
+    }
+    return world.recipe(inputs, **{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("inputs")
+    made = world.make(folder, rows=60)
+    test = [world.record(row) for row in make_questions("reverse", 4, 1)]
+    world.write(folder / "test.jsonl", test)
+    made["targets"][0]["test"] = str(folder / "test.jsonl")
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """One finished run; tests must not change it."""
+    out = tmp_path_factory.mktemp("run")
+    return gradsieve.run(settings(inputs), out, progress=world.Listening())
+
+
+def results(run: RunDir) -> list[dict[str, Any]]:
+    return json.loads((run.stage("evaluate") / "results.json").read_text())["rows"]
+
+
+def test_methods_without_gradients_need_no_warm_up(run: RunDir) -> None:
+    assert not run.stage("warmup").exists()
+    assert not run.stage("features").exists()
+    assert {row["method"] for row in results(run)} == {"base", "random", "random-1", "bm25"}
+
+
+def test_a_model_for_each_target_method_and_seed(run: RunDir) -> None:
+    names = set(run.done("train")["models"])
+    methods = ("random", "random-1", "bm25")
+    assert names == {
+        f"{t}/{m}/seed-{s}" for t in ("mine", "plain") for m in methods for s in (0, 1)
+    }
+    for name in names:
+        folder = run.stage("train") / name
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+            file.name for file in folder.iterdir()
+        }
+    prints = run.done("train")["models"]
+    assert prints["mine/random/seed-0"] == prints["plain/random/seed-0"]  # the same rows
+    assert len({prints[f"mine/random/seed-{seed}"] for seed in (0, 1)}) == 2
+
+
+def test_held_out_loss_is_the_models_own(inputs: dict[str, Any], run: RunDir) -> None:
+    recipe = settings(inputs)
+    from gradsieve.context import Context
+
+    context = Context(recipe, run, world.Listening())
+    rows = context.encode([question.example for question in context.test_sets["mine"].questions])
+    folder = run.stage("train") / "mine" / "bm25" / "seed-1"
+    losses = []
+    model = load_trained(recipe.model, folder)
+    for row in rows:
+        ids = torch.tensor([list(row.encoded.input_ids)])
+        labels = torch.tensor([list(row.encoded.labels)])
+        with torch.no_grad():
+            losses.append(float(model(ids, labels=labels).loss))
+    (found,) = (
+        r
+        for r in results(run)
+        if (r["target"], r["method"], r["seed"], r["metric"])
+        == ("mine", "bm25", 1, "held_out_loss")
+    )
+    assert found["value"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    mean = sum(losses) / len(losses)
+    variance = sum((loss - mean) ** 2 for loss in losses) / (len(losses) - 1)
+    assert found["standard_error"] == pytest.approx(math.sqrt(variance / len(losses)), rel=1e-4)
+    assert found["count"] == len(losses) == 8
+    assert set(found["by_subtask"]) == {"letters", "numbers"}
+
+
+def test_the_adapter_as_peft_loads_it_is_the_model_that_was_evaluated(
+    inputs: dict[str, Any], run: RunDir
+) -> None:
+    from peft import PeftModel
+
+    folder = run.stage("train") / "mine" / "bm25" / "seed-0"
+    ids = torch.tensor([[2, 7, 9, 11]])
+    plain = PeftModel.from_pretrained(load_model(settings(inputs).model), str(folder)).eval()
+    merged = load_trained(settings(inputs).model, folder)
+    with torch.no_grad():
+        assert torch.allclose(plain(ids).logits, merged(ids).logits, atol=1e-5)
+
+
+def test_more_seeds_and_methods_keep_what_is_there(inputs: dict[str, Any], tmp_path: Path) -> None:
+    few = settings(inputs, score__methods=["random"], train={"seeds": [0], "epochs": 1})
+    run = gradsieve.run(few, tmp_path, progress=world.Listening())
+    weights = run.stage("train") / "mine/random/seed-0/adapter_model.safetensors"
+    before = weights.stat().st_mtime_ns
+    said = world.Listening()
+    gradsieve.run(settings(inputs), tmp_path, progress=said)
+    assert weights.stat().st_mtime_ns == before
+    assert not [*tmp_path.glob("old/05*"), *tmp_path.glob("old/06*")]
+    assert any("train: to be completed" in line for line in said.lines)
+    whole = gradsieve.run(settings(inputs), tmp_path / "whole", progress=world.Listening())
+    assert results(run) == results(whole)
+    fresh, grown = (world.results(RunDir(run.stage(s))) for s in ("train", "evaluate"))
+    assert fresh == world.results(RunDir(whole.stage("train")))
+    assert grown == world.results(RunDir(whole.stage("evaluate")))
+
+
+def test_another_learning_rate_trains_anew_and_keeps_the_old(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    one = {"score__methods": ["random"]}
+    gradsieve.run(settings(inputs, **one), tmp_path, progress=world.Listening())
+    other = settings(inputs, **one, train={**TRAIN, "learning_rate": 1e-2})
+    run = gradsieve.run(other, tmp_path, progress=world.Listening())
+    assert (tmp_path / "old").is_dir()
+    assert run.done("evaluate")
+
+
+def test_all_weights_of_another_model(inputs: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from gradsieve.demo.model import make_tokenizer
+
+    torch.manual_seed(5)
+    config = AutoModelForCausalLM.from_pretrained(inputs["model"]["name"]).config
+    config.num_hidden_layers = 3
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "student")
+    make_tokenizer().save_pretrained(tmp_path / "student")
+    recipe = settings(
+        inputs,
+        score__methods=["random"],
+        train={"seeds": [0], "model": str(tmp_path / "student"), "full_parameters": True},
+    )
+    run = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    trained = AutoModelForCausalLM.from_pretrained(
+        run.stage("train") / "mine" / "random" / "seed-0"
+    )
+    assert trained.config.num_hidden_layers == 3
+    start = AutoModelForCausalLM.from_pretrained(tmp_path / "student").state_dict()
+    assert any(not torch.equal(start[name], value) for name, value in trained.state_dict().items())
+    assert {row["method"] for row in results(run)} == {"base", "random"}
+
+
+def test_a_task_without_questions_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
+    recipe = settings(inputs, evaluate={"tasks": ["plain"]})
+    with pytest.raises(DataError) as caught:
+        gradsieve.run(recipe, tmp_path, progress=world.Listening())
+    assert "plain" in caught.value.where
+
+
+def test_the_table(run: RunDir) -> None:
+    found = compare([run.path])
+    cell = found.cells["mine"]["held_out_loss"]["random"]
+    assert len(cell.values) == 4  # two seeds of selection times two of training
+    assert cell.deviation is not None
+    assert cell.over_random is None
+    bm25 = found.cells["mine"]["held_out_loss"]["bm25"]
+    assert bm25.over_random is not None
+    mean, low, high = bm25.over_random
+    assert mean == pytest.approx(bm25.mean - cell.mean, abs=1e-6)
+    assert low <= mean <= high
+    assert found.overlap["mine"]["random"].keys() == {"bm25"}
+    assert "| bm25 | 12 |" in found.markdown()
+    assert found.cells["plain"].keys() == {"target_loss"}  # it has no held-out questions
+
+
+def test_two_runs_are_more_values(run: RunDir) -> None:
+    once, twice = compare([run.path]), compare([run.path, run.path])
+    one, two = (c.cells["mine"]["held_out_loss"]["bm25"] for c in (once, twice))
+    assert two.values == one.values * 2
+    assert two.mean == pytest.approx(one.mean)
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError) as caught:
+        compare([tmp_path])
+    assert "evaluate" in str(caught.value)
+
+
+def test_compare_on_the_command_line(run: RunDir) -> None:
+    shell = CliRunner()
+    told = shell.invoke(app, ["compare", str(run.path)])
+    assert told.exit_code == 0
+    assert told.output.startswith("### mine\n\n| method | rows |")
+    assert json.loads(shell.invoke(app, ["compare", str(run.path), "--json"]).output)["cells"]
+    latex = shell.invoke(app, ["compare", str(run.path), "--format", "latex"]).output
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
+    assert r"held\_out\_loss $\downarrow$" in latex
+    wrong = shell.invoke(app, ["compare", str(run.path), "--format", "html"])
+    assert wrong.exit_code != 0

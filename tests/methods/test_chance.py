@@ -1,0 +1,49 @@
+"""Random baselines: fair, seeded, and the same in any order of the pool."""
+
+from collections import Counter
+
+import numpy as np
+
+import pools
+from gradsieve.methods import find_method
+
+ROWS = [pools.row("x", str(number), "big" if number % 10 else "small") for number in range(2000)]
+
+
+def ranked(name: str, seed: int = 0) -> list[tuple[str, str]]:
+    scores = find_method(name).score(pools.problem(ROWS, seed=seed))["t"]
+    return [scores.keys[index] for index in np.argsort(-scores.total, kind="stable")]
+
+
+def test_each_row_is_as_likely_as_any() -> None:
+    top = Counter(key for seed in range(200) for key in ranked("random", seed)[:100])
+    counts = np.array([top[row.key] for row in ROWS])
+    assert counts.mean() == 10
+    # A binomial's variance is 200 * 0.05 * 0.95; the sample variance of 2000 of them is near.
+    assert abs(counts.var() / 9.5 - 1) < 0.2
+
+
+def test_a_seed_decides() -> None:
+    assert ranked("random", 3) == ranked("random", 3)
+    shared = len({*ranked("random", 0)[:200]} & {*ranked("random", 1)[:200]})
+    assert 5 < shared < 40  # 20 by chance
+
+
+def test_the_pools_other_rows_do_not_matter() -> None:
+    scores = find_method("random").score(pools.problem(ROWS[::3]))["t"]
+    alone = dict(zip(scores.keys, scores.total, strict=True))
+    scores = find_method("random").score(pools.problem(ROWS))["t"]
+    assert alone.items() <= dict(zip(scores.keys, scores.total, strict=True)).items()
+
+
+def test_balanced_takes_as_many_of_each_source_as_it_has() -> None:
+    order = ranked("random_balanced")
+    assert Counter(source for source, _ in order[:100]) == {"big": 50, "small": 50}
+    assert Counter(source for source, _ in order[:1000]) == {"big": 800, "small": 200}
+    assert sorted(order) == sorted(row.key for row in ROWS)
+
+
+def test_full_prefers_none() -> None:
+    scores = find_method("full").score(pools.problem(ROWS))["t"]
+    assert set(scores.total.tolist()) == {0.0}
+    assert len(scores.keys) == len(ROWS)

@@ -1,0 +1,71 @@
+"""Methods are found by name, built-in or installed; what is missing is told."""
+
+import sys
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+
+import pools
+from gradsieve import methods
+from gradsieve.errors import UsageError
+from gradsieve.methods import METHODS, find_method, split_seed
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_where_it_is_from(name: str) -> None:
+    method = find_method(name)
+    assert len(method.source) > 10
+    assert method.uses in ("data", "model", "gradients", "plain gradients")
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("less", ("less", 0)), ("random-12", ("random", 12)), ("my-own", ("my-own", 0))],
+)
+def test_a_number_at_the_end_is_a_seed(name: str, split: tuple[str, int]) -> None:
+    assert split_seed(name) == split
+
+
+def test_a_misspelt_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        find_method("bm52")
+    assert "bm25" in caught.value.todo
+
+
+class Longest:
+    """A third party's method: the longest rows."""
+
+    source = "tests, this very file"
+    uses = "data"
+
+    def score(self, problem: methods.Problem) -> dict[str, methods.Scores]:
+        keys = [row.key for row in problem.rows]
+        lengths = [len(row.example.messages[0]["content"]) for row in problem.rows]
+        return {name: methods.Scores(keys, lengths) for name in problem.targets}  # type: ignore[arg-type]
+
+
+LONGEST = Longest()
+
+
+def test_a_third_partys_method_is_found_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    def installed(group: str) -> list[Any]:
+        return [EntryPoint("longest", "test_find_method:LONGEST", group)]
+
+    monkeypatch.setattr(methods, "entry_points", installed)
+    monkeypatch.setitem(sys.modules, "test_find_method", sys.modules[__name__])
+    assert find_method("longest") is LONGEST
+    scores = find_method("longest-3").score(pools.problem([pools.row("a"), pools.row("abc", "1")]))
+    assert scores["t"].total == [1, 3]
+    with pytest.raises(UsageError) as caught:
+        find_method("longst")
+    assert "longest" in caught.value.todo
+
+
+def test_a_library_that_is_missing_is_told_with_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    with pytest.raises(UsageError) as caught:
+        find_method("bm25").score(pools.problem([pools.row("a")]))
+    assert caught.value.todo == "pip install 'gradsieve[baselines]'"

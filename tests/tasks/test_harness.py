@@ -1,0 +1,126 @@
+"""Through lm-eval: who always says the right answer scores 1, who never does 0."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.api.model import LM
+from lm_eval.models import huggingface
+
+import tiny
+from gradsieve.data.examples import Example
+from gradsieve.demo.model import make_tokenizer
+from gradsieve.tasks import Question, QuestionSet, load_test_set
+from gradsieve.tasks.harness import answers
+
+
+class Parrot(LM):
+    """Says what it was told to, whatever the model is."""
+
+    says: dict[str, str]  # by prompt
+    seen: Sequence[Any] = ()
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__()
+
+    def loglikelihood(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+        pairs = [request.args for request in requests]
+        type(self).seen = pairs
+        return [(-float(said.strip() != self.says[prompt]), True) for prompt, said in pairs]
+
+    def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
+        type(self).seen = [request.args for request in requests]
+        return [self.says[prompt] for prompt, _ in self.seen]
+
+    def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
+        raise NotImplementedError
+
+
+def ask(
+    monkeypatch: pytest.MonkeyPatch, test: QuestionSet, says: list[str]
+) -> list[dict[str, float]]:
+    prompts = [f"prompt {number}" for number in range(len(test.questions))]
+    Parrot.says = dict(zip(prompts, says, strict=True))
+    monkeypatch.setattr(huggingface, "HFLM", Parrot)
+    nothing: Any = None
+    return answers(
+        test, prompts, nothing, nothing, max_length=64, batch_size=2, add_bos_token=False
+    )
+
+
+def questions(gold: list[str], choices: tuple[str, ...] = ()) -> tuple[Question, ...]:
+    made = []
+    for number, answer in enumerate(gold):
+        turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": answer})
+        made.append(Question(Example("t", str(number), turns, {}), (answer,), choices))
+    return tuple(made)
+
+
+def test_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    gold = ["A", "D", "B", "C", "A"]
+    test = QuestionSet(questions(gold, ("A", "B", "C", "D")), ("accuracy",))
+    assert ask(monkeypatch, test, gold) == [{"accuracy": 1.0}] * 5
+    wrong = ["B", "C", "A", "D", "D"]
+    assert ask(monkeypatch, test, wrong) == [{"accuracy": 0.0}] * 5
+    assert [r["accuracy"] for r in ask(monkeypatch, test, [*gold[:2], *wrong[2:]])] == [
+        1,
+        1,
+        0,
+        0,
+        0,
+    ]
+
+
+def test_each_choice_is_tried_after_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    test = QuestionSet(questions(["None"], ("None", "nan")), ("accuracy",))
+    assert ask(monkeypatch, test, ["None"]) == [{"accuracy": 1.0}]
+    assert Parrot.seen == [("prompt 0", " None"), ("prompt 0", " nan")]
+
+
+def test_free_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    gold = ["Ann Lee", "1912", "in Seoul"]
+    test = QuestionSet(questions(gold), ("f1", "exact_match"), stops=("\n",), max_tokens=7)
+    assert ask(monkeypatch, test, gold) == [{"f1": 1.0, "exact_match": 1.0}] * 3
+    assert ask(monkeypatch, test, ["x", "y", "z"]) == [{"f1": 0.0, "exact_match": 0.0}] * 3
+    settings = Parrot.seen[0][1]
+    assert (settings["until"], settings["max_gen_toks"]) == (["\n"], 7)
+    assert not settings["do_sample"]
+
+
+@pytest.mark.parametrize("task", ["mmlu", "bbh", "tydiqa"])
+def test_gold_on_real_questions(
+    task: str, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = load_test_set(task, task, str(shared_data / "eval" / task), None, None)
+    assert test is not None
+    test = test.limited(2)
+    right = [
+        q.answers[0] if q.choices else q.example.messages[-1]["content"] for q in test.questions
+    ]
+    if task == "tydiqa":  # the model goes on after the language's "Answer:"
+        right = [question.answers[0] for question in test.questions]
+    for scores in ask(monkeypatch, test, right):
+        assert set(scores.values()) == {1.0}
+    wrong = ["ABCDA"["ABCD".index(said) + 1] if task == "mmlu" else "never" for said in right]
+    for scores in ask(monkeypatch, test, wrong):
+        assert set(scores.values()) == {0.0}
+
+
+def test_with_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    """The likelier choice is the one that the model's own logits prefer; nothing is printed."""
+    import torch
+
+    model, tokenizer = tiny.model().eval(), make_tokenizer()
+    test = QuestionSet(questions(["a"] * 3, ("a", "b", "c")), ("accuracy",))
+    prompts = ["repeat : d e", "backwards : a b c", "head : h i j k"]
+    found = answers(
+        test, prompts, model, tokenizer, max_length=32, batch_size=2, add_bos_token=False
+    )
+    for prompt, scores in zip(prompts, found, strict=True):
+        ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+        with torch.no_grad():
+            logits = model(ids).logits[0, -1]
+        best = max("abc", key=lambda letter: float(logits[tokenizer.convert_tokens_to_ids(letter)]))
+        assert scores == {"accuracy": float(best == "a")}
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,66 @@
+"""Judging answers: against SQuAD's own examples, and at both ends of the scale."""
+
+import pytest
+
+from gradsieve.data.examples import Example
+from gradsieve.tasks import Question, QuestionSet
+from gradsieve.tasks.questions import f1, normalized
+
+
+def question(answers: tuple[str, ...], subtask: str = "s", id: str = "0") -> Question:
+    turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": answers[0]})
+    return Question(Example("t", id, turns, {}, subtask), answers)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("The  Cat.", "cat"), ("an apple, a pear", "apple pear"), ("theatre", "theatre"), ("a", "")],
+)
+def test_normalized(text: str, expected: str) -> None:
+    assert normalized(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "expected"),
+    [
+        ("in the year 1912", "1912", 2 / 4),  # 1 of 3 words, and 1 of 1
+        ("1912", "1912", 1.0),
+        ("cat cat", "cat", 2 / 3),  # a word counts as often as it is there
+        ("dog", "cat", 0.0),
+        ("", "cat", 0.0),
+        ("the", "a", 1.0),  # nothing is left of either
+    ],
+)
+def test_f1(said: str, gold: str, expected: float) -> None:
+    assert f1(said, gold) == pytest.approx(expected)
+
+
+def test_the_best_of_several_answers_counts() -> None:
+    test = QuestionSet((question(("1912", "in 1912")),), ("f1", "exact_match"))
+    assert test.judge("In 1912!", ("1912", "in 1912")) == {"f1": 1.0, "exact_match": 1.0}
+
+
+def test_what_follows_the_answer_is_is_judged() -> None:
+    test = QuestionSet((question(("(A)",)),), ("exact_match",), extract=r"[Tt]he answer is (.*?)\.")
+    assert test.judge("Ice melts. So the answer is (A). Q:", ("(A)",)) == {"exact_match": 1.0}
+    assert test.judge("So the answer is (B). Not (A).", ("(A)",)) == {"exact_match": 0.0}
+    assert test.judge("(A)", ("(A)",)) == {"exact_match": 1.0}  # said without the phrase
+
+
+def test_weights_are_over_questions_or_subtasks() -> None:
+    asked = tuple(question(("x",), subtask) for subtask in "aaab")
+    assert QuestionSet(asked, ("f1",)).weights() == [0.25] * 4
+    by_subtask = QuestionSet(asked, ("f1",), "subtasks").weights()
+    assert by_subtask == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+
+
+def test_a_limit_is_for_each_subtask() -> None:
+    asked = tuple(question(("x",), s, str(n)) for n, s in enumerate("aaabbc"))
+    kept = QuestionSet(asked, ("f1",)).limited(2).questions
+    assert [(q.example.subtask, q.example.id) for q in kept] == [
+        ("a", "0"),
+        ("a", "1"),
+        ("b", "3"),
+        ("b", "4"),
+        ("c", "5"),
+    ]
