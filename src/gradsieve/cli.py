@@ -1,4 +1,4 @@
-"""The command line: `run`, one command for each stage, and `demo`.
+"""The command line: `run`, one command for each stage, `compare`, `store ...` and `demo`.
 
 Standard output carries the result, standard error the progress. Exit status 0: done; 1: failed;
 2: wrong usage or recipe. Nothing heavy is imported before a command needs it.
@@ -114,6 +114,82 @@ def demo(out: Out = Path("runs/demo"), quiet: Quiet = False, as_json: Json = Fal
     with _interruptible(out):
         result = main(out, Progress(quiet))
     typer.echo(json.dumps(asdict(result)) if as_json else result.table())
+
+
+store_app = typer.Typer(
+    name="store",
+    help="Look after a gradient datastore: inspect, verify, convert, merge.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(store_app)
+
+A_STORE = "runs/first/02-features/checkpoint-1/pool"
+
+StorePath = Annotated[
+    str, typer.Argument(metavar="STORE", help="A datastore's folder, or a URL that fsspec knows.")
+]
+
+
+@store_app.command(epilog=f"Example: gradsieve store inspect {A_STORE}")
+def inspect(store: StorePath, as_json: Json = False) -> None:
+    """Tell what a datastore holds, from its headers alone."""
+    from gradsieve.store import inspect as inspected
+
+    told = inspected(store)
+    if as_json:
+        typer.echo(json.dumps(told, ensure_ascii=False))
+        return
+    sources = ", ".join(f"{name} {count}" for name, count in told["sources"].items())
+    state = "finished" if told["finished"] else "still growing"
+    typer.echo(
+        f"{told['rows']} rows ({sources}), {told['set_aside']} set aside; {state}\n"
+        f"{told['shards']} shards, {told['bytes'] / 2**20:.1f} MiB, {told['bits']} bits a value\n"
+        f"{json.dumps(told['settings'], ensure_ascii=False, indent=1)}"
+    )
+
+
+@store_app.command(epilog=f"Example: gradsieve store verify {A_STORE}")
+def verify(store: StorePath, as_json: Json = False) -> None:
+    """Read everything and check it: checksums, counts, values; exit status 1 if any is wrong."""
+    from gradsieve.store import open_store
+
+    problems = open_store(store).verify()
+    typer.echo(json.dumps(problems) if as_json else "\n".join(problems or ["as it was written"]))
+    if problems:
+        raise typer.Exit(1)
+
+
+@store_app.command(epilog=f"Example: gradsieve store convert {A_STORE} small --bits 4")
+def convert(
+    store: StorePath,
+    into: Annotated[str, typer.Argument(metavar="INTO", help="The new datastore.")],
+    bits: Annotated[int, typer.Option("--bits", metavar="BITS", help="16, 8, 4, 2 or 1.")],
+    quiet: Quiet = False,
+) -> None:
+    """Write a datastore again with fewer bits."""
+    from gradsieve.progress import Progress
+    from gradsieve.store import convert as converted
+    from gradsieve.store import open_store
+
+    with Progress(quiet).counting("convert", len(open_store(store)), "rows") as report:
+        converted(store, into, bits, report)
+
+
+@store_app.command(epilog="Example: gradsieve store merge part-1 part-2 --into whole")
+def merge(
+    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Datastores.")],
+    into: Annotated[str, typer.Option("--into", metavar="INTO", help="The new datastore.")],
+    quiet: Quiet = False,
+) -> None:
+    """Make one datastore of several that were made with the same settings."""
+    from gradsieve.progress import Progress
+    from gradsieve.store import inspect as inspected
+    from gradsieve.store import merge as merged
+
+    shards = sum(inspected(store)["shards"] for store in stores)
+    with Progress(quiet).counting("merge", shards, "shards") as report:
+        merged(stores, into, report)
 
 
 def _run(

@@ -59,10 +59,11 @@ def test_round_trip(tmp_path: Path, bits: int) -> None:
 @pytest.mark.parametrize("bits", BITS)
 def test_codes_have_the_error_of_the_best_quantizer(bits: int) -> None:
     wanted = np.random.default_rng(1).normal(size=(8, 8192)).astype(np.float32)
-    codes, scales, lengths = codec.encode(wanted, bits)
-    found = codec.decode(codes, scales, bits) * (lengths / np.sqrt(8192))[:, None]
+    codes, code_norms, lengths = codec.encode(wanted, bits)
+    found = codec.decode(codes, bits) * (lengths / code_norms)[:, None]
     error = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
-    assert error.max() <= ERROR[bits]
+    # Rows keep their length; the error of Max's shorter ones is the sine of the same angle.
+    assert error.max() <= 2 * np.sin(np.arcsin(ERROR[bits]) / 2)
     assert codes.nbytes * 8 == wanted.size * bits
 
 
@@ -74,7 +75,7 @@ def test_sizes_follow_the_bits(tmp_path: Path) -> None:
         many = np.random.default_rng(0).normal(size=(64, 8192)).astype(np.float32)
         file = store.write_shard(keys(0, 64), many, np.ones(64))
         assert file is not None
-        sizes[bits] = file.stat().st_size
+        sizes[bits] = (folder / file).stat().st_size
     for bits in BITS:
         assert sizes[bits] == pytest.approx(sizes[16] * bits / 16, rel=0.05)
 
@@ -91,7 +92,8 @@ def test_similarities_are_cosines_of_what_is_stored(tmp_path: Path, bits: int) -
     wanted = stored @ directions.T / np.linalg.norm(stored, axis=1, keepdims=True)
     got = np.stack([found[key] for key in keys(0, 20)])
     scale = np.linalg.norm(directions, axis=1)
-    np.testing.assert_allclose(got / scale, wanted / scale, atol=1e-6)
+    # Integer products hold directions in steps of 2^-15 of their largest value.
+    np.testing.assert_allclose(got / scale, wanted / scale, atol=1e-5 if bits <= 8 else 1e-6)
 
 
 def test_only_wanted_rows_and_each_once(tmp_path: Path) -> None:

@@ -106,6 +106,15 @@ class FeatureExtractor:
         share = below / values if values else float("nan")
         return FeatureRows(total.result(), squares.sqrt().float(), share)
 
+    @property
+    def width(self) -> int:
+        """Values of a row: d, or P where nothing is projected, or S."""
+        if isinstance(self.projection, ExactProducts):
+            return self.projection.subtasks
+        if self.projection.kind == "none":
+            return sum(layer.weight.numel() for layer in lora_layers(self.model).values())
+        return self.projection.dim
+
     def _update(self, name: str, gradient: Tensor) -> Tensor:
         if self.moments is None:
             return gradient

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 SHARDS_WANTED = 50
 ROWS_A_SHARD = (64, 4096)
-"""Shards are what a kill can cost, so a pool is cut into about 50, within these sizes."""
+SHARD_VALUES = 1 << 26
+"""Shards are what a kill can cost and what is read at once, so a pool is cut into about 50, within
+these numbers of rows and values."""
 
 _UNUSED_BY_EXACT = {"tokens_per_batch", "projection", "bits"}
 
@@ -226,6 +228,7 @@ def _fill_store(
     there = store.rows
     done = sum(key in there for key in keys)
     size = min(max(len(rows) // SHARDS_WANTED, ROWS_A_SHARD[0]), ROWS_A_SHARD[1])
+    size = min(size, max(1, SHARD_VALUES // extractor.width))
     tokens = _tokens_per_batch(context)
     with context.progress.counting(name, len(rows), "rows") as report:
         report(done)

@@ -1,10 +1,21 @@
 """The gradient datastore: projected gradients of a pool's rows, on disk, shard by shard.
 
-docs/format.md is the format. `create_store` writes, `open_store` reads.
+docs/format.md is the format. `create_store` writes, `open_store` reads; `inspect`, `convert` and
+`merge` are for whole ones.
 """
 
 from gradsieve.store.layout import RowKey
+from gradsieve.store.manage import convert, inspect, merge
 from gradsieve.store.reader import Store, open_store
 from gradsieve.store.writer import StoreWriter, create_store
 
-__all__ = ["RowKey", "Store", "StoreWriter", "create_store", "open_store"]
+__all__ = [
+    "RowKey",
+    "Store",
+    "StoreWriter",
+    "convert",
+    "create_store",
+    "inspect",
+    "merge",
+    "open_store",
+]

@@ -1,12 +1,16 @@
 """Reading a datastore, shard by shard, in constant memory.
 
-In: a folder. Out: rows, or their inner products with target directions. Reading one shard needs no
-other file but settings.json; a datastore that is being written can be read.
+In: a folder. Out: rows, or their cosines with target directions. Reading one shard needs no other
+file but settings.json; a datastore that is being written can be read. While one shard is worked
+on, the next is read and checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import json
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,10 +21,24 @@ from safetensors.numpy import load
 
 from gradsieve.errors import StoreError
 from gradsieve.store import codec
-from gradsieve.store.layout import RowKey, damaged, read_settings, shard_name, shard_rows
+from gradsieve.store.folder import Folder
+from gradsieve.store.layout import (
+    MANIFEST,
+    SHARDS,
+    UNREADABLE,
+    RowKey,
+    damaged,
+    read_set_aside,
+    read_settings,
+    shard_name,
+    shard_rows,
+)
+from gradsieve.store.products import Cosines
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+Tensors = Mapping[str, "NDArray[Any]"]
 
 
 class Block(NamedTuple):
@@ -43,35 +61,51 @@ class Similarities(NamedTuple):
 def open_store(path: str | Path) -> Store:
     """Open a datastore for reading.
 
+    Args:
+        path: A folder, or a URL that fsspec knows.
+
     Raises:
         StoreError: If there is none, or its settings are damaged.
     """
-    return Store(Path(path), read_settings(Path(path)))
+    folder = Folder(path)
+    return Store(folder, read_settings(folder))
 
 
 class Store:
-    """A datastore that is open for reading; see `open_store`."""
+    """A datastore that is open for reading; see `open_store`.
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    Attributes:
+        folder: Where it is.
+        settings: What all rows share.
+    """
+
+    def __init__(self, folder: Folder, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
 
+    @property
+    def bits(self) -> int:
+        """Bits a value."""
+        return int(self.settings["bits"])
+
     @cached_property
-    def _files(self) -> dict[Path, list[RowKey]]:
+    def _shards(self) -> dict[str, list[RowKey]]:
         """Shards in order of their names; a row that several hold counts in the first."""
         seen: set[RowKey] = set()
-        files = {}
-        for file in sorted(self.folder.glob("shard-*.safetensors")):
-            files[file] = [key for key in shard_rows(file, self.settings) if key not in seen]
-            seen.update(files[file])
-        return files
+        shards = {}
+        for name in self.folder.names(SHARDS):
+            shards[name] = [
+                key for key in shard_rows(self.folder, name, self.settings) if key not in seen
+            ]
+            seen.update(shards[name])
+        return shards
 
     @property
     def rows(self) -> tuple[RowKey, ...]:
         """Rows that are stored, in order of their keys."""
-        return tuple(sorted(key for keys in self._files.values() for key in keys))
+        return tuple(sorted(key for keys in self._shards.values() for key in keys))
 
     def __len__(self) -> int:
-        return sum(map(len, self._files.values()))
+        return sum(map(len, self._shards.values()))
 
     def shards(self, wanted: Collection[RowKey] | None = None) -> Iterator[Block]:
         """Blocks of rows, each row once.
@@ -82,10 +116,10 @@ class Store:
         Raises:
             StoreError: If a shard is damaged.
         """
-        for file, own in self._files.items():
-            keys = own if wanted is None else [key for key in own if key in wanted]
-            if keys:
-                yield self._block(file, keys)
+        for keys, tensors in self._read(wanted):
+            lengths: NDArray[np.float32] = np.maximum(tensors["code_norms"], codec.TINY)
+            directions = codec.decode(tensors["features"], self.bits) / lengths[:, None]
+            yield Block(keys, directions, tensors["feature_norms"], tensors["gradient_norms"])
 
     def read(self, keys: Sequence[RowKey]) -> NDArray[np.float32]:
         """Rows [n, d] as they were projected, up to what their bits have lost.
@@ -106,40 +140,107 @@ class Store:
     def similarities(
         self, directions: NDArray[np.float32], wanted: Collection[RowKey] | None = None
     ) -> Iterator[Similarities]:
-        """Inner products of each UNIT row with each direction, shard by shard.
+        """Inner products of each UNIT row with each direction, straight from the codes.
 
         Args:
             directions: [S, d] float32.
             wanted: Only these rows.
+
+        Raises:
+            StoreError: If a shard is damaged.
         """
-        for block in self.shards(wanted):
-            found = block.directions @ directions.T
-            yield Similarities(block.keys, found, block.feature_norms)
+        cosines = Cosines(directions, self.bits)
+        for keys, tensors in self._read(wanted):
+            found = cosines(tensors["features"], tensors["code_norms"])
+            yield Similarities(keys, found, tensors["feature_norms"])
 
     def verify(self) -> list[str]:
-        """Problems, one line each; none if every shard is as it was written."""
+        """Problems, one line each; none if every file is as it was written."""
         problems = []
-        for file in sorted(self.folder.glob("shard-*.safetensors")):
+        for name in self.folder.names(SHARDS):
             try:
-                shard_rows(file, self.settings)
-                self._block(file, shard_rows(file, self.settings))
+                keys, tensors = self._load(name, shard_rows(self.folder, name, self.settings))
+                problems += self._wrong_values(name, keys, tensors)
             except StoreError as error:
                 problems.append(f"{error.where}: {error.what}")
+        try:
+            self._check_manifest(problems)
+            read_set_aside(self.folder)
+        except StoreError as error:
+            problems.append(f"{error.where}: {error.what}")
         return problems
 
-    def _block(self, file: Path, keys: list[RowKey]) -> Block:
-        content = file.read_bytes()
-        if shard_name(content) != file.name:
-            raise damaged(file)
+    def _wrong_values(self, name: str, keys: list[RowKey], tensors: Tensors) -> list[str]:
+        where = self.folder.where(name)
+        wrong = [
+            f"{where}: {kind} has {len(values)} rows, {len(keys)} are named"
+            for kind, values in tensors.items()
+            if len(values) != len(keys)
+        ]
+        for kind, values in tensors.items():
+            bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+            wrong += [f"{where}: {kind} of {keys[row]} is not finite" for row in bad[:1].tolist()]
+        return wrong
+
+    def _check_manifest(self, problems: list[str]) -> None:
+        """Add what the manifest, if there is one, says otherwise than the shards."""
+        if not self.folder.exists(MANIFEST):
+            return
+        where = self.folder.where(MANIFEST)
         try:
-            tensors = load(content)
+            told: dict[str, int] = dict(json.loads(self.folder.read(MANIFEST))["shards"])
+        except UNREADABLE:
+            problems.append(f"{where}: The manifest is damaged.")
+            return
+        there = {**dict.fromkeys(told), **self._counts()}
+        for name, count in told.items():
+            if there[name] is None:
+                problems.append(f"{where}: {name} is not there")
+            elif there[name] not in (count, -1):
+                problems.append(f"{where}: {name} should have {count} rows, it has {there[name]}")
+
+    def _counts(self) -> dict[str, int]:
+        """Rows of each shard; -1 where the header is damaged."""
+        counts = {}
+        for name in self.folder.names(SHARDS):
+            try:
+                counts[name] = len(shard_rows(self.folder, name, self.settings))
+            except StoreError:
+                counts[name] = -1
+        return counts
+
+    def _read(self, wanted: Collection[RowKey] | None) -> Iterator[tuple[list[RowKey], Tensors]]:
+        """Keys and tensors of each shard's wanted rows, one shard read ahead."""
+        asked = []
+        for name, own in self._shards.items():
+            keys = own if wanted is None else [key for key in own if key in wanted]
+            if keys:
+                asked.append((name, keys))
+        with ThreadPoolExecutor(1) as ahead:
+            coming = deque(ahead.submit(self._load, *one) for one in asked[:1])
+            for following in asked[1:]:
+                ready = coming.popleft().result()
+                coming.append(ahead.submit(self._load, *following))
+                yield ready
+            while coming:
+                yield coming.popleft().result()
+
+    def _load(self, name: str, keys: list[RowKey]) -> tuple[list[RowKey], Tensors]:
+        """A shard's tensors, of these rows alone.
+
+        Raises:
+            StoreError: If its bytes are not what was written.
+        """
+        content = self.folder.read(name)
+        if shard_name(content) != name:
+            raise damaged(self.folder, name)
+        try:
+            tensors: Tensors = load(content)
         except SafetensorError:
-            raise damaged(file) from None
-        place = {key: index for index, key in enumerate(shard_rows(file, self.settings))}
+            raise damaged(self.folder, name) from None
+        rows = shard_rows(self.folder, name, self.settings)
+        if len(keys) == len(rows):
+            return keys, tensors
+        place = {key: index for index, key in enumerate(rows)}
         chosen = [place[key] for key in keys]
-        rows = codec.integers(tensors["features"][chosen], self.settings["bits"])
-        lengths = np.maximum(np.linalg.norm(rows, axis=1), np.finfo(np.float32).tiny)
-        rows /= lengths[:, None]
-        return Block(
-            keys, rows, tensors["feature_norms"][chosen], tensors["gradient_norms"][chosen]
-        )
+        return keys, {kind: values[chosen] for kind, values in tensors.items()}

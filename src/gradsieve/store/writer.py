@@ -16,18 +16,22 @@ import numpy as np
 from safetensors.numpy import save
 
 from gradsieve.errors import StoreError
-from gradsieve.rundir import atomic, differences, fingerprint, write_json
+from gradsieve.rundir import differences, fingerprint
 from gradsieve.store import codec
+from gradsieve.store.folder import Folder
 from gradsieve.store.layout import (
     MANIFEST,
     METADATA,
     SET_ASIDE,
     SETTINGS,
+    SHARDS,
     RowKey,
+    read_set_aside,
     read_settings,
     settings_file,
     shard_name,
     shard_rows,
+    write_json,
 )
 
 if TYPE_CHECKING:
@@ -38,16 +42,16 @@ def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
     """Open a datastore for writing; it is made if it isn't there.
 
     Args:
-        path: Its folder.
+        path: Its folder, or a URL that fsspec knows.
         settings: JSON data, `bits` among it, that all its rows share.
 
     Raises:
         StoreError: If there is one with other settings; it names the differing keys and both
             values.
     """
-    folder = Path(path)
-    if not (folder / SETTINGS).exists():
-        write_json(folder / SETTINGS, settings_file(settings))
+    folder = Folder(path)
+    if not folder.exists(SETTINGS):
+        write_json(folder, SETTINGS, settings_file(settings))
     there = read_settings(folder)
     changes = differences(there, json.loads(json.dumps(settings)))
     if changes:
@@ -63,23 +67,23 @@ class StoreWriter:
     """A datastore that is open for writing; see `create_store`.
 
     Attributes:
+        folder: Where it is.
+        settings: What all rows share.
         set_aside: Rows that are not finite, with the reason.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Folder, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
-        self.set_aside: dict[RowKey, str] = _read_set_aside(folder)
+        self.set_aside: dict[RowKey, str] = read_set_aside(folder)
 
     @property
     def rows(self) -> set[RowKey]:
         """Rows that need no work: stored, or set aside with a reason."""
-        files = self.folder.glob("shard-*.safetensors")
-        stored = {key for file in files for key in shard_rows(file, self.settings)}
+        names = self.folder.names(SHARDS)
+        stored = {key for name in names for key in shard_rows(self.folder, name, self.settings)}
         return stored | set(self.set_aside)
 
-    def write_shard(
-        self, keys: Sequence[RowKey], features: Any, gradient_norms: Any
-    ) -> Path | None:
+    def write_shard(self, keys: Sequence[RowKey], features: Any, gradient_norms: Any) -> str | None:
         """Add rows, all or none; those that are not finite are set aside.
 
         Args:
@@ -88,47 +92,47 @@ class StoreWriter:
             gradient_norms: [n], lengths before projection.
 
         Returns:
-            The shard's file, or None if no row was finite.
+            The shard's name, or None if no row was finite.
         """
         rows = np.asarray(features, dtype=np.float32)
         norms = np.asarray(gradient_norms, dtype=np.float32)
         finite = np.isfinite(rows).all(axis=1) & np.isfinite(norms)
-        for index in np.flatnonzero(~finite).tolist():
-            self.set_aside[keys[index]] = "its gradient is not finite"
-        if not finite.all():
-            records = [[*key, reason] for key, reason in sorted(self.set_aside.items())]
-            write_json(self.folder / SET_ASIDE, records)
+        reasons = {
+            keys[index]: "its gradient is not finite" for index in np.flatnonzero(~finite).tolist()
+        }
+        self.put_aside(reasons)
         kept = [key for key, good in zip(keys, finite, strict=True) if good]
         return self._publish(kept, rows[finite], norms[finite]) if kept else None
 
+    def put_aside(self, reasons: Mapping[RowKey, str]) -> None:
+        """Note rows that will have no feature."""
+        if reasons.items() <= self.set_aside.items():
+            return
+        self.set_aside.update(reasons)
+        records = [[*key, reason] for key, reason in sorted(self.set_aside.items())]
+        write_json(self.folder, SET_ASIDE, records)
+
     def finish(self) -> None:
         """Write the manifest: all rows that were wanted are there."""
-        files = sorted(self.folder.glob("shard-*.safetensors"))
-        counts = {file.name: len(shard_rows(file, self.settings)) for file in files}
+        counts = {
+            name: len(shard_rows(self.folder, name, self.settings))
+            for name in self.folder.names(SHARDS)
+        }
         manifest = {"shards": counts, "set_aside": len(self.set_aside)}
-        write_json(self.folder / MANIFEST, {**settings_file(self.settings), **manifest})
+        write_json(self.folder, MANIFEST, {**settings_file(self.settings), **manifest})
 
     def _publish(
         self, keys: Sequence[RowKey], rows: NDArray[np.float32], norms: NDArray[np.float32]
-    ) -> Path:
-        codes, scales, lengths = codec.encode(rows, self.settings["bits"])
+    ) -> str:
+        codes, code_norms, lengths = codec.encode(rows, self.settings["bits"])
         tensors = {
             "features": codes,
-            "scales": scales,
+            "code_norms": code_norms,
             "feature_norms": lengths,
             "gradient_norms": norms,
         }
         told = {"rows": keys, "settings": fingerprint(self.settings)}
         content = save(tensors, {METADATA: json.dumps(told)})
-        file = self.folder / shard_name(content)
-        with atomic(file) as temporary:
-            temporary.write_bytes(content)
-        return file
-
-
-def _read_set_aside(folder: Path) -> dict[RowKey, str]:
-    file = folder / SET_ASIDE
-    if not file.is_file():
-        return {}
-    records = json.loads(file.read_text(encoding="utf-8"))
-    return {RowKey(*record[:3]): record[3] for record in records}
+        name = shard_name(content)
+        self.folder.write(name, content)
+        return name

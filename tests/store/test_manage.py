@@ -1,0 +1,193 @@
+"""Whole datastores: inspect, convert, merge, verify; locally and through fsspec."""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from gradsieve.cli import app
+from gradsieve.errors import StoreError
+from gradsieve.store import RowKey, convert, create_store, inspect, merge, open_store
+
+DIM = 256
+
+
+def keys(start: int, count: int) -> list[RowKey]:
+    return [RowKey("ab"[i % 2], f"{i:04d}", f"hash{i}") for i in range(start, start + count)]
+
+
+def rows(start: int, count: int) -> np.ndarray:
+    return np.random.default_rng(start).normal(size=(count, DIM)).astype(np.float32)
+
+
+def fill(place: Any, start: int = 0, bits: int = 16, **settings: Any) -> Any:
+    store = create_store(place, {"bits": bits, "projection": {"dim": DIM}, **settings})
+    for first in (start, start + 10):
+        store.write_shard(keys(first, 10), rows(first, 10), np.ones(10))
+    store.finish()
+    return store
+
+
+def directions() -> np.ndarray:
+    return np.random.default_rng(99).normal(size=(5, DIM)).astype(np.float32)
+
+
+def cosines(place: Any) -> dict[RowKey, np.ndarray]:
+    found = {}
+    for part in open_store(place).similarities(directions()):
+        found.update(zip(part.keys, part.cosines, strict=True))
+    return found
+
+
+def test_inspect(tmp_path: Path) -> None:
+    fill(tmp_path)
+    told = inspect(tmp_path)
+    assert (told["rows"], told["shards"], told["bits"], told["finished"]) == (20, 2, 16, True)
+    assert told["sources"] == {"a": 10, "b": 10}
+    assert told["bytes"] == sum(file.stat().st_size for file in tmp_path.glob("shard-*"))
+    assert told["settings"]["projection"] == {"dim": DIM}
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4, 2, 1])
+def test_converted_is_as_written_with_fewer_bits(tmp_path: Path, bits: int) -> None:
+    fill(tmp_path / "whole", bits=32)
+    convert(tmp_path / "whole", tmp_path / "small", bits)
+    fill(tmp_path / "direct", bits=bits)
+    small, direct = cosines(tmp_path / "small"), cosines(tmp_path / "direct")
+    assert small.keys() == direct.keys()
+    same = [np.abs(small[key] - direct[key]).max() < 1e-5 for key in small]
+    assert sum(same) >= 19  # a value on the edge of a step may fall to the other side
+    assert inspect(tmp_path / "small")["finished"]
+    assert open_store(tmp_path / "small").verify() == []
+
+
+def test_convert_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    fill(tmp_path / "whole")
+    convert(tmp_path / "whole", tmp_path / "small", 4)
+    files = sorted((tmp_path / "small").glob("shard-*"))
+    times = {file: file.stat().st_mtime_ns for file in files}
+    files[0].unlink()
+    convert(tmp_path / "whole", tmp_path / "small", 4)
+    assert sorted((tmp_path / "small").glob("shard-*")) == files
+    assert files[1].stat().st_mtime_ns == times[files[1]]
+
+
+@pytest.mark.parametrize("bits", [16, 32, 3])
+def test_more_bits_are_refused(tmp_path: Path, bits: int) -> None:
+    fill(tmp_path / "whole", bits=8)
+    with pytest.raises(StoreError) as caught:
+        convert(tmp_path / "whole", tmp_path / "other", bits)
+    assert f"8 bits, wanted {bits}" in caught.value.where
+    assert not (tmp_path / "other").exists()
+
+
+def test_merge(tmp_path: Path) -> None:
+    fill(tmp_path / "one")
+    fill(tmp_path / "two", start=10)  # its first shard is the other's second
+    merge([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
+    assert sorted(open_store(tmp_path / "both").rows) == sorted(keys(0, 30))
+    assert len(list((tmp_path / "both").glob("shard-*"))) == 3
+    both = cosines(tmp_path / "both")
+    for part in ("one", "two"):
+        for key, values in cosines(tmp_path / part).items():
+            np.testing.assert_array_equal(both[key], values)
+
+
+def test_merge_refuses_other_settings_by_both_values(tmp_path: Path) -> None:
+    fill(tmp_path / "one", checkpoint="abc")
+    fill(tmp_path / "two", checkpoint="xyz")
+    with pytest.raises(StoreError) as caught:
+        merge([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
+    assert 'checkpoint: "abc" -> "xyz"' in caught.value.where
+
+
+def test_merge_refuses_a_damaged_shard(tmp_path: Path) -> None:
+    fill(tmp_path / "one")
+    file = next((tmp_path / "one").glob("shard-*"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged"):
+        merge([tmp_path / "one"], tmp_path / "both")
+
+
+def test_rows_set_aside_come_along(tmp_path: Path) -> None:
+    store = fill(tmp_path / "one")
+    bad = rows(50, 2)
+    bad[1] = np.nan
+    store.write_shard(keys(50, 2), bad, np.ones(2))
+    convert(tmp_path / "one", tmp_path / "small", 8)
+    merge([tmp_path / "small"], tmp_path / "merged")
+    assert inspect(tmp_path / "merged")["set_aside"] == 1
+    assert keys(51, 1)[0] in create_store(tmp_path / "merged", store.settings | {"bits": 8}).rows
+
+
+def test_a_store_may_be_anywhere_that_fsspec_reaches() -> None:
+    place = "memory://bucket/run/pool"
+    fill(place)
+    assert len(open_store(place)) == 20
+    assert open_store(place).verify() == []
+    convert(place, "memory://bucket/run/small", 1)
+    assert inspect("memory://bucket/run/small")["bits"] == 1
+    merge([place], "memory://bucket/merged")
+    assert cosines(place).keys() == cosines("memory://bucket/merged").keys()
+
+
+@pytest.mark.parametrize("place", ["nosuch://bucket/store", "s3://bucket/store"])
+def test_a_place_that_cannot_be_reached_is_told(place: str) -> None:
+    with pytest.raises(StoreError) as caught:
+        open_store(place)
+    assert caught.value.where == place
+    assert "fsspec" in caught.value.todo
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = fill(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.write_shard(keys(50, 5), rows(50, 5), np.ones(5))
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_verify_finds_a_missing_shard_and_wrong_counts(tmp_path: Path) -> None:
+    fill(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    told = json.loads(manifest.read_text())
+    name = sorted(told["shards"])[0]
+    told["shards"][name] = 7
+    manifest.write_text(json.dumps(told))
+    (problem,) = open_store(tmp_path).verify()
+    assert f"{name} should have 7 rows, it has 10" in problem
+    (tmp_path / name).unlink()
+    (problem,) = open_store(tmp_path).verify()
+    assert "not there" in problem
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, ["store", *map(str, arguments)])
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    fill(tmp_path / "whole")
+    told = run("inspect", tmp_path / "whole")
+    assert told.exit_code == 0
+    assert "20 rows" in told.output
+    assert json.loads(run("inspect", tmp_path / "whole", "--json").output)["rows"] == 20
+    assert run("convert", tmp_path / "whole", tmp_path / "small", "--bits", 2).exit_code == 0
+    assert run("verify", tmp_path / "small").exit_code == 0
+    assert run("merge", tmp_path / "whole", "--into", tmp_path / "merged").exit_code == 0
+    file = next((tmp_path / "small").glob("shard-*"))
+    file.write_bytes(file.read_bytes()[:-3])
+    told = run("verify", tmp_path / "small")
+    assert told.exit_code == 1
+    assert file.name in told.output
