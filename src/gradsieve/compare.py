@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gradsieve.errors import RunError
 from gradsieve.methods import find_method, split_seed
-from gradsieve.rundir import RunDir
+from gradsieve.rundir import TOGETHER, RunDir
 
 BOOTSTRAPS = 2000
 """Resamples of the questions, paired; 95% intervals are the 2.5% and 97.5% quantiles."""
@@ -216,17 +216,25 @@ def _add_selections(comparison: Comparison, run: RunDir) -> None:
         uses_gradients = "gradients" in find_method(name).uses
         cost = facts["seconds"] + (sum(steps) if uses_gradients else 0)
         comparison.seconds.setdefault(split_seed(name)[0], cost)
-    for target, methods in select["targets"].items():
-        chosen = {}
-        for method, facts in methods.items():
-            comparison.rows.setdefault(target, {}).setdefault(split_seed(method)[0], facts["rows"])
-            file = run.stage("select") / target / method / "selected.jsonl"
-            if method == split_seed(method)[0] != "full":
-                chosen[method] = _keys(file)
-        for one, other in combinations(chosen, 2):
-            smaller = min(len(chosen[one]), len(chosen[other]))
-            shares = comparison.overlap.setdefault(target, {}).setdefault(one, {})
-            shares.setdefault(other, len(chosen[one] & chosen[other]) / smaller)
+    for name, methods in select["targets"].items():
+        folder = run.stage("select") / name
+        for target in list(comparison.cells) if name == TOGETHER else [name]:
+            _add_selection(comparison, target, methods, folder)
+
+
+def _add_selection(
+    comparison: Comparison, target: str, methods: Mapping[str, Any], folder: Path
+) -> None:
+    chosen = {}
+    for method, facts in methods.items():
+        base = split_seed(method)[0]
+        comparison.rows.setdefault(target, {}).setdefault(base, facts["rows"])
+        if method == base != "full":
+            chosen[method] = _keys(folder / method / "selected.jsonl")
+    for one, other in combinations(chosen, 2):
+        smaller = min(len(chosen[one]), len(chosen[other]))
+        shares = comparison.overlap.setdefault(target, {}).setdefault(one, {})
+        shares.setdefault(other, len(chosen[one] & chosen[other]) / smaller)
 
 
 def _keys(selected: Path) -> set[tuple[str, str]]:

@@ -88,6 +88,12 @@ class Context:
 
     @cached_property
     def test_sets(self) -> dict[str, QuestionSet]:
+        """The held-out questions to evaluate on, by the target's name; at most `evaluate.limit`."""
+        limit = self.recipe.evaluate.limit if self.recipe.evaluate else None
+        return {name: test.limited(limit) for name, test in self.whole_test_sets.items()}
+
+    @cached_property
+    def whole_test_sets(self) -> dict[str, QuestionSet]:
         """The held-out questions of the targets that have some, by the target's name."""
         found = {
             target.name: load_test_set(
@@ -95,8 +101,7 @@ class Context:
             )
             for target in self.recipe.targets
         }
-        limit = self.recipe.evaluate.limit if self.recipe.evaluate else None
-        return {name: test.limited(limit) for name, test in found.items() if test is not None}
+        return {name: test for name, test in found.items() if test is not None}
 
     @cached_property
     def template(self) -> ChatTemplate:

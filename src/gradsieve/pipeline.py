@@ -95,7 +95,7 @@ def stages_of(recipe: Recipe) -> list[str]:
             "Use features.mode: store, or leave the other methods out.",
         )
     return [
-        *(["warmup", "features"] if gradients else []),
+        *(["warmup", "features"] if gradients or recipe.select.near_duplicates else []),
         "score",
         "select",
         *(["train"] if recipe.train or recipe.evaluate else []),

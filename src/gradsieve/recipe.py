@@ -226,14 +226,47 @@ class Score(Section):
         return _unique(names)
 
 
+class NearDuplicates(Section):
+    """Rows whose updates point almost the same way: only the best of them is taken."""
+
+    cosine: float = Field(
+        0.95, gt=0, le=1, description="At or above it (at the last checkpoint) two rows are one."
+    )
+
+
+Cap = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
+"""A whole number of rows, or a share such as 0.4."""
+
+
 class Select(Section):
-    """Step 5: how many of the best rows are taken. One of the three."""
+    """Step 5: how many of the best rows are taken (one of the first three), and which are not."""
 
     fraction: float | None = Field(
         None, gt=0, le=1, description="Share of the scored rows. 0.05, the paper's, if none is set."
     )
     count: int | None = Field(None, ge=1, description="Rows.")
     tokens: int | None = Field(None, ge=1, description="Tokens of the selected rows, at most.")
+    round_robin: bool = Field(
+        False,
+        description="Subtasks take turns, each taking its best row that is left, so that each gets "
+        "its share.",
+    )
+    together: bool = Field(
+        False, description="One selection for all targets, which take turns; named `together`."
+    )
+    per_source: Cap | dict[str, Cap] | None = Field(
+        None,
+        description="The most of a source: rows (500) or a share of the selection (0.4), for every "
+        "source or by name ({cot: 0.3}).",
+    )
+    near_duplicates: NearDuplicates | None = Field(
+        None, description="null: kept. Needs the datastore, whatever the method."
+    )
+    drop_leaks: bool = Field(
+        False,
+        description="Leave out rows that share 13 words in a row with a target's test questions; "
+        "they are reported in any case.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -300,6 +333,24 @@ class Recipe(Section):
     def _names_are_unique(cls, parts: list[Any]) -> list[Any]:
         _unique([part.name for part in parts])
         return parts
+
+    @model_validator(mode="after")
+    def _caps_are_of_sources(self) -> Recipe:
+        known = [source.name for source in self.pool]
+        caps = self.select.per_source
+        wrong = [name for name in caps if name not in known] if isinstance(caps, dict) else []
+        if wrong:
+            raise ValueError(f"select.per_source: no source is called {wrong[0]}; one of {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _duplicates_need_a_datastore(self) -> Recipe:
+        if self.features.mode == "exact" and self.select.near_duplicates:
+            raise ValueError(
+                "select.near_duplicates compares rows of the datastore, which features.mode: exact "
+                "does not make"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tasks_are_targets(self) -> Recipe:

@@ -26,6 +26,9 @@ SCHEMA = 1
 STAGES = ("warmup", "features", "score", "select", "train", "evaluate")
 """The stages' names in order: file, command, recipe section and run folder."""
 
+TOGETHER = "together"
+"""Stands where a target's name stands, for the one selection for all targets."""
+
 
 class RunDir:
     """A run's folder.

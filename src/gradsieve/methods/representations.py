@@ -19,7 +19,6 @@ import numpy as np
 from gradsieve.data.batches import collate, length_sorted_batches
 from gradsieve.data.examples import Row
 from gradsieve.extras import needed
-from gradsieve.methods.order import round_robin
 from gradsieve.methods.problem import (
     Problem,
     Scores,
@@ -28,6 +27,7 @@ from gradsieve.methods.problem import (
     over_subtasks,
     whole_text,
 )
+from gradsieve.selection.order import round_robin
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,7 +66,7 @@ class Representations:
             scores[name] = over_subtasks(problem, subtasks, by_subtask)
             if self.in_turn:
                 place = np.empty(len(pool), dtype=np.float32)
-                place[round_robin(cosines)] = np.arange(len(pool), dtype=np.float32)
+                place[[row for row, _ in round_robin(cosines)]] = np.arange(len(pool))
                 ranks = 1 - place / np.float32(len(pool))
                 scores[name] = Scores(scores[name].keys, ranks, subtasks, by_subtask)
         return scores

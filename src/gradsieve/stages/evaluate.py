@@ -20,7 +20,7 @@ from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.methods.perplexity import answer_losses
 from gradsieve.recipe import Evaluate, Model
-from gradsieve.rundir import fingerprint, write_json
+from gradsieve.rundir import TOGETHER, fingerprint, write_json
 from gradsieve.tasks import Question, QuestionSet
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def inputs(context: Context) -> dict[str, Any]:
     return {
         "evaluate": _settings(context).model_dump(mode="json"),
         "targets": {target.name: target.fingerprint for target in context.targets},
-        "questions": {name: _fingerprint(test) for name, test in context.test_sets.items()},
+        "questions": {name: test.fingerprint for name, test in context.test_sets.items()},
         "base": context.with_model(_student(context)).model_inputs,
         "warmed_up": _warmed_up(context)[1],
         "models": context.run.done("train")["models"],
@@ -51,21 +51,33 @@ def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Evaluate every model on its target; results that are there are kept."""
     _check_tasks(context)
-    models = list(context.run.done("train")["models"])
-    names = [target.name for target in context.recipe.targets]
-    before = [f"{target}/base/seed-0" for target in names]
-    warmed = [f"{target}/warmed_up/seed-0" for target in names] if _warmed_up(context)[0] else []
     rows: list[dict[str, Any]] = []
-    wanted = [*before, *warmed, *models]
+    wanted = _wanted(context)
     with context.progress.counting("evaluation", len(wanted), "models") as report:
-        for done, name in enumerate(wanted, start=1):
+        for done, (name, model) in enumerate(wanted.items(), start=1):
             file = folder / f"{name}.json"
             if not file.is_file():
-                write_json(file, _evaluated(context, name))
+                write_json(file, _evaluated(context, name, model))
             rows += _summary(name, json.loads(file.read_text(encoding="utf-8")))
             report(done)
     write_json(folder / "results.json", {"rows": rows})
     return {"results": len(rows), "output": fingerprint(rows)}
+
+
+def _wanted(context: Context) -> dict[str, Path | None]:
+    """TARGET/METHOD/seed-S of each result, and the folder of its model; None before training.
+
+    A model that was trained for all targets together is evaluated on each.
+    """
+    targets = [target.name for target in context.recipe.targets]
+    wanted: dict[str, Path | None] = {f"{target}/base/seed-0": None for target in targets}
+    if (warmed_up := _warmed_up(context)[0]) is not None:
+        wanted.update({f"{target}/warmed_up/seed-0": warmed_up for target in targets})
+    for name in context.run.done("train")["models"]:
+        of, _, rest = name.partition("/")
+        for target in targets if of == TOGETHER else [of]:
+            wanted[f"{target}/{rest}"] = context.run.stage("train") / name
+    return wanted
 
 
 def _settings(context: Context) -> Evaluate:
@@ -85,12 +97,6 @@ def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     return Path(meta["checkpoints"][-1]), meta["fingerprints"][-1]
 
 
-def _fingerprint(test: QuestionSet) -> str:
-    """Changes if any question does."""
-    asked = [[*map(dict, q.example.messages), q.answers, q.with_shots] for q in test.questions]
-    return fingerprint([asked, test.metrics, test.average, test.stops, test.max_tokens])
-
-
 def _check_tasks(context: Context) -> None:
     tasks = _settings(context).tasks or []
     bare = [task for task in tasks if task != "target_loss" and task not in context.test_sets]
@@ -102,20 +108,13 @@ def _check_tasks(context: Context) -> None:
         )
 
 
-def _evaluated(context: Context, name: str) -> dict[str, Any]:
+def _evaluated(context: Context, name: str, folder: Path | None) -> dict[str, Any]:
     """A number for each question and metric, of one model on one target."""
     from gradsieve.model.load import load_model, load_trained
 
-    target, method, _ = name.split("/")
+    target = name.partition("/")[0]
     student = _student(context)
-    if method == "base":
-        model = load_model(student).eval()
-    elif method == "warmed_up":
-        folder = _warmed_up(context)[0]
-        assert folder is not None
-        model = load_trained(student, folder)
-    else:
-        model = load_trained(student, context.run.stage("train") / name)
+    model = load_model(student).eval() if folder is None else load_trained(student, folder)
     tasks = _settings(context).tasks
     test = context.test_sets.get(target)
     found: dict[str, Any] = {"metrics": {}}

@@ -1,145 +1,267 @@
 """Stage 5: the best rows, given back as they came in (method.md, step 5).
 
-In: scores and the pool. Out, in `04-select/TARGET/METHOD/`: `selected.jsonl` (rows in rank order,
-plus rank, score, subtask and source), `dropped.jsonl` (rows that could not be scored, with the
-reason) and `README.md`. Equal scores are ordered by (source, id), the same on every machine.
+In: scores and the pool. Out, in `04-select/TARGET/METHOD/` (or `together/METHOD/`):
+`selected.jsonl` (rows in rank order, plus rank, score, subtask and source), `dropped.jsonl` (rows
+that could not be scored or were passed over, with the reason) and `README.md`; and `leaks.jsonl`,
+the pool's rows that hold text of a test question. Equal scores are ordered by (source, id), the
+same on every machine.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gradsieve.context import Context
 from gradsieve.errors import DataError
 from gradsieve.methods import find_method
 from gradsieve.recipe import Select
-from gradsieve.rundir import file_fingerprint, fingerprint, write_text
+from gradsieve.rundir import TOGETHER, file_fingerprint, fingerprint, write_text
+from gradsieve.selection import (
+    Candidate,
+    Leaks,
+    NearDuplicates,
+    Passed,
+    choose,
+    find_leaks,
+    interleave,
+    round_robin,
+)
+from gradsieve.selection.choose import Check, Key
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FIXED = ("source", "id", "score", "subtask")
+"""Columns of a table of scores; the others are subtasks."""
 
 
 def inputs(context: Context) -> dict[str, Any]:
     """What this stage depends on."""
+    settings = context.recipe.select
     return {
-        "select": context.recipe.select.model_dump(mode="json"),
+        "select": settings.model_dump(mode="json"),
         "scores": context.run.done("score")["output"],
         "pool": context.pool_inputs,
+        "features": context.run.done("features")["output"] if settings.near_duplicates else None,
+        "questions": {name: test.fingerprint for name, test in context.whole_test_sets.items()},
     }
 
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
-    """Select for every target by every method."""
+    """Select for every target, or for all together, by every method."""
     rows = {
         (example.source, example.id): example.row
         for source in context.sources
         for example in source.examples
     }
-    tokens, dropped = _tokens_and_dropped(context)
+    tokens, unscored = _tokens_and_unscored(context)
+    leaks = _leaks(context)
+    write_text(
+        folder / "leaks.jsonl",
+        _lines({"source": key[0], "id": key[1], **asdict(leak)} for key, leak in leaks.items()),
+    )
+    _tell(context, leaks)
     facts: dict[str, dict[str, Any]] = {}
     prints: dict[str, str] = {}
-    for target in context.recipe.targets:
-        for method in context.recipe.score.methods:
-            scored = _scores(context.run.stage("score") / target.name / f"{method}.parquet")
-            everything = Select(fraction=1.0)
-            chosen = take(scored, everything if method == "full" else context.recipe.select, tokens)
-            out = folder / target.name / method
-            write_text(out / "selected.jsonl", _lines(_annotated(rows, chosen)))
-            write_text(out / "dropped.jsonl", _lines(dropped))
-            write_text(
-                out / "README.md", _card(context, target.name, method, chosen, scored, tokens)
-            )
-            prints[f"{target.name}/{method}"] = file_fingerprint(out / "selected.jsonl")
-            facts.setdefault(target.name, {})[method] = {
-                "rows": len(chosen),
-                "tokens": sum(tokens[row["source"], row["id"]] for row in chosen),
-                "sources": dict(Counter(row["source"] for row in chosen).most_common()),
-            }
+    for target, method in _wanted(context):
+        names = [t.name for t in context.recipe.targets] if target == TOGETHER else [target]
+        order = _order(context, names, method, tokens)
+        chosen, passed = _chosen(context, method, order, leaks)
+        out = folder / target / method
+        write_text(out / "selected.jsonl", _lines(_annotated(rows, chosen)))
+        dropped = [*unscored, *(_record(row) for row in passed)]
+        write_text(out / "dropped.jsonl", _lines(dropped))
+        write_text(out / "README.md", _card(context, target, method, chosen, order))
+        prints[f"{target}/{method}"] = file_fingerprint(out / "selected.jsonl")
+        facts.setdefault(target, {})[method] = {
+            "rows": len(chosen),
+            "tokens": sum(row.tokens for row in chosen),
+            "sources": dict(Counter(row.key[0] for row in chosen).most_common()),
+            "passed_over": len(passed),
+        }
     return {
         "targets": facts,
-        "dropped": len(dropped),
+        "dropped": len(unscored),
+        "leaks": dict(Counter(leak.target for leak in leaks.values())),
         "selections": prints,
         "output": fingerprint(prints),
     }
 
 
-def take(
-    scored: list[dict[str, Any]], settings: Select, tokens: Mapping[tuple[str, str], int]
-) -> list[dict[str, Any]]:
-    """The best rows, best first.
+def _wanted(context: Context) -> list[tuple[str, str]]:
+    """(target, method) of each selection."""
+    recipe = context.recipe
+    targets = [TOGETHER] if recipe.select.together else [target.name for target in recipe.targets]
+    return [(target, method) for target in targets for method in recipe.score.methods]
 
-    Args:
-        scored: source, id, score and subtask of each row.
-        settings: How many: a share of the scored rows, a count, or a budget of tokens (rows are
-            taken in order until the next one would exceed it).
-        tokens: Tokens of each row.
-    """
-    ranked = sorted(scored, key=lambda row: (-row["score"], row["source"], row["id"]))
-    if settings.fraction is not None:
-        return ranked[: max(1, round(settings.fraction * len(ranked)))]
-    if settings.count is not None:
-        if settings.count > len(ranked):
-            raise DataError(
-                "There are fewer rows than are to be selected.",
-                f"select.count {settings.count}, scored rows {len(ranked)}",
-                "Lower select.count.",
-            )
-        return ranked[: settings.count]
-    chosen, spent = [], 0
-    for row in ranked:
-        spent += tokens[row["source"], row["id"]]
-        if settings.tokens is not None and spent > settings.tokens:
-            break
-        chosen.append(row)
-    if not chosen:
-        raise DataError(
-            "Not even the best row fits the budget of tokens.",
-            f"select.tokens {settings.tokens}, the best row has {spent}",
-            "Raise select.tokens.",
+
+def _leaks(context: Context) -> dict[Key, Leaks]:
+    questions = {
+        name: ((q.example.id, text) for q in test.questions for text in q.texts)
+        for name, test in context.whole_test_sets.items()
+    }
+    rows = (
+        (row.key, "\n".join(turn["content"] for turn in row.example.messages))
+        for row in context.rows
+    )
+    return find_leaks(rows, questions)
+
+
+def _tell(context: Context, leaks: Mapping[Key, Leaks]) -> None:
+    if leaks:
+        (source, id), first = next(iter(leaks.items()))
+        done = "are left out" if context.recipe.select.drop_leaks else "may be selected"
+        context.progress.warn(
+            f"{len(leaks)} rows of the pool share 13 words with test questions and {done} "
+            f"(select.drop_leaks), e.g. {source} {id} with {first.target} {first.question}; all in "
+            "leaks.jsonl"
         )
-    return chosen
 
 
-def _scores(file: Path) -> list[dict[str, Any]]:
+def _order(
+    context: Context, targets: Sequence[str], method: str, tokens: Mapping[Key, int]
+) -> list[Candidate]:
+    """All scored rows, best first; several targets take turns."""
+    orders = [_order_for(context, target, method, tokens) for target in targets]
+    if len(orders) == 1:
+        return orders[0]
+    by_key = [{row.key: row for row in order} for order in orders]
+    turns = interleave([[row.key for row in order] for order in orders])
+    return [by_key[number][key] for key, number in turns]
+
+
+def _order_for(
+    context: Context, target: str, method: str, tokens: Mapping[Key, int]
+) -> list[Candidate]:
+    table = _scores(context.run.stage("score") / target / f"{method}.parquet")
+    keys = list(zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True))
+    scores, best = table["score"].to_numpy(), table["subtask"].to_pylist()
+    subtasks = [name for name in table.column_names if name not in FIXED]
+    if context.recipe.select.round_robin and subtasks:
+        by_subtask = np.stack([table[name].to_numpy() for name in subtasks], axis=1)
+        return [
+            Candidate(keys[row], float(by_subtask[row, column]), _named(subtasks[column]),
+                      tokens[keys[row]])
+            for row, column in round_robin(by_subtask)
+        ]  # fmt: skip
+    # The table is in order of (source, id), so a stable sort leaves equal scores so.
+    return [
+        Candidate(keys[row], float(scores[row]), best[row], tokens[keys[row]])
+        for row in np.argsort(-scores, kind="stable").tolist()
+    ]
+
+
+def _named(column: str) -> str:
+    """A subtask's name; its column is marked where it is called like one of the fixed ones."""
+    name = column.removeprefix("subtask:")
+    return name if name in FIXED else column
+
+
+def _scores(file: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
-    columns = ["source", "id", "score", "subtask"]
-    rows: list[dict[str, Any]] = pq.read_table(file, columns=columns).to_pylist()
-    return rows
+    table: pa.Table = pq.read_table(file)
+    return table
 
 
-def _tokens_and_dropped(
-    context: Context,
-) -> tuple[dict[tuple[str, str], int], list[dict[str, Any]]]:
+def _chosen(
+    context: Context, method: str, order: list[Candidate], leaks: Mapping[Key, Leaks]
+) -> tuple[list[Candidate], list[Passed]]:
+    settings = context.recipe.select
+    if method == "full":  # whatever the recipe says; but what leaks stays out
+        settings = Select(fraction=1.0, drop_leaks=settings.drop_leaks)
+    if settings.count is not None and settings.count > len(order):
+        raise DataError(
+            "There are fewer rows than are to be selected.",
+            f"select.count {settings.count}, scored rows {len(order)}",
+            "Lower select.count.",
+        )
+    checks: list[Check] = []
+    if settings.drop_leaks:
+        checks.append(lambda key: _leak_reason(leaks.get(key)))
+    if settings.near_duplicates is not None:
+        checks.append(_near_duplicates(context, [row.key for row in order], settings))
+    chosen, passed = choose(order, settings, len(order), checks)
+    if not chosen:
+        first = order[0]
+        raise DataError(
+            "Not even the best row can be selected.",
+            f"select, {first.key[0]} {first.key[1]}: {first.tokens} tokens"
+            + (f"; {passed[0].reason}" if passed else ""),
+            "Raise select.tokens, or loosen the other keys of select.",
+        )
+    if settings.count is not None and len(chosen) < settings.count:
+        context.progress.warn(
+            f"{method}: {len(chosen)} rows instead of {settings.count}, since {len(passed)} were "
+            "passed over; dropped.jsonl tells why"
+        )
+    return chosen, passed
+
+
+def _leak_reason(leak: Leaks | None) -> str | None:
+    if leak is None:
+        return None
+    return f'drop_leaks: shares "{leak.run}" with {leak.target}, {leak.question}'
+
+
+def _near_duplicates(context: Context, order: list[Key], settings: Select) -> NearDuplicates:
+    import pyarrow.parquet as pq
+
+    from gradsieve.store import RowKey, open_store
+
+    assert settings.near_duplicates is not None
+    features = context.run.stage("features")
+    last = len(context.run.done("warmup")["checkpoints"])
+    columns = ["source", "id", "content"]
+    rows = pq.read_table(features / "rows.parquet", columns=columns).to_pylist()
+    names = {(row["source"], row["id"]): RowKey(**row) for row in rows if row["content"]}
+    stores = sorted((features / f"checkpoint-{last}").glob("pool*"))
+    return NearDuplicates(open_store(stores[0]), names, order, settings.near_duplicates.cosine)
+
+
+def _tokens_and_unscored(context: Context) -> tuple[dict[Key, int], list[dict[str, Any]]]:
     """Tokens of each row, and one record for each row that could not be scored."""
     import pyarrow.parquet as pq
 
     file = context.run.stage("score") / "rows.parquet"
     rows = pq.read_table(file, columns=["source", "id", "tokens", "set_aside"]).to_pylist()
-    dropped = [
+    unscored = [
         {"source": row["source"], "id": row["id"], "reason": row["set_aside"]}
         for row in rows
         if row["set_aside"]
     ]
     for source in context.sources:
-        dropped += [
+        unscored += [
             {"source": source.name, "where": bad.where, "reason": bad.reason}
             for bad in source.bad_rows
         ]
-    return {(row["source"], row["id"]): row["tokens"] for row in rows}, dropped
+    return {(row["source"], row["id"]): row["tokens"] for row in rows}, unscored
+
+
+def _record(passed: Passed) -> dict[str, Any]:
+    source, id = passed.key
+    return {"source": source, "id": id, "reason": passed.reason}
 
 
 def _annotated(
-    rows: Mapping[tuple[str, str], Mapping[str, Any]], chosen: Iterable[Mapping[str, Any]]
+    rows: Mapping[Key, Mapping[str, Any]], chosen: Iterable[Candidate]
 ) -> Iterable[dict[str, Any]]:
     """Rows as they came in, plus what chose them; a row's own key is never overwritten."""
-    for rank, scored in enumerate(chosen, start=1):
-        row = rows[scored["source"], scored["id"]]
-        added = {"rank": rank, **{key: scored[key] for key in ("score", "subtask", "source")}}
+    for rank, candidate in enumerate(chosen, start=1):
+        row = rows[candidate.key]
+        source, id = candidate.key
+        told = {"score": candidate.score, "subtask": candidate.subtask, "source": source}
+        added = {"rank": rank, **told}
         renamed = {key if key not in row else f"gradsieve_{key}": added[key] for key in added}
         # A row without an id gets the one that names it everywhere else.
-        yield {**({"id": scored["id"]} if row.get("id") is None else {}), **row, **renamed}
+        yield {**({"id": id} if row.get("id") is None else {}), **row, **renamed}
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> str:
@@ -159,18 +281,18 @@ def _card(
     context: Context,
     target: str,
     method: str,
-    chosen: list[dict[str, Any]],
-    scored: list[dict[str, Any]],
-    tokens: Mapping[tuple[str, str], int],
+    chosen: Sequence[Candidate],
+    scored: Sequence[Candidate],
 ) -> str:
     """A card that says what the folder holds and how it was made."""
-    picked, pool = (Counter(row["source"] for row in rows) for rows in (chosen, scored))
+    picked, pool = (Counter(row.key[0] for row in rows) for rows in (chosen, scored))
     table = "\n".join(
         f"| {name} | {picked[name]} | {picked[name] / len(chosen):.1%} | {pool[name]} | "
         f"{pool[name] / len(scored):.1%} |"
         for name in sorted(pool)
     )
-    spent = sum(tokens[row["source"], row["id"]] for row in chosen)
+    spent = sum(row.tokens for row in chosen)
+    names = ", ".join(t.name for t in context.recipe.targets) if target == TOGETHER else target
     return f"""---
 configs:
 - config_name: default
@@ -180,12 +302,12 @@ tags:
 - instruction-tuning
 ---
 
-# Selected for {target}
+# Selected for {names}
 
 {len(chosen)} of {len(scored)} rows ({spent} tokens), chosen with `{context.recipe.model.name}` by
 `{method}`: {find_method(method).source}. Rows are as they came in, in order of rank, with `rank`,
-`score`, `subtask` (the subtask of {target} that a row helps most) and `source` added. Rows that
-could not be scored are in `dropped.jsonl`.
+`score`, `subtask` (the subtask that a row was chosen for) and `source` added. Rows that could not
+be scored or were passed over are in `dropped.jsonl`.
 
 | source | selected | share of selection | in the pool | share of pool |
 | --- | --- | --- | --- | --- |

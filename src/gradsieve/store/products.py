@@ -71,7 +71,6 @@ class Cosines:
         return found
 
     def _of_floats(self, codes: NDArray[Any]) -> Tensor:
-        import torch
 
         return self._copied(codes).float() @ self._directions.T
 

@@ -76,7 +76,7 @@ def _question(name: str, task: str, number: int, row: dict[str, str], text: str)
     )
     shots = text.strip().removeprefix(instruction).strip()
     asked = f"{instruction}\n\n{shots}\n\n{question}"
-    return Question(example, (row["target"],), with_shots=asked)
+    return Question(example, (row["target"],), with_shots=asked, texts=(row["input"],))
 
 
 def _texts(name: str, path: Path) -> dict[str, tuple[str, str]]:

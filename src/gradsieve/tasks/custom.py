@@ -45,7 +45,14 @@ def test_set(name: str, path: str, subtask_field: str | None) -> QuestionSet:
         DataError: As `read`.
     """
     examples, _ = read(name, path, subtask_field, "fail")
-    questions = [Question(example, (example.messages[-1]["content"],)) for example in examples]
+    questions = [
+        Question(
+            example,
+            (example.messages[-1]["content"],),
+            texts=tuple(turn["content"] for turn in example.messages if turn["role"] != "system"),
+        )
+        for example in examples
+    ]
     longest = max(len(question.answers[0]) for question in questions)
     # A token holds at least a byte or two in every tokenizer: no right answer is cut short.
     return QuestionSet(tuple(questions), ("exact_match", "f1"), max_tokens=min(longest + 8, 512))

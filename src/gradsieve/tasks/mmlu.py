@@ -62,7 +62,7 @@ def test_set(name: str, path: str) -> QuestionSet | None:
         for number, row in enumerate(read_questions(file)):
             example = _example(name, subject, number, row)
             asked = _header(subject) + shots + _asked(row)
-            questions.append(Question(example, (row[-1],), LETTERS, asked))
+            questions.append(Question(example, (row[-1],), LETTERS, asked, (row[0],)))
     return QuestionSet(tuple(questions), ("accuracy",)) if questions else None
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from gradsieve.data.examples import Example
+from gradsieve.rundir import fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,14 @@ class Question:
         choices: What may be chosen; empty: the answer is free text.
         with_shots: What the user says if worked examples stand before the question; empty: there
             are none.
+        texts: What the question itself says, without the words that stand around every one.
     """
 
     example: Example
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
     with_shots: str = ""
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,12 @@ class QuestionSet:
     stops: tuple[str, ...] = ()
     max_tokens: int = 64
     extract: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes if any question does, or how it is asked."""
+        asked = [[*map(dict, q.example.messages), q.answers, q.with_shots] for q in self.questions]
+        return fingerprint([asked, self.metrics, self.average, self.stops, self.max_tokens])
 
     def limited(self, limit: int | None) -> QuestionSet:
         """The first questions of each subtask."""

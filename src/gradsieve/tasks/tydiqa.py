@@ -134,7 +134,8 @@ def _question(
     instruction = words[0]
     asked = example.messages[0]["content"].removeprefix(instruction)
     with_shots = shots[language] + asked if language in shots else ""
-    return Question(example, tuple(a["text"] for a in row["answers"]), with_shots=with_shots)
+    answers = tuple(answer["text"] for answer in row["answers"])
+    return Question(example, answers, with_shots=with_shots, texts=(context, row["question"]))
 
 
 def format_question(words: tuple[str, str, str, str], context: str, question: str) -> str:

@@ -1,0 +1,148 @@
+"""Selecting with rules: each leaves out what it says, and says so."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradsieve
+import world
+from gradsieve.compare import compare
+from gradsieve.demo.skills import make_questions, make_rows
+from gradsieve.errors import RecipeError
+from gradsieve.rundir import RunDir
+
+ROWS = 80
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A pool with a copy of a third source's rows in it, and leaks of the test questions."""
+    folder = tmp_path_factory.mktemp("inputs")
+    made = world.make(folder, rows=ROWS)
+    copies = [world.record(row) for row in make_rows(ROWS, 0)[:20]]
+    world.write(folder / "copies.jsonl", copies)
+    questions = [world.record(row) for row in make_questions("reverse", 4, 1)]
+    for question in questions:
+        text = question["messages"][0]["content"]
+        question["messages"][0]["content"] = " : ".join([text] * 3)  # long enough
+    world.write(folder / "test.jsonl", questions)
+    leaking = [{**question, "id": f"leak-{n}"} for n, question in enumerate(questions[:3])]
+    world.write(folder / "leaking.jsonl", leaking)
+    made["pool"] += [
+        {"name": name, "path": str(folder / f"{name}.jsonl")} for name in ("copies", "leaking")
+    ]
+    made["targets"][0]["test"] = str(folder / "test.jsonl")
+    return made
+
+
+@pytest.fixture(scope="module")
+def out(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with scores, which every test selects from anew."""
+    folder = tmp_path_factory.mktemp("run")
+    gradsieve.run(world.recipe(inputs), folder, last="score", progress=world.Listening())
+    return folder
+
+
+def select(inputs: dict[str, Any], out: Path, **settings: Any) -> tuple[RunDir, world.Listening]:
+    told = world.Listening()
+    return gradsieve.run(world.recipe(inputs, select=settings), out, progress=told), told
+
+
+def lines(run: RunDir, name: str, target: str = "mine") -> list[dict[str, Any]]:
+    file = run.stage("select") / target / "less" / f"{name}.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def test_leaks_are_reported_and_dropped_on_request(inputs: dict[str, Any], out: Path) -> None:
+    leaking = {"leak-0", "leak-1", "leak-2"}
+    run, told = select(inputs, out, fraction=1.0)
+    assert leaking <= {row["id"] for row in lines(run, "selected")}
+    found = (run.stage("select") / "leaks.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    assert {json.loads(line)["id"] for line in found} == leaking
+    assert {json.loads(line)["target"] for line in found} == {"mine"}
+    assert any("3 rows of the pool share 13 words" in line for line in told.lines)
+    assert run.done("select")["leaks"] == {"mine": 3}
+    run, _ = select(inputs, out, fraction=1.0, drop_leaks=True)
+    assert not leaking & {row["id"] for row in lines(run, "selected")}
+    reasons = {row["id"]: row["reason"] for row in lines(run, "dropped")}
+    assert reasons.keys() == leaking
+    assert all(reason.startswith("drop_leaks: shares ") for reason in reasons.values())
+
+
+def test_near_duplicates_are_left_out(inputs: dict[str, Any], out: Path) -> None:
+    run, _ = select(inputs, out, fraction=1.0, near_duplicates={"cosine": 0.999})
+    chosen = [(row["source"], row["id"]) for row in lines(run, "selected")]
+    copied = {id for source, id in chosen if source == "copies"}
+    others = {id for source, id in chosen if source in ("one", "two")}
+    assert not copied & others
+    reasons = [row["reason"] for row in lines(run, "dropped")]
+    assert len(reasons) == 20 + ROWS + 3 - len(chosen) >= 20
+    assert all(reason.startswith("near_duplicates: cosine ") for reason in reasons)
+
+
+def test_each_subtask_gets_its_turn(inputs: dict[str, Any], out: Path) -> None:
+    run, _ = select(inputs, out, count=20, round_robin=True)
+    chosen = lines(run, "selected")
+    assert [row["subtask"] for row in chosen] == ["letters", "numbers"] * 10
+    plain = lines(select(inputs, out, count=20)[0], "selected")
+    assert chosen[0]["id"] in {row["id"] for row in plain}
+    assert len({(row["source"], row["id"]) for row in chosen}) == 20
+
+
+def test_a_sources_cap(inputs: dict[str, Any], out: Path) -> None:
+    run, _ = select(inputs, out, count=20, per_source={"one": 0.25, "copies": 2})
+    counts = Counter(row["source"] for row in lines(run, "selected"))
+    assert counts["one"] <= 5
+    assert counts["copies"] <= 2
+    assert counts.total() == 20
+
+
+def test_fewer_rows_than_asked_for_is_told(inputs: dict[str, Any], out: Path) -> None:
+    run, told = select(inputs, out, count=20, per_source=2)
+    assert len(lines(run, "selected")) == 8
+    assert any("less: 8 rows instead of 20" in line for line in told.lines)
+
+
+def test_one_selection_for_all_targets(inputs: dict[str, Any], tmp_path: Path) -> None:
+    recipe = world.recipe(
+        inputs,
+        select={"count": 10, "together": True},
+        score__methods=["random", "bm25"],
+        train={"epochs": 1},
+        evaluate={"tasks": ["target_loss"]},
+    )
+    run = gradsieve.run(recipe, tmp_path, progress=world.Listening())
+    file = run.stage("select") / "together" / "bm25" / "selected.jsonl"
+    assert len(file.read_text(encoding="utf-8").split("\n")) == 11
+    assert "# Selected for mine, plain" in (file.parent / "README.md").read_text()
+    assert set(run.done("train")["models"]) == {
+        "together/bm25/seed-0",
+        "together/random/seed-0",
+    }
+    found = compare([run.path])
+    for target in ("mine", "plain"):
+        assert set(found.cells[target]["target_loss"]) == {"base", "bm25", "random"}
+        assert found.rows[target] == {"bm25": 10, "random": 10}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"select": {"per_source": {"none": 3}}}, "no source is called none"),
+        ({"select": {"per_source": 0}}, "per_source"),
+        ({"select": {"near_duplicates": {"cosine": 1.5}}}, "less than or equal to 1"),
+        (
+            {"features": {"mode": "exact"}, "select": {"near_duplicates": {}}},
+            "does not make",
+        ),
+    ],
+)
+def test_wrong_rules_are_refused(
+    inputs: dict[str, Any], changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        world.recipe(inputs, **changes)
+    assert said in str(caught.value)
