@@ -104,29 +104,31 @@ def start(recipe: Path, folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.slow
-def test_kill_9_at_random_moments(whole: tuple[dict[str, Any], RunDir], tmp_path: Path) -> None:
-    """Real processes, a real signal; on one thread, as the run that it is held against."""
-    inputs, _ = whole
+@pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments(
+    whole: tuple[dict[str, Any], RunDir], tmp_path: Path, kills: int
+) -> None:
+    """Real processes, a real signal; on one thread, as the run that they are held against."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(dump_recipe(world.recipe(inputs)))
-    with start(recipe, tmp_path / "alone") as alone:
-        alone.communicate(timeout=120)
-    assert alone.returncode == 0
-    kills, wait = 0, 3.0
-    while True:
-        with start(recipe, tmp_path / "killed") as process:
-            try:
-                process.communicate(timeout=wait)
-                break
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-        kills, wait = kills + 1, wait + 0.7
-    assert process.returncode == 0
-    assert kills >= 3
-    wanted, found = (world.results(RunDir(tmp_path / name)) for name in ("alone", "killed"))
-    assert sorted(wanted) == sorted(found)
-    assert [name for name in wanted if wanted[name] != found[name]] == []
+    recipe.write_text(dump_recipe(world.recipe(whole[0])))
+    killer = [sys.executable, str(Path(__file__).with_name("killer.py"))]
+    told = subprocess.run(
+        [*killer, str(recipe), str(tmp_path), str(kills)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    killed, runs = map(int, told.stdout.split())
+    assert killed == kills
+    assert runs >= 1
+    wanted = world.results(RunDir(tmp_path / "alone"))
+    for number in range(runs):
+        found = world.results(RunDir(tmp_path / str(number)))
+        assert found.keys() == wanted.keys()
+        assert [name for name in wanted if wanted[name] != found[name]] == []
+        assert leftovers(tmp_path / str(number)) == []
 
 
 @pytest.mark.slow

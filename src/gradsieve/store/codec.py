@@ -30,7 +30,7 @@ def encode(
 ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
     """Codes [n, bytes], their lengths [n] and the rows' lengths [n]; d is a multiple of 8."""
     lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
-    unit = np.float32(np.sqrt(rows.shape[1])) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    unit = np.sqrt(rows.shape[1]) / np.maximum(lengths, 1e-300)
     codes = _quantize((rows * unit[:, None]).astype(np.float32), bits)
     norms = np.linalg.norm(decode(codes, bits), axis=1)
     return codes, norms.astype(np.float32), lengths.astype(np.float32)
@@ -42,7 +42,7 @@ def _quantize(values: NDArray[np.float32], bits: int) -> NDArray[Any]:
     if bits == 16:
         return values.astype(np.float16)
     if bits == 8:
-        largest = np.maximum(np.abs(values).max(axis=1, keepdims=True), TINY)
+        largest = np.maximum(np.abs(values).max(axis=1, keepdims=True), np.float32(1e-30))
         steps: NDArray[np.int8] = np.rint(values * (127 / largest)).astype(np.int8)
         return steps
     if bits == 1:
