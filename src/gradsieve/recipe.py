@@ -169,8 +169,8 @@ class Features(Section):
     )
     tokens_per_batch: int | Literal["auto"] = Field(
         "auto",
-        description="Tokens, padding included, in one forward pass. `auto`: halved whenever memory "
-        "runs out. It changes the speed, never the result.",
+        description="Tokens, padding included, in one forward pass. `auto`: grown while "
+        "memory lasts and halved when it runs out. It changes the speed, never the result.",
     )
 
     @model_validator(mode="after")

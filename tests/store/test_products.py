@@ -72,3 +72,13 @@ def test_lengths_of_directions_are_kept() -> None:
     scale = np.array([0.1, 1.0, 300.0], dtype=np.float32)
     scaled = Cosines(directions(3, 256) * scale[:, None], 2)(codes, norms)
     np.testing.assert_allclose(scaled, of_unit * scale, rtol=1e-4, atol=1e-6)
+
+
+def test_unpacking_leaves_the_number_of_threads_alone() -> None:
+    """Float products round differently by it, so what follows in the process would change."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    codes, norms = made(20, 256, 1)
+    Cosines(directions(2, 256), 1)(codes, norms)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(threads)

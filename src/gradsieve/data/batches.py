@@ -23,13 +23,21 @@ def length_sorted_batches(lengths: Sequence[int], tokens_per_batch: int) -> list
         tokens_per_batch: Most tokens in a batch, padding included; a longer example is a batch of
             its own.
     """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     batches: list[list[int]] = []
-    for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        full = not batches or (len(batches[-1]) + 1) * lengths[position] > tokens_per_batch
-        if full:
-            batches.append([])
-        batches[-1].append(position)
+    start = 0
+    while start < len(order):
+        batches.append(fill_batch(order, lengths, start, tokens_per_batch))
+        start += len(batches[-1])
     return batches
+
+
+def fill_batch(order: Sequence[int], lengths: Sequence[int], start: int, tokens: int) -> list[int]:
+    """The next positions of an order, shortest first, that fit into a batch; at least one."""
+    stop = start + 1
+    while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= tokens:
+        stop += 1
+    return list(order[start:stop])
 
 
 def collate(encoded: Sequence[Encoded], pad_token_id: int = 0) -> dict[str, Tensor]:

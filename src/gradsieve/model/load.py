@@ -44,6 +44,13 @@ def free_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def memory_used() -> float:
+    """The most memory that this process has held on a GPU, as a share of it; 0 on the CPU."""
+    if device().type != "cuda":
+        return 0.0
+    return torch.cuda.max_memory_reserved() / torch.cuda.mem_get_info()[1]
+
+
 def load_tokenizer(model: recipe.Model) -> PreTrainedTokenizerBase:
     """The model's tokenizer, as it is: nothing is added to it.
 

@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsieve.context import Context
 from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError
+from gradsieve.extraction import TokenBudget, extract
 from gradsieve.methods import find_method
 from gradsieve.rundir import atomic, fingerprint
 from gradsieve.store import RowKey, StoreWriter, create_store
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from gradsieve.data.template import Encoded
     from gradsieve.influence.exact import ExactProducts
@@ -41,9 +42,6 @@ SHARD_VALUES = 1 << 26
 these numbers of rows and values."""
 
 _UNUSED_BY_EXACT = {"tokens_per_batch", "projection", "bits"}
-
-TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
-"""Where `auto` starts. CPU: larger gains nothing (measured, see LOG). CUDA: assumption."""
 
 
 def inputs(context: Context) -> dict[str, Any]:
@@ -131,7 +129,7 @@ def _checkpoint(
         extractor = FeatureExtractor(model, products or projection, *adam)
         if of_adam:
             few = [row.encoded for row in rows[:8]]
-            below_eps = _batched(extractor, few, 1, measure_eps=True)[2]
+            below_eps = extract(extractor, few, TokenBudget(1), measure_eps=True).share_below_eps
             facts["share_of_coordinates_below_eps"] = below_eps
             context.progress.say(f"  {name}: v' < 1e-8 in {below_eps:.1%} of coordinates")
         store_settings = _store_settings(context, identity, columns, of_adam)
@@ -196,7 +194,7 @@ def _exact_products(
     extractor = FeatureExtractor(model, Projection("none"))
     directions = []
     for group in groups.values():
-        rows = _batched(extractor, group, _tokens_per_batch(context))[0]
+        rows = extract(extractor, group, _budget(context)).rows
         mean = context.recipe.score.target_mean
         directions.append(subtask_directions(rows, ["all"] * len(rows), mean)[1])
     return list(groups), ExactProducts(torch.cat(directions).to(device()), sizes)
@@ -229,14 +227,14 @@ def _fill_store(
     done = sum(key in there for key in keys)
     size = min(max(len(rows) // SHARDS_WANTED, ROWS_A_SHARD[0]), ROWS_A_SHARD[1])
     size = min(size, max(1, SHARD_VALUES // extractor.width))
-    tokens = _tokens_per_batch(context)
+    budget = _budget(context)
     with context.progress.counting(name, len(rows), "rows") as report:
         report(done)
         for start in range(0, len(rows), size):
             part = [i for i in range(start, min(start + size, len(rows))) if keys[i] not in there]
             if not part:
                 continue
-            features, norms, _ = _batched(extractor, [rows[i].encoded for i in part], tokens)
+            features, norms, _ = extract(extractor, [rows[i].encoded for i in part], budget)
             if "exact" in store.settings:
                 features = features / norms.unsqueeze(1)  # inner products to cosines
             store.write_shard([keys[i] for i in part], features, norms)
@@ -256,9 +254,7 @@ def _target(context: Context, extractor: FeatureExtractor, target: Target, where
             if json.loads(opened.metadata()["gradsieve"])["identity"] == identity:
                 return identity
     rows = context.target_rows(target)
-    features, norms, _ = _batched(
-        extractor, [row.encoded for row in rows], _tokens_per_batch(context)
-    )
+    features, norms, _ = extract(extractor, [row.encoded for row in rows], _budget(context))
     metadata = {
         "identity": identity,
         "ids": [row.example.id for row in rows],
@@ -271,65 +267,8 @@ def _target(context: Context, extractor: FeatureExtractor, target: Target, where
     return identity
 
 
-def _tokens_per_batch(context: Context) -> int:
-    from gradsieve.model.load import device
-
-    wanted = context.recipe.features.tokens_per_batch
-    return TOKENS_PER_BATCH[device().type] if wanted == "auto" else wanted
-
-
-def _batched(
-    extractor: FeatureExtractor,
-    encoded: Sequence[Encoded],
-    tokens_per_batch: int,
-    measure_eps: bool = False,
-) -> tuple[Tensor, Tensor, float]:
-    """Features [n, d] and norms [n] in the given order, on the CPU; and the share below eps."""
-    import torch
-
-    from gradsieve.data.batches import length_sorted_batches
-
-    shares: list[float] = []
-    features: list[Tensor] = [torch.empty(0)] * len(encoded)
-    norms = torch.empty(len(encoded))
-    lengths = [len(tokens.input_ids) for tokens in encoded]
-    waiting = length_sorted_batches(lengths, tokens_per_batch)
-    for batch, made in _with_memory_to_spare(extractor, encoded, waiting, measure_eps):
-        shares.append(made.share_below_eps)
-        norms[batch] = made.gradient_norms.cpu()
-        for position, row in zip(batch, made.rows.cpu(), strict=True):
-            features[position] = row
-    return torch.stack(features), norms, sum(shares) / len(shares)
-
-
-def _with_memory_to_spare(
-    extractor: FeatureExtractor,
-    encoded: Sequence[Encoded],
-    batches: list[list[int]],
-    measure_eps: bool,
-) -> Iterator[tuple[list[int], Any]]:
-    """Batches and their features; a batch for which memory runs out is cut in two."""
-    import torch
-
-    from gradsieve.data.batches import collate
-    from gradsieve.model.load import device
-
-    waiting = batches[::-1]
-    while waiting:
-        batch = waiting.pop()
-        tensors = collate([encoded[i] for i in batch], pad_token_id=0)
-        try:
-            yield batch, extractor({k: v.to(device()) for k, v in tensors.items()}, measure_eps)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise ModelError(
-                    "Memory runs out with a single example.",
-                    f"{len(encoded[batch[0]].input_ids)} tokens, {device()}",
-                    "Lower model.max_length, or use a device with more memory.",
-                ) from None
-            torch.cuda.empty_cache()
-            half = len(batch) // 2
-            waiting += [batch[half:], batch[:half]]
+def _budget(context: Context) -> TokenBudget:
+    return TokenBudget(context.recipe.features.tokens_per_batch)
 
 
 def _row_key(row: Row) -> RowKey:

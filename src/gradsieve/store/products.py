@@ -75,7 +75,7 @@ class Cosines:
         return self._copied(codes).float() @ self._directions.T
 
     def _copied(self, values: NDArray[Any]) -> Tensor:
-        """In memory of PyTorch's own, whose alignment is always the same: so are float products."""
+        """A copy, since what is read from a file may not be written to, nor need be aligned."""
         import torch
 
         return torch.tensor(values, device=self._device)
@@ -136,9 +136,11 @@ def _table(bits: int) -> tuple[NDArray[Any], Any]:
 def _unpacker() -> Callable[..., None]:
     import numba
 
-    @numba.njit(parallel=True, cache=False)  # type: ignore[untyped-decorator]
+    # Not parallel: numba would set the number of OpenMP's threads, PyTorch's too, and with it the
+    # last digits of everything that is computed afterwards in this process.
+    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
     def unpack(codes: Any, table: Any, out: Any) -> None:
-        for row in numba.prange(codes.shape[0]):
+        for row in range(codes.shape[0]):
             for column in range(codes.shape[1]):
                 out[row, column] = table[codes[row, column]]
 
