@@ -7,9 +7,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PhiConfig,
     PreTrainedModel,
     Qwen3Config,
 )
@@ -56,7 +61,29 @@ CONFIGS = {
     ),
 }
 
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+CONFIGS |= {
+    "mistral": MistralConfig(**SMALL, sliding_window=8),
+    "gemma": GemmaConfig(**SMALL, head_dim=8),
+    "gemma2-soft-caps": Gemma2Config(**SMALL, head_dim=8, query_pre_attn_scalar=8),
+    "phi": PhiConfig(**SMALL),
+    "phi3-fused-qkv": Phi3Config(**SMALL),
+}
+
 MODULES = {
+    "phi": ["q_proj", "k_proj", "v_proj", "dense", "fc1"],
+    "phi3-fused-qkv": ["qkv_proj", "o_proj", "gate_up_proj"],
     "gpt-neox": ["query_key_value", "dense"],
     "gpt2": ["c_attn", "c_proj"],
 }

@@ -26,6 +26,28 @@ def test_equals_the_loop(name: str) -> None:
     assert relative_error(per_example(model, batch), per_example_loop(model, batch)) <= 1e-5
 
 
+def test_bfloat16_is_as_near_as_the_loop_in_bfloat16() -> None:
+    """The model runs in bfloat16; its gradients are as far from float32's as the loop's are."""
+    batch = tiny.batch()
+    exact = per_example_loop(tiny.adapted(dropout=0.0), batch)
+    coarse = tiny.adapted(dropout=0.0).to(torch.bfloat16)
+    found, looped = per_example(coarse, batch), per_example_loop(coarse, batch)
+    assert all(gradient.dtype == torch.float32 for gradient in found.values())
+    for name in exact:
+        wanted = exact[name].flatten(1)
+        ours, theirs = ((g[name].flatten(1) - wanted).norm() for g in (found, looped))
+        assert float(ours) <= 1.5 * float(theirs), name
+
+
+def test_activation_checkpointing_gives_the_same() -> None:
+    batch = tiny.batch()
+    wanted = per_example(tiny.adapted(dropout=0.0), batch)
+    model = tiny.adapted(dropout=0.0)
+    model.activation_checkpointing_enable()
+    model.enable_input_require_grads()
+    assert relative_error(per_example(model, batch), wanted) <= 1e-6
+
+
 def test_does_not_depend_on_the_rest_of_the_batch() -> None:
     model = tiny.adapted()
     batch = tiny.batch()
