@@ -143,7 +143,13 @@ class Projection(Section):
         description="`sketch`: sign sketch at O(P) cost (not the paper's matrix, of equal error); "
         "`rademacher`: dense signs, the paper's; `none`: keep the whole update.",
     )
-    dim: int = Field(8192, ge=8, multiple_of=8, description="Values kept. 8192 as in the paper.")
+    dim: int = Field(
+        8192,
+        ge=8,
+        multiple_of=8,
+        description="Values kept. 8192 as in the paper. 32768 with `bits: 4` takes as many bytes and "
+        "chooses better: 76% of the best rows found, not 56% (benchmarks/store).",
+    )
     seed: int = Field(0, ge=0, description="Seed of the signs.")
 
 
