@@ -120,8 +120,11 @@ def _run_stage(name: str, stage: Stage, context: Context) -> None:
     inputs = stage.inputs(context)
     meta = run.meta(name)
     if meta is not None and meta["fingerprint"] == fingerprint(inputs):
-        say(f"{name}: done already")
-        return
+        lost: list[str] = getattr(stage, "lost", lambda _: [])(run.stage(name))
+        if not lost:
+            say(f"{name}: done already")
+            return
+        say(f"{name}: {len(lost)} files are not there any more, e.g. {lost[0]}")
     _make_room(name, stage, context, inputs)
     say(f"{name}: starting")
     start = time.monotonic()

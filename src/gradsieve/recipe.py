@@ -147,8 +147,8 @@ class Projection(Section):
         8192,
         ge=8,
         multiple_of=8,
-        description="Values kept. 8192 as in the paper. 32768 with `bits: 4` takes as many bytes and "
-        "chooses better: 76% of the best rows found, not 56% (benchmarks/store).",
+        description="Values kept. 8192 as in the paper. 32768 with `bits: 4` takes as many bytes "
+        "and chooses better: 76% of the best rows found, not 56% (benchmarks/store).",
     )
     seed: int = Field(0, ge=0, description="Seed of the signs.")
 

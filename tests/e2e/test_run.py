@@ -10,7 +10,7 @@ import pytest
 
 import gradsieve
 import world
-from gradsieve.errors import DataError, ModelError, RunError
+from gradsieve.errors import DataError, ModelError, RunError, StoreError
 from gradsieve.recipe import Score, load_recipe
 from gradsieve.rundir import RunDir
 
@@ -247,6 +247,30 @@ def test_a_new_target_takes_no_row_again(inputs: dict[str, Any], tmp_path: Path)
     gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
     assert {file.name: file.stat().st_mtime_ns for file in store.glob("shard-*")} == times
     assert len(selected(run, "plain")) == len(selected(run, "mine"))
+
+
+def test_a_damaged_shard_is_named_and_only_its_rows_are_made_again(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    run = gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
+    before = world.results(run)
+    store = run.stage("features") / "checkpoint-2" / "pool"
+    shard = sorted(store.glob("shard-*"))[1]
+    others = {file: file.stat().st_mtime_ns for file in store.glob("shard-*") if file != shard}
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 16
+    shard.write_bytes(content)
+    again = world.recipe(inputs, score__across_subtasks="mean")
+    with pytest.raises(StoreError, match="damaged") as caught:
+        gradsieve.run(again, tmp_path, progress=world.Listening())
+    assert str(shard) == caught.value.where
+    shard.unlink()  # as the message says
+    told = world.Listening()
+    gradsieve.run(world.recipe(inputs), tmp_path, progress=told)
+    assert any(shard.name in line for line in told.lines)
+    assert {file: file.stat().st_mtime_ns for file in others} == others
+    after = world.results(run)
+    assert {name: after[name] for name in before} == before
 
 
 def test_existing_checkpoints_need_no_warmup(

@@ -26,6 +26,7 @@ from gradsieve.extraction import TokenBudget, extract
 from gradsieve.methods import find_method
 from gradsieve.rundir import atomic, fingerprint
 from gradsieve.store import RowKey, StoreWriter, create_store
+from gradsieve.store.layout import MANIFEST
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,6 +75,17 @@ def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
     if new["features"]["mode"] == "store":
         grows.update(targets=None, stores=None)
     return {**old, **grows} == {**new, **grows}
+
+
+def lost(folder: Path) -> list[str]:
+    """Shards that were there when the stage was finished, and are not: damaged ones are deleted."""
+    stores = [file.parent for file in sorted(folder.glob(f"checkpoint-*/*/{MANIFEST}"))]
+    return [
+        str(store / name)
+        for store in stores
+        for name in json.loads((store / MANIFEST).read_text(encoding="utf-8"))["shards"]
+        if not (store / name).is_file()
+    ]
 
 
 def run(context: Context, folder: Path) -> dict[str, Any]:

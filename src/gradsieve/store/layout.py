@@ -108,7 +108,7 @@ def shard_rows(folder: Folder, name: str, settings: Mapping[str, Any]) -> list[R
         told = json.loads(header["__metadata__"][METADATA])
         ends = [value["data_offsets"][1] for key, value in header.items() if key[0] != "_"]
         whole = size == 8 + length + max(ends)
-        rows = [RowKey(*row) for row in told["rows"]]
+        rows = list(map(RowKey._make, told["rows"]))
         own = told["settings"]
     except UNREADABLE:
         whole = False

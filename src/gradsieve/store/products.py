@@ -78,7 +78,7 @@ class Cosines:
         """A copy, since what is read from a file may not be written to, nor need be aligned."""
         import torch
 
-        return torch.tensor(values, device=self._device)
+        return torch.tensor(np.ascontiguousarray(values), device=self._device)
 
     def _of_integers(self, codes: NDArray[Any]) -> Tensor:
         import torch
@@ -100,7 +100,7 @@ class Cosines:
 
         per_byte = 8 // self.bits
         if self._device.type == "cuda":
-            packed = torch.from_numpy(np.ascontiguousarray(codes)).to(self._device)
+            packed = self._copied(codes)
             if self.bits < 8:
                 table = torch.from_numpy(codec.integers_of_byte(self.bits)).to(self._device)
                 packed = table[packed.int()].flatten(1)
@@ -108,7 +108,7 @@ class Cosines:
             tile[: len(packed)] = packed
             return tile
         if self.bits == 8:
-            return torch.from_numpy(np.ascontiguousarray(codes))
+            return self._copied(codes)
         width = codes.shape[1] * per_byte
         if self._buffer is None:
             self._buffer = torch.empty(ROWS, width, dtype=torch.int8)

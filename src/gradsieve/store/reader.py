@@ -8,16 +8,15 @@ on, the next is read and checked.
 from __future__ import annotations
 
 import json
+import struct
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from gradsieve.errors import StoreError
 from gradsieve.store import codec
@@ -88,24 +87,24 @@ class Store:
         return int(self.settings["bits"])
 
     @cached_property
-    def _shards(self) -> dict[str, list[RowKey]]:
+    def _shards(self) -> dict[str, _Rows]:
         """Shards in order of their names; a row that several hold counts in the first."""
         seen: set[RowKey] = set()
         shards = {}
         for name in self.folder.names(SHARDS):
-            shards[name] = [
-                key for key in shard_rows(self.folder, name, self.settings) if key not in seen
-            ]
-            seen.update(shards[name])
+            shards[name] = _Rows(shard_rows(self.folder, name, self.settings))
+            if not seen.isdisjoint(shards[name].keys):
+                shards[name] = shards[name].only(lambda key: key not in seen)
+            seen.update(shards[name].keys)
         return shards
 
     @property
     def rows(self) -> tuple[RowKey, ...]:
         """Rows that are stored, in order of their keys."""
-        return tuple(sorted(key for keys in self._shards.values() for key in keys))
+        return tuple(sorted(key for rows in self._shards.values() for key in rows.keys))
 
     def __len__(self) -> int:
-        return sum(map(len, self._shards.values()))
+        return sum(len(rows.keys) for rows in self._shards.values())
 
     def shards(self, wanted: Collection[RowKey] | None = None) -> Iterator[Block]:
         """Blocks of rows, each row once.
@@ -159,7 +158,8 @@ class Store:
         problems = []
         for name in self.folder.names(SHARDS):
             try:
-                keys, tensors = self._load(name, shard_rows(self.folder, name, self.settings))
+                rows = _Rows(shard_rows(self.folder, name, self.settings))
+                keys, tensors = self._load(name, rows)
                 problems += self._wrong_values(name, keys, tensors)
             except StoreError as error:
                 problems.append(f"{error.where}: {error.what}")
@@ -213,9 +213,9 @@ class Store:
         """Keys and tensors of each shard's wanted rows, one shard read ahead."""
         asked = []
         for name, own in self._shards.items():
-            keys = own if wanted is None else [key for key in own if key in wanted]
-            if keys:
-                asked.append((name, keys))
+            rows = own if wanted is None else own.only(wanted.__contains__)
+            if rows.keys:
+                asked.append((name, rows))
         with ThreadPoolExecutor(1) as ahead:
             coming = deque(ahead.submit(self._load, *one) for one in asked[:1])
             for following in asked[1:]:
@@ -225,7 +225,7 @@ class Store:
             while coming:
                 yield coming.popleft().result()
 
-    def _load(self, name: str, keys: list[RowKey]) -> tuple[list[RowKey], Tensors]:
+    def _load(self, name: str, rows: _Rows) -> tuple[list[RowKey], Tensors]:
         """A shard's tensors, of these rows alone.
 
         Raises:
@@ -234,13 +234,37 @@ class Store:
         content = self.folder.read(name)
         if shard_name(content) != name:
             raise damaged(self.folder, name)
-        try:
-            tensors: Tensors = load(content)
-        except SafetensorError:
-            raise damaged(self.folder, name) from None
-        rows = shard_rows(self.folder, name, self.settings)
-        if len(keys) == len(rows):
-            return keys, tensors
-        place = {key: index for index, key in enumerate(rows)}
-        chosen = [place[key] for key in keys]
-        return keys, {kind: values[chosen] for kind, values in tensors.items()}
+        tensors = _tensors(content)
+        if rows.places is None:
+            return rows.keys, tensors
+        return rows.keys, {kind: values[rows.places] for kind, values in tensors.items()}
+
+
+def _tensors(content: bytes) -> Tensors:
+    """The tensors of a safetensors file, as views of its bytes; its own loader copies them."""
+    (length,) = struct.unpack("<Q", content[:8])
+    tensors = {}
+    for name, told in json.loads(content[8 : 8 + length]).items():
+        if name != "__metadata__":
+            start, end = (8 + length + offset for offset in told["data_offsets"])
+            flat = np.frombuffer(memoryview(content)[start:end], _DTYPES[told["dtype"]])
+            tensors[name] = flat.reshape(told["shape"])
+    return tensors
+
+
+_DTYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "U8": np.uint8}
+
+
+class _Rows(NamedTuple):
+    """Some rows of a shard, and their places in it; None: they are all."""
+
+    keys: list[RowKey]
+    places: list[int] | None = None
+
+    def only(self, wanted: Callable[[RowKey], bool]) -> _Rows:
+        """Those that are wanted."""
+        kept = [index for index, key in enumerate(self.keys) if wanted(key)]
+        if len(kept) == len(self.keys):
+            return self
+        places = kept if self.places is None else [self.places[index] for index in kept]
+        return _Rows([self.keys[index] for index in kept], places)
