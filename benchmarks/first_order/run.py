@@ -3,7 +3,7 @@
     python benchmarks/first_order/run.py --data ../shared/data --out runs/miniature
 
 The model, pool, targets and warm-up are those of benchmarks/paper_in_miniature (made if they are
-not there). At each checkpoint, 80 rows of the pool are each learnt in one step of torch.optim.AdamW
+not there). At each checkpoint, 60 rows of the pool are each learnt in one step of torch.optim.AdamW
 that starts from the checkpoint's weights and moments; the change of each of 15 subtasks' mean loss
 is set beside every estimate of it. Correlations are over rows, within a subtask, then averaged: so
 a selection sees them. Writes result.json and table.md beside this file.
@@ -38,7 +38,7 @@ from gradsieve.model.load import load_adapter, load_model
 from gradsieve.progress import Progress
 
 HERE = Path(__file__).parent
-ROWS, SUBTASKS = 80, {"gsm8k": 5, "bbh": 5, "mmlu": 5}
+ROWS, SUBTASKS = 60, {"gsm8k": 5, "bbh": 5, "mmlu": 5}
 RATES = (1.0, 0.1)
 """The step's learning rate over the checkpoint's own."""
 
@@ -56,10 +56,11 @@ def main() -> None:
     rows = [usable[i] for i in np.random.default_rng(0).permutation(len(usable))[:ROWS]]
     subtasks: dict[str, list[Any]] = {}
     for target in context.targets:
-        names = target.subtasks[: SUBTASKS.get(target.name, 0)]
-        for name in names:
-            own = [r for r in context.target_rows(target) if r.example.subtask == name]
-            subtasks[f"{target.name}/{name}"] = [row.encoded for row in own]
+        usable_examples = context.target_rows(target)
+        names = sorted({row.example.subtask for row in usable_examples})
+        for name in names[: SUBTASKS.get(target.name, 0)]:
+            own = [row.encoded for row in usable_examples if row.example.subtask == name]
+            subtasks[f"{target.name}/{name}"] = own
     meta = run.done("warmup")
     found = [
         _checkpoint(context, Path(folder), rate, rows, subtasks)
