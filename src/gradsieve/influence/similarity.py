@@ -45,6 +45,23 @@ def subtask_directions(
     return names, functional.normalize(means, dim=1) if target_mean == "cosine_of_mean" else means
 
 
+def example_directions(
+    rows: Float[Tensor, "k d"],
+    subtasks: Sequence[str],
+    target_mean: TargetMean | Literal["mean"] = "cosine_of_mean",
+) -> Float[Tensor, "k d"]:
+    """What each example adds to its subtask's direction: they sum to `subtask_directions`."""
+    position = {name: index for index, name in enumerate(sorted(set(subtasks)))}
+    of_row = torch.tensor([position[name] for name in subtasks], device=rows.device)
+    rows = functional.normalize(rows, dim=1) if target_mean == "mean_of_cosines" else rows
+    parts = rows / torch.bincount(of_row)[of_row].unsqueeze(1)
+    if target_mean != "cosine_of_mean":
+        return parts
+    sums = torch.zeros(len(position), rows.shape[1], device=rows.device).index_add(0, of_row, parts)
+    lengths: Tensor = torch.linalg.vector_norm(sums, dim=1).clamp_min(1e-12)
+    return parts.div(lengths[of_row].unsqueeze(1))
+
+
 def influence(
     train: Float[Tensor, "N n d"],
     target: Float[Tensor, "N S d"],

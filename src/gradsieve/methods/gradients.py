@@ -11,7 +11,6 @@ subtasks become one score by their maximum (or mean).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gradsieve.attribution import read_target_gradients
 from gradsieve.errors import StoreError
 from gradsieve.methods.problem import Gradients, Problem, Scores, Uses, over_subtasks
 from gradsieve.store import RowKey, open_store
@@ -100,18 +100,14 @@ class Influence:
         self, problem: Problem, folder: Path
     ) -> tuple[list[Column], NDArray[np.float32]]:
         """The columns and the direction of each, all targets side by side."""
-        from safetensors.torch import safe_open
-
         from gradsieve.influence.similarity import subtask_directions
 
         columns: list[Column] = []
         parts = []
         for target in problem.targets:
-            with safe_open(folder / f"{target}.safetensors", "pt") as file:
-                subtasks = json.loads(file.metadata()["gradsieve"])["subtasks"]
-                rows = file.get_tensor("features")
+            told = read_target_gradients(folder / f"{target}.safetensors")
             mean = problem.recipe.score.target_mean if self.cosine else "mean"
-            found, directions = subtask_directions(rows, subtasks, mean)
+            found, directions = subtask_directions(told.rows, told.subtasks, mean)
             columns += [(target, subtask) for subtask in found]
             parts.append(directions.numpy())
         return columns, np.concatenate(parts)
