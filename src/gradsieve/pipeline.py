@@ -71,6 +71,7 @@ def run(
         for name in needed:
             if STAGES.index(name) < STAGES.index(wanted[0]):
                 context.run.done(name)
+        _check(context, wanted)
         write_text(context.run.path / "recipe.yaml", dump_recipe(recipe))
         for name in wanted:
             try:
@@ -103,11 +104,18 @@ def stages_of(recipe: Recipe) -> list[str]:
     ]
 
 
+def _check(context: Context, wanted: Sequence[str]) -> None:
+    """Read all that was given before anything is spent, the quickest to check first."""
+    _ = context.pool_inputs, context.targets
+    for name in wanted:
+        getattr(FLOW[name], "check", lambda _: None)(context)
+
+
 def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
     start = STAGES.index(first) if first else 0
     stop = STAGES.index(last) + 1 if last else len(STAGES)
     if start >= stop:
-        raise RunError(
+        raise UsageError(
             f"The stage to start from comes after the last one: {first}, {last}.",
             "--from, --until",
             f"The order is {', '.join(STAGES)}.",
@@ -119,16 +127,24 @@ def _run_stage(name: str, stage: Stage, context: Context) -> None:
     run, say = context.run, context.progress.say
     inputs = stage.inputs(context)
     meta = run.meta(name)
-    if meta is not None and meta["fingerprint"] == fingerprint(inputs):
+    if meta is not None and meta.get("fingerprint") == fingerprint(inputs):
         lost: list[str] = getattr(stage, "lost", lambda _: [])(run.stage(name))
         if not lost:
             say(f"{name}: done already")
             return
         say(f"{name}: {len(lost)} files are not there any more, e.g. {lost[0]}")
-    _make_room(name, stage, context, inputs)
+    notes = run.notes(name)
+    kept = _make_room(name, stage, context, inputs)
     say(f"{name}: starting")
     start = time.monotonic()
-    facts = stage.run(context, run.begin(name, inputs))
+    folder = run.begin(name, inputs)
+    there = set(folder.rglob("*"))
+    try:
+        facts = stage.run(context, folder)
+    except GradsieveError:
+        if set(folder.rglob("*")) == there:  # a mistake leaves what was there as it was
+            run.take_back(name, notes, kept)
+        raise
     seconds = time.monotonic() - start
     run.finish(
         name,
@@ -143,22 +159,27 @@ def _run_stage(name: str, stage: Stage, context: Context) -> None:
     say(f"{name}: done in {clock(seconds)}")
 
 
-def _make_room(name: str, stage: Stage, context: Context, inputs: dict[str, Any]) -> None:
-    """Say why a stage is done again, and move what was made with other settings aside."""
+def _make_room(name: str, stage: Stage, context: Context, inputs: dict[str, Any]) -> Path | None:
+    """Say why a stage is done again, and move what was made with other settings aside.
+
+    Returns:
+        Where it was moved to.
+    """
     old = context.run.started(name)
     if old is None:
-        return
+        return None
     changes = differences(old, inputs)
     if not changes:
         context.progress.say(f"{name}: going on where it was stopped")
-        return
+        return None
     told = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if changes[3:] else "")
     goes_on = getattr(stage, "goes_on_with", lambda *_: False)(old, inputs)
     if goes_on:
         context.progress.say(f"{name}: to be completed, because of {told}")
-        return
+        return None
     kept = context.run.set_aside(name)
     context.progress.say(f"{name}: to be done again, because of {told} (the old one is in {kept})")
+    return kept
 
 
 def _versions() -> dict[str, str]:

@@ -50,7 +50,6 @@ def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Evaluate every model on its target; results that are there are kept."""
-    _check_tasks(context)
     rows: list[dict[str, Any]] = []
     wanted = _wanted(context)
     with context.progress.counting("evaluation", len(wanted), "models") as report:
@@ -97,7 +96,12 @@ def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     return Path(meta["checkpoints"][-1]), meta["fingerprints"][-1]
 
 
-def _check_tasks(context: Context) -> None:
+def check(context: Context) -> None:
+    """Refuse tasks that there are no held-out questions for.
+
+    Raises:
+        DataError: Naming the first.
+    """
     tasks = _settings(context).tasks or []
     bare = [task for task in tasks if task != "target_loss" and task not in context.test_sets]
     if bare:

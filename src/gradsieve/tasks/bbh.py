@@ -46,7 +46,7 @@ def test_set(name: str, path: str) -> QuestionSet | None:
         for task, (_, text) in sorted(_texts(name, folder).items())
         for file in (folder / f"{task}.json", folder / "bbh" / f"{task}.json")
         if file.is_file()
-        for number, row in enumerate(read_json(file)["examples"])
+        for number, row in enumerate(_rows(file))
     ]
     if not questions:
         return None
@@ -58,6 +58,27 @@ def test_set(name: str, path: str) -> QuestionSet | None:
         max_tokens=512,
         extract=r"[Tt]he answer is (.*?)\.",
     )
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    """The questions of a file.
+
+    Raises:
+        DataError: If it holds something else.
+    """
+    rows = read_json(file).get("examples")
+    good = isinstance(rows, list) and all(
+        isinstance(row, dict) and isinstance(row.get(key), str)
+        for row in rows
+        for key in ("input", "target")
+    )
+    if not good or not isinstance(rows, list):
+        raise DataError(
+            "Expected questions: {examples: [{input, target}]}, both texts.",
+            str(file),
+            "Give BBH's files as they are published.",
+        )
+    return rows
 
 
 def _question(name: str, task: str, number: int, row: dict[str, str], text: str) -> Question:

@@ -57,13 +57,25 @@ def test_set(name: str, path: str) -> QuestionSet | None:
     questions = []
     for file in files:
         subject = file.name.removesuffix(TEST_SUFFIX)
-        shown = read_questions(folder / "dev" / f"{subject}{SUFFIX}")[:SHOTS]
+        shown = read_questions(_dev_file(folder, subject))[:SHOTS]
         shots = "".join(f"{_asked(row)} {row[-1]}\n\n" for row in shown)
         for number, row in enumerate(read_questions(file)):
             example = _example(name, subject, number, row)
             asked = _header(subject) + shots + _asked(row)
             questions.append(Question(example, (row[-1],), LETTERS, asked, (row[0],)))
     return QuestionSet(tuple(questions), ("accuracy",)) if questions else None
+
+
+def _dev_file(folder: Path, subject: str) -> Path:
+    """The development questions of a subject that has test questions.
+
+    Raises:
+        DataError: If they are not there.
+    """
+    file = folder / "dev" / f"{subject}{SUFFIX}"
+    if not file.is_file():
+        raise DataError("A subject has test questions but no development ones.", str(file), TODO)
+    return file
 
 
 def read_questions(file: Path) -> list[list[str]]:

@@ -116,13 +116,32 @@ def test_set(name: str, path: str) -> QuestionSet | None:
         shots.setdefault(example.subtask, f"{shown}\n{answer}\n\n")
     questions = [
         _question(name, row, paragraph["context"], shots, file)
-        for article in read_json(file)["data"]
-        for paragraph in article["paragraphs"]
+        for paragraph in _paragraphs(file)
         for row in paragraph["qas"]
     ]
     return QuestionSet(
         tuple(questions), ("f1", "exact_match"), "subtasks", stops=("\n",), max_tokens=50
     )
+
+
+def _paragraphs(file: Path) -> list[dict[str, Any]]:
+    """The passages of the published file, with their questions.
+
+    Raises:
+        DataError: If it holds something else.
+    """
+    try:
+        found = [part for article in read_json(file)["data"] for part in article["paragraphs"]]
+        whole = all(row["id"] and part["context"] for part in found for row in part["qas"])
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise DataError(
+            "Expected {data: [{paragraphs: [{context, qas: [{id, question, answers}]}]}]}.",
+            str(file),
+            "Give the file as it was published.",
+        )
+    return found
 
 
 def _question(
