@@ -10,9 +10,12 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
+
+from safetensors import SafetensorError
 
 from gradsieve.context import Context
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
@@ -67,17 +70,14 @@ def run(
     needed = stages_of(recipe)
     asked = _stages_between(first, last)
     wanted = [name for name in asked if name in needed or name in (first, last)]
-    with context.run.locked():
+    with context.run.locked(), _telling_disk_errors(context.run):
         for name in needed:
             if STAGES.index(name) < STAGES.index(wanted[0]):
                 context.run.done(name)
         _check(context, wanted)
-        write_text(context.run.path / "recipe.yaml", dump_recipe(recipe))
         for name in wanted:
-            try:
-                _run_stage(name, FLOW[name], context)
-            except OSError as error:
-                raise _disk_error(error, context.run) from error
+            _run_stage(name, FLOW[name], context)
+        write_text(context.run.recipe, dump_recipe(recipe))
     return context.run
 
 
@@ -136,6 +136,7 @@ def _run_stage(name: str, stage: Stage, context: Context) -> None:
     notes = run.notes(name)
     kept = _make_room(name, stage, context, inputs)
     say(f"{name}: starting")
+    write_text(run.recipe, dump_recipe(context.recipe))
     start = time.monotonic()
     folder = run.begin(name, inputs)
     there = set(folder.rglob("*"))
@@ -189,10 +190,24 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _disk_error(error: OSError, run: RunDir) -> GradsieveError:
-    kind = RunError if error.filename is None or str(run.path) in str(error.filename) else DataError
-    return kind(
-        f"A file cannot be read or written: {error.strerror or error}.",
-        str(error.filename or run.path),
-        "Make room or give access, then run the same command again: what is done is kept.",
-    )
+@contextmanager
+def _telling_disk_errors(run: RunDir) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        ours = error.filename is None or str(run.path) in str(error.filename)
+        raise (RunError if ours else DataError)(
+            f"A file cannot be read or written: {error.strerror or error}.",
+            str(error.filename or run.path),
+            MAKE_ROOM,
+        ) from error
+    except (RuntimeError, SafetensorError) as error:
+        if not any(words in str(error) for words in _UNWRITTEN):
+            raise
+        raise RunError("A file cannot be written to its end.", str(run.path), MAKE_ROOM) from error
+
+
+MAKE_ROOM = "Make room or give access, then run the same command again: what is done is kept."
+
+_UNWRITTEN = ("inline_container", "iostream error", "Error while serializing: I/O error")
+"""What torch.save and safetensors, which raise no OSError, say where a disk is full."""

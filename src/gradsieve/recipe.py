@@ -453,11 +453,12 @@ def _parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[str, 
         found = "nothing" if tree is None else type(tree).__name__
         raise RecipeError([f"expected a mapping of sections at the top, found {found}"], where)
     lines: dict[tuple[str, ...], int] = {}
-    twice = [
-        f"{'.'.join(key)} (line {line}): written twice, first on line {lines[key]}"
-        for key, line in keys
-        if lines.setdefault(key, line) != line
-    ]
+    twice: list[str] = []
+    for key, number in keys:
+        if key in lines:
+            name = ".".join(key)
+            twice.append(f"{name} (line {number}): written twice, first on line {lines[key]}")
+        lines.setdefault(key, number)
     if twice:
         raise RecipeError(twice, where)
     return tree, lines

@@ -43,6 +43,11 @@ class RunDir:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    @property
+    def recipe(self) -> Path:
+        """The recipe of the last command that found work to do, every default filled in."""
+        return self.path / "recipe.yaml"
+
     def stage(self, name: str) -> Path:
         """The folder of a stage, e.g. `RUN/01-warmup`."""
         return self.path / f"{STAGES.index(name) + 1:02d}-{name}"
@@ -92,8 +97,8 @@ class RunDir:
         return kept
 
     def notes(self, name: str) -> dict[Path, bytes]:
-        """The bytes of what says how far a stage is, for `take_back`."""
-        files = [self.stage(name) / note for note in ("inputs.json", "meta.json")]
+        """The bytes of what says how far a stage is, and of the recipe, for `take_back`."""
+        files = [self.stage(name) / "inputs.json", self.stage(name) / "meta.json", self.recipe]
         return {file: file.read_bytes() for file in files if file.is_file()}
 
     def take_back(self, name: str, notes: Mapping[Path, bytes], kept: Path | None) -> None:
@@ -106,17 +111,15 @@ class RunDir:
         """
         folder = self.stage(name)
         (folder / "inputs.json").unlink()
-        if kept is not None:
+        with suppress(OSError):  # files that it had before
             folder.rmdir()
+        if kept is not None:
             kept.rename(folder)
-            with suppress(OSError):  # others are kept there too
+            with suppress(OSError):  # other stages' folders
                 kept.parent.rmdir()
-            return
         for file, content in notes.items():
             with atomic(file) as temporary:
                 temporary.write_bytes(content)
-        with suppress(OSError):  # it was there before
-            folder.rmdir()
 
     def claim(self) -> None:
         """Make the folder, or see that it is a run's or empty, and mark it as a run's.
