@@ -147,7 +147,11 @@ TEMPLATES = (
     Case(
         "a template that refuses",
         template("{{ raise_exception('no system turn') }}"),
-        ("refuses an example: no system turn", "one, 00000: ['user', 'assistant']", "Mend the row"),
+        (
+            "refuses an example: no system turn",
+            "mine, letters-0: ['user', 'assistant']",
+            "Mend the row",
+        ),
     ),
     Case("a template that divides by 0", template("{{ 1 / 0 }}"), ("refuses", "division by zero")),
     Case(
@@ -163,7 +167,7 @@ TEMPLATES = (
     Case(
         "a template that drops the answer",
         template("{{ messages[0]['content'] }}"),
-        ("does not write an answer as it is", "one, 00000", "set model.chat_template"),
+        ("does not write an answer as it is", "mine, letters-0", "set model.chat_template"),
     ),
 )
 
@@ -220,7 +224,7 @@ MODELS = (
     Case(
         "weights of another size",
         lambda desk: desk.edit("model/config.json", intermediate_size=48),
-        ("missing or of another shape", "torch.Size([32, 16]) not torch.Size([48, 16])"),
+        ("missing or of another shape", "torch.Size([16, 32]) not torch.Size([16, 48])"),
     ),
     Case("weights cut short", cut(WEIGHTS, 9000), ("damaged", f"{WEIGHTS}, 9000 bytes", "again")),
     Case(

@@ -120,6 +120,15 @@ def _checked(messages: list[Message]) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def is_unicode(text: str) -> bool:
+    """False if half of a surrogate pair is in it, which no file but JSON can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def kind_of(value: Any) -> str:
     """What a JSON value is, as people say it."""
     names = {"NoneType": "null", "str": "text", "dict": "an object", "list": "a list"}

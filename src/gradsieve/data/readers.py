@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradsieve.data.examples import Example
-from gradsieve.data.formats import BadRow, kind_of, messages_of
+from gradsieve.data.formats import BadRow, is_unicode, kind_of, messages_of
 from gradsieve.errors import DataError
 
 TOLD_AT_ONCE = 10
@@ -108,7 +108,8 @@ class _Ids:
 
     def of(self, row: Mapping[str, Any], where: str) -> str:
         given = row.get("id")
-        if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
+        usable = isinstance(given, int) or (isinstance(given, str) and is_unicode(given))
+        if not usable or isinstance(given, bool) or given == "":
             return self._make(row)
         first = self._given.setdefault(str(given), where)
         if first != where:
