@@ -126,7 +126,9 @@ def _check_header(file: Path) -> None:
         is_pointer = opened.read(len(LFS)) == LFS
     if is_pointer:
         raise ModelError(
-            "A weight file is a pointer of git-lfs, not the weights.", str(file), "git lfs pull"
+            "A weight file is a pointer of git-lfs, not the weights.",
+            str(file),
+            "Run `git lfs pull` in the model's folder.",
         )
     try:
         with safe_open(file, "pt"):
@@ -141,9 +143,9 @@ def _check_header(file: Path) -> None:
 
 def _refuse_random_weights(model: recipe.Model, found: dict[str, Any]) -> None:
     """Transformers fills weights that a file lacks, or has in another shape, at random."""
+    others = sorted(found["mismatched_keys"])
     lacking = sorted(found["missing_keys"])
-    lacking += [f"{name}, {given} not {wanted}" for name, given, wanted in
-                sorted(found["mismatched_keys"])]  # fmt: skip
+    lacking += [f"{name}: {list(given)} not {list(wanted)}" for name, given, wanted in others]
     if lacking:
         raise ModelError(
             "The weights are not of this model: some are missing or of another shape.",

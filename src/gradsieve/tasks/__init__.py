@@ -131,6 +131,6 @@ def load_test_set(
         found = BENCHMARKS[task].test_set(name, test or path)
         if test and found is None:
             what = "There are no test questions here."
-            raise missing(what, name, Path(test), f"the folder that holds {task}'s")
+            raise missing(what, name, Path(test), f"the folder that holds {task}'s questions")
         return found
     return custom.test_set(name, test, subtask_field) if test else None
