@@ -4,7 +4,7 @@
 
 NAME is `warmup` (share of the pool 0, 1, 5, 25%), `checkpoints` (1 to 4), `dims` (1,024 to all),
 `rank` (4, 16, 64 of the selecting adapter) or `transfer` (LESS-T: a third of the parameters
-selects). The model and the targets are those of run.py; the pool is 6,000 rows of its pool. Each
+selects). The model and the targets are those of run.py; the pool is 4,000 rows of its pool. Each
 variant selects 5% for each target; the model is trained on it with three seeds, and the mean loss
 of held-out answers is measured. What was done is kept: the same command goes on. Writes the
 variant's part of ablations.json, and ablations.md.
@@ -43,7 +43,7 @@ from gradsieve.rundir import RunDir, fingerprint, write_json
 from gradsieve.store import open_store
 
 HERE = Path(__file__).parent
-ROWS, SHARE, SEEDS = 6_000, 0.05, (0, 1, 2)
+ROWS, SHARE, SEEDS = 4_000, 0.05, (0, 1, 2)
 DIMS = (1024, 2048, 4096, 8192, 16384, 32768, None)
 SMALLER = {
     "hidden_size": 64,
