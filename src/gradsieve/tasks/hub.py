@@ -14,6 +14,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gradsieve.errors import DataError
 
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -58,11 +60,11 @@ def read_split(name: str, path: str, config: str, split: str) -> Rows:
     import pyarrow as pa
 
     where = f"target {name}: {path}, configuration {config}, split {split}"
-    unreadable = (OSError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError)
+    unreadable = (pa.ArrowException, datasets.exceptions.DatasetsError, yaml.YAMLError)
     try:
         return _rows(path, config, split)
-    except (*unreadable, ValueError, KeyError) as error:
-        said = str(error).strip().partition("\n")[0] or type(error).__name__
+    except (OSError, RuntimeError, ValueError, KeyError, *unreadable) as error:
+        said = _said(error)
         if said.startswith(ABSENT):
             what = f"The data set has no such configuration or split: {said}"
             todo = "Give a copy that has it; docs/targets.md names some."
@@ -99,3 +101,11 @@ def _unreadable(path: str) -> str:
     if Path(path).exists():
         return "The data set cannot be read"
     return "This is no folder here, and it cannot be read from the Hugging Face hub"
+
+
+def _said(error: Exception) -> str:
+    """The first line of what is wrong; `datasets` has it one deeper for files it can't read."""
+    from datasets.exceptions import DatasetGenerationError
+
+    deeper = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+    return str(deeper or error).strip().partition("\n")[0] or type(error).__name__
