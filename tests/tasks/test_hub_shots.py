@@ -173,12 +173,16 @@ def test_one_shots_are_short_and_not_of_tested_passages(tmp_path: Path) -> None:
         {**tydiqa_row("english-1-0"), "question": None},
         {"input": "q", "target": "a"},
         {**tydiqa_row("english-1-0"), "answers": {"text": [], "answer_start": []}},
+        {**tydiqa_row("english-1-0"), "answers": {"text": ["Rain"], "answer_start": []}},
+        {**tydiqa_row("english-1-0"), "answers": {"text": ["Rain", None], "answer_start": [0, 1]}},
+        {**tydiqa_row("english-1-0"), "answers": {"text": ["Rain"], "answer_start": None}},
+        {**tydiqa_row("english-1-0"), "answers": [{"text": 1}]},
         {**tydiqa_row("english-1-0"), "answers": "Rain"},
     ],
-    ids=["no question", "columns", "no answer", "text"],
+    ids=["no question", "columns", "none", "ragged", "null", "null start", "number", "text"],
 )
 def test_a_bad_row_of_tydiqa_is_named(tmp_path: Path, bad: dict[str, Any]) -> None:
     path = jsonl_with_card(tmp_path, {"secondary_task": {"train": [bad]}})
     error = refusal("tydiqa", path)
-    assert error.what.startswith("Expected ")
+    assert error.what.startswith("Expected columns id, context, question and answers")
     assert "configuration secondary_task, split train, row 1: found " in error.where

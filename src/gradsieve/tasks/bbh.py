@@ -5,7 +5,7 @@ examples a file, each asked with the other two as shots, as LESS's `get_bbh_data
 (github.com/princeton-nlp/LESS, get_validation_dataset.py). Suzgun et al., 2022.
 
 Copies on the hub hold test questions alone. Their prompts are those that lm-eval ships in its task
-files, read as data; with the one change below they are LESS's, byte for byte.
+files, read as data; with the changes of `_shipped_prompt` they are LESS's, byte for byte.
 """
 
 from __future__ import annotations

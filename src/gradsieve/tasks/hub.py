@@ -93,7 +93,7 @@ def _rows(path: str, config: str, split: str) -> Rows:
                 raise ValueError(f"Unknown split {split}. Should be one of {', '.join(splits)}.")
             return list(splits[split])
     if files := sorted((folder / config).glob(f"{split}*.parquet")):
-        return [row for file in files for row in pq.read_table(file).to_pylist()]
+        return [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
     return list(datasets.load_dataset(path, config, split=split))
 
 

@@ -65,7 +65,8 @@ def test_set(name: str, path: str) -> QuestionSet | None:
     shown = _subjects(name, path, "dev") if tests else {}
     if bare := sorted(set(tests) - set(shown)):
         what = f"{len(bare)} subjects have test questions and no development questions."
-        raise DataError(what, f"target {name}: {path}, e.g. {bare[0]}", TODO)
+        todo = "Give the dev part of every subject of the test part."
+        raise DataError(what, f"target {name}: {path}, e.g. {bare[0]}", todo)
     questions = []
     for subject, rows in sorted(tests.items()):
         shots = "".join(f"{_asked(row)} {row[-1]}\n\n" for row in shown[subject][:SHOTS])

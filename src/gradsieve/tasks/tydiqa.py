@@ -227,20 +227,26 @@ def _from_hub(row: dict[str, Any], where: str) -> dict[str, Any]:
     """A row as the published files have it."""
     match row:
         case {"id": str(id), "context": str(context), "question": str(question), "answers": found}:
-            # Older versions of `datasets` turn a list of objects into an object of lists.
-            answers = (
-                [dict(zip(found, each, strict=True)) for each in zip(*found.values(), strict=True)]
-                if isinstance(found, dict)
-                else found
-            )
+            answers = _answers_from_hub(found)
             made = {"id": id, "context": context, "question": question, "answers": answers}
-            _answer(made, where)
-            return made
+            if answers and all(isinstance(answer["text"], str) for answer in answers):
+                return made
     raise DataError(
         "Expected columns id, context, question and answers (text, answer_start).",
         f"{where}: found {told(row)}",
         f"Give {ON_HUB} or a copy of it.",
     )
+
+
+def _answers_from_hub(found: Any) -> Rows:
+    """A list of objects; `datasets` may have made an object of lists of it."""
+    match found:
+        case {"text": [*texts], "answer_start": [*starts]} if len(texts) == len(starts):
+            pairs = zip(texts, starts, strict=True)
+            return [{"text": text, "answer_start": start} for text, start in pairs]
+        case [*answers] if all(isinstance(answer, dict) and "text" in answer for answer in answers):
+            return answers
+    return []
 
 
 def format_question(words: tuple[str, str, str, str], context: str, question: str) -> str:
