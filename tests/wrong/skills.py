@@ -102,7 +102,7 @@ BENCHMARKS = (
     Case(
         "MMLU with a subject's development questions missing",
         benchmark("mmlu", {"test/x_test.csv": QUESTION, "dev/y_dev.csv": QUESTION}),
-        ("test questions but no development ones", "mmlu/dev/x_dev.csv", "as they are published"),
+        ("test questions and no development questions", "mmlu, e.g. x", "Give the dev part"),
     ),
     Case(
         "MMLU with other columns",

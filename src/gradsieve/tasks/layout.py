@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"Expected a JSON object, found {kind_of(value)}.", str(file), todo)
     return value
+
+
+def told(row: Mapping[str, Any]) -> str:
+    """A row's columns with the start of what each holds, for a message."""
+    return ", ".join(f"{key}: {reprlib.repr(value)}" for key, value in row.items()) or "nothing"
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
