@@ -32,7 +32,7 @@ format: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,baselines,evaluate]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,baselines,evaluate,quantized]'
 	touch $(STAMP)
 
 clean:

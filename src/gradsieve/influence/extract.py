@@ -80,7 +80,7 @@ class FeatureExtractor:
             _check_shapes(model, moments)
 
     def __call__(self, batch: Mapping[str, Tensor], measure_eps: bool = False) -> FeatureRows:
-        """Features of a batch of `input_ids` and `labels` [B, T] on the model's device.
+        """Features of a batch of `input_ids` (on the model's device) and `labels` [B, T].
 
         Args:
             batch: Padded on the right; each example has a label after its first position.

@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -26,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gradsieve import recipe
 from gradsieve.errors import ModelError
+from gradsieve.extras import needed
 from gradsieve.rundir import file_fingerprint, fingerprint
 
 SAMPLE_BYTES = 1 << 20
@@ -49,6 +51,13 @@ def memory_used() -> float:
     if device().type != "cuda":
         return 0.0
     return torch.cuda.max_memory_reserved() / torch.cuda.mem_get_info()[1]
+
+
+def forget_memory_used() -> None:
+    """Give memory that is not in use back to a GPU, and count `memory_used` from now on."""
+    if device().type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def load_tokenizer(model: recipe.Model) -> PreTrainedTokenizerBase:
@@ -75,9 +84,40 @@ def load_model(model: recipe.Model) -> PreTrainedModel:
     Raises:
         ModelError: If it can't be loaded as a causal language model.
     """
-    loaded = _load(AutoModelForCausalLM, model, "model", dtype=getattr(torch, model.dtype))
+    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
+    if model.quantization:
+        options |= {"quantization_config": _bitsandbytes(model), "device_map": {"": device()}}
+    loaded = _load(AutoModelForCausalLM, model, "model", **options)
     loaded.requires_grad_(False)
-    return loaded.to(device())
+    if model.gradient_checkpointing:
+        _checkpoint_activations(loaded)
+    return loaded if getattr(loaded, "is_quantized", False) else loaded.to(device())
+
+
+def _bitsandbytes(model: recipe.Model) -> BitsAndBytesConfig:
+    """8 bits as in LLM.int8 (arXiv 2208.07339), 4 as in QLoRA (arXiv 2305.14314)."""
+    needed("bitsandbytes", "quantized")
+    if model.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, model.dtype),
+    )
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    # transformers 5.0 calls it by the old name, which later versions warn of.
+    new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+    try:
+        getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(
+            "The model cannot make its activations anew.",
+            f"model.gradient_checkpointing: {first_line(error)}",
+            "Leave model.gradient_checkpointing out.",
+        ) from None
 
 
 def add_adapter(model: PreTrainedModel, lora: recipe.Lora, seed: int) -> PeftModel:
@@ -107,8 +147,14 @@ def lora_config(model: PreTrainedModel, lora: recipe.Lora) -> LoraConfig:
     )
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) -> PeftModel:
     """A saved adapter on a model, its LoRA weights trainable.
+
+    Args:
+        model: The model it was trained on.
+        folder: With adapter_config.json and adapter_model.safetensors.
+        like_base: The adapter runs in the model's dtype, as when the paper takes gradients; else in
+            float32, as when it is trained (peft's default).
 
     Raises:
         ModelError: If the folder holds no adapter, or one of another model.
@@ -120,24 +166,33 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             "Give a folder with adapter_config.json and adapter_model.safetensors.",
         )
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
             "The adapter does not fit the model.",
             f"{folder}: {first_line(error)}",
             "Give the model that the adapter was trained on, as model.name.",
         ) from None
+    for parameter in loaded.parameters() if like_base else ():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(model.dtype)
+    return loaded
 
 
 def load_trained(model: recipe.Model, folder: Path) -> PreTrainedModel:
     """A trained model in eval mode: a folder's adapter merged into the model, or a whole model.
+
+    Into a quantized model nothing is merged, since that would round it: it keeps its LoRA layers.
 
     Raises:
         ModelError: As `load_adapter` and `load_model`.
     """
     if not (folder / "adapter_config.json").is_file():
         return load_model(model.model_copy(update={"name": str(folder), "revision": None})).eval()
-    merged: PreTrainedModel = load_adapter(load_model(model), folder).merge_and_unload()
+    adapted = load_adapter(load_model(model), folder)
+    merged: PreTrainedModel = (
+        adapted.get_base_model() if model.quantization else adapted.merge_and_unload()
+    )
     return merged.eval()
 
 

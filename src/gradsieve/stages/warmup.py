@@ -44,16 +44,19 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
     if settings.checkpoints is not None:
         return _describe([_existing(Path(path)) for path in settings.checkpoints], context)
 
+    from gradsieve.influence.gradients import check_pass
     from gradsieve.model.load import add_adapter, check_vocabulary, load_model
     from gradsieve.model.training import train_model
 
     usable = [row for row in context.rows if not row.set_aside]
     chosen = random_share(usable, settings.fraction, settings.seed)
-    model = load_model(context.recipe.model)
-    check_vocabulary(model, context.template.tokenizer)
+    base = load_model(context.recipe.model)
+    check_vocabulary(base, context.template.tokenizer)
+    model = add_adapter(base, settings.lora, settings.seed)
+    check_pass(model)
     with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
         train_model(
-            add_adapter(model, settings.lora, settings.seed),
+            model,
             [row.encoded.as_lists() for row in chosen],
             settings,
             settings.seed,
