@@ -8,8 +8,8 @@ labelled. Each batched runner has the batch size that was fastest for it in a tr
 
 - floor: plain forward and backward of the batch, frozen base, nothing done with the gradients
 - sketch, rademacher (8192 dims), exact (57 directions): gradsieve
-- the peers of peers.py, those that are installed (`make bench` does it), on `--slow` examples of the
-  same spread of lengths; in the settings marked so
+- the peers of peers.py, those that are installed (`make bench` does it), on `--slow` examples of
+  the same spread of lengths; in the settings marked so
 
 Errors are the rms error of cosines between examples, times sqrt(8192), against the same updates
 unprojected in float32: about 1 for dense signs. All rows are the released code's Gamma.
