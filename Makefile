@@ -50,6 +50,8 @@ $(PEERS)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install -q -c constraints.txt -e .
 	-$(PEERS)/bin/python -m pip install -q -c constraints.txt $(PEER_PACKAGES)
+	# The peers bring them for images and sound; beside a CPU's PyTorch they fail at import.
+	-$(PEERS)/bin/python -m pip uninstall -q -y torchvision torchaudio
 	touch $@
 
 clean:
