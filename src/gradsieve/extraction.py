@@ -141,12 +141,11 @@ def _unless_memory_runs_out(
     """Features of a batch. Returns before a caller frees memory: an exception would hold it."""
     import torch
 
+    from gradsieve.influence.gradients import send
     from gradsieve.model.load import device
 
-    ids = tensors["input_ids"]
     try:
-        # Copied from pinned memory, and labels left where they are: nothing waits for the GPU.
-        ids = ids.pin_memory().to(device(), non_blocking=True) if device().type == "cuda" else ids
+        ids = send(tensors["input_ids"], device())
         return extractor({"input_ids": ids, "labels": tensors["labels"]}, measure_eps)
     except torch.OutOfMemoryError:
         return None

@@ -165,10 +165,10 @@ def per_example_pass(model: nn.Module, sink: Sink) -> Iterator[Losses]:
         example = positions // labels.shape[1]
         counts = example.bincount(minlength=len(labels))
         now.seen.clear()
-        now.examples, now.positions = len(labels), positions.to(input_ids.device)
+        now.examples, now.positions = len(labels), send(positions, input_ids.device)
         logits = model(input_ids=input_ids, use_cache=False).logits[0]
         wanted, example, counts = (
-            each.to(logits.device) for each in (wanted[positions], example, counts)
+            send(each, logits.device) for each in (wanted[positions], example, counts)
         )
         of_token = functional.cross_entropy(logits.float(), wanted, reduction="none")
         sums = torch.zeros(len(labels), device=logits.device).index_add(0, example, of_token)
@@ -199,6 +199,13 @@ def per_example_pass(model: nn.Module, sink: Sink) -> Iterator[Losses]:
     never = [name for name in layers if name not in now.seen] if now.seen else []
     if never:
         raise _unfollowed("A LoRA layer has no part in what the model says of text.", never[0])
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; from CPU to GPU without waiting for what the GPU is doing."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _put_forward(undo: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
