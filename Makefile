@@ -2,8 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+PEERS := .venv-peers
+# The peers' versions that were measured. One that can't be installed is left out, with a line.
+PEER_PACKAGES := traker==0.3.2 bergson==2.5.1 dattri==0.3.0
 
-.PHONY: demo test test-slow test-gpu check format bench clean
+.PHONY: demo test test-slow test-gpu check format bench bench-gpu clean
 
 demo: $(STAMP)          ## the main job on a small built-in example
 	$(BIN)/gradsieve demo --out runs/demo
@@ -16,6 +19,14 @@ test-slow: $(STAMP)     ## the slow ones: many kills, larger inputs
 
 test-gpu: $(STAMP)      ## the ones that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+bench: $(PEERS)/installed   ## features beside peers (about an hour), and the datastore, on this CPU
+	$(PEERS)/bin/python benchmarks/features/run.py --out benchmarks/features/cpu.json
+	$(PEERS)/bin/python benchmarks/store/rate.py --out runs/rate
+
+bench-gpu: $(PEERS)/installed   ## features on a CUDA device at Llama-2-7B's shape, random weights
+	-$(PEERS)/bin/python -m pip install -q --no-build-isolation fast_jl
+	$(PEERS)/bin/python benchmarks/features/gpu.py --out benchmarks/features/gpu.json
 
 check: $(STAMP)         ## format, lint, types, import contracts, docs drift
 	$(BIN)/ruff format --check .
@@ -32,8 +43,16 @@ format: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,baselines,evaluate]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,baselines,evaluate,quantized]'
 	touch $(STAMP)
 
+$(PEERS)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -q -c constraints.txt -e .
+	-$(PEERS)/bin/python -m pip install -q -c constraints.txt $(PEER_PACKAGES)
+	# The peers bring them for images and sound; beside a CPU's PyTorch they fail at import.
+	-$(PEERS)/bin/python -m pip uninstall -q -y torchvision torchaudio
+	touch $@
+
 clean:
-	rm -rf .venv runs build dist src/*.egg-info
+	rm -rf .venv $(PEERS) runs build dist src/*.egg-info

@@ -99,6 +99,13 @@ def test_names_are_unique_and_subtask_is_for_custom(tmp_path: Path) -> None:
     assert "mmlu has its own subtasks" in problems(tmp_path, named)[0]
 
 
+def test_all_weights_of_a_quantized_model_are_not_trained(tmp_path: Path) -> None:
+    quantized = GOOD.replace("model: {", "model: {quantization: 4bit, ")
+    assert quantized != GOOD
+    (problem,) = problems(tmp_path, quantized + "train: {full_parameters: true}\n")
+    assert "model.quantization freezes" in problem
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -13,6 +13,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    OPTConfig,
     Phi3Config,
     PhiConfig,
     PreTrainedModel,
@@ -79,6 +80,7 @@ CONFIGS |= {
     "gemma2-soft-caps": Gemma2Config(**SMALL, head_dim=8, query_pre_attn_scalar=8),
     "phi": PhiConfig(**SMALL),
     "phi3-fused-qkv": Phi3Config(**SMALL),
+    "opt-tokens-in-one-row": OPTConfig(**SMALL, word_embed_proj_dim=32, ffn_dim=48),
 }
 
 MODULES = {
@@ -86,6 +88,7 @@ MODULES = {
     "phi3-fused-qkv": ["qkv_proj", "o_proj", "gate_up_proj"],
     "gpt-neox": ["query_key_value", "dense"],
     "gpt2": ["c_attn", "c_proj"],
+    "opt-tokens-in-one-row": ["q_proj", "v_proj", "fc1", "fc2"],
 }
 
 
@@ -105,7 +108,11 @@ def adapted(name: str = "llama-gqa-tied", r: int = 4, dropout: float = 0.1) -> P
         fan_in_fan_out=name == "gpt2",
         task_type="CAUSAL_LM",
     )
-    made = get_peft_model(model(name), config)
+    return stirred(get_peft_model(model(name), config))
+
+
+def stirred(made: PeftModel) -> PeftModel:
+    """The same model, none of whose LoRA matrices is zero."""
     generator = torch.Generator().manual_seed(1)
     for parameter_name, parameter in made.named_parameters():
         if "lora_B" in parameter_name:

@@ -11,7 +11,7 @@ the smallest change that the peer allows, so that all compute the same rows:
 - paper: batch size 1, backward, concatenate, Gamma, traker's BasicProjector on 16 rows at a time,
   as the released code does.
 
-Left out: fast_jl (CUDA only), and each peer's writing to disk.
+Left out: each peer's writing to disk.
 """
 
 from __future__ import annotations
@@ -48,33 +48,38 @@ def _flat(problem: Problem) -> tuple[list[str], Tensor, Tensor]:
     return names, m, v
 
 
-def _basic_projector(size: int) -> Any:
-    from trak.projectors import BasicProjector, ProjectionType
+def _projector(like: Tensor) -> Any:
+    """traker's projector as the released code chooses it: fast_jl on a GPU if it is there."""
+    from trak.projectors import BasicProjector, CudaProjector, ProjectionType
 
-    return BasicProjector(
-        grad_dim=size,
-        proj_dim=DIM,
-        seed=0,
-        proj_type=ProjectionType.rademacher,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        block_size=128,
-    )
+    settings = {
+        "grad_dim": len(like),
+        "proj_dim": DIM,
+        "seed": 0,
+        "proj_type": ProjectionType.rademacher,
+        "device": like.device,
+    }
+    if not like.is_cuda:
+        return BasicProjector(**settings, dtype=torch.float32, block_size=128)
+    if importlib.util.find_spec("fast_jl"):
+        return CudaProjector(**settings, max_batch_size=PAPER_ROWS)
+    return BasicProjector(**settings, dtype=torch.float16, block_size=128)
 
 
 def paper(problem: Problem, tokens: int) -> Tensor:
-    """The released code's steps, in float32 (its float16 is slow on a CPU)."""
+    """The released code's steps; on a CPU in float32 (its float16 is slow there)."""
     names, m, v = _flat(problem)
     weights = dict(problem.model.named_parameters())
-    projector = _basic_projector(len(m))
+    projector = _projector(m)
     made: list[Tensor] = []
     rows: list[Tensor] = []
     batches = problem.batches(1)
     for number, batch in enumerate(batches, start=1):
         problem.model(**batch, use_cache=False).loss.backward()
-        g = torch.cat([weights[name].grad.flatten() for name in names])
+        g = torch.cat([weights[name].grad.flatten() for name in names]).float()
         problem.model.zero_grad()
-        rows.append(official(g, m, v))
+        gamma = official(g, m, v)
+        rows.append(gamma.half() if gamma.is_cuda else gamma)
         if len(rows) == PAPER_ROWS or number == len(batches):
             made.append(projector.project(torch.stack(rows), model_id=0))
             rows = []
@@ -110,7 +115,7 @@ def traker(problem: Problem, tokens: int) -> Tensor:
     frozen = {k: w.detach() for k, w in problem.eager.named_parameters() if k not in trained}
     computer.func_weights = {k: w for k, w in computer.func_weights.items() if k in trained}
     computer.func_buffers = {**computer.func_buffers, **frozen}
-    projector = _basic_projector(len(m))
+    projector = _projector(m)
     rows = []
     for batch in problem.batches(tokens):
         grads = computer.compute_per_sample_grad((batch["input_ids"], batch["labels"]))
@@ -159,7 +164,7 @@ def bergson(target: str) -> Callable[[Problem, int], Tensor]:
             def _module_gradient(self, module: Any, g: Tensor) -> Tensor:
                 name = module._name
                 weight = layers[name]
-                gradients = g.mT @ module._inputs
+                gradients = g.mT.float() @ module._inputs.float()
                 gamma = official(
                     gradients, problem.moments.exp_avg[weight], problem.moments.exp_avg_sq[weight]
                 )
@@ -206,5 +211,8 @@ PEERS: dict[str, tuple[str, Callable[[Problem, int], Tensor]]] = {
 
 
 def installed() -> dict[str, Callable[[Problem, int], Tensor]]:
-    """The peers whose packages are there."""
-    return {n: run for n, (package, run) in PEERS.items() if importlib.util.find_spec(package)}
+    """The peers whose packages are there; of the others it is told that they are left out."""
+    found = {n: run for n, (package, run) in PEERS.items() if importlib.util.find_spec(package)}
+    for name in PEERS.keys() - found.keys():
+        print(f"{name}: {PEERS[name][0]} is not installed, left out", flush=True)
+    return found

@@ -8,8 +8,8 @@ labelled. Each batched runner has the batch size that was fastest for it in a tr
 
 - floor: plain forward and backward of the batch, frozen base, nothing done with the gradients
 - sketch, rademacher (8192 dims), exact (57 directions): gradsieve
-- the peers of peers.py, those that are installed (`pip install traker bergson dattri`), on `--slow`
-  examples of the same spread of lengths; in the settings marked so
+- the peers of peers.py, those that are installed (`make bench` does it), on `--slow` examples of
+  the same spread of lengths; in the settings marked so
 
 Errors are the rms error of cosines between examples, times sqrt(8192), against the same updates
 unprojected in float32: about 1 for dense signs. All rows are the released code's Gamma.
@@ -138,9 +138,19 @@ def extracted(projection: Projection | ExactProducts) -> Runner:
     return run
 
 
-def exact(problem: Problem) -> Runner:
-    directions = torch.randn(SUBTASKS, sum(problem.sizes.values()))
-    return extracted(ExactProducts(functional.normalize(directions, dim=1), problem.sizes))
+def exact(subtasks: int = SUBTASKS) -> Runner:
+    """Directions are drawn at the first run: at the size of a GPU's model they may not fit."""
+    runs: list[Runner] = []
+
+    def run(problem: Problem, tokens: int) -> Tensor | None:
+        if not runs:
+            on = next(iter(problem.moments.exp_avg.values())).device
+            directions = torch.randn(subtasks, sum(problem.sizes.values()), device=on)
+            products = ExactProducts(functional.normalize(directions, dim=1), problem.sizes)
+            runs.append(extracted(products))
+        return runs[0](problem, tokens)
+
+    return run
 
 
 def cosine_error(found: Tensor, whole: Tensor) -> float:
@@ -209,7 +219,7 @@ def measure(setting: dict, count: int, slow: int, repeats: int) -> dict:
         "gradients only": gradients_only,
         "sketch": extracted(Projection("sketch", DIM)),
         "rademacher": extracted(Projection("rademacher", DIM)),
-        f"exact, {SUBTASKS} subtasks": exact(problem),
+        f"exact, {SUBTASKS} subtasks": exact(),
     }
     peers = installed() if slow else {}
     best = fastest(own, problem, (1024, 2048, 4096, 8192))

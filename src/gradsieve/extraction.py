@@ -8,7 +8,7 @@ kept); results are copied while the next batch is worked on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -38,9 +38,10 @@ class TokenBudget:
     """
 
     def __init__(self, wanted: int | Literal["auto"] = "auto") -> None:
-        from gradsieve.model.load import device
+        from gradsieve.model.load import device, forget_memory_used
 
         self._grows = wanted == "auto" and device().type == "cuda"
+        forget_memory_used()
         self.tokens = FIRST[device().type] if wanted == "auto" else wanted
 
     def used(self, share_of_memory: float) -> None:
@@ -117,22 +118,37 @@ def _batches(
     while start < len(order):
         batch = fill_batch(order, lengths, start, budget.tokens)
         tensors = collate([encoded[i] for i in batch])
-        try:
-            on = {key: tensors[key].to(device()) for key in ("input_ids", "labels")}
-            made = extractor(on, measure_eps)
-        except torch.OutOfMemoryError:
+        made = _unless_memory_runs_out(extractor, tensors, measure_eps)
+        if made is None:
             if len(batch) == 1:
                 raise ModelError(
                     "Memory runs out with a single example.",
                     f"{lengths[batch[0]]} tokens, {device()}",
-                    "Lower model.max_length, or use a device with more memory.",
-                ) from None
+                    "Lower model.max_length, set model.gradient_checkpointing, or use a device "
+                    "with more memory.",
+                )
             budget.too_many(len(batch) * lengths[batch[-1]])
             torch.cuda.empty_cache()
             continue
         budget.used(memory_used())
         start += len(batch)
         yield batch, made
+
+
+def _unless_memory_runs_out(
+    extractor: FeatureExtractor, tensors: Mapping[str, Tensor], measure_eps: bool
+) -> FeatureRows | None:
+    """Features of a batch. Returns before a caller frees memory: an exception would hold it."""
+    import torch
+
+    from gradsieve.influence.gradients import send
+    from gradsieve.model.load import device
+
+    try:
+        ids = send(tensors["input_ids"], device())
+        return extractor({"input_ids": ids, "labels": tensors["labels"]}, measure_eps)
+    except torch.OutOfMemoryError:
+        return None
 
 
 class _OnItsWay:

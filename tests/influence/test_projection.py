@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from gradsieve.influence import projection
 from gradsieve.influence.projection import Projection, random_words, unpack_signs
 
 SHAPES = {"q.lora_A": (8, 300), "q.lora_B": (300, 8), "v.lora_A": (16, 1100), "v.lora_B": (999, 16)}
@@ -41,10 +42,10 @@ def test_rms_error_of_cosines(kind: str, dim: int) -> None:
 @pytest.mark.parametrize("kind", ["sketch", "rademacher"])
 def test_is_linear_and_the_whole_is_the_sum_of_its_parts(kind: str) -> None:
     rows = values(3)
-    projection = Projection(kind, 512, 0)
-    whole = projection.project(rows)
-    parts = sum(projection.project({name: piece}) for name, piece in rows.items())
-    backwards = projection.project(dict(reversed(rows.items())))
+    made = Projection(kind, 512, 0)
+    whole = made.project(rows)
+    parts = sum(made.project({name: piece}) for name, piece in rows.items())
+    backwards = made.project(dict(reversed(rows.items())))
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
     torch.testing.assert_close(backwards, whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
 
@@ -74,6 +75,16 @@ def test_thread_count_does_not_matter() -> None:
             assert torch.equal(*found)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_kept_signs_are_the_ones_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, keeps, forgets = values(3), Projection("rademacher", 512), Projection("rademacher", 512)
+    first, again = keeps.project(rows), keeps.project(rows)
+    assert keeps._kept_bytes >= sum(piece[0].numel() for piece in rows.values()) * 512 / 8
+    monkeypatch.setattr(projection, "KEPT_BYTES", 0)
+    assert torch.equal(first, again)
+    assert torch.equal(first, forgets.project(rows))
+    assert forgets._kept_bytes == 0
 
 
 def test_seed_changes_the_matrix() -> None:

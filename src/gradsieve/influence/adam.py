@@ -42,15 +42,20 @@ def update(
         reading: Where eps stands.
         momentum: `drop` leaves b1 m, which all examples share, out of the numerator.
     """
-    numerator = g * (1 - BETA1)
-    if momentum == "keep":
-        numerator.add_(m, alpha=BETA1)
-    denominator = torch.mul(g, g).mul_(1 - BETA2).add_(v, alpha=BETA2)
     if reading == "official":
-        return numerator.div_(denominator.add_(EPS).sqrt_())
-    first, second = 1 - BETA1 ** (step + 1), 1 - BETA2 ** (step + 1)
-    denominator.div_(second).sqrt_().add_(EPS).mul_(first)
-    return numerator.div_(denominator)
+        first, second, inside, outside = 1.0, 1.0, EPS, 0.0
+    else:
+        first, second = 1 - BETA1 ** (step + 1), 1 - BETA2 ** (step + 1)
+        inside, outside = 0.0, EPS
+    # Corrections and eps are put into the small m and v, so that the large g is gone over but
+    # four or five times: on a CPU that, not arithmetic, is what this costs.
+    denominator = torch.addcmul(v * (BETA2 / second) + inside, g, g, value=(1 - BETA2) / second)
+    denominator.sqrt_()
+    if outside:
+        denominator.add_(outside)
+    if momentum == "drop":
+        return torch.div(g, denominator).mul_((1 - BETA1) / first)
+    return torch.add(m * (BETA1 / first), g, alpha=(1 - BETA1) / first).div_(denominator)
 
 
 def share_below_eps(g: Tensor, v: Tensor) -> Tensor:

@@ -3,13 +3,15 @@
 In: a model with its adapter, optionally Adam's moments, and a batch. Out: one projected row for
 each example (method.md, steps 2 and 3). Each LoRA weight's gradients are turned into updates and
 added to the projection the moment the backward pass makes them, so memory holds batch x the
-largest weight, never batch x P.
+largest weight, never batch x P. On a GPU a sketch is made by one kernel (kernels.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -20,6 +22,9 @@ from gradsieve.influence import adam
 from gradsieve.influence.exact import ExactProducts
 from gradsieve.influence.gradients import lora_layers, per_example_pass
 from gradsieve.influence.projection import Projection
+
+if TYPE_CHECKING:
+    from gradsieve.influence.kernels import FusedTotals
 
 
 @dataclass(frozen=True)
@@ -80,15 +85,14 @@ class FeatureExtractor:
             _check_shapes(model, moments)
 
     def __call__(self, batch: Mapping[str, Tensor], measure_eps: bool = False) -> FeatureRows:
-        """Features of a batch of `input_ids` and `labels` [B, T] on the model's device.
+        """Features of a batch of `input_ids` (on the model's device) and `labels` [B, T].
 
         Args:
             batch: Padded on the right; each example has a label after its first position.
             measure_eps: Also take the share of coordinates with v' < eps (one more pass).
         """
         input_ids = batch["input_ids"]
-        total = self.projection.accumulator(len(input_ids), input_ids.device)
-        squares = torch.zeros(len(input_ids), dtype=torch.float64, device=input_ids.device)
+        totals = self._totals(len(input_ids), input_ids.device)
         below, values = 0.0, 0
 
         def take(name: str, gradient: Tensor) -> None:
@@ -97,14 +101,25 @@ class FeatureExtractor:
                 share = adam.share_below_eps(gradient, self.moments.exp_avg_sq[name])
                 below += float(share) * gradient[0].numel()
                 values += gradient[0].numel()
-            update = self._update(name, gradient)
-            squares.add_(torch.linalg.vector_norm(update.flatten(1), dim=1).double().square_())
-            total.add(name, update, overwrite=True)
+            totals.add(name, gradient)
 
         with per_example_pass(self.model, take) as losses:
             losses(input_ids, batch["labels"]).sum().backward()
         share = below / values if values else float("nan")
-        return FeatureRows(total.result(), squares.sqrt().float(), share)
+        return FeatureRows(totals.rows(), totals.norms(), share)
+
+    def _totals(self, batch: int, device: torch.device) -> Totals | FusedTotals:
+        projection = self.projection
+        if (
+            device.type == "cuda"
+            and isinstance(projection, Projection)
+            and projection.kind == "sketch"
+            and importlib.util.find_spec("triton")
+        ):
+            from gradsieve.influence.kernels import FusedTotals
+
+            return FusedTotals(projection, self.moments, self.reading, self.momentum, batch, device)
+        return Totals(projection, self._update, batch, device)
 
     @property
     def width(self) -> int:
@@ -120,6 +135,42 @@ class FeatureExtractor:
             return gradient
         m, v = self.moments.exp_avg[name], self.moments.exp_avg_sq[name]
         return adam.update(gradient, m, v, self.moments.step, self.reading, self.momentum)
+
+
+class Totals:
+    """Projections and lengths of a batch's updates, added up weight by weight.
+
+    Args:
+        projection: What rows are made of updates.
+        update: The update that a weight's gradients would cause.
+        batch: Examples.
+        device: Where gradients come from.
+    """
+
+    def __init__(
+        self,
+        projection: Projection | ExactProducts,
+        update: Callable[[str, Tensor], Tensor],
+        batch: int,
+        device: torch.device,
+    ) -> None:
+        self._total = projection.accumulator(batch, device)
+        self._update = update
+        self._squares = torch.zeros(batch, dtype=torch.float64, device=device)
+
+    def add(self, name: str, gradient: Float[Tensor, "B ..."]) -> None:
+        """Add one weight's updates; the gradients may be overwritten."""
+        update = self._update(name, gradient)
+        self._squares.add_(torch.linalg.vector_norm(update.flatten(1), dim=1).double().square_())
+        self._total.add(name, update, overwrite=True)
+
+    def rows(self) -> Float[Tensor, "B d"]:
+        """The projections so far."""
+        return self._total.result()
+
+    def norms(self) -> Float[Tensor, " B"]:
+        """Lengths of the updates so far."""
+        return self._squares.sqrt().float()
 
 
 def _check_shapes(model: nn.Module, moments: Moments) -> None:

@@ -20,12 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradsieve.errors import ModelError
 
@@ -57,9 +61,19 @@ class _PerExampleLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        ctx.sink(ctx.name, torch.bmm(dy.transpose(1, 2).float(), x.float()))
+        ctx.sink(ctx.name, _outer_products(dy, x))
         dx = dy @ weight if ctx.needs_input_grad[0] else None
         return dx, None, None, None, None
+
+
+def _outer_products(
+    dy: Float[Tensor, "B T out"], x: Float[Tensor, "B T in"]
+) -> Float[Tensor, "B out in"]:
+    """Sums over tokens of dy_t x_t^T, in float32 from the products on."""
+    if dy.is_cuda and dy.dtype == x.dtype != torch.float32:
+        # Tensor cores multiply half precision exactly and add in float32: no need to cast.
+        return torch.bmm(dy.mT, x, out_dtype=torch.float32)
+    return torch.bmm(dy.mT.float(), x.float())
 
 
 def lora_layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -96,71 +110,163 @@ def lora_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return layers
 
 
+@dataclass
+class _Pass:
+    """What hooks must know of the pass under way.
+
+    Attributes:
+        sink: Whom gradients are given to.
+        examples: B.
+        positions: Of the tokens that predict a label, in the batch laid out as one row.
+        seen: Names of the weights whose gradients have come.
+    """
+
+    sink: Sink
+    examples: int = 0
+    positions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    seen: set[str] = field(default_factory=set)
+
+    def take(self, name: str, gradient: Tensor) -> None:
+        """Hand a gradient on, once for each weight."""
+        if name in self.seen:
+            raise _unfollowed("A LoRA layer runs more than once a pass.", name)
+        self.seen.add(name)
+        self.sink(name, gradient)
+
+    def by_example(self, name: str, x: Tensor) -> Float[Tensor, "B T in"]:
+        """A layer's input, example by example: some models lay all tokens out as one row."""
+        if x.dim() == 2 and len(x) % self.examples == 0:
+            x = x.unflatten(0, (self.examples, -1))
+        if x.dim() != 3 or len(x) != self.examples:
+            raise _unfollowed(f"A LoRA layer runs on {list(x.shape)}, not on each token.", name)
+        return x
+
+
 @contextmanager
 def per_example_pass(model: nn.Module, sink: Sink) -> Iterator[Losses]:
     """Open a model for per-example gradients; yields the function that gives the losses.
 
     `losses(input_ids, labels)` returns each example's loss [B]; `.sum().backward()` on it hands
     every LoRA weight's per-example gradients to `sink`. The batch is padded on the right and needs
-    no attention mask: in a causal model no real token sees the padding after it. The model is in
-    eval mode meanwhile (no dropout) and is put back at the end.
+    no attention mask: in a causal model no real token sees the padding after it. Labels may stay on
+    the CPU; then nothing waits for the GPU. The model is in eval mode meanwhile (no dropout) and is
+    put back at the end. Layers for which activation checkpointing is on run with it.
 
     Raises:
-        ModelError: If the model has trainable weights of other kinds, or a LoRA layer that runs
-            twice a pass or not on [B, T, in].
+        ModelError: If the model has trainable weights of other kinds, or a LoRA layer that does
+            not run once a pass, or not on each token.
     """
-    labelled: list[Tensor] = []  # the mask of the pass under way, for the head's hook
-    seen: set[str] = set()
-
-    def once(name: str, gradient: Tensor) -> None:
-        if name in seen or len(gradient) != len(labelled[0]):
-            raise ModelError(
-                "A LoRA layer does not run once a pass on [examples, tokens, features]; its "
-                "per-example gradient cannot be told apart.",
-                name,
-                "Leave shared layers and experts out of warmup.lora.target_modules.",
-            )
-        seen.add(name)
-        sink(name, gradient)
+    now = _Pass(sink)
+    layers = lora_layers(model)
 
     def losses(input_ids: Tensor, labels: Tensor) -> Tensor:
-        seen.clear()
-        predicts = functional.pad(labels[:, 1:] != IGNORED, (0, 1))
-        labelled[:] = [predicts]
+        wanted = functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+        positions = (wanted != IGNORED).nonzero().squeeze(1)
+        example = positions // labels.shape[1]
+        counts = example.bincount(minlength=len(labels))
+        now.seen.clear()
+        now.examples, now.positions = len(labels), send(positions, input_ids.device)
         logits = model(input_ids=input_ids, use_cache=False).logits[0]
-        wanted = labels[:, 1:][predicts[:, :-1]]
+        wanted, example, counts = (
+            send(each, logits.device) for each in (wanted[positions], example, counts)
+        )
         of_token = functional.cross_entropy(logits.float(), wanted, reduction="none")
-        counts = predicts.sum(1)
-        example = torch.arange(len(labels), device=labels.device).repeat_interleave(counts)
-        sums = torch.zeros(len(labels), device=labels.device).index_add(0, example, of_token)
+        sums = torch.zeros(len(labels), device=logits.device).index_add(0, example, of_token)
         return sums / counts
 
     was_training = model.training
     model.eval()
     with ExitStack() as undo:
         undo.callback(model.train, was_training)
-        for name, layer in lora_layers(model).items():
-            layer.forward = _replacement(layer, name, once)  # type: ignore[assignment]
-            undo.callback(layer.__dict__.pop, "forward")
+        for name, layer in layers.items():
+            _put_forward(undo, layer, _replacement(layer, name, now))
+        for block in _checkpointed(model):
+            _put_forward(
+                undo,
+                block,
+                partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False),
+            )
         # Only labelled positions reach the head. Whatever the model does to logits afterwards
         # (scaling, soft caps) it does position by position, so it need not know.
         hook = _head(model).register_forward_pre_hook(
-            lambda _, given: (given[0][labelled[0]].unsqueeze(0), *given[1:])
+            lambda _, given: (
+                given[0].flatten(0, 1).index_select(0, now.positions).unsqueeze(0),
+                *given[1:],
+            )
         )
         undo.callback(hook.remove)
         yield losses
+    never = [name for name in layers if name not in now.seen] if now.seen else []
+    if never:
+        raise _unfollowed("A LoRA layer has no part in what the model says of text.", never[0])
 
 
-def _replacement(layer: nn.Linear, name: str, sink: Sink) -> Callable[[Tensor], Tensor]:
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; from CPU to GPU without waiting for what the GPU is doing."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _put_forward(undo: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
+    module.forward = forward
+    undo.callback(module.__dict__.pop, "forward")
+
+
+def _checkpointed(model: nn.Module) -> Iterator[nn.Module]:
+    """Blocks with activation checkpointing on; by themselves they do it in training only."""
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            yield module
+
+
+def _replacement(layer: nn.Linear, name: str, now: _Pass) -> Callable[[Tensor], Tensor]:
     anchor = torch.empty(0, device=layer.weight.device, requires_grad=True)
 
     def forward(x: Tensor) -> Tensor:
         # The weight is detached: its summed gradient would cost as much again, for nothing.
         weight = layer.weight.detach()
-        y: Tensor = _PerExampleLinear.apply(x, weight, anchor, name, sink)  # type: ignore[no-untyped-call]
-        return y
+        y: Tensor = _PerExampleLinear.apply(  # type: ignore[no-untyped-call]
+            now.by_example(name, x), weight, anchor, name, now.take
+        )
+        return y.view(*x.shape[:-1], -1)
 
     return forward
+
+
+def _unfollowed(what: str, name: str) -> ModelError:
+    return ModelError(
+        f"{what} Its per-example gradient cannot be told apart.",
+        name,
+        "Leave shared layers, experts, and layers for images or sound out of "
+        "warmup.lora.target_modules.",
+    )
+
+
+def check_pass(model: nn.Module) -> None:
+    """Try on a few tokens what `per_example_pass` relies on, before hours are spent.
+
+    Raises:
+        ModelError: As `per_example_pass`, or if a token's loss depends on tokens after it.
+    """
+    embeddings = model.get_input_embeddings().weight  # type: ignore[operator]
+    ids = torch.arange(8, 12).repeat(2, 1).remainder(len(embeddings)).to(embeddings.device)
+    labels = ids.clone()
+    labels[:, -1] = IGNORED
+    ids[1, -1] = 0  # the two differ in nothing but this token, after all that is learnt
+    with per_example_pass(model, lambda *_: None) as losses:
+        found = losses(ids, labels)
+        found.sum().backward()
+    one, other = found.tolist()
+    # Rows of one batch are computed alike: the same bits, where this was tried. Half precision is
+    # given room; models that were trained to look ahead differ by far more.
+    room = 1e-5 if embeddings.dtype == torch.float32 else 1e-2
+    if abs(one - other) > room * abs(one):
+        raise ModelError(
+            "The model is not causal: what it says of a token depends on tokens after it.",
+            f"{type(model).__name__}: a loss of {one:.5f} becomes {other:.5f}",
+            "Use a decoder that predicts each token from those before it.",
+        )
 
 
 def _head(model: nn.Module) -> nn.Module:

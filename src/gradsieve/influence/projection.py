@@ -35,9 +35,13 @@ Kind = Literal["sketch", "rademacher", "none"]
 VERSION = 1
 """Changes whenever the same settings would give other values; kept in the datastore."""
 
-TILE_VALUES = 1 << 19
-"""Values of the dense matrix made at a time: 2 MiB in float32, what a core's cache holds (the
-fastest of 2^18 to 2^24 on one core, see LOG)."""
+TILE_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
+"""Values of the dense matrix made at a time. On a CPU 2 MiB in float32, what a core's cache holds
+(the fastest of 2^18 to 2^24 on one core, see LOG); on a GPU enough to be busy, an assumption."""
+
+KEPT_BYTES = 1 << 29
+"""Most packed signs of the dense matrix that are kept, P d / 8 bytes: hashing them anew takes a
+sixth of its time (measured, see LOG). 512 MiB is an assumption about what a machine can spare."""
 
 
 @dataclass
@@ -54,6 +58,7 @@ class Projection:
     dim: int = 8192
     seed: int = 0
     _signs: dict[tuple[str, int, torch.device], Tensor] = field(default_factory=dict, repr=False)
+    _kept_bytes: int = field(default=0, repr=False)
 
     def accumulator(self, batch: int, device: torch.device) -> Accumulator:
         """The projection of a batch, to be added up weight by weight."""
@@ -87,15 +92,25 @@ class Projection:
         self, out: Float[Tensor, "B d"], name: str, x: Float[Tensor, "B p"]
     ) -> None:
         """Add one weight's dense projection to `out`."""
-        rows = max(1, TILE_VALUES // self.dim)
+        rows = max(1, TILE_VALUES.get(x.device.type, TILE_VALUES["cpu"]) // self.dim)
         for start in range(0, x.shape[1], rows):
             piece = x[:, start : start + rows]
-            words_a_row = math.ceil(self.dim / 64)
-            words = random_words(
-                self.key(name), start * words_a_row, piece.shape[1] * words_a_row, x.device
-            )
+            words = self._dense_words(name, start, piece.shape[1], x.device)
             signs = unpack_signs(words).view(piece.shape[1], -1)[:, : self.dim]
             out.addmm_(piece, signs, alpha=self.dim**-0.5)
+
+    def _dense_words(
+        self, name: str, start: int, rows: int, device: torch.device
+    ) -> Int64[Tensor, " words"]:
+        """The packed signs of some rows of the dense matrix, kept while KEPT_BYTES allow."""
+        words = self._signs.get((name, start, device))
+        if words is None:
+            a_row = math.ceil(self.dim / 64)
+            words = random_words(self.key(name), start * a_row, rows * a_row, device)
+            if self._kept_bytes + words.nbytes <= KEPT_BYTES:
+                self._signs[name, start, device] = words
+                self._kept_bytes += words.nbytes
+        return words
 
     def _sketch_signs(self, name: str, p: int, device: torch.device) -> Int8[Tensor, " p"]:
         signs = self._signs.get((name, p, device))

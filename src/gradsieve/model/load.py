@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -30,6 +31,7 @@ from transformers.utils import logging
 
 from gradsieve import processes, recipe
 from gradsieve.errors import ModelError
+from gradsieve.extras import needed
 from gradsieve.rundir import file_fingerprint, fingerprint
 
 LFS = b"version https://git-lfs"
@@ -60,6 +62,13 @@ def memory_used() -> float:
     return torch.cuda.max_memory_reserved() / torch.cuda.mem_get_info()[1]
 
 
+def forget_memory_used() -> None:
+    """Give memory that is not in use back to a GPU, and count `memory_used` from now on."""
+    if device().type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def load_tokenizer(model: recipe.Model) -> PreTrainedTokenizerBase:
     """The model's tokenizer, as it is: nothing is added to it.
 
@@ -85,6 +94,9 @@ def load_model(model: recipe.Model) -> PreTrainedModel:
         ModelError: If it can't be loaded as a causal language model, or lacks weights.
     """
     check_weights(model)
+    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
+    if model.quantization:
+        options |= {"quantization_config": _bitsandbytes(model), "device_map": {"": device()}}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of missing weights is a table; ours is an error
     try:
@@ -92,15 +104,43 @@ def load_model(model: recipe.Model) -> PreTrainedModel:
             AutoModelForCausalLM,
             model,
             "model",
-            dtype=getattr(torch, model.dtype),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **options,
         )
     finally:
         logging.set_verbosity(verbosity)
     _refuse_random_weights(model, found)
     loaded.requires_grad_(False)
-    return loaded.to(device())
+    if model.gradient_checkpointing:
+        _checkpoint_activations(loaded)
+    return loaded if getattr(loaded, "is_quantized", False) else loaded.to(device())
+
+
+def _bitsandbytes(model: recipe.Model) -> BitsAndBytesConfig:
+    """8 bits as in LLM.int8 (arXiv 2208.07339), 4 as in QLoRA (arXiv 2305.14314)."""
+    needed("bitsandbytes", "quantized")
+    if model.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, model.dtype),
+    )
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    # transformers 5.0 calls it by the old name, which later versions warn of.
+    new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+    try:
+        getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(
+            "The model cannot make its activations anew.",
+            f"model.gradient_checkpointing: {first_line(error)}",
+            "Leave model.gradient_checkpointing out.",
+        ) from None
 
 
 def check_weights(model: recipe.Model) -> None:
@@ -138,7 +178,7 @@ def _check_header(file: Path) -> None:
     except SafetensorError as error:
         raise ModelError(
             "A weight file is damaged.",
-            f"{file}, {file.stat().st_size} bytes: {_first_line(error)}",
+            f"{file}, {file.stat().st_size} bytes: {first_line(error)}",
             "Copy or download it again.",
         ) from None
 
@@ -158,7 +198,20 @@ def _refuse_random_weights(model: recipe.Model, found: dict[str, Any]) -> None:
 
 def add_adapter(model: PreTrainedModel, lora: recipe.Lora, seed: int) -> PeftModel:
     """A new LoRA adapter on a model: A random from the seed, B zero (peft's default)."""
-    config = LoraConfig(
+    set_seed(seed)
+    try:
+        return get_peft_model(model, lora_config(model, lora))
+    except ValueError as error:
+        raise ModelError(
+            "The adapter does not fit the model.",
+            f"warmup.lora.target_modules {lora.target_modules}: {first_line(error)}",
+            "Name layers of this model, or write all-linear.",
+        ) from None
+
+
+def lora_config(model: PreTrainedModel, lora: recipe.Lora) -> LoraConfig:
+    """The recipe's adapter in peft's words."""
+    return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -168,19 +221,16 @@ def add_adapter(model: PreTrainedModel, lora: recipe.Lora, seed: int) -> PeftMod
         bias="none",
         task_type="CAUSAL_LM",
     )
-    set_seed(seed)
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise ModelError(
-            "The adapter does not fit the model.",
-            f"warmup.lora.target_modules {lora.target_modules}: {_first_line(error)}",
-            "Name layers of this model, or write all-linear.",
-        ) from None
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) -> PeftModel:
     """A saved adapter on a model, its LoRA weights trainable.
+
+    Args:
+        model: The model it was trained on.
+        folder: With adapter_config.json and adapter_model.safetensors.
+        like_base: The adapter runs in the model's dtype, as when the paper takes gradients; else in
+            float32, as when it is trained (peft's default).
 
     Raises:
         ModelError: If the folder holds no adapter, or one of another model.
@@ -198,30 +248,39 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             "Give a folder with both.",
         )
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except SafetensorError as error:
         raise ModelError(
             "The adapter's weights are damaged.",
-            f"{folder}: {_first_line(error)}",
+            f"{folder}: {first_line(error)}",
             "Copy adapter_model.safetensors again.",
         ) from None
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelError(
             "The adapter does not fit the model.",
-            f"{folder}: {_first_line(error)}",
+            f"{folder}: {first_line(error)}",
             "Give the model that the adapter was trained on, as model.name.",
         ) from None
+    for parameter in loaded.parameters() if like_base else ():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(model.dtype)
+    return loaded
 
 
 def load_trained(model: recipe.Model, folder: Path) -> PreTrainedModel:
     """A trained model in eval mode: a folder's adapter merged into the model, or a whole model.
+
+    Into a quantized model nothing is merged, since that would round it: it keeps its LoRA layers.
 
     Raises:
         ModelError: As `load_adapter` and `load_model`.
     """
     if not (folder / "adapter_config.json").is_file():
         return load_model(model.model_copy(update={"name": str(folder), "revision": None})).eval()
-    merged: PreTrainedModel = load_adapter(load_model(model), folder).merge_and_unload()
+    adapted = load_adapter(load_model(model), folder)
+    merged: PreTrainedModel = (
+        adapted.get_base_model() if model.quantization else adapted.merge_and_unload()
+    )
     return merged.eval()
 
 
@@ -280,7 +339,7 @@ def _load(kind: Any, model: recipe.Model, noun: str, **options: Any) -> Any:
     except _UNLOADABLE as error:
         raise ModelError(
             f"The {noun} cannot be loaded.",
-            f"model.name {model.name}: {_first_line(error)}",
+            f"model.name {model.name}: {first_line(error)}",
             "Read its code, then set model.trust_remote_code: true to run it; or give another one."
             if "trust_remote_code" in str(error)
             else GIVE_A_MODEL,
@@ -312,7 +371,7 @@ def _refuse_missing_folder(name: str) -> None:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What a library's error says first, with the line below it where that is but a heading."""
     first, *others = str(error).strip().split("\n")
     said = f"{first} {others[0].strip()}" if first.endswith(":") and others else first

@@ -118,12 +118,14 @@ def _checkpoint(
 ) -> tuple[dict[str, Any], dict[RowKey, str]]:
     """Features of pool and targets at one checkpoint: facts, and rows that are not finite."""
     from gradsieve.influence.extract import FeatureExtractor, Moments
+    from gradsieve.influence.gradients import check_pass
     from gradsieve.influence.projection import Projection
     from gradsieve.model.checkpoints import checkpoint_fingerprint, load_moments
     from gradsieve.model.load import load_adapter, load_model
 
     settings = context.recipe.features
-    model = load_adapter(load_model(context.recipe.model), checkpoint)
+    model = load_adapter(load_model(context.recipe.model), checkpoint, like_base=True)
+    check_pass(model)
     moments = Moments(*load_moments(checkpoint, model))
     projection = Projection(**settings.projection.model_dump())
     identity = checkpoint_fingerprint(checkpoint)

@@ -40,19 +40,23 @@ def inputs(context: Context) -> dict[str, Any]:
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Train the adapter, or take the checkpoints that the recipe names."""
     settings = context.recipe.warmup
+    _refuse_what_cannot_be_followed(context)
     if settings.checkpoints is not None:
         return _describe([_existing(Path(path)) for path in settings.checkpoints], context)
 
+    from gradsieve.influence.gradients import check_pass
     from gradsieve.model.load import add_adapter, check_vocabulary, load_model
     from gradsieve.model.training import train_model
 
     usable = [row for row in context.rows if not row.set_aside]
     chosen = random_share(usable, settings.fraction, settings.seed)
-    model = load_model(context.recipe.model)
-    check_vocabulary(model, context.template.tokenizer)
+    base = load_model(context.recipe.model)
+    check_vocabulary(base, context.template.tokenizer)
+    model = add_adapter(base, settings.lora, settings.seed)
+    check_pass(model)
     with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
         train_model(
-            add_adapter(model, settings.lora, settings.seed),
+            model,
             [row.encoded.as_lists() for row in chosen],
             settings,
             settings.seed,
@@ -63,6 +67,17 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
         )
     folders = [folder / f"checkpoint-{epoch + 1}" for epoch in range(settings.epochs)]
     return {**_describe(folders, context), "rows": len(chosen), "seed": settings.seed}
+
+
+def _refuse_what_cannot_be_followed(context: Context) -> None:
+    """Features are days away: a model or adapter that they can't be taken of is told now."""
+    from gradsieve.model.support import check_support
+
+    problems = check_support(context.recipe.model, context.recipe.warmup)
+    for problem in problems[1:]:
+        context.progress.warn(str(problem))
+    if problems:
+        raise problems[0]
 
 
 def random_share(rows: list[Row], fraction: float, seed: int) -> list[Row]:

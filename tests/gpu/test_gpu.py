@@ -1,0 +1,158 @@
+"""The GPU's path: `make test-gpu` on a machine with a CUDA device; never run by `make test`."""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import gradsieve
+import tiny
+import world
+from gradsieve import recipe
+from gradsieve.data.template import Encoded
+from gradsieve.extraction import FIRST, TokenBudget, extract
+from gradsieve.influence.extract import FeatureExtractor, Moments, Totals
+from gradsieve.influence.gradients import check_pass, per_example, per_example_loop
+from gradsieve.influence.projection import Projection
+from gradsieve.model.load import add_adapter, load_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def on_gpu(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value.cuda() for key, value in batch.items()}
+
+
+def flat(gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([values.flatten(1) for values in gradients.values()], dim=1).cpu()
+
+
+def moments(model: torch.nn.Module) -> Moments:
+    generator = torch.Generator().manual_seed(3)
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def draw(function: Any, scale: float) -> dict[str, torch.Tensor]:
+        return {
+            name: (function(p.shape, generator=generator) * scale).to(p.device)
+            for name, p in weights.items()
+        }
+
+    return Moments(draw(torch.randn, 1e-3), draw(torch.rand, 1e-6), step=11)
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_float32_gradients_are_the_loops(name: str) -> None:
+    model = tiny.adapted(name).cuda()
+    check_pass(model)
+    batch = on_gpu(tiny.batch())
+    found, wanted = flat(per_example(model, batch)), flat(per_example_loop(model, batch))
+    assert float((found - wanted).norm() / wanted.norm()) <= 1e-4
+
+
+def test_bfloat16_gradients_are_as_near_to_float32_as_the_loops() -> None:
+    batch = tiny.batch()
+    exact = flat(per_example_loop(tiny.adapted(dropout=0.0), batch))
+    model = tiny.adapted(dropout=0.0).to("cuda", torch.bfloat16)
+    made = per_example(model, on_gpu(batch))
+    assert {gradient.dtype for gradient in made.values()} == {torch.float32}
+    looped = flat(per_example_loop(model, on_gpu(batch)))
+    ours, theirs = ((rows - exact).norm() for rows in (flat(made), looped))
+    assert float(ours) <= 1.5 * float(theirs)
+
+
+@pytest.mark.parametrize("kind", ["sketch", "rademacher"])
+def test_the_projection_is_the_cpus(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = {"a": torch.randn(3, 40, 70, generator=generator), "b": torch.randn(3, 9, 8)}
+    projection = Projection(kind, 512, 3)  # type: ignore[arg-type]
+    found = projection.project({name: piece.cuda() for name, piece in rows.items()}).cpu()
+    torch.testing.assert_close(found, projection.project(rows), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("reading", ["torch", "official"])
+@pytest.mark.parametrize("momentum", ["keep", "drop"])
+def test_the_kernel_gives_what_pytorch_gives(reading: Any, momentum: Any) -> None:
+    from gradsieve.influence.kernels import FusedTotals
+
+    model = tiny.adapted().cuda()
+    state, projection, device = moments(model), Projection("sketch", 256), torch.device("cuda")
+    extractor = FeatureExtractor(model, projection, state, reading, momentum)
+    fused = FusedTotals(projection, state, reading, momentum, 4, device)
+    steps = Totals(projection, extractor._update, 4, device)
+    for name, gradient in per_example(model, on_gpu(tiny.batch())).items():
+        fused.add(name, gradient.clone())
+        steps.add(name, gradient.clone())
+    for found, wanted in ((fused.rows(), steps.rows()), (fused.norms(), steps.norms())):
+        assert float((found - wanted).norm() / wanted.norm()) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["sketch", "rademacher", "none"])
+def test_features_are_the_cpus(kind: str) -> None:
+    rows = []
+    for device in ("cpu", "cuda"):
+        model = tiny.adapted(dropout=0.0).to(device)
+        extractor = FeatureExtractor(model, Projection(kind, 256), moments(model))  # type: ignore[arg-type]
+        batch = {key: value.to(device) for key, value in tiny.batch().items()}
+        rows.append(extractor(batch).rows.cpu())
+    assert float((rows[0] - rows[1]).norm() / rows[0].norm()) <= 1e-3
+
+
+def examples(lengths: list[int]) -> list[Encoded]:
+    made = [array("i", [(row + i) % 90 + 1 for i in range(n)]) for row, n in enumerate(lengths)]
+    return [Encoded(ids, ids[:]) for ids in made]
+
+
+def test_auto_grows_and_gives_what_single_examples_give() -> None:
+    extractor = FeatureExtractor(tiny.adapted(dropout=0.0).cuda(), Projection("sketch", 256))
+    rows = examples([60] * 600 + [7, 30, 18])
+    budget = TokenBudget("auto")
+    found = extract(extractor, rows, budget)
+    assert budget.tokens > FIRST["cuda"]
+    alone = extract(extractor, rows[-3:], TokenBudget(1))
+    torch.testing.assert_close(found.rows[-3:], alone.rows, rtol=1e-3, atol=1e-5)
+
+
+def test_memory_that_runs_out_halves_the_budget_and_loses_nothing() -> None:
+    extractor = FeatureExtractor(tiny.adapted(dropout=0.0).cuda(), Projection("sketch", 8192))
+    rows = examples([60] * 4000)
+    budget = TokenBudget(1 << 18)
+    whole = torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction((256 << 20) / whole)
+    try:
+        found = extract(extractor, rows, budget)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert budget.tokens < 1 << 18
+    assert bool(found.gradient_norms.gt(0).all())
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_a_quantized_base(quantization: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    wide = {**tiny.SMALL, "hidden_size": 64, "intermediate_size": 128}
+    LlamaForCausalLM(LlamaConfig(**wide)).save_pretrained(tmp_path)
+    asked = recipe.Model.model_validate({"name": str(tmp_path), "quantization": quantization})
+    lora = recipe.Lora(r=4, alpha=8, target_modules="all-linear")
+    model = tiny.stirred(add_adapter(load_model(asked), lora, seed=0))
+    batch = on_gpu(tiny.batch())
+    found, wanted = flat(per_example(model, batch)), flat(per_example_loop(model, batch))
+    cosine = torch.nn.functional.cosine_similarity(found, wanted)
+    assert float(cosine.min()) >= 0.99
+
+
+def test_a_run_end_to_end_in_bfloat16(tmp_path: Path) -> None:
+    data = world.make(tmp_path / "world")
+    run = gradsieve.run(
+        world.recipe(data, model__dtype="bfloat16", features__tokens_per_batch="auto"),
+        tmp_path / "run",
+    )
+    assert (run.stage("select") / "mine" / "less" / "selected.jsonl").is_file()

@@ -1,0 +1,32 @@
+"""The GPU's benchmark runs, on a shape small enough for a CPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+FILE = Path(__file__).parents[1] / "benchmarks" / "features" / "gpu.py"
+TINY = (
+    "--layers 1 --hidden 32 --intermediate 48 --heads 2 --vocabulary 64 --r 2 --dim 64 "
+    "--subtasks 3 --matmul 64 --examples 4 --slow 2 --repeats 2 --lengths 8 12 --tokens 16 32"
+)
+
+
+def test_the_gpu_benchmark_with_a_tiny_shape(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, str(FILE), "--out", str(out), *TINY.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(out.read_text())
+    assert set(found["lengths"]) == {"8", "12"}
+    ours = found["lengths"]["8"]["groups"]["gradsieve"]
+    assert set(ours) == {"floor", "sketch", "rademacher", "exact, 3 subtasks"}
+    for told in ours.values():
+        assert told["seconds_an_example"] > 0
+        assert told["times_the_floor"] > 0
+    # 8 tokens; linear layers of 4 x 32 x 32, 3 x 32 x 48 and 32 x 64 weights; 4 x 2 x 64 LoRA's
+    linear, lora = 4 * 32 * 32 + 3 * 32 * 48 + 32 * 64, 4 * 2 * 64
+    wanted = (4 * linear + 6 * lora) * 8 + 3 * 2 * 8**2 * 32
+    assert found["lengths"]["8"]["floor_flops"] == wanted
+    lines = out.with_suffix(".md").read_text().splitlines()
+    assert sum("| gradsieve |" in line for line in lines) == 8
