@@ -22,7 +22,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 
 def keys(start: int, count: int) -> list[RowKey]:
-    return [RowKey("s", f"{i:04d}", f"hash{i}") for i in range(start, start + count)]
+    return [RowKey("s", f"{i:04d}", f"{i:016x}") for i in range(start, start + count)]
 
 
 def rows(count: int = 20, seed: int = 0) -> np.ndarray:
@@ -67,17 +67,19 @@ def test_codes_have_the_error_of_the_best_quantizer(bits: int) -> None:
     assert codes.nbytes * 8 == wanted.size * bits
 
 
-def test_sizes_follow_the_bits(tmp_path: Path) -> None:
+def test_sizes_follow_the_bits_within_3_per_cent(tmp_path: Path) -> None:
+    many = np.random.default_rng(0).normal(size=(512, 8192)).astype(np.float32)
+    names = [
+        RowKey("flan" if i % 3 else "cot", f"flan_v2_{9876 * i}", f"{i:016x}") for i in range(512)
+    ]
     sizes = {}
     for bits in BITS:
         folder = tmp_path / str(bits)
-        store = create_store(folder, settings(bits=bits))
-        many = np.random.default_rng(0).normal(size=(64, 8192)).astype(np.float32)
-        file = store.write_shard(keys(0, 64), many, np.ones(64))
+        file = create_store(folder, settings(bits=bits)).write_shard(names, many, np.ones(512))
         assert file is not None
         sizes[bits] = (folder / file).stat().st_size
     for bits in BITS:
-        assert sizes[bits] == pytest.approx(sizes[16] * bits / 16, rel=0.05)
+        assert sizes[16] / sizes[bits] == pytest.approx(16 / bits, rel=0.03)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -119,7 +121,7 @@ def test_a_store_grows_and_knows_what_it_has(tmp_path: Path) -> None:
     store = create_store(tmp_path, settings())
     store.write_shard(keys(0, 5), rows(5), np.ones(5))
     again = create_store(tmp_path, settings())
-    assert again.rows == set(keys(0, 5))
+    assert again.missing(keys(3, 5)) == set(keys(5, 3))
     assert len(open_store(tmp_path)) == 5  # readable before it is finished
     again.write_shard(keys(5, 3), rows(3), np.ones(3))
     again.finish()
@@ -140,7 +142,7 @@ def test_rows_that_are_not_finite_are_set_aside(tmp_path: Path) -> None:
     bad[1, 3], bad[2, 0] = np.nan, np.inf
     store.write_shard(keys(0, 4), bad, np.ones(4))
     assert open_store(tmp_path).rows == (keys(0, 4)[0], keys(0, 4)[3])
-    assert create_store(tmp_path, settings()).rows == set(keys(0, 4))
+    assert create_store(tmp_path, settings()).missing(keys(0, 5)) == {keys(4, 1)[0]}
     told = json.loads((tmp_path / "set-aside.json").read_text())
     assert [record[1] for record in told] == ["0001", "0002"]
 
@@ -169,17 +171,15 @@ def problems(folder: Path) -> list[str]:
 
 
 def test_a_damaged_shard_costs_only_its_own_rows(tmp_path: Path) -> None:
-    store = filled(tmp_path)
+    filled(tmp_path)
     file = sorted(tmp_path.glob("shard-*"))[0]
-    lost = set(store.rows)
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(StoreError) as caught:
         list(open_store(tmp_path).shards())
     assert file.name in caught.value.where
     assert "only its rows are made again" in caught.value.todo
     file.unlink()
-    left = create_store(tmp_path, settings()).rows
-    assert len(lost - left) in (4, 8)
+    assert len(create_store(tmp_path, settings()).missing(keys(0, 20))) in (4, 8)
 
 
 def test_no_store_here(tmp_path: Path) -> None:

@@ -235,15 +235,15 @@ def _fill_store(
 ) -> None:
     """Add the rows that the store doesn't have yet."""
     keys = [_row_key(row) for row in rows]
-    there = store.rows
-    done = sum(key in there for key in keys)
+    missing = store.missing(keys)
+    done = len(keys) - len(missing)
     size = min(max(len(rows) // SHARDS_WANTED, ROWS_A_SHARD[0]), ROWS_A_SHARD[1])
     size = min(size, max(1, SHARD_VALUES // extractor.width))
     budget = _budget(context)
     with context.progress.counting(name, len(rows), "rows") as report:
         report(done)
         for start in range(0, len(rows), size):
-            part = [i for i in range(start, min(start + size, len(rows))) if keys[i] not in there]
+            part = [i for i in range(start, min(start + size, len(rows))) if keys[i] in missing]
             if not part:
                 continue
             features, norms, _ = extract(extractor, [rows[i].encoded for i in part], budget)

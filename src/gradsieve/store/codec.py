@@ -61,6 +61,11 @@ def decode(codes: NDArray[Any], bits: int) -> NDArray[np.float32]:
     return values.reshape(len(codes), -1)
 
 
+def norms_of_signs(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The lengths [n] of codes of 1 bit: sqrt(dim), so that they need not be stored."""
+    return np.full(len(codes), np.sqrt(8 * codes.shape[1]), dtype=np.float32)
+
+
 def integers_of_byte(bits: int) -> NDArray[np.int8]:
     """The odd numbers that each byte of packed codes stands for: [256, 8 / bits]."""
     per_byte, highest = 8 // bits, 2**bits - 1

@@ -8,7 +8,7 @@ index has to be rewritten: what is there is what `ls` shows.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,13 @@ from gradsieve.store.layout import (
     SET_ASIDE,
     SETTINGS,
     SHARDS,
-    RowKey,
     read_set_aside,
     read_settings,
     settings_file,
-    shard_name,
-    shard_rows,
     write_json,
 )
+from gradsieve.store.names import RowKey, pack
+from gradsieve.store.shard import open_shard, shard_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,13 +74,27 @@ class StoreWriter:
     def __init__(self, folder: Folder, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
         self.set_aside: dict[RowKey, str] = read_set_aside(folder)
+        self._fingerprint = fingerprint(settings)
 
-    @property
-    def rows(self) -> set[RowKey]:
-        """Rows that need no work: stored, or set aside with a reason."""
-        names = self.folder.names(SHARDS)
-        stored = {key for name in names for key in shard_rows(self.folder, name, self.settings)}
-        return stored | set(self.set_aside)
+    def missing(self, keys: Iterable[RowKey]) -> set[RowKey]:
+        """Those of some rows that need work: neither stored, nor set aside with a reason.
+
+        Raises:
+            StoreError: If a shard's header is damaged.
+        """
+        left = set(keys) - self.set_aside.keys()
+        for stored in self.shards():
+            left.difference_update(stored)
+        return left
+
+    def shards(self) -> Iterator[list[RowKey]]:
+        """Keys of each shard that is there.
+
+        Raises:
+            StoreError: If a shard's header is damaged.
+        """
+        for name in self.folder.names(SHARDS):
+            yield open_shard(self.folder, name, self.settings).keys()
 
     def write_shard(self, keys: Sequence[RowKey], features: Any, gradient_norms: Any) -> str | None:
         """Add rows, all or none; those that are not finite are set aside.
@@ -93,6 +106,9 @@ class StoreWriter:
 
         Returns:
             The shard's name, or None if no row was finite.
+
+        Raises:
+            StoreError: If it can't be written, e.g. since the disk is full.
         """
         rows = np.asarray(features, dtype=np.float32)
         norms = np.asarray(gradient_norms, dtype=np.float32)
@@ -115,7 +131,7 @@ class StoreWriter:
     def finish(self) -> None:
         """Write the manifest: all rows that were wanted are there."""
         counts = {
-            name: len(shard_rows(self.folder, name, self.settings))
+            name: open_shard(self.folder, name, self.settings).rows
             for name in self.folder.names(SHARDS)
         }
         manifest = {"shards": counts, "set_aside": len(self.set_aside)}
@@ -125,14 +141,11 @@ class StoreWriter:
         self, keys: Sequence[RowKey], rows: NDArray[np.float32], norms: NDArray[np.float32]
     ) -> str:
         codes, code_norms, lengths = codec.encode(rows, self.settings["bits"])
-        tensors = {
-            "features": codes,
-            "code_norms": code_norms,
-            "feature_norms": lengths,
-            "gradient_norms": norms,
-        }
-        told = {"rows": keys, "settings": fingerprint(self.settings)}
-        content = save(tensors, {METADATA: json.dumps(told)})
+        names, told = pack(keys)
+        tensors = {**names, "features": codes, "feature_norms": lengths, "gradient_norms": norms}
+        if self.settings["bits"] > 1:  # signs all have the same
+            tensors["code_norms"] = code_norms
+        content = save(tensors, {METADATA: json.dumps({**told, "settings": self._fingerprint})})
         name = shard_name(content)
         self.folder.write(name, content)
         return name
