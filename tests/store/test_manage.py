@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from gradsieve.cli import app
 from gradsieve.errors import StoreError
 from gradsieve.store import RowKey, convert, create_store, inspect, merge, open_store
+from gradsieve.store.layout import sealed
 
 DIM = 256
 
@@ -104,6 +105,7 @@ def test_merge_refuses_other_settings_by_both_values(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         merge([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
     assert 'checkpoint: "abc" -> "xyz"' in caught.value.where
+    assert not (tmp_path / "both").exists()
 
 
 def test_merge_refuses_a_damaged_shard(tmp_path: Path) -> None:
@@ -166,7 +168,9 @@ def test_verify_finds_a_missing_shard_and_wrong_counts(tmp_path: Path) -> None:
     told = json.loads(manifest.read_text())
     name = sorted(told["shards"])[0]
     told["shards"][name] = 7
-    manifest.write_text(json.dumps(told))
+    manifest.write_bytes(
+        sealed({"settings": told["settings"], "shards": told["shards"], "set_aside": {}})
+    )
     (problem,) = open_store(tmp_path).verify()
     assert f"{name} should have 7 rows, it has 10" in problem
     (tmp_path / name).unlink()

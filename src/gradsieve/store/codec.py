@@ -29,11 +29,17 @@ def encode(
     rows: NDArray[np.float32], bits: int
 ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
     """Codes [n, bytes], their lengths [n] and the rows' lengths [n]; d is a multiple of 8."""
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
-    unit = np.sqrt(rows.shape[1]) / np.maximum(lengths, 1e-300)
+    own = lengths(rows)
+    unit = np.sqrt(rows.shape[1]) / np.maximum(own, 1e-300)
     codes = _quantize((rows * unit[:, None]).astype(np.float32), bits)
     norms = np.linalg.norm(decode(codes, bits), axis=1)
-    return codes, norms.astype(np.float32), lengths.astype(np.float32)
+    return codes, norms.astype(np.float32), own.astype(np.float32)
+
+
+def lengths(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Lengths [n]; in float32 the squares of rows of length 1e20 would overflow."""
+    squares: NDArray[np.float64] = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
+    return np.sqrt(squares)
 
 
 def _quantize(values: NDArray[np.float32], bits: int) -> NDArray[Any]:

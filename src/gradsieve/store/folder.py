@@ -8,9 +8,11 @@ which object stores publish at once.
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -94,6 +96,20 @@ class Folder:
                 self._files.makedirs(self.path, exist_ok=True)
                 self._files.pipe_file(self._at(name), content)
 
+    def create(self, name: str, content: bytes) -> None:
+        """Write a file unless there is one; of two writers at once the first has its way.
+
+        Raises:
+            StoreError: If it can't be written.
+        """
+        if self.exists(name):
+            return
+        spare = f".{name}.{uuid4().hex}.tmp" if self.local else name
+        self.write(spare, content)
+        if self.local:
+            with self._told(name):
+                _rename_if_new(Path(self.path) / spare, Path(self.path) / name)
+
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:
         try:
@@ -107,3 +123,13 @@ class Folder:
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}"
+
+
+def _rename_if_new(old: Path, new: Path) -> None:
+    try:
+        os.link(old, new)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        old.replace(new)
+    old.unlink(missing_ok=True)

@@ -16,10 +16,10 @@ import xxhash
 from gradsieve.errors import StoreError
 from gradsieve.rundir import differences
 from gradsieve.store.folder import Folder
-from gradsieve.store.layout import MANIFEST, SHARDS, read_set_aside
+from gradsieve.store.layout import MANIFEST, SHARDS, hashed_name, read_set_aside
 from gradsieve.store.names import RowKey
 from gradsieve.store.reader import Store, open_store
-from gradsieve.store.shard import damaged, open_shard, shard_name
+from gradsieve.store.shard import damaged, open_shard
 from gradsieve.store.writer import StoreWriter, create_store
 
 Report = Callable[[float], None]
@@ -125,6 +125,6 @@ def _copy(source: Folder, target: Folder, name: str) -> None:
     if target.exists(name):
         return
     content = source.read(name)
-    if shard_name(content) != name:
+    if hashed_name(SHARDS, content) != name:
         raise damaged(source, name)
     target.write(name, content)

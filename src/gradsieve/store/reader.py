@@ -7,11 +7,10 @@ shards' headers in memory, nothing of each row; while it is opened, 16 bytes a r
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,8 +22,9 @@ from gradsieve.store import codec
 from gradsieve.store.folder import Folder
 from gradsieve.store.layout import (
     MANIFEST,
+    SET_ASIDE,
     SHARDS,
-    UNREADABLE,
+    read_manifest,
     read_set_aside,
     read_settings,
 )
@@ -186,20 +186,19 @@ class Store:
 
     def verify(self) -> list[str]:
         """Problems, one line each; none if every file is as it was written."""
-        problems = []
+        rows: dict[str, int | None] = {}
+        problems: list[str] = []
         for name in self.folder.names(SHARDS):
-            try:
-                problems += self._wrong_values(name, *self._open(name).load())
-            except StoreError as error:
-                problems.append(f"{error.where}: {error.what}")
-        try:
-            self._check_manifest(problems)
-            read_set_aside(self.folder)
-        except StoreError as error:
-            problems.append(f"{error.where}: {error.what}")
-        return problems
+            problems += _told(partial(self._wrong_shard, name, rows))
+        problems += _told(partial(self._wrong_set_aside, rows))
+        return problems + _told(partial(self._wrong_counts, rows))
 
-    def _wrong_values(self, name: str, keys: list[RowKey], tensors: Tensors) -> list[str]:
+    def _wrong_shard(self, name: str, rows: dict[str, int | None]) -> list[str]:
+        """What is wrong with a shard; notes its rows, None if it is damaged."""
+        rows[name] = None
+        shard = self._open(name)
+        keys, tensors = shard.load()
+        rows[name] = shard.rows
         where = self.folder.where(name)
         wrong = [
             f"{where}: {kind} has {len(values)} rows, {len(keys)} are named"
@@ -211,32 +210,23 @@ class Store:
             wrong += [f"{where}: {kind} of {keys[row]} is not finite" for row in bad[:1].tolist()]
         return wrong
 
-    def _check_manifest(self, problems: list[str]) -> None:
-        """Add what the manifest, if there is one, says otherwise than the shards."""
-        if not self.folder.exists(MANIFEST):
-            return
-        where = self.folder.where(MANIFEST)
-        try:
-            told: dict[str, int] = dict(json.loads(self.folder.read(MANIFEST))["shards"])
-        except UNREADABLE:
-            problems.append(f"{where}: The manifest is damaged.")
-            return
-        there = {**dict.fromkeys(told), **self._counts()}
-        for name, count in told.items():
-            if there[name] is None:
-                problems.append(f"{where}: {name} is not there")
-            elif there[name] not in (count, -1):
-                problems.append(f"{where}: {name} should have {count} rows, it has {there[name]}")
+    def _wrong_set_aside(self, rows: dict[str, int | None]) -> list[str]:
+        """Raises what is wrong with the rows set aside; notes how many each file has."""
+        names = self.folder.names(SET_ASIDE)
+        rows.update(dict.fromkeys(names))
+        rows.update({name: len(read_set_aside(self.folder, name)) for name in names})
+        return []
 
-    def _counts(self) -> dict[str, int]:
-        """Rows of each shard; -1 where the header is damaged."""
-        counts = {}
-        for name in self.folder.names(SHARDS):
-            try:
-                counts[name] = self._open(name).rows
-            except StoreError:
-                counts[name] = -1
-        return counts
+    def _wrong_counts(self, rows: Mapping[str, int | None]) -> list[str]:
+        """What the manifest, if there is one, says otherwise; files may have come since."""
+        where = self.folder.where(MANIFEST)
+        told = read_manifest(self.folder) or {}
+        gone = [f"{where}: {name} is not there" for name in told if name not in rows]
+        return gone + [
+            f"{where}: {name} should have {count} rows, it has {rows[name]}"
+            for name, count in told.items()
+            if rows.get(name) not in (None, count)
+        ]
 
     def _read(self, wanted: Collection[RowKey] | None) -> Iterator[tuple[list[RowKey], Tensors]]:
         """Keys and tensors of each shard's wanted rows, one shard read ahead."""
@@ -252,6 +242,14 @@ class Store:
                 keys, tensors = coming.result()
                 if keys:
                     yield keys, tensors
+
+
+def _told(check: Callable[[], list[str]]) -> list[str]:
+    """What a check finds, or what stops it."""
+    try:
+        return check()
+    except StoreError as error:
+        return [f"{error.where}: {error.what}"]
 
 
 def _load(one: _Indexed, wanted: Collection[RowKey] | None) -> tuple[list[RowKey], Tensors]:

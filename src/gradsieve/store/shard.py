@@ -14,13 +14,12 @@ from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import xxhash
 
 from gradsieve.errors import StoreError
 from gradsieve.rundir import fingerprint
 from gradsieve.store import codec
 from gradsieve.store.folder import Folder
-from gradsieve.store.layout import METADATA, UNREADABLE
+from gradsieve.store.layout import METADATA, SHARDS, UNREADABLE, hashed_name
 from gradsieve.store.names import NAMES, RowKey, Tensors, unpack
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class Shard:
             StoreError: If its bytes are not what was written.
         """
         content = memoryview(self.folder.read(self.name))
-        if shard_name(content) != self.name:
+        if hashed_name(SHARDS, content) != self.name:
             raise damaged(self.folder, self.name)
         tensors = {
             kind: _array(place, content[place.start : place.end])
@@ -114,15 +113,6 @@ class Shard:
             return unpack(tensors, self.told)
         except UNREADABLE:
             raise damaged(self.folder, self.name) from None
-
-
-def shard_name(content: bytes | memoryview) -> str:
-    """The name of a shard with these bytes: their XXH3 of 128 bits.
-
-    Not a hash against malice but against damage, at memory speed; SHA-256 would halve the rate at
-    which a store is scored.
-    """
-    return f"shard-{xxhash.xxh3_128_hexdigest(content)}.safetensors"
 
 
 def open_shard(folder: Folder, name: str, settings: Mapping[str, Any]) -> Shard:

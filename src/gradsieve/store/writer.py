@@ -25,16 +25,19 @@ from gradsieve.store.layout import (
     SET_ASIDE,
     SETTINGS,
     SHARDS,
+    hashed_name,
     read_set_aside,
     read_settings,
-    settings_file,
-    write_json,
+    sealed,
 )
 from gradsieve.store.names import RowKey, pack
-from gradsieve.store.shard import open_shard, shard_name
+from gradsieve.store.shard import open_shard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+NOT_FINITE = "its gradient is not finite"
 
 
 def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
@@ -49,8 +52,7 @@ def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
             values.
     """
     folder = Folder(path)
-    if not folder.exists(SETTINGS):
-        write_json(folder, SETTINGS, settings_file(settings))
+    folder.create(SETTINGS, sealed({"settings": settings}))
     there = read_settings(folder)
     changes = differences(there, json.loads(json.dumps(settings)))
     if changes:
@@ -112,30 +114,35 @@ class StoreWriter:
         """
         rows = np.asarray(features, dtype=np.float32)
         norms = np.asarray(gradient_norms, dtype=np.float32)
-        finite = np.isfinite(rows).all(axis=1) & np.isfinite(norms)
-        reasons = {
-            keys[index]: "its gradient is not finite" for index in np.flatnonzero(~finite).tolist()
-        }
-        self.put_aside(reasons)
+        # Not a number compares as false; a length that float32 can't hold is as bad as infinity.
+        finite = (codec.lengths(rows) <= np.finfo(np.float32).max) & np.isfinite(norms)
         kept = [key for key, good in zip(keys, finite, strict=True) if good]
-        return self._publish(kept, rows[finite], norms[finite]) if kept else None
+        name = self._publish(kept, rows[finite], norms[finite]) if kept else None
+        # Last, so that after a kill in between the shard is not made of other batches.
+        self.put_aside({key: NOT_FINITE for key in keys if key not in set(kept)})
+        return name
 
     def put_aside(self, reasons: Mapping[RowKey, str]) -> None:
-        """Note rows that will have no feature."""
-        if reasons.items() <= self.set_aside.items():
-            return
-        self.set_aside.update(reasons)
-        records = [[*key, reason] for key, reason in sorted(self.set_aside.items())]
-        write_json(self.folder, SET_ASIDE, records)
+        """Note rows that will have no feature; in a file of its own, as others may do so too."""
+        new = [[*key, why] for key, why in sorted(reasons.items()) if key not in self.set_aside]
+        if new:
+            self.set_aside.update(reasons)
+            content = json.dumps(new, indent=1).encode()
+            self.folder.write(hashed_name(SET_ASIDE, content), content)
 
     def finish(self) -> None:
         """Write the manifest: all rows that were wanted are there."""
-        counts = {
-            name: open_shard(self.folder, name, self.settings).rows
-            for name in self.folder.names(SHARDS)
+        folder = self.folder
+        told = {
+            "settings": self.settings,
+            "shards": {
+                name: open_shard(folder, name, self.settings).rows for name in folder.names(SHARDS)
+            },
+            "set_aside": {
+                name: len(read_set_aside(folder, name)) for name in folder.names(SET_ASIDE)
+            },
         }
-        manifest = {"shards": counts, "set_aside": len(self.set_aside)}
-        write_json(self.folder, MANIFEST, {**settings_file(self.settings), **manifest})
+        folder.write(MANIFEST, sealed(told))
 
     def _publish(
         self, keys: Sequence[RowKey], rows: NDArray[np.float32], norms: NDArray[np.float32]
@@ -146,6 +153,6 @@ class StoreWriter:
         if self.settings["bits"] > 1:  # signs all have the same
             tensors["code_norms"] = code_norms
         content = save(tensors, {METADATA: json.dumps({**told, "settings": self._fingerprint})})
-        name = shard_name(content)
+        name = hashed_name(SHARDS, content)
         self.folder.write(name, content)
         return name
