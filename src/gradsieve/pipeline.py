@@ -7,8 +7,11 @@ it starts anew. Since inputs hold the outputs of the stages before, followers do
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
+import os
 import platform
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +80,11 @@ def run(
                 _run_stage(name, FLOW[name], context)
             except OSError as error:
                 raise _disk_error(error, context.run) from error
+            except Exception as error:
+                if not _for_want_of_room(error, context.run):
+                    raise
+                full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise _disk_error(full, context.run) from error
     return context.run
 
 
@@ -166,6 +174,12 @@ def _versions() -> dict[str, str]:
     for package in PACKAGES:
         versions[package] = importlib.metadata.version(package)
     return versions
+
+
+def _for_want_of_room(error: Exception, run: RunDir) -> bool:
+    """Whether a library has met a full disk: safetensors and torch have errors of their own."""
+    told = f"(os error {errno.ENOSPC})" in str(error)
+    return told or (isinstance(error, RuntimeError) and shutil.disk_usage(run.path).free < 1 << 16)
 
 
 def _disk_error(error: OSError, run: RunDir) -> GradsieveError:

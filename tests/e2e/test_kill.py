@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 import gradsieve
 import world
@@ -123,6 +125,28 @@ def test_a_full_disk_is_told_and_nothing_done_is_lost(
     kept = [name for name in there if "shard-" in name]
     assert all(found[name] == there[name] for name in kept)
     assert bool(kept) == (files == 24)
+
+
+@pytest.mark.parametrize("told", ["Error while serializing: I/O error (os error 28)", "torch"])
+def test_a_library_that_meets_a_full_disk(
+    whole: tuple[dict[str, Any], RunDir],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: str,
+) -> None:
+    """safetensors says so in an error of its own, torch says something else."""
+
+    def stop(*_: Any) -> None:
+        raise RuntimeError(told) if told == "torch" else SafetensorError(told)
+
+    monkeypatch.setattr("gradsieve.stages.warmup.run", stop)
+    if told == "torch":
+        with pytest.raises(RuntimeError, match="torch"):
+            gradsieve.run(world.recipe(whole[0]), tmp_path, progress=world.Listening())
+        full = shutil.disk_usage(tmp_path)._replace(free=100)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(GradsieveError, match="No space left on device"):
+        gradsieve.run(world.recipe(whole[0]), tmp_path, progress=world.Listening())
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -89,12 +89,7 @@ class Folder:
             StoreError: If it can't be written, e.g. since the disk is full.
         """
         with self._told(name):
-            if self.local:
-                with atomic(Path(self.path) / name) as temporary:
-                    temporary.write_bytes(content)
-            else:
-                self._files.makedirs(self.path, exist_ok=True)
-                self._files.pipe_file(self._at(name), content)
+            self._put(name, content)
 
     def create(self, name: str, content: bytes) -> None:
         """Write a file unless there is one; of two writers at once the first has its way.
@@ -104,11 +99,21 @@ class Folder:
         """
         if self.exists(name):
             return
-        spare = f".{name}.{uuid4().hex}.tmp" if self.local else name
-        self.write(spare, content)
+        with self._told(name):
+            if not self.local:
+                self._put(name, content)
+                return
+            spare = f".{name}.{uuid4().hex}.tmp"
+            self._put(spare, content)
+            _rename_if_new(Path(self.path) / spare, Path(self.path) / name)
+
+    def _put(self, name: str, content: bytes) -> None:
         if self.local:
-            with self._told(name):
-                _rename_if_new(Path(self.path) / spare, Path(self.path) / name)
+            with atomic(Path(self.path) / name) as temporary:
+                temporary.write_bytes(content)
+        else:
+            self._files.makedirs(self.path, exist_ok=True)
+            self._files.pipe_file(self._at(name), content)
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:
