@@ -1,6 +1,7 @@
 """A run that grows takes the features of what is new, counted in rows, and of nothing else."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 import gradsieve
 import world
+from gradsieve.errors import StoreError
 from gradsieve.rundir import RunDir
 from gradsieve.stages import features
 
@@ -133,3 +135,22 @@ def test_the_pools_order_does_not_matter(
     extracted.clear()
     assert scores(run(world.shuffled(inputs, tmp_path / "shuffled"), tmp_path / "run")) == whole
     assert sum(extracted) == 0
+
+
+def test_a_datastore_that_was_deleted_is_made_again(
+    inputs: dict[str, Any], extracted: list[int], tmp_path: Path
+) -> None:
+    """As the message about an older format says."""
+    done = run(inputs, tmp_path / "run")
+    before = world.results(done)
+    settings = done.stage("features") / "checkpoint-2" / "pool" / "settings.json"
+    told = json.loads(settings.read_text(encoding="utf-8"))
+    for file in (settings, settings.with_name("manifest.json")):
+        file.write_text(json.dumps({**told, "format": "gradsieve-datastore/1"}))
+    with pytest.raises(StoreError, match="datastore/1; this version reads") as caught:
+        run(inputs, tmp_path / "run")
+    assert "Delete its folder" in caught.value.todo
+    shutil.rmtree(settings.parent)
+    extracted.clear()
+    assert world.results(run(inputs, tmp_path / "run")) == before
+    assert sum(extracted) == ROWS

@@ -87,6 +87,15 @@ def test_more_bits_are_refused(tmp_path: Path, bits: int) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_rows_that_do_not_fill_bytes_are_refused(tmp_path: Path) -> None:
+    """As exact mode's may be, one value for each subtask."""
+    store = create_store(tmp_path / "exact", {"bits": 32})
+    store.write_shard(keys(0, 4), rows(0, 4)[:, :3], np.ones(4))
+    with pytest.raises(StoreError) as caught:
+        convert(tmp_path / "exact", tmp_path / "small", 4)
+    assert "3 values of 4 bits" in caught.value.where
+
+
 def test_merge(tmp_path: Path) -> None:
     fill(tmp_path / "one")
     fill(tmp_path / "two", start=10)  # its first shard is the other's second

@@ -119,7 +119,8 @@ class StoreWriter:
         kept = [key for key, good in zip(keys, finite, strict=True) if good]
         name = self._publish(kept, rows[finite], norms[finite]) if kept else None
         # Last, so that after a kill in between the shard is not made of other batches.
-        self.put_aside({key: NOT_FINITE for key in keys if key not in set(kept)})
+        bad = [key for key, good in zip(keys, finite, strict=True) if not good]
+        self.put_aside(dict.fromkeys(bad, NOT_FINITE))
         return name
 
     def put_aside(self, reasons: Mapping[RowKey, str]) -> None:
@@ -147,10 +148,17 @@ class StoreWriter:
     def _publish(
         self, keys: Sequence[RowKey], rows: NDArray[np.float32], norms: NDArray[np.float32]
     ) -> str:
-        codes, code_norms, lengths = codec.encode(rows, self.settings["bits"])
+        bits = self.settings["bits"]
+        if rows.shape[1] * bits % 8:
+            raise StoreError(
+                "Rows of this many values don't fill whole bytes.",
+                f"{self.folder}: {rows.shape[1]} values of {bits} bits",
+                "Use 8 bits or more.",
+            )
+        codes, code_norms, lengths = codec.encode(rows, bits)
         names, told = pack(keys)
         tensors = {**names, "features": codes, "feature_norms": lengths, "gradient_norms": norms}
-        if self.settings["bits"] > 1:  # signs all have the same
+        if bits > 1:  # signs all have the same
             tensors["code_norms"] = code_norms
         content = save(tensors, {METADATA: json.dumps({**told, "settings": self._fingerprint})})
         name = hashed_name(SHARDS, content)
