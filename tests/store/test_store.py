@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from gradsieve.errors import StoreError
 from gradsieve.rundir import fingerprint
-from gradsieve.store import RowKey, StoreWriter, codec, create_store, open_store
+from gradsieve.store import RowKey, Store, StoreWriter, codec, create_store, open_store
 from gradsieve.store.folder import Folder
 
 DIM = 512
@@ -301,6 +302,29 @@ def test_a_damaged_shard_costs_only_its_own_rows(tmp_path: Path) -> None:
     assert "only its rows are made again" in caught.value.todo
     file.unlink()
     assert len(create_store(tmp_path, settings()).missing(keys(0, 20))) in (4, 8)
+
+
+def test_an_open_datastore_keeps_nothing_of_each_row(tmp_path: Path) -> None:
+    """So that one of a hundred million rows can be opened; names alone would be 300 bytes a row."""
+    count, each = 40_000, 4000
+    store = create_store(tmp_path, settings(bits=1))
+    for start in range(0, count, each):
+        store.write_shard(keys(start, each), np.ones((each, 8)), np.ones(each))
+
+    def score(store: Store) -> int:
+        return sum(len(part.keys) for part in store.similarities(np.ones((1, 8), np.float32)))
+
+    score(open_store(tmp_path))  # imports torch
+    tracemalloc.start()
+    reader = open_store(tmp_path)
+    assert len(reader) == count
+    kept, most = tracemalloc.get_traced_memory()
+    assert kept < 2 * count
+    assert most < 24 * count
+    assert score(reader) == count
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2 * count
 
 
 def test_no_store_here(tmp_path: Path) -> None:
