@@ -99,6 +99,15 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "02-features" / "pool"
+    folder.mkdir(parents=True)
+    (folder / ".shard-1.safetensors.abc.tmp").touch()
+    (folder / "shard-1.safetensors").touch()
+    with RunDir(tmp_path).locked():
+        assert [file.name for file in folder.iterdir()] == ["shard-1.safetensors"]
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"), RunDir(tmp_path / "file").locked():

@@ -36,11 +36,11 @@ REPEATS = 5
 def make(folder: Path, bits: int, rows: int) -> None:
     """Write rows of random directions; a store that is there is kept."""
     store = create_store(folder, {"bits": bits, "projection": {"dim": DIM}})
-    there = len(store.rows)
+    there = len(open_store(folder))
     for start in range(there, rows, SHARD):
         rng = np.random.default_rng(start)
         values = rng.standard_normal((min(SHARD, rows - start), DIM), dtype=np.float32)
-        keys = [RowKey("s", f"{start + i:08d}", f"{i:016x}") for i in range(len(values))]
+        keys = [RowKey("s", f"{i:08d}", f"{i:016x}") for i in range(start, start + len(values))]
         store.write_shard(keys, values, np.ones(len(values)))
     store.finish()
 

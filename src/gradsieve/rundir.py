@@ -163,6 +163,8 @@ class RunDir:
                     str(self.path),
                     "Wait for it or stop it; or give another --out.",
                 ) from None
+            for left in self.path.rglob(".*.tmp"):  # half a file, of a process that was killed
+                left.unlink()
             yield
 
 

@@ -1,6 +1,8 @@
 """A run that is killed, at any moment, ends with the same bytes when it is started again."""
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 import gradsieve
 import world
+from gradsieve.errors import GradsieveError
 from gradsieve.recipe import dump_recipe
 from gradsieve.rundir import RunDir
 
@@ -89,6 +93,60 @@ def kill_until_done(
                 continue
         return kills
     raise AssertionError("no run got through")
+
+
+@pytest.mark.parametrize("files", [1, 12, 24])
+def test_a_full_disk_is_told_and_nothing_done_is_lost(
+    whole: tuple[dict[str, Any], RunDir],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: int,
+) -> None:
+    """There is room for some files only; then somebody makes room."""
+    inputs, run = whole
+    room = [files]
+    real = os.fsync
+
+    def fsync(file: int) -> None:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(GradsieveError, match="No space left on device") as caught:
+            gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
+    assert "what is done is kept" in caught.value.todo
+    there = world.results(RunDir(tmp_path))
+    gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
+    found = world.results(RunDir(tmp_path))
+    assert found == world.results(run)
+    kept = [name for name in there if "shard-" in name]
+    assert all(found[name] == there[name] for name in kept)
+    assert bool(kept) == (files == 24)
+
+
+@pytest.mark.parametrize("told", ["Error while serializing: I/O error (os error 28)", "torch"])
+def test_a_library_that_meets_a_full_disk(
+    whole: tuple[dict[str, Any], RunDir],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: str,
+) -> None:
+    """safetensors says so in an error of its own, torch says something else."""
+
+    def stop(*_: Any) -> None:
+        raise RuntimeError(told) if told == "torch" else SafetensorError(told)
+
+    monkeypatch.setattr("gradsieve.stages.warmup.run", stop)
+    if told == "torch":
+        with pytest.raises(RuntimeError, match="torch"):
+            gradsieve.run(world.recipe(whole[0]), tmp_path, progress=world.Listening())
+        full = shutil.disk_usage(tmp_path)._replace(free=100)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(GradsieveError, match="No space left on device"):
+        gradsieve.run(world.recipe(whole[0]), tmp_path, progress=world.Listening())
 
 
 def leftovers(folder: Path) -> list[str]:

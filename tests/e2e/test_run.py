@@ -356,6 +356,17 @@ def test_stages_that_are_missing_or_out_of_order(inputs: dict[str, Any], tmp_pat
         gradsieve.run(world.recipe(inputs), tmp_path, first="select", last="score")
 
 
+def test_a_warm_up_of_one_step_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
+    """Its learning rate is 0, and all scores would be 0 / 0."""
+    with pytest.raises(RunError, match="has not trained") as caught:
+        gradsieve.run(
+            world.recipe(inputs, warmup__epochs=1, warmup__fraction=0.02),
+            tmp_path,
+            progress=world.Listening(),
+        )
+    assert "warmup.fraction" in caught.value.todo
+
+
 def test_wrong_models_and_files_are_told(inputs: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded"):
         gradsieve.run(world.recipe(inputs, model__name=str(tmp_path)), tmp_path / "a")

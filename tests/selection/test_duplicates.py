@@ -17,7 +17,7 @@ def test_the_best_of_a_group_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     group = rng.integers(0, 40, 300)
     # Within a group cosines are about 0.99, between groups about 0.
     rows = (centers[group] + 0.1 * rng.normal(size=(300, DIM))) * rng.uniform(0.1, 9, (300, 1))
-    names = [RowKey("s", f"{n:03}", "c") for n in range(300)]
+    names = [RowKey("s", f"{n:03}", "c" * 16) for n in range(300)]
     store = create_store(tmp_path, {"bits": 8})
     store.write_shard(names, rows.astype(np.float32), np.ones(300))
     keys = [(name.source, name.id) for name in names]
@@ -41,7 +41,9 @@ def test_the_best_of_a_group_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_row_without_a_gradient_is_kept(tmp_path: Path) -> None:
     store = create_store(tmp_path, {"bits": 8})
-    store.write_shard([RowKey("s", "0", "c")], np.ones((1, DIM)), np.ones(1))
+    store.write_shard([RowKey("s", "0", "c" * 16)], np.ones((1, DIM)), np.ones(1))
     order = [("s", "0"), ("s", "bare")]
-    check = NearDuplicates(open_store(tmp_path), {("s", "0"): RowKey("s", "0", "c")}, order, 0.5)
+    check = NearDuplicates(
+        open_store(tmp_path), {("s", "0"): RowKey("s", "0", "c" * 16)}, order, 0.5
+    )
     assert [check(key) for key in order] == [None, None]

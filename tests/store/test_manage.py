@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 from gradsieve.cli import app
 from gradsieve.errors import StoreError
 from gradsieve.store import RowKey, convert, create_store, inspect, merge, open_store
+from gradsieve.store.layout import sealed
 
 DIM = 256
 
 
 def keys(start: int, count: int) -> list[RowKey]:
-    return [RowKey("ab"[i % 2], f"{i:04d}", f"hash{i}") for i in range(start, start + count)]
+    return [RowKey("ab"[i % 2], f"{i:04d}", f"{i:016x}") for i in range(start, start + count)]
 
 
 def rows(start: int, count: int) -> np.ndarray:
@@ -86,6 +87,15 @@ def test_more_bits_are_refused(tmp_path: Path, bits: int) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_rows_that_do_not_fill_bytes_are_refused(tmp_path: Path) -> None:
+    """As exact mode's may be, one value for each subtask."""
+    store = create_store(tmp_path / "exact", {"bits": 32})
+    store.write_shard(keys(0, 4), rows(0, 4)[:, :3], np.ones(4))
+    with pytest.raises(StoreError) as caught:
+        convert(tmp_path / "exact", tmp_path / "small", 4)
+    assert "3 values of 4 bits" in caught.value.where
+
+
 def test_merge(tmp_path: Path) -> None:
     fill(tmp_path / "one")
     fill(tmp_path / "two", start=10)  # its first shard is the other's second
@@ -104,6 +114,7 @@ def test_merge_refuses_other_settings_by_both_values(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         merge([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
     assert 'checkpoint: "abc" -> "xyz"' in caught.value.where
+    assert not (tmp_path / "both").exists()
 
 
 def test_merge_refuses_a_damaged_shard(tmp_path: Path) -> None:
@@ -124,7 +135,8 @@ def test_rows_set_aside_come_along(tmp_path: Path) -> None:
     convert(tmp_path / "one", tmp_path / "small", 8)
     merge([tmp_path / "small"], tmp_path / "merged")
     assert inspect(tmp_path / "merged")["set_aside"] == 1
-    assert keys(51, 1)[0] in create_store(tmp_path / "merged", store.settings | {"bits": 8}).rows
+    again = create_store(tmp_path / "merged", store.settings | {"bits": 8})
+    assert again.missing(keys(51, 2)) == {keys(52, 1)[0]}
 
 
 def test_a_store_may_be_anywhere_that_fsspec_reaches() -> None:
@@ -154,7 +166,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StoreError, match="No space"):
         store.write_shard(keys(50, 5), rows(50, 5), np.ones(5))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -165,7 +177,9 @@ def test_verify_finds_a_missing_shard_and_wrong_counts(tmp_path: Path) -> None:
     told = json.loads(manifest.read_text())
     name = sorted(told["shards"])[0]
     told["shards"][name] = 7
-    manifest.write_text(json.dumps(told))
+    manifest.write_bytes(
+        sealed({"settings": told["settings"], "shards": told["shards"], "set_aside": {}})
+    )
     (problem,) = open_store(tmp_path).verify()
     assert f"{name} should have 7 rows, it has 10" in problem
     (tmp_path / name).unlink()

@@ -11,7 +11,7 @@ subtasks become one score by their maximum (or mean).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +69,7 @@ class Influence:
         rates = np.array(gradients.weights, dtype=np.float64)
         for number, rate in enumerate(rates / rates.sum(), start=1):
             where = gradients.folders[number - 1]
-            columns, blocks = self._similarities(problem, where, set(position))
+            columns, blocks = self._similarities(problem, where, position.keys())
             total = total if total.size else np.zeros((len(keys), len(columns)))
             added = np.zeros(len(keys), dtype=bool)
             what = f"scores, checkpoint {number} of {len(rates)}"
@@ -84,7 +84,7 @@ class Influence:
         return columns, total
 
     def _similarities(
-        self, problem: Problem, where: Path, wanted: set[RowKey]
+        self, problem: Problem, where: Path, wanted: Collection[RowKey]
     ) -> tuple[list[Column], Blocks]:
         """The columns at one checkpoint, and blocks of rows with their similarity to each."""
         if problem.recipe.features.mode == "exact":
@@ -113,7 +113,7 @@ class Influence:
         return columns, np.concatenate(parts)
 
 
-def _exact(where: Path, wanted: set[RowKey]) -> tuple[list[Column], Blocks]:
+def _exact(where: Path, wanted: Collection[RowKey]) -> tuple[list[Column], Blocks]:
     """The cosines that exact mode has taken; its columns are the rows' subtasks."""
     store = open_store(where)
     columns = [(target, subtask) for target, subtask in store.settings["exact"]["columns"]]

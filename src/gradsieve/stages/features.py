@@ -26,7 +26,8 @@ from gradsieve.extraction import TokenBudget, extract
 from gradsieve.methods import find_method
 from gradsieve.rundir import atomic, fingerprint
 from gradsieve.store import RowKey, StoreWriter, create_store
-from gradsieve.store.layout import MANIFEST
+from gradsieve.store.folder import Folder
+from gradsieve.store.layout import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,14 +79,17 @@ def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 def lost(folder: Path) -> list[str]:
-    """Shards that were there when the stage was finished, and are not: damaged ones are deleted."""
-    stores = [file.parent for file in sorted(folder.glob(f"checkpoint-*/*/{MANIFEST}"))]
-    return [
-        str(store / name)
-        for store in stores
-        for name in json.loads((store / MANIFEST).read_text(encoding="utf-8"))["shards"]
-        if not (store / name).is_file()
-    ]
+    """Files that were there when the stage was finished, and are not: damaged ones are deleted."""
+    made = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))["stores"]
+    stores = [where / kind for where in sorted(folder.glob("checkpoint-*")) for kind in made]
+    return [str(store / name) for store in stores for name in _lost(store)]
+
+
+def _lost(store: Path) -> list[str]:
+    written = read_manifest(Folder(store))
+    if written is None:
+        return [MANIFEST]
+    return [name for name in written if not (store / name).is_file()]
 
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
@@ -237,15 +241,15 @@ def _fill_store(
 ) -> None:
     """Add the rows that the store doesn't have yet."""
     keys = [_row_key(row) for row in rows]
-    there = store.rows
-    done = sum(key in there for key in keys)
+    missing = store.missing(keys)
+    done = len(keys) - len(missing)
     size = min(max(len(rows) // SHARDS_WANTED, ROWS_A_SHARD[0]), ROWS_A_SHARD[1])
     size = min(size, max(1, SHARD_VALUES // extractor.width))
     budget = _budget(context)
     with context.progress.counting(name, len(rows), "rows") as report:
         report(done)
         for start in range(0, len(rows), size):
-            part = [i for i in range(start, min(start + size, len(rows))) if keys[i] not in there]
+            part = [i for i in range(start, min(start + size, len(rows))) if keys[i] in missing]
             if not part:
                 continue
             features, norms, _ = extract(extractor, [rows[i].encoded for i in part], budget)

@@ -15,7 +15,7 @@ from typing import Any
 
 from gradsieve.context import Context
 from gradsieve.data.examples import Row
-from gradsieve.errors import ModelError
+from gradsieve.errors import ModelError, RunError
 from gradsieve.rundir import fingerprint
 
 
@@ -108,6 +108,12 @@ def _describe(folders: list[Path], context: Context) -> dict[str, Any]:
         context.progress.warn(
             "the checkpoints don't tell their learning rates (no trainer_state.json): "
             "each gets the same weight"
+        )
+    elif not any(rates):
+        raise RunError(
+            "The warm-up has not trained: the learning rate was 0 in its only step.",
+            f"{context.run.stage('warmup')}: {len(folders)} checkpoints",
+            "Raise warmup.fraction or warmup.epochs, or lower warmup.batch_size.",
         )
     prints = [checkpoint_fingerprint(folder) for folder in folders]
     rates = rates or [1.0] * len(folders)

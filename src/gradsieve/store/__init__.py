@@ -4,8 +4,8 @@ docs/format.md is the format. `create_store` writes, `open_store` reads; `inspec
 `merge` are for whole ones.
 """
 
-from gradsieve.store.layout import RowKey
 from gradsieve.store.manage import convert, inspect, merge
+from gradsieve.store.names import RowKey
 from gradsieve.store.reader import Store, open_store
 from gradsieve.store.writer import StoreWriter, create_store
 

@@ -29,11 +29,17 @@ def encode(
     rows: NDArray[np.float32], bits: int
 ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
     """Codes [n, bytes], their lengths [n] and the rows' lengths [n]; d is a multiple of 8."""
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
-    unit = np.sqrt(rows.shape[1]) / np.maximum(lengths, 1e-300)
+    own = lengths(rows)
+    unit = np.sqrt(rows.shape[1]) / np.maximum(own, 1e-300)
     codes = _quantize((rows * unit[:, None]).astype(np.float32), bits)
     norms = np.linalg.norm(decode(codes, bits), axis=1)
-    return codes, norms.astype(np.float32), lengths.astype(np.float32)
+    return codes, norms.astype(np.float32), own.astype(np.float32)
+
+
+def lengths(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Lengths [n]; in float32 the squares of rows of length 1e20 would overflow."""
+    squares: NDArray[np.float64] = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
+    return np.sqrt(squares)
 
 
 def _quantize(values: NDArray[np.float32], bits: int) -> NDArray[Any]:
@@ -59,6 +65,11 @@ def decode(codes: NDArray[Any], bits: int) -> NDArray[np.float32]:
         return np.asarray(codes, dtype=np.float32)
     values: NDArray[np.float32] = integers_of_byte(bits)[codes].astype(np.float32)
     return values.reshape(len(codes), -1)
+
+
+def norms_of_signs(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The lengths [n] of codes of 1 bit: sqrt(dim), so that they need not be stored."""
+    return np.full(len(codes), np.sqrt(8 * codes.shape[1]), dtype=np.float32)
 
 
 def integers_of_byte(bits: int) -> NDArray[np.int8]:

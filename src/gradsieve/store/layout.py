@@ -1,43 +1,89 @@
-"""Names and small files of a datastore, shared by its writer and its reader (docs/format.md)."""
+"""Names and small files of a datastore, shared by its writer and its reader (docs/format.md).
+
+Each holds a fingerprint of what else is in it, so that a flipped bit is found in these too.
+"""
 
 from __future__ import annotations
 
 import json
 import struct
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import xxhash
 
 from gradsieve.errors import StoreError
 from gradsieve.rundir import fingerprint
 from gradsieve.store.folder import Folder
+from gradsieve.store.names import RowKey
 
-FORMAT = "gradsieve-datastore/1"
-SETTINGS, MANIFEST, SET_ASIDE = "settings.json", "manifest.json", "set-aside.json"
-SHARDS = "shard-*.safetensors"
+FORMAT = "gradsieve-datastore/2"
+SETTINGS, MANIFEST = "settings.json", "manifest.json"
+SHARDS, SET_ASIDE = "shard-*.safetensors", "set-aside-*.json"
+"""Of these there may be many, each with a hash of its bytes for the star."""
+
 METADATA = "gradsieve"
 """The one key of a shard's metadata: safetensors writes several in an order that changes."""
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, struct.error, MemoryError, OverflowError)
+UNREADABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    MemoryError,
+    OverflowError,
+)
 """What reading damaged JSON, or a damaged header, may raise."""
 
 
-class RowKey(NamedTuple):
-    """Which row a feature is of: its source, its id, and a hash of its tokens and labels."""
-
-    source: str
-    id: str
-    content: str
+_AGAIN = "Delete that file and run `gradsieve features` again."
 
 
-def shard_name(content: bytes) -> str:
-    """The name of a shard with these bytes: their XXH3 of 128 bits.
+def hashed_name(pattern: str, content: bytes | memoryview) -> str:
+    """The name of a file with these bytes: their XXH3 of 128 bits for the pattern's star.
 
     Not a hash against malice but against damage, at memory speed; SHA-256 would halve the rate at
-    which a store is scored.
+    which a datastore is scored.
     """
-    return f"shard-{xxhash.xxh3_128_hexdigest(content)}.safetensors"
+    return pattern.replace("*", xxhash.xxh3_128_hexdigest(content))
+
+
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """A small file's bytes: JSON with the format and a fingerprint of it all."""
+    whole = {"format": FORMAT, **value}
+    told = {"fingerprint": fingerprint(whole), **whole}
+    return (json.dumps(told, ensure_ascii=False, indent=1) + "\n").encode("utf-8")
+
+
+def unsealed(folder: Folder, name: str, what: str, todo: str) -> dict[str, Any]:
+    """Read a small file.
+
+    Args:
+        folder: The datastore.
+        name: Of the file.
+        what: What to say if it is damaged.
+        todo: And what to do then.
+
+    Raises:
+        StoreError: If it is damaged, or of another format.
+    """
+    try:
+        told: dict[str, Any] = json.loads(folder.read(name))
+        written = told.pop("fingerprint")
+        ours, intact = told["format"] == FORMAT, written == fingerprint(told)
+    except UNREADABLE:
+        ours, intact = True, False
+    if not ours:
+        raise StoreError(
+            f"The datastore is of format {told['format']}; this version reads {FORMAT}.",
+            folder.where(name),
+            "Delete its folder and run `gradsieve features` to make it again, or use the version "
+            "of gradsieve that wrote it.",
+        )
+    if not intact:
+        raise StoreError(what, folder.where(name), todo)
+    return told
 
 
 def read_settings(folder: Folder) -> dict[str, Any]:
@@ -49,84 +95,40 @@ def read_settings(folder: Folder) -> dict[str, Any]:
     if not folder.exists(SETTINGS):
         todo = "Give the folder of a datastore, e.g. RUN/02-features/checkpoint-1/pool."
         raise StoreError("There is no gradient datastore here.", str(folder), todo)
-    try:
-        told = json.loads(folder.read(SETTINGS))
-        settings: dict[str, Any] = told["settings"]
-        intact = told["fingerprint"] == fingerprint([told["format"], settings])
-    except UNREADABLE:
-        intact = False
-    if not intact:
-        todo = "Delete the datastore and make it again."
-        raise StoreError("The datastore's settings are damaged.", folder.where(SETTINGS), todo)
-    if told["format"] != FORMAT:
-        raise StoreError(
-            f"The datastore is of format {told['format']}; this version reads {FORMAT}.",
-            folder.where(SETTINGS),
-            "Use the version of gradsieve that wrote it, or make it again.",
-        )
+    todo = "Delete the datastore's folder and make it again."
+    what = "The datastore's settings are damaged."
+    settings: dict[str, Any] = unsealed(folder, SETTINGS, what, todo)["settings"]
     return settings
 
 
-def settings_file(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What settings.json holds."""
-    whole = fingerprint([FORMAT, settings])
-    return {"format": FORMAT, "fingerprint": whole, "settings": dict(settings)}
+def read_manifest(folder: Folder) -> dict[str, int] | None:
+    """Rows of each file that was there when the datastore was finished; None: it is growing.
+
+    Raises:
+        StoreError: If the manifest is damaged.
+    """
+    if not folder.exists(MANIFEST):
+        return None
+    what = "The datastore's manifest is damaged."
+    told = unsealed(folder, MANIFEST, what, _AGAIN)
+    return {**told["shards"], **told["set_aside"]}
 
 
-def write_json(folder: Folder, name: str, value: Any) -> None:
-    """Write a small file."""
-    folder.write(name, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
-
-
-def read_set_aside(folder: Folder) -> dict[RowKey, str]:
+def read_set_aside(folder: Folder, pattern: str = SET_ASIDE) -> dict[RowKey, str]:
     """Rows that are not finite, with the reason.
 
-    Raises:
-        StoreError: If the file is damaged.
-    """
-    if not folder.exists(SET_ASIDE):
-        return {}
-    try:
-        records = json.loads(folder.read(SET_ASIDE))
-        return {RowKey(*record[:3]): str(record[3]) for record in records}
-    except (*UNREADABLE, IndexError):
-        todo = "Delete that file and run `gradsieve features` again."
-        what = "The list of rows set aside is damaged."
-        raise StoreError(what, folder.where(SET_ASIDE), todo) from None
-
-
-def shard_rows(folder: Folder, name: str, settings: Mapping[str, Any]) -> list[RowKey]:
-    """The rows of a shard, from its header alone.
+    Args:
+        folder: The datastore.
+        pattern: Names of files; all by default.
 
     Raises:
-        StoreError: If the header is damaged, or of a datastore with other settings.
+        StoreError: If a file is damaged.
     """
-    try:
-        (length,) = struct.unpack("<Q", folder.read(name, 0, 8))
-        size = folder.size(name)
-        header = json.loads(folder.read(name, 8, min(8 + length, size)))
-        told = json.loads(header["__metadata__"][METADATA])
-        ends = [value["data_offsets"][1] for key, value in header.items() if key[0] != "_"]
-        whole = size == 8 + length + max(ends)
-        rows = list(map(RowKey._make, told["rows"]))
-        own = told["settings"]
-    except UNREADABLE:
-        whole = False
-    if not whole:
-        raise damaged(folder, name)
-    if own != fingerprint(settings):
-        raise StoreError(
-            "A shard is of a datastore with other settings.",
-            f"{folder.where(name)}: {own[:8]}, here {fingerprint(settings)[:8]}",
-            "Delete that file; its rows are made again.",
-        )
+    rows: dict[RowKey, str] = {}
+    for name in folder.names(pattern):
+        content = folder.read(name)
+        if hashed_name(SET_ASIDE, content) != name:
+            what = "A list of rows set aside is damaged."
+            raise StoreError(what, folder.where(name), _AGAIN)
+        rows.update((RowKey(*row), reason) for *row, reason in json.loads(content))
     return rows
-
-
-def damaged(folder: Folder, name: str) -> StoreError:
-    """The error for a shard whose bytes are not what was written."""
-    return StoreError(
-        "A shard of the datastore is damaged.",
-        folder.where(name),
-        "Delete that file and run `gradsieve features` again: only its rows are made again.",
-    )

@@ -6,15 +6,20 @@ goes on: rows that are there already are passed over.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from gradsieve.errors import StoreError
+from gradsieve.rundir import differences
 from gradsieve.store.folder import Folder
-from gradsieve.store.layout import MANIFEST, SHARDS, read_set_aside, shard_name, shard_rows
-from gradsieve.store.layout import damaged as damaged_shard
-from gradsieve.store.reader import open_store
+from gradsieve.store.layout import MANIFEST, SHARDS, hashed_name, read_set_aside
+from gradsieve.store.names import RowKey
+from gradsieve.store.reader import Store, open_store
+from gradsieve.store.shard import damaged, open_shard
 from gradsieve.store.writer import StoreWriter, create_store
 
 Report = Callable[[float], None]
@@ -33,12 +38,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """
     store = open_store(path)
     names = store.folder.names(SHARDS)
-    sources: dict[str, int] = {}
-    for key in store.rows:
-        sources[key.source] = sources.get(key.source, 0) + 1
     return {
         "rows": len(store),
-        "sources": sources,
+        "sources": store.sources(),
         "shards": len(names),
         "bytes": sum(store.folder.size(name) for name in names),
         "bits": store.bits,
@@ -65,10 +67,10 @@ def convert(
             "Give one of 16, 8, 4, 2, 1 below what it has.",
         )
     writer = create_store(target, {**store.settings, "bits": bits})
-    there = writer.rows
+    there = {_fingerprint(keys) for keys in writer.shards()}
     done = 0
     for block in store.shards():
-        if not there.issuperset(block.keys):
+        if _fingerprint(block.keys) not in there:
             rows = block.directions * block.feature_norms[:, None]
             writer.write_shard(block.keys, rows, block.gradient_norms)
         done += len(block.keys)
@@ -88,13 +90,13 @@ def merge(
         StoreError: If settings differ (it names both values), or a shard is damaged.
     """
     stores = [open_store(source) for source in sources]
-    writer = create_store(target, stores[0].settings)
     for store in stores[1:]:
-        create_store(target, store.settings)  # refuses other settings
+        _check_equal(stores[0], store)
+    writer = create_store(target, stores[0].settings)
     done = 0
     for store in stores:
         for name in store.folder.names(SHARDS):
-            shard_rows(store.folder, name, store.settings)
+            open_shard(store.folder, name, store.settings)
             _copy(store.folder, writer.folder, name)
             done += 1
             report(done)
@@ -104,10 +106,25 @@ def merge(
     return writer
 
 
+def _check_equal(first: Store, other: Store) -> None:
+    changes = differences(first.settings, other.settings)
+    if changes:
+        raise StoreError(
+            "Only datastores with the same settings can become one.",
+            f"{first.folder}, {other.folder}: {'; '.join(changes)}",
+            "Leave one out; if only the bits differ, `gradsieve store convert` the larger first.",
+        )
+
+
+def _fingerprint(keys: Sequence[RowKey]) -> str:
+    """Tells shards apart by the rows they hold, in 16 bytes a shard."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(keys).encode())
+
+
 def _copy(source: Folder, target: Folder, name: str) -> None:
     if target.exists(name):
         return
     content = source.read(name)
-    if shard_name(content) != name:
-        raise damaged_shard(source, name)
+    if hashed_name(SHARDS, content) != name:
+        raise damaged(source, name)
     target.write(name, content)

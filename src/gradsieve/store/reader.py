@@ -1,18 +1,17 @@
 """Reading a datastore, shard by shard, in constant memory.
 
-In: a folder. Out: rows, or their cosines with target directions. Reading one shard needs no other
-file but settings.json; a datastore that is being written can be read. While one shard is worked
-on, the next is read and checked.
+In: a folder. Out: rows, or their cosines with target directions. A datastore that is being written
+can be read. While one shard is worked on, the next is read and checked. An open datastore keeps the
+shards' headers in memory, nothing of each row; while it is opened, 16 bytes a row.
 """
 
 from __future__ import annotations
 
-import json
-import struct
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,21 +22,21 @@ from gradsieve.store import codec
 from gradsieve.store.folder import Folder
 from gradsieve.store.layout import (
     MANIFEST,
+    SET_ASIDE,
     SHARDS,
-    UNREADABLE,
-    RowKey,
-    damaged,
+    read_manifest,
     read_set_aside,
     read_settings,
-    shard_name,
-    shard_rows,
 )
+from gradsieve.store.names import RowKey, Tensors
 from gradsieve.store.products import Cosines
+from gradsieve.store.shard import Shard, open_shard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Tensors = Mapping[str, "NDArray[Any]"]
+OPENED_AT_ONCE = 16
+"""Shards of which a little is read side by side, which matters where each read is a request."""
 
 
 class Block(NamedTuple):
@@ -70,6 +69,18 @@ def open_store(path: str | Path) -> Store:
     return Store(folder, read_settings(folder))
 
 
+class _Indexed(NamedTuple):
+    """A shard's header, and places of rows that a shard before has already."""
+
+    shard: Shard
+    again: list[int]
+
+    def kept(self, values: Sequence[Any]) -> list[Any]:
+        """Without the values of those rows."""
+        again = set(self.again)
+        return [value for place, value in enumerate(values) if place not in again]
+
+
 class Store:
     """A datastore that is open for reading; see `open_store`.
 
@@ -87,24 +98,44 @@ class Store:
         return int(self.settings["bits"])
 
     @cached_property
-    def _shards(self) -> dict[str, _Rows]:
-        """Shards in order of their names; a row that several hold counts in the first."""
+    def _index(self) -> list[_Indexed]:
+        """The shards, as of the first use: the datastore may be growing.
+
+        A row that several shards hold counts in the first, by name. Rows are compared by name only
+        where their contents, 8 bytes each, are equal, so that no names need be held in memory.
+        """
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            shards = list(pool.map(self._open, self.folder.names(SHARDS)))
+            contents = list(pool.map(lambda shard: shard.tensor("contents"), shards))
+        twice = _twice(contents)
         seen: set[RowKey] = set()
-        shards = {}
-        for name in self.folder.names(SHARDS):
-            shards[name] = _Rows(shard_rows(self.folder, name, self.settings))
-            if not seen.isdisjoint(shards[name].keys):
-                shards[name] = shards[name].only(lambda key: key not in seen)
-            seen.update(shards[name].keys)
-        return shards
+        index = []
+        for shard, own in zip(shards, contents, strict=True):
+            alike = np.flatnonzero(_among(own, twice)).tolist()
+            keys = shard.keys() if alike else []
+            index.append(_Indexed(shard, [place for place in alike if keys[place] in seen]))
+            seen.update(keys[place] for place in alike)
+        return index
+
+    def _open(self, name: str) -> Shard:
+        return open_shard(self.folder, name, self.settings)
 
     @property
     def rows(self) -> tuple[RowKey, ...]:
-        """Rows that are stored, in order of their keys."""
-        return tuple(sorted(key for rows in self._shards.values() for key in rows.keys))
+        """Keys of all rows, in order; those of a large datastore may not fit into memory."""
+        return tuple(sorted(key for one in self._index for key in one.kept(one.shard.keys())))
 
     def __len__(self) -> int:
-        return sum(len(rows.keys) for rows in self._shards.values())
+        return sum(one.shard.rows - len(one.again) for one in self._index)
+
+    def sources(self) -> dict[str, int]:
+        """How many rows each source has."""
+        counts: Counter[str] = Counter()
+        for one in self._index:
+            names = one.shard.told["sources"]
+            numbers = Counter(one.kept(one.shard.tensor("sources").tolist()))
+            counts.update({names[number]: count for number, count in numbers.items()})
+        return dict(sorted(counts.items()))
 
     def shards(self, wanted: Collection[RowKey] | None = None) -> Iterator[Block]:
         """Blocks of rows, each row once.
@@ -155,22 +186,19 @@ class Store:
 
     def verify(self) -> list[str]:
         """Problems, one line each; none if every file is as it was written."""
-        problems = []
+        rows: dict[str, int | None] = {}
+        problems: list[str] = []
         for name in self.folder.names(SHARDS):
-            try:
-                rows = _Rows(shard_rows(self.folder, name, self.settings))
-                keys, tensors = self._load(name, rows)
-                problems += self._wrong_values(name, keys, tensors)
-            except StoreError as error:
-                problems.append(f"{error.where}: {error.what}")
-        try:
-            self._check_manifest(problems)
-            read_set_aside(self.folder)
-        except StoreError as error:
-            problems.append(f"{error.where}: {error.what}")
-        return problems
+            problems += _told(partial(self._wrong_shard, name, rows))
+        problems += _told(partial(self._wrong_set_aside, rows))
+        return problems + _told(partial(self._wrong_counts, rows))
 
-    def _wrong_values(self, name: str, keys: list[RowKey], tensors: Tensors) -> list[str]:
+    def _wrong_shard(self, name: str, rows: dict[str, int | None]) -> list[str]:
+        """What is wrong with a shard; notes its rows, None if it is damaged."""
+        rows[name] = None
+        shard = self._open(name)
+        keys, tensors = shard.load()
+        rows[name] = shard.rows
         where = self.folder.where(name)
         wrong = [
             f"{where}: {kind} has {len(values)} rows, {len(keys)} are named"
@@ -182,89 +210,83 @@ class Store:
             wrong += [f"{where}: {kind} of {keys[row]} is not finite" for row in bad[:1].tolist()]
         return wrong
 
-    def _check_manifest(self, problems: list[str]) -> None:
-        """Add what the manifest, if there is one, says otherwise than the shards."""
-        if not self.folder.exists(MANIFEST):
-            return
-        where = self.folder.where(MANIFEST)
-        try:
-            told: dict[str, int] = dict(json.loads(self.folder.read(MANIFEST))["shards"])
-        except UNREADABLE:
-            problems.append(f"{where}: The manifest is damaged.")
-            return
-        there = {**dict.fromkeys(told), **self._counts()}
-        for name, count in told.items():
-            if there[name] is None:
-                problems.append(f"{where}: {name} is not there")
-            elif there[name] not in (count, -1):
-                problems.append(f"{where}: {name} should have {count} rows, it has {there[name]}")
+    def _wrong_set_aside(self, rows: dict[str, int | None]) -> list[str]:
+        """Raises what is wrong with the rows set aside; notes how many each file has."""
+        names = self.folder.names(SET_ASIDE)
+        rows.update(dict.fromkeys(names))
+        rows.update({name: len(read_set_aside(self.folder, name)) for name in names})
+        return []
 
-    def _counts(self) -> dict[str, int]:
-        """Rows of each shard; -1 where the header is damaged."""
-        counts = {}
-        for name in self.folder.names(SHARDS):
-            try:
-                counts[name] = len(shard_rows(self.folder, name, self.settings))
-            except StoreError:
-                counts[name] = -1
-        return counts
+    def _wrong_counts(self, rows: Mapping[str, int | None]) -> list[str]:
+        """What the manifest, if there is one, says otherwise; files may have come since."""
+        where = self.folder.where(MANIFEST)
+        told = read_manifest(self.folder) or {}
+        gone = [f"{where}: {name} is not there" for name in told if name not in rows]
+        return gone + [
+            f"{where}: {name} should have {count} rows, it has {rows[name]}"
+            for name, count in told.items()
+            if rows.get(name) not in (None, count)
+        ]
 
     def _read(self, wanted: Collection[RowKey] | None) -> Iterator[tuple[list[RowKey], Tensors]]:
         """Keys and tensors of each shard's wanted rows, one shard read ahead."""
-        asked = []
-        for name, own in self._shards.items():
-            rows = own if wanted is None else own.only(wanted.__contains__)
-            if rows.keys:
-                asked.append((name, rows))
+        contents = None if wanted is None else _contents(wanted)
         with ThreadPoolExecutor(1) as ahead:
-            coming = deque(ahead.submit(self._load, *one) for one in asked[:1])
-            for following in asked[1:]:
-                ready = coming.popleft().result()
-                coming.append(ahead.submit(self._load, *following))
-                yield ready
-            while coming:
-                yield coming.popleft().result()
-
-    def _load(self, name: str, rows: _Rows) -> tuple[list[RowKey], Tensors]:
-        """A shard's tensors, of these rows alone.
-
-        Raises:
-            StoreError: If its bytes are not what was written.
-        """
-        content = self.folder.read(name)
-        if shard_name(content) != name:
-            raise damaged(self.folder, name)
-        tensors = _tensors(content)
-        if rows.places is None:
-            return rows.keys, tensors
-        return rows.keys, {kind: values[rows.places] for kind, values in tensors.items()}
+            asked = (
+                ahead.submit(_load, one, wanted)
+                for one in self._index
+                if contents is None or _among(one.shard.tensor("contents"), contents).any()
+            )
+            nothing: Future[tuple[list[RowKey], Tensors]] = Future()
+            for coming, _ in pairwise(chain(asked, [nothing])):  # the next is asked for already
+                keys, tensors = coming.result()
+                if keys:
+                    yield keys, tensors
 
 
-def _tensors(content: bytes) -> Tensors:
-    """The tensors of a safetensors file, as views of its bytes; its own loader copies them."""
-    (length,) = struct.unpack("<Q", content[:8])
-    tensors = {}
-    for name, told in json.loads(content[8 : 8 + length]).items():
-        if name != "__metadata__":
-            start, end = (8 + length + offset for offset in told["data_offsets"])
-            flat = np.frombuffer(memoryview(content)[start:end], _DTYPES[told["dtype"]])
-            tensors[name] = flat.reshape(told["shape"])
-    return tensors
+def _told(check: Callable[[], list[str]]) -> list[str]:
+    """What a check finds, or what stops it."""
+    try:
+        return check()
+    except StoreError as error:
+        return [f"{error.where}: {error.what}"]
 
 
-_DTYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "U8": np.uint8}
+def _load(one: _Indexed, wanted: Collection[RowKey] | None) -> tuple[list[RowKey], Tensors]:
+    """Keys and tensors of a shard's wanted rows."""
+    keys, tensors = one.shard.load()
+    again = set(one.again)
+    places = [
+        place
+        for place, key in enumerate(keys)
+        if place not in again and (wanted is None or key in wanted)
+    ]
+    if len(places) == len(keys):
+        return keys, tensors
+    kept = {kind: values[places] for kind, values in tensors.items()}
+    return [keys[place] for place in places], kept
 
 
-class _Rows(NamedTuple):
-    """Some rows of a shard, and their places in it; None: they are all."""
+def _contents(keys: Collection[RowKey]) -> NDArray[np.uint64]:
+    """The rows' contents, in order."""
+    contents = np.fromiter((int(key.content, 16) for key in keys), np.uint64, len(keys))
+    contents.sort()
+    return contents
 
-    keys: list[RowKey]
-    places: list[int] | None = None
 
-    def only(self, wanted: Callable[[RowKey], bool]) -> _Rows:
-        """Those that are wanted."""
-        kept = [index for index, key in enumerate(self.keys) if wanted(key)]
-        if len(kept) == len(self.keys):
-            return self
-        places = kept if self.places is None else [self.places[index] for index in kept]
-        return _Rows([self.keys[index] for index in kept], places)
+def _twice(contents: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """Contents that come more than once."""
+    if not contents:
+        return np.empty(0, dtype=np.uint64)
+    whole = np.concatenate(contents)
+    whole.sort()
+    return np.unique(whole[1:][whole[1:] == whole[:-1]])
+
+
+def _among(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which values are in an array in order."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=bool)
+    places = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
+    found: NDArray[np.bool_] = ordered[places] == values
+    return found

@@ -8,7 +8,7 @@ index has to be rewritten: what is there is what `ls` shows.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,17 +25,19 @@ from gradsieve.store.layout import (
     SET_ASIDE,
     SETTINGS,
     SHARDS,
-    RowKey,
+    hashed_name,
     read_set_aside,
     read_settings,
-    settings_file,
-    shard_name,
-    shard_rows,
-    write_json,
+    sealed,
 )
+from gradsieve.store.names import RowKey, pack
+from gradsieve.store.shard import open_shard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+NOT_FINITE = "its gradient is not finite"
 
 
 def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
@@ -50,8 +52,7 @@ def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
             values.
     """
     folder = Folder(path)
-    if not folder.exists(SETTINGS):
-        write_json(folder, SETTINGS, settings_file(settings))
+    folder.create(SETTINGS, sealed({"settings": settings}))
     there = read_settings(folder)
     changes = differences(there, json.loads(json.dumps(settings)))
     if changes:
@@ -75,13 +76,27 @@ class StoreWriter:
     def __init__(self, folder: Folder, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
         self.set_aside: dict[RowKey, str] = read_set_aside(folder)
+        self._fingerprint = fingerprint(settings)
 
-    @property
-    def rows(self) -> set[RowKey]:
-        """Rows that need no work: stored, or set aside with a reason."""
-        names = self.folder.names(SHARDS)
-        stored = {key for name in names for key in shard_rows(self.folder, name, self.settings)}
-        return stored | set(self.set_aside)
+    def missing(self, keys: Iterable[RowKey]) -> set[RowKey]:
+        """Those of some rows that need work: neither stored, nor set aside with a reason.
+
+        Raises:
+            StoreError: If a shard's header is damaged.
+        """
+        left = set(keys) - self.set_aside.keys()
+        for stored in self.shards():
+            left.difference_update(stored)
+        return left
+
+    def shards(self) -> Iterator[list[RowKey]]:
+        """Keys of each shard that is there.
+
+        Raises:
+            StoreError: If a shard's header is damaged.
+        """
+        for name in self.folder.names(SHARDS):
+            yield open_shard(self.folder, name, self.settings).keys()
 
     def write_shard(self, keys: Sequence[RowKey], features: Any, gradient_norms: Any) -> str | None:
         """Add rows, all or none; those that are not finite are set aside.
@@ -93,46 +108,59 @@ class StoreWriter:
 
         Returns:
             The shard's name, or None if no row was finite.
+
+        Raises:
+            StoreError: If it can't be written, e.g. since the disk is full.
         """
         rows = np.asarray(features, dtype=np.float32)
         norms = np.asarray(gradient_norms, dtype=np.float32)
-        finite = np.isfinite(rows).all(axis=1) & np.isfinite(norms)
-        reasons = {
-            keys[index]: "its gradient is not finite" for index in np.flatnonzero(~finite).tolist()
-        }
-        self.put_aside(reasons)
+        # Not a number compares as false; a length that float32 can't hold is as bad as infinity.
+        finite = (codec.lengths(rows) <= np.finfo(np.float32).max) & np.isfinite(norms)
         kept = [key for key, good in zip(keys, finite, strict=True) if good]
-        return self._publish(kept, rows[finite], norms[finite]) if kept else None
+        name = self._publish(kept, rows[finite], norms[finite]) if kept else None
+        # Last, so that after a kill in between the shard is not made of other batches.
+        bad = [key for key, good in zip(keys, finite, strict=True) if not good]
+        self.put_aside(dict.fromkeys(bad, NOT_FINITE))
+        return name
 
     def put_aside(self, reasons: Mapping[RowKey, str]) -> None:
-        """Note rows that will have no feature."""
-        if reasons.items() <= self.set_aside.items():
-            return
-        self.set_aside.update(reasons)
-        records = [[*key, reason] for key, reason in sorted(self.set_aside.items())]
-        write_json(self.folder, SET_ASIDE, records)
+        """Note rows that will have no feature; in a file of its own, as others may do so too."""
+        new = [[*key, why] for key, why in sorted(reasons.items()) if key not in self.set_aside]
+        if new:
+            self.set_aside.update(reasons)
+            content = json.dumps(new, indent=1).encode()
+            self.folder.write(hashed_name(SET_ASIDE, content), content)
 
     def finish(self) -> None:
         """Write the manifest: all rows that were wanted are there."""
-        counts = {
-            name: len(shard_rows(self.folder, name, self.settings))
-            for name in self.folder.names(SHARDS)
+        folder = self.folder
+        told = {
+            "settings": self.settings,
+            "shards": {
+                name: open_shard(folder, name, self.settings).rows for name in folder.names(SHARDS)
+            },
+            "set_aside": {
+                name: len(read_set_aside(folder, name)) for name in folder.names(SET_ASIDE)
+            },
         }
-        manifest = {"shards": counts, "set_aside": len(self.set_aside)}
-        write_json(self.folder, MANIFEST, {**settings_file(self.settings), **manifest})
+        folder.write(MANIFEST, sealed(told))
 
     def _publish(
         self, keys: Sequence[RowKey], rows: NDArray[np.float32], norms: NDArray[np.float32]
     ) -> str:
-        codes, code_norms, lengths = codec.encode(rows, self.settings["bits"])
-        tensors = {
-            "features": codes,
-            "code_norms": code_norms,
-            "feature_norms": lengths,
-            "gradient_norms": norms,
-        }
-        told = {"rows": keys, "settings": fingerprint(self.settings)}
-        content = save(tensors, {METADATA: json.dumps(told)})
-        name = shard_name(content)
+        bits = self.settings["bits"]
+        if rows.shape[1] * bits % 8:
+            raise StoreError(
+                "Rows of this many values don't fill whole bytes.",
+                f"{self.folder}: {rows.shape[1]} values of {bits} bits",
+                "Use 8 bits or more.",
+            )
+        codes, code_norms, lengths = codec.encode(rows, bits)
+        names, told = pack(keys)
+        tensors = {**names, "features": codes, "feature_norms": lengths, "gradient_norms": norms}
+        if bits > 1:  # signs all have the same
+            tensors["code_norms"] = code_norms
+        content = save(tensors, {METADATA: json.dumps({**told, "settings": self._fingerprint})})
+        name = hashed_name(SHARDS, content)
         self.folder.write(name, content)
         return name

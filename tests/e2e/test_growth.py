@@ -1,0 +1,156 @@
+"""A run that grows takes the features of what is new, counted in rows, and of nothing else."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import gradsieve
+import world
+from gradsieve.errors import StoreError
+from gradsieve.rundir import RunDir
+from gradsieve.stages import features
+
+ROWS = 40
+CHECKPOINTS = 2
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Any]:
+    """Sources one and two of 20 rows each; the checkpoints of a warm-up on both; one target."""
+    made = world.make(tmp_path / "inputs", rows=ROWS)
+    warm = gradsieve.run(
+        world.recipe(made), tmp_path / "warm", last="warmup", progress=world.Listening()
+    )
+    folders = [str(warm.stage("warmup") / f"checkpoint-{number}") for number in (1, 2)]
+    return {**made, "warmup": {"checkpoints": folders}, "targets": made["targets"][:1]}
+
+
+@pytest.fixture
+def extracted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each call that takes features, the measuring ones apart."""
+    counts: list[int] = []
+    real = features.extract
+
+    def counting(extractor: Any, encoded: Any, *others: Any, **named: Any) -> Any:
+        if not named.get("measure_eps"):
+            counts.append(len(encoded))
+        return real(extractor, encoded, *others, **named)
+
+    monkeypatch.setattr(features, "extract", counting)
+    return counts
+
+
+def targets_rows(inputs: dict[str, Any]) -> int:
+    files = [Path(target["path"]) for target in inputs["targets"]]
+    return sum(len(file.read_bytes().splitlines()) for file in files)
+
+
+def run(inputs: dict[str, Any], out: Path) -> RunDir:
+    return gradsieve.run(world.recipe(inputs), out, progress=world.Listening())
+
+
+def scores(done: RunDir, target: str = "mine") -> dict[tuple[str, str], float]:
+    table = pq.read_table(done.stage("score") / target / "less.parquet").to_pylist()
+    return {(row["source"], row["id"]): row["score"] for row in table}
+
+
+def only(inputs: dict[str, Any], source: str, keep: slice, folder: Path) -> dict[str, Any]:
+    """The pool with only some rows of a source."""
+    folder.mkdir(exist_ok=True)
+    pool = []
+    for given in inputs["pool"]:
+        lines = Path(given["path"]).read_text(encoding="utf-8").split("\n")[:-1]
+        kept = lines[keep] if given["name"] == source else lines
+        file = folder / f"{given['name']}.jsonl"
+        file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        pool.append({**given, "path": str(file)})
+    return {**inputs, "pool": pool}
+
+
+def test_a_new_source(inputs: dict[str, Any], extracted: list[int], tmp_path: Path) -> None:
+    run({**inputs, "pool": inputs["pool"][:1]}, tmp_path / "run")
+    assert sum(extracted) == CHECKPOINTS * (ROWS // 2 + targets_rows(inputs))
+    extracted.clear()
+    grown = run(inputs, tmp_path / "run")
+    assert sum(extracted) == CHECKPOINTS * ROWS // 2
+    assert scores(grown) == pytest.approx(scores(run(inputs, tmp_path / "anew")), abs=5e-6)
+
+
+def test_new_rows_in_a_source(inputs: dict[str, Any], extracted: list[int], tmp_path: Path) -> None:
+    run(only(inputs, "two", slice(0, 13), tmp_path / "fewer"), tmp_path / "run")
+    extracted.clear()
+    grown = run(inputs, tmp_path / "run")
+    assert sum(extracted) == CHECKPOINTS * 7
+    assert scores(grown) == pytest.approx(scores(run(inputs, tmp_path / "anew")), abs=5e-6)
+
+
+def test_a_changed_row_counts_as_new(
+    inputs: dict[str, Any], extracted: list[int], tmp_path: Path
+) -> None:
+    first = scores(run(inputs, tmp_path / "run"))
+    file = Path(inputs["pool"][0]["path"])
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    changed = json.loads(lines[3])
+    changed["messages"][1]["content"] = "z y x"
+    file.write_text("\n".join([*lines[:3], json.dumps(changed), *lines[4:], ""]))
+    extracted.clear()
+    second = scores(run(inputs, tmp_path / "run"))
+    assert sum(extracted) == CHECKPOINTS
+    assert {key for key in first if first[key] != second[key]} == {("one", changed["id"])}
+
+
+def test_a_new_target(inputs: dict[str, Any], extracted: list[int], tmp_path: Path) -> None:
+    one = scores(run(inputs, tmp_path / "run"))
+    extracted.clear()
+    two = {**inputs, "targets": [{**inputs["targets"][0], "name": "plain"}, *inputs["targets"]]}
+    del two["targets"][0]["subtask"]
+    grown = run(two, tmp_path / "run")
+    assert sum(extracted) == CHECKPOINTS * targets_rows(inputs)
+    assert scores(grown) == one
+    assert scores(grown, "plain").keys() == one.keys()
+
+
+def test_rows_that_are_gone_drop_from_the_scores(
+    inputs: dict[str, Any], extracted: list[int], tmp_path: Path
+) -> None:
+    whole = scores(run(inputs, tmp_path / "run"))
+    extracted.clear()
+    fewer = scores(run(only(inputs, "one", slice(5, None), tmp_path / "fewer"), tmp_path / "run"))
+    assert sum(extracted) == 0
+    assert len(fewer) == ROWS - 5
+    assert {key: whole[key] for key in fewer} == fewer
+    again = scores(run(inputs, tmp_path / "run"))  # their features are still there
+    assert sum(extracted) == 0
+    assert again == whole
+
+
+def test_the_pools_order_does_not_matter(
+    inputs: dict[str, Any], extracted: list[int], tmp_path: Path
+) -> None:
+    whole = scores(run(inputs, tmp_path / "run"))
+    extracted.clear()
+    assert scores(run(world.shuffled(inputs, tmp_path / "shuffled"), tmp_path / "run")) == whole
+    assert sum(extracted) == 0
+
+
+def test_a_datastore_that_was_deleted_is_made_again(
+    inputs: dict[str, Any], extracted: list[int], tmp_path: Path
+) -> None:
+    """As the message about an older format says."""
+    done = run(inputs, tmp_path / "run")
+    before = world.results(done)
+    settings = done.stage("features") / "checkpoint-2" / "pool" / "settings.json"
+    told = json.loads(settings.read_text(encoding="utf-8"))
+    for file in (settings, settings.with_name("manifest.json")):
+        file.write_text(json.dumps({**told, "format": "gradsieve-datastore/1"}))
+    with pytest.raises(StoreError, match="datastore/1; this version reads") as caught:
+        run(inputs, tmp_path / "run")
+    assert "Delete its folder" in caught.value.todo
+    shutil.rmtree(settings.parent)
+    extracted.clear()
+    assert world.results(run(inputs, tmp_path / "run")) == before
+    assert sum(extracted) == ROWS
