@@ -20,7 +20,7 @@ from gradsieve.methods import find_method
 from gradsieve.progress import Progress, clock
 from gradsieve.recipe import Recipe, dump_recipe, load_recipe
 from gradsieve.rundir import STAGES, RunDir, differences, fingerprint, write_text
-from gradsieve.stages import evaluate, features, score, select, train, warmup
+from gradsieve.stages import evaluate, features, report, score, select, train, warmup
 
 
 class Stage(Protocol):
@@ -35,9 +35,10 @@ class Stage(Protocol):
 
 FLOW = cast(
     dict[str, Stage],
-    dict(zip(STAGES, (warmup, features, score, select, train, evaluate), strict=True)),
+    dict(zip(STAGES, (warmup, features, score, select, train, evaluate, report), strict=True)),
 )
-"""1. warm up; 2. take gradient features; 3. score; 4. select; 5. train on it; 6. evaluate."""
+"""1. warm up; 2. take gradient features; 3. score; 4. select; 5. train on it; 6. evaluate;
+7. report."""
 
 PACKAGES = ("gradsieve", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
@@ -69,7 +70,9 @@ def run(
     wanted = [name for name in asked if name in needed or name in (first, last)]
     with context.run.locked():
         for name in needed:
-            if STAGES.index(name) < STAGES.index(wanted[0]):
+            # A report tells of the training what there is of it.
+            optional = wanted[0] == "report" and name in ("train", "evaluate")
+            if STAGES.index(name) < STAGES.index(wanted[0]) and not optional:
                 context.run.done(name)
         write_text(context.run.path / "recipe.yaml", dump_recipe(recipe))
         for name in wanted:
@@ -100,6 +103,7 @@ def stages_of(recipe: Recipe) -> list[str]:
         "select",
         *(["train"] if recipe.train or recipe.evaluate else []),
         *(["evaluate"] if recipe.evaluate else []),
+        "report",
     ]
 
 
