@@ -39,7 +39,8 @@ def gather(context: Context) -> dict[str, Any]:
     leaks = _leaks(run.stage("select") / "leaks.jsonl")
     pool = Pool(context, {(leak["source"], leak["id"]): leak for leak in leaks})
     names = [(target, method) for target in context.targets for method in recipe.score.methods]
-    views, chosen = [], {}
+    views: list[dict[str, Any]] = []
+    chosen: dict[str, dict[str, set[int]]] = {}
     with context.progress.counting("report", len(names), "selections") as report:
         for target, method in names:
             view, lines = _view(context, pool, target, method, len(names))

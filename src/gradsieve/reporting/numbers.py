@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 
 BINS = 60
+LENGTH_BINS = 32
 
 
 def short(value: float) -> float | None:
@@ -18,19 +19,28 @@ def short(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def histogram(values: Floats, chosen: NDArray[np.bool_], logarithmic: bool = False) -> Any:
+def histogram(values: Floats, chosen: NDArray[np.bool_]) -> dict[str, Any]:
     """Counts of all values and of the chosen ones in equal bins, from lowest to highest."""
     finite = np.isfinite(values)
-    values, chosen = values[finite], chosen[finite]
-    scaled = np.log(np.maximum(values, 1)) if logarithmic else values
-    low, high = float(scaled.min()), float(scaled.max())
-    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
-    shown = np.exp(edges) if logarithmic else edges
+    known = values[finite] if finite.any() else np.zeros(1)
+    low, high = float(known.min()), float(known.max())
+    return _counted(values, chosen, np.linspace(low, high if high > low else low + 1, BINS + 1))
+
+
+def length_histogram(tokens: NDArray[np.int64], chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    """The same of lengths, in bins that grow with them; each holds a whole number or more."""
+    low, high = max(1, int(tokens.min())), int(tokens.max()) + 1
+    edges = np.unique(np.round(np.geomspace(low, max(high, low + 1), LENGTH_BINS + 1)))
+    return _counted(tokens, chosen, edges)
+
+
+def _counted(
+    values: NDArray[Any], chosen: NDArray[np.bool_], edges: NDArray[np.float64]
+) -> dict[str, Any]:
     return {
-        "edges": [short(edge) for edge in shown.tolist()],
-        "all": np.histogram(scaled, edges)[0].tolist(),
-        "selected": np.histogram(scaled[chosen], edges)[0].tolist(),
-        "logarithmic": logarithmic,
+        "edges": [short(edge) for edge in edges.tolist()],
+        "all": np.histogram(values, edges)[0].tolist(),
+        "selected": np.histogram(values[chosen], edges)[0].tolist(),
     }
 
 

@@ -10,6 +10,7 @@ from gradsieve.context import Context
 from gradsieve.errors import RunError
 from gradsieve.methods import find_method
 from gradsieve.recipe import dump_recipe
+from gradsieve.reporting.numbers import short
 from gradsieve.rundir import STAGES, TOGETHER
 
 POINTS = 400
@@ -27,15 +28,17 @@ def current_stages(context: Context) -> dict[str, dict[str, Any]]:
     recipe, run = context.recipe, context.run
     found = {"score": run.done("score"), "select": run.done("select")}
     _check_selection(context, found["select"])
-    uses = {use for name in recipe.score.methods for use in find_method(name).uses}
-    if "gradients" in uses or recipe.select.near_duplicates:
+    gradients = any("gradients" in find_method(name).uses for name in recipe.score.methods)
+    if gradients or recipe.select.near_duplicates:
         found |= {"warmup": run.done("warmup"), "features": run.done("features")}
-    if (recipe.train or recipe.evaluate) and (train := run.meta("train")):
-        if train["inputs"]["selections"] == found["select"]["selections"]:
-            found["train"] = train
-    if recipe.evaluate and "train" in found and (evaluate := run.meta("evaluate")):
-        if evaluate["inputs"]["models"] == found["train"]["models"]:
-            found["evaluate"] = evaluate
+    for name, wanted, given, made_by in (
+        ("train", recipe.train or recipe.evaluate, "selections", "select"),
+        ("evaluate", recipe.evaluate, "models", "train"),
+    ):
+        meta = run.meta(name)
+        # What it was made from must be what is there now.
+        if wanted and meta and meta["inputs"][given] == found.get(made_by, {}).get(given):
+            found[name] = meta
     return {name: found[name] for name in STAGES if name in found}
 
 
@@ -54,16 +57,22 @@ def _check_selection(context: Context, select: dict[str, Any]) -> None:
 
 
 def provenance(context: Context) -> dict[str, Any]:
-    """What differs between two runs of the same inputs: recipe (it names paths), times, versions."""
+    """What differs between runs of the same inputs: recipe (it names paths), times, versions."""
     stages = current_stages(context)
     return {
         "recipe": dump_recipe(context.recipe),
-        "seconds": {name: meta["seconds"] for name, meta in stages.items()},
+        "seconds": {name: _seconds(meta) for name, meta in stages.items()},
         "scoring_seconds": {
             name: method["seconds"] for name, method in stages["score"]["methods"].items()
         },
         "versions": stages["select"]["versions"],
     }
+
+
+def _seconds(meta: dict[str, Any]) -> float:
+    """A stage's seconds; training tells each model's instead."""
+    seconds = meta["seconds"]
+    return float(sum(seconds.values()) if isinstance(seconds, dict) else seconds)
 
 
 def checkpoints(stages: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -81,7 +90,7 @@ def checkpoints(stages: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def loss_curve(file: Path) -> list[list[float]]:
+def loss_curve(file: Path) -> list[list[float | None]]:
     """[step, loss] of a training, averaged over equal stretches if there are many steps."""
     if not file.is_file():
         return []
@@ -89,6 +98,6 @@ def loss_curve(file: Path) -> list[list[float]]:
     size = -(-len(logs) // POINTS)
     stretches = [logs[start : start + size] for start in range(0, len(logs), size or 1)]
     return [
-        [part[-1]["step"], float(f"{sum(log['loss'] for log in part) / len(part):.6g}")]
+        [part[-1]["step"], short(sum(log["loss"] for log in part) / len(part))]
         for part in stretches
     ]

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from gradsieve.recipe import Report
 from gradsieve.reporting.examples import Pool
-from gradsieve.reporting.numbers import histogram, short
+from gradsieve.reporting.numbers import histogram, length_histogram, short
 
 GROUPS = ("selected", "passed over", "near miss", "lowest")
-SUBTASKS_SHOWN = 8
+SUBTASKS_SHOWN = 5
 """Scores by subtask told of a row: its highest."""
 
 
@@ -88,12 +88,10 @@ class Selection:
         self._line = {place: line for line, place in enumerate(table.places.tolist())}
         self.rows: list[Shown] = []
         for row in _records(folder / "selected.jsonl"):
-            told = {key: row.get(f"gradsieve_{key}", row.get(key)) for key in _ADDED}
-            line = self._line[pool.place[told["source"], str(row["id"])]]
-            if own:
-                self.rows.append(Shown(line, 0, told["score"], told["subtask"]))
-            else:
-                self.rows.append(self._shown(line, 0))
+            source, score, subtask = (row.get(f"gradsieve_{key}", row.get(key)) for key in _ADDED)
+            line = self._line[pool.place[str(source), str(row["id"])]]
+            told = Shown(line, 0, float(score or 0), str(subtask)) if own else self._shown(line, 0)
+            self.rows.append(told)
         self.dropped = list(_records(folder / "dropped.jsonl"))
         self.chosen = np.zeros(len(table.total), dtype=bool)
         self.chosen[[row.line for row in self.rows]] = True
@@ -122,7 +120,8 @@ class Selection:
         """Selected and scored rows of each source."""
         sources, count = self.pool.source[self.table.places], len(self.pool.sources)
         chosen = np.bincount(sources[self.chosen], minlength=count)
-        return np.stack([chosen, np.bincount(sources, minlength=count)], axis=1).tolist()
+        scored = np.bincount(sources, minlength=count)
+        return [list(pair) for pair in zip(chosen.tolist(), scored.tolist(), strict=True)]
 
     def subtasks(self) -> list[list[Any]]:
         """[name, selected rows, scored rows that help it most] of each subtask."""
@@ -144,7 +143,7 @@ class Selection:
             "subtasks": self.subtasks(),
             "scores": histogram(table.total, chosen),
             "lowest_selected": short(min(row.score for row in self.rows)),
-            "lengths": histogram(tokens, chosen, logarithmic=True),
+            "lengths": length_histogram(tokens, chosen),
             "median_tokens": [float(np.median(tokens[chosen])), float(np.median(tokens))],
             "truncated": [int(truncated[chosen].sum()), int(truncated.sum())],
             "passed_over": _reasons(self.dropped, passed=True),

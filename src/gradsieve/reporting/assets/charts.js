@@ -41,7 +41,9 @@ function number(value) {
   return size === 0 ? "0" : minus(value.toExponential(1));
 }
 
-const signed = (value) => (value > 0 ? "+" : "") + number(value);
+// For a column of results: as many digits in each.
+const fixed = (value) => (value === null ? "\u2013" : minus(value.toFixed(Math.abs(value) < 100 ? 3 : 1)));
+const signed = (value, told = number) => (value > 0 ? "+" : "") + told(value);
 
 function percent(share) {
   const digits = share > 0 && share < 0.0995 ? 1 : 0;
@@ -70,9 +72,9 @@ function ticks(low, high, count) {
 function powers(low, high) {
   const found = [];
   for (let power = 1; power <= high; power *= 10) {
-    for (const times of [1, 2, 5]) if (times * power >= low && times * power <= high) found.push(times * power);
+    for (const times of [1, 2, 3, 5, 7]) if (times * power >= low && times * power <= high) found.push(times * power);
   }
-  return found.length > 7 ? found.filter((value) => /^[15]/.test(String(value))) : found;
+  return found.length > 8 ? found.filter((value) => /^[15]/.test(String(value))) : found;
 }
 
 // An axis' labels, those left out that would touch another.
@@ -115,16 +117,16 @@ function forget(boxes) {
 }
 
 // Counts by score: the pool's bars, the selected part of each in color.
-function scoreChart(box, bins, cut) {
+function scoreChart(box, bins, cut, told) {
   const low = bins.edges[0], high = bins.edges.at(-1), most = Math.max(...bins.all, 1);
-  const label = `Histogram of scores from ${number(low)} to ${number(high)}; the lowest selected score is ${number(cut)}`;
+  const label = `Histogram of scores from ${told(low)} to ${told(high)}; the lowest selected score is ${told(cut)}`;
   chart(box, 190, label, (svg, width, height) => {
     const top = 20, bottom = height - 22, left = 6, right = width - 6;
     const place = (score) => left + ((score - low) / (high - low)) * (right - left);
     const step = (right - left) / bins.all.length;
     bins.all.forEach((count, at) => {
       const chosen = bins.selected[at];
-      const title = `${number(bins.edges[at])} to ${number(bins.edges[at + 1])}: ${whole.format(count)} rows, ${whole.format(chosen)} selected`;
+      const title = `${told(bins.edges[at])} to ${told(bins.edges[at + 1])}: ${whole.format(count)} rows, ${whole.format(chosen)} selected`;
       const bar = drawn("g", {}, drawn("title", {}, title));
       for (const [rows, kind] of [[count, "pool"], [chosen, "selected"]]) {
         const size = rows ? Math.max(1.5, (rows / most) * (bottom - top)) : 0;
@@ -134,11 +136,10 @@ function scoreChart(box, bins, cut) {
     });
     svg.append(drawn("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "axis" }));
     labels(svg, ticks(low, high, Math.max(2, width / 90)), place, height - 6, number);
-    if (cut !== null) {
-      const x = place(cut);
+    if (bins.selected.some((chosen, at) => chosen < bins.all[at])) {
+      const x = place(cut), before = x > width * 0.6;
       svg.append(drawn("line", { x1: x, x2: x, y1: top - 4, y2: bottom, class: "cut" }));
-      const before = x > width * 0.6;
-      svg.append(drawn("text", { x: x + (before ? -5 : 5), y: 14, "text-anchor": before ? "end" : "start", class: "strong" }, `lowest selected ${number(cut)}`));
+      svg.append(drawn("text", { x: x + (before ? -5 : 5), y: 14, "text-anchor": before ? "end" : "start", class: "strong" }, `lowest selected ${told(cut)}`));
     }
   });
 }
@@ -146,24 +147,23 @@ function scoreChart(box, bins, cut) {
 // Shares by length: the pool filled, the selection as a line.
 function lengthChart(box, bins) {
   const total = (counts) => counts.reduce((sum, count) => sum + count, 0) || 1;
-  // Neighboring bins are joined: a small selection would make a comb of single rows.
-  const joined = (counts) => counts.reduce((sums, count, at) => { sums[at >> 1] = (sums[at >> 1] || 0) + count; return sums; }, []);
-  const all = joined(bins.all).map((count) => count / total(bins.all));
-  const chosen = joined(bins.selected).map((count) => count / total(bins.selected));
-  const low = Math.log(bins.edges[0]), high = Math.log(bins.edges.at(-1)), most = Math.max(...all, ...chosen, 1e-9);
-  chart(box, 190, `Lengths in tokens from ${number(bins.edges[0])} to ${number(bins.edges.at(-1))}, of pool and selection`, (svg, width, height) => {
-    const top = 8, bottom = height - 22, left = 6, right = width - 6, step = (right - left) / all.length;
+  const all = bins.all.map((count) => count / total(bins.all));
+  const chosen = bins.selected.map((count) => count / total(bins.selected));
+  const { edges } = bins, low = Math.log(edges[0]), high = Math.log(edges.at(-1)), most = Math.max(...all, ...chosen, 1e-9);
+  chart(box, 190, `Lengths from ${number(edges[0])} to ${number(edges.at(-1))} tokens, of pool and selection`, (svg, width, height) => {
+    const top = 8, bottom = height - 22, left = 6, right = width - 6;
+    const x = (tokens) => left + ((Math.log(tokens) - low) / (high - low)) * (right - left);
     const y = (share) => bottom - (share / most) * (bottom - top);
     all.forEach((share, at) => {
-      const span = `${whole.format(Math.round(bins.edges[2 * at]))} to ${whole.format(Math.round(bins.edges[2 * at + 2]))} tokens`;
-      svg.append(drawn("rect", { x: left + at * step, y: y(share), width: Math.max(0.5, step - 1), height: bottom - y(share), class: "pool" },
+      const first = edges[at], last = edges[at + 1] - 1;
+      const span = `${whole.format(first)}${last > first ? ` to ${whole.format(last)}` : ""} tokens`;
+      svg.append(drawn("rect", { x: x(first), y: y(share), width: Math.max(0.5, x(last + 1) - x(first) - 1), height: bottom - y(share), class: "pool" },
         drawn("title", {}, `${span}: ${percent(share)} of the pool, ${percent(chosen[at])} of the selection`)));
     });
-    const path = chosen.map((share, at) => `H${left + at * step}V${y(share)}H${left + (at + 1) * step}`).join("");
+    const path = chosen.map((share, at) => `H${x(edges[at])}V${y(share)}H${x(edges[at + 1])}`).join("");
     svg.append(drawn("path", { d: `M${left} ${bottom}${path}V${bottom}`, class: "curve" }));
     svg.append(drawn("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "axis" }));
-    const place = (tokens) => left + ((Math.log(tokens) - low) / (high - low)) * (right - left);
-    labels(svg, powers(bins.edges[0], bins.edges.at(-1)), place, height - 6, (value) => whole.format(value));
+    labels(svg, powers(edges[0], edges.at(-1)), x, height - 6, (value) => whole.format(value));
   });
 }
 
@@ -200,7 +200,7 @@ function stripChart(box, values, mean, low, high, here) {
 // Shares as a table whose cells are shaded; only what is below the diagonal.
 function matrix(names, values, told) {
   const table = element("table");
-  const heads = names.slice(0, -1).map((name) => element("th", { scope: "col", class: "number" }, named(name)));
+  const heads = names.slice(0, -1).map((name) => element("th", { scope: "col", class: "middle" }, named(name)));
   table.append(element("tr", {}, element("td"), ...heads));
   names.forEach((name, row) => {
     if (!row) return;

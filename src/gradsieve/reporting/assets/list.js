@@ -69,9 +69,9 @@ function listed(n, words) {
   if (leak) badges.push(element("span", { class: "badge alarm" }, "leak"));
   const about = element("span", { class: "about" }, named(report.sources[source]),
     ...(subtask ? [" \u00b7 ", named(subtask[0])] : []), ` \u00b7 ${whole.format(tokens)} tokens `, ...badges);
-  const score = element("span", { class: "score" }, number(shown.score[n]), element("i", { "width%": (100 * (shown.score[n] - low)) / (high - low) }));
+  const bar = element("span", { class: "score" }, score(shown.score[n]), element("i", { "width%": (100 * (shown.score[n] - low)) / (high - low) }));
   const head = element("button", { type: "button", class: "head", "aria-expanded": "false", "aria-controls": `detail-${n}` },
-    element("span", { class: "rank", title: `rank ${shown.rank[n]} by score` }, whole.format(shown.rank[n])), score,
+    element("span", { class: "rank", title: `rank ${shown.rank[n]} by score` }, whole.format(shown.rank[n])), bar,
     element("span", { class: "snippet", dir: "auto" }, ...marked(snippet(turns, words), words)), about);
   const box = element("div", { class: "detail", id: `detail-${n}`, hidden: true });
   head.addEventListener("click", () => {
@@ -96,19 +96,19 @@ function detail(n, words) {
 
 function subtaskScores(n) {
   const { shown, subtasks } = state.view;
-  return subtasks.length > 1 ? shown.by_subtask[n].map(([place, score]) => [subtasks[place][0], score]) : [];
+  return subtasks.length > 1 ? shown.by_subtask[n].map(([place, part]) => [subtasks[place][0], part]) : [];
 }
 
 function checkpointScores(n) {
   const found = state.view.shown.by_checkpoint;
-  return found ? found[n].map((score, place) => [`checkpoint ${place + 1}`, score]) : [];
+  return found ? found[n].map((part, place) => [`checkpoint ${place + 1}`, part]) : [];
 }
 
 function byPart(title, parts) {
   if (parts.length < 2) return [];
-  const most = Math.max(...parts.map(([, score]) => Math.abs(score)), 1e-12);
-  const rows = parts.map(([name, score]) => element("li", {},
-    element("span", { class: score < 0 ? "amount away" : "amount" }, number(score), element("i", { "width%": (100 * Math.abs(score)) / most })), named(name)));
+  const most = Math.max(...parts.map(([, part]) => Math.abs(part)), 1e-12);
+  const rows = parts.map(([name, part]) => element("li", {},
+    element("span", { class: part < 0 ? "amount away" : "amount" }, score(part), element("i", { "width%": (100 * Math.abs(part)) / most })), named(name)));
   return [element("h3", {}, title), element("ul", { class: "pulls" }, ...rows)];
 }
 
@@ -118,17 +118,36 @@ function pulls(n) {
   const { examples } = targetOf(state.view), parts = shown.pulls[n];
   const most = Math.max(...parts.map(([, part]) => Math.abs(part)), 1e-12);
   const list = (title, chosen) => chosen.length ? [element("h3", {}, title), element("ul", { class: "pulls" }, ...chosen.map((part) => pull(part, examples, most)))] : [];
+  const rest = shown.score[n] - parts.reduce((sum, [, part]) => sum + part, 0);
+  const others = Math.abs(rest) > 0.01 * most ? [element("p", { class: "small" }, `All others together: ${signed(rest, score)}. Parts add up to the score, ${score(shown.score[n])}.`)] : [];
   return [...list("Target examples that pull it in", parts.filter(([, part]) => part > 0)),
-    ...list("Target examples that push it away", parts.filter(([, part]) => part < 0).reverse())];
+    ...list("Target examples that push it away", parts.filter(([, part]) => part < 0).reverse()), ...others];
 }
+
+// How all examples of a subtask begin: what they have in common tells none from another.
+const beginnings = new Map();
+
+function beginning(examples, subtask) {
+  const key = `${state.view.target}\n${subtask}`;
+  if (!beginnings.has(key)) {
+    const starts = examples.filter((one) => one[1] === subtask).map((one) => snippetOf(one));
+    let common = starts[0];
+    for (const text of starts) while (!text.startsWith(common)) common = common.slice(0, -1);
+    beginnings.set(key, starts.length > 1 ? common.slice(0, Math.max(common.lastIndexOf(" "), common.lastIndexOf("\n")) + 1) : "");
+  }
+  return beginnings.get(key);
+}
+
+const snippetOf = (example) => (example[3].find((turn) => turn[0] === "user") || example[3][0] || ["", ""])[1];
 
 function pull([place, part], examples, most) {
   const [id, subtask, more, turns] = examples[place];
-  const opened = element("details", {}, named(snippet(turns, []).slice(0, 160) || id, "summary"));
+  const common = beginning(examples, subtask), own = snippetOf(examples[place]).slice(common.length, common.length + 160).trim();
+  const opened = element("details", {}, named((common && own ? "\u2026 " : "") + (own || id), "summary"));
   opened.addEventListener("toggle", () => {
     if (opened.childElementCount === 1) opened.append(...conversation(turns, more, []), element("p", { class: "small" }, named(subtask), ", id ", named(id)));
   }, { once: true });
-  return element("li", {}, element("span", { class: part < 0 ? "amount away" : "amount" }, signed(part), element("i", { "width%": (100 * Math.abs(part)) / most })), opened);
+  return element("li", {}, element("span", { class: part < 0 ? "amount away" : "amount" }, signed(part, score), element("i", { "width%": (100 * Math.abs(part)) / most })), opened);
 }
 
 // --- switches -----------------------------------------------------------------------------------
@@ -150,8 +169,8 @@ function showGroups() {
 
 function showList(view) {
   const shown = view.shown.group.filter((kind) => kind === 0).length;
-  const cut = shown < view.selected ? `the best ${whole.format(shown)} of ${whole.format(view.selected)} selected rows, ` : "";
-  at("examples-hint").textContent = `This page holds ${cut}the best that were not selected, and the lowest scored. Open one to read it and to see which target examples pull it in.`;
+  const selected = shown < view.selected ? `the best ${whole.format(shown)} of ${whole.format(view.selected)}` : `all ${whole.format(shown)}`;
+  at("examples-hint").textContent = `Here are ${selected} selected rows, the best of those that were not selected, and the lowest scored. Open one to read it${view.shown.pulls ? " and to see which target examples pull it in" : ""}.`;
   const places = report.sources.map((name, place) => [place, name]).filter(([place]) => view.sources[place][1]);
   options(at("source"), [[-1, "all"], ...places]);
   options(at("subtask"), [[-1, "all"], ...view.subtasks.map(([name], place) => [place, name])]);
@@ -178,7 +197,7 @@ function toggleTheme() {
 function nameTheme() {
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   const now = document.documentElement.dataset.theme || (dark ? "dark" : "light");
-  at("theme").textContent = now === "dark" ? "\u2600 Light" : "\u263e Dark";
+  at("theme").replaceChildren(now === "dark" ? "\u2600" : "\u263e", element("span", {}, now === "dark" ? " Light" : " Dark"));
   at("theme").setAttribute("aria-label", `Switch to ${now === "dark" ? "light" : "dark"}`);
 }
 

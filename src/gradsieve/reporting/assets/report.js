@@ -9,7 +9,14 @@ const SORTS = {
   best: "as selected, best first", "score down": "highest score", "score up": "lowest score",
   short: "shortest", long: "longest", source: "by source",
 };
-const state = { view: report.views[0], group: -1, page: 0 };
+const state = { view: report.views[0], group: 0, page: 0 };
+// Scores of a view, all with as many digits as its range asks for.
+function score(value) {
+  if (value === null) return "\u2013";
+  const { edges } = state.view.scores, range = edges.at(-1) - edges[0];
+  return minus(value.toFixed(Math.max(0, Math.min(8, 2 - Math.floor(Math.log10(range))))));
+}
+
 const targetOf = (view) => report.targets.find((target) => target.name === view.target);
 const texts = [];
 
@@ -66,7 +73,7 @@ function showSummary(view) {
     tile("Rows", whole.format(view.selected), `${percent(view.selected / view.scored)} of those scored`),
     tile("Tokens", whole.format(view.tokens), `${percent(view.tokens / view.pool_tokens)} of the pool\u2019s`),
     tile("Median length", whole.format(view.median_tokens[0]), `tokens; ${whole.format(view.median_tokens[1])} in the pool`),
-    tile("Lowest selected score", number(view.lowest_selected), `scores ${number(view.scores.edges[0])} to ${number(view.scores.edges.at(-1))}`),
+    tile("Lowest selected score", score(view.lowest_selected), `scores ${score(view.scores.edges[0])} to ${score(view.scores.edges.at(-1))}`),
     tile("Left out", whole.format(passed + bare), `${whole.format(passed)} passed over, ${whole.format(bare)} not scored`),
     ...bestResult(view));
 }
@@ -78,7 +85,7 @@ function bestResult(view) {
   const found = metric && metric.methods.find((one) => one.method === view.method);
   const other = found && metric.methods.find((one) => one.method !== view.method && (one.method === "random" || one.method === "base"));
   const chance = found && (metric.methods.find((one) => one.method === "random" && one !== found) || other);
-  return found ? [tile(metric.metric, number(found.mean), chance ? `${chance.method}: ${number(chance.mean)}` : "after training")] : [];
+  return found ? [tile(metric.metric, fixed(found.mean), chance ? `${chance.method}: ${fixed(chance.mean)}` : "after training")] : [];
 }
 
 function bars(box, items) {
@@ -90,7 +97,7 @@ function bars(box, items) {
       named(name, "span", { class: "name" }),
       element("span", { class: "track" }, element("i", { "width%": (100 * chosen) / most }), element("i", { class: "pool", "width%": (100 * pool) / most })),
       element("span", { class: "value" }, percent(chosen)),
-      element("span", { class: times >= 1.5 ? "times up" : "times" }, times === null ? "" : `\u00d7${times.toFixed(times < 10 ? 1 : 0)}`)));
+      element("span", { class: times >= 1.5 ? "times up" : "times" }, !times ? "" : `\u00d7${times.toFixed(times < 10 ? 1 : 0)}`)));
   });
   box.replaceChildren(list);
   if (items.length > FEW) {
@@ -116,7 +123,7 @@ function showShares(view) {
 }
 
 function showCharts(view) {
-  scoreChart(at("scores"), view.scores, view.lowest_selected);
+  scoreChart(at("scores"), view.scores, view.lowest_selected, score);
   const [median, before] = view.median_tokens, [chosen, all] = view.truncated;
   const cut = all ? ` Cut to the model\u2019s length: ${percent(chosen / view.selected)} of the selection, ${percent(all / view.scored)} of the pool.` : "";
   at("lengths-hint").replaceChildren("Share of rows by tokens: pool in gray, ", element("b", { class: "key-selected" }, "selection"), ` as a line; medians ${whole.format(before)} and ${whole.format(median)}.${cut}`);
@@ -145,10 +152,10 @@ function showMetric(card, metric, current) {
     element("div", { class: "scroll" }, table));
   for (const one of [...metric.methods].sort((a, b) => sign * (b.mean - a.mean))) {
     const strip = element("div"), here = one.method === current;
-    const mean = number(one.mean) + (one.deviation === null ? "" : ` \u00b1 ${number(one.deviation)}`);
+    const mean = fixed(one.mean) + (one.deviation === null ? "" : ` \u00b1 ${fixed(one.deviation)}`);
     const cells = [element("th", { scope: "row" }, one.method), element("td", { class: "strip" }, strip), element("td", { class: "number" }, mean)];
     const gap = one.over_random;
-    if (against) cells.push(element("td", { class: "number" }, gap ? `${signed(gap[0])} [${number(gap[1])}, ${number(gap[2])}]` : ""));
+    if (against) cells.push(element("td", { class: "number" }, gap ? `${signed(gap[0], fixed)} [${fixed(gap[1])}, ${fixed(gap[2])}]` : ""));
     table.append(element("tr", { class: here ? "current" : "" }, ...cells));
     stripChart(strip, one.values, one.mean, low, high, here);
   }
@@ -180,7 +187,8 @@ function leakCard() {
   const asked = Object.entries(report.questions);
   if (!asked.length) return card("Leaks", "No target has test questions to compare the pool with.");
   const told = report.leaks.told.map((leak) => [`${leak.source} ${leak.id}: \u201c${leak.run}\u201d (${leak.target}, ${leak.question})`]);
-  const hint = `Rows of the pool that share 13 words in a row with one of the ${asked.map(([name, count]) => `${whole.format(count)} test questions of ${name}`).join(", ")}: ${whole.format(report.leaks.rows)}.`;
+  const compared = asked.map(([name, count]) => `${whole.format(count)} of ${name}`).join(", ");
+  const hint = `${whole.format(report.leaks.rows)} rows of the pool share 13 words in a row with a test question (compared with ${compared}).`;
   if (!told.length) return card("Leaks", hint);
   const list = element("details", {}, element("summary", {}, told.length < report.leaks.rows ? `The first ${told.length}` : "Which"), ...told.map(([text]) => named(text, "p", { class: "small" })));
   return card("Leaks", hint, list);
@@ -197,7 +205,7 @@ function showChecks(view) {
   if (overlap.methods.length > 1) cards.push(card("Overlap of methods", "Selected rows in common, over the smaller selection.", matrix(overlap.methods, overlap.shares, percent)));
   cards.push(passed.length
     ? card("Passed over", "Rows that would have been selected, by the rule that left them out.", counted(passed))
-    : card("Passed over", "No row was left out by a rule: near duplicates, leaks and caps of sources are kept unless the recipe says otherwise."));
+    : card("Passed over", "No row was left out by a rule (near duplicates, leaks, caps of sources)."));
   cards.push(leakCard());
   if (bare.length) cards.push(card("Not scored", "Rows that hold nothing to learn from, or could not be read.", counted(bare.slice(0, 10))));
   at("cards").replaceChildren(...cards);
@@ -208,11 +216,11 @@ function showChecks(view) {
 
 function showRun() {
   const most = Math.max(...Object.values(made.seconds));
-  const times = element("ul", { class: "bars" }, ...Object.entries(made.seconds).map(([name, seconds]) =>
+  const times = element("ul", { class: "bars times-only" }, ...Object.entries(made.seconds).map(([name, seconds]) =>
     element("li", {}, element("span", { class: "name" }, name), element("span", { class: "track" }, element("i", { "width%": (100 * seconds) / most })), element("span", { class: "value" }, clock(seconds)))));
   const cost = Object.entries(made.scoring_seconds).map(([name, seconds]) => `${name} ${clock(seconds)}`).join(", ");
   const versions = Object.entries(made.versions).map(([name, version]) => `${name} ${version}`).join(" \u00b7 ");
-  const cards = [card("Time", "", times, element("p", { class: "small" }, `Scoring alone: ${cost}.`), element("p", { class: "small" }, versions))];
+  const cards = [card("Time", "What each stage took.", times, element("p", { class: "small" }, `Scoring alone: ${cost}.`), element("p", { class: "small" }, versions))];
   if (report.checkpoints.length) {
     const heads = ["checkpoint", "mean learning rate", "Adam steps", "v\u2019 < 1e-8"].map((name, place) => element("th", { scope: "col", class: place ? "number" : "" }, name));
     const rows = report.checkpoints.map((one, place) => element("tr", {},
