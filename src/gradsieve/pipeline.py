@@ -57,7 +57,8 @@ def run(
         recipe: A recipe or its file.
         out: The run's folder.
         first: Take the stages before this one as they are, whatever has changed since.
-        last: Stop after this stage. By default the last one that the recipe has a section for.
+        last: Stop after this stage; by default after the report. Training and evaluation are made
+            if the recipe has a section for them.
         progress: Where to tell what is being done; standard error by default.
 
     Raises:

@@ -24,9 +24,12 @@ function fill(made, attributes) {
   }
 }
 
+const LONG = 400;
+const clipped = (text) => (text.length > LONG ? `${text.slice(0, LONG)}\u2026` : text);
+
 // A name out of the data: whatever its script, it does not turn what stands beside it.
 const named = (text, of = "bdi", attributes = {}) =>
-  element(of, { dir: "auto", title: text, ...attributes }, text);
+  element(of, { dir: "auto", title: clipped(text), ...attributes }, clipped(text));
 
 const whole = new Intl.NumberFormat("en");
 const minus = (text) => text.replace("-", "\u2212");
@@ -74,14 +77,16 @@ function powers(low, high) {
   for (let power = 1; power <= high; power *= 10) {
     for (const times of [1, 2, 3, 5, 7]) if (times * power >= low && times * power <= high) found.push(times * power);
   }
+  if (found.length < 3) return ticks(low, high, 5).filter(Number.isInteger);
   return found.length > 8 ? found.filter((value) => /^[15]/.test(String(value))) : found;
 }
 
 // An axis' labels, those left out that would touch another.
 function labels(svg, marks, place, y, told) {
+  const width = svg.viewBox.baseVal.width;
   let free = -Infinity;
   for (const mark of marks) {
-    const text = told(mark), x = place(mark), half = 3.4 * text.length;
+    const text = told(mark), half = 3.4 * text.length, x = Math.min(place(mark), width - half);
     if (x - half < free) continue;
     svg.append(drawn("text", { x, y, "text-anchor": "middle" }, text));
     free = x + half + 8;
@@ -198,9 +203,9 @@ function stripChart(box, values, mean, low, high, here) {
 }
 
 // Shares as a table whose cells are shaded; only what is below the diagonal.
-function matrix(names, values, told) {
+function matrix(names, values, told, columns = names) {
   const table = element("table");
-  const heads = names.slice(0, -1).map((name) => element("th", { scope: "col", class: "middle" }, named(name)));
+  const heads = columns.slice(0, names.length - 1).map((name) => element("th", { scope: "col", class: "middle" }, named(name)));
   table.append(element("tr", {}, element("td"), ...heads));
   names.forEach((name, row) => {
     if (!row) return;

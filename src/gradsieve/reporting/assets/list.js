@@ -153,7 +153,7 @@ function pull([place, part], examples, most) {
 // --- switches -----------------------------------------------------------------------------------
 
 function options(select, items) {
-  select.replaceChildren(...items.map(([value, name]) => element("option", { value }, name)));
+  select.replaceChildren(...items.map(([value, name]) => element("option", { value }, clipped(name))));
 }
 
 function showGroups() {

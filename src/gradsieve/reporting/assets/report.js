@@ -52,7 +52,7 @@ function snippet(turns, words) {
 function conversation(turns, more, words) {
   const shown = turns.map(([role, text]) =>
     element("div", { class: `turn ${role === "assistant" ? "assistant" : ""}` },
-      element("b", {}, role), element("div", { class: "text", dir: "auto", tabindex: text.length > 1500 ? "0" : "-1" }, ...marked(text, words))));
+      element("b", {}, role), element("div", { class: "text", dir: "auto", ...(text.length > 1500 ? { tabindex: "0" } : {}) }, ...marked(text, words))));
   if (more) shown.push(element("p", { class: "small" }, `Cut here: ${whole.format(more)} more characters; a page holds the first ${whole.format(report.cut)} of a row.`));
   return shown;
 }
@@ -66,7 +66,8 @@ function tile(name, value, about) {
 function showSummary(view) {
   const together = report.together ? ", all targets together" : "";
   at("headline").replaceChildren(`${whole.format(view.selected)} of ${whole.format(view.scored)} rows for `, named(view.target, "em"), together);
-  at("lead").replaceChildren(`Chosen with ${report.model} by `, element("b", {}, view.method), `: ${view.about}.`);
+  at("lead").replaceChildren("Chosen by ", element("b", {}, view.method), `: ${view.about}. Model: `, named(report.model), ".");
+  document.title = `${view.target}, ${view.method} \u2013 gradsieve report`;
   const out = (list) => list.reduce((sum, [, count]) => sum + count, 0);
   const passed = out(view.passed_over), bare = out(view.not_scored);
   at("tiles").replaceChildren(
@@ -145,7 +146,7 @@ function showMetric(card, metric, current) {
   const values = metric.methods.flatMap((one) => one.values).filter((value) => value !== null);
   const low = Math.min(...values), high = Math.max(...values), sign = metric.higher_is_better ? 1 : -1;
   const against = metric.methods.some((one) => one.over_random);
-  const heads = [element("th", { scope: "col" }, "method"), element("td"), element("th", { scope: "col", class: "number" }, "mean")];
+  const heads = [element("th", { scope: "col" }, "method"), element("td", { class: "strip" }), element("th", { scope: "col", class: "number" }, "mean")];
   if (against) heads.push(element("th", { scope: "col", class: "number" }, "over random"));
   const table = element("table", {}, element("tr", {}, ...heads));
   card.append(element("h3", {}, `${metric.metric} `, element("span", { class: "small" }, metric.higher_is_better ? "higher is better" : "lower is better")),
@@ -155,7 +156,7 @@ function showMetric(card, metric, current) {
     const mean = fixed(one.mean) + (one.deviation === null ? "" : ` \u00b1 ${fixed(one.deviation)}`);
     const cells = [element("th", { scope: "row" }, one.method), element("td", { class: "strip" }, strip), element("td", { class: "number" }, mean)];
     const gap = one.over_random;
-    if (against) cells.push(element("td", { class: "number" }, gap ? `${signed(gap[0], fixed)} [${fixed(gap[1])}, ${fixed(gap[2])}]` : ""));
+    if (against) cells.push(element("td", { class: "number gap" }, ...(gap ? [signed(gap[0], fixed), " ", element("span", {}, `[${fixed(gap[1])}, ${fixed(gap[2])}]`)] : [])));
     table.append(element("tr", { class: here ? "current" : "" }, ...cells));
     stripChart(strip, one.values, one.mean, low, high, here);
   }
@@ -175,11 +176,12 @@ function counted(items) {
 function agreementCards(view) {
   const found = view.agreement;
   if (!found) return [];
-  const names = [...found.top.slice(1).map((_, place) => `checkpoint ${place + 1}`), "score"];
+  const numbers = found.top.slice(1).map((_, place) => `${place + 1}`);
+  const names = [...numbers.map((name) => `checkpoint ${name}`), "score"];
   const rows = `${whole.format(found.rows)} ${found.rows < view.scored ? "rows drawn at random" : "rows"}`;
   return [
-    card("Agreement of checkpoints", `Rank correlation (Spearman) of ${rows}: near 1, any one checkpoint would do.`, matrix(names, found.spearman, number)),
-    card("Agreement on the top 5%", `Share of the top 5% that two have in common, of ${rows}.`, matrix(names, found.top, (share) => percent(share || 0))),
+    card("Agreement of checkpoints", `Rank correlation (Spearman) of ${rows}: near 1, any one checkpoint would do.`, matrix(names, found.spearman, fixed, numbers)),
+    card("Agreement on the top 5%", `Share of the top 5% that two have in common, of ${rows}.`, matrix(names, found.top, percent, numbers)),
   ];
 }
 
