@@ -145,3 +145,16 @@ def test_the_command(inputs: dict[str, Any], tmp_path: Path) -> None:
         with pytest.raises(RunError, match="not of this recipe") as caught:
             run(recipe, out, first="report")
         assert changed in caught.value.where
+
+
+def test_rows_whose_ids_name_nothing(inputs: dict[str, Any], tmp_path: Path) -> None:
+    ids = [True, 1.5, [1], "", True]
+    rows = [{"id": id, "prompt": f"say {n % 4}", "completion": "a"} for n, id in enumerate(ids)]
+    world.write(tmp_path / "odd.jsonl", rows)
+    pool = [{"name": "odd", "path": str(tmp_path / "odd.jsonl")}]
+    recipe = world.recipe(
+        {**inputs, "pool": pool}, score={"methods": ["random"]}, select={"count": 5}
+    )
+    made, _ = run(recipe, tmp_path / "run")
+    texts = [row[6][0][1] for row in told(made)["rows"]]
+    assert sorted(texts) == ["say 0", "say 0", "say 1", "say 2", "say 3"]

@@ -89,7 +89,8 @@ class Selection:
         self.rows: list[Shown] = []
         for row in _records(folder / "selected.jsonl"):
             source, score, subtask = (row.get(f"gradsieve_{key}", row.get(key)) for key in _ADDED)
-            line = self._line[pool.place[str(source), str(row["id"])]]
+            place = pool.place.get((str(source), str(row["id"])))
+            line = self._line[pool.find(str(source), row) if place is None else place]
             told = Shown(line, 0, float(score or 0), str(subtask)) if own else self._shown(line, 0)
             self.rows.append(told)
         self.dropped = list(_records(folder / "dropped.jsonl"))
