@@ -84,7 +84,9 @@ class Pool:
         row = dict(selected)
         for added in ("rank", "score", "subtask", "source"):
             del row[f"gradsieve_{added}" if f"gradsieve_{added}" in row else added]
-        return self._by_content[source, _content(row)].pop(0)
+        places = self._by_content[source, _content(row)]
+        places.append(places.pop(0))  # equal rows take turns
+        return places[-1]
 
     def show(self, places: Iterable[int]) -> list[int]:
         """Have the page show these rows; returns their places in it."""
