@@ -84,13 +84,7 @@ def load_moments(folder: Path, model: PeftModel) -> Moments:
             and both shapes.
     """
     weights = _trainable(model)
-    file = next((folder / name for name in _READERS if (folder / name).is_file()), None)
-    if file is None:
-        raise ModelError(
-            "The checkpoint has no optimizer state, which Adam's update needs.",
-            f"{folder}: none of {', '.join(_READERS)}",
-            "Give checkpoints saved with save_only_model=False, or let gradsieve warm up.",
-        )
+    file = check_files(folder)
     try:
         states, step = _READERS[file.name](file, model)
     except _UNREADABLE as error:
@@ -105,6 +99,28 @@ def load_moments(folder: Path, model: PeftModel) -> Moments:
         for kind, into in zip(KINDS, moments, strict=True):
             into[name] = _fitting(state.get(kind), weight, f"{file}: {kind} of {name}")
     return *moments, step
+
+
+def check_files(folder: Path) -> Path:
+    """The optimizer state's file of a checkpoint, beside an adapter.
+
+    Raises:
+        ModelError: If one of the two is not there.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            "There is no adapter here.",
+            str(folder),
+            "Give a folder with adapter_config.json and adapter_model.safetensors.",
+        )
+    file = next((folder / name for name in _READERS if (folder / name).is_file()), None)
+    if file is None:
+        raise ModelError(
+            "The checkpoint has no optimizer state, which Adam's update needs.",
+            f"{folder}: none of {', '.join(_READERS)}",
+            "Give checkpoints saved with save_only_model=False, or let gradsieve warm up.",
+        )
+    return file
 
 
 def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:

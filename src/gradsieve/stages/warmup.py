@@ -18,6 +18,9 @@ from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError
 from gradsieve.rundir import fingerprint
 
+_UNUSED = {"checkpoints", "micro_batch_size", "report_to"}
+"""Keys of `warmup` that this stage's results don't depend on."""
+
 
 def inputs(context: Context) -> dict[str, Any]:
     """What this stage depends on."""
@@ -33,7 +36,7 @@ def inputs(context: Context) -> dict[str, Any]:
         "model": context.model_inputs,
         "pool": pool,
         # How a batch is cut for memory changes no gradient but by rounding.
-        "warmup": settings.model_dump(mode="json", exclude={"checkpoints", "micro_batch_size"}),
+        "warmup": settings.model_dump(mode="json", exclude=_UNUSED),
     }
 
 
