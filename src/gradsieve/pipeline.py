@@ -12,10 +12,11 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from gradsieve import processes
 from gradsieve.checks import check, rows, writable
 from gradsieve.context import Context
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
@@ -42,6 +43,9 @@ FLOW = cast(
     dict(zip(STAGES, (warmup, features, score, select, train, evaluate), strict=True)),
 )
 """1. warm up; 2. take gradient features; 3. score; 4. select; 5. train on it; 6. evaluate."""
+
+TRAINING = ("warmup", "train")
+"""Stages that several processes can share: `accelerate launch -m gradsieve train ...`."""
 
 NOWHERE = Path("/nonexistent")
 """A plan without a run's folder looks here for what is done."""
@@ -70,17 +74,26 @@ def run(
         GradsieveError: For anything that the user can mend.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    context = Context(recipe, RunDir(out), progress or Progress())
+    progress = progress or Progress()
+    progress = progress if processes.is_first() else Progress(quiet=True)
+    context = Context(recipe, RunDir(out), progress)
     needed = stages_of(recipe)
     asked = _stages_between(first, last)
     wanted = [name for name in asked if name in needed or name in (first, last)]
-    log = context.run.path / "log.txt"
-    with context.run.locked(), context.progress.running(wanted, log), _noted(context.progress):
+    _check_processes(wanted)
+    log = context.run.path / "log.txt" if processes.is_first() else None
+    # Under `accelerate launch` the first process reads what is done, and writes.
+    with (
+        context.run.locked() if processes.is_first() else nullcontext(),
+        progress.running(wanted, log),
+        _noted(progress),
+    ):
         for name in needed:
             if STAGES.index(name) < STAGES.index(wanted[0]):
                 context.run.done(name)
         check(context, wanted)
-        write_text(context.run.path / "recipe.yaml", dump_recipe(recipe))
+        if processes.is_first():
+            write_text(context.run.path / "recipe.yaml", dump_recipe(recipe))
         for name in wanted:
             try:
                 _run_stage(name, FLOW[name], context)
@@ -142,6 +155,18 @@ def stages_of(recipe: Recipe) -> list[str]:
     ]
 
 
+def _check_processes(wanted: Sequence[str]) -> None:
+    """Refuse stages that several processes can't share."""
+    alone = [name for name in wanted if name not in TRAINING]
+    if processes.count() > 1 and alone:
+        raise UsageError(
+            f"Several processes can share a training, not the stage {alone[0]}.",
+            f"started by a launcher with {processes.count()} processes",
+            "Use the launcher for `gradsieve warmup` or `gradsieve train` alone, and start the "
+            "others without it.",
+        )
+
+
 def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
     start = STAGES.index(first) if first else 0
     stop = STAGES.index(last) + 1 if last else len(STAGES)
@@ -199,17 +224,20 @@ def _state(name: str, stage: Stage, context: Context, inputs: dict[str, Any]) ->
 
 
 def _run_stage(name: str, stage: Stage, context: Context) -> None:
-    run, progress = context.run, context.progress
+    run, progress, first = context.run, context.progress, processes.is_first()
     inputs = stage.inputs(context)
-    state = _state(name, stage, context, inputs)
-    if state.kind == "done":
+    state = _state(name, stage, context, inputs) if first else State("new")
+    if processes.agreed(state.kind == "done"):
         progress.end(name, "done already")
         return
-    _make_room(name, state, context)
+    if first:
+        _make_room(name, state, context)
     progress.begin(name)
     start = time.monotonic()
-    facts = stage.run(context, run.begin(name, inputs))
+    facts = stage.run(context, run.begin(name, inputs) if first else run.stage(name))
     seconds = time.monotonic() - start
+    if not first:
+        return
     run.finish(
         name,
         {

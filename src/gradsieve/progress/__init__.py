@@ -38,8 +38,13 @@ class Progress:
         self._log: Path | None = None
 
     @contextmanager
-    def running(self, stages: Sequence[str], log: Path) -> Iterator[None]:
-        """While a run is under way: show its stages, and keep a log of all that is said."""
+    def running(self, stages: Sequence[str], log: Path | None) -> Iterator[None]:
+        """While a run is under way: show its stages, and keep a log of all that is said.
+
+        Args:
+            stages: Their names, in order.
+            log: A file that lines are added to; None: there is none.
+        """
         from gradsieve.progress.noise import third_parties_to
 
         self._log = log
