@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from gradsieve.context import Context
-from gradsieve.errors import GradsieveError, ModelError, Problems, RunError, UsageError
+from gradsieve.errors import DataError, GradsieveError, ModelError, Problems, RunError, UsageError
 from gradsieve.extras import installed
 from gradsieve.methods import find_method
 from gradsieve.progress import Progress
@@ -52,6 +52,12 @@ def problem_of(call: Callable[[], object]) -> Iterator[GradsieveError]:
         call()
     except GradsieveError as error:
         yield error
+    except OSError as error:
+        yield DataError(
+            f"A file cannot be read: {error.strerror or error}.",
+            str(error.filename or ""),
+            "Give access to it, or check the path.",
+        )
 
 
 # --- software -----------------------------------------------------------------------------------
@@ -145,7 +151,10 @@ class _Silent(Progress):
 
 def _model(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
     """The model that selects, its tokenizer and template, its adapter or checkpoints."""
+    recipe = context.recipe
     adapts = bool({"warmup", "features"} & set(stages))
+    if "train" in stages and train.student(context) == recipe.model:
+        adapts = adapts or not (recipe.train and recipe.train.full_parameters)
     problems = list(_one_model(context, adapts))
     yield from problems
     if not problems:
@@ -159,30 +168,31 @@ def _student(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError
     student = train.student(context)
     if {"train", "evaluate"} & set(stages) and student != context.recipe.model:
         full = bool(context.recipe.train and context.recipe.train.full_parameters)
-        yield from _one_model(context.with_model(student), not full)
+        warmup = context.recipe.warmup.model_copy(update={"checkpoints": None})
+        recipe = context.recipe.model_copy(update={"model": student, "warmup": warmup})
+        yield from _one_model(Context(recipe, context.run, context.progress), not full)
 
 
 def _one_model(context: Context, adapts: bool) -> Iterator[GradsieveError]:
-    from gradsieve.model.load import check_vocabulary
-    from gradsieve.model.skeleton import adapted_skeleton, load_skeleton
+    """Kind, weights, tokenizer, template and adapter of a model."""
+    from gradsieve.model.load import check_vocabulary, load_config
+    from gradsieve.model.skeleton import load_skeleton
+    from gradsieve.model.support import check_support
 
-    model, lora = context.recipe.model, context.recipe.warmup.lora
-    missing = list(problem_of(lambda: _weights_there(model)))
-    shapes = list(problem_of(lambda: load_skeleton(model)))
-    yield from shapes or missing
-    template = [] if shapes else list(problem_of(lambda: context.template))
+    model = context.recipe.model
+    problems = list(problem_of(lambda: load_config(model)))
+    if problems:
+        yield from problems
+        return
+    yield from problem_of(lambda: _weights_there(model))
+    template = list(problem_of(lambda: context.template))
     yield from template
-    if shapes:
-        return
-    if not template:
-        skeleton = load_skeleton(model)
-        yield from problem_of(lambda: check_vocabulary(skeleton, context.template.tokenizer))
-    if not adapts:
-        return
-    if context.recipe.warmup.checkpoints is None:
-        yield from problem_of(lambda: adapted_skeleton(model, lora))
-    for folder in context.recipe.warmup.checkpoints or ():
-        yield from problem_of(lambda of=folder: _checkpoint(model, Path(of)))  # type: ignore[misc]
+    if adapts:
+        problems = list(check_support(model, context.recipe.warmup))
+    yield from problems
+    if not template and not problems:
+        tokenizer = context.template.tokenizer
+        yield from problem_of(lambda: check_vocabulary(load_skeleton(model), tokenizer))
 
 
 def _weights_there(model: Model) -> None:
@@ -195,21 +205,6 @@ def _weights_there(model: Model) -> None:
             f"model.name {model.name}: neither *.safetensors nor *.bin",
             "Give a folder that save_pretrained wrote, or a hub name.",
         )
-
-
-def _checkpoint(model: Model, folder: Path) -> None:
-    """A checkpoint of warmup.checkpoints: there, with an optimizer state, and of this model."""
-    from gradsieve.model.checkpoints import check_files
-    from gradsieve.model.skeleton import check_adapter
-
-    if not folder.is_dir():
-        raise ModelError(
-            "A checkpoint of warmup.checkpoints is not there.",
-            str(folder),
-            "Name folders that exist, relative to where gradsieve is started.",
-        )
-    check_files(folder)
-    check_adapter(model, folder)
 
 
 # --- the run folder -----------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def load_moments(folder: Path, model: PeftModel) -> Moments:
             and both shapes.
     """
     weights = _trainable(model)
-    file = check_files(folder)
+    file = optimizer_file(folder)
     try:
         states, step = _READERS[file.name](file, model)
     except _UNREADABLE as error:
@@ -101,18 +101,12 @@ def load_moments(folder: Path, model: PeftModel) -> Moments:
     return *moments, step
 
 
-def check_files(folder: Path) -> Path:
-    """The optimizer state's file of a checkpoint, beside an adapter.
+def optimizer_file(folder: Path) -> Path:
+    """The file with Adam's moments.
 
     Raises:
-        ModelError: If one of the two is not there.
+        ModelError: If there is none.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            "There is no adapter here.",
-            str(folder),
-            "Give a folder with adapter_config.json and adapter_model.safetensors.",
-        )
     file = next((folder / name for name in _READERS if (folder / name).is_file()), None)
     if file is None:
         raise ModelError(

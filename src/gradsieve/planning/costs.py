@@ -19,7 +19,6 @@ from gradsieve.planning.shape import Shape, shape_of
 from gradsieve.planning.work import Training, Work
 from gradsieve.stages.evaluate import prompts
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ROW_BYTES = 100
 """A row's share of tables beside its numbers: names and hashes; an assumption."""
 
@@ -46,7 +45,7 @@ class Costs:
             if given
             else adapted_skeleton(recipe.model, recipe.warmup.lora)
         )
-        return shape_of(skeleton, BYTES[recipe.model.dtype])
+        return shape_of(skeleton, recipe.model)
 
     @cached_property
     def student(self) -> Shape:
@@ -55,8 +54,8 @@ class Costs:
 
         recipe, model = self.work.context.recipe, self.work.student
         if recipe.train is not None and recipe.train.full_parameters:
-            return shape_of(load_skeleton(model), BYTES[model.dtype], full=True)
-        return shape_of(adapted_skeleton(model, recipe.warmup.lora), BYTES[model.dtype])
+            return shape_of(load_skeleton(model), model, full=True)
+        return shape_of(adapted_skeleton(model, recipe.warmup.lora), model)
 
     @cached_property
     def width(self) -> int:

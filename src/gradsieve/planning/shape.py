@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+    from gradsieve.recipe import Model
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -29,7 +31,8 @@ class Shape:
         hidden: Width of the residual stream.
         inner: Width of the feed-forward layer.
         adapter: P; of a fully trained model, all its weights.
-        bytes_a_value: Of the frozen weights.
+        bytes_a_value: Of activations, and of weights that aren't quantized.
+        bytes_a_weight: Of the frozen weights.
         full: Whether all weights are trained.
     """
 
@@ -42,6 +45,7 @@ class Shape:
     inner: int
     adapter: int
     bytes_a_value: int
+    bytes_a_weight: float
     full: bool = False
 
     def forward(self, examples: int, longest: int, logits: int) -> float:
@@ -59,7 +63,7 @@ class Shape:
     @property
     def weight_bytes(self) -> int:
         """Of the frozen weights in memory."""
-        return self.parameters * self.bytes_a_value
+        return round(self.parameters * self.bytes_a_weight)
 
     @property
     def trained_bytes(self) -> int:
@@ -75,8 +79,12 @@ class Shape:
         return self.layers * tokens * kept + logits * self.vocabulary * (self.bytes_a_value + 8)
 
 
-def shape_of(skeleton: nn.Module, bytes_a_value: int, full: bool = False) -> Shape:
-    """Sizes of a (peft) model without weights."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5}
+
+
+def shape_of(skeleton: nn.Module, model: Model, full: bool = False) -> Shape:
+    """Sizes of a (peft) model without weights, of the precision that the recipe says."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -98,6 +106,7 @@ def shape_of(skeleton: nn.Module, bytes_a_value: int, full: bool = False) -> Sha
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        bytes_a_value=bytes_a_value,
+        bytes_a_value=BYTES[model.dtype],
+        bytes_a_weight=QUANTIZED_BYTES.get(model.quantization or "", BYTES[model.dtype]),
         full=full,
     )
