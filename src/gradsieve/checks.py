@@ -19,7 +19,7 @@ from gradsieve.extras import installed
 from gradsieve.methods import find_method
 from gradsieve.progress import Progress
 from gradsieve.recipe import Model
-from gradsieve.stages import evaluate, train
+from gradsieve.stages import evaluate, train, warmup
 
 
 def check(context: Context, stages: Sequence[str], also: Sequence[Check] = ()) -> None:
@@ -168,8 +168,8 @@ def _student(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError
     student = train.student(context)
     if {"train", "evaluate"} & set(stages) and student != context.recipe.model:
         full = bool(context.recipe.train and context.recipe.train.full_parameters)
-        warmup = context.recipe.warmup.model_copy(update={"checkpoints": None})
-        recipe = context.recipe.model_copy(update={"model": student, "warmup": warmup})
+        fresh = context.recipe.warmup.model_copy(update={"checkpoints": None})
+        recipe = context.recipe.model_copy(update={"model": student, "warmup": fresh})
         yield from _one_model(Context(recipe, context.run, context.progress), not full)
 
 
@@ -187,7 +187,9 @@ def _one_model(context: Context, adapts: bool) -> Iterator[GradsieveError]:
     yield from problem_of(lambda: _weights_there(model))
     template = list(problem_of(lambda: context.template))
     yield from template
-    if adapts:
+    for folder in (context.recipe.warmup.checkpoints or ()) if adapts else ():
+        problems += problem_of(lambda of=folder: warmup.existing(Path(of)))  # type: ignore[misc]
+    if adapts and not problems:
         problems = list(check_support(model, context.recipe.warmup))
     yield from problems
     if not template and not problems:

@@ -30,7 +30,7 @@ def inputs(context: Context) -> dict[str, Any]:
     if settings.checkpoints is not None:
         from gradsieve.model.checkpoints import checkpoint_fingerprint
 
-        folders = [_existing(Path(folder)) for folder in settings.checkpoints]
+        folders = [existing(Path(folder)) for folder in settings.checkpoints]
         return {"checkpoints": [[str(f), checkpoint_fingerprint(f)] for f in folders]}
     return {
         "model": context.model_inputs,
@@ -44,7 +44,7 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
     """Train the adapter, or take the checkpoints that the recipe names."""
     settings = context.recipe.warmup
     if settings.checkpoints is not None:
-        return _describe([_existing(Path(path)) for path in settings.checkpoints], context)
+        return _describe([existing(Path(path)) for path in settings.checkpoints], context)
 
     from gradsieve.model.load import add_adapter, check_vocabulary, load_model
     from gradsieve.model.training import train_model
@@ -78,7 +78,12 @@ def random_share(rows: list[Row], fraction: float, seed: int) -> list[Row]:
     return sorted(rows, key=rank)[: max(1, round(fraction * len(rows)))]
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
+    """The folder of a given checkpoint.
+
+    Raises:
+        ModelError: If it is not there.
+    """
     if not folder.is_dir():
         raise ModelError(
             "A checkpoint of warmup.checkpoints is not there.",
