@@ -1,14 +1,16 @@
 """Is `gradsieve plan` right? Three recipes are planned, run, and compared, stage by stage.
 
-    python benchmarks/plan/run.py --data ../shared/data --out runs/plan [--only demo]
+    python benchmarks/plan/run.py --data ../shared/data --out runs/plan [--only demo] [--clock cpu]
 
 1. demo: the built-in example with fewer epochs, four methods, training and evaluation;
 2. real: 600 rows of eleven public sources, MMLU, TyDiQA and BBH as targets, a Llama of 260 thousand
    parameters, up to the selection;
 3. trained: the same pool for TyDiQA by three methods, trained on and evaluated.
 
-Plan and run are processes of their own, one after the other. Writes result.json and table.md beside
-this file. A stage that takes less than a second tells nothing and is left out of the table.
+Plan and run are processes of their own, one after the other. With `--clock cpu` both count their
+CPU's seconds instead of the wall's: on a machine that others use, whose load changes from minute to
+minute, nothing else can be compared. Writes result.json and table.md beside this file. A stage that
+takes less than a second tells nothing and is left out of the table.
 """
 
 from __future__ import annotations
@@ -32,6 +34,11 @@ from gradsieve.rundir import RunDir
 
 HERE = Path(__file__).parent
 ROWS = 600
+CLOCKS = {
+    "wall": "",
+    "cpu": "import time; time.monotonic = time.perf_counter = time.process_time; ",
+}
+"""What is done before gradsieve is imported."""
 
 
 def draw(data: Path, out: Path) -> list[dict[str, str]]:
@@ -61,7 +68,12 @@ def real(data: Path, out: Path, **more: Any) -> Path:
         "targets": [
             {"name": name, "task": name, "path": str(data / "eval" / name)} for name in targets
         ],
-        "warmup": {"learning_rate": 1e-3, "batch_size": 16, "lora": {"r": 8, "alpha": 32}},
+        "warmup": {
+            "epochs": 2,
+            "learning_rate": 1e-3,
+            "batch_size": 16,
+            "lora": {"r": 8, "alpha": 32},
+        },
         **more,
     }
     file = out / "recipe.yaml"
@@ -72,10 +84,7 @@ def real(data: Path, out: Path, **more: Any) -> Path:
 def recipes(data: Path, out: Path) -> dict[str, tuple[Path, list[str]]]:
     """Recipe file and overrides by name."""
     return {
-        "demo": (
-            prepare(out / "demo-inputs", Progress()),
-            ["train.epochs=3", "train.seeds=[0]"],
-        ),
+        "demo": (prepare(out / "demo-inputs", Progress()), ["train.epochs=3", "train.seeds=[0]"]),
         "real": (real(data, out / "real-inputs", targets=("mmlu", "tydiqa", "bbh")), []),
         "trained": (
             real(
@@ -91,21 +100,26 @@ def recipes(data: Path, out: Path) -> dict[str, tuple[Path, list[str]]]:
     }
 
 
-def gradsieve(command: str, recipe: Path, out: Path, overrides: list[str]) -> tuple[Any, float]:
+def gradsieve(
+    clock: str, command: str, recipe: Path, out: Path, overrides: list[str]
+) -> tuple[Any, float]:
     """What a command prints as JSON, and the seconds it took."""
     changes = [part for item in overrides for part in ("--set", item)]
     arguments = [command, str(recipe), "--out", str(out), *changes, "--json"]
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "gradsieve", *arguments], stdout=subprocess.PIPE, check=True
-    )
+        [sys.executable, "-c", f"{CLOCKS[clock]}from gradsieve.__main__ import main; main()",
+         *arguments],
+        stdout=subprocess.PIPE,
+        check=True,
+    )  # fmt: skip
     return json.loads(done.stdout), time.monotonic() - start
 
 
-def compare(recipe: Path, overrides: list[str], out: Path) -> dict[str, Any]:
+def compare(recipe: Path, overrides: list[str], out: Path, clock: str) -> dict[str, Any]:
     """Plan, run, and put the two beside each other."""
-    planned, planning = gradsieve("plan", recipe, out, overrides)
-    _, running = gradsieve("run", recipe, out, overrides)
+    planned, planning = gradsieve(clock, "plan", recipe, out, overrides)
+    _, running = gradsieve(clock, "run", recipe, out, overrides)
     run = RunDir(out)
     stages = []
     for stage in planned["stages"]:
@@ -125,8 +139,8 @@ def compare(recipe: Path, overrides: list[str], out: Path) -> dict[str, Any]:
         "stages": stages,
         "predicted_seconds": round(planned["seconds"], 2),
         "seconds": round(sum(stage["seconds"] for stage in stages), 2),
-        "seconds_of_planning": round(planning, 1),
-        "seconds_of_the_command": round(running, 1),
+        "wall_seconds_of_planning": round(planning, 1),
+        "wall_seconds_of_the_run": round(running, 1),
     }
 
 
@@ -156,14 +170,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", help="one recipe; nothing is written")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     arguments = parser.parse_args()
     found, loads = {}, [os.getloadavg()[0]]
     for name, (recipe, overrides) in recipes(arguments.data, arguments.out).items():
         if arguments.only in (None, name):
-            found[name] = compare(recipe, overrides, arguments.out / name)
+            found[name] = compare(recipe, overrides, arguments.out / name, arguments.clock)
             loads.append(os.getloadavg()[0])
     result = {
-        "command": "python benchmarks/plan/run.py",
+        "command": f"python benchmarks/plan/run.py --clock {arguments.clock}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
         f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads",
         "load": f"{min(loads):.1f} to {max(loads):.1f}",

@@ -127,9 +127,10 @@ def plan(
     folder = Path(out) if out is not None else None
     context = Context(recipe, RunDir(folder or NOWHERE), progress or Progress())
     needed = stages_of(recipe)
-    check(context, needed, (rows, writable) if folder else (rows,))
-    found = states(context, needed)
-    return make_plan(context, found, out=folder, gpu=named, calibrate=calibrate)
+    with context.progress.running([], None):
+        check(context, needed, (rows, writable) if folder else (rows,))
+        found = states(context, needed)
+        return make_plan(context, found, out=folder, gpu=named, calibrate=calibrate)
 
 
 def stages_of(recipe: Recipe) -> list[str]:

@@ -11,7 +11,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,12 +137,15 @@ def make_plan(
     free = shutil.disk_usage(_existing(out)).free if out is not None else None
     _refuse_what_does_not_fit(costs, open_stages, out, free, gpu)
     calibration = Calibration(work) if calibrate and gpu is None else None
-    stages = tuple(
-        _stage(name, state, costs, calibration, gpu, reading if name == open_stages[0] else 0.0)
-        if state.kind != "done"
-        else _done(name, costs, context)
-        for name, state in states.items()
-    )
+    stages: list[StagePlan] = []
+    with context.progress.counting("planning", len(states), "stages") as report:
+        for name, state in states.items():
+            if state.kind == "done":
+                stages.append(_done(name, costs, context))
+            else:
+                before = reading if name == open_stages[0] else 0.0
+                stages.append(_stage(name, state, costs, calibration, gpu, before))
+            report(len(stages))
     left = [stage.seconds for stage in stages if stage.state != "done"]
     known = [seconds for seconds in left if seconds is not None]
     return Plan(
@@ -150,7 +153,7 @@ def make_plan(
         sources=tuple(_source(source.name, len(source.bad_rows), context)
                       for source in context.sources),
         targets=tuple(_target(target, context) for target in context.targets),
-        stages=stages,
+        stages=tuple(stages),
         seconds_reading=reading,
         seconds=sum(known) if len(known) == len(left) else None,
         disk_bytes=sum(costs.disk_bytes(name) for name in open_stages),
@@ -238,7 +241,7 @@ def _refuse_what_does_not_fit(
         raise problems[0] if len(problems) == 1 else Problems(problems)
 
 
-def _notes(costs: Costs, stages: tuple[StagePlan, ...], gpu: Gpu | None) -> list[str]:
+def _notes(costs: Costs, stages: Sequence[StagePlan], gpu: Gpu | None) -> list[str]:
     from gradsieve.planning.gpus import UTILISATION
 
     notes = []

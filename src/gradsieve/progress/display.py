@@ -94,7 +94,8 @@ class Display:
                 yield Text(f"  {stage}", style="dim")
         if not self._stages:
             yield from map(_bar, self._counts)
-        yield Text(f"  memory {_memory()}", style="dim")
+        waits = self._stages and not self._running and not any(self._stages.values())
+        yield Text(f"  memory {_memory()}{'; checking the inputs' * bool(waits)}", style="dim")
 
 
 def _bar(count: Count) -> Any:
