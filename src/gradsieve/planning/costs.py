@@ -155,6 +155,9 @@ class Costs:
             copies = sum(1 + training.copies for training in work.trainings)
             return copies * self.student.adapter * (self.student.bytes_a_value
                                                     if self.student.full else 4)  # fmt: skip
+        if stage == "evaluate":
+            questions = sum(len(test.questions) for test in work.context.test_sets.values())
+            return work.evaluated * (questions + len(work.target_rows)) * ROW_BYTES
         return 0
 
     @cached_property
