@@ -1,8 +1,11 @@
 """Fixtures that several test folders share."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's libraries: no test needs one
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

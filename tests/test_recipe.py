@@ -85,7 +85,7 @@ features: {dim: 3}
         ("features: {projection: {dim: 100}}", "multiple of 8"),
         ("features: {mode: exact, bits: 8}", "mode: exact does not use bits"),
         ("nonsense: 1", "known here: model, pool"),
-        ("warmup: 3", "expected a valid dictionary"),
+        ("warmup: 3", "expected a section of keys"),
     ],
 )
 def test_wrong_values_say_what_was_expected(tmp_path: Path, change: str, said: str) -> None:

@@ -42,6 +42,32 @@ def test_set_aside_keeps_everything(tmp_path: Path) -> None:
     assert run.set_aside("select") is None
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_beginning_is_taken_back(tmp_path: Path, moved: bool) -> None:
+    run = RunDir(tmp_path)
+    run.begin("select", {"a": 1})
+    run.finish("select", {"output": "x"})
+    run.recipe.write_text("a: 1\n")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    notes = run.notes("select")
+    kept = run.set_aside("select") if moved else None
+    run.begin("select", {"a": 2})
+    run.recipe.write_text("a: 2\n")
+    run.take_back("select", notes, kept)
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+    assert not (tmp_path / "old").exists()
+
+
+def test_a_folder_of_something_else_is_not_claimed(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("mine")
+    with pytest.raises(RunError, match="holds something else") as caught:
+        RunDir(tmp_path).claim()
+    assert caught.value.where == f"--out {tmp_path}: recipe.yaml"
+    assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
+    RunDir(tmp_path / "new").claim()
+    RunDir(tmp_path / "new").claim()  # its own mark is no hindrance
+
+
 def test_an_unreadable_meta_is_told(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.begin("select", {})

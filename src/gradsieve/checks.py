@@ -15,11 +15,10 @@ from functools import partial
 from pathlib import Path
 
 from gradsieve.context import Context
-from gradsieve.errors import DataError, GradsieveError, ModelError, Problems, RunError, UsageError
+from gradsieve.errors import DataError, GradsieveError, Problems, RunError, UsageError
 from gradsieve.extras import installed
 from gradsieve.methods import find_method
 from gradsieve.progress import Progress
-from gradsieve.recipe import Model
 from gradsieve.stages import evaluate, train, warmup
 
 
@@ -121,7 +120,6 @@ def _questions(context: Context, stages: Sequence[str]) -> Iterator[GradsieveErr
     yield from problems
     if problems or "evaluate" not in stages:
         return
-    yield from problem_of(partial(evaluate.check_tasks, context))
     if evaluate.asks_questions(context):
         yield from problem_of(partial(installed, "lm_eval", "evaluate"))
 
@@ -176,7 +174,7 @@ def _student(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError
 
 def _one_model(context: Context, adapts: bool) -> Iterator[GradsieveError]:
     """Kind, weights, tokenizer, template and adapter of a model."""
-    from gradsieve.model.load import check_vocabulary, load_config
+    from gradsieve.model.load import check_vocabulary, check_weights, load_config
     from gradsieve.model.skeleton import load_skeleton
     from gradsieve.model.support import check_support
 
@@ -185,7 +183,7 @@ def _one_model(context: Context, adapts: bool) -> Iterator[GradsieveError]:
     if problems:
         yield from problems
         return
-    yield from problem_of(partial(_weights_there, model))
+    yield from problem_of(partial(check_weights, model))
     template = list(problem_of(lambda: context.template))
     yield from template
     for folder in (context.recipe.warmup.checkpoints or ()) if adapts else ():
@@ -196,18 +194,6 @@ def _one_model(context: Context, adapts: bool) -> Iterator[GradsieveError]:
     if not template and not problems:
         tokenizer = context.template.tokenizer
         yield from problem_of(lambda: check_vocabulary(load_skeleton(model), tokenizer))
-
-
-def _weights_there(model: Model) -> None:
-    """A folder's weight files; those of a hub model can't be seen before they are fetched."""
-    folder = Path(model.name)
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")] if folder.is_dir() else [folder]
-    if not files:
-        raise ModelError(
-            "The model's folder holds no weights.",
-            f"model.name {model.name}: neither *.safetensors nor *.bin",
-            "Give a folder that save_pretrained wrote, or a hub name.",
-        )
 
 
 # --- the run folder -----------------------------------------------------------------------------

@@ -13,11 +13,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from safetensors import SafetensorError
+
 from gradsieve import processes
-from gradsieve.checks import check, rows, writable
+from gradsieve.checks import check, problem_of, rows, writable
 from gradsieve.context import Context
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
 from gradsieve.methods import find_method
@@ -87,18 +90,16 @@ def run(
         context.run.locked() if processes.is_first() else nullcontext(),
         progress.running(wanted, log),
         _noted(progress),
+        _telling_disk_errors(context.run),
     ):
         for name in needed:
             if STAGES.index(name) < STAGES.index(wanted[0]):
                 context.run.done(name)
-        check(context, wanted)
-        if processes.is_first():
-            write_text(context.run.path / "recipe.yaml", dump_recipe(recipe))
+        check(context, wanted, [_stage_checks])
         for name in wanted:
-            try:
-                _run_stage(name, FLOW[name], context)
-            except OSError as error:
-                raise _disk_error(error, context.run) from error
+            _run_stage(name, FLOW[name], context)
+        if processes.is_first():
+            write_text(context.run.recipe, dump_recipe(recipe))
     return context.run
 
 
@@ -128,7 +129,7 @@ def plan(
     context = Context(recipe, RunDir(folder or NOWHERE), progress or Progress())
     needed = stages_of(recipe)
     with context.progress.running([], None):
-        check(context, needed, (rows, writable) if folder else (rows,))
+        check(context, needed, [_stage_checks, rows, *([writable] if folder else [])])
         found = states(context, needed)
         return make_plan(context, found, out=folder, gpu=named, calibrate=calibrate)
 
@@ -156,6 +157,12 @@ def stages_of(recipe: Recipe) -> list[str]:
     ]
 
 
+def _stage_checks(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """What a stage's own `check` refuses."""
+    for name in stages:
+        yield from problem_of(partial(getattr(FLOW[name], "check", lambda _: None), context))
+
+
 def _check_processes(wanted: Sequence[str]) -> None:
     """Refuse stages that several processes can't share."""
     alone = [name for name in wanted if name not in TRAINING]
@@ -172,7 +179,7 @@ def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
     start = STAGES.index(first) if first else 0
     stop = STAGES.index(last) + 1 if last else len(STAGES)
     if start >= stop:
-        raise RunError(
+        raise UsageError(
             f"The stage to start from comes after the last one: {first}, {last}.",
             "--from, --until",
             f"The order is {', '.join(STAGES)}.",
@@ -209,7 +216,7 @@ def states(context: Context, names: Sequence[str]) -> dict[str, State]:
 def _state(name: str, stage: Stage, context: Context, inputs: dict[str, Any]) -> State:
     run = context.run
     meta, old = run.meta(name), run.started(name)
-    if meta is not None and meta["fingerprint"] == fingerprint(inputs):
+    if meta is not None and meta.get("fingerprint") == fingerprint(inputs):
         lost: list[str] = getattr(stage, "lost", lambda _: [])(run.stage(name))
         if not lost:
             return State("done")
@@ -231,11 +238,21 @@ def _run_stage(name: str, stage: Stage, context: Context) -> None:
     if processes.agreed(state.kind == "done"):
         progress.end(name, "done already")
         return
-    if first:
-        _make_room(name, state, context)
+    notes = run.notes(name)
+    kept = _make_room(name, state, context) if first else None
     progress.begin(name)
+    if first:
+        write_text(run.recipe, dump_recipe(context.recipe))
     start = time.monotonic()
-    facts = stage.run(context, run.begin(name, inputs) if first else run.stage(name))
+    folder = run.begin(name, inputs) if first else run.stage(name)
+    there = set(folder.rglob("*"))
+    try:
+        facts = stage.run(context, folder)
+    except GradsieveError:
+        # A mistake leaves what was there as it was.
+        if first and set(folder.rglob("*")) == there:
+            run.take_back(name, notes, kept)
+        raise
     seconds = time.monotonic() - start
     if not first:
         return
@@ -252,8 +269,12 @@ def _run_stage(name: str, stage: Stage, context: Context) -> None:
     progress.end(name, f"done in {clock(seconds)}")
 
 
-def _make_room(name: str, state: State, context: Context) -> None:
-    """Say why a stage is done again, and move what was made with other settings aside."""
+def _make_room(name: str, state: State, context: Context) -> Path | None:
+    """Say why a stage is done again, and move what was made with other settings aside.
+
+    Returns:
+        Where it was moved to.
+    """
     say = context.progress.say
     if state.kind == "going on":
         say(f"{name}: {state.why}" if state.why else f"{name}: going on where it was stopped")
@@ -262,6 +283,8 @@ def _make_room(name: str, state: State, context: Context) -> None:
     elif state.kind == "again":
         kept = context.run.set_aside(name)
         say(f"{name}: to be done again, because of {state.why} (the old one is in {kept})")
+        return kept
+    return None
 
 
 def _versions() -> dict[str, str]:
@@ -271,10 +294,24 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _disk_error(error: OSError, run: RunDir) -> GradsieveError:
-    kind = RunError if error.filename is None or str(run.path) in str(error.filename) else DataError
-    return kind(
-        f"A file cannot be read or written: {error.strerror or error}.",
-        str(error.filename or run.path),
-        "Make room or give access, then run the same command again: what is done is kept.",
-    )
+@contextmanager
+def _telling_disk_errors(run: RunDir) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        ours = error.filename is None or str(run.path) in str(error.filename)
+        raise (RunError if ours else DataError)(
+            f"A file cannot be read or written: {error.strerror or error}.",
+            str(error.filename or run.path),
+            MAKE_ROOM,
+        ) from error
+    except (RuntimeError, SafetensorError) as error:
+        if not any(words in str(error) for words in _UNWRITTEN):
+            raise
+        raise RunError("A file cannot be written to its end.", str(run.path), MAKE_ROOM) from error
+
+
+MAKE_ROOM = "Make room or give access, then run the same command again: what is done is kept."
+
+_UNWRITTEN = ("inline_container", "iostream error", "Error while serializing: I/O error")
+"""What torch.save and safetensors, which raise no OSError, say where a disk is full."""

@@ -24,10 +24,16 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 """A name that becomes part of a file's name."""
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Of training; NumPy's generator takes no larger one."""
+
+
 class Section(BaseModel):
     """A part of the recipe: frozen, and any key that it doesn't know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Model(Section):
@@ -128,7 +134,7 @@ class Warmup(Section):
     micro_batch_size: int | None = Field(
         None, ge=1, description="Examples a forward pass, a divisor of batch_size; null: all."
     )
-    seed: int = Field(0, ge=0, description="Chooses the rows, the adapter's start and the order.")
+    seed: Seed = Field(0, description="Chooses the rows, the adapter's start and the order.")
     lora: Lora = Field(default_factory=Lora, description="The adapter.")
     checkpoints: list[str] | None = Field(
         None,
@@ -309,9 +315,7 @@ class Train(Section):
     model: str | None = Field(
         None, description="Another model than the one that selected (LESS-T); null: the same."
     )
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(
-        [0], min_length=1, description="One adapter is trained for each."
-    )
+    seeds: list[Seed] = Field([0], min_length=1, description="One adapter is trained for each.")
     epochs: int | None = Field(None, ge=1, description="null: the warm-up's.")
     learning_rate: float | None = Field(None, gt=0, description="Peak; null: the warm-up's.")
     full_parameters: bool = Field(
@@ -462,19 +466,26 @@ def _parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[str, 
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         tree = yaml.safe_load(text)
+        keys = list(_key_lines(root, ()))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        said = getattr(error, "problem", None) or "it cannot be parsed"
+        said = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be parsed")
         raise RecipeError([f"not YAML: {said}"], where + line, "Mend the YAML.") from None
+    except (ValueError, RecursionError) as error:  # a 13th month; an anchor within itself
+        deep = isinstance(error, RecursionError)
+        said = "nested too deeply, or an anchor that holds itself" if deep else error
+        raise RecipeError([f"a value cannot be read: {said}"], where, "Mend the YAML.") from None
     if not isinstance(tree, dict):
-        raise RecipeError(["expected a mapping of sections at the top"], where)
+        found = "nothing" if tree is None else type(tree).__name__
+        raise RecipeError([f"expected a mapping of sections at the top, found {found}"], where)
     lines: dict[tuple[str, ...], int] = {}
-    twice = [
-        f"{'.'.join(key)} (line {line}): written twice, first on line {lines[key]}"
-        for key, line in _key_lines(root, ())
-        if lines.setdefault(key, line) != line
-    ]
+    twice: list[str] = []
+    for key, number in keys:
+        if key in lines:
+            name = ".".join(key)
+            twice.append(f"{name} (line {number}): written twice, first on line {lines[key]}")
+        lines.setdefault(key, number)
     if twice:
         raise RecipeError(twice, where)
     return tree, lines
@@ -558,9 +569,23 @@ def _explain(error: dict[str, Any], path: tuple[str, ...]) -> str:
         return "missing; this key must be set"
     if kind == "value_error":
         return str(error["ctx"]["error"])
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind]}; got {given!r}"
     said = error["msg"][0].lower() + error["msg"][1:]
     said = said.removeprefix("input should be ").replace("'", "")
     return f"expected {said}; got {given!r}"
+
+
+_EXPECTED = {
+    "model_type": "a section of keys",
+    "too_short": "a list of at least one",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "string_pattern_mismatch": "letters, digits, `.`, `_` or `-`, not starting with a mark",
+}
+"""Of pydantic's messages, those that say it in a programmer's words."""
 
 
 def _unknown_key(path: tuple[str, ...]) -> str:

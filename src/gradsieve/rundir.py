@@ -16,7 +16,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,9 @@ from gradsieve.errors import RunError
 SCHEMA = 1
 STAGES = ("warmup", "features", "score", "select", "train", "evaluate")
 """The stages' names in order: file, command, recipe section and run folder."""
+
+LOCK = ".lock"
+"""Held while a process works in a run's folder; that it is there marks the folder as a run's."""
 
 TOGETHER = "together"
 """Stands where a target's name stands, for the one selection for all targets."""
@@ -55,6 +58,11 @@ class RunDir:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe of the last command that found work to do, every default filled in."""
+        return self.path / "recipe.yaml"
 
     def stage(self, name: str) -> Path:
         """The folder of a stage, e.g. `RUN/01-warmup`."""
@@ -104,23 +112,65 @@ class RunDir:
         folder.rename(kept)
         return kept
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for one process.
+    def notes(self, name: str) -> dict[Path, bytes]:
+        """The bytes of what says how far a stage is, and of the recipe, for `take_back`."""
+        files = [self.stage(name) / "inputs.json", self.stage(name) / "meta.json", self.recipe]
+        return {file: file.read_bytes() for file in files if file.is_file()}
+
+    def take_back(self, name: str, notes: Mapping[Path, bytes], kept: Path | None) -> None:
+        """Undo `begin` of a stage that has made nothing since.
+
+        Args:
+            name: The stage.
+            notes: Its `notes` before.
+            kept: Where `set_aside` had moved it.
+        """
+        folder = self.stage(name)
+        (folder / "inputs.json").unlink()
+        with suppress(OSError):  # files that it had before
+            folder.rmdir()
+        if kept is not None:
+            kept.rename(folder)
+            with suppress(OSError):  # other stages' folders
+                kept.parent.rmdir()
+        for file, content in notes.items():
+            with atomic(file) as temporary:
+                temporary.write_bytes(content)
+
+    def claim(self) -> None:
+        """Make the folder, or see that it is a run's or empty, and mark it as a run's.
 
         Raises:
-            RunError: If another process holds it, or it can't be written.
+            RunError: If it holds something else, or can't be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
+            there = sorted(item.name for item in self.path.iterdir())
+            ours = {LOCK, *(self.stage(name).name for name in STAGES)}
+            if there and ours.isdisjoint(there):
+                raise RunError(
+                    "The run folder holds something else.",
+                    f"--out {self.path}: {', '.join(there[:3])}"
+                    + (f" and {len(there) - 3} more" if there[3:] else ""),
+                    "Give --out a new folder, an empty one, or one that gradsieve has made.",
+                )
+            (self.path / LOCK).touch()
         except OSError as error:
             raise RunError(
                 f"The run folder cannot be written: {error.strerror}.",
                 str(self.path),
                 "Give --out a folder that you may write to, on a disk with space left.",
             ) from None
-        with lock:
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one process.
+
+        Raises:
+            RunError: If another process holds it, or as `claim`.
+        """
+        self.claim()
+        with (self.path / LOCK).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -199,16 +249,17 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
+        said = error.strerror if isinstance(error, OSError) else f"it is not JSON ({error})"
         raise RunError(
-            f"A file of the run cannot be read: {error}.",
+            f"A file of the run cannot be read: {said}.",
             str(path),
-            "Delete its folder to have that stage made again.",
+            f"Delete {path.parent} to have that stage made again.",
         ) from None
     if not isinstance(value, dict) or (path.name == "meta.json" and value.get("schema") != SCHEMA):
         raise RunError(
             f"This was not written by this version of gradsieve (schema {SCHEMA}).",
             str(path),
-            "Give another --out, or delete the folder to have that stage made again.",
+            f"Give another --out, or delete {path.parent} to have that stage made again.",
         )
     return value
 

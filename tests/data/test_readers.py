@@ -141,7 +141,7 @@ def test_byte_order_mark_is_no_error(tmp_path: Path) -> None:
         ("array.jsonl", b'[{"prompt": "a", "completion": "b"}]', "found a JSON array"),
         ("array.jsonl", b"[\n{}\n]", "found a JSON array"),
         ("lines.json", b'{"a": 1}\n{"a": 2}\n', "not JSON"),
-        ("object.json", b'{"rows": []}', "found dict"),
+        ("object.json", b'{"rows": []}', "found an object"),
         ("empty.json", b"[]", "no usable row"),
         ("binary.jsonl", bytes(range(256)) * 4, "cannot be read"),
         ("binary.json", b"\xff\xfe", "not JSON"),

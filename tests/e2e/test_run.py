@@ -10,7 +10,7 @@ import pytest
 
 import gradsieve
 import world
-from gradsieve.errors import DataError, ModelError, RunError, StoreError
+from gradsieve.errors import DataError, ModelError, RunError, StoreError, UsageError
 from gradsieve.progress import Progress
 from gradsieve.recipe import Score, load_recipe
 from gradsieve.rundir import RunDir
@@ -384,7 +384,7 @@ def test_the_log_tells_command_versions_and_how_it_ended(
 def test_stages_that_are_missing_or_out_of_order(inputs: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="warmup is not finished"):
         gradsieve.run(world.recipe(inputs), tmp_path, first="features")
-    with pytest.raises(RunError, match="comes after"):
+    with pytest.raises(UsageError, match="comes after"):
         gradsieve.run(world.recipe(inputs), tmp_path, first="select", last="score")
 
 

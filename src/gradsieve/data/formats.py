@@ -35,7 +35,7 @@ def messages_of(row: Any) -> tuple[Message, ...]:
         BadRow: Saying what was expected and what was found.
     """
     if not isinstance(row, Mapping):
-        raise BadRow(f"expected an object, found {_kind(row)}")
+        raise BadRow(f"expected an object, found {kind_of(row)}")
     for keys, read in _FORMATS:
         if all(row.get(key) is not None for key in keys):
             return _checked(read(row))
@@ -67,7 +67,7 @@ def _from_alpaca(row: Mapping[str, Any]) -> list[Message]:
     instruction, given, output = (row.get(key) for key in ("instruction", "input", "output"))
     for key, value in (("instruction", instruction), ("output", output)):
         if not isinstance(value, str):
-            raise BadRow(f"expected text in {key}, found {_kind(value)}")
+            raise BadRow(f"expected text in {key}, found {kind_of(value)}")
     user = f"{instruction}\n\n{given}" if given else instruction
     return [_message("user", str(user)), _message("assistant", str(output))]
 
@@ -82,7 +82,7 @@ _FORMATS: tuple[tuple[tuple[str, ...], Callable[[Mapping[str, Any]], list[Messag
 
 def _turns(value: Any, key: str) -> list[Any]:
     if not isinstance(value, list | tuple) and not hasattr(value, "tolist"):
-        raise BadRow(f"expected a list of turns in {key}, found {_kind(value)}")
+        raise BadRow(f"expected a list of turns in {key}, found {kind_of(value)}")
     if len(value) == 0:
         raise BadRow(f"{key} is empty")
     return list(value)
@@ -90,17 +90,24 @@ def _turns(value: Any, key: str) -> list[Any]:
 
 def _turn(turn: Any, role_key: str, text_key: str, roles: Mapping[str, str]) -> Message:
     if not isinstance(turn, Mapping) or role_key not in turn or text_key not in turn:
-        found = f"keys {', '.join(turn)}" if isinstance(turn, Mapping) else _kind(turn)
+        found = f"keys {', '.join(turn)}" if isinstance(turn, Mapping) else kind_of(turn)
         raise BadRow(f"expected a turn with {role_key} and {text_key}, found {found}")
     role = turn[role_key]
-    if role not in roles:
+    if not isinstance(role, str) or role not in roles:
         raise BadRow(f"unknown role {role!r}; known: {', '.join(roles)}")
     return _message(roles[role], turn[text_key])
 
 
 def _message(role: str, content: Any) -> Message:
     if not isinstance(content, str):
-        raise BadRow(f"expected text in the {role}'s turn, found {_kind(content)}")
+        raise BadRow(f"expected text in the {role}'s turn, found {kind_of(content)}")
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        half = f"{content[error.start]!a} at character {error.start + 1}"
+        raise BadRow(
+            f"the {role}'s turn is no Unicode text: half of a surrogate pair, {half}"
+        ) from None
     return {"role": role, "content": content}
 
 
@@ -113,7 +120,17 @@ def _checked(messages: list[Message]) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _kind(value: Any) -> str:
+def is_unicode(text: str) -> bool:
+    """False if half of a surrogate pair is in it, which no file but JSON can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, as people say it."""
     names = {"NoneType": "null", "str": "text", "dict": "an object", "list": "a list"}
     name = type(value).__name__
     return names.get(name, name)

@@ -13,6 +13,7 @@ import difflib
 import gzip
 import hashlib
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradsieve.data.examples import Example
-from gradsieve.data.formats import BadRow, messages_of
+from gradsieve.data.formats import BadRow, is_unicode, kind_of, messages_of
 from gradsieve.errors import DataError
 
 TOLD_AT_ONCE = 10
@@ -92,8 +93,9 @@ def read_source(
     if bad and on_bad_row == "fail":
         raise _bad_rows_error(path, bad, len(examples))
     if not examples:
+        found = f"all of its {len(bad)} rows are bad" if bad else "it has no rows"
         todo = "Give a file with at least one good row."
-        raise DataError("There is no usable row.", f"{path}: {len(bad)} bad rows", todo)
+        raise DataError("There is no usable row.", f"{path}: {found}", todo)
     return Source(name, tuple(examples), tuple(bad), _fingerprint(examples))
 
 
@@ -106,7 +108,8 @@ class _Ids:
 
     def of(self, row: Mapping[str, Any], where: str) -> str:
         given = row.get("id")
-        if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
+        usable = isinstance(given, int) or (isinstance(given, str) and is_unicode(given))
+        if not usable or isinstance(given, bool) or given == "":
             return self._make(row)
         first = self._given.setdefault(str(given), where)
         if first != where:
@@ -168,18 +171,43 @@ def _rows(path: str, split: str, revision: str | None) -> Rows:
 
 def _jsonl_rows(file: Path) -> Rows:
     """One JSON object a line; lines end at a line feed alone (U+2028 is text)."""
-    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-                if line.strip() in (b"[", b"[]") or line.lstrip().startswith(b"[{"):
-                    raise DataError(
-                        "Expected one JSON object a line, found a JSON array.",
-                        f"{file}:1",
-                        "Rename the file to .json, or write one row a line.",
-                    )
-            if line.strip():
-                yield f"{file}:{number}", _parsed(line)
+    for number, line in enumerate(_lines(file), start=1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+            _refuse_spread_json(line, f"{file}:1")
+        if line.strip():
+            yield f"{file}:{number}", _parsed(line)
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    if file.suffix.lower() != ".gz":
+        with file.open("rb") as lines:
+            yield from lines
+        return
+    try:
+        with gzip.open(file) as lines:
+            yield from lines
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"The file cannot be unpacked: {str(error).rstrip('.')}.",
+            str(file),
+            "Give a whole gzip file, or take .gz off its name if it is not packed.",
+        ) from None
+
+
+def _refuse_spread_json(first_line: bytes, where: str) -> None:
+    start = first_line.strip()
+    array = start in (b"[", b"[]") or start.startswith(b"[{")
+    if array or start == b"{":
+        raise DataError(
+            "Expected one JSON object a line, found a JSON array."
+            if array
+            else "Expected one JSON object a line, found one over several lines.",
+            where,
+            "Rename the file to .json, or write one row a line."
+            if array
+            else "Write each row on a line of its own (jq -c . does), or a JSON array as .json.",
+        )
 
 
 def _parsed(line: bytes) -> Any:
@@ -191,18 +219,21 @@ def _parsed(line: bytes) -> Any:
         return BadRow(f"not JSON: {error.msg} at column {error.colno}")
     except RecursionError:
         return BadRow("not JSON that can be read: nested too deeply")
+    except ValueError:
+        return BadRow("not JSON that can be read: a number of thousands of digits")
 
 
 def _json_rows(file: Path) -> Rows:
     try:
         rows = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        said = "nested too deeply" if isinstance(error, RecursionError) else error
         todo = "Mend it, or rename it to .jsonl if it has one row a line."
-        raise DataError(f"The file is not JSON: {error}.", f"{file}{line}", todo) from None
+        raise DataError(f"The file is not JSON: {said}.", f"{file}{line}", todo) from None
     if not isinstance(rows, list):
         raise DataError(
-            f"Expected an array of rows, found {type(rows).__name__}.",
+            f"Expected an array of rows, found {kind_of(rows)}.",
             str(file),
             "Write the rows as a JSON array, or one a line in a .jsonl file.",
         )
@@ -223,7 +254,7 @@ def _parquet_rows(file: Path) -> Rows:
                     yield f"{file} row {number}", row
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"The file is not Parquet: {str(error).splitlines()[0]}.",
+            f"The file is not Parquet: {str(error).splitlines()[0].rstrip('.')}.",
             str(file),
             "Give a whole Parquet file, or rename it to what it is.",
         ) from None
@@ -256,10 +287,11 @@ def _hub_rows(name: str, split: str, revision: str | None) -> Rows:
 
     try:
         loaded = datasets.load_dataset(name, split=split, revision=revision)
-    except (OSError, ValueError, RuntimeError) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        # What a file's reader says is the cause of "An error occurred".
+        said = str(error.__cause__ or error).strip() or type(error).__name__
         raise DataError(
-            f"The data set cannot be loaded: {said}",
+            f"The data set cannot be loaded: {said.splitlines()[0].rstrip('.')}.",
             f"{name}, split {split}",
             "Give a file that exists, a folder with data files, or a name on the hub.",
         ) from None

@@ -37,6 +37,12 @@ FIXED_DATE = "26 Jul 2024"
 """Given as `date_string`: Llama 3's template writes today's date otherwise, and its own default is
 this one. Tokens must not change from day to day."""
 
+_REFUSALS = (
+    *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
+    *(ArithmeticError, RecursionError),
+)
+"""What a template, a program of somebody else's, may raise for an example."""
+
 TEXTS_AT_ONCE = 1000
 """Texts a call of the tokenizer; bounds memory."""
 
@@ -156,7 +162,7 @@ class ChatTemplate:
             if self._marks_generation:
                 return self._render_marked(example.messages)
             return self._render_by_prefix(example.messages)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except _REFUSALS as error:
             raise DataError(
                 f"The chat template refuses an example: {error}",
                 f"{example.source}, {example.id}: {[turn['role'] for turn in example.messages]}",
@@ -259,24 +265,33 @@ def _template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
                 f"model.chat_template: tokenizer, {tokenizer.name_or_path}",
                 "Set model.chat_template to tulu (the paper's format) or to a Jinja file.",
             )
+        _check_syntax(str(own), f"the chat template of {tokenizer.name_or_path}")
         return str(own)
     file = TULU if template == "tulu" else Path(template)
     try:
         text = file.read_text(encoding="utf-8")
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_generation(text))
     except (OSError, UnicodeDecodeError) as error:
         todo = "Give tokenizer, tulu, or the path of a Jinja file."
+        said = getattr(error, "strerror", "it is not UTF-8 text")
         raise ModelError(
-            f"The chat template cannot be read: {getattr(error, 'strerror', error)}.",
+            f"The chat template cannot be read: {said}.",
             f"model.chat_template: {template}",
             todo,
         ) from None
-    except jinja2.TemplateSyntaxError as error:
-        where = f"{template}:{error.lineno}"
-        raise ModelError(
-            f"The chat template is not Jinja: {error.message}.", where, "Mend the template."
-        ) from None
+    _check_syntax(text, template)
     return text
+
+
+def _check_syntax(text: str, where: str) -> None:
+    """Refuse what is not Jinja, before the first example is written."""
+    try:
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_generation(text))
+    except jinja2.TemplateSyntaxError as error:
+        raise ModelError(
+            f"The chat template is not Jinja: {(error.message or '').rstrip('.')}.",
+            f"{where}:{error.lineno}",
+            "Mend the template, or set model.chat_template to tulu or another file.",
+        ) from None
 
 
 def _without_generation(text: str) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from gradsieve.progress import Progress
 from gradsieve.recipe import check_recipe, dump_recipe, load_recipe
-from gradsieve.rundir import write_json, write_text
+from gradsieve.rundir import RunDir, write_json, write_text
 
 if TYPE_CHECKING:
     from gradsieve.demo.skills import Row
@@ -91,6 +91,7 @@ def main(out: Path, progress: Progress) -> Result:
     from gradsieve import pipeline
     from gradsieve.compare import compare
 
+    RunDir(out).claim()
     recipe = prepare(out / "inputs", progress)
     run = pipeline.run(load_recipe(recipe), out, progress=progress)
     folder = run.stage("select") / TARGET / "less"

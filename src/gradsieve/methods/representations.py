@@ -18,6 +18,7 @@ import numpy as np
 
 from gradsieve.data.batches import collate, length_sorted_batches
 from gradsieve.data.examples import Row
+from gradsieve.errors import ModelError
 from gradsieve.extras import needed
 from gradsieve.methods.problem import (
     Problem,
@@ -133,7 +134,15 @@ def _embeddings(problem: Problem) -> Encoder:
     from gradsieve.model.load import device
 
     library = needed("sentence_transformers", "baselines")
-    model = library.SentenceTransformer(problem.recipe.score.embedding, device=str(device()))
+    name = problem.recipe.score.embedding
+    try:
+        model = library.SentenceTransformer(name, device=str(device()))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "The embedding model cannot be loaded.",
+            f"score.embedding {name}: {str(error).splitlines()[0]}",
+            "Give a folder, or a hub name that this machine can reach or has in its cache.",
+        ) from None
 
     def encode(rows: Sequence[Row]) -> NDArray[np.float32]:
         texts = [whole_text(row.example) for row in rows]

@@ -87,12 +87,10 @@ def load_moments(folder: Path, model: PeftModel) -> Moments:
     file = optimizer_file(folder)
     try:
         states, step = _READERS[file.name](file, model)
+    except UnpicklingError:
+        raise _unreadable(file, "it is no pickle, or one that would run code") from None
     except _UNREADABLE as error:
-        raise ModelError(
-            "The optimizer state cannot be read.",
-            f"{file}: {type(error).__name__}: {str(error)[:200]}",
-            "Give an optimizer.pt or optimizer.bin that transformers' Trainer wrote.",
-        ) from None
+        raise _unreadable(file, f"{type(error).__name__}: {str(error)[:200]}") from None
     moments: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     for name, weight in weights.items():
         state = states.get(saved_name(name), {})
@@ -117,29 +115,49 @@ def optimizer_file(folder: Path) -> Path:
     return file
 
 
+def _unreadable(file: Path, said: str) -> ModelError:
+    todo = "Give an optimizer.pt or optimizer.bin that transformers' Trainer wrote."
+    if file.suffix in (".safetensors", ".json"):
+        todo = "Copy the checkpoint again."
+    return ModelError("The optimizer state cannot be read.", f"{file}: {said}", todo)
+
+
 def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:
     """The mean learning rate before each checkpoint since the one before it; None if unknown.
 
     Ours keep it beside the moments; of a Trainer's run it is taken from `trainer_state.json`.
+
+    Raises:
+        ModelError: If such a file is damaged.
     """
     rates: list[float] = []
     last_step = 0
     for folder in folders:
-        if (folder / "adam.safetensors").is_file():
-            with safe_open(folder / "adam.safetensors", "pt") as file:
-                rates.append(float(json.loads(file.metadata()[METADATA])["learning_rate"]))
-            continue
-        state_file = folder / "trainer_state.json"
-        if not state_file.is_file():
+        ours, theirs = folder / "adam.safetensors", folder / "trainer_state.json"
+        file = ours if ours.is_file() else theirs
+        if not file.is_file():
             return None
-        state = json.loads(state_file.read_text(encoding="utf-8"))
-        logs = [log for log in state["log_history"] if "learning_rate" in log]
-        since = [log["learning_rate"] for log in logs if log["step"] > last_step]
-        if not since:
+        try:
+            rate, last_step = (_our_rate(ours), 0) if file == ours else _mean_rate(file, last_step)
+        except _UNREADABLE as error:
+            raise _unreadable(file, f"{type(error).__name__}: {str(error)[:200]}") from None
+        if rate is None:
             return None
-        rates.append(sum(since) / len(since))
-        last_step = state["global_step"]
+        rates.append(rate)
     return rates
+
+
+def _our_rate(file: Path) -> float:
+    with safe_open(file, "pt") as opened:
+        return float(json.loads(opened.metadata()[METADATA])["learning_rate"])
+
+
+def _mean_rate(file: Path, last_step: int) -> tuple[float | None, int]:
+    """The mean rate that a Trainer logged since a step, and the step it has come to."""
+    state = json.loads(file.read_text(encoding="utf-8"))
+    logs = [log for log in state["log_history"] if "learning_rate" in log]
+    since = [log["learning_rate"] for log in logs if log["step"] > last_step]
+    return (sum(since) / len(since) if since else None), state["global_step"]
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
@@ -207,11 +225,12 @@ def _without_wrappers(name: str) -> str:
     return ".".join(part for part in parts if part not in ("_fsdp_wrapped_module", "_orig_mod"))
 
 
-# What torch.load and safetensors raise for files that are damaged or would run code.
+# What torch.load, safetensors and reading what they give raise for files that are damaged.
 _UNREADABLE = (
     SafetensorError,
-    UnpicklingError,
+    AttributeError,
     KeyError,
+    TypeError,
     RuntimeError,
     ValueError,
     EOFError,

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251 - only to catch it
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,10 +26,14 @@ from transformers import (
     set_seed,
 )
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
 
 from gradsieve import processes, recipe
 from gradsieve.errors import ModelError
 from gradsieve.rundir import file_fingerprint, fingerprint
+
+LFS = b"version https://git-lfs"
+"""How a file starts that git-lfs has not fetched."""
 
 SAMPLE_BYTES = 1 << 20
 """Of a large weight file only the size and this much at both ends are fingerprinted."""
@@ -75,11 +82,78 @@ def load_model(model: recipe.Model) -> PreTrainedModel:
     """The model with frozen weights, on the machine's device.
 
     Raises:
-        ModelError: If it can't be loaded as a causal language model.
+        ModelError: If it can't be loaded as a causal language model, or lacks weights.
     """
-    loaded = _load(AutoModelForCausalLM, model, "model", dtype=getattr(torch, model.dtype))
+    check_weights(model)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of missing weights is a table; ours is an error
+    try:
+        loaded, found = _load(
+            AutoModelForCausalLM,
+            model,
+            "model",
+            dtype=getattr(torch, model.dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    _refuse_random_weights(model, found)
     loaded.requires_grad_(False)
     return loaded.to(device())
+
+
+def check_weights(model: recipe.Model) -> None:
+    """Refuse a folder whose weights are not there, or not whole; headers alone are read.
+
+    Raises:
+        ModelError: Naming the file.
+    """
+    folder = Path(model.name)
+    if not folder.is_dir():
+        return
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("*.bin")):
+        raise ModelError(
+            "The model's folder holds no weights.",
+            f"model.name {model.name}: neither *.safetensors nor *.bin",
+            "Give a folder that save_pretrained wrote, or a hub name.",
+        )
+    for file in files:
+        _check_header(file)
+
+
+def _check_header(file: Path) -> None:
+    with file.open("rb") as opened:
+        is_pointer = opened.read(len(LFS)) == LFS
+    if is_pointer:
+        raise ModelError(
+            "A weight file is a pointer of git-lfs, not the weights.",
+            str(file),
+            "Run `git lfs pull` in the model's folder.",
+        )
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except SafetensorError as error:
+        raise ModelError(
+            "A weight file is damaged.",
+            f"{file}, {file.stat().st_size} bytes: {first_line(error)}",
+            "Copy or download it again.",
+        ) from None
+
+
+def _refuse_random_weights(model: recipe.Model, found: dict[str, Any]) -> None:
+    """Transformers fills weights that a file lacks, or has in another shape, at random."""
+    others = sorted(found["mismatched_keys"])
+    lacking = sorted(found["missing_keys"])
+    lacking += [f"{name}: {list(given)} not {list(wanted)}" for name, given, wanted in others]
+    if lacking:
+        raise ModelError(
+            "The weights are not of this model: some are missing or of another shape.",
+            f"model.name {model.name}: {len(lacking)} weights, e.g. {lacking[0]}",
+            "Give a causal language model whose config.json and weights belong together.",
+        )
 
 
 def add_adapter(model: PreTrainedModel, lora: recipe.Lora, seed: int) -> PeftModel:
@@ -121,9 +195,21 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             str(folder),
             "Give a folder with adapter_config.json and adapter_model.safetensors.",
         )
+    if not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
+        raise ModelError(
+            "The adapter's weights are not there.",
+            f"{folder}: adapter_config.json, but no adapter_model.safetensors",
+            "Give a folder with both.",
+        )
     try:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except SafetensorError as error:
+        raise ModelError(
+            "The adapter's weights are damaged.",
+            f"{folder}: {first_line(error)}",
+            "Copy adapter_model.safetensors again.",
+        ) from None
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelError(
             "The adapter does not fit the model.",
             f"{folder}: {first_line(error)}",
@@ -181,6 +267,7 @@ def _quick_fingerprint(file: Path) -> list[Any]:
 
 
 def _load(kind: Any, model: recipe.Model, noun: str, **options: Any) -> Any:
+    _refuse_missing_folder(model.name)
     try:
         return kind.from_pretrained(
             model.name,
@@ -188,15 +275,51 @@ def _load(kind: Any, model: recipe.Model, noun: str, **options: Any) -> Any:
             trust_remote_code=model.trust_remote_code,
             **options,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except UnpicklingError:
+        raise ModelError(
+            "The weights are a pickle that would run code; nothing here does that.",
+            f"model.name {model.name}",
+            "Give the model as safetensors.",
+        ) from None
+    except _UNLOADABLE as error:
         raise ModelError(
             f"The {noun} cannot be loaded.",
             f"model.name {model.name}: {first_line(error)}",
-            "Give a folder with a causal language model in the hub's layout, or its hub name; for "
-            "a gated one log in with `hf auth login`.",
+            "Read its code, then set model.trust_remote_code: true to run it; or give another one."
+            if "trust_remote_code" in str(error)
+            else GIVE_A_MODEL,
         ) from None
 
 
+_UNLOADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError),
+    *(SafetensorError, StrictDataclassError),
+)
+"""What transformers raises for folders that are no model: each file has a reader of its own."""
+
+GIVE_A_MODEL = (
+    "Give a folder with a causal language model in the hub's layout, or its hub name; for a gated "
+    "one log in with `hf auth login`."
+)
+
+
+def _refuse_missing_folder(name: str) -> None:
+    """A name that can't be one of the hub is a folder that isn't there."""
+    path = Path(name)
+    is_path = path.is_absolute() or name.startswith(".") or name.count("/") > 1 or path.is_file()
+    if path.is_dir() or not is_path:
+        return
+    raise ModelError(
+        "The model's folder is not there.",
+        f"model.name {name}: {'a file' if path.is_file() else 'no such folder'}",
+        GIVE_A_MODEL,
+    )
+
+
 def first_line(error: Exception) -> str:
-    """What an error of a library says first; the rest is often a module's printout."""
-    return str(error).strip().split("\n")[0][:300]
+    """What a library's error says first, with the line below it where that is but a heading."""
+    first, *others = str(error).strip().split("\n")
+    said = f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+    # "We couldn't connect" hides that the name may be meant as a folder.
+    hint = " There is no such folder here." if "couldn't connect" in said else ""
+    return (said or type(error).__name__)[:300] + hint

@@ -50,7 +50,6 @@ def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Evaluate every model on its target; results that are there are kept."""
-    check_tasks(context)
     rows: list[dict[str, Any]] = []
     wanted = _wanted(context)
     with context.progress.counting("evaluation", len(wanted), "models") as report:
@@ -97,8 +96,8 @@ def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     return Path(meta["checkpoints"][-1]), meta["fingerprints"][-1]
 
 
-def check_tasks(context: Context) -> None:
-    """Refuse tasks that there are no questions for.
+def check(context: Context) -> None:
+    """Refuse tasks that there are no held-out questions for.
 
     Raises:
         DataError: Naming the first.

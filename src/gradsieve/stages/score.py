@@ -38,6 +38,16 @@ def inputs(context: Context) -> dict[str, Any]:
     }
 
 
+def check(context: Context) -> None:
+    """Refuse targets of which no example is short enough.
+
+    Raises:
+        DataError: As `Context.target_rows`.
+    """
+    for target in context.targets:
+        context.target_rows(target)
+
+
 def uses_gradients(context: Context) -> bool:
     """Whether any method needs the features stage."""
     names = context.recipe.score.methods
@@ -61,12 +71,12 @@ def _features(context: Context) -> dict[str, Any]:
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Score the pool by every method; tables that are there are kept."""
-    _write_rows(context, folder / "rows.parquet")
     names = context.recipe.score.methods
     for name in names:
         files = {target.name: table(folder, target.name, name) for target in context.targets}
         if not all(file.is_file() for file in files.values()):
             _score(context, name, files, folder / COSTS)
+    _write_rows(context, folder / "rows.parquet")
     tables = {
         f"{target.name}/{name}": table(folder, target.name, name)
         for target in context.targets

@@ -54,6 +54,26 @@ def inputs(context: Context) -> dict[str, Any]:
     }
 
 
+def check(context: Context) -> None:
+    """Refuse to select more rows than there are, and test questions that can't be read.
+
+    Raises:
+        DataError: Naming both numbers, or as `load_test_set`.
+    """
+    _ = context.whole_test_sets
+    _refuse_too_many(context, sum(len(source.examples) for source in context.sources))
+
+
+def _refuse_too_many(context: Context, rows: int) -> None:
+    count = context.recipe.select.count
+    if count is not None and count > rows and set(context.recipe.score.methods) != {"full"}:
+        raise DataError(
+            "There are fewer rows than are to be selected.",
+            f"select.count {count}, rows {rows}",
+            "Lower select.count.",
+        )
+
+
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Select for every target, or for all together, by every method."""
     rows = {
@@ -63,10 +83,6 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
     }
     tokens, unscored = _tokens_and_unscored(context)
     leaks = _leaks(context)
-    write_text(
-        folder / "leaks.jsonl",
-        _lines({"source": key[0], "id": key[1], **asdict(leak)} for key, leak in leaks.items()),
-    )
     _tell(context, leaks)
     facts: dict[str, dict[str, Any]] = {}
     prints: dict[str, str] = {}
@@ -86,6 +102,10 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
             "sources": dict(Counter(row.key[0] for row in chosen).most_common()),
             "passed_over": len(passed),
         }
+    write_text(
+        folder / "leaks.jsonl",
+        _lines({"source": key[0], "id": key[1], **asdict(leak)} for key, leak in leaks.items()),
+    )
     return {
         "targets": facts,
         "dropped": len(unscored),
@@ -177,12 +197,8 @@ def _chosen(
     settings = context.recipe.select
     if method == "full":  # whatever the recipe says; but what leaks stays out
         settings = Select(fraction=1.0, drop_leaks=settings.drop_leaks)
-    if settings.count is not None and settings.count > len(order):
-        raise DataError(
-            "There are fewer rows than are to be selected.",
-            f"select.count {settings.count}, scored rows {len(order)}",
-            "Lower select.count.",
-        )
+    if method != "full":
+        _refuse_too_many(context, len(order))
     checks: list[Check] = []
     if settings.drop_leaks:
         checks.append(lambda key: _leak_reason(leaks.get(key)))

@@ -8,13 +8,14 @@ whose examples read as the paper's released code formats them. Each benchmark is
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.rundir import fingerprint
 from gradsieve.tasks import bbh, custom, mmlu, tydiqa
-from gradsieve.tasks.layout import did_you_mean
+from gradsieve.tasks.layout import did_you_mean, missing
 from gradsieve.tasks.questions import Question, QuestionSet
 
 
@@ -142,5 +143,9 @@ def load_test_set(
         DataError: If they can't be read.
     """
     if task in BENCHMARKS:
-        return BENCHMARKS[task].test_set(name, test or path)
+        found = BENCHMARKS[task].test_set(name, test or path)
+        if test and found is None:
+            what = "There are no test questions here."
+            raise missing(what, name, Path(test), f"the folder that holds {task}'s questions")
+        return found
     return custom.test_set(name, test, subtask_field) if test else None

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from gradsieve.data.examples import Example
+from gradsieve.data.formats import is_unicode
 from gradsieve.data.readers import read_source
 from gradsieve.errors import DataError
 from gradsieve.tasks.questions import Question, QuestionSet
@@ -62,7 +63,9 @@ def _refuse_missing(examples: list[Example], field: str, path: str) -> None:
     bare = [
         (number, example)
         for number, example in enumerate(examples, start=1)
-        if not isinstance(example.row.get(field), str | int) or example.row[field] == ""
+        if not isinstance(example.row.get(field), str | int)
+        or example.row[field] == ""
+        or not is_unicode(str(example.row[field]))
     ]
     if not bare:
         return

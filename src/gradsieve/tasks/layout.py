@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gradsieve.data.formats import kind_of
 from gradsieve.errors import DataError
 
 LISTED = 5
@@ -56,9 +57,11 @@ def read_json(file: Path) -> dict[str, Any]:
         value = json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise DataError(f"Not JSON: {error.msg}.", f"{file}:{error.lineno}", todo) from None
+    except (RecursionError, ValueError):
+        what = "Not JSON that can be read: nested too deeply, or a number of thousands of digits."
+        raise DataError(what, str(file), todo) from None
     if not isinstance(value, dict):
-        found = type(value).__name__
-        raise DataError(f"Expected a JSON object, found {found}.", str(file), todo)
+        raise DataError(f"Expected a JSON object, found {kind_of(value)}.", str(file), todo)
     return value
 
 

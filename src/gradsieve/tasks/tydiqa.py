@@ -160,12 +160,24 @@ def test_set(name: str, path: str) -> QuestionSet | None:
 
 
 def _local_questions(file: Path) -> Rows:
-    return [
-        {**row, "context": paragraph["context"]}
-        for article in read_json(file)["data"]
-        for paragraph in article["paragraphs"]
-        for row in paragraph["qas"]
-    ]
+    """The questions of the published file.
+
+    Raises:
+        DataError: If it holds something else.
+    """
+    try:
+        found = [part for article in read_json(file)["data"] for part in article["paragraphs"]]
+        rows = [{**row, "context": part["context"]} for part in found for row in part["qas"]]
+        whole = all(isinstance(row["id"], str) for row in rows)
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise DataError(
+            "Expected {data: [{paragraphs: [{context, qas: [{id, question, answers}]}]}]}.",
+            str(file),
+            "Give the file as it was published.",
+        )
+    return rows
 
 
 def _question(name: str, row: dict[str, Any], shots: dict[str, str], file: Path) -> Question:

@@ -1,0 +1,187 @@
+"""Wrong inputs: how each is made, what is called with it, and what must be said.
+
+Made for tests/test_wrong_inputs.py and docs/messages.md. A `Desk` is a user's folder: a model, a
+pool, targets, a recipe with relative paths, and a run that is finished up to its selections. A
+`Case` spoils something on it and calls the command line. The cases are in the modules beside this
+one, and `pages.TABLES` has them all.
+
+Called within this process, since each process imports torch for seconds; some cases are called as a
+process as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shlex
+import shutil
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+import yaml
+
+import world
+from gradsieve import pipeline
+from gradsieve.__main__ import main
+from gradsieve.progress import Progress
+
+RUN = "run recipe.yaml --out run"
+ROWS = 40
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A user's folder; it is the working directory while a case is tried.
+
+    Attributes:
+        folder: Where it is.
+        finished: The desk it is a copy of, whose run is whole.
+        undo: What must be put right when the case is over (locks, limits).
+    """
+
+    folder: Path
+    finished: Path
+    undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def set(self, key: str, value: Any) -> None:
+        """Set a key of the recipe, e.g. `pool.0.path`."""
+        file = self.folder / "recipe.yaml"
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        node, *path = tree, *key.split(".")
+        for part in path[:-1]:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[int(path[-1]) if isinstance(node, list) else path[-1]] = value
+        file.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file."""
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+        file.write_bytes(content)
+
+    def pool(self, name: str, content: str | bytes) -> None:
+        """Write a file and make it the pool."""
+        self.write(name, content)
+        self.set("pool", [{"name": "one", "path": name}])
+
+    def row(self, number: int, content: dict[str, Any] | str) -> None:
+        """Replace a row of the pool's first source, counted from 1."""
+        lines = (self.folder / "one.jsonl").read_text(encoding="utf-8").split("\n")
+        lines[number - 1] = content if isinstance(content, str) else json.dumps(content)
+        self.write("one.jsonl", "\n".join(lines))
+
+    def edit(self, name: str, **changes: Any) -> None:
+        """Change keys of a JSON file; None takes one away."""
+        file = self.folder / name
+        tree = {**json.loads(file.read_text(encoding="utf-8")), **changes}
+        kept = {key: value for key, value in tree.items() if value is not None}
+        file.write_text(json.dumps(kept), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A wrong input.
+
+    Attributes:
+        name: What is wrong, for the page and as the test's name.
+        spoil: Makes it so.
+        says: What the message must say: what is wrong, where, what to do.
+        status: The exit status.
+        command: What is called, as typed after `gradsieve`.
+        on: Whether it is tried on a new run, on a finished one, or on both.
+        keeps: How a finished run's files are afterwards: `in place`, or some `in old`, where a
+            stage is moved that is done again.
+        late: Said after training has begun, since only that can tell.
+    """
+
+    name: str
+    spoil: Callable[[Desk], object]
+    says: tuple[str, ...]
+    status: int = 1
+    command: str = RUN
+    on: tuple[Literal["new", "finished"], ...] = ("new", "finished")
+    keeps: Literal["in place", "in old"] = "in place"
+    late: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call of the command line gave."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def message(self) -> str:
+        """The error alone, as it stands on the page."""
+        text = f"\n{self.err}"
+        starts = max(text.rfind("\nerror: "), text.rfind("\nError: "))
+        return text[starts + len("\nerror: ") :].strip() if starts >= 0 else self.err.strip()
+
+
+def make_desk(folder: Path) -> Desk:
+    """A folder with everything right, and a finished run."""
+    data = world.make(folder, rows=ROWS)
+    relative = json.loads(json.dumps(data).replace(f"{folder}/", ""))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(relative, sort_keys=False), encoding="utf-8")
+    with contextlib.chdir(folder):
+        pipeline.run("recipe.yaml", "run", progress=Progress(quiet=True))
+    return Desk(folder, folder)
+
+
+@contextlib.contextmanager
+def at(desk: Desk, folder: Path, run: str = "finished") -> Iterator[Desk]:
+    """A copy of a desk, with its run or without, as the working directory."""
+    ignored = shutil.ignore_patterns("run") if run == "new" else None
+    shutil.copytree(desk.folder, folder, ignore=ignored)
+    with contextlib.chdir(folder), contextlib.ExitStack() as undo:
+        yield Desk(folder, desk.folder, undo)
+
+
+def call(command: str) -> Answer:
+    """Call the command line in this process, as a shell would."""
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    with (
+        patch.object(sys, "argv", ["gradsieve", *shlex.split(command)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # the tests' own filter makes them errors
+        try:
+            main()
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+    here = f"{os.path.realpath('.')}/"
+    return Answer(status, out.getvalue(), err.getvalue().replace(here, ""))
+
+
+def state(run: Path) -> dict[str, str]:
+    """A hash of each of a run's files; its log goes on, whatever happens."""
+    files = [file for file in sorted(run.rglob("*")) if file.is_file()]
+    files = [file for file in files if file.name not in (".lock", "log.txt")]
+    return {
+        str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+    }
+
+
+def lost(before: dict[str, str], after: dict[str, str], keeps: str) -> list[str]:
+    """Files of a run that are not any more what they were, or are nowhere in it."""
+    if keeps == "in place":
+        return [
+            name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+        ]
+    missing = Counter(before.values()) - Counter(after.values())
+    return [name for name, digest in before.items() if digest in missing and name != "recipe.yaml"]

@@ -1,0 +1,126 @@
+"""Wrong recipes, and wrong words on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from wrong import RUN, Case, Desk
+
+Spoil = Callable[[Desk], object]
+
+
+def key(name: str, value: Any) -> Spoil:
+    return lambda desk: desk.set(name, value)
+
+
+def text(content: str | bytes) -> Spoil:
+    return lambda desk: desk.write("recipe.yaml", content)
+
+
+def nothing(desk: Desk) -> None:
+    """The command itself is wrong."""
+
+
+def folder(desk: Desk) -> None:
+    Path("recipe.yaml").unlink()
+    Path("recipe.yaml").mkdir()
+
+
+def exact_dot(desk: Desk) -> None:
+    desk.set("features", {"mode": "exact"})
+    desk.set("score.methods", ["less", "dot"])
+
+
+def wrong(name: str, spoil: Spoil, *says: str, command: str = RUN) -> Case:
+    return Case(name, spoil, says, 2, command)
+
+
+RECIPES = (
+    wrong("a misspelt key", key("warmup.epoch", 2), "warmup.epoch (line", "mean `epochs`?"),
+    wrong("a misspelt section", key("featurs", {}), "featurs (line", "mean `features`?"),
+    wrong("a key in another section", key("features.dim", 8), "belongs in `features.projection`"),
+    wrong("a value of the wrong type", key("warmup.epochs", "four"), "a whole number; got 'four'"),
+    wrong("a value out of range", key("select.fraction", 1.5), "than or equal to 1; got 1.5"),
+    wrong("an infinite learning rate", key("warmup.learning_rate", float("inf")), "got inf"),
+    wrong("a seed that NumPy refuses", key("warmup.seed", 2**40), "warmup.seed (line", "less than"),
+    wrong("no source at all", key("pool", []), "pool (line", "a list of at least one; got []"),
+    wrong("a section that is null", key("warmup", None), "expected a section of keys; got None"),
+    wrong("a name that can't name a file", key("pool.0.name", "a/b"), "letters, digits", "'a/b'"),
+    wrong("two sources of one name", key("pool.1.name", "one"), "the name one is used twice"),
+    wrong("an unknown task", key("targets.0.task", "mmmlu"), "mmlu, bbh, tydiqa or custom"),
+    wrong("an unknown method", key("score.methods", ["lesss"]), "no method lesss", "mean less?"),
+    wrong("a method that exact mode lacks", exact_dot, "score.methods: less, dot", "mode: store"),
+    wrong(
+        "a target to evaluate that isn't one",
+        key("evaluate", {"tasks": ["mien"]}),
+        "no target is called mien",
+        "'mine'",
+    ),
+    wrong("a cap on no source", key("select.per_source", {"on": 0.5}), "no source is called on"),
+    wrong(
+        "a subtask field for a benchmark",
+        lambda desk: desk.set("targets.1.task", "mmlu") or desk.set("targets.1.subtask", "kind"),
+        "`subtask` is for task: custom",
+        "mmlu has its own subtasks",
+    ),
+    wrong("two ways to say how many", key("select", {"count": 3, "tokens": 9}), "expected one of"),
+    wrong("no recipe", lambda desk: Path("recipe.yaml").unlink(), "No such file", "the path"),
+    wrong("a recipe that is a folder", folder, "Is a directory", "recipe.yaml"),
+    wrong("an empty recipe", text(""), "a mapping of sections at the top, found nothing"),
+    wrong("a recipe that is a list", text("- a\n"), "sections at the top, found list"),
+    wrong("a recipe that is not YAML", text("model: {name: m\npool: ]\n"), "not YAML", "yaml:2"),
+    wrong("a recipe with a tab", text("model:\n\tname: m\n"), r"character '\t'", "recipe.yaml:2"),
+    wrong("a binary recipe", text(bytes(range(256))), "it is not UTF-8 text", "Give a YAML file"),
+    wrong(
+        "a key written twice",
+        text("model: {name: a, name: b}\n"),
+        "model.name (line 1): written twice",
+    ),
+    wrong("a recipe that would run code", text("a: !!python/name:os.system\n"), "not YAML"),
+    wrong("an anchor within itself", text("pool: &a [*a]\n"), "an anchor that holds itself"),
+    wrong("a thirteenth month", text("model: {name: 2024-13-01}\n"), "month must be in 1..12"),
+)
+
+COMMANDS = (
+    wrong(
+        "--set without a value",
+        nothing,
+        "--set warmup.epochs: expected section.key=value",
+        "--set warmup.epochs=2",
+        command=f"{RUN} --set warmup.epochs",
+    ),
+    wrong(
+        "--set of an unknown key",
+        nothing,
+        "warmup.epoch",
+        "mean `epochs`?",
+        command=f"{RUN} --set warmup.epoch=2",
+    ),
+    wrong(
+        "--set beyond a list's end",
+        nothing,
+        "7 is no position in a list of 2, counted from 0",
+        command=f"{RUN} --set pool.7.path=a",
+    ),
+    wrong(
+        "--from an unknown stage",
+        nothing,
+        "There is no stage scores",
+        "One of warmup, features, score",
+        command=f"{RUN} --from scores",
+    ),
+    wrong(
+        "--from after --until",
+        nothing,
+        "select, score",
+        "The order is warmup",
+        command=f"{RUN} --from select --until score",
+    ),
+    wrong("no --out", nothing, "Missing option '--out'", command="run recipe.yaml"),
+    wrong(
+        "an unknown command", nothing, "No such command 'rnu'", command="rnu recipe.yaml --out run"
+    ),
+    wrong("an unknown option", nothing, "--sett", command=f"{RUN} --sett a=b"),
+)

@@ -1,0 +1,101 @@
+"""Wrong run folders, full disks, damaged runs and datastores."""
+
+from __future__ import annotations
+
+import fcntl
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from wrong import RUN, Case, Desk
+
+Spoil = Callable[[Desk], object]
+FULL = 60
+"""KiB that a file may have where a disk is as good as full: an adapter fits, a datastore's shard
+does not."""
+
+
+def nothing(desk: Desk) -> None:
+    """The command itself is wrong."""
+
+
+def meta(content: str | bytes) -> Spoil:
+    return lambda desk: desk.write("run/01-warmup/meta.json", content)
+
+
+def in_use(desk: Desk) -> None:
+    Path("run").mkdir(exist_ok=True)
+    lock = desk.undo.enter_context(Path("run/.lock").open("w"))  # noqa: SIM115
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def full(desk: Desk) -> None:
+    """A disk is full where no file can grow; a small file system needs rights to mount it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    desk.undo.callback(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+    desk.set("warmup.seed", 1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FULL * 1024, limits[1]))
+
+
+def stage_is_a_file(desk: Desk) -> None:
+    shutil.rmtree("run/01-warmup")
+    desk.write("run/01-warmup", "")
+
+
+def damaged_shard(desk: Desk) -> None:
+    shard = next(Path("run/02-features/checkpoint-1/pool").glob("shard-*"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    desk.set("score.target_mean", "mean_of_cosines")
+
+
+def wrong(name: str, spoil: Spoil, *says: str, command: str = RUN, **how: object) -> Case:
+    return Case(name, spoil, says, 1, command, on=("finished",), **how)  # type: ignore[arg-type]
+
+
+STORE = "run/02-features/checkpoint-1/pool"
+
+FOLDERS = (
+    Case("a run folder that is a file", nothing, ("cannot be written: File exists", "one.jsonl"),
+         command="run recipe.yaml --out one.jsonl"),
+    Case("a run folder below a file", nothing, ("cannot be written: Not a directory",),
+         command="run recipe.yaml --out one.jsonl/run"),
+    Case("a run folder that holds something else", nothing,
+         ("holds something else", "--out model: ", "and 3 more", "a new folder"),
+         command="run recipe.yaml --out model"),
+    Case("a run folder where the recipe is", nothing,
+         ("holds something else", "--out .: model, one.jsonl", "a new folder"),
+         command="run recipe.yaml --out .", on=("new",)),
+    Case("no write permission", nothing, ("cannot be written", "/proc/run", "may write to"),
+         command="run recipe.yaml --out /proc/run"),
+    Case("a run folder in use by another process", in_use,
+         ("Another gradsieve process", "run", "Wait for it or stop it")),
+    Case("a full disk", full,
+         ("A file cannot be", "run", "Make room", "what is done is kept"), keeps="in old",
+         late=True),
+    Case("a stage before the stages it needs", nothing,
+         ("The stage warmup is not finished", "run/01-warmup", "Run `gradsieve warmup`"),
+         command="select recipe.yaml --out run", on=("new",)),
+)  # fmt: skip
+
+DAMAGED = (
+    wrong("a broken meta.json", meta("{"), "not JSON", "01-warmup/meta.json", "Delete run/01-"),
+    wrong("a binary meta.json", meta(b"\xff"), "not JSON", "01-warmup/meta.json", "Delete run/01-"),
+    wrong("a meta.json of another version", meta('{"schema": 99}'), "schema 1", "another --out"),
+    wrong("a stage's folder that is a file", stage_is_a_file, "Not a directory", "run/01-warmup"),
+    wrong("a damaged shard", damaged_shard, "damaged", STORE, "only its rows are made again"),
+)
+
+OTHERS = (
+    wrong("nothing to compare", nothing, "evaluate is not finished", "run/06-evaluate",
+          command="compare run"),
+    wrong("no datastore", nothing, "no gradient datastore", "Give the folder",
+          command="store inspect run"),
+    wrong("a datastore's URL of an unknown kind", nothing, "frob", "fsspec",
+          command="store inspect frob://x"),
+    wrong("more bits than a datastore has", nothing, "fewer bits", "16 bits, wanted 32",
+          command=f"store convert {STORE} small --bits 32"),
+    wrong("datastores of other settings to merge", nothing, "other settings", "checkpoint: ",
+          command=f"store merge {STORE} {STORE.replace('-1', '-2')} --into whole"),
+)  # fmt: skip

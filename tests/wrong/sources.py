@@ -1,0 +1,187 @@
+"""Wrong files of a pool, and wrong rows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wrong import Case, Desk
+
+Spoil = Callable[[Desk], object]
+
+GOOD = {"prompt": "say it", "completion": "it"}
+LINE = json.dumps(GOOD) + "\n"
+DEEP = '{"messages": ' + "[" * 100_000 + "]" * 100_000 + "}"
+BINARY = bytes(range(256)) * 40
+
+
+def turns(*pairs: tuple[Any, Any]) -> dict[str, Any]:
+    """A row of messages."""
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+TOO_LONG = turns(("user", "a " * 90), ("assistant", "b"))
+
+
+def pool(name: str, content: str | bytes) -> Spoil:
+    return lambda desk: desk.pool(name, content)
+
+
+def row(content: dict[str, Any] | str) -> Spoil:
+    """Spoils the pool's seventh row."""
+    return lambda desk: desk.row(7, content)
+
+
+def missing(desk: Desk) -> None:
+    desk.set("pool.0.path", "ome.jsonl")
+
+
+def parquet(columns: dict[str, list[Any]], cut: int = 0) -> Spoil:
+    def spoil(desk: Desk) -> None:
+        pq.write_table(pa.table(columns), "pool.parquet")
+        whole = Path("pool.parquet").read_bytes()
+        desk.pool("pool.parquet", whole[: len(whole) - cut])
+
+    return spoil
+
+
+def twice(desk: Desk) -> None:
+    for number in (3, 7):
+        desk.row(number, {"id": "x", **GOOD})
+
+
+def splits(desk: Desk) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    whole = datasets.Dataset.from_list([GOOD])
+    datasets.DatasetDict({"train_sft": whole}).save_to_disk("saved")
+    desk.set("pool", [{"name": "one", "path": "saved"}])
+
+
+def broken_folder(desk: Desk) -> None:
+    desk.write("data/train.jsonl", "{no\n")
+    desk.set("pool", [{"name": "one", "path": "data"}])
+
+
+def empty_folder(desk: Desk) -> None:
+    Path("data").mkdir()
+    desk.set("pool", [{"name": "one", "path": "data"}])
+
+
+NOT_THERE = ("pool.0.path", "someone/something")
+
+FILES = (
+    Case("a missing file", missing, ("The file is not there", "ome.jsonl", "mean one.jsonl?")),
+    Case(
+        "a missing folder",
+        lambda desk: desk.set("pool.0.path", "dta/one.jsonl"),
+        ("The folder is not there", "dta", "relative paths start where"),
+    ),
+    Case("an empty file", pool("a.jsonl", ""), ("The file is empty", "a.jsonl", "with rows")),
+    Case("a file of blank lines", pool("a.jsonl", "\n\n"), ("no usable row", "it has no rows")),
+    Case(
+        "a binary file", pool("a.jsonl", BINARY), ("not UTF-8 at byte", "a.jsonl:2", "and 31 more")
+    ),
+    Case("a file of an unknown kind", pool("a.csv", "a,b\n"), ("kind of file", "a.csv", ".jsonl")),
+    Case(
+        "a JSON array where lines are due",
+        pool("a.jsonl", json.dumps([GOOD], indent=1)),
+        ("found a JSON array", "a.jsonl:1", "Rename the file to .json"),
+    ),
+    Case(
+        "a row over several lines",
+        pool("a.jsonl", json.dumps(GOOD, indent=1)),
+        ("found one over several lines", "a.jsonl:1", "on a line of its own"),
+    ),
+    Case(
+        "a JSON object that is no list",
+        pool("a.json", json.dumps({"data": [GOOD]})),
+        ("found an object", "a.json", "Write the rows as a JSON array"),
+    ),
+    Case(
+        "lines where an array is due", pool("a.json", LINE * 2), ("a.json:2", "rename it to .jsonl")
+    ),
+    Case("a file in UTF-16", pool("a.jsonl", LINE.encode("utf-16")), ("not UTF-8 at byte 1", ":1")),
+    Case(
+        "a .gz that is not packed",
+        pool("a.jsonl.gz", LINE),
+        ("cannot be unpacked", "Not a gzipped file", "a.jsonl.gz", "take .gz off its name"),
+    ),
+    Case(
+        "a .gz that ends too soon",
+        pool("a.jsonl.gz", gzip.compress(LINE.encode() * 999)[:-10]),
+        ("cannot be unpacked", "a.jsonl.gz", "Give a whole gzip file"),
+    ),
+    Case(
+        "a Parquet file that ends too soon",
+        parquet({"prompt": ["a"], "completion": ["b"]}, cut=100),
+        ("not Parquet", "pool.parquet", "whole Parquet file"),
+    ),
+    Case(
+        "Parquet without the columns",
+        parquet({"text": ["a"], "label": [1]}),
+        ("expected messages", "found the keys text, label", "pool.parquet row 1", "on_bad_row"),
+    ),
+    Case("a saved data set's other split", splits, ("no split train", "saved", "one of train_sft")),
+    Case("a folder without data", empty_folder, ("any data files", "data, split train", "a file")),
+    Case("a folder of broken data", broken_folder, ("JSON parse error", "data, split train")),
+    Case(
+        "a hub's data set, without a network",
+        lambda desk: desk.set(*NOT_THERE),
+        ("cannot be loaded", "someone/something, split train", "Give a file that exists"),
+    ),
+)
+
+ROWS = (
+    Case("broken JSON in line 7", row('{"messages": ['), ("1 of 20 rows", "one.jsonl:7: not JSON")),
+    Case(
+        "a line that is a list", row("[1, 2]"), ("one.jsonl:7", "expected an object, found a list")
+    ),
+    Case("no messages", row({"text": "a"}), ("one.jsonl:7", "expected messages", "keys text")),
+    Case("no turns", row({"messages": []}), ("one.jsonl:7", "messages is empty", "on_bad_row")),
+    Case(
+        "an unknown role",
+        row(turns(("user", "a"), ("bot", "b"))),
+        ("one.jsonl:7", "unknown role 'bot'; known: system, user, assistant, tool"),
+    ),
+    Case("a role that is a list", row(turns((["user"], "a"))), ("unknown role ['user']",)),
+    Case(
+        "an empty answer", row(turns(("user", "a"), ("assistant", " "))), ("the answer is empty",)
+    ),
+    Case(
+        "an answer that is no text",
+        row(turns(("user", "a"), ("assistant", 3))),
+        ("one.jsonl:7", "expected text in the assistant's turn, found int"),
+    ),
+    Case(
+        "a last turn of the user",
+        row(turns(("assistant", "a"), ("user", "b"))),
+        ("the last turn is the user's; expected the assistant's",),
+    ),
+    Case("an id given twice", twice, ("one.jsonl:7: the id 'x' is taken by one.jsonl:3",)),
+    Case("a null byte", row('{"prompt": "a\0", "completion": "b"}'), ("one.jsonl:7: not JSON",)),
+    Case(
+        "half of a surrogate pair",
+        row({"prompt": "a\ud800", "completion": "b"}),
+        ("the user's turn is no Unicode text", r"'\ud800' at character 2"),
+    ),
+    Case("JSON of 100,000 brackets", row(DEEP), ("one.jsonl:7", "nested too deeply")),
+    Case("a number of 5,000 digits", row(f'{{"n": {"9" * 5000}}}'), ("a number of thousands",)),
+    Case(
+        "only rows that are too long",
+        lambda desk: desk.pool("a.jsonl", json.dumps(TOO_LONG) + "\n"),
+        ("No row of the pool has anything to learn", "first 64 tokens", "model.max_length"),
+    ),
+    Case(
+        "only bad rows, to be left out",
+        lambda desk: desk.pool("a.jsonl", "{}\n") or desk.set("on_bad_row", "skip"),
+        ("no usable row", "all of its 1 rows are bad", "one good row"),
+    ),
+)
