@@ -14,9 +14,7 @@ from gradsieve import pipeline
 from gradsieve.cli import app
 from gradsieve.demo.skills import make_questions
 from gradsieve.errors import ModelError
-from gradsieve.planning.calibration import Linear, TrainingTimes, linear
 from gradsieve.planning.table import size
-from gradsieve.planning.work import Training
 from gradsieve.recipe import dump_recipe
 
 
@@ -148,20 +146,6 @@ def test_on_the_command_line(inputs: dict[str, Any], tmp_path: Path) -> None:
     assert any(line.startswith("to be done: ") and "H100" in line for line in lines)
 
 
-def test_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the first call takes beside is told apart from what each unit takes."""
-    now = [0.0, 100.0]  # the clock, and what the first call still has to load
-
-    def call(count: int) -> None:
-        now[0] += 2 + 0.5 * count + now[1]
-        now[1] = 0
-
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    assert linear(call, 10, 60) == Linear(100, 2, 0.5)
-    assert linear(call, 4, 4) == Linear(0, 0, 1)  # all there is: no more can be told
-    assert Linear(1, 2, 3).seconds(10, calls=4) == 1 + 8 + 30
-
-
 def test_memory_that_runs_out_is_one_message(
     inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,11 +156,6 @@ def test_memory_that_runs_out_is_one_message(
     with pytest.raises(ModelError, match="parts of warmup") as caught:
         plan(inputs)
     assert "warmup.micro_batch_size" in caught.value.todo
-
-
-def test_training_times() -> None:
-    times = TrainingTimes(start=10, step=1, token=0.5, epoch=3)
-    assert times.seconds(Training(rows=7, epochs=2, batch_size=4), 20) == 10 + 2 * (2 + 10 + 3)
 
 
 def test_size() -> None:

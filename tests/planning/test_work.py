@@ -9,9 +9,8 @@ import gradsieve
 import world
 from gradsieve.context import Context
 from gradsieve.data.batches import length_sorted_batches
-from gradsieve.planning.calibration import padded_tokens, spread
 from gradsieve.planning.costs import Costs
-from gradsieve.planning.work import Batch, Training, Work, cut
+from gradsieve.planning.work import Batch, Work, cut
 from gradsieve.rundir import RunDir
 
 METHODS = ["less", "random", "random-1", "full"]
@@ -102,14 +101,3 @@ def test_given_checkpoints_and_another_student(
     costs = Costs(work)
     assert costs.flops("warmup") == costs.disk_bytes("warmup") == 0
     assert costs.shape.adapter == 2 * 2 * 4 * (16 + 16)  # layers, r, modules, in and out
-
-
-def test_padded_tokens_of_random_batches() -> None:
-    assert padded_tokens([7] * 50, Training(10, 1, 4)) == 70
-    both = padded_tokens([1, 9], Training(1000, 1, 2))
-    assert both == pytest.approx(1000 * (9 * 3 + 1) / 4, rel=0.15)
-
-
-def test_spread_keeps_the_distribution() -> None:
-    assert spread(range(10), 5) == [1, 3, 5, 7, 9]
-    assert spread(range(3), 3) == [0, 1, 2]

@@ -2,7 +2,7 @@
 
 In: a run's context, checked, and what is done already. Out: a `Plan`. `work` counts, `shape` and
 `costs` turn counts into operations and bytes, `calibration` into seconds on the machine at hand,
-`gpus` on one that isn't; `table` shows it.
+`gpus` on one that isn't; `table` shows it, and `timing` has what is common to them.
 """
 
 from __future__ import annotations

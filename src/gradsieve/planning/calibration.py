@@ -24,6 +24,14 @@ from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError
 from gradsieve.methods import find_method, split_seed
 from gradsieve.methods.problem import Problem
+from gradsieve.planning.timing import (
+    Linear,
+    TrainingTimes,
+    linear,
+    padded_tokens,
+    spread,
+    timed,
+)
 from gradsieve.planning.work import Batch, Training, Work
 from gradsieve.progress import Progress
 from gradsieve.recipe import Evaluate, Model
@@ -36,62 +44,6 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 ROWS_TRIED = (32, 160)
 """Rows that a method, or questions that an evaluation, is tried with: few, then more."""
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Seconds as a function of how much there is to do.
-
-    Attributes:
-        once: What the first call takes beside: libraries are loaded.
-        start: What each call takes.
-        each: What each unit takes.
-    """
-
-    once: float
-    start: float
-    each: float
-
-    def seconds(self, units: float, calls: int = 1) -> float:
-        """Of so many units, over so many calls."""
-        return self.once + calls * self.start + units * self.each
-
-
-def linear(call: Callable[[int], object], few: int, more: int) -> Linear:
-    """Time a call with few units, again, and with more."""
-    first, again = _timed(lambda: call(few)), _timed(lambda: call(few))
-    each = max(0.0, (_timed(lambda: call(more)) - again) / (more - few)) if more > few else 0.0
-    each = min(each or again / few, again / few)
-    start = max(0.0, again - few * each)
-    return Linear(max(0.0, first - again), start, each)
-
-
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-@dataclass(frozen=True)
-class TrainingTimes:
-    """What trainings take.
-
-    Attributes:
-        start: Loading, and all that is before the first step and after the last.
-        step: What a step takes, however small.
-        token: What a token takes, padding included.
-        epoch: The end of an epoch: checkpoints.
-    """
-
-    start: float
-    step: float
-    token: float
-    epoch: float
-
-    def seconds(self, training: Training, tokens_an_epoch: float) -> float:
-        """Of one training."""
-        steps = training.steps_an_epoch * self.step + tokens_an_epoch * self.token
-        return self.start + training.epochs * (steps + self.epoch)
 
 
 @dataclass
@@ -230,7 +182,7 @@ class Calibration:
         loading = time.perf_counter() - start
         few = [row.encoded for row in work.rows[:8]]
         extract(extractor, few, TokenBudget(1))  # libraries are loaded
-        eps = _timed(lambda: extract(extractor, few, TokenBudget(1), measure_eps=True))
+        eps = timed(lambda: extract(extractor, few, TokenBudget(1), measure_eps=True))
         tokens = TokenBudget(work.context.recipe.features.tokens_per_batch).tokens
         batches = work.feature_batches(tokens, self.width)
         rates = self._rates(extractor, batches)
@@ -282,7 +234,7 @@ class Calibration:
             rows = self.work.rows[starts[number] : starts[number + 1]]
             encoded = [row.encoded for row in rows]
             budget = TokenBudget(batches[number].tokens)
-            took = _timed(partial(extract, extractor, encoded, budget))
+            took = timed(partial(extract, extractor, encoded, budget))
             lengths.append(batches[number].longest)
             seconds.append(took / batches[number].tokens)
         return lengths, seconds
@@ -305,7 +257,7 @@ class Calibration:
             else:
                 store = create_store(Path(folder) / "a", {"bits": settings.bits})
             store.write_shard(keys[:8], features[:8], torch.ones(8))  # libraries are loaded
-            writing = _timed(lambda: store.write_shard(keys, features, torch.ones(count)))
+            writing = timed(lambda: store.write_shard(keys, features, torch.ones(count)))
             store.finish()
             if settings.mode == "exact":
                 return writing / count, 0.0
@@ -315,7 +267,7 @@ class Calibration:
                 return list(open_store(Path(folder) / "a").similarities(directions, set(keys)))
 
             read()
-            return writing / count, _timed(read) / count
+            return writing / count, timed(read) / count
 
     # --- scores and selections ------------------------------------------------------------------
 
@@ -396,7 +348,7 @@ class Calibration:
         if not encoded:
             return 0.0
         answer_losses(model, encoded[:1])
-        return _timed(lambda: answer_losses(model, encoded)) / len(encoded) * len(examples)
+        return timed(lambda: answer_losses(model, encoded)) / len(encoded) * len(examples)
 
     def _answers(self, model: Any, target: str) -> Linear:
         from gradsieve.stages.evaluate import ask
@@ -413,21 +365,6 @@ class Calibration:
             return ask(self.work.context, model, some)
 
         return linear(answer, few, more)
-
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """So many of them, at equal distances: rows in order of length keep its distribution."""
-    places = (np.arange(count) + 0.5) * len(items) / count
-    return [items[int(place)] for place in places]
-
-
-def padded_tokens(lengths: Sequence[int], training: Training) -> float:
-    """Tokens of an epoch of random batches drawn from rows of these lengths, padding included."""
-    rng = np.random.default_rng(0)
-    drawn = rng.choice(np.array(lengths), size=(64, training.batch_size))
-    whole, rest = divmod(training.rows, training.batch_size)
-    longest = float(drawn.max(axis=1).mean()) * training.batch_size * whole
-    return longest + (float(drawn[:, :rest].max(axis=1).mean()) * rest if rest else 0.0)
 
 
 def _lengths(rows: Sequence[Row]) -> list[int]:

@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 
 from gradsieve.methods import find_method
-from gradsieve.planning.calibration import padded_tokens, spread
 from gradsieve.planning.gpus import DISK_BYTES_A_SECOND, STARTUP_SECONDS, UTILISATION, Gpu
 from gradsieve.planning.shape import Shape, shape_of
+from gradsieve.planning.timing import padded_tokens, spread
 from gradsieve.planning.work import Training, Work
 from gradsieve.stages.evaluate import prompts
 
