@@ -175,11 +175,12 @@ def main() -> None:
     parser.add_argument("--only", help="one recipe; the others' results are kept")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     arguments = parser.parse_args()
-    file = HERE / "result.json"
-    found = json.loads(file.read_text(encoding="utf-8"))["recipes"] if arguments.only else {}
+    file, found = HERE / "result.json", {}
     for name, (recipe, overrides) in recipes(arguments.data, arguments.out).items():
         if arguments.only in (None, name):
             found[name] = compare(recipe, overrides, arguments.out / name, arguments.clock)
+    if arguments.only:
+        found = {**json.loads(file.read_text(encoding="utf-8"))["recipes"], **found}
     result = {
         "command": f"python benchmarks/plan/run.py --clock {arguments.clock}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "

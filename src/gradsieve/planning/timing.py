@@ -37,8 +37,10 @@ class Linear:
 def linear(call: Callable[[int], object], few: int, more: int) -> Linear:
     """Time a call with few units, again, and with more."""
     first, again = timed(lambda: call(few)), timed(lambda: call(few))
-    each = max(0.0, (timed(lambda: call(more)) - again) / (more - few)) if more > few else 0.0
-    each = min(each or again / few, again / few)
+    each = again / few
+    if more > few:
+        slope = (timed(lambda: call(more)) - again) / (more - few)
+        each = min(max(slope, 0.0), each)
     start = max(0.0, again - few * each)
     return Linear(max(0.0, first - again), start, each)
 
