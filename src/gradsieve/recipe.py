@@ -142,6 +142,11 @@ class Warmup(Section):
         description="Folders of an existing run (peft adapter and optimizer state), in order: "
         "then nothing is trained here.",
     )
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
+        [],
+        description="Where to send the losses of this training and of `train`, by transformers' "
+        "own integrations. Changes no result.",
+    )
 
     @model_validator(mode="after")
     def _micro_batches_fill_a_batch(self) -> Warmup:

@@ -169,8 +169,9 @@ def call(command: str) -> Answer:
 
 
 def state(run: Path) -> dict[str, str]:
-    """A hash of each of a run's files."""
-    files = [file for file in sorted(run.rglob("*")) if file.is_file() and file.name != ".lock"]
+    """A hash of each of a run's files; its log goes on, whatever happens."""
+    files = [file for file in sorted(run.rglob("*")) if file.is_file()]
+    files = [file for file in files if file.name not in (".lock", "log.txt")]
     return {
         str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
     }

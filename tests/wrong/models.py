@@ -107,6 +107,11 @@ def moments(desk: Desk) -> None:
     save_file({**tensors, first: tensors[first][:1].clone()}, ADAM, metadata)
 
 
+def broken_state(desk: Desk) -> None:
+    Path(ADAM).rename("mine/checkpoint-1/optimizer.pt")  # looked at later
+    desk.write("mine/checkpoint-1/trainer_state.json", "{}")
+
+
 def code_for_moments(desk: Desk) -> None:
     Path(ADAM).unlink()
     torch.save({"state": {0: RunsCode()}}, "mine/checkpoint-1/optimizer.pt")
@@ -313,11 +318,7 @@ CHECKPOINTS = (
     ),
     Case(
         "a broken trainer_state.json",
-        checkpoints(
-            lambda desk: (
-                Path(ADAM).unlink() or desk.write("mine/checkpoint-1/trainer_state.json", "{}")
-            )
-        ),
+        checkpoints(broken_state),
         ("cannot be read", "trainer_state.json", "log_history"),
     ),
     Case(

@@ -99,13 +99,6 @@ def load_moments(folder: Path, model: PeftModel) -> Moments:
     return *moments, step
 
 
-def _unreadable(file: Path, said: str) -> ModelError:
-    todo = "Give an optimizer.pt or optimizer.bin that transformers' Trainer wrote."
-    if file.suffix in (".safetensors", ".json"):
-        todo = "Copy the checkpoint again."
-    return ModelError("The optimizer state cannot be read.", f"{file}: {said}", todo)
-
-
 def optimizer_file(folder: Path) -> Path:
     """The file with Adam's moments.
 
@@ -120,6 +113,13 @@ def optimizer_file(folder: Path) -> Path:
             "Give checkpoints saved with save_only_model=False, or let gradsieve warm up.",
         )
     return file
+
+
+def _unreadable(file: Path, said: str) -> ModelError:
+    todo = "Give an optimizer.pt or optimizer.bin that transformers' Trainer wrote."
+    if file.suffix in (".safetensors", ".json"):
+        todo = "Copy the checkpoint again."
+    return ModelError("The optimizer state cannot be read.", f"{file}: {said}", todo)
 
 
 def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:

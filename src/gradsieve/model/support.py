@@ -370,7 +370,7 @@ def _shape_problems(folder: Path, expected: Shapes) -> Iterator[ModelError]:
             "The adapter's weights cannot be read.", f"{file}: {error}", "Copy the file anew."
         )
         return
-    for name in expected.keys() | found.keys():
+    for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             yield ModelError(
                 "The adapter is of another model.",

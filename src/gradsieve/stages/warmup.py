@@ -18,6 +18,9 @@ from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError, RunError
 from gradsieve.rundir import fingerprint
 
+_UNUSED = {"checkpoints", "micro_batch_size", "report_to"}
+"""Keys of `warmup` that this stage's results don't depend on."""
+
 
 def inputs(context: Context) -> dict[str, Any]:
     """What this stage depends on."""
@@ -27,22 +30,21 @@ def inputs(context: Context) -> dict[str, Any]:
     if settings.checkpoints is not None:
         from gradsieve.model.checkpoints import checkpoint_fingerprint
 
-        folders = [_existing(Path(folder)) for folder in settings.checkpoints]
+        folders = [existing(Path(folder)) for folder in settings.checkpoints]
         return {"checkpoints": [[str(f), checkpoint_fingerprint(f)] for f in folders]}
     return {
         "model": context.model_inputs,
         "pool": pool,
         # How a batch is cut for memory changes no gradient but by rounding.
-        "warmup": settings.model_dump(mode="json", exclude={"checkpoints", "micro_batch_size"}),
+        "warmup": settings.model_dump(mode="json", exclude=_UNUSED),
     }
 
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Train the adapter, or take the checkpoints that the recipe names."""
     settings = context.recipe.warmup
-    _refuse_what_cannot_be_followed(context)
     if settings.checkpoints is not None:
-        return _describe([_existing(Path(path)) for path in settings.checkpoints], context)
+        return _describe([existing(Path(path)) for path in settings.checkpoints], context)
 
     from gradsieve.influence.gradients import check_pass
     from gradsieve.model.load import add_adapter, check_vocabulary, load_model
@@ -69,17 +71,6 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
     return {**_describe(folders, context), "rows": len(chosen), "seed": settings.seed}
 
 
-def _refuse_what_cannot_be_followed(context: Context) -> None:
-    """Features are days away: a model or adapter that they can't be taken of is told now."""
-    from gradsieve.model.support import check_support
-
-    problems = check_support(context.recipe.model, context.recipe.warmup)
-    for problem in problems[1:]:
-        context.progress.warn(str(problem))
-    if problems:
-        raise problems[0]
-
-
 def random_share(rows: list[Row], fraction: float, seed: int) -> list[Row]:
     """The rows with the smallest hashes; at least one."""
 
@@ -90,7 +81,12 @@ def random_share(rows: list[Row], fraction: float, seed: int) -> list[Row]:
     return sorted(rows, key=rank)[: max(1, round(fraction * len(rows)))]
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
+    """The folder of a given checkpoint.
+
+    Raises:
+        ModelError: If it is not there.
+    """
     if not folder.is_dir():
         raise ModelError(
             "A checkpoint of warmup.checkpoints is not there.",
