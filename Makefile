@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo test test-slow test-gpu check format bench clean
+.PHONY: demo test test-slow test-gpu check docs format bench clean
 
 demo: $(STAMP)          ## the main job on a small built-in example
 	$(BIN)/gradsieve demo --out runs/demo
@@ -17,12 +17,16 @@ test-slow: $(STAMP)     ## the slow ones: many kills, larger inputs
 test-gpu: $(STAMP)      ## the ones that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-check: $(STAMP)         ## format, lint, types, import contracts, docs drift
+check: $(STAMP)         ## format, lint, types, import contracts, docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
+	$(MAKE) docs
+
+docs: $(STAMP)          ## the documentation's site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -32,8 +36,8 @@ format: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,baselines,evaluate]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,baselines,evaluate,docs]'
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv runs build dist src/*.egg-info
+	rm -rf .venv runs site build dist src/*.egg-info

@@ -1,0 +1,93 @@
+"""Every code block of README.md and docs/ does what it says (tests/pages.py tells how it is run).
+
+The tutorial is followed once; every other page of docs/ is read by somebody who has its folder.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import pages
+from gradsieve.recipe import load_recipe
+
+TUTORIAL = pages.ROOT / "docs" / "tutorial.md"
+PAGES = [pages.ROOT / "README.md", *sorted((pages.ROOT / "docs").rglob("*.md"))]
+LANGUAGES = {"sh", "python", "yaml", "jsonl", "json", "toml", "jinja", "text"}
+
+NOT_RUN = {
+    ("README.md", "make demo"): "sets up an environment and trains for minutes; tests/demo runs it",
+    ("docs/tutorial.md", "git clone GRADSIEVE_URL gradsieve"): "installs over the network",
+}
+"""Page and first line of each block that is not run, and why."""
+
+
+def name(page: Path) -> str:
+    return page.relative_to(pages.ROOT).as_posix()
+
+
+def run_of(page: Path) -> list[pages.Block]:
+    """The blocks that are followed."""
+    return [b for b in pages.blocks(page) if (b.page, b.text.split("\n")[0]) not in NOT_RUN]
+
+
+@pytest.fixture(scope="module")
+def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a reader has before the tutorial."""
+    folder = tmp_path_factory.mktemp("brought")
+    pages.prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def followed(brought: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder after the tutorial."""
+    folder = tmp_path_factory.mktemp("tutorial") / "work"
+    shutil.copytree(brought, folder)
+    reader = pages.Reader(folder)
+    for block in run_of(TUTORIAL):
+        reader.follow(block)
+    return folder
+
+
+def test_tutorial(followed: Path) -> None:
+    assert (followed / "runs" / "first" / "04-select" / "sql" / "less" / "selected.jsonl").is_file()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != TUTORIAL], ids=name)
+def test_page(page: Path, brought: Path, followed: Path, tmp_path: Path) -> None:
+    shutil.copytree(brought if page.parent == pages.ROOT else followed, tmp_path / "work")
+    reader = pages.Reader(tmp_path / "work")
+    for block in run_of(page):
+        reader.follow(block)
+
+
+@pytest.mark.slow
+def test_tutorial_in_a_real_shell(brought: Path, tmp_path: Path) -> None:
+    shutil.copytree(brought, tmp_path / "work")
+    reader = pages.Reader(tmp_path / "work", real_shell=True)
+    for block in run_of(TUTORIAL):
+        reader.follow(block)
+
+
+def test_every_block_has_a_known_language() -> None:
+    unknown = [
+        f"{block.where}: {block.language or 'indented'}"
+        for page in PAGES
+        for block in pages.blocks(page)
+        if block.language not in LANGUAGES
+    ]
+    assert not unknown
+
+
+def test_what_is_not_run_is_there() -> None:
+    there = {(b.page, b.text.split("\n")[0]) for page in PAGES for b in pages.blocks(page)}
+    assert set(NOT_RUN) <= there
+
+
+@pytest.mark.parametrize("recipe", sorted((pages.ROOT / "recipes").glob("*.yaml")), ids=name)
+def test_recipes_load_and_name_themselves(recipe: Path) -> None:
+    load_recipe(recipe)
+    told = re.findall(r"^#\s+(gradsieve run .*)$", recipe.read_text(encoding="utf-8"), re.MULTILINE)
+    assert told == [f"gradsieve run {name(recipe)} --out runs/{recipe.stem}"]
