@@ -99,6 +99,11 @@ def test_names_are_unique_and_subtask_is_for_custom(tmp_path: Path) -> None:
     assert "mmlu has its own subtasks" in problems(tmp_path, named)[0]
 
 
+def test_a_section_written_twice_is_one_problem(tmp_path: Path) -> None:
+    twice = GOOD + "model: {name: other}\n"
+    assert problems(tmp_path, twice) == ["model (line 5): written twice, first on line 2"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

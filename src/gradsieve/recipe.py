@@ -443,10 +443,11 @@ def _parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[str, 
     if not isinstance(tree, dict):
         raise RecipeError(["expected a mapping of sections at the top"], where)
     lines: dict[tuple[str, ...], int] = {}
+    again = {key: line for key, line in _key_lines(root, ()) if lines.setdefault(key, line) != line}
     twice = [
         f"{'.'.join(key)} (line {line}): written twice, first on line {lines[key]}"
-        for key, line in _key_lines(root, ())
-        if lines.setdefault(key, line) != line
+        for key, line in again.items()
+        if not any(key[:length] in again for length in range(1, len(key)))
     ]
     if twice:
         raise RecipeError(twice, where)
