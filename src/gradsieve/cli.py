@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gradsieve import processes
 from gradsieve.rundir import STAGES, RunDir
 
 app = typer.Typer(
@@ -210,7 +211,8 @@ def _run(
 
     with _interruptible(out):
         done = pipeline.run(checked, out, first=first, last=last, progress=Progress(quiet))
-    _print_result(done, as_json)
+    if processes.is_first():
+        _print_result(done, as_json)
 
 
 @contextmanager
