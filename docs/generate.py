@@ -73,6 +73,16 @@ def _default(field: Any) -> str:
     return "null" if field.default is None else f"`{field.default}`"
 
 
+CLI_START = """# Command line
+
+<!-- made by docs/generate.py -->
+
+Results are on standard output (`--json` for machines), progress and warnings on standard error. Exit
+status 0: done; 1: failed; 2: wrong usage or recipe; 130: stopped by Ctrl-C.
+
+"""
+
+
 def cli_page() -> str:
     """The help of every command."""
     command: Any = typer.main.get_command(app)
@@ -81,7 +91,7 @@ def cli_page() -> str:
     for name, sub in command.commands.items():
         own = _context(sub, name, context)
         pages.append(f"\n## gradsieve {name}\n\n```text\n{sub.get_help(own)}\n```\n")
-    return "# Command line\n\n<!-- made by docs/generate.py -->\n\n" + "".join(pages)
+    return "".join([CLI_START, *pages])
 
 
 def _context(command: Any, name: str, parent: Any = None) -> Any:

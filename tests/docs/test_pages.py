@@ -24,6 +24,10 @@ LANGUAGES = {"sh", "python", "yaml", "jsonl", "json", "toml", "jinja", "text"}
 NOT_RUN = {
     ("README.md", "make demo"): "sets up an environment and trains for minutes; tests/demo runs it",
     ("docs/tutorial.md", "git clone GRADSIEVE_URL gradsieve"): "installs over the network",
+    (
+        "docs/howto/several-gpus.md",
+        "accelerate launch --num_processes 4 -m gradsieve warmup recipe.yaml --out runs/first",
+    ): "needs several GPUs; tests/e2e/test_processes.py runs it with two processes",
     ("docs/howto/other-tools.md", "datasets:"): "axolotl's configuration, not a recipe",
     ("docs/howto/other-tools.md", "from huggingface_hub import HfApi"): "uploads",
 }
