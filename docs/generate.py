@@ -77,8 +77,8 @@ CLI_START = """# Command line
 
 <!-- made by docs/generate.py -->
 
-Results are on standard output (`--json` for machines), progress and warnings on standard error. Exit
-status 0: done; 1: failed; 2: wrong usage or recipe; 130: stopped by Ctrl-C.
+Results are on standard output (`--json` for machines), progress and warnings on standard error.
+Exit status 0: done; 1: failed; 2: wrong usage or recipe; 130: stopped by Ctrl-C.
 
 """
 
