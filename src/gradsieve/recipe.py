@@ -443,11 +443,10 @@ def _parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[str, 
     if not isinstance(tree, dict):
         raise RecipeError(["expected a mapping of sections at the top"], where)
     lines: dict[tuple[str, ...], int] = {}
-    again = {key: line for key, line in _key_lines(root, ()) if lines.setdefault(key, line) != line}
     twice = [
         f"{'.'.join(key)} (line {line}): written twice, first on line {lines[key]}"
-        for key, line in again.items()
-        if not any(key[:length] in again for length in range(1, len(key)))
+        for key, line in _key_lines(root, ())
+        if lines.setdefault(key, line) != line
     ]
     if twice:
         raise RecipeError(twice, where)
@@ -458,10 +457,13 @@ def _key_lines(
     node: yaml.Node | None, above: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], int]]:
     if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
         for key, value in node.value:
             here = (*above, str(key.value))
             yield here, key.start_mark.line + 1
-            yield from _key_lines(value, here)
+            if here[-1] not in seen:  # what is written twice is told once, not with all it holds
+                yield from _key_lines(value, here)
+            seen.add(here[-1])
     elif isinstance(node, yaml.SequenceNode):
         for position, value in enumerate(node.value):
             yield (*above, str(position)), value.start_mark.line + 1
