@@ -67,7 +67,7 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
                 _train(context, rows, seed, out)
             prints[f"{name}/seed-{seed}"] = folder_fingerprint(out, ("*.safetensors",))
             seconds[f"{name}/seed-{seed}"] = json.loads((out / COST).read_text())["seconds"]
-    return {"models": prints, "seconds": seconds, "output": fingerprint(prints)}
+    return {"models": prints, "seconds_by_model": seconds, "output": fingerprint(prints)}
 
 
 def _settings(context: Context) -> Train:
