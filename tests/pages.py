@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import yaml
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
@@ -51,6 +52,7 @@ HUB = (
 
 INSTEAD = {
     "seeds: [0, 1, 2]": "seeds: [0]",  # one training instead of three
+    "--id row-17": "--id 00017",  # a row of the pool that `prepare` writes
     # 24 rows are trained on here, not 200, so that an epoch is 3 steps of 8 rows, not 25.
     "warm/checkpoint-25": "warm/checkpoint-3",
     "warm/checkpoint-50": "warm/checkpoint-6",
@@ -110,7 +112,8 @@ def prepare(folder: Path) -> None:
         row["topic"] = row.pop("kind")
     world.write(folder / "my-data.jsonl", rows)
     world.write(folder / "dolly.jsonl", rows[: ROWS // 2])
-    world.write(folder / "more.jsonl", [{**row, "id": f"m{row['id']}"} for row in rows[:30]])
+    more = [{**row, "id": f"m{row['id']}"} for row in rows[:30]]
+    datasets.Dataset.from_list(more).to_parquet(folder / "more.parquet")
     for name in ("target.jsonl", "legal.jsonl"):
         world.write(folder / name, examples)
     world.write(folder / "test.jsonl", questions)

@@ -1,10 +1,13 @@
 """Every code block of README.md and docs/ does what it says (tests/pages.py tells how it is run).
 
-The tutorial is followed once; every other page of docs/ is read by somebody who has its folder.
+The tutorial and README.md are followed once; every other page is read by somebody who has the
+folder of one of them.
 """
 
 import re
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,8 +20,11 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`gradient_checkpointing` is deprecated:FutureWarning"
 )
 
-TUTORIAL = pages.ROOT / "docs" / "tutorial.md"
-PAGES = [pages.ROOT / "README.md", *sorted((pages.ROOT / "docs").rglob("*.md"))]
+README, TUTORIAL = pages.ROOT / "README.md", pages.ROOT / "docs" / "tutorial.md"
+PAGES = [README, *sorted((pages.ROOT / "docs").rglob("*.md"))]
+FOLLOWS = {"docs/python.md": README, "docs/training.md": README}
+"""Pages that are not read after the tutorial."""
+
 LANGUAGES = {"sh", "python", "yaml", "jsonl", "json", "toml", "jinja", "text"}
 
 NOT_RUN = {
@@ -57,25 +63,37 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def followed(brought: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder after the tutorial."""
-    folder = tmp_path_factory.mktemp("tutorial") / "work"
-    shutil.copytree(brought, folder)
-    reader = pages.Reader(folder)
-    for block in run_of(TUTORIAL):
-        reader.follow(block)
-    return folder
+def after(brought: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """The folder after a page was followed; tests must not change it."""
+
+    @cache
+    def followed(page: Path) -> Path:
+        folder = tmp_path_factory.mktemp(page.stem) / "work"
+        shutil.copytree(brought, folder)
+        reader = pages.Reader(folder)
+        for block in run_of(page):
+            reader.follow(block)
+        return folder
+
+    return followed
 
 
-def test_tutorial(followed: Path) -> None:
-    assert (followed / "runs" / "first" / "04-select" / "sql" / "less" / "selected.jsonl").is_file()
+@pytest.mark.parametrize(("page", "target"), [(TUTORIAL, "sql"), (README, "legal")])
+def test_start(page: Path, target: str, after: Callable[[Path], Path]) -> None:
+    selection = after(page) / "runs" / "first" / "04-select" / target / "less"
+    assert (selection / "selected.jsonl").is_file()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != TUTORIAL], ids=name)
-def test_page(page: Path, brought: Path, followed: Path, tmp_path: Path) -> None:
-    shutil.copytree(brought if page.parent == pages.ROOT else followed, tmp_path / "work")
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page not in (TUTORIAL, README)], ids=name
+)
+def test_page(page: Path, after: Callable[[Path], Path], tmp_path: Path) -> None:
+    blocks = run_of(page)
+    if not blocks:
+        return
+    shutil.copytree(after(FOLLOWS.get(name(page), TUTORIAL)), tmp_path / "work")
     reader = pages.Reader(tmp_path / "work")
-    for block in run_of(page):
+    for block in blocks:
         reader.follow(block)
 
 
