@@ -77,6 +77,8 @@ class Context:
         ]
         for target in targets:
             self._tell_bad_rows(target.name, target.bad_rows)
+            for note in target.notes:
+                self.progress.warn(f"target {target.name}: {note}")
         return targets
 
     def _tell_bad_rows(self, name: str, bad: Sequence[tuple[str, str]]) -> None:
@@ -101,7 +103,19 @@ class Context:
             )
             for target in self.recipe.targets
         }
-        return {name: test for name, test in found.items() if test is not None}
+        tests = {name: test for name, test in found.items() if test is not None}
+        for target in self.targets:
+            if test := tests.get(target.name):
+                self._tell_untested(target, test)
+        return tests
+
+    def _tell_untested(self, target: Target, test: QuestionSet) -> None:
+        tested = {question.example.subtask for question in test.questions}
+        if untested := sorted(set(target.subtasks) - tested):
+            self.progress.warn(
+                f"target {target.name}: {len(untested)} of {len(target.subtasks)} subtasks have no "
+                f"held-out questions, the first {untested[0]}"
+            )
 
     @cached_property
     def template(self) -> ChatTemplate:

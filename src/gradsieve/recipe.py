@@ -68,7 +68,10 @@ class Target(Section):
     """A skill, given by a few examples in one or more subtasks."""
 
     name: Name = Field(description="Names the selection's folder.")
-    path: str = Field(description="Folder in the paper's layout, or a file of examples.")
+    path: str = Field(
+        description="A benchmark: a folder in the paper's layout, a name on the hub, such as "
+        "cais/mmlu, or a folder in its format (docs/targets.md). `custom`: as a source's `path`."
+    )
     task: Literal["mmlu", "bbh", "tydiqa", "custom"] = Field(
         "custom", description="How `path` is read: a benchmark of the paper, or your own examples."
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gradsieve.errors import DataError
-from gradsieve.tasks import load_target
+from gradsieve.tasks import load_target, load_test_set
 
 ROW = "How many?,1,2,3,4,B\n"
 
@@ -106,3 +106,12 @@ def test_a_wrong_folder_says_what_is_there(tmp_path: Path) -> None:
     assert "found a.csv, b.csv, c.csv, d.csv, e.csv and 2 more" in error.where
     assert "dev/SUBJECT_dev.csv" in error.todo
     assert "found a file" in refusal(tmp_path / "a.csv").where
+
+
+def test_a_subject_with_test_questions_alone_is_named(tmp_path: Path) -> None:
+    dev(tmp_path, ROW, "law")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "anatomy_test.csv").write_text(ROW)
+    with pytest.raises(DataError, match="1 subjects have test questions and no dev") as caught:
+        load_test_set("t", "mmlu", str(tmp_path), None, None)
+    assert caught.value.where.endswith("e.g. anatomy")

@@ -1,12 +1,13 @@
 """Targets: the examples of a skill, by subtask, one file for each kind.
 
-In: a path, in the paper's layout or with the user's own examples. Out: a `Target`, whose examples
-read as the paper's released code formats them. Each benchmark is one module (a `Benchmark`).
+In: a path: the paper's layout, a name on the hub, or the user's own examples. Out: a `Target`,
+whose examples read as the paper's released code formats them. Each benchmark is one module (a
+`Benchmark`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from gradsieve.data.examples import Example
@@ -20,8 +21,10 @@ from gradsieve.tasks.questions import Question, QuestionSet
 class Benchmark(Protocol):
     """What the module of a benchmark offers."""
 
-    def read(self, name: str, path: str) -> list[Example]:
-        """The examples; `name` becomes their source."""
+    SUBTASKS: int
+
+    def read(self, name: str, path: str) -> tuple[list[Example], list[str]]:
+        """The examples, and what to warn of; `name` becomes their source."""
 
     def test_set(self, name: str, path: str) -> QuestionSet | None:
         """The held-out questions; None if they are not there."""
@@ -53,12 +56,14 @@ class Target:
         task: Which kind it is.
         examples: Each with its `subtask`.
         bad_rows: Rows of a custom target left out, as (where, reason).
+        notes: What the user should know of how a benchmark was read, a line each.
     """
 
     name: str
     task: str
     examples: tuple[Example, ...]
     bad_rows: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def subtasks(self) -> tuple[str, ...]:
@@ -90,7 +95,8 @@ def load_target(
     Args:
         name: Becomes the examples' `source`.
         task: mmlu, bbh, tydiqa or custom.
-        path: A folder in the paper's layout; for custom, any file that a pool may be.
+        path: A folder in the paper's layout, or a data set on the hub or in its format; for custom,
+            any file that a pool may be.
         subtask_field: custom only: the field of a row that names its subtask.
         on_bad_row: custom only: stop at rows that can't be read, or leave them out.
 
@@ -100,7 +106,7 @@ def load_target(
     if task not in TASKS:
         raise DataError(f"There is no task {task}.", f"target {name}", did_you_mean(task, TASKS))
     if task in BENCHMARKS:
-        target = Target(name, task, tuple(BENCHMARKS[task].read(name, path)))
+        target = _benchmark(name, task, path)
     else:
         examples, bad_rows = custom.read(name, path, subtask_field, on_bad_row)
         target = Target(name, task, tuple(examples), tuple(bad_rows))
@@ -109,6 +115,15 @@ def load_target(
             "The target has no examples.", f"target {name}: {path}", "Give at least one."
         )
     return target
+
+
+def _benchmark(name: str, task: str, path: str) -> Target:
+    examples, notes = BENCHMARKS[task].read(name, path)
+    target = Target(name, task, tuple(examples))
+    found, expected = len(target.subtasks), BENCHMARKS[task].SUBTASKS
+    if found < expected:
+        notes = [*notes, f"{found} of the benchmark's {expected} subtasks are there"]
+    return replace(target, notes=tuple(notes))
 
 
 def load_test_set(

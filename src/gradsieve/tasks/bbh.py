@@ -1,38 +1,77 @@
 """BIG-Bench Hard: 27 files (23 tasks), three chain-of-thought examples each; a file is a subtask.
 
-In: `bbh-three-shot.json`, or the published `cot-prompts/TASK.txt`. Out: three examples a file, each
-asked with the other two as shots, as LESS's `get_bbh_dataset` formats them
+In: `bbh-three-shot.json`, or the published `cot-prompts/TASK.txt`, or a copy on the hub. Out: three
+examples a file, each asked with the other two as shots, as LESS's `get_bbh_dataset` formats them
 (github.com/princeton-nlp/LESS, get_validation_dataset.py). Suzgun et al., 2022.
+
+Copies on the hub hold test questions alone. Their prompts are those that lm-eval ships in its task
+files, read as data; with the changes of `_shipped_prompt` they are LESS's, byte for byte.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
-from gradsieve.tasks.layout import missing, read_json, read_text
+from gradsieve.extras import needed
+from gradsieve.tasks import hub
+from gradsieve.tasks.layout import missing, read_json, read_text, told
 from gradsieve.tasks.questions import Question, QuestionSet
 
 SHOTS = 3
+SUBTASKS = 27
 ANSWER_PREFIX = "A:"
 THREE_SHOT = "bbh-three-shot.json"
 RULE = re.compile(r"^-{3,}\n", re.MULTILINE)
 """The line of the published prompts under which the text starts."""
 
+ON_HUB = "lukaemon/bbh"
+SPLITS = ("test", "train")
+"""Where copies on the hub have the questions: lukaemon/bbh, maveriq/bigbenchhard."""
 
-def read(name: str, path: str) -> list[Example]:
-    """The examples of all files.
+THOUGHT = "Let's think step by step."
+SHIPPED = f"Q: {{{{input}}}}\nA: {THOUGHT}\n"
+"""How lm-eval's task files ask; the worked answer follows."""
+
+ON_ONE_LINE = ("sports_understanding",)
+"""Tasks whose published answers go on in the line of `THOUGHT`; in lm-eval's, on the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What was read of a task.
+
+    Attributes:
+        where: Where the text stands.
+        text: An instruction and three worked examples.
+        questions: Held-out ones, each with input and target.
+    """
+
+    where: str
+    text: str
+    questions: list[dict[str, str]]
+
+
+def read(name: str, path: str) -> tuple[list[Example], list[str]]:
+    """The examples of all tasks; nothing to warn of.
 
     Raises:
-        DataError: If the folder has neither layout, or a text doesn't hold three examples.
+        DataError: If the prompts are not there, or a text doesn't hold three examples.
+        UsageError: If a copy on the hub needs lm-eval's prompts, and it is not installed.
     """
-    return [
+    examples = [
         example
-        for task, (where, text) in sorted(_texts(name, Path(path)).items())
-        for example in _examples(name, task, where, text)
+        for task, found in sorted(_tasks(name, path).items())
+        for example in _examples(name, task, found.where, found.text)
     ]
+    return examples, []
 
 
 def test_set(name: str, path: str) -> QuestionSet | None:
@@ -40,13 +79,10 @@ def test_set(name: str, path: str) -> QuestionSet | None:
 
     Asked as LESS's eval/bbh does: chain of thought, what follows "the answer is" must match.
     """
-    folder = Path(path)
     questions = [
-        _question(name, task, number, row, text)
-        for task, (_, text) in sorted(_texts(name, folder).items())
-        for file in (folder / f"{task}.json", folder / "bbh" / f"{task}.json")
-        if file.is_file()
-        for number, row in enumerate(read_json(file)["examples"])
+        _question(name, task, number, row, found.text)
+        for task, found in sorted(_tasks(name, path).items())
+        for number, row in enumerate(found.questions)
     ]
     if not questions:
         return None
@@ -79,29 +115,18 @@ def _question(name: str, task: str, number: int, row: dict[str, str], text: str)
     return Question(example, (row["target"],), with_shots=asked, texts=(row["input"],))
 
 
-def _texts(name: str, path: Path) -> dict[str, tuple[str, str]]:
-    """Each task's text, and where it stands."""
-    if path.is_file():
-        return _from_json(path)
-    folders = (path, path / "bbh")
-    for folder in folders:
-        if (folder / THREE_SHOT).is_file():
-            return _from_json(folder / THREE_SHOT)
-    for folder in folders:
-        if prompts := sorted((folder / "cot-prompts").glob("*.txt")):
-            return {file.stem: (str(file), _below_rule(file)) for file in prompts}
-    expected = f"the folder that holds {THREE_SHOT} or cot-prompts/TASK.txt"
-    raise missing("There are no BBH prompts here.", name, path, expected)
-
-
-def _from_json(file: Path) -> dict[str, tuple[str, str]]:
-    return {task: (f"{file}, {task}", str(text)) for task, text in read_json(file).items()}
-
-
-def _below_rule(file: Path) -> str:
-    text = read_text(file).replace("\r\n", "\n")
-    above, *below = RULE.split(text, maxsplit=1)
-    return below[0] if below else above
+def _tasks(name: str, path: str) -> dict[str, Task]:
+    folder = Path(path)
+    texts = _texts(folder)
+    if texts is None and hub.is_data_set(path):
+        return _hub_tasks(name, path)
+    if texts is None:
+        expected = f"the folder that holds {THREE_SHOT} or cot-prompts/TASK.txt, or {ON_HUB}"
+        raise missing("There are no BBH prompts here.", name, folder, expected)
+    return {
+        task: Task(where, text, _local_questions(folder, task))
+        for task, (where, text) in texts.items()
+    }
 
 
 def _examples(name: str, task: str, where: str, text: str) -> list[Example]:
@@ -137,4 +162,118 @@ def _example(
         row={"task": task, "question": question, "answer": answer},
         subtask=task,
         answer_prefix=ANSWER_PREFIX,
+    )
+
+
+# --- the published files --------------------------------------------------------------------------
+
+
+def _texts(path: Path) -> dict[str, tuple[str, str]] | None:
+    """Where each task's text stands, and the text; None if the path has neither layout."""
+    folders = (path, path / "bbh")
+    for file in (path, *(folder / THREE_SHOT for folder in folders)):
+        if file.is_file():
+            shown = read_json(file)
+            return {task: (f"{file}, {task}", str(text)) for task, text in shown.items()}
+    for folder in folders:
+        if prompts := sorted((folder / "cot-prompts").glob("*.txt")):
+            return {file.stem: (str(file), _below_rule(file)) for file in prompts}
+    return None
+
+
+def _below_rule(file: Path) -> str:
+    text = read_text(file).replace("\r\n", "\n")
+    above, *below = RULE.split(text, maxsplit=1)
+    return below[0] if below else above
+
+
+def _local_questions(folder: Path, task: str) -> list[dict[str, str]]:
+    for file in (folder / f"{task}.json", folder / "bbh" / f"{task}.json"):
+        if file.is_file():
+            return _checked(read_json(file).get("examples"), str(file))
+    return []
+
+
+def _checked(rows: Any, where: str) -> list[dict[str, str]]:
+    """Rows that each have input and target."""
+    rows = rows if isinstance(rows, list) else [rows]
+    for number, row in enumerate(rows, start=1):
+        match row:
+            case {"input": str(), "target": str()}:
+                continue
+        found = told(row) if isinstance(row, dict) else type(row).__name__
+        raise DataError(
+            "Expected questions with texts as input and target.",
+            f"{where}, question {number}: found {found}",
+            "Give BBH's questions as they are published.",
+        )
+    return [{"input": row["input"], "target": row["target"]} for row in rows]
+
+
+# --- the hub --------------------------------------------------------------------------------------
+
+
+def _hub_tasks(name: str, path: str) -> dict[str, Task]:
+    """The tasks that a copy on the hub has."""
+    # One saved data set has no configurations: it would be read as every task.
+    saved_alone = (Path(path) / hub.SAVED).is_file()
+    tasks = {
+        task: Task(str(file), text, questions)
+        for task, (file, text) in shipped_prompts().items()
+        if not saved_alone and (questions := _hub_questions(name, path, task))
+    }
+    if not tasks:
+        what = f"The data set has none of BBH's {SUBTASKS} tasks as a configuration."
+        todo = f"Give {ON_HUB} or a copy of it."
+        raise DataError(what, f"target {name}: {path}", todo)
+    return tasks
+
+
+def _hub_questions(name: str, path: str, task: str) -> list[dict[str, str]]:
+    for split in SPLITS:
+        with suppress(hub.NotThere):
+            rows = hub.read_split(name, path, task, split)
+            return _checked(rows, f"target {name}: {path}, configuration {task}, split {split}")
+    return []
+
+
+def shipped_prompts() -> dict[str, tuple[Path, str]]:
+    """Each task's file and text in lm-eval, from where the published prompts can always be had.
+
+    Raises:
+        UsageError: If lm-eval is not installed.
+        DataError: If its files are not as they were in version 0.4.9 to 0.4.13.
+    """
+    package = Path(needed("lm_eval", "evaluate").__file__).parent
+    folder = package / "tasks" / "bbh" / "cot_fewshot"
+    prompts = dict(_shipped_prompt(file) for file in folder.glob("[!_]*.yaml"))
+    if not prompts:
+        raise _other_form(folder)
+    return prompts
+
+
+def _shipped_prompt(file: Path) -> tuple[str, tuple[Path, str]]:
+    match yaml.safe_load(read_text(file)):
+        case {
+            "dataset_name": str(task),
+            "description": str(instruction),
+            "doc_to_text": asked,
+            "fewshot_config": {"samples": [*samples]},
+        } if asked == SHIPPED:
+            between = " " if task in ON_ONE_LINE else "\n"
+            # Version 0.4.9 says the thought in the answer once more.
+            shots = [
+                f"Q: {row['input']}\n{ANSWER_PREFIX} {THOUGHT}{between}"
+                + row["target"].removeprefix(THOUGHT).lstrip()
+                for row in _checked(samples, str(file))
+            ]
+            return task, (file, instruction + "\n\n".join(shots))
+    raise _other_form(file)
+
+
+def _other_form(path: Path) -> DataError:
+    return DataError(
+        "This version of lm-eval has BBH's prompts in another form.",
+        str(path),
+        "Install lm-eval 0.4.13, or give BBH's own folder: docs/targets.md.",
     )

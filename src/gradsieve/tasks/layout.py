@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ def read_json(file: Path) -> dict[str, Any]:
         found = type(value).__name__
         raise DataError(f"Expected a JSON object, found {found}.", str(file), todo)
     return value
+
+
+def told(row: Mapping[str, Any]) -> str:
+    """A row's columns with the start of what each holds, for a message."""
+    return ", ".join(f"{key}: {reprlib.repr(value)}" for key, value in row.items()) or "nothing"
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """MMLU: 57 subjects with 5 development questions each; a subject is a subtask.
 
-In: a folder with `dev/SUBJECT_dev.csv` (question, four choices, letter; no header). Out: examples
-as LESS's `get_mmlu_dataset` formats them (github.com/princeton-nlp/LESS,
+In: a folder with `dev/SUBJECT_dev.csv` (question, four choices, letter; no header), or cais/mmlu on
+the hub. Out: examples as LESS's `get_mmlu_dataset` formats them (github.com/princeton-nlp/LESS,
 get_validation_dataset.py): zero-shot, the answer's letter after "The answer is:". Hendrycks et
 al., ICLR 2021.
 
@@ -14,10 +14,12 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
-from gradsieve.tasks.layout import missing, read_text
+from gradsieve.tasks import hub
+from gradsieve.tasks.layout import missing, read_text, told
 from gradsieve.tasks.questions import Question, QuestionSet
 
 SHOTS = 5
@@ -25,45 +27,84 @@ SHOTS = 5
 
 LETTERS = ("A", "B", "C", "D")
 ANSWER_PREFIX = "The answer is:"
-SUFFIX, TEST_SUFFIX = "_dev.csv", "_test.csv"
+SUBTASKS = 57
+ON_HUB, CONFIG = "cais/mmlu", "all"
 TODO = "Give MMLU's CSV files as they are published."
 
 
-def read(name: str, path: str) -> list[Example]:
-    """The development questions of all subjects.
+def read(name: str, path: str) -> tuple[list[Example], list[str]]:
+    """The development questions of all subjects; nothing to warn of.
 
     Raises:
         DataError: If the folder or a file is not as expected.
     """
-    folder = Path(path) / "dev"
-    files = {file.name.removesuffix(SUFFIX): file for file in folder.glob(f"*{SUFFIX}")}
-    if not files:
-        expected = f"the folder that holds dev/SUBJECT{SUFFIX}"
+    subjects = _subjects(name, path, "dev")
+    if not subjects:
+        expected = f"the folder that holds dev/SUBJECT_dev.csv, or {ON_HUB}"
         raise missing("There are no MMLU development questions here.", name, Path(path), expected)
-    return [
+    examples = [
         _example(name, subject, number, row)
-        for subject, file in sorted(files.items())
-        for number, row in enumerate(read_questions(file)[:SHOTS])
+        for subject, rows in sorted(subjects.items())
+        for number, row in enumerate(rows[:SHOTS])
     ]
+    return examples, []
 
 
 def test_set(name: str, path: str) -> QuestionSet | None:
     """The test questions with their subject's development questions as shots; None if not there.
 
     Asked as LESS's eval/mmlu does: the answer's letter after "The answer is:", by likelihood.
+
+    Raises:
+        DataError: If a subject has test questions alone, or as `read`.
     """
-    folder = Path(path)
-    files = sorted((folder / "test").glob(f"*{TEST_SUFFIX}"))
+    try:
+        tests = _subjects(name, path, "test")
+    except hub.NotThere:
+        return None
+    shown = _subjects(name, path, "dev") if tests else {}
+    if bare := sorted(set(tests) - set(shown)):
+        what = f"{len(bare)} subjects have test questions and no development questions."
+        todo = "Give the dev part of every subject of the test part."
+        raise DataError(what, f"target {name}: {path}, e.g. {bare[0]}", todo)
     questions = []
-    for file in files:
-        subject = file.name.removesuffix(TEST_SUFFIX)
-        shown = read_questions(folder / "dev" / f"{subject}{SUFFIX}")[:SHOTS]
-        shots = "".join(f"{_asked(row)} {row[-1]}\n\n" for row in shown)
-        for number, row in enumerate(read_questions(file)):
+    for subject, rows in sorted(tests.items()):
+        shots = "".join(f"{_asked(row)} {row[-1]}\n\n" for row in shown[subject][:SHOTS])
+        for number, row in enumerate(rows):
             example = _example(name, subject, number, row)
             asked = _header(subject) + shots + _asked(row)
             questions.append(Question(example, (row[-1],), LETTERS, asked, (row[0],)))
     return QuestionSet(tuple(questions), ("accuracy",)) if questions else None
+
+
+def _subjects(name: str, path: str, part: str) -> dict[str, list[list[str]]]:
+    """Each subject's rows of a part, dev or test; none if they are not there."""
+    suffix = f"_{part}.csv"
+    files = (Path(path) / part).glob(f"*{suffix}")
+    subjects = {file.name.removesuffix(suffix): read_questions(file) for file in files}
+    if subjects or not hub.is_data_set(path):
+        return subjects
+    for number, row in enumerate(hub.read_split(name, path, CONFIG, part), start=1):
+        where = f"target {name}: {path}, configuration {CONFIG}, split {part}, row {number}"
+        subject, read = _from_hub(row, where)
+        subjects.setdefault(subject, []).append(read)
+    return subjects
+
+
+def _from_hub(row: dict[str, Any], where: str) -> tuple[str, list[str]]:
+    match row:
+        case {
+            "subject": str(subject),
+            "question": str(question),
+            "choices": [str(a), str(b), str(c), str(d)],
+            "answer": int(answer),
+        } if answer in range(len(LETTERS)):
+            return subject, [question, a, b, c, d, LETTERS[answer]]
+    raise DataError(
+        "Expected columns subject, question, choices (four texts) and answer (0 to 3).",
+        f"{where}: found {told(row)}",
+        f"Give {ON_HUB} or a copy of it.",
+    )
 
 
 def read_questions(file: Path) -> list[list[str]]:

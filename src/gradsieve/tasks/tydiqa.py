@@ -1,18 +1,22 @@
 """TyDiQA, gold passage: nine languages, one example each; a language is a subtask.
 
-In: `tydiqa-one-shot.json`, or another file of its kind that the path names. Out: examples as LESS's
-`get_tydiqa_dataset` formats them (github.com/princeton-nlp/LESS, get_validation_dataset.py; the
-words are open-instruct's). Clark et al., TACL 2020.
+In: `tydiqa-one-shot.json`, or another file of its kind that the path names, or a copy on the hub.
+Out: examples as LESS's `get_tydiqa_dataset` formats them (github.com/princeton-nlp/LESS,
+get_validation_dataset.py; the words are open-instruct's). Clark et al., TACL 2020.
+
+LESS's nine examples are rows of the training set: from the hub they are taken by their ids.
 """
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
-from gradsieve.tasks.layout import did_you_mean, missing, read_json
+from gradsieve.tasks import hub
+from gradsieve.tasks.layout import did_you_mean, missing, read_json, told
 from gradsieve.tasks.questions import Question, QuestionSet
 
 WORDS = {
@@ -78,25 +82,54 @@ ONE_SHOT, DEV = "tydiqa-one-shot.json", "tydiqa-goldp-v1.1-dev.json"
 IN_CHINESE = "tydiqa-one-shot-zh.json"
 """The released code's variant with every example in Chinese; read only if the path names it."""
 
+SUBTASKS = 9
+ON_HUB, CONFIG = "google-research-datasets/tydiqa", "secondary_task"
+
+PAPERS = frozenset(
+    {
+        "arabic-8351649714847405776-0",
+        "bengali--1673457935685231953-2",
+        "english--2241320068429927714-0",
+        "finnish-869940681011188970-16",
+        "indonesian--7112565968699695234-0",
+        "korean-5259095402185878855-0",
+        "russian-8439185404748145887-1",
+        "swahili-608099184454860095-20",
+        "telugu--1689521902545555601-0",
+    }
+)
+"""Ids of the training rows in LESS's `tydiqa-one-shot.json`."""
+
+SHORT_BYTES = 1300
+"""UTF-8 bytes of a passage that is short enough for a shot: the paper's longest has 1,292."""
+
+Rows = list[dict[str, Any]]
+
 TODO = "Give {language: [{context, question, answers: [{text}]}]}, as it was published."
 CHINESE = ("根据所给文章中的信息回答以下问题。", "文章:", "问题:", "答案:")
 
 
-def read(name: str, path: str) -> list[Example]:
-    """The examples of all languages; the published file has one of each.
+def read(name: str, path: str) -> tuple[list[Example], list[str]]:
+    """The examples of all languages, and what to warn of; the published file has one of each.
 
     Raises:
         DataError: If the file is missing, damaged, or has a language without words.
     """
     file = Path(path) if Path(path).is_file() else Path(path) / ONE_SHOT
-    if not file.is_file():
-        expected = f"the folder that holds {ONE_SHOT}"
+    notes: list[str] = []
+    if file.is_file():
+        shown = read_json(file)
+    elif hub.is_data_set(path):
+        shown, notes = _one_shots(name, path)
+    else:
+        expected = f"the folder that holds {ONE_SHOT}, or {ON_HUB}"
         raise missing("There is no TyDiQA target here.", name, Path(path), expected)
-    return [
+    examples = [
         _example(name, language, f"{language}-{number}", row, file)
-        for language, rows in sorted(read_json(file).items())
+        for language, rows in sorted(shown.items())
         for number, row in enumerate(_list(rows, file, language))
     ]
+    return examples, notes
 
 
 def test_set(name: str, path: str) -> QuestionSet | None:
@@ -106,36 +139,114 @@ def test_set(name: str, path: str) -> QuestionSet | None:
     """
     folder = Path(path).parent if Path(path).is_file() else Path(path)
     file = folder / DEV
-    if not file.is_file():
+    if file.is_file():
+        path, rows = str(folder), _local_questions(file)
+    elif (folder / ONE_SHOT).is_file() or not hub.is_data_set(path):
         return None
+    else:
+        file, rows = Path(path), _hub_questions(name, path)
     shots: dict[str, str] = {}
-    for example in read(name, str(folder)):
+    for example in read(name, path)[0] if rows else []:
         words = WORDS[example.subtask]
         shown = format_question(words, example.row["context"], example.row["question"])
         answer = example.messages[1]["content"]
         shots.setdefault(example.subtask, f"{shown}\n{answer}\n\n")
-    questions = [
-        _question(name, row, paragraph["context"], shots, file)
-        for article in read_json(file)["data"]
-        for paragraph in article["paragraphs"]
-        for row in paragraph["qas"]
-    ]
+    questions = [_question(name, row, shots, file) for row in rows]
+    if not questions:
+        return None
     return QuestionSet(
         tuple(questions), ("f1", "exact_match"), "subtasks", stops=("\n",), max_tokens=50
     )
 
 
-def _question(
-    name: str, row: dict[str, Any], context: str, shots: dict[str, str], file: Path
-) -> Question:
-    language = row["id"].partition("-")[0]
-    words = _words(language, file)
-    example = _example(name, language, row["id"], {**row, "context": context}, file)
-    instruction = words[0]
+def _local_questions(file: Path) -> Rows:
+    return [
+        {**row, "context": paragraph["context"]}
+        for article in read_json(file)["data"]
+        for paragraph in article["paragraphs"]
+        for row in paragraph["qas"]
+    ]
+
+
+def _question(name: str, row: dict[str, Any], shots: dict[str, str], file: Path) -> Question:
+    language = _language(row)
+    instruction = _words(language, file)[0]
+    example = _example(name, language, row["id"], row, file)
     asked = example.messages[0]["content"].removeprefix(instruction)
     with_shots = shots[language] + asked if language in shots else ""
     answers = tuple(answer["text"] for answer in row["answers"])
-    return Question(example, answers, with_shots=with_shots, texts=(context, row["question"]))
+    texts = (row["context"], row["question"])
+    return Question(example, answers, with_shots=with_shots, texts=texts)
+
+
+def _language(row: dict[str, Any]) -> str:
+    """TyDiQA's ids start with it."""
+    return str(row["id"]).partition("-")[0]
+
+
+# --- the hub --------------------------------------------------------------------------------------
+
+
+def _one_shots(name: str, path: str) -> tuple[dict[str, Rows], list[str]]:
+    """One training row of each language: the paper's if it is there; and what to warn of."""
+    languages: dict[str, Rows] = {}
+    for row in _hub_rows(name, path, "train"):
+        languages.setdefault(_language(row), []).append(row)
+    asked = {row["context"] for row in _hub_questions(name, path)}
+
+    def rank(row: dict[str, Any]) -> tuple[bool, bool, bool, str]:
+        context = row["context"]
+        long = len(context.encode()) > SHORT_BYTES
+        digest = hashlib.sha256(row["id"].encode()).hexdigest()
+        return row["id"] not in PAPERS, context in asked, long, digest
+
+    chosen = {language: min(rows, key=rank) for language, rows in languages.items()}
+    others = sorted(language for language, row in chosen.items() if row["id"] not in PAPERS)
+    note = (
+        f"the paper's one-shot examples of {len(others)} of {len(chosen)} languages "
+        f"({', '.join(others)}) are not among the training rows: others were taken"
+    )
+    shown = {language: [{**row, "lang": language}] for language, row in chosen.items()}
+    return shown, [note] if others else []
+
+
+def _hub_questions(name: str, path: str) -> Rows:
+    try:
+        return _hub_rows(name, path, "validation")
+    except hub.NotThere:
+        return []
+
+
+def _hub_rows(name: str, path: str, split: str) -> Rows:
+    where = f"target {name}: {path}, configuration {CONFIG}, split {split}"
+    rows = hub.read_split(name, path, CONFIG, split)
+    return [_from_hub(row, f"{where}, row {number}") for number, row in enumerate(rows, start=1)]
+
+
+def _from_hub(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """A row as the published files have it."""
+    match row:
+        case {"id": str(id), "context": str(context), "question": str(question), "answers": found}:
+            answers = _answers_from_hub(found)
+            made = {"id": id, "context": context, "question": question, "answers": answers}
+            if answers and all(isinstance(answer["text"], str) for answer in answers):
+                return made
+    raise DataError(
+        "Expected columns id, context, question and answers (text, answer_start).",
+        f"{where}: found {told(row)}",
+        f"Give {ON_HUB} or a copy of it.",
+    )
+
+
+def _answers_from_hub(found: Any) -> Rows:
+    """A list of objects; `datasets` may have made an object of lists of it."""
+    match found:
+        case {"text": [*texts], "answer_start": [*starts]} if len(texts) == len(starts):
+            pairs = zip(texts, starts, strict=True)
+            return [{"text": text, "answer_start": start} for text, start in pairs]
+        case [*answers] if all(isinstance(answer, dict) and "text" in answer for answer in answers):
+            return answers
+    return []
 
 
 def format_question(words: tuple[str, str, str, str], context: str, question: str) -> str:
