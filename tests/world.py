@@ -113,4 +113,15 @@ def results(run: RunDir) -> dict[str, bytes]:
     """The bytes of all that a run has made, but for what tells times and versions."""
     skip = {"meta.json", "inputs.json", ".lock", "recipe.yaml", "seconds.json", "training.json"}
     files = [file for file in run.path.rglob("*") if file.is_file() and file.name not in skip]
-    return {str(file.relative_to(run.path)): file.read_bytes() for file in sorted(files)}
+    return {str(file.relative_to(run.path)): _lasting(file) for file in sorted(files)}
+
+
+def _lasting(file: Path) -> bytes:
+    """A file's bytes; of the report, all but the one line with the recipe, times and versions."""
+    content = file.read_bytes()
+    if file.name != "index.html":
+        return content
+    lines = content.split(b"\n")
+    kept = [line for line in lines if b' id="provenance">' not in line]
+    assert len(kept) == len(lines) - 1
+    return b"\n".join(kept)

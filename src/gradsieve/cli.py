@@ -43,6 +43,7 @@ STAGE_HELP = {
     "select": "Take the best rows.",
     "train": "Train on the selections.",
     "evaluate": "Evaluate the trained models on the targets' held-out examples.",
+    "report": "Write a page on what was selected and why, for a browser.",
 }
 
 
@@ -258,5 +259,7 @@ def _print_result(run: RunDir, as_json: bool) -> None:
         from gradsieve.compare import compare as compared
 
         typer.echo("\n" + compared([run.path]).markdown())
+    if "report" in metas:
+        typer.echo(f"report: {run.stage('report') / 'index.html'}")
     if not selected:
         typer.echo(f"done: {', '.join(metas)} in {run.path}")

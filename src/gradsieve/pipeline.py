@@ -22,7 +22,7 @@ from gradsieve.methods import find_method
 from gradsieve.progress import Progress, clock
 from gradsieve.recipe import Recipe, dump_recipe, load_recipe
 from gradsieve.rundir import STAGES, RunDir, differences, fingerprint, write_text
-from gradsieve.stages import evaluate, features, score, select, train, warmup
+from gradsieve.stages import evaluate, features, report, score, select, train, warmup
 
 
 class Stage(Protocol):
@@ -37,9 +37,10 @@ class Stage(Protocol):
 
 FLOW = cast(
     dict[str, Stage],
-    dict(zip(STAGES, (warmup, features, score, select, train, evaluate), strict=True)),
+    dict(zip(STAGES, (warmup, features, score, select, train, evaluate, report), strict=True)),
 )
-"""1. warm up; 2. take gradient features; 3. score; 4. select; 5. train on it; 6. evaluate."""
+"""1. warm up; 2. take gradient features; 3. score; 4. select; 5. train on it; 6. evaluate;
+7. report."""
 
 TRAINING = ("warmup", "train")
 """Stages that several processes can share: `accelerate launch -m gradsieve train ...`."""
@@ -61,7 +62,8 @@ def run(
         recipe: A recipe or its file.
         out: The run's folder.
         first: Take the stages before this one as they are, whatever has changed since.
-        last: Stop after this stage. By default the last one that the recipe has a section for.
+        last: Stop after this stage; by default after the report. Training and evaluation are made
+            if the recipe has a section for them.
         progress: Where to tell what is being done; standard error by default.
 
     Raises:
@@ -78,7 +80,9 @@ def run(
     # Under `accelerate launch` the first process reads what is done, and writes.
     with context.run.locked() if processes.is_first() else nullcontext():
         for name in needed:
-            if STAGES.index(name) < STAGES.index(wanted[0]):
+            # A report tells of the training what there is of it.
+            optional = wanted[0] == "report" and name in ("train", "evaluate")
+            if STAGES.index(name) < STAGES.index(wanted[0]) and not optional:
                 context.run.done(name)
         if processes.is_first():
             write_text(context.run.path / "recipe.yaml", dump_recipe(recipe))
@@ -110,6 +114,7 @@ def stages_of(recipe: Recipe) -> list[str]:
         "select",
         *(["train"] if recipe.train or recipe.evaluate else []),
         *(["evaluate"] if recipe.evaluate else []),
+        "report",
     ]
 
 

@@ -321,6 +321,21 @@ class Evaluate(Section):
     batch_size: int = Field(8, ge=1, description="Questions answered at a time.")
 
 
+class Report(Section):
+    """The page on what was selected and why."""
+
+    rows: int = Field(
+        20000,
+        ge=0,
+        description="Selected rows shown with their text, all selections together: each shows its "
+        "best ones, an equal share. A row takes about 2 kB of the page.",
+    )
+    near_misses: int = Field(
+        200, ge=0, description="Best rows that were not selected, shown for each selection."
+    )
+    lowest: int = Field(100, ge=0, description="Rows with the lowest scores, likewise.")
+
+
 class Recipe(Section):
     """Everything that decides a run."""
 
@@ -336,6 +351,7 @@ class Recipe(Section):
     select: Select = Field(default_factory=lambda: Select(fraction=0.05))
     train: Train | None = Field(None, description="null: stop after the selection.")
     evaluate: Evaluate | None = Field(None, description="null: no evaluation.")
+    report: Report = Field(default_factory=Report)
 
     @field_validator("pool", "targets")
     @classmethod

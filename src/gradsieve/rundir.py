@@ -23,7 +23,7 @@ from typing import Any
 from gradsieve.errors import RunError
 
 SCHEMA = 1
-STAGES = ("warmup", "features", "score", "select", "train", "evaluate")
+STAGES = ("warmup", "features", "score", "select", "train", "evaluate", "report")
 """The stages' names in order: file, command, recipe section and run folder."""
 
 TOGETHER = "together"

@@ -14,6 +14,8 @@ from gradsieve.errors import DataError, ModelError, RunError, StoreError
 from gradsieve.recipe import Score, load_recipe
 from gradsieve.rundir import RunDir
 
+MADE = ("warmup", "features", "score", "select")
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -53,10 +55,11 @@ def test_files_are_as_in_the_contract(run: RunDir) -> None:
         "04-select/plain/less/selected.jsonl",
         "04-select/plain/less/dropped.jsonl",
         "04-select/plain/less/README.md",
+        "07-report/index.html",
+        "07-report/meta.json",
     ):
         assert name in names, name
-    assert {f"0{i}-{name}/meta.json" for i, name in enumerate(
-        ("warmup", "features", "score", "select"), 1)} <= names  # fmt: skip
+    assert {f"0{i}-{name}/meta.json" for i, name in enumerate(MADE, 1)} <= names
     assert not [name for name in names if name.endswith((".tmp", ".pt", ".pkl", ".bin"))]
 
 
@@ -121,7 +124,7 @@ def test_a_finished_run_is_skipped(inputs: dict[str, Any], tmp_path: Path) -> No
     before = world.results(RunDir(tmp_path))
     told = world.Listening()
     gradsieve.run(world.recipe(inputs), tmp_path, progress=told)
-    assert told.lines == [f"{n}: done already" for n in ("warmup", "features", "score", "select")]
+    assert told.lines == [f"{n}: done already" for n in (*MADE, "report")]
     assert world.results(RunDir(tmp_path)) == before
 
     told = world.Listening()
@@ -346,7 +349,7 @@ def test_train_makes_adapters_also_of_another_model(inputs: dict[str, Any], tmp_
         assert (folder / "loss.jsonl").stat().st_size
     told = world.Listening()
     gradsieve.run(recipe, tmp_path / "run", progress=told)
-    assert told.lines[-1] == "train: done already"
+    assert told.lines[-2] == "train: done already"
 
 
 def test_stages_that_are_missing_or_out_of_order(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,222 @@
+// Elements, numbers and small charts. Text enters the page as text nodes only, never as HTML.
+"use strict";
+
+function element(tag, attributes, ...children) {
+  const made = document.createElement(tag);
+  fill(made, attributes);
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+function drawn(tag, attributes, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  fill(made, attributes);
+  made.append(...children);
+  return made;
+}
+
+function fill(made, attributes) {
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (name === "class") made.setAttribute("class", value);
+    else if (name === "width%") made.style.width = `${Math.max(0, Math.min(100, value))}%`;
+    else if (typeof value === "boolean") made.toggleAttribute(name, value);
+    else made.setAttribute(name, value);
+  }
+}
+
+const LONG = 400;
+const clipped = (text) => (text.length > LONG ? `${text.slice(0, LONG)}\u2026` : text);
+
+// A name out of the data: whatever its script, it does not turn what stands beside it.
+const named = (text, of = "bdi", attributes = {}) =>
+  element(of, { dir: "auto", title: clipped(text), ...attributes }, clipped(text));
+
+const whole = new Intl.NumberFormat("en");
+const minus = (text) => text.replace("-", "\u2212");
+
+function number(value) {
+  if (value === null || value === undefined) return "\u2013";
+  const size = Math.abs(value);
+  if (size >= 1000) return minus(whole.format(Math.round(value)));
+  if (size >= 1) return minus(value.toFixed(2));
+  if (size >= 0.01) return minus(value.toFixed(3));
+  if (size >= 0.0001) return minus(value.toFixed(5));
+  return size === 0 ? "0" : minus(value.toExponential(1));
+}
+
+// For a column of results: as many digits in each.
+const fixed = (value) => (value === null ? "\u2013" : minus(value.toFixed(Math.abs(value) < 100 ? 3 : 1)));
+const signed = (value, told = number) => (value > 0 ? "+" : "") + told(value);
+
+function percent(share) {
+  const digits = share > 0 && share < 0.0995 ? 1 : 0;
+  return `${(100 * share).toFixed(digits)}%`;
+}
+
+function clock(seconds) {
+  if (seconds < 1) return "< 1 s";
+  const all = Math.round(seconds);
+  if (all < 60) return `${all} s`;
+  if (all < 3600) return `${Math.floor(all / 60)} min ${all % 60} s`;
+  return `${Math.floor(all / 3600)} h ${Math.floor((all % 3600) / 60)} min`;
+}
+
+// Round values between low and high, about `count` of them.
+function ticks(low, high, count) {
+  if (!(high > low)) return [low];
+  const raw = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((times) => times * power).find((size) => size >= raw);
+  const found = [];
+  for (let at = Math.ceil(low / step); at * step <= high + step * 1e-9; at++) found.push(at * step);
+  return found;
+}
+
+function powers(low, high) {
+  const found = [];
+  for (let power = 1; power <= high; power *= 10) {
+    for (const times of [1, 2, 3, 5, 7]) if (times * power >= low && times * power <= high) found.push(times * power);
+  }
+  if (found.length < 3) return ticks(low, high, 5).filter(Number.isInteger);
+  return found.length > 8 ? found.filter((value) => /^[15]/.test(String(value))) : found;
+}
+
+// An axis' labels, those left out that would touch another.
+function labels(svg, marks, place, y, told) {
+  const width = svg.viewBox.baseVal.width;
+  let free = -Infinity;
+  for (const mark of marks) {
+    const text = told(mark), half = 3.4 * text.length, x = Math.min(place(mark), width - half);
+    if (x - half < free) continue;
+    svg.append(drawn("text", { x, y, "text-anchor": "middle" }, text));
+    free = x + half + 8;
+  }
+}
+
+const charts = [];
+
+// Draw into a box now, and again whenever its width changes.
+function chart(box, height, label, draw) {
+  const paint = () => {
+    const width = Math.max(box.clientWidth, 120);
+    const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": label });
+    draw(svg, width, height);
+    box.replaceChildren(svg);
+  };
+  charts.push([box, paint]);
+  paint();
+}
+
+let redrawing;
+window.addEventListener("resize", () => {
+  clearTimeout(redrawing);
+  redrawing = setTimeout(() => {
+    for (const [box, paint] of charts) if (box.isConnected) paint();
+  }, 60);
+});
+
+function forget(boxes) {
+  for (let at = charts.length - 1; at >= 0; at--) {
+    if (boxes.some((box) => box.contains(charts[at][0]))) charts.splice(at, 1);
+  }
+}
+
+// Counts by score: the pool's bars, the selected part of each in color.
+function scoreChart(box, bins, cut, told) {
+  const low = bins.edges[0], high = bins.edges.at(-1), most = Math.max(...bins.all, 1);
+  const label = `Histogram of scores from ${told(low)} to ${told(high)}; the lowest selected score is ${told(cut)}`;
+  chart(box, 190, label, (svg, width, height) => {
+    const top = 20, bottom = height - 22, left = 6, right = width - 6;
+    const place = (score) => left + ((score - low) / (high - low)) * (right - left);
+    const step = (right - left) / bins.all.length;
+    bins.all.forEach((count, at) => {
+      const chosen = bins.selected[at];
+      const title = `${told(bins.edges[at])} to ${told(bins.edges[at + 1])}: ${whole.format(count)} rows, ${whole.format(chosen)} selected`;
+      const bar = drawn("g", {}, drawn("title", {}, title));
+      for (const [rows, kind] of [[count, "pool"], [chosen, "selected"]]) {
+        const size = rows ? Math.max(1.5, (rows / most) * (bottom - top)) : 0;
+        bar.append(drawn("rect", { x: left + at * step, y: bottom - size, width: Math.max(0.5, step - 1), height: size, class: kind }));
+      }
+      svg.append(bar);
+    });
+    svg.append(drawn("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "axis" }));
+    labels(svg, ticks(low, high, Math.max(2, width / 90)), place, height - 6, number);
+    if (bins.selected.some((chosen, at) => chosen < bins.all[at])) {
+      const x = place(cut), before = x > width * 0.6;
+      svg.append(drawn("line", { x1: x, x2: x, y1: top - 4, y2: bottom, class: "cut" }));
+      svg.append(drawn("text", { x: x + (before ? -5 : 5), y: 14, "text-anchor": before ? "end" : "start", class: "strong" }, `lowest selected ${told(cut)}`));
+    }
+  });
+}
+
+// Shares by length: the pool filled, the selection as a line.
+function lengthChart(box, bins) {
+  const total = (counts) => counts.reduce((sum, count) => sum + count, 0) || 1;
+  const all = bins.all.map((count) => count / total(bins.all));
+  const chosen = bins.selected.map((count) => count / total(bins.selected));
+  const { edges } = bins, low = Math.log(edges[0]), high = Math.log(edges.at(-1)), most = Math.max(...all, ...chosen, 1e-9);
+  chart(box, 190, `Lengths from ${number(edges[0])} to ${number(edges.at(-1))} tokens, of pool and selection`, (svg, width, height) => {
+    const top = 8, bottom = height - 22, left = 6, right = width - 6;
+    const x = (tokens) => left + ((Math.log(tokens) - low) / (high - low)) * (right - left);
+    const y = (share) => bottom - (share / most) * (bottom - top);
+    all.forEach((share, at) => {
+      const first = edges[at], last = edges[at + 1] - 1;
+      const span = `${whole.format(first)}${last > first ? ` to ${whole.format(last)}` : ""} tokens`;
+      svg.append(drawn("rect", { x: x(first), y: y(share), width: Math.max(0.5, x(last + 1) - x(first) - 1), height: bottom - y(share), class: "pool" },
+        drawn("title", {}, `${span}: ${percent(share)} of the pool, ${percent(chosen[at])} of the selection`)));
+    });
+    const path = chosen.map((share, at) => `H${x(edges[at])}V${y(share)}H${x(edges[at + 1])}`).join("");
+    svg.append(drawn("path", { d: `M${left} ${bottom}${path}V${bottom}`, class: "curve" }));
+    svg.append(drawn("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "axis" }));
+    labels(svg, powers(edges[0], edges.at(-1)), x, height - 6, (value) => whole.format(value));
+  });
+}
+
+function lossChart(box, points) {
+  const known = points.filter(([, loss]) => loss !== null);
+  if (!known.length) return box.append("No step had a finite loss.");
+  const losses = known.map(([, loss]) => loss), last = known.at(-1);
+  const low = Math.min(...losses), high = Math.max(...losses, low + 1e-6);
+  const first = known[0][0], end = Math.max(last[0], first + 1);
+  chart(box, 190, `Loss from ${number(losses[0])} to ${number(last[1])} in ${last[0]} steps`, (svg, width, height) => {
+    const top = 10, bottom = height - 22, left = 44, right = width - 10;
+    const x = (step) => left + ((step - first) / (end - first)) * (right - left);
+    const y = (loss) => bottom - ((loss - low) / (high - low)) * (bottom - top);
+    for (const mark of ticks(low, high, 4)) {
+      svg.append(drawn("line", { x1: left, x2: right, y1: y(mark), y2: y(mark), class: "axis" }));
+      svg.append(drawn("text", { x: left - 6, y: y(mark) + 4, "text-anchor": "end" }, number(mark)));
+    }
+    svg.append(drawn("path", { d: "M" + known.map(([step, loss]) => `${x(step)} ${y(loss)}`).join("L"), class: "curve" }));
+    const steps = ticks(first, end, Math.max(2, width / 90)).filter(Number.isInteger);
+    labels(svg, steps, x, height - 6, (value) => whole.format(value));
+  });
+}
+
+// One method's values on a scale that the methods share: a dot for each model, a line for the mean.
+function stripChart(box, values, mean, low, high, here) {
+  chart(box, 18, `${values.map(number).join(", ")}`, (svg, width) => {
+    const x = (value) => 5 + ((value - low) / (high - low || 1)) * (width - 10);
+    svg.append(drawn("line", { x1: 0, x2: width, y1: 9, y2: 9, class: "axis" }));
+    for (const value of values) if (value !== null) svg.append(drawn("circle", { cx: x(value), cy: 9, r: 4, class: here ? "dot here" : "dot" }));
+    if (mean !== null) svg.append(drawn("line", { x1: x(mean), x2: x(mean), y1: 2, y2: 16, class: "mean" }));
+  });
+}
+
+// Shares as a table whose cells are shaded; only what is below the diagonal.
+function matrix(names, values, told, columns = names) {
+  const table = element("table");
+  const heads = columns.slice(0, names.length - 1).map((name) => element("th", { scope: "col", class: "middle" }, named(name)));
+  table.append(element("tr", {}, element("td"), ...heads));
+  names.forEach((name, row) => {
+    if (!row) return;
+    const cells = names.slice(0, -1).map((_, column) => {
+      if (column >= row) return element("td");
+      const cell = element("td", { class: "shade" }, told(values[row][column]));
+      const strength = Math.max(0, Math.min(1, values[row][column] || 0));
+      cell.style.background = `color-mix(in srgb, var(--selected) ${Math.round(45 * strength)}%, transparent)`;
+      return cell;
+    });
+    table.append(element("tr", {}, element("th", { scope: "row" }, named(name)), ...cells));
+  });
+  return element("div", { class: "scroll" }, table);
+}

@@ -1,0 +1,246 @@
+// The list of rows: search, filters, order, pages, and what is told of a row when it is opened.
+
+function matches(words, source, subtask) {
+  const { row, subtask: of } = state.view.shown, found = [];
+  for (let n = 0; n < row.length; n++) {
+    if (source >= 0 && report.rows[row[n]][0] !== source) continue;
+    if (subtask >= 0 && of[n] !== subtask) continue;
+    if (words.length) {
+      const text = searched(row[n]);
+      if (!words.every((word) => text.includes(word))) continue;
+    }
+    found.push(n);
+  }
+  return found;
+}
+
+function ordered(found) {
+  const { row, score, rank } = state.view.shown, kind = at("sort").value;
+  const tokens = (n) => report.rows[row[n]][2], source = (n) => report.rows[row[n]][0];
+  const by = {
+    "score down": (a, b) => score[b] - score[a],
+    "score up": (a, b) => score[a] - score[b],
+    short: (a, b) => tokens(a) - tokens(b),
+    long: (a, b) => tokens(b) - tokens(a),
+    source: (a, b) => source(a) - source(b) || rank[a] - rank[b],
+  }[kind];
+  return by ? found.sort(by) : found;
+}
+
+function refresh() {
+  const start = performance.now(), { group } = state.view.shown;
+  const found = matches(wanted(), Number(at("source").value), Number(at("subtask").value));
+  const counts = report.groups.map(() => 0);
+  for (const n of found) counts[group[n]]++;
+  for (const label of at("groups").querySelectorAll("label")) {
+    const kind = Number(label.firstChild.value);
+    label.lastChild.textContent = `${label.dataset.name} ${whole.format(kind < 0 ? found.length : counts[kind])}`;
+  }
+  state.found = ordered(state.group < 0 ? found : found.filter((n) => group[n] === state.group));
+  state.page = 0;
+  showPage();
+  state.milliseconds = performance.now() - start;
+}
+
+function showPage() {
+  const { found } = state, pages = Math.max(1, Math.ceil(found.length / PAGE)), words = wanted();
+  const first = state.page * PAGE, last = Math.min(found.length, first + PAGE);
+  at("rows").replaceChildren(...found.slice(first, last).map((n) => listed(n, words)));
+  at("count").textContent = found.length ? `Rows ${whole.format(first + 1)} to ${whole.format(last)} of ${whole.format(found.length)}` : "No row fits: search for less, or choose other rows.";
+  at("page").textContent = `Page ${whole.format(state.page + 1)} of ${whole.format(pages)}`;
+  at("previous").disabled = state.page === 0;
+  at("next").disabled = state.page >= pages - 1;
+  document.querySelector(".pages").hidden = pages === 1;
+}
+
+function turnPage(by) {
+  state.page += by;
+  showPage();
+  at("examples").scrollIntoView();
+}
+
+function listed(n, words) {
+  const { shown, scores, subtasks } = state.view, group = shown.group[n];
+  const [source, , tokens, truncated, leak, , turns] = report.rows[shown.row[n]];
+  const low = scores.edges[0], high = scores.edges.at(-1), subtask = subtasks[shown.subtask[n]];
+  const badges = [];
+  if (state.group < 0 || group === 1) badges.push(element("span", { class: "badge" }, report.groups[group]));
+  if (truncated) badges.push(element("span", { class: "badge" }, "cut to length"));
+  if (leak) badges.push(element("span", { class: "badge alarm" }, "leak"));
+  const about = element("span", { class: "about" }, named(report.sources[source]),
+    ...(subtask ? [" \u00b7 ", named(subtask[0])] : []), ` \u00b7 ${whole.format(tokens)} tokens `, ...badges);
+  const bar = element("span", { class: "score" }, score(shown.score[n]), element("i", { "width%": (100 * (shown.score[n] - low)) / (high - low) }));
+  const head = element("button", { type: "button", class: "head", "aria-expanded": "false", "aria-controls": `detail-${n}` },
+    element("span", { class: "rank", title: `rank ${shown.rank[n]} by score` }, whole.format(shown.rank[n])), bar,
+    element("span", { class: "snippet", dir: "auto" }, ...marked(snippet(turns, words), words)), about);
+  const box = element("div", { class: "detail", id: `detail-${n}`, hidden: true });
+  head.addEventListener("click", () => {
+    box.hidden = !box.hidden;
+    head.setAttribute("aria-expanded", String(!box.hidden));
+    if (!box.firstChild) box.append(...detail(n, words));
+  });
+  return element("li", { class: group === 0 ? "chosen" : "" }, head, box);
+}
+
+function detail(n, words) {
+  const { shown } = state.view, [source, id, , , leak, more, turns] = report.rows[shown.row[n]];
+  const text = element("div", {}, ...conversation(turns, more, words),
+    element("p", { class: "small" }, named(report.sources[source]), ", id ", named(id)));
+  const why = element("div");
+  const reason = shown.reason[n];
+  if (reason) why.append(element("h3", {}, "Why it was passed over"), named(reason, "p", { class: "small" }));
+  if (leak) why.append(element("h3", {}, "Leak"), named(leak, "p", { class: "small" }));
+  why.append(...pulls(n), ...byPart("By subtask", subtaskScores(n)), ...byPart("By checkpoint", checkpointScores(n)));
+  return [text, why];
+}
+
+function subtaskScores(n) {
+  const { shown, subtasks } = state.view;
+  return subtasks.length > 1 ? shown.by_subtask[n].map(([place, part]) => [subtasks[place][0], part]) : [];
+}
+
+function checkpointScores(n) {
+  const found = state.view.shown.by_checkpoint;
+  return found ? found[n].map((part, place) => [`checkpoint ${place + 1}`, part]) : [];
+}
+
+function byPart(title, parts) {
+  if (parts.length < 2) return [];
+  const most = Math.max(...parts.map(([, part]) => Math.abs(part)), 1e-12);
+  const rows = parts.map(([name, part]) => element("li", {},
+    element("span", { class: part < 0 ? "amount away" : "amount" }, score(part), element("i", { "width%": (100 * Math.abs(part)) / most })), named(name)));
+  return [element("h3", {}, title), element("ul", { class: "pulls" }, ...rows)];
+}
+
+function pulls(n) {
+  const { shown, method } = state.view;
+  if (!shown.pulls) return [element("h3", {}, "Why"), element("p", { class: "small" }, `Scores of ${method} do not come apart by target example here.`)];
+  const { examples } = targetOf(state.view), parts = shown.pulls[n];
+  const most = Math.max(...parts.map(([, part]) => Math.abs(part)), 1e-12);
+  const list = (title, chosen) => chosen.length ? [element("h3", {}, title), element("ul", { class: "pulls" }, ...chosen.map((part) => pull(part, examples, most)))] : [];
+  const rest = shown.score[n] - parts.reduce((sum, [, part]) => sum + part, 0);
+  const others = Math.abs(rest) > 0.01 * most ? [element("p", { class: "small" }, `All others together: ${signed(rest, score)}. Parts add up to the score, ${score(shown.score[n])}.`)] : [];
+  return [...list("Target examples that pull it in", parts.filter(([, part]) => part > 0)),
+    ...list("Target examples that push it away", parts.filter(([, part]) => part < 0).reverse()), ...others];
+}
+
+// How all examples of a subtask begin: what they have in common tells none from another.
+const beginnings = new Map();
+
+function beginning(examples, subtask) {
+  const key = `${state.view.target}\n${subtask}`;
+  if (!beginnings.has(key)) {
+    const starts = examples.filter((one) => one[1] === subtask).map((one) => snippetOf(one));
+    let common = starts[0];
+    for (const text of starts) while (!text.startsWith(common)) common = common.slice(0, -1);
+    beginnings.set(key, starts.length > 1 ? common.slice(0, Math.max(common.lastIndexOf(" "), common.lastIndexOf("\n")) + 1) : "");
+  }
+  return beginnings.get(key);
+}
+
+const snippetOf = (example) => (example[3].find((turn) => turn[0] === "user") || example[3][0] || ["", ""])[1];
+
+function pull([place, part], examples, most) {
+  const [id, subtask, more, turns] = examples[place];
+  const common = beginning(examples, subtask), own = snippetOf(examples[place]).slice(common.length, common.length + 160).trim();
+  const opened = element("details", {}, named((common && own ? "\u2026 " : "") + (own || id), "summary"));
+  opened.addEventListener("toggle", () => {
+    if (opened.childElementCount === 1) opened.append(...conversation(turns, more, []), element("p", { class: "small" }, named(subtask), ", id ", named(id)));
+  }, { once: true });
+  return element("li", {}, element("span", { class: part < 0 ? "amount away" : "amount" }, signed(part, score), element("i", { "width%": (100 * Math.abs(part)) / most })), opened);
+}
+
+// --- switches -----------------------------------------------------------------------------------
+
+function options(select, items) {
+  select.replaceChildren(...items.map(([value, name]) => element("option", { value }, clipped(name))));
+}
+
+function showGroups() {
+  const names = ["All", "Selected", "Passed over", "Near misses", "Lowest"], { group } = state.view.shown;
+  const kinds = [-1, 0, 1, 2, 3].filter((kind) => kind < 0 || group.includes(kind));
+  if (!kinds.includes(state.group)) state.group = kinds.includes(0) ? 0 : -1;
+  at("groups").replaceChildren(at("groups").querySelector("legend"), ...kinds.map((kind) => {
+    const input = element("input", { type: "radio", name: "group", value: kind });
+    input.checked = kind === state.group;
+    return element("label", { "data-name": names[kind + 1] }, input, element("span"));
+  }));
+}
+
+function showList(view) {
+  const shown = view.shown.group.filter((kind) => kind === 0).length;
+  const selected = shown < view.selected ? `the best ${whole.format(shown)} of ${whole.format(view.selected)}` : `all ${whole.format(shown)}`;
+  at("examples-hint").textContent = `Here are ${selected} selected rows, the best of those that were not selected, and the lowest scored. Open one to read it${view.shown.pulls ? " and to see which target examples pull it in" : ""}.`;
+  const places = report.sources.map((name, place) => [place, name]).filter(([place]) => view.sources[place][1]);
+  options(at("source"), [[-1, "all"], ...places]);
+  options(at("subtask"), [[-1, "all"], ...view.subtasks.map(([name], place) => [place, name])]);
+  at("subtask").disabled = !view.subtasks.length;
+  showGroups();
+  refresh();
+}
+
+function show() {
+  const method = at("method").value, target = at("target").value;
+  state.view = report.views.find((view) => view.target === target && view.method === method);
+  forget([document.querySelector("main")]);
+  for (const part of [showSummary, showShares, showCharts, showResults, showList, showChecks]) part(state.view);
+  showRun();
+}
+
+function toggleTheme() {
+  const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const now = root.dataset.theme || (dark ? "dark" : "light");
+  root.dataset.theme = now === "dark" ? "light" : "dark";
+  nameTheme();
+}
+
+function nameTheme() {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const now = document.documentElement.dataset.theme || (dark ? "dark" : "light");
+  at("theme").replaceChildren(now === "dark" ? "\u2600" : "\u263e", element("span", {}, now === "dark" ? " Light" : " Dark"));
+  at("theme").setAttribute("aria-label", `Switch to ${now === "dark" ? "light" : "dark"}`);
+}
+
+function moveFocus(event) {
+  const heads = [...at("rows").querySelectorAll(".head")], here = heads.indexOf(document.activeElement);
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!step || here < 0 || !heads[here + step]) return;
+  event.preventDefault();
+  heads[here + step].focus();
+}
+
+function start() {
+  const names = [...new Set(report.views.map((view) => view.target))], methods = [...new Set(report.views.map((view) => view.method))];
+  options(at("target"), names.map((name) => [name, name]));
+  options(at("method"), methods.map((name) => [name, name]));
+  options(at("sort"), Object.entries(SORTS));
+  at("target").disabled = names.length === 1;
+  at("method").disabled = methods.length === 1;
+  for (const id of ["target", "method"]) at(id).addEventListener("change", show);
+  for (const id of ["source", "subtask", "sort"]) at(id).addEventListener("change", refresh);
+  at("query").addEventListener("input", refresh);
+  at("groups").addEventListener("change", (event) => { state.group = Number(event.target.value); refresh(); });
+  document.querySelector(".tools").addEventListener("submit", (event) => event.preventDefault());
+  at("previous").addEventListener("click", () => turnPage(-1));
+  at("next").addEventListener("click", () => turnPage(1));
+  at("rows").addEventListener("keydown", moveFocus);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "/" && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName)) {
+      event.preventDefault();
+      at("query").focus();
+    }
+  });
+  at("theme").addEventListener("click", toggleTheme);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", nameTheme);
+  nameTheme();
+  show();
+  // Searching is ready before the first letter: texts are made ready while nothing else is to do.
+  let next = 0;
+  const prepare = () => {
+    for (const end = Math.min(report.rows.length, next + 500); next < end; next++) searched(next);
+    if (next < report.rows.length) setTimeout(prepare);
+  };
+  setTimeout(prepare);
+}
+
+start();

@@ -1,0 +1,65 @@
+"""Numbers as a page wants them: short, finite, and counted in bins."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+
+BINS = 60
+LENGTH_BINS = 32
+
+
+def short(value: float) -> float | None:
+    """Six digits, which is more than a score means; None if it is not finite."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def histogram(values: Floats, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    """Counts of all values and of the chosen ones in equal bins, from lowest to highest."""
+    finite = np.isfinite(values)
+    known = values[finite] if finite.any() else np.zeros(1)
+    low, high = float(known.min()), float(known.max())
+    return _counted(values, chosen, np.linspace(low, high if high > low else low + 1, BINS + 1))
+
+
+def length_histogram(tokens: NDArray[np.int64], chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    """The same of lengths, in bins that grow with them; each holds a whole number or more."""
+    low, high = max(1, int(tokens.min())), int(tokens.max()) + 1
+    edges = np.unique(np.round(np.geomspace(low, max(high, low + 1), LENGTH_BINS + 1)))
+    return _counted(tokens, chosen, edges)
+
+
+def _counted(
+    values: NDArray[Any], chosen: NDArray[np.bool_], edges: NDArray[np.float64]
+) -> dict[str, Any]:
+    return {
+        "edges": [short(edge) for edge in edges.tolist()],
+        "all": np.histogram(values, edges)[0].tolist(),
+        "selected": np.histogram(values[chosen], edges)[0].tolist(),
+    }
+
+
+def spearman(one: Floats, other: Floats) -> float:
+    """Rank correlation; equal values share their mean rank. NaN if either is constant."""
+    first, second = _ranks(one), _ranks(other)
+    if first.std() == 0 or second.std() == 0:
+        return math.nan
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _ranks(values: Floats) -> NDArray[np.float64]:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    mean_ranks: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
+    return mean_ranks[places]
+
+
+def overlap_of_top(one: Floats, other: Floats, share: float) -> float:
+    """Share of one's highest values that are among the other's highest."""
+    count = max(1, round(share * len(one)))
+    tops = [set(np.argsort(-values, kind="stable")[:count].tolist()) for values in (one, other)]
+    return len(tops[0] & tops[1]) / count

@@ -1,0 +1,56 @@
+"""JSON, style and script in one HTML file that loads nothing and in which no data can run.
+
+In: what `gather` and `provenance` tell. Out: the page's text. Data stands in blocks of JSON that no
+browser runs, with every `<` escaped, so that none ends early; the script puts it into the page as
+text only. A content security policy allows this one script and this one style, by their hashes,
+and nothing else: no image, no request, no HTML made from strings.
+
+Each block is one line. All that differs between two runs of the same inputs is in `provenance`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from importlib import resources
+from string import Template
+from typing import Any
+
+_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def page(data: Any, provenance: Any) -> str:
+    """The page's HTML.
+
+    Args:
+        data: As JSON; no NaN.
+        provenance: As JSON: recipe, times and versions.
+    """
+    style = _asset("report.css")
+    script = "".join(_asset(f"{name}.js") for name in ("charts", "report", "list"))
+    return Template(_asset("report.html")).substitute(
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        data=embedded(data),
+        provenance=embedded(provenance),
+    )
+
+
+def embedded(data: Any) -> str:
+    """One line of JSON that can stand inside a script element, encodable as UTF-8."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = text.replace("<", "\\u003c")
+    return _HALF_SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
+def _asset(name: str) -> str:
+    return (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """As a content security policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

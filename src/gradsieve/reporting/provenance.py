@@ -1,0 +1,103 @@
+"""How a run was made: which stages belong to it, its recipe, times, versions and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gradsieve.context import Context
+from gradsieve.errors import RunError
+from gradsieve.methods import find_method
+from gradsieve.recipe import dump_recipe
+from gradsieve.reporting.numbers import short
+from gradsieve.rundir import STAGES, TOGETHER
+
+POINTS = 400
+"""Of a loss curve, at most: as many as a page is wide."""
+
+
+def current_stages(context: Context) -> dict[str, dict[str, Any]]:
+    """Meta of each finished stage that this recipe's selection was made with or led to.
+
+    A run's folder may hold stages of an earlier recipe: they are left out.
+
+    Raises:
+        RunError: If there is no selection for this recipe.
+    """
+    recipe, run = context.recipe, context.run
+    found = {"score": run.done("score"), "select": run.done("select")}
+    _check_selection(context, found["select"])
+    gradients = any("gradients" in find_method(name).uses for name in recipe.score.methods)
+    if gradients or recipe.select.near_duplicates:
+        found |= {"warmup": run.done("warmup"), "features": run.done("features")}
+    for name, wanted, given, made_by in (
+        ("train", recipe.train or recipe.evaluate, "selections", "select"),
+        ("evaluate", recipe.evaluate, "models", "train"),
+    ):
+        meta = run.meta(name)
+        # What it was made from must be what is there now.
+        if wanted and meta and meta["inputs"][given] == found.get(made_by, {}).get(given):
+            found[name] = meta
+    return {name: found[name] for name in STAGES if name in found}
+
+
+def _check_selection(context: Context, select: dict[str, Any]) -> None:
+    recipe = context.recipe
+    targets = [TOGETHER] if recipe.select.together else [target.name for target in recipe.targets]
+    wanted = {f"{target}/{method}" for target in targets for method in recipe.score.methods}
+    missing = sorted(wanted - select["selections"].keys())
+    if missing or select["inputs"]["pool"] != context.pool_inputs:
+        what = f"no selection {missing[0]}" if missing else "the pool has changed since"
+        raise RunError(
+            "The run's selection is not of this recipe.",
+            f"{context.run.stage('select')}: {what}",
+            "Run `gradsieve run` with this recipe first.",
+        )
+
+
+def provenance(context: Context) -> dict[str, Any]:
+    """What differs between runs of the same inputs: recipe (it names paths), times, versions."""
+    stages = current_stages(context)
+    return {
+        "recipe": dump_recipe(context.recipe),
+        "seconds": {name: _seconds(meta) for name, meta in stages.items()},
+        "scoring_seconds": {
+            name: method["seconds"] for name, method in stages["score"]["methods"].items()
+        },
+        "versions": stages["select"]["versions"],
+    }
+
+
+def _seconds(meta: dict[str, Any]) -> float:
+    """A stage's seconds; training tells each model's instead."""
+    seconds = meta["seconds"]
+    return float(sum(seconds.values()) if isinstance(seconds, dict) else seconds)
+
+
+def checkpoints(stages: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each checkpoint's learning rate, and its share of coordinates with a small v."""
+    if "warmup" not in stages:
+        return []
+    facts = stages["features"]["checkpoints"]
+    return [
+        {
+            "learning_rate": rate,
+            "adam_step": fact["adam_step"],
+            "below_eps": fact.get("share_of_coordinates_below_eps"),
+        }
+        for rate, fact in zip(stages["warmup"]["learning_rates"], facts, strict=True)
+    ]
+
+
+def loss_curve(file: Path) -> list[list[float | None]]:
+    """[step, loss] of a training, averaged over equal stretches if there are many steps."""
+    if not file.is_file():
+        return []
+    logs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    size = -(-len(logs) // POINTS)
+    stretches = [logs[start : start + size] for start in range(0, len(logs), size or 1)]
+    return [
+        [part[-1]["step"], short(sum(log["loss"] for log in part) / len(part))]
+        for part in stretches
+    ]

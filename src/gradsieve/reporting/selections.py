@@ -1,0 +1,192 @@
+"""One target's selection by one method: which rows, from where, with which scores and lengths.
+
+Four groups of rows are shown: the selected, those passed over on the way (near duplicates, leaks,
+caps), the near misses (the best of the others) and the lowest scored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsieve.recipe import Report
+from gradsieve.reporting.examples import Pool
+from gradsieve.reporting.numbers import histogram, length_histogram, short
+
+GROUPS = ("selected", "passed over", "near miss", "lowest")
+SUBTASKS_SHOWN = 5
+"""Scores by subtask told of a row: its highest."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A target's scores by a method.
+
+    Attributes:
+        places: Of the rows in the pool [n].
+        total: Scores [n].
+        best: Name of each row's best subtask [n]; empty names where there is none.
+        subtasks: Names of the columns [S].
+        by_subtask: Scores [n, S].
+    """
+
+    places: NDArray[np.int64]
+    total: NDArray[np.float32]
+    best: list[str]
+    subtasks: list[str]
+    by_subtask: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row that is shown: its line in the table, and what was said of it when rows were chosen."""
+
+    line: int
+    group: int
+    score: float
+    subtask: str
+    reason: str | None = None
+
+
+def read_table(file: Path, pool: Pool) -> Table:
+    """Read `03-score/TARGET/METHOD.parquet`."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(file)
+    keys = zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True)
+    fixed, columns = table.column_names[:4], table.column_names[4:]
+    # A subtask that is called like one of the first four columns has a marked name.
+    plain = {f"subtask:{name}": name for name in fixed}
+    values = [table[name].to_numpy() for name in columns]
+    return Table(
+        np.array([pool.place[key] for key in keys]),
+        table["score"].to_numpy(),
+        table["subtask"].to_pylist(),
+        [plain.get(name, name) for name in columns],
+        np.stack(values, axis=1) if values else np.zeros((table.num_rows, 0), dtype=np.float32),
+    )
+
+
+class Selection:
+    """What a selection's folder says, beside the table of scores.
+
+    Args:
+        folder: `04-select/TARGET/METHOD`, or `04-select/together/METHOD`.
+        table: The scores.
+        pool: The pool.
+        own: Whether the selection was made by these scores alone, and tells score and subtask.
+    """
+
+    def __init__(self, folder: Path, table: Table, pool: Pool, own: bool) -> None:
+        self.table, self.pool = table, pool
+        self._line = {place: line for line, place in enumerate(table.places.tolist())}
+        self.rows: list[Shown] = []
+        for row in _records(folder / "selected.jsonl"):
+            source, score, subtask = (row.get(f"gradsieve_{key}", row.get(key)) for key in _ADDED)
+            line = self._line[pool.place[str(source), str(row["id"])]]
+            told = Shown(line, 0, float(score or 0), str(subtask)) if own else self._shown(line, 0)
+            self.rows.append(told)
+        self.dropped = list(_records(folder / "dropped.jsonl"))
+        self.chosen = np.zeros(len(table.total), dtype=bool)
+        self.chosen[[row.line for row in self.rows]] = True
+
+    def _shown(self, line: int, group: int, reason: str | None = None) -> Shown:
+        table = self.table
+        return Shown(line, group, float(table.total[line]), table.best[line], reason)
+
+    def shown(self, settings: Report, most: int) -> list[Shown]:
+        """The rows of the four groups, each best first; the lowest, lowest first."""
+        found = self.rows[:most]
+        for row in self.dropped:
+            place = self.pool.place.get((row["source"], row.get("id", "")))
+            if place in self._line:
+                found.append(self._shown(self._line[place], 1, row["reason"]))
+        passed = [row for row in found if row.group == 1]
+        found = [row for row in found if row.group == 0] + passed[: settings.near_misses]
+        taken = {row.line for row in [*self.rows, *passed]}
+        order = np.argsort(-self.table.total, kind="stable").tolist()
+        rest = [line for line in order if line not in taken]
+        near = rest[: settings.near_misses]
+        low = rest[len(near) :][::-1][: settings.lowest]
+        return found + [self._shown(line, 2) for line in near] + [self._shown(n, 3) for n in low]
+
+    def sources(self) -> list[list[int]]:
+        """Selected and scored rows of each source."""
+        sources, count = self.pool.source[self.table.places], len(self.pool.sources)
+        chosen = np.bincount(sources[self.chosen], minlength=count)
+        scored = np.bincount(sources, minlength=count)
+        return [list(pair) for pair in zip(chosen.tolist(), scored.tolist(), strict=True)]
+
+    def subtasks(self) -> list[list[Any]]:
+        """[name, selected rows, scored rows that help it most] of each subtask."""
+        chosen = Counter(row.subtask for row in self.rows)
+        best = Counter(self.table.best)
+        return [[name, chosen[name], best[name]] for name in self.table.subtasks]
+
+    def told(self) -> dict[str, Any]:
+        """Counts and distributions, as JSON."""
+        table, pool = self.table, self.pool
+        tokens, truncated = pool.tokens[table.places], pool.truncated[table.places]
+        chosen = self.chosen
+        return {
+            "selected": len(self.rows),
+            "scored": len(table.total),
+            "tokens": int(tokens[chosen].sum()),
+            "pool_tokens": int(tokens.sum()),
+            "sources": self.sources(),
+            "subtasks": self.subtasks(),
+            "scores": histogram(table.total, chosen),
+            "lowest_selected": short(min(row.score for row in self.rows)),
+            "lengths": length_histogram(tokens, chosen),
+            "median_tokens": [float(np.median(tokens[chosen])), float(np.median(tokens))],
+            "truncated": [int(truncated[chosen].sum()), int(truncated.sum())],
+            "passed_over": _reasons(self.dropped, passed=True),
+            "not_scored": _reasons(self.dropped, passed=False),
+        }
+
+    def columns(self, rows: list[Shown]) -> dict[str, Any]:
+        """What a page's list needs of each shown row; ranks count from 1 by score."""
+        table = self.table
+        ranks = np.empty(len(table.total), dtype=np.int64)
+        ranks[np.argsort(-table.total, kind="stable")] = np.arange(1, len(ranks) + 1)
+        number = {name: index for index, name in enumerate(table.subtasks)}
+        lines = [row.line for row in rows]
+        return {
+            "row": self.pool.show(table.places[lines].tolist()),
+            "group": [row.group for row in rows],
+            "rank": ranks[lines].tolist(),
+            "score": [short(row.score) for row in rows],
+            "subtask": [number.get(row.subtask, -1) for row in rows],
+            "reason": {str(n): row.reason for n, row in enumerate(rows) if row.reason},
+            "by_subtask": [_highest(table.by_subtask[line]) for line in lines],
+        }
+
+
+_ADDED = ("source", "score", "subtask")
+_RULES = ("near_duplicates", "per_source", "drop_leaks")
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_bytes().split(b"\n") if line]
+
+
+def _reasons(dropped: list[dict[str, Any]], passed: bool) -> list[list[Any]]:
+    """[rule or reason, rows], the most frequent first."""
+    counts: Counter[str] = Counter()
+    for row in dropped:
+        rule = row["reason"].partition(":")[0]
+        if (rule in _RULES) == passed:
+            counts[rule if passed else row["reason"]] += 1
+    return [list(item) for item in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def _highest(scores: NDArray[np.float32]) -> list[list[float | None]]:
+    """[number of the subtask, score] of the subtasks that a row helps most."""
+    order = np.argsort(-scores, kind="stable")[:SUBTASKS_SHOWN].tolist()
+    return [[column, short(float(scores[column]))] for column in order]

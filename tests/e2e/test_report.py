@@ -1,0 +1,144 @@
+"""The report as the last stage: when it is made, what it tells, and of which stages."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import gradsieve
+import world
+from gradsieve.cli import STAGE_HELP, app
+from gradsieve.demo.skills import make_questions
+from gradsieve.errors import RunError
+from gradsieve.pipeline import FLOW
+from gradsieve.recipe import Recipe, dump_recipe
+from gradsieve.rundir import STAGES, RunDir
+
+QUICK: dict[str, Any] = {"score": {"methods": ["random", "bm25"]}, "select": {"count": 9}}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("inputs")
+    made = world.make(folder, rows=60)
+    questions = [world.record(row) for row in make_questions("reverse", 4, 1)]
+    world.write(folder / "test.jsonl", questions)
+    made["targets"][0]["test"] = str(folder / "test.jsonl")
+    return made
+
+
+def told(run: RunDir, block: str = "data") -> dict[str, Any]:
+    """What the page holds."""
+    text = (run.stage("report") / "index.html").read_text(encoding="utf-8")
+    found = re.search(f' id="{block}">(.*)</script>', text)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def run(recipe: Recipe, out: Path, **stages: Any) -> tuple[RunDir, list[str]]:
+    said = world.Listening()
+    return gradsieve.run(recipe, out, progress=said, **stages), said.lines
+
+
+def test_a_stages_name_is_one_word_everywhere() -> None:
+    assert tuple(FLOW) == tuple(STAGE_HELP) == STAGES
+    assert [stage.__name__ for stage in FLOW.values()] == [  # type: ignore[attr-defined]
+        f"gradsieve.stages.{name}" for name in STAGES
+    ]
+    assert set(STAGES) == set(Recipe.model_fields) - {"model", "pool", "targets", "on_bad_row"}
+
+
+def test_it_grows_with_the_run(inputs: dict[str, Any], tmp_path: Path) -> None:
+    plain = world.recipe(inputs, **QUICK)
+    made, _ = run(plain, tmp_path)
+    assert told(made)["results"] == {}
+    assert list(told(made, "provenance")["seconds"]) == ["score", "select"]
+    assert run(plain, tmp_path)[1][-1] == "report: done already"
+
+    trained = world.recipe(inputs, **QUICK, train={"epochs": 1}, evaluate={})
+    _, said = run(trained, tmp_path)
+    assert any(line.startswith("report: to be completed") for line in said)
+    results = {metric["metric"]: metric for metric in told(made)["results"]["mine"]}
+    rows = json.loads((made.stage("evaluate") / "results.json").read_text())["rows"]
+    for row in rows:
+        if row["target"] == "mine":
+            (cell,) = (one for one in results[row["metric"]]["methods"]
+                       if one["method"] == row["method"])  # fmt: skip
+            assert cell["mean"] == pytest.approx(row["value"], rel=1e-5)
+    assert list(told(made, "provenance")["seconds"]) == ["score", "select", "train", "evaluate"]
+
+    # Another selection: what was trained on the old one is not its result.
+    other = world.recipe(inputs, **{**QUICK, "select": {"count": 5}}, train={}, evaluate={})
+    run(other, tmp_path, last="select")
+    run(other, tmp_path, first="report")
+    assert told(made)["results"] == {}
+    assert told(made)["views"][0]["selected"] == 5
+    assert not list((tmp_path / "old").glob("07*"))
+
+
+def test_a_lost_page_is_made_again(inputs: dict[str, Any], tmp_path: Path) -> None:
+    made, _ = run(world.recipe(inputs, **QUICK), tmp_path)
+    page = made.stage("report") / "index.html"
+    before = page.read_bytes()
+    page.unlink()
+    run(world.recipe(inputs, **QUICK), tmp_path)
+    assert page.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": {"mode": "exact"}},
+        {"score": {"methods": ["less"], "across_subtasks": "mean"}},
+        {"score": {"methods": ["dot", "sgd"]}, "select": {"count": 6, "round_robin": True}},
+        {"score": {"methods": ["less", "full"]}, "select": {"count": 6, "together": True}},
+        {"score": {"methods": ["random"]}, "report": {"rows": 0, "near_misses": 0, "lowest": 1}},
+    ],
+    ids=["exact", "mean", "turns", "together", "few"],
+)
+def test_every_way_to_select_has_its_report(
+    inputs: dict[str, Any],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gradsieve.reporting.pulls.TOLD", 6)  # as many examples as there are
+    recipe = world.recipe(inputs, **changes)
+    made, _ = run(recipe, tmp_path)
+    data = told(made)
+    assert len(data["views"]) == 2 * len(recipe.score.methods)
+    for view in data["views"]:
+        shown = view["shown"]
+        assert len({len(values) for name, values in shown.items() if name != "reason"}) == 1
+        comes_apart = recipe.features.mode == "store" and view["method"] in ("less", "dot", "sgd")
+        assert ("pulls" in shown) == (view["agreement"] is not None) == comes_apart
+        if comes_apart:
+            for pulls, score in zip(shown["pulls"], shown["score"], strict=True):
+                total = sum(part for _, part in pulls)
+                assert total == pytest.approx(score, rel=2e-3, abs=2e-6)
+        if recipe.report.rows:
+            assert shown["group"].count(0) == view["selected"]
+
+
+def test_the_command(inputs: dict[str, Any], tmp_path: Path) -> None:
+    shell, file = CliRunner(), tmp_path / "recipe.yaml"
+    recipe = world.recipe(inputs, **QUICK, train={"epochs": 1})
+    file.write_text(dump_recipe(recipe), encoding="utf-8")
+    out = tmp_path / "run"
+    with pytest.raises(RunError, match="score is not finished"):
+        run(recipe, out, first="report")
+    run(recipe, out, last="select")  # the training is still to come
+    done = shell.invoke(app, ["report", str(file), "--out", str(out), "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert f"report: {out / '07-report' / 'index.html'}" in done.output
+    others = world.recipe(inputs, score={"methods": ["bm25", "full"]})
+    with pytest.raises(RunError, match="not of this recipe") as caught:
+        run(others, out, first="report")
+    assert "no selection mine/full" in caught.value.where
+    fewer = world.recipe({**inputs, "pool": inputs["pool"][:1]}, **QUICK)
+    with pytest.raises(RunError, match="not of this recipe"):
+        run(fewer, out, first="report")
