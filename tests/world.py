@@ -112,6 +112,7 @@ class Listening(Progress):
 def results(run: RunDir) -> dict[str, bytes]:
     """The bytes of all that a run has made, but for what tells times and versions."""
     skip = {"meta.json", "inputs.json", ".lock", "recipe.yaml", "seconds.json", "training.json"}
+    skip |= {"log.txt"}
     files = [file for file in run.path.rglob("*") if file.is_file() and file.name not in skip]
     return {str(file.relative_to(run.path)): _lasting(file) for file in sorted(files)}
 

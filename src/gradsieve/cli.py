@@ -88,6 +88,38 @@ for _name in STAGES:
     )
 
 
+@app.command(epilog="Example: gradsieve plan recipes/llama2-7b.yaml --out runs/llama2 --gpu H100")
+def plan(
+    recipe: RecipeFile,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="The run's folder: what is done, free disk."),
+    ] = None,
+    set_: Set = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="NAME", help="Predict for this GPU, e.g. H100, not here."),
+    ] = None,
+    no_calibration: Annotated[
+        bool,
+        typer.Option("--no-calibration", help="Load no model and time nothing: no seconds."),
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Check all inputs, then predict time, memory and disk; nothing is written."""
+    from gradsieve.recipe import load_recipe
+
+    checked = load_recipe(recipe, set_ or ())
+    from gradsieve import pipeline
+    from gradsieve.progress import Progress
+
+    told = pipeline.plan(
+        checked, out, gpu=gpu, calibrate=not no_calibration, progress=Progress(quiet)
+    )
+    typer.echo(json.dumps(asdict(told), ensure_ascii=False) if as_json else told.table())
+
+
 @app.command(epilog="Example: gradsieve compare runs/first runs/second --format latex")
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],

@@ -190,6 +190,7 @@ class Context:
             "name": self.recipe.model.name,
             "weights": model_fingerprint(self.recipe.model),
             "dtype": self.recipe.model.dtype,
+            "quantization": self.recipe.model.quantization,
             "template": self.template.fingerprint,
         }
 

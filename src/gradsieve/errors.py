@@ -7,11 +7,14 @@
     +-- ModelError            a model, adapter or optimizer state cannot be used
     +-- StoreError            a gradient datastore is damaged or was made with other settings
     +-- RunError              a run folder cannot be used: not ours, locked, a stage is missing
+    +-- Problems              several of these at once, found before anything was spent
 
 Every message has three parts: what is wrong, where (file:line, value, shape), what to do next.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class GradsieveError(Exception):
@@ -71,3 +74,16 @@ class StoreError(GradsieveError):
 
 class RunError(GradsieveError):
     """A run folder cannot be used."""
+
+
+class Problems(GradsieveError):
+    """Several things are wrong; `found` holds an error for each."""
+
+    def __init__(self, found: Sequence[GradsieveError]) -> None:
+        self.found = found
+        self.exit_status = max(problem.exit_status for problem in found)
+        super().__init__(f"{len(found)} problems.")
+
+    def __str__(self) -> str:
+        numbered = (f"{number}. {problem}" for number, problem in enumerate(self.found, start=1))
+        return "\n".join((f"{len(self.found)} problems, and nothing was started:", *numbered))

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from gradsieve import processes
+from gradsieve.checks import check, rows, writable
 from gradsieve.context import Context
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
 from gradsieve.methods import find_method
+from gradsieve.planning import Plan, find_gpu, make_plan
 from gradsieve.progress import Progress, clock
 from gradsieve.recipe import Recipe, dump_recipe, load_recipe
-from gradsieve.rundir import STAGES, RunDir, differences, fingerprint, write_text
+from gradsieve.rundir import STAGES, RunDir, State, differences, fingerprint, write_text
 from gradsieve.stages import evaluate, features, report, score, select, train, warmup
 
 
@@ -44,6 +47,9 @@ FLOW = cast(
 
 TRAINING = ("warmup", "train")
 """Stages that several processes can share: `accelerate launch -m gradsieve train ...`."""
+
+NOWHERE = Path("/nonexistent")
+"""A plan without a run's folder looks here for what is done."""
 
 PACKAGES = ("gradsieve", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
@@ -77,13 +83,19 @@ def run(
     asked = _stages_between(first, last)
     wanted = [name for name in asked if name in needed or name in (first, last)]
     _check_processes(wanted)
+    log = context.run.path / "log.txt" if processes.is_first() else None
     # Under `accelerate launch` the first process reads what is done, and writes.
-    with context.run.locked() if processes.is_first() else nullcontext():
+    with (
+        context.run.locked() if processes.is_first() else nullcontext(),
+        progress.running(wanted, log),
+        _noted(progress),
+    ):
         for name in needed:
             # A report tells of the training what there is of it.
             optional = wanted[0] == "report" and name in ("train", "evaluate")
             if STAGES.index(name) < STAGES.index(wanted[0]) and not optional:
                 context.run.done(name)
+        check(context, wanted)
         if processes.is_first():
             write_text(context.run.path / "recipe.yaml", dump_recipe(recipe))
         for name in wanted:
@@ -92,6 +104,37 @@ def run(
             except OSError as error:
                 raise _disk_error(error, context.run) from error
     return context.run
+
+
+def plan(
+    recipe: Recipe | str | Path,
+    out: str | Path | None = None,
+    *,
+    gpu: str | None = None,
+    calibrate: bool = True,
+    progress: Progress | None = None,
+) -> Plan:
+    """Check every input, then predict what a run would take. Nothing is written.
+
+    Args:
+        recipe: A recipe or its file.
+        out: The run's folder: tells what is done already, and the disk's free space.
+        gpu: Predict for a GPU of the table; None: for the machine at hand.
+        calibrate: Load the model and time parts of the work; otherwise no seconds are told.
+        progress: Where to tell what is being done; standard error by default.
+
+    Raises:
+        GradsieveError: With all problems that were found.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    named = find_gpu(gpu) if gpu is not None else None
+    folder = Path(out) if out is not None else None
+    context = Context(recipe, RunDir(folder or NOWHERE), progress or Progress())
+    needed = stages_of(recipe)
+    with context.progress.running([], None):
+        check(context, needed, (rows, writable) if folder else (rows,))
+        found = states(context, needed)
+        return make_plan(context, found, out=folder, gpu=named, calibrate=calibrate)
 
 
 def stages_of(recipe: Recipe) -> list[str]:
@@ -142,15 +185,60 @@ def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
     return STAGES[start:stop]
 
 
+@contextmanager
+def _noted(progress: Progress) -> Iterator[None]:
+    """The log also tells what was asked, by which versions, and how it ended."""
+    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
+    progress.note(f"--- {' '.join(sys.argv)} ({versions})")
+    try:
+        yield
+    except BaseException as error:
+        progress.note(f"stopped: {type(error).__name__} {error}".rstrip())
+        raise
+
+
+def states(context: Context, names: Sequence[str]) -> dict[str, State]:
+    """What a run would find, stage by stage; nothing is changed."""
+    found: dict[str, State] = {}
+    for name in names:
+        waits_for = next((other for other, state in found.items() if state.kind != "done"), None)
+        if waits_for is None:
+            found[name] = _state(name, FLOW[name], context, FLOW[name].inputs(context))
+        elif context.run.started(name) is None:
+            found[name] = State("new")
+        else:
+            found[name] = State("later", f"{waits_for} comes first")
+    return found
+
+
+def _state(name: str, stage: Stage, context: Context, inputs: dict[str, Any]) -> State:
+    run = context.run
+    meta, old = run.meta(name), run.started(name)
+    if meta is not None and meta["fingerprint"] == fingerprint(inputs):
+        lost: list[str] = getattr(stage, "lost", lambda _: [])(run.stage(name))
+        if not lost:
+            return State("done")
+        return State("going on", f"{len(lost)} files are not there any more, e.g. {lost[0]}")
+    if old is None:
+        return State("new")
+    changes = differences(old, inputs)
+    if not changes:
+        return State("going on")
+    told = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if changes[3:] else "")
+    completes = getattr(stage, "goes_on_with", lambda *_: False)(old, inputs)
+    return State("completing" if completes else "again", told)
+
+
 def _run_stage(name: str, stage: Stage, context: Context) -> None:
-    run, say, first = context.run, context.progress.say, processes.is_first()
+    run, progress, first = context.run, context.progress, processes.is_first()
     inputs = stage.inputs(context)
-    if processes.agreed(first and _is_done(name, stage, context, inputs)):
-        say(f"{name}: done already")
+    state = _state(name, stage, context, inputs) if first else State("new")
+    if processes.agreed(state.kind == "done"):
+        progress.end(name, "done already")
         return
     if first:
-        _make_room(name, stage, context, inputs)
-    say(f"{name}: starting")
+        _make_room(name, state, context)
+    progress.begin(name)
     start = time.monotonic()
     facts = stage.run(context, run.begin(name, inputs) if first else run.stage(name))
     seconds = time.monotonic() - start
@@ -166,35 +254,19 @@ def _run_stage(name: str, stage: Stage, context: Context) -> None:
             **facts,
         },
     )
-    say(f"{name}: done in {clock(seconds)}")
+    progress.end(name, f"done in {clock(seconds)}")
 
 
-def _is_done(name: str, stage: Stage, context: Context, inputs: dict[str, Any]) -> bool:
-    meta = context.run.meta(name)
-    if meta is None or meta["fingerprint"] != fingerprint(inputs):
-        return False
-    lost: list[str] = getattr(stage, "lost", lambda _: [])(context.run.stage(name))
-    if lost:
-        context.progress.say(f"{name}: {len(lost)} files are not there any more, e.g. {lost[0]}")
-    return not lost
-
-
-def _make_room(name: str, stage: Stage, context: Context, inputs: dict[str, Any]) -> None:
+def _make_room(name: str, state: State, context: Context) -> None:
     """Say why a stage is done again, and move what was made with other settings aside."""
-    old = context.run.started(name)
-    if old is None:
-        return
-    changes = differences(old, inputs)
-    if not changes:
-        context.progress.say(f"{name}: going on where it was stopped")
-        return
-    told = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if changes[3:] else "")
-    goes_on = getattr(stage, "goes_on_with", lambda *_: False)(old, inputs)
-    if goes_on:
-        context.progress.say(f"{name}: to be completed, because of {told}")
-        return
-    kept = context.run.set_aside(name)
-    context.progress.say(f"{name}: to be done again, because of {told} (the old one is in {kept})")
+    say = context.progress.say
+    if state.kind == "going on":
+        say(f"{name}: {state.why}" if state.why else f"{name}: going on where it was stopped")
+    elif state.kind == "completing":
+        say(f"{name}: to be completed, because of {state.why}")
+    elif state.kind == "again":
+        kept = context.run.set_aside(name)
+        say(f"{name}: to be done again, because of {state.why} (the old one is in {kept})")
 
 
 def _versions() -> dict[str, str]:

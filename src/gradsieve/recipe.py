@@ -40,6 +40,16 @@ class Model(Section):
         description="Precision of the frozen weights and of forward and backward. Gradients and "
         "all that follows are float32. bfloat16 as in the paper.",
     )
+    quantization: Literal["8bit", "4bit"] | None = Field(
+        None,
+        description="The frozen weights in 8 bits (LLM.int8) or 4 (QLoRA's NF4), by bitsandbytes; "
+        "the adapter is not quantized. null: as `dtype` says.",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Make each layer's activations anew in the backward pass, in training and "
+        "features: much less memory, a third more time, the same result.",
+    )
     chat_template: str = Field(
         "tokenizer",
         description="`tokenizer`: the template that came with it; `tulu`: the paper's format; or "
@@ -124,6 +134,11 @@ class Warmup(Section):
         None,
         description="Folders of an existing run (peft adapter and optimizer state), in order: "
         "then nothing is trained here.",
+    )
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
+        [],
+        description="Where to send the losses of this training and of `train`, by transformers' "
+        "own integrations. Changes no result.",
     )
 
     @model_validator(mode="after")
@@ -374,6 +389,15 @@ class Recipe(Section):
             raise ValueError(
                 "select.near_duplicates compares rows of the datastore, which features.mode: exact "
                 "does not make"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _all_weights_are_not_quantized(self) -> Recipe:
+        if self.model.quantization and self.train and self.train.full_parameters:
+            raise ValueError(
+                "train.full_parameters trains all weights, which model.quantization freezes: "
+                "leave one of them out"
             )
         return self
 

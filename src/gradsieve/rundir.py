@@ -17,8 +17,9 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gradsieve.errors import RunError
 
@@ -28,6 +29,21 @@ STAGES = ("warmup", "features", "score", "select", "train", "evaluate", "report"
 
 TOGETHER = "together"
 """Stands where a target's name stands, for the one selection for all targets."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a stage of a run is, before it is run.
+
+    Attributes:
+        kind: `done`; `new`; `going on` in its folder where it was stopped; `completing` what was
+            made for fewer rows, targets, methods or seeds; `again`, in a new folder; `later`:
+            another stage comes first, and only then it shows what is kept.
+        why: What has changed, or what comes first.
+    """
+
+    kind: Literal["done", "new", "going on", "completing", "again", "later"]
+    why: str = ""
 
 
 class RunDir:

@@ -89,6 +89,7 @@ class Method(Protocol):
     Attributes:
         source: Who proposed it, and with which settings it is run here.
         uses: What it needs.
+        library: Optionally, the name of a library that may be missing and is looked for first.
     """
 
     source: str

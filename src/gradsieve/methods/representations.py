@@ -48,12 +48,14 @@ class Representations:
         encoder: Loads what makes the representations.
         in_turn: Each target example takes its nearest row in turn; otherwise rows are ranked by
             their mean cosine to a subtask's examples.
+        library: An optional one that it needs.
     """
 
     source: str
     encoder: Callable[[Problem], Encoder]
     uses: Uses
     in_turn: bool = False
+    library: str | None = None
 
     def score(self, problem: Problem) -> dict[str, Scores]:
         """The pool is represented once, then compared with each target."""
@@ -155,5 +157,8 @@ RDS_PLUS = Representations(
     in_turn=True,
 )
 EMBEDDING = Representations(
-    "cosine of sentence-transformers embeddings (Reimers and Gurevych, 2019)", _embeddings, "data"
+    "cosine of sentence-transformers embeddings (Reimers and Gurevych, 2019)",
+    _embeddings,
+    "data",
+    library="sentence_transformers",
 )

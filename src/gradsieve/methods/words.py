@@ -32,6 +32,7 @@ class Bm25:
 
     source: str = "BM25 (Robertson and Zaragoza, 2009), k1 1.5, b 0.75, by bm25s"
     uses: Uses = "data"
+    library: str = "bm25s"
 
     def score(self, problem: Problem) -> dict[str, Scores]:
         """One index, a query for each example."""
@@ -67,6 +68,7 @@ class Dsir:
 
     source: str = "DSIR (Xie et al., NeurIPS 2023), 10,000 buckets, by data-selection"
     uses: Uses = "data"
+    library: str = "data_selection"
 
     def score(self, problem: Problem) -> dict[str, Scores]:
         """One estimator for each target."""

@@ -84,13 +84,7 @@ def load_moments(folder: Path, model: PeftModel) -> Moments:
             and both shapes.
     """
     weights = _trainable(model)
-    file = next((folder / name for name in _READERS if (folder / name).is_file()), None)
-    if file is None:
-        raise ModelError(
-            "The checkpoint has no optimizer state, which Adam's update needs.",
-            f"{folder}: none of {', '.join(_READERS)}",
-            "Give checkpoints saved with save_only_model=False, or let gradsieve warm up.",
-        )
+    file = optimizer_file(folder)
     try:
         states, step = _READERS[file.name](file, model)
     except _UNREADABLE as error:
@@ -105,6 +99,22 @@ def load_moments(folder: Path, model: PeftModel) -> Moments:
         for kind, into in zip(KINDS, moments, strict=True):
             into[name] = _fitting(state.get(kind), weight, f"{file}: {kind} of {name}")
     return *moments, step
+
+
+def optimizer_file(folder: Path) -> Path:
+    """The file with Adam's moments.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    file = next((folder / name for name in _READERS if (folder / name).is_file()), None)
+    if file is None:
+        raise ModelError(
+            "The checkpoint has no optimizer state, which Adam's update needs.",
+            f"{folder}: none of {', '.join(_READERS)}",
+            "Give checkpoints saved with save_only_model=False, or let gradsieve warm up.",
+        )
+    return file
 
 
 def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:

@@ -84,7 +84,20 @@ def load_model(model: recipe.Model) -> PreTrainedModel:
 
 def add_adapter(model: PreTrainedModel, lora: recipe.Lora, seed: int) -> PeftModel:
     """A new LoRA adapter on a model: A random from the seed, B zero (peft's default)."""
-    config = LoraConfig(
+    set_seed(seed)
+    try:
+        return get_peft_model(model, lora_config(model, lora))
+    except ValueError as error:
+        raise ModelError(
+            "The adapter does not fit the model.",
+            f"warmup.lora.target_modules {lora.target_modules}: {first_line(error)}",
+            "Name layers of this model, or write all-linear.",
+        ) from None
+
+
+def lora_config(model: PreTrainedModel, lora: recipe.Lora) -> LoraConfig:
+    """The recipe's adapter in peft's words."""
+    return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -94,15 +107,6 @@ def add_adapter(model: PreTrainedModel, lora: recipe.Lora, seed: int) -> PeftMod
         bias="none",
         task_type="CAUSAL_LM",
     )
-    set_seed(seed)
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise ModelError(
-            "The adapter does not fit the model.",
-            f"warmup.lora.target_modules {lora.target_modules}: {_first_line(error)}",
-            "Name layers of this model, or write all-linear.",
-        ) from None
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -122,7 +126,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     except (ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
             "The adapter does not fit the model.",
-            f"{folder}: {_first_line(error)}",
+            f"{folder}: {first_line(error)}",
             "Give the model that the adapter was trained on, as model.name.",
         ) from None
 
@@ -187,11 +191,12 @@ def _load(kind: Any, model: recipe.Model, noun: str, **options: Any) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"The {noun} cannot be loaded.",
-            f"model.name {model.name}: {_first_line(error)}",
+            f"model.name {model.name}: {first_line(error)}",
             "Give a folder with a causal language model in the hub's layout, or its hub name; for "
             "a gated one log in with `hf auth login`.",
         ) from None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of a library says first; the rest is often a module's printout."""
     return str(error).strip().split("\n")[0][:300]

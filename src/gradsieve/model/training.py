@@ -56,7 +56,8 @@ def train_model(
         rows: Tokenized examples.
         settings: Epochs, learning rate, batch size.
         seed: Of the order and the dropout.
-        folder: Where to write. Working files are in `folder/trainer` and go at the end.
+        folder: Where to write. Working files are in `folder/trainer` and go at the end, but for
+            TensorBoard's, which move to `folder/tensorboard`.
         pad_token_id: Any token; padding is masked.
         on_step: Called with steps made and steps in all.
         keep_checkpoints: Keep a checkpoint after each epoch.
@@ -74,6 +75,9 @@ def train_model(
     trainer.train(resume_from_checkpoint=last)
     if processes.is_first():
         _tell_losses(trainer, folder)
+        if (work / "runs").is_dir():  # TensorBoard's, by its callback's default
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+            (work / "runs").rename(folder / "tensorboard")
         shutil.rmtree(work)
     processes.wait()
 
@@ -83,6 +87,24 @@ def _tell_losses(trainer: Trainer, folder: Path) -> None:
     keys = ("step", "epoch", "loss", "learning_rate")
     lines = [json.dumps({key: log[key] for key in keys}) for log in curve]
     write_text(folder / "loss.jsonl", "".join(line + "\n" for line in lines))
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse a tracker whose library isn't installed.
+
+    Raises:
+        UsageError: If one is not installed; it says how to.
+    """
+    from transformers.integrations import get_available_reporting_integrations
+
+    there = get_available_reporting_integrations()
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise UsageError(
+            f"The library {missing[0]} is not installed.",
+            f"warmup.report_to: {', '.join(names)}",
+            f"pip install {' '.join(missing)}, or take it out of the list.",
+        )
 
 
 def _arguments(settings: recipe.Warmup, seed: int, work: Path) -> TrainingArguments:
@@ -108,7 +130,8 @@ def _arguments(settings: recipe.Warmup, seed: int, work: Path) -> TrainingArgume
         save_strategy="epoch",
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to=list(settings.report_to),
+        run_name=str(work.parent),
         disable_tqdm=True,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,

@@ -50,7 +50,7 @@ def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Evaluate every model on its target; results that are there are kept."""
-    _check_tasks(context)
+    check_tasks(context)
     rows: list[dict[str, Any]] = []
     wanted = _wanted(context)
     with context.progress.counting("evaluation", len(wanted), "models") as report:
@@ -97,7 +97,12 @@ def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     return Path(meta["checkpoints"][-1]), meta["fingerprints"][-1]
 
 
-def _check_tasks(context: Context) -> None:
+def check_tasks(context: Context) -> None:
+    """Refuse tasks that there are no questions for.
+
+    Raises:
+        DataError: Naming the first.
+    """
     tasks = _settings(context).tasks or []
     bare = [task for task in tasks if task != "target_loss" and task not in context.test_sets]
     if bare:
@@ -106,6 +111,12 @@ def _check_tasks(context: Context) -> None:
             f"evaluate.tasks: {bare[0]}",
             "Give the target `test: FILE`, or the benchmark's test files in its path.",
         )
+
+
+def asks_questions(context: Context) -> bool:
+    """Whether any answers are wanted, for which lm-eval is needed."""
+    tasks = _settings(context).tasks
+    return any(tasks is None or name in tasks for name in context.whole_test_sets)
 
 
 def _evaluated(context: Context, name: str, folder: Path | None) -> dict[str, Any]:
@@ -127,7 +138,7 @@ def _evaluated(context: Context, name: str, folder: Path | None) -> dict[str, An
             weights=test.weights(),
         )
         if tasks is None or target in tasks:
-            found["metrics"].update(_answers(context, model, test))
+            found["metrics"].update(ask(context, model, test))
     return found
 
 
@@ -157,21 +168,27 @@ def _answer_losses(
     return losses
 
 
-def _answers(context: Context, model: PreTrainedModel, test: QuestionSet) -> dict[str, list[float]]:
+def ask(context: Context, model: PreTrainedModel, test: QuestionSet) -> dict[str, list[float]]:
+    """Each metric of each question's answer by a model."""
     from gradsieve.tasks.harness import answers
 
-    settings = _settings(context)
-    template = context.with_model(_student(context)).template
+    of = context.with_model(_student(context))
     found = answers(
         test,
-        [_prompt(question, template.prompt, settings.shots) for question in test.questions],
+        prompts(of, test.questions),
         model,
-        template.tokenizer,
-        max_length=template.max_length,
-        batch_size=settings.batch_size,
-        add_bos_token=template.adds_special_tokens,
+        of.template.tokenizer,
+        max_length=of.template.max_length,
+        batch_size=_settings(context).batch_size,
+        add_bos_token=of.template.adds_special_tokens,
     )
     return {metric: [scores[metric] for scores in found] for metric in test.metrics}
+
+
+def prompts(context: Context, questions: Sequence[Question]) -> list[str]:
+    """What is asked, written in the template of the context's model."""
+    shots, write = _settings(context).shots, context.template.prompt
+    return [_prompt(question, write, shots) for question in questions]
 
 
 def _prompt(question: Question, write: Callable[..., str], shots: bool) -> str:

@@ -56,11 +56,11 @@ def inputs(context: Context) -> dict[str, Any]:
         "pool": context.pool_inputs,
         "targets": {target.name: target.fingerprint for target in context.targets},
         "target_mean": context.recipe.score.target_mean if settings.mode == "exact" else None,
-        "stores": list(_stores(context)),
+        "stores": list(stores(context)),
     }
 
 
-def _stores(context: Context) -> dict[str, bool]:
+def stores(context: Context) -> dict[str, bool]:
     """Name of each datastore that the recipe's methods read, and whether its rows are Adam's."""
     if context.recipe.features.mode == "exact":
         return {"exact": True}
@@ -134,7 +134,7 @@ def _checkpoint(
     facts: dict[str, Any] = {"adam_step": moments.step, "stores": {}}
     not_finite: dict[RowKey, str] = {}
     keys = {_row_key(row) for row in rows}
-    for kind, of_adam in _stores(context).items():
+    for kind, of_adam in stores(context).items():
         exact = kind == "exact"
         columns, products = _exact_products(context, model) if exact else ([], None)
         adam = (moments, settings.adam, settings.momentum) if of_adam else ()
@@ -237,8 +237,7 @@ def _fill_store(
     keys = [_row_key(row) for row in rows]
     there = store.rows
     done = sum(key in there for key in keys)
-    size = min(max(len(rows) // SHARDS_WANTED, ROWS_A_SHARD[0]), ROWS_A_SHARD[1])
-    size = min(size, max(1, SHARD_VALUES // extractor.width))
+    size = rows_a_shard(len(rows), extractor.width)
     budget = _budget(context)
     with context.progress.counting(name, len(rows), "rows") as report:
         report(done)
@@ -253,6 +252,12 @@ def _fill_store(
             done += len(part)
             report(done)
     store.finish()
+
+
+def rows_a_shard(rows: int, width: int) -> int:
+    """Rows of a shard, for a pool of so many rows with so many values each."""
+    size = min(max(rows // SHARDS_WANTED, ROWS_A_SHARD[0]), ROWS_A_SHARD[1])
+    return min(size, max(1, SHARD_VALUES // width))
 
 
 def _target(context: Context, extractor: FeatureExtractor, target: Target, where: Path) -> str:

@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 COST = "training.json"
 """Of a trained model's folder: what it took."""
 
-_UNUSED = {"checkpoints", "fraction", "micro_batch_size", "seed"}
+_UNUSED = {"checkpoints", "fraction", "micro_batch_size", "report_to", "seed"}
 """Keys of `warmup` that a training on the selection doesn't depend on."""
 
 
 def inputs(context: Context) -> dict[str, Any]:
     """What this stage depends on."""
-    student = context.with_model(_student(context))
+    of = context.with_model(student(context))
     return {
         "train": _settings(context).model_dump(mode="json", exclude={"seeds"}),
         "seeds": _settings(context).seeds,
-        "model": student.model_inputs,
+        "model": of.model_inputs,
         "warmup": context.recipe.warmup.model_dump(mode="json", exclude=_UNUSED),
         "selections": context.run.done("select")["selections"],
     }
@@ -52,7 +52,7 @@ def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Train a model for each target, method and seed; finished ones are kept."""
-    template = context.with_model(_student(context)).template
+    template = context.with_model(student(context)).template
     prints: dict[str, str] = {}
     seconds: dict[str, float] = {}
     trained: dict[tuple[str, int], Path] = {}
@@ -74,7 +74,7 @@ def _settings(context: Context) -> Train:
     return context.recipe.train or Train()
 
 
-def _student(context: Context) -> Model:
+def student(context: Context) -> Model:
     """The model to train: the one that selected, or the one that `train.model` names."""
     model = context.recipe.model
     name = _settings(context).model
@@ -120,7 +120,7 @@ def _save(context: Context, model: Any, partial: Path) -> None:
 
     if _settings(context).full_parameters:
         model.save_pretrained(str(partial))
-        context.with_model(_student(context)).template.tokenizer.save_pretrained(str(partial))
+        context.with_model(student(context)).template.tokenizer.save_pretrained(str(partial))
     else:
         save_adapter(model, partial)
 
@@ -134,7 +134,7 @@ def _schedule(context: Context) -> Warmup:
 def _untrained(context: Context, seed: int) -> Any:
     from gradsieve.model.load import add_adapter, load_model
 
-    model = load_model(_student(context))
+    model = load_model(student(context))
     if _settings(context).full_parameters:
         return model.requires_grad_(True)
     return add_adapter(model, context.recipe.warmup.lora, seed)

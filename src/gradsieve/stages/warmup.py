@@ -18,6 +18,9 @@ from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError
 from gradsieve.rundir import fingerprint
 
+_UNUSED = {"checkpoints", "micro_batch_size", "report_to"}
+"""Keys of `warmup` that this stage's results don't depend on."""
+
 
 def inputs(context: Context) -> dict[str, Any]:
     """What this stage depends on."""
@@ -27,13 +30,13 @@ def inputs(context: Context) -> dict[str, Any]:
     if settings.checkpoints is not None:
         from gradsieve.model.checkpoints import checkpoint_fingerprint
 
-        folders = [_existing(Path(folder)) for folder in settings.checkpoints]
+        folders = [existing(Path(folder)) for folder in settings.checkpoints]
         return {"checkpoints": [[str(f), checkpoint_fingerprint(f)] for f in folders]}
     return {
         "model": context.model_inputs,
         "pool": pool,
         # How a batch is cut for memory changes no gradient but by rounding.
-        "warmup": settings.model_dump(mode="json", exclude={"checkpoints", "micro_batch_size"}),
+        "warmup": settings.model_dump(mode="json", exclude=_UNUSED),
     }
 
 
@@ -41,7 +44,7 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
     """Train the adapter, or take the checkpoints that the recipe names."""
     settings = context.recipe.warmup
     if settings.checkpoints is not None:
-        return _describe([_existing(Path(path)) for path in settings.checkpoints], context)
+        return _describe([existing(Path(path)) for path in settings.checkpoints], context)
 
     from gradsieve.model.load import add_adapter, check_vocabulary, load_model
     from gradsieve.model.training import train_model
@@ -75,7 +78,12 @@ def random_share(rows: list[Row], fraction: float, seed: int) -> list[Row]:
     return sorted(rows, key=rank)[: max(1, round(fraction * len(rows)))]
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
+    """The folder of a given checkpoint.
+
+    Raises:
+        ModelError: If it is not there.
+    """
     if not folder.is_dir():
         raise ModelError(
             "A checkpoint of warmup.checkpoints is not there.",

@@ -1,0 +1,195 @@
+"""Is `gradsieve plan` right? Three recipes are planned, run, and compared, stage by stage.
+
+    python benchmarks/plan/run.py --data ../shared/data --out runs/plan [--only demo] [--clock cpu]
+
+1. demo: the built-in example with fewer epochs, four methods, training and evaluation;
+2. real: 600 rows of eleven public sources, MMLU, TyDiQA and BBH as targets, a Llama of 260 thousand
+   parameters, up to the selection;
+3. trained: the same pool for TyDiQA by three methods, trained on and evaluated.
+
+Plan and run are processes of their own, one after the other. With `--clock cpu` both count their
+CPU's seconds instead of the wall's: on a machine that others use, whose load changes from minute to
+minute, nothing else can be compared. Writes result.json and table.md beside this file. A stage that
+takes less than a second tells nothing and is left out of the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gradsieve.demo import prepare
+from gradsieve.progress import Progress
+from gradsieve.recipe import check_recipe, dump_recipe
+from gradsieve.rundir import RunDir
+
+HERE = Path(__file__).parent
+ROWS = 600
+CLOCKS = {
+    "wall": "",
+    "cpu": "import time; time.monotonic = time.perf_counter = time.process_time; ",
+}
+"""What is done before gradsieve is imported."""
+
+
+def draw(data: Path, out: Path) -> list[dict[str, str]]:
+    """Write rows drawn from all sources; returns the recipe's `pool`."""
+    files = sorted((data / "train").glob("*.jsonl"))
+    lines = [(file.stem, line) for file in files for line in file.read_bytes().split(b"\n") if line]
+    drawn = random.Random(0).sample(lines, ROWS)
+    out.mkdir(parents=True, exist_ok=True)
+    names = sorted({name for name, _ in drawn})
+    for name in names:
+        own = [line for owner, line in drawn if owner == name]
+        (out / f"{name}.jsonl").write_bytes(b"\n".join(own) + b"\n")
+    return [{"name": name, "path": str(out / f"{name}.jsonl")} for name in names]
+
+
+def real(data: Path, out: Path, **more: Any) -> Path:
+    """A recipe over the real rows; returns its file."""
+    targets = more.pop("targets")
+    tree = {
+        "model": {
+            "name": str(data / "models" / "stories260K"),
+            "dtype": "float32",
+            "chat_template": "tulu",
+            "max_length": 512,
+        },
+        "pool": draw(data, out / "pool"),
+        "targets": [
+            {"name": name, "task": name, "path": str(data / "eval" / name)} for name in targets
+        ],
+        "warmup": {
+            "epochs": 2,
+            "learning_rate": 1e-3,
+            "batch_size": 16,
+            "lora": {"r": 8, "alpha": 32},
+        },
+        **more,
+    }
+    file = out / "recipe.yaml"
+    file.write_text(dump_recipe(check_recipe(tree)), encoding="utf-8")
+    return file
+
+
+def recipes(data: Path, out: Path) -> dict[str, tuple[Path, list[str]]]:
+    """Recipe file and overrides by name."""
+    return {
+        "demo": (prepare(out / "demo-inputs", Progress()), ["train.epochs=3", "train.seeds=[0]"]),
+        "real": (real(data, out / "real-inputs", targets=("mmlu", "tydiqa", "bbh")), []),
+        "trained": (
+            real(
+                data,
+                out / "trained-inputs",
+                targets=("tydiqa",),
+                score={"methods": ["less", "random", "rds_plus"]},
+                train={"seeds": [0, 1]},
+                evaluate={"limit": 3},
+            ),
+            [],
+        ),
+    }
+
+
+def gradsieve(
+    clock: str, command: str, recipe: Path, out: Path, overrides: list[str]
+) -> tuple[Any, float]:
+    """What a command prints as JSON, and the seconds it took."""
+    changes = [part for item in overrides for part in ("--set", item)]
+    arguments = [command, str(recipe), "--out", str(out), *changes, "--json"]
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", f"{CLOCKS[clock]}from gradsieve.__main__ import main; main()",
+         *arguments],
+        stdout=subprocess.PIPE,
+        check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout), time.monotonic() - start
+
+
+def compare(recipe: Path, overrides: list[str], out: Path, clock: str) -> dict[str, Any]:
+    """Plan, run, and put the two beside each other."""
+    planned, planning = gradsieve(clock, "plan", recipe, out, overrides)
+    _, running = gradsieve(clock, "run", recipe, out, overrides)
+    run = RunDir(out)
+    stages = []
+    for stage in planned["stages"]:
+        name = stage["stage"]
+        size = sum(f.stat().st_size for f in run.stage(name).rglob("*") if f.is_file())
+        took = run.done(name)["seconds"]
+        stages.append(
+            {
+                "stage": name,
+                "predicted_seconds": round(stage["seconds"], 2),
+                "seconds": took,
+                "predicted_bytes": stage["disk_bytes"],
+                "bytes": size,
+            }
+        )
+    return {
+        "stages": stages,
+        "predicted_seconds": round(planned["seconds"], 2),
+        "seconds": round(sum(stage["seconds"] for stage in stages), 2),
+        "wall_seconds_of_planning": round(planning, 1),
+        "wall_seconds_of_the_run": round(running, 1),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        "# Predicted and taken\n",
+        f"`{result['command']}`, {result['machine']}, load while it ran {result['load']}, "
+        f"{json.dumps(result['versions'])}.\n",
+        "Stages that took a second or more, and the sums of all.\n",
+        "| recipe | stage | predicted | taken | predicted / taken |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, found in result["recipes"].items():
+        for stage in [*found["stages"], {"stage": "all", **found}]:
+            if stage["seconds"] >= 1:
+                told, took = stage["predicted_seconds"], stage["seconds"]
+                lines.append(
+                    f"| {name} | {stage['stage']} | {told:.1f} s | {took:.1f} s | "
+                    f"{told / took:.2f} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", help="one recipe; nothing is written")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    arguments = parser.parse_args()
+    found, loads = {}, [os.getloadavg()[0]]
+    for name, (recipe, overrides) in recipes(arguments.data, arguments.out).items():
+        if arguments.only in (None, name):
+            found[name] = compare(recipe, overrides, arguments.out / name, arguments.clock)
+            loads.append(os.getloadavg()[0])
+    result = {
+        "command": f"python benchmarks/plan/run.py --clock {arguments.clock}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads",
+        "load": f"{min(loads):.1f} to {max(loads):.1f}",
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "recipes": found,
+    }
+    print(table(result))
+    if arguments.only is None:
+        (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (HERE / "table.md").write_text(table(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

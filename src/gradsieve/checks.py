@@ -1,0 +1,236 @@
+"""Everything that the user gave, checked before a model is loaded; all problems told at once.
+
+In: a run's context and the stages that are wanted. Out: nothing, or one error that holds every
+problem. What is read here (pool, targets, template) stays in the context, so that a run reads it
+once; only where something is wrong are the parts read again one by one, to find all that is.
+Rejected: checks in the stages alone, where a mistake in the last section shows after hours.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from gradsieve.context import Context
+from gradsieve.errors import DataError, GradsieveError, ModelError, Problems, RunError, UsageError
+from gradsieve.extras import installed
+from gradsieve.methods import find_method
+from gradsieve.progress import Progress
+from gradsieve.recipe import Model
+from gradsieve.stages import evaluate, train, warmup
+
+
+def check(context: Context, stages: Sequence[str], also: Sequence[Check] = ()) -> None:
+    """Check all that these stages need.
+
+    Args:
+        context: Of the run.
+        stages: Names of the stages that are wanted.
+        also: More checks, for problems to be told together with the others.
+
+    Raises:
+        GradsieveError: The problem, or `Problems` where there are several.
+    """
+    found: list[GradsieveError] = []
+    for part in (*CHECKS, *also):
+        found += part(context, stages)
+    found = list({str(problem): problem for problem in found}.values())  # told once
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise Problems(found)
+
+
+Check = Callable[[Context, Sequence[str]], Iterator[GradsieveError]]
+
+
+def problem_of(call: Callable[[], object]) -> Iterator[GradsieveError]:
+    """The problem that a call meets, if it meets one."""
+    try:
+        call()
+    except GradsieveError as error:
+        yield error
+    except OSError as error:
+        yield DataError(
+            f"A file cannot be read: {error.strerror or error}.",
+            str(error.filename or ""),
+            "Give access to it, or check the path.",
+        )
+
+
+# --- software -----------------------------------------------------------------------------------
+
+
+def _versions(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """Installed packages against the ranges that this package declares."""
+    from packaging.requirements import Requirement
+
+    for line in importlib.metadata.requires("gradsieve") or ():
+        wanted = Requirement(line)
+        try:
+            version = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # an extra; whoever needs it says so
+        if not wanted.specifier.contains(version, prereleases=True):
+            yield UsageError(
+                f"The installed version of {wanted.name} does not fit.",
+                f"{wanted.name} {version}, gradsieve needs {wanted.specifier}",
+                f"pip install '{wanted.name}{wanted.specifier}'",
+            )
+
+
+def _methods(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """Every method is known, and its library is there."""
+    for name in context.recipe.score.methods if "score" in stages else ():
+        try:
+            library = getattr(find_method(name), "library", None)
+        except GradsieveError as error:
+            yield error
+            continue
+        if library is not None:
+            yield from problem_of(lambda needs=library: installed(needs, "baselines"))  # type: ignore[misc]
+
+
+def _trackers(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    names = context.recipe.warmup.report_to
+    if names and {"warmup", "train"} & set(stages):
+        from gradsieve.model.training import check_trackers
+
+        yield from problem_of(lambda: check_trackers(names))
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+def _pool(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    yield from _each(context, "pool", lambda part: part.sources)
+
+
+def _targets(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    yield from _each(context, "targets", lambda part: part.targets)
+
+
+def _questions(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """The targets' held-out questions; to evaluate on, and to look for leaks of."""
+    if not {"select", "evaluate"} & set(stages):
+        return
+    problems = list(_each(context, "targets", lambda part: part.whole_test_sets))
+    yield from problems
+    if problems or "evaluate" not in stages:
+        return
+    yield from problem_of(lambda: evaluate.check_tasks(context))
+    if evaluate.asks_questions(context):
+        yield from problem_of(lambda: installed("lm_eval", "evaluate"))
+
+
+def _each(
+    context: Context, key: str, read: Callable[[Context], object]
+) -> Iterator[GradsieveError]:
+    """Read all parts of a section; if one is wrong, each by itself, so that all are told."""
+    if not list(problem_of(lambda: read(context))):
+        return
+    for part in getattr(context.recipe, key):
+        one = context.recipe.model_copy(update={key: [part]})
+        yield from problem_of(lambda one=one: read(Context(one, context.run, _Silent())))  # type: ignore[misc]
+
+
+class _Silent(Progress):
+    """What these parts have to say was said when all were read."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
+        """Nothing."""
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+def _model(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """The model that selects, its tokenizer and template, its adapter or checkpoints."""
+    recipe = context.recipe
+    adapts = bool({"warmup", "features"} & set(stages))
+    if "train" in stages and train.student(context) == recipe.model:
+        adapts = adapts or not (recipe.train and recipe.train.full_parameters)
+    problems = list(_one_model(context, adapts))
+    yield from problems
+    if not problems:
+        targets = list(problem_of(lambda: context.targets))
+        for target in () if targets else context.targets:
+            yield from problem_of(lambda of=target: context.target_rows(of))  # type: ignore[misc]
+
+
+def _student(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """The model that is trained, where it is another one (LESS-T)."""
+    student = train.student(context)
+    if {"train", "evaluate"} & set(stages) and student != context.recipe.model:
+        full = bool(context.recipe.train and context.recipe.train.full_parameters)
+        fresh = context.recipe.warmup.model_copy(update={"checkpoints": None})
+        recipe = context.recipe.model_copy(update={"model": student, "warmup": fresh})
+        yield from _one_model(Context(recipe, context.run, context.progress), not full)
+
+
+def _one_model(context: Context, adapts: bool) -> Iterator[GradsieveError]:
+    """Kind, weights, tokenizer, template and adapter of a model."""
+    from gradsieve.model.load import check_vocabulary, load_config
+    from gradsieve.model.skeleton import load_skeleton
+    from gradsieve.model.support import check_support
+
+    model = context.recipe.model
+    problems = list(problem_of(lambda: load_config(model)))
+    if problems:
+        yield from problems
+        return
+    yield from problem_of(lambda: _weights_there(model))
+    template = list(problem_of(lambda: context.template))
+    yield from template
+    for folder in (context.recipe.warmup.checkpoints or ()) if adapts else ():
+        problems += problem_of(lambda of=folder: warmup.existing(Path(of)))  # type: ignore[misc]
+    if adapts and not problems:
+        problems = list(check_support(model, context.recipe.warmup))
+    yield from problems
+    if not template and not problems:
+        tokenizer = context.template.tokenizer
+        yield from problem_of(lambda: check_vocabulary(load_skeleton(model), tokenizer))
+
+
+def _weights_there(model: Model) -> None:
+    """A folder's weight files; those of a hub model can't be seen before they are fetched."""
+    folder = Path(model.name)
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")] if folder.is_dir() else [folder]
+    if not files:
+        raise ModelError(
+            "The model's folder holds no weights.",
+            f"model.name {model.name}: neither *.safetensors nor *.bin",
+            "Give a folder that save_pretrained wrote, or a hub name.",
+        )
+
+
+# --- the run folder -----------------------------------------------------------------------------
+
+
+def rows(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """Every row of the pool can be written in the template, and some have anything to learn."""
+    yield from problem_of(lambda: context.rows)
+
+
+def writable(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """The run's folder can be made or written in; nothing is written."""
+    run = context.run
+    folder = run.path
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        yield RunError(
+            "The run folder cannot be written.",
+            f"{run.path}: {folder} is {'not writable' if folder.is_dir() else 'not a folder'}",
+            "Give --out a folder that you may write to.",
+        )
+
+
+CHECKS: tuple[Check, ...] = (
+    _versions, _methods, _trackers, _pool, _targets, _questions, _model, _student
+)  # fmt: skip

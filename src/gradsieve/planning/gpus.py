@@ -1,0 +1,77 @@
+"""Seconds of each stage on a named GPU that is not at hand, from its data sheet.
+
+In: a run's work, the shapes of its models, and a GPU's peak. Out: operations over peak times a
+utilisation, plus bytes over the memory's rate where a model writes answers word by word. Peaks are
+dense bf16 with float32 accumulation (half of what data sheets print "with sparsity").
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from gradsieve.errors import UsageError
+
+UTILISATION = 0.35
+"""Share of the peak that passes reach: an assumption, for models of a billion weights and more
+(training with well-filled batches reaches 0.3 to 0.5). Smaller models reach less."""
+
+DISK_BYTES_A_SECOND = 1e9
+"""An assumption: one NVMe disk."""
+
+STARTUP_SECONDS = 20.0
+"""Of a stage that loads a model, beside reading its weights: an assumption."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        name: As it is called.
+        teraflops: Peak in bf16.
+        gib: Memory.
+        gigabytes_a_second: The memory's rate.
+        source: Which data sheet.
+    """
+
+    name: str
+    teraflops: float
+    gib: int
+    gigabytes_a_second: int
+    source: str
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("A10", 125, 24, 600, "NVIDIA A10 data sheet"),
+        Gpu("A100-40GB", 312, 40, 1555, "NVIDIA A100 data sheet (SXM)"),
+        Gpu("A100-80GB", 312, 80, 2039, "NVIDIA A100 data sheet (SXM)"),
+        Gpu("B200", 2250, 180, 8000, "NVIDIA DGX B200 data sheet, an eighth of the system"),
+        Gpu("H100", 989, 80, 3350, "NVIDIA H100 data sheet (SXM)"),
+        Gpu("H100-PCIe", 756, 80, 2000, "NVIDIA H100 data sheet (PCIe)"),
+        Gpu("H200", 989, 141, 4800, "NVIDIA H200 data sheet (SXM)"),
+        Gpu("L4", 121, 24, 300, "NVIDIA L4 data sheet"),
+        Gpu("L40S", 362, 48, 864, "NVIDIA L40S data sheet"),
+        Gpu("RTX-3090", 71, 24, 936, "NVIDIA Ampere GA102 whitepaper"),
+        Gpu("RTX-4090", 165, 24, 1008, "NVIDIA Ada whitepaper"),
+        Gpu("RTX-A6000", 155, 48, 768, "NVIDIA RTX A6000 data sheet"),
+    )
+}
+
+
+def find_gpu(name: str) -> Gpu:
+    """A GPU by its name.
+
+    Raises:
+        UsageError: If it is not in the table; it names the nearest.
+    """
+    known = {key.lower(): key for key in GPUS}
+    if name.lower() in known:
+        return GPUS[known[name.lower()]]
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    todo = f"Did you mean {known[near[0]]}? " if near else ""
+    raise UsageError(
+        f"There is no GPU {name} in the table.", "--gpu", f"{todo}Known: {', '.join(GPUS)}."
+    )

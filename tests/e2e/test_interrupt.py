@@ -1,0 +1,86 @@
+"""Ctrl-C, in every stage: what is kept is told, no traceback, and the same command goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import world
+from gradsieve.demo.skills import make_questions
+from gradsieve.recipe import dump_recipe
+from gradsieve.rundir import STAGES, RunDir
+
+MOMENTS = {
+    "training, in the Trainer": "  warm-up: ",
+    **{stage: f"{stage}: starting" for stage in STAGES},
+}
+"""What is said when Ctrl-C is pressed."""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    made: dict[str, Any] = world.make(folder, rows=60)
+    world.write(folder / "test.jsonl", [world.record(q) for q in make_questions("reverse", 4, 1)])
+    made["targets"] = [{**made["targets"][0], "test": str(folder / "test.jsonl")}]
+    whole = world.recipe(made, train={"epochs": 1}, evaluate={})
+    (folder / "recipe.yaml").write_text(dump_recipe(whole))
+    return folder / "recipe.yaml"
+
+
+def run_until(recipe: Path, out: Path, said: str | None, *more: str) -> tuple[int, str, str]:
+    """Start the command and press Ctrl-C once it has said this; status, stdout, stderr."""
+    code = "import gradsieve.progress as p; p.SECONDS_BETWEEN_LINES = 0.0\n"
+    code += "from gradsieve.__main__ import main; main()"
+    command = [sys.executable, "-c", code, "run", str(recipe), "--out", str(out), *more]
+    told: list[str] = []
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        out_lines: list[str] = []
+        reader = threading.Thread(target=lambda: out_lines.extend(process.stdout or ()))
+        reader.start()
+        for line in process.stderr:
+            told.append(line)
+            if said is not None and line.startswith(said):
+                process.send_signal(signal.SIGINT)
+                said = None
+        reader.join()
+    assert said is None, told
+    return process.returncode, "".join(out_lines), "".join(told)
+
+
+@pytest.mark.slow
+def test_in_every_stage(recipe: Path, tmp_path: Path) -> None:
+    """One folder, interrupted in each stage in turn, ends with the bytes of an undisturbed run."""
+    long = ["--set", "warmup.epochs=500"]
+    for moment, said in MOMENTS.items():
+        more = long if moment.startswith("training") else []
+        status, out, told = run_until(recipe, tmp_path / "run", said, *more)
+        assert status == 130, (moment, told)
+        assert out == ""
+        assert "Traceback" not in told
+        last = told.splitlines()[-1]
+        assert last.startswith("stopped. Finished stages"), moment
+        assert str(tmp_path / "run") in last
+        assert last.endswith("the same command goes on from there.")
+        logged = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8").splitlines()
+        assert logged[-1].endswith("stopped: KeyboardInterrupt")
+    status, out, told = run_until(recipe, tmp_path / "run", None)
+    assert status == 0
+    assert "train: done already" in told
+    run_until(recipe, tmp_path / "whole", None)
+    whole = world.results(RunDir(tmp_path / "whole"))
+    found = world.results(RunDir(tmp_path / "run"))
+    assert {name: found.get(name) for name in whole} == whole
