@@ -102,19 +102,22 @@ class Selection:
 
     def shown(self, settings: Report, most: int) -> list[Shown]:
         """The rows of the four groups, each best first; the lowest, lowest first."""
-        found = self.rows[:most]
-        for row in self.dropped:
-            place = self.pool.place.get((row["source"], row.get("id", "")))
-            if place in self._line:
-                found.append(self._shown(self._line[place], 1, row["reason"]))
-        passed = [row for row in found if row.group == 1]
-        found = [row for row in found if row.group == 0] + passed[: settings.near_misses]
+        passed = [
+            self._shown(self._line[place], 1, row["reason"])
+            for row in self.dropped
+            if (place := self.pool.place.get((row["source"], row.get("id", "")))) in self._line
+        ]
         taken = {row.line for row in [*self.rows, *passed]}
         order = np.argsort(-self.table.total, kind="stable").tolist()
         rest = [line for line in order if line not in taken]
         near = rest[: settings.near_misses]
         low = rest[len(near) :][::-1][: settings.lowest]
-        return found + [self._shown(line, 2) for line in near] + [self._shown(n, 3) for n in low]
+        return [
+            *self.rows[:most],
+            *passed[: settings.near_misses],
+            *(self._shown(line, 2) for line in near),
+            *(self._shown(line, 3) for line in low),
+        ]
 
     def sources(self) -> list[list[int]]:
         """Selected and scored rows of each source."""

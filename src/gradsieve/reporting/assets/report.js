@@ -190,7 +190,7 @@ function leakCard() {
   if (!asked.length) return card("Leaks", "No target has test questions to compare the pool with.");
   const told = report.leaks.told.map((leak) => [`${leak.source} ${leak.id}: \u201c${leak.run}\u201d (${leak.target}, ${leak.question})`]);
   const compared = asked.map(([name, count]) => `${whole.format(count)} of ${name}`).join(", ");
-  const hint = `${whole.format(report.leaks.rows)} rows of the pool share 13 words in a row with a test question (compared with ${compared}).`;
+  const hint = `${report.leaks.rows === 1 ? "1 row of the pool shares" : `${whole.format(report.leaks.rows)} rows of the pool share`} 13 words in a row with a test question (compared with ${compared}).`;
   if (!told.length) return card("Leaks", hint);
   const list = element("details", {}, element("summary", {}, told.length < report.leaks.rows ? `The first ${told.length}` : "Which"), ...told.map(([text]) => named(text, "p", { class: "small" })));
   return card("Leaks", hint, list);
