@@ -70,7 +70,8 @@ def find_gpu(name: str) -> Gpu:
     known = {key.lower(): key for key in GPUS}
     if name.lower() in known:
         return GPUS[known[name.lower()]]
-    near = difflib.get_close_matches(name.lower(), known, n=1)
+    near = [key for key in known if key.startswith(name.lower())]
+    near = near or difflib.get_close_matches(name.lower(), known, n=1)
     todo = f"Did you mean {known[near[0]]}? " if near else ""
     raise UsageError(
         f"There is no GPU {name} in the table.", "--gpu", f"{todo}Known: {', '.join(GPUS)}."

@@ -92,10 +92,12 @@ def shape_of(skeleton: nn.Module, model: Model, full: bool = False) -> Shape:
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     head = skeleton.get_output_embeddings().weight  # type: ignore[operator]
     sizes = {"parameters": 0, "matmul": 0, "adapter": 0}
+    seen: set[int] = set()
     for name, module in skeleton.named_modules():
         for weight in module.parameters(recurse=False):
             kind = "adapter" if "lora_" in name else "parameters"
-            sizes[kind] += weight.numel()
+            sizes[kind] += 0 if id(weight) in seen else weight.numel()  # embeddings may be tied
+            seen.add(id(weight))
             dense = isinstance(module, nn.Linear | Conv1D) and weight.dim() == 2
             if kind == "parameters" and dense and weight is not head:
                 sizes["matmul"] += weight.numel()
