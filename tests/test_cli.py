@@ -66,6 +66,9 @@ RUN = ["run", "recipe.yaml", "--out"]
         (["features", "recipe.yaml", "--out", "x"], 1, "warmup is not finished"),
         (["run", "recipe.yaml", "--out", "x"], 1, "The file is not there"),
         (["run", "recipe.yaml", "--out", "recipe.yaml"], 1, "cannot be written"),
+        (["plan", "recipe.yaml"], 1, "problems, and nothing was started"),
+        (["plan", "recipe.yaml", "--gpu", "H1000"], 2, "Did you mean H100?"),
+        (["plan", "recipe.yaml", "--set", "model.nam=x"], 2, "did you mean `name`"),
     ],
 )
 def test_mistakes_are_one_message(

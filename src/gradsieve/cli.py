@@ -235,14 +235,14 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    from gradsieve.recipe import load_recipe
-
-    checked = load_recipe(recipe, overrides or ())
-    # The recipe is checked before this import, which takes seconds.
-    from gradsieve import pipeline
-    from gradsieve.progress import Progress
-
     with _interruptible(out):
+        from gradsieve.recipe import load_recipe
+
+        checked = load_recipe(recipe, overrides or ())
+        # The recipe is checked before this import, which takes seconds.
+        from gradsieve import pipeline
+        from gradsieve.progress import Progress
+
         done = pipeline.run(checked, out, first=first, last=last, progress=Progress(quiet))
     if processes.is_first():
         _print_result(done, as_json)

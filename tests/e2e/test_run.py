@@ -11,6 +11,7 @@ import pytest
 import gradsieve
 import world
 from gradsieve.errors import DataError, ModelError, RunError, StoreError
+from gradsieve.progress import Progress
 from gradsieve.recipe import Score, load_recipe
 from gradsieve.rundir import RunDir
 
@@ -350,6 +351,37 @@ def test_train_makes_adapters_also_of_another_model(inputs: dict[str, Any], tmp_
     told = world.Listening()
     gradsieve.run(recipe, tmp_path / "run", progress=told)
     assert told.lines[-2] == "train: done already"
+
+
+def test_where_losses_are_sent_changes_nothing_that_is_done(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
+    monkeypatch.setattr("gradsieve.model.training.check_trackers", lambda _: None)
+    told = world.Listening()
+    again = world.recipe(inputs, warmup__report_to=["tensorboard"])
+    gradsieve.run(again, tmp_path, progress=told)
+    assert told.lines == [
+        f"{name}: done already" for name in ("warmup", "features", "score", "select")
+    ]
+
+
+def test_the_log_tells_command_versions_and_how_it_ended(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    gradsieve.run(world.recipe(inputs), tmp_path, last="warmup", progress=Progress(quiet=True))
+    with pytest.raises(DataError):
+        gradsieve.run(
+            world.recipe(inputs, pool=[{"name": "x", "path": "none.jsonl"}]),
+            tmp_path,
+            progress=Progress(quiet=True),
+        )
+    log = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    starts = [line for line in log.splitlines() if " --- " in line]
+    assert len(starts) == 2
+    assert all("torch 2" in line and "gradsieve 0" in line for line in starts)
+    assert "warmup: done in" in log
+    assert "stopped: DataError The file is not there." in log
 
 
 def test_stages_that_are_missing_or_out_of_order(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 """A killed training ends with the same bytes as one that was let alone."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peft import PeftModel
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
 import tiny
 from gradsieve import recipe
+from gradsieve.errors import UsageError
 from gradsieve.model.load import add_adapter
-from gradsieve.model.training import MARK, train_model
+from gradsieve.model.training import MARK, check_trackers, train_model
 from gradsieve.rundir import file_fingerprint
 
 SETTINGS = recipe.Warmup(
@@ -101,3 +105,35 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
     )
     for name, weight in whole.items():
         assert float((weight - halves[name]).abs().max()) < 2e-4, name
+
+
+class Tracker(TrainerCallback):
+    """Stands where TensorBoard's callback does, and writes where it writes by default."""
+
+    losses: list[float] = []  # noqa: RUF012 - Trainer makes the object
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.losses += [logs["loss"]] if "loss" in logs else []
+        file = Path(args.output_dir) / "runs" / "events"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(args.run_name)
+
+
+def test_trackers_get_the_losses_by_trainers_own_integrations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
+    train(tmp_path / "a", settings=SETTINGS.model_copy(update={"report_to": ["tensorboard"]}))
+    assert len(Tracker.losses) == 9
+    events = tmp_path / "a" / "tensorboard" / "events"
+    assert events.read_text() == str(tmp_path / "a")
+    events.unlink()
+    train(tmp_path / "b")
+    assert prints(tmp_path / "a") == prints(tmp_path / "b")
+
+
+def test_a_tracker_that_is_not_installed() -> None:
+    check_trackers([])
+    with pytest.raises(UsageError, match="trackio is not installed") as caught:
+        check_trackers(["trackio"])
+    assert "pip install trackio" in caught.value.todo

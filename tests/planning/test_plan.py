@@ -145,20 +145,17 @@ def test_on_the_command_line(inputs: dict[str, Any], tmp_path: Path) -> None:
     assert any(line.startswith("to be done: ") and "H100" in line for line in lines)
 
 
-def test_linear() -> None:
+def test_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the first call takes beside is told apart from what each unit takes."""
-    slept: list[float] = []
+    now = [0.0, 100.0]  # the clock, and what the first call still has to load
 
     def call(count: int) -> None:
-        import time
+        now[0] += 2 + 0.5 * count + now[1]
+        now[1] = 0
 
-        seconds = 0.02 + 0.001 * count + (0 if slept else 0.1)
-        slept.append(seconds)
-        time.sleep(seconds)
-
-    found = linear(call, 10, 60)
-    assert found.once == pytest.approx(0.1, abs=0.03)
-    assert found.seconds(1000) == pytest.approx(1.12, rel=0.25)
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    assert linear(call, 10, 60) == Linear(100, 2, 0.5)
+    assert linear(call, 4, 4) == Linear(0, 0, 1)  # all there is: no more can be told
     assert Linear(1, 2, 3).seconds(10, calls=4) == 1 + 8 + 30
 
 
