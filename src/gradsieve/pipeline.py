@@ -63,7 +63,12 @@ def run(
         GradsieveError: For anything that the user can mend.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    context = Context(recipe, RunDir(out), progress or Progress())
+    return run_stages(Context(recipe, RunDir(out), progress or Progress()), first, last)
+
+
+def run_stages(context: Context, first: str | None = None, last: str | None = None) -> RunDir:
+    """As `run`, with inputs that may have been read, or given in memory, already."""
+    recipe = context.recipe
     needed = stages_of(recipe)
     asked = _stages_between(first, last)
     wanted = [name for name in asked if name in needed or name in (first, last)]
