@@ -79,10 +79,14 @@ def select(
 
     Example:
         >>> import gradsieve
-        >>> found = gradsieve.select(  # doctest: +SKIP
-        ...     model, tokenizer, {"dolly": dolly, "mine": rows}, examples, select={"count": 500}
+        >>> found = gradsieve.select(
+        ...     model, tokenizer, pool, examples, select={"count": 3}, warmup={"epochs": 2}
         ... )
-        >>> SFTTrainer(model, train_dataset=found.messages)  # doctest: +SKIP
+        >>> list(found.selected["rank"])
+        [1, 2, 3]
+        >>> best = found.scores.iloc[0]
+        >>> found.explain(best["id"]).selected
+        1
     """
     lent, section = _lent(model, tokenizer)
     given = {"chat_template": chat_template, "max_length": max_length}

@@ -61,6 +61,14 @@ def explain(
     Raises:
         RunError: If the run has no scores.
         UsageError: If there is no such row, target, source or method, or several such rows.
+
+    Example:
+        >>> import gradsieve
+        >>> told = gradsieve.explain("runs/first", target="legal", id="00005")
+        >>> 1 <= told.score.rank <= told.score.of
+        True
+        >>> told.pulls[0].part >= told.pulls[1].part
+        True
     """
     context = context or _context(run)
     recipe = context.recipe
@@ -136,17 +144,17 @@ def _find(file: Path, id: str, source: str | None) -> dict[str, Any]:
     rows = pq.read_table(file, columns=columns)
     if source is not None:
         _one_of(source, sorted(set(rows["source"].to_pylist())), "--source")
-        rows = rows.filter(pc.field("source") == source)
     found: list[dict[str, Any]] = rows.filter(pc.field("id") == id).to_pylist()
-    if len(found) == 1:
-        return found[0]
-    if found:
-        sources = ", ".join(row["source"] for row in found)
+    wanted = [row for row in found if source in (None, row["source"])]
+    if len(wanted) == 1:
+        return wanted[0]
+    sources = ", ".join(row["source"] for row in found)
+    if wanted:
         todo = "Say which one: --source (in Python, source=...)."
         raise UsageError(f"Several rows have the id {id}.", f"sources {sources}", todo)
-    ids: list[str] = rows["id"].to_pylist()
     where = "the pool" if source is None else f"source {source}"
-    raise UsageError(f"There is no row with the id {id!r}.", where, _nearest(id, ids))
+    todo = f"It is in {sources}." if found else _nearest(id, rows["id"].to_pylist())
+    raise UsageError(f"There is no row with the id {id!r}.", where, todo)
 
 
 class _Table:

@@ -49,13 +49,19 @@ class Lent:
     def view(self, shared: bool = True) -> PreTrainedModel:
         """The model in eval mode, with frozen parameters of its own.
 
+        What training libraries patch into modules (TRL's fused head, accelerate's autocast) is left
+        out: a patched `forward` calls the given model's, not the view's.
+
         Args:
             shared: Whether they share the given ones' memory; else they are copies.
         """
         assert self.model is not None
         parameters = self.model.parameters() if shared else ()
         seen: dict[int, object] = {id(given): _frozen(given) for given in parameters}
-        return copy.deepcopy(self.model, seen).requires_grad_(False).eval()
+        view = copy.deepcopy(self.model, seen)
+        for module in view.modules():
+            module.__dict__.pop("forward", None)
+        return view.requires_grad_(False).eval()
 
     @cached_property
     def weights(self) -> str:

@@ -34,10 +34,13 @@ class KeepMoments(TrainerCallback):
     Example:
         >>> import gradsieve
         >>> moments = gradsieve.KeepMoments("runs/warmup")
-        >>> trainer = SFTTrainer(model, callbacks=[moments])  # doctest: +SKIP
-        >>> trainer.train()  # doctest: +SKIP
-        >>> found = gradsieve.select(  # doctest: +SKIP
-        ...     base, tokenizer, pool, targets, warmup={"checkpoints": moments.checkpoints}
+        >>> trainer = Trainer(peft_model, arguments, train_dataset=rows, callbacks=[moments])
+        >>> _ = trainer.train()
+        >>> moments.checkpoints
+        ['runs/warmup/checkpoint-1', 'runs/warmup/checkpoint-2']
+        >>> found = gradsieve.select(
+        ...     trainer.model.unload(), tokenizer, pool, examples,
+        ...     warmup={"checkpoints": moments.checkpoints},
         ... )
     """
 
