@@ -198,6 +198,7 @@ def test_every_form_of_pool_and_targets(
         datasets.Dataset.from_list(one).to_iterable_dataset(),
         {"pool": one},
         {"pool": {"path": one}},
+        {"path": one},
         file,
         str(tmp_path / "saved"),
     ):

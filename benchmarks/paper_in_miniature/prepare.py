@@ -107,7 +107,7 @@ def texts(pool: Path) -> Iterator[str]:
                     yield "\n\n".join(turn["content"] for turn in json.loads(line)["messages"])
 
 
-def pretrain(rows: list[str], folder: Path) -> None:
+def pretrain(rows: list[str], folder: Path, shape: dict[str, int] = SHAPE) -> None:
     """Train tokenizer and model; a training that was stopped goes on."""
     random.Random(0).shuffle(rows)
     trained = ByteLevelBPETokenizer()
@@ -128,11 +128,11 @@ def pretrain(rows: list[str], folder: Path) -> None:
             bos_token_id=0,
             eos_token_id=1,
             pad_token_id=2,
-            **SHAPE,
+            **shape,
         )
     )
     print(f"{model.num_parameters()} parameters", flush=True)
-    work = folder.with_name("pretraining")
+    work = folder.with_name(f"pretraining-{folder.name}")
     trainer = Trainer(
         model,
         TrainingArguments(

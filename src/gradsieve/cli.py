@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gradsieve import processes
 from gradsieve.rundir import STAGES, RunDir
 
 app = typer.Typer(
@@ -241,7 +242,8 @@ def _run(
 
     with _interruptible(out):
         done = pipeline.run(checked, out, first=first, last=last, progress=Progress(quiet))
-    _print_result(done, as_json)
+    if processes.is_first():
+        _print_result(done, as_json)
 
 
 @contextmanager

@@ -252,7 +252,7 @@ def _sections(
     given: Rows | Mapping[str, Rows], one: str
 ) -> tuple[list[dict[str, Any]], dict[str, Iterable[Any]]]:
     """The recipe's sections of sources or targets, and the rows that stand for their paths."""
-    if isinstance(given, Mapping) and not _is_dict_of_splits(given):
+    if isinstance(given, Mapping) and "path" not in given and not _is_dict_of_splits(given):
         named = dict(given)
     else:
         named = {one: given}

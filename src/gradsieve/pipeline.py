@@ -11,9 +11,11 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from gradsieve import processes
 from gradsieve.context import Context
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
 from gradsieve.methods import find_method
@@ -39,6 +41,9 @@ FLOW = cast(
 )
 """1. warm up; 2. take gradient features; 3. score; 4. select; 5. train on it; 6. evaluate."""
 
+TRAINING = ("warmup", "train")
+"""Stages that several processes can share: `accelerate launch -m gradsieve train ...`."""
+
 PACKAGES = ("gradsieve", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
@@ -63,7 +68,9 @@ def run(
         GradsieveError: For anything that the user can mend.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    return run_stages(Context(recipe, RunDir(out), progress or Progress()), first, last)
+    progress = progress or Progress()
+    progress = progress if processes.is_first() else Progress(quiet=True)
+    return run_stages(Context(recipe, RunDir(out), progress), first, last)
 
 
 def run_stages(context: Context, first: str | None = None, last: str | None = None) -> RunDir:
@@ -72,11 +79,14 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     needed = stages_of(recipe)
     asked = _stages_between(first, last)
     wanted = [name for name in asked if name in needed or name in (first, last)]
-    with context.run.locked():
+    _check_processes(wanted)
+    # Under `accelerate launch` the first process reads what is done, and writes.
+    with context.run.locked() if processes.is_first() else nullcontext():
         for name in needed:
             if STAGES.index(name) < STAGES.index(wanted[0]):
                 context.run.done(name)
-        write_text(context.run.path / "recipe.yaml", dump_recipe(recipe))
+        if processes.is_first():
+            write_text(context.run.path / "recipe.yaml", dump_recipe(recipe))
         for name in wanted:
             try:
                 _run_stage(name, FLOW[name], context)
@@ -108,6 +118,18 @@ def stages_of(recipe: Recipe) -> list[str]:
     ]
 
 
+def _check_processes(wanted: Sequence[str]) -> None:
+    """Refuse stages that several processes can't share."""
+    alone = [name for name in wanted if name not in TRAINING]
+    if processes.count() > 1 and alone:
+        raise UsageError(
+            f"Several processes can share a training, not the stage {alone[0]}.",
+            f"started by a launcher with {processes.count()} processes",
+            "Use the launcher for `gradsieve warmup` or `gradsieve train` alone, and start the "
+            "others without it.",
+        )
+
+
 def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
     start = STAGES.index(first) if first else 0
     stop = STAGES.index(last) + 1 if last else len(STAGES)
@@ -121,20 +143,19 @@ def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
 
 
 def _run_stage(name: str, stage: Stage, context: Context) -> None:
-    run, say = context.run, context.progress.say
+    run, say, first = context.run, context.progress.say, processes.is_first()
     inputs = stage.inputs(context)
-    meta = run.meta(name)
-    if meta is not None and meta["fingerprint"] == fingerprint(inputs):
-        lost: list[str] = getattr(stage, "lost", lambda _: [])(run.stage(name))
-        if not lost:
-            say(f"{name}: done already")
-            return
-        say(f"{name}: {len(lost)} files are not there any more, e.g. {lost[0]}")
-    _make_room(name, stage, context, inputs)
+    if processes.agreed(first and _is_done(name, stage, context, inputs)):
+        say(f"{name}: done already")
+        return
+    if first:
+        _make_room(name, stage, context, inputs)
     say(f"{name}: starting")
     start = time.monotonic()
-    facts = stage.run(context, run.begin(name, inputs))
+    facts = stage.run(context, run.begin(name, inputs) if first else run.stage(name))
     seconds = time.monotonic() - start
+    if not first:
+        return
     run.finish(
         name,
         {
@@ -146,6 +167,16 @@ def _run_stage(name: str, stage: Stage, context: Context) -> None:
         },
     )
     say(f"{name}: done in {clock(seconds)}")
+
+
+def _is_done(name: str, stage: Stage, context: Context, inputs: dict[str, Any]) -> bool:
+    meta = context.run.meta(name)
+    if meta is None or meta["fingerprint"] != fingerprint(inputs):
+        return False
+    lost: list[str] = getattr(stage, "lost", lambda _: [])(context.run.stage(name))
+    if lost:
+        context.progress.say(f"{name}: {len(lost)} files are not there any more, e.g. {lost[0]}")
+    return not lost
 
 
 def _make_room(name: str, stage: Stage, context: Context, inputs: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from gradsieve import recipe
+from gradsieve import processes, recipe
 from gradsieve.errors import ModelError
 from gradsieve.model.lent import lent_as
 from gradsieve.rundir import file_fingerprint, fingerprint
@@ -35,8 +35,10 @@ SAMPLE_BYTES = 1 << 20
 
 
 def device() -> torch.device:
-    """The first CUDA device, or the CPU."""
-    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    """The CUDA device that is this process's, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", processes.local_rank())
 
 
 def free_memory() -> int:

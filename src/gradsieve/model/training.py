@@ -3,7 +3,8 @@
 In: a model and tokenized rows. Out: the trained model, its loss curve, and optionally a
 checkpoint with Adam's moments after each epoch. A killed training goes on after its last whole
 epoch and ends with the same weights: Trainer keeps the optimizer, the schedule and all random
-states; a mark tells which of its checkpoints are whole.
+states; a mark tells which of its checkpoints are whole. Under `accelerate launch` the processes
+share each batch.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from gradsieve import recipe
+from gradsieve import processes, recipe
+from gradsieve.errors import UsageError
 from gradsieve.model.moments import KeepMoments
 from gradsieve.rundir import write_json, write_text
 
@@ -68,20 +70,35 @@ def train_model(
         callbacks=[*([KeepMoments(folder)] if keep_checkpoints else []), _Resumable(on_step)],
     )
     trainer.remove_callback(PrinterCallback)  # it prints each log on standard output
-    trainer.train(resume_from_checkpoint=_last_whole(work))
+    last = processes.agreed(_last_whole(work) if processes.is_first() else None)
+    trainer.train(resume_from_checkpoint=last)
+    if processes.is_first():
+        _tell_losses(trainer, folder)
+        shutil.rmtree(work)
+    processes.wait()
+
+
+def _tell_losses(trainer: Trainer, folder: Path) -> None:
     curve = [log for log in trainer.state.log_history if "loss" in log]
     keys = ("step", "epoch", "loss", "learning_rate")
     lines = [json.dumps({key: log[key] for key in keys}) for log in curve]
     write_text(folder / "loss.jsonl", "".join(line + "\n" for line in lines))
-    shutil.rmtree(work)
 
 
 def _arguments(settings: recipe.Warmup, seed: int, work: Path) -> TrainingArguments:
-    micro = settings.micro_batch_size or settings.batch_size
+    shares = processes.count()
+    micro = settings.micro_batch_size or max(1, settings.batch_size // shares)
+    if settings.batch_size % (micro * shares):
+        raise UsageError(
+            "A batch cannot be shared evenly.",
+            f"warmup.batch_size {settings.batch_size}, micro_batch_size {micro}, "
+            f"{shares} processes",
+            "Start so many processes that micro_batch_size x processes divides batch_size.",
+        )
     return TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=settings.batch_size // micro,
+        gradient_accumulation_steps=settings.batch_size // (micro * shares),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
@@ -94,6 +111,7 @@ def _arguments(settings: recipe.Warmup, seed: int, work: Path) -> TrainingArgume
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
         seed=seed,
         data_seed=seed,
@@ -112,6 +130,9 @@ class _Resumable(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After each epoch, once Trainer has written its own checkpoint."""
+        processes.wait()  # each writes its own random state
+        if not processes.is_first():
+            return
         current = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         write_json(current / MARK, {})
         for older in set(current.parent.glob("checkpoint-*")) - {current}:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradsieve import processes
 from gradsieve.context import Context
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import messages_of
@@ -59,9 +60,9 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
         for seed in _settings(context).seeds:
             out = folder / name / f"seed-{seed}"
             twin = trained.setdefault((selection, seed), out)
-            if not out.is_dir() and twin != out:
+            if processes.is_first() and not out.is_dir() and twin != out:
                 _copy(twin, out)  # the same rows for another target
-            if not out.is_dir():
+            if processes.agreed(not out.is_dir()):
                 rows = _tokenized(context.run.stage("select") / name / "selected.jsonl", template)
                 _train(context, rows, seed, out)
             prints[f"{name}/seed-{seed}"] = folder_fingerprint(out, ("*.safetensors",))
@@ -89,7 +90,6 @@ def _copy(twin: Path, out: Path) -> None:
 
 def _train(context: Context, rows: list[dict[str, list[int]]], seed: int, out: Path) -> None:
     """Train one model; its folder appears whole, or not at all."""
-    from gradsieve.model.checkpoints import save_adapter
     from gradsieve.model.training import train_model
 
     settings = _schedule(context)
@@ -107,14 +107,22 @@ def _train(context: Context, rows: list[dict[str, list[int]]], seed: int, out: P
             pad_token_id=0,
             on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
         )
+    if processes.is_first():
+        _save(context, model, partial)
+        seconds = round(time.monotonic() - start, 3)
+        write_json(partial / COST, {"seconds": seconds, "rows": len(rows)})
+        partial.rename(out)
+    processes.wait()
+
+
+def _save(context: Context, model: Any, partial: Path) -> None:
+    from gradsieve.model.checkpoints import save_adapter
+
     if _settings(context).full_parameters:
         model.save_pretrained(str(partial))
         context.with_model(_student(context)).template.tokenizer.save_pretrained(str(partial))
     else:
         save_adapter(model, partial)
-    seconds = round(time.monotonic() - start, 3)
-    write_json(partial / COST, {"seconds": seconds, "rows": len(rows)})
-    partial.rename(out)
 
 
 def _schedule(context: Context) -> Warmup:
