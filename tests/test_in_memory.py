@@ -96,7 +96,7 @@ def test_the_result_holds_what_a_notebook_wants(found: gradsieve.Selection) -> N
     told = found.explain(found.scores["id"][0])
     assert told.selected == 1
     assert told.pulls[0].text.startswith("user: write it from right to left")
-    assert told.neighbours[0].text is not None
+    assert told.neighbors[0].text is not None
     assert told.notes == []
 
 

@@ -75,7 +75,7 @@ def test_checkpoints_and_examples_add_up_to_the_score(run: RunDir, method: str) 
     assert all(p.text and p.text.startswith("user: ") for p in told.pulls + told.pushes)
 
 
-def test_neighbours_are_the_datastores_largest_cosines(run: RunDir) -> None:
+def test_neighbors_are_the_datastores_largest_cosines(run: RunDir) -> None:
     row = table(run, "mine", "less")[0]
     told = gradsieve.explain(run, "mine", row["id"], row["source"])
     store = gradsieve.open_store(run.stage("features") / "checkpoint-2" / "pool")
@@ -84,12 +84,12 @@ def test_neighbours_are_the_datastores_largest_cosines(run: RunDir) -> None:
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     cosines = rows @ rows[names.index((row["source"], row["id"]))]
     best = sorted(zip(-cosines, names, strict=True))[1:6]
-    assert [(n.source, n.id) for n in told.neighbours] == [name for _, name in best]
+    assert [(n.source, n.id) for n in told.neighbors] == [name for _, name in best]
     ranked = [(row["source"], row["id"]) for row in table(run, "mine", "less")]
-    for neighbour, (minus, name) in zip(told.neighbours, best, strict=True):
-        assert neighbour.cosine == pytest.approx(-minus, abs=1e-3)
-        assert neighbour.rank == ranked.index(name) + 1
-        assert neighbour.text is not None
+    for neighbor, (minus, name) in zip(told.neighbors, best, strict=True):
+        assert neighbor.cosine == pytest.approx(-minus, abs=1e-3)
+        assert neighbor.rank == ranked.index(name) + 1
+        assert neighbor.text is not None
 
 
 def test_what_became_of_each_row_is_what_the_selection_says(run: RunDir) -> None:
@@ -111,16 +111,16 @@ def test_what_became_of_each_row_is_what_the_selection_says(run: RunDir) -> None
 def test_a_row_that_was_set_aside(run: RunDir) -> None:
     told = gradsieve.explain(run, "plain", "long")
     assert told.reason == "no label token within the first 64 tokens"
-    assert (told.targets, told.pulls, told.neighbours) == ({}, [], [])
+    assert (told.targets, told.pulls, told.neighbors) == ({}, [], [])
     assert told.messages is not None
 
 
-def test_a_method_without_gradients_tells_its_scores_and_neighbours(run: RunDir) -> None:
+def test_a_method_without_gradients_tells_its_scores_and_neighbors(run: RunDir) -> None:
     row = table(run, "mine", "bm25")[0]
     told = gradsieve.explain(run, "mine", row["id"], row["source"], "bm25")
     assert told.notes == ["scores of bm25 don't come apart by checkpoint or target example"]
     assert told.score is not None
-    assert len(told.neighbours) == 5
+    assert len(told.neighbors) == 5
 
 
 def test_a_run_without_gradients(inputs: dict[str, Any], tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_run_without_gradients(inputs: dict[str, Any], tmp_path: Path) -> None
     told = gradsieve.explain(tmp_path, "mine", "00001")
     assert told.reason == "nothing has been selected yet"
     assert "no datastore" in told.notes[1]
-    assert not told.neighbours
+    assert not told.neighbors
 
 
 def test_exact_mode_tells_checkpoints_but_no_examples(
@@ -143,7 +143,7 @@ def test_exact_mode_tells_checkpoints_but_no_examples(
     for subtask, score in told.score.subtasks.items():
         assert sum(told.checkpoints[subtask]) == pytest.approx(score, rel=1e-4, abs=1e-6)
     assert "features.mode: exact" in told.notes[0]
-    assert (told.pulls, told.neighbours) == ([], [])
+    assert (told.pulls, told.neighbors) == ([], [])
 
 
 def test_one_selection_for_all_targets(inputs: dict[str, Any], tmp_path: Path) -> None:
@@ -207,4 +207,4 @@ def test_json_holds_all_of_it(run: RunDir) -> None:
     tree = json.loads(told.json())
     assert tree["targets"]["plain"]["rank"] == told.targets["plain"].rank
     assert tree["pulls"][0]["part"] == told.pulls[0].part
-    assert tree["neighbours"][0]["id"] == told.neighbours[0].id
+    assert tree["neighbors"][0]["id"] == told.neighbors[0].id

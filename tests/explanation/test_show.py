@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradsieve.explanation import Explanation, Neighbour, Pull, TargetScore
+from gradsieve.explanation import Explanation, Neighbor, Pull, TargetScore
 from gradsieve.explanation.show import cut, plain, print_rich
 
 EVIL = "ring\x07 \x1b[31mred\x1b[0m \u202eback [bold]b[/bold]\r\nnext"
@@ -19,7 +19,7 @@ TOLD = Explanation(
     checkpoints={"a": [0.1, 0.025], "b": [0.2, 0.05]},
     pulls=[Pull("x", "b", 0.5, EVIL)],
     pushes=[Pull("y", "b", -0.25, None)],
-    neighbours=[Neighbour("two", "8", 0.99, 0.2, 11, "long " * 100)],
+    neighbors=[Neighbor("two", "8", 0.99, 0.2, 11, "long " * 100)],
     messages=[{"role": "user", "content": EVIL}, {"role": "assistant", "content": "z" * 3000}],
     notes=["something is missing"],
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +20,18 @@ from gradsieve.attribution import attribute, can_attribute
 from gradsieve.context import Context
 from gradsieve.data.examples import Example, Message
 from gradsieve.errors import DataError, RunError, UsageError
-from gradsieve.explanation.told import Explanation, Neighbour, Pull, TargetScore
+from gradsieve.explanation.told import Explanation, Neighbor, Pull, TargetScore
 from gradsieve.recipe import Recipe, load_recipe
 from gradsieve.rundir import TOGETHER, RunDir
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from gradsieve.data.readers import Source
     from gradsieve.store import RowKey
+    from gradsieve.tasks import Target
 
-NEIGHBOURS = 5
+NEIGHBORS = 5
 """Nearest rows that are told."""
 
 PULLS = 5
@@ -41,8 +43,8 @@ Key = tuple[str, str]
 
 def explain(
     run: RunDir | str | Path,
-    target: str | None = None,
-    id: str = "",
+    target: str | None,
+    id: str,
     source: str | None = None,
     method: str | None = None,
     *,
@@ -52,7 +54,7 @@ def explain(
 
     Args:
         run: The run's folder.
-        target: A target's name; may be left out if there is one only.
+        target: A target's name; None will do if there is one only.
         id: The row's id.
         source: The row's source, where the id alone is in several.
         method: What scored; by default the recipe's first.
@@ -84,10 +86,10 @@ def explain(
     place, reason = _selected(context.run, recipe, target, method, key)
     checkpoints: dict[str, list[float]] = {}
     pulls: list[Pull] = []
-    neighbours: list[Neighbour] = []
+    neighbors: list[Neighbor] = []
     if targets:
         checkpoints, pulls = _parts(context.run, recipe, target, method, key, texts)
-        neighbours = _neighbours(context.run, method, key, tables[target], texts)
+        neighbors = _neighbors(context.run, method, key, tables[target], texts)
     else:
         reason = row["set_aside"]
     messages = texts.messages(key)
@@ -102,7 +104,7 @@ def explain(
         checkpoints=checkpoints,
         pulls=[pull for pull in pulls if pull.part > 0][:PULLS],
         pushes=[pull for pull in reversed(pulls) if pull.part < 0][:PULLS],
-        neighbours=neighbours,
+        neighbors=neighbors,
         messages=messages,
         notes=texts.notes,
     )
@@ -210,17 +212,17 @@ class _Texts:
 
     def _row(self, key: Key) -> Example | None:
         if self._pool is None:
-            self._pool = self._read("pool's rows", "sources")
+            self._pool = self._read("pool's rows", lambda: self._context.sources)
         return self._pool.get(key)
 
     def example(self, target: str, id: str) -> str | None:
         if self._targets is None:
-            self._targets = self._read("targets' examples", "targets")
+            self._targets = self._read("targets' examples", lambda: self._context.targets)
         return _text(self._targets.get((target, id)))
 
-    def _read(self, what: str, kind: str) -> dict[Key, Example]:
+    def _read(self, what: str, read: Callable[[], Sequence[Source | Target]]) -> dict[Key, Example]:
         try:
-            parts = getattr(self._context, kind)
+            parts = read()
         except DataError as error:
             self.notes.append(f"the {what} cannot be read any more: {error.what} ({error.where})")
             return {}
@@ -298,14 +300,12 @@ def _exact_parts(run: RunDir, target: str, key: Key) -> dict[str, list[float]]:
     return by_subtask
 
 
-def _neighbours(
-    run: RunDir, method: str, key: Key, table: _Table, texts: _Texts
-) -> list[Neighbour]:
+def _neighbors(run: RunDir, method: str, key: Key, table: _Table, texts: _Texts) -> list[Neighbor]:
     """The rows with the largest cosines to this one at the last checkpoint."""
     path = _last_store(run, method)
     names = _row_keys(run) if path else {}
     if path is None or key not in names:
-        texts.notes.append("there is no datastore with its gradient, so no neighbours can be told")
+        texts.notes.append("there is no datastore with its gradient, so no neighbors can be told")
         return []
     from gradsieve.store import open_store
 
@@ -318,13 +318,13 @@ def _neighbours(
         for name, cosine in zip(block.keys, block.cosines[:, 0].tolist(), strict=True)
         if (name.source, name.id) != key
     ]
-    nearest = sorted(found, key=lambda one: (-one[0], one[1:]))[:NEIGHBOURS]
-    neighbours = []
+    nearest = sorted(found, key=lambda one: (-one[0], one[1:]))[:NEIGHBORS]
+    neighbors = []
     for cosine, *other in nearest:
         at: Key = (other[0], other[1])
         its = table.of(at)
-        neighbours.append(Neighbour(*at, cosine, its.score, its.rank, texts.row(at)))
-    return neighbours
+        neighbors.append(Neighbor(*at, cosine, its.score, its.rank, texts.row(at)))
+    return neighbors
 
 
 def _last_store(run: RunDir, method: str) -> Path | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gradsieve.explanation.told import Explanation, Pull
 
 CUT = 160
-"""Characters of an example's or neighbour's text; the row's own is cut later."""
+"""Characters of an example's or neighbor's text; the row's own is cut later."""
 
 OWN_CUT = 2000
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -102,7 +102,7 @@ def _parts(told: Explanation) -> list[_Part]:
             [
                 (*map(clean, (n.source, n.id)), _number(n.cosine), _number(n.score), str(n.rank),
                  cut(n.text))
-                for n in told.neighbours
+                for n in told.neighbors
             ],
         ),
     ]  # fmt: skip

@@ -26,7 +26,7 @@ class Pull:
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
     """A row whose update at the last checkpoint points nearly the same way.
 
     Attributes:
@@ -79,7 +79,7 @@ class Explanation:
         checkpoints: By subtask of the target, what each checkpoint adds to the score.
         pulls: The target's examples that add most, most first.
         pushes: Those that take away most, most first.
-        neighbours: The nearest rows, nearest first.
+        neighbors: The nearest rows, nearest first.
         messages: The row's turns; None if they can't be read any more.
         notes: What could not be told, and why.
     """
@@ -95,7 +95,7 @@ class Explanation:
     checkpoints: dict[str, list[float]] = field(default_factory=dict)
     pulls: list[Pull] = field(default_factory=list)
     pushes: list[Pull] = field(default_factory=list)
-    neighbours: list[Neighbour] = field(default_factory=list)
+    neighbors: list[Neighbor] = field(default_factory=list)
     messages: list[Message] | None = None
     notes: list[str] = field(default_factory=list)
 

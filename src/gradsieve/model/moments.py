@@ -3,6 +3,7 @@
 In: any fine-tuning with transformers' Trainer (TRL's SFTTrainer too) of a peft model by Adam. Out:
 a folder for each epoch with the adapter, Adam's moments by the weights' names and the epoch's mean
 learning rate, as `checkpoints.save_checkpoint` writes it. So an ordinary run serves as the warm-up.
+Of an epoch that was stopped and gone on with, the rate is the mean over the steps since.
 """
 
 from __future__ import annotations
