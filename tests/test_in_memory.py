@@ -291,6 +291,13 @@ def test_a_run_made_in_memory_is_explained_from_its_folder(
     assert "given in memory, and are not kept" in told.notes[0]
 
 
+def test_text_that_no_dataset_can_hold(inputs: dict[str, Any], tokenizer: Any) -> None:
+    odd = [{"id": "odd", "prompt": "inward : 1 2", "completion": "2 1", "note": "a\ud800 é"}]
+    found = select(inputs, loaded(inputs), tokenizer, pool=odd, score={"method": "full"})
+    assert found.selected["note"] == ["a? é"]
+    assert json.loads(found.explain("odd").json())["id"] == "odd"
+
+
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"pool": datasets.DatasetDict({"train": datasets.Dataset.from_list([{"a": 1}])})},
      DataError, "several splits"),

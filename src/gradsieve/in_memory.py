@@ -25,7 +25,7 @@ from gradsieve.pipeline import run_stages
 from gradsieve.progress import Progress
 from gradsieve.recipe import check_recipe
 from gradsieve.rundir import TOGETHER, RunDir
-from gradsieve.selection.card import ROWS
+from gradsieve.selection.card import MESSAGES, ROWS, message_features
 from gradsieve.selection.columns import features_of
 
 if TYPE_CHECKING:
@@ -174,8 +174,7 @@ class Selection:
         """The selected rows as they came in, best first, with rank, score, subtask and source."""
         import datasets
 
-        lines = (self.folder / ROWS).read_text(encoding="utf-8").split("\n")[:-1]
-        rows = [json.loads(line) for line in lines]
+        rows = _records(self.folder / ROWS)
         features = features_of(rows)
         columns = {name: [row.get(name) for row in rows] for name in features}
         return datasets.Dataset.from_dict(columns, features=features)
@@ -185,10 +184,7 @@ class Selection:
         """The selected rows as chat messages, whatever format they came in: to train on."""
         import datasets
 
-        from gradsieve.selection.card import MESSAGES, message_features
-
-        lines = (self.folder / MESSAGES).read_text(encoding="utf-8").split("\n")[:-1]
-        rows = [json.loads(line) for line in lines]
+        rows = _records(self.folder / MESSAGES)
         return datasets.Dataset.from_list(rows, features=message_features())
 
     @cached_property
@@ -232,6 +228,13 @@ class Selection:
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = self.run.done("select")["targets"][self.target][self.method]
         return facts
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file; half of a surrogate pair, which no Dataset can hold, becomes `?`."""
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    texts = (json.dumps(json.loads(line), ensure_ascii=False) for line in lines)
+    return [json.loads(text.encode("utf-8", "replace")) for text in texts]
 
 
 def _lent(

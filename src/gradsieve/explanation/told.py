@@ -105,8 +105,8 @@ class Explanation:
         return self.targets.get(self.target)
 
     def json(self) -> str:
-        """As JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        """As JSON, in ASCII: text of the data may hold what UTF-8 can't."""
+        return json.dumps(asdict(self), indent=1)
 
     def __str__(self) -> str:
         from gradsieve.explanation.show import plain
