@@ -78,7 +78,12 @@ def run(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     progress = progress or Progress()
     progress = progress if processes.is_first() else Progress(quiet=True)
-    context = Context(recipe, RunDir(out), progress)
+    return run_stages(Context(recipe, RunDir(out), progress), first, last)
+
+
+def run_stages(context: Context, first: str | None = None, last: str | None = None) -> RunDir:
+    """As `run`, with inputs that may have been read, or given in memory, already."""
+    recipe = context.recipe
     needed = stages_of(recipe)
     asked = _stages_between(first, last)
     wanted = [name for name in asked if name in needed or name in (first, last)]
@@ -87,8 +92,8 @@ def run(
     # Under `accelerate launch` the first process reads what is done, and writes.
     with (
         context.run.locked() if processes.is_first() else nullcontext(),
-        progress.running(wanted, log),
-        _noted(progress),
+        context.progress.running(wanted, log),
+        _noted(context.progress),
     ):
         for name in needed:
             # A report tells of the training what there is of it.

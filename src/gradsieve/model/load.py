@@ -2,7 +2,8 @@
 
 In: the recipe's `model` and `warmup.lora` sections. Out: a transformers model on the machine's
 device, and a peft model. Weights are read with safetensors or weights_only; code that comes with a
-model runs only if the recipe says `trust_remote_code: true`.
+model runs only if the recipe says `trust_remote_code: true`. A model that the caller has lent
+(`lent.py`) stands for the files of its name.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gradsieve import processes, recipe
 from gradsieve.errors import ModelError
+from gradsieve.model.lent import lent_as
 from gradsieve.rundir import file_fingerprint, fingerprint
 
 SAMPLE_BYTES = 1 << 20
@@ -59,6 +61,9 @@ def load_tokenizer(model: recipe.Model) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: If there is none.
     """
+    lent = lent_as(model.name)
+    if lent is not None and lent.tokenizer is not None:
+        return lent.tokenizer
     return _load(AutoTokenizer, model, "tokenizer")
 
 
@@ -68,15 +73,25 @@ def load_config(model: recipe.Model) -> Any:
     Raises:
         ModelError: If there is none.
     """
+    lent = lent_as(model.name)
+    if lent is not None and lent.model is not None:
+        return lent.model.config
     return _load(AutoConfig, model, "configuration")
 
 
-def load_model(model: recipe.Model) -> PreTrainedModel:
+def load_model(model: recipe.Model, *, will_change: bool = False) -> PreTrainedModel:
     """The model with frozen weights, on the machine's device.
+
+    Args:
+        model: The recipe's section.
+        will_change: Whether its weights will be changed: then those of a lent model are copied.
 
     Raises:
         ModelError: If it can't be loaded as a causal language model.
     """
+    lent = lent_as(model.name)
+    if lent is not None and lent.model is not None:
+        return lent.view(shared=not will_change).to(device())
     loaded = _load(AutoModelForCausalLM, model, "model", dtype=getattr(torch, model.dtype))
     loaded.requires_grad_(False)
     return loaded.to(device())
@@ -139,7 +154,8 @@ def load_trained(model: recipe.Model, folder: Path) -> PreTrainedModel:
     """
     if not (folder / "adapter_config.json").is_file():
         return load_model(model.model_copy(update={"name": str(folder), "revision": None})).eval()
-    merged: PreTrainedModel = load_adapter(load_model(model), folder).merge_and_unload()
+    base = load_model(model, will_change=True)
+    merged: PreTrainedModel = load_adapter(base, folder).merge_and_unload()
     return merged.eval()
 
 
@@ -160,7 +176,10 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def model_fingerprint(model: recipe.Model) -> str:
-    """What identifies the weights: a folder's files, or the hub's name and commit."""
+    """What identifies the weights: tensors lent, a folder's files, or the hub's name and commit."""
+    lent = lent_as(model.name)
+    if lent is not None and lent.model is not None:
+        return lent.weights
     folder = Path(model.name)
     if folder.is_dir():
         kinds = ("*.json", "*.safetensors", "*.bin", "*.model")
