@@ -34,8 +34,11 @@ NOT_RUN = {
         "docs/howto/several-gpus.md",
         "accelerate launch --num_processes 4 -m gradsieve warmup recipe.yaml --out runs/first",
     ): "needs several GPUs; tests/e2e/test_processes.py runs it with two processes",
-    ("docs/howto/other-tools.md", "datasets:"): "axolotl's configuration, not a recipe",
-    ("docs/howto/other-tools.md", "from huggingface_hub import HfApi"): "uploads",
+    ("docs/training.md", "base_model: Qwen/Qwen3-0.6B"): "axolotl's configuration, not a recipe",
+    (
+        "docs/training.md",
+        "hf upload USER/NAME runs/first/04-select/legal/less . --repo-type dataset",
+    ): "uploads",
 }
 """Page and first line of each block that is not run, and why."""
 
