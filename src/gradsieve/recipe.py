@@ -343,7 +343,7 @@ class Report(Section):
         20000,
         ge=0,
         description="Selected rows shown with their text, all selections together: each shows its "
-        "best ones, an equal share. A row takes about 2 kB of the page.",
+        "best ones, an equal share. A row takes 0.5 to 2 kB of the page.",
     )
     near_misses: int = Field(
         200, ge=0, description="Best rows that were not selected, shown for each selection."

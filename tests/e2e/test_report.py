@@ -140,5 +140,8 @@ def test_the_command(inputs: dict[str, Any], tmp_path: Path) -> None:
         run(others, out, first="report")
     assert "no selection mine/full" in caught.value.where
     fewer = world.recipe({**inputs, "pool": inputs["pool"][:1]}, **QUICK)
-    with pytest.raises(RunError, match="not of this recipe"):
-        run(fewer, out, first="report")
+    more = world.recipe(inputs, **{**QUICK, "select": {"count": 10}})
+    for recipe, changed in ((fewer, "pool.two: "), (more, "select.count: 9 -> 10")):
+        with pytest.raises(RunError, match="not of this recipe") as caught:
+            run(recipe, out, first="report")
+        assert changed in caught.value.where

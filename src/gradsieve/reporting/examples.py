@@ -53,7 +53,6 @@ class Pool:
         self.keys = list(zip(*(table[name].to_pylist() for name in ("source", "id")), strict=True))
         self.tokens = table["tokens"].to_numpy()
         self.truncated = table["truncated"].to_numpy(zero_copy_only=False)
-        self.scored = np.array([reason is None for reason in table["set_aside"].to_pylist()])
         number = {name: index for index, name in enumerate(self.sources)}
         self.source = np.array([number[source] for source, _ in self.keys])
         self.place = {key: place for place, key in enumerate(self.keys)}

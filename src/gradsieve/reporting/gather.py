@@ -53,7 +53,6 @@ def gather(context: Context) -> dict[str, Any]:
         "groups": GROUPS,
         "together": recipe.select.together,
         "sources": pool.sources,
-        "pool_rows": len(pool.keys),
         "targets": [_target(target) for target in context.targets],
         "views": views,
         "rows": pool.rows(),
@@ -106,7 +105,7 @@ def _target(target: Target) -> dict[str, Any]:
     for example in target.examples:
         kept, more = turns(example.messages)
         examples.append([example.id, example.subtask, more, kept])
-    return {"name": target.name, "task": target.task, "examples": examples}
+    return {"name": target.name, "examples": examples}
 
 
 def _overlaps(chosen: Mapping[str, set[int]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from gradsieve.errors import RunError
 from gradsieve.methods import find_method
 from gradsieve.recipe import dump_recipe
 from gradsieve.reporting.numbers import short
-from gradsieve.rundir import STAGES, TOGETHER
+from gradsieve.rundir import STAGES, TOGETHER, differences
 
 POINTS = 400
 """Of a loss curve, at most: as many as a page is wide."""
@@ -27,7 +27,7 @@ def current_stages(context: Context) -> dict[str, dict[str, Any]]:
     """
     recipe, run = context.recipe, context.run
     found = {"score": run.done("score"), "select": run.done("select")}
-    _check_selection(context, found["select"])
+    _check_selection(context, found["score"], found["select"])
     gradients = any("gradients" in find_method(name).uses for name in recipe.score.methods)
     if gradients or recipe.select.near_duplicates:
         found |= {"warmup": run.done("warmup"), "features": run.done("features")}
@@ -42,16 +42,24 @@ def current_stages(context: Context) -> dict[str, dict[str, Any]]:
     return {name: found[name] for name in STAGES if name in found}
 
 
-def _check_selection(context: Context, select: dict[str, Any]) -> None:
+def _check_selection(context: Context, score: dict[str, Any], select: dict[str, Any]) -> None:
+    """Refuse to tell of a selection that another recipe has made."""
     recipe = context.recipe
     targets = [TOGETHER] if recipe.select.together else [target.name for target in recipe.targets]
     wanted = {f"{target}/{method}" for target in targets for method in recipe.score.methods}
-    missing = sorted(wanted - select["selections"].keys())
-    if missing or select["inputs"]["pool"] != context.pool_inputs:
-        what = f"no selection {missing[0]}" if missing else "the pool has changed since"
+    missing = [f"no selection {name}" for name in sorted(wanted - select["selections"].keys())]
+    made = {name: score["inputs"][name] for name in ("score", "targets")}
+    made |= {name: select["inputs"][name] for name in ("select", "pool")}
+    now = {
+        "score": recipe.score.model_dump(mode="json", exclude={"methods"}),
+        "targets": {target.name: target.fingerprint for target in context.targets},
+        "select": recipe.select.model_dump(mode="json"),
+        "pool": context.pool_inputs,
+    }
+    if changes := [*missing, *differences(made, now)]:
         raise RunError(
             "The run's selection is not of this recipe.",
-            f"{context.run.stage('select')}: {what}",
+            f"{context.run.stage('select')}: {'; '.join(changes[:3])}",
             "Run `gradsieve run` with this recipe first.",
         )
 

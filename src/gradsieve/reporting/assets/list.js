@@ -27,6 +27,7 @@ function ordered(found) {
   return by ? found.sort(by) : found;
 }
 
+// Filter, count, order and draw; how long it took is kept for the test of 20,000 rows.
 function refresh() {
   const start = performance.now(), { group } = state.view.shown;
   const found = matches(wanted(), Number(at("source").value), Number(at("subtask").value));

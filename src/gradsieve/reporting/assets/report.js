@@ -1,4 +1,4 @@
-// The page: what is told of the selection that is chosen above, and the list of its rows.
+// The page but for its list of rows (list.js): what is told of the selection chosen at its top.
 // A row is [source, id, tokens, truncated, leak, characters left out, [[role, text], ...]].
 
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
@@ -10,6 +10,7 @@ const SORTS = {
   short: "shortest", long: "longest", source: "by source",
 };
 const state = { view: report.views[0], group: 0, page: 0 };
+
 // Scores of a view, all with as many digits as its range asks for.
 function score(value) {
   if (value === null) return "\u2013";
@@ -83,10 +84,9 @@ function showSummary(view) {
 function bestResult(view) {
   const metrics = report.results[view.target] || [];
   const metric = metrics.find((one) => !one.metric.endsWith("_loss")) || metrics[0];
-  const found = metric && metric.methods.find((one) => one.method === view.method);
-  const other = found && metric.methods.find((one) => one.method !== view.method && (one.method === "random" || one.method === "base"));
-  const chance = found && (metric.methods.find((one) => one.method === "random" && one !== found) || other);
-  return found ? [tile(metric.metric, fixed(found.mean), chance ? `${chance.method}: ${fixed(chance.mean)}` : "after training")] : [];
+  const of = (name) => metric && metric.methods.find((one) => one.method === name);
+  const found = of(view.method), other = (view.method !== "random" && of("random")) || of("base");
+  return found ? [tile(metric.metric, fixed(found.mean), other ? `${other.method}: ${fixed(other.mean)}` : "after training")] : [];
 }
 
 function bars(box, items) {
