@@ -141,16 +141,19 @@ def compare(recipe: Path, overrides: list[str], out: Path, clock: str) -> dict[s
         "seconds": round(sum(stage["seconds"] for stage in stages), 2),
         "wall_seconds_of_planning": round(planning, 1),
         "wall_seconds_of_the_run": round(running, 1),
+        "load": round(os.getloadavg()[0], 1),
     }
 
 
 def table(result: dict[str, Any]) -> str:
     """Markdown."""
+    clock = result["command"].rpartition(" ")[2]
+    loads = ", ".join(str(found["load"]) for found in result["recipes"].values())
     lines = [
         "# Predicted and taken\n",
-        f"`{result['command']}`, {result['machine']}, load while it ran {result['load']}, "
-        f"{json.dumps(result['versions'])}.\n",
-        "Stages that took a second or more, and the sums of all.\n",
+        f"`{result['command']}`, {result['machine']}, {json.dumps(result['versions'])}.\n",
+        f"Stages that took a second or more, and the sums of all, by the {clock}'s clock. "
+        f"Load of the machine: {loads}.\n",
         "| recipe | stage | predicted | taken | predicted / taken |",
         "| --- | --- | --- | --- | --- |",
     ]
@@ -169,26 +172,24 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", help="one recipe; nothing is written")
+    parser.add_argument("--only", help="one recipe; the others' results are kept")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     arguments = parser.parse_args()
-    found, loads = {}, [os.getloadavg()[0]]
+    file = HERE / "result.json"
+    found = json.loads(file.read_text(encoding="utf-8"))["recipes"] if arguments.only else {}
     for name, (recipe, overrides) in recipes(arguments.data, arguments.out).items():
         if arguments.only in (None, name):
             found[name] = compare(recipe, overrides, arguments.out / name, arguments.clock)
-            loads.append(os.getloadavg()[0])
     result = {
         "command": f"python benchmarks/plan/run.py --clock {arguments.clock}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
         f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads",
-        "load": f"{min(loads):.1f} to {max(loads):.1f}",
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "recipes": found,
     }
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (HERE / "table.md").write_text(table(result), encoding="utf-8")
     print(table(result))
-    if arguments.only is None:
-        (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (HERE / "table.md").write_text(table(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from gradsieve.context import Context
@@ -90,7 +91,7 @@ def _methods(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError
             yield error
             continue
         if library is not None:
-            yield from problem_of(lambda needs=library: installed(needs, "baselines"))  # type: ignore[misc]
+            yield from problem_of(partial(installed, library, "baselines"))
 
 
 def _trackers(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
@@ -98,7 +99,7 @@ def _trackers(context: Context, stages: Sequence[str]) -> Iterator[GradsieveErro
     if names and {"warmup", "train"} & set(stages):
         from gradsieve.model.training import check_trackers
 
-        yield from problem_of(lambda: check_trackers(names))
+        yield from problem_of(partial(check_trackers, names))
 
 
 # --- data ---------------------------------------------------------------------------------------
@@ -120,9 +121,9 @@ def _questions(context: Context, stages: Sequence[str]) -> Iterator[GradsieveErr
     yield from problems
     if problems or "evaluate" not in stages:
         return
-    yield from problem_of(lambda: evaluate.check_tasks(context))
+    yield from problem_of(partial(evaluate.check_tasks, context))
     if evaluate.asks_questions(context):
-        yield from problem_of(lambda: installed("lm_eval", "evaluate"))
+        yield from problem_of(partial(installed, "lm_eval", "evaluate"))
 
 
 def _each(
@@ -133,7 +134,7 @@ def _each(
         return
     for part in getattr(context.recipe, key):
         one = context.recipe.model_copy(update={key: [part]})
-        yield from problem_of(lambda one=one: read(Context(one, context.run, _Silent())))  # type: ignore[misc]
+        yield from problem_of(partial(read, Context(one, context.run, _Silent())))
 
 
 class _Silent(Progress):
@@ -160,7 +161,7 @@ def _model(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
     if not problems:
         targets = list(problem_of(lambda: context.targets))
         for target in () if targets else context.targets:
-            yield from problem_of(lambda of=target: context.target_rows(of))  # type: ignore[misc]
+            yield from problem_of(partial(context.target_rows, target))
 
 
 def _student(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
@@ -180,15 +181,15 @@ def _one_model(context: Context, adapts: bool) -> Iterator[GradsieveError]:
     from gradsieve.model.support import check_support
 
     model = context.recipe.model
-    problems = list(problem_of(lambda: load_config(model)))
+    problems = list(problem_of(partial(load_config, model)))
     if problems:
         yield from problems
         return
-    yield from problem_of(lambda: _weights_there(model))
+    yield from problem_of(partial(_weights_there, model))
     template = list(problem_of(lambda: context.template))
     yield from template
     for folder in (context.recipe.warmup.checkpoints or ()) if adapts else ():
-        problems += problem_of(lambda of=folder: warmup.existing(Path(of)))  # type: ignore[misc]
+        problems += problem_of(partial(warmup.existing, Path(folder)))
     if adapts and not problems:
         problems = list(check_support(model, context.recipe.warmup))
     yield from problems

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import gradsieve
@@ -12,6 +13,7 @@ import world
 from gradsieve import pipeline
 from gradsieve.cli import app
 from gradsieve.demo.skills import make_questions
+from gradsieve.errors import ModelError
 from gradsieve.planning.calibration import Linear, TrainingTimes, linear
 from gradsieve.planning.table import size
 from gradsieve.planning.work import Training
@@ -71,6 +73,7 @@ def test_every_stage_gets_seconds(inputs: dict[str, Any], tmp_path: Path) -> Non
         {"warmup__batch_size": 1},
         {"warmup__batch_size": 8, "warmup__micro_batch_size": 2},
         {"train": {"full_parameters": True}},
+        {"score": {"methods": ["random"]}, "warmup__lora": {"target_modules": ["not_looked_at"]}},
     ],
 )
 def test_settings_that_are_timed_otherwise(inputs: dict[str, Any], changes: Any) -> None:
@@ -157,6 +160,18 @@ def test_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     assert linear(call, 10, 60) == Linear(100, 2, 0.5)
     assert linear(call, 4, 4) == Linear(0, 0, 1)  # all there is: no more can be told
     assert Linear(1, 2, 3).seconds(10, calls=4) == 1 + 8 + 30
+
+
+def test_memory_that_runs_out_is_one_message(
+    inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("gradsieve.model.training.train_model", train)
+    with pytest.raises(ModelError, match="parts of warmup") as caught:
+        plan(inputs)
+    assert "warmup.micro_batch_size" in caught.value.todo
 
 
 def test_training_times() -> None:

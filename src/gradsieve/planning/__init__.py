@@ -136,7 +136,7 @@ def make_plan(
     open_stages = [name for name, state in states.items() if state.kind != "done"]
     free = shutil.disk_usage(_existing(out)).free if out is not None else None
     _refuse_what_does_not_fit(costs, open_stages, out, free, gpu)
-    calibration = Calibration(work) if calibrate and gpu is None else None
+    calibration = Calibration(work, costs.width) if calibrate and gpu is None else None
     stages: list[StagePlan] = []
     with context.progress.counting("planning", len(states), "stages") as report:
         for name, state in states.items():

@@ -9,10 +9,11 @@ hand (`gpus.py`).
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradsieve.data.examples import Row
+from gradsieve.errors import ModelError
 from gradsieve.methods import find_method, split_seed
 from gradsieve.methods.problem import Problem
-from gradsieve.planning.work import Training, Work
+from gradsieve.planning.work import Batch, Training, Work
 from gradsieve.progress import Progress
-from gradsieve.recipe import Model
+from gradsieve.recipe import Evaluate, Model
 
 if TYPE_CHECKING:
     from gradsieve.influence.extract import FeatureExtractor
@@ -98,13 +100,19 @@ class Calibration:
 
     Attributes:
         work: What there is to do.
+        width: Values of a row of the datastore.
     """
 
     work: Work
+    width: int
     _trainings: dict[tuple[str, bool], TrainingTimes] = field(default_factory=dict)
 
     def seconds(self, stage: str) -> float | None:
-        """What a stage will take here; None for a stage that is not foreseen."""
+        """What a stage will take here; None for a stage that is not foreseen.
+
+        Raises:
+            ModelError: If memory runs out.
+        """
         predict: dict[str, Callable[[], float]] = {
             "warmup": self._warmup,
             "features": self._features,
@@ -113,7 +121,22 @@ class Calibration:
             "train": self._train,
             "evaluate": self._evaluate,
         }
-        return predict[stage]() if stage in predict else None
+        import torch
+
+        if stage not in predict:
+            return None
+        try:
+            return predict[stage]()
+        except torch.OutOfMemoryError:
+            raise ModelError(
+                f"Memory runs out while parts of {stage} are timed.",
+                f"batches of the recipe's size, up to {self.work.lengths[-1]} tokens an example",
+                "Set warmup.micro_batch_size, lower features.tokens_per_batch, evaluate.batch_size "
+                "or model.max_length; or plan for another machine with --gpu.",
+            ) from None
+        finally:
+            gc.collect()  # Trainer and its model hold each other
+            torch.cuda.empty_cache()
 
     # --- training -------------------------------------------------------------------------------
 
@@ -143,7 +166,8 @@ class Calibration:
     def _time_training(self, model: Model, full: bool) -> TrainingTimes:
         """A training of a few steps of the recipe's size, and one with a row a step."""
         size = self.work.context.recipe.warmup.batch_size
-        most = max(t.rows for t in (self.work.warmup, *self.work.trainings) if t is not None)
+        trainings = self.work.trainings if "train" in self.work.stages else []
+        most = max(t.rows for t in (self.work.warmup, *trainings) if t is not None)
         rows = spread(self.work.rows, min(4 * size, most, len(self.work.rows)))
         self._try(model, full, rows[:2], 1)  # libraries are loaded
         load, start, step, epoch = self._try(model, full, rows, size)
@@ -200,34 +224,22 @@ class Calibration:
         """A checkpoint's work, times checkpoints."""
         from gradsieve.extraction import TokenBudget, extract
 
-        work, tokens = self.work, self._budget
-        rates, writing = self._rates, self._storing[0]
-        batches = work.feature_batches(tokens, self._extractor.width)
-        passes = sum(_at(rates, batch.longest) * batch.tokens for batch in batches)
-        of_targets = sum(
-            _at(rates, len(row.encoded.input_ids)) * len(row.encoded.input_ids)
-            for row in work.target_rows
-        )
+        work = self.work
+        start = time.perf_counter()
+        extractor = self._extractor()
+        loading = time.perf_counter() - start
         few = [row.encoded for row in work.rows[:8]]
-        eps = _timed(lambda: extract(self._extractor, few, TokenBudget(1), measure_eps=True))
-        once = self._loading + eps + of_targets
-        return work.checkpoints * (once + work.stores * (passes + len(work.rows) * writing))
+        extract(extractor, few, TokenBudget(1))  # libraries are loaded
+        eps = _timed(lambda: extract(extractor, few, TokenBudget(1), measure_eps=True))
+        tokens = TokenBudget(work.context.recipe.features.tokens_per_batch).tokens
+        batches = work.feature_batches(tokens, self.width)
+        rates = self._rates(extractor, batches)
+        passes = sum(_at(rates, batch.longest) * batch.tokens for batch in batches)
+        lengths = _lengths(work.target_rows)
+        of_targets = sum(_at(rates, length) * length for length in lengths)
+        writing = len(work.rows) * self._storing[0]
+        return work.checkpoints * (loading + eps + of_targets + work.stores * (passes + writing))
 
-    @property
-    def _budget(self) -> int:
-        from gradsieve.extraction import TokenBudget
-
-        return TokenBudget(self.work.context.recipe.features.tokens_per_batch).tokens
-
-    @cached_property
-    def _loading(self) -> float:
-        """Of model and adapter, as each checkpoint does."""
-        from gradsieve.model.load import add_adapter, load_model
-
-        recipe = self.work.context.recipe
-        return _timed(lambda: add_adapter(load_model(recipe.model), recipe.warmup.lora, 0))
-
-    @cached_property
     def _extractor(self) -> FeatureExtractor:
         """As the features stage makes it, with moments and directions of zeros."""
         import torch
@@ -247,35 +259,33 @@ class Calibration:
         )
         weights = {name: layer.weight for name, layer in lora_layers(model).items()}
         zeros = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
-        moments = Moments(zeros, zeros, 1)
         settings = recipe.features
         projection: Any = Projection(**settings.projection.model_dump())
         if settings.mode == "exact":
             sizes = {name: weight.numel() for name, weight in weights.items()}
             some = next(iter(weights.values()))
-            directions = torch.zeros(self.work.subtasks, sum(sizes.values()), device=some.device)
+            directions = torch.zeros(self.width, sum(sizes.values()), device=some.device)
             projection = ExactProducts(directions, sizes)
+        moments = Moments(zeros, zeros, 1)
         return FeatureExtractor(model, projection, moments, settings.adam, settings.momentum)
 
-    @cached_property
-    def _rates(self) -> tuple[list[int], list[float]]:
+    def _rates(
+        self, extractor: FeatureExtractor, batches: Sequence[Batch]
+    ) -> tuple[list[int], list[float]]:
         """Lengths, and the seconds that a token then takes, padding included."""
         from gradsieve.extraction import TokenBudget, extract
 
-        width = self._extractor.width
-        batches = self.work.feature_batches(self._budget, width)
         order = sorted(range(len(batches)), key=lambda i: batches[i].longest)
         starts = np.cumsum([0, *(batch.examples for batch in batches)])
-        wanted = dict.fromkeys(order[round(q * (len(order) - 1))] for q in QUANTILES)
         lengths, seconds = [], []
-        for number in [next(iter(wanted)), *wanted]:  # the first one twice: libraries are loaded
+        for number in dict.fromkeys(order[round(q * (len(order) - 1))] for q in QUANTILES):
             rows = self.work.rows[starts[number] : starts[number + 1]]
             encoded = [row.encoded for row in rows]
             budget = TokenBudget(batches[number].tokens)
-            took = _timed(lambda: extract(self._extractor, encoded, budget))  # noqa: B023
+            took = _timed(partial(extract, extractor, encoded, budget))
             lengths.append(batches[number].longest)
             seconds.append(took / batches[number].tokens)
-        return lengths[1:], seconds[1:]
+        return lengths, seconds
 
     @cached_property
     def _storing(self) -> tuple[float, float]:
@@ -285,7 +295,7 @@ class Calibration:
         from gradsieve.stages.features import rows_a_shard
         from gradsieve.store import RowKey, create_store, open_store
 
-        settings, width = self.work.context.recipe.features, self._extractor.width
+        settings, width = self.work.context.recipe.features, self.width
         count = min(rows_a_shard(len(self.work.rows), width), len(self.work.rows))
         features = torch.randn(count, width)
         keys = [RowKey("calibration", str(number), "0" * 16) for number in range(count)]
@@ -356,10 +366,12 @@ class Calibration:
         from gradsieve.model.load import load_model
 
         context, models = self.work.context, self.work.evaluated
+        start = time.perf_counter()
         model = load_model(self.work.student).eval()
+        loading = time.perf_counter() - start
         total = 0.0
         for target in context.targets:
-            total += models * (self._loading + self._losses(model, target.name))
+            total += models * (loading + self._losses(model, target.name))
             total += self._answers(model, target.name).seconds(
                 models * self._asked(target.name), models if self._asked(target.name) else 0
             )
@@ -373,7 +385,7 @@ class Calibration:
     def _losses(self, model: Any, target: str) -> float:
         from gradsieve.methods.perplexity import answer_losses
 
-        context, tasks = self.work.context, None
+        context = self.work.context
         tasks = context.recipe.evaluate.tasks if context.recipe.evaluate else None
         if tasks is not None and "target_loss" not in tasks:
             return 0.0
@@ -387,17 +399,13 @@ class Calibration:
         return _timed(lambda: answer_losses(model, encoded)) / len(encoded) * len(examples)
 
     def _answers(self, model: Any, target: str) -> Linear:
-        from dataclasses import replace
-
         from gradsieve.stages.evaluate import ask
 
         asked = self._asked(target)
         if not asked:
             return Linear(0, 0, 0)
         test = self.work.context.test_sets[target]
-        size = (
-            self.work.context.recipe.evaluate.batch_size if self.work.context.recipe.evaluate else 8
-        )
+        size = (self.work.context.recipe.evaluate or Evaluate()).batch_size
         few, more = min(size, asked), min(2 * size, asked)
 
         def answer(count: int) -> object:

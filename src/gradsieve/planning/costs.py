@@ -35,17 +35,16 @@ class Costs:
 
     @cached_property
     def shape(self) -> Shape:
-        """Of the model that selects, with its adapter."""
-        from gradsieve.model.skeleton import adapted_skeleton, saved_skeleton
+        """Of the model that selects, with its adapter where gradients are taken."""
+        from gradsieve.model.skeleton import adapted_skeleton, load_skeleton, saved_skeleton
 
         recipe = self.work.context.recipe
         given = recipe.warmup.checkpoints
-        skeleton = (
-            saved_skeleton(recipe.model, Path(given[0]))
-            if given
-            else adapted_skeleton(recipe.model, recipe.warmup.lora)
-        )
-        return shape_of(skeleton, recipe.model)
+        if "features" not in self.work.stages:
+            return shape_of(load_skeleton(recipe.model), recipe.model)
+        if given:
+            return shape_of(saved_skeleton(recipe.model, Path(given[0])), recipe.model)
+        return shape_of(adapted_skeleton(recipe.model, recipe.warmup.lora), recipe.model)
 
     @cached_property
     def student(self) -> Shape:
@@ -155,6 +154,9 @@ class Costs:
             copies = sum(1 + training.copies for training in work.trainings)
             return copies * self.student.adapter * (self.student.bytes_a_value
                                                     if self.student.full else 4)  # fmt: skip
+        if stage == "evaluate":
+            questions = sum(len(test.questions) for test in work.context.test_sets.values())
+            return work.evaluated * (questions + len(work.target_rows)) * ROW_BYTES
         return 0
 
     @cached_property
