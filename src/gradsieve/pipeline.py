@@ -135,7 +135,8 @@ def plan(
     named = find_gpu(gpu) if gpu is not None else None
     folder = Path(out) if out is not None else None
     context = Context(recipe, RunDir(folder or NOWHERE), progress or Progress())
-    needed = stages_of(recipe)
+    # The report takes seconds: nobody needs to know how many before it is made.
+    needed = [name for name in stages_of(recipe) if name != "report"]
     with context.progress.running([], None):
         check(context, needed, (rows, writable) if folder else (rows,))
         found = states(context, needed)
