@@ -240,7 +240,7 @@ def _selected(
 ) -> tuple[int | None, str | None]:
     """The row's place in the selection; or why it has none."""
     folder = run.stage("select") / (TOGETHER if recipe.select.together else target) / method
-    if run.meta("select") is None or not folder.is_dir():
+    if run.meta("select") is None or not (folder / "messages.jsonl").is_file():
         return None, "nothing has been selected yet"
     chosen = 0
     for record in _records(folder / "messages.jsonl"):
