@@ -6,7 +6,7 @@ PEERS := .venv-peers
 # The peers' versions that were measured. One that can't be installed is left out, with a line.
 PEER_PACKAGES := traker==0.3.2 bergson==2.5.1 dattri==0.3.0
 
-.PHONY: demo test test-slow test-gpu check format bench bench-gpu clean
+.PHONY: demo test test-slow test-gpu check docs format bench bench-gpu clean
 
 demo: $(STAMP)          ## the main job on a small built-in example
 	$(BIN)/gradsieve demo --out runs/demo
@@ -28,12 +28,16 @@ bench-gpu: $(PEERS)/installed   ## features on a CUDA device at Llama-2-7B's sha
 	-$(PEERS)/bin/python -m pip install -q --no-build-isolation fast_jl
 	$(PEERS)/bin/python benchmarks/features/gpu.py --out benchmarks/features/gpu.json
 
-check: $(STAMP)         ## format, lint, types, import contracts, docs drift
+check: $(STAMP)         ## format, lint, types, import contracts, docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
+	$(MAKE) docs
+
+docs: $(STAMP)          ## the documentation's site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -43,7 +47,7 @@ format: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,baselines,evaluate,quantized]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,baselines,evaluate,quantized,docs]'
 	touch $(STAMP)
 
 $(PEERS)/installed: pyproject.toml constraints.txt
@@ -55,4 +59,4 @@ $(PEERS)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv $(PEERS) runs build dist src/*.egg-info
+	rm -rf .venv $(PEERS) runs site build dist src/*.egg-info

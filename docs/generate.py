@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic_core import PydanticUndefined
@@ -49,12 +50,19 @@ def _first_line(section: type[Section] | None) -> str:
 
 
 def _type(annotation: Any) -> str:
-    text = re.sub(r"\bgradsieve\.recipe\.", "", str(annotation))
-    text = re.sub(r"<class '(\w+)'>", r"\1", text)
-    text = re.sub(r"typing\.Annotated\[(\w+), .*?\)\]", r"\1", text)
-    text = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", text).replace("typing.", "")
-    text = re.sub(r"Optional\[(.*)\]", r"\1 or null", text).replace(" | None", " or null")
-    return text.replace("NoneType", "null").replace("'", "").replace("|", "or").replace(", ", " / ")
+    """A type as people write it: `list of int`, `str or null`, `1 / 2 / 4`."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(inner[0])
+    if origin is Literal:
+        return " / ".join(map(str, inner))
+    if origin in (Union, UnionType):
+        return " or ".join(map(_type, inner))
+    if origin is list:
+        return f"list of {_type(inner[0])}"
+    if origin is dict:
+        return f"{{name: {_type(inner[1])}}}"
+    return "null" if annotation is type(None) else str(annotation.__name__)
 
 
 def _default(field: Any) -> str:
@@ -65,6 +73,16 @@ def _default(field: Any) -> str:
     return "null" if field.default is None else f"`{field.default}`"
 
 
+CLI_START = """# Command line
+
+<!-- made by docs/generate.py -->
+
+Results are on standard output (`--json` for machines), progress and warnings on standard error.
+Exit status 0: done; 1: failed; 2: wrong usage or recipe; 130: stopped by Ctrl-C.
+
+"""
+
+
 def cli_page() -> str:
     """The help of every command."""
     command: Any = typer.main.get_command(app)
@@ -73,7 +91,7 @@ def cli_page() -> str:
     for name, sub in command.commands.items():
         own = _context(sub, name, context)
         pages.append(f"\n## gradsieve {name}\n\n```text\n{sub.get_help(own)}\n```\n")
-    return "# Command line\n\n<!-- made by docs/generate.py -->\n\n" + "".join(pages)
+    return "".join([CLI_START, *pages])
 
 
 def _context(command: Any, name: str, parent: Any = None) -> Any:

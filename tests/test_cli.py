@@ -43,7 +43,7 @@ def test_help_is_quick() -> None:
 
 def test_every_stage_is_a_command_with_an_example() -> None:
     listed = call("--help").stdout
-    for name in ("run", *STAGES, "demo"):
+    for name in ("run", *STAGES, "explain", "demo"):
         assert f"  {name} " in listed
         assert f"Example: gradsieve {name} " in call(name, "--help").stdout
 
@@ -69,6 +69,9 @@ RUN = ["run", "recipe.yaml", "--out"]
         (["plan", "recipe.yaml"], 1, "problems, and nothing was started"),
         (["plan", "recipe.yaml", "--gpu", "H1000"], 2, "Did you mean H100?"),
         (["plan", "recipe.yaml", "--set", "model.nam=x"], 2, "did you mean `name`"),
+        (["explain", "none", "--target", "t", "--id", "1"], 1, "no run's folder"),
+        (["explain", ".", "--target", "t", "--id", "1"], 1, "score is not finished"),
+        (["explain", "."], 2, "--id"),
     ],
 )
 def test_mistakes_are_one_message(
@@ -95,3 +98,21 @@ def test_results_are_on_stdout_and_progress_on_stderr(tmp_path: Path) -> None:
     again = call("run", str(recipe), "--out", str(tmp_path / "run"), "--quiet", "--json")
     assert again.stderr == ""
     assert json.loads(again.stdout)["stages"]["select"]["targets"]["mine"]["less"]["rows"] == 2
+
+
+def test_explain_is_plain_text_or_json(tmp_path: Path) -> None:
+    import gradsieve
+
+    recipe = world.recipe(world.make(tmp_path / "inputs", rows=40), score={"method": "random"})
+    gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    asked = ("explain", str(tmp_path / "run"), "--target", "mine", "--id", "00001")
+    done = call(*asked)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("one 00001, ")
+    assert "user: " in done.stdout
+    told = json.loads(call(*asked, "--source", "one", "--method", "random", "--json").stdout)
+    assert told["targets"]["mine"]["of"] == 40
+    wrong = call("explain", str(tmp_path / "run"), "--target", "mine", "--id", "0001")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "Did you mean" in wrong.stderr
+    assert "Traceback" not in wrong.stderr

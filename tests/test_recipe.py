@@ -106,6 +106,11 @@ def test_all_weights_of_a_quantized_model_are_not_trained(tmp_path: Path) -> Non
     assert "model.quantization freezes" in problem
 
 
+def test_a_section_written_twice_is_one_problem(tmp_path: Path) -> None:
+    twice = GOOD + "model: {name: other}\n"
+    assert problems(tmp_path, twice) == ["model (line 5): written twice, first on line 2"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -11,18 +11,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradsieve.errors import GradsieveError
+    from gradsieve.explanation import Explanation, explain
+    from gradsieve.in_memory import Selection, select
+    from gradsieve.model.moments import KeepMoments
     from gradsieve.pipeline import run
     from gradsieve.recipe import Recipe, load_recipe
     from gradsieve.store import open_store
 
-__all__ = ["GradsieveError", "Recipe", "load_recipe", "open_store", "run"]
+__all__ = [
+    "Explanation",
+    "GradsieveError",
+    "KeepMoments",
+    "Recipe",
+    "Selection",
+    "explain",
+    "load_recipe",
+    "open_store",
+    "run",
+    "select",
+]
 
 _HOMES = {
+    "Explanation": "gradsieve.explanation",
     "GradsieveError": "gradsieve.errors",
+    "KeepMoments": "gradsieve.model.moments",
     "Recipe": "gradsieve.recipe",
+    "Selection": "gradsieve.in_memory",
+    "explain": "gradsieve.explanation",
     "load_recipe": "gradsieve.recipe",
     "open_store": "gradsieve.store",
     "run": "gradsieve.pipeline",
+    "select": "gradsieve.in_memory",
 }
 
 

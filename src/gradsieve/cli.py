@@ -1,4 +1,4 @@
-"""The command line: `run`, one command for each stage, `compare`, `store ...` and `demo`.
+"""The command line: `run`, a command for each stage, `explain`, `compare`, `store ...`, `demo`.
 
 Standard output carries the result, standard error the progress. Exit status 0: done; 1: failed;
 2: wrong usage or recipe. Nothing heavy is imported before a command needs it.
@@ -7,6 +7,7 @@ Standard output carries the result, standard error the progress. Exit status 0: 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -118,6 +119,36 @@ def plan(
         checked, out, gpu=gpu, calibrate=not no_calibration, progress=Progress(quiet)
     )
     typer.echo(json.dumps(asdict(told), ensure_ascii=False) if as_json else told.table())
+
+
+@app.command(epilog="Example: gradsieve explain runs/first --target legal --id 1204")
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
+    id_: Annotated[str, typer.Option("--id", metavar="ID", help="The row's id.")],
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="T", help="For which skill; needed if there are several."),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--source", metavar="S", help="The row's source, if several have the id."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", metavar="M", help="By default the recipe's first.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell why a row was selected or not: scores, the examples that pull it, its neighbors."""
+    from gradsieve.explanation import explain as explained
+    from gradsieve.explanation.show import print_rich
+
+    told = explained(run, target, id_, source, method)
+    if as_json:
+        typer.echo(told.json())
+    elif sys.stdout.isatty():
+        print_rich(told)
+    else:
+        typer.echo(str(told))
 
 
 @app.command(epilog="Example: gradsieve compare runs/first runs/second --format latex")

@@ -6,7 +6,7 @@ shared, so that a run of all stages reads each file once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,21 @@ if TYPE_CHECKING:
     from gradsieve.data.template import ChatTemplate
 
 
+@dataclass(frozen=True)
+class Given:
+    """Rows that are in memory and stand for files, by the name of their source or target.
+
+    Attributes:
+        pool: Of sources.
+        targets: Of targets: their examples.
+        tests: Of targets: their held-out examples.
+    """
+
+    pool: Mapping[str, Iterable[Any]] = field(default_factory=dict)
+    targets: Mapping[str, Iterable[Any]] = field(default_factory=dict)
+    tests: Mapping[str, Iterable[Any]] = field(default_factory=dict)
+
+
 @dataclass
 class Context:
     """One run's recipe, folder and inputs.
@@ -31,11 +46,13 @@ class Context:
         recipe: What to do.
         run: Where to write.
         progress: Where to tell.
+        given: What needn't be read.
     """
 
     recipe: Recipe
     run: RunDir
     progress: Progress = field(default_factory=Progress)
+    given: Given = field(default_factory=Given)
     _target_rows: dict[str, list[Row]] = field(default_factory=dict)
 
     def with_model(self, model: Model) -> Context:
@@ -43,7 +60,7 @@ class Context:
         if model == self.recipe.model:
             return self
         recipe = self.recipe.model_copy(update={"model": model})
-        return Context(recipe, self.run, self.progress)
+        return Context(recipe, self.run, self.progress, self.given)
 
     @cached_property
     def sources(self) -> list[Source]:
@@ -51,7 +68,7 @@ class Context:
         sources = [
             read_source(
                 source.name,
-                source.path,
+                self.given.pool.get(source.name, source.path),
                 on_bad_row=self.recipe.on_bad_row,
                 split=source.split,
                 revision=source.revision,
@@ -69,7 +86,7 @@ class Context:
             load_target(
                 target.name,
                 target.task,
-                target.path,
+                self.given.targets.get(target.name, target.path),
                 subtask_field=target.subtask,
                 on_bad_row=self.recipe.on_bad_row,
             )
@@ -99,7 +116,11 @@ class Context:
         """The held-out questions of the targets that have some, by the target's name."""
         found = {
             target.name: load_test_set(
-                target.name, target.task, target.path, target.test, target.subtask
+                target.name,
+                target.task,
+                self.given.targets.get(target.name, target.path),
+                self.given.tests.get(target.name, target.test),
+                target.subtask,
             )
             for target in self.recipe.targets
         }

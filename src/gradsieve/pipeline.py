@@ -81,7 +81,12 @@ def run(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     progress = progress or Progress()
     progress = progress if processes.is_first() else Progress(quiet=True)
-    context = Context(recipe, RunDir(out), progress)
+    return run_stages(Context(recipe, RunDir(out), progress), first, last)
+
+
+def run_stages(context: Context, first: str | None = None, last: str | None = None) -> RunDir:
+    """As `run`, with inputs that may have been read, or given in memory, already."""
+    recipe = context.recipe
     needed = stages_of(recipe)
     asked = _stages_between(first, last)
     wanted = [name for name in asked if name in needed or name in (first, last)]
@@ -90,8 +95,8 @@ def run(
     # Under `accelerate launch` the first process reads what is done, and writes.
     with (
         context.run.locked() if processes.is_first() else nullcontext(),
-        progress.running(wanted, log),
-        _noted(progress),
+        context.progress.running(wanted, log),
+        _noted(context.progress),
         _telling_disk_errors(context.run),
     ):
         for name in needed:
@@ -131,7 +136,8 @@ def plan(
     named = find_gpu(gpu) if gpu is not None else None
     folder = Path(out) if out is not None else None
     context = Context(recipe, RunDir(folder or NOWHERE), progress or Progress())
-    needed = stages_of(recipe)
+    # The report takes seconds: nobody needs to know how many before it is made.
+    needed = [name for name in stages_of(recipe) if name != "report"]
     with context.progress.running([], None):
         check(context, needed, [_stage_checks, rows, *([writable] if folder else [])])
         found = states(context, needed)

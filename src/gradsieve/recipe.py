@@ -512,10 +512,13 @@ def _key_lines(
     node: yaml.Node | None, above: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], int]]:
     if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
         for key, value in node.value:
             here = (*above, str(key.value))
             yield here, key.start_mark.line + 1
-            yield from _key_lines(value, here)
+            if here[-1] not in seen:  # what is written twice is told once, not with all it holds
+                yield from _key_lines(value, here)
+            seen.add(here[-1])
     elif isinstance(node, yaml.SequenceNode):
         for position, value in enumerate(node.value):
             yield (*above, str(position)), value.start_mark.line + 1

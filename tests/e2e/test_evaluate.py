@@ -59,6 +59,11 @@ def test_methods_without_gradients_need_no_warm_up(run: RunDir) -> None:
     assert {row["method"] for row in results(run)} == {"base", "random", "random-1", "bm25"}
 
 
+def test_every_stage_tells_its_seconds(run: RunDir) -> None:
+    for name in ("score", "select", "train", "evaluate"):
+        assert isinstance(run.done(name)["seconds"], float), name
+
+
 def test_a_model_for_each_target_method_and_seed(run: RunDir) -> None:
     names = set(run.done("train")["models"])
     methods = ("random", "random-1", "bm25")

@@ -54,6 +54,7 @@ def test_files_are_as_in_the_contract(run: RunDir) -> None:
         "02-features/checkpoint-2/targets/plain.safetensors",
         "03-score/mine/less.parquet",
         "04-select/plain/less/selected.jsonl",
+        "04-select/plain/less/messages.jsonl",
         "04-select/plain/less/dropped.jsonl",
         "04-select/plain/less/README.md",
         "07-report/index.html",

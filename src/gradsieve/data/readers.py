@@ -1,7 +1,8 @@
 """Reading a source of examples: JSONL, JSON, Parquet, a saved `datasets` folder, or a hub name.
 
-In: a path or name. Out: examples with stable ids, the rows as they came in, and the rows that could
-not be read, each with its place and reason. All bad rows are found before the first is reported.
+In: a path or name, or rows that are in memory. Out: examples with stable ids, the rows as they came
+in, and the rows that could not be read, each with its place and reason. All bad rows are found
+before the first is reported.
 
 Rejected: `datasets`' own JSON reader (it gives every row the same columns, so rows don't come back
 as they came in, and it doesn't name the line of a bad row).
@@ -23,6 +24,9 @@ from typing import Any, Literal
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import BadRow, is_unicode, kind_of, messages_of
 from gradsieve.errors import DataError
+
+IN_MEMORY = "(in memory)"
+"""Stands in a recipe where a path stands, for rows that the caller gave (`gradsieve.select`)."""
 
 TOLD_AT_ONCE = 10
 """Bad rows that a message lists; the others are counted."""
@@ -60,7 +64,7 @@ class Source:
 
 def read_source(
     name: str,
-    path: str,
+    path: str | Iterable[Any],
     *,
     on_bad_row: Literal["fail", "skip"] = "fail",
     split: str = "train",
@@ -71,7 +75,7 @@ def read_source(
     Args:
         name: Becomes the examples' `source`.
         path: A .jsonl (or .jsonl.gz), .json or .parquet file, a folder written by
-            `Dataset.save_to_disk`, or a data set that `datasets.load_dataset` knows.
+            `Dataset.save_to_disk`, or a data set that `datasets.load_dataset` knows; or rows.
         on_bad_row: Stop at rows that can't be read, or leave them out.
         split: Of a saved data set with splits, or of one on the hub.
         revision: Of a data set on the hub.
@@ -82,7 +86,9 @@ def read_source(
     examples: list[Example] = []
     bad: list[Rejected] = []
     ids = _Ids()
-    for where, row in _rows(path, split, revision):
+    place = place_of(name, path)
+    rows = _rows(path, split, revision) if isinstance(path, str) else _given_rows(place, path)
+    for where, row in rows:
         try:
             if isinstance(row, BadRow):
                 raise row
@@ -91,12 +97,17 @@ def read_source(
         except BadRow as error:
             bad.append(Rejected(where, str(error)))
     if bad and on_bad_row == "fail":
-        raise _bad_rows_error(path, bad, len(examples))
+        raise _bad_rows_error(place, bad, len(examples))
     if not examples:
         found = f"all of its {len(bad)} rows are bad" if bad else "it has no rows"
-        todo = "Give a file with at least one good row."
-        raise DataError("There is no usable row.", f"{path}: {found}", todo)
+        todo = "Give at least one good row."
+        raise DataError("There is no usable row.", f"{place}: {found}", todo)
     return Source(name, tuple(examples), tuple(bad), _fingerprint(examples))
+
+
+def place_of(name: str, path: str | Iterable[Any]) -> str:
+    """Where rows are, for messages."""
+    return path if isinstance(path, str) else f"{name} {IN_MEMORY}"
 
 
 class _Ids:
@@ -147,7 +158,15 @@ Rows = Iterator[tuple[str, Any]]
 """(where, row); a row that can't be parsed is a BadRow."""
 
 
+def _given_rows(place: str, rows: Iterable[Any]) -> Rows:
+    for number, row in enumerate(rows, start=1):
+        yield f"{place} row {number}", row
+
+
 def _rows(path: str, split: str, revision: str | None) -> Rows:
+    if path == IN_MEMORY:
+        todo = "Call gradsieve.select again with the same `out`, or give a file."
+        raise DataError("These rows were given in memory, and are not kept.", IN_MEMORY, todo)
     file = Path(path)
     if file.is_dir():
         return _folder_rows(file, split)
@@ -317,5 +336,4 @@ def _refuse_missing_file(name: str) -> None:
 
 
 def _dataset_rows(name: str, loaded: Iterable[Mapping[str, Any]]) -> Rows:
-    for number, row in enumerate(loaded, start=1):
-        yield f"{name} row {number}", dict(row)
+    return _given_rows(name, map(dict, loaded))

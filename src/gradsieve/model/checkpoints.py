@@ -40,12 +40,16 @@ METADATA = "gradsieve"
 def save_checkpoint(
     model: PeftModel, optimizer: torch.optim.Optimizer, folder: Path, learning_rate: float
 ) -> None:
-    """Write a checkpoint that features can be taken from."""
+    """Write a checkpoint that features can be taken from.
+
+    Raises:
+        ModelError: As `adam_states`.
+    """
+    states = adam_states(model, optimizer)
     save_adapter(model, folder)
     tensors: dict[str, Tensor] = {}
     steps = {0}
-    for name, parameter in _trainable(model).items():
-        state = optimizer.state[parameter]
+    for name, state in states.items():
         steps.add(int(state["step"]))
         for kind in KINDS:
             tensors[f"{kind}/{saved_name(name)}"] = state[kind].detach().float().cpu().contiguous()
@@ -53,6 +57,27 @@ def save_checkpoint(
     metadata = {METADATA: json.dumps({"step": max(steps), "learning_rate": learning_rate})}
     with atomic(folder / "adam.safetensors") as temporary:
         save_file(tensors, temporary, metadata)
+
+
+def adam_states(
+    model: PeftModel, optimizer: torch.optim.Optimizer
+) -> dict[str, Mapping[str, Tensor]]:
+    """Adam's state of each trainable weight, by the weight's name.
+
+    Raises:
+        ModelError: If the optimizer has none: it is another kind, or its weights are sharded.
+    """
+    states = {}
+    for name, parameter in _trainable(model).items():
+        state = optimizer.state.get(parameter, {})
+        if not {"step", *KINDS} <= state.keys() or state["exp_avg"].shape != parameter.shape:
+            raise ModelError(
+                "The optimizer keeps no moments of Adam's that can be read.",
+                f"{type(optimizer).__name__}, {name}: {', '.join(state) or 'nothing'}",
+                "Train with optim='adamw_torch', without sharding (FSDP, DeepSpeed).",
+            )
+        states[name] = state
+    return states
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

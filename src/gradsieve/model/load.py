@@ -2,7 +2,8 @@
 
 In: the recipe's `model` and `warmup.lora` sections. Out: a transformers model on the machine's
 device, and a peft model. Weights are read with safetensors or weights_only; code that comes with a
-model runs only if the recipe says `trust_remote_code: true`.
+model runs only if the recipe says `trust_remote_code: true`. A model that the caller has lent
+(`lent.py`) stands for the files of its name.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from transformers.utils import logging
 from gradsieve import processes, recipe
 from gradsieve.errors import ModelError
 from gradsieve.extras import needed
+from gradsieve.model.lent import lent_as
 from gradsieve.rundir import file_fingerprint, fingerprint
 
 LFS = b"version https://git-lfs"
@@ -75,6 +77,9 @@ def load_tokenizer(model: recipe.Model) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: If there is none.
     """
+    lent = lent_as(model.name)
+    if lent is not None and lent.tokenizer is not None:
+        return lent.tokenizer
     return _load(AutoTokenizer, model, "tokenizer")
 
 
@@ -84,15 +89,34 @@ def load_config(model: recipe.Model) -> Any:
     Raises:
         ModelError: If there is none.
     """
+    lent = lent_as(model.name)
+    if lent is not None and lent.model is not None:
+        return lent.model.config
     return _load(AutoConfig, model, "configuration")
 
 
-def load_model(model: recipe.Model) -> PreTrainedModel:
+def load_model(model: recipe.Model, *, will_change: bool = False) -> PreTrainedModel:
     """The model with frozen weights, on the machine's device.
+
+    Args:
+        model: The recipe's section.
+        will_change: Whether its weights will be changed: then those of a lent model are copied.
 
     Raises:
         ModelError: If it can't be loaded as a causal language model, or lacks weights.
     """
+    lent = lent_as(model.name)
+    if lent is not None and lent.model is not None:
+        loaded = lent.view(shared=not will_change)
+    else:
+        loaded = _read_model(model)
+    loaded.requires_grad_(False)
+    if model.gradient_checkpointing:
+        _checkpoint_activations(loaded)
+    return loaded if getattr(loaded, "is_quantized", False) else loaded.to(device())
+
+
+def _read_model(model: recipe.Model) -> PreTrainedModel:
     check_weights(model)
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
     if model.quantization:
@@ -100,6 +124,7 @@ def load_model(model: recipe.Model) -> PreTrainedModel:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of missing weights is a table; ours is an error
     try:
+        loaded: PreTrainedModel
         loaded, found = _load(
             AutoModelForCausalLM,
             model,
@@ -111,10 +136,7 @@ def load_model(model: recipe.Model) -> PreTrainedModel:
     finally:
         logging.set_verbosity(verbosity)
     _refuse_random_weights(model, found)
-    loaded.requires_grad_(False)
-    if model.gradient_checkpointing:
-        _checkpoint_activations(loaded)
-    return loaded if getattr(loaded, "is_quantized", False) else loaded.to(device())
+    return loaded
 
 
 def _bitsandbytes(model: recipe.Model) -> BitsAndBytesConfig:
@@ -149,8 +171,8 @@ def check_weights(model: recipe.Model) -> None:
     Raises:
         ModelError: Naming the file.
     """
-    folder = Path(model.name)
-    if not folder.is_dir():
+    folder, lent = Path(model.name), lent_as(model.name)
+    if not folder.is_dir() or (lent is not None and lent.model is not None):
         return
     files = sorted(folder.glob("*.safetensors"))
     if not files and not any(folder.glob("*.bin")):
@@ -277,7 +299,8 @@ def load_trained(model: recipe.Model, folder: Path) -> PreTrainedModel:
     """
     if not (folder / "adapter_config.json").is_file():
         return load_model(model.model_copy(update={"name": str(folder), "revision": None})).eval()
-    adapted = load_adapter(load_model(model), folder)
+    # Nothing is merged into a quantized model, whose weights then stay as they are.
+    adapted = load_adapter(load_model(model, will_change=not model.quantization), folder)
     merged: PreTrainedModel = (
         adapted.get_base_model() if model.quantization else adapted.merge_and_unload()
     )
@@ -301,7 +324,10 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def model_fingerprint(model: recipe.Model) -> str:
-    """What identifies the weights: a folder's files, or the hub's name and commit."""
+    """What identifies the weights: tensors lent, a folder's files, or the hub's name and commit."""
+    lent = lent_as(model.name)
+    if lent is not None and lent.model is not None:
+        return lent.weights
     folder = Path(model.name)
     if folder.is_dir():
         kinds = ("*.json", "*.safetensors", "*.bin", "*.model")

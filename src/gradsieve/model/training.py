@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from transformers import (
 
 from gradsieve import processes, recipe
 from gradsieve.errors import UsageError
-from gradsieve.model.checkpoints import save_checkpoint
+from gradsieve.model.moments import KeepMoments
 from gradsieve.rundir import write_json, write_text
 
 MARK = "gradsieve-whole"
@@ -68,7 +68,7 @@ def train_model(
         args=_arguments(settings, seed, work),
         train_dataset=list(rows),
         data_collator=lambda batch: _pad(batch, pad_token_id),
-        callbacks=[_Keeper(folder if keep_checkpoints else None, on_step)],
+        callbacks=[*([KeepMoments(folder)] if keep_checkpoints else []), _Resumable(on_step)],
     )
     trainer.remove_callback(PrinterCallback)  # it prints each log on standard output
     last = processes.agreed(_last_whole(work) if processes.is_first() else None)
@@ -142,37 +142,20 @@ def _arguments(settings: recipe.Warmup, seed: int, work: Path) -> TrainingArgume
 
 
 @dataclass
-class _Keeper(TrainerCallback):
-    """Keeps an epoch's mean learning rate, and writes checkpoints that features are taken from."""
+class _Resumable(TrainerCallback):
+    """Reports progress, and marks Trainer's own checkpoints that are whole; keeps the last one."""
 
-    folder: Path | None
     on_step: Callable[[int, int], None]
-    _rates: list[float] = field(default_factory=list)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Called before the schedule moves on: this is the rate that the step was made with."""
-        self._rates.append(given["optimizer"].param_groups[0]["lr"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report progress."""
         self.on_step(state.global_step, state.max_steps)
 
-    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After each epoch, once Trainer has written its own checkpoint."""
         processes.wait()  # each writes its own random state
-        if processes.is_first():
-            self._keep(args, state, **given)
-        self._rates.clear()
-
-    def _keep(self, args: Any, state: Any, **given: Any) -> None:
-        if self.folder is not None:
-            whole = self.folder / f"checkpoint-{round(state.epoch)}"
-            partial = self.folder / f"{whole.name}.tmp"
-            for leftover in (partial, whole):
-                shutil.rmtree(leftover, ignore_errors=True)
-            rate = sum(self._rates) / len(self._rates)
-            save_checkpoint(given["model"], given["optimizer"], partial, rate)
-            partial.rename(whole)
+        if not processes.is_first():
+            return
         current = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         write_json(current / MARK, {})
         for older in set(current.parent.glob("checkpoint-*")) - {current}:

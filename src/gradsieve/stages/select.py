@@ -1,10 +1,11 @@
 """Stage 5: the best rows, given back as they came in (method.md, step 5).
 
 In: scores and the pool. Out, in `04-select/TARGET/METHOD/` (or `together/METHOD/`):
-`selected.jsonl` (rows in rank order, plus rank, score, subtask and source), `dropped.jsonl` (rows
-that could not be scored or were passed over, with the reason) and `README.md`; and `leaks.jsonl`,
-the pool's rows that hold text of a test question. Equal scores are ordered by (source, id), the
-same on every machine.
+`selected.jsonl` (rows in rank order, plus rank, score, subtask and source), `messages.jsonl` (the
+same rows as chat messages, alike whatever format they came in), `dropped.jsonl` (rows that could
+not be scored or were passed over, with the reason) and `README.md`, a card for the hub; and
+`leaks.jsonl`, the pool's rows that hold text of a test question. Equal scores are ordered by
+(source, id), the same on every machine.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradsieve.context import Context
+from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.methods import find_method
 from gradsieve.recipe import Select
@@ -33,7 +35,9 @@ from gradsieve.selection import (
     interleave,
     round_robin,
 )
+from gradsieve.selection.card import MESSAGES, ROWS, Selected, card
 from gradsieve.selection.choose import Check, Key
+from gradsieve.selection.columns import features_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,7 +81,7 @@ def _refuse_too_many(context: Context, rows: int) -> None:
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Select for every target, or for all together, by every method."""
     rows = {
-        (example.source, example.id): example.row
+        (example.source, example.id): example
         for source in context.sources
         for example in source.examples
     }
@@ -91,11 +95,24 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
         order = _order(context, names, method, tokens)
         chosen, passed = _chosen(context, method, order, leaks)
         out = folder / target / method
-        write_text(out / "selected.jsonl", _lines(_annotated(rows, chosen)))
+        selected = _lines(_annotated(rows, chosen))
+        write_text(out / ROWS, selected)
+        write_text(out / MESSAGES, _lines(_as_messages(rows, chosen)))
         dropped = [*unscored, *(_record(row) for row in passed)]
         write_text(out / "dropped.jsonl", _lines(dropped))
-        write_text(out / "README.md", _card(context, target, method, chosen, order))
-        prints[f"{target}/{method}"] = file_fingerprint(out / "selected.jsonl")
+        told = Selected(
+            context.recipe,
+            target,
+            method,
+            find_method(method).source,
+            "gradients" in find_method(method).uses,
+            chosen,
+            order,
+            {t.name: (len(t.examples), len(t.subtasks)) for t in context.targets},
+            features_of(map(json.loads, selected.split("\n")[:-1])),
+        )
+        write_text(out / "README.md", card(told))
+        prints[f"{target}/{method}"] = file_fingerprint(out / ROWS)
         facts.setdefault(target, {})[method] = {
             "rows": len(chosen),
             "tokens": sum(row.tokens for row in chosen),
@@ -267,17 +284,32 @@ def _record(passed: Passed) -> dict[str, Any]:
 
 
 def _annotated(
-    rows: Mapping[Key, Mapping[str, Any]], chosen: Iterable[Candidate]
+    rows: Mapping[Key, Example], chosen: Iterable[Candidate]
 ) -> Iterable[dict[str, Any]]:
     """Rows as they came in, plus what chose them; a row's own key is never overwritten."""
     for rank, candidate in enumerate(chosen, start=1):
-        row = rows[candidate.key]
+        row = rows[candidate.key].row
         source, id = candidate.key
         told = {"score": candidate.score, "subtask": candidate.subtask, "source": source}
         added = {"rank": rank, **told}
         renamed = {key if key not in row else f"gradsieve_{key}": added[key] for key in added}
         # A row without an id gets the one that names it everywhere else.
         yield {**({"id": id} if row.get("id") is None else {}), **row, **renamed}
+
+
+def _as_messages(
+    rows: Mapping[Key, Example], chosen: Iterable[Candidate]
+) -> Iterable[dict[str, Any]]:
+    for rank, candidate in enumerate(chosen, start=1):
+        source, id = candidate.key
+        yield {
+            "messages": rows[candidate.key].messages,
+            "source": source,
+            "id": id,
+            "rank": rank,
+            "score": candidate.score,
+            "subtask": candidate.subtask,
+        }
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> str:
@@ -291,41 +323,3 @@ def _line(record: Mapping[str, Any]) -> str:
     except UnicodeEncodeError:  # half of a surrogate pair: only an escape can hold it
         return json.dumps(record, default=str)
     return text
-
-
-def _card(
-    context: Context,
-    target: str,
-    method: str,
-    chosen: Sequence[Candidate],
-    scored: Sequence[Candidate],
-) -> str:
-    """A card that says what the folder holds and how it was made."""
-    picked, pool = (Counter(row.key[0] for row in rows) for rows in (chosen, scored))
-    table = "\n".join(
-        f"| {name} | {picked[name]} | {picked[name] / len(chosen):.1%} | {pool[name]} | "
-        f"{pool[name] / len(scored):.1%} |"
-        for name in sorted(pool)
-    )
-    spent = sum(row.tokens for row in chosen)
-    names = ", ".join(t.name for t in context.recipe.targets) if target == TOGETHER else target
-    return f"""---
-configs:
-- config_name: default
-  data_files: selected.jsonl
-tags:
-- gradsieve
-- instruction-tuning
----
-
-# Selected for {names}
-
-{len(chosen)} of {len(scored)} rows ({spent} tokens), chosen with `{context.recipe.model.name}` by
-`{method}`: {find_method(method).source}. Rows are as they came in, in order of rank, with `rank`,
-`score`, `subtask` (the subtask that a row was chosen for) and `source` added. Rows that could not
-be scored or were passed over are in `dropped.jsonl`.
-
-| source | selected | share of selection | in the pool | share of pool |
-| --- | --- | --- | --- | --- |
-{table}
-"""

@@ -146,8 +146,9 @@ def _schedule(context: Context) -> Warmup:
 def _untrained(context: Context, seed: int) -> Any:
     from gradsieve.model.load import add_adapter, load_model
 
-    model = load_model(student(context))
-    if _settings(context).full_parameters:
+    whole = _settings(context).full_parameters
+    model = load_model(student(context), will_change=whole)
+    if whole:
         return model.requires_grad_(True)
     return add_adapter(model, context.recipe.warmup.lora, seed)
 

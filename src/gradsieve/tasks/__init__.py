@@ -7,11 +7,13 @@ whose examples read as the paper's released code formats them. Each benchmark is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from gradsieve.data.examples import Example
+from gradsieve.data.readers import place_of
 from gradsieve.errors import DataError
 from gradsieve.rundir import fingerprint
 from gradsieve.tasks import bbh, custom, mmlu, tydiqa
@@ -86,7 +88,7 @@ class Target:
 def load_target(
     name: str,
     task: str,
-    path: str,
+    path: str | Iterable[Any],
     *,
     subtask_field: str | None = None,
     on_bad_row: Literal["fail", "skip"] = "fail",
@@ -97,7 +99,7 @@ def load_target(
         name: Becomes the examples' `source`.
         task: mmlu, bbh, tydiqa or custom.
         path: A folder in the paper's layout, or a data set on the hub or in its format; for custom,
-            any file that a pool may be.
+            any file that a pool may be, or rows.
         subtask_field: custom only: the field of a row that names its subtask.
         on_bad_row: custom only: stop at rows that can't be read, or leave them out.
 
@@ -107,13 +109,15 @@ def load_target(
     if task not in TASKS:
         raise DataError(f"There is no task {task}.", f"target {name}", did_you_mean(task, TASKS))
     if task in BENCHMARKS:
-        target = _benchmark(name, task, path)
+        target = _benchmark(name, task, _folder(name, path))
     else:
         examples, bad_rows = custom.read(name, path, subtask_field, on_bad_row)
         target = Target(name, task, tuple(examples), tuple(bad_rows))
     if not target.examples:
         raise DataError(
-            "The target has no examples.", f"target {name}: {path}", "Give at least one."
+            "The target has no examples.",
+            f"target {name}: {place_of(name, path)}",
+            "Give at least one.",
         )
     return target
 
@@ -128,7 +132,11 @@ def _benchmark(name: str, task: str, path: str) -> Target:
 
 
 def load_test_set(
-    name: str, task: str, path: str, test: str | None, subtask_field: str | None
+    name: str,
+    task: str,
+    path: str | Iterable[Any],
+    test: str | Iterable[Any] | None,
+    subtask_field: str | None,
 ) -> QuestionSet | None:
     """Read a target's held-out questions; None if it has none.
 
@@ -136,16 +144,24 @@ def load_test_set(
         name: Becomes the examples' `source`.
         task: mmlu, bbh, tydiqa or custom.
         path: The target's path, which holds a benchmark's questions too.
-        test: A file of held-out examples; for a benchmark, another folder than `path`.
+        test: A file of held-out examples, or rows; for a benchmark, another folder than `path`.
         subtask_field: custom only.
 
     Raises:
         DataError: If they can't be read.
     """
     if task in BENCHMARKS:
-        found = BENCHMARKS[task].test_set(name, test or path)
+        folder = _folder(name, test or path)
+        found = BENCHMARKS[task].test_set(name, folder)
         if test and found is None:
             what = "There are no test questions here."
-            raise missing(what, name, Path(test), f"the folder that holds {task}'s questions")
+            raise missing(what, name, Path(folder), f"the folder that holds {task}'s questions")
         return found
-    return custom.test_set(name, test, subtask_field) if test else None
+    return custom.test_set(name, test, subtask_field) if test is not None else None
+
+
+def _folder(name: str, path: str | Iterable[Any]) -> str:
+    if not isinstance(path, str):
+        todo = "Give the benchmark's folder, or leave `task` out for examples of your own."
+        raise DataError("A benchmark is read from its folder.", place_of(name, path), todo)
+    return path

@@ -1,17 +1,18 @@
 """A user's own target: examples in any format that a pool may have.
 
-In: a file or data set, and the field that names each row's subtask (none: one subtask). Out:
-examples of which every assistant turn is learnt, as of the pool's rows.
+In: a file or data set (or rows in memory), and the field that names each row's subtask (none: one
+subtask). Out: examples of which every assistant turn is learnt, as of the pool's rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import is_unicode
-from gradsieve.data.readers import read_source
+from gradsieve.data.readers import place_of, read_source
 from gradsieve.errors import DataError
 from gradsieve.tasks.questions import Question, QuestionSet
 
@@ -20,7 +21,10 @@ ONE_SUBTASK = "all"
 
 
 def read(
-    name: str, path: str, subtask_field: str | None, on_bad_row: Literal["fail", "skip"]
+    name: str,
+    path: str | Iterable[Any],
+    subtask_field: str | None,
+    on_bad_row: Literal["fail", "skip"],
 ) -> tuple[list[Example], list[tuple[str, str]]]:
     """The examples, and the rows left out as (where, reason).
 
@@ -32,14 +36,14 @@ def read(
     if subtask_field is None:
         examples = [replace(example, subtask=ONE_SUBTASK) for example in examples]
     else:
-        _refuse_missing(examples, subtask_field, path)
+        _refuse_missing(examples, subtask_field, place_of(name, path))
         examples = [
             replace(example, subtask=str(example.row[subtask_field])) for example in examples
         ]
     return examples, [(bad.where, bad.reason) for bad in source.bad_rows]
 
 
-def test_set(name: str, path: str, subtask_field: str | None) -> QuestionSet:
+def test_set(name: str, path: str | Iterable[Any], subtask_field: str | None) -> QuestionSet:
     """Held-out examples: each conversation up to its last turn, which is the right answer.
 
     Raises:

@@ -1,0 +1,130 @@
+"""Every code block of README.md and docs/ does what it says (tests/pages.py tells how it is run).
+
+The tutorial and README.md are followed once; every other page is read by somebody who has the
+folder of one of them.
+"""
+
+import re
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import pages
+from gradsieve.recipe import load_recipe
+
+# trl 1.16 still gives transformers 5.23 a setting by its old name.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+README, TUTORIAL = pages.ROOT / "README.md", pages.ROOT / "docs" / "tutorial.md"
+PAGES = [README, *sorted((pages.ROOT / "docs").rglob("*.md"))]
+FOLLOWS = {"docs/python.md": README, "docs/training.md": README}
+"""Pages that are not read after the tutorial."""
+
+LANGUAGES = {"sh", "python", "yaml", "jsonl", "json", "toml", "jinja", "text"}
+
+NOT_RUN = {
+    ("README.md", "make demo"): "sets up an environment and trains for minutes; tests/demo runs it",
+    ("docs/tutorial.md", "git clone GRADSIEVE_URL gradsieve"): "installs over the network",
+    (
+        "docs/howto/several-gpus.md",
+        "accelerate launch --num_processes 4 -m gradsieve warmup recipe.yaml --out runs/first",
+    ): "needs several GPUs; tests/e2e/test_processes.py runs it with two processes",
+    ("docs/training.md", "base_model: Qwen/Qwen3-0.6B"): "axolotl's configuration, not a recipe",
+    (
+        "docs/training.md",
+        "hf upload USER/NAME runs/first/04-select/legal/less . --repo-type dataset",
+    ): "uploads",
+}
+"""Page and first line of each block that is not run, and why."""
+
+
+def name(page: Path) -> str:
+    return page.relative_to(pages.ROOT).as_posix()
+
+
+def key(block: pages.Block) -> tuple[str, str]:
+    """As in `NOT_RUN`; a comment at the end of the line is left out."""
+    return block.page, block.text.split("\n")[0].split("  #")[0].strip()
+
+
+def run_of(page: Path) -> list[pages.Block]:
+    """The blocks that are followed."""
+    return [block for block in pages.blocks(page) if key(block) not in NOT_RUN]
+
+
+@pytest.fixture(scope="module")
+def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a reader has before the tutorial."""
+    folder = tmp_path_factory.mktemp("brought")
+    pages.prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def after(brought: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """The folder after a page was followed; tests must not change it."""
+
+    @cache
+    def followed(page: Path) -> Path:
+        folder = tmp_path_factory.mktemp(page.stem) / "work"
+        shutil.copytree(brought, folder)
+        reader = pages.Reader(folder)
+        for block in run_of(page):
+            reader.follow(block)
+        return folder
+
+    return followed
+
+
+@pytest.mark.parametrize(("page", "target"), [(TUTORIAL, "sql"), (README, "legal")])
+def test_start(page: Path, target: str, after: Callable[[Path], Path]) -> None:
+    selection = after(page) / "runs" / "first" / "04-select" / target / "less"
+    assert (selection / "selected.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page not in (TUTORIAL, README)], ids=name
+)
+def test_page(page: Path, after: Callable[[Path], Path], tmp_path: Path) -> None:
+    blocks = run_of(page)
+    if not blocks:
+        return
+    shutil.copytree(after(FOLLOWS.get(name(page), TUTORIAL)), tmp_path / "work")
+    reader = pages.Reader(tmp_path / "work")
+    for block in blocks:
+        reader.follow(block)
+
+
+@pytest.mark.slow
+def test_tutorial_in_a_real_shell(brought: Path, tmp_path: Path) -> None:
+    shutil.copytree(brought, tmp_path / "work")
+    reader = pages.Reader(tmp_path / "work", real_shell=True)
+    for block in run_of(TUTORIAL):
+        reader.follow(block)
+
+
+def test_every_block_has_a_known_language() -> None:
+    unknown = [
+        f"{block.where}: {block.language or 'indented'}"
+        for page in PAGES
+        for block in pages.blocks(page)
+        if block.language not in LANGUAGES
+    ]
+    assert not unknown
+
+
+def test_what_is_not_run_is_there() -> None:
+    there = {key(block) for page in PAGES for block in pages.blocks(page)}
+    assert set(NOT_RUN) <= there
+
+
+@pytest.mark.parametrize("recipe", sorted((pages.ROOT / "recipes").glob("*.yaml")), ids=name)
+def test_recipes_load_and_name_themselves(recipe: Path) -> None:
+    load_recipe(recipe)
+    told = re.findall(r"^#\s+(gradsieve run .*)$", recipe.read_text(encoding="utf-8"), re.MULTILINE)
+    assert told == [f"gradsieve run {name(recipe)} --out runs/{recipe.stem}"]

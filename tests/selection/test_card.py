@@ -1,0 +1,157 @@
+"""A selection's folder: a data set that loads, with a card that tells no path of this machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+from huggingface_hub import DatasetCard
+
+import gradsieve
+import world
+from gradsieve.recipe import Recipe, check_recipe
+from gradsieve.selection import Candidate
+from gradsieve.selection.card import Selected, card, message_features, shown
+from gradsieve.selection.columns import features_of
+
+MIXED = [
+    {"instruction": "falling : b a c", "input": "", "output": "c b a", "id": "m1",
+     "when": "2024-01-02"},
+    {"prompt": "falling : b d", "completion": "d b", "meta": {"level": 1}},
+    {"prompt": [{"role": "user", "content": "inward : a b"}],
+     "completion": [{"role": "assistant", "content": "b a"}], "meta": {"level": "two", "x": []}},
+    {"conversations": [{"from": "human", "value": "rising : b a"}, {"from": "gpt", "value": "a b"}],
+     "rank": "mine", "source": "elsewhere"},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All rows of a pool with every format, selected."""
+    inputs = tmp_path_factory.mktemp("inputs")
+    made = world.make(inputs, rows=20)
+    world.write(inputs / "mixed.jsonl", MIXED)
+    made["pool"].append({"name": "mixed", "path": str(inputs / "mixed.jsonl")})
+    out = tmp_path_factory.mktemp("run")
+    recipe = world.recipe(made, score={"method": "random"}, select={"fraction": 1.0})
+    run = gradsieve.run(recipe, out, progress=world.Listening())
+    return run.stage("select") / "mine" / "random"
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def test_the_folder_loads_as_it_is(folder: Path, tmp_path: Path) -> None:
+    loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path))
+    written = lines(folder / "selected.jsonl")
+    # `datasets` reads ten decimals of a number in a file that has columns of several kinds.
+    for row, wanted in zip(loaded, written, strict=True):
+        assert row.pop("score") == pytest.approx(wanted["score"])
+        assert {
+            **{k: v for k, v in row.items() if v is not None},
+            "score": wanted["score"],
+        } == wanted
+    assert [row.get("gradsieve_rank", row["rank"]) for row in written] == list(range(1, 25))
+
+
+def test_messages_are_alike_whatever_the_format_was(folder: Path, tmp_path: Path) -> None:
+    loaded = datasets.load_dataset(str(folder), "messages", split="train", cache_dir=str(tmp_path))
+    assert loaded.features == message_features()
+    assert loaded["rank"] == list(range(1, 25))
+    turns = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in loaded}
+    assert turns["falling : b a c"] == "c b a"
+    assert turns["falling : b d"] == "d b"
+    assert turns["inward : a b"] == "b a"
+    assert turns["rising : b a"] == "a b"
+    keys = {(row["source"], row["id"]) for row in loaded}
+    assert len(keys) == 24
+    assert ("mixed", "m1") in keys
+
+
+def test_the_metadata_is_what_the_hub_reads(folder: Path) -> None:
+    parsed = DatasetCard.load(folder / "README.md")
+    block = parsed.data.to_dict()
+    assert block["task_categories"] == ["text-generation"]
+    assert block["size_categories"] == ["n<1K"]
+    assert {config["config_name"] for config in block["configs"]} == {"default", "messages"}
+    assert "gradsieve" in block["tags"]
+    assert "license" not in block  # only the user knows
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("---\n# license: one that")
+
+
+def test_the_card_tells_how_and_from_what_but_no_path(folder: Path) -> None:
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| mixed | mixed.jsonl | 4 | 16.7% | 4 | 16.7% |" in text
+    assert "| mine | custom | target.jsonl | 6 | 2 |" in text
+    assert "`model` by `random`" in text
+    assert "xia2024less" in text
+    assert str(folder.parents[3].parent) not in text
+    assert "warmup:" not in text  # random needs none
+
+
+def recipe(**changes: Any) -> Recipe:
+    tree = {
+        "model": {"name": "Qwen/Qwen3-0.6B", "chat_template": "/home/me/t.jinja"},
+        "pool": [{"name": "a", "path": "/home/me/a.jsonl"}, {"name": "b", "path": "org/data"}],
+        "targets": [{"name": "t", "path": "/home/me/t"}, {"name": "u", "path": "u.jsonl"}],
+        **changes,
+    }
+    return check_recipe(tree)
+
+
+def told(recipe: Recipe, **changes: Any) -> Selected:
+    rows = [Candidate(("a", str(i)), 1.0, "", 7) for i in range(4)]
+    rows.append(Candidate(("b", "x"), 0.5, "", 7))
+    settings = {
+        "recipe": recipe,
+        "target": "t",
+        "method": "less",
+        "proposed": "LESS",
+        "uses_gradients": True,
+        "chosen": rows[:2],
+        "scored": rows,
+        "examples": {"t": (5, 1), "u": (6, 2)},
+        "features": features_of([{"a": 1}]),
+    }
+    return Selected(**{**settings, **changes})
+
+
+def test_names_of_the_hub_stay_and_folders_go() -> None:
+    text = card(told(recipe(warmup={"checkpoints": ["/home/me/run/checkpoint-9"]})))
+    assert "/home" not in text
+    assert DatasetCard(text).data.to_dict()["base_model"] == "Qwen/Qwen3-0.6B"
+    assert "| b | org/data | 0 | 0.0% | 1 | 20.0% |" in text
+    assert "2 of 5 rows (14 tokens)" in text
+    assert "- checkpoint-9" in text
+    assert "# Selected for t\n" in text
+    together = card(told(recipe(), target="together"))
+    assert "# Selected for t, u\n" in together
+    assert "| u | custom | u.jsonl | 6 | 2 |" in together
+
+
+def test_settings_are_those_that_decide() -> None:
+    text = card(told(recipe(features={"mode": "exact"})))
+    settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    assert "projection" not in settings["features"]
+    assert settings["score"]["methods"] == ["less"]
+    assert "micro_batch_size" not in settings["warmup"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"), [(1, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K")]
+)
+def test_sizes(rows: int, size: str) -> None:
+    many = [Candidate(("a", str(i)), 1.0, "", 1) for i in range(rows)]
+    text = card(told(recipe(), chosen=many, scored=many))
+    assert DatasetCard(text).data.to_dict()["size_categories"] == [size]
+
+
+def test_a_folder_that_looks_like_a_hub_name(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shown("data/dolly") == "data/dolly"
+    (tmp_path / "data" / "dolly").mkdir(parents=True)
+    assert shown("data/dolly") == "dolly"
