@@ -137,7 +137,7 @@ def long_pool(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         ({"warmup__report_to": ["wandb"]}, UsageError, "wandb is not installed"),
         ({"score__methods": ["les"]}, UsageError, "no method les"),
         ({"evaluate": {"tasks": ["plain"]}}, DataError, "no held-out questions"),
-        ({"train": {"model": "./none"}}, ModelError, "configuration cannot be loaded"),
+        ({"train": {"model": "./none"}}, ModelError, "folder is not there"),
     ],
 )  # fmt: skip
 def test_each_problem(
