@@ -132,7 +132,7 @@ def _each(
         return
     for part in getattr(context.recipe, key):
         one = context.recipe.model_copy(update={key: [part]})
-        yield from problem_of(partial(read, Context(one, context.run, _Silent())))
+        yield from problem_of(partial(read, Context(one, context.run, _Silent(), context.given)))
 
 
 class _Silent(Progress):
@@ -169,7 +169,8 @@ def _student(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError
         full = bool(context.recipe.train and context.recipe.train.full_parameters)
         fresh = context.recipe.warmup.model_copy(update={"checkpoints": None})
         recipe = context.recipe.model_copy(update={"model": student, "warmup": fresh})
-        yield from _one_model(Context(recipe, context.run, context.progress), not full)
+        other = Context(recipe, context.run, context.progress, context.given)
+        yield from _one_model(other, not full)
 
 
 def _one_model(context: Context, adapts: bool) -> Iterator[GradsieveError]:

@@ -289,7 +289,9 @@ def _rows(given: Any) -> Iterable[Any]:
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
         todo = "Give a datasets.Dataset, a list of rows, a path, or {'path': one of these}."
         raise DataError("This holds no rows.", kind, todo)
-    return given.with_format(None) if hasattr(given, "with_format") else given
+    if hasattr(given, "with_format"):
+        given = given.with_format(None)
+    return given if hasattr(given, "__getitem__") else list(given)  # it is read more than once
 
 
 def _is_dict_of_splits(given: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -127,25 +126,26 @@ def test_a_full_disk_is_told_and_nothing_done_is_lost(
     assert bool(kept) == (files == 24)
 
 
-@pytest.mark.parametrize("told", ["Error while serializing: I/O error (os error 28)", "torch"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
+    ],
+)
 def test_a_library_that_meets_a_full_disk(
     whole: tuple[dict[str, Any], RunDir],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    told: str,
+    error: Exception,
 ) -> None:
-    """safetensors says so in an error of its own, torch says something else."""
+    """safetensors and torch have errors of their own for it."""
 
     def stop(*_: Any) -> None:
-        raise RuntimeError(told) if told == "torch" else SafetensorError(told)
+        raise error
 
     monkeypatch.setattr("gradsieve.stages.warmup.run", stop)
-    if told == "torch":
-        with pytest.raises(RuntimeError, match="torch"):
-            gradsieve.run(world.recipe(whole[0]), tmp_path, progress=world.Listening())
-        full = shutil.disk_usage(tmp_path)._replace(free=100)
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-    with pytest.raises(GradsieveError, match="No space left on device"):
+    with pytest.raises(GradsieveError, match="cannot be written to its end"):
         gradsieve.run(world.recipe(whole[0]), tmp_path, progress=world.Listening())
 
 

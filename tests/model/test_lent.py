@@ -82,9 +82,9 @@ def test_only_its_own_name_is_taken_and_only_while_it_is_lent() -> None:
     with lend(Lent("here", model, tokenizer)):  # type: ignore[arg-type]
         assert load_tokenizer(SECTION) is tokenizer
         assert load_config(SECTION) is model.config
-        with pytest.raises(ModelError, match="cannot be loaded"):
+        with pytest.raises(ModelError, match="is not there"):
             load_model(SECTION.model_copy(update={"name": "./there"}))
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="is not there"):
         load_model(SECTION.model_copy(update={"name": "./here"}))
 
 

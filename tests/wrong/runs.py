@@ -72,7 +72,7 @@ FOLDERS = (
     Case("a run folder in use by another process", in_use,
          ("Another gradsieve process", "run", "Wait for it or stop it")),
     Case("a full disk", full,
-         ("A file cannot be", "run", "Make room", "what is done is kept"), keeps="in old",
+         ("cannot be", "run", "Make room", "what is done is kept"), keeps="in old",
          late=True),
     Case("a stage before the stages it needs", nothing,
          ("The stage warmup is not finished", "run/01-warmup", "Run `gradsieve warmup`"),
@@ -96,6 +96,6 @@ OTHERS = (
           command="store inspect frob://x"),
     wrong("more bits than a datastore has", nothing, "fewer bits", "16 bits, wanted 32",
           command=f"store convert {STORE} small --bits 32"),
-    wrong("datastores of other settings to merge", nothing, "other settings", "checkpoint: ",
+    wrong("datastores of other settings to merge", nothing, "same settings", "checkpoint: ",
           command=f"store merge {STORE} {STORE.replace('-1', '-2')} --into whole"),
 )  # fmt: skip
