@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tiny
 from gradsieve import recipe
 from gradsieve.errors import UsageError
+from gradsieve.model import load
 from gradsieve.model.load import add_adapter, load_adapter, load_model, load_trained
 
 LORA = recipe.Lora(r=4, alpha=8, target_modules="all-linear")
@@ -71,3 +72,18 @@ def test_without_bitsandbytes_it_is_told_how_to_get_it(
     with pytest.raises(UsageError) as caught:
         load_model(settings(folder, quantization="4bit"))
     assert caught.value.todo == "pip install 'gradsieve[quantized]'"
+
+
+def test_a_large_file_is_known_by_samples_of_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "SAMPLES", 16)
+    monkeypatch.setattr(load, "SAMPLE_BYTES", 64)
+    weights = bytearray(20_000)
+    prints = set()
+    for layer in range(10):  # each in turn is another one
+        changed = weights.copy()
+        changed[layer * 2000 : (layer + 1) * 2000] = b"\x01" * 2000
+        (tmp_path / "model.safetensors").write_bytes(changed)
+        prints.add(load.model_fingerprint(recipe.Model(name=str(tmp_path))))
+    assert len(prints) == 10

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
@@ -12,7 +13,7 @@ import tiny
 from gradsieve import recipe
 from gradsieve.errors import UsageError
 from gradsieve.model.load import add_adapter
-from gradsieve.model.training import MARK, check_trackers, train_model
+from gradsieve.model.training import MARK, check_trackers, clear_work, train_model
 from gradsieve.rundir import file_fingerprint
 
 SETTINGS = recipe.Warmup(
@@ -43,6 +44,7 @@ def train(folder: Path, kill_at: int | None = None, settings: recipe.Warmup = SE
             raise Killed
 
     train_model(fresh(), rows(), settings, 0, folder, 0, on_step, keep_checkpoints=True)
+    clear_work(folder)
 
 
 def prints(folder: Path) -> dict[str, str]:
@@ -68,6 +70,19 @@ def test_killed_and_resumed_is_byte_for_byte_the_same(tmp_path: Path, kill_at: i
         train(tmp_path / "killed", kill_at)
     train(tmp_path / "killed")
     assert prints(tmp_path / "killed") == prints(tmp_path / "whole")
+
+
+def test_what_is_trained_but_not_saved_is_not_trained_again(tmp_path: Path) -> None:
+    steps: list[int] = []
+    adapters = []
+    for _ in range(2):  # the second one finds what the first left when it was killed in saving
+        model = fresh()
+        train_model(model, rows(), SETTINGS, 0, tmp_path, 0, lambda done, _: steps.append(done))
+        adapters.append({name: p.clone() for name, p in model.named_parameters()})
+    assert steps == list(range(1, 10))
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+    clear_work(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.jsonl"]
 
 
 def test_a_torn_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:

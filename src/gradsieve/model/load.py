@@ -8,6 +8,7 @@ model runs only if the recipe says `trust_remote_code: true`. A model that the c
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251 - only to catch it
@@ -39,8 +40,9 @@ from gradsieve.rundir import file_fingerprint, fingerprint
 LFS = b"version https://git-lfs"
 """How a file starts that git-lfs has not fetched."""
 
-SAMPLE_BYTES = 1 << 20
-"""Of a large weight file only the size and this much at both ends are fingerprinted."""
+SAMPLES, SAMPLE_BYTES = 256, 1 << 16
+"""Of a file with more bytes only the size and samples spread over all of it are fingerprinted: a
+training moves nearly every weight of what it trains, and a layer is larger than their distance."""
 
 
 def device() -> torch.device:
@@ -339,12 +341,14 @@ def model_fingerprint(model: recipe.Model) -> str:
 
 def _quick_fingerprint(file: Path) -> list[Any]:
     size = file.stat().st_size
-    if size <= 64 * SAMPLE_BYTES:
+    if size <= SAMPLES * SAMPLE_BYTES:
         return [size, file_fingerprint(file)]
+    digest = hashlib.sha256()
     with file.open("rb") as opened:
-        start = opened.read(SAMPLE_BYTES)
-        opened.seek(-SAMPLE_BYTES, 2)
-        return [size, fingerprint([start.hex(), opened.read().hex()])]
+        for number in range(SAMPLES):
+            opened.seek(number * (size - SAMPLE_BYTES) // (SAMPLES - 1))
+            digest.update(opened.read(SAMPLE_BYTES))
+    return [size, digest.hexdigest()]
 
 
 def _load(kind: Any, model: recipe.Model, noun: str, **options: Any) -> Any:

@@ -56,8 +56,8 @@ def train_model(
         rows: Tokenized examples.
         settings: Epochs, learning rate, batch size.
         seed: Of the order and the dropout.
-        folder: Where to write. Working files are in `folder/trainer` and go at the end, but for
-            TensorBoard's, which move to `folder/tensorboard`.
+        folder: Where to write. Working files are in `folder/trainer`, from which a training goes
+            on; once what was trained is saved, `clear_work` removes them.
         pad_token_id: Any token; padding is masked.
         on_step: Called with steps made and steps in all.
         keep_checkpoints: Keep a checkpoint after each epoch.
@@ -75,11 +75,18 @@ def train_model(
     trainer.train(resume_from_checkpoint=last)
     if processes.is_first():
         _tell_losses(trainer, folder)
-        if (work / "runs").is_dir():  # TensorBoard's, by its callback's default
-            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-            (work / "runs").rename(folder / "tensorboard")
-        shutil.rmtree(work)
     processes.wait()
+
+
+def clear_work(folder: Path) -> None:
+    """Remove a finished training's working files, but for TensorBoard's, which are kept."""
+    work = folder / "trainer"
+    if (work / "runs").is_dir():  # by its callback's default
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        (work / "runs").rename(folder / "tensorboard")
+    for mark in work.glob(f"*/{MARK}"):
+        mark.unlink()  # what is half removed is not whole
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _tell_losses(trainer: Trainer, folder: Path) -> None:

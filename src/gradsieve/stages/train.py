@@ -102,7 +102,7 @@ def _copy(twin: Path, out: Path) -> None:
 
 def _train(context: Context, rows: list[dict[str, list[int]]], seed: int, out: Path) -> None:
     """Train one model; its folder appears whole, or not at all."""
-    from gradsieve.model.training import train_model
+    from gradsieve.model.training import clear_work, train_model
 
     settings = _schedule(context)
     partial = out.with_name(f"{out.name}.tmp")
@@ -123,6 +123,7 @@ def _train(context: Context, rows: list[dict[str, list[int]]], seed: int, out: P
         _save(context, model, partial)
         seconds = round(time.monotonic() - start, 3)
         write_json(partial / COST, {"seconds": seconds, "rows": len(rows)})
+        clear_work(partial)
         partial.rename(out)
     processes.wait()
 

@@ -13,6 +13,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from gradsieve import processes
 from gradsieve.context import Context
 from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError, RunError
@@ -48,7 +49,7 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
 
     from gradsieve.influence.gradients import check_pass
     from gradsieve.model.load import add_adapter, check_vocabulary, load_model
-    from gradsieve.model.training import train_model
+    from gradsieve.model.training import clear_work, train_model
 
     usable = [row for row in context.rows if not row.set_aside]
     chosen = random_share(usable, settings.fraction, settings.seed)
@@ -68,7 +69,10 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
             keep_checkpoints=True,
         )
     folders = [folder / f"checkpoint-{epoch + 1}" for epoch in range(settings.epochs)]
-    return {**_describe(folders, context), "rows": len(chosen), "seed": settings.seed}
+    described = _describe(folders, context)
+    if processes.is_first():
+        clear_work(folder)
+    return {**described, "rows": len(chosen), "seed": settings.seed}
 
 
 def random_share(rows: list[Row], fraction: float, seed: int) -> list[Row]:
