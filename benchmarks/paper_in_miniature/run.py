@@ -4,9 +4,10 @@
 
 Two runs: the pool as it is, and with planted rows (TyDiQA's training set, MMLU's validation set)
 in it. Each selects 5% for BBH, TyDiQA, MMLU and GSM8K by every method, trains on each selection
-with three seeds, and measures the loss of held-out answers. The second run starts from the first
-one's warm-up and datastore, to which only the planted rows' features are added. What was stopped
-goes on with the same command. Writes table.md and result.json beside this file.
+with three seeds, and measures the loss of held-out answers. The second run, and runs for some of
+the targets, start from the first one's warm-up and datastore, to which only what is new is added.
+What was stopped goes on with the same command. Writes table.md and result.json beside this file;
+runs for some of the targets write table-NAME.md and result-NAME.json.
 """
 
 from __future__ import annotations
@@ -41,7 +42,12 @@ METHODS = [
 ]
 
 
-def recipe(data: Path, inputs: Path, planted: bool, methods: list[str]) -> Any:
+TARGETS = ["gsm8k", "tydiqa", "bbh", "mmlu"]
+
+
+def recipe(
+    data: Path, inputs: Path, planted: bool, methods: list[str], targets: list[str] = TARGETS
+) -> Any:
     """The run's recipe; rank, rates and epochs are those that suit so small a model."""
     sources = sorted(file.stem for file in (inputs / "pool").glob("*.jsonl"))
     evaluation = data / "eval"
@@ -64,11 +70,10 @@ def recipe(data: Path, inputs: Path, planted: bool, methods: list[str]) -> Any:
                     "path": str(inputs / "gsm8k" / "examples.jsonl"),
                     "test": str(inputs / "gsm8k" / "test.jsonl"),
                     "subtask": "steps",
-                },
-                *(
-                    {"name": name, "task": name, "path": str(evaluation / name)}
-                    for name in ("tydiqa", "bbh", "mmlu")
-                ),
+                }
+                if name == "gsm8k"
+                else {"name": name, "task": name, "path": str(evaluation / name)}
+                for name in targets
             ],
             "warmup": {
                 "learning_rate": 2e-3,
@@ -86,11 +91,13 @@ def recipe(data: Path, inputs: Path, planted: bool, methods: list[str]) -> Any:
     )
 
 
-def grown(out: Path) -> str:
-    """Make the planted run of the first one's warm-up and features; the stage to go on with."""
+def grown(first: Path, run: Path) -> str | None:
+    """Begin a run with the first one's warm-up and features; the stage to go on with."""
+    if run == first or not (first / "02-features" / "meta.json").is_file():
+        return None
     for stage in ("01-warmup", "02-features"):
-        if not (out / "planted" / stage).is_dir():
-            shutil.copytree(out / "pool" / stage, out / "planted" / stage)
+        if not (run / stage).is_dir():
+            shutil.copytree(first / stage, run / stage)
     return "features"
 
 
@@ -105,6 +112,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--targets", nargs="+", default=TARGETS, choices=TARGETS)
     parser.add_argument("--until", help="stop after this stage")
     parser.add_argument("--planted", choices=("no", "yes", "both"), default="both")
     given = parser.parse_args()
@@ -112,10 +120,11 @@ def main() -> None:
     prepare.main(given.data, inputs, planted=True)
     results: dict[str, Any] = {}
     tables = []
+    part = "" if given.targets == TARGETS else "-" + "-".join(given.targets)
     for planted in {"no": [False], "yes": [True], "both": [False, True]}[given.planted]:
-        name = "planted" if planted else "pool"
-        asked = recipe(given.data, inputs, planted, given.methods)
-        first = grown(given.out) if planted else None
+        name = ("planted" if planted else "pool") + part
+        asked = recipe(given.data, inputs, planted, given.methods, given.targets)
+        first = grown(given.out / "pool", given.out / name)
         run = gradsieve.run(asked, given.out / name, first=first, last=given.until)
         if given.until:
             continue
@@ -128,8 +137,9 @@ def main() -> None:
             "versions": run.done("score")["versions"],
         }
         tables.append(f"## {'With planted rows' if planted else 'The pool'}\n\n{found.markdown()}")
-        (HERE / "result.json").write_text(json.dumps(results, indent=1) + "\n")
-        (HERE / "table.md").write_text("\n\n".join(tables) + "\n")
+        which = part if given.planted == "both" else part + f"-{name.removesuffix(part)}" * planted
+        (HERE / f"result{which}.json").write_text(json.dumps(results, indent=1) + "\n")
+        (HERE / f"table{which}.md").write_text("\n\n".join(tables) + "\n")
 
 
 if __name__ == "__main__":
