@@ -21,7 +21,7 @@ import numpy as np
 from gradsieve.errors import RunError
 from gradsieve.recipe import Recipe
 from gradsieve.rundir import RunDir
-from gradsieve.store import RowKey, open_store
+from gradsieve.store import RowKey, open_store, read_row_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,6 +71,18 @@ def read_target_gradients(file: Path) -> TargetGradients:
     with safe_open(file, "pt") as opened:
         told = json.loads(opened.metadata()["gradsieve"])
         return TargetGradients(told["ids"], told["subtasks"], opened.get_tensor("features"))
+
+
+def last_stores(run: RunDir) -> list[Path]:
+    """The datastores of gradients at the last checkpoint; none in exact mode.
+
+    Only those that the features stage was last asked for: what is left of a method that the recipe
+    has no more may lack rows.
+    """
+    last = len(run.done("warmup")["checkpoints"])
+    made = run.done("features")["inputs"]["stores"]
+    where = run.stage("features") / f"checkpoint-{last}"
+    return [where / name for name in made if name != "exact"]
 
 
 def can_attribute(recipe: Recipe, method: str) -> bool:
@@ -127,11 +139,7 @@ def attribute(
 
 def _row_keys(file: Path, keys: Sequence[tuple[str, str]]) -> list[RowKey]:
     """The datastore's name of each row."""
-    import pyarrow.parquet as pq
-
-    columns = ["source", "id", "content"]
-    rows = pq.read_table(file, columns=columns).to_pylist()
-    known = {(row["source"], row["id"]): RowKey(**row) for row in rows if row["content"]}
+    known = read_row_keys(file)
     missing = [key for key in keys if key not in known]
     if missing:
         source, id = missing[0]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradsieve.attribution import last_stores
 from gradsieve.context import Context
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
@@ -245,18 +246,12 @@ def _leak_reason(leak: Leaks | None) -> str | None:
 
 
 def _near_duplicates(context: Context, order: list[Key], settings: Select) -> NearDuplicates:
-    import pyarrow.parquet as pq
-
-    from gradsieve.store import RowKey, open_store
+    from gradsieve.store import open_store, read_row_keys
 
     assert settings.near_duplicates is not None
-    features = context.run.stage("features")
-    last = len(context.run.done("warmup")["checkpoints"])
-    columns = ["source", "id", "content"]
-    rows = pq.read_table(features / "rows.parquet", columns=columns).to_pylist()
-    names = {(row["source"], row["id"]): RowKey(**row) for row in rows if row["content"]}
-    stores = sorted((features / f"checkpoint-{last}").glob("pool*"))
-    return NearDuplicates(open_store(stores[0]), names, order, settings.near_duplicates.cosine)
+    names = read_row_keys(context.run.stage("features") / "rows.parquet")
+    store = open_store(last_stores(context.run)[0])
+    return NearDuplicates(store, names, order, settings.near_duplicates.cosine)
 
 
 def _tokens_and_unscored(context: Context) -> tuple[dict[Key, int], list[dict[str, Any]]]:
