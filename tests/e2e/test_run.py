@@ -386,6 +386,24 @@ def test_the_log_tells_command_versions_and_how_it_ended(
     assert "stopped: DataError The file is not there." in log
 
 
+def test_a_stage_that_has_written_over_a_file_is_not_taken_back(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def writes_over(context: Any, folder: Path) -> dict[str, Any]:
+        (folder / "rows.parquet").write_bytes(b"half of what was wanted")
+        raise DataError("A mistake.")
+
+    def scored(*methods: str) -> RunDir:
+        recipe = world.recipe(inputs, score__methods=list(methods))
+        return gradsieve.run(recipe, tmp_path, last="score", progress=world.Listening())
+
+    scored("random")
+    monkeypatch.setattr("gradsieve.stages.score.run", writes_over)
+    with pytest.raises(DataError, match="A mistake"):
+        scored("random", "bm25")
+    assert RunDir(tmp_path).meta("score") is None
+
+
 def test_stages_that_are_missing_or_out_of_order(inputs: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="warmup is not finished"):
         gradsieve.run(world.recipe(inputs), tmp_path, first="features")
