@@ -154,6 +154,18 @@ def test_a_model_that_is_lost_is_trained_again(
     assert world.results(run) == before
 
 
+def test_another_batch_size_keeps_the_results(inputs: dict[str, Any], tmp_path: Path) -> None:
+    """As after running out of memory: the stage was started, and one result is there."""
+    few = {"score__methods": ["random"], "train": {"epochs": 1}}
+    run = gradsieve.run(settings(inputs, **few), tmp_path, progress=world.Listening())
+    (run.stage("evaluate") / "meta.json").unlink()
+    file = run.stage("evaluate") / "mine/random/seed-0.json"
+    before = file.stat().st_mtime_ns
+    fewer = settings(inputs, **few, evaluate={"batch_size": 2})
+    gradsieve.run(fewer, tmp_path, progress=world.Listening())
+    assert file.stat().st_mtime_ns == before
+
+
 def test_another_learning_rate_trains_anew_and_keeps_the_old(
     inputs: dict[str, Any], tmp_path: Path
 ) -> None:
