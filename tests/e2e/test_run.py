@@ -14,6 +14,7 @@ from gradsieve.errors import DataError, ModelError, RunError, StoreError, UsageE
 from gradsieve.progress import Progress
 from gradsieve.recipe import Score, load_recipe
 from gradsieve.rundir import RunDir
+from gradsieve.stages import features
 
 MADE = ("warmup", "features", "score", "select")
 
@@ -336,6 +337,37 @@ def test_rows_whose_gradient_is_not_finite_are_set_aside(
         assert all(np.isfinite(row["score"]) for row in found.values())
         dropped = (other.stage("select") / "mine" / "less" / "dropped.jsonl").read_text()
         assert json.loads(dropped)["reason"] == "its gradient is not finite"
+
+
+@pytest.mark.parametrize("changes", [{"mode": "exact"}, {"bits": 16}, {"bits": 1}])
+def test_a_row_whose_gradient_is_zero_scores_0(
+    run: RunDir,
+    inputs: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:
+    real = features.extract
+
+    def without_the_long_one(extractor: Any, encoded: Any, *others: Any, **named: Any) -> Any:
+        found = real(extractor, encoded, *others, **named)
+        for place, tokens in enumerate(encoded):
+            if len(tokens.input_ids) > 60:
+                found.rows[place] = found.gradient_norms[place] = 0
+        return found
+
+    monkeypatch.setattr(features, "extract", without_the_long_one)
+    world.write(tmp_path / "odd.jsonl", [{"id": "x", "prompt": "a " * 50, "completion": "a " * 9}])
+    changed = {
+        **inputs,
+        "pool": [*inputs["pool"], {"name": "odd", "path": str(tmp_path / "odd.jsonl")}],
+        "warmup": {"checkpoints": [str(run.stage("warmup") / "checkpoint-1")]},
+        "features": changes,
+    }
+    out = tmp_path / "run"
+    other = gradsieve.run(world.recipe(changed), out, last="score", progress=world.Listening())
+    zeros = [key for key, row in scores(other).items() if row["score"] == 0]
+    assert zeros == [("odd", "x")]
 
 
 def test_train_makes_adapters_also_of_another_model(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -103,6 +103,18 @@ def test_similarities_are_cosines_of_what_is_stored(tmp_path: Path, bits: int) -
     np.testing.assert_allclose(got / scale, wanted / scale, atol=1e-5 if bits <= 8 else 1e-6)
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_a_row_of_zeros_is_like_nothing(tmp_path: Path, bits: int) -> None:
+    some = rows(3)
+    some[1] = 0
+    store = create_store(tmp_path, settings(bits=bits))
+    store.write_shard(keys(0, 3), some, np.linalg.norm(some, axis=1))
+    (found,) = open_store(tmp_path).similarities(rows(2, seed=5))
+    assert (found.cosines == 0).all(axis=1).tolist() == [False, True, False]
+    (block,) = open_store(tmp_path).shards()
+    assert (block.directions == 0).all(axis=1).tolist() == [False, True, False]
+
+
 def test_only_wanted_rows_and_each_once(tmp_path: Path) -> None:
     store = filled(tmp_path)
     again = rows()[4:10]  # two shards hold these rows

@@ -310,7 +310,7 @@ def _neighbors(run: RunDir, method: str, key: Key, table: _Table, texts: _Texts)
         return []
     store = open_store(path)
     row = store.read([names[key]])
-    direction = (row / np.linalg.norm(row)).astype(np.float32)
+    direction = row / max(float(np.linalg.norm(row)), 1e-30)
     found = [
         (float(cosine), name.source, name.id)
         for block in store.similarities(direction, set(names.values()))

@@ -243,6 +243,8 @@ def _fill_store(
     name: str,
 ) -> None:
     """Add the rows that the store doesn't have yet."""
+    import torch
+
     keys = [_row_key(row) for row in rows]
     missing = store.missing(keys)
     done = len(keys) - len(missing)
@@ -256,7 +258,8 @@ def _fill_store(
                 continue
             features, norms, _ = extract(extractor, [rows[i].encoded for i in part], budget)
             if "exact" in store.settings:
-                features = features / norms.unsqueeze(1)  # inner products to cosines
+                # Inner products to cosines; a row of length 0 has cosines of 0.
+                features = features / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
             store.write_shard([keys[i] for i in part], features, norms)
             done += len(part)
             report(done)
