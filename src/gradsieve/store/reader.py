@@ -28,7 +28,7 @@ from gradsieve.store.layout import (
     read_set_aside,
     read_settings,
 )
-from gradsieve.store.names import RowKey, Tensors
+from gradsieve.store.names import RowKey, Tensors, named_twice
 from gradsieve.store.products import Cosines
 from gradsieve.store.shard import Shard, open_shard
 
@@ -213,6 +213,7 @@ class Store:
             for kind, values in tensors.items()
             if len(values) != len(keys)
         ]
+        wrong += [f"{where}: {key} is there twice" for key in named_twice(keys)[:1]]
         for kind, values in tensors.items():
             bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
             wrong += [f"{where}: {kind} of {keys[row]} is not finite" for row in bad[:1].tolist()]
