@@ -190,12 +190,12 @@ def _check_questions(results: list[dict[str, Any]]) -> None:
     first = results[0]
     for other in results[1:]:
         if other["ids"] != first["ids"]:
-            pairs = zip_longest(first["ids"] or [], other["ids"] or [])
+            pairs = zip_longest(first["ids"], other["ids"])
             one, two = next(pair for pair in pairs if pair[0] != pair[1])
             raise RunError(
                 "The runs were evaluated on different questions.",
-                f"target {first['target']}: {len(first['ids'] or [])} in {first['run']}, "
-                f"{len(other['ids'] or [])} in {other['run']}; the first to differ: {one}, {two}",
+                f"target {first['target']}: {len(first['ids'])} in {first['run']}, "
+                f"{len(other['ids'])} in {other['run']}; the first to differ: {one}, {two}",
                 "Compare runs with the same target, test file and evaluate.limit.",
             )
 

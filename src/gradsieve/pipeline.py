@@ -256,7 +256,7 @@ def _run_stage(name: str, stage: Stage, context: Context) -> None:
         write_text(run.recipe, dump_recipe(context.recipe))
     start = time.monotonic()
     folder = run.begin(name, inputs) if first else run.stage(name)
-    there = _written(folder)
+    there = _written(folder) if first else {}
     try:
         facts = stage.run(context, folder)
     except GradsieveError:

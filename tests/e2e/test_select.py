@@ -12,7 +12,7 @@ import gradsieve
 import world
 from gradsieve.compare import compare
 from gradsieve.demo.skills import make_questions, make_rows
-from gradsieve.errors import RecipeError
+from gradsieve.errors import RecipeError, RunError
 from gradsieve.rundir import RunDir
 
 ROWS = 80
@@ -100,6 +100,14 @@ def test_near_duplicates_do_not_depend_on_what_the_run_made_before(
         file = run.stage("select") / "mine" / "sgd" / "selected.jsonl"
         selected.append([json.loads(line)["id"] for line in file.read_bytes().split(b"\n")[:-1]])
     assert selected[0] == selected[1]
+
+
+def test_near_duplicates_need_a_datastore(inputs: dict[str, Any], tmp_path: Path) -> None:
+    exact = world.recipe(inputs, features={"mode": "exact"})
+    gradsieve.run(exact, tmp_path, last="score", progress=world.Listening())
+    recipe = world.recipe(inputs, select={"near_duplicates": {}, "fraction": 0.5})
+    with pytest.raises(RunError, match="exact mode keeps none"):
+        gradsieve.run(recipe, tmp_path, first="select", progress=world.Listening())
 
 
 def test_each_subtask_gets_its_turn(inputs: dict[str, Any], out: Path) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from gradsieve.attribution import last_stores
 from gradsieve.context import Context
 from gradsieve.data.examples import Example
-from gradsieve.errors import DataError
+from gradsieve.errors import DataError, RunError
 from gradsieve.methods import find_method
 from gradsieve.recipe import Select
 from gradsieve.rundir import TOGETHER, file_fingerprint, fingerprint, write_text
@@ -250,8 +250,14 @@ def _near_duplicates(context: Context, order: list[Key], settings: Select) -> Ne
 
     assert settings.near_duplicates is not None
     names = read_row_keys(context.run.stage("features") / "rows.parquet")
-    store = open_store(last_stores(context.run)[0])
-    return NearDuplicates(store, names, order, settings.near_duplicates.cosine)
+    stores = last_stores(context.run)
+    if not stores:
+        raise RunError(
+            "There is no datastore to find near duplicates in: exact mode keeps none.",
+            f"select.near_duplicates, {context.run.stage('features')}",
+            "Run `gradsieve features` with features.mode: store first.",
+        )
+    return NearDuplicates(open_store(stores[0]), names, order, settings.near_duplicates.cosine)
 
 
 def _tokens_and_unscored(context: Context) -> tuple[dict[Key, int], list[dict[str, Any]]]:

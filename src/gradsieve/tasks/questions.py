@@ -63,8 +63,8 @@ class QuestionSet:
         """Changes if any question does, or how it is asked."""
         asked = [
             [
-                *(q.example.id, q.example.subtask, q.example.answer_prefix),
-                *(list(map(dict, q.example.messages)), q.answers, q.choices, q.with_shots, q.texts),
+                *(q.example.id, q.example.subtask, q.example.messages, q.example.answer_prefix),
+                *(q.answers, q.choices, q.with_shots, q.texts),
             ]
             for q in self.questions
         ]
