@@ -1,11 +1,16 @@
-"""The interval of a difference, on numbers whose interval is known."""
+"""Intervals of differences on numbers whose interval is known; runs that differ in parts."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gradsieve.compare import _difference
+import world
+from gradsieve.compare import _difference, compare
+from gradsieve.errors import RunError
+from gradsieve.rundir import RunDir, write_json
 
 
 def result(values: list[float | None], seed: int = 0) -> dict[str, Any]:
@@ -47,3 +52,59 @@ def test_seeds_are_averaged_first() -> None:
 def test_questions_that_some_model_could_not_be_asked_are_left_out() -> None:
     found = _difference([result([1.0, None, 3.0])], [result([0.0, 5.0, None])])
     assert found == (1.0, 1.0, 1.0)
+
+
+def finished(folder: Path, methods: Sequence[str], ids: Sequence[str] = ("q1", "q2")) -> Path:
+    """A run of one target with made-up results; every method selects rows r0 and NAME."""
+    run = RunDir(folder)
+    rows = []
+    for number, method in enumerate(methods):
+        values = [float(number + place) for place in range(len(ids))]
+        told = {"target": "mine", "method": method, "seed": 0, "metric": "held_out_loss"}
+        rows.append({**told, "value": float(np.mean(values)), "higher_is_better": False})
+        asked = {"ids": ids, "weights": [1 / len(ids)] * len(ids)}
+        found = {"metrics": {"held_out_loss": values}, **asked}
+        write_json(run.stage("evaluate") / "mine" / method / "seed-0.json", found)
+        out = run.stage("select") / "mine" / method
+        out.mkdir(parents=True)
+        chosen = [{"source": "a", "id": id} for id in ("r0", method)]
+        world.write(out / "messages.jsonl", chosen)
+    write_json(run.stage("evaluate") / "results.json", {"rows": rows})
+    run.finish("score", {"methods": {method: {"seconds": 1.0} for method in methods}})
+    run.finish("select", {"targets": {"mine": {method: {"rows": 2} for method in methods}}})
+    run.finish("evaluate", {})
+    return folder
+
+
+def test_runs_may_have_different_methods(tmp_path: Path) -> None:
+    one = finished(tmp_path / "one", ["bm25", "random"])
+    two = finished(tmp_path / "two", ["bm25", "rds"])
+    found = compare([one, two])
+    table = found.markdown().split("Rows that selections share:")[1].split("\n")
+    assert table[4:] == ["| random | 50% |  |", "| rds | 50% |  |"]
+    assert found.latex().count(r"\\") == 4  # the head and three methods
+
+
+def test_order_of_methods_may_differ_between_runs(tmp_path: Path) -> None:
+    one = finished(tmp_path / "one", ["bm25", "random"])
+    two = finished(tmp_path / "two", ["rds", "bm25"])
+    assert "| rds | 50% |  |" in compare([one, two]).markdown()
+
+
+@pytest.mark.parametrize("ids", [("q1", "q3"), ("q2", "q1"), ("q1", "q2", "q3")])
+def test_runs_on_different_questions_are_refused(tmp_path: Path, ids: Sequence[str]) -> None:
+    one = finished(tmp_path / "one", ["random", "bm25"])
+    two = finished(tmp_path / "two", ["random", "bm25"], ids)
+    with pytest.raises(RunError) as caught:
+        compare([one, two])
+    assert "different questions" in str(caught.value)
+    assert f"2 in {one}, {len(ids)} in {two}" in caught.value.where
+
+
+@pytest.mark.parametrize("own_id", ["", None, True, 0.5, ["r0"]])
+def test_rows_are_told_apart_whatever_id_they_came_with(tmp_path: Path, own_id: Any) -> None:
+    run = finished(tmp_path, ["random", "bm25"])
+    for method in ("random", "bm25"):
+        folder = RunDir(run).stage("select") / "mine" / method
+        world.write(folder / "selected.jsonl", [{"source": "a", "id": own_id}] * 2)
+    assert compare([run]).overlap == {"mine": {"random": {"bm25": 0.5}}}

@@ -40,3 +40,15 @@ def test_what_a_benchmark_lacks_is_told_once(tmp_path: Path, data: dict[str, str
         "warning: target my-tydiqa: 1 of the benchmark's 9 subtasks are there",
         "warning: target my-mmlu: 1 of 2 subtasks have no held-out questions, the first law",
     ]
+
+
+def test_another_model_is_told_of_once(tmp_path: Path) -> None:
+    recipe = world.recipe(world.make(tmp_path / "world"))
+    listening = world.Listening()
+    context = Context(recipe, RunDir(tmp_path / "run"), listening)
+    other = recipe.model.model_copy(update={"max_length": 4096})
+    for _ in range(2):
+        assert context.with_model(other.model_copy()).template.max_length == 64
+    assert len(listening.lines) == 1
+    assert "examples are cut to 64 tokens" in listening.lines[0]
+    assert context.with_model(recipe.model) is context

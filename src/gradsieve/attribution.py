@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradsieve.errors import RunError
+from gradsieve.errors import RunError, StoreError
 from gradsieve.recipe import Recipe
 from gradsieve.rundir import RunDir
-from gradsieve.store import RowKey, open_store
+from gradsieve.store import RowKey, open_store, read_row_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,11 +39,13 @@ class TargetGradients:
         ids: Of its examples [k].
         subtasks: The subtask of each [k].
         rows: Projected gradients, float32 [k, d].
+        identity: Fingerprint of the target that they are of.
     """
 
     ids: list[str]
     subtasks: list[str]
     rows: Tensor
+    identity: str
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,38 @@ class Parts:
 
 
 def read_target_gradients(file: Path) -> TargetGradients:
-    """Read `02-features/checkpoint-i/targets/NAME.safetensors`."""
+    """Read `02-features/checkpoint-i/targets/NAME.safetensors`.
+
+    Raises:
+        StoreError: If it is damaged, or not there.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import safe_open
 
-    with safe_open(file, "pt") as opened:
-        told = json.loads(opened.metadata()["gradsieve"])
-        return TargetGradients(told["ids"], told["subtasks"], opened.get_tensor("features"))
+    try:
+        with safe_open(file, "pt") as opened:
+            told = json.loads(opened.metadata()["gradsieve"])
+            rows = opened.get_tensor("features")
+        return TargetGradients(told["ids"], told["subtasks"], rows, told["identity"])
+    except FileNotFoundError:
+        what, todo = "The gradients of a target are not there.", "Run"
+    except (SafetensorError, ValueError, LookupError, TypeError):
+        what, todo = "The gradients of a target are damaged.", "Delete that file and run"
+    raise StoreError(
+        what, str(file), f"{todo} `gradsieve features` again: it makes only what is missing."
+    )
+
+
+def last_stores(run: RunDir) -> list[Path]:
+    """The datastores of gradients at the last checkpoint; none in exact mode.
+
+    Only those that the features stage was last asked for: what is left of a method that the recipe
+    has no more may lack rows.
+    """
+    last = len(run.done("warmup")["checkpoints"])
+    made = run.done("features")["inputs"]["stores"]
+    where = run.stage("features") / f"checkpoint-{last}"
+    return [where / name for name in made if name != "exact"]
 
 
 def can_attribute(recipe: Recipe, method: str) -> bool:
@@ -127,11 +155,7 @@ def attribute(
 
 def _row_keys(file: Path, keys: Sequence[tuple[str, str]]) -> list[RowKey]:
     """The datastore's name of each row."""
-    import pyarrow.parquet as pq
-
-    columns = ["source", "id", "content"]
-    rows = pq.read_table(file, columns=columns).to_pylist()
-    known = {(row["source"], row["id"]): RowKey(**row) for row in rows if row["content"]}
+    known = read_row_keys(file)
     missing = [key for key in keys if key not in known]
     if missing:
         source, id = missing[0]

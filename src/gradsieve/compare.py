@@ -12,7 +12,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
+from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from gradsieve.errors import RunError
 from gradsieve.methods import find_method, split_seed
 from gradsieve.rundir import TOGETHER, RunDir
+from gradsieve.selection.card import MESSAGES
 
 BOOTSTRAPS = 2000
 """Resamples of the questions, paired; 95% intervals are the 2.5% and 97.5% quantiles."""
@@ -125,7 +126,7 @@ class Comparison:
         names = list(dict.fromkeys([*shares, *(name for row in shares.values() for name in row)]))
         head = ["", *names[:-1]]
         return [head] + [
-            [name, *(f"{shares[other][name]:.0%}" for other in names[:place])]
+            [name, *(_shared(shares, name, other) for other in names[:place])]
             + [""] * (len(names) - 1 - place)
             for place, name in enumerate(names)
             if place
@@ -139,7 +140,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
         runs: Folders of runs.
 
     Raises:
-        RunError: If a run has not been evaluated.
+        RunError: If a run has not been evaluated, or two on different questions of a target.
     """
     folders = [RunDir(run) for run in runs]
     results = [result for run in folders for result in _results(run)]
@@ -158,7 +159,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
 
 
 def _results(run: RunDir) -> list[dict[str, Any]]:
-    """The rows of results.json, each with its numbers by question."""
+    """The rows of results.json, each with its numbers by question and the questions' ids."""
     run.done("evaluate")
     folder = run.stage("evaluate")
     rows: list[dict[str, Any]] = json.loads((folder / "results.json").read_text("utf-8"))["rows"]
@@ -166,11 +167,14 @@ def _results(run: RunDir) -> list[dict[str, Any]]:
         name = f"{row['target']}/{row['method']}/seed-{row['seed']}.json"
         found = json.loads((folder / name).read_text(encoding="utf-8"))
         row["by_question"] = found["metrics"][row["metric"]]
-        row["weights"] = found.get("weights") if row["metric"] != "target_loss" else None
+        own = row["metric"] == "target_loss"  # of the target's examples, not of the questions
+        row["weights"], row["ids"] = (None if own else found.get(key) for key in ("weights", "ids"))
+        row["run"] = str(run.path)
     return rows
 
 
 def _cell(found: list[dict[str, Any]], random: list[dict[str, Any]]) -> Cell:
+    _check_questions([*found, *random])
     values = [result["value"] for result in found]
     return Cell(
         values=values,
@@ -179,6 +183,21 @@ def _cell(found: list[dict[str, Any]], random: list[dict[str, Any]]) -> Cell:
         over_random=_difference(found, random) if random else None,
         higher_is_better=found[0]["higher_is_better"],
     )
+
+
+def _check_questions(results: list[dict[str, Any]]) -> None:
+    """Refuse results of which the numbers don't stand for the same questions in the same order."""
+    first = results[0]
+    for other in results[1:]:
+        if other["ids"] != first["ids"]:
+            pairs = zip_longest(first["ids"], other["ids"])
+            one, two = next(pair for pair in pairs if pair[0] != pair[1])
+            raise RunError(
+                "The runs were evaluated on different questions.",
+                f"target {first['target']}: {len(first['ids'])} in {first['run']}, "
+                f"{len(other['ids'])} in {other['run']}; the first to differ: {one}, {two}",
+                "Compare runs with the same target, test file and evaluate.limit.",
+            )
 
 
 def _difference(
@@ -198,12 +217,6 @@ def _difference(
 
 def _by_question(results: list[dict[str, Any]]) -> NDArray[np.float64]:
     table = [[np.nan if v is None else v for v in result["by_question"]] for result in results]
-    if len({len(row) for row in table}) > 1:
-        raise RunError(
-            "The runs were evaluated on different questions.",
-            ", ".join(sorted({f"{r['target']}: {len(r['by_question'])}" for r in results})),
-            "Compare runs with the same target, test file and evaluate.limit.",
-        )
     means: NDArray[np.float64] = np.array(table, dtype=np.float64).mean(axis=0)
     return means
 
@@ -230,16 +243,23 @@ def _add_selection(
         base = split_seed(method)[0]
         comparison.rows.setdefault(target, {}).setdefault(base, facts["rows"])
         if method == base != "full":
-            chosen[method] = _keys(folder / method / "selected.jsonl")
+            chosen[method] = _keys(folder / method / MESSAGES)
     for one, other in combinations(chosen, 2):
         smaller = min(len(chosen[one]), len(chosen[other]))
         shares = comparison.overlap.setdefault(target, {}).setdefault(one, {})
         shares.setdefault(other, len(chosen[one] & chosen[other]) / smaller)
 
 
-def _keys(selected: Path) -> set[tuple[str, str]]:
-    rows = map(json.loads, selected.read_bytes().splitlines())
-    return {(row.get("gradsieve_source", row["source"]), str(row["id"])) for row in rows}
+def _keys(messages: Path) -> set[tuple[str, str]]:
+    """(source, id) of each selected row; `selected.jsonl` may have an id of the row's own."""
+    rows = map(json.loads, messages.read_bytes().splitlines())
+    return {(row["source"], row["id"]) for row in rows}
+
+
+def _shared(shares: Mapping[str, Mapping[str, float]], one: str, other: str) -> str:
+    """A share as text; empty where no run has both methods."""
+    share = shares.get(one, {}).get(other, shares.get(other, {}).get(one))
+    return "" if share is None else f"{share:.0%}"
 
 
 def _first_metric(metrics: Iterable[str]) -> str | None:

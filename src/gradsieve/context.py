@@ -54,13 +54,17 @@ class Context:
     progress: Progress = field(default_factory=Progress)
     given: Given = field(default_factory=Given)
     _target_rows: dict[str, list[Row]] = field(default_factory=dict)
+    _with_model: dict[str, Context] = field(default_factory=dict)
 
     def with_model(self, model: Model) -> Context:
         """The same run with another model; equal to this one if the model is."""
         if model == self.recipe.model:
             return self
-        recipe = self.recipe.model_copy(update={"model": model})
-        return Context(recipe, self.run, self.progress, self.given)
+        key = model.model_dump_json()
+        if key not in self._with_model:  # its tokenizer is loaded, and its warnings told, once
+            recipe = self.recipe.model_copy(update={"model": model})
+            self._with_model[key] = Context(recipe, self.run, self.progress, self.given)
+        return self._with_model[key]
 
     @cached_property
     def sources(self) -> list[Source]:

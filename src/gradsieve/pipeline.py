@@ -256,12 +256,12 @@ def _run_stage(name: str, stage: Stage, context: Context) -> None:
         write_text(run.recipe, dump_recipe(context.recipe))
     start = time.monotonic()
     folder = run.begin(name, inputs) if first else run.stage(name)
-    there = set(folder.rglob("*"))
+    there = _written(folder) if first else {}
     try:
         facts = stage.run(context, folder)
     except GradsieveError:
         # A mistake leaves what was there as it was.
-        if first and set(folder.rglob("*")) == there:
+        if first and _written(folder) == there:
             run.take_back(name, notes, kept)
         raise
     seconds = time.monotonic() - start
@@ -278,6 +278,14 @@ def _run_stage(name: str, stage: Stage, context: Context) -> None:
         },
     )
     progress.end(name, f"done in {clock(seconds)}")
+
+
+def _written(folder: Path) -> dict[Path, tuple[int, int] | None]:
+    """What is in a folder, and of files when they were written: one written over was made too."""
+    return {
+        path: (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
+        for path in folder.rglob("*")
+    }
 
 
 def _make_room(name: str, state: State, context: Context) -> Path | None:

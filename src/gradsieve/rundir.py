@@ -61,7 +61,11 @@ class RunDir:
 
     @property
     def recipe(self) -> Path:
-        """The recipe of the last command that found work to do, every default filled in."""
+        """The recipe of the last command that ended well or has made something, defaults filled in.
+
+        It is written when a stage starts, and again at the end also where all was done already. A
+        stage that fails before it has made anything takes it back.
+        """
         return self.path / "recipe.yaml"
 
     def stage(self, name: str) -> Path:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from gradsieve.data.examples import Example, Message
 from gradsieve.data.readers import read_source
-from gradsieve.data.template import ChatTemplate, set_aside_reason
+from gradsieve.data.template import TULU, ChatTemplate, set_aside_reason
 from gradsieve.errors import DataError, ModelError
 
 QWEN3 = """{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
@@ -186,6 +186,19 @@ def test_fingerprint_sees_what_changes_tokens() -> None:
     }
     assert len(prints) == 4
     assert ChatTemplate(tokenizer(MISTRAL)).fingerprint in prints
+
+
+def test_fingerprint_tells_who_adds_special_tokens(tmp_path: Path) -> None:
+    file = tmp_path / "same.jinja"
+    file.write_text(TULU.read_text())
+    own, copied = ChatTemplate(tokenizer(), "tulu"), ChatTemplate(tokenizer(), str(file))
+    assert own.fingerprint != copied.fingerprint
+
+
+def test_fingerprint_is_the_same_after_the_tokenizer_was_used() -> None:
+    used = tokenizer(MISTRAL)
+    used(["yes no"], truncation=True, max_length=4)
+    assert ChatTemplate(used).fingerprint == ChatTemplate(tokenizer(MISTRAL)).fingerprint
 
 
 def open_instruct_labels(

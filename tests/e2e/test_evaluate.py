@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from gradsieve.errors import DataError, RunError
 from gradsieve.model.load import load_model, load_trained
 from gradsieve.rundir import RunDir
 
+ADAPTER = "adapter_model.safetensors"
 TRAIN = {"seeds": [0, 1], "epochs": 1}
 
 
@@ -136,6 +139,31 @@ def test_more_seeds_and_methods_keep_what_is_there(inputs: dict[str, Any], tmp_p
     fresh, grown = (world.results(RunDir(run.stage(s))) for s in ("train", "evaluate"))
     assert fresh == world.results(RunDir(whole.stage("train")))
     assert grown == world.results(RunDir(whole.stage("evaluate")))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_model_that_is_lost_is_trained_again(
+    inputs: dict[str, Any], tmp_path: Path, whole: bool
+) -> None:
+    recipe = settings(inputs, score__methods=["random"], train={"epochs": 1})
+    run = gradsieve.run(recipe, tmp_path, last="train", progress=world.Listening())
+    before = world.results(run)
+    for out in (run.stage("train") / target / "random" / "seed-0" for target in ("mine", "plain")):
+        (shutil.rmtree if whole else os.remove)(out if whole else out / ADAPTER)
+    gradsieve.run(recipe, tmp_path, last="train", progress=world.Listening())
+    assert world.results(run) == before
+
+
+def test_another_batch_size_keeps_the_results(inputs: dict[str, Any], tmp_path: Path) -> None:
+    """As after running out of memory: the stage was started, and one result is there."""
+    few = {"score__methods": ["random"], "train": {"epochs": 1}}
+    run = gradsieve.run(settings(inputs, **few), tmp_path, progress=world.Listening())
+    (run.stage("evaluate") / "meta.json").unlink()
+    file = run.stage("evaluate") / "mine/random/seed-0.json"
+    before = file.stat().st_mtime_ns
+    fewer = settings(inputs, **few, evaluate={"batch_size": 2})
+    gradsieve.run(fewer, tmp_path, progress=world.Listening())
+    assert file.stat().st_mtime_ns == before
 
 
 def test_another_learning_rate_trains_anew_and_keeps_the_old(

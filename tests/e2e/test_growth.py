@@ -10,6 +10,7 @@ import pytest
 
 import gradsieve
 import world
+from gradsieve.attribution import read_target_gradients
 from gradsieve.errors import StoreError
 from gradsieve.rundir import RunDir
 from gradsieve.stages import features
@@ -154,3 +155,37 @@ def test_a_datastore_that_was_deleted_is_made_again(
     extracted.clear()
     assert world.results(run(inputs, tmp_path / "run")) == before
     assert sum(extracted) == ROWS
+
+
+def test_targets_gradients_and_tables_that_are_lost_are_made_again(
+    inputs: dict[str, Any], tmp_path: Path, extracted: list[int]
+) -> None:
+    done = run(inputs, tmp_path / "run")
+    before = world.results(done)
+    taken = done.stage("features") / "checkpoint-2" / "targets" / "mine.safetensors"
+    tables = [done.stage("score") / name for name in ("mine/less.parquet", "rows.parquet")]
+    for file in (taken, done.stage("features") / "rows.parquet", *tables):
+        file.unlink()
+        extracted.clear()
+        run(inputs, tmp_path / "run")
+        assert extracted == ([targets_rows(inputs)] if file == taken else [])
+        assert world.results(done) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", None])
+def test_damaged_gradients_of_a_target_are_told_and_made_again(
+    inputs: dict[str, Any], tmp_path: Path, content: bytes | None
+) -> None:
+    done = run(inputs, tmp_path / "run")
+    before = world.results(done)
+    file = done.stage("features") / "checkpoint-1" / "targets" / "mine.safetensors"
+    file.write_bytes(file.read_bytes()[:-8] if content is None else content)
+    (done.stage("score") / "mine" / "less.parquet").unlink()
+    with pytest.raises(StoreError, match="gradients of a target are damaged") as caught:
+        run(inputs, tmp_path / "run")
+    assert (caught.value.where, caught.value.todo[:15]) == (str(file), "Delete that fil")
+    file.unlink()  # as the message says
+    with pytest.raises(StoreError, match="are not there"):
+        read_target_gradients(file)
+    run(inputs, tmp_path / "run")
+    assert world.results(done) == before

@@ -14,6 +14,7 @@ from gradsieve.errors import DataError, ModelError, RunError, StoreError, UsageE
 from gradsieve.progress import Progress
 from gradsieve.recipe import Score, load_recipe
 from gradsieve.rundir import RunDir
+from gradsieve.stages import features
 
 MADE = ("warmup", "features", "score", "select")
 
@@ -338,6 +339,37 @@ def test_rows_whose_gradient_is_not_finite_are_set_aside(
         assert json.loads(dropped)["reason"] == "its gradient is not finite"
 
 
+@pytest.mark.parametrize("changes", [{"mode": "exact"}, {"bits": 16}, {"bits": 1}])
+def test_a_row_whose_gradient_is_zero_scores_0(
+    run: RunDir,
+    inputs: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:
+    real = features.extract
+
+    def without_the_long_one(extractor: Any, encoded: Any, *others: Any, **named: Any) -> Any:
+        found = real(extractor, encoded, *others, **named)
+        for place, tokens in enumerate(encoded):
+            if len(tokens.input_ids) > 60:
+                found.rows[place] = found.gradient_norms[place] = 0
+        return found
+
+    monkeypatch.setattr(features, "extract", without_the_long_one)
+    world.write(tmp_path / "odd.jsonl", [{"id": "x", "prompt": "a " * 50, "completion": "a " * 9}])
+    changed = {
+        **inputs,
+        "pool": [*inputs["pool"], {"name": "odd", "path": str(tmp_path / "odd.jsonl")}],
+        "warmup": {"checkpoints": [str(run.stage("warmup") / "checkpoint-1")]},
+        "features": changes,
+    }
+    out = tmp_path / "run"
+    other = gradsieve.run(world.recipe(changed), out, last="score", progress=world.Listening())
+    zeros = [key for key, row in scores(other).items() if row["score"] == 0]
+    assert zeros == [("odd", "x")]
+
+
 def test_train_makes_adapters_also_of_another_model(inputs: dict[str, Any], tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -384,6 +416,24 @@ def test_the_log_tells_command_versions_and_how_it_ended(
     assert all("torch 2" in line and "gradsieve 0" in line for line in starts)
     assert "warmup: done in" in log
     assert "stopped: DataError The file is not there." in log
+
+
+def test_a_stage_that_has_written_over_a_file_is_not_taken_back(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def writes_over(context: Any, folder: Path) -> dict[str, Any]:
+        (folder / "rows.parquet").write_bytes(b"half of what was wanted")
+        raise DataError("A mistake.")
+
+    def scored(*methods: str) -> RunDir:
+        recipe = world.recipe(inputs, score__methods=list(methods))
+        return gradsieve.run(recipe, tmp_path, last="score", progress=world.Listening())
+
+    scored("random")
+    monkeypatch.setattr("gradsieve.stages.score.run", writes_over)
+    with pytest.raises(DataError, match="A mistake"):
+        scored("random", "bm25")
+    assert RunDir(tmp_path).meta("score") is None
 
 
 def test_stages_that_are_missing_or_out_of_order(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Selecting with rules: each leaves out what it says, and says so."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import gradsieve
 import world
 from gradsieve.compare import compare
 from gradsieve.demo.skills import make_questions, make_rows
-from gradsieve.errors import RecipeError
+from gradsieve.errors import RecipeError, RunError
 from gradsieve.rundir import RunDir
 
 ROWS = 80
@@ -81,6 +82,32 @@ def test_near_duplicates_are_left_out(inputs: dict[str, Any], out: Path) -> None
     reasons = [row["reason"] for row in lines(run, "dropped")]
     assert len(reasons) == 20 + ROWS + 3 - len(chosen) >= 20
     assert all(reason.startswith("near_duplicates: cosine ") for reason in reasons)
+
+
+def test_near_duplicates_do_not_depend_on_what_the_run_made_before(
+    inputs: dict[str, Any], out: Path, tmp_path: Path
+) -> None:
+    """After `less` alone, the datastore of `sgd` alone counts, as it would in a new run."""
+    rules = {"fraction": 1.0, "near_duplicates": {"cosine": 0.8}}
+    recipe = world.recipe(inputs, score__methods=["sgd"], select=rules)
+    selected = []
+    for name in ("grown", "new"):
+        folder = shutil.copytree(out, tmp_path / name)
+        if name == "new":
+            for store in RunDir(folder).stage("features").glob("checkpoint-*/pool"):
+                shutil.rmtree(store)
+        run = gradsieve.run(recipe, folder, last="select", progress=world.Listening())
+        file = run.stage("select") / "mine" / "sgd" / "selected.jsonl"
+        selected.append([json.loads(line)["id"] for line in file.read_bytes().split(b"\n")[:-1]])
+    assert selected[0] == selected[1]
+
+
+def test_near_duplicates_need_a_datastore(inputs: dict[str, Any], tmp_path: Path) -> None:
+    exact = world.recipe(inputs, features={"mode": "exact"})
+    gradsieve.run(exact, tmp_path, last="score", progress=world.Listening())
+    recipe = world.recipe(inputs, select={"near_duplicates": {}, "fraction": 0.5})
+    with pytest.raises(RunError, match="exact mode keeps none"):
+        gradsieve.run(recipe, tmp_path, first="select", progress=world.Listening())
 
 
 def test_each_subtask_gets_its_turn(inputs: dict[str, Any], out: Path) -> None:

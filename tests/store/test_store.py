@@ -103,6 +103,29 @@ def test_similarities_are_cosines_of_what_is_stored(tmp_path: Path, bits: int) -
     np.testing.assert_allclose(got / scale, wanted / scale, atol=1e-5 if bits <= 8 else 1e-6)
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_a_row_of_zeros_is_like_nothing(tmp_path: Path, bits: int) -> None:
+    some = rows(3)
+    some[1] = 0
+    store = create_store(tmp_path, settings(bits=bits))
+    store.write_shard(keys(0, 3), some, np.linalg.norm(some, axis=1))
+    (found,) = open_store(tmp_path).similarities(rows(2, seed=5))
+    assert (found.cosines == 0).all(axis=1).tolist() == [False, True, False]
+    (block,) = open_store(tmp_path).shards()
+    assert (block.directions == 0).all(axis=1).tolist() == [False, True, False]
+
+
+def test_a_shard_holds_each_row_once(tmp_path: Path) -> None:
+    store, named = create_store(tmp_path, settings()), [*keys(0, 3), *keys(1, 1)]
+    with pytest.raises(StoreError, match="cannot hold a row twice") as caught:
+        store.write_shard(named, rows(4), np.ones(4))
+    assert str(named[1]) in caught.value.where
+    assert not list(tmp_path.glob("shard-*"))
+    some = rows(4)
+    name = store._publish(named, some, np.ones(4, dtype=np.float32))  # as another writer might
+    assert open_store(tmp_path).verify() == [f"{tmp_path / name}: {named[1]} is there twice"]
+
+
 def test_only_wanted_rows_and_each_once(tmp_path: Path) -> None:
     store = filled(tmp_path)
     again = rows()[4:10]  # two shards hold these rows

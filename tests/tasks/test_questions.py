@@ -1,5 +1,8 @@
 """Judging answers: against SQuAD's own examples, and at both ends of the scale."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from gradsieve.data.examples import Example
@@ -64,3 +67,30 @@ def test_a_limit_is_for_each_subtask() -> None:
         ("b", "4"),
         ("c", "5"),
     ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"example": question(("x",), id="1").example},
+        {"example": question(("x",), "other").example},
+        {"example": question(("y",)).example},
+        {"answers": ("y",)},
+        {"choices": ("x", "y")},
+        {"with_shots": "?"},
+        {"texts": ("?",)},
+    ],
+)
+def test_fingerprint_sees_what_a_question_is(change: dict[str, Any]) -> None:
+    one = question(("x",))
+    test = QuestionSet((one,), ("f1",))
+    assert QuestionSet((replace(one, **change),), ("f1",)).fingerprint != test.fingerprint
+    assert QuestionSet((question(("x",)),), ("f1",)).fingerprint == test.fingerprint
+
+
+def test_fingerprint_sees_how_an_answer_is_read() -> None:
+    asked = (question(("x",)),)
+    read = {
+        QuestionSet(asked, ("f1",), extract=how).fingerprint for how in (None, "is (.*)", "(A)")
+    }
+    assert len(read) == 3

@@ -14,6 +14,7 @@ token spans the border); TRL's patched templates (known models only).
 
 from __future__ import annotations
 
+import json
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -129,13 +130,16 @@ class ChatTemplate:
                 type(tokenizer).__name__,
                 "Set eos_token in tokenizer_config.json, or give a template file.",
             )
+        # Tokens may be cut and padded as the tokenizer's last call asked; here neither is asked.
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        self._vocabulary = fingerprint({**backend, "truncation": None, "padding": None})
 
     @cached_property
     def fingerprint(self) -> str:
         """Changes if the same messages would give other tokens or labels."""
-        vocabulary = fingerprint(self.tokenizer.backend_tokenizer.to_str())
         special = {key: str(token) for key, token in self.tokenizer.special_tokens_map.items()}
-        return fingerprint([self.template, vocabulary, special, self.max_length])
+        how = [self.template, self.adds_special_tokens, self.max_length]
+        return fingerprint([*how, self._vocabulary, special])
 
     def encode(self, example: Example) -> Encoded:
         """Tokenize one example."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradsieve.attribution import attribute, can_attribute
+from gradsieve.attribution import attribute, can_attribute, last_stores
 from gradsieve.context import Context
 from gradsieve.data.examples import Example, Message
 from gradsieve.errors import DataError, RunError, UsageError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from gradsieve.data.readers import Source
-    from gradsieve.store import RowKey
     from gradsieve.tasks import Target
 
 NEIGHBORS = 5
@@ -284,9 +283,9 @@ def _parts(
 
 def _exact_parts(run: RunDir, target: str, key: Key) -> dict[str, list[float]]:
     """What each checkpoint adds, from the cosines that exact mode keeps."""
-    from gradsieve.store import open_store
+    from gradsieve.store import open_store, read_row_keys
 
-    name = _row_keys(run)[key]
+    name = read_row_keys(run.stage("features") / "rows.parquet")[key]
     rates = np.array(run.done("warmup")["learning_rates"])
     by_subtask: dict[str, list[float]] = {}
     for number, weight in enumerate(rates / rates.sum(), start=1):
@@ -302,16 +301,16 @@ def _exact_parts(run: RunDir, target: str, key: Key) -> dict[str, list[float]]:
 
 def _neighbors(run: RunDir, method: str, key: Key, table: _Table, texts: _Texts) -> list[Neighbor]:
     """The rows with the largest cosines to this one at the last checkpoint."""
+    from gradsieve.store import open_store, read_row_keys
+
     path = _last_store(run, method)
-    names = _row_keys(run) if path else {}
+    names = read_row_keys(run.stage("features") / "rows.parquet") if path else {}
     if path is None or key not in names:
         texts.notes.append("there is no datastore with its gradient, so no neighbors can be told")
         return []
-    from gradsieve.store import open_store
-
     store = open_store(path)
     row = store.read([names[key]])
-    direction = (row / np.linalg.norm(row)).astype(np.float32)
+    direction = row / max(float(np.linalg.norm(row)), 1e-30)
     found = [
         (float(cosine), name.source, name.id)
         for block in store.similarities(direction, set(names.values()))
@@ -331,18 +330,6 @@ def _last_store(run: RunDir, method: str) -> Path | None:
     """The datastore at the last checkpoint, of plain gradients for the method that uses them."""
     if run.meta("features") is None:
         return None
-    last = len(run.done("warmup")["checkpoints"])
-    stores = sorted((run.stage("features") / f"checkpoint-{last}").glob("pool*"))
+    stores = last_stores(run)
     own = [store for store in stores if (store.name == "pool-sgd") == (method == "sgd")]
     return next(iter(own or stores), None)
-
-
-def _row_keys(run: RunDir) -> dict[Key, RowKey]:
-    """The datastore's name of each row that has a feature."""
-    import pyarrow.parquet as pq
-
-    from gradsieve.store import RowKey
-
-    file = run.stage("features") / "rows.parquet"
-    rows = pq.read_table(file, columns=["source", "id", "content"]).to_pylist()
-    return {(row["source"], row["id"]): RowKey(**row) for row in rows if row["content"]}

@@ -21,7 +21,7 @@ import numpy as np
 from gradsieve.attribution import read_target_gradients
 from gradsieve.errors import StoreError
 from gradsieve.methods.problem import Gradients, Problem, Scores, Uses, over_subtasks
-from gradsieve.store import RowKey, open_store
+from gradsieve.store import RowKey, open_store, read_row_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +50,7 @@ class Influence:
     def score(self, problem: Problem) -> dict[str, Scores]:
         """Add up the checkpoints' similarities for every target at once."""
         assert problem.gradients is not None, "the features stage comes first"
-        keys = _pool_keys(problem.gradients.rows)
+        keys = sorted(read_row_keys(problem.gradients.rows).values())
         columns, total = self._total(problem, problem.gradients, keys)
         scores = {}
         for target in problem.targets:
@@ -119,14 +119,6 @@ def _exact(where: Path, wanted: Collection[RowKey]) -> tuple[list[Column], Block
     columns = [(target, subtask) for target, subtask in store.settings["exact"]["columns"]]
     blocks = store.shards(wanted)
     return columns, ((b.keys, b.directions * b.feature_norms[:, None]) for b in blocks)
-
-
-def _pool_keys(file: Path) -> list[RowKey]:
-    """The rows that have features, in order of (source, id)."""
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(file, columns=["source", "id", "content"]).to_pylist()
-    return sorted(RowKey(**row) for row in rows if row["content"])
 
 
 def _rows_missing(where: Path, keys: list[RowKey], added: NDArray[np.bool_]) -> StoreError:

@@ -33,7 +33,8 @@ LOSSES = ("target_loss", "held_out_loss")
 def inputs(context: Context) -> dict[str, Any]:
     """What this stage depends on."""
     return {
-        "evaluate": _settings(context).model_dump(mode="json"),
+        # How many are asked at a time is for memory: what is done outlasts another number.
+        "evaluate": _settings(context).model_dump(mode="json", exclude={"batch_size"}),
         "targets": {target.name: target.fingerprint for target in context.targets},
         "questions": {name: test.fingerprint for name, test in context.test_sets.items()},
         "base": context.with_model(_student(context)).model_inputs,

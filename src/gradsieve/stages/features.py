@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradsieve.attribution import read_target_gradients
 from gradsieve.context import Context
 from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError
@@ -80,16 +81,18 @@ def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 def lost(folder: Path) -> list[str]:
     """Files that were there when the stage was finished, and are not: damaged ones are deleted."""
-    made = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))["stores"]
-    stores = [where / kind for where in sorted(folder.glob("checkpoint-*")) for kind in made]
-    return [str(store / name) for store in stores for name in _lost(store)]
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    made = meta["inputs"]
+    targets = made["targets"] if made["features"]["mode"] == "store" else ()
+    places = [folder / f"checkpoint-{number + 1}" for number in range(len(meta["checkpoints"]))]
+    files = [_target_file(where, target) for where in places for target in targets]
+    for store in (where / kind for where in places for kind in made["stores"]):
+        files += [store / name for name in (MANIFEST, *(read_manifest(Folder(store)) or ()))]
+    return [str(file) for file in (folder / "rows.parquet", *files) if not file.is_file()]
 
 
-def _lost(store: Path) -> list[str]:
-    written = read_manifest(Folder(store))
-    if written is None:
-        return [MANIFEST]
-    return [name for name in written if not (store / name).is_file()]
+def _target_file(where: Path, target: str) -> Path:
+    return where / "targets" / f"{target}.safetensors"
 
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
@@ -240,6 +243,8 @@ def _fill_store(
     name: str,
 ) -> None:
     """Add the rows that the store doesn't have yet."""
+    import torch
+
     keys = [_row_key(row) for row in rows]
     missing = store.missing(keys)
     done = len(keys) - len(missing)
@@ -253,7 +258,8 @@ def _fill_store(
                 continue
             features, norms, _ = extract(extractor, [rows[i].encoded for i in part], budget)
             if "exact" in store.settings:
-                features = features / norms.unsqueeze(1)  # inner products to cosines
+                # Inner products to cosines; a row of length 0 has cosines of 0.
+                features = features / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
             store.write_shard([keys[i] for i in part], features, norms)
             done += len(part)
             report(done)
@@ -267,15 +273,17 @@ def rows_a_shard(rows: int, width: int) -> int:
 
 
 def _target(context: Context, extractor: FeatureExtractor, target: Target, where: Path) -> str:
-    """Write a target's projected gradients, if they are not there; returns their identity."""
-    from safetensors.torch import safe_open, save_file
+    """Write a target's projected gradients, if they are not there; returns their identity.
 
-    file = where / "targets" / f"{target.name}.safetensors"
+    Raises:
+        StoreError: If what is there is damaged.
+    """
+    from safetensors.torch import save_file
+
+    file = _target_file(where, target.name)
     identity = fingerprint([target.fingerprint, target.name])
-    if file.is_file():
-        with safe_open(file, "pt") as opened:
-            if json.loads(opened.metadata()["gradsieve"])["identity"] == identity:
-                return identity
+    if file.is_file() and read_target_gradients(file).identity == identity:
+        return identity
     rows = context.target_rows(target)
     features, norms, _ = extract(extractor, [row.encoded for row in rows], _budget(context))
     metadata = {

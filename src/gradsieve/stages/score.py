@@ -64,6 +64,13 @@ def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
     )
 
 
+def lost(folder: Path) -> list[str]:
+    """Tables that were there when the stage was finished, and are not."""
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    tables = [folder / f"{name}.parquet" for name in meta["tables"]]
+    return [str(file) for file in (folder / "rows.parquet", *tables) if not file.is_file()]
+
+
 def _features(context: Context) -> dict[str, Any]:
     rates = context.run.done("warmup")["learning_rates"]
     return {**context.run.done("features")["output"], "learning_rates": rates}

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradsieve.attribution import last_stores
 from gradsieve.context import Context
 from gradsieve.data.examples import Example
-from gradsieve.errors import DataError
+from gradsieve.errors import DataError, RunError
 from gradsieve.methods import find_method
 from gradsieve.recipe import Select
 from gradsieve.rundir import TOGETHER, file_fingerprint, fingerprint, write_text
@@ -245,17 +246,17 @@ def _leak_reason(leak: Leaks | None) -> str | None:
 
 
 def _near_duplicates(context: Context, order: list[Key], settings: Select) -> NearDuplicates:
-    import pyarrow.parquet as pq
-
-    from gradsieve.store import RowKey, open_store
+    from gradsieve.store import open_store, read_row_keys
 
     assert settings.near_duplicates is not None
-    features = context.run.stage("features")
-    last = len(context.run.done("warmup")["checkpoints"])
-    columns = ["source", "id", "content"]
-    rows = pq.read_table(features / "rows.parquet", columns=columns).to_pylist()
-    names = {(row["source"], row["id"]): RowKey(**row) for row in rows if row["content"]}
-    stores = sorted((features / f"checkpoint-{last}").glob("pool*"))
+    names = read_row_keys(context.run.stage("features") / "rows.parquet")
+    stores = last_stores(context.run)
+    if not stores:
+        raise RunError(
+            "There is no datastore to find near duplicates in: exact mode keeps none.",
+            f"select.near_duplicates, {context.run.stage('features')}",
+            "Run `gradsieve features` with features.mode: store first.",
+        )
     return NearDuplicates(open_store(stores[0]), names, order, settings.near_duplicates.cosine)
 
 

@@ -62,6 +62,12 @@ def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
     return same and old["selections"].items() <= new["selections"].items()
 
 
+def lost(folder: Path) -> list[str]:
+    """Models that were there when the stage was finished, and are not."""
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    return [str(folder / name) for name in meta["models"] if not _has_weights(folder / name)]
+
+
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Train a model for each target, method and seed; finished ones are kept."""
     template = context.with_model(student(context)).template
@@ -72,6 +78,8 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
         for seed in _settings(context).seeds:
             out = folder / name / f"seed-{seed}"
             twin = trained.setdefault((selection, seed), out)
+            if processes.is_first() and not _has_weights(out):
+                shutil.rmtree(out, ignore_errors=True)  # what is left of one that was lost
             if processes.is_first() and not out.is_dir() and twin != out:
                 _copy(twin, out)  # the same rows for another target
             if processes.agreed(not out.is_dir()):
@@ -80,6 +88,10 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
             prints[f"{name}/seed-{seed}"] = folder_fingerprint(out, ("*.safetensors",))
             seconds[f"{name}/seed-{seed}"] = json.loads((out / COST).read_text())["seconds"]
     return {"models": prints, "seconds_by_model": seconds, "output": fingerprint(prints)}
+
+
+def _has_weights(model: Path) -> bool:
+    return any(model.glob("*.safetensors"))
 
 
 def _settings(context: Context) -> Train:

@@ -5,7 +5,7 @@ docs/format.md is the format. `create_store` writes, `open_store` reads; `inspec
 """
 
 from gradsieve.store.manage import convert, inspect, merge
-from gradsieve.store.names import RowKey
+from gradsieve.store.names import RowKey, read_row_keys
 from gradsieve.store.reader import Store, open_store
 from gradsieve.store.writer import StoreWriter, create_store
 
@@ -18,4 +18,5 @@ __all__ = [
     "inspect",
     "merge",
     "open_store",
+    "read_row_keys",
 ]

@@ -10,8 +10,10 @@ name of a shard; and hashes instead of ids, since then a datastore couldn't say 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,6 +39,23 @@ class RowKey(NamedTuple):
     source: str
     id: str
     content: str
+
+
+def read_row_keys(file: Path) -> dict[tuple[str, str], RowKey]:
+    """The datastore's name of each row that has a feature, by (source, id), in the file's order.
+
+    Args:
+        file: `RUN/02-features/rows.parquet`.
+    """
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(file, columns=list(RowKey._fields)).to_pylist()
+    return {(row["source"], row["id"]): RowKey(**row) for row in rows if row["content"]}
+
+
+def named_twice(keys: Sequence[RowKey]) -> list[RowKey]:
+    """Rows that are named more than once, which a shard may not do."""
+    return [key for key, count in Counter(keys).items() if count > 1]
 
 
 def pack(keys: Sequence[RowKey]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

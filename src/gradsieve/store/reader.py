@@ -28,7 +28,7 @@ from gradsieve.store.layout import (
     read_set_aside,
     read_settings,
 )
-from gradsieve.store.names import RowKey, Tensors
+from gradsieve.store.names import RowKey, Tensors, named_twice
 from gradsieve.store.products import Cosines
 from gradsieve.store.shard import Shard, open_shard
 
@@ -40,7 +40,10 @@ OPENED_AT_ONCE = 16
 
 
 class Block(NamedTuple):
-    """A shard's rows: keys, unit directions [n, d], and lengths after and before projection [n]."""
+    """A shard's rows: keys, unit directions [n, d], and lengths after and before projection [n].
+
+    A row of length 0 has no direction: its values are 0, whatever its codes say.
+    """
 
     keys: list[RowKey]
     directions: NDArray[np.float32]
@@ -49,7 +52,10 @@ class Block(NamedTuple):
 
 
 class Similarities(NamedTuple):
-    """A shard's rows, their cosines to directions [n, S], and their lengths [n]."""
+    """A shard's rows, their cosines to directions [n, S], and their lengths [n].
+
+    A row of length 0 has cosines of 0.
+    """
 
     keys: list[RowKey]
     cosines: NDArray[np.float32]
@@ -149,6 +155,7 @@ class Store:
         for keys, tensors in self._read(wanted):
             lengths: NDArray[np.float32] = np.maximum(tensors["code_norms"], codec.TINY)
             directions = codec.decode(tensors["features"], self.bits) / lengths[:, None]
+            directions[tensors["feature_norms"] == 0] = 0  # 4, 2 and 1 bits have no code for 0
             yield Block(keys, directions, tensors["feature_norms"], tensors["gradient_norms"])
 
     def read(self, keys: Sequence[RowKey]) -> NDArray[np.float32]:
@@ -182,6 +189,7 @@ class Store:
         cosines = Cosines(directions, self.bits)
         for keys, tensors in self._read(wanted):
             found = cosines(tensors["features"], tensors["code_norms"])
+            found[tensors["feature_norms"] == 0] = 0
             yield Similarities(keys, found, tensors["feature_norms"])
 
     def verify(self) -> list[str]:
@@ -205,6 +213,7 @@ class Store:
             for kind, values in tensors.items()
             if len(values) != len(keys)
         ]
+        wrong += [f"{where}: {key} is there twice" for key in named_twice(keys)[:1]]
         for kind, values in tensors.items():
             bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
             wrong += [f"{where}: {kind} of {keys[row]} is not finite" for row in bad[:1].tolist()]

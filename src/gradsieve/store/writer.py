@@ -30,7 +30,7 @@ from gradsieve.store.layout import (
     read_settings,
     sealed,
 )
-from gradsieve.store.names import RowKey, pack
+from gradsieve.store.names import RowKey, named_twice, pack
 from gradsieve.store.shard import open_shard
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class StoreWriter:
         """Add rows, all or none; those that are not finite are set aside.
 
         Args:
-            keys: Which rows they are.
+            keys: Which rows they are, each once.
             features: [n, d] float32, array or CPU tensor.
             gradient_norms: [n], lengths before projection.
 
@@ -110,8 +110,11 @@ class StoreWriter:
             The shard's name, or None if no row was finite.
 
         Raises:
-            StoreError: If it can't be written, e.g. since the disk is full.
+            StoreError: If a row is given twice, or it can't be written: the disk is full, say.
         """
+        if again := named_twice(keys):
+            todo = "Give each row once."
+            raise StoreError("A shard cannot hold a row twice.", f"{self.folder}: {again[0]}", todo)
         rows = np.asarray(features, dtype=np.float32)
         norms = np.asarray(gradient_norms, dtype=np.float32)
         # Not a number compares as false; a length that float32 can't hold is as bad as infinity.

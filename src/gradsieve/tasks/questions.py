@@ -61,8 +61,15 @@ class QuestionSet:
     @property
     def fingerprint(self) -> str:
         """Changes if any question does, or how it is asked."""
-        asked = [[*map(dict, q.example.messages), q.answers, q.with_shots] for q in self.questions]
-        return fingerprint([asked, self.metrics, self.average, self.stops, self.max_tokens])
+        asked = [
+            [
+                *(q.example.id, q.example.subtask, q.example.messages, q.example.answer_prefix),
+                *(q.answers, q.choices, q.with_shots, q.texts),
+            ]
+            for q in self.questions
+        ]
+        how = [self.metrics, self.average, self.stops, self.max_tokens, self.extract]
+        return fingerprint([asked, *how])
 
     def limited(self, limit: int | None) -> QuestionSet:
         """The first questions of each subtask."""
