@@ -250,6 +250,8 @@ def _run_stage(name: str, stage: Stage, context: Context) -> None:
         progress.end(name, "done already")
         return
     notes = run.notes(name)
+    # What is completed cost what it took before, too.
+    before = (run.meta(name) or {}).get("seconds", 0.0) if state.kind == "completing" else 0.0
     kept = _make_room(name, state, context) if first else None
     progress.begin(name)
     if first:
@@ -272,7 +274,7 @@ def _run_stage(name: str, stage: Stage, context: Context) -> None:
         {
             "fingerprint": fingerprint(inputs),
             "inputs": inputs,
-            "seconds": round(seconds, 3),
+            "seconds": round(before + seconds, 3),
             "versions": _versions(),
             **facts,
         },

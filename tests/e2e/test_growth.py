@@ -73,10 +73,13 @@ def only(inputs: dict[str, Any], source: str, keep: slice, folder: Path) -> dict
 
 
 def test_a_new_source(inputs: dict[str, Any], extracted: list[int], tmp_path: Path) -> None:
-    run({**inputs, "pool": inputs["pool"][:1]}, tmp_path / "run")
+    small = run({**inputs, "pool": inputs["pool"][:1]}, tmp_path / "run")
     assert sum(extracted) == CHECKPOINTS * (ROWS // 2 + targets_rows(inputs))
     extracted.clear()
+    meta = small.stage("features") / "meta.json"
+    meta.write_text(json.dumps({**small.done("features"), "seconds": 1000.0}))
     grown = run(inputs, tmp_path / "run")
+    assert 1000 < grown.done("features")["seconds"] < 2000  # what it cost in all
     assert sum(extracted) == CHECKPOINTS * ROWS // 2
     assert scores(grown) == pytest.approx(scores(run(inputs, tmp_path / "anew")), abs=5e-6)
 
