@@ -63,8 +63,8 @@ def main() -> None:
             subtasks[f"{target.name}/{name}"] = own
     meta = run.done("warmup")
     found = [
-        _checkpoint(context, Path(folder), rate, rows, subtasks)
-        for folder, rate in zip(meta["checkpoints"], meta["learning_rates"], strict=True)
+        _checkpoint(context, folder, rate, rows, subtasks)
+        for folder, rate in zip(run.checkpoints, meta["learning_rates"], strict=True)
     ]
     result = {
         "command": "python benchmarks/first_order/run.py",

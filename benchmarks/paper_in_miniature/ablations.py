@@ -165,7 +165,7 @@ def cosines(run: RunDir, number: int, dim: int | None) -> dict[str, Any]:
     where = run.stage("features") / f"checkpoint-{number}"
     kept = where.parents[1] / f"cosines-{number}-{dim}.npz"
     if not kept.is_file():
-        checkpoint = Path(run.done("warmup")["checkpoints"][number - 1])
+        checkpoint = run.checkpoints[number - 1]
         with safe_open(checkpoint / "adam.safetensors", "pt") as file:
             sizes = {
                 key.partition("/")[2].replace(".weight", ".default.weight"): file.get_slice(key)

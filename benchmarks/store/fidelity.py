@@ -106,7 +106,7 @@ def main() -> None:
     settings = recipe(given.data, given.inputs)
     run = gradsieve.run(settings, given.inputs.parent / "fidelity", last="warmup")
     context = Context(settings, run, Progress())
-    checkpoint = Path(run.done("warmup")["checkpoints"][-1])
+    checkpoint = run.checkpoints[-1]
     model = load_adapter(load_model(settings.model), checkpoint)
     moments = Moments(*load_moments(checkpoint, model))
     sizes = {name: layer.weight.numel() for name, layer in lora_layers(model).items()}

@@ -95,7 +95,7 @@ def last_stores(run: RunDir) -> list[Path]:
     Only those that the features stage was last asked for: what is left of a method that the recipe
     has no more may lack rows.
     """
-    last = len(run.done("warmup")["checkpoints"])
+    last = len(run.checkpoints)
     made = run.done("features")["inputs"]["stores"]
     where = run.stage("features") / f"checkpoint-{last}"
     return [where / name for name in made if name != "exact"]

@@ -80,6 +80,16 @@ class RunDir:
         """The inputs with which a stage was last started; None if it never was."""
         return _read_json(self.stage(name) / "inputs.json")
 
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The warm-up's checkpoints in order: its own, or those that the recipe gave.
+
+        Raises:
+            RunError: If it isn't done.
+        """
+        names = self.done("warmup")["checkpoints"]  # relative to the stage's folder, if they can be
+        return [self.stage("warmup") / name for name in names]
+
     def done(self, name: str) -> dict[str, Any]:
         """A finished stage's meta.
 

@@ -192,3 +192,16 @@ def test_damaged_gradients_of_a_target_are_told_and_made_again(
         read_target_gradients(file)
     run(inputs, tmp_path / "run")
     assert world.results(done) == before
+
+
+def test_a_run_that_was_moved_takes_new_features(inputs: dict[str, Any], tmp_path: Path) -> None:
+    plain = {key: value for key, value in inputs.items() if key != "warmup"}
+    plain["warmup"] = {"epochs": 2, "batch_size": 4, "lora": {"r": 2, "alpha": 8}}
+    first = run({**plain, "pool": inputs["pool"][:1]}, tmp_path / "run")
+    stale = first.done("features")["output"]
+    first.path.rename(tmp_path / "moved")
+    grown = gradsieve.run(
+        world.recipe(plain), tmp_path / "moved", first="features", progress=world.Listening()
+    )
+    assert grown.done("features")["output"] != stale
+    assert all(folder.parent.parent == grown.path for folder in grown.checkpoints)

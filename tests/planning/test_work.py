@@ -43,7 +43,7 @@ def test_counts_are_the_runs(inputs: dict[str, Any], run: RunDir, tmp_path: Path
     work = work_of(inputs, tmp_path)
     assert work.warmup is not None
     assert work.warmup.rows == run.done("warmup")["rows"]
-    assert work.checkpoints == len(run.done("warmup")["checkpoints"])
+    assert work.checkpoints == len(run.checkpoints)
     folder = run.stage("features") / "checkpoint-1"
     assert work.stores == len([p for p in folder.iterdir() if p.name != "targets"])
     models = run.done("train")["models"]
@@ -94,7 +94,7 @@ def test_selected_by_share_and_by_tokens(inputs: dict[str, Any], tmp_path: Path)
 def test_given_checkpoints_and_another_student(
     inputs: dict[str, Any], run: RunDir, tmp_path: Path
 ) -> None:
-    folders = run.done("warmup")["checkpoints"]
+    folders = [str(folder) for folder in run.checkpoints]
     work = work_of(inputs, tmp_path, warmup={"checkpoints": folders, "batch_size": 4})
     assert work.warmup is None
     assert work.checkpoints == 2

@@ -36,6 +36,7 @@ from gradsieve import recipe
 from gradsieve.errors import ModelError
 from gradsieve.model.checkpoints import optimizer_file, saved_name
 from gradsieve.model.load import first_line, load_config, lora_config
+from gradsieve.model.skeleton import load_skeleton
 
 PLAIN = {
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
@@ -94,7 +95,7 @@ def check_adapter(model: recipe.Model, lora: recipe.Lora) -> list[ModelError]:
     """Everything in which a new adapter doesn't fit a model; for `train.model` too."""
     where = "warmup.lora.target_modules"
     try:
-        base = _on_meta(load_config(model), model)
+        base = load_skeleton(model)
         unmatched = _unmatched(base, lora.target_modules)
         if unmatched:
             return unmatched
@@ -146,24 +147,6 @@ def _quantization_problems(config: Any, model: recipe.Model) -> Iterator[ModelEr
             f"model.quantization {model.quantization or 'in the model itself'}",
             "pip install 'gradsieve[quantized]'",
         )
-
-
-def _on_meta(config: Any, model: recipe.Model) -> PreTrainedModel:
-    """The model without its weights.
-
-    Raises:
-        ModelError: If its code can't be found.
-    """
-    trust = {"trust_remote_code": True} if model.trust_remote_code else {}
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, **trust)
-    except (ValueError, ImportError, OSError) as error:
-        raise ModelError(
-            "The model cannot be built.",
-            f"model.name {model.name}: {first_line(error)}",
-            "Give a causal language model that this version of transformers knows.",
-        ) from None
 
 
 def _adapted(base: PreTrainedModel, config: LoraConfig, where: str) -> PeftModel:
@@ -272,7 +255,7 @@ def _checkpoint_problems(
             yield error
             continue
         if text not in built:  # checkpoints of one run have the same configuration
-            built[text] = _expected_shapes(config, model, folder, adapter)
+            built[text] = _expected_shapes(model, folder, adapter)
         expected = built[text]
         if isinstance(expected, list):
             yield from expected
@@ -304,7 +287,7 @@ def _read_adapter_config(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _expected_shapes(
-    config: Any, model: recipe.Model, folder: Path, adapter: Mapping[str, Any]
+    model: recipe.Model, folder: Path, adapter: Mapping[str, Any]
 ) -> Shapes | list[ModelError]:
     """Shapes of the adapter's weights on this model; or what is wrong with it."""
     problems = list(_variant_problems(folder, adapter))
@@ -312,7 +295,7 @@ def _expected_shapes(
         return problems
     try:
         plain = LoraConfig(**{key: adapter[key] for key in _SHAPING & adapter.keys()})
-        adapted = _adapted(_on_meta(config, model), plain, str(folder))
+        adapted = _adapted(load_skeleton(model), plain, str(folder))
     except ModelError as error:
         return [error]
     problems = list(_layer_problems(adapted, str(folder)))

@@ -94,7 +94,7 @@ def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     meta = context.run.meta("warmup")
     if meta is None or _student(context) != context.recipe.model:
         return None, None
-    return Path(meta["checkpoints"][-1]), meta["fingerprints"][-1]
+    return context.run.checkpoints[-1], meta["fingerprints"][-1]
 
 
 def check(context: Context) -> None:

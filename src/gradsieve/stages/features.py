@@ -97,13 +97,13 @@ def _target_file(where: Path, target: str) -> Path:
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Take the features of every row at every checkpoint, as far as they are not there yet."""
-    warmup = context.run.done("warmup")
+    checkpoints = context.run.checkpoints
     facts = []
     not_finite: dict[RowKey, str] = {}
-    for number, checkpoint in enumerate(warmup["checkpoints"], start=1):
+    for number, checkpoint in enumerate(checkpoints, start=1):
         where = folder / f"checkpoint-{number}"
-        name = f"features, checkpoint {number} of {len(warmup['checkpoints'])}"
-        made, set_aside = _checkpoint(context, Path(checkpoint), where, name)
+        name = f"features, checkpoint {number} of {len(checkpoints)}"
+        made, set_aside = _checkpoint(context, checkpoint, where, name)
         facts.append(made)
         not_finite.update(set_aside)
     _write_rows(context.rows, not_finite, folder / "rows.parquet")

@@ -118,7 +118,11 @@ def _describe(folders: list[Path], context: Context) -> dict[str, Any]:
     prints = [checkpoint_fingerprint(folder) for folder in folders]
     rates = rates or [1.0] * len(folders)
     return {
-        "checkpoints": [str(folder) for folder in folders],
+        # Its own by name alone, so that a run may be moved.
+        "checkpoints": [
+            folder.name if folder.parent == context.run.stage("warmup") else str(folder)
+            for folder in folders
+        ],
         "fingerprints": prints,
         "learning_rates": rates,
         "output": fingerprint([prints, rates]),
