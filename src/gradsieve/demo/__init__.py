@@ -4,7 +4,7 @@ In: a folder. Out: a pool, a model and a recipe in `RUN/inputs`, a run beside th
 selection that is of the target's skill, next to what chance would give; and what the model can do
 after training on it, next to training on rivals' selections and on everything. The model has
 learnt nine of the pool's ten skills; the target is the tenth, shown in one wording and asked for in
-all. Over five seeds of data and model 44 to 70% of the selection were of that skill, by chance 10%
+all. Over seeds of data and model 47 to 84% of the selection were of that skill, by chance 10%
 (LOG.md).
 """
 
