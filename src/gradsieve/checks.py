@@ -64,15 +64,17 @@ def problem_of(call: Callable[[], object]) -> Iterator[GradsieveError]:
 
 
 def _versions(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
-    """Installed packages against the ranges that this package declares."""
+    """Installed packages against the ranges that this package needs; extras are not needed."""
     from packaging.requirements import Requirement
 
     for line in importlib.metadata.requires("gradsieve") or ():
         wanted = Requirement(line)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue  # of an extra, or of another system
         try:
             version = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # an extra; whoever needs it says so
+            continue  # its import says so, if it is not there under another name
         if not wanted.specifier.contains(version, prereleases=True):
             yield UsageError(
                 f"The installed version of {wanted.name} does not fit.",
