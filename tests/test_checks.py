@@ -181,7 +181,6 @@ def test_a_version_out_of_range(inputs: dict[str, Any], monkeypatch: pytest.Monk
         "not-there>=3",
         'packaging<1; extra == "dev"',
         'packaging<1; sys_platform == "none"',
-        'pyyaml<1; python_version >= "3"',
     ]
     monkeypatch.setattr("importlib.metadata.requires", lambda _: declared)
     with pytest.raises(UsageError, match="numpy does not fit") as caught:
