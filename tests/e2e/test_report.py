@@ -147,6 +147,33 @@ def test_the_command(inputs: dict[str, Any], tmp_path: Path) -> None:
         assert changed in caught.value.where
 
 
+def test_another_model_warmup_or_features_is_refused(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    made, _ = run(world.recipe(inputs), out)
+    recipe = (out / "recipe.yaml").read_bytes()
+    checkpoints = json.loads((made.stage("warmup") / "meta.json").read_text())["checkpoints"]
+    for changes, told_of in (
+        ({"model__dtype": "bfloat16"}, 'model.dtype: "float32" -> "bfloat16"'),
+        ({"warmup__learning_rate": 0.5}, "-> 0.5"),
+        ({"warmup__checkpoints": checkpoints}, "warmup.checkpoints: null -> ["),
+        ({"features__adam": "official"}, "features.adam: "),
+        ({"features__bits": 4}, "features.bits: "),
+    ):
+        with pytest.raises(RunError, match="not of this recipe") as caught:
+            run(world.recipe(inputs, **changes), out, first="report")
+        assert told_of in caught.value.where
+    assert (out / "recipe.yaml").read_bytes() == recipe
+    run(world.recipe(inputs, features__tokens_per_batch=64), out, first="report")
+    given = world.recipe(inputs, warmup__checkpoints=checkpoints)
+    run(given, tmp_path / "given")
+    assert run(given, tmp_path / "given", first="report")[1][-1] == "report: done already"
+    with pytest.raises(RunError, match="not of this recipe") as caught:
+        run(world.recipe(inputs), tmp_path / "given", first="report")
+    assert "-> null" in caught.value.where
+
+
 def test_rows_whose_ids_name_nothing(inputs: dict[str, Any], tmp_path: Path) -> None:
     ids = [True, 1.5, [1], "", True]
     rows = [{"id": id, "prompt": f"say {n % 4}", "completion": "a"} for n, id in enumerate(ids)]
