@@ -177,6 +177,7 @@ def test_another_model_warmup_or_features_is_refused(
 def test_rows_whose_ids_name_nothing(inputs: dict[str, Any], tmp_path: Path) -> None:
     ids = [True, 1.5, [1], "", True]
     rows = [{"id": id, "prompt": f"say {n % 4}", "completion": "a"} for n, id in enumerate(ids)]
+    rows[0] |= {"rank": 7, "gradsieve_rank": 8, "gradsieve_source": "elsewhere", "score": "high"}
     world.write(tmp_path / "odd.jsonl", rows)
     pool = [{"name": "odd", "path": str(tmp_path / "odd.jsonl")}]
     recipe = world.recipe(

@@ -19,6 +19,7 @@ from gradsieve.context import Context
 from gradsieve.methods import Gradients, Problem, Scores, find_method, split_seed
 from gradsieve.progress import clock
 from gradsieve.rundir import atomic, file_fingerprint, fingerprint, write_json
+from gradsieve.selection.table import column_of
 
 COSTS = "seconds.json"
 """What each method has taken, beside the tables."""
@@ -143,8 +144,7 @@ def _write(scores: Scores, file: Path) -> None:
     }
     if scores.by_subtask is not None:
         for index, name in enumerate(scores.subtasks):
-            # A subtask may be called like one of the columns above.
-            told[f"subtask:{name}" if name in told else name] = scores.by_subtask[:, index]
+            told[column_of(name)] = scores.by_subtask[:, index]
     with atomic(file) as temporary:
         pq.write_table(pa.table(told), temporary)
 
