@@ -60,6 +60,7 @@ def test_all_problems_are_in_one_list(inputs: dict[str, Any], tmp_path: Path) ->
         model__name=str(tmp_path / "nowhere"),
         train={"model": "./other"},
         evaluate={},
+        score__methods=["less", "rdss"],
     )  # fmt: skip
     (tmp_path / "file").write_text("")
     for attempt in (
@@ -70,13 +71,21 @@ def test_all_problems_are_in_one_list(inputs: dict[str, Any], tmp_path: Path) ->
             attempt()
         found = caught.value.found
         where = "\n".join(problem.where for problem in found)
-        for part in ("none.jsonl", "empty.jsonl", "t.jsonl", "no.jsonl", "nowhere", "other"):
+        for part in (
+            "none.jsonl",
+            "empty.jsonl",
+            "t.jsonl",
+            "no.jsonl",
+            "nowhere",
+            "other",
+            "score.methods",
+        ):
             assert part in where, where
-        assert len(found) in (6, 7)  # `plan` looks at the folder too
+        assert len(found) in (7, 8)  # `plan` looks at the folder too
         told = str(caught.value)
         assert told.count("what to do:") == len(found)
         assert told.startswith(f"{len(found)} problems, and nothing was started:\n1. ")
-        assert caught.value.exit_status == 1
+        assert caught.value.exit_status == 2  # the recipe's mistake
     assert not list((tmp_path / "run").glob("0*"))
 
 

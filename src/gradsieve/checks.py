@@ -84,15 +84,25 @@ def _versions(context: Context, stages: Sequence[str]) -> Iterator[GradsieveErro
 
 
 def _methods(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
-    """Every method is known, and its library is there."""
-    for name in context.recipe.score.methods if "score" in stages else ():
+    """Every method is known and fits `features.mode`, and its library is there."""
+    gradients = []
+    for name in context.recipe.score.methods:
         try:
-            library = getattr(find_method(name), "library", None)
+            method = find_method(name)
         except GradsieveError as error:
             yield error
             continue
-        if library is not None:
+        if "gradients" in method.uses:
+            gradients.append(name)
+        library = getattr(method, "library", None)
+        if library is not None and "score" in stages:
             yield from problem_of(partial(installed, library, "baselines"))
+    if context.recipe.features.mode == "exact" and set(gradients) - {"less"}:
+        yield UsageError(
+            "Exact mode takes LESS's cosines only.",
+            f"features.mode: exact, score.methods: {', '.join(gradients)}",
+            "Use features.mode: store, or leave the other methods out.",
+        )
 
 
 def _trackers(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:

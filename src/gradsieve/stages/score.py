@@ -39,16 +39,6 @@ def inputs(context: Context) -> dict[str, Any]:
     }
 
 
-def check(context: Context) -> None:
-    """Refuse targets of which no example is short enough.
-
-    Raises:
-        DataError: As `Context.target_rows`.
-    """
-    for target in context.targets:
-        context.target_rows(target)
-
-
 def uses_gradients(context: Context) -> bool:
     """Whether any method needs the features stage."""
     names = context.recipe.score.methods

@@ -57,12 +57,11 @@ def inputs(context: Context) -> dict[str, Any]:
 
 
 def check(context: Context) -> None:
-    """Refuse to select more rows than there are, and test questions that can't be read.
+    """Refuse to select more rows than there are.
 
     Raises:
-        DataError: Naming both numbers, or as `load_test_set`.
+        DataError: Naming both numbers.
     """
-    _ = context.whole_test_sets
     _refuse_too_many(context, sum(len(source.examples) for source in context.sources))
 
 
