@@ -204,6 +204,12 @@ def test_disk_and_memory(
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         plan(inputs, tmp_path / "file" / "run")
+    with pytest.raises(RunError, match="holds something else"):
+        plan(inputs, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("gradsieve.model.load.free_memory", lambda: 1000)
+        with pytest.raises(ModelError, match="targets' gradients don't fit"):
+            plan(inputs, features={"mode": "exact"})
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(RunError, match="does not fit on the disk"):
         plan(inputs, tmp_path / "run")

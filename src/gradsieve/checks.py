@@ -218,7 +218,7 @@ def rows(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
 
 
 def writable(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
-    """The run's folder can be made or written in; nothing is written."""
+    """The run's folder can be made or written in, and is a run's; nothing is written."""
     run = context.run
     folder = run.path
     while not folder.exists() and folder != folder.parent:
@@ -229,6 +229,8 @@ def writable(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError
             f"{run.path}: {folder} is {'not writable' if folder.is_dir() else 'not a folder'}",
             "Give --out a folder that you may write to.",
         )
+    else:
+        yield from problem_of(run.check_ours)
 
 
 CHECKS: tuple[Check, ...] = (
