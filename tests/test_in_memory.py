@@ -351,5 +351,4 @@ def test_wrong_models_are_told_before_anything_is_written(
 
 
 def test_the_report_is_made(found: gradsieve.Selection) -> None:
-    pytest.importorskip("gradsieve.stages.report")
     assert found.report().read_bytes().startswith(b"<!doctype html>")
