@@ -74,12 +74,21 @@ def train_model(
     last = processes.agreed(_last_whole(work) if processes.is_first() else None)
     trainer.train(resume_from_checkpoint=last)
     if processes.is_first():
+        _finish_trackers(settings.report_to)
         _tell_losses(trainer, folder)
         if (work / "runs").is_dir():  # TensorBoard's, by its callback's default
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
             (work / "runs").rename(folder / "tensorboard")
         shutil.rmtree(work)
     processes.wait()
+
+
+def _finish_trackers(names: Sequence[str]) -> None:
+    """End the run of a tracker whose callback leaves it open: the next training has its own."""
+    if "wandb" in names:
+        import wandb
+
+        wandb.finish()
 
 
 def _tell_losses(trainer: Trainer, folder: Path) -> None:
@@ -131,7 +140,7 @@ def _arguments(settings: recipe.Warmup, seed: int, work: Path) -> TrainingArgume
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=list(settings.report_to),
-        run_name=str(work.parent),
+        run_name=str(work.parent).removesuffix(".tmp"),  # what the folder will be called
         disable_tqdm=True,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
