@@ -60,6 +60,7 @@ def test_all_problems_are_in_one_list(inputs: dict[str, Any], tmp_path: Path) ->
         model__name=str(tmp_path / "nowhere"),
         train={"model": "./other"},
         evaluate={},
+        score__methods=["less", "rdss"],
     )  # fmt: skip
     (tmp_path / "file").write_text("")
     for attempt in (
@@ -70,13 +71,21 @@ def test_all_problems_are_in_one_list(inputs: dict[str, Any], tmp_path: Path) ->
             attempt()
         found = caught.value.found
         where = "\n".join(problem.where for problem in found)
-        for part in ("none.jsonl", "empty.jsonl", "t.jsonl", "no.jsonl", "nowhere", "other"):
+        for part in (
+            "none.jsonl",
+            "empty.jsonl",
+            "t.jsonl",
+            "no.jsonl",
+            "nowhere",
+            "other",
+            "score.methods",
+        ):
             assert part in where, where
-        assert len(found) in (6, 7)  # `plan` looks at the folder too
+        assert len(found) in (7, 8)  # `plan` looks at the folder too
         told = str(caught.value)
         assert told.count("what to do:") == len(found)
         assert told.startswith(f"{len(found)} problems, and nothing was started:\n1. ")
-        assert caught.value.exit_status == 1
+        assert caught.value.exit_status == 2  # the recipe's mistake
     assert not list((tmp_path / "run").glob("0*"))
 
 
@@ -176,7 +185,13 @@ def test_a_missing_library_is_told_before_anything_is_spent(
 
 
 def test_a_version_out_of_range(inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.metadata.requires", lambda _: ["numpy<1", "not-there>=3"])
+    declared = [
+        'numpy<1; python_version >= "3"',
+        "not-there>=3",
+        'packaging<1; extra == "dev"',
+        'packaging<1; sys_platform == "none"',
+    ]
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: declared)
     with pytest.raises(UsageError, match="numpy does not fit") as caught:
         plan(inputs)
     assert "gradsieve needs <1" in caught.value.where
@@ -189,6 +204,12 @@ def test_disk_and_memory(
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         plan(inputs, tmp_path / "file" / "run")
+    with pytest.raises(RunError, match="holds something else"):
+        plan(inputs, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("gradsieve.model.load.free_memory", lambda: 1000)
+        with pytest.raises(ModelError, match="targets' gradients don't fit"):
+            plan(inputs, features={"mode": "exact"})
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(RunError, match="does not fit on the disk"):
         plan(inputs, tmp_path / "run")

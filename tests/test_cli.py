@@ -1,6 +1,7 @@
 """The command line: quick, quiet about its insides, and clear about mistakes."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -72,6 +73,8 @@ RUN = ["run", "recipe.yaml", "--out"]
         (["explain", "none", "--target", "t", "--id", "1"], 1, "no run's folder"),
         (["explain", ".", "--target", "t", "--id", "1"], 1, "score is not finished"),
         (["explain", "."], 2, "--id"),
+        (["explain", "\x1b[2Jnone", "--id", "1"], 1, "\ufffd[2Jnone"),
+        (["explain", os.fsdecode(b"n\xf6ne"), "--id", "1"], 1, "n\ufffdne"),
     ],
 )
 def test_mistakes_are_one_message(

@@ -210,6 +210,19 @@ def test_every_form_of_pool_and_targets(
     assert set(lines) == {lines[0]}
 
 
+def test_a_section_may_name_itself(inputs: dict[str, Any], tokenizer: Any) -> None:
+    found = select(
+        inputs,
+        loaded(inputs),
+        tokenizer,
+        pool={"path": rows(inputs, "one"), "name": "dolly"},
+        targets={"a": {"path": rows(inputs, "target"), "name": "legal"}},
+        score={"method": "bm25"},
+    )
+    assert found.target == "legal"
+    assert set(found.selected["source"]) == {"dolly"}
+
+
 def test_several_targets_methods_and_held_out_rows(inputs: dict[str, Any], tokenizer: Any) -> None:
     target = rows(inputs, "target")
     found = select(
@@ -338,5 +351,4 @@ def test_wrong_models_are_told_before_anything_is_written(
 
 
 def test_the_report_is_made(found: gradsieve.Selection) -> None:
-    pytest.importorskip("gradsieve.stages.report")
     assert found.report().read_bytes().startswith(b"<!doctype html>")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from gradsieve.explanation import Explanation, explain
     from gradsieve.in_memory import Selection, select
     from gradsieve.model.moments import KeepMoments
-    from gradsieve.pipeline import run
+    from gradsieve.pipeline import plan, run
+    from gradsieve.progress import Progress
     from gradsieve.recipe import Recipe, load_recipe
     from gradsieve.store import open_store
 
@@ -22,11 +23,13 @@ __all__ = [
     "Explanation",
     "GradsieveError",
     "KeepMoments",
+    "Progress",
     "Recipe",
     "Selection",
     "explain",
     "load_recipe",
     "open_store",
+    "plan",
     "run",
     "select",
 ]
@@ -35,11 +38,13 @@ _HOMES = {
     "Explanation": "gradsieve.explanation",
     "GradsieveError": "gradsieve.errors",
     "KeepMoments": "gradsieve.model.moments",
+    "Progress": "gradsieve.progress",
     "Recipe": "gradsieve.recipe",
     "Selection": "gradsieve.in_memory",
     "explain": "gradsieve.explanation",
     "load_recipe": "gradsieve.recipe",
     "open_store": "gradsieve.store",
+    "plan": "gradsieve.pipeline",
     "run": "gradsieve.pipeline",
     "select": "gradsieve.in_memory",
 }

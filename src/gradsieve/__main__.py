@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 
@@ -9,11 +10,15 @@ def main() -> None:
     """Run the command line; a user's mistake is one message, never a traceback."""
     from gradsieve.cli import app
     from gradsieve.errors import GradsieveError
+    from gradsieve.progress.printable import clean_lines
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is told as an escape
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except GradsieveError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(clean_lines(f"error: {error}"), file=sys.stderr)
         sys.exit(error.exit_status)
 
 

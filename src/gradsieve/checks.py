@@ -64,15 +64,17 @@ def problem_of(call: Callable[[], object]) -> Iterator[GradsieveError]:
 
 
 def _versions(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
-    """Installed packages against the ranges that this package declares."""
+    """Installed packages against the ranges that this package needs; extras are not needed."""
     from packaging.requirements import Requirement
 
     for line in importlib.metadata.requires("gradsieve") or ():
         wanted = Requirement(line)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue  # of an extra, or of another system
         try:
             version = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # an extra; whoever needs it says so
+            continue  # its import says so, if it is not there under another name
         if not wanted.specifier.contains(version, prereleases=True):
             yield UsageError(
                 f"The installed version of {wanted.name} does not fit.",
@@ -82,15 +84,25 @@ def _versions(context: Context, stages: Sequence[str]) -> Iterator[GradsieveErro
 
 
 def _methods(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
-    """Every method is known, and its library is there."""
-    for name in context.recipe.score.methods if "score" in stages else ():
+    """Every method is known and fits `features.mode`, and its library is there."""
+    gradients = []
+    for name in context.recipe.score.methods:
         try:
-            library = getattr(find_method(name), "library", None)
+            method = find_method(name)
         except GradsieveError as error:
             yield error
             continue
-        if library is not None:
+        if "gradients" in method.uses:
+            gradients.append(name)
+        library = getattr(method, "library", None)
+        if library is not None and "score" in stages:
             yield from problem_of(partial(installed, library, "baselines"))
+    if context.recipe.features.mode == "exact" and set(gradients) - {"less"}:
+        yield UsageError(
+            "Exact mode takes LESS's cosines only.",
+            f"features.mode: exact, score.methods: {', '.join(gradients)}",
+            "Use features.mode: store, or leave the other methods out.",
+        )
 
 
 def _trackers(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
@@ -206,7 +218,7 @@ def rows(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
 
 
 def writable(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
-    """The run's folder can be made or written in; nothing is written."""
+    """The run's folder can be made or written in, and is a run's; nothing is written."""
     run = context.run
     folder = run.path
     while not folder.exists() and folder != folder.parent:
@@ -217,6 +229,8 @@ def writable(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError
             f"{run.path}: {folder} is {'not writable' if folder.is_dir() else 'not a folder'}",
             "Give --out a folder that you may write to.",
         )
+    else:
+        yield from problem_of(run.check_ours)
 
 
 CHECKS: tuple[Check, ...] = (

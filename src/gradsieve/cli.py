@@ -1,4 +1,4 @@
-"""The command line: `run`, a command for each stage, `explain`, `compare`, `store ...`, `demo`.
+"""The command line: `run`, one for each stage, `plan`, `explain`, `compare`, `store ...`, `demo`.
 
 Standard output carries the result, standard error the progress. Exit status 0: done; 1: failed;
 2: wrong usage or recipe. Nothing heavy is imported before a command needs it.

@@ -267,7 +267,7 @@ def _sections(
         if isinstance(path, str | Path):
             section["path"] = str(path)
         else:
-            rows[name] = _rows(path)
+            rows[str(section["name"])] = _rows(path)
             section["path"] = IN_MEMORY
         sections.append(section)
     return sections, rows

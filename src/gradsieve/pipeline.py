@@ -145,19 +145,8 @@ def plan(
 
 
 def stages_of(recipe: Recipe) -> list[str]:
-    """The stages that a recipe needs, in order: methods without gradients need no warm-up.
-
-    Raises:
-        UsageError: If a method is not known, or doesn't fit `features.mode`.
-    """
-    methods = {name: find_method(name) for name in recipe.score.methods}
-    gradients = [name for name, method in methods.items() if "gradients" in method.uses]
-    if recipe.features.mode == "exact" and set(gradients) - {"less"}:
-        raise UsageError(
-            "Exact mode takes LESS's cosines only.",
-            f"features.mode: exact, score.methods: {', '.join(gradients)}",
-            "Use features.mode: store, or leave the other methods out.",
-        )
+    """The stages that a recipe needs, in order: methods without gradients need no warm-up."""
+    gradients = any(map(_uses_gradients, recipe.score.methods))
     return [
         *(["warmup", "features"] if gradients or recipe.select.near_duplicates else []),
         "score",
@@ -166,6 +155,13 @@ def stages_of(recipe: Recipe) -> list[str]:
         *(["evaluate"] if recipe.evaluate else []),
         "report",
     ]
+
+
+def _uses_gradients(method: str) -> bool:
+    try:
+        return "gradients" in find_method(method).uses
+    except UsageError:
+        return False  # `check` tells of it, with all else that is wrong
 
 
 def _stage_checks(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:

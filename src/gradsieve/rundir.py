@@ -159,15 +159,7 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            there = sorted(item.name for item in self.path.iterdir())
-            ours = {LOCK, *(self.stage(name).name for name in STAGES)}
-            if there and ours.isdisjoint(there):
-                raise RunError(
-                    "The run folder holds something else.",
-                    f"--out {self.path}: {', '.join(there[:3])}"
-                    + (f" and {len(there) - 3} more" if there[3:] else ""),
-                    "Give --out a new folder, an empty one, or one that gradsieve has made.",
-                )
+            self.check_ours()
             (self.path / LOCK).touch()
         except OSError as error:
             raise RunError(
@@ -175,6 +167,22 @@ class RunDir:
                 str(self.path),
                 "Give --out a folder that you may write to, on a disk with space left.",
             ) from None
+
+    def check_ours(self) -> None:
+        """See that the folder, if there is one, is a run's or empty.
+
+        Raises:
+            RunError: If it holds something else.
+        """
+        there = sorted(item.name for item in self.path.iterdir()) if self.path.is_dir() else []
+        ours = {LOCK, *(self.stage(name).name for name in STAGES)}
+        if there and ours.isdisjoint(there):
+            raise RunError(
+                "The run folder holds something else.",
+                f"--out {self.path}: {', '.join(there[:3])}"
+                + (f" and {len(there) - 3} more" if there[3:] else ""),
+                "Give --out a new folder, an empty one, or one that gradsieve has made.",
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -147,9 +147,34 @@ def test_the_command(inputs: dict[str, Any], tmp_path: Path) -> None:
         assert changed in caught.value.where
 
 
+def test_another_model_is_refused_another_warmup_or_features_told(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    made, _ = run(world.recipe(inputs), out)
+    recipe = (out / "recipe.yaml").read_bytes()
+    with pytest.raises(RunError, match="not of this recipe") as caught:
+        run(world.recipe(inputs, model__dtype="bfloat16"), out, first="report")
+    assert 'model.dtype: "float32" -> "bfloat16"' in caught.value.where
+    assert (out / "recipe.yaml").read_bytes() == recipe
+    checkpoints = [str(folder) for folder in made.checkpoints]
+    for changes, told_of in (
+        ({"warmup__learning_rate": 0.5}, "warmup.learning_rate: "),
+        ({"warmup__checkpoints": checkpoints}, "warmup.checkpoints: null "),
+        ({"features__adam": "official"}, "features.adam: "),
+        ({"features__bits": 4}, "features.bits: "),
+    ):
+        run(world.recipe(inputs, **changes), out, first="report")
+        page = (out / "07-report" / "index.html").read_text(encoding="utf-8")
+        assert f"made with other settings than below: {told_of}" in page
+    run(world.recipe(inputs, features__tokens_per_batch=64), out, first="report")
+    assert "made with other settings" not in (out / "07-report" / "index.html").read_text()
+
+
 def test_rows_whose_ids_name_nothing(inputs: dict[str, Any], tmp_path: Path) -> None:
     ids = [True, 1.5, [1], "", True]
     rows = [{"id": id, "prompt": f"say {n % 4}", "completion": "a"} for n, id in enumerate(ids)]
+    rows[0] |= {"rank": 7, "gradsieve_rank": 8, "gradsieve_source": "elsewhere", "score": "high"}
     world.write(tmp_path / "odd.jsonl", rows)
     pool = [{"name": "odd", "path": str(tmp_path / "odd.jsonl")}]
     recipe = world.recipe(

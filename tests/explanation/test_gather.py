@@ -154,6 +154,29 @@ def test_one_selection_for_all_targets(inputs: dict[str, Any], tmp_path: Path) -
     assert gradsieve.explain(run, "plain", record["id"], record["source"]).selected == 3
 
 
+@pytest.mark.parametrize("mode", ["store", "exact"])
+def test_features_that_are_not_those_of_the_scores(
+    inputs: dict[str, Any], tmp_path: Path, mode: str
+) -> None:
+    def made(sources: int, **stages: str) -> RunDir:
+        pool = inputs["pool"][:sources]
+        recipe = world.recipe({**inputs, "pool": pool}, features={"mode": mode})
+        return gradsieve.run(recipe, tmp_path, progress=world.Listening(), **stages)
+
+    run = made(2)
+    made(3, first="features", last="features")
+    scored = {(row["source"], row["id"]) for row in table(run, "mine", "less")}
+    for source, id in sorted(scored)[:: ROWS // 5]:
+        told = gradsieve.explain(run, "mine", id, source)
+        assert {(n.source, n.id) for n in told.neighbors} <= scored
+    assert told.checkpoints
+    made(1, first="features", last="features")
+    last = max(scored)
+    told = gradsieve.explain(run, "mine", last[1], last[0])
+    assert (told.checkpoints, told.pulls, told.neighbors) == ({}, [], [])
+    assert told.notes[0] == "the features that are there now are not those of the scores"
+
+
 def test_files_that_have_moved(inputs: dict[str, Any], tmp_path: Path) -> None:
     pool = Path(inputs["pool"][0]["path"])
     moved = tmp_path / "one.jsonl"

@@ -1,5 +1,7 @@
 """A killed training ends with the same bytes as one that was let alone."""
 
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,22 @@ def test_trackers_get_the_losses_by_trainers_own_integrations(
     events.unlink()
     train(tmp_path / "b")
     assert prints(tmp_path / "a") == prints(tmp_path / "b")
+
+
+def test_every_training_is_a_run_of_its_own_in_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    module = types.ModuleType("wandb")
+    monkeypatch.setattr(module, "finish", lambda: ended.append("run"), raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    settings = SETTINGS.model_copy(update={"report_to": ["wandb"]})
+    for number in (1, 2):
+        train(tmp_path / f"{number}.tmp", settings=settings)
+        events = tmp_path / f"{number}.tmp" / "tensorboard" / "events"
+        assert events.read_text() == str(tmp_path / str(number))
+        assert len(ended) == number
 
 
 def test_a_tracker_that_is_not_installed() -> None:

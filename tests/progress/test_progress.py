@@ -122,6 +122,24 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     work(Progress(quiet=True), tmp_path)  # a folder
 
 
+HOSTILE = "half \ud83d, \x1b[2Jof\x07 a\n  \tpair"
+
+
+def test_nothing_in_a_text_is_obeyed_or_breaks_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stream in (terminal_of(monkeypatch), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        progress = Progress()
+        with progress.running(["score"], tmp_path / "log.txt"):
+            progress.warn(HOSTILE)
+        told = stream.getvalue()
+        assert "half \ufffd, \ufffd[2Jof\ufffd a\n        pair" in told
+        assert "\x1b[2J" not in told.replace("\x1b[2K", "")
+        told.encode("utf-8")
+    assert "half \\ud83d, " in (tmp_path / "log.txt").read_text(encoding="utf-8")
+
+
 def test_other_libraries_speak_to_the_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

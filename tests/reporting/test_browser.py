@@ -243,6 +243,23 @@ def many_rows() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_scores_that_do_not_differ(visit: Visit, tmp_path: Path) -> None:
+    """Edges that are equal, as pages of old had them, make no number that is none."""
+    data = many_rows()
+    data["rows"] = data["rows"][:3]
+    (view,) = data["views"]
+    view["shown"] = {name: values and values[:3] for name, values in view["shown"].items()}
+    view["scores"] = {"edges": [1, 1, 1], "all": [0, 3], "selected": [0, 2]}
+    file = tmp_path / "index.html"
+    file.write_text(page(data, {"recipe": "", "seconds": {}, "scoring_seconds": {},
+                                "versions": {}}), encoding="utf-8")  # fmt: skip
+    tab = visit(file)
+    markup = tab.locator("body").inner_html()
+    assert tab.locator("#rows > li").count() == 3
+    assert not re.search(r'="[^"]*(NaN|Infinity)', markup)
+    assert re.search(r"width: *0%", markup)
+
+
 def test_20_000_rows_stay_fluent(visit: Visit, tmp_path: Path) -> None:
     file = tmp_path / "index.html"
     made = {"recipe": "", "seconds": {"score": 1}, "scoring_seconds": {}, "versions": {}}

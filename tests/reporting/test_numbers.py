@@ -40,6 +40,12 @@ def test_histograms_count_every_finite_value() -> None:
     assert sum(histogram(np.zeros(3), np.ones(3, bool))["all"]) == 3
 
 
+def test_edges_differ_where_scores_are_close() -> None:
+    values = np.array([0.12345678, 0.12345679], dtype=np.float32)
+    edges = histogram(values, np.ones(2, bool))["edges"]
+    assert edges == sorted(set(edges))
+
+
 def test_bins_of_lengths_hold_whole_numbers() -> None:
     tokens = np.array([1, 2, 2, 3, 10, 2048])
     found = length_histogram(tokens, tokens > 2)

@@ -24,6 +24,8 @@ MIXED = [
      "completion": [{"role": "assistant", "content": "b a"}], "meta": {"level": "two", "x": []}},
     {"conversations": [{"from": "human", "value": "rising : b a"}, {"from": "gpt", "value": "a b"}],
      "rank": "mine", "source": "elsewhere"},
+    {"id": None, "prompt": "rising : d a", "completion": "a d", "gradsieve_source": "own"},
+    {"prompt": "rising : e a", "completion": "a e", "rank": 1, "gradsieve_rank": "own"},
 ]  # fmt: skip
 
 
@@ -54,20 +56,34 @@ def test_the_folder_loads_as_it_is(folder: Path, tmp_path: Path) -> None:
             **{k: v for k, v in row.items() if v is not None},
             "score": wanted["score"],
         } == wanted
-    assert [row.get("gradsieve_rank", row["rank"]) for row in written] == list(range(1, 25))
+
+
+def test_a_rows_own_keys_are_never_overwritten(folder: Path) -> None:
+    written, told = (lines(folder / f"{name}.jsonl") for name in ("selected", "messages"))
+    by_text = {record["messages"][0]["content"]: (row, record)
+               for row, record in zip(written, told, strict=True)}  # fmt: skip
+    row, record = by_text["rising : b a"]
+    assert (row["rank"], row["source"]) == ("mine", "elsewhere")
+    assert (row["gradsieve_rank"], row["gradsieve_source"]) == (record["rank"], "mixed")
+    row, record = by_text["rising : d a"]
+    assert (row["id"], row["source"]) == (record["id"], "mixed")
+    assert row["gradsieve_source"] == "own"
+    row, record = by_text["rising : e a"]
+    assert (row["rank"], row["gradsieve_rank"]) == (1, "own")
+    assert row["gradsieve_gradsieve_rank"] == record["rank"]
 
 
 def test_messages_are_alike_whatever_the_format_was(folder: Path, tmp_path: Path) -> None:
     loaded = datasets.load_dataset(str(folder), "messages", split="train", cache_dir=str(tmp_path))
     assert loaded.features == message_features()
-    assert loaded["rank"] == list(range(1, 25))
+    assert loaded["rank"] == list(range(1, 27))
     turns = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in loaded}
     assert turns["falling : b a c"] == "c b a"
     assert turns["falling : b d"] == "d b"
     assert turns["inward : a b"] == "b a"
     assert turns["rising : b a"] == "a b"
     keys = {(row["source"], row["id"]) for row in loaded}
-    assert len(keys) == 24
+    assert len(keys) == 26
     assert ("mixed", "m1") in keys
 
 
@@ -85,7 +101,7 @@ def test_the_metadata_is_what_the_hub_reads(folder: Path) -> None:
 
 def test_the_card_tells_how_and_from_what_but_no_path(folder: Path) -> None:
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert "| mixed | mixed.jsonl | 4 | 16.7% | 4 | 16.7% |" in text
+    assert "| mixed | mixed.jsonl | 6 | 23.1% | 6 | 23.1% |" in text
     assert "| mine | custom | target.jsonl | 6 | 2 |" in text
     assert "`model` by `random`" in text
     assert "xia2024less" in text

@@ -79,9 +79,6 @@ SKILLS = {
     ),
 }
 
-SOURCES = ("letters from school", "a forum", "notes")
-"""Each favors one of the three wordings."""
-
 
 @dataclass(frozen=True)
 class Row:

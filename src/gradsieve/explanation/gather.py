@@ -23,11 +23,14 @@ from gradsieve.errors import DataError, RunError, UsageError
 from gradsieve.explanation.told import Explanation, Neighbor, Pull, TargetScore
 from gradsieve.recipe import Recipe, load_recipe
 from gradsieve.rundir import TOGETHER, RunDir
+from gradsieve.selection.card import MESSAGES
+from gradsieve.selection.table import FIXED, subtask_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from gradsieve.data.readers import Source
+    from gradsieve.store import RowKey
     from gradsieve.tasks import Target
 
 NEIGHBORS = 5
@@ -186,11 +189,8 @@ class _Table:
     def of(self, key: Key) -> TargetScore:
         index, rank = self.place[key]
         row = self._table.slice(index, 1).to_pylist()[0]
-        score = row.pop("score")
-        for column in ("source", "id", "subtask"):
-            del row[column]
-        subtasks = {name.removeprefix("subtask:"): value for name, value in row.items()}
-        return TargetScore(score, rank, len(self.place), subtasks)
+        subtasks = {subtask_of(name): row[name] for name in row if name not in FIXED}
+        return TargetScore(row["score"], rank, len(self.place), subtasks)
 
 
 class _Texts:
@@ -239,10 +239,10 @@ def _selected(
 ) -> tuple[int | None, str | None]:
     """The row's place in the selection; or why it has none."""
     folder = run.stage("select") / (TOGETHER if recipe.select.together else target) / method
-    if run.meta("select") is None or not (folder / "messages.jsonl").is_file():
+    if run.meta("select") is None or not (folder / MESSAGES).is_file():
         return None, "nothing has been selected yet"
     chosen = 0
-    for record in _records(folder / "messages.jsonl"):
+    for record in _records(folder / MESSAGES):
         chosen += 1
         if (record["source"], record["id"]) == key:
             return record["rank"], None
@@ -261,12 +261,17 @@ def _parts(
     run: RunDir, recipe: Recipe, target: str, method: str, key: Key, texts: _Texts
 ) -> tuple[dict[str, list[float]], list[Pull]]:
     """By subtask what each checkpoint adds; and each example's part, most first."""
-    if not can_attribute(recipe, method):
-        if method == "less":
-            texts.notes.append("features.mode: exact keeps no gradients to take scores apart with")
-            return _exact_parts(run, target, key), []
+    comes_apart = can_attribute(recipe, method)
+    if not comes_apart and method != "less":
         texts.notes.append(f"scores of {method} don't come apart by checkpoint or target example")
         return {}, []
+    name = _row_keys(run).get(key)
+    if name is None:
+        texts.notes.append("the features that are there now are not those of the scores")
+        return {}, []
+    if not comes_apart:
+        texts.notes.append("features.mode: exact keeps no gradients to take scores apart with")
+        return _exact_parts(run, target, name), []
     found = attribute(run, recipe, target, [key], method)
     parts, of = found.parts[:, 0], np.array(found.subtasks)
     by_subtask = {
@@ -281,11 +286,10 @@ def _parts(
     return by_subtask, sorted(pulls, key=lambda pull: -pull.part)
 
 
-def _exact_parts(run: RunDir, target: str, key: Key) -> dict[str, list[float]]:
+def _exact_parts(run: RunDir, target: str, name: RowKey) -> dict[str, list[float]]:
     """What each checkpoint adds, from the cosines that exact mode keeps."""
-    from gradsieve.store import open_store, read_row_keys
+    from gradsieve.store import open_store
 
-    name = read_row_keys(run.stage("features") / "rows.parquet")[key]
     rates = np.array(run.done("warmup")["learning_rates"])
     by_subtask: dict[str, list[float]] = {}
     for number, weight in enumerate(rates / rates.sum(), start=1):
@@ -301,21 +305,22 @@ def _exact_parts(run: RunDir, target: str, key: Key) -> dict[str, list[float]]:
 
 def _neighbors(run: RunDir, method: str, key: Key, table: _Table, texts: _Texts) -> list[Neighbor]:
     """The rows with the largest cosines to this one at the last checkpoint."""
-    from gradsieve.store import open_store, read_row_keys
+    from gradsieve.store import open_store
 
     path = _last_store(run, method)
-    names = read_row_keys(run.stage("features") / "rows.parquet") if path else {}
+    names = _row_keys(run)
     if path is None or key not in names:
         texts.notes.append("there is no datastore with its gradient, so no neighbors can be told")
         return []
     store = open_store(path)
     row = store.read([names[key]])
     direction = row / max(float(np.linalg.norm(row)), 1e-30)
+    # Features may be newer than scores, and have rows that have none yet.
+    others = {name for of, name in names.items() if of in table.place and of != key}
     found = [
         (float(cosine), name.source, name.id)
-        for block in store.similarities(direction, set(names.values()))
+        for block in store.similarities(direction, others)
         for name, cosine in zip(block.keys, block.cosines[:, 0].tolist(), strict=True)
-        if (name.source, name.id) != key
     ]
     nearest = sorted(found, key=lambda one: (-one[0], one[1:]))[:NEIGHBORS]
     neighbors = []
@@ -333,3 +338,12 @@ def _last_store(run: RunDir, method: str) -> Path | None:
     stores = last_stores(run)
     own = [store for store in stores if (store.name == "pool-sgd") == (method == "sgd")]
     return next(iter(own or stores), None)
+
+
+def _row_keys(run: RunDir) -> dict[Key, RowKey]:
+    """The datastore's name of each row that has a feature; none while features are made anew."""
+    from gradsieve.store import read_row_keys
+
+    if run.meta("features") is None:
+        return {}
+    return read_row_keys(run.stage("features") / "rows.parquet")

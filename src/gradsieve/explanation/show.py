@@ -1,7 +1,6 @@
 """An explanation on a terminal: tables in color, or plain lines where it is no terminal.
 
-Text of the data is data: what a terminal would obey (escape sequences, marks that turn the
-direction of writing) is replaced before anything is printed.
+What a terminal would obey in text of the data is replaced (`progress.printable`).
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gradsieve.explanation.told import Explanation, Pull
+from gradsieve.progress.printable import clean
 
 CUT = 160
 """Characters of an example's or neighbor's text; the row's own is cut later."""
 
 OWN_CUT = 2000
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class _Part(NamedTuple):
@@ -60,11 +59,6 @@ def print_rich(told: Explanation) -> None:
     for note in told.notes:
         console.print(Text(f"note: {clean(note)}", style="dim"))
     console.print(Panel(Text("\n".join(_own_text(told))), title="the row", title_align="left"))
-
-
-def clean(text: str) -> str:
-    """Text that no terminal obeys, on one line."""
-    return "".join(c if c.isprintable() else REPLACEMENT for c in " ".join(text.split()))
 
 
 def cut(text: str | None, most: int = CUT) -> str:

@@ -74,6 +74,7 @@ def train_model(
     last = processes.agreed(_last_whole(work) if processes.is_first() else None)
     trainer.train(resume_from_checkpoint=last)
     if processes.is_first():
+        _finish_trackers(settings.report_to)
         _tell_losses(trainer, folder)
     processes.wait()
 
@@ -87,6 +88,14 @@ def clear_work(folder: Path) -> None:
     for mark in work.glob(f"*/{MARK}"):
         mark.unlink()  # what is half removed is not whole
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _finish_trackers(names: Sequence[str]) -> None:
+    """End the run of a tracker whose callback leaves it open: the next training has its own."""
+    if "wandb" in names:
+        import wandb
+
+        wandb.finish()
 
 
 def _tell_losses(trainer: Trainer, folder: Path) -> None:
@@ -138,7 +147,7 @@ def _arguments(settings: recipe.Warmup, seed: int, work: Path) -> TrainingArgume
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=list(settings.report_to),
-        run_name=str(work.parent),
+        run_name=str(work.parent).removesuffix(".tmp"),  # what the folder will be called
         disable_tqdm=True,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,

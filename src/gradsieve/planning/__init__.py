@@ -11,7 +11,8 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,8 @@ def _target(target: Any, context: Context) -> dict[str, Any]:
 def _refuse_what_does_not_fit(
     costs: Costs, stages: list[str], out: Path | None, free: int | None, gpu: Gpu | None
 ) -> None:
+    from gradsieve.model.load import free_memory
+
     problems: list[GradsieveError] = []
     needed = sum(costs.disk_bytes(name) for name in stages)
     needed += max((costs.working_bytes(name) for name in stages), default=0)
@@ -237,8 +240,28 @@ def _refuse_what_does_not_fit(
                 "Take a smaller model (train.model may still be this one), or more memory.",
             )
         )
+    if costs.work.context.recipe.features.mode == "exact" and "features" in stages:
+        problems += _too_large_directions(costs, memory if gpu is not None else free_memory())
     if problems:
         raise problems[0] if len(problems) == 1 else Problems(problems)
+
+
+def _too_large_directions(costs: Costs, free: float) -> Iterator[ModelError]:
+    """Exact mode holds each subtask's direction, and at first one subtask's examples' gradients."""
+    context = costs.work.context
+    groups = Counter(
+        (target.name, row.example.subtask)
+        for target in context.targets
+        for row in context.target_rows(target)
+    )
+    wanted = 4 * (len(groups) + max(groups.values())) * costs.shape.adapter
+    if costs.shape.weight_bytes + wanted > free:
+        yield ModelError(
+            "The targets' gradients don't fit into memory.",
+            f"features.mode exact: {wanted / 2**30:.1f} GiB wanted beside the model's "
+            f"{costs.shape.weight_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} GiB free",
+            "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
+        )
 
 
 def _notes(costs: Costs, stages: Sequence[StagePlan], gpu: Gpu | None) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gradsieve.progress.count import Count, Report, clock
 from gradsieve.progress.display import Display
+from gradsieve.progress.printable import clean_lines
 
 __all__ = ["Progress", "Report", "clock"]
 
@@ -97,10 +98,13 @@ class Progress:
         """One line for the log alone. A log that can't be written stops nothing."""
         if self._log is not None:
             now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-            with suppress(OSError), self._log.open("a", encoding="utf-8", newline="\n") as log:
-                log.write(f"{now} {text}\n")
+            # Half of a surrogate pair (of the data, or of a path's name) is written as an escape.
+            line = f"{now} {text}\n".encode(errors="backslashreplace")
+            with suppress(OSError), self._log.open("ab") as log:
+                log.write(line)
 
     def _print(self, text: str) -> None:
+        text = clean_lines(text)
         if self._display is None:
             print(text, file=sys.stderr, flush=True)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,10 +29,6 @@ def turns(messages: Iterable[Message]) -> tuple[list[list[str]], int]:
         more += max(0, len(text) - room)
         room = max(0, room - len(text))
     return kept, more
-
-
-def _content(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, sort_keys=True, default=str)
 
 
 @dataclass
@@ -69,24 +64,6 @@ class Pool:
             for source in self.context.sources
             for example in source.examples
         }
-
-    @cached_property
-    def _by_content(self) -> dict[tuple[str, str], list[int]]:
-        found: dict[tuple[str, str], list[int]] = {}
-        for key, example in self._examples.items():
-            if key in self.place:
-                name = key[0], _content(example.row)
-                found.setdefault(name, []).append(self.place[key])
-        return found
-
-    def find(self, source: str, selected: Mapping[str, Any]) -> int:
-        """Place of a selected row whose own id names none (true, 1.5, ...): by its content."""
-        row = dict(selected)
-        for added in ("rank", "score", "subtask", "source"):
-            del row[f"gradsieve_{added}" if f"gradsieve_{added}" in row else added]
-        places = self._by_content[source, _content(row)]
-        places.append(places.pop(0))  # equal rows take turns
-        return places[-1]
 
     def show(self, places: Iterable[int]) -> list[int]:
         """Have the page show these rows; returns their places in it."""

@@ -38,7 +38,7 @@ def _counted(
     values: NDArray[Any], chosen: NDArray[np.bool_], edges: NDArray[np.float64]
 ) -> dict[str, Any]:
     return {
-        "edges": [short(edge) for edge in edges.tolist()],
+        "edges": edges.tolist(),  # all digits: scores may be closer than six of them tell
         "all": np.histogram(values, edges)[0].tolist(),
         "selected": np.histogram(values[chosen], edges)[0].tolist(),
     }

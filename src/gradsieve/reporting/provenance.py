@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ def current_stages(context: Context) -> dict[str, dict[str, Any]]:
     """
     recipe, run = context.recipe, context.run
     found = {"score": run.done("score"), "select": run.done("select")}
-    _check_selection(context, found["score"], found["select"])
     gradients = any("gradients" in find_method(name).uses for name in recipe.score.methods)
     if gradients or recipe.select.near_duplicates:
         found |= {"warmup": run.done("warmup"), "features": run.done("features")}
+    _check_selection(context, {name: meta["inputs"] for name, meta in found.items()})
     for name, wanted, given, made_by in (
         ("train", recipe.train or recipe.evaluate, "selections", "select"),
         ("evaluate", recipe.evaluate, "models", "train"),
@@ -42,15 +43,22 @@ def current_stages(context: Context) -> dict[str, dict[str, Any]]:
     return {name: found[name] for name in STAGES if name in found}
 
 
-def _check_selection(context: Context, score: dict[str, Any], select: dict[str, Any]) -> None:
-    """Refuse to tell of a selection that another recipe has made."""
+def _check_selection(context: Context, inputs: Mapping[str, dict[str, Any]]) -> None:
+    """Refuse to tell of a selection that another recipe has made.
+
+    Args:
+        context: Of the recipe.
+        inputs: Of the stages that have made the selection.
+    """
     recipe = context.recipe
     targets = [TOGETHER] if recipe.select.together else [target.name for target in recipe.targets]
     wanted = {f"{target}/{method}" for target in targets for method in recipe.score.methods}
-    missing = [f"no selection {name}" for name in sorted(wanted - select["selections"].keys())]
-    made = {name: score["inputs"][name] for name in ("score", "targets")}
-    made |= {name: select["inputs"][name] for name in ("select", "pool")}
+    there = context.run.done("select")["selections"]
+    missing = [f"no selection {name}" for name in sorted(wanted - there.keys())]
+    made = {name: inputs["score"][name] for name in ("model", "score", "targets")}
+    made |= {name: inputs["select"][name] for name in ("select", "pool")}
     now = {
+        "model": context.model_inputs,
         "score": recipe.score.model_dump(mode="json", exclude={"methods"}),
         "targets": {target.name: target.fingerprint for target in context.targets},
         "select": recipe.select.model_dump(mode="json"),
@@ -64,11 +72,41 @@ def _check_selection(context: Context, score: dict[str, Any], select: dict[str, 
         )
 
 
+def _other_settings(context: Context) -> list[str]:
+    """In what the warm-up and features, taken as they are (`--from`), differ from the recipe."""
+    metas = {name: context.run.meta(name) for name in ("warmup", "features")}
+    if not all(metas.values()):
+        return []
+    inputs = {name: meta["inputs"] for name, meta in metas.items() if meta}
+    made = {"warmup": _warmed_up(inputs["warmup"]), "features": inputs["features"]["features"]}
+    # A stage's inputs hold those keys of its section that its results depend on.
+    now = {
+        name: getattr(context.recipe, name).model_dump(mode="json", include=set(made[name]))
+        for name in made
+    }
+    if folders := context.recipe.warmup.checkpoints:
+        now["warmup"]["checkpoints"] = [str(Path(folder).resolve()) for folder in folders]
+    return differences(made, now)
+
+
+def _warmed_up(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The keys of `warmup` that the stage has used: those of a training, or the checkpoints."""
+    given = inputs.get("checkpoints")
+    used = inputs["warmup"] if given is None else {}
+    return {**used, "checkpoints": given and [folder for folder, _ in given]}
+
+
+def _recipe(context: Context) -> str:
+    others = _other_settings(context)
+    notes = [f"# made with other settings than below: {line}\n" for line in others]
+    return "".join(notes) + dump_recipe(context.recipe)
+
+
 def provenance(context: Context) -> dict[str, Any]:
     """What differs between runs of the same inputs: recipe (it names paths), times, versions."""
     stages = current_stages(context)
     return {
-        "recipe": dump_recipe(context.recipe),
+        "recipe": _recipe(context),
         "seconds": {name: _seconds(meta) for name, meta in stages.items()},
         "scoring_seconds": {
             name: method["seconds"] for name, method in stages["score"]["methods"].items()

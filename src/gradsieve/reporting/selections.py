@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from gradsieve.recipe import Report
 from gradsieve.reporting.examples import Pool
 from gradsieve.reporting.numbers import histogram, length_histogram, short
+from gradsieve.selection.card import MESSAGES
+from gradsieve.selection.table import FIXED, subtask_of
 
 GROUPS = ("selected", "passed over", "near miss", "lowest")
 SUBTASKS_SHOWN = 5
@@ -60,15 +62,13 @@ def read_table(file: Path, pool: Pool) -> Table:
 
     table = pq.read_table(file)
     keys = zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True)
-    fixed, columns = table.column_names[:4], table.column_names[4:]
-    # A subtask that is called like one of the first four columns has a marked name.
-    plain = {f"subtask:{name}": name for name in fixed}
+    columns = [name for name in table.column_names if name not in FIXED]
     values = [table[name].to_numpy() for name in columns]
     return Table(
         np.array([pool.place[key] for key in keys]),
         table["score"].to_numpy(),
         table["subtask"].to_pylist(),
-        [plain.get(name, name) for name in columns],
+        [subtask_of(name) for name in columns],
         np.stack(values, axis=1) if values else np.zeros((table.num_rows, 0), dtype=np.float32),
     )
 
@@ -87,11 +87,9 @@ class Selection:
         self.table, self.pool = table, pool
         self._line = {place: line for line, place in enumerate(table.places.tolist())}
         self.rows: list[Shown] = []
-        for row in _records(folder / "selected.jsonl"):
-            source, score, subtask = (row.get(f"gradsieve_{key}", row.get(key)) for key in _ADDED)
-            place = pool.place.get((str(source), str(row["id"])))
-            line = self._line[pool.find(str(source), row) if place is None else place]
-            told = Shown(line, 0, float(score or 0), str(subtask)) if own else self._shown(line, 0)
+        for row in _records(folder / MESSAGES):
+            line = self._line[pool.place[row["source"], row["id"]]]
+            told = Shown(line, 0, row["score"], row["subtask"]) if own else self._shown(line, 0)
             self.rows.append(told)
         self.dropped = list(_records(folder / "dropped.jsonl"))
         self.chosen = np.zeros(len(table.total), dtype=bool)
@@ -172,7 +170,6 @@ class Selection:
         }
 
 
-_ADDED = ("source", "score", "subtask")
 _RULES = ("near_duplicates", "per_source", "drop_leaks")
 
 

@@ -41,6 +41,8 @@ _SIZES = (
 _NO_RESULT_CHANGES = (
     ("features", "tokens_per_batch"),
     ("warmup", "micro_batch_size"),
+    ("warmup", "report_to"),
+    ("model", "gradient_checkpointing"),
     ("model", "trust_remote_code"),
 )
 """Settings that the card leaves out."""

@@ -1,4 +1,4 @@
-"""Stage 8: a page on what was selected and why, for a browser.
+"""The last stage: a page on what was selected and why, for a browser.
 
 In: the finished stages; of training and evaluation what there is and still fits the selection. Out:
 `07-report/index.html`, one file that needs nothing else and loads nothing from anywhere. For the

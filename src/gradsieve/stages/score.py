@@ -19,6 +19,7 @@ from gradsieve.context import Context
 from gradsieve.methods import Gradients, Problem, Scores, find_method, split_seed
 from gradsieve.progress import clock
 from gradsieve.rundir import atomic, file_fingerprint, fingerprint, write_json
+from gradsieve.selection.table import column_of
 
 COSTS = "seconds.json"
 """What each method has taken, beside the tables."""
@@ -36,16 +37,6 @@ def inputs(context: Context) -> dict[str, Any]:
         "model": context.model_inputs,
         "features": _features(context) if gradients else {},
     }
-
-
-def check(context: Context) -> None:
-    """Refuse targets of which no example is short enough.
-
-    Raises:
-        DataError: As `Context.target_rows`.
-    """
-    for target in context.targets:
-        context.target_rows(target)
 
 
 def uses_gradients(context: Context) -> bool:
@@ -150,8 +141,7 @@ def _write(scores: Scores, file: Path) -> None:
     }
     if scores.by_subtask is not None:
         for index, name in enumerate(scores.subtasks):
-            # A subtask may be called like one of the columns above.
-            told[f"subtask:{name}" if name in told else name] = scores.by_subtask[:, index]
+            told[column_of(name)] = scores.by_subtask[:, index]
     with atomic(file) as temporary:
         pq.write_table(pa.table(told), temporary)
 

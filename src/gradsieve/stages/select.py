@@ -39,12 +39,10 @@ from gradsieve.selection import (
 from gradsieve.selection.card import MESSAGES, ROWS, Selected, card
 from gradsieve.selection.choose import Check, Key
 from gradsieve.selection.columns import features_of
+from gradsieve.selection.table import FIXED, subtask_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-FIXED = ("source", "id", "score", "subtask")
-"""Columns of a table of scores; the others are subtasks."""
 
 
 def inputs(context: Context) -> dict[str, Any]:
@@ -60,12 +58,11 @@ def inputs(context: Context) -> dict[str, Any]:
 
 
 def check(context: Context) -> None:
-    """Refuse to select more rows than there are, and test questions that can't be read.
+    """Refuse to select more rows than there are.
 
     Raises:
-        DataError: Naming both numbers, or as `load_test_set`.
+        DataError: Naming both numbers.
     """
-    _ = context.whole_test_sets
     _refuse_too_many(context, sum(len(source.examples) for source in context.sources))
 
 
@@ -185,7 +182,7 @@ def _order_for(
     if context.recipe.select.round_robin and subtasks:
         by_subtask = np.stack([table[name].to_numpy() for name in subtasks], axis=1)
         return [
-            Candidate(keys[row], float(by_subtask[row, column]), _named(subtasks[column]),
+            Candidate(keys[row], float(by_subtask[row, column]), subtask_of(subtasks[column]),
                       tokens[keys[row]])
             for row, column in round_robin(by_subtask)
         ]  # fmt: skip
@@ -194,12 +191,6 @@ def _order_for(
         Candidate(keys[row], float(scores[row]), best[row], tokens[keys[row]])
         for row in np.argsort(-scores, kind="stable").tolist()
     ]
-
-
-def _named(column: str) -> str:
-    """A subtask's name; its column is marked where it is called like one of the fixed ones."""
-    name = column.removeprefix("subtask:")
-    return name if name in FIXED else column
 
 
 def _scores(file: Path) -> pa.Table:
@@ -287,15 +278,21 @@ def _record(passed: Passed) -> dict[str, Any]:
 def _annotated(
     rows: Mapping[Key, Example], chosen: Iterable[Candidate]
 ) -> Iterable[dict[str, Any]]:
-    """Rows as they came in, plus what chose them; a row's own key is never overwritten."""
+    """Rows as they came in, plus what chose them; a row's own key is never overwritten.
+
+    What is added has `gradsieve_` before its name as often as it takes to be a new one.
+    """
     for rank, candidate in enumerate(chosen, start=1):
-        row = rows[candidate.key].row
         source, id = candidate.key
+        row = {"id": None, **rows[candidate.key].row}
+        if row["id"] is None:  # it gets the one that names it everywhere else
+            row["id"] = id
         told = {"score": candidate.score, "subtask": candidate.subtask, "source": source}
-        added = {"rank": rank, **told}
-        renamed = {key if key not in row else f"gradsieve_{key}": added[key] for key in added}
-        # A row without an id gets the one that names it everywhere else.
-        yield {**({"id": id} if row.get("id") is None else {}), **row, **renamed}
+        for key, value in {"rank": rank, **told}.items():
+            while key in row:
+                key = f"gradsieve_{key}"
+            row[key] = value
+        yield row
 
 
 def _as_messages(

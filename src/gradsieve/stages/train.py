@@ -43,18 +43,6 @@ def inputs(context: Context) -> dict[str, Any]:
     }
 
 
-def check(context: Context) -> None:
-    """Refuse another model to train (LESS-T) that is not there, before hours are spent.
-
-    Raises:
-        ModelError: As `load_tokenizer` and `check_weights`.
-    """
-    from gradsieve.model.load import check_weights
-
-    check_weights(student(context))
-    _ = context.with_model(student(context)).template
-
-
 def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether adapters are kept: other seeds, methods and targets may come."""
     grows = {"seeds": None, "selections": None}

@@ -61,6 +61,11 @@ function clock(seconds) {
   return `${Math.floor(all / 3600)} h ${Math.floor((all % 3600) / 60)} min`;
 }
 
+// Where a value lies between low (0) and high (1); values may be rounded, and low be high.
+function within(value, low, high) {
+  return high > low ? Math.min(1, Math.max(0, (value - low) / (high - low))) : 0;
+}
+
 // Round values between low and high, about `count` of them.
 function ticks(low, high, count) {
   if (!(high > low)) return [low];
@@ -127,7 +132,7 @@ function scoreChart(box, bins, cut, told) {
   const label = `Histogram of scores from ${told(low)} to ${told(high)}; the lowest selected score is ${told(cut)}`;
   chart(box, 190, label, (svg, width, height) => {
     const top = 20, bottom = height - 22, left = 6, right = width - 6;
-    const place = (score) => left + ((score - low) / (high - low)) * (right - left);
+    const place = (score) => left + within(score, low, high) * (right - left);
     const step = (right - left) / bins.all.length;
     bins.all.forEach((count, at) => {
       const chosen = bins.selected[at];
@@ -157,7 +162,7 @@ function lengthChart(box, bins) {
   const { edges } = bins, low = Math.log(edges[0]), high = Math.log(edges.at(-1)), most = Math.max(...all, ...chosen, 1e-9);
   chart(box, 190, `Lengths from ${number(edges[0])} to ${number(edges.at(-1))} tokens, of pool and selection`, (svg, width, height) => {
     const top = 8, bottom = height - 22, left = 6, right = width - 6;
-    const x = (tokens) => left + ((Math.log(tokens) - low) / (high - low)) * (right - left);
+    const x = (tokens) => left + within(Math.log(tokens), low, high) * (right - left);
     const y = (share) => bottom - (share / most) * (bottom - top);
     all.forEach((share, at) => {
       const first = edges[at], last = edges[at + 1] - 1;
@@ -181,7 +186,7 @@ function lossChart(box, points) {
   chart(box, 190, `Loss from ${number(losses[0])} to ${number(last[1])} in ${last[0]} steps`, (svg, width, height) => {
     const top = 10, bottom = height - 22, left = 44, right = width - 10;
     const x = (step) => left + ((step - first) / (end - first)) * (right - left);
-    const y = (loss) => bottom - ((loss - low) / (high - low)) * (bottom - top);
+    const y = (loss) => bottom - within(loss, low, high) * (bottom - top);
     for (const mark of ticks(low, high, 4)) {
       svg.append(drawn("line", { x1: left, x2: right, y1: y(mark), y2: y(mark), class: "axis" }));
       svg.append(drawn("text", { x: left - 6, y: y(mark) + 4, "text-anchor": "end" }, number(mark)));
@@ -195,7 +200,7 @@ function lossChart(box, points) {
 // One method's values on a scale that the methods share: a dot for each model, a line for the mean.
 function stripChart(box, values, mean, low, high, here) {
   chart(box, 18, `${values.map(number).join(", ")}`, (svg, width) => {
-    const x = (value) => 5 + ((value - low) / (high - low || 1)) * (width - 10);
+    const x = (value) => 5 + within(value, low, high) * (width - 10);
     svg.append(drawn("line", { x1: 0, x2: width, y1: 9, y2: 9, class: "axis" }));
     for (const value of values) if (value !== null) svg.append(drawn("circle", { cx: x(value), cy: 9, r: 4, class: here ? "dot here" : "dot" }));
     if (mean !== null) svg.append(drawn("line", { x1: x(mean), x2: x(mean), y1: 2, y2: 16, class: "mean" }));

@@ -70,7 +70,7 @@ function listed(n, words) {
   if (leak) badges.push(element("span", { class: "badge alarm" }, "leak"));
   const about = element("span", { class: "about" }, named(report.sources[source]),
     ...(subtask ? [" \u00b7 ", named(subtask[0])] : []), ` \u00b7 ${whole.format(tokens)} tokens `, ...badges);
-  const bar = element("span", { class: "score" }, score(shown.score[n]), element("i", { "width%": (100 * (shown.score[n] - low)) / (high - low) }));
+  const bar = element("span", { class: "score" }, score(shown.score[n]), element("i", { "width%": 100 * within(shown.score[n], low, high) }));
   const head = element("button", { type: "button", class: "head", "aria-expanded": "false", "aria-controls": `detail-${n}` },
     element("span", { class: "rank", title: `rank ${shown.rank[n]} by score` }, whole.format(shown.rank[n])), bar,
     element("span", { class: "snippet", dir: "auto" }, ...marked(snippet(turns, words), words)), about);
