@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # as in conftest.py, for the page that is made without it
+
 import yaml
 
 import world
