@@ -56,13 +56,10 @@ def main() -> None:
     ]
     for target, methods in told.items():
         for method, n in methods.items():
-            share, recall = (
-                n["planted_selected"] / n["selected"],
-                n["planted_selected"] / n["planted"],
-            )
-            lines.append(
-                f"| {target} | {n['rows']} | {n['planted']} | {method} | {share:.1%} | {recall:.1%} |"
-            )
+            of_all = n["planted_selected"] / n["planted"]
+            cells = [target, n["rows"], n["planted"], method]
+            cells += [f"{n['planted_selected'] / n['selected']:.1%}", f"{of_all:.1%}"]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     (HERE / "planted.md").write_text("\n".join(lines) + "\n")
 
 
