@@ -11,8 +11,8 @@ PEER_PACKAGES := traker==0.3.2 bergson==2.5.1 dattri==0.3.0
 demo: $(STAMP)          ## the main job on a small built-in example
 	$(BIN)/gradsieve demo --out runs/demo
 
-test: $(STAMP)          ## the fast tests
-	$(BIN)/python -m pytest -n 2
+test: $(STAMP)          ## the fast tests; workers with several threads each would wait by spinning
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(STAMP)     ## the slow ones: many kills, larger inputs
 	$(BIN)/python -m pytest -m slow
