@@ -167,6 +167,11 @@ def test_another_model_is_refused_another_warmup_or_features_told(
         run(world.recipe(inputs, **changes), out, first="report")
         page = (out / "07-report" / "index.html").read_text(encoding="utf-8")
         assert f"made with other settings than below: {told_of}" in page
+    # What a recipe without gradients has not used is no matter.
+    blind = world.recipe(inputs, score={"methods": ["random"]}, warmup__learning_rate=0.5)
+    run(blind, out)
+    assert "made with other settings" not in (out / "07-report" / "index.html").read_text()
+    run(world.recipe(inputs), out)
     run(world.recipe(inputs, features__tokens_per_batch=64), out, first="report")
     assert "made with other settings" not in (out / "07-report" / "index.html").read_text()
 

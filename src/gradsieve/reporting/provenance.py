@@ -31,7 +31,7 @@ def current_stages(context: Context) -> dict[str, dict[str, Any]]:
     gradients = any("gradients" in find_method(name).uses for name in recipe.score.methods)
     if gradients or recipe.select.near_duplicates:
         found |= {"warmup": run.done("warmup"), "features": run.done("features")}
-    _check_selection(context, {name: meta["inputs"] for name, meta in found.items()})
+    _check_selection(context)
     for name, wanted, given, made_by in (
         ("train", recipe.train or recipe.evaluate, "selections", "select"),
         ("evaluate", recipe.evaluate, "models", "train"),
@@ -43,20 +43,15 @@ def current_stages(context: Context) -> dict[str, dict[str, Any]]:
     return {name: found[name] for name in STAGES if name in found}
 
 
-def _check_selection(context: Context, inputs: Mapping[str, dict[str, Any]]) -> None:
-    """Refuse to tell of a selection that another recipe has made.
-
-    Args:
-        context: Of the recipe.
-        inputs: Of the stages that have made the selection.
-    """
+def _check_selection(context: Context) -> None:
+    """Refuse to tell of a selection that another recipe has made."""
     recipe = context.recipe
+    score, select = (context.run.done(name) for name in ("score", "select"))
     targets = [TOGETHER] if recipe.select.together else [target.name for target in recipe.targets]
     wanted = {f"{target}/{method}" for target in targets for method in recipe.score.methods}
-    there = context.run.done("select")["selections"]
-    missing = [f"no selection {name}" for name in sorted(wanted - there.keys())]
-    made = {name: inputs["score"][name] for name in ("model", "score", "targets")}
-    made |= {name: inputs["select"][name] for name in ("select", "pool")}
+    missing = [f"no selection {name}" for name in sorted(wanted - select["selections"].keys())]
+    made = {name: score["inputs"][name] for name in ("model", "score", "targets")}
+    made |= {name: select["inputs"][name] for name in ("select", "pool")}
     now = {
         "model": context.model_inputs,
         "score": recipe.score.model_dump(mode="json", exclude={"methods"}),
@@ -72,13 +67,14 @@ def _check_selection(context: Context, inputs: Mapping[str, dict[str, Any]]) -> 
         )
 
 
-def _other_settings(context: Context) -> list[str]:
+def _other_settings(context: Context, stages: Mapping[str, dict[str, Any]]) -> list[str]:
     """In what the warm-up and features, taken as they are (`--from`), differ from the recipe."""
-    metas = {name: context.run.meta(name) for name in ("warmup", "features")}
-    if not all(metas.values()):
+    if "warmup" not in stages:
         return []
-    inputs = {name: meta["inputs"] for name, meta in metas.items() if meta}
-    made = {"warmup": _warmed_up(inputs["warmup"]), "features": inputs["features"]["features"]}
+    made = {
+        "warmup": _warmed_up(stages["warmup"]["inputs"]),
+        "features": stages["features"]["inputs"]["features"],
+    }
     # A stage's inputs hold those keys of its section that its results depend on.
     now = {
         name: getattr(context.recipe, name).model_dump(mode="json", include=set(made[name]))
@@ -96,8 +92,8 @@ def _warmed_up(inputs: dict[str, Any]) -> dict[str, Any]:
     return {**used, "checkpoints": given and [folder for folder, _ in given]}
 
 
-def _recipe(context: Context) -> str:
-    others = _other_settings(context)
+def _recipe(context: Context, stages: Mapping[str, dict[str, Any]]) -> str:
+    others = _other_settings(context, stages)
     notes = [f"# made with other settings than below: {line}\n" for line in others]
     return "".join(notes) + dump_recipe(context.recipe)
 
@@ -106,7 +102,7 @@ def provenance(context: Context) -> dict[str, Any]:
     """What differs between runs of the same inputs: recipe (it names paths), times, versions."""
     stages = current_stages(context)
     return {
-        "recipe": _recipe(context),
+        "recipe": _recipe(context, stages),
         "seconds": {name: _seconds(meta) for name, meta in stages.items()},
         "scoring_seconds": {
             name: method["seconds"] for name, method in stages["score"]["methods"].items()
