@@ -3,11 +3,11 @@
     python benchmarks/paper_in_miniature/ablations.py NAME --data DATA --out runs/miniature
 
 NAME is `warmup` (share of the pool 0, 1, 5, 25%), `checkpoints` (1 to 4), `dims` (1,024 to all),
-`rank` (4, 16, 64 of the selecting adapter) or `transfer` (LESS-T: a third of the parameters
-selects). The model and the targets are those of run.py; the pool is 4,000 rows of its pool. Each
-variant selects 5% for each target; the model is trained on it with three seeds, and the mean loss
-of held-out answers is measured. What was done is kept: the same command goes on. Writes the
-variant's part of ablations.json, and ablations.md.
+`rank` (4, 16, 64 of the selecting adapter), `transfer` (LESS-T: a third of the parameters
+selects) or `reading` (of Adam's update). The model and the targets are those of run.py; the pool
+is 4,000 rows of its pool. Each variant selects 5% for each target; the model is trained on it with
+three seeds, and the mean loss of held-out answers is measured. What was done is kept: the same
+command goes on. Writes the variant's part of ablations.json, and ablations.md.
 """
 
 from __future__ import annotations
@@ -144,11 +144,11 @@ class Trial:
 # --- what each variant selects ------------------------------------------------------------------
 
 
-def ranking_of(run: RunDir) -> Ranking:
+def ranking_of(run: RunDir, method: str = "less") -> Ranking:
     """The order of a run's scores."""
     ranking = {}
     for folder in sorted(p for p in run.stage("score").iterdir() if p.is_dir()):
-        table = pq.read_table(folder / "less.parquet").to_pylist()
+        table = pq.read_table(folder / f"{method}.parquet").to_pylist()
         table.sort(key=lambda row: (-row["score"], row["source"], row["id"]))
         ranking[folder.name] = [(row["source"], row["id"]) for row in table]
     return ranking
@@ -161,7 +161,10 @@ def whole_run(trial: Trial) -> RunDir:
 
 
 def cosines(run: RunDir, number: int, dim: int | None) -> dict[str, Any]:
-    """Cosines [n, S] of all rows at one checkpoint after projection to `dim` values."""
+    """Cosines [n, S] of all rows at one checkpoint after projection to `dim` values.
+
+    None leaves the rows as they are in the run's datastore.
+    """
     where = run.stage("features") / f"checkpoint-{number}"
     kept = where.parents[1] / f"cosines-{number}-{dim}.npz"
     if not kept.is_file():
@@ -270,12 +273,31 @@ def transfer(trial: Trial) -> dict[str, Ranking]:
     return {"the model itself": itself, "one of a third of its size": ranking_of(run)}
 
 
+def reading(trial: Trial) -> dict[str, Ranking]:
+    """Readings of Adam's update, from all four checkpoints or the first one; SGD; no cosine."""
+    every, first = (1, 2, 3, 4), (1,)
+    runs = {
+        "torch": {},
+        "torch, no momentum": {"momentum": "drop"},
+        "official": {"adam": "official"},
+        "official, no momentum": {"adam": "official", "momentum": "drop"},
+    }
+    variants = {}
+    for name, features in runs.items():
+        run = trial.run(f"reading-{name}", trial.recipe(features=features), last="features")
+        variants[name] = ranked(run, every, None)
+        variants[f"{name}, first checkpoint"] = ranked(run, first, None)
+    others = trial.run("reading-others", trial.recipe(score={"methods": ["sgd", "dot"]}))
+    return variants | {name: ranking_of(others, name) for name in ("sgd", "dot")}
+
+
 NAMES: dict[str, Callable[[Trial], dict[str, Ranking]]] = {
     "warmup": warmup,
     "checkpoints": checkpoints,
     "dims": dims,
     "rank": rank,
     "transfer": transfer,
+    "reading": reading,
 }
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsieve.errors import RunError
-from gradsieve.methods import find_method, split_seed
+from gradsieve.methods import split_seed, uses_gradients
 from gradsieve.rundir import TOGETHER, RunDir
 from gradsieve.selection.card import MESSAGES
 
@@ -226,8 +226,7 @@ def _add_selections(comparison: Comparison, run: RunDir) -> None:
     scored, select = run.done("score"), run.done("select")
     steps = [meta["seconds"] for name in ("warmup", "features") if (meta := run.meta(name))]
     for name, facts in scored["methods"].items():
-        uses_gradients = "gradients" in find_method(name).uses
-        cost = facts["seconds"] + (sum(steps) if uses_gradients else 0)
+        cost = facts["seconds"] + (sum(steps) if uses_gradients(name) else 0)
         comparison.seconds.setdefault(split_seed(name)[0], cost)
     for name, methods in select["targets"].items():
         folder = run.stage("select") / name

@@ -23,7 +23,7 @@ from gradsieve import processes
 from gradsieve.checks import check, problem_of, rows, writable
 from gradsieve.context import Context
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
-from gradsieve.methods import find_method
+from gradsieve.methods import uses_gradients
 from gradsieve.planning import Plan, find_gpu, make_plan
 from gradsieve.progress import Progress, clock
 from gradsieve.recipe import Recipe, dump_recipe, load_recipe
@@ -159,7 +159,7 @@ def stages_of(recipe: Recipe) -> list[str]:
 
 def _uses_gradients(method: str) -> bool:
     try:
-        return "gradients" in find_method(method).uses
+        return uses_gradients(method)
     except UsageError:
         return False  # `check` tells of it, with all else that is wrong
 

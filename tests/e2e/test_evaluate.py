@@ -154,6 +154,25 @@ def test_a_model_that_is_lost_is_trained_again(
     assert world.results(run) == before
 
 
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "04-select/mine/bm25/selected.jsonl",
+        "04-select/plain/random-1/messages.jsonl",
+        "06-evaluate/mine/base/seed-0.json",
+        "06-evaluate/results.json",
+    ],
+)
+def test_what_is_lost_of_a_finished_run_is_made_again(
+    inputs: dict[str, Any], run: RunDir, tmp_path: Path, lost: str
+) -> None:
+    copy = RunDir(shutil.copytree(run.path, tmp_path / "copy"))
+    before = world.results(copy)
+    (copy.path / lost).unlink()
+    gradsieve.run(settings(inputs), copy.path, progress=world.Listening())
+    assert world.results(copy) == before
+
+
 def test_another_batch_size_keeps_the_results(inputs: dict[str, Any], tmp_path: Path) -> None:
     """As after running out of memory: the stage was started, and one result is there."""
     few = {"score__methods": ["random"], "train": {"epochs": 1}}

@@ -18,7 +18,16 @@ from typing import cast
 from gradsieve.errors import UsageError
 from gradsieve.methods.problem import Gradients, Method, Problem, Scores
 
-__all__ = ["METHODS", "Gradients", "Method", "Problem", "Scores", "find_method", "split_seed"]
+__all__ = [
+    "METHODS",
+    "Gradients",
+    "Method",
+    "Problem",
+    "Scores",
+    "find_method",
+    "split_seed",
+    "uses_gradients",
+]
 
 METHODS = {
     "less": "gradients:LESS",
@@ -67,3 +76,8 @@ def find_method(name: str) -> Method:
         "score.methods",
         f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}.",
     )
+
+
+def uses_gradients(name: str) -> bool:
+    """Whether a method reads a datastore, Adam's or the plain one."""
+    return "gradients" in find_method(name).uses

@@ -22,7 +22,7 @@ import numpy as np
 
 from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError
-from gradsieve.methods import find_method, split_seed
+from gradsieve.methods import find_method, split_seed, uses_gradients
 from gradsieve.methods.problem import Problem
 from gradsieve.planning.timing import (
     Linear,
@@ -277,7 +277,7 @@ class Calibration:
 
     def _method(self, name: str) -> float:
         method, rows = find_method(name), self.work.rows
-        if "gradients" in method.uses:
+        if uses_gradients(name):
             return self.work.checkpoints * len(rows) * self._storing[1]
         few, more = (min(count, len(rows)) for count in ROWS_TRIED)
         context = self.work.context

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from gradsieve.methods import find_method
+from gradsieve.methods import find_method, uses_gradients
 from gradsieve.planning.gpus import DISK_BYTES_A_SECOND, STARTUP_SECONDS, UTILISATION, Gpu
 from gradsieve.planning.shape import Shape, shape_of
 from gradsieve.planning.timing import padded_tokens, spread
@@ -101,11 +101,10 @@ class Costs:
     def _score(self) -> float:
         total = 0.0
         for name in self.work.context.recipe.score.methods:
-            uses = find_method(name).uses
-            if "gradients" in uses:
+            if uses_gradients(name):
                 products = 2.0 * self.width * self.work.subtasks * len(self.work.rows)
                 total += self.work.checkpoints * products
-            elif uses == "model":
+            elif find_method(name).uses == "model":
                 total += sum(self.shape.forward(1, n, n) for n in self.work.lengths)
         return total
 

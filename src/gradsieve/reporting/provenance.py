@@ -9,7 +9,7 @@ from typing import Any
 
 from gradsieve.context import Context
 from gradsieve.errors import RunError
-from gradsieve.methods import find_method
+from gradsieve.methods import uses_gradients
 from gradsieve.recipe import dump_recipe
 from gradsieve.reporting.numbers import short
 from gradsieve.rundir import STAGES, TOGETHER, differences
@@ -28,7 +28,7 @@ def current_stages(context: Context) -> dict[str, dict[str, Any]]:
     """
     recipe, run = context.recipe, context.run
     found = {"score": run.done("score"), "select": run.done("select")}
-    gradients = any("gradients" in find_method(name).uses for name in recipe.score.methods)
+    gradients = any(map(uses_gradients, recipe.score.methods))
     if gradients or recipe.select.near_duplicates:
         found |= {"warmup": run.done("warmup"), "features": run.done("features")}
     _check_selection(context)

@@ -26,6 +26,7 @@ from gradsieve.tasks import Question, QuestionSet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+RESULTS = "results.json"
 LOSSES = ("target_loss", "held_out_loss")
 """Mean loss of the answers of the target's examples, and of its held-out ones; lower is better."""
 
@@ -49,6 +50,16 @@ def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
     return same and old["models"].items() <= new["models"].items()
 
 
+def lost(folder: Path) -> list[str]:
+    """Results that were there when the stage was finished, and are not."""
+    summary = folder / RESULTS
+    if not summary.is_file():
+        return [str(summary)]
+    rows = json.loads(summary.read_text(encoding="utf-8"))["rows"]
+    files = {folder / row["target"] / row["method"] / f"seed-{row['seed']}.json" for row in rows}
+    return [str(file) for file in sorted(files) if not file.is_file()]
+
+
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Evaluate every model on its target; results that are there are kept."""
     rows: list[dict[str, Any]] = []
@@ -60,7 +71,7 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
                 write_json(file, _evaluated(context, name, model))
             rows += _summary(name, json.loads(file.read_text(encoding="utf-8")))
             report(done)
-    write_json(folder / "results.json", {"rows": rows})
+    write_json(folder / RESULTS, {"rows": rows})
     return {"results": len(rows), "output": fingerprint(rows)}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gradsieve.context import Context
-from gradsieve.methods import Gradients, Problem, Scores, find_method, split_seed
+from gradsieve.methods import Gradients, Problem, Scores, find_method, split_seed, uses_gradients
 from gradsieve.progress import clock
 from gradsieve.rundir import atomic, file_fingerprint, fingerprint, write_json
 from gradsieve.selection.table import column_of
@@ -28,7 +28,7 @@ COSTS = "seconds.json"
 def inputs(context: Context) -> dict[str, Any]:
     """What this stage depends on."""
     names = context.recipe.score.methods
-    gradients = uses_gradients(context)
+    gradients = _needs_features(context)
     return {
         "score": context.recipe.score.model_dump(mode="json", exclude={"methods"}),
         "methods": names,
@@ -39,10 +39,8 @@ def inputs(context: Context) -> dict[str, Any]:
     }
 
 
-def uses_gradients(context: Context) -> bool:
-    """Whether any method needs the features stage."""
-    names = context.recipe.score.methods
-    return any("gradients" in find_method(name).uses for name in names)
+def _needs_features(context: Context) -> bool:
+    return any(map(uses_gradients, context.recipe.score.methods))
 
 
 def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
@@ -114,7 +112,7 @@ def table(folder: Path, target: str, method: str) -> Path:
 
 def _problem(context: Context, name: str) -> Problem:
     gradients = None
-    if "gradients" in find_method(name).uses:
+    if uses_gradients(name):
         features = context.run.stage("features")
         rates = context.run.done("warmup")["learning_rates"]
         folders = [features / f"checkpoint-{number + 1}" for number in range(len(rates))]
@@ -163,7 +161,7 @@ def _write_rows(context: Context, file: Path) -> None:
 
     rows = context.rows
     reasons = [row.set_aside for row in rows]
-    if uses_gradients(context):  # some may have a gradient that is not finite
+    if _needs_features(context):  # some may have a gradient that is not finite
         features = context.run.stage("features") / "rows.parquet"
         reasons = pq.read_table(features, columns=["set_aside"])["set_aside"].to_pylist()
     told = {

@@ -23,7 +23,7 @@ from gradsieve.attribution import last_stores
 from gradsieve.context import Context
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError, RunError
-from gradsieve.methods import find_method
+from gradsieve.methods import find_method, uses_gradients
 from gradsieve.recipe import Select
 from gradsieve.rundir import TOGETHER, file_fingerprint, fingerprint, write_text
 from gradsieve.selection import (
@@ -55,6 +55,13 @@ def inputs(context: Context) -> dict[str, Any]:
         "features": context.run.done("features")["output"] if settings.near_duplicates else None,
         "questions": {name: test.fingerprint for name, test in context.whole_test_sets.items()},
     }
+
+
+def lost(folder: Path) -> list[str]:
+    """Files that were there when the stage was finished, and are not."""
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    files = [folder / name / file for name in meta["selections"] for file in (ROWS, MESSAGES)]
+    return [str(file) for file in files if not file.is_file()]
 
 
 def check(context: Context) -> None:
@@ -103,7 +110,7 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
             target,
             method,
             find_method(method).source,
-            "gradients" in find_method(method).uses,
+            uses_gradients(method),
             chosen,
             order,
             {t.name: (len(t.examples), len(t.subtasks)) for t in context.targets},
