@@ -49,6 +49,28 @@ def test_seeds_are_averaged_first() -> None:
     assert found[0] == pytest.approx(3.0)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(3, 3), (3, 9), (5, 5)])
+def test_it_covers_what_seeds_do(ours: int, theirs: int) -> None:
+    """Models of both methods differ by chance alone, and by more than the questions tell."""
+    rng = np.random.default_rng(2)
+    hits = 0
+    for _ in range(200):
+        hard = rng.normal(0, 1, 100)
+
+        def models(count: int, hard: np.ndarray = hard) -> list[dict[str, Any]]:
+            noise = rng.normal(0, 0.15, (count, 1)) + rng.normal(0, 0.3, (count, 100))
+            return [result(row.tolist()) for row in hard + noise]
+
+        found = _difference(models(ours), models(theirs))
+        assert found is not None
+        hits += found[1] <= 0 <= found[2]
+    assert 0.84 <= hits / 200 <= 0.99
+
+
+def test_no_question_in_common_has_no_difference() -> None:
+    assert _difference([result([1.0, None])], [result([None, 1.0])]) is None
+
+
 def test_questions_that_some_model_could_not_be_asked_are_left_out() -> None:
     found = _difference([result([1.0, None, 3.0])], [result([0.0, 5.0, None])])
     assert found == (1.0, 1.0, 1.0)
@@ -82,7 +104,10 @@ def test_runs_may_have_different_methods(tmp_path: Path) -> None:
     found = compare([one, two])
     table = found.markdown().split("Rows that selections share:")[1].split("\n")
     assert table[4:] == ["| random | 50% |  |", "| rds | 50% |  |"]
-    assert found.latex().count(r"\\") == 4  # the head and three methods
+    results, shared = found.latex().split("\n\n")
+    assert results.count(r"\\") == 4  # the head and three methods
+    assert shared.startswith(r"\begin{tabular}{lrr} % mine: rows that are shared")
+    assert r"rds & 50\% &  \\" in shared
 
 
 def test_order_of_methods_may_differ_between_runs(tmp_path: Path) -> None:

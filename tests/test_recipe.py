@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from gradsieve.errors import RecipeError
-from gradsieve.recipe import Recipe, dump_recipe, load_recipe
+from gradsieve.recipe import Recipe, check_recipe, dump_recipe, load_recipe
 
 GOOD = """
 model: {name: some/model}
@@ -97,6 +97,13 @@ def test_names_are_unique_and_subtask_is_for_custom(tmp_path: Path) -> None:
     assert "used twice" in problems(tmp_path, twice)[0]
     named = GOOD.replace("subtask:", "task: mmlu, subtask:")
     assert "mmlu has its own subtasks" in problems(tmp_path, named)[0]
+
+
+@pytest.mark.parametrize("name", ["together", "target_loss"])
+def test_names_that_mean_something_else_are_refused(name: str) -> None:
+    tree = {"model": {"name": "m"}, "pool": [{"name": "a", "path": "a"}]}
+    with pytest.raises(RecipeError, match=f"{name} has a meaning of its own"):
+        check_recipe({**tree, "targets": [{"name": name, "path": "t"}]})
 
 
 def test_all_weights_of_a_quantized_model_are_not_trained(tmp_path: Path) -> None:

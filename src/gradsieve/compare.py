@@ -25,7 +25,10 @@ from gradsieve.rundir import TOGETHER, RunDir
 from gradsieve.selection.card import MESSAGES
 
 BOOTSTRAPS = 2000
-"""Resamples of the questions, paired; 95% intervals are the 2.5% and 97.5% quantiles."""
+"""Resamples of the questions, paired, and of the models; 95% intervals are the 2.5% and 97.5%
+quantiles."""
+AT_ONCE = 100
+"""Of them; bounds memory."""
 
 HELD_OUT = "held_out_loss"
 
@@ -38,8 +41,8 @@ class Cell:
         values: One for each model: seeds of selection and of training.
         mean: Of the values.
         deviation: Standard deviation over them; None for one.
-        over_random: Mean difference to `random`, and its 95% interval over questions; None if
-            there is no `random`, or the metric has no questions.
+        over_random: Mean difference to `random`, and its 95% interval over questions and over
+            models; None if there is no `random`, or no question that both were asked.
         higher_is_better: Direction.
     """
 
@@ -87,13 +90,9 @@ class Comparison:
         """As LaTeX tables (package booktabs)."""
         parts = []
         for target in self.cells:
-            head, *body = ([_tex(cell) for cell in row] for row in self._table(target, ""))
-            rows = "\n".join(" & ".join(row) + r" \\" for row in body)
-            parts.append(
-                f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}\n\\toprule\n"
-                f"{' & '.join(head)} \\\\\n\\midrule\n{rows}\n\\bottomrule\n\\end{{tabular}}"
-                f" % {_tex(target)}"
-            )
+            parts.append(_tabular(self._table(target, ""), target))
+            if self.overlap.get(target):
+                parts.append(_tabular(self._overlaps(target), f"{target}: rows that are shared"))
         return "\n\n".join(parts)
 
     def _table(self, target: str, none: str) -> list[list[str]]:
@@ -203,22 +202,56 @@ def _check_questions(results: list[dict[str, Any]]) -> None:
 def _difference(
     found: list[dict[str, Any]], random: list[dict[str, Any]]
 ) -> tuple[float, float, float] | None:
-    """Mean difference of paired questions, each averaged over models, and its 95% interval."""
+    """Mean difference over paired questions and all models, and its 95% interval.
+
+    Each resample draws questions, the same for both methods, and models of each method: another
+    seed would have chosen, or trained, otherwise. With one model on a side its seed counts as the
+    only one there is.
+    """
     if found[0]["weights"] is None:
         return None
-    gaps = _by_question(found) - _by_question(random)
-    there = ~np.isnan(gaps)
-    gaps, weights = gaps[there], np.array(found[0]["weights"])[there]
-    picks = np.random.default_rng(0).integers(len(gaps), size=(BOOTSTRAPS, len(gaps)))
-    means = (weights[picks] * gaps[picks]).sum(1) / weights[picks].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float((weights * gaps).sum() / weights.sum()), float(low), float(high)
+    one, other = _by_question(found), _by_question(random)
+    there = ~np.isnan(one).any(0) & ~np.isnan(other).any(0)
+    if not there.any():
+        return None
+    one, other, weights = one[:, there], other[:, there], np.array(found[0]["weights"])[there]
+    mean = float((weights * (one.mean(0) - other.mean(0))).sum() / weights.sum())
+    rng = np.random.default_rng(0)
+    gaps = []
+    for _ in range(BOOTSTRAPS // AT_ONCE):
+        drawn = _counts(rng, len(weights)) * weights
+        drawn /= drawn.sum(1, keepdims=True)
+        gaps.append(_resampled(rng, one, drawn) - _resampled(rng, other, drawn))
+    low, high = np.quantile(np.concatenate(gaps), [0.025, 0.975])
+    return mean, float(low), float(high)
+
+
+def _resampled(
+    rng: np.random.Generator, table: NDArray[np.float64], questions: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Means of resampled models on resampled questions: [m, Q] and [AT_ONCE, Q] to [AT_ONCE].
+
+    Resampling m models gives a variance that is m - 1 over m of the true one, so they are moved
+    apart by as much (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8).
+    """
+    models, mean = len(table), table.mean(0)
+    if models > 1:
+        table = mean + (table - mean) * (models / (models - 1)) ** 0.5
+    means: NDArray[np.float64] = (questions @ table.T * _counts(rng, models)).mean(1)
+    return means
+
+
+def _counts(rng: np.random.Generator, of: int) -> NDArray[np.float64]:
+    """How often each is drawn when as many are drawn as there are: [AT_ONCE, of]."""
+    drawn = rng.integers(of, size=(AT_ONCE, of)) + of * np.arange(AT_ONCE)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=AT_ONCE * of)
+    return counts.reshape(AT_ONCE, of).astype(np.float64)
 
 
 def _by_question(results: list[dict[str, Any]]) -> NDArray[np.float64]:
+    """A row a model; NaN where it wasn't asked."""
     table = [[np.nan if v is None else v for v in result["by_question"]] for result in results]
-    means: NDArray[np.float64] = np.array(table, dtype=np.float64).mean(axis=0)
-    return means
+    return np.array(table, dtype=np.float64)
 
 
 def _add_selections(comparison: Comparison, run: RunDir) -> None:
@@ -277,6 +310,12 @@ def _interval(found: tuple[float, float, float]) -> str:
 
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _tabular(table: list[list[str]], what: str) -> str:
+    head, *body = (" & ".join(map(_tex, row)) + r" \\" for row in table)
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}} % {_tex(what)}", r"\toprule"]
+    return "\n".join([*lines, head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
 
 
 _TEX: Mapping[str, str] = {

@@ -143,17 +143,23 @@ class Context:
             )
 
     @cached_property
+    def positions(self) -> int | None:
+        """Tokens that the model can see at once; None if its config doesn't say."""
+        from gradsieve.model.load import load_config
+
+        return getattr(load_config(self.recipe.model), "max_position_embeddings", None)
+
+    @cached_property
     def template(self) -> ChatTemplate:
         """The chat template with the model's tokenizer."""
         from gradsieve.data.template import ChatTemplate
-        from gradsieve.model.load import load_config, load_tokenizer
+        from gradsieve.model.load import load_tokenizer
 
         model = self.recipe.model
-        positions = getattr(load_config(model), "max_position_embeddings", None)
-        max_length = min(model.max_length, positions or model.max_length)
+        max_length = min(model.max_length, self.positions or model.max_length)
         if max_length < model.max_length:
             self.progress.warn(
-                f"model.max_length {model.max_length} is more than the model's {positions} "
+                f"model.max_length {model.max_length} is more than the model's {self.positions} "
                 f"positions: examples are cut to {max_length} tokens"
             )
         return ChatTemplate(load_tokenizer(model), model.chat_template, max_length)

@@ -19,10 +19,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gradsieve.errors import RecipeError
+from gradsieve.rundir import TOGETHER
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 """A name that becomes part of a file's name."""
 
+RESERVED = (TOGETHER, "target_loss")
+"""Names that stand for something else where a target's name stands."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Of training; NumPy's generator takes no larger one."""
@@ -378,6 +381,14 @@ class Recipe(Section):
     def _names_are_unique(cls, parts: list[Any]) -> list[Any]:
         _unique([part.name for part in parts])
         return parts
+
+    @field_validator("targets")
+    @classmethod
+    def _names_mean_nothing_else(cls, targets: list[Target]) -> list[Target]:
+        taken = [target.name for target in targets if target.name in RESERVED]
+        if taken:
+            raise ValueError(f"{taken[0]} has a meaning of its own: give the target another name")
+        return targets
 
     @model_validator(mode="after")
     def _caps_are_of_sources(self) -> Recipe:

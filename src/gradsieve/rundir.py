@@ -126,6 +126,14 @@ class RunDir:
         folder.rename(kept)
         return kept
 
+    def keep_old(self, part: Path) -> None:
+        """Move a part of a stage's folder to the same place in `RUN/old/`."""
+        kept = self.path / "old" / part.relative_to(self.path)
+        while kept.exists():
+            kept = kept.with_name(kept.name + "x")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part.rename(kept)
+
     def notes(self, name: str) -> dict[Path, bytes]:
         """The bytes of what says how far a stage is, and of the recipe, for `take_back`."""
         files = [self.stage(name) / "inputs.json", self.stage(name) / "meta.json", self.recipe]
@@ -231,6 +239,11 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
         below = (differences(old.get(key), new.get(key), f"{at}.{key}".strip(".")) for key in keys)
         return [line for lines in below for line in lines]
     return [] if old == new else [f"{at}: {_short(old)} -> {_short(new)}"]
+
+
+def agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two mappings have the same values under the keys that both have."""
+    return all(new[key] == value for key, value in old.items() if key in new)
 
 
 def _short(value: Any) -> str:

@@ -73,6 +73,8 @@ def test_all_assistant_turns_and_their_ends(text: str, end: str) -> None:
     rendered = template.render(Example("s", "1", TURNS))
     first, second = (rendered.text[start:stop] for start, stop in rendered.spans)
     assert first.lstrip() == f"yes or no{end}"
+    ids = template.tokenizer.convert_tokens_to_ids(["</s>", end])
+    assert set(template.ends) == set(ids)
     assert second.lstrip() in (f"yes\nno{end}", f"yes\nno {end}")
 
 

@@ -15,7 +15,7 @@ import gradsieve
 import world
 from gradsieve.cli import app
 from gradsieve.compare import compare
-from gradsieve.demo.skills import make_questions
+from gradsieve.demo.skills import make_examples, make_questions
 from gradsieve.errors import DataError, RunError
 from gradsieve.model.load import load_model, load_trained
 from gradsieve.rundir import RunDir
@@ -171,6 +171,52 @@ def test_what_is_lost_of_a_finished_run_is_made_again(
     (copy.path / lost).unlink()
     gradsieve.run(settings(inputs), copy.path, progress=world.Listening())
     assert world.results(copy) == before
+
+
+def test_methods_and_targets_may_go_and_come_back(
+    inputs: dict[str, Any], run: RunDir, tmp_path: Path
+) -> None:
+    copy = RunDir(shutil.copytree(run.path, tmp_path / "copy"))
+    before = world.results(copy)
+    made = [*copy.stage("train").rglob(ADAPTER), *copy.stage("evaluate").rglob("seed-*.json")]
+    times = {file: file.stat().st_mtime_ns for file in made}
+    fewer = {**inputs, "targets": inputs["targets"][:1]}
+    gradsieve.run(
+        settings(fewer, score__methods=["random", "bm25"], train={"seeds": [1], "epochs": 1}),
+        copy.path,
+        progress=world.Listening(),
+    )
+    assert {row["method"] for row in results(copy)} == {"base", "random", "bm25"}
+    assert {row["target"] for row in results(copy)} == {"mine"}
+    gradsieve.run(settings(inputs), copy.path, progress=world.Listening())
+    now = world.results(copy)  # scores that were made again are in old/
+    assert {name: what for name, what in now.items() if not name.startswith("old/")} == before
+    assert {file: file.stat().st_mtime_ns for file in made} == times
+
+
+def test_what_comes_back_changed_is_made_anew(inputs: dict[str, Any], tmp_path: Path) -> None:
+    """The target's examples and questions are others than when it was left out."""
+    few = {"score__methods": ["bm25"], "train": {"epochs": 1}, "select": {"count": 3}}
+    changed = {"name": "plain", "path": str(tmp_path / "other.jsonl")}
+    world.write(tmp_path / "other.jsonl", [world.record(r) for r in make_examples("copy", 3, 5)])
+    with_other = {**inputs, "targets": [inputs["targets"][0], changed]}
+    one = {**inputs, "targets": inputs["targets"][:1]}
+    for given in (inputs, one, with_other):
+        run = gradsieve.run(settings(given, **few), tmp_path / "run", progress=world.Listening())
+    whole = settings(with_other, **few)
+    fresh = gradsieve.run(whole, tmp_path / "fresh", progress=world.Listening())
+    assert results(run) == results(fresh)
+
+
+def test_only_targets_that_something_is_asked_of_are_evaluated(
+    inputs: dict[str, Any], run: RunDir, tmp_path: Path
+) -> None:
+    copy = RunDir(shutil.copytree(run.path, tmp_path / "copy"))
+    gradsieve.run(
+        settings(inputs, evaluate={"tasks": ["mine"]}), copy.path, progress=world.Listening()
+    )
+    assert {row["target"] for row in results(copy)} == {"mine"}
+    assert not (copy.stage("evaluate") / "plain").exists()
 
 
 def test_another_batch_size_keeps_the_results(inputs: dict[str, Any], tmp_path: Path) -> None:

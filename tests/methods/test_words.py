@@ -2,11 +2,13 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import pools
+from gradsieve.errors import DataError
 from gradsieve.methods import find_method
 
 TEXTS = ["the cat sat", "a dog ran and ran", "the cat and the dog", "fish swim in the wide sea"]
@@ -72,3 +74,14 @@ def test_dsir_samples_in_proportion_to_its_weights() -> None:
         counts = Counter(key < "050" for key in tops[-1])
         assert counts[True] == 25
     assert tops[0] != tops[1]  # a sample, not a ranking
+
+
+def test_bm25_without_a_word() -> None:
+    """Words of one letter are none: such an example says nothing, such a pool can't be ranked."""
+    turns = ({"role": "user", "content": "2 + 3 ?"}, {"role": "assistant", "content": "5"})
+    row = pools.row("")
+    bare = replace(row, example=replace(row.example, messages=turns))
+    problem = pools.problem(ROWS, {"t": [bare]})
+    assert not find_method("bm25").score(problem)["t"].total.any()
+    with pytest.raises(DataError, match="no word of two letters"):
+        find_method("bm25").score(pools.problem([bare], {"t": ROWS}))

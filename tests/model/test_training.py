@@ -1,5 +1,6 @@
 """A killed training ends with the same bytes as one that was let alone."""
 
+import math
 import sys
 import types
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers.integrations import integration_utils
 
 import tiny
 from gradsieve import recipe
-from gradsieve.errors import UsageError
+from gradsieve.errors import ModelError, UsageError
 from gradsieve.model.load import add_adapter
 from gradsieve.model.training import MARK, check_trackers, clear_work, train_model
 from gradsieve.rundir import file_fingerprint
@@ -63,6 +64,16 @@ def test_a_checkpoint_each_epoch_and_the_loss_curve(tmp_path: Path) -> None:
         "loss.jsonl",
     ]
     assert len((tmp_path / "loss.jsonl").read_text().splitlines()) == 9
+
+
+def test_a_training_that_goes_astray_is_told(tmp_path: Path) -> None:
+    model = fresh()
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).fill_(math.nan)
+    with pytest.raises(ModelError, match="its loss is nan") as caught:
+        train_model(model, rows(), SETTINGS, 0, tmp_path, 0, lambda *_: None)
+    assert "step 1 of 9" in caught.value.where
+    assert "learning_rate" in caught.value.todo
 
 
 @pytest.mark.parametrize("kill_at", [2, 5, 9])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,7 +46,14 @@ def ask(
     monkeypatch.setattr(huggingface, "HFLM", Parrot)
     nothing: Any = None
     return answers(
-        test, prompts, nothing, nothing, max_length=64, batch_size=2, add_bos_token=False
+        test,
+        prompts,
+        nothing,
+        nothing,
+        max_length=64,
+        max_tokens=7,
+        batch_size=2,
+        add_bos_token=False,
     )
 
 
@@ -80,12 +88,26 @@ def test_each_choice_is_tried_after_a_space(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_free_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     gold = ["Ann Lee", "1912", "in Seoul"]
-    test = QuestionSet(questions(gold), ("f1", "exact_match"), stops=("\n",), max_tokens=7)
+    test = QuestionSet(questions(gold), ("f1", "exact_match"), stops=("\n",))
     assert ask(monkeypatch, test, gold) == [{"f1": 1.0, "exact_match": 1.0}] * 3
     assert ask(monkeypatch, test, ["x", "y", "z"]) == [{"f1": 0.0, "exact_match": 0.0}] * 3
     settings = Parrot.seen[0][1]
     assert (settings["until"], settings["max_gen_toks"]) == (["\n"], 7)
     assert not settings["do_sample"]
+
+
+@pytest.mark.parametrize(("own", "all_ends"), [(5, [3, 5]), ([5, 6], [3, 5, 6]), (None, [3])])
+def test_the_end_of_a_turn_ends_an_answer(
+    monkeypatch: pytest.MonkeyPatch, own: Any, all_ends: list[int]
+) -> None:
+    test = QuestionSet(questions(["yes"]), ("exact_match",))
+    model: Any = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=own))
+    Parrot.says = {"?": "yes"}
+    monkeypatch.setattr(huggingface, "HFLM", Parrot)
+    sizes = {"max_length": 64, "max_tokens": 7, "batch_size": 1}
+    nothing: Any = None
+    answers(test, ["?"], model, nothing, **sizes, add_bos_token=False, ends=[3])
+    assert Parrot.seen[0][1]["eos_token_id"] == all_ends
 
 
 @pytest.mark.parametrize("task", ["mmlu", "bbh", "tydiqa"])
@@ -102,9 +124,10 @@ def test_gold_on_real_questions(
         right = [question.answers[0] for question in test.questions]
     for scores in ask(monkeypatch, test, right):
         assert set(scores.values()) == {1.0}
-    wrong = ["ABCDA"["ABCD".index(said) + 1] if task == "mmlu" else "never" for said in right]
-    for scores in ask(monkeypatch, test, wrong):
-        assert set(scores.values()) == {0.0}
+    for never in ("never", "", ". . ."):
+        wrong = ["ABCDA"["ABCD".index(said) + 1] if task == "mmlu" else never for said in right]
+        for scores in ask(monkeypatch, test, wrong):
+            assert set(scores.values()) == {0.0}
 
 
 def test_with_a_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +138,14 @@ def test_with_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     test = QuestionSet(questions(["a"] * 3, ("a", "b", "c")), ("accuracy",))
     prompts = ["repeat : d e", "backwards : a b c", "head : h i j k"]
     found = answers(
-        test, prompts, model, tokenizer, max_length=32, batch_size=2, add_bos_token=False
+        test,
+        prompts,
+        model,
+        tokenizer,
+        max_length=32,
+        max_tokens=2,
+        batch_size=2,
+        add_bos_token=False,
     )
     for prompt, scores in zip(prompts, found, strict=True):
         ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])

@@ -74,7 +74,7 @@ def test_tydiqa_in_full(tmp_path: Path) -> None:
     (question,) = questions("tydiqa", tmp_path).values()
     instruction = "Answer the following question based on the information in the given passage."
     assert question.with_shots == (
-        f"{instruction}Passage: Rain fell.\nQuestion: What fell?\nAnswer: Rain\n\n"
+        f"{instruction}\n\nPassage: Rain fell.\nQuestion: What fell?\nAnswer: Rain\n\n"
         "Passage: Ann Lee ran.\nQuestion: Who ran?"
     )
     assert question.answers == ("Ann", "Ann Lee")
@@ -137,7 +137,7 @@ def test_tydiqa_on_real_questions(shared_data: Path) -> None:
     for name in english:
         context, row = found[name]
         assert asked[name].with_shots == (
-            "Answer the following question based on the information in the given passage."
+            "Answer the following question based on the information in the given passage.\n\n"
             f"Passage: {shot['context']}\nQuestion: {shot['question']}\n"
             f"Answer: {shot['answers'][0]['text']}\n\n"
             f"Passage: {context}\nQuestion: {row['question']}"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gradsieve.data.examples import Example
-from gradsieve.tasks import Question, QuestionSet
+from gradsieve.tasks import Question, QuestionSet, Shots
 from gradsieve.tasks.questions import f1, normalized
 
 
@@ -31,7 +31,9 @@ def test_normalized(text: str, expected: str) -> None:
         ("cat cat", "cat", 2 / 3),  # a word counts as often as it is there
         ("dog", "cat", 0.0),
         ("", "cat", 0.0),
-        ("the", "a", 1.0),  # nothing is left of either
+        ("the", "a", 0.0),  # nothing is left of either: their words are compared
+        ("A", "a", 1.0),
+        ("", "+", 0.0),
     ],
 )
 def test_f1(said: str, gold: str, expected: float) -> None:
@@ -39,15 +41,36 @@ def test_f1(said: str, gold: str, expected: float) -> None:
 
 
 def test_the_best_of_several_answers_counts() -> None:
-    test = QuestionSet((question(("1912", "in 1912")),), ("f1", "exact_match"))
+    asked = (question(("1912", "in 1912")),)
+    test = QuestionSet(asked, ("f1", "exact_match"), match="squad")
     assert test.judge("In 1912!", ("1912", "in 1912")) == {"f1": 1.0, "exact_match": 1.0}
 
 
 def test_what_follows_the_answer_is_is_judged() -> None:
-    test = QuestionSet((question(("(A)",)),), ("exact_match",), extract=r"[Tt]he answer is (.*?)\.")
+    pattern = r"So the answer is (.*?)\."
+    test = QuestionSet((question(("(A)",)),), ("exact_match",), extract=pattern, match="letters")
     assert test.judge("Ice melts. So the answer is (A). Q:", ("(A)",)) == {"exact_match": 1.0}
     assert test.judge("So the answer is (B). Not (A).", ("(A)",)) == {"exact_match": 0.0}
     assert test.judge("(A)", ("(A)",)) == {"exact_match": 1.0}  # said without the phrase
+
+
+@pytest.mark.parametrize(
+    ("match", "said", "gold", "expected"),
+    [
+        ("words", " Ann  LEE", "Ann Lee", True),
+        ("words", "5", "-5", False),
+        ("words", "", "+", False),
+        ("letters", "(b)", "B", True),
+        ("letters", "the", "a", False),
+        ("letters", "", "] ]", False),
+        ("letters", "> >", "] ]", False),
+        ("letters", "]  ]", "] ]", True),
+        ("squad", "The Moon.", "a moon", True),
+    ],
+)
+def test_what_an_exact_match_overlooks(match: Any, said: str, gold: str, expected: bool) -> None:
+    test = QuestionSet((question((gold,)),), ("exact_match",), match=match)
+    assert test.judge(said, (gold,)) == {"exact_match": float(expected)}
 
 
 def test_weights_are_over_questions_or_subtasks() -> None:
@@ -77,7 +100,7 @@ def test_a_limit_is_for_each_subtask() -> None:
         {"example": question(("y",)).example},
         {"answers": ("y",)},
         {"choices": ("x", "y")},
-        {"with_shots": "?"},
+        {"shots": Shots("", ("?",), "?")},
         {"texts": ("?",)},
     ],
 )

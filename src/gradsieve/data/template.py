@@ -173,6 +173,22 @@ class ChatTemplate:
                 "Mend the row, or set model.chat_template to one that takes it.",
             ) from None
 
+    @cached_property
+    def ends(self) -> list[int]:
+        """Tokens that end an answer: the tokenizer's, and the one that closes a turn."""
+        turns: list[Message] = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": "xyzzy"},
+        ]
+        try:
+            text = self._write(turns)
+        except _REFUSALS:  # it wants other turns
+            text = ""
+        said_at = text.rfind("xyzzy")
+        closing = self._special_tokens.match(text, said_at + len("xyzzy")) if said_at >= 0 else None
+        tokens = [self.tokenizer.eos_token, closing[0].strip() if closing else None]
+        return [self.tokenizer.convert_tokens_to_ids(token) for token in tokens if token]
+
     def prompt(self, messages: Sequence[Message], answer_start: str = "") -> str:
         """The text that asks for an answer, up to where what is generated starts."""
         return self._write(messages, add_generation_prompt=True) + answer_start

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from gradsieve.data.examples import Row
+from gradsieve.errors import DataError
 from gradsieve.extras import needed
 from gradsieve.methods.chance import draw
 from gradsieve.methods.problem import (
@@ -38,11 +39,22 @@ class Bm25:
         """One index, a query for each example."""
         bm25s = needed("bm25s", "baselines")
         index = bm25s.BM25(k1=1.5, b=0.75)
-        index.index(self._tokens(problem.rows), show_progress=False)
+        pool = self._tokens(problem.rows)
+        if not any(pool):
+            raise DataError(
+                "BM25 finds no word of two letters or more in the pool.",
+                f"score.methods: bm25, {len(pool)} rows",
+                "Take bm25 out of score.methods.",
+            )
+        index.index(pool, show_progress=False)
         scores = {}
         for name, examples in problem.targets.items():
             queries = self._tokens(examples)
-            columns = [index.get_scores(query).astype(np.float32) for query in queries]
+            nothing = np.zeros(len(pool), dtype=np.float32)  # bm25s has no answer to no words
+            columns = [
+                index.get_scores(query).astype(np.float32) if query else nothing
+                for query in queries
+            ]
             subtasks, by_subtask = mean_by_subtask(examples, np.stack(columns, axis=1))
             scores[name] = over_subtasks(problem, subtasks, by_subtask)
         return scores

@@ -10,6 +10,7 @@ share each batch.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from transformers import (
 )
 
 from gradsieve import processes, recipe
-from gradsieve.errors import UsageError
+from gradsieve.errors import ModelError, UsageError
 from gradsieve.model.moments import KeepMoments
 from gradsieve.rundir import write_json, write_text
 
@@ -166,6 +167,16 @@ class _Resumable(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report progress."""
         self.on_step(state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Stop a training that went astray: its weights are of no use."""
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise ModelError(
+                f"The training went astray: its loss is {loss}.",
+                f"step {state.global_step} of {state.max_steps}, {args.run_name}",
+                "Lower the learning rate (of warmup, or of train), or set model.dtype: bfloat16.",
+            )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After each epoch, once Trainer has written its own checkpoint."""

@@ -351,18 +351,19 @@ class Calibration:
         return timed(lambda: answer_losses(model, encoded)) / len(encoded) * len(examples)
 
     def _answers(self, model: Any, target: str) -> Linear:
-        from gradsieve.stages.evaluate import ask
+        from gradsieve.stages.evaluate import answered, ask
 
         asked = self._asked(target)
         if not asked:
             return Linear(0, 0, 0)
         test = self.work.context.test_sets[target]
+        of = self.work.context.with_model(self.work.student)
         size = (self.work.context.recipe.evaluate or Evaluate()).batch_size
         few, more = min(size, asked), min(2 * size, asked)
 
         def answer(count: int) -> object:
             some = replace(test, questions=tuple(spread(test.questions, count)))
-            return ask(self.work.context, model, some)
+            return answered(of, model, some, ask(of, some))
 
         return linear(answer, few, more)
 

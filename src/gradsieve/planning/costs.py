@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from gradsieve.planning.gpus import DISK_BYTES_A_SECOND, STARTUP_SECONDS, UTILIS
 from gradsieve.planning.shape import Shape, shape_of
 from gradsieve.planning.timing import padded_tokens, spread
 from gradsieve.planning.work import Training, Work
-from gradsieve.stages.evaluate import prompts
+from gradsieve.stages.evaluate import ask
 
 ROW_BYTES = 100
 """A row's share of tables beside its numbers: names and hashes; an assumption."""
@@ -124,10 +124,10 @@ class Costs:
         of = context.with_model(self.work.student)
         found = {}
         for name, test in context.test_sets.items():
-            some = prompts(of, spread(test.questions, min(64, len(test.questions))))
-            lengths = [len(ids) for ids in of.template.tokenizer(some).input_ids]
-            written = 1 if test.questions[0].choices else test.max_tokens
-            found[name] = (len(test.questions), sum(lengths) / len(lengths), written)
+            some = tuple(spread(test.questions, min(64, len(test.questions))))
+            asked = ask(of, replace(test, questions=some))
+            written = 1 if test.questions[0].choices else asked.max_tokens
+            found[name] = (len(test.questions), sum(asked.lengths) / len(some), written)
         return found
 
     # --- disk -----------------------------------------------------------------------------------

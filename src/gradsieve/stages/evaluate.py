@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ import numpy as np
 from gradsieve.context import Context
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
+from gradsieve.methods import uses_gradients
 from gradsieve.methods.perplexity import answer_losses
 from gradsieve.recipe import Evaluate, Model
-from gradsieve.rundir import TOGETHER, fingerprint, write_json
+from gradsieve.rundir import TOGETHER, agree, fingerprint, write_json
 from gradsieve.tasks import Question, QuestionSet
 
 if TYPE_CHECKING:
@@ -45,9 +47,10 @@ def inputs(context: Context) -> dict[str, Any]:
 
 
 def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether results are kept: other models may come."""
-    same = {**old, "models": None} == {**new, "models": None}
-    return same and old["models"].items() <= new["models"].items()
+    """Whether results are kept: other models and targets may come, and some may go."""
+    varies = dict.fromkeys(("models", "targets", "questions"))
+    same = {**old, **varies} == {**new, **varies}
+    return same and all(agree(old[part], new[part]) for part in varies)
 
 
 def lost(folder: Path) -> list[str]:
@@ -63,13 +66,16 @@ def lost(folder: Path) -> list[str]:
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Evaluate every model on its target; results that are there are kept."""
     rows: list[dict[str, Any]] = []
-    wanted = _wanted(context)
+    wanted, known = _wanted(context), inputs(context)
+    asked: dict[str, Asked] = {}
     with context.progress.counting("evaluation", len(wanted), "models") as report:
         for done, (name, model) in enumerate(wanted.items(), start=1):
-            file = folder / f"{name}.json"
-            if not file.is_file():
-                write_json(file, _evaluated(context, name, model))
-            rows += _summary(name, json.loads(file.read_text(encoding="utf-8")))
+            file, of = folder / f"{name}.json", _identity(context, known, name, model)
+            found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            if found.get("of") != of:
+                found = {"of": of, **_evaluated(context, name, model, asked)}
+                write_json(file, found)
+            rows += _summary(name, found)
             report(done)
     write_json(folder / RESULTS, {"rows": rows})
     return {"results": len(rows), "output": fingerprint(rows)}
@@ -80,15 +86,33 @@ def _wanted(context: Context) -> dict[str, Path | None]:
 
     A model that was trained for all targets together is evaluated on each.
     """
-    targets = [target.name for target in context.recipe.targets]
+    tasks = _settings(context).tasks
+    targets = [
+        target.name
+        for target in context.recipe.targets
+        if tasks is None or "target_loss" in tasks or target.name in tasks
+    ]
     wanted: dict[str, Path | None] = {f"{target}/base/seed-0": None for target in targets}
     if (warmed_up := _warmed_up(context)[0]) is not None:
         wanted.update({f"{target}/warmed_up/seed-0": warmed_up for target in targets})
     for name in context.run.done("train")["models"]:
         of, _, rest = name.partition("/")
-        for target in targets if of == TOGETHER else [of]:
+        for target in targets if of == TOGETHER else {of} & {*targets}:
             wanted[f"{target}/{rest}"] = context.run.stage("train") / name
     return wanted
+
+
+def _identity(context: Context, known: dict[str, Any], name: str, folder: Path | None) -> str:
+    """Changes if a result would: with the model, its target or the target's questions."""
+    target = name.partition("/")[0]
+    if folder is None:
+        model = known["base"]
+    elif folder.is_relative_to(context.run.stage("train")):
+        model = known["models"][str(folder.relative_to(context.run.stage("train")))]
+    else:
+        model = known["warmed_up"]
+    parts = [known["evaluate"], known["targets"][target], known["questions"].get(target)]
+    return fingerprint([*parts, model])
 
 
 def _settings(context: Context) -> Evaluate:
@@ -103,7 +127,8 @@ def _student(context: Context) -> Model:
 def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     """The warm-up's last checkpoint, if it is of the model that is trained; and its identity."""
     meta = context.run.meta("warmup")
-    if meta is None or _student(context) != context.recipe.model:
+    own = any(map(uses_gradients, context.recipe.score.methods))  # or is it an older recipe's?
+    if meta is None or not own or _student(context) != context.recipe.model:
         return None, None
     return context.run.checkpoints[-1], meta["fingerprints"][-1]
 
@@ -130,8 +155,13 @@ def asks_questions(context: Context) -> bool:
     return any(tasks is None or name in tasks for name in context.whole_test_sets)
 
 
-def _evaluated(context: Context, name: str, folder: Path | None) -> dict[str, Any]:
-    """A number for each question and metric, of one model on one target."""
+def _evaluated(
+    context: Context, name: str, folder: Path | None, asked: dict[str, Asked]
+) -> dict[str, Any]:
+    """A number for each question and metric, of one model on one target.
+
+    What is asked is kept in `asked`, by target: it is the same for every model.
+    """
     from gradsieve.model.load import load_model, load_trained
 
     target = name.partition("/")[0]
@@ -149,7 +179,11 @@ def _evaluated(context: Context, name: str, folder: Path | None) -> dict[str, An
             weights=test.weights(),
         )
         if tasks is None or target in tasks:
-            found["metrics"].update(ask(context, model, test))
+            of = context.with_model(student)
+            if target not in asked:
+                asked[target] = ask(of, test)
+                _tell(context, target, asked[target])
+            found["metrics"].update(answered(of, model, test, asked[target]))
     return found
 
 
@@ -179,34 +213,102 @@ def _answer_losses(
     return losses
 
 
-def ask(context: Context, model: PreTrainedModel, test: QuestionSet) -> dict[str, list[float]]:
-    """Each metric of each question's answer by a model."""
+@dataclass(frozen=True)
+class Asked:
+    """How a test set is put to a model.
+
+    Attributes:
+        prompts: Of each question, in the template of the model.
+        lengths: Tokens of each.
+        max_length: Tokens of prompt and answer together: the model's positions.
+        max_tokens: Tokens of an answer.
+        fewer: Questions with fewer worked examples than the benchmark has, for want of room.
+        cut: Questions for which there is no room without any, and which lose their start.
+    """
+
+    prompts: list[str]
+    lengths: list[int]
+    max_length: int
+    max_tokens: int
+    fewer: int
+    cut: int
+
+
+def ask(context: Context, test: QuestionSet) -> Asked:
+    """Write a test set's prompts for a context's model, each with as many shots as there is room.
+
+    The room is the model's positions, whatever `model.max_length` training is cut to.
+    """
+    questions = test.questions
+    max_length = context.positions or context.template.max_length
+    answers = [answer for q in questions for answer in (q.choices or q.answers)]
+    # A token more for the end, and some for borders that fall otherwise after a prompt.
+    max_tokens = max(_lengths(context, answers)) + 8
+    if not questions[0].choices and test.max_tokens is not None:
+        max_tokens = test.max_tokens
+    max_tokens = min(max_tokens, max_length // 2)
+    room = max_length - max_tokens
+    shots = [
+        len(q.shots.examples) if q.shots and _settings(context).shots else 0 for q in questions
+    ]
+    fewer: set[int] = set()
+    prompts = [_prompt(context, q, count) for q, count in zip(questions, shots, strict=True)]
+    lengths = _lengths(context, prompts)
+    while long := [i for i, n in enumerate(lengths) if n > room and shots[i]]:
+        fewer.update(long)
+        for i in long:
+            shots[i] -= 1
+            prompts[i] = _prompt(context, questions[i], shots[i])
+        for i, length in zip(long, _lengths(context, [prompts[i] for i in long]), strict=True):
+            lengths[i] = length
+    cut = sum(length > room for length in lengths)
+    return Asked(prompts, lengths, max_length, max_tokens, len(fewer), cut)
+
+
+def _lengths(context: Context, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text."""
+    template = context.template
+    ids = template.tokenizer(list(texts), add_special_tokens=template.adds_special_tokens).input_ids
+    return [len(tokens) for tokens in ids]
+
+
+def _prompt(context: Context, question: Question, shots: int) -> str:
+    *asked, _ = question.example.messages
+    if question.shots and shots:
+        asked = [{"role": "user", "content": question.shots.text(shots)}]
+    return context.template.prompt(asked, question.example.answer_prefix or "")
+
+
+def _tell(context: Context, target: str, asked: Asked) -> None:
+    """Warn of questions that are not asked as the benchmark does."""
+    what = [f"{asked.fewer} with fewer worked examples"] if asked.fewer else []
+    what += [f"{asked.cut} without their start"] if asked.cut else []
+    if what:
+        context.progress.warn(
+            f"target {target}: of {len(asked.prompts)} questions {' and '.join(what)}, since the "
+            f"model has {asked.max_length} positions, {asked.max_tokens} of them for the answer"
+        )
+
+
+def answered(
+    context: Context, model: PreTrainedModel, test: QuestionSet, asked: Asked
+) -> dict[str, list[float]]:
+    """Each metric of each question's answer by a context's model."""
     from gradsieve.tasks.harness import answers
 
-    of = context.with_model(_student(context))
+    template = context.template
     found = answers(
         test,
-        prompts(of, test.questions),
+        asked.prompts,
         model,
-        of.template.tokenizer,
-        max_length=of.template.max_length,
+        template.tokenizer,
+        max_length=asked.max_length,
+        max_tokens=asked.max_tokens,
         batch_size=_settings(context).batch_size,
-        add_bos_token=of.template.adds_special_tokens,
+        add_bos_token=template.adds_special_tokens,
+        ends=template.ends,
     )
     return {metric: [scores[metric] for scores in found] for metric in test.metrics}
-
-
-def prompts(context: Context, questions: Sequence[Question]) -> list[str]:
-    """What is asked, written in the template of the context's model."""
-    shots, write = _settings(context).shots, context.template.prompt
-    return [_prompt(question, write, shots) for question in questions]
-
-
-def _prompt(question: Question, write: Callable[..., str], shots: bool) -> str:
-    *asked, _ = question.example.messages
-    if shots and question.with_shots:
-        asked = [{"role": "user", "content": question.with_shots}]
-    return write(asked, question.example.answer_prefix or "")
 
 
 def _summary(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,14 +18,14 @@ from gradsieve.context import Context
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import messages_of
 from gradsieve.recipe import Model, Train, Warmup
-from gradsieve.rundir import fingerprint, folder_fingerprint, write_json
+from gradsieve.rundir import agree, fingerprint, folder_fingerprint, write_json
 
 if TYPE_CHECKING:
     from gradsieve.data.template import ChatTemplate
 
 
 COST = "training.json"
-"""Of a trained model's folder: what it took."""
+"""Of a trained model's folder: what it took, and what it was trained on."""
 
 _UNUSED = {"checkpoints", "fraction", "micro_batch_size", "report_to", "seed"}
 """Keys of `warmup` that a training on the selection doesn't depend on."""
@@ -44,10 +44,10 @@ def inputs(context: Context) -> dict[str, Any]:
 
 
 def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether adapters are kept: other seeds, methods and targets may come."""
-    grows = {"seeds": None, "selections": None}
-    same = {**old, **grows} == {**new, **grows}
-    return same and old["selections"].items() <= new["selections"].items()
+    """Whether adapters are kept: other seeds, methods and targets may come, and some may go."""
+    varies = {"seeds": None, "selections": None}
+    same = {**old, **varies} == {**new, **varies}
+    return same and agree(old["selections"], new["selections"])
 
 
 def lost(folder: Path) -> list[str]:
@@ -68,11 +68,13 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
             twin = trained.setdefault((selection, seed), out)
             if processes.is_first() and not _has_weights(out):
                 shutil.rmtree(out, ignore_errors=True)  # what is left of one that was lost
+            if processes.is_first() and out.is_dir() and _selection(out) not in (None, selection):
+                context.run.keep_old(out)  # of a method that had gone, and has come back
             if processes.is_first() and not out.is_dir() and twin != out:
                 _copy(twin, out)  # the same rows for another target
             if processes.agreed(not out.is_dir()):
                 rows = _tokenized(context.run.stage("select") / name / "selected.jsonl", template)
-                _train(context, rows, seed, out)
+                _train(context, rows, seed, out, selection)
             prints[f"{name}/seed-{seed}"] = folder_fingerprint(out, ("*.safetensors",))
             seconds[f"{name}/seed-{seed}"] = json.loads((out / COST).read_text())["seconds"]
     return {"models": prints, "seconds_by_model": seconds, "output": fingerprint(prints)}
@@ -100,7 +102,15 @@ def _copy(twin: Path, out: Path) -> None:
     partial.rename(out)
 
 
-def _train(context: Context, rows: list[dict[str, list[int]]], seed: int, out: Path) -> None:
+def _selection(model: Path) -> str | None:
+    """The fingerprint of the selection that it was trained on; None if none was noted."""
+    told: dict[str, Any] = json.loads((model / COST).read_text(encoding="utf-8"))
+    return told.get("selection")
+
+
+def _train(
+    context: Context, rows: list[dict[str, list[int]]], seed: int, out: Path, selection: str
+) -> None:
     """Train one model; its folder appears whole, or not at all."""
     from gradsieve.model.training import clear_work, train_model
 
@@ -122,7 +132,8 @@ def _train(context: Context, rows: list[dict[str, list[int]]], seed: int, out: P
     if processes.is_first():
         _save(context, model, partial)
         seconds = round(time.monotonic() - start, 3)
-        write_json(partial / COST, {"seconds": seconds, "rows": len(rows)})
+        told = {"seconds": seconds, "rows": len(rows), "selection": selection}
+        write_json(partial / COST, told)
         clear_work(partial)
         partial.rename(out)
     processes.wait()

@@ -18,7 +18,7 @@ from gradsieve.errors import DataError
 from gradsieve.rundir import fingerprint
 from gradsieve.tasks import bbh, custom, mmlu, tydiqa
 from gradsieve.tasks.layout import did_you_mean, missing
-from gradsieve.tasks.questions import Question, QuestionSet
+from gradsieve.tasks.questions import Question, QuestionSet, Shots
 
 
 class Benchmark(Protocol):
@@ -41,6 +41,7 @@ __all__ = [
     "Benchmark",
     "Question",
     "QuestionSet",
+    "Shots",
     "Target",
     "load_target",
     "load_test_set",

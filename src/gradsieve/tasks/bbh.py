@@ -23,7 +23,7 @@ from gradsieve.errors import DataError
 from gradsieve.extras import needed
 from gradsieve.tasks import hub
 from gradsieve.tasks.layout import missing, read_json, read_text, told
-from gradsieve.tasks.questions import Question, QuestionSet
+from gradsieve.tasks.questions import Question, QuestionSet, Shots
 
 SHOTS = 3
 SUBTASKS = 27
@@ -77,7 +77,9 @@ def read(name: str, path: str) -> tuple[list[Example], list[str]]:
 def test_set(name: str, path: str) -> QuestionSet | None:
     """The questions of `bbh/TASK.json` after three worked ones; None if they are not there.
 
-    Asked as LESS's eval/bbh does: chain of thought, what follows "the answer is" must match.
+    Asked as LESS's eval/bbh does: chain of thought, what follows "So the answer is" must match,
+    whatever its case and punctuation. That code takes any punctuation for right where the answer
+    is nothing else (dyck_languages); here it must be the answer's.
     """
     questions = [
         _question(name, task, number, row, found.text)
@@ -92,7 +94,8 @@ def test_set(name: str, path: str) -> QuestionSet | None:
         average="subtasks",
         stops=("\n\n",),
         max_tokens=512,
-        extract=r"[Tt]he answer is (.*?)\.",
+        extract=r"So the answer is (.*?)\.",
+        match="letters",
     )
 
 
@@ -110,9 +113,9 @@ def _question(name: str, task: str, number: int, row: dict[str, str], text: str)
         subtask=task,
         answer_prefix=ANSWER_PREFIX,
     )
-    shots = text.strip().removeprefix(instruction).strip()
-    asked = f"{instruction}\n\n{shots}\n\n{question}"
-    return Question(example, (row["target"],), with_shots=asked, texts=(row["input"],))
+    worked = text.strip().removeprefix(instruction).strip().split("\n\n")
+    shots = Shots(f"{instruction}\n\n", tuple(f"{shot}\n\n" for shot in worked), question)
+    return Question(example, (row["target"],), shots=shots, texts=(row["input"],))
 
 
 def _tasks(name: str, path: str) -> dict[str, Task]:

@@ -20,7 +20,7 @@ from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.tasks import hub
 from gradsieve.tasks.layout import missing, read_text, told
-from gradsieve.tasks.questions import Question, QuestionSet
+from gradsieve.tasks.questions import Question, QuestionSet, Shots
 
 SHOTS = 5
 """Development questions a subject, as in the paper."""
@@ -69,11 +69,11 @@ def test_set(name: str, path: str) -> QuestionSet | None:
         raise DataError(what, f"target {name}: {path}, e.g. {bare[0]}", todo)
     questions = []
     for subject, rows in sorted(tests.items()):
-        shots = "".join(f"{_asked(row)} {row[-1]}\n\n" for row in shown[subject][:SHOTS])
+        shown_first = tuple(f"{_asked(row)} {row[-1]}\n\n" for row in shown[subject][:SHOTS])
         for number, row in enumerate(rows):
             example = _example(name, subject, number, row)
-            asked = _header(subject) + shots + _asked(row)
-            questions.append(Question(example, (row[-1],), LETTERS, asked, (row[0],)))
+            shots = Shots(_header(subject), shown_first, _asked(row))
+            questions.append(Question(example, (row[-1],), LETTERS, shots, (row[0],)))
     return QuestionSet(tuple(questions), ("accuracy",)) if questions else None
 
 

@@ -1,8 +1,7 @@
 """Held-out questions of a target, and how an answer is judged.
 
-In: what a model said. Out: 1 or 0 (accuracy, exact match) or a share (F1). Normalization and F1 are
-SQuAD v1.1's (rajpurkar.github.io/SQuAD-explorer, evaluate-v1.1.py), which TyDiQA's gold-passage
-task uses too.
+In: what a model said. Out: 1 or 0 (accuracy, exact match) or a share (F1). F1 is SQuAD v1.1's
+(rajpurkar.github.io/SQuAD-explorer, evaluate-v1.1.py), which TyDiQA's gold-passage task uses too.
 """
 
 from __future__ import annotations
@@ -10,11 +9,31 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from gradsieve.data.examples import Example
 from gradsieve.rundir import fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Shots:
+    """A question after worked examples, as the user says it.
+
+    Attributes:
+        lead: What stands before them.
+        examples: Each with what parts it from the next.
+        question: What stands after them.
+    """
+
+    lead: str
+    examples: tuple[str, ...]
+    question: str
+
+    def text(self, count: int | None = None) -> str:
+        """With the first examples only, or all."""
+        return self.lead + "".join(self.examples[:count]) + self.question
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +44,20 @@ class Question:
         example: Question and right answer, written as the target's few-shot examples are.
         answers: Every answer that counts as right; a choice's letter where there are choices.
         choices: What may be chosen; empty: the answer is free text.
-        with_shots: What the user says if worked examples stand before the question; empty: there
-            are none.
+        shots: The question after worked examples; None: there are none.
         texts: What the question itself says, without the words that stand around every one.
     """
 
     example: Example
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
-    with_shots: str = ""
+    shots: Shots | None = None
     texts: tuple[str, ...] = ()
+
+    @property
+    def with_shots(self) -> str:
+        """What the user says with all worked examples; empty: there are none."""
+        return self.shots.text() if self.shots else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +69,20 @@ class QuestionSet:
         metrics: Names of what is measured, the one to report first; higher is better.
         average: Over all questions, or over the subtasks' means, as the benchmark reports it.
         stops: Texts at which an answer ends.
-        max_tokens: Tokens an answer may have.
+        max_tokens: Tokens an answer may have; None: as many as the longest right answer takes.
         extract: Regular expression whose group 1 is the answer within what was said; the whole if
             it is None or isn't found.
+        match: What an exact match overlooks: case and space (`words`), punctuation too
+            (`letters`), or articles too (`squad`).
     """
 
     questions: tuple[Question, ...]
     metrics: tuple[str, ...]
     average: Literal["questions", "subtasks"] = "questions"
     stops: tuple[str, ...] = ()
-    max_tokens: int = 64
+    max_tokens: int | None = 64
     extract: str | None = None
+    match: Literal["words", "letters", "squad"] = "words"
 
     @property
     def fingerprint(self) -> str:
@@ -68,7 +94,7 @@ class QuestionSet:
             ]
             for q in self.questions
         ]
-        how = [self.metrics, self.average, self.stops, self.max_tokens, self.extract]
+        how = [self.metrics, self.average, self.stops, self.max_tokens, self.extract, self.match]
         return fingerprint([asked, *how])
 
     def limited(self, limit: int | None) -> QuestionSet:
@@ -90,25 +116,53 @@ class QuestionSet:
 
     def judge(self, said: str, answers: tuple[str, ...]) -> dict[str, float]:
         """Score a free answer against the right ones: the best match counts."""
-        found = re.search(self.extract, said, re.DOTALL) if self.extract else None
+        found = re.search(self.extract, said) if self.extract else None
         said = found[1] if found else said
+        reduce = _REDUCTIONS[self.match]
         scores = {
-            "exact_match": max(float(normalized(said) == normalized(gold)) for gold in answers),
+            "exact_match": max(float(same(said, gold, reduce)) for gold in answers),
             "f1": max(f1(said, gold) for gold in answers),
         }
         return {metric: scores[metric] for metric in self.metrics}
 
 
+def words(text: str) -> str:
+    """Lower case, without extra space."""
+    return " ".join(text.lower().split())
+
+
+def letters(text: str) -> str:
+    """As `words`, without ASCII punctuation."""
+    return words(text.translate(_NO_PUNCTUATION))
+
+
 def normalized(text: str) -> str:
-    """Lower case, without punctuation, English articles and extra space."""
-    text = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    """As `letters`, without English articles: SQuAD's normalization."""
+    return words(re.sub(r"\b(a|an|the)\b", " ", letters(text)))
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_REDUCTIONS: dict[str, Callable[[str], str]] = {
+    "words": words,
+    "letters": letters,
+    "squad": normalized,
+}
+
+
+def same(said: str, gold: str, reduce: Callable[[str], str]) -> bool:
+    """Whether two answers are the same once reduced.
+
+    A right answer of which nothing is left, as of BBH's brackets, is compared by its words:
+    otherwise silence would be right.
+    """
+    right = reduce(gold)
+    return reduce(said) == right if right else words(said) == words(gold)
 
 
 def f1(said: str, gold: str) -> float:
-    """Harmonic mean of precision and recall of words."""
-    words, right = normalized(said).split(), normalized(gold).split()
-    common = sum((Counter(words) & Counter(right)).values())
-    if not words or not right:
-        return float(words == right)
-    return 2 * common / (len(words) + len(right))
+    """Harmonic mean of precision and recall of SQuAD's words."""
+    found, right = normalized(said).split(), normalized(gold).split()
+    if not right:
+        return float(same(said, gold, normalized))
+    common = sum((Counter(found) & Counter(right)).values())
+    return 2 * common / (len(found) + len(right))

@@ -17,7 +17,7 @@ from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.tasks import hub
 from gradsieve.tasks.layout import did_you_mean, missing, read_json, told
-from gradsieve.tasks.questions import Question, QuestionSet
+from gradsieve.tasks.questions import Question, QuestionSet, Shots
 
 WORDS = {
     "english": (
@@ -135,7 +135,9 @@ def read(name: str, path: str) -> tuple[list[Example], list[str]]:
 def test_set(name: str, path: str) -> QuestionSet | None:
     """The development questions, each after its language's example; None if they are not there.
 
-    Asked as LESS's eval/tydiqa does: gold passage, one shot, an answer of one line.
+    Asked as LESS's eval/tydiqa does: gold passage, one shot, an answer of one line. The shot is
+    the example that selects; that code draws one of the training set, and cuts passages to 512
+    tokens.
     """
     folder = Path(path).parent if Path(path).is_file() else Path(path)
     file = folder / DEV
@@ -148,14 +150,19 @@ def test_set(name: str, path: str) -> QuestionSet | None:
     shots: dict[str, str] = {}
     for example in read(name, path)[0] if rows else []:
         words = WORDS[example.subtask]
-        shown = format_question(words, example.row["context"], example.row["question"])
+        shown = _asked(words, example.row["context"], example.row["question"])
         answer = example.messages[1]["content"]
         shots.setdefault(example.subtask, f"{shown}\n{answer}\n\n")
     questions = [_question(name, row, shots, file) for row in rows]
     if not questions:
         return None
     return QuestionSet(
-        tuple(questions), ("f1", "exact_match"), "subtasks", stops=("\n",), max_tokens=50
+        tuple(questions),
+        ("f1", "exact_match"),
+        average="subtasks",
+        stops=("\n",),
+        max_tokens=50,
+        match="squad",
     )
 
 
@@ -182,13 +189,14 @@ def _local_questions(file: Path) -> Rows:
 
 def _question(name: str, row: dict[str, Any], shots: dict[str, str], file: Path) -> Question:
     language = _language(row)
-    instruction = _words(language, file)[0]
+    words = _words(language, file)
     example = _example(name, language, row["id"], row, file)
-    asked = example.messages[0]["content"].removeprefix(instruction)
-    with_shots = shots[language] + asked if language in shots else ""
+    after = None
+    if language in shots:
+        asked = _asked(words, row["context"], row["question"])
+        after = Shots(f"{words[0]}\n\n", (shots[language],), asked)
     answers = tuple(answer["text"] for answer in row["answers"])
-    texts = (row["context"], row["question"])
-    return Question(example, answers, with_shots=with_shots, texts=texts)
+    return Question(example, answers, shots=after, texts=(row["context"], row["question"]))
 
 
 def _language(row: dict[str, Any]) -> str:
@@ -263,8 +271,11 @@ def _answers_from_hub(found: Any) -> Rows:
 
 def format_question(words: tuple[str, str, str, str], context: str, question: str) -> str:
     """The prompt of one question. As in LESS's code nothing stands before the passage's heading."""
-    instruction, passage_heading, question_heading, _ = words
-    return f"{instruction}{passage_heading} {context}\n{question_heading} {question}"
+    return words[0] + _asked(words, context, question)
+
+
+def _asked(words: tuple[str, str, str, str], context: str, question: str) -> str:
+    return f"{words[1]} {context}\n{words[2]} {question}"
 
 
 def _example(name: str, language: str, id: str, row: Any, file: Path) -> Example:

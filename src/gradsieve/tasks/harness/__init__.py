@@ -33,8 +33,10 @@ def answers(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
+    max_tokens: int,
     batch_size: int,
     add_bos_token: bool,
+    ends: Sequence[int] = (),
 ) -> list[dict[str, float]]:
     """Ask all questions; a prompt too long for the model loses its start.
 
@@ -44,8 +46,10 @@ def answers(
         model: In eval mode; no adapter around it (merge it first).
         tokenizer: The model's.
         max_length: Tokens of prompt and answer together.
+        max_tokens: Tokens of an answer, fewer than `max_length`.
         batch_size: Questions at a time.
         add_bos_token: Whether the tokenizer, not the prompt, adds the first token.
+        ends: Tokens that end an answer, besides those that the model names itself.
 
     Returns:
         Metrics of each question, in order.
@@ -69,7 +73,9 @@ def answers(
             max_length=max_length,
             add_bos_token=add_bos_token,
         )
-        task = _task(test, docs)
+        own = model.generation_config.eos_token_id if ends else None
+        ends = [*ends, *(own if isinstance(own, list) else [own] if own is not None else [])]
+        task = _task(test, docs, max_tokens, ends)
         samples = needed("lm_eval.evaluator", "evaluate").evaluate(
             lm=lm, task_dict={"task": task}, log_samples=True, bootstrap_iters=0
         )["samples"]["task"]
@@ -83,13 +89,17 @@ def answers(
     ]
 
 
-def _task(test: QuestionSet, docs: list[dict[str, Any]]) -> Any:
+def _task(
+    test: QuestionSet, docs: list[dict[str, Any]], max_tokens: int, ends: Sequence[int]
+) -> Any:
     from datasets import Dataset
 
     kind = "choice" if test.questions[0].choices else "answer"
     config = yaml.safe_load((HERE / f"{kind}.yaml").read_text(encoding="utf-8"))
     if kind == "answer":
-        own = {"until": list(test.stops), "max_gen_toks": test.max_tokens}
+        own = {"until": list(test.stops), "max_gen_toks": max_tokens}
+        if ends:
+            own["eos_token_id"] = sorted(set(ends))
         config["generation_kwargs"].update(own)
         config["process_results"] = lambda *_: {"exact_match": 0.0}  # judged by the caller
     config["custom_dataset"] = lambda **_: {"test": Dataset.from_list(docs)}
