@@ -3,7 +3,7 @@
 import pytest
 
 from gradsieve.recipe import Select
-from gradsieve.selection import Candidate, choose
+from gradsieve.selection.choose import Candidate, choose
 
 
 def order(sources: str, tokens: int = 10) -> list[Candidate]:

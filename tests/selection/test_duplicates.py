@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradsieve.selection import NearDuplicates, duplicates
+from gradsieve.selection import duplicates
+from gradsieve.selection.duplicates import NearDuplicates
 from gradsieve.store import RowKey, create_store, open_store
 
 DIM = 256

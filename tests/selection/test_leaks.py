@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gradsieve.data.readers import read_source
-from gradsieve.selection import Leaks, find_leaks
+from gradsieve.selection.leaks import Leaks, find_leaks
 from gradsieve.tasks import load_test_set
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gradsieve.selection import interleave, round_robin
+from gradsieve.selection.order import interleave, round_robin
 
 
 def rows(scores: list[list[float]]) -> list[tuple[int, int]]:

@@ -24,11 +24,9 @@ from gradsieve.explanation.told import Explanation, Neighbor, Pull, TargetScore
 from gradsieve.recipe import Recipe, load_recipe
 from gradsieve.rundir import TOGETHER, RunDir
 from gradsieve.selection.card import MESSAGES
-from gradsieve.selection.table import FIXED, subtask_of
+from gradsieve.selection.table import read_scores
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from gradsieve.data.readers import Source
     from gradsieve.store import RowKey
     from gradsieve.tasks import Target
@@ -165,32 +163,21 @@ class _Table:
     """A target's scores by a method.
 
     Attributes:
-        place: Of a row, in the table and in the order of scores from 1.
+        place: Of a row in the table.
     """
 
     def __init__(self, file: Path) -> None:
-        import pyarrow.parquet as pq
-
         if not file.is_file():
             todo = "Run `gradsieve score` with the run's recipe."
             raise RunError("There are no scores of this target and method.", str(file), todo)
-        table: pa.Table = pq.read_table(file)
-        self._table = table
-        scores = table["score"].to_numpy()
-        # The table is in order of (source, id), so a stable sort leaves equal scores so.
-        order = np.argsort(-scores, kind="stable")
-        ranks = np.empty(len(order), dtype=np.int64)
-        ranks[order] = np.arange(1, len(order) + 1)
-        keys = zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True)
-        self.place: dict[Key, tuple[int, int]] = dict(
-            zip(keys, enumerate(ranks.tolist()), strict=True)
-        )
+        self._table = read_scores(file)
+        self.place = {key: place for place, key in enumerate(self._table.keys)}
 
     def of(self, key: Key) -> TargetScore:
-        index, rank = self.place[key]
-        row = self._table.slice(index, 1).to_pylist()[0]
-        subtasks = {subtask_of(name): row[name] for name in row if name not in FIXED}
-        return TargetScore(row["score"], rank, len(self.place), subtasks)
+        place, table = self.place[key], self._table
+        subtasks = dict(zip(table.subtasks, table.by_subtask[place].tolist(), strict=True))
+        score, rank = float(table.total[place]), int(table.ranks[place])
+        return TargetScore(score, rank, len(self.place), subtasks)
 
 
 class _Texts:

@@ -296,7 +296,7 @@ class Calibration:
 
     def _select(self) -> float:
         """Looking for test questions in the pool; the rest is writing a few files."""
-        from gradsieve.selection import find_leaks
+        from gradsieve.selection.leaks import find_leaks
 
         questions = {
             name: [(q.example.id, text) for q in test.questions for text in q.texts]

@@ -21,8 +21,9 @@ from gradsieve.reporting.examples import CUT, Key, Pool, turns
 from gradsieve.reporting.numbers import short
 from gradsieve.reporting.provenance import checkpoints, current_stages, loss_curve
 from gradsieve.reporting.pulls import Pulls
-from gradsieve.reporting.selections import GROUPS, Selection, Table, read_table
+from gradsieve.reporting.selections import GROUPS, Selection
 from gradsieve.rundir import TOGETHER
+from gradsieve.selection.table import read_scores
 from gradsieve.tasks import Target
 
 LEAKS_TOLD = 50
@@ -70,7 +71,7 @@ def _view(
 ) -> tuple[dict[str, Any], set[int]]:
     """What is told of one selection, and the pool's rows that are in it."""
     recipe, run = context.recipe, context.run
-    table = read_table(run.stage("score") / target.name / f"{method}.parquet", pool)
+    table = read_scores(run.stage("score") / target.name / f"{method}.parquet")
     together = recipe.select.together
     folder = run.stage("select") / (TOGETHER if together else target.name) / method
     selection = Selection(folder, table, pool, own=not together)
@@ -84,15 +85,11 @@ def _view(
         "agreement": None,
     }
     if can_attribute(recipe, method):
-        keys = [pool.keys[table.places[row.line]] for row in rows]
+        keys = [table.keys[row.line] for row in rows]
         pulls = Pulls(context, target.name, method, _places(target))
         told["shown"] |= pulls.of_rows(keys, [row.subtask for row in rows])
-        told["agreement"] = pulls.agreement(_keys(pool, table), table.total)
-    return told, set(table.places[selection.chosen].tolist())
-
-
-def _keys(pool: Pool, table: Table) -> list[Key]:
-    return [pool.keys[place] for place in table.places.tolist()]
+        told["agreement"] = pulls.agreement(table.keys, table.total)
+    return told, set(selection.places[selection.chosen].tolist())
 
 
 def _places(target: Target) -> dict[Key, int]:

@@ -19,30 +19,11 @@ from gradsieve.recipe import Report
 from gradsieve.reporting.examples import Pool
 from gradsieve.reporting.numbers import histogram, length_histogram, short
 from gradsieve.selection.card import MESSAGES
-from gradsieve.selection.table import FIXED, subtask_of
+from gradsieve.selection.table import ScoreTable
 
 GROUPS = ("selected", "passed over", "near miss", "lowest")
 SUBTASKS_SHOWN = 5
 """Scores by subtask told of a row: its highest."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A target's scores by a method.
-
-    Attributes:
-        places: Of the rows in the pool [n].
-        total: Scores [n].
-        best: Name of each row's best subtask [n]; empty names where there is none.
-        subtasks: Names of the columns [S].
-        by_subtask: Scores [n, S].
-    """
-
-    places: NDArray[np.int64]
-    total: NDArray[np.float32]
-    best: list[str]
-    subtasks: list[str]
-    by_subtask: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -56,23 +37,6 @@ class Shown:
     reason: str | None = None
 
 
-def read_table(file: Path, pool: Pool) -> Table:
-    """Read `03-score/TARGET/METHOD.parquet`."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(file)
-    keys = zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True)
-    columns = [name for name in table.column_names if name not in FIXED]
-    values = [table[name].to_numpy() for name in columns]
-    return Table(
-        np.array([pool.place[key] for key in keys]),
-        table["score"].to_numpy(),
-        table["subtask"].to_pylist(),
-        [subtask_of(name) for name in columns],
-        np.stack(values, axis=1) if values else np.zeros((table.num_rows, 0), dtype=np.float32),
-    )
-
-
 class Selection:
     """What a selection's folder says, beside the table of scores.
 
@@ -83,9 +47,10 @@ class Selection:
         own: Whether the selection was made by these scores alone, and tells score and subtask.
     """
 
-    def __init__(self, folder: Path, table: Table, pool: Pool, own: bool) -> None:
+    def __init__(self, folder: Path, table: ScoreTable, pool: Pool, own: bool) -> None:
         self.table, self.pool = table, pool
-        self._line = {place: line for line, place in enumerate(table.places.tolist())}
+        self.places = np.array([pool.place[key] for key in table.keys])
+        self._line = {place: line for line, place in enumerate(self.places.tolist())}
         self.rows: list[Shown] = []
         for row in _records(folder / MESSAGES):
             line = self._line[pool.place[row["source"], row["id"]]]
@@ -107,8 +72,7 @@ class Selection:
             if (place := self.pool.place.get((row["source"], row.get("id", "")))) in self._line
         ]
         taken = {row.line for row in [*self.rows, *passed]}
-        order = np.argsort(-self.table.total, kind="stable").tolist()
-        rest = [line for line in order if line not in taken]
+        rest = [line for line in self.table.order.tolist() if line not in taken]
         near = rest[: settings.near_misses]
         low = rest[len(near) :][::-1][: settings.lowest]
         return [
@@ -120,7 +84,7 @@ class Selection:
 
     def sources(self) -> list[list[int]]:
         """Selected and scored rows of each source."""
-        sources, count = self.pool.source[self.table.places], len(self.pool.sources)
+        sources, count = self.pool.source[self.places], len(self.pool.sources)
         chosen = np.bincount(sources[self.chosen], minlength=count)
         scored = np.bincount(sources, minlength=count)
         return [list(pair) for pair in zip(chosen.tolist(), scored.tolist(), strict=True)]
@@ -134,7 +98,7 @@ class Selection:
     def told(self) -> dict[str, Any]:
         """Counts and distributions, as JSON."""
         table, pool = self.table, self.pool
-        tokens, truncated = pool.tokens[table.places], pool.truncated[table.places]
+        tokens, truncated = pool.tokens[self.places], pool.truncated[self.places]
         chosen = self.chosen
         return {
             "selected": len(self.rows),
@@ -155,14 +119,12 @@ class Selection:
     def columns(self, rows: list[Shown]) -> dict[str, Any]:
         """What a page's list needs of each shown row; ranks count from 1 by score."""
         table = self.table
-        ranks = np.empty(len(table.total), dtype=np.int64)
-        ranks[np.argsort(-table.total, kind="stable")] = np.arange(1, len(ranks) + 1)
         number = {name: index for index, name in enumerate(table.subtasks)}
         lines = [row.line for row in rows]
         return {
-            "row": self.pool.show(table.places[lines].tolist()),
+            "row": self.pool.show(self.places[lines].tolist()),
             "group": [row.group for row in rows],
-            "rank": ranks[lines].tolist(),
+            "rank": table.ranks[lines].tolist(),
             "score": [short(row.score) for row in rows],
             "subtask": [number.get(row.subtask, -1) for row in rows],
             "reason": {str(n): row.reason for n, row in enumerate(rows) if row.reason},

@@ -15,9 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from gradsieve.attribution import last_stores
 from gradsieve.context import Context
@@ -26,23 +24,13 @@ from gradsieve.errors import DataError, RunError
 from gradsieve.methods import find_method, uses_gradients
 from gradsieve.recipe import Select
 from gradsieve.rundir import TOGETHER, file_fingerprint, fingerprint, write_text
-from gradsieve.selection import (
-    Candidate,
-    Leaks,
-    NearDuplicates,
-    Passed,
-    choose,
-    find_leaks,
-    interleave,
-    round_robin,
-)
 from gradsieve.selection.card import MESSAGES, ROWS, Selected, card
-from gradsieve.selection.choose import Check, Key
+from gradsieve.selection.choose import Candidate, Check, Key, Passed, choose
 from gradsieve.selection.columns import features_of
-from gradsieve.selection.table import FIXED, subtask_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from gradsieve.selection.duplicates import NearDuplicates
+from gradsieve.selection.leaks import Leaks, find_leaks
+from gradsieve.selection.order import interleave, round_robin
+from gradsieve.selection.table import read_scores
 
 
 def inputs(context: Context) -> dict[str, Any]:
@@ -182,29 +170,18 @@ def _order(
 def _order_for(
     context: Context, target: str, method: str, tokens: Mapping[Key, int]
 ) -> list[Candidate]:
-    table = _scores(context.run.stage("score") / target / f"{method}.parquet")
-    keys = list(zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True))
-    scores, best = table["score"].to_numpy(), table["subtask"].to_pylist()
-    subtasks = [name for name in table.column_names if name not in FIXED]
-    if context.recipe.select.round_robin and subtasks:
-        by_subtask = np.stack([table[name].to_numpy() for name in subtasks], axis=1)
+    table = read_scores(context.run.stage("score") / target / f"{method}.parquet")
+    keys, scores = table.keys, table.by_subtask
+    if context.recipe.select.round_robin and table.subtasks:
         return [
-            Candidate(keys[row], float(by_subtask[row, column]), subtask_of(subtasks[column]),
+            Candidate(keys[row], float(scores[row, column]), table.subtasks[column],
                       tokens[keys[row]])
-            for row, column in round_robin(by_subtask)
+            for row, column in round_robin(scores)
         ]  # fmt: skip
-    # The table is in order of (source, id), so a stable sort leaves equal scores so.
     return [
-        Candidate(keys[row], float(scores[row]), best[row], tokens[keys[row]])
-        for row in np.argsort(-scores, kind="stable").tolist()
+        Candidate(keys[row], float(table.total[row]), table.best[row], tokens[keys[row]])
+        for row in table.order.tolist()
     ]
-
-
-def _scores(file: Path) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    table: pa.Table = pq.read_table(file)
-    return table
 
 
 def _chosen(
