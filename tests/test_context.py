@@ -1,11 +1,13 @@
 """What is told of the inputs, once each, while they are read."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 import world
 from gradsieve.context import Context
+from gradsieve.recipe import Train
 from gradsieve.rundir import RunDir
 from hub_folders import QUESTIONS, mmlu_rows, parquet, tydiqa, tydiqa_row
 
@@ -44,11 +46,16 @@ def test_what_a_benchmark_lacks_is_told_once(tmp_path: Path, data: dict[str, str
 
 def test_another_model_is_told_of_once(tmp_path: Path) -> None:
     recipe = world.recipe(world.make(tmp_path / "world"))
+    long = recipe.model.model_copy(update={"max_length": 4096})
+    same = recipe.model_copy(update={"model": long, "train": Train()})
+    other = shutil.copytree(recipe.model.name, tmp_path / "other")
     listening = world.Listening()
-    context = Context(recipe, RunDir(tmp_path / "run"), listening)
-    other = recipe.model.model_copy(update={"max_length": 4096})
+    train = Train(model=str(other))
+    context = Context(same.model_copy(update={"train": train}), RunDir(tmp_path / "run"), listening)
     for _ in range(2):
-        assert context.with_model(other.model_copy()).template.max_length == 64
+        assert context.student.template.max_length == 64
     assert len(listening.lines) == 1
     assert "examples are cut to 64 tokens" in listening.lines[0]
-    assert context.with_model(recipe.model) is context
+    assert context.student.student is context.student
+    alone = Context(same, RunDir(tmp_path / "run"), listening)
+    assert alone.student is alone

@@ -19,7 +19,7 @@ from gradsieve.errors import DataError, GradsieveError, Problems, RunError, Usag
 from gradsieve.extras import installed
 from gradsieve.methods import find_method
 from gradsieve.progress import Progress
-from gradsieve.stages import evaluate, train, warmup
+from gradsieve.stages import evaluate, warmup
 
 
 def check(context: Context, stages: Sequence[str], also: Sequence[Check] = ()) -> None:
@@ -164,7 +164,7 @@ def _model(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
     """The model that selects, its tokenizer and template, its adapter or checkpoints."""
     recipe = context.recipe
     adapts = bool({"warmup", "features"} & set(stages))
-    if "train" in stages and train.student(context) == recipe.model:
+    if "train" in stages and context.student.recipe.model == recipe.model:
         adapts = adapts or not (recipe.train and recipe.train.full_parameters)
     problems = list(_one_model(context, adapts))
     yield from problems
@@ -176,7 +176,7 @@ def _model(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
 
 def _student(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
     """The model that is trained, where it is another one (LESS-T)."""
-    student = train.student(context)
+    student = context.student.recipe.model
     if {"train", "evaluate"} & set(stages) and student != context.recipe.model:
         full = bool(context.recipe.train and context.recipe.train.full_parameters)
         fresh = context.recipe.warmup.model_copy(update={"checkpoints": None})

@@ -15,7 +15,7 @@ from gradsieve.data.examples import Example, Row
 from gradsieve.data.readers import Source, read_source
 from gradsieve.errors import DataError
 from gradsieve.progress import Progress
-from gradsieve.recipe import Model, Recipe
+from gradsieve.recipe import Recipe
 from gradsieve.rundir import RunDir
 from gradsieve.tasks import QuestionSet, Target, load_target, load_test_set
 
@@ -54,17 +54,21 @@ class Context:
     progress: Progress = field(default_factory=Progress)
     given: Given = field(default_factory=Given)
     _target_rows: dict[str, list[Row]] = field(default_factory=dict)
-    _with_model: dict[str, Context] = field(default_factory=dict)
 
-    def with_model(self, model: Model) -> Context:
-        """The same run with another model; equal to this one if the model is."""
-        if model == self.recipe.model:
+    @cached_property
+    def student(self) -> Context:
+        """The same run with the model to train: the one that selected, or what `train.model` names.
+
+        Its tokenizer is loaded, and its warnings told, once.
+        """
+        model, name = self.recipe.model, self.recipe.train and self.recipe.train.model
+        if name is None:
             return self
-        key = model.model_dump_json()
-        if key not in self._with_model:  # its tokenizer is loaded, and its warnings told, once
-            recipe = self.recipe.model_copy(update={"model": model})
-            self._with_model[key] = Context(recipe, self.run, self.progress, self.given)
-        return self._with_model[key]
+        student = model.model_copy(update={"name": name, "revision": None})
+        if student == model:
+            return self
+        recipe = self.recipe.model_copy(update={"model": student})
+        return Context(recipe, self.run, self.progress, self.given)
 
     @cached_property
     def sources(self) -> list[Source]:

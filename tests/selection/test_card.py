@@ -12,8 +12,8 @@ from huggingface_hub import DatasetCard
 import gradsieve
 import world
 from gradsieve.recipe import Recipe, check_recipe
-from gradsieve.selection.choose import Candidate
 from gradsieve.selection.card import Selected, card, message_features, shown
+from gradsieve.selection.choose import Candidate
 from gradsieve.selection.columns import features_of
 
 MIXED = [

@@ -104,7 +104,7 @@ class Calibration:
     def _train(self) -> float:
         settings = self.work.context.recipe.train
         full = bool(settings and settings.full_parameters)
-        times = self._training_times(self.work.student, full)
+        times = self._training_times(self.work.context.student.recipe.model, full)
         return sum(
             times.seconds(one, padded_tokens(self.work.lengths, one)) for one in self.work.trainings
         )
@@ -319,7 +319,7 @@ class Calibration:
 
         context, models = self.work.context, self.work.evaluated
         start = time.perf_counter()
-        model = load_model(self.work.student).eval()
+        model = load_model(context.student.recipe.model).eval()
         loading = time.perf_counter() - start
         total = 0.0
         for target in context.targets:
@@ -357,7 +357,7 @@ class Calibration:
         if not asked:
             return Linear(0, 0, 0)
         test = self.work.context.test_sets[target]
-        of = self.work.context.with_model(self.work.student)
+        of = self.work.context.student
         size = (self.work.context.recipe.evaluate or Evaluate()).batch_size
         few, more = min(size, asked), min(2 * size, asked)
 

@@ -51,7 +51,7 @@ class Costs:
         """Of the model that is trained on the selections."""
         from gradsieve.model.skeleton import adapted_skeleton, load_skeleton
 
-        recipe, model = self.work.context.recipe, self.work.student
+        recipe, model = self.work.context.recipe, self.work.context.student.recipe.model
         if recipe.train is not None and recipe.train.full_parameters:
             return shape_of(load_skeleton(model), model, full=True)
         return shape_of(adapted_skeleton(model, recipe.warmup.lora), model)
@@ -121,7 +121,7 @@ class Costs:
     def questions(self) -> dict[str, tuple[int, float, int]]:
         """By target: questions, mean tokens of a prompt, tokens of an answer at most."""
         context = self.work.context
-        of = context.with_model(self.work.student)
+        of = context.student
         found = {}
         for name, test in context.test_sets.items():
             some = tuple(spread(test.questions, min(64, len(test.questions))))

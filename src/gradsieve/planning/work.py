@@ -15,8 +15,8 @@ from gradsieve.context import Context
 from gradsieve.data.batches import fill_batch
 from gradsieve.data.examples import Row
 from gradsieve.methods import split_seed
-from gradsieve.recipe import Model, Select
-from gradsieve.stages import features, train
+from gradsieve.recipe import Select
+from gradsieve.stages import features
 from gradsieve.stages.warmup import random_share
 
 BLIND = {"random", "random_balanced", "full", "perplexity_middle", "perplexity_top"}
@@ -149,11 +149,6 @@ class Work:
         recipe = self.context.recipe
         return 1 if recipe.select.together else len(recipe.targets)
 
-    @property
-    def student(self) -> Model:
-        """The model that is trained on the selections."""
-        return train.student(self.context)
-
     @cached_property
     def trainings(self) -> list[Training]:
         """Each model that is trained on a selection."""
@@ -173,7 +168,7 @@ class Work:
         """Models that are evaluated on each target: before training, warmed up, and trained."""
         recipe = self.context.recipe
         seeds = recipe.train.seeds if recipe.train else [0]
-        warmed_up = "warmup" in self.stages and self.student == recipe.model
+        warmed_up = "warmup" in self.stages and self.context.student.recipe.model == recipe.model
         return 1 + warmed_up + len(recipe.score.methods) * len(seeds)
 
 

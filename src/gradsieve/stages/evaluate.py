@@ -21,7 +21,7 @@ from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.methods import uses_gradients
 from gradsieve.methods.perplexity import answer_losses
-from gradsieve.recipe import Evaluate, Model
+from gradsieve.recipe import Evaluate
 from gradsieve.rundir import TOGETHER, agree, fingerprint, write_json
 from gradsieve.tasks import Question, QuestionSet
 
@@ -40,7 +40,7 @@ def inputs(context: Context) -> dict[str, Any]:
         "evaluate": _settings(context).model_dump(mode="json", exclude={"batch_size"}),
         "targets": {target.name: target.fingerprint for target in context.targets},
         "questions": {name: test.fingerprint for name, test in context.test_sets.items()},
-        "base": context.with_model(_student(context)).model_inputs,
+        "base": context.student.model_inputs,
         "warmed_up": _warmed_up(context)[1],
         "models": context.run.done("train")["models"],
     }
@@ -119,16 +119,11 @@ def _settings(context: Context) -> Evaluate:
     return context.recipe.evaluate or Evaluate()
 
 
-def _student(context: Context) -> Model:
-    model, other = context.recipe.model, context.recipe.train and context.recipe.train.model
-    return model.model_copy(update={"name": other, "revision": None}) if other else model
-
-
 def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     """The warm-up's last checkpoint, if it is of the model that is trained; and its identity."""
     meta = context.run.meta("warmup")
     own = any(map(uses_gradients, context.recipe.score.methods))  # or is it an older recipe's?
-    if meta is None or not own or _student(context) != context.recipe.model:
+    if meta is None or not own or context.student.recipe.model != context.recipe.model:
         return None, None
     return context.run.checkpoints[-1], meta["fingerprints"][-1]
 
@@ -165,7 +160,7 @@ def _evaluated(
     from gradsieve.model.load import load_model, load_trained
 
     target = name.partition("/")[0]
-    student = _student(context)
+    student = context.student.recipe.model
     model = load_model(student).eval() if folder is None else load_trained(student, folder)
     tasks = _settings(context).tasks
     test = context.test_sets.get(target)
@@ -179,7 +174,7 @@ def _evaluated(
             weights=test.weights(),
         )
         if tasks is None or target in tasks:
-            of = context.with_model(student)
+            of = context.student
             if target not in asked:
                 asked[target] = ask(of, test)
                 _tell(context, target, asked[target])
@@ -204,7 +199,7 @@ def _answer_losses(
     context: Context, model: PreTrainedModel, examples: Sequence[Example]
 ) -> list[float | None]:
     """Loss of each answer; None where none of it is within the model's length."""
-    rows = context.with_model(_student(context)).encode(examples)
+    rows = context.student.encode(examples)
     usable = [index for index, row in enumerate(rows) if not row.set_aside]
     losses: list[float | None] = [None] * len(rows)
     found = answer_losses(model, [rows[index].encoded for index in usable])

@@ -17,7 +17,7 @@ from gradsieve import processes
 from gradsieve.context import Context
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import messages_of
-from gradsieve.recipe import Model, Train, Warmup
+from gradsieve.recipe import Train, Warmup
 from gradsieve.rundir import agree, fingerprint, folder_fingerprint, write_json
 
 if TYPE_CHECKING:
@@ -33,11 +33,10 @@ _UNUSED = {"checkpoints", "fraction", "micro_batch_size", "report_to", "seed"}
 
 def inputs(context: Context) -> dict[str, Any]:
     """What this stage depends on."""
-    of = context.with_model(student(context))
     return {
         "train": _settings(context).model_dump(mode="json", exclude={"seeds"}),
         "seeds": _settings(context).seeds,
-        "model": of.model_inputs,
+        "model": context.student.model_inputs,
         "warmup": context.recipe.warmup.model_dump(mode="json", exclude=_UNUSED),
         "selections": context.run.done("select")["selections"],
     }
@@ -58,7 +57,7 @@ def lost(folder: Path) -> list[str]:
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Train a model for each target, method and seed; finished ones are kept."""
-    template = context.with_model(student(context)).template
+    template = context.student.template
     prints: dict[str, str] = {}
     seconds: dict[str, float] = {}
     trained: dict[tuple[str, int], Path] = {}
@@ -86,13 +85,6 @@ def _has_weights(model: Path) -> bool:
 
 def _settings(context: Context) -> Train:
     return context.recipe.train or Train()
-
-
-def student(context: Context) -> Model:
-    """The model to train: the one that selected, or the one that `train.model` names."""
-    model = context.recipe.model
-    name = _settings(context).model
-    return model if name is None else model.model_copy(update={"name": name, "revision": None})
 
 
 def _copy(twin: Path, out: Path) -> None:
@@ -144,7 +136,7 @@ def _save(context: Context, model: Any, partial: Path) -> None:
 
     if _settings(context).full_parameters:
         model.save_pretrained(str(partial))
-        context.with_model(student(context)).template.tokenizer.save_pretrained(str(partial))
+        context.student.template.tokenizer.save_pretrained(str(partial))
     else:
         save_adapter(model, partial)
 
@@ -159,7 +151,7 @@ def _untrained(context: Context, seed: int) -> Any:
     from gradsieve.model.load import add_adapter, load_model
 
     whole = _settings(context).full_parameters
-    model = load_model(student(context), will_change=whole)
+    model = load_model(context.student.recipe.model, will_change=whole)
     if whole:
         return model.requires_grad_(True)
     return add_adapter(model, context.recipe.warmup.lora, seed)
