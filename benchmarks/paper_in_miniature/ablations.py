@@ -31,6 +31,7 @@ from safetensors import safe_open
 import gradsieve
 from gradsieve.attribution import read_target_gradients
 from gradsieve.context import Context
+from gradsieve.data.batches import collate
 from gradsieve.influence.projection import Projection
 from gradsieve.influence.similarity import subtask_directions
 from gradsieve.methods.perplexity import answer_losses
@@ -133,9 +134,9 @@ class Trial:
             recipe = self.context.recipe
             model = add_adapter(load_model(recipe.model), recipe.warmup.lora, seed)
             settings = recipe.warmup.model_copy(update={"epochs": 1})
-            rows = [self.usable[key].as_lists() for key in keys]
+            rows = [self.usable[key] for key in keys]
             with tempfile.TemporaryDirectory() as folder:
-                train_model(model, rows, settings, seed, Path(folder), 0, lambda *_: None)
+                train_model(model, rows, settings, seed, Path(folder), collate, lambda *_: None)
             loss = float(np.mean(answer_losses(model.eval(), self.questions[target])))
             write_json(file, {"loss": loss, "target": target, "seed": seed})
         return float(json.loads(file.read_text())["loss"])

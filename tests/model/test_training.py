@@ -3,6 +3,7 @@
 import math
 import sys
 import types
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers.integrations import integration_utils
 
 import tiny
 from gradsieve import recipe
+from gradsieve.data.batches import collate
+from gradsieve.data.template import Encoded
 from gradsieve.errors import ModelError, UsageError
 from gradsieve.model.load import add_adapter
 from gradsieve.model.training import MARK, check_trackers, clear_work, train_model
@@ -32,12 +35,10 @@ def fresh() -> PeftModel:
     return add_adapter(tiny.model(), SETTINGS.lora, seed=0)
 
 
-def rows() -> list[dict[str, list[int]]]:
-    made = []
-    for seed in range(10):
-        batch = tiny.batch((8 + seed,), seed=seed)
-        made.append({key: batch[key][0].tolist() for key in ("input_ids", "labels")})
-    return made
+def rows() -> list[Encoded]:
+    batches = (tiny.batch((8 + seed,), seed=seed) for seed in range(10))
+    keys = ("input_ids", "labels")
+    return [Encoded(*(array("i", batch[key][0].tolist()) for key in keys)) for batch in batches]
 
 
 def train(folder: Path, kill_at: int | None = None, settings: recipe.Warmup = SETTINGS) -> None:
@@ -46,7 +47,7 @@ def train(folder: Path, kill_at: int | None = None, settings: recipe.Warmup = SE
         if done == kill_at:
             raise Killed
 
-    train_model(fresh(), rows(), settings, 0, folder, 0, on_step, keep_checkpoints=True)
+    train_model(fresh(), rows(), settings, 0, folder, collate, on_step, keep_checkpoints=True)
     clear_work(folder)
 
 
@@ -71,9 +72,9 @@ def test_a_training_that_goes_astray_is_told(tmp_path: Path) -> None:
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad).fill_(math.nan)
     with pytest.raises(ModelError, match="its loss is nan") as caught:
-        train_model(model, rows(), SETTINGS, 0, tmp_path, 0, lambda *_: None)
+        train_model(model, rows(), SETTINGS, 0, tmp_path, collate, lambda *_: None)
     assert "step 1 of 9" in caught.value.where
-    assert "learning_rate" in caught.value.todo
+    assert "learning rate" in caught.value.todo
 
 
 @pytest.mark.parametrize("kill_at", [2, 5, 9])
@@ -90,7 +91,9 @@ def test_what_is_trained_but_not_saved_is_not_trained_again(tmp_path: Path) -> N
     adapters = []
     for _ in range(2):  # the second one finds what the first left when it was killed in saving
         model = fresh()
-        train_model(model, rows(), SETTINGS, 0, tmp_path, 0, lambda done, _: steps.append(done))
+        train_model(
+            model, rows(), SETTINGS, 0, tmp_path, collate, lambda done, _: steps.append(done)
+        )
         adapters.append({name: p.clone() for name, p in model.named_parameters()})
     assert steps == list(range(1, 10))
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
@@ -126,7 +129,7 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
     cut = settings.model_copy(update={"micro_batch_size": 2})
     for name, chosen in (("whole", settings), ("cut", cut)):
         model = add_adapter(tiny.model(), chosen.lora, seed=0)
-        train_model(model, rows(), chosen, 0, tmp_path / name, 0, lambda *_: None, True)
+        train_model(model, rows(), chosen, 0, tmp_path / name, collate, lambda *_: None, True)
     whole, halves = (
         load_file(tmp_path / name / "checkpoint-3" / "adapter_model.safetensors")
         for name in ("whole", "cut")

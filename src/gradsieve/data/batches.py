@@ -40,13 +40,13 @@ def fill_batch(order: Sequence[int], lengths: Sequence[int], start: int, tokens:
     return list(order[start:stop])
 
 
-def collate(encoded: Sequence[Encoded], pad_token_id: int = 0) -> dict[str, Tensor]:
+def collate(encoded: Sequence[Encoded]) -> dict[str, Tensor]:
     """`input_ids`, `labels` and `attention_mask`, int64 [B, T], padded on the right."""
     import torch
 
     longest = max(len(example.input_ids) for example in encoded)
     shape = (len(encoded), longest)
-    input_ids = torch.full(shape, pad_token_id)
+    input_ids = torch.zeros(shape, dtype=torch.int64)
     labels = torch.full(shape, -100)
     mask = torch.zeros(shape, dtype=torch.int64)
     for row, example in enumerate(encoded):

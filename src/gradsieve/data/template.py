@@ -80,10 +80,6 @@ class Encoded:
         """Labels that are predicted: the first position never is."""
         return sum(label != -100 for label in self.labels[1:])
 
-    def as_lists(self) -> dict[str, list[int]]:
-        """As a row of a training set."""
-        return {"input_ids": self.input_ids.tolist(), "labels": self.labels.tolist()}
-
 
 def set_aside_reason(encoded: Encoded) -> str | None:
     """Why an example has no gradient; None if it has one."""

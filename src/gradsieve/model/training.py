@@ -12,12 +12,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import (
@@ -36,17 +35,14 @@ from gradsieve.rundir import write_json, write_text
 MARK = "gradsieve-whole"
 """Name of the file that says that a Trainer's checkpoint was written to its end."""
 
-Row = Mapping[str, list[int]]
-"""`input_ids` and `labels` of one example."""
-
 
 def train_model(
     model: PeftModel | PreTrainedModel,
-    rows: Sequence[Row],
+    rows: Sequence[Any],
     settings: recipe.Warmup,
     seed: int,
     folder: Path,
-    pad_token_id: int,
+    collate: Callable[[Sequence[Any]], dict[str, Tensor]],
     on_step: Callable[[int, int], None],
     keep_checkpoints: bool = False,
 ) -> None:
@@ -59,7 +55,7 @@ def train_model(
         seed: Of the order and the dropout.
         folder: Where to write. Working files are in `folder/trainer`, from which a training goes
             on; once what was trained is saved, `clear_work` removes them.
-        pad_token_id: Any token; padding is masked.
+        collate: Makes a batch of rows.
         on_step: Called with steps made and steps in all.
         keep_checkpoints: Keep a checkpoint after each epoch.
     """
@@ -68,7 +64,7 @@ def train_model(
         model=model,
         args=_arguments(settings, seed, work),
         train_dataset=list(rows),
-        data_collator=lambda batch: _pad(batch, pad_token_id),
+        data_collator=collate,
         callbacks=[*([KeepMoments(folder)] if keep_checkpoints else []), _Resumable(on_step)],
     )
     trainer.remove_callback(PrinterCallback)  # it prints each log on standard output
@@ -198,15 +194,3 @@ def _last_whole(work: Path) -> str | None:
         else:
             shutil.rmtree(folder)
     return str(whole[max(whole)]) if whole else None
-
-
-def _pad(batch: Sequence[Row], pad_token_id: int) -> dict[str, Tensor]:
-    longest = max(len(row["input_ids"]) for row in batch)
-    fills = {"input_ids": pad_token_id, "labels": -100}
-    padded = {
-        key: torch.tensor([[*row[key], *[fill] * (longest - len(row[key]))] for row in batch])
-        for key, fill in fills.items()
-    }
-    lengths = torch.tensor([len(row["input_ids"]) for row in batch])
-    mask = torch.arange(longest)[None, :] < lengths[:, None]
-    return {**padded, "attention_mask": mask.long()}

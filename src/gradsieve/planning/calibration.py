@@ -136,6 +136,7 @@ class Calibration:
         self, model: Model, full: bool, rows: Sequence[Row], batch_size: int
     ) -> tuple[float, float, float, float]:
         """Seconds of loading, of starting, of a step and of an epoch's end."""
+        from gradsieve.data.batches import collate
         from gradsieve.model.load import add_adapter, load_model
         from gradsieve.model.training import train_model
 
@@ -154,11 +155,11 @@ class Calibration:
             start = time.perf_counter()
             train_model(
                 made,
-                [row.encoded.as_lists() for row in rows],
+                [row.encoded for row in rows],
                 settings,
                 0,
                 Path(folder),
-                pad_token_id=0,
+                collate=collate,
                 on_step=lambda *_: ends.append(time.perf_counter()),
                 keep_checkpoints=not full,
             )

@@ -21,7 +21,7 @@ from gradsieve.recipe import Train, Warmup
 from gradsieve.rundir import agree, fingerprint, folder_fingerprint, write_json
 
 if TYPE_CHECKING:
-    from gradsieve.data.template import ChatTemplate
+    from gradsieve.data.template import ChatTemplate, Encoded
 
 
 COST = "training.json"
@@ -100,10 +100,9 @@ def _selection(model: Path) -> str | None:
     return told.get("selection")
 
 
-def _train(
-    context: Context, rows: list[dict[str, list[int]]], seed: int, out: Path, selection: str
-) -> None:
+def _train(context: Context, rows: list[Encoded], seed: int, out: Path, selection: str) -> None:
     """Train one model; its folder appears whole, or not at all."""
+    from gradsieve.data.batches import collate
     from gradsieve.model.training import clear_work, train_model
 
     settings = _schedule(context)
@@ -118,7 +117,7 @@ def _train(
             settings,
             seed,
             partial,
-            pad_token_id=0,
+            collate=collate,
             on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
         )
     if processes.is_first():
@@ -157,9 +156,9 @@ def _untrained(context: Context, seed: int) -> Any:
     return add_adapter(model, context.recipe.warmup.lora, seed)
 
 
-def _tokenized(selection: Path, template: ChatTemplate) -> list[dict[str, list[int]]]:
+def _tokenized(selection: Path, template: ChatTemplate) -> list[Encoded]:
     examples = []
     for rank, line in enumerate(selection.read_bytes().splitlines(), start=1):
         row = json.loads(line)
         examples.append(Example("selected", str(rank), messages_of(row), row))
-    return [tokens.as_lists() for tokens in template.encode_all(examples) if tokens.n_labels]
+    return [tokens for tokens in template.encode_all(examples) if tokens.n_labels]

@@ -47,6 +47,7 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
     if settings.checkpoints is not None:
         return _describe([existing(Path(path)) for path in settings.checkpoints], context)
 
+    from gradsieve.data.batches import collate
     from gradsieve.influence.gradients import check_pass
     from gradsieve.model.load import add_adapter, check_vocabulary, load_model
     from gradsieve.model.training import clear_work, train_model
@@ -60,11 +61,11 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
     with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
         train_model(
             model,
-            [row.encoded.as_lists() for row in chosen],
+            [row.encoded for row in chosen],
             settings,
             settings.seed,
             folder,
-            pad_token_id=0,
+            collate=collate,
             on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
             keep_checkpoints=True,
         )
