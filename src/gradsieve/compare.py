@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gradsieve.errors import RunError
 from gradsieve.methods import split_seed, uses_gradients
-from gradsieve.rundir import TOGETHER, RunDir
+from gradsieve.rundir import TOGETHER, RunDir, read_lines
 from gradsieve.selection.card import MESSAGES
 
 BOOTSTRAPS = 2000
@@ -77,13 +77,9 @@ class Comparison:
         """As Markdown tables."""
         parts = []
         for target in self.cells:
-            head, *body = self._table(target, "–")
-            lines = [f"### {target}", "", _line(head), _line(["---"] * len(head))]
-            parts.append("\n".join([*lines, *map(_line, body)]))
+            parts.append(_markdown(f"### {target}", self._table(target, "–")))
             if self.overlap.get(target):
-                head, *body = self._overlaps(target)
-                lines = ["Rows that selections share:", "", _line(head), _line(["---"] * len(head))]
-                parts.append("\n".join([*lines, *map(_line, body)]))
+                parts.append(_markdown("Rows that selections share:", self._overlaps(target)))
         return "\n\n".join(parts)
 
     def latex(self) -> str:
@@ -284,8 +280,7 @@ def _add_selection(
 
 def _keys(messages: Path) -> set[tuple[str, str]]:
     """(source, id) of each selected row; `selected.jsonl` may have an id of the row's own."""
-    rows = map(json.loads, messages.read_bytes().splitlines())
-    return {(row["source"], row["id"]) for row in rows}
+    return {(row["source"], row["id"]) for row in read_lines(messages)}
 
 
 def _shared(shares: Mapping[str, Mapping[str, float]], one: str, other: str) -> str:
@@ -308,8 +303,9 @@ def _interval(found: tuple[float, float, float]) -> str:
     return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _markdown(title: str, rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join([title, "", *(f"| {' | '.join(cells)} |" for cells in lines)])
 
 
 def _tabular(table: list[list[str]], what: str) -> str:

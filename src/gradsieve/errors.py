@@ -14,7 +14,8 @@ Every message has three parts: what is wrong, where (file:line, value, shape), w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class GradsieveError(Exception):
@@ -87,3 +88,9 @@ class Problems(GradsieveError):
     def __str__(self) -> str:
         numbered = (f"{number}. {problem}" for number, problem in enumerate(self.found, start=1))
         return "\n".join((f"{len(self.found)} problems, and nothing was started:", *numbered))
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The nearest known name, or all of them."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."

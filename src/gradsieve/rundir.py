@@ -14,12 +14,12 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from gradsieve.errors import RunError
 
@@ -256,14 +256,14 @@ def _short(value: Any) -> str:
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it, whole and on disk, when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode & 0o777  # as the user's umask has it; some writers' is 0600
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -278,6 +278,12 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """The values of a file of JSON lines."""
+    with path.open("rb") as lines:
+        yield from map(json.loads, lines)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -299,9 +305,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
             f"Give another --out, or delete {path.parent} to have that stage made again.",
         )
     return value
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -18,7 +18,7 @@ from gradsieve.errors import ModelError
 from gradsieve.model import support
 from gradsieve.model.checkpoints import save_checkpoint
 from gradsieve.model.load import load_model
-from gradsieve.model.support import check_adapter, check_support
+from gradsieve.model.support import check_support
 
 SIZES = {
     "vocab_size": 97,
@@ -261,6 +261,6 @@ def test_bitsandbytes_that_is_not_installed(
 def test_no_weight_is_read_or_made(tmp_path: Path) -> None:
     """A model of 7 billion parameters is looked at in a few seconds and next to no memory."""
     llama = model(tmp_path, tiny.LlamaConfig())
-    assert check_adapter(llama, warmup().lora) == []
+    assert check_support(llama, warmup()) == []
     with pytest.raises(ModelError, match="holds no weights"):
         load_model(llama)

@@ -256,8 +256,7 @@ def _json_rows(file: Path) -> Rows:
             str(file),
             "Write the rows as a JSON array, or one a line in a .jsonl file.",
         )
-    for number, row in enumerate(rows, start=1):
-        yield f"{file} row {number}", row
+    yield from _given_rows(str(file), rows)
 
 
 def _parquet_rows(file: Path) -> Rows:
@@ -266,11 +265,8 @@ def _parquet_rows(file: Path) -> Rows:
 
     try:
         with pq.ParquetFile(file) as table:
-            number = 0
-            for batch in table.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{file} row {number}", row
+            rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+            yield from _given_rows(str(file), rows)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"The file is not Parquet: {str(error).splitlines()[0].rstrip('.')}.",

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -147,8 +147,11 @@ class ChatTemplate:
         Raises:
             DataError: If the template refuses an example; it names the example.
         """
-        rendered = (self.render(example) for example in examples)
-        return [tokens for texts in _chunks(rendered) for tokens in self._tokenize(texts)]
+        found: list[Encoded] = []
+        for start in range(0, len(examples), TEXTS_AT_ONCE):
+            some = examples[start : start + TEXTS_AT_ONCE]
+            found += self._tokenize([self.render(example) for example in some])
+        return found
 
     def render(self, example: Example) -> Rendered:
         """The text of an example and what of it is learnt.
@@ -330,14 +333,3 @@ def _labels(
         if start <= first < end and last > first:
             labels[position] = token
     return labels
-
-
-def _chunks(rendered: Iterable[Rendered]) -> Iterator[list[Rendered]]:
-    chunk: list[Rendered] = []
-    for item in rendered:
-        chunk.append(item)
-        if len(chunk) == TEXTS_AT_ONCE:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from gradsieve.progress import Progress
 from gradsieve.recipe import check_recipe, dump_recipe, load_recipe
-from gradsieve.rundir import RunDir, write_json, write_text
+from gradsieve.rundir import RunDir, read_lines, write_json, write_text
 
 if TYPE_CHECKING:
     from gradsieve.demo.skills import Row
@@ -97,8 +97,7 @@ def main(out: Path, progress: Progress) -> Result:
     folder = run.stage("select") / TARGET / "less"
     cells = compare([out]).cells[TARGET]
     truth = json.loads((out / "inputs" / "truth.json").read_text(encoding="utf-8"))
-    lines = (folder / "selected.jsonl").read_text(encoding="utf-8").splitlines()
-    skills = [truth[json.loads(line)["id"]] for line in lines]
+    skills = [truth[row["id"]] for row in read_lines(folder / "selected.jsonl")]
     return Result(
         skill=TARGET,
         selected=len(skills),

@@ -9,8 +9,7 @@ without gradients, exact mode, files that have moved) is said in `notes`; the re
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from gradsieve.data.examples import Example, Message
 from gradsieve.errors import DataError, RunError, UsageError
 from gradsieve.explanation.told import Explanation, Neighbor, Pull, TargetScore
 from gradsieve.recipe import Recipe, load_recipe
-from gradsieve.rundir import TOGETHER, RunDir
+from gradsieve.rundir import TOGETHER, RunDir, read_lines
 from gradsieve.selection.card import MESSAGES
 from gradsieve.selection.table import read_scores
 
@@ -229,19 +228,14 @@ def _selected(
     if run.meta("select") is None or not (folder / MESSAGES).is_file():
         return None, "nothing has been selected yet"
     chosen = 0
-    for record in _records(folder / MESSAGES):
+    for record in read_lines(folder / MESSAGES):
         chosen += 1
         if (record["source"], record["id"]) == key:
             return record["rank"], None
-    for record in _records(folder / "dropped.jsonl"):
+    for record in read_lines(folder / "dropped.jsonl"):
         if (record["source"], record.get("id")) == key:
             return None, record["reason"]
     return None, f"the {chosen} rows of the selection come before it"
-
-
-def _records(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open("rb") as lines:
-        yield from map(json.loads, lines)
 
 
 def _parts(

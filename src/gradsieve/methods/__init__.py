@@ -9,13 +9,12 @@ A name may end in a number that seeds what is random in it: `random-1` is `rando
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from importlib.metadata import entry_points
 from typing import cast
 
-from gradsieve.errors import UsageError
+from gradsieve.errors import UsageError, did_you_mean
 from gradsieve.methods.problem import Gradients, Method, Problem, Scores
 
 __all__ = [
@@ -69,13 +68,8 @@ def find_method(name: str) -> Method:
     others = {point.name: point for point in entry_points(group=GROUP)}
     if base in others:
         return cast(Method, others[base].load())
-    known = [*METHODS, *others]
-    near = difflib.get_close_matches(base, known, n=1)
-    raise UsageError(
-        f"There is no method {base}.",
-        "score.methods",
-        f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}.",
-    )
+    todo = did_you_mean(base, [*METHODS, *others])
+    raise UsageError(f"There is no method {base}.", "score.methods", todo)
 
 
 def uses_gradients(name: str) -> bool:

@@ -79,27 +79,18 @@ def check_support(model: recipe.Model, warmup: recipe.Warmup) -> list[ModelError
     Returns:
         One error for each problem; empty if the warm-up can start.
     """
-    try:
-        config = load_config(model)
-    except ModelError as error:
-        return [error]
-    problems = [*_kind_problems(config, model), *_quantization_problems(config, model)]
-    if problems:
-        return problems
-    if warmup.checkpoints is None:
-        return check_adapter(model, warmup.lora)
-    return list(_checkpoint_problems(config, model, [Path(path) for path in warmup.checkpoints]))
-
-
-def check_adapter(model: recipe.Model, lora: recipe.Lora) -> list[ModelError]:
-    """Everything in which a new adapter doesn't fit a model; for `train.model` too."""
     where = "warmup.lora.target_modules"
     try:
+        config = load_config(model)
+        problems = [*_kind_problems(config, model), *_quantization_problems(config, model)]
+        if problems:
+            return problems
+        if warmup.checkpoints is not None:
+            return list(_checkpoint_problems(model, [Path(path) for path in warmup.checkpoints]))
         base = load_skeleton(model)
-        unmatched = _unmatched(base, lora.target_modules)
-        if unmatched:
-            return unmatched
-        return list(_layer_problems(_adapted(base, lora_config(base, lora), where), where))
+        unmatched = _unmatched(base, warmup.lora.target_modules)
+        adapter = lora_config(base, warmup.lora)
+        return unmatched or list(_layer_problems(_adapted(base, adapter, where), where))
     except ModelError as error:
         return [error]
 
@@ -242,9 +233,7 @@ def _unfollowed(name: str, layer: LoraLayer, head: nn.Module | None) -> str | No
 # --- existing checkpoints -----------------------------------------------------------------------
 
 
-def _checkpoint_problems(
-    config: Any, model: recipe.Model, folders: Sequence[Path]
-) -> Iterator[ModelError]:
+def _checkpoint_problems(model: recipe.Model, folders: Sequence[Path]) -> Iterator[ModelError]:
     """Adapters that are not plain LoRA of this model, or have no optimizer state."""
     built: dict[str, Shapes | list[ModelError]] = {}
     for folder in folders:

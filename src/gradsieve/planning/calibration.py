@@ -23,7 +23,7 @@ import numpy as np
 from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError
 from gradsieve.methods import find_method, split_seed, uses_gradients
-from gradsieve.methods.problem import Problem
+from gradsieve.methods.problem import Problem, whole_text
 from gradsieve.planning.timing import (
     Linear,
     TrainingTimes,
@@ -306,7 +306,7 @@ class Calibration:
 
         def look(count: int) -> object:
             rows = spread(self.work.rows, count)
-            texts = ((r.key, "\n".join(t["content"] for t in r.example.messages)) for r in rows)
+            texts = ((row.key, whole_text(row.example)) for row in rows)
             return find_leaks(texts, {name: iter(of) for name, of in questions.items()})
 
         few, more = (min(count, len(self.work.rows)) for count in ROWS_TRIED)

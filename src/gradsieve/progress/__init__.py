@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -50,12 +50,9 @@ class Progress:
 
         self._log = log
         try:
-            with third_parties_to(self.note):
-                if self._terminal:
-                    with self._shown(stages):
-                        yield
-                else:
-                    yield
+            shown = self._shown(stages) if self._terminal else nullcontext()
+            with third_parties_to(self.note), shown:
+                yield
         finally:
             self._log = None
 

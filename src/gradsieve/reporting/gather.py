@@ -6,7 +6,6 @@ each target and method, and what the whole run has in common.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from gradsieve.reporting.numbers import short
 from gradsieve.reporting.provenance import checkpoints, current_stages, loss_curve
 from gradsieve.reporting.pulls import Pulls
 from gradsieve.reporting.selections import GROUPS, Selection
-from gradsieve.rundir import TOGETHER
+from gradsieve.rundir import TOGETHER, read_lines
 from gradsieve.selection.table import read_scores
 from gradsieve.tasks import Target
 
@@ -37,7 +36,7 @@ def gather(context: Context) -> dict[str, Any]:
     """
     recipe, run = context.recipe, context.run
     stages = current_stages(context)
-    leaks = _leaks(run.stage("select") / "leaks.jsonl")
+    leaks = list(read_lines(run.stage("select") / "leaks.jsonl"))
     pool = Pool(context, {(leak["source"], leak["id"]): leak for leak in leaks})
     names = [(target, method) for target in context.targets for method in recipe.score.methods]
     views: list[dict[str, Any]] = []
@@ -113,10 +112,6 @@ def _overlaps(chosen: Mapping[str, set[int]]) -> dict[str, Any]:
         for a in methods
     ]
     return {"methods": methods, "shares": shares}
-
-
-def _leaks(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_bytes().split(b"\n") if line]
 
 
 def _results(context: Context) -> dict[str, list[dict[str, Any]]]:

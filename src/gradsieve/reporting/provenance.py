@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from gradsieve.errors import RunError
 from gradsieve.methods import uses_gradients
 from gradsieve.recipe import dump_recipe
 from gradsieve.reporting.numbers import short
-from gradsieve.rundir import STAGES, TOGETHER, differences
+from gradsieve.rundir import STAGES, TOGETHER, differences, read_lines
 
 POINTS = 400
 """Of a loss curve, at most: as many as a page is wide."""
@@ -103,18 +102,12 @@ def provenance(context: Context) -> dict[str, Any]:
     stages = current_stages(context)
     return {
         "recipe": _recipe(context, stages),
-        "seconds": {name: _seconds(meta) for name, meta in stages.items()},
+        "seconds": {name: meta["seconds"] for name, meta in stages.items()},
         "scoring_seconds": {
             name: method["seconds"] for name, method in stages["score"]["methods"].items()
         },
         "versions": stages["select"]["versions"],
     }
-
-
-def _seconds(meta: dict[str, Any]) -> float:
-    """A stage's seconds; training tells each model's instead."""
-    seconds = meta["seconds"]
-    return float(sum(seconds.values()) if isinstance(seconds, dict) else seconds)
 
 
 def checkpoints(stages: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -136,7 +129,7 @@ def loss_curve(file: Path) -> list[list[float | None]]:
     """[step, loss] of a training, averaged over equal stretches if there are many steps."""
     if not file.is_file():
         return []
-    logs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    logs = list(read_lines(file))
     size = -(-len(logs) // POINTS)
     stretches = [logs[start : start + size] for start in range(0, len(logs), size or 1)]
     return [

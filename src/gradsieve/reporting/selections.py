@@ -6,7 +6,6 @@ caps), the near misses (the best of the others) and the lowest scored.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from gradsieve.recipe import Report
 from gradsieve.reporting.examples import Pool
 from gradsieve.reporting.numbers import histogram, length_histogram, short
+from gradsieve.rundir import read_lines
 from gradsieve.selection.card import MESSAGES
 from gradsieve.selection.table import ScoreTable
 
@@ -52,11 +52,11 @@ class Selection:
         self.places = np.array([pool.place[key] for key in table.keys])
         self._line = {place: line for line, place in enumerate(self.places.tolist())}
         self.rows: list[Shown] = []
-        for row in _records(folder / MESSAGES):
+        for row in read_lines(folder / MESSAGES):
             line = self._line[pool.place[row["source"], row["id"]]]
             told = Shown(line, 0, row["score"], row["subtask"]) if own else self._shown(line, 0)
             self.rows.append(told)
-        self.dropped = list(_records(folder / "dropped.jsonl"))
+        self.dropped = list(read_lines(folder / "dropped.jsonl"))
         self.chosen = np.zeros(len(table.total), dtype=bool)
         self.chosen[[row.line for row in self.rows]] = True
 
@@ -133,10 +133,6 @@ class Selection:
 
 
 _RULES = ("near_duplicates", "per_source", "drop_leaks")
-
-
-def _records(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_bytes().split(b"\n") if line]
 
 
 def _reasons(dropped: list[dict[str, Any]], passed: bool) -> list[list[Any]]:

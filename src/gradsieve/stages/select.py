@@ -22,6 +22,7 @@ from gradsieve.context import Context
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError, RunError
 from gradsieve.methods import find_method, uses_gradients
+from gradsieve.methods.problem import whole_text
 from gradsieve.recipe import Select
 from gradsieve.rundir import TOGETHER, file_fingerprint, fingerprint, write_text
 from gradsieve.selection.card import MESSAGES, ROWS, Selected, card
@@ -137,11 +138,7 @@ def _leaks(context: Context) -> dict[Key, Leaks]:
         name: ((q.example.id, text) for q in test.questions for text in q.texts)
         for name, test in context.whole_test_sets.items()
     }
-    rows = (
-        (row.key, "\n".join(turn["content"] for turn in row.example.messages))
-        for row in context.rows
-    )
-    return find_leaks(rows, questions)
+    return find_leaks(((row.key, whole_text(row.example)) for row in context.rows), questions)
 
 
 def _tell(context: Context, leaks: Mapping[Key, Leaks]) -> None:

@@ -18,7 +18,7 @@ from gradsieve.context import Context
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import messages_of
 from gradsieve.recipe import Train, Warmup
-from gradsieve.rundir import agree, fingerprint, folder_fingerprint, write_json
+from gradsieve.rundir import agree, fingerprint, folder_fingerprint, read_lines, write_json
 
 if TYPE_CHECKING:
     from gradsieve.data.template import ChatTemplate, Encoded
@@ -158,7 +158,6 @@ def _untrained(context: Context, seed: int) -> Any:
 
 def _tokenized(selection: Path, template: ChatTemplate) -> list[Encoded]:
     examples = []
-    for rank, line in enumerate(selection.read_bytes().splitlines(), start=1):
-        row = json.loads(line)
+    for rank, row in enumerate(read_lines(selection), start=1):
         examples.append(Example("selected", str(rank), messages_of(row), row))
     return [tokens for tokens in template.encode_all(examples) if tokens.n_labels]

@@ -7,13 +7,14 @@ goes on: rows that are there already are passed over.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from gradsieve.errors import StoreError
+from gradsieve.progress.count import Report
 from gradsieve.rundir import differences
 from gradsieve.store.folder import Folder
 from gradsieve.store.layout import MANIFEST, SHARDS, hashed_name, read_set_aside
@@ -21,9 +22,6 @@ from gradsieve.store.names import RowKey
 from gradsieve.store.reader import Store, open_store
 from gradsieve.store.shard import damaged, open_shard
 from gradsieve.store.writer import StoreWriter, create_store
-
-Report = Callable[[float], None]
-"""Called with the rows, or shards, done so far."""
 
 
 def inspect(path: str | Path) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from typing import Any, Literal, Protocol
 
 from gradsieve.data.examples import Example
 from gradsieve.data.readers import place_of
-from gradsieve.errors import DataError
+from gradsieve.errors import DataError, did_you_mean
 from gradsieve.rundir import fingerprint
 from gradsieve.tasks import bbh, custom, mmlu, tydiqa
-from gradsieve.tasks.layout import did_you_mean, missing
+from gradsieve.tasks.layout import missing
 from gradsieve.tasks.questions import Question, QuestionSet, Shots
 
 

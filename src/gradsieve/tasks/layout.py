@@ -5,10 +5,9 @@ In: paths. Out: text or JSON data; or an error that names what was expected and 
 
 from __future__ import annotations
 
-import difflib
 import json
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +67,6 @@ def read_json(file: Path) -> dict[str, Any]:
 def told(row: Mapping[str, Any]) -> str:
     """A row's columns with the start of what each holds, for a message."""
     return ", ".join(f"{key}: {reprlib.repr(value)}" for key, value in row.items()) or "nothing"
-
-
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """The nearest known name, or all of them."""
-    near = difflib.get_close_matches(given, list(known), n=1)
-    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
 
 
 def _found(path: Path) -> str:
