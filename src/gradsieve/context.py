@@ -84,8 +84,13 @@ class Context:
             for source in self.recipe.pool
         ]
         for source in sources:
-            self._tell_bad_rows(source.name, [(bad.where, bad.reason) for bad in source.bad_rows])
+            self._tell_bad_rows(source.name, source.bad_rows)
         return sources
+
+    @cached_property
+    def examples(self) -> dict[tuple[str, str], Example]:
+        """The pool's examples by (source, id)."""
+        return {(e.source, e.id): e for source in self.sources for e in source.examples}
 
     @cached_property
     def targets(self) -> list[Target]:

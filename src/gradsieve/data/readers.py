@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import BadRow, is_unicode, kind_of, messages_of
@@ -32,8 +32,7 @@ TOLD_AT_ONCE = 10
 """Bad rows that a message lists; the others are counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(NamedTuple):
     """A row that could not be read.
 
     Attributes:

@@ -252,14 +252,8 @@ def _without_wrappers(name: str) -> str:
 
 # What torch.load, safetensors and reading what they give raise for files that are damaged.
 _UNREADABLE = (
-    SafetensorError,
-    AttributeError,
-    KeyError,
-    TypeError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    OSError,
+    *(SafetensorError, AttributeError, KeyError, TypeError),
+    *(RuntimeError, ValueError, EOFError, OSError),
 )
 
 _READERS = {

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from gradsieve.context import Context
-from gradsieve.data.examples import Example, Message
+from gradsieve.data.examples import Message
 
 CUT = 4000
 """Characters of one row that a page holds, about two screens; the rest is counted."""
@@ -57,14 +56,6 @@ class Pool:
         self.source = np.array([number[source] for source, _ in self.keys])
         self.place = {key: place for place, key in enumerate(self.keys)}
 
-    @cached_property
-    def _examples(self) -> dict[Key, Example]:
-        return {
-            (example.source, example.id): example
-            for source in self.context.sources
-            for example in source.examples
-        }
-
     def show(self, places: Iterable[int]) -> list[int]:
         """Have the page show these rows; returns their places in it."""
         return [self.shown.setdefault(place, len(self.shown)) for place in places]
@@ -73,7 +64,7 @@ class Pool:
         """[source, id, tokens, truncated, leak, characters left out, turns] of each shown row."""
         told = []
         for place in self.shown:
-            kept, more = turns(self._examples[self.keys[place]].messages)
+            kept, more = turns(self.context.examples[self.keys[place]].messages)
             leak = self.leaks.get(self.keys[place])
             told.append(
                 [

@@ -74,11 +74,6 @@ def _refuse_too_many(context: Context, rows: int) -> None:
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
     """Select for every target, or for all together, by every method."""
-    rows = {
-        (example.source, example.id): example
-        for source in context.sources
-        for example in source.examples
-    }
     tokens, unscored = _tokens_and_unscored(context)
     leaks = _leaks(context)
     _tell(context, leaks)
@@ -89,9 +84,9 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
         order = _order(context, names, method, tokens)
         chosen, passed = _chosen(context, method, order, leaks)
         out = folder / target / method
-        selected = _lines(_annotated(rows, chosen))
+        selected = _lines(_annotated(context.examples, chosen))
         write_text(out / ROWS, selected)
-        write_text(out / MESSAGES, _lines(_as_messages(rows, chosen)))
+        write_text(out / MESSAGES, _lines(_as_messages(context.examples, chosen)))
         dropped = [*unscored, *(_record(row) for row in passed)]
         write_text(out / "dropped.jsonl", _lines(dropped))
         told = Selected(

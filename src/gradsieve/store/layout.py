@@ -26,13 +26,8 @@ METADATA = "gradsieve"
 """The one key of a shard's metadata: safetensors writes several in an order that changes."""
 
 UNREADABLE = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    struct.error,
-    MemoryError,
-    OverflowError,
+    *(ValueError, LookupError, TypeError, AttributeError),
+    *(struct.error, MemoryError, OverflowError),
 )
 """What reading damaged JSON, or a damaged header, may raise."""
 

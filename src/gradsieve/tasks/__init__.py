@@ -113,7 +113,7 @@ def load_target(
         target = _benchmark(name, task, _folder(name, path))
     else:
         examples, bad_rows = custom.read(name, path, subtask_field, on_bad_row)
-        target = Target(name, task, tuple(examples), tuple(bad_rows))
+        target = Target(name, task, tuple(examples), bad_rows)
     if not target.examples:
         raise DataError(
             "The target has no examples.",

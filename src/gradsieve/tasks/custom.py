@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import is_unicode
-from gradsieve.data.readers import place_of, read_source
+from gradsieve.data.readers import Rejected, place_of, read_source
 from gradsieve.errors import DataError
 from gradsieve.tasks.questions import Question, QuestionSet
 
@@ -25,7 +25,7 @@ def read(
     path: str | Iterable[Any],
     subtask_field: str | None,
     on_bad_row: Literal["fail", "skip"],
-) -> tuple[list[Example], list[tuple[str, str]]]:
+) -> tuple[list[Example], tuple[Rejected, ...]]:
     """The examples, and the rows left out as (where, reason).
 
     Raises:
@@ -40,7 +40,7 @@ def read(
         examples = [
             replace(example, subtask=str(example.row[subtask_field])) for example in examples
         ]
-    return examples, [(bad.where, bad.reason) for bad in source.bad_rows]
+    return examples, source.bad_rows
 
 
 def test_set(name: str, path: str | Iterable[Any], subtask_field: str | None) -> QuestionSet:
