@@ -1,10 +1,12 @@
 """How many planted rows each method finds: TyDiQA's training rows and MMLU's validation rows.
 
-    python benchmarks/paper_in_miniature/run.py --data ../shared/data --out runs/miniature \
-        --planted yes --targets tydiqa mmlu --methods less bm25 random --until select
-    python benchmarks/paper_in_miniature/planted.py --run runs/miniature/planted-tydiqa-mmlu
+    python benchmarks/paper_in_miniature/run.py --data ../shared/data --out runs/miniature
+    python benchmarks/paper_in_miniature/planted.py --run runs/miniature/planted
 
 In: a run with planted rows, up to its selections. Out: planted.json and planted.md beside this.
+
+All rows of TyDiQA's own kind share the words of an instruction, by which BM25 knows them; what it
+finds by the rest of the examples is counted too.
 """
 
 from __future__ import annotations
@@ -12,12 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
+from gradsieve.context import Context
+from gradsieve.data.examples import Row
+from gradsieve.methods import Problem, find_method
+from gradsieve.progress import Progress
+from gradsieve.recipe import load_recipe
 from gradsieve.rundir import RunDir
+from gradsieve.tasks.tydiqa import WORDS
 
 HERE = Path(__file__).parent
 PLANTED = {"tydiqa": "planted_tydiqa_train", "mmlu": "planted_mmlu_val"}
@@ -26,16 +36,47 @@ PLANTED = {"tydiqa": "planted_tydiqa_train", "mmlu": "planted_mmlu_val"}
 def found(run: RunDir, target: str, method: str) -> dict[str, Any]:
     """Planted rows in a selection, and in the pool."""
     file = run.stage("score") / target / f"{method}.parquet"
-    pool = Counter(pq.read_table(file, columns=["source"])["source"].to_pylist())
-    lines = (run.stage("select") / target / method / "selected.jsonl").read_bytes().splitlines()
-    sources = Counter(json.loads(line)["source"] for line in lines)
-    planted = PLANTED[target]
-    return {
-        "rows": sum(pool.values()),
-        "planted": pool[planted],
-        "selected": len(lines),
-        "planted_selected": sources[planted],
+    pool = pq.read_table(file, columns=["source", "id"]).to_pylist()
+    lines = (run.stage("select") / target / method / "messages.jsonl").read_bytes().splitlines()
+    return counted(target, pool, list(map(json.loads, lines)))
+
+
+def counted(target: str, pool: list[Any], selected: list[Any]) -> dict[str, Any]:
+    """How many of a target's planted rows there are; TyDiQA's by language too."""
+
+    def planted(rows: list[Any]) -> list[str]:
+        return [row["id"] for row in rows if row["source"] == PLANTED[target]]
+
+    told = {
+        "rows": len(pool),
+        "planted": len(planted(pool)),
+        "selected": len(selected),
+        "planted_selected": len(planted(selected)),
     }
+    if target == "tydiqa":
+        for name, rows in (("languages", pool), ("languages_selected", selected)):
+            told[name] = dict(Counter(id.partition("-")[0] for id in planted(rows)).most_common())
+    return told
+
+
+def bm25_without_instruction(run: RunDir, count: int) -> dict[str, Any]:
+    """TyDiQA's planted rows that BM25 finds if the examples lack the words that all rows share."""
+
+    def stripped(row: Row) -> Row:
+        asked, answer = row.example.messages
+        rest = asked["content"].removeprefix(WORDS[row.example.subtask][0])
+        turns = ({"role": asked["role"], "content": rest}, answer)
+        return replace(row, example=replace(row.example, messages=turns))
+
+    recipe = load_recipe(run.recipe)
+    context = Context(recipe, run, Progress())
+    rows = [row for row in context.rows if not row.set_aside]
+    target = next(target for target in context.targets if target.name == "tydiqa")
+    examples = {"tydiqa": [stripped(row) for row in context.target_rows(target)]}
+    scores = find_method("bm25").score(Problem(rows, examples, recipe, 0, Progress()))["tydiqa"]
+    pool = [{"source": source, "id": id} for source, id in scores.keys]
+    best = np.argsort(-scores.total, kind="stable")[:count].tolist()
+    return counted("tydiqa", pool, [pool[index] for index in best])
 
 
 def main() -> None:
@@ -44,6 +85,8 @@ def main() -> None:
     run = RunDir(parser.parse_args().run)
     targets = run.done("select")["targets"]
     told = {t: {m: found(run, t, m) for m in targets[t]} for t in PLANTED}
+    count = told["tydiqa"]["bm25"]["selected"]
+    told["tydiqa"]["bm25, no instruction"] = bm25_without_instruction(run, count)
     (HERE / "planted.json").write_text(json.dumps(told, indent=1) + "\n")
     lines = [
         "# Planted rows that are found",
@@ -51,14 +94,21 @@ def main() -> None:
         "Rows of the targets' own kind planted in a pool of real rows; 5% are selected. Commands",
         "in planted.py. The warm-up is that of the pool without them.",
         "",
-        "| target | rows | planted | method | planted among selected | share of all planted |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| target | rows | planted | method | planted among selected | share of all planted "
+        "| by language |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for target, methods in told.items():
         for method, n in methods.items():
             of_all = n["planted_selected"] / n["planted"]
             cells = [target, n["rows"], n["planted"], method]
             cells += [f"{n['planted_selected'] / n['selected']:.1%}", f"{of_all:.1%}"]
+            selected = n.get("languages_selected", {})
+            shares = [
+                f"{language} {selected.get(language, 0) / count:.0%}"
+                for language, count in n.get("languages", {}).items()
+            ]
+            cells.append(", ".join(shares))
             lines.append(f"| {' | '.join(map(str, cells))} |")
     (HERE / "planted.md").write_text("\n".join(lines) + "\n")
 

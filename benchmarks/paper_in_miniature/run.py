@@ -4,10 +4,11 @@
 
 Two runs: the pool as it is, and with planted rows (TyDiQA's training set, MMLU's validation set)
 in it. Each selects 5% for BBH, TyDiQA, MMLU and GSM8K by every method, trains on each selection
-with three seeds, and measures the loss of held-out answers. The second run, and runs for some of
-the targets, start from the first one's warm-up and datastore, to which only what is new is added.
-What was stopped goes on with the same command. Writes table.md and result.json beside this file;
-runs for some of the targets write table-NAME.md and result-NAME.json.
+with three seeds, and measures the loss of held-out answers. Training on all rows, which takes
+twenty times as long, is a run of its own with one seed. The second run, and runs for some of the
+targets, start from the first one's warm-up and datastore, to which only what is new is added. What
+was stopped goes on with the same command. Writes table.md and result.json beside this file; runs
+for some of the targets, or of one of the two alone, write table-NAME.md and result-NAME.json.
 """
 
 from __future__ import annotations
@@ -26,27 +27,20 @@ from gradsieve.recipe import check_recipe
 
 HERE = Path(__file__).parent
 METHODS = [
-    "less",
-    "random",
-    "random-1",
-    "random-2",
-    "bm25",
-    "dsir",
-    "rds_plus",
-    "embedding",
-    "sgd",
-    "rds",
-    "dot",
-    "random_balanced",
-    "perplexity_middle",
+    *("less", "random", "random-1", "random-2", "bm25", "dsir", "rds_plus", "full"),
+    *("rds", "dot", "random_balanced", "perplexity_middle", "sgd", "embedding"),
 ]
-
-
+SEEDS, FULL_SEEDS = [0, 1, 2], [0]
 TARGETS = ["gsm8k", "tydiqa", "bbh", "mmlu"]
 
 
 def recipe(
-    data: Path, inputs: Path, planted: bool, methods: list[str], targets: list[str] = TARGETS
+    data: Path,
+    inputs: Path,
+    planted: bool,
+    methods: list[str],
+    targets: list[str] = TARGETS,
+    seeds: list[int] = SEEDS,
 ) -> Any:
     """The run's recipe; rank, rates and epochs are those that suit so small a model."""
     sources = sorted(file.stem for file in (inputs / "pool").glob("*.jsonl"))
@@ -85,7 +79,7 @@ def recipe(
                 "methods": methods,
                 "embedding": str(_embedding_model()),
             },
-            "train": {"seeds": [0, 1, 2], "epochs": 1},
+            "train": {"seeds": seeds, "epochs": 1},
             "evaluate": {"tasks": ["target_loss"], "limit": 20},
         }
     )
@@ -123,23 +117,27 @@ def main() -> None:
     part = "" if given.targets == TARGETS else "-" + "-".join(given.targets)
     for planted in {"no": [False], "yes": [True], "both": [False, True]}[given.planted]:
         name = ("planted" if planted else "pool") + part
-        asked = recipe(given.data, inputs, planted, given.methods, given.targets)
+        few = [method for method in given.methods if method != "full"]
+        asked = recipe(given.data, inputs, planted, few, given.targets)
         first = grown(given.out / "pool", given.out / name)
         run = gradsieve.run(asked, given.out / name, first=first, last=given.until)
         if given.until:
             continue
-        found = compare([run.path])
-        selected = run.done("select")["targets"]
+        runs = [run]
+        if "full" in given.methods and not planted:
+            asked = recipe(given.data, inputs, planted, ["full"], given.targets, FULL_SEEDS)
+            runs.append(gradsieve.run(asked, given.out / f"{name}-full"))
+        found = compare([run.path for run in runs])
         results[name] = {
             "comparison": json.loads(found.json()),
-            "selected": selected,
+            "selected": run.done("select")["targets"],
             "seconds": {s: run.done(s)["seconds"] for s in ("warmup", "features", "score")},
             "versions": run.done("score")["versions"],
         }
         tables.append(f"## {'With planted rows' if planted else 'The pool'}\n\n{found.markdown()}")
-        which = part if given.planted == "both" else part + f"-{name.removesuffix(part)}" * planted
-        (HERE / f"result{which}.json").write_text(json.dumps(results, indent=1) + "\n")
-        (HERE / f"table{which}.md").write_text("\n\n".join(tables) + "\n")
+        alone = {"no": "", "yes": "-planted", "both": ""}[given.planted]
+        (HERE / f"result{part}{alone}.json").write_text(json.dumps(results, indent=1) + "\n")
+        (HERE / f"table{part}{alone}.md").write_text("\n\n".join(tables) + "\n")
 
 
 if __name__ == "__main__":

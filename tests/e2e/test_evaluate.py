@@ -310,7 +310,7 @@ def test_compare_on_the_command_line(run: RunDir) -> None:
     assert told.output.startswith("### mine\n\n| method | rows |")
     assert json.loads(shell.invoke(app, ["compare", str(run.path), "--json"]).output)["cells"]
     latex = shell.invoke(app, ["compare", str(run.path), "--format", "latex"]).output
-    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
     assert r"held\_out\_loss $\downarrow$" in latex
     wrong = shell.invoke(app, ["compare", str(run.path), "--format", "html"])
     assert wrong.exit_code != 0
