@@ -121,25 +121,50 @@ def test_bbh_on_real_questions(shared_data: Path) -> None:
         assert asked[name].answers == (row["target"],)
 
 
-def test_tydiqa_on_real_questions(shared_data: Path) -> None:
+TYDIQA = {
+    "english": (
+        "Answer the following question based on the information in the given passage.",
+        *("Passage", "Question", "Answer"),
+    ),
+    "finnish": (
+        "Vastaa seuraavaan kysymykseen annetun kappaleen tiedon perusteella.",
+        *("Kappale", "Kysymys", "Vastaus"),
+    ),
+    "korean": (
+        "주어진 문단의 정보에 기반하여 다음 질문에 답하십시오.",
+        *("문단", "질문", "답변"),
+    ),
+    "russian": (
+        "Ответьте на следующий вопрос на основе информации в данном отрывке.",
+        *("Отрывок", "Вопрос", "Ответ"),
+    ),
+    "swahili": (
+        "Jibu swali lifuatalo kulingana na habari kwenye kifungu kilichotolewa.",
+        *("Kifungu", "Swali", "Jibu"),
+    ),
+}
+
+
+@pytest.mark.parametrize("language", TYDIQA)
+def test_tydiqa_on_real_questions(shared_data: Path, language: str) -> None:
     folder = shared_data / "eval" / "tydiqa"
-    shots = json.loads((folder / "tydiqa-one-shot.json").read_text())
+    (shot,) = json.loads((folder / "tydiqa-one-shot.json").read_text())[language]
     asked = questions("tydiqa", folder)
     assert len(asked) == 5077
-    english = spread(sorted(name for name in asked if name.startswith("english")))
     found = {
         row["id"]: (paragraph["context"], row)
         for article in json.loads((folder / "tydiqa-goldp-v1.1-dev.json").read_text())["data"]
         for paragraph in article["paragraphs"]
         for row in paragraph["qas"]
     }
-    (shot,) = shots["english"]
-    for name in english:
+    instruction, passage, question, answer = TYDIQA[language]
+    for name in spread(sorted(name for name in asked if name.startswith(language))):
         context, row = found[name]
         assert asked[name].with_shots == (
-            "Answer the following question based on the information in the given passage.\n\n"
-            f"Passage: {shot['context']}\nQuestion: {shot['question']}\n"
-            f"Answer: {shot['answers'][0]['text']}\n\n"
-            f"Passage: {context}\nQuestion: {row['question']}"
+            f"{instruction}\n\n"
+            f"{passage}: {shot['context']}\n{question}: {shot['question']}\n"
+            f"{answer}: {shot['answers'][0]['text']}\n\n"
+            f"{passage}: {context}\n{question}: {row['question']}"
         )
+        assert asked[name].example.answer_prefix == f"{answer}:"
         assert asked[name].answers == tuple(answer["text"] for answer in row["answers"])
