@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 import world
+from gradsieve.cli import app
 from gradsieve.compare import _difference, compare
 from gradsieve.errors import RunError
 from gradsieve.rundir import RunDir, write_json
@@ -108,6 +111,21 @@ def test_runs_may_have_different_methods(tmp_path: Path) -> None:
     assert results.count(r"\\") == 4  # the head and three methods
     assert shared.startswith(r"\begin{tabular}{lrr} % mine: rows that are shared")
     assert r"rds & 50\% &  \\" in shared
+
+
+def test_runs_that_differ_in_more_than_seeds_are_told(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / name, ["bm25", "random"]) for name in ("one", "two")]
+    for run, rate in zip(runs, (1, 2), strict=True):
+        recipe = {"warmup": {"seed": rate, "epochs": rate}, "train": {"seeds": [rate]}}
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (note,) = compare(runs).notes
+    assert note == (
+        f"{runs[0]} and {runs[1]} count as repetitions of each other and differ in "
+        "warmup.epochs: 1 -> 2"
+    )
+    told = CliRunner().invoke(app, ["compare", *map(str, runs)])
+    assert note in told.stderr
+    assert compare([runs[0], finished(tmp_path / "three", ["rds"])]).notes == []
 
 
 def test_order_of_methods_may_differ_between_runs(tmp_path: Path) -> None:

@@ -167,7 +167,10 @@ def compare(
     if format_ not in ("markdown", "latex", "json"):
         todo = "One of markdown, latex, json."
         raise UsageError(f"There is no format {format_}.", "--format", todo)
-    typer.echo(getattr(compared(runs), format_)())
+    comparison = compared(runs)
+    for note in comparison.notes:
+        typer.echo(f"warning: {note}", err=True)
+    typer.echo(getattr(comparison, format_)())
 
 
 @app.command(epilog="Example: gradsieve demo --out runs/demo")

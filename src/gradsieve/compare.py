@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from gradsieve.errors import RunError
 from gradsieve.methods import split_seed, uses_gradients
-from gradsieve.rundir import TOGETHER, RunDir, read_lines
+from gradsieve.rundir import TOGETHER, RunDir, differences, read_lines
 from gradsieve.selection.card import MESSAGES
 
 BOOTSTRAPS = 2000
@@ -62,12 +63,14 @@ class Comparison:
         rows: Selected rows, by target and method.
         overlap: Shared rows over the smaller selection, by target and method and method.
         seconds: What a method took before training, by method: warm-up, features, scores.
+        notes: What the reader should know of how the runs differ, a line each.
     """
 
     cells: dict[str, dict[str, dict[str, Cell]]] = field(default_factory=dict)
     rows: dict[str, dict[str, int]] = field(default_factory=dict)
     overlap: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def json(self) -> str:
         """As JSON."""
@@ -138,8 +141,9 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
         RunError: If a run has not been evaluated, or two on different questions of a target.
     """
     folders = [RunDir(run) for run in runs]
-    results = [result for run in folders for result in _results(run)]
-    comparison = Comparison()
+    by_run = [_results(run) for run in folders]
+    results = [result for found in by_run for result in found]
+    comparison = Comparison(notes=_notes(folders, by_run))
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for result in results:
         key = (result["target"], result["metric"], split_seed(result["method"])[0])
@@ -151,6 +155,51 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     for run in folders:
         _add_selections(comparison, run)
     return comparison
+
+
+def _notes(runs: Sequence[RunDir], results: Sequence[list[dict[str, Any]]]) -> list[str]:
+    """Of runs that count as repetitions of each other though their settings differ."""
+    selections = [
+        {
+            (row["target"], row["method"])
+            for row in found
+            if row["method"] not in ("base", "warmed_up")
+        }
+        for found in results
+    ]
+    notes = []
+    for (one, first), (other, second) in combinations(zip(runs, selections, strict=True), 2):
+        changes = differences(_settings(one), _settings(other))
+        if changes and first & second:
+            notes.append(
+                f"{one.path} and {other.path} count as repetitions of each other and differ in "
+                + "; ".join(changes[:3])
+                + (f"; and {len(changes) - 3} more" if changes[3:] else "")
+            )
+    return notes
+
+
+def _settings(run: RunDir) -> dict[str, Any]:
+    """What of a run's recipe its results depend on, besides methods, targets and seeds."""
+    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8")) if run.recipe.is_file() else {}
+    settings: dict[str, Any] = {section: recipe.get(section) for section in _DECISIVE}
+    for section, free in _DECISIVE.items():
+        if settings[section] and free:
+            settings[section] = {k: v for k, v in settings[section].items() if k not in free}
+    return settings
+
+
+_DECISIVE: dict[str, set[str]] = {
+    "model": set(),
+    "pool": set(),
+    "warmup": {"seed", "micro_batch_size", "report_to"},
+    "features": {"tokens_per_batch"},
+    "score": {"methods"},
+    "select": set(),
+    "train": {"seeds"},
+    "evaluate": {"tasks", "batch_size"},
+}
+"""Sections of the recipe, and their keys that repetitions may differ in."""
 
 
 def _results(run: RunDir) -> list[dict[str, Any]]:
