@@ -197,7 +197,13 @@ def cosines(run: RunDir, number: int, dim: int | None) -> dict[str, Any]:
             parts.append((torch.nn.functional.normalize(rows, dim=1) @ wanted.T).numpy())
             keys += [[key.source, key.id] for key in block.keys]
         np.savez(kept, keys=keys, columns=columns, cosines=np.concatenate(parts))
-    return dict(np.load(kept))
+    return _in_order(dict(np.load(kept)))
+
+
+def _in_order(found: dict[str, Any]) -> dict[str, Any]:
+    """Rows in order of (source, id): each checkpoint's shards have an order of their own."""
+    order = sorted(range(len(found["keys"])), key=found["keys"].tolist().__getitem__)
+    return {**found, "keys": found["keys"][order], "cosines": found["cosines"][order]}
 
 
 def ranked(run: RunDir, checkpoints: tuple[int, ...], dim: int | None) -> Ranking:
