@@ -1,11 +1,17 @@
-"""The GPU's benchmark runs, on a shape small enough for a CPU."""
+"""Benchmarks do what they say: the GPU's on a tiny shape, the ablations beside the pipeline."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "features" / "gpu.py"
+import pytest
+
+import gradsieve
+import world
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+FILE = FOLDER / "features" / "gpu.py"
 TINY = (
     "--layers 1 --hidden 32 --intermediate 48 --heads 2 --vocabulary 64 --r 2 --dim 64 "
     "--subtasks 3 --matmul 64 --examples 4 --slow 2 --repeats 2 --lengths 8 12 --tokens 16 32"
@@ -30,3 +36,18 @@ def test_the_gpu_benchmark_with_a_tiny_shape(tmp_path: Path) -> None:
     assert found["lengths"]["8"]["floor_flops"] == wanted
     lines = out.with_suffix(".md").read_text().splitlines()
     assert sum("| gradsieve |" in line for line in lines) == 8
+
+
+def test_the_ablations_rank_as_the_pipeline_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints' rows lie in different orders, and must be added by name."""
+    monkeypatch.syspath_prepend(FOLDER / "paper_in_miniature")
+    import ablations
+
+    recipe = world.recipe(world.make(tmp_path / "world"))
+    run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
+    found, expected = ablations.ranked(run, (1, 2), None), ablations.ranking_of(run)
+    assert found.keys() == expected.keys()
+    for target, keys in expected.items():
+        assert found[target][:20] == keys[:20]
