@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from gradsieve.asking import Asked, ask
 from gradsieve.data.examples import Example
 from gradsieve.data.template import ChatTemplate
 from gradsieve.demo.model import make_tokenizer
 from gradsieve.recipe import Evaluate
-from gradsieve.stages.evaluate import Asked, ask
 from gradsieve.tasks import Question, QuestionSet, Shots
 
 SHOTS = ("head : a b -> a ", "head : c d -> c ", "head : e f -> e ")

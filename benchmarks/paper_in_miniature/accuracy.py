@@ -16,13 +16,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from gradsieve.asking import answered, ask
 from gradsieve.context import Context
 from gradsieve.methods import split_seed
 from gradsieve.model.load import load_model, load_trained
 from gradsieve.progress import Progress
 from gradsieve.recipe import Evaluate, load_recipe
 from gradsieve.rundir import RunDir, write_json
-from gradsieve.stages.evaluate import answered, ask
 
 HERE = Path(__file__).parent
 TARGETS = ("mmlu", "tydiqa")

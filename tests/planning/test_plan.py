@@ -111,7 +111,10 @@ def test_a_named_gpu(inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("gradsieve.model.load.load_model", load)
     quick, slow = (plan(inputs, gpu=name, train={}, evaluate={}) for name in ("H200", "L4"))
     assert quick.machine == "H200"
-    assert quick.seconds < slow.seconds
+    for one, other in zip(quick.stages, slow.stages, strict=True):
+        # Tokens of the pool are counted, and timed, on this machine.
+        if one.stage in ("features", "train"):
+            assert one.seconds < other.seconds
     assert quick.stages[1].memory_bytes > 0
     assert any("an assumption" in note for note in quick.notes)
 

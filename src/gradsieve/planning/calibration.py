@@ -352,7 +352,7 @@ class Calibration:
         return timed(lambda: answer_losses(model, encoded)) / len(encoded) * len(examples)
 
     def _answers(self, model: Any, target: str) -> Linear:
-        from gradsieve.stages.evaluate import answered, ask
+        from gradsieve.asking import answered, ask
 
         asked = self._asked(target)
         if not asked:

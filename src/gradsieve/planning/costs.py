@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from gradsieve.asking import ask
 from gradsieve.methods import find_method, uses_gradients
 from gradsieve.planning.gpus import DISK_BYTES_A_SECOND, STARTUP_SECONDS, UTILISATION, Gpu
 from gradsieve.planning.shape import Shape, shape_of
 from gradsieve.planning.timing import padded_tokens, spread
 from gradsieve.planning.work import Training, Work
-from gradsieve.stages.evaluate import ask
 
 ROW_BYTES = 100
 """A row's share of tables beside its numbers: names and hashes; an assumption."""

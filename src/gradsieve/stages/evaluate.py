@@ -10,20 +10,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradsieve.asking import Asked, answered, ask, settings, tell
 from gradsieve.context import Context
 from gradsieve.data.examples import Example
-from gradsieve.errors import DataError
+from gradsieve.errors import DataError, ModelError
 from gradsieve.methods import uses_gradients
 from gradsieve.methods.perplexity import answer_losses
-from gradsieve.recipe import Evaluate
 from gradsieve.rundir import TOGETHER, agree, fingerprint, write_json
-from gradsieve.tasks import Question, QuestionSet
+from gradsieve.tasks import QuestionSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +36,7 @@ def inputs(context: Context) -> dict[str, Any]:
     """What this stage depends on."""
     return {
         # How many are asked at a time is for memory: what is done outlasts another number.
-        "evaluate": _settings(context).model_dump(mode="json", exclude={"batch_size"}),
+        "evaluate": settings(context).model_dump(mode="json", exclude={"batch_size"}),
         "targets": {target.name: target.fingerprint for target in context.targets},
         "questions": {name: test.fingerprint for name, test in context.test_sets.items()},
         "base": context.student.model_inputs,
@@ -86,7 +85,7 @@ def _wanted(context: Context) -> dict[str, Path | None]:
 
     A model that was trained for all targets together is evaluated on each.
     """
-    tasks = _settings(context).tasks
+    tasks = settings(context).tasks
     targets = [
         target.name
         for target in context.recipe.targets
@@ -115,10 +114,6 @@ def _identity(context: Context, known: dict[str, Any], name: str, folder: Path |
     return fingerprint([*parts, model])
 
 
-def _settings(context: Context) -> Evaluate:
-    return context.recipe.evaluate or Evaluate()
-
-
 def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     """The warm-up's last checkpoint, if it is of the model that is trained; and its identity."""
     meta = context.run.meta("warmup")
@@ -134,7 +129,7 @@ def check(context: Context) -> None:
     Raises:
         DataError: Naming the first.
     """
-    tasks = _settings(context).tasks or []
+    tasks = settings(context).tasks or []
     bare = [task for task in tasks if task != "target_loss" and task not in context.test_sets]
     if bare:
         raise DataError(
@@ -146,7 +141,7 @@ def check(context: Context) -> None:
 
 def asks_questions(context: Context) -> bool:
     """Whether any answers are wanted, for which lm-eval is needed."""
-    tasks = _settings(context).tasks
+    tasks = settings(context).tasks
     return any(tasks is None or name in tasks for name in context.whole_test_sets)
 
 
@@ -162,7 +157,7 @@ def _evaluated(
     target = name.partition("/")[0]
     student = context.student.recipe.model
     model = load_model(student).eval() if folder is None else load_trained(student, folder)
-    tasks = _settings(context).tasks
+    tasks = settings(context).tasks
     test = context.test_sets.get(target)
     found: dict[str, Any] = {"metrics": {}}
     if tasks is None or "target_loss" in tasks:
@@ -177,8 +172,15 @@ def _evaluated(
             of = context.student
             if target not in asked:
                 asked[target] = ask(of, test)
-                _tell(context, target, asked[target])
+                tell(context.progress, target, asked[target])
             found["metrics"].update(answered(of, model, test, asked[target]))
+    values = [value for metric in found["metrics"].values() for value in metric]
+    if not all(value is None or math.isfinite(value) for value in values):
+        raise ModelError(
+            "A model's losses are not finite numbers.",
+            f"{name}: {folder or student.name}",
+            "Lower the learning rate that it was trained with, or leave its method out.",
+        )
     return found
 
 
@@ -206,104 +208,6 @@ def _answer_losses(
     for index, loss in zip(usable, found.tolist(), strict=True):
         losses[index] = loss
     return losses
-
-
-@dataclass(frozen=True)
-class Asked:
-    """How a test set is put to a model.
-
-    Attributes:
-        prompts: Of each question, in the template of the model.
-        lengths: Tokens of each.
-        max_length: Tokens of prompt and answer together: the model's positions.
-        max_tokens: Tokens of an answer.
-        fewer: Questions with fewer worked examples than the benchmark has, for want of room.
-        cut: Questions for which there is no room without any, and which lose their start.
-    """
-
-    prompts: list[str]
-    lengths: list[int]
-    max_length: int
-    max_tokens: int
-    fewer: int
-    cut: int
-
-
-def ask(context: Context, test: QuestionSet) -> Asked:
-    """Write a test set's prompts for a context's model, each with as many shots as there is room.
-
-    The room is the model's positions, whatever `model.max_length` training is cut to.
-    """
-    questions = test.questions
-    max_length = context.positions or context.template.max_length
-    answers = [answer for q in questions for answer in (q.choices or q.answers)]
-    # A token more for the end, and some for borders that fall otherwise after a prompt.
-    max_tokens = max(_lengths(context, answers)) + 8
-    if not questions[0].choices and test.max_tokens is not None:
-        max_tokens = test.max_tokens
-    max_tokens = min(max_tokens, max_length // 2)
-    room = max_length - max_tokens
-    shots = [
-        len(q.shots.examples) if q.shots and _settings(context).shots else 0 for q in questions
-    ]
-    fewer: set[int] = set()
-    prompts = [_prompt(context, q, count) for q, count in zip(questions, shots, strict=True)]
-    lengths = _lengths(context, prompts)
-    while long := [i for i, n in enumerate(lengths) if n > room and shots[i]]:
-        fewer.update(long)
-        for i in long:
-            shots[i] -= 1
-            prompts[i] = _prompt(context, questions[i], shots[i])
-        for i, length in zip(long, _lengths(context, [prompts[i] for i in long]), strict=True):
-            lengths[i] = length
-    cut = sum(length > room for length in lengths)
-    return Asked(prompts, lengths, max_length, max_tokens, len(fewer), cut)
-
-
-def _lengths(context: Context, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text."""
-    template = context.template
-    ids = template.tokenizer(list(texts), add_special_tokens=template.adds_special_tokens).input_ids
-    return [len(tokens) for tokens in ids]
-
-
-def _prompt(context: Context, question: Question, shots: int) -> str:
-    *asked, _ = question.example.messages
-    if question.shots and shots:
-        asked = [{"role": "user", "content": question.shots.text(shots)}]
-    return context.template.prompt(asked, question.example.answer_prefix or "")
-
-
-def _tell(context: Context, target: str, asked: Asked) -> None:
-    """Warn of questions that are not asked as the benchmark does."""
-    what = [f"{asked.fewer} with fewer worked examples"] if asked.fewer else []
-    what += [f"{asked.cut} without their start"] if asked.cut else []
-    if what:
-        context.progress.warn(
-            f"target {target}: of {len(asked.prompts)} questions {' and '.join(what)}, since the "
-            f"model has {asked.max_length} positions, {asked.max_tokens} of them for the answer"
-        )
-
-
-def answered(
-    context: Context, model: PreTrainedModel, test: QuestionSet, asked: Asked
-) -> dict[str, list[float]]:
-    """Each metric of each question's answer by a context's model."""
-    from gradsieve.tasks.harness import answers
-
-    template = context.template
-    found = answers(
-        test,
-        asked.prompts,
-        model,
-        template.tokenizer,
-        max_length=asked.max_length,
-        max_tokens=asked.max_tokens,
-        batch_size=_settings(context).batch_size,
-        add_bos_token=template.adds_special_tokens,
-        ends=template.ends,
-    )
-    return {metric: [scores[metric] for scores in found] for metric in test.metrics}
 
 
 def _summary(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
