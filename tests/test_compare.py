@@ -128,6 +128,12 @@ def test_runs_that_differ_in_more_than_seeds_are_told(tmp_path: Path) -> None:
     assert compare([runs[0], finished(tmp_path / "three", ["rds"])]).notes == []
 
 
+def test_a_model_before_training_is_no_repetition_of_itself(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / name, ["base", "random"]) for name in ("one", "two")]
+    cells = compare(runs).cells["mine"]["held_out_loss"]
+    assert (len(cells["base"].values), len(cells["random"].values)) == (1, 2)
+
+
 def test_order_of_methods_may_differ_between_runs(tmp_path: Path) -> None:
     one = finished(tmp_path / "one", ["bm25", "random"])
     two = finished(tmp_path / "two", ["rds", "bm25"])

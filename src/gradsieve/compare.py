@@ -32,6 +32,8 @@ AT_ONCE = 100
 """Of them; bounds memory."""
 
 HELD_OUT = "held_out_loss"
+UNTRAINED = ("base", "warmed_up")
+"""Models that runs may share: one model is no repetition of itself."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,10 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for result in results:
         key = (result["target"], result["metric"], split_seed(result["method"])[0])
-        groups.setdefault(key, []).append(result)
+        group = groups.setdefault(key, [])
+        same = (other["by_question"] == result["by_question"] for other in group)
+        if result["method"] not in UNTRAINED or not any(same):
+            group.append(result)
     for (target, metric, method), found in groups.items():
         random = groups.get((target, metric, "random"), []) if method != "random" else []
         cell = _cell(found, random)
@@ -160,11 +165,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
 def _notes(runs: Sequence[RunDir], results: Sequence[list[dict[str, Any]]]) -> list[str]:
     """Of runs that count as repetitions of each other though their settings differ."""
     selections = [
-        {
-            (row["target"], row["method"])
-            for row in found
-            if row["method"] not in ("base", "warmed_up")
-        }
+        {(row["target"], row["method"]) for row in found if row["method"] not in UNTRAINED}
         for found in results
     ]
     notes = []
