@@ -95,8 +95,9 @@ def finished(folder: Path, methods: Sequence[str], ids: Sequence[str] = ("q1", "
         chosen = [{"source": "a", "id": id} for id in ("r0", method)]
         world.write(out / "messages.jsonl", chosen)
     write_json(run.stage("evaluate") / "results.json", {"rows": rows})
-    run.finish("score", {"methods": {method: {"seconds": 1.0} for method in methods}})
-    run.finish("select", {"targets": {"mine": {method: {"rows": 2} for method in methods}}})
+    scored = [method for method in methods if method != "base"]
+    run.finish("score", {"methods": {method: {"seconds": 1.0} for method in scored}})
+    run.finish("select", {"targets": {"mine": {method: {"rows": 2} for method in scored}}})
     run.finish("evaluate", {})
     return folder
 
