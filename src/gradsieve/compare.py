@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gradsieve.errors import RunError
 from gradsieve.methods import split_seed, uses_gradients
-from gradsieve.rundir import TOGETHER, RunDir, differences, read_lines
+from gradsieve.rundir import TOGETHER, RunDir, differences, first_few, read_lines
 from gradsieve.selection.card import MESSAGES
 
 BOOTSTRAPS = 2000
@@ -174,8 +174,7 @@ def _notes(runs: Sequence[RunDir], results: Sequence[list[dict[str, Any]]]) -> l
         if changes and first & second:
             notes.append(
                 f"{one.path} and {other.path} count as repetitions of each other and differ in "
-                + "; ".join(changes[:3])
-                + (f"; and {len(changes) - 3} more" if changes[3:] else "")
+                + first_few(changes)
             )
     return notes
 

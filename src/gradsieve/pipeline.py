@@ -27,7 +27,15 @@ from gradsieve.methods import uses_gradients
 from gradsieve.planning import Plan, find_gpu, make_plan
 from gradsieve.progress import Progress, clock
 from gradsieve.recipe import Recipe, dump_recipe, load_recipe
-from gradsieve.rundir import STAGES, RunDir, State, differences, fingerprint, write_text
+from gradsieve.rundir import (
+    STAGES,
+    RunDir,
+    State,
+    differences,
+    fingerprint,
+    first_few,
+    write_text,
+)
 from gradsieve.stages import evaluate, features, report, score, select, train, warmup
 
 
@@ -233,9 +241,8 @@ def _state(name: str, stage: Stage, context: Context, inputs: dict[str, Any]) ->
     changes = differences(old, inputs)
     if not changes:
         return State("going on")
-    told = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if changes[3:] else "")
     completes = getattr(stage, "goes_on_with", lambda *_: False)(old, inputs)
-    return State("completing" if completes else "again", told)
+    return State("completing" if completes else "again", first_few(changes))
 
 
 def _run_stage(name: str, stage: Stage, context: Context) -> None:

@@ -241,6 +241,11 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
     return [] if old == new else [f"{at}: {_short(old)} -> {_short(new)}"]
 
 
+def first_few(changes: list[str]) -> str:
+    """The first three of `differences`, and how many more there are."""
+    return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if changes[3:] else "")
+
+
 def agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether two mappings have the same values under the keys that both have."""
     return all(new[key] == value for key, value in old.items() if key in new)
