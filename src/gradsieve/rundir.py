@@ -119,20 +119,20 @@ class RunDir:
         folder = self.stage(name)
         if not folder.exists():
             return None
-        kept = self.path / "old" / f"{folder.name}-{fingerprint(self.started(name))[:8]}"
-        while kept.exists():
-            kept = kept.with_name(kept.name + "x")
-        kept.parent.mkdir(exist_ok=True)
-        folder.rename(kept)
-        return kept
+        return self._to_old(folder, f"{folder.name}-{fingerprint(self.started(name))[:8]}")
 
     def keep_old(self, part: Path) -> None:
         """Move a part of a stage's folder to the same place in `RUN/old/`."""
-        kept = self.path / "old" / part.relative_to(self.path)
+        self._to_old(part, str(part.relative_to(self.path)))
+
+    def _to_old(self, folder: Path, name: str) -> Path:
+        """Move a folder to `RUN/old/NAME`, or beside what is there; returns where it went."""
+        kept = self.path / "old" / name
         while kept.exists():
             kept = kept.with_name(kept.name + "x")
         kept.parent.mkdir(parents=True, exist_ok=True)
-        part.rename(kept)
+        folder.rename(kept)
+        return kept
 
     def notes(self, name: str) -> dict[Path, bytes]:
         """The bytes of what says how far a stage is, and of the recipe, for `take_back`."""
