@@ -8,17 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from gradsieve.data.template import Encoded
 
 
 class Message(TypedDict):
-    """One turn: `role` is system, user or assistant (or tool, where a template knows it)."""
+    """One turn, as chat templates of transformers take it.
+
+    `role` is system, user, assistant or tool. Other keys are handed to the template unchanged.
+    """
 
     role: str
-    content: str
+    content: Any
+    tool_calls: NotRequired[list[Any]]
+    reasoning_content: NotRequired[str]
+    thinking: NotRequired[str]
+    name: NotRequired[str]
+    tool_call_id: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,9 @@ class Example:
         answer_prefix: None: every assistant turn is learnt, its end-of-turn token included.
             A string: only what follows this prefix in the last assistant turn is learnt, and no
             end-of-turn token. The paper's targets are so (e.g. "The answer is:" then " B").
+        tools: Descriptions of the functions that the model may call, for the chat template.
+        supervised: For each turn, whether it is in the loss; only assistant turns can be. None:
+            every assistant turn.
     """
 
     source: str
@@ -42,6 +53,8 @@ class Example:
     row: Mapping[str, Any] = field(default_factory=dict)
     subtask: str = ""
     answer_prefix: str | None = None
+    tools: tuple[Any, ...] = ()
+    supervised: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
