@@ -15,7 +15,7 @@ import typer
 from pydantic_core import PydanticUndefined
 
 from gradsieve.cli import app
-from gradsieve.recipe import Recipe, Section, section_of
+from gradsieve.recipe.schema import Recipe, Section, section_of
 
 HERE = Path(__file__).parent
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import world
-from gradsieve.recipe import dump_recipe
-from gradsieve.rundir import STAGES
+from gradsieve.recipe.schema import dump_recipe
+from gradsieve.runs.folder import STAGES
 
 
 def call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from gradsieve.console import Progress
 from gradsieve.demo.model import make_tokenizer
 from gradsieve.demo.skills import Row, make_examples, make_rows
-from gradsieve.progress import Progress
-from gradsieve.recipe import Recipe, check_recipe
-from gradsieve.rundir import RunDir
+from gradsieve.recipe.schema import Recipe, check_recipe
+from gradsieve.runs.folder import RunDir
 
 ROWS = 150
 

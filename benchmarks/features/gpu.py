@@ -39,9 +39,9 @@ from run import MODULES, Problem, Runner, exact, extracted, find_distribution, f
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from gradsieve.influence.extract import Moments
-from gradsieve.influence.gradients import lora_layers
-from gradsieve.influence.projection import Projection
+from gradsieve.gradients.features import Moments
+from gradsieve.gradients.per_example import lora_layers
+from gradsieve.gradients.projection import Projection
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PEERS = ("paper's procedure", "bergson dense, exact Gamma", "bergson per module, exact Gamma")

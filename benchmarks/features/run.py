@@ -36,11 +36,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gradsieve.data.batches import length_sorted_batches
-from gradsieve.influence.exact import ExactProducts
-from gradsieve.influence.extract import FeatureExtractor, Moments
-from gradsieve.influence.gradients import lora_layers, per_example_pass
-from gradsieve.influence.projection import Projection
+from gradsieve.data.batching import length_sorted_batches
+from gradsieve.gradients.exact import ExactProducts
+from gradsieve.gradients.features import FeatureExtractor, Moments
+from gradsieve.gradients.per_example import lora_layers, per_example_pass
+from gradsieve.gradients.projection import Projection
 
 DIM = 8192
 SUBTASKS = 57

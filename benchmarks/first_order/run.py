@@ -28,14 +28,14 @@ import prepare
 import run as miniature
 
 import gradsieve
-from gradsieve.context import Context
-from gradsieve.data.batches import collate
-from gradsieve.influence import adam
-from gradsieve.influence.gradients import per_example
+from gradsieve.console import Progress
+from gradsieve.data.batching import collate
+from gradsieve.gradients import adam
+from gradsieve.gradients.per_example import per_example
 from gradsieve.methods.perplexity import answer_losses
-from gradsieve.model.checkpoints import load_moments
-from gradsieve.model.load import load_adapter, load_model
-from gradsieve.progress import Progress
+from gradsieve.models.checkpoints import load_moments
+from gradsieve.models.load import load_adapter, load_model
+from gradsieve.runs.context import Context
 
 HERE = Path(__file__).parent
 ROWS, SUBTASKS = 60, {"gsm8k": 5, "bbh": 5, "mmlu": 5}

@@ -29,18 +29,19 @@ import torch
 from safetensors import safe_open
 
 import gradsieve
-from gradsieve.attribution import read_target_gradients
-from gradsieve.context import Context
-from gradsieve.data.batches import collate
-from gradsieve.influence.projection import Projection
-from gradsieve.influence.similarity import subtask_directions
+from gradsieve.analysis.decompose import read_target_gradients
+from gradsieve.console import Progress
+from gradsieve.data.batching import collate
+from gradsieve.gradients.projection import Projection
+from gradsieve.gradients.similarity import subtask_directions
+from gradsieve.io import fingerprint, write_json
 from gradsieve.methods.perplexity import answer_losses
-from gradsieve.model.checkpoints import save_checkpoint
-from gradsieve.model.load import add_adapter, load_model
-from gradsieve.model.training import train_model
-from gradsieve.progress import Progress
-from gradsieve.recipe import Recipe, check_recipe
-from gradsieve.rundir import RunDir, fingerprint, write_json
+from gradsieve.models.checkpoints import save_checkpoint
+from gradsieve.models.load import add_adapter, load_model
+from gradsieve.models.training import train_model
+from gradsieve.recipe.schema import Recipe, check_recipe
+from gradsieve.runs.context import Context
+from gradsieve.runs.folder import RunDir
 from gradsieve.store import open_store
 
 HERE = Path(__file__).parent

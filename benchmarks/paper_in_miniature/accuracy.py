@@ -16,13 +16,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from gradsieve.asking import answered, ask
-from gradsieve.context import Context
+from gradsieve.console import Progress
+from gradsieve.evaluation.prompts import answered, ask
+from gradsieve.io import write_json
 from gradsieve.methods import split_seed
-from gradsieve.model.load import load_model, load_trained
-from gradsieve.progress import Progress
-from gradsieve.recipe import Evaluate, load_recipe
-from gradsieve.rundir import RunDir, write_json
+from gradsieve.models.load import load_model, load_trained
+from gradsieve.recipe.schema import Evaluate, load_recipe
+from gradsieve.runs.context import Context
+from gradsieve.runs.folder import RunDir
 
 HERE = Path(__file__).parent
 TARGETS = ("mmlu", "tydiqa")

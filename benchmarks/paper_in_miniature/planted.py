@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from gradsieve.context import Context
+from gradsieve.console import Progress
 from gradsieve.data.examples import Row
 from gradsieve.methods import Problem, find_method
-from gradsieve.progress import Progress
-from gradsieve.recipe import load_recipe
-from gradsieve.rundir import RunDir
+from gradsieve.recipe.schema import load_recipe
+from gradsieve.runs.context import Context
+from gradsieve.runs.folder import RunDir
 from gradsieve.tasks.tydiqa import WORDS
 
 HERE = Path(__file__).parent

@@ -22,8 +22,8 @@ from typing import Any
 import prepare
 
 import gradsieve
-from gradsieve.compare import compare
-from gradsieve.recipe import check_recipe
+from gradsieve.analysis.results import compare
+from gradsieve.recipe.schema import check_recipe
 
 HERE = Path(__file__).parent
 METHODS = [

@@ -27,10 +27,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gradsieve.console import Progress
 from gradsieve.demo import prepare
-from gradsieve.progress import Progress
-from gradsieve.recipe import check_recipe, dump_recipe
-from gradsieve.rundir import RunDir
+from gradsieve.recipe.schema import check_recipe, dump_recipe
+from gradsieve.runs.folder import RunDir
 
 HERE = Path(__file__).parent
 ROWS = 600

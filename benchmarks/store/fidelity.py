@@ -27,17 +27,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "paper_in_miniature"))
 import prepare
 
 import gradsieve
-from gradsieve.context import Context
-from gradsieve.data.batches import collate, length_sorted_batches
-from gradsieve.influence.exact import ExactProducts
-from gradsieve.influence.extract import FeatureExtractor, Moments
-from gradsieve.influence.gradients import lora_layers
-from gradsieve.influence.projection import Projection
-from gradsieve.influence.similarity import subtask_directions
-from gradsieve.model.checkpoints import load_moments
-from gradsieve.model.load import load_adapter, load_model
-from gradsieve.progress import Progress
-from gradsieve.recipe import check_recipe
+from gradsieve.console import Progress
+from gradsieve.data.batching import collate, length_sorted_batches
+from gradsieve.gradients.exact import ExactProducts
+from gradsieve.gradients.features import FeatureExtractor, Moments
+from gradsieve.gradients.per_example import lora_layers
+from gradsieve.gradients.projection import Projection
+from gradsieve.gradients.similarity import subtask_directions
+from gradsieve.models.checkpoints import load_moments
+from gradsieve.models.load import load_adapter, load_model
+from gradsieve.recipe.schema import check_recipe
+from gradsieve.runs.context import Context
 from gradsieve.store import codec
 from gradsieve.store.products import Cosines
 

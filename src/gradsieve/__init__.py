@@ -10,13 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradsieve.analysis import Explanation, explain
+    from gradsieve.api import Selection, select
+    from gradsieve.console import Progress
     from gradsieve.errors import GradsieveError
-    from gradsieve.explanation import Explanation, explain
-    from gradsieve.in_memory import Selection, select
-    from gradsieve.model.moments import KeepMoments
-    from gradsieve.pipeline import plan, run
-    from gradsieve.progress import Progress
-    from gradsieve.recipe import Recipe, load_recipe
+    from gradsieve.models.moments import KeepMoments
+    from gradsieve.pipeline.run import plan, run
+    from gradsieve.recipe.schema import Recipe, load_recipe
     from gradsieve.store import open_store
 
 __all__ = [
@@ -35,18 +35,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Explanation": "gradsieve.explanation",
+    "Explanation": "gradsieve.analysis",
     "GradsieveError": "gradsieve.errors",
-    "KeepMoments": "gradsieve.model.moments",
-    "Progress": "gradsieve.progress",
-    "Recipe": "gradsieve.recipe",
-    "Selection": "gradsieve.in_memory",
-    "explain": "gradsieve.explanation",
-    "load_recipe": "gradsieve.recipe",
+    "KeepMoments": "gradsieve.models.moments",
+    "Progress": "gradsieve.console",
+    "Recipe": "gradsieve.recipe.schema",
+    "Selection": "gradsieve.api",
+    "explain": "gradsieve.analysis",
+    "load_recipe": "gradsieve.recipe.schema",
     "open_store": "gradsieve.store",
-    "plan": "gradsieve.pipeline",
-    "run": "gradsieve.pipeline",
-    "select": "gradsieve.in_memory",
+    "plan": "gradsieve.pipeline.run",
+    "run": "gradsieve.pipeline.run",
+    "select": "gradsieve.api",
 }
 
 

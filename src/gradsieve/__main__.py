@@ -9,8 +9,8 @@ import sys
 def main() -> None:
     """Run the command line; a user's mistake is one message, never a traceback."""
     from gradsieve.cli import app
+    from gradsieve.console.sanitize import clean_lines
     from gradsieve.errors import GradsieveError
-    from gradsieve.progress.printable import clean_lines
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is told as an escape

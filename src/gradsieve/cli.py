@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gradsieve import processes
-from gradsieve.rundir import STAGES, RunDir
+from gradsieve.models import distributed
+from gradsieve.runs.folder import STAGES, RunDir
 
 app = typer.Typer(
     name="gradsieve",
@@ -109,11 +109,11 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Check all inputs, then predict time, memory and disk; nothing is written."""
-    from gradsieve.recipe import load_recipe
+    from gradsieve.recipe.schema import load_recipe
 
     checked = load_recipe(recipe, set_ or ())
-    from gradsieve import pipeline
-    from gradsieve.progress import Progress
+    from gradsieve.console import Progress
+    from gradsieve.pipeline import run as pipeline
 
     told = pipeline.plan(
         checked, out, gpu=gpu, calibrate=not no_calibration, progress=Progress(quiet)
@@ -139,8 +139,8 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Tell why a row was selected or not: scores, the examples that pull it, its neighbors."""
-    from gradsieve.explanation import explain as explained
-    from gradsieve.explanation.show import print_rich
+    from gradsieve.analysis import explain as explained
+    from gradsieve.analysis.explain_text import print_rich
 
     told = explained(run, target, id_, source, method)
     if as_json:
@@ -160,7 +160,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare methods: results over seeds, difference to random, overlap and cost."""
-    from gradsieve.compare import compare as compared
+    from gradsieve.analysis.results import compare as compared
     from gradsieve.errors import UsageError
 
     format_ = "json" if as_json else format_
@@ -176,8 +176,8 @@ def compare(
 @app.command(epilog="Example: gradsieve demo --out runs/demo")
 def demo(out: Out = Path("runs/demo"), quiet: Quiet = False, as_json: Json = False) -> None:
     """Run the main job on a small built-in example, on a CPU, in minutes."""
+    from gradsieve.console import Progress
     from gradsieve.demo import main
-    from gradsieve.progress import Progress
 
     with _interruptible(out):
         result = main(out, Progress(quiet))
@@ -236,7 +236,7 @@ def convert(
     quiet: Quiet = False,
 ) -> None:
     """Write a datastore again with fewer bits."""
-    from gradsieve.progress import Progress
+    from gradsieve.console import Progress
     from gradsieve.store import convert as converted
     from gradsieve.store import open_store
 
@@ -251,7 +251,7 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Make one datastore of several that were made with the same settings."""
-    from gradsieve.progress import Progress
+    from gradsieve.console import Progress
     from gradsieve.store import inspect as inspected
     from gradsieve.store import merge as merged
 
@@ -270,15 +270,15 @@ def _run(
     as_json: bool,
 ) -> None:
     with _interruptible(out):
-        from gradsieve.recipe import load_recipe
+        from gradsieve.recipe.schema import load_recipe
 
         checked = load_recipe(recipe, overrides or ())
         # The recipe is checked before this import, which takes seconds.
-        from gradsieve import pipeline
-        from gradsieve.progress import Progress
+        from gradsieve.console import Progress
+        from gradsieve.pipeline import run as pipeline
 
         done = pipeline.run(checked, out, first=first, last=last, progress=Progress(quiet))
-    if processes.is_first():
+    if distributed.is_first():
         _print_result(done, as_json)
 
 
@@ -322,7 +322,7 @@ def _print_result(run: RunDir, as_json: bool) -> None:
                 f"({sources}) in {folder}"
             )
     if "evaluate" in metas:
-        from gradsieve.compare import compare as compared
+        from gradsieve.analysis.results import compare as compared
 
         typer.echo("\n" + compared([run.path]).markdown())
     if "report" in metas:

@@ -5,7 +5,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradsieve.data.batches import collate, length_sorted_batches
+from gradsieve.data.batching import collate, length_sorted_batches
 from gradsieve.data.template import Encoded
 
 

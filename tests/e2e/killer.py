@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 import gradsieve
-from gradsieve.progress import Progress
-from gradsieve.recipe import load_recipe
+from gradsieve.console import Progress
+from gradsieve.recipe.schema import load_recipe
 
 
 def start(recipe: gradsieve.Recipe, folder: Path) -> int:

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 import gradsieve
 import world
+from gradsieve.analysis.results import compare
 from gradsieve.cli import app
-from gradsieve.compare import compare
 from gradsieve.demo.skills import make_examples, make_questions
 from gradsieve.errors import DataError, RunError
-from gradsieve.model.load import load_model, load_trained
-from gradsieve.rundir import RunDir
+from gradsieve.models.load import load_model, load_trained
+from gradsieve.runs.folder import RunDir
 
 ADAPTER = "adapter_model.safetensors"
 TRAIN = {"seeds": [0, 1], "epochs": 1}
@@ -85,7 +85,7 @@ def test_a_model_for_each_target_method_and_seed(run: RunDir) -> None:
 
 def test_held_out_loss_is_the_models_own(inputs: dict[str, Any], run: RunDir) -> None:
     recipe = settings(inputs)
-    from gradsieve.context import Context
+    from gradsieve.runs.context import Context
 
     context = Context(recipe, run, world.Listening())
     rows = context.encode([question.example for question in context.test_sets["mine"].questions])

@@ -10,10 +10,10 @@ import pytest
 
 import gradsieve
 import world
-from gradsieve.attribution import read_target_gradients
 from gradsieve.errors import StoreError
-from gradsieve.rundir import RunDir
+from gradsieve.runs.folder import RunDir
 from gradsieve.stages import features
+from gradsieve.store.targets import read_target_gradients
 
 ROWS = 40
 CHECKPOINTS = 2

@@ -12,8 +12,8 @@ import pytest
 
 import world
 from gradsieve.demo.skills import make_questions
-from gradsieve.recipe import dump_recipe
-from gradsieve.rundir import STAGES, RunDir
+from gradsieve.recipe.schema import dump_recipe
+from gradsieve.runs.folder import STAGES, RunDir
 
 MOMENTS = {
     "training, in the Trainer": "  warm-up: ",
@@ -35,7 +35,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_until(recipe: Path, out: Path, said: str | None, *more: str) -> tuple[int, str, str]:
     """Start the command and press Ctrl-C once it has said this; status, stdout, stderr."""
-    code = "import gradsieve.progress as p; p.SECONDS_BETWEEN_LINES = 0.0\n"
+    code = "import gradsieve.console as p; p.SECONDS_BETWEEN_LINES = 0.0\n"
     code += "from gradsieve.__main__ import main; main()"
     command = [sys.executable, "-c", code, "run", str(recipe), "--out", str(out), *more]
     told: list[str] = []

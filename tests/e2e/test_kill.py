@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 import gradsieve
 import world
 from gradsieve.errors import GradsieveError
-from gradsieve.recipe import dump_recipe
-from gradsieve.rundir import RunDir
+from gradsieve.recipe.schema import dump_recipe
+from gradsieve.runs.folder import RunDir
 
 
 class Killed(BaseException):

@@ -13,9 +13,9 @@ import world
 from gradsieve.cli import STAGE_HELP, app
 from gradsieve.demo.skills import make_questions
 from gradsieve.errors import RunError
-from gradsieve.pipeline import FLOW
-from gradsieve.recipe import Recipe, dump_recipe
-from gradsieve.rundir import STAGES, RunDir
+from gradsieve.pipeline.run import FLOW
+from gradsieve.recipe.schema import Recipe, dump_recipe
+from gradsieve.runs.folder import STAGES, RunDir
 
 QUICK: dict[str, Any] = {"score": {"methods": ["random", "bm25"]}, "select": {"count": 9}}
 
@@ -106,7 +106,7 @@ def test_every_way_to_select_has_its_report(
     changes: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gradsieve.reporting.pulls.TOLD", 6)  # as many examples as there are
+    monkeypatch.setattr("gradsieve.report.pulls.TOLD", 6)  # as many examples as there are
     recipe = world.recipe(inputs, **changes)
     made, _ = run(recipe, tmp_path)
     data = told(made)

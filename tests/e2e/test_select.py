@@ -10,10 +10,10 @@ import pytest
 
 import gradsieve
 import world
-from gradsieve.compare import compare
+from gradsieve.analysis.results import compare
 from gradsieve.demo.skills import make_questions, make_rows
 from gradsieve.errors import RecipeError, RunError
-from gradsieve.rundir import RunDir
+from gradsieve.runs.folder import RunDir
 
 ROWS = 80
 

@@ -13,13 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import gradsieve
 import tiny
 import world
-from gradsieve import recipe
 from gradsieve.data.template import Encoded
-from gradsieve.extraction import FIRST, TokenBudget, extract
-from gradsieve.influence.extract import FeatureExtractor, Moments, Totals
-from gradsieve.influence.gradients import check_pass, per_example, per_example_loop
-from gradsieve.influence.projection import Projection
-from gradsieve.model.load import add_adapter, load_model
+from gradsieve.gradients.extract import FIRST, TokenBudget, extract
+from gradsieve.gradients.features import FeatureExtractor, Moments, Totals
+from gradsieve.gradients.per_example import check_pass, per_example, per_example_loop
+from gradsieve.gradients.projection import Projection
+from gradsieve.models.load import add_adapter, load_model
+from gradsieve.recipe import schema as recipe
 
 pytestmark = [
     pytest.mark.gpu,
@@ -80,7 +80,7 @@ def test_the_projection_is_the_cpus(kind: str) -> None:
 @pytest.mark.parametrize("reading", ["torch", "official"])
 @pytest.mark.parametrize("momentum", ["keep", "drop"])
 def test_the_kernel_gives_what_pytorch_gives(reading: Any, momentum: Any) -> None:
-    from gradsieve.influence.kernels import FusedTotals
+    from gradsieve.gradients.kernels import FusedTotals
 
     model = tiny.adapted().cuda()
     state, projection, device = moments(model), Projection("sketch", 256), torch.device("cuda")

@@ -11,8 +11,8 @@ from safetensors import safe_open
 
 import gradsieve
 import world
-from gradsieve.influence.similarity import influence
-from gradsieve.rundir import RunDir
+from gradsieve.gradients.similarity import influence
+from gradsieve.runs.folder import RunDir
 from gradsieve.store import RowKey, open_store
 
 METHODS = ["less", "dot", "sgd"]

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import world
-from gradsieve.context import Context
 from gradsieve.methods import Problem, find_method
-from gradsieve.model.load import load_model
-from gradsieve.rundir import RunDir
+from gradsieve.models.load import load_model
+from gradsieve.runs.context import Context
+from gradsieve.runs.folder import RunDir
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from huggingface_hub import DatasetCard
 
 import gradsieve
 import world
-from gradsieve.recipe import Recipe, check_recipe
+from gradsieve.recipe.schema import Recipe, check_recipe
 from gradsieve.selection.card import Selected, card, message_features, shown
 from gradsieve.selection.choose import Candidate
 from gradsieve.selection.columns import features_of

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradsieve.recipe import Select
+from gradsieve.recipe.schema import Select
 from gradsieve.selection.choose import Candidate, choose
 
 

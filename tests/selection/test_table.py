@@ -1,6 +1,6 @@
 """Columns of subtasks: whatever these are called, they come back."""
 
-from gradsieve.selection.table import FIXED, column_of, subtask_of
+from gradsieve.runs.score_table import FIXED, column_of, subtask_of
 
 NAMES = [*FIXED, "letters", "subtask:x", "subtask:id", "subtask:subtask:id", "subtask:", ""]
 

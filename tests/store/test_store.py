@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gradsieve.errors import StoreError
-from gradsieve.rundir import fingerprint
+from gradsieve.io import fingerprint
 from gradsieve.store import RowKey, Store, StoreWriter, codec, create_store, open_store
 from gradsieve.store.folder import Folder
 

@@ -32,9 +32,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # as in conftest.py, for the page that is ma
 import yaml
 
 import world
-from gradsieve import pipeline
 from gradsieve.__main__ import main
-from gradsieve.progress import Progress
+from gradsieve.console import Progress
+from gradsieve.pipeline import run as pipeline
 
 RUN = "run recipe.yaml --out run"
 ROWS = 40

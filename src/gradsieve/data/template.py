@@ -29,7 +29,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from gradsieve.data.examples import Example, Message
 from gradsieve.errors import DataError, ModelError
-from gradsieve.rundir import fingerprint
+from gradsieve.io import fingerprint
 
 TULU = Path(__file__).parent / "templates" / "tulu.jinja"
 """The format of the paper's training data (open-instruct's Tulu)."""

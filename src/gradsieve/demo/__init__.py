@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradsieve.progress import Progress
-from gradsieve.recipe import check_recipe, dump_recipe, load_recipe
-from gradsieve.rundir import RunDir, read_lines, write_json, write_text
+from gradsieve.console import Progress
+from gradsieve.io import read_lines, write_json, write_text
+from gradsieve.recipe.schema import check_recipe, dump_recipe, load_recipe
+from gradsieve.runs.folder import RunDir
 
 if TYPE_CHECKING:
     from gradsieve.demo.skills import Row
@@ -88,8 +89,8 @@ class Result:
 
 def main(out: Path, progress: Progress) -> Result:
     """Make the example, run the recipe, and compare with the truth."""
-    from gradsieve import pipeline
-    from gradsieve.compare import compare
+    from gradsieve.analysis.results import compare
+    from gradsieve.pipeline import run as pipeline
 
     RunDir(out).claim()
     recipe = prepare(out / "inputs", progress)

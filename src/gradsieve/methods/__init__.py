@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from typing import cast
 
 from gradsieve.errors import UsageError, did_you_mean
-from gradsieve.methods.problem import Gradients, Method, Problem, Scores
+from gradsieve.methods.base import Gradients, Method, Problem, Scores
 
 __all__ = [
     "METHODS",

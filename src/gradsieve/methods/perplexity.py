@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsieve.methods.problem import Problem, Scores, Uses
+from gradsieve.methods.base import Problem, Scores, Uses
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +39,7 @@ class Perplexity:
 
     def score(self, problem: Problem) -> dict[str, Scores]:
         """The same numbers for every target."""
-        from gradsieve.model.load import load_model
+        from gradsieve.models.load import load_model
 
         model = load_model(problem.recipe.model)
         with problem.progress.counting("perplexity", len(problem.rows), "rows") as report:
@@ -66,8 +66,8 @@ def answer_losses(
     import torch
     from torch.nn import functional
 
-    from gradsieve.data.batches import collate, length_sorted_batches
-    from gradsieve.model.load import device
+    from gradsieve.data.batching import collate, length_sorted_batches
+    from gradsieve.models.load import device
 
     losses = np.empty(len(encoded))
     done = 0

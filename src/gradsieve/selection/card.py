@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gradsieve.recipe import Recipe
-from gradsieve.rundir import TOGETHER
+from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.selection.choose import Candidate
 
 if TYPE_CHECKING:

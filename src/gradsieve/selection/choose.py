@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gradsieve.recipe import Select
+from gradsieve.recipe.schema import Select
 
 Key = tuple[str, str]
 """(source, id) of a row."""

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradsieve.asking import Asked, answered, ask, settings, tell
-from gradsieve.context import Context
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError, ModelError
+from gradsieve.evaluation.prompts import Asked, answered, ask, settings, tell
+from gradsieve.io import agree, fingerprint, write_json
 from gradsieve.methods import uses_gradients
 from gradsieve.methods.perplexity import answer_losses
-from gradsieve.rundir import TOGETHER, agree, fingerprint, write_json
+from gradsieve.recipe.schema import TOGETHER
+from gradsieve.runs.context import Context
 from gradsieve.tasks import QuestionSet
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _evaluated(
 
     What is asked is kept in `asked`, by target: it is the same for every model.
     """
-    from gradsieve.model.load import load_model, load_trained
+    from gradsieve.models.load import load_model, load_trained
 
     target = name.partition("/")[0]
     student = context.student.recipe.model

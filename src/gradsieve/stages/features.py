@@ -19,23 +19,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradsieve.attribution import read_target_gradients
-from gradsieve.context import Context
 from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError
-from gradsieve.extraction import TokenBudget, extract
+from gradsieve.gradients.extract import TokenBudget, extract
+from gradsieve.io import atomic, fingerprint
 from gradsieve.methods import find_method
-from gradsieve.rundir import atomic, fingerprint
+from gradsieve.runs.context import Context
 from gradsieve.store import RowKey, StoreWriter, create_store
 from gradsieve.store.folder import Folder
 from gradsieve.store.layout import MANIFEST, read_manifest
+from gradsieve.store.targets import read_target_gradients
 
 if TYPE_CHECKING:
     from torch import nn
 
     from gradsieve.data.template import Encoded
-    from gradsieve.influence.exact import ExactProducts
-    from gradsieve.influence.extract import FeatureExtractor
+    from gradsieve.gradients.exact import ExactProducts
+    from gradsieve.gradients.features import FeatureExtractor
     from gradsieve.tasks import Target
 
 SHARDS_WANTED = 50
@@ -124,11 +124,11 @@ def _checkpoint(
     context: Context, checkpoint: Path, where: Path, name: str
 ) -> tuple[dict[str, Any], dict[RowKey, str]]:
     """Features of pool and targets at one checkpoint: facts, and rows that are not finite."""
-    from gradsieve.influence.extract import FeatureExtractor, Moments
-    from gradsieve.influence.gradients import check_pass
-    from gradsieve.influence.projection import Projection
-    from gradsieve.model.checkpoints import checkpoint_fingerprint, load_moments
-    from gradsieve.model.load import load_adapter, load_model
+    from gradsieve.gradients.features import FeatureExtractor, Moments
+    from gradsieve.gradients.per_example import check_pass
+    from gradsieve.gradients.projection import Projection
+    from gradsieve.models.checkpoints import checkpoint_fingerprint, load_moments
+    from gradsieve.models.load import load_adapter, load_model
 
     settings = context.recipe.features
     model = load_adapter(load_model(context.recipe.model), checkpoint, like_base=True)
@@ -170,7 +170,7 @@ def _store_settings(
     context: Context, checkpoint: str, columns: list[tuple[str, str]], of_adam: bool
 ) -> dict[str, Any]:
     """What all rows of a datastore share; `columns` are the subtasks of exact mode."""
-    from gradsieve.influence.projection import VERSION
+    from gradsieve.gradients.projection import VERSION
 
     settings = context.recipe.features
     shared = {
@@ -198,12 +198,12 @@ def _exact_products(
     """
     import torch
 
-    from gradsieve.influence.exact import ExactProducts
-    from gradsieve.influence.extract import FeatureExtractor
-    from gradsieve.influence.gradients import lora_layers
-    from gradsieve.influence.projection import Projection
-    from gradsieve.influence.similarity import subtask_directions
-    from gradsieve.model.load import device
+    from gradsieve.gradients.exact import ExactProducts
+    from gradsieve.gradients.features import FeatureExtractor
+    from gradsieve.gradients.per_example import lora_layers
+    from gradsieve.gradients.projection import Projection
+    from gradsieve.gradients.similarity import subtask_directions
+    from gradsieve.models.load import device
 
     sizes = {name: layer.weight.numel() for name, layer in lora_layers(model).items()}
     groups: dict[tuple[str, str], list[Encoded]] = {}
@@ -223,7 +223,7 @@ def _exact_products(
 
 def _check_memory(wanted_bytes: int, context: Context) -> None:
     """Say what exact mode will take, and refuse what is more than there is."""
-    from gradsieve.model.load import free_memory
+    from gradsieve.models.load import free_memory
 
     wanted, free = wanted_bytes / 2**30, free_memory() / 2**30
     context.progress.say(f"  exact mode holds {wanted:.2f} GiB of target gradients")

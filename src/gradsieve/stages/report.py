@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gradsieve.context import Context
-from gradsieve.reporting.gather import gather
-from gradsieve.reporting.page import page
-from gradsieve.reporting.provenance import current_stages, provenance
-from gradsieve.rundir import file_fingerprint, write_text
+from gradsieve.io import file_fingerprint, write_text
+from gradsieve.report.gather import gather
+from gradsieve.report.page import page
+from gradsieve.report.provenance import current_stages, provenance
+from gradsieve.runs.context import Context
 
 PAGE = "index.html"
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from gradsieve.context import Context
+from gradsieve.console import clock
+from gradsieve.io import atomic, file_fingerprint, fingerprint, write_json
 from gradsieve.methods import Gradients, Problem, Scores, find_method, split_seed, uses_gradients
-from gradsieve.progress import clock
-from gradsieve.rundir import atomic, file_fingerprint, fingerprint, write_json
-from gradsieve.selection.table import column_of
+from gradsieve.runs.context import Context
+from gradsieve.runs.score_table import column_of
 
 COSTS = "seconds.json"
 """What each method has taken, beside the tables."""

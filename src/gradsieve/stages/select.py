@@ -17,21 +17,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gradsieve.attribution import last_stores
-from gradsieve.context import Context
+from gradsieve.analysis.decompose import last_stores
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError, RunError
+from gradsieve.io import file_fingerprint, fingerprint, write_text
 from gradsieve.methods import find_method, uses_gradients
-from gradsieve.methods.problem import whole_text
-from gradsieve.recipe import Select
-from gradsieve.rundir import TOGETHER, file_fingerprint, fingerprint, write_text
+from gradsieve.methods.base import whole_text
+from gradsieve.recipe.schema import TOGETHER, Select
+from gradsieve.runs.context import Context
+from gradsieve.runs.score_table import read_scores
 from gradsieve.selection.card import MESSAGES, ROWS, Selected, card
 from gradsieve.selection.choose import Candidate, Check, Key, Passed, choose
 from gradsieve.selection.columns import features_of
 from gradsieve.selection.duplicates import NearDuplicates
 from gradsieve.selection.leaks import Leaks, find_leaks
 from gradsieve.selection.order import interleave, round_robin
-from gradsieve.selection.table import read_scores
 
 
 def inputs(context: Context) -> dict[str, Any]:

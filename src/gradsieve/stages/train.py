@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradsieve import processes
-from gradsieve.context import Context
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import messages_of
-from gradsieve.recipe import Train, Warmup
-from gradsieve.rundir import agree, fingerprint, folder_fingerprint, read_lines, write_json
+from gradsieve.io import agree, fingerprint, folder_fingerprint, read_lines, write_json
+from gradsieve.models import distributed
+from gradsieve.recipe.schema import Train, Warmup
+from gradsieve.runs.context import Context
 
 if TYPE_CHECKING:
     from gradsieve.data.template import ChatTemplate, Encoded
@@ -65,13 +65,13 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
         for seed in _settings(context).seeds:
             out = folder / name / f"seed-{seed}"
             twin = trained.setdefault((selection, seed), out)
-            if processes.is_first() and not _has_weights(out):
+            if distributed.is_first() and not _has_weights(out):
                 shutil.rmtree(out, ignore_errors=True)  # what is left of one that was lost
-            if processes.is_first() and out.is_dir() and _selection(out) not in (None, selection):
+            if distributed.is_first() and out.is_dir() and _selection(out) not in (None, selection):
                 context.run.keep_old(out)  # of a method that had gone, and has come back
-            if processes.is_first() and not out.is_dir() and twin != out:
+            if distributed.is_first() and not out.is_dir() and twin != out:
                 _copy(twin, out)  # the same rows for another target
-            if processes.agreed(not out.is_dir()):
+            if distributed.agreed(not out.is_dir()):
                 rows = _tokenized(context.run.stage("select") / name / "selected.jsonl", template)
                 _train(context, rows, seed, out, selection)
             prints[f"{name}/seed-{seed}"] = folder_fingerprint(out, ("*.safetensors",))
@@ -102,8 +102,8 @@ def _selection(model: Path) -> str | None:
 
 def _train(context: Context, rows: list[Encoded], seed: int, out: Path, selection: str) -> None:
     """Train one model; its folder appears whole, or not at all."""
-    from gradsieve.data.batches import collate
-    from gradsieve.model.training import clear_work, train_model
+    from gradsieve.data.batching import collate
+    from gradsieve.models.training import clear_work, train_model
 
     settings = _schedule(context)
     partial = out.with_name(f"{out.name}.tmp")
@@ -120,18 +120,18 @@ def _train(context: Context, rows: list[Encoded], seed: int, out: Path, selectio
             collate=collate,
             on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
         )
-    if processes.is_first():
+    if distributed.is_first():
         _save(context, model, partial)
         seconds = round(time.monotonic() - start, 3)
         told = {"seconds": seconds, "rows": len(rows), "selection": selection}
         write_json(partial / COST, told)
         clear_work(partial)
         partial.rename(out)
-    processes.wait()
+    distributed.wait()
 
 
 def _save(context: Context, model: Any, partial: Path) -> None:
-    from gradsieve.model.checkpoints import save_adapter
+    from gradsieve.models.checkpoints import save_adapter
 
     if _settings(context).full_parameters:
         model.save_pretrained(str(partial))
@@ -147,7 +147,7 @@ def _schedule(context: Context) -> Warmup:
 
 
 def _untrained(context: Context, seed: int) -> Any:
-    from gradsieve.model.load import add_adapter, load_model
+    from gradsieve.models.load import add_adapter, load_model
 
     whole = _settings(context).full_parameters
     model = load_model(context.student.recipe.model, will_change=whole)

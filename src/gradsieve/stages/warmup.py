@@ -13,11 +13,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from gradsieve import processes
-from gradsieve.context import Context
 from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError, RunError
-from gradsieve.rundir import fingerprint
+from gradsieve.io import fingerprint
+from gradsieve.models import distributed
+from gradsieve.runs.context import Context
 
 _UNUSED = {"checkpoints", "micro_batch_size", "report_to"}
 """Keys of `warmup` that this stage's results don't depend on."""
@@ -29,7 +29,7 @@ def inputs(context: Context) -> dict[str, Any]:
     # All that was given is read before anything is spent, the quickest to check first.
     pool, _ = context.pool_inputs, context.targets
     if settings.checkpoints is not None:
-        from gradsieve.model.checkpoints import checkpoint_fingerprint
+        from gradsieve.models.checkpoints import checkpoint_fingerprint
 
         folders = [existing(Path(folder)) for folder in settings.checkpoints]
         return {"checkpoints": [[str(f), checkpoint_fingerprint(f)] for f in folders]}
@@ -47,10 +47,10 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
     if settings.checkpoints is not None:
         return _describe([existing(Path(path)) for path in settings.checkpoints], context)
 
-    from gradsieve.data.batches import collate
-    from gradsieve.influence.gradients import check_pass
-    from gradsieve.model.load import add_adapter, check_vocabulary, load_model
-    from gradsieve.model.training import clear_work, train_model
+    from gradsieve.data.batching import collate
+    from gradsieve.gradients.per_example import check_pass
+    from gradsieve.models.load import add_adapter, check_vocabulary, load_model
+    from gradsieve.models.training import clear_work, train_model
 
     usable = [row for row in context.rows if not row.set_aside]
     chosen = random_share(usable, settings.fraction, settings.seed)
@@ -71,7 +71,7 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
         )
     folders = [folder / f"checkpoint-{epoch + 1}" for epoch in range(settings.epochs)]
     described = _describe(folders, context)
-    if processes.is_first():
+    if distributed.is_first():
         clear_work(folder)
     return {**described, "rows": len(chosen), "seed": settings.seed}
 
@@ -102,7 +102,7 @@ def existing(folder: Path) -> Path:
 
 
 def _describe(folders: list[Path], context: Context) -> dict[str, Any]:
-    from gradsieve.model.checkpoints import checkpoint_fingerprint, load_learning_rates
+    from gradsieve.models.checkpoints import checkpoint_fingerprint, load_learning_rates
 
     rates = load_learning_rates(folders)
     if rates is None:

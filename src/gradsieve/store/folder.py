@@ -18,7 +18,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from gradsieve.errors import StoreError
-from gradsieve.rundir import atomic
+from gradsieve.io import atomic
 
 
 class Folder:

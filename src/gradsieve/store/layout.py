@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 
 from gradsieve.errors import StoreError
-from gradsieve.rundir import fingerprint
+from gradsieve.io import fingerprint
 from gradsieve.store.folder import Folder
 from gradsieve.store.names import RowKey
 

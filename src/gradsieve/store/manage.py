@@ -13,9 +13,9 @@ from typing import Any
 
 import xxhash
 
+from gradsieve.console.count import Report
 from gradsieve.errors import StoreError
-from gradsieve.progress.count import Report
-from gradsieve.rundir import differences
+from gradsieve.io import differences
 from gradsieve.store.folder import Folder
 from gradsieve.store.layout import MANIFEST, SHARDS, hashed_name, read_set_aside
 from gradsieve.store.names import RowKey

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gradsieve.errors import StoreError
-from gradsieve.rundir import fingerprint
+from gradsieve.io import fingerprint
 from gradsieve.store import codec
 from gradsieve.store.folder import Folder
 from gradsieve.store.layout import METADATA, SHARDS, UNREADABLE, hashed_name

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from gradsieve.errors import StoreError
-from gradsieve.rundir import differences, fingerprint
+from gradsieve.io import differences, fingerprint
 from gradsieve.store import codec
 from gradsieve.store.folder import Folder
 from gradsieve.store.layout import (

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from gradsieve.data.examples import Example
 from gradsieve.data.readers import place_of
 from gradsieve.errors import DataError, did_you_mean
-from gradsieve.rundir import fingerprint
+from gradsieve.io import fingerprint
 from gradsieve.tasks import bbh, custom, mmlu, tydiqa
 from gradsieve.tasks.layout import missing
 from gradsieve.tasks.questions import Question, QuestionSet, Shots

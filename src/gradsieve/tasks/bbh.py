@@ -20,7 +20,7 @@ import yaml
 
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
-from gradsieve.extras import needed
+from gradsieve.io import needed
 from gradsieve.tasks import hub
 from gradsieve.tasks.layout import missing, read_json, read_text, told
 from gradsieve.tasks.questions import Question, QuestionSet, Shots

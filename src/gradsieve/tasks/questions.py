@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from gradsieve.data.examples import Example
-from gradsieve.rundir import fingerprint
+from gradsieve.io import fingerprint
 
 
 @dataclass(frozen=True, slots=True)

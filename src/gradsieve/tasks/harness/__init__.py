@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gradsieve.extras import needed
+from gradsieve.io import needed
 from gradsieve.tasks.questions import QuestionSet
 
 if TYPE_CHECKING:

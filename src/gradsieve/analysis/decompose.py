@@ -1,0 +1,126 @@
+"""Which of a target's examples pull a row in, and how much.
+
+In: a run's datastores and the gradients of a target's examples. Out: each example's part of a row's
+score. Inf(z, j) is linear in the examples' gradients once the length of their mean is fixed, so the
+parts of a subtask's examples, summed over checkpoints, add up to the row's score for that subtask
+(docs/method.md; none of the peers tells this).
+
+Letters: N checkpoints, n rows, k examples of the target, d dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradsieve.errors import RunError
+from gradsieve.recipe.schema import Recipe
+from gradsieve.runs.folder import RunDir
+from gradsieve.store import RowKey, open_store, read_row_keys
+from gradsieve.store.targets import read_target_gradients
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+METHODS = ("less", "dot", "sgd")
+"""Methods whose scores are sums over the target's examples."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What each example of a target adds to rows' scores.
+
+    Attributes:
+        keys: (source, id) of each row [n], in the order asked for.
+        ids: Of the target's examples [k].
+        subtasks: The subtask of each example [k].
+        parts: float32 [N, n, k]; summed over checkpoints and over a subtask's examples they are
+            the row's score for that subtask.
+    """
+
+    keys: Sequence[tuple[str, str]]
+    ids: Sequence[str]
+    subtasks: Sequence[str]
+    parts: NDArray[np.float32]
+
+
+def last_stores(run: RunDir) -> list[Path]:
+    """The datastores of gradients at the last checkpoint; none in exact mode.
+
+    Only those that the features stage was last asked for: what is left of a method that the recipe
+    has no more may lack rows.
+    """
+    last = len(run.checkpoints)
+    made = run.done("features")["inputs"]["stores"]
+    where = run.stage("features") / f"checkpoint-{last}"
+    return [where / name for name in made if name != "exact"]
+
+
+def can_attribute(recipe: Recipe, method: str) -> bool:
+    """Whether a method's scores come apart by example: exact mode keeps no gradients."""
+    return method in METHODS and recipe.features.mode == "store"
+
+
+def attribute(
+    run: RunDir,
+    recipe: Recipe,
+    target: str,
+    keys: Sequence[tuple[str, str]],
+    method: str = "less",
+) -> Parts:
+    """Take apart the scores of some rows of a finished features stage.
+
+    Args:
+        run: The run.
+        recipe: Its recipe.
+        target: The target's name.
+        keys: (source, id) of the rows.
+        method: `less`, `dot` or `sgd`.
+
+    Raises:
+        RunError: If a row has no feature, or the method's scores don't come apart
+            (`can_attribute`).
+    """
+    if not can_attribute(recipe, method):
+        raise RunError(
+            "These scores cannot be taken apart by target example.",
+            f"score.methods {method}, features.mode {recipe.features.mode}",
+            f"Use one of {', '.join(METHODS)} with features.mode: store.",
+        )
+    from gradsieve.gradients.similarity import example_directions
+
+    rates = np.array(run.done("warmup")["learning_rates"], dtype=np.float64)
+    names = _row_keys(run.stage("features") / "rows.parquet", keys)
+    place = {name: index for index, name in enumerate(names)}
+    mean = recipe.score.target_mean if method != "dot" else "mean"
+    found: list[NDArray[np.float32]] = []
+    for number, weight in enumerate(rates / rates.sum(), start=1):
+        where = run.stage("features") / f"checkpoint-{number}"
+        told = read_target_gradients(where / "targets" / f"{target}.safetensors")
+        directions = example_directions(told.rows, told.subtasks, mean).numpy()
+        parts = np.zeros((len(names), len(told.ids)), dtype=np.float32)
+        store = open_store(where / ("pool-sgd" if method == "sgd" else "pool"))
+        for block in store.similarities(directions, place.keys()):
+            here = [place[key] for key in block.keys]
+            lengths = block.feature_norms[:, None] if method == "dot" else 1.0
+            parts[here] = weight * block.cosines * lengths
+        found.append(parts)
+    return Parts(keys, told.ids, told.subtasks, np.stack(found))
+
+
+def _row_keys(file: Path, keys: Sequence[tuple[str, str]]) -> list[RowKey]:
+    """The datastore's name of each row."""
+    known = read_row_keys(file)
+    missing = [key for key in keys if key not in known]
+    if missing:
+        source, id = missing[0]
+        raise RunError(
+            "A row has no gradient: it is not in the pool, or was set aside.",
+            f"{source} {id}",
+            "Name a row of the pool by its source and id; dropped.jsonl tells what was set aside.",
+        )
+    return [known[key] for key in keys]

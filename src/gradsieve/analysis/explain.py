@@ -1,0 +1,331 @@
+"""Why one row of the pool was selected, or was not.
+
+In: a finished run, a target, a row's id. Out: an `Explanation`: the row's scores by target, subtask
+and checkpoint, its rank and what became of it, the target's examples that pull it in and push it
+away, and the rows whose updates point most nearly the same way. What a run cannot tell (a method
+without gradients, exact mode, files that have moved) is said in `notes`; the rest is told.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradsieve.analysis.decompose import attribute, can_attribute, last_stores
+from gradsieve.analysis.provenance import Explanation, Neighbor, Pull, TargetScore
+from gradsieve.data.examples import Example, Message
+from gradsieve.errors import DataError, RunError, UsageError
+from gradsieve.io import read_lines
+from gradsieve.recipe.schema import TOGETHER, Recipe, load_recipe
+from gradsieve.runs.context import Context
+from gradsieve.runs.folder import RunDir
+from gradsieve.runs.score_table import read_scores
+from gradsieve.selection.card import MESSAGES
+
+if TYPE_CHECKING:
+    from gradsieve.data.readers import Source
+    from gradsieve.store import RowKey
+    from gradsieve.tasks import Target
+
+NEIGHBORS = 5
+"""Nearest rows that are told."""
+
+PULLS = 5
+"""Target examples told on each side."""
+
+Key = tuple[str, str]
+"""(source, id) of a row."""
+
+
+def explain(
+    run: RunDir | str | Path,
+    target: str | None,
+    id: str,
+    source: str | None = None,
+    method: str | None = None,
+    *,
+    context: Context | None = None,
+) -> Explanation:
+    """Explain one row of a run whose scores are there.
+
+    Args:
+        run: The run's folder.
+        target: A target's name; None will do if there is one only.
+        id: The row's id.
+        source: The row's source, where the id alone is in several.
+        method: What scored; by default the recipe's first.
+        context: Inputs that have been read, or were given in memory.
+
+    Raises:
+        RunError: If the run has no scores.
+        UsageError: If there is no such row, target, source or method, or several such rows.
+
+    Example:
+        >>> import gradsieve
+        >>> told = gradsieve.explain("runs/first", target="legal", id="00005")
+        >>> 1 <= told.score.rank <= told.score.of
+        True
+        >>> told.pulls[0].part >= told.pulls[1].part
+        True
+    """
+    context = context or _context(run)
+    recipe = context.recipe
+    scored = context.run.stage("score")
+    context.run.done("score")
+    target = _one_of(target, [t.name for t in recipe.targets], "--target")
+    method = _one_of(method or recipe.score.methods[0], recipe.score.methods, "--method")
+    row = _find(scored / "rows.parquet", id, source)
+    key = (row["source"], row["id"])
+    texts = _Texts(context)
+    tables = {t.name: _Table(scored / t.name / f"{method}.parquet") for t in recipe.targets}
+    targets = {name: table.of(key) for name, table in tables.items() if key in table.place}
+    place, reason = _selected(context.run, recipe, target, method, key)
+    checkpoints: dict[str, list[float]] = {}
+    pulls: list[Pull] = []
+    neighbors: list[Neighbor] = []
+    if targets:
+        checkpoints, pulls = _parts(context.run, recipe, target, method, key, texts)
+        neighbors = _neighbors(context.run, method, key, tables[target], texts)
+    else:
+        reason = row["set_aside"]
+    messages = texts.messages(key)
+    return Explanation(
+        *key,
+        target=target,
+        method=method,
+        selected=place,
+        reason=reason,
+        tokens=row["tokens"],
+        targets=targets,
+        checkpoints=checkpoints,
+        pulls=[pull for pull in pulls if pull.part > 0][:PULLS],
+        pushes=[pull for pull in reversed(pulls) if pull.part < 0][:PULLS],
+        neighbors=neighbors,
+        messages=messages,
+        notes=texts.notes,
+    )
+
+
+def _context(run: RunDir | str | Path) -> Context:
+    run = run if isinstance(run, RunDir) else RunDir(run)
+    file = run.path / "recipe.yaml"
+    if not file.is_file():
+        todo = "Give the folder that was --out of `gradsieve run`."
+        raise RunError("This is no run's folder: it has no recipe.yaml.", str(run.path), todo)
+    return Context(load_recipe(file), run)
+
+
+def _one_of(name: str | None, known: Sequence[str], option: str) -> str:
+    if name is None and len(known) == 1:
+        return known[0]
+    if name in known:
+        return str(name)
+    what = f"There is no {option[2:]} {name}." if name else f"The run has several {option[2:]}s."
+    raise UsageError(what, option, _nearest(name or "", known))
+
+
+def _nearest(given: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=3)
+    some = near or known[:5]
+    more = f" and {len(known) - len(some)} more" if not near and len(known) > len(some) else ""
+    return (
+        f"{'Did you mean' if near else 'There are'} {', '.join(some)}{more}{'?' if near else '.'}"
+    )
+
+
+def _find(file: Path, id: str, source: str | None) -> dict[str, Any]:
+    """The row of an id: its source, tokens, and why it was set aside."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    columns = ["source", "id", "tokens", "set_aside"]
+    rows = pq.read_table(file, columns=columns)
+    if source is not None:
+        _one_of(source, sorted(set(rows["source"].to_pylist())), "--source")
+    found: list[dict[str, Any]] = rows.filter(pc.field("id") == id).to_pylist()
+    wanted = [row for row in found if source in (None, row["source"])]
+    if len(wanted) == 1:
+        return wanted[0]
+    sources = ", ".join(row["source"] for row in found)
+    if wanted:
+        todo = "Say which one: --source (in Python, source=...)."
+        raise UsageError(f"Several rows have the id {id}.", f"sources {sources}", todo)
+    where = "the pool" if source is None else f"source {source}"
+    todo = f"It is in {sources}." if found else _nearest(id, rows["id"].to_pylist())
+    raise UsageError(f"There is no row with the id {id!r}.", where, todo)
+
+
+class _Table:
+    """A target's scores by a method.
+
+    Attributes:
+        place: Of a row in the table.
+    """
+
+    def __init__(self, file: Path) -> None:
+        if not file.is_file():
+            todo = "Run `gradsieve score` with the run's recipe."
+            raise RunError("There are no scores of this target and method.", str(file), todo)
+        self._table = read_scores(file)
+        self.place = {key: place for place, key in enumerate(self._table.keys)}
+
+    def of(self, key: Key) -> TargetScore:
+        place, table = self.place[key], self._table
+        subtasks = dict(zip(table.subtasks, table.by_subtask[place].tolist(), strict=True))
+        score, rank = float(table.total[place]), int(table.ranks[place])
+        return TargetScore(score, rank, len(self.place), subtasks)
+
+
+class _Texts:
+    """What rows and examples say, read when first asked for; a note where it can't be."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.notes: list[str] = []
+        self._pool: Mapping[Key, Example] | None = None
+        self._targets: Mapping[Key, Example] | None = None
+
+    def messages(self, key: Key) -> list[Message] | None:
+        found = self._row(key)
+        return None if found is None else list(found.messages)
+
+    def row(self, key: Key) -> str | None:
+        return _text(self._row(key))
+
+    def _row(self, key: Key) -> Example | None:
+        if self._pool is None:
+            self._pool = self._read("pool's rows", lambda: self._context.sources)
+        return self._pool.get(key)
+
+    def example(self, target: str, id: str) -> str | None:
+        if self._targets is None:
+            self._targets = self._read("targets' examples", lambda: self._context.targets)
+        return _text(self._targets.get((target, id)))
+
+    def _read(self, what: str, read: Callable[[], Sequence[Source | Target]]) -> dict[Key, Example]:
+        try:
+            parts = read()
+        except DataError as error:
+            self.notes.append(f"the {what} cannot be read any more: {error.what} ({error.where})")
+            return {}
+        return {(part.name, e.id): e for part in parts for e in part.examples}
+
+
+def _text(example: Example | None) -> str | None:
+    if example is None:
+        return None
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in example.messages)
+
+
+def _selected(
+    run: RunDir, recipe: Recipe, target: str, method: str, key: Key
+) -> tuple[int | None, str | None]:
+    """The row's place in the selection; or why it has none."""
+    folder = run.stage("select") / (TOGETHER if recipe.select.together else target) / method
+    if run.meta("select") is None or not (folder / MESSAGES).is_file():
+        return None, "nothing has been selected yet"
+    chosen = 0
+    for record in read_lines(folder / MESSAGES):
+        chosen += 1
+        if (record["source"], record["id"]) == key:
+            return record["rank"], None
+    for record in read_lines(folder / "dropped.jsonl"):
+        if (record["source"], record.get("id")) == key:
+            return None, record["reason"]
+    return None, f"the {chosen} rows of the selection come before it"
+
+
+def _parts(
+    run: RunDir, recipe: Recipe, target: str, method: str, key: Key, texts: _Texts
+) -> tuple[dict[str, list[float]], list[Pull]]:
+    """By subtask what each checkpoint adds; and each example's part, most first."""
+    comes_apart = can_attribute(recipe, method)
+    if not comes_apart and method != "less":
+        texts.notes.append(f"scores of {method} don't come apart by checkpoint or target example")
+        return {}, []
+    name = _row_keys(run).get(key)
+    if name is None:
+        texts.notes.append("the features that are there now are not those of the scores")
+        return {}, []
+    if not comes_apart:
+        texts.notes.append("features.mode: exact keeps no gradients to take scores apart with")
+        return _exact_parts(run, target, name), []
+    found = attribute(run, recipe, target, [key], method)
+    parts, of = found.parts[:, 0], np.array(found.subtasks)
+    by_subtask = {
+        name: parts[:, of == name].sum(axis=1).tolist() for name in sorted(set(found.subtasks))
+    }
+    pulls = [
+        Pull(id, subtask, part, texts.example(target, id))
+        for id, subtask, part in zip(
+            found.ids, found.subtasks, parts.sum(axis=0).tolist(), strict=True
+        )
+    ]
+    return by_subtask, sorted(pulls, key=lambda pull: -pull.part)
+
+
+def _exact_parts(run: RunDir, target: str, name: RowKey) -> dict[str, list[float]]:
+    """What each checkpoint adds, from the cosines that exact mode keeps."""
+    from gradsieve.store import open_store
+
+    rates = np.array(run.done("warmup")["learning_rates"])
+    by_subtask: dict[str, list[float]] = {}
+    for number, weight in enumerate(rates / rates.sum(), start=1):
+        store = open_store(run.stage("features") / f"checkpoint-{number}" / "exact")
+        cosines = store.read([name])[0]
+        for (owner, subtask), cosine in zip(
+            store.settings["exact"]["columns"], cosines.tolist(), strict=True
+        ):
+            if owner == target:
+                by_subtask.setdefault(subtask, []).append(float(weight) * cosine)
+    return by_subtask
+
+
+def _neighbors(run: RunDir, method: str, key: Key, table: _Table, texts: _Texts) -> list[Neighbor]:
+    """The rows with the largest cosines to this one at the last checkpoint."""
+    from gradsieve.store import open_store
+
+    path = _last_store(run, method)
+    names = _row_keys(run)
+    if path is None or key not in names:
+        texts.notes.append("there is no datastore with its gradient, so no neighbors can be told")
+        return []
+    store = open_store(path)
+    row = store.read([names[key]])
+    direction = row / max(float(np.linalg.norm(row)), 1e-30)
+    # Features may be newer than scores, and have rows that have none yet.
+    others = {name for of, name in names.items() if of in table.place and of != key}
+    found = [
+        (float(cosine), name.source, name.id)
+        for block in store.similarities(direction, others)
+        for name, cosine in zip(block.keys, block.cosines[:, 0].tolist(), strict=True)
+    ]
+    nearest = sorted(found, key=lambda one: (-one[0], one[1:]))[:NEIGHBORS]
+    neighbors = []
+    for cosine, *other in nearest:
+        at: Key = (other[0], other[1])
+        its = table.of(at)
+        neighbors.append(Neighbor(*at, cosine, its.score, its.rank, texts.row(at)))
+    return neighbors
+
+
+def _last_store(run: RunDir, method: str) -> Path | None:
+    """The datastore at the last checkpoint, of plain gradients for the method that uses them."""
+    if run.meta("features") is None:
+        return None
+    stores = last_stores(run)
+    own = [store for store in stores if (store.name == "pool-sgd") == (method == "sgd")]
+    return next(iter(own or stores), None)
+
+
+def _row_keys(run: RunDir) -> dict[Key, RowKey]:
+    """The datastore's name of each row that has a feature; none while features are made anew."""
+    from gradsieve.store import read_row_keys
+
+    if run.meta("features") is None:
+        return {}
+    return read_row_keys(run.stage("features") / "rows.parquet")

@@ -1,0 +1,1 @@
+"""Held-out questions: prompts, generated answers, metrics."""

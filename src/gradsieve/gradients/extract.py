@@ -1,0 +1,175 @@
+"""Features of any number of examples: batches that fit into memory, results on the CPU.
+
+In: an extractor, tokenized examples and a budget of tokens. Out: rows in the order of the examples.
+Examples are taken shortest first, as many at a time as the budget allows. On a GPU the budget grows
+while less than half of the memory is used, and is halved when memory runs out (what was done is
+kept); results are copied while the next batch is worked on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from gradsieve.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradsieve.data.template import Encoded
+    from gradsieve.gradients.features import FeatureExtractor, FeatureRows
+
+FIRST = {"cpu": 4096, "cuda": 8192}
+"""Tokens with which `auto` starts. On a CPU more gains nothing (measured, see LOG): it stays so."""
+
+MOST = 1 << 17
+"""Tokens beyond which `auto` doesn't grow: a GPU is busy long before."""
+
+
+class TokenBudget:
+    """How many tokens, padding included, one forward pass may have.
+
+    Args:
+        wanted: A number, or `auto`.
+
+    Attributes:
+        tokens: As of now.
+    """
+
+    def __init__(self, wanted: int | Literal["auto"] = "auto") -> None:
+        from gradsieve.models.load import device, forget_memory_used
+
+        self._grows = wanted == "auto" and device().type == "cuda"
+        forget_memory_used()
+        self.tokens = FIRST[device().type] if wanted == "auto" else wanted
+
+    def used(self, share_of_memory: float) -> None:
+        """Note the most memory that was used so far, as a share of what there is."""
+        if self._grows and share_of_memory < 0.45 and self.tokens < MOST:
+            self.tokens *= 2
+
+    def too_many(self, tokens: int) -> None:
+        """Note that memory has run out with so many tokens."""
+        self._grows = False
+        self.tokens = max(1, tokens // 2)
+
+
+class Extracted(NamedTuple):
+    """Features of examples, on the CPU.
+
+    Attributes:
+        rows: float32 [n, d].
+        gradient_norms: [n].
+        share_below_eps: As `FeatureRows`, mean over batches.
+    """
+
+    rows: Tensor
+    gradient_norms: Tensor
+    share_below_eps: float
+
+
+def extract(
+    extractor: FeatureExtractor,
+    encoded: Sequence[Encoded],
+    budget: TokenBudget,
+    measure_eps: bool = False,
+) -> Extracted:
+    """Features of all examples, in their order.
+
+    Raises:
+        ModelError: If memory runs out with a single example.
+    """
+    import torch
+
+    rows: list[Tensor] = [torch.empty(0)] * len(encoded)
+    norms = torch.empty(len(encoded))
+    shares: list[float] = []
+
+    def keep(batch: list[int], made: FeatureRows) -> None:
+        norms[batch] = made.gradient_norms
+        shares.append(made.share_below_eps)
+        for position, row in zip(batch, made.rows, strict=True):
+            rows[position] = row
+
+    before: _OnItsWay | None = None
+    for batch, made in _batches(extractor, encoded, budget, measure_eps):
+        coming = _OnItsWay(batch, made)
+        if before is not None:
+            keep(*before.arrived())
+        before = coming
+    if before is not None:
+        keep(*before.arrived())
+    return Extracted(torch.stack(rows), norms, sum(shares) / len(shares))
+
+
+def _batches(
+    extractor: FeatureExtractor, encoded: Sequence[Encoded], budget: TokenBudget, measure_eps: bool
+) -> Iterator[tuple[list[int], FeatureRows]]:
+    """Positions and features, shortest examples first."""
+    import torch
+
+    from gradsieve.data.batching import collate, fill_batch
+    from gradsieve.models.load import device, memory_used
+
+    lengths = [len(example.input_ids) for example in encoded]
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    start = 0
+    while start < len(order):
+        batch = fill_batch(order, lengths, start, budget.tokens)
+        tensors = collate([encoded[i] for i in batch])
+        made = _unless_memory_runs_out(extractor, tensors, measure_eps)
+        if made is None:
+            if len(batch) == 1:
+                raise ModelError(
+                    "Memory runs out with a single example.",
+                    f"{lengths[batch[0]]} tokens, {device()}",
+                    "Lower model.max_length, set model.gradient_checkpointing, or use a device "
+                    "with more memory.",
+                )
+            budget.too_many(len(batch) * lengths[batch[-1]])
+            torch.cuda.empty_cache()
+            continue
+        budget.used(memory_used())
+        start += len(batch)
+        yield batch, made
+
+
+def _unless_memory_runs_out(
+    extractor: FeatureExtractor, tensors: Mapping[str, Tensor], measure_eps: bool
+) -> FeatureRows | None:
+    """Features of a batch. Returns before a caller frees memory: an exception would hold it."""
+    import torch
+
+    from gradsieve.gradients.per_example import send
+    from gradsieve.models.load import device
+
+    try:
+        ids = send(tensors["input_ids"], device())
+        return extractor({"input_ids": ids, "labels": tensors["labels"]}, measure_eps)
+    except torch.OutOfMemoryError:
+        return None
+
+
+class _OnItsWay:
+    """A batch's features, being copied from the GPU while it goes on working."""
+
+    def __init__(self, batch: list[int], made: FeatureRows) -> None:
+        import torch
+
+        self._batch, self._made = batch, made
+        self._event: torch.cuda.Event | None = None
+        if made.rows.device.type == "cuda":
+            tensors = [made.rows, made.gradient_norms]
+            held = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+            for here, there in zip(held, tensors, strict=True):
+                here.copy_(there, non_blocking=True)
+            self._made = replace(made, rows=held[0], gradient_norms=held[1])
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def arrived(self) -> tuple[list[int], FeatureRows]:
+        """Wait for the copy."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._batch, self._made

@@ -1,0 +1,186 @@
+"""Features of a batch: per-example gradients, Adam's update and projection, fused.
+
+In: a model with its adapter, optionally Adam's moments, and a batch. Out: one projected row for
+each example (method.md, steps 2 and 3). Each LoRA weight's gradients are turned into updates and
+added to the projection the moment the backward pass makes them, so memory holds batch x the
+largest weight, never batch x P. On a GPU a sketch is made by one kernel (kernels.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gradsieve.errors import ModelError
+from gradsieve.gradients import adam
+from gradsieve.gradients.exact import ExactProducts
+from gradsieve.gradients.per_example import lora_layers, per_example_pass
+from gradsieve.gradients.projection import Projection
+
+if TYPE_CHECKING:
+    from gradsieve.gradients.kernels import FusedTotals
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Adam's state at a checkpoint, by weight's name.
+
+    Attributes:
+        exp_avg: First moments m.
+        exp_avg_sq: Second moments v.
+        step: Optimizer steps made.
+    """
+
+    exp_avg: Mapping[str, Tensor]
+    exp_avg_sq: Mapping[str, Tensor]
+    step: int
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Features of a batch.
+
+    Attributes:
+        rows: Projected updates (or gradients), float32 [B, d]; or inner products [B, S].
+        gradient_norms: Lengths before projection [B].
+        share_below_eps: Mean share of coordinates with v' < eps; NaN without moments.
+    """
+
+    rows: Float[Tensor, "B d"]
+    gradient_norms: Float[Tensor, " B"]
+    share_below_eps: float
+
+
+class FeatureExtractor:
+    """Turns batches into projected rows, at one checkpoint.
+
+    Args:
+        model: A peft model whose LoRA weights are trainable.
+        projection: What rows are made of updates: a projection, or products with directions.
+        moments: Adam's state for rows of the pool; None for plain gradients (targets).
+        reading: Where Adam's eps stands.
+        momentum: Whether m is part of the update.
+
+    Raises:
+        ModelError: If the moments' names or shapes are not the model's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        projection: Projection | ExactProducts,
+        moments: Moments | None = None,
+        reading: adam.Reading = "torch",
+        momentum: adam.Momentum = "keep",
+    ) -> None:
+        self.model, self.projection, self.moments = model, projection, moments
+        self.reading, self.momentum = reading, momentum
+        if moments is not None:
+            _check_shapes(model, moments)
+
+    def __call__(self, batch: Mapping[str, Tensor], measure_eps: bool = False) -> FeatureRows:
+        """Features of a batch of `input_ids` (on the model's device) and `labels` [B, T].
+
+        Args:
+            batch: Padded on the right; each example has a label after its first position.
+            measure_eps: Also take the share of coordinates with v' < eps (one more pass).
+        """
+        input_ids = batch["input_ids"]
+        totals = self._totals(len(input_ids), input_ids.device)
+        below, values = 0.0, 0
+
+        def take(name: str, gradient: Tensor) -> None:
+            nonlocal below, values
+            if measure_eps and self.moments is not None:
+                share = adam.share_below_eps(gradient, self.moments.exp_avg_sq[name])
+                below += float(share) * gradient[0].numel()
+                values += gradient[0].numel()
+            totals.add(name, gradient)
+
+        with per_example_pass(self.model, take) as losses:
+            losses(input_ids, batch["labels"]).sum().backward()
+        share = below / values if values else float("nan")
+        return FeatureRows(totals.rows(), totals.norms(), share)
+
+    def _totals(self, batch: int, device: torch.device) -> Totals | FusedTotals:
+        projection = self.projection
+        if (
+            device.type == "cuda"
+            and isinstance(projection, Projection)
+            and projection.kind == "sketch"
+            and importlib.util.find_spec("triton")
+        ):
+            from gradsieve.gradients.kernels import FusedTotals
+
+            return FusedTotals(projection, self.moments, self.reading, self.momentum, batch, device)
+        return Totals(projection, self._update, batch, device)
+
+    @property
+    def width(self) -> int:
+        """Values of a row: d, or P where nothing is projected, or S."""
+        if isinstance(self.projection, ExactProducts):
+            return self.projection.subtasks
+        if self.projection.kind == "none":
+            return sum(layer.weight.numel() for layer in lora_layers(self.model).values())
+        return self.projection.dim
+
+    def _update(self, name: str, gradient: Tensor) -> Tensor:
+        if self.moments is None:
+            return gradient
+        m, v = self.moments.exp_avg[name], self.moments.exp_avg_sq[name]
+        return adam.update(gradient, m, v, self.moments.step, self.reading, self.momentum)
+
+
+class Totals:
+    """Projections and lengths of a batch's updates, added up weight by weight.
+
+    Args:
+        projection: What rows are made of updates.
+        update: The update that a weight's gradients would cause.
+        batch: Examples.
+        device: Where gradients come from.
+    """
+
+    def __init__(
+        self,
+        projection: Projection | ExactProducts,
+        update: Callable[[str, Tensor], Tensor],
+        batch: int,
+        device: torch.device,
+    ) -> None:
+        self._total = projection.accumulator(batch, device)
+        self._update = update
+        self._squares = torch.zeros(batch, dtype=torch.float64, device=device)
+
+    def add(self, name: str, gradient: Float[Tensor, "B ..."]) -> None:
+        """Add one weight's updates; the gradients may be overwritten."""
+        update = self._update(name, gradient)
+        self._squares.add_(torch.linalg.vector_norm(update.flatten(1), dim=1).double().square_())
+        self._total.add(name, update, overwrite=True)
+
+    def rows(self) -> Float[Tensor, "B d"]:
+        """The projections so far."""
+        return self._total.result()
+
+    def norms(self) -> Float[Tensor, " B"]:
+        """Lengths of the updates so far."""
+        return self._squares.sqrt().float()
+
+
+def _check_shapes(model: nn.Module, moments: Moments) -> None:
+    for name, layer in lora_layers(model).items():
+        for kind, values in (("exp_avg", moments.exp_avg), ("exp_avg_sq", moments.exp_avg_sq)):
+            found = values.get(name)
+            if found is None or found.shape != layer.weight.shape:
+                raise ModelError(
+                    f"Adam's {kind} does not fit the adapter.",
+                    f"{name}: weight {tuple(layer.weight.shape)}, "
+                    f"{kind} {'missing' if found is None else tuple(found.shape)}",
+                    "Give the optimizer state that was saved with this adapter.",
+                )

@@ -1,0 +1,166 @@
+# mypy: disable-error-code="no-untyped-def,misc,untyped-decorator"
+"""Adam's update, its length and its sketch in one pass over a gradient, for GPUs, in Triton.
+
+In: per-example gradients of one weight [B, p] and Adam's moments [p]. Out: the updates' sketch is
+added to rows [B, d], their squared lengths to another tensor; nothing of size B x p is written. The
+matrix is that of `projection.Projection("sketch")`, made from the same hash where it is needed, and
+`adam.update` is the reference of the arithmetic; both paths agree to rounding (tests run this file
+on a CPU, by Triton's interpreter). Imported only where there is a GPU: PyTorch's CUDA packages
+bring Triton along.
+
+How: a program owns BLOCK columns of a few examples' sketches and goes through all blocks of the
+weight, each read at its rotation, so that sums need no atomics and come out the same every time.
+Rejected: a program for each piece of the weight with atomic adds (their order changes last digits),
+and signs kept in memory (P bytes on the GPU; hashing them takes less than reading the gradients).
+
+Letters: B examples, p values of one weight, d dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from gradsieve.gradients.adam import BETA1, BETA2, EPS
+
+if TYPE_CHECKING:
+    from gradsieve.gradients.adam import Momentum, Reading
+    from gradsieve.gradients.features import Moments
+    from gradsieve.gradients.projection import Projection
+
+BLOCK, EXAMPLES = 256, 4
+"""Columns and examples of one program: assumptions, not tuned on a GPU. Moments and signs are read
+and hashed once for all its examples."""
+
+
+@triton.jit
+def _random_word(key, position):
+    """SplitMix64's output number `position`, as `projection.random_words` has it."""
+    state = (position + 1).to(tl.uint64) * 0x9E3779B97F4A7C15 + key.to(tl.uint64)
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB
+    return state ^ (state >> 31)
+
+
+@triton.jit(do_not_specialize=["sign_key", "rotation_key", "first", "second"])
+def _update_and_sketch(
+    gradient_pointer,
+    m_pointer,
+    v_pointer,
+    rows_pointer,
+    squares_pointer,
+    sign_key,
+    rotation_key,
+    p,
+    dim,
+    batch,
+    first,
+    second,
+    OFFICIAL: tl.constexpr,
+    KEEP: tl.constexpr,
+    ADAM: tl.constexpr,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EXAMPLES: tl.constexpr,
+):
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    example = (tl.program_id(1) * EXAMPLES + tl.arange(0, EXAMPLES)).to(tl.int64)
+    total = tl.zeros([EXAMPLES, BLOCK], tl.float32)
+    square = tl.zeros([EXAMPLES], tl.float32)
+    for block in range(0, tl.cdiv(p, dim)):
+        number = tl.full([1], block, tl.int64)
+        rotation = _random_word(rotation_key, number).to(tl.int64, bitcast=True) % dim
+        rotation = tl.where(rotation < 0, rotation + dim, rotation)
+        position = number * dim + (column - rotation + dim) % dim
+        inside = (column < dim) & (position < p)
+        here = (example < batch)[:, None] & inside[None, :]
+        update = tl.load(gradient_pointer + example[:, None] * p + position[None, :], here, 0.0)
+        if ADAM:
+            v = tl.load(v_pointer + position, inside, 1.0)[None, :]
+            denominator = update * update * (1 - BETA2) + v * BETA2
+            update = update * (1 - BETA1)
+            if KEEP:
+                m = tl.load(m_pointer + position, inside, 0.0)[None, :]
+                update += m * BETA1
+            if OFFICIAL:
+                denominator = tl.sqrt(denominator + EPS)
+            else:
+                denominator = (tl.sqrt(denominator / second) + EPS) * first
+            update = tl.where(here, update / denominator, 0.0)
+        square += tl.sum(update * update, 1)
+        bit = (_random_word(sign_key, position >> 6) >> (position & 63).to(tl.uint64)) & 1
+        total += tl.where((bit == 1)[None, :], update, -update)
+    kept = (example < batch)[:, None] & (column < dim)[None, :]
+    rows = rows_pointer + example[:, None] * dim + column[None, :]
+    tl.store(rows, tl.load(rows, kept, 0.0) + total, kept)
+    squares = squares_pointer + example * tl.num_programs(0) + tl.program_id(0)
+    tl.store(squares, tl.load(squares, example < batch, 0.0) + square, example < batch)
+
+
+class FusedTotals:
+    """Sketches and lengths of a batch's updates; stands in for `extract.Totals`.
+
+    Args:
+        projection: Of kind `sketch`.
+        moments: Adam's state; None for plain gradients.
+        reading: Where Adam's eps stands.
+        momentum: Whether m is part of the update.
+        batch: Examples.
+        device: Where gradients come from.
+    """
+
+    def __init__(
+        self,
+        projection: Projection,
+        moments: Moments | None,
+        reading: Reading,
+        momentum: Momentum,
+        batch: int,
+        device: torch.device,
+    ) -> None:
+        self._projection = projection
+        self._exp_avg: Mapping[str, Tensor] = moments.exp_avg if moments else {}
+        self._exp_avg_sq: Mapping[str, Tensor] = moments.exp_avg_sq if moments else {}
+        step = moments.step + 1 if moments else 1
+        self._settings: dict[str, Any] = {
+            "first": 1 - BETA1**step,
+            "second": 1 - BETA2**step,
+            "OFFICIAL": reading == "official",
+            "KEEP": momentum == "keep",
+            "ADAM": moments is not None,
+            **{"BETA1": BETA1, "BETA2": BETA2, "EPS": EPS},
+            **{"BLOCK": BLOCK, "EXAMPLES": EXAMPLES},
+            "enable_fp_fusion": True,  # said, since Triton's default is about to change
+        }
+        self._rows = torch.zeros(batch, projection.dim, device=device)
+        tiles = triton.cdiv(projection.dim, BLOCK)
+        self._squares = torch.zeros(batch, tiles, dtype=torch.float64, device=device)
+
+    def add(self, name: str, gradient: Float[Tensor, "B ..."]) -> None:
+        """Add one weight's updates."""
+        gradient = gradient.flatten(1).contiguous()
+        m, v = (of.get(name, gradient).contiguous() for of in (self._exp_avg, self._exp_avg_sq))
+        batch, p = gradient.shape
+        key = self._projection.key(name)
+        grid = (self._squares.shape[1], triton.cdiv(batch, EXAMPLES))
+        _update_and_sketch[grid](
+            *(gradient, m, v, self._rows, self._squares, key, ~key),
+            *(p, self._projection.dim, batch),
+            **self._settings,
+        )
+
+    def rows(self) -> Float[Tensor, "B d"]:
+        """The sketches so far."""
+        return self._rows
+
+    def norms(self) -> Float[Tensor, " B"]:
+        """Lengths of the updates so far."""
+        return self._squares.sum(1).sqrt().float()

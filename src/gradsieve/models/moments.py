@@ -1,0 +1,111 @@
+"""A Trainer's callback that keeps what features are taken from (the paper's step 1).
+
+In: any fine-tuning with transformers' Trainer (TRL's SFTTrainer too) of a peft model by Adam. Out:
+a folder for each epoch with the adapter, Adam's moments by the weights' names and the epoch's mean
+learning rate, as `checkpoints.save_checkpoint` writes it. So an ordinary run serves as the warm-up.
+Of an epoch that was stopped and gone on with, the rate is the mean over the steps since.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from peft import PeftModel
+from transformers import TrainerCallback
+
+from gradsieve.errors import ModelError
+from gradsieve.models.checkpoints import adam_states, save_checkpoint
+
+
+class KeepMoments(TrainerCallback):
+    """Keeps the adapter and Adam's moments of a fine-tuning run, for the recipe's `warmup`.
+
+    Args:
+        folder: Where `checkpoint-1, checkpoint-2, ...` are written.
+        every: `epoch`: at the end of each; `save`: whenever the Trainer saves a checkpoint
+            (`save_strategy`), under the number of the step.
+
+    Raises:
+        ModelError: When training starts, if the model is no peft model; after the first step, if
+            the optimizer keeps no moments that can be read.
+
+    Example:
+        >>> import gradsieve
+        >>> moments = gradsieve.KeepMoments("runs/warmup")
+        >>> trainer = Trainer(peft_model, arguments, train_dataset=rows, callbacks=[moments])
+        >>> _ = trainer.train()
+        >>> moments.checkpoints
+        ['runs/warmup/checkpoint-1', 'runs/warmup/checkpoint-2']
+        >>> found = gradsieve.select(
+        ...     trainer.model.unload(), tokenizer, pool, examples,
+        ...     warmup={"checkpoints": moments.checkpoints},
+        ... )
+    """
+
+    def __init__(self, folder: str | Path, every: Literal["epoch", "save"] = "epoch") -> None:
+        self.folder, self.every = Path(folder), every
+        self._numbers: set[int] = set()
+        self._rates: list[float] = []
+        self._checked = False
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The folders written so far, in order: what `warmup.checkpoints` takes."""
+        return [str(self._path(number)) for number in sorted(self._numbers)]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Refuse a model without adapter; take over what a stopped run has written."""
+        if not isinstance(given["model"], PeftModel):
+            raise ModelError(
+                "The model that is trained has no adapter, whose moments could be kept.",
+                type(given["model"]).__name__,
+                "Give the Trainer a peft model (peft.get_peft_model; SFTTrainer: peft_config=...).",
+            )
+        there = (int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*[0-9]"))
+        now = self._number(state)
+        self._numbers = {number for number in there if number <= now}
+        self._rates.clear()
+        self._checked = False
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Called before the schedule moves on: this is the rate that the step was made with."""
+        self._rates.append(given["optimizer"].param_groups[0]["lr"])
+        if not self._checked:
+            adam_states(given["model"], given["optimizer"])
+            self._checked = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Keep the epoch."""
+        if self.every == "epoch":
+            self._keep(state, given["model"], given["optimizer"])
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Keep what the Trainer has saved."""
+        if self.every == "save":
+            self._keep(state, given["model"], given["optimizer"])
+
+    def _keep(self, state: Any, model: PeftModel, optimizer: Any) -> None:
+        """Write a checkpoint; its folder appears whole, or not at all."""
+        if not self._rates or not state.is_world_process_zero:
+            return
+        number = self._number(state)
+        whole = self._path(number)
+        partial = whole.with_name(f"{whole.name}.tmp")
+        for leftover in (partial, whole):
+            shutil.rmtree(leftover, ignore_errors=True)
+        save_checkpoint(model, optimizer, partial, sum(self._rates) / len(self._rates))
+        partial.rename(whole)
+        self._numbers.add(number)
+        self._rates.clear()
+
+    def _number(self, state: Any) -> int:
+        if self.every == "save":
+            return int(state.global_step)
+        # An epoch that max_steps cuts short counts as one.
+        return math.ceil(round(state.epoch or 0.0, 6))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"checkpoint-{number}"

@@ -1,0 +1,197 @@
+"""Training an adapter, or a whole model, with transformers' Trainer (the paper's steps 1 and 6).
+
+In: a model and tokenized rows. Out: the trained model, its loss curve, and optionally a
+checkpoint with Adam's moments after each epoch. A killed training goes on after its last whole
+epoch and ends with the same weights: Trainer keeps the optimizer, the schedule and all random
+states; a mark tells which of its checkpoints are whole. Under `accelerate launch` the processes
+share each batch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from gradsieve.errors import ModelError, UsageError
+from gradsieve.io import write_json, write_text
+from gradsieve.models import distributed
+from gradsieve.models.moments import KeepMoments
+from gradsieve.recipe import schema as recipe
+
+MARK = "gradsieve-whole"
+"""Name of the file that says that a Trainer's checkpoint was written to its end."""
+
+
+def train_model(
+    model: PeftModel | PreTrainedModel,
+    rows: Sequence[Any],
+    settings: recipe.Warmup,
+    seed: int,
+    folder: Path,
+    collate: Callable[[Sequence[Any]], dict[str, Tensor]],
+    on_step: Callable[[int, int], None],
+    keep_checkpoints: bool = False,
+) -> None:
+    """Train; writes `loss.jsonl`, and `checkpoint-1..N` with Adam's moments if they are wanted.
+
+    Args:
+        model: With a fresh adapter, or with all weights trainable; trained in place.
+        rows: Tokenized examples.
+        settings: Epochs, learning rate, batch size.
+        seed: Of the order and the dropout.
+        folder: Where to write. Working files are in `folder/trainer`, from which a training goes
+            on; once what was trained is saved, `clear_work` removes them.
+        collate: Makes a batch of rows.
+        on_step: Called with steps made and steps in all.
+        keep_checkpoints: Keep a checkpoint after each epoch.
+    """
+    work = folder / "trainer"
+    trainer = Trainer(
+        model=model,
+        args=_arguments(settings, seed, work),
+        train_dataset=list(rows),
+        data_collator=collate,
+        callbacks=[*([KeepMoments(folder)] if keep_checkpoints else []), _Resumable(on_step)],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints each log on standard output
+    last = distributed.agreed(_last_whole(work) if distributed.is_first() else None)
+    trainer.train(resume_from_checkpoint=last)
+    if distributed.is_first():
+        _finish_trackers(settings.report_to)
+        _tell_losses(trainer, folder)
+    distributed.wait()
+
+
+def clear_work(folder: Path) -> None:
+    """Remove a finished training's working files, but for TensorBoard's, which are kept."""
+    work = folder / "trainer"
+    if (work / "runs").is_dir():  # by its callback's default
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        (work / "runs").rename(folder / "tensorboard")
+    for mark in work.glob(f"*/{MARK}"):
+        mark.unlink()  # what is half removed is not whole
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _finish_trackers(names: Sequence[str]) -> None:
+    """End the run of a tracker whose callback leaves it open: the next training has its own."""
+    if "wandb" in names:
+        import wandb
+
+        wandb.finish()
+
+
+def _tell_losses(trainer: Trainer, folder: Path) -> None:
+    curve = [log for log in trainer.state.log_history if "loss" in log]
+    keys = ("step", "epoch", "loss", "learning_rate")
+    lines = [json.dumps({key: log[key] for key in keys}) for log in curve]
+    write_text(folder / "loss.jsonl", "".join(line + "\n" for line in lines))
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse a tracker whose library isn't installed.
+
+    Raises:
+        UsageError: If one is not installed; it says how to.
+    """
+    from transformers.integrations import get_available_reporting_integrations
+
+    there = get_available_reporting_integrations()
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise UsageError(
+            f"The library {missing[0]} is not installed.",
+            f"warmup.report_to: {', '.join(names)}",
+            f"pip install {' '.join(missing)}, or take it out of the list.",
+        )
+
+
+def _arguments(settings: recipe.Warmup, seed: int, work: Path) -> TrainingArguments:
+    shares = distributed.count()
+    micro = settings.micro_batch_size or max(1, settings.batch_size // shares)
+    if settings.batch_size % (micro * shares):
+        raise UsageError(
+            "A batch cannot be shared evenly.",
+            f"warmup.batch_size {settings.batch_size}, micro_batch_size {micro}, "
+            f"{shares} processes",
+            "Start so many processes that micro_batch_size x processes divides batch_size.",
+        )
+    return TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=settings.batch_size // (micro * shares),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=0.0,
+        optim="adamw_torch",
+        save_strategy="epoch",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=list(settings.report_to),
+        run_name=str(work.parent).removesuffix(".tmp"),  # what the folder will be called
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=False,
+        seed=seed,
+        data_seed=seed,
+    )
+
+
+@dataclass
+class _Resumable(TrainerCallback):
+    """Reports progress, and marks Trainer's own checkpoints that are whole; keeps the last one."""
+
+    on_step: Callable[[int, int], None]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report progress."""
+        self.on_step(state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Stop a training that went astray: its weights are of no use."""
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise ModelError(
+                f"The training went astray: its loss is {loss}.",
+                f"step {state.global_step} of {state.max_steps}, {args.run_name}",
+                "Lower the learning rate (of warmup, or of train), or set model.dtype: bfloat16.",
+            )
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After each epoch, once Trainer has written its own checkpoint."""
+        distributed.wait()  # each writes its own random state
+        if not distributed.is_first():
+            return
+        current = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_json(current / MARK, {})
+        for older in set(current.parent.glob("checkpoint-*")) - {current}:
+            shutil.rmtree(older)
+
+
+def _last_whole(work: Path) -> str | None:
+    """The newest checkpoint that was written to its end; torn ones are removed."""
+    whole: dict[int, Path] = {}
+    for folder in work.glob("checkpoint-*"):
+        if (folder / MARK).is_file():
+            whole[int(folder.name.rpartition("-")[2])] = folder
+        else:
+            shutil.rmtree(folder)
+    return str(whole[max(whole)]) if whole else None

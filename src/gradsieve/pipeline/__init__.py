@@ -1,0 +1,1 @@
+"""The stages in order, the checks before them, and the plan."""

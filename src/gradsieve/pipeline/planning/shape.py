@@ -1,0 +1,114 @@
+"""What a model costs, from its shapes alone: floating-point operations, memory, bytes on disk.
+
+In: a skeleton (no weights). Out: formulas in tokens. A forward pass takes 2 operations a weight and
+token, and 4 T^2 a unit of attention's width; going backward to the activations takes as many again,
+and to frozen weights none (Kaplan et al., 2020, arXiv 2001.08361, with LoRA's share left in).
+
+Letters: T tokens of an example, P values of the adapter, h hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gradsieve.recipe.schema import Model
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model with its adapter.
+
+    Attributes:
+        parameters: All weights but the adapter's.
+        matmul: Weights that each token is multiplied with, the head's left out.
+        head: Weights of the output layer.
+        vocabulary: Its rows.
+        layers: Blocks.
+        hidden: Width of the residual stream.
+        inner: Width of the feed-forward layer.
+        adapter: P; of a fully trained model, all its weights.
+        bytes_a_value: Of activations, and of weights that aren't quantized.
+        bytes_a_weight: Of the frozen weights.
+        full: Whether all weights are trained.
+    """
+
+    parameters: int
+    matmul: int
+    head: int
+    vocabulary: int
+    layers: int
+    hidden: int
+    inner: int
+    adapter: int
+    bytes_a_value: int
+    bytes_a_weight: float
+    full: bool = False
+
+    def forward(self, examples: int, longest: int, logits: int) -> float:
+        """Operations of a forward pass, with logits at so many positions."""
+        tokens = examples * longest
+        attention = 4 * self.layers * self.hidden * tokens * longest
+        lora = 0 if self.full else 2 * self.adapter * tokens
+        return 2 * self.matmul * tokens + 2 * self.head * logits + attention + lora
+
+    def forward_and_backward(self, examples: int, longest: int, logits: int) -> float:
+        """Operations of a training or feature pass."""
+        trained = 2 * self.adapter * examples * longest
+        return 2 * self.forward(examples, longest, logits) + trained
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the frozen weights in memory."""
+        return round(self.parameters * self.bytes_a_weight)
+
+    @property
+    def trained_bytes(self) -> int:
+        """Weights, gradients and two moments of what is trained, in memory."""
+        return self.adapter * (self.bytes_a_value if self.full else 4) * (3 if self.full else 4)
+
+    def activation_bytes(self, tokens: int, logits: int) -> int:
+        """What a pass keeps for going backward: an estimate for blocks with a gated feed-forward
+        layer and attention that keeps no T x T matrix (2 bytes: about 34 h, as Korthikanti et al.,
+        2022, arXiv 2205.05198, count for GPT's).
+        """  # fmt: skip
+        kept = self.bytes_a_value * (10 * self.hidden + 4 * self.inner) + 8 * self.hidden
+        return self.layers * tokens * kept + logits * self.vocabulary * (self.bytes_a_value + 8)
+
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5}
+
+
+def shape_of(skeleton: nn.Module, model: Model, full: bool = False) -> Shape:
+    """Sizes of a (peft) model without weights, of the precision that the recipe says."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    config: Any = skeleton.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    head = skeleton.get_output_embeddings().weight  # type: ignore[operator]
+    sizes = {"parameters": 0, "matmul": 0, "adapter": 0}
+    seen: set[int] = set()
+    for name, module in skeleton.named_modules():
+        for weight in module.parameters(recurse=False):
+            kind = "adapter" if "lora_" in name else "parameters"
+            sizes[kind] += 0 if id(weight) in seen else weight.numel()  # embeddings may be tied
+            seen.add(id(weight))
+            dense = isinstance(module, nn.Linear | Conv1D) and weight.dim() == 2
+            if kind == "parameters" and dense and weight is not head:
+                sizes["matmul"] += weight.numel()
+    return Shape(
+        **sizes | ({"adapter": sizes["parameters"]} if full else {}),
+        head=head.numel(),
+        vocabulary=head.shape[0],
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        bytes_a_value=BYTES[model.dtype],
+        bytes_a_weight=QUANTIZED_BYTES.get(model.quantization or "", BYTES[model.dtype]),
+        full=full,
+    )

@@ -1,0 +1,238 @@
+"""Everything that the user gave, checked before a model is loaded; all problems told at once.
+
+In: a run's context and the stages that are wanted. Out: nothing, or one error that holds every
+problem. What is read here (pool, targets, template) stays in the context, so that a run reads it
+once; only where something is wrong are the parts read again one by one, to find all that is.
+Rejected: checks in the stages alone, where a mistake in the last section shows after hours.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from gradsieve.console import Progress
+from gradsieve.errors import DataError, GradsieveError, Problems, RunError, UsageError
+from gradsieve.io import installed
+from gradsieve.methods import find_method
+from gradsieve.runs.context import Context
+from gradsieve.stages import evaluate, warmup
+
+
+def check(context: Context, stages: Sequence[str], also: Sequence[Check] = ()) -> None:
+    """Check all that these stages need.
+
+    Args:
+        context: Of the run.
+        stages: Names of the stages that are wanted.
+        also: More checks, for problems to be told together with the others.
+
+    Raises:
+        GradsieveError: The problem, or `Problems` where there are several.
+    """
+    found: list[GradsieveError] = []
+    for part in (*CHECKS, *also):
+        found += part(context, stages)
+    found = list({str(problem): problem for problem in found}.values())  # told once
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise Problems(found)
+
+
+Check = Callable[[Context, Sequence[str]], Iterator[GradsieveError]]
+
+
+def problem_of(call: Callable[[], object]) -> Iterator[GradsieveError]:
+    """The problem that a call meets, if it meets one."""
+    try:
+        call()
+    except GradsieveError as error:
+        yield error
+    except OSError as error:
+        yield DataError(
+            f"A file cannot be read: {error.strerror or error}.",
+            str(error.filename or ""),
+            "Give access to it, or check the path.",
+        )
+
+
+# --- software -----------------------------------------------------------------------------------
+
+
+def _versions(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """Installed packages against the ranges that this package needs; extras are not needed."""
+    from packaging.requirements import Requirement
+
+    for line in importlib.metadata.requires("gradsieve") or ():
+        wanted = Requirement(line)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue  # of an extra, or of another system
+        try:
+            version = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # its import says so, if it is not there under another name
+        if not wanted.specifier.contains(version, prereleases=True):
+            yield UsageError(
+                f"The installed version of {wanted.name} does not fit.",
+                f"{wanted.name} {version}, gradsieve needs {wanted.specifier}",
+                f"pip install '{wanted.name}{wanted.specifier}'",
+            )
+
+
+def _methods(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """Every method is known and fits `features.mode`, and its library is there."""
+    gradients = []
+    for name in context.recipe.score.methods:
+        try:
+            method = find_method(name)
+        except GradsieveError as error:
+            yield error
+            continue
+        if "gradients" in method.uses:
+            gradients.append(name)
+        library = getattr(method, "library", None)
+        if library is not None and "score" in stages:
+            yield from problem_of(partial(installed, library, "baselines"))
+    if context.recipe.features.mode == "exact" and set(gradients) - {"less"}:
+        yield UsageError(
+            "Exact mode takes LESS's cosines only.",
+            f"features.mode: exact, score.methods: {', '.join(gradients)}",
+            "Use features.mode: store, or leave the other methods out.",
+        )
+
+
+def _trackers(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    names = context.recipe.warmup.report_to
+    if names and {"warmup", "train"} & set(stages):
+        from gradsieve.models.training import check_trackers
+
+        yield from problem_of(partial(check_trackers, names))
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+def _pool(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    yield from _each(context, "pool", lambda part: part.sources)
+
+
+def _targets(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    yield from _each(context, "targets", lambda part: part.targets)
+
+
+def _questions(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """The targets' held-out questions; to evaluate on, and to look for leaks of."""
+    if not {"select", "evaluate"} & set(stages):
+        return
+    problems = list(_each(context, "targets", lambda part: part.whole_test_sets))
+    yield from problems
+    if problems or "evaluate" not in stages:
+        return
+    if evaluate.asks_questions(context):
+        yield from problem_of(partial(installed, "lm_eval", "evaluate"))
+
+
+def _each(
+    context: Context, key: str, read: Callable[[Context], object]
+) -> Iterator[GradsieveError]:
+    """Read all parts of a section; if one is wrong, each by itself, so that all are told."""
+    if not list(problem_of(lambda: read(context))):
+        return
+    for part in getattr(context.recipe, key):
+        one = context.recipe.model_copy(update={key: [part]})
+        yield from problem_of(partial(read, Context(one, context.run, _Silent(), context.given)))
+
+
+class _Silent(Progress):
+    """What these parts have to say was said when all were read."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
+        """Nothing."""
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+def _model(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """The model that selects, its tokenizer and template, its adapter or checkpoints."""
+    recipe = context.recipe
+    adapts = bool({"warmup", "features"} & set(stages))
+    if "train" in stages and context.student.recipe.model == recipe.model:
+        adapts = adapts or not (recipe.train and recipe.train.full_parameters)
+    problems = list(_one_model(context, adapts))
+    yield from problems
+    if not problems:
+        targets = list(problem_of(lambda: context.targets))
+        for target in () if targets else context.targets:
+            yield from problem_of(partial(context.target_rows, target))
+
+
+def _student(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """The model that is trained, where it is another one (LESS-T)."""
+    student = context.student.recipe.model
+    if {"train", "evaluate"} & set(stages) and student != context.recipe.model:
+        full = bool(context.recipe.train and context.recipe.train.full_parameters)
+        fresh = context.recipe.warmup.model_copy(update={"checkpoints": None})
+        recipe = context.recipe.model_copy(update={"model": student, "warmup": fresh})
+        other = Context(recipe, context.run, context.progress, context.given)
+        yield from _one_model(other, not full)
+
+
+def _one_model(context: Context, adapts: bool) -> Iterator[GradsieveError]:
+    """Kind, weights, tokenizer, template and adapter of a model."""
+    from gradsieve.models.load import check_vocabulary, check_weights, load_config
+    from gradsieve.models.meta_model import load_skeleton
+    from gradsieve.models.support import check_support
+
+    model = context.recipe.model
+    problems = list(problem_of(partial(load_config, model)))
+    if problems:
+        yield from problems
+        return
+    yield from problem_of(partial(check_weights, model))
+    template = list(problem_of(lambda: context.template))
+    yield from template
+    for folder in (context.recipe.warmup.checkpoints or ()) if adapts else ():
+        problems += problem_of(partial(warmup.existing, Path(folder)))
+    if adapts and not problems:
+        problems = list(check_support(model, context.recipe.warmup))
+    yield from problems
+    if not template and not problems:
+        tokenizer = context.template.tokenizer
+        yield from problem_of(lambda: check_vocabulary(load_skeleton(model), tokenizer))
+
+
+# --- the run folder -----------------------------------------------------------------------------
+
+
+def rows(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """Every row of the pool can be written in the template, and some have anything to learn."""
+    yield from problem_of(lambda: context.rows)
+
+
+def writable(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+    """The run's folder can be made or written in, and is a run's; nothing is written."""
+    run = context.run
+    folder = run.path
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        yield RunError(
+            "The run folder cannot be written.",
+            f"{run.path}: {folder} is {'not writable' if folder.is_dir() else 'not a folder'}",
+            "Give --out a folder that you may write to.",
+        )
+    else:
+        yield from problem_of(run.check_ours)
+
+
+CHECKS: tuple[Check, ...] = (
+    _versions, _methods, _trackers, _pool, _targets, _questions, _model, _student
+)  # fmt: skip

@@ -1,0 +1,62 @@
+"""Gamma is the update that torch's AdamW makes, and the released code's formula."""
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from gradsieve.gradients import adam
+from gradsieve.gradients.per_example import per_example
+
+
+def test_torch_reading_is_a_real_adamw_step_on_one_example() -> None:
+    """In float64 weights, since a step is far smaller than the weight that it is added to."""
+    model = tiny.adapted(dropout=0.0).double()
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=0.0)
+    for seed in range(5):  # moments that are not trivial
+        optimizer.zero_grad()
+        model(**tiny.batch(seed=seed)).loss.backward()
+        optimizer.step()
+    state = {
+        name: {key: value.float() for key, value in optimizer.state[p].items()}
+        for name, p in weights.items()
+    }
+    before = {name: p.detach().clone() for name, p in weights.items()}
+
+    one = tiny.batch((15,), seed=9)
+    gradients = per_example(model, one)
+    optimizer.zero_grad()
+    model(**one).loss.backward()
+    optimizer.step()
+
+    for name, parameter in weights.items():
+        gamma = adam.update(
+            gradients[name], state[name]["exp_avg"], state[name]["exp_avg_sq"], step=5
+        )[0]
+        moved = (before[name] - parameter.detach()) / 1e-3
+        assert float((gamma - moved).norm() / moved.norm()) <= 1e-5, name
+
+
+@pytest.mark.parametrize("momentum", ["keep", "drop"])
+def test_official_reading_is_the_released_formula(momentum: str) -> None:
+    rng = np.random.default_rng(0)
+    g, m = rng.normal(size=(3, 40)) * 1e-3, rng.normal(size=40) * 1e-3
+    v = rng.random(40) * 1e-8
+    kept = 0.9 * m if momentum == "keep" else 0.0
+    wanted = (kept + (1 - 0.9) * g) / np.sqrt(0.999 * v + (1 - 0.999) * g**2 + 1e-8)
+    tensors = (torch.tensor(x, dtype=torch.float32) for x in (g, m, v))
+    found = adam.update(*tensors, step=3, reading="official", momentum=momentum).numpy()
+    assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) <= 1e-6
+
+
+def test_the_gradient_is_not_changed() -> None:
+    g = torch.ones(2, 3)
+    adam.update(g, torch.ones(3), torch.ones(3), step=0)
+    assert torch.equal(g, torch.ones(2, 3))
+
+
+def test_share_below_eps_counts_coordinates() -> None:
+    v = torch.tensor([0.0, 1e-6, 0.0, 1e-6])
+    g = torch.tensor([[0.0, 0.0, 1.0, 0.0]])
+    assert float(adam.share_below_eps(g, v)) == 0.25

@@ -1,0 +1,142 @@
+"""A lent model stands for files: views share its memory, and nothing done to them shows on it."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+import tiny
+from gradsieve.errors import ModelError
+from gradsieve.models.load import (
+    add_adapter,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+)
+from gradsieve.models.source import Lent, check_lendable, dtype_of, lend, name_of
+from gradsieve.recipe import schema as recipe
+
+SECTION = recipe.Model(name="here", dtype="float32")
+
+
+@pytest.mark.parametrize("name", list(tiny.CONFIGS))
+def test_a_view_gives_the_same_logits_from_the_same_memory(name: str) -> None:
+    model = tiny.model(name).eval()
+    view = Lent("here", model).view()
+    ids = tiny.batch()["input_ids"]
+    assert torch.equal(view(ids).logits, model(ids).logits)
+    theirs = dict(view.named_parameters())
+    for at, parameter in model.named_parameters():
+        assert theirs[at] is not parameter
+        assert theirs[at].data_ptr() == parameter.data_ptr()
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert (view.get_input_embeddings().weight is view.get_output_embeddings().weight) == tied
+
+
+def test_what_is_done_to_a_view_does_not_show() -> None:
+    model = tiny.model().train()
+    model.model.layers[0].requires_grad_(False)
+    modules = [type(module) for module in model.modules()]
+    grads = [p.requires_grad for p in model.parameters()]
+    with lend(Lent("here", model)):
+        adapted = add_adapter(load_model(SECTION), recipe.Lora(r=2), seed=0)
+        adapted(**tiny.batch()).loss.backward()
+        adapted.register_forward_hook(lambda *_: None)
+        adapted.base_model.model.config.pad_token_id = 5
+    assert [type(module) for module in model.modules()] == modules
+    assert [p.requires_grad for p in model.parameters()] == grads
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training
+    assert model.config.pad_token_id != 5
+    assert not model._forward_hooks
+
+
+def test_a_patched_forward_is_left_out() -> None:
+    """As SFTTrainer leaves it behind: a closure over the given model's own."""
+    model = tiny.model().eval()
+    ids = tiny.batch()["input_ids"]
+    wanted = model(ids).logits
+    original = model.forward
+    model.forward = lambda *given, **named: original(*given, **named)
+    view = Lent("here", model).view()
+    assert "forward" not in vars(view)
+    assert torch.equal(view(ids).logits, wanted)
+    assert "forward" in vars(model)
+
+
+def test_weights_that_will_change_are_copied() -> None:
+    model = tiny.model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with lend(Lent("here", model)):
+        copied = load_model(SECTION, will_change=True)
+    for parameter in copied.parameters():
+        parameter.data.zero_()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_only_its_own_name_is_taken_and_only_while_it_is_lent() -> None:
+    model, tokenizer = tiny.model(), object()
+    with lend(Lent("here", model, tokenizer)):  # type: ignore[arg-type]
+        assert load_tokenizer(SECTION) is tokenizer
+        assert load_config(SECTION) is model.config
+        with pytest.raises(ModelError, match="is not there"):
+            load_model(SECTION.model_copy(update={"name": "./there"}))
+    with pytest.raises(ModelError, match="is not there"):
+        load_model(SECTION.model_copy(update={"name": "./here"}))
+
+
+def test_the_fingerprint_is_of_every_weight() -> None:
+    def fingerprint(model: Any) -> str:
+        with lend(Lent("here", model)):
+            return model_fingerprint(SECTION)
+
+    model = tiny.model()
+    first = fingerprint(model)
+    assert fingerprint(tiny.model()) == first
+    assert fingerprint(tiny.model().bfloat16()) != first
+    model.model.norm.weight.data[-1] += 1e-6
+    assert fingerprint(model) != first
+
+
+def with_adapter_inside() -> nn.Module:
+    model = tiny.model()
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    return model
+
+
+def spread() -> nn.Module:
+    model = tiny.model()
+    model.lm_head = nn.Linear(32, tiny.VOCABULARY, bias=False, device="meta")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (tiny.adapted, "has an adapter already"),
+        (with_adapter_inside, "has an adapter already"),
+        (lambda: nn.DataParallel(tiny.model()), "no causal language model"),
+        (lambda: tiny.model().model, "no causal language model"),
+        (lambda: nn.Linear(2, 2), "no causal language model"),
+        (lambda: 3, "no causal language model"),
+        (spread, "not on one device"),
+    ],
+)
+def test_what_cannot_be_lent_is_refused(make: Any, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        check_lendable(make())
+
+
+def test_unloading_an_adapter_as_the_message_says_helps() -> None:
+    check_lendable(get_peft_model(tiny.model(), LoraConfig(target_modules=["q_proj"])).unload())
+
+
+def test_names_and_dtypes() -> None:
+    model = tiny.model()
+    assert name_of(model) == "LlamaForCausalLM"
+    assert dtype_of(model.bfloat16()) == "bfloat16"
+    with pytest.raises(ModelError, match="float64"):
+        dtype_of(model.double())

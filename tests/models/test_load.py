@@ -1,0 +1,89 @@
+"""Loading: dtypes, quantized bases, activation checkpointing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import tiny
+from gradsieve.errors import UsageError
+from gradsieve.models import load
+from gradsieve.models.load import add_adapter, load_adapter, load_model, load_trained
+from gradsieve.recipe import schema as recipe
+
+LORA = recipe.Lora(r=4, alpha=8, target_modules="all-linear")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    wide = {**tiny.SMALL, "hidden_size": 64, "intermediate_size": 128}
+    LlamaForCausalLM(LlamaConfig(**wide)).save_pretrained(made)
+    return made
+
+
+def settings(folder: Path, **keys: object) -> recipe.Model:
+    return recipe.Model.model_validate({"name": str(folder), **keys})
+
+
+def test_an_adapter_is_float32_to_train_and_like_its_base_for_features(
+    folder: Path, tmp_path: Path
+) -> None:
+    bfloat16 = settings(folder, dtype="bfloat16")
+    trained = add_adapter(load_model(bfloat16), LORA, seed=0)
+    trained.save_pretrained(str(tmp_path))
+    assert {p.dtype for p in trained.parameters() if p.requires_grad} == {torch.float32}
+    for like_base, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        loaded = load_adapter(load_model(bfloat16), tmp_path, like_base)
+        assert {p.dtype for p in loaded.parameters() if p.requires_grad} == {dtype}
+
+
+def test_activation_checkpointing_is_on_if_asked_for(folder: Path) -> None:
+    assert not load_model(settings(folder)).is_activation_checkpointing
+    assert load_model(settings(folder, gradient_checkpointing=True)).is_activation_checkpointing
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_a_quantized_base_is_trained_on_and_answers(
+    folder: Path, tmp_path: Path, quantization: str
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    asked = settings(folder, dtype="float32", quantization=quantization)
+    model = tiny.stirred(add_adapter(load_model(asked), LORA, seed=0))
+    layer = model.get_base_model().model.layers[0].mlp.up_proj
+    assert layer.base_layer.weight.dtype in (torch.int8, torch.uint8)
+    assert layer.lora_A["default"].weight.dtype == torch.float32
+    model.save_pretrained(str(tmp_path))
+    with torch.no_grad():
+        wanted = model.eval()(**tiny.batch()).loss
+        found = load_trained(asked, tmp_path)(**tiny.batch()).loss
+    torch.testing.assert_close(found, wanted)
+
+
+def test_without_bitsandbytes_it_is_told_how_to_get_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UsageError) as caught:
+        load_model(settings(folder, quantization="4bit"))
+    assert caught.value.todo == "pip install 'gradsieve[quantized]'"
+
+
+def test_a_large_file_is_known_by_samples_of_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "SAMPLES", 16)
+    monkeypatch.setattr(load, "SAMPLE_BYTES", 64)
+    weights = bytearray(20_000)
+    prints = set()
+    for layer in range(10):  # each in turn is another one
+        changed = weights.copy()
+        changed[layer * 2000 : (layer + 1) * 2000] = b"\x01" * 2000
+        (tmp_path / "model.safetensors").write_bytes(changed)
+        prints.add(load.model_fingerprint(recipe.Model(name=str(tmp_path))))
+    assert len(prints) == 10

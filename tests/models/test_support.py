@@ -1,0 +1,266 @@
+"""What features cannot be taken of is refused by name, from configurations alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoHaConfig, LoraConfig, PrefixTuningConfig, get_peft_model
+from torch import nn
+from transformers import BertConfig, GemmaConfig, MixtralConfig, T5Config, ViTConfig
+
+import tiny
+from gradsieve.errors import ModelError
+from gradsieve.models import support
+from gradsieve.models.checkpoints import save_checkpoint
+from gradsieve.models.load import load_model
+from gradsieve.models.support import check_support
+from gradsieve.recipe import schema as recipe
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+def model(folder: Path, config: Any = "llama-gqa-tied", **keys: Any) -> recipe.Model:
+    """A model of which there is a configuration, and nothing else."""
+    config = tiny.CONFIGS[config] if isinstance(config, str) else config
+    config.save_pretrained(folder / "model")
+    return recipe.Model(name=str(folder / "model"), **keys)
+
+
+def warmup(targets: Any = ("q_proj", "v_proj"), **keys: Any) -> recipe.Warmup:
+    targets = targets if isinstance(targets, str) else list(targets)
+    return recipe.Warmup(lora=recipe.Lora(r=4, target_modules=targets), **keys)
+
+
+def checkpoint(folder: Path, config: LoraConfig, name: str = "llama-gqa-tied") -> recipe.Warmup:
+    """A user's checkpoint: an adapter that peft saved, with an optimizer state."""
+    adapted = get_peft_model(tiny.model(name), config)
+    adapted.save_pretrained(str(folder / "adapter"))
+    (folder / "adapter" / "optimizer.pt").write_bytes(b"")
+    return recipe.Warmup(checkpoints=[str(folder / "adapter")])
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("targets", ["named", "all-linear"])
+def test_nothing_is_wrong_with_the_covered_families(
+    tmp_path: Path, name: str, targets: str
+) -> None:
+    named = tiny.MODULES.get(name, ["q_proj", "k_proj", "v_proj", "o_proj"])
+    settings = warmup(named if targets == "named" else targets)
+    assert check_support(model(tmp_path, name), settings) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (T5Config(), "type t5: an encoder-decoder"),
+        (BertConfig(**SIZES), "type bert: its attention is bidirectional (is_decoder: false)"),
+        (GemmaConfig(**SIZES, use_bidirectional_attention=True), "use_bidirectional_attention"),
+        (ViTConfig(), "type vit: no causal language model"),
+    ],
+)
+def test_models_that_are_not_causal(tmp_path: Path, config: Any, named: str) -> None:
+    (problem,) = check_support(model(tmp_path, config), warmup())
+    assert named in problem.where
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    (problem,) = check_support(recipe.Model(name=str(tmp_path / "nothing")), warmup())
+    assert "is not there" in str(problem)
+
+
+def test_each_name_that_no_layer_has_is_told_with_the_nearest(tmp_path: Path) -> None:
+    problems = check_support(model(tmp_path), warmup(["q_proj", "qproj", "c_attn"]))
+    first, second = problems
+    assert first.where.endswith("qproj")
+    assert first.todo.endswith("did you mean q_proj?")
+    assert second.where.endswith("c_attn")
+    assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in second.todo
+
+
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [
+        (["q_proj", "embed_tokens"], "embeddings"),
+        (["q_proj", "lm_head"], "the output layer"),
+        (["q_proj", "self_attn"], "Target module Qwen3Attention"),
+    ],
+)
+def test_layers_that_cannot_be_followed(tmp_path: Path, targets: list[str], reason: str) -> None:
+    (problem,) = check_support(model(tmp_path, "qwen3"), warmup(targets))
+    assert reason in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "reason"),
+    [
+        ("experts", nn.ModuleDict({"low": nn.Linear(32, 32)}), "experts of a mixture"),
+        ("low", nn.Conv1d(32, 32, 3), "layers of type Conv1d"),
+    ],
+)
+def test_layers_of_other_kinds(name: str, layer: nn.Module, reason: str) -> None:
+    base = tiny.model()
+    setattr(base.model.layers[0].mlp, name, layer)
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["low", "q_proj"]))
+    (problem,) = support._layer_problems(adapted, "here")
+    assert reason in problem.what
+    assert f"model.layers.0.mlp.{name}" in problem.where
+
+
+def test_fused_experts(tmp_path: Path) -> None:
+    """Mixtral's experts are parameters, no layers; peft's all-linear adapts them nevertheless."""
+    mixtral = MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4)
+    (problem,) = check_support(model(tmp_path, mixtral), warmup(["q_proj", "w1"]))
+    assert problem.where.endswith("w1")
+    (problem,) = check_support(model(tmp_path, mixtral), warmup("all-linear"))
+    assert "experts of a mixture" in problem.what
+    assert check_support(model(tmp_path, mixtral), warmup()) == []
+
+
+def test_a_shared_layer_is_refused() -> None:
+    base = tiny.model()
+    base.model.layers[1] = base.model.layers[0]
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+    (problem,) = support._layer_problems(adapted, "here")
+    assert "shared" in problem.what
+    assert "layers.0.self_attn.q_proj, model.layers.1.self_attn.q_proj" in problem.where
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+        {"target_modules": "all-linear"},
+        {"layers_to_transform": [0]},
+        {"target_modules": r".*\.(q|down)_proj"},
+        {"init_lora_weights": "pissa"},
+    ],
+)
+def test_a_users_plain_adapter_is_taken(tmp_path: Path, keys: dict[str, Any]) -> None:
+    config = LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"], **keys})
+    assert check_support(model(tmp_path), checkpoint(tmp_path, config)) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "modules trained as a whole"),
+        ({"bias": "lora_only"}, "trained biases"),
+        ({"lora_bias": True}, "biases of LoRA matrices"),
+        ({"trainable_token_indices": [3]}, "trained embeddings of tokens"),
+        ({"target_parameters": ["mlp.gate_proj.weight"]}, "MoE experts"),
+        ({"layer_replication": [[0, 2], [0, 2]]}, "replicated layers"),
+        ({"task_type": "SEQ_CLS"}, "adapters for SEQ_CLS"),
+        ({"alora_invocation_tokens": [1, 2]}, "activated LoRA"),
+        ({"a_key_of_next_year": 7}, "a_key_of_next_year"),
+        ({"peft_type": "LOHA"}, "LOHA adapters"),
+        ({"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING adapters"),
+    ],
+)
+def test_other_adapters_are_refused_by_name(
+    tmp_path: Path, keys: dict[str, Any], named: str
+) -> None:
+    settings = checkpoint(tmp_path, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
+    (problem,) = check_support(model(tmp_path), settings)
+    assert named in problem.what
+    assert str(file) in problem.where
+
+
+@pytest.mark.parametrize("config", [LoHaConfig(r=2), PrefixTuningConfig(num_virtual_tokens=2)])
+def test_adapters_of_other_kinds_as_peft_saves_them(tmp_path: Path, config: Any) -> None:
+    config.save_pretrained(str(tmp_path / "adapter"))
+    (tmp_path / "adapter" / "optimizer.pt").write_bytes(b"")
+    settings = recipe.Warmup(checkpoints=[str(tmp_path / "adapter")])
+    (problem,) = check_support(model(tmp_path), settings)
+    assert f"{config.peft_type.value} adapters" in problem.what
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+def test_adapted_embeddings_of_a_checkpoint(tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"])
+    (problem,) = check_support(model(tmp_path, "qwen3"), checkpoint(tmp_path, config, "qwen3"))
+    assert "embeddings" in problem.what
+
+
+def test_an_adapter_of_another_model_names_a_weight_and_both_shapes(tmp_path: Path) -> None:
+    settings = checkpoint(tmp_path, LoraConfig(r=4, target_modules=["q_proj"]))
+    wider = tiny.LlamaConfig(**{**tiny.SMALL, "hidden_size": 64})
+    (problem,) = check_support(model(tmp_path, wider), settings)
+    assert problem.what == "The adapter is of another model."
+    assert "[4, 32]" in problem.where or "[32, 4]" in problem.where
+
+
+@pytest.mark.parametrize(
+    ("lost", "what"),
+    [
+        ("adapter_config.json", "no adapter here"),
+        ("adapter_model.safetensors", "weights are not there"),
+        ("optimizer.pt", "no optimizer state"),
+    ],
+)
+def test_files_that_a_checkpoint_lacks(tmp_path: Path, lost: str, what: str) -> None:
+    settings = checkpoint(tmp_path, LoraConfig(r=4, target_modules=["q_proj"]))
+    (tmp_path / "adapter" / lost).unlink()
+    (problem,) = check_support(model(tmp_path), settings)
+    assert what in problem.what
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
+    settings = checkpoint(tmp_path, LoraConfig(r=4, target_modules=["q_proj"]))
+    (tmp_path / "adapter" / name).write_bytes(b"[torn")
+    (problem,) = check_support(model(tmp_path), settings)
+    assert name in problem.where
+
+
+def test_what_all_checkpoints_share_is_told_once_and_each_is_looked_at(tmp_path: Path) -> None:
+    folders = []
+    for number in (1, 2, 3):
+        adapted = tiny.adapted()
+        optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad])
+        adapted(**tiny.batch()).loss.backward()
+        optimizer.step()
+        save_checkpoint(adapted, optimizer, tmp_path / f"{number}", 1e-5)
+        folders.append(str(tmp_path / f"{number}"))
+    settings = recipe.Warmup(checkpoints=folders)
+    assert check_support(model(tmp_path), settings) == []
+    (problem,) = check_support(model(tmp_path, "gpt2"), settings)
+    assert "does not fit" in problem.what
+    (tmp_path / "2" / "adam.safetensors").unlink()
+    (problem,) = check_support(model(tmp_path), settings)
+    assert str(tmp_path / "2") in problem.where
+
+
+def test_a_base_quantized_by_others_is_refused_by_name(tmp_path: Path) -> None:
+    config = tiny.LlamaConfig(**tiny.SMALL, quantization_config={"quant_method": "gptq", "bits": 4})
+    (problem,) = check_support(model(tmp_path, config), warmup())
+    assert "quantized by gptq" in problem.what
+
+
+def test_bitsandbytes_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(support.importlib.util, "find_spec", lambda name: None)
+    (problem,) = check_support(model(tmp_path, quantization="4bit"), warmup())
+    assert problem.todo == "pip install 'gradsieve[quantized]'"
+
+
+def test_no_weight_is_read_or_made(tmp_path: Path) -> None:
+    """A model of 7 billion parameters is looked at in a few seconds and next to no memory."""
+    llama = model(tmp_path, tiny.LlamaConfig())
+    assert check_support(llama, warmup()) == []
+    with pytest.raises(ModelError, match="holds no weights"):
+        load_model(llama)

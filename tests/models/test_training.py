@@ -1,0 +1,186 @@
+"""A killed training ends with the same bytes as one that was let alone."""
+
+import math
+import sys
+import types
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
+
+import tiny
+from gradsieve.data.batching import collate
+from gradsieve.data.template import Encoded
+from gradsieve.errors import ModelError, UsageError
+from gradsieve.io import file_fingerprint
+from gradsieve.models.load import add_adapter
+from gradsieve.models.training import MARK, check_trackers, clear_work, train_model
+from gradsieve.recipe import schema as recipe
+
+SETTINGS = recipe.Warmup(
+    epochs=3, learning_rate=1e-3, batch_size=4, lora=recipe.Lora(r=2, alpha=8, dropout=0.2)
+)
+
+
+class Killed(BaseException):
+    """As little caught as a kill is."""
+
+
+def fresh() -> PeftModel:
+    return add_adapter(tiny.model(), SETTINGS.lora, seed=0)
+
+
+def rows() -> list[Encoded]:
+    batches = (tiny.batch((8 + seed,), seed=seed) for seed in range(10))
+    keys = ("input_ids", "labels")
+    return [Encoded(*(array("i", batch[key][0].tolist()) for key in keys)) for batch in batches]
+
+
+def train(folder: Path, kill_at: int | None = None, settings: recipe.Warmup = SETTINGS) -> None:
+    def on_step(done: int, total: int) -> None:
+        assert total == 9
+        if done == kill_at:
+            raise Killed
+
+    train_model(fresh(), rows(), settings, 0, folder, collate, on_step, keep_checkpoints=True)
+    clear_work(folder)
+
+
+def prints(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): file_fingerprint(path) for path in files}
+
+
+def test_a_checkpoint_each_epoch_and_the_loss_curve(tmp_path: Path) -> None:
+    train(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-1",
+        "checkpoint-2",
+        "checkpoint-3",
+        "loss.jsonl",
+    ]
+    assert len((tmp_path / "loss.jsonl").read_text().splitlines()) == 9
+
+
+def test_a_training_that_goes_astray_is_told(tmp_path: Path) -> None:
+    model = fresh()
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).fill_(math.nan)
+    with pytest.raises(ModelError, match="its loss is nan") as caught:
+        train_model(model, rows(), SETTINGS, 0, tmp_path, collate, lambda *_: None)
+    assert "step 1 of 9" in caught.value.where
+    assert "learning rate" in caught.value.todo
+
+
+@pytest.mark.parametrize("kill_at", [2, 5, 9])
+def test_killed_and_resumed_is_byte_for_byte_the_same(tmp_path: Path, kill_at: int) -> None:
+    train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", kill_at)
+    train(tmp_path / "killed")
+    assert prints(tmp_path / "killed") == prints(tmp_path / "whole")
+
+
+def test_what_is_trained_but_not_saved_is_not_trained_again(tmp_path: Path) -> None:
+    steps: list[int] = []
+    adapters = []
+    for _ in range(2):  # the second one finds what the first left when it was killed in saving
+        model = fresh()
+        train_model(
+            model, rows(), SETTINGS, 0, tmp_path, collate, lambda done, _: steps.append(done)
+        )
+        adapters.append({name: p.clone() for name, p in model.named_parameters()})
+    assert steps == list(range(1, 10))
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+    clear_work(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.jsonl"]
+
+
+def test_a_torn_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+    train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", 8)
+    torn = tmp_path / "killed" / "trainer" / "checkpoint-6"
+    (torn / MARK).unlink()
+    (torn / "optimizer.pt").write_bytes(b"half")
+    train(tmp_path / "killed")
+    assert prints(tmp_path / "killed") == prints(tmp_path / "whole")
+
+
+def test_learning_rates_fall_from_epoch_to_epoch(tmp_path: Path) -> None:
+    from gradsieve.models.checkpoints import load_learning_rates
+
+    train(tmp_path)
+    rates = load_learning_rates([tmp_path / f"checkpoint-{i}" for i in (1, 2, 3)])
+    assert rates is not None
+    assert rates[1] > rates[2] > 0
+    assert rates[2] < 1e-3 / 3
+
+
+def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    settings = SETTINGS.model_copy(update={"lora": recipe.Lora(r=2, alpha=8, dropout=0.0)})
+    cut = settings.model_copy(update={"micro_batch_size": 2})
+    for name, chosen in (("whole", settings), ("cut", cut)):
+        model = add_adapter(tiny.model(), chosen.lora, seed=0)
+        train_model(model, rows(), chosen, 0, tmp_path / name, collate, lambda *_: None, True)
+    whole, halves = (
+        load_file(tmp_path / name / "checkpoint-3" / "adapter_model.safetensors")
+        for name in ("whole", "cut")
+    )
+    for name, weight in whole.items():
+        assert float((weight - halves[name]).abs().max()) < 2e-4, name
+
+
+class Tracker(TrainerCallback):
+    """Stands where TensorBoard's callback does, and writes where it writes by default."""
+
+    losses: list[float] = []  # noqa: RUF012 - Trainer makes the object
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.losses += [logs["loss"]] if "loss" in logs else []
+        file = Path(args.output_dir) / "runs" / "events"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(args.run_name)
+
+
+def test_trackers_get_the_losses_by_trainers_own_integrations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
+    train(tmp_path / "a", settings=SETTINGS.model_copy(update={"report_to": ["tensorboard"]}))
+    assert len(Tracker.losses) == 9
+    events = tmp_path / "a" / "tensorboard" / "events"
+    assert events.read_text() == str(tmp_path / "a")
+    events.unlink()
+    train(tmp_path / "b")
+    assert prints(tmp_path / "a") == prints(tmp_path / "b")
+
+
+def test_every_training_is_a_run_of_its_own_in_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    module = types.ModuleType("wandb")
+    monkeypatch.setattr(module, "finish", lambda: ended.append("run"), raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    settings = SETTINGS.model_copy(update={"report_to": ["wandb"]})
+    for number in (1, 2):
+        train(tmp_path / f"{number}.tmp", settings=settings)
+        events = tmp_path / f"{number}.tmp" / "tensorboard" / "events"
+        assert events.read_text() == str(tmp_path / str(number))
+        assert len(ended) == number
+
+
+def test_a_tracker_that_is_not_installed() -> None:
+    check_trackers([])
+    with pytest.raises(UsageError, match="trackio is not installed") as caught:
+        check_trackers(["trackio"])
+    assert "pip install trackio" in caught.value.todo

@@ -1,0 +1,165 @@
+"""The whole plan: what is done, what is to do, and what it takes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import gradsieve
+import world
+from gradsieve.cli import app
+from gradsieve.demo.skills import make_questions
+from gradsieve.errors import ModelError
+from gradsieve.pipeline import run as pipeline
+from gradsieve.pipeline.planning.table import size
+from gradsieve.recipe.schema import dump_recipe
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("inputs")
+    made = world.make(folder, rows=60)
+    world.write(folder / "test.jsonl", [world.record(q) for q in make_questions("reverse", 2, 1)])
+    world.write(folder / "long.jsonl", [
+        {"id": "aside", "prompt": "a " * 90, "completion": "b"},
+        {"id": "cut", "prompt": "a", "completion": "b " * 90},
+    ])  # fmt: skip
+    made["targets"] = [{**made["targets"][0], "test": str(folder / "test.jsonl")}]
+    made["pool"].append({"name": "long", "path": str(folder / "long.jsonl")})
+    return made
+
+
+def plan(inputs: dict[str, Any], out: Path | None = None, **given: Any) -> Any:
+    options = {key: given.pop(key) for key in ("gpu", "calibrate") if key in given}
+    told = world.Listening()
+    return pipeline.plan(world.recipe(inputs, **given), out, progress=told, **options)
+
+
+def test_what_is_counted(inputs: dict[str, Any]) -> None:
+    found = plan(inputs, calibrate=False)
+    long = found.sources[-1]
+    assert (long.name, long.rows, long.truncated, long.set_aside) == ("long", 2, 1, 1)
+    assert long.tokens == 64
+    (target,) = found.targets
+    assert (target["subtasks"], target["examples"], target["questions"]) == (2, 6, 4)
+    assert [stage.stage for stage in found.stages] == ["warmup", "features", "score", "select"]
+    assert found.seconds is None
+    assert found.memory_bytes is None
+    assert all(stage.flops > 0 for stage in found.stages[:3])
+
+
+def test_every_stage_gets_seconds(inputs: dict[str, Any], tmp_path: Path) -> None:
+    methods = ["less", "random", "bm25", "perplexity_top"]
+    found = plan(
+        inputs, tmp_path / "run", score={"methods": methods}, train={"epochs": 1}, evaluate={}
+    )
+    assert found.seconds == pytest.approx(sum(stage.seconds for stage in found.stages))
+    assert all(stage.seconds > 0 for stage in found.stages)
+    assert found.memory_bytes > 100e6
+    assert not (tmp_path / "run").exists()
+    assert "evaluate  to do" in found.table()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": {"mode": "exact"}},
+        {"features": {"projection": {"kind": "none"}}},
+        {"warmup__batch_size": 1},
+        {"warmup__batch_size": 8, "warmup__micro_batch_size": 2},
+        {"train": {"full_parameters": True}},
+        {"score": {"methods": ["random"]}, "warmup__lora": {"target_modules": ["not_looked_at"]}},
+    ],
+)
+def test_settings_that_are_timed_otherwise(inputs: dict[str, Any], changes: Any) -> None:
+    found = plan(inputs, **changes)
+    assert all(stage.seconds >= 0 for stage in found.stages)
+
+
+def test_what_is_done_and_what_a_change_does(inputs: dict[str, Any], tmp_path: Path) -> None:
+    def states(**changes: Any) -> dict[str, tuple[str, str]]:
+        found = plan(inputs, tmp_path, calibrate=False, **changes)
+        return {stage.stage: (stage.state, stage.why) for stage in found.stages}
+
+    assert states()["warmup"] == ("new", "")
+    gradsieve.run(world.recipe(inputs), tmp_path, last="score", progress=world.Listening())
+    assert [state for state, _ in states().values()] == ["done", "done", "done", "new"]
+    found = plan(inputs, tmp_path, calibrate=False)
+    assert found.stages[0].seconds == pipeline.RunDir(tmp_path).done("warmup")["seconds"]
+    assert "took " in found.table()
+    changed = states(warmup__epochs=3)
+    assert changed["warmup"] == ("again", "warmup.epochs: 2 -> 3")
+    assert changed["features"] == ("later", "warmup comes first")
+    grown = states(score={"methods": ["less", "random"]})
+    assert grown["score"][0] == "completing"
+    assert "random" in grown["score"][1]
+    (tmp_path / "03-score" / "meta.json").unlink()
+    assert states()["score"] == ("going on", "")
+    next((tmp_path / "02-features").rglob("shard-*")).unlink()
+    state, why = states()["features"]
+    assert state == "going on"
+    assert "1 files are not there" in why
+
+
+def test_a_named_gpu(inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("gradsieve.models.load.load_model", load)
+    quick, slow = (plan(inputs, gpu=name, train={}, evaluate={}) for name in ("H200", "L4"))
+    assert quick.machine == "H200"
+    for one, other in zip(quick.stages, slow.stages, strict=True):
+        # Tokens of the pool are counted, and timed, on this machine.
+        if one.stage in ("features", "train"):
+            assert one.seconds < other.seconds
+    assert quick.stages[1].memory_bytes > 0
+    assert any("an assumption" in note for note in quick.notes)
+
+
+def test_memory_that_may_not_suffice_is_told(inputs: dict[str, Any]) -> None:
+    """A batch of 32 examples of 2048 tokens, uncut, of a model of billions of weights."""
+    from gradsieve.pipeline.planning.shape import Shape
+
+    llama7b = Shape(
+        parameters=6_738_000_000, matmul=6_476_000_000, head=131_000_000, vocabulary=32000,
+        layers=32, hidden=4096, inner=11008, adapter=134_000_000, bytes_a_value=2,
+        bytes_a_weight=2,
+    )  # fmt: skip
+    one = llama7b.weight_bytes + llama7b.trained_bytes + llama7b.activation_bytes(2048, 2048)
+    assert 24e9 < one < 40e9  # known to fit into 40 GB at batch size 1, not into 24 GB
+    assert llama7b.activation_bytes(32 * 2048, 32 * 2048) > 80e9
+
+
+def test_on_the_command_line(inputs: dict[str, Any], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(world.recipe(inputs)))
+    shell = CliRunner()
+    told = shell.invoke(app, ["plan", str(recipe), "--no-calibration", "--json", "--quiet"])
+    assert told.exit_code == 0
+    assert told.stderr == ""
+    assert json.loads(told.stdout)["stages"][0]["stage"] == "warmup"
+    table = shell.invoke(app, ["plan", str(recipe), "--gpu", "H100", "--set", "pool.2.name=x"])
+    assert table.exit_code == 0
+    lines = table.stdout.splitlines()
+    assert lines[0].split() == ["pool", "rows", "bad", "tokens", "truncated", "set", "aside"]
+    assert any(line.startswith("x ") for line in lines)
+    assert any(line.startswith("to be done: ") and "H100" in line for line in lines)
+
+
+def test_memory_that_runs_out_is_one_message(
+    inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("gradsieve.models.training.train_model", train)
+    with pytest.raises(ModelError, match="parts of warmup") as caught:
+        plan(inputs)
+    assert "warmup.micro_batch_size" in caught.value.todo
+
+
+def test_size() -> None:
+    assert [size(n) for n in (5, 2048, 3 << 20, 5 << 30)] == ["5 B", "2 KiB", "3 MiB", "5.0 GiB"]

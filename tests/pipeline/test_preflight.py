@@ -1,0 +1,241 @@
+"""What is wrong is told before anything is spent, all of it at once."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradsieve
+import world
+from gradsieve.demo.skills import make_questions
+from gradsieve.errors import DataError, GradsieveError, ModelError, Problems, RunError, UsageError
+from gradsieve.pipeline import run as pipeline
+from gradsieve.runs.folder import RunDir
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("inputs")
+    made = world.make(folder, rows=40)
+    world.write(
+        folder / "test.jsonl", [world.record(row) for row in make_questions("reverse", 2, 1)]
+    )
+    made["targets"][0]["test"] = str(folder / "test.jsonl")
+    return made
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a model's weights are loaded."""
+
+    def load(_: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("gradsieve.models.load.load_model", load)
+
+
+def plan(inputs: dict[str, Any], out: Path | None = None, **changes: Any) -> Any:
+    return pipeline.plan(
+        world.recipe(inputs, **changes), out, calibrate=False, progress=world.Listening()
+    )
+
+
+def folder_with(model: str, out: Path, **changes: Any) -> str:
+    """A copy of a model's folder with some keys of its configuration changed."""
+    shutil.copytree(model, out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, **changes}))
+    return str(out)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_all_problems_are_in_one_list(inputs: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    wrong = world.recipe(
+        {**inputs, "pool": [*inputs["pool"], {"name": "a", "path": "none.jsonl"},
+                            {"name": "b", "path": str(tmp_path / "empty.jsonl")}]},
+        targets=[{"name": "t", "path": "t.jsonl"}, {**inputs["targets"][0], "test": "no.jsonl"}],
+        model__name=str(tmp_path / "nowhere"),
+        train={"model": "./other"},
+        evaluate={},
+        score__methods=["less", "rdss"],
+    )  # fmt: skip
+    (tmp_path / "file").write_text("")
+    for attempt in (
+        lambda: pipeline.plan(wrong, tmp_path / "file", progress=world.Listening()),
+        lambda: gradsieve.run(wrong, tmp_path / "run", progress=world.Listening()),
+    ):
+        with pytest.raises(Problems) as caught:
+            attempt()
+        found = caught.value.found
+        where = "\n".join(problem.where for problem in found)
+        for part in (
+            "none.jsonl",
+            "empty.jsonl",
+            "t.jsonl",
+            "no.jsonl",
+            "nowhere",
+            "other",
+            "score.methods",
+        ):
+            assert part in where, where
+        assert len(found) in (7, 8)  # `plan` looks at the folder too
+        told = str(caught.value)
+        assert told.count("what to do:") == len(found)
+        assert told.startswith(f"{len(found)} problems, and nothing was started:\n1. ")
+        assert caught.value.exit_status == 2  # the recipe's mistake
+    assert not list((tmp_path / "run").glob("0*"))
+
+
+def wrong_model(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "m").mkdir()
+    return {"model__name": str(tmp_path / "m")}
+
+
+def no_weights(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    name = folder_with(inputs["model"]["name"], tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    return {"model__name": name}
+
+
+def small_vocabulary(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    return {"model__name": folder_with(inputs["model"]["name"], tmp_path / "m", vocab_size=5)}
+
+
+def not_causal(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    name = folder_with(inputs["model"]["name"], tmp_path / "m", model_type="vit")
+    return {"model__name": name}
+
+
+def no_template(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    name = folder_with(inputs["model"]["name"], tmp_path / "m")
+    for file in (tmp_path / "m").glob("*.jinja"):
+        file.unlink()
+    file = tmp_path / "m" / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in config.items() if k != "chat_template"}))
+    return {"model__name": name}
+
+
+def long_target(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    world.write(tmp_path / "t.jsonl", [{"prompt": "a " * 90, "completion": "b"}])
+    return {"targets": [{"name": "t", "path": str(tmp_path / "t.jsonl")}]}
+
+
+def long_pool(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    world.write(tmp_path / "p.jsonl", [{"prompt": "a " * 90, "completion": "b"}])
+    return {"pool": [{"name": "p", "path": str(tmp_path / "p.jsonl")}]}
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("changes", "kind", "said"),
+    [
+        (wrong_model, ModelError, "configuration cannot be loaded"),
+        (no_weights, ModelError, "holds no weights"),
+        (small_vocabulary, ModelError, "more tokens than"),
+        (not_causal, ModelError, "not a causal language model"),
+        (no_template, ModelError, "no chat template"),
+        (long_target, DataError, "no example with anything to learn"),
+        (long_pool, DataError, "No row of the pool"),
+        ({"model__chat_template": "none.jinja"}, ModelError, "template cannot be read"),
+        ({"warmup__lora": {"target_modules": ["query"]}}, ModelError, "no layer of this name"),
+        ({"warmup": {"checkpoints": ["none"]}}, ModelError, "checkpoint of warmup"),
+        ({"warmup__report_to": ["wandb"]}, UsageError, "wandb is not installed"),
+        ({"score__methods": ["les"]}, UsageError, "no method les"),
+        ({"evaluate": {"tasks": ["plain"]}}, DataError, "no held-out questions"),
+        ({"train": {"model": "./none"}}, ModelError, "folder is not there"),
+    ],
+)  # fmt: skip
+def test_each_problem(
+    inputs: dict[str, Any], tmp_path: Path, changes: Any, kind: type[GradsieveError], said: str
+) -> None:
+    made = changes if isinstance(changes, dict) else changes(inputs, tmp_path)
+    with pytest.raises(kind, match=said) as caught:
+        plan(inputs, **made)
+    assert caught.value.where
+    assert caught.value.todo
+
+
+@pytest.mark.parametrize(
+    ("module", "changes"),
+    [
+        ("bm25s", {"score__methods": ["bm25"]}),
+        ("data_selection", {"score__methods": ["dsir"]}),
+        ("sentence_transformers", {"score__methods": ["embedding"]}),
+        ("lm_eval", {"evaluate": {}}),
+    ],
+)
+def test_a_missing_library_is_told_before_anything_is_spent(
+    inputs: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    changes: dict[str, Any],
+) -> None:
+    real = __import__("importlib.util").util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *a: None if name == module else real(name, *a)
+    )
+    with pytest.raises(UsageError, match=f"{module} is not installed"):
+        gradsieve.run(world.recipe(inputs, **changes), tmp_path, progress=world.Listening())
+    assert not list(tmp_path.glob("0*"))
+
+
+def test_a_version_out_of_range(inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = [
+        'numpy<1; python_version >= "3"',
+        "not-there>=3",
+        'packaging<1; extra == "dev"',
+        'packaging<1; sys_platform == "none"',
+    ]
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: declared)
+    with pytest.raises(UsageError, match="numpy does not fit") as caught:
+        plan(inputs)
+    assert "gradsieve needs <1" in caught.value.where
+
+
+@pytest.mark.usefixtures("no_model")
+def test_disk_and_memory(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        plan(inputs, tmp_path / "file" / "run")
+    with pytest.raises(RunError, match="holds something else"):
+        plan(inputs, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("gradsieve.models.load.free_memory", lambda: 1000)
+        with pytest.raises(ModelError, match="targets' gradients don't fit"):
+            plan(inputs, features={"mode": "exact"})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(RunError, match="does not fit on the disk"):
+        plan(inputs, tmp_path / "run")
+    monkeypatch.setattr("gradsieve.pipeline.planning._memory_there", lambda _: 1.0)
+    with pytest.raises(Problems, match="2 problems"):
+        plan(inputs, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_inputs_are_read_once(inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradsieve.runs import context
+
+    read: list[str] = []
+    real = context.read_source
+    monkeypatch.setattr(
+        context, "read_source", lambda name, *a, **k: read.append(name) or real(name, *a, **k)
+    )
+    plan(inputs)
+    assert read == ["one", "two"]
+
+
+def test_only_what_the_stages_need(inputs: dict[str, Any], tmp_path: Path) -> None:
+    """A mistake in a later stage doesn't stop an earlier one that was asked for alone."""
+    recipe = world.recipe(inputs, evaluate={"tasks": ["plain"]}, select={"count": 3})
+    with pytest.raises(DataError, match="held-out"):
+        gradsieve.run(recipe, tmp_path, progress=world.Listening())
+    gradsieve.run(recipe, tmp_path, last="warmup", progress=world.Listening())
+    assert RunDir(tmp_path).done("warmup")

@@ -1,0 +1,196 @@
+"""A recipe is typed, frozen data; all its problems are told at once, each with its place."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from gradsieve.errors import RecipeError
+from gradsieve.recipe.schema import Recipe, check_recipe, dump_recipe, load_recipe
+
+GOOD = """
+model: {name: some/model}
+pool: [{name: dolly, path: dolly.jsonl}]
+targets: [{name: mine, path: mine.jsonl, subtask: topic}]
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "recipe.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def problems(folder: Path, text: str, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(folder, text), overrides)
+    assert caught.value.exit_status == 2
+    return caught.value.problems
+
+
+def test_defaults_are_the_papers(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, GOOD))
+    assert recipe.warmup.fraction == 0.05
+    assert recipe.warmup.epochs == 4
+    assert recipe.warmup.lora.r == 128
+    assert recipe.features.projection.dim == 8192
+    assert recipe.select.fraction == 0.05
+    assert recipe.score.across_subtasks == "max"
+
+
+def test_is_frozen(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, GOOD))
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.on_bad_row = "skip"  # type: ignore[misc]
+
+
+def test_all_problems_at_once_with_their_lines(tmp_path: Path) -> None:
+    text = """model: {name: m, dtyp: float32}
+pool:
+  - {name: a b, path: x}
+  - {name: c, pth: x}
+targets: [{name: t, path: p, task: mmmlu}]
+warmup: {epochs: four, lora: {alhpa: 3}}
+features: {dim: 3}
+"""
+    found = problems(tmp_path, text)
+    assert [line.split(":")[0] for line in found] == [
+        "model.dtyp (line 1)",
+        "pool.0.name (line 3)",
+        "pool.1.path",
+        "pool.1.pth (line 4)",
+        "targets.0.task (line 5)",
+        "warmup.epochs (line 6)",
+        "warmup.lora.alhpa (line 6)",
+        "features.dim (line 7)",
+    ]
+    assert "did you mean `dtype`?" in found[0]
+    assert "missing" in found[2]
+    assert "did you mean `path`?" in found[3]
+    assert "expected mmlu, bbh, tydiqa or custom; got 'mmmlu'" in found[4]
+    assert "got 'four'" in found[5]
+    assert "did you mean `alpha`?" in found[6]
+    assert "belongs in `features.projection`" in found[7]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("select: {fraction: 0.1, count: 3}", "expected one of fraction, count, tokens"),
+        ("select: {fraction: 1.5}", "less than or equal to 1"),
+        ("warmup: {batch_size: 32, micro_batch_size: 5}", "does not divide"),
+        ("warmup: {checkpoints: []}", "empty list"),
+        ("features: {tokens_per_batch: 0}", "positive number of tokens"),
+        ("features: {bits: 5}", "expected 1, 2, 4, 8, 16 or 32; got 5"),
+        ("features: {projection: {dim: 100}}", "multiple of 8"),
+        ("features: {mode: exact, bits: 8}", "mode: exact does not use bits"),
+        ("nonsense: 1", "known here: model, pool"),
+        ("warmup: 3", "expected a section of keys"),
+    ],
+)
+def test_wrong_values_say_what_was_expected(tmp_path: Path, change: str, said: str) -> None:
+    assert said in problems(tmp_path, GOOD + change + "\n")[0]
+
+
+def test_names_are_unique_and_subtask_is_for_custom(tmp_path: Path) -> None:
+    twice = GOOD.replace("dolly.jsonl}", "dolly.jsonl}, {name: dolly, path: b}")
+    assert "used twice" in problems(tmp_path, twice)[0]
+    named = GOOD.replace("subtask:", "task: mmlu, subtask:")
+    assert "mmlu has its own subtasks" in problems(tmp_path, named)[0]
+
+
+@pytest.mark.parametrize("name", ["together", "target_loss"])
+def test_names_that_mean_something_else_are_refused(name: str) -> None:
+    tree = {"model": {"name": "m"}, "pool": [{"name": "a", "path": "a"}]}
+    with pytest.raises(RecipeError, match=f"{name} has a meaning of its own"):
+        check_recipe({**tree, "targets": [{"name": name, "path": "t"}]})
+
+
+def test_all_weights_of_a_quantized_model_are_not_trained(tmp_path: Path) -> None:
+    quantized = GOOD.replace("model: {", "model: {quantization: 4bit, ")
+    assert quantized != GOOD
+    (problem,) = problems(tmp_path, quantized + "train: {full_parameters: true}\n")
+    assert "model.quantization freezes" in problem
+
+
+def test_a_section_written_twice_is_one_problem(tmp_path: Path) -> None:
+    twice = GOOD + "model: {name: other}\n"
+    assert problems(tmp_path, twice) == ["model (line 5): written twice, first on line 2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: [", "not YAML"),
+        ("- 1\n- 2\n", "expected a mapping"),
+        ("", "expected a mapping"),
+        (GOOD + "model: {name: other}\n", "model (line 5): written twice, first on line 2"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, text: str, said: str) -> None:
+    assert said in problems(tmp_path, text)[0]
+
+
+def test_missing_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="No such file"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="not UTF-8"):
+        load_recipe(tmp_path / "binary.yaml")
+
+
+def test_set_changes_values_anywhere(tmp_path: Path) -> None:
+    overrides = ["warmup.epochs=2", "pool.0.path=b.jsonl", "select.count=7", "train.seeds=[1, 2]"]
+    recipe = load_recipe(written(tmp_path, GOOD), overrides)
+    assert recipe.warmup.epochs == 2
+    assert recipe.pool[0].path == "b.jsonl"
+    assert (recipe.select.count, recipe.select.fraction) == (7, None)
+    assert recipe.train is not None
+    assert recipe.train.seeds == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("warmup.epochs", "expected section.key=value"),
+        ("pool.3.path=x", "no position in a list of 1"),
+        ("model.name.x=1", "is a value"),
+        ("warmup.epochs=[", "not YAML"),
+        ("warmup.epoch=2", "did you mean `epochs`?"),
+    ],
+)
+def test_set_that_is_wrong(tmp_path: Path, override: str, said: str) -> None:
+    assert said in problems(tmp_path, GOOD, override)[0]
+
+
+def test_dump_reads_back_equal(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, GOOD), ["select.tokens=99", "train.model=other"])
+    assert load_recipe(written(tmp_path, dump_recipe(recipe))) == recipe
+
+
+def test_every_field_is_described() -> None:
+    def undescribed(section: type, at: str) -> list[str]:
+        from gradsieve.recipe.schema import section_of
+
+        missing = []
+        for name, field in section.model_fields.items():
+            inner = section_of(field.annotation)
+            if inner is not None:
+                missing += undescribed(inner, f"{at}{name}.")
+            elif not field.description:
+                missing.append(at + name)
+        return missing
+
+    assert undescribed(Recipe, "") == []
+
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_recipes_that_we_ship_are_right(file: Path) -> None:
+    load_recipe(file)
+
+
+def test_recipes_are_shipped() -> None:
+    assert len(RECIPES) >= 5

@@ -1,0 +1,283 @@
+"""The page in a real browser: it works, it is quick with many rows, and no data runs in it.
+
+Each test ends with a check that nothing was written to the console, asked for, or thrown
+(conftest.py).
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradsieve
+import hostile
+import world
+from gradsieve.report.page import page
+from gradsieve.runs.folder import RunDir
+
+Visit = Callable[..., Any]
+ROWS = 20_000
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run over hostile rows."""
+    data = hostile.world_of(tmp_path_factory.mktemp("inputs"))
+    recipe = world.recipe(
+        data,
+        score={"methods": ["less", "bm25"]},
+        select={"fraction": 0.5, "per_source": {"one": 4}, "near_duplicates": {"cosine": 0.97}},
+    )
+    run = gradsieve.run(recipe, tmp_path_factory.mktemp("run"), progress=world.Listening())
+    return RunDir(run.path).stage("report") / "index.html"
+
+
+def count(tab: Any, group: str = "All") -> int:
+    """Rows that fit, as the button of a group says."""
+    text = tab.locator("#groups label", has_text=re.compile(f"^{group} ")).inner_text()
+    return int(text.rpartition(" ")[2].replace(",", ""))
+
+
+def scores(tab: Any) -> list[float]:
+    told = tab.locator("#rows .score").all_inner_texts()
+    return [float(text.replace("\u2212", "-")) for text in told]
+
+
+def test_search(visit: Visit, report: Path) -> None:
+    tab = visit(report)
+    tab.get_by_text(re.compile("^All ")).click()
+    everything = count(tab)
+    tab.keyboard.press("Escape")
+    tab.locator("h1").click()
+    tab.keyboard.press("/")
+    tab.keyboard.type("hostile WINDOW.hacked script")
+    assert 0 < count(tab) < everything
+    assert tab.locator("#rows > li").count() == count(tab)
+    assert "<script>" in tab.locator("#rows").inner_text()
+    assert tab.locator("#rows mark").count() > 0
+    tab.locator("#query").fill("no such words anywhere")
+    assert count(tab) == 0
+    assert "No row fits" in tab.locator("#count").inner_text()
+    tab.locator("#query").fill("$(?[a")
+    assert count(tab) == 0
+
+
+def test_sort_and_filter(visit: Visit, report: Path) -> None:
+    tab = visit(report)
+    assert scores(tab) == sorted(scores(tab), reverse=True)
+    tab.get_by_text(re.compile("^All ")).click()
+    tab.select_option("#sort", label="lowest score")
+    assert scores(tab) == sorted(scores(tab))
+    tab.select_option("#sort", label="longest")
+    lengths = [
+        int(re.findall(r"([\d,]+) tokens", text)[0].replace(",", ""))
+        for text in tab.locator("#rows .about").all_inner_texts()
+    ]
+    assert lengths == sorted(lengths, reverse=True)
+    everything = count(tab)
+    tab.select_option("#source", label="two")
+    assert 0 < count(tab) < everything
+    assert all("two" in text for text in tab.locator("#rows .about").all_inner_texts())
+    tab.select_option("#subtask", label="numbers")
+    of_both = count(tab)
+    assert all("numbers" in text for text in tab.locator("#rows .about").all_inner_texts())
+    tab.select_option("#source", label="all")
+    assert count(tab) > of_both
+    parts = sum(count(tab, group) for group in ("Selected", "Passed over", "Near misses"))
+    assert parts == count(tab)
+
+
+def test_pages(visit: Visit, report: Path) -> None:
+    tab = visit(report)
+    tab.get_by_text(re.compile("^All ")).click()
+    first = tab.locator("#rows .rank").all_inner_texts()
+    assert len(first) == 25
+    assert tab.locator("#previous").is_disabled()
+    tab.locator("#next").click()
+    assert not set(first) & set(tab.locator("#rows .rank").all_inner_texts())
+    tab.locator("#previous").click()
+    assert tab.locator("#rows .rank").all_inner_texts() == first
+
+
+def test_open_an_example_with_the_keyboard(visit: Visit, report: Path) -> None:
+    tab = visit(report)
+    heads = tab.locator("#rows .head")
+    heads.first.focus()
+    tab.keyboard.press("ArrowDown")
+    assert heads.nth(1).evaluate("head => head === document.activeElement")
+    tab.keyboard.press("Enter")
+    assert heads.nth(1).get_attribute("aria-expanded") == "true"
+    detail = tab.locator("#rows .detail").nth(1)
+    for part in ("user", "assistant", "Target examples that pull it in", "By checkpoint"):
+        assert part in detail.inner_text()
+    detail.locator("summary").first.click()
+    detail.locator("details .turn").first.wait_for()
+    assert "id " in detail.locator("details").first.inner_text()
+    tab.keyboard.press("Shift+Tab")
+    heads.nth(1).press("Enter")
+    assert detail.is_hidden()
+
+
+def test_switch_target_and_method(visit: Visit, report: Path) -> None:
+    tab = visit(report)
+    for target in ("plain", "evil", "mine"):
+        tab.select_option("#target", target)
+        assert tab.locator("h1").inner_text().endswith(target)
+    tab.select_option("#method", "bm25")
+    assert "bm25" in tab.locator("#lead").inner_text()
+    tab.locator("#rows .head").first.click()
+    assert "do not come apart" in tab.locator("#rows .detail").first.inner_text()
+
+
+@pytest.mark.parametrize("target", ["mine", "evil"])
+def test_nothing_in_the_data_runs(visit: Visit, report: Path, target: str) -> None:
+    tab = visit(report)
+    tab.select_option("#target", target)
+    tab.get_by_text(re.compile("^All ")).click()
+    tab.select_option("#source", label="hostile")
+    assert tab.locator("#rows > li").count() == len(hostile.TEXTS) - 1
+    for head in tab.locator("#rows .head").all():
+        head.click()
+    for opener in tab.locator("#rows summary").all()[:20]:
+        opener.click()
+    assert tab.evaluate("window.hacked") is None
+    allowed = {"BUTTON", "SPAN", "I", "BDI", "DIV", "B", "P", "H3", "UL", "LI", "DETAILS",
+               "SUMMARY"}  # fmt: skip
+    used = tab.evaluate(
+        "[...new Set([...document.querySelectorAll('#rows *')].map(e => e.tagName))]"
+    )
+    assert set(used) <= allowed
+    text = tab.locator("#rows").inner_text()
+    for name in ("script", "end", "link", "broken", "comment"):
+        assert hostile.TEXTS[name] in text, name
+    assert "Cut here: 96,020 more characters" in text  # of 6 and 100,014, after 4,000 in all
+    assert tab.evaluate("document.querySelectorAll('main a, main script, main img').length") == 0
+
+
+def test_text_of_any_script_stays_in_its_place(visit: Visit, report: Path) -> None:
+    tab = visit(report)
+    tab.locator("#query").fill("gnp.exe")
+    tab.get_by_text(re.compile("^All ")).click()
+    head = tab.locator("#rows .head")
+    for part in ("snippet", "about bdi"):
+        style = head.locator(f".{part}").first.evaluate("e => getComputedStyle(e).unicodeBidi")
+        assert style in ("isolate", "plaintext")
+    left = [
+        head.locator(f".{part}").first.bounding_box()["x"]
+        for part in ("rank", "score", "snippet", "about")
+    ]
+    assert left == sorted(left)
+
+
+@pytest.mark.parametrize("width", [320, 390, 768])
+def test_a_phone_needs_no_scrolling_sideways(visit: Visit, report: Path, width: int) -> None:
+    tab = visit(report, width=width, height=800)
+    for target in ("mine", "evil"):
+        tab.select_option("#target", target)
+        tab.get_by_text(re.compile("^All ")).click()
+        tab.select_option("#source", label="hostile")
+        for head in tab.locator("#rows .head").all():
+            head.click()
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    box = tab.locator("#theme").bounding_box()
+    assert box["x"] + box["width"] <= width
+
+
+def luminance(color: str) -> float:
+    channels = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_in_both_schemes(visit: Visit, report: Path, scheme: str) -> None:
+    """WCAG 2.2, 1.4.3: 4.5 to 1; by the system's scheme, and by the button."""
+    tab = visit(report, scheme=scheme)
+    tab.locator("#rows .head").first.click()
+    script = "([s, p]) => getComputedStyle(document.querySelector(s))[p]"
+    for _ in range(2):
+        for chosen, ground in (("body", "body"), (".about", ".card"), (".hint", "body"),
+                               (".times.up, .amount", ".card"), (".lead", "body")):  # fmt: skip
+            one = luminance(tab.evaluate(script, [chosen, "color"]))
+            other = luminance(tab.evaluate(script, [ground, "backgroundColor"]))
+            assert (max(one, other) + 0.05) / (min(one, other) + 0.05) >= 4.5, chosen
+        dark = luminance(tab.evaluate(script, ["body", "backgroundColor"])) < 0.5
+        assert dark == (scheme == "dark")
+        tab.locator("#theme").click()
+        scheme = "light" if scheme == "dark" else "dark"
+
+
+def many_rows() -> dict[str, Any]:
+    """A report's data with 20,000 rows of about 600 characters."""
+    words = [f"word{n}" for n in range(1000)]
+    rows = [
+        [n % 3, f"id-{n}", 50 + n % 400, 0, None, 0,
+         [["user", " ".join(words[(n * k) % 1000] for k in range(1, 60))],
+          ["assistant", f"answer {n} " + " ".join(words[(n + k) % 1000] for k in range(30))]]]
+        for n in range(ROWS)
+    ]  # fmt: skip
+    rows[0][6] = [["user", hostile.TEXTS["half"]]]
+    bins = {"edges": [0, 1, 2], "all": [1, ROWS], "selected": [0, ROWS]}
+    view = {
+        "target": "t", "method": "less", "about": "LESS", "selected": ROWS, "scored": ROWS + 1,
+        "tokens": ROWS, "pool_tokens": ROWS, "sources": [[9, 9]] * 3, "subtasks": [["all", 9, 9]],
+        "scores": bins, "lengths": {**bins, "edges": [1, 2, 3]}, "lowest_selected": 1,
+        "median_tokens": [1, 1], "truncated": [0, 0], "passed_over": [], "not_scored": [],
+        "agreement": None,
+        "shown": {
+            "row": list(range(ROWS)), "group": [0] * ROWS, "rank": list(range(1, ROWS + 1)),
+            "score": [2 - n / ROWS for n in range(ROWS)], "subtask": [0] * ROWS, "reason": {},
+            "by_subtask": [[[0, 1]]] * ROWS, "pulls": [[[0, 0.5]]] * ROWS,
+            "by_checkpoint": [[0.5, 0.5]] * ROWS,
+        },
+    }  # fmt: skip
+    return {
+        "model": "m", "cut": 4000, "groups": ["selected", "passed over", "near miss", "lowest"],
+        "together": False, "sources": ["a", "b", "c"],
+        "targets": [{"name": "t", "examples": [["x", "all", 0, [["user", "q"]]]]}],
+        "views": [view], "rows": rows, "overlaps": {"t": {"methods": ["less"], "shares": [[1]]}},
+        "leaks": {"rows": 0, "told": []}, "questions": {}, "loss": [], "checkpoints": [],
+        "results": {},
+    }  # fmt: skip
+
+
+def test_scores_that_do_not_differ(visit: Visit, tmp_path: Path) -> None:
+    """Edges that are equal, as pages of old had them, make no number that is none."""
+    data = many_rows()
+    data["rows"] = data["rows"][:3]
+    (view,) = data["views"]
+    view["shown"] = {name: values and values[:3] for name, values in view["shown"].items()}
+    view["scores"] = {"edges": [1, 1, 1], "all": [0, 3], "selected": [0, 2]}
+    file = tmp_path / "index.html"
+    file.write_text(page(data, {"recipe": "", "seconds": {}, "scoring_seconds": {},
+                                "versions": {}}), encoding="utf-8")  # fmt: skip
+    tab = visit(file)
+    markup = tab.locator("body").inner_html()
+    assert tab.locator("#rows > li").count() == 3
+    assert not re.search(r'="[^"]*(NaN|Infinity)', markup)
+    assert re.search(r"width: *0%", markup)
+
+
+def test_20_000_rows_stay_fluent(visit: Visit, tmp_path: Path) -> None:
+    file = tmp_path / "index.html"
+    made = {"recipe": "", "seconds": {"score": 1}, "scoring_seconds": {}, "versions": {}}
+    file.write_text(page(many_rows(), made), encoding="utf-8")
+    assert file.stat().st_size > 15_000_000
+    tab = visit(file)
+    assert count(tab) == ROWS
+    assert "of a pair" in tab.locator("#rows .snippet").first.inner_text()
+    # The texts are made ready while nobody types; then each letter is answered.
+    while tab.evaluate("texts.length") < ROWS:
+        tab.wait_for_timeout(20)
+    milliseconds = []
+    for text in ("w", "word9", "word99", "word99 word12", "answer 1999", "none such", ""):
+        tab.locator("#query").fill(text)
+        milliseconds.append(tab.evaluate("state.milliseconds"))
+    assert count(tab) == ROWS
+    tab.select_option("#sort", label="shortest")
+    milliseconds.append(tab.evaluate("state.milliseconds"))
+    # Filtering, counting, sorting and drawing; 10 to 40 here, so that a busy machine passes too.
+    assert sorted(milliseconds)[len(milliseconds) // 2] < 100, milliseconds
+    assert tab.locator("#rows > li").count() == 25

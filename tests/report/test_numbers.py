@@ -1,0 +1,61 @@
+"""Numbers of the report, beside another library's."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gradsieve.report.numbers import (
+    histogram,
+    length_histogram,
+    overlap_of_top,
+    short,
+    spearman,
+)
+
+
+def test_spearman_with_and_without_equal_values() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=500)
+    for other in (one + rng.normal(size=500), np.round(one, 0)):
+        wanted = pd.Series(one).rank().corr(pd.Series(other).rank())
+        assert spearman(one, other) == pytest.approx(wanted, abs=1e-12)
+    assert np.isnan(spearman(one, np.zeros(500)))
+
+
+def test_overlap_of_top() -> None:
+    values = np.arange(100.0)
+    assert overlap_of_top(values, values, 0.05) == 1
+    assert overlap_of_top(values, -values, 0.05) == 0
+    other = values.copy()
+    other[:2] = 1000  # two of five places are taken by others
+    assert overlap_of_top(values, other, 0.05) == 3 / 5
+
+
+def test_histograms_count_every_finite_value() -> None:
+    values = np.array([0.0, 1.0, 1.0, 2.0, np.nan])
+    chosen = np.array([False, True, False, True, True])
+    found = histogram(values, chosen)
+    assert (sum(found["all"]), sum(found["selected"])) == (4, 2)
+    assert (found["edges"][0], found["edges"][-1]) == (0, 2)
+    assert sum(histogram(np.zeros(3), np.ones(3, bool))["all"]) == 3
+
+
+def test_edges_differ_where_scores_are_close() -> None:
+    values = np.array([0.12345678, 0.12345679], dtype=np.float32)
+    edges = histogram(values, np.ones(2, bool))["edges"]
+    assert edges == sorted(set(edges))
+
+
+def test_bins_of_lengths_hold_whole_numbers() -> None:
+    tokens = np.array([1, 2, 2, 3, 10, 2048])
+    found = length_histogram(tokens, tokens > 2)
+    assert (sum(found["all"]), sum(found["selected"])) == (6, 3)
+    assert all(edge == int(edge) for edge in found["edges"])
+    assert found["edges"] == sorted(set(found["edges"]))
+    assert sum(length_histogram(np.full(4, 7), np.ones(4, bool))["all"]) == 4
+
+
+def test_short_numbers_are_finite() -> None:
+    assert short(0.123456789) == 0.123457
+    assert short(float("nan")) is None
+    assert short(float("-inf")) is None

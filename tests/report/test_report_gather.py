@@ -1,0 +1,185 @@
+"""What a report says, beside the run's own files."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import gradsieve
+import hostile
+import world
+from gradsieve.analysis.decompose import attribute
+from gradsieve.recipe.schema import Recipe
+from gradsieve.report.examples import CUT, turns
+from gradsieve.report.gather import gather
+from gradsieve.report.page import embedded
+from gradsieve.runs.context import Context
+from gradsieve.runs.folder import RunDir
+
+SETTINGS: dict[str, Any] = {
+    "score": {"methods": ["less", "random"]},
+    "select": {"fraction": 0.3, "per_source": {"one": 2}, "near_duplicates": {"cosine": 0.97}},
+    "report": {"near_misses": 7, "lowest": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunDir]:
+    data = hostile.world_of(tmp_path_factory.mktemp("inputs"))
+    recipe = world.recipe(data, **SETTINGS)
+    out = tmp_path_factory.mktemp("run")
+    return recipe, gradsieve.run(recipe, out, progress=world.Listening())
+
+
+@pytest.fixture(scope="module")
+def told(made: tuple[Recipe, RunDir]) -> dict[str, Any]:
+    return gather(Context(*made, world.Listening()))
+
+
+@pytest.fixture(scope="module")
+def view(told: dict[str, Any]) -> dict[str, Any]:
+    (found,) = (v for v in told["views"] if (v["target"], v["method"]) == ("mine", "less"))
+    return found
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_bytes().split(b"\n") if line]
+
+
+def keys(told: dict[str, Any], view: dict[str, Any], group: int) -> list[tuple[str, str]]:
+    shown = view["shown"]
+    rows = [told["rows"][row] for row, of in zip(shown["row"], shown["group"], strict=True)
+            if of == group]  # fmt: skip
+    return [(told["sources"][row[0]], row[1]) for row in rows]
+
+
+def test_the_page_holds_what_was_gathered(
+    made: tuple[Recipe, RunDir], told: dict[str, Any]
+) -> None:
+    page = (made[1].stage("report") / "index.html").read_text(encoding="utf-8")
+    found = re.search(r' id="data">(.*)</script>', page)
+    assert found is not None
+    assert found[1] == embedded(told)
+
+
+def test_groups_are_the_selections(
+    made: tuple[Recipe, RunDir], told: dict[str, Any], view: dict[str, Any]
+) -> None:
+    _, run = made
+    folder = run.stage("select") / "mine" / "less"
+    selected = [(row["source"], row["id"]) for row in lines(folder / "selected.jsonl")]
+    rules = ("near_duplicates", "per_source")
+    passed = [r for r in lines(folder / "dropped.jsonl") if r["reason"].startswith(rules)]
+    assert keys(told, view, 0) == selected
+    assert keys(told, view, 1) == [(row["source"], row["id"]) for row in passed[:7]]
+    assert len(passed) > 7
+    counts = Counter(row["reason"].partition(":")[0] for row in passed)
+    assert dict(view["passed_over"]) == counts
+    assert sorted(view["shown"]["reason"].values()) == sorted(r["reason"] for r in passed[:7])
+    table = pq.read_table(run.stage("score") / "mine" / "less.parquet").to_pylist()
+    order = sorted(table, key=lambda row: (-row["score"], row["source"], row["id"]))
+    ranked = [(row["source"], row["id"]) for row in order]
+    taken = {*selected, *((row["source"], row["id"]) for row in passed)}
+    rest = [key for key in ranked if key not in taken]
+    assert keys(told, view, 2) == rest[:7]
+    assert keys(told, view, 3) == rest[::-1][:4]
+    every = [key for group in range(4) for key in keys(told, view, group)]
+    assert [ranked[rank - 1] for rank in view["shown"]["rank"]] == every
+
+
+def test_counts_are_those_of_the_files(
+    made: tuple[Recipe, RunDir], told: dict[str, Any], view: dict[str, Any]
+) -> None:
+    _, run = made
+    selected = lines(run.stage("select") / "mine" / "less" / "selected.jsonl")
+    table = pq.read_table(run.stage("score") / "mine" / "less.parquet").to_pylist()
+    sources, pool = Counter(r["source"] for r in selected), Counter(r["source"] for r in table)
+    assert view["sources"] == [[sources[name], pool[name]] for name in told["sources"]]
+    best, chosen = (Counter(row["subtask"] for row in rows) for rows in (table, selected))
+    assert view["subtasks"] == [[name, chosen[name], best[name]] for name in ("letters", "numbers")]
+    assert (view["selected"], view["scored"]) == (len(selected), len(table))
+    assert view["tokens"] == run.done("select")["targets"]["mine"]["less"]["tokens"]
+    for bins in (view["scores"], view["lengths"]):
+        assert (sum(bins["all"]), sum(bins["selected"])) == (len(table), len(selected))
+
+
+def test_pulls_are_the_strongest_parts_of_the_score(
+    made: tuple[Recipe, RunDir], told: dict[str, Any], view: dict[str, Any]
+) -> None:
+    recipe, run = made
+    (target,) = (t for t in told["targets"] if t["name"] == "mine")
+    shown = view["shown"]
+    every = [key for group in range(4) for key in keys(told, view, group)]
+    parts = attribute(run, recipe, "mine", every)
+    total = parts.parts.sum(axis=0)
+    for row in range(len(every)):
+        subtask = view["subtasks"][shown["subtask"][row]][0]
+        own = {id: total[row, n] for n, (id, of) in
+               enumerate(zip(parts.ids, parts.subtasks, strict=True)) if of == subtask}  # fmt: skip
+        found = {target["examples"][n][0]: part for n, part in shown["pulls"][row]}
+        # Three examples a subtask here: all of them are told.
+        assert found == pytest.approx(own, rel=1e-4, abs=1e-7)
+        assert sum(own.values()) == pytest.approx(shown["score"][row], rel=1e-3, abs=1e-6)
+        assert sum(shown["by_checkpoint"][row]) == pytest.approx(sum(own.values()), abs=1e-5)
+        assert [part for _, part in shown["pulls"][row]] == sorted(found.values(), reverse=True)
+
+
+def test_checkpoints_are_compared(made: tuple[Recipe, RunDir], view: dict[str, Any]) -> None:
+    recipe, run = made
+    table = pq.read_table(run.stage("score") / "mine" / "less.parquet").to_pylist()
+    parts = attribute(run, recipe, "mine", [(row["source"], row["id"]) for row in table])
+    of = np.array(parts.subtasks)
+    first, second = (
+        np.stack([part[:, of == name].sum(1) for name in ("letters", "numbers")], 1).max(1)
+        for part in parts.parts
+    )
+    ranks = [values.argsort().argsort() for values in (first, second)]
+    found = view["agreement"]
+    assert found["rows"] == len(table)
+    assert found["spearman"][0][1] == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-4)
+    count = round(0.05 * len(table))
+    tops = [set(values.argsort()[::-1][:count].tolist()) for values in (first, second)]
+    assert found["top"][0][1] == pytest.approx(len(tops[0] & tops[1]) / count, abs=1e-4)
+    assert np.allclose(np.diag(found["spearman"]), 1)
+
+
+def test_methods_that_do_not_come_apart_say_so(told: dict[str, Any]) -> None:
+    for view in told["views"]:
+        assert ("pulls" in view["shown"]) == (view["method"] == "less")
+
+
+def test_long_texts_are_cut_at_a_stated_length() -> None:
+    def cut(*texts: str) -> tuple[list[list[str]], int]:
+        return turns([{"role": "user", "content": text} for text in texts])
+
+    assert cut("a" * CUT) == ([["user", "a" * CUT]], 0)
+    assert cut("a" * 100_000) == ([["user", "a" * CUT]], 100_000 - CUT)
+    assert cut("a" * (CUT - 1), "bcd", "ef") == ([["user", "a" * (CUT - 1)], ["user", "b"]], 4)
+
+
+def test_few_rows_are_shared_among_the_selections(made: tuple[Recipe, RunDir]) -> None:
+    recipe, run = made
+    few = recipe.model_copy(update={"report": recipe.report.model_copy(update={"rows": 12})})
+    views = gather(Context(few, run, world.Listening()))["views"]
+    assert len(views) == 6
+    for view in views:
+        assert view["shown"]["group"].count(0) == min(2, view["selected"])
+    assert max(view["selected"] for view in views) > 2
+
+
+def test_the_same_inputs_give_the_same_bytes_but_for_one_line(
+    made: tuple[Recipe, RunDir], tmp_path: Path
+) -> None:
+    recipe, run = made
+    tree = json.loads(recipe.model_dump_json())
+    moved = world.shuffled({"pool": tree["pool"][:2]}, tmp_path / "pool")["pool"]
+    other = world.recipe({**tree, "pool": [*moved, tree["pool"][2]]})
+    again = gradsieve.run(other, tmp_path / "run", progress=world.Listening())
+    name = "07-report/index.html"
+    assert world.results(again)[name] == world.results(run)[name]
+    assert (again.path / name).read_bytes() != (run.path / name).read_bytes()

@@ -1,0 +1,147 @@
+"""A run folder tells what is done, and never shows half a file."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from gradsieve.errors import RunError
+from gradsieve.io import atomic, differences, fingerprint, folder_fingerprint, write_json
+from gradsieve.runs.folder import RunDir
+
+
+def test_meta_means_done(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    assert run.meta("score") is None
+    with pytest.raises(RunError, match="score is not finished"):
+        run.done("score")
+    assert run.begin("score", {"a": 1}) == tmp_path / "03-score"
+    assert run.started("score") == {"a": 1}
+    assert run.meta("score") is None
+    run.finish("score", {"output": "x"})
+    assert run.done("score")["output"] == "x"
+    run.begin("score", {"a": 2})
+    assert run.meta("score") is None
+
+
+def test_set_aside_keeps_everything(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for content in "ab":
+        folder = run.begin("select", {"a": 1})
+        (folder / "file").write_text(content)
+        kept = run.set_aside("select")
+        assert kept is not None
+        assert (kept / "file").read_text() == content
+    assert run.set_aside("select") is None
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_beginning_is_taken_back(tmp_path: Path, moved: bool) -> None:
+    run = RunDir(tmp_path)
+    run.begin("select", {"a": 1})
+    run.finish("select", {"output": "x"})
+    run.recipe.write_text("a: 1\n")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    notes = run.notes("select")
+    kept = run.set_aside("select") if moved else None
+    run.begin("select", {"a": 2})
+    run.recipe.write_text("a: 2\n")
+    run.take_back("select", notes, kept)
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+    assert not (tmp_path / "old").exists()
+
+
+def test_a_folder_of_something_else_is_not_claimed(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("mine")
+    with pytest.raises(RunError, match="holds something else") as caught:
+        RunDir(tmp_path).claim()
+    assert caught.value.where == f"--out {tmp_path}: recipe.yaml"
+    assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
+    RunDir(tmp_path / "new").claim()
+    RunDir(tmp_path / "new").claim()  # its own mark is no hindrance
+
+
+def test_an_unreadable_meta_is_told(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.begin("select", {})
+    (run.stage("select") / "meta.json").write_text("{")
+    with pytest.raises(RunError, match="cannot be read"):
+        run.meta("select")
+    write_json(run.stage("select") / "meta.json", {"schema": 999})
+    with pytest.raises(RunError, match="schema 1"):
+        run.meta("select")
+
+
+def _hold(path: str, held: multiprocessing.Event, release: multiprocessing.Event) -> None:
+    with RunDir(path).locked():
+        held.set()
+        release.wait(10)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    held, release = spawn.Event(), spawn.Event()
+    other = spawn.Process(target=_hold, args=(str(tmp_path), held, release))
+    other.start()
+    assert held.wait(30)
+    with pytest.raises(RunError, match="Another gradsieve process"), RunDir(tmp_path).locked():
+        pass
+    release.set()
+    other.join(10)
+    with RunDir(tmp_path).locked():
+        pass
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "02-features" / "pool"
+    folder.mkdir(parents=True)
+    (folder / ".shard-1.safetensors.abc.tmp").touch()
+    (folder / "shard-1.safetensors").touch()
+    with RunDir(tmp_path).locked():
+        assert [file.name for file in folder.iterdir()] == ["shard-1.safetensors"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"), RunDir(tmp_path / "file").locked():
+        pass
+
+
+def test_atomic_leaves_the_old_file_if_the_block_fails(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "file"
+    with atomic(file) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic(file) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert file.read_text() == "old"
+    assert [path.name for path in file.parent.iterdir()] == ["file"]
+
+
+def test_fingerprints() -> None:
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_folder_fingerprint_sees_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    first = folder_fingerprint(tmp_path)
+    (tmp_path / "b").write_text("2")
+    second = folder_fingerprint(tmp_path)
+    (tmp_path / "b").write_text("3")
+    assert len({first, second, folder_fingerprint(tmp_path)}) == 3
+    assert folder_fingerprint(tmp_path, ("a",)) == first
+
+
+def test_differences_name_both_values() -> None:
+    old = {"warmup": {"epochs": 4, "lora": {"r": 8}}, "pool": {"x": "0" * 64}}
+    new = json.loads(json.dumps(old))
+    assert differences(old, new) == []
+    new["warmup"]["epochs"] = 2
+    new["pool"] = {"x": "1" * 64, "y": "z"}
+    assert differences(old, new) == [
+        "warmup.epochs: 4 -> 2",
+        "pool.x: 00000000 -> 11111111",
+        'pool.y: null -> "z"',
+    ]

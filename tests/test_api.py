@@ -1,0 +1,354 @@
+"""gradsieve.select: the command line's selection, from what is in memory."""
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import gradsieve
+import tiny
+import world
+from gradsieve.errors import DataError, ModelError, RecipeError, UsageError
+from gradsieve.recipe.schema import load_recipe
+from gradsieve.runs.folder import RunDir
+
+ROWS = 60
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return world.make(tmp_path_factory.mktemp("inputs"), rows=ROWS)
+
+
+@pytest.fixture(scope="module")
+def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """The command line's run."""
+    out = tmp_path_factory.mktemp("run")
+    return gradsieve.run(world.recipe(inputs), out, progress=world.Listening())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(inputs: dict[str, Any]) -> Any:
+    return AutoTokenizer.from_pretrained(inputs["model"]["name"])
+
+
+def loaded(inputs: dict[str, Any], dtype: torch.dtype = torch.float32) -> Any:
+    return AutoModelForCausalLM.from_pretrained(inputs["model"]["name"], dtype=dtype)
+
+
+def rows(inputs: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    file = Path(inputs["model"]["name"]).parent / f"{name}.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def pool(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "one": datasets.Dataset.from_list(rows(inputs, "one")),
+        "two": rows(inputs, "two"),
+    }
+
+
+def select(inputs: dict[str, Any], model: Any, tokenizer: Any, **given: Any) -> gradsieve.Selection:
+    targets = {"mine": {"path": rows(inputs, "target"), "subtask": "kind"}}
+    settings = {
+        "pool": pool(inputs),
+        "targets": targets,
+        "max_length": 64,
+        "progress": world.Listening(),
+        "warmup": inputs["warmup"],
+        "features": inputs["features"],
+    }
+    return gradsieve.select(model, tokenizer, **{**settings, **given})
+
+
+@pytest.fixture(scope="module")
+def found(inputs: dict[str, Any], tokenizer: Any) -> gradsieve.Selection:
+    return select(inputs, loaded(inputs), tokenizer)
+
+
+def test_the_selection_is_the_command_lines(found: gradsieve.Selection, run: RunDir) -> None:
+    theirs = run.stage("select") / "mine" / "less"
+    for name in ("selected.jsonl", "messages.jsonl", "dropped.jsonl"):
+        assert (found.folder / name).read_bytes() == (theirs / name).read_bytes()
+    table = run.stage("score") / "mine" / "less.parquet"
+    mine = found.run.stage("score") / "mine" / "less.parquet"
+    assert mine.read_bytes() == table.read_bytes()
+
+
+def test_the_result_holds_what_a_notebook_wants(found: gradsieve.Selection) -> None:
+    assert len(found) == len(found.selected) == len(found.messages) == 3
+    assert "rows=3" in repr(found)
+    assert found.selected["rank"] == [1, 2, 3]
+    assert found.selected[0]["note"] == "\u2028 é"
+    assert found.messages[0]["messages"] == found.selected[0]["messages"]
+    assert list(found.scores.columns) == ["source", "id", "score", "subtask", "letters", "numbers"]
+    assert len(found.scores) == ROWS
+    assert found.scores["score"].is_monotonic_decreasing
+    assert found.scores["id"][:3].tolist() == found.selected["id"]
+    told = found.explain(found.scores["id"][0])
+    assert told.selected == 1
+    assert told.pulls[0].text.startswith("user: write it from right to left")
+    assert told.neighbors[0].text is not None
+    assert told.notes == []
+
+
+def test_the_model_is_left_as_it_was(inputs: dict[str, Any], tokenizer: Any) -> None:
+    model = loaded(inputs).train()
+    model.model.embed_tokens.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    grads = [p.requires_grad for p in model.parameters()]
+    modules = [type(module) for module in model.modules()]
+    template, size = tokenizer.chat_template, len(tokenizer)
+    found = select(
+        inputs,
+        model,
+        tokenizer,
+        score={"methods": ["less", "rds", "perplexity_top"]},
+        train={"full_parameters": True, "epochs": 2},
+        evaluate={"tasks": ["target_loss"]},
+    )
+    trained = found.run.stage("train") / "mine" / "less" / "seed-0" / "model.safetensors"
+    assert not same_weights(trained, before)  # it was trained, elsewhere
+    assert [type(module) for module in model.modules()] == modules
+    assert [p.requires_grad for p in model.parameters()] == grads
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert (tokenizer.chat_template, len(tokenizer)) == (template, size)
+
+
+def same_weights(file: Path, weights: dict[str, torch.Tensor]) -> bool:
+    with safe_open(file, "pt") as opened:
+        return all(torch.equal(opened.get_tensor(n), weights[n]) for n in opened.keys())  # noqa: SIM118
+
+
+def test_adapters_are_evaluated_without_a_trace(inputs: dict[str, Any], tokenizer: Any) -> None:
+    """The adapter is merged to be evaluated, which would change weights that are shared."""
+    model = loaded(inputs)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = select(
+        inputs,
+        model,
+        tokenizer,
+        train={"epochs": 1},
+        evaluate={"tasks": ["target_loss"]},
+    )
+    assert found.run.done("evaluate")["results"] == 3  # base, warmed up, less
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_base_model_is_not_on_disk(found: gradsieve.Selection) -> None:
+    held = set()
+    for file in found.run.path.rglob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            held |= set(opened.keys())
+    assert held
+    assert not [name for name in held if "embed_tokens" in name or "lm_head" in name]
+    assert not list(found.run.path.rglob("*.bin")) + list(found.run.path.rglob("*.pt"))
+
+
+def test_a_temporary_folder_goes_with_the_result(inputs: dict[str, Any], tokenizer: Any) -> None:
+    found = select(inputs, loaded(inputs), tokenizer, score={"methods": ["random"]})
+    folder, other = found.run.path, found.of(method="random")
+    del found
+    gc.collect()
+    assert folder.is_dir()
+    del other
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_a_folder_is_kept_and_gone_on_with(
+    inputs: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    select(inputs, loaded(inputs), tokenizer, out=tmp_path)
+    told = world.Listening()
+    again = select(
+        inputs, loaded(inputs), tokenizer, out=tmp_path, select={"count": 5}, progress=told
+    )
+    assert told.lines[:3] == [f"{name}: done already" for name in ("warmup", "features", "score")]
+    assert len(again) == 5
+    model = loaded(inputs)
+    model.lm_head.weight.data[0] += 1
+    told = world.Listening()
+    select(inputs, model, tokenizer, out=tmp_path, progress=told)
+    assert "warmup: to be done again, because of model.weights" in told.lines[0]
+
+
+def test_every_form_of_pool_and_targets(
+    inputs: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    one, target = rows(inputs, "one"), rows(inputs, "target")
+    file = tmp_path / "one.jsonl"
+    world.write(file, one)
+    datasets.Dataset.from_list(one).save_to_disk(tmp_path / "saved")
+    lines = []
+    for given in (
+        one,
+        tuple(one),
+        datasets.Dataset.from_list(one),
+        datasets.Dataset.from_list(one).with_format("numpy"),
+        datasets.Dataset.from_list(one).to_iterable_dataset(),
+        {"pool": one},
+        {"pool": {"path": one}},
+        {"path": one},
+        file,
+        str(tmp_path / "saved"),
+    ):
+        found = select(
+            inputs, loaded(inputs), tokenizer, pool=given, targets=target, score={"method": "bm25"}
+        )
+        assert found.target == "target"
+        lines.append((found.folder / "selected.jsonl").read_bytes())
+    assert set(lines) == {lines[0]}
+
+
+def test_a_section_may_name_itself(inputs: dict[str, Any], tokenizer: Any) -> None:
+    found = select(
+        inputs,
+        loaded(inputs),
+        tokenizer,
+        pool={"path": rows(inputs, "one"), "name": "dolly"},
+        targets={"a": {"path": rows(inputs, "target"), "name": "legal"}},
+        score={"method": "bm25"},
+    )
+    assert found.target == "legal"
+    assert set(found.selected["source"]) == {"dolly"}
+
+
+def test_several_targets_methods_and_held_out_rows(inputs: dict[str, Any], tokenizer: Any) -> None:
+    target = rows(inputs, "target")
+    found = select(
+        inputs,
+        loaded(inputs),
+        tokenizer,
+        targets={"a": {"path": target[:3], "test": target[3:]}, "b": target},
+        score={"methods": ["bm25", "random"]},
+        train={"epochs": 1},
+        evaluate={"tasks": ["target_loss"]},
+    )
+    assert (found.target, found.method) == ("a", "bm25")
+    other = found.of("b", "random")
+    assert (other.target, other.method) == ("b", "random")
+    assert other.run.path == found.run.path
+    results = json.loads((found.run.stage("evaluate") / "results.json").read_text())["rows"]
+    assert {row["count"] for row in results if row["metric"] == "held_out_loss"} == {3}
+    with pytest.raises(UsageError, match="no such selection") as caught:
+        found.of("c")
+    assert "a bm25, a random, b bm25, b random" in caught.value.todo
+
+
+def test_one_selection_for_all_targets(inputs: dict[str, Any], tokenizer: Any) -> None:
+    target = rows(inputs, "target")
+    found = select(
+        inputs,
+        loaded(inputs),
+        tokenizer,
+        targets={"a": target[:3], "b": target[3:]},
+        score={"method": "random"},
+        select={"together": True, "count": 4},
+    )
+    assert found.target == "together"
+    assert len(found.selected) == 4
+    with pytest.raises(UsageError, match="no scores of its own"):
+        found.scores  # noqa: B018
+    first = found.selected[0]
+    assert found.explain(first["id"], target="b").selected == 1
+    with pytest.raises(UsageError, match="several targets"):
+        found.explain(first["id"])
+
+
+def test_a_model_by_name_and_a_whole_section(
+    inputs: dict[str, Any], tokenizer: Any, found: gradsieve.Selection
+) -> None:
+    section = {"name": inputs["model"]["name"], "dtype": "float32"}
+    for model, tokens in ((section, None), (section, tokenizer)):
+        other = select(inputs, model, tokens)
+        assert other.selected["id"] == found.selected["id"]
+    assert load_recipe(other.run.path / "recipe.yaml").model.dtype == "float32"
+    by_name = select(inputs, inputs["model"]["name"], None, score={"method": "random"})
+    assert load_recipe(by_name.run.path / "recipe.yaml").model.dtype == "bfloat16"
+
+
+def test_another_dtype_is_worked_in(inputs: dict[str, Any], tokenizer: Any) -> None:
+    found = select(inputs, loaded(inputs, torch.bfloat16), tokenizer)
+    assert load_recipe(found.run.path / "recipe.yaml").model.dtype == "bfloat16"
+    assert np.isfinite(found.scores["score"]).all()
+
+
+def test_a_model_that_was_never_saved(inputs: dict[str, Any], tokenizer: Any) -> None:
+    """It has no name: its class stands for it, and the card names no base model."""
+    model = type(loaded(inputs))(loaded(inputs).config)
+    model.config.name_or_path = model.name_or_path = ""
+    found = select(inputs, model, tokenizer)
+    card = (found.folder / "README.md").read_text(encoding="utf-8")
+    assert "`LlamaForCausalLM` by `less`" in card
+    assert "base_model" not in card
+
+
+def test_a_run_made_in_memory_is_explained_from_its_folder(
+    inputs: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    found = select(inputs, loaded(inputs), tokenizer, out=tmp_path)
+    told = gradsieve.explain(tmp_path, "mine", found.scores["id"][0])
+    assert told.selected == 1
+    assert told.messages is None
+    assert told.pulls[0].text is None
+    assert "given in memory, and are not kept" in told.notes[0]
+
+
+def test_text_that_no_dataset_can_hold(inputs: dict[str, Any], tokenizer: Any) -> None:
+    odd = [{"id": "odd", "prompt": "inward : 1 2", "completion": "2 1", "note": "a\ud800 é"}]
+    found = select(inputs, loaded(inputs), tokenizer, pool=odd, score={"method": "full"})
+    assert found.selected["note"] == ["a? é"]
+    assert json.loads(found.explain("odd").json())["id"] == "odd"
+
+
+MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"pool": datasets.DatasetDict({"train": datasets.Dataset.from_list([{"a": 1}])})},
+     DataError, "several splits"),
+    ({"pool": pd.DataFrame({"prompt": ["a"], "completion": ["b"]})}, DataError, "data frame"),
+    ({"pool": {"x": 3}}, DataError, "holds no rows"),
+    ({"pool": {"x": {"rows": []}}}, DataError, "holds no rows"),
+    ({"pool": []}, DataError, "no usable row"),
+    ({"pool": ["text"]}, DataError, "cannot be read"),
+    ({"pool": [{"prompt": "a"}]}, DataError, "cannot be read"),
+    ({"pool": "none.jsonl"}, DataError, "file is not there"),
+    ({"pool": {"a b": []}}, RecipeError, "pool.0.name"),
+    ({"targets": {"t": {"path": [], "task": "mmlu"}}}, DataError, "read from its folder"),
+    ({"targets": {"t": {"path": [{"prompt": "a", "completion": "b"}], "subtask": "no"}}},
+     DataError, "have no subtask"),
+    ({"warmup": {"epoch": 2}}, RecipeError, "did you mean `epochs`"),
+    ({"warm_up": {"epochs": 2}}, RecipeError, "did you mean `warmup`"),
+    ({"max_length": 3}, RecipeError, "model.max_length"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "kind", "said"), MISTAKES)
+def test_mistakes_are_told(
+    inputs: dict[str, Any], tokenizer: Any, given: dict[str, Any], kind: type, said: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        select(inputs, loaded(inputs), tokenizer, **given)
+    assert said in str(caught.value)
+    assert str(caught.value).count("\n") >= 2
+
+
+def test_wrong_models_are_told_before_anything_is_written(
+    inputs: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    for model in (tiny.adapted(), torch.nn.Linear(2, 2), loaded(inputs).double()):
+        with pytest.raises(ModelError):
+            select(inputs, model, tokenizer, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_report_is_made(found: gradsieve.Selection) -> None:
+    assert found.report().read_bytes().startswith(b"<!doctype html>")
