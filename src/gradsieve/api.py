@@ -1,9 +1,8 @@
 """The same steps from a notebook: model, tokenizer and data that are in memory already.
 
-In: what a fine-tuning script has at hand. Out: a `Selection`. The pipeline is the command line's
-(`pipeline.run_stages`) and so is the result; only the reading differs: the model is lent
-(`model.lent`), rows stand for files (`context.Given`). The base model is neither copied to disk nor
-changed.
+In: what a fine-tuning script holds. Out: a `Selection`. The pipeline and the result are the command
+line's; only the inputs differ: a model in memory (`models.source`) and rows that stand for files.
+The base model is neither copied to disk nor changed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An explanation on a terminal: tables in color, or plain lines where it is no terminal.
 
-What a terminal would obey in text of the data is replaced (`progress.printable`).
+What a terminal would obey in text of the data is replaced (`console.sanitize`).
 """
 
 from __future__ import annotations

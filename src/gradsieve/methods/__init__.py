@@ -29,17 +29,17 @@ __all__ = [
 ]
 
 METHODS = {
-    "less": "gradients:LESS",
-    "dot": "gradients:DOT",
-    "sgd": "gradients:SGD",
-    "random": "chance:RANDOM",
-    "random_balanced": "chance:RANDOM_BALANCED",
-    "full": "chance:FULL",
-    "bm25": "words:BM25",
-    "dsir": "words:DSIR",
-    "rds": "representations:RDS",
-    "rds_plus": "representations:RDS_PLUS",
-    "embedding": "representations:EMBEDDING",
+    "less": "influence:LESS",
+    "dot": "influence:DOT",
+    "sgd": "influence:SGD",
+    "random": "random:RANDOM",
+    "random_balanced": "random:RANDOM_BALANCED",
+    "full": "random:FULL",
+    "bm25": "lexical:BM25",
+    "dsir": "lexical:DSIR",
+    "rds": "embeddings:RDS",
+    "rds_plus": "embeddings:RDS_PLUS",
+    "embedding": "embeddings:EMBEDDING",
     "perplexity_middle": "perplexity:MIDDLE",
     "perplexity_top": "perplexity:TOP",
 }

@@ -7,7 +7,7 @@ not plain LoRA, a layer that is not linear. No weight is read: the model is buil
 configuration and the shapes in its adapter file are looked at.
 
 Whether each layer runs once a pass, and whether attention is causal in fact, only a run of the
-model can tell: `influence.gradients.check_pass` does that once it is loaded.
+model can tell: `gradients.per_example.check_pass` does that once it is loaded.
 
 Rejected: a list of the model families that work (it ages), and a list of peft's variants of LoRA
 that don't: it ages too, so here what is plain is listed, and any other setting is refused.
