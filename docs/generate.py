@@ -15,7 +15,8 @@ import typer
 from pydantic_core import PydanticUndefined
 
 from gradsieve.cli import app
-from gradsieve.recipe.schema import Recipe, Section, section_of
+from gradsieve.recipe.load import section_of
+from gradsieve.recipe.schema import Recipe, Section
 
 HERE = Path(__file__).parent
 

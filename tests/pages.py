@@ -39,7 +39,7 @@ import world
 from gradsieve.cli import app
 from gradsieve.data.formats import messages_of
 from gradsieve.demo.skills import make_examples, make_questions, make_rows
-from gradsieve.recipe.schema import load_recipe
+from gradsieve.recipe.load import load_recipe
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,7 +8,7 @@ from typing import Any
 import world
 from gradsieve.data.examples import Example, Row
 from gradsieve.methods import Problem
-from gradsieve.recipe.schema import check_recipe
+from gradsieve.recipe.load import check_recipe
 
 
 def row(text: str, id: str = "0", source: str = "a", subtask: str = "") -> Row:

@@ -17,7 +17,7 @@ import gradsieve
 import tiny
 import world
 from gradsieve.errors import DataError, ModelError, RecipeError, UsageError
-from gradsieve.recipe.schema import load_recipe
+from gradsieve.recipe.load import load_recipe
 from gradsieve.runs.folder import RunDir
 
 ROWS = 60

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import world
-from gradsieve.recipe.schema import dump_recipe
+from gradsieve.recipe.load import dump_recipe
 from gradsieve.runs.folder import STAGES
 
 

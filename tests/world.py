@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gradsieve.console import Progress
 from gradsieve.demo.model import make_tokenizer
 from gradsieve.demo.skills import Row, make_examples, make_rows
-from gradsieve.recipe.schema import Recipe, check_recipe
+from gradsieve.recipe.load import check_recipe
+from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.folder import RunDir
 
 ROWS = 150

@@ -39,7 +39,8 @@ from gradsieve.methods.perplexity import answer_losses
 from gradsieve.models.checkpoints import save_checkpoint
 from gradsieve.models.load import add_adapter, load_model
 from gradsieve.models.training import train_model
-from gradsieve.recipe.schema import Recipe, check_recipe
+from gradsieve.recipe.load import check_recipe
+from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunDir
 from gradsieve.store import open_store

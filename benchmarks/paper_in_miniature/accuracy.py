@@ -21,7 +21,8 @@ from gradsieve.evaluation.prompts import answered, ask
 from gradsieve.io import write_json
 from gradsieve.methods import split_seed
 from gradsieve.models.load import load_model, load_trained
-from gradsieve.recipe.schema import Evaluate, load_recipe
+from gradsieve.recipe.load import load_recipe
+from gradsieve.recipe.schema import EvaluateConfig
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunDir
 
@@ -32,7 +33,7 @@ TARGETS = ("mmlu", "tydiqa")
 def measure(run: RunDir) -> dict[str, Any]:
     """The first metric's mean of each model, by target and method, and its standard error."""
     recipe = load_recipe(run.recipe)
-    questions = Evaluate(shots=False, limit=20, batch_size=16)
+    questions = EvaluateConfig(shots=False, limit=20, batch_size=16)
     context = Context(recipe.model_copy(update={"evaluate": questions}), run, Progress())
     told: dict[str, Any] = {}
     for target in TARGETS:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from gradsieve.console import Progress
 from gradsieve.data.examples import Row
 from gradsieve.methods import Problem, find_method
-from gradsieve.recipe.schema import load_recipe
+from gradsieve.recipe.load import load_recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunDir
 from gradsieve.tasks.tydiqa import WORDS

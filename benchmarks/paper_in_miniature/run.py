@@ -23,7 +23,7 @@ import prepare
 
 import gradsieve
 from gradsieve.analysis.results import compare
-from gradsieve.recipe.schema import check_recipe
+from gradsieve.recipe.load import check_recipe
 
 HERE = Path(__file__).parent
 METHODS = [

@@ -29,7 +29,7 @@ from typing import Any
 
 from gradsieve.console import Progress
 from gradsieve.demo import prepare
-from gradsieve.recipe.schema import check_recipe, dump_recipe
+from gradsieve.recipe.load import check_recipe, dump_recipe
 from gradsieve.runs.folder import RunDir
 
 HERE = Path(__file__).parent

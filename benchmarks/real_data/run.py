@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 import gradsieve
-from gradsieve.recipe.schema import check_recipe
+from gradsieve.recipe.load import check_recipe
 
 PLANTED = "planted_tydiqa_train"
 

@@ -36,7 +36,7 @@ from gradsieve.gradients.projection import Projection
 from gradsieve.gradients.similarity import subtask_directions
 from gradsieve.models.checkpoints import load_moments
 from gradsieve.models.load import load_adapter, load_model
-from gradsieve.recipe.schema import check_recipe
+from gradsieve.recipe.load import check_recipe
 from gradsieve.runs.context import Context
 from gradsieve.store import codec
 from gradsieve.store.products import Cosines

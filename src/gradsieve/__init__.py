@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from gradsieve.errors import GradsieveError
     from gradsieve.models.moments import KeepMoments
     from gradsieve.pipeline.run import plan, run
-    from gradsieve.recipe.schema import Recipe, load_recipe
+    from gradsieve.recipe.load import load_recipe
+    from gradsieve.recipe.schema import Recipe
     from gradsieve.store import open_store
 
 __all__ = [
@@ -42,7 +43,7 @@ _HOMES = {
     "Recipe": "gradsieve.recipe.schema",
     "Selection": "gradsieve.api",
     "explain": "gradsieve.analysis",
-    "load_recipe": "gradsieve.recipe.schema",
+    "load_recipe": "gradsieve.recipe.load",
     "open_store": "gradsieve.store",
     "plan": "gradsieve.pipeline.run",
     "run": "gradsieve.pipeline.run",

@@ -21,7 +21,8 @@ from gradsieve.console import Progress
 from gradsieve.data.readers import IN_MEMORY
 from gradsieve.errors import DataError, UsageError
 from gradsieve.pipeline.run import run_stages
-from gradsieve.recipe.schema import TOGETHER, check_recipe
+from gradsieve.recipe.load import check_recipe
+from gradsieve.recipe.schema import TOGETHER
 from gradsieve.runs.context import Context, Given
 from gradsieve.runs.folder import RunDir
 from gradsieve.selection.card import MESSAGES, ROWS, message_features

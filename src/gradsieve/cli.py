@@ -109,7 +109,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Check all inputs, then predict time, memory and disk; nothing is written."""
-    from gradsieve.recipe.schema import load_recipe
+    from gradsieve.recipe.load import load_recipe
 
     checked = load_recipe(recipe, set_ or ())
     from gradsieve.console import Progress
@@ -270,7 +270,7 @@ def _run(
     as_json: bool,
 ) -> None:
     with _interruptible(out):
-        from gradsieve.recipe.schema import load_recipe
+        from gradsieve.recipe.load import load_recipe
 
         checked = load_recipe(recipe, overrides or ())
         # The recipe is checked before this import, which takes seconds.

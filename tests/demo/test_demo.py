@@ -7,7 +7,7 @@ import pytest
 
 import world
 from gradsieve import demo
-from gradsieve.recipe.schema import load_recipe
+from gradsieve.recipe.load import load_recipe
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import pages
-from gradsieve.recipe.schema import load_recipe
+from gradsieve.recipe.load import load_recipe
 
 # trl 1.16 still gives transformers 5.23 a setting by its old name.
 pytestmark = pytest.mark.filterwarnings(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import gradsieve
 from gradsieve.console import Progress
-from gradsieve.recipe.schema import load_recipe
+from gradsieve.recipe.load import load_recipe
 
 
 def start(recipe: gradsieve.Recipe, folder: Path) -> int:

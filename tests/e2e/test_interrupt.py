@@ -12,7 +12,7 @@ import pytest
 
 import world
 from gradsieve.demo.skills import make_questions
-from gradsieve.recipe.schema import dump_recipe
+from gradsieve.recipe.load import dump_recipe
 from gradsieve.runs.folder import STAGES, RunDir
 
 MOMENTS = {

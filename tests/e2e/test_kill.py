@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 import gradsieve
 import world
 from gradsieve.errors import GradsieveError
-from gradsieve.recipe.schema import dump_recipe
+from gradsieve.recipe.load import dump_recipe
 from gradsieve.runs.folder import RunDir
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import gradsieve
 import world
-from gradsieve.recipe.schema import dump_recipe
+from gradsieve.recipe.load import dump_recipe
 
 pytestmark = pytest.mark.slow
 

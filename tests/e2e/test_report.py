@@ -14,7 +14,8 @@ from gradsieve.cli import STAGE_HELP, app
 from gradsieve.demo.skills import make_questions
 from gradsieve.errors import RunError
 from gradsieve.pipeline.run import FLOW
-from gradsieve.recipe.schema import Recipe, dump_recipe
+from gradsieve.recipe.load import dump_recipe
+from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.folder import STAGES, RunDir
 
 QUICK: dict[str, Any] = {"score": {"methods": ["random", "bm25"]}, "select": {"count": 9}}

@@ -12,7 +12,8 @@ import gradsieve
 import world
 from gradsieve.console import Progress
 from gradsieve.errors import DataError, ModelError, RunError, StoreError, UsageError
-from gradsieve.recipe.schema import Score, load_recipe
+from gradsieve.recipe.load import load_recipe
+from gradsieve.recipe.schema import ScoreConfig
 from gradsieve.runs.folder import RunDir
 from gradsieve.stages import features
 
@@ -208,7 +209,7 @@ def test_exact_mode_has_no_projection_error(inputs: dict[str, Any], tmp_path: Pa
     told = world.Listening()
     for mean in ("cosine_of_mean", "mean_of_cosines"):
         wanted = gradsieve.run(
-            whole.model_copy(update={"score": Score(target_mean=mean)}),
+            whole.model_copy(update={"score": ScoreConfig(target_mean=mean)}),
             tmp_path / "whole",
             progress=told,
         )

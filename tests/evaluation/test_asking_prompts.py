@@ -9,7 +9,7 @@ from gradsieve.data.examples import Example
 from gradsieve.data.template import ChatTemplate
 from gradsieve.demo.model import make_tokenizer
 from gradsieve.evaluation.prompts import Asked, ask
-from gradsieve.recipe.schema import Evaluate
+from gradsieve.recipe.schema import EvaluateConfig
 from gradsieve.tasks import Question, QuestionSet, Shots
 
 SHOTS = ("head : a b -> a ", "head : c d -> c ", "head : e f -> e ")
@@ -17,7 +17,7 @@ SHOTS = ("head : a b -> a ", "head : c d -> c ", "head : e f -> e ")
 
 def context(positions: int | None, shots: bool = True, max_length: int = 16) -> Any:
     template = ChatTemplate(make_tokenizer(), max_length=max_length)
-    recipe = SimpleNamespace(evaluate=Evaluate(shots=shots))
+    recipe = SimpleNamespace(evaluate=EvaluateConfig(shots=shots))
     return SimpleNamespace(template=template, positions=positions, recipe=recipe)
 
 

@@ -140,8 +140,8 @@ def test_a_quantized_base(quantization: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     wide = {**tiny.SMALL, "hidden_size": 64, "intermediate_size": 128}
     LlamaForCausalLM(LlamaConfig(**wide)).save_pretrained(tmp_path)
-    asked = recipe.Model.model_validate({"name": str(tmp_path), "quantization": quantization})
-    lora = recipe.Lora(r=4, alpha=8, target_modules="all-linear")
+    asked = recipe.ModelConfig.model_validate({"name": str(tmp_path), "quantization": quantization})
+    lora = recipe.LoraConfig(r=4, alpha=8, target_modules="all-linear")
     model = tiny.stirred(add_adapter(load_model(asked), lora, seed=0))
     batch = on_gpu(tiny.batch())
     found, wanted = flat(per_example(model, batch)), flat(per_example_loop(model, batch))

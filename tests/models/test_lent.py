@@ -19,7 +19,7 @@ from gradsieve.models.load import (
 from gradsieve.models.source import Lent, check_lendable, dtype_of, lend, name_of
 from gradsieve.recipe import schema as recipe
 
-SECTION = recipe.Model(name="here", dtype="float32")
+SECTION = recipe.ModelConfig(name="here", dtype="float32")
 
 
 @pytest.mark.parametrize("name", list(tiny.CONFIGS))
@@ -42,7 +42,7 @@ def test_what_is_done_to_a_view_does_not_show() -> None:
     modules = [type(module) for module in model.modules()]
     grads = [p.requires_grad for p in model.parameters()]
     with lend(Lent("here", model)):
-        adapted = add_adapter(load_model(SECTION), recipe.Lora(r=2), seed=0)
+        adapted = add_adapter(load_model(SECTION), recipe.LoraConfig(r=2), seed=0)
         adapted(**tiny.batch()).loss.backward()
         adapted.register_forward_hook(lambda *_: None)
         adapted.base_model.model.config.pad_token_id = 5

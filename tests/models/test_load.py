@@ -15,7 +15,7 @@ from gradsieve.models import load
 from gradsieve.models.load import add_adapter, load_adapter, load_model, load_trained
 from gradsieve.recipe import schema as recipe
 
-LORA = recipe.Lora(r=4, alpha=8, target_modules="all-linear")
+LORA = recipe.LoraConfig(r=4, alpha=8, target_modules="all-linear")
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def settings(folder: Path, **keys: object) -> recipe.Model:
-    return recipe.Model.model_validate({"name": str(folder), **keys})
+def settings(folder: Path, **keys: object) -> recipe.ModelConfig:
+    return recipe.ModelConfig.model_validate({"name": str(folder), **keys})
 
 
 def test_an_adapter_is_float32_to_train_and_like_its_base_for_features(
@@ -85,5 +85,5 @@ def test_a_large_file_is_known_by_samples_of_all_of_it(
         changed = weights.copy()
         changed[layer * 2000 : (layer + 1) * 2000] = b"\x01" * 2000
         (tmp_path / "model.safetensors").write_bytes(changed)
-        prints.add(load.model_fingerprint(recipe.Model(name=str(tmp_path))))
+        prints.add(load.model_fingerprint(recipe.ModelConfig(name=str(tmp_path))))
     assert len(prints) == 10

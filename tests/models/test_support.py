@@ -29,24 +29,26 @@ SIZES = {
 }
 
 
-def model(folder: Path, config: Any = "llama-gqa-tied", **keys: Any) -> recipe.Model:
+def model(folder: Path, config: Any = "llama-gqa-tied", **keys: Any) -> recipe.ModelConfig:
     """A model of which there is a configuration, and nothing else."""
     config = tiny.CONFIGS[config] if isinstance(config, str) else config
     config.save_pretrained(folder / "model")
-    return recipe.Model(name=str(folder / "model"), **keys)
+    return recipe.ModelConfig(name=str(folder / "model"), **keys)
 
 
-def warmup(targets: Any = ("q_proj", "v_proj"), **keys: Any) -> recipe.Warmup:
+def warmup(targets: Any = ("q_proj", "v_proj"), **keys: Any) -> recipe.WarmupConfig:
     targets = targets if isinstance(targets, str) else list(targets)
-    return recipe.Warmup(lora=recipe.Lora(r=4, target_modules=targets), **keys)
+    return recipe.WarmupConfig(lora=recipe.LoraConfig(r=4, target_modules=targets), **keys)
 
 
-def checkpoint(folder: Path, config: LoraConfig, name: str = "llama-gqa-tied") -> recipe.Warmup:
+def checkpoint(
+    folder: Path, config: LoraConfig, name: str = "llama-gqa-tied"
+) -> recipe.WarmupConfig:
     """A user's checkpoint: an adapter that peft saved, with an optimizer state."""
     adapted = get_peft_model(tiny.model(name), config)
     adapted.save_pretrained(str(folder / "adapter"))
     (folder / "adapter" / "optimizer.pt").write_bytes(b"")
-    return recipe.Warmup(checkpoints=[str(folder / "adapter")])
+    return recipe.WarmupConfig(checkpoints=[str(folder / "adapter")])
 
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)
@@ -74,7 +76,7 @@ def test_models_that_are_not_causal(tmp_path: Path, config: Any, named: str) -> 
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
-    (problem,) = check_support(recipe.Model(name=str(tmp_path / "nothing")), warmup())
+    (problem,) = check_support(recipe.ModelConfig(name=str(tmp_path / "nothing")), warmup())
     assert "is not there" in str(problem)
 
 
@@ -183,7 +185,7 @@ def test_other_adapters_are_refused_by_name(
 def test_adapters_of_other_kinds_as_peft_saves_them(tmp_path: Path, config: Any) -> None:
     config.save_pretrained(str(tmp_path / "adapter"))
     (tmp_path / "adapter" / "optimizer.pt").write_bytes(b"")
-    settings = recipe.Warmup(checkpoints=[str(tmp_path / "adapter")])
+    settings = recipe.WarmupConfig(checkpoints=[str(tmp_path / "adapter")])
     (problem,) = check_support(model(tmp_path), settings)
     assert f"{config.peft_type.value} adapters" in problem.what
 
@@ -235,7 +237,7 @@ def test_what_all_checkpoints_share_is_told_once_and_each_is_looked_at(tmp_path:
         optimizer.step()
         save_checkpoint(adapted, optimizer, tmp_path / f"{number}", 1e-5)
         folders.append(str(tmp_path / f"{number}"))
-    settings = recipe.Warmup(checkpoints=folders)
+    settings = recipe.WarmupConfig(checkpoints=folders)
     assert check_support(model(tmp_path), settings) == []
     (problem,) = check_support(model(tmp_path, "gpt2"), settings)
     assert "does not fit" in problem.what

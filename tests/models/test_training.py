@@ -22,8 +22,8 @@ from gradsieve.models.load import add_adapter
 from gradsieve.models.training import MARK, check_trackers, clear_work, train_model
 from gradsieve.recipe import schema as recipe
 
-SETTINGS = recipe.Warmup(
-    epochs=3, learning_rate=1e-3, batch_size=4, lora=recipe.Lora(r=2, alpha=8, dropout=0.2)
+SETTINGS = recipe.WarmupConfig(
+    epochs=3, learning_rate=1e-3, batch_size=4, lora=recipe.LoraConfig(r=2, alpha=8, dropout=0.2)
 )
 
 
@@ -41,7 +41,9 @@ def rows() -> list[Encoded]:
     return [Encoded(*(array("i", batch[key][0].tolist()) for key in keys)) for batch in batches]
 
 
-def train(folder: Path, kill_at: int | None = None, settings: recipe.Warmup = SETTINGS) -> None:
+def train(
+    folder: Path, kill_at: int | None = None, settings: recipe.WarmupConfig = SETTINGS
+) -> None:
     def on_step(done: int, total: int) -> None:
         assert total == 9
         if done == kill_at:
@@ -125,7 +127,7 @@ def test_learning_rates_fall_from_epoch_to_epoch(tmp_path: Path) -> None:
 def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    settings = SETTINGS.model_copy(update={"lora": recipe.Lora(r=2, alpha=8, dropout=0.0)})
+    settings = SETTINGS.model_copy(update={"lora": recipe.LoraConfig(r=2, alpha=8, dropout=0.0)})
     cut = settings.model_copy(update={"micro_batch_size": 2})
     for name, chosen in (("whole", settings), ("cut", cut)):
         model = add_adapter(tiny.model(), chosen.lora, seed=0)

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from gradsieve.errors import RecipeError
-from gradsieve.recipe.schema import Recipe, check_recipe, dump_recipe, load_recipe
+from gradsieve.recipe.load import check_recipe, dump_recipe, load_recipe
+from gradsieve.recipe.schema import Recipe
 
 GOOD = """
 model: {name: some/model}
@@ -170,7 +171,7 @@ def test_dump_reads_back_equal(tmp_path: Path) -> None:
 
 def test_every_field_is_described() -> None:
     def undescribed(section: type, at: str) -> list[str]:
-        from gradsieve.recipe.schema import section_of
+        from gradsieve.recipe.load import section_of
 
         missing = []
         for name, field in section.model_fields.items():
@@ -184,7 +185,7 @@ def test_every_field_is_described() -> None:
     assert undescribed(Recipe, "") == []
 
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)

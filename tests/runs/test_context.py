@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import world
-from gradsieve.recipe.schema import Train
+from gradsieve.recipe.schema import TrainConfig
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunDir
 from hub_folders import QUESTIONS, mmlu_rows, parquet, tydiqa, tydiqa_row
@@ -47,10 +47,10 @@ def test_what_a_benchmark_lacks_is_told_once(tmp_path: Path, data: dict[str, str
 def test_another_model_is_told_of_once(tmp_path: Path) -> None:
     recipe = world.recipe(world.make(tmp_path / "world"))
     long = recipe.model.model_copy(update={"max_length": 4096})
-    same = recipe.model_copy(update={"model": long, "train": Train()})
+    same = recipe.model_copy(update={"model": long, "train": TrainConfig()})
     other = shutil.copytree(recipe.model.name, tmp_path / "other")
     listening = world.Listening()
-    train = Train(model=str(other))
+    train = TrainConfig(model=str(other))
     context = Context(same.model_copy(update={"train": train}), RunDir(tmp_path / "run"), listening)
     for _ in range(2):
         assert context.student.template.max_length == 64

@@ -11,7 +11,8 @@ from huggingface_hub import DatasetCard
 
 import gradsieve
 import world
-from gradsieve.recipe.schema import Recipe, check_recipe
+from gradsieve.recipe.load import check_recipe
+from gradsieve.recipe.schema import Recipe
 from gradsieve.selection.card import Selected, card, message_features, shown
 from gradsieve.selection.choose import Candidate
 from gradsieve.selection.columns import features_of

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradsieve.recipe.schema import Select
+from gradsieve.recipe.schema import SelectConfig
 from gradsieve.selection.choose import Candidate, choose
 
 
@@ -15,11 +15,11 @@ def ids(chosen: list[Candidate]) -> str:
 
 
 def test_how_many() -> None:
-    assert ids(choose(order("abababab"), Select(fraction=0.25), 8)[0]) == "01"
-    assert ids(choose(order("abababab"), Select(fraction=0.01), 8)[0]) == "0"
-    assert ids(choose(order("abababab"), Select(count=3), 8)[0]) == "012"
-    assert ids(choose(order("abababab"), Select(tokens=39), 8)[0]) == "012"
-    assert ids(choose(order("ab"), Select(count=5), 2)[0]) == "01"
+    assert ids(choose(order("abababab"), SelectConfig(fraction=0.25), 8)[0]) == "01"
+    assert ids(choose(order("abababab"), SelectConfig(fraction=0.01), 8)[0]) == "0"
+    assert ids(choose(order("abababab"), SelectConfig(count=3), 8)[0]) == "012"
+    assert ids(choose(order("abababab"), SelectConfig(tokens=39), 8)[0]) == "012"
+    assert ids(choose(order("ab"), SelectConfig(count=5), 2)[0]) == "01"
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_how_many() -> None:
     ],
 )
 def test_a_sources_cap(cap: object, expected: str) -> None:
-    settings = Select.model_validate({"count": 4, "per_source": cap})
+    settings = SelectConfig.model_validate({"count": 4, "per_source": cap})
     chosen, passed = choose(order("aaabbb"), settings, 6)
     assert ids(chosen) == expected
     for row in passed:
@@ -42,7 +42,7 @@ def test_a_sources_cap(cap: object, expected: str) -> None:
 
 
 def test_a_cap_that_is_a_share_of_a_budget_is_in_tokens() -> None:
-    settings = Select.model_validate({"tokens": 100, "per_source": 0.5})
+    settings = SelectConfig.model_validate({"tokens": 100, "per_source": 0.5})
     chosen, _ = choose(order("aaaaaaabbbbbbb", tokens=11), settings, 14)
     assert [c.key[0] for c in chosen] == list("aaaabbbb")
 
@@ -54,7 +54,7 @@ def test_only_rows_that_would_be_taken_are_checked() -> None:
         asked.append(key[1])
         return "odd" if int(key[1]) % 2 else None
 
-    settings = Select.model_validate({"count": 3, "per_source": {"b": 1}})
+    settings = SelectConfig.model_validate({"count": 3, "per_source": {"b": 1}})
     chosen, passed = choose(order("abbbaaaa"), settings, 8, [check])
     assert ids(chosen) == "024"
     assert asked == ["0", "1", "2", "4"]  # the second b is over its cap; after 4 it is full

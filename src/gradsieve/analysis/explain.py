@@ -20,7 +20,8 @@ from gradsieve.analysis.provenance import Explanation, Neighbor, Pull, TargetSco
 from gradsieve.data.examples import Example, Message
 from gradsieve.errors import DataError, RunError, UsageError
 from gradsieve.io import read_lines
-from gradsieve.recipe.schema import TOGETHER, Recipe, load_recipe
+from gradsieve.recipe.load import load_recipe
+from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunDir
 from gradsieve.runs.score_table import read_scores

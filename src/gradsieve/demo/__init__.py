@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from gradsieve.console import Progress
 from gradsieve.io import read_lines, write_json, write_text
-from gradsieve.recipe.schema import check_recipe, dump_recipe, load_recipe
+from gradsieve.recipe.load import check_recipe, dump_recipe, load_recipe
 from gradsieve.runs.folder import RunDir
 
 if TYPE_CHECKING:

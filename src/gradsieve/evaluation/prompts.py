@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gradsieve.console import Progress
-from gradsieve.recipe.schema import Evaluate
+from gradsieve.recipe.schema import EvaluateConfig
 from gradsieve.runs.context import Context
 from gradsieve.tasks import Question, QuestionSet
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def settings(context: Context) -> Evaluate:
+def settings(context: Context) -> EvaluateConfig:
     """The recipe's section, or its defaults."""
-    return context.recipe.evaluate or Evaluate()
+    return context.recipe.evaluate or EvaluateConfig()
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def forget_memory_used() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def load_tokenizer(model: recipe.Model) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: recipe.ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, as it is: nothing is added to it.
 
     Raises:
@@ -85,7 +85,7 @@ def load_tokenizer(model: recipe.Model) -> PreTrainedTokenizerBase:
     return _load(AutoTokenizer, model, "tokenizer")
 
 
-def load_config(model: recipe.Model) -> Any:
+def load_config(model: recipe.ModelConfig) -> Any:
     """The model's configuration.
 
     Raises:
@@ -97,7 +97,7 @@ def load_config(model: recipe.Model) -> Any:
     return _load(AutoConfig, model, "configuration")
 
 
-def load_model(model: recipe.Model, *, will_change: bool = False) -> PreTrainedModel:
+def load_model(model: recipe.ModelConfig, *, will_change: bool = False) -> PreTrainedModel:
     """The model with frozen weights, on the machine's device.
 
     Args:
@@ -118,7 +118,7 @@ def load_model(model: recipe.Model, *, will_change: bool = False) -> PreTrainedM
     return loaded if getattr(loaded, "is_quantized", False) else loaded.to(device())
 
 
-def _read_model(model: recipe.Model) -> PreTrainedModel:
+def _read_model(model: recipe.ModelConfig) -> PreTrainedModel:
     check_weights(model)
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
     if model.quantization:
@@ -141,7 +141,7 @@ def _read_model(model: recipe.Model) -> PreTrainedModel:
     return loaded
 
 
-def _bitsandbytes(model: recipe.Model) -> BitsAndBytesConfig:
+def _bitsandbytes(model: recipe.ModelConfig) -> BitsAndBytesConfig:
     """8 bits as in LLM.int8 (arXiv 2208.07339), 4 as in QLoRA (arXiv 2305.14314)."""
     needed("bitsandbytes", "quantized")
     if model.quantization == "8bit":
@@ -167,7 +167,7 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
         ) from None
 
 
-def check_weights(model: recipe.Model) -> None:
+def check_weights(model: recipe.ModelConfig) -> None:
     """Refuse a folder whose weights are not there, or not whole; headers alone are read.
 
     Raises:
@@ -207,7 +207,7 @@ def _check_header(file: Path) -> None:
         ) from None
 
 
-def _refuse_random_weights(model: recipe.Model, found: dict[str, Any]) -> None:
+def _refuse_random_weights(model: recipe.ModelConfig, found: dict[str, Any]) -> None:
     """Transformers fills weights that a file lacks, or has in another shape, at random."""
     others = sorted(found["mismatched_keys"])
     lacking = sorted(found["missing_keys"])
@@ -220,7 +220,7 @@ def _refuse_random_weights(model: recipe.Model, found: dict[str, Any]) -> None:
         )
 
 
-def add_adapter(model: PreTrainedModel, lora: recipe.Lora, seed: int) -> PeftModel:
+def add_adapter(model: PreTrainedModel, lora: recipe.LoraConfig, seed: int) -> PeftModel:
     """A new LoRA adapter on a model: A random from the seed, B zero (peft's default)."""
     set_seed(seed)
     try:
@@ -233,7 +233,7 @@ def add_adapter(model: PreTrainedModel, lora: recipe.Lora, seed: int) -> PeftMod
         ) from None
 
 
-def lora_config(model: PreTrainedModel, lora: recipe.Lora) -> LoraConfig:
+def lora_config(model: PreTrainedModel, lora: recipe.LoraConfig) -> LoraConfig:
     """The recipe's adapter in peft's words."""
     return LoraConfig(
         r=lora.r,
@@ -291,7 +291,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) 
     return loaded
 
 
-def load_trained(model: recipe.Model, folder: Path) -> PreTrainedModel:
+def load_trained(model: recipe.ModelConfig, folder: Path) -> PreTrainedModel:
     """A trained model in eval mode: a folder's adapter merged into the model, or a whole model.
 
     Into a quantized model nothing is merged, since that would round it: it keeps its LoRA layers.
@@ -325,7 +325,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
-def model_fingerprint(model: recipe.Model) -> str:
+def model_fingerprint(model: recipe.ModelConfig) -> str:
     """What identifies the weights: tensors lent, a folder's files, or the hub's name and commit."""
     lent = lent_as(model.name)
     if lent is not None and lent.model is not None:
@@ -351,7 +351,7 @@ def _quick_fingerprint(file: Path) -> list[Any]:
     return [size, digest.hexdigest()]
 
 
-def _load(kind: Any, model: recipe.Model, noun: str, **options: Any) -> Any:
+def _load(kind: Any, model: recipe.ModelConfig, noun: str, **options: Any) -> Any:
     _refuse_missing_folder(model.name)
     try:
         return kind.from_pretrained(

@@ -20,7 +20,7 @@ from gradsieve.models.load import add_adapter, first_line, load_config
 from gradsieve.recipe import schema as recipe
 
 
-def load_skeleton(model: recipe.Model) -> PreTrainedModel:
+def load_skeleton(model: recipe.ModelConfig) -> PreTrainedModel:
     """The model's modules, on the meta device.
 
     Raises:
@@ -43,12 +43,12 @@ def load_skeleton(model: recipe.Model) -> PreTrainedModel:
     return made.requires_grad_(False)
 
 
-def adapted_skeleton(model: recipe.Model, lora: recipe.Lora) -> PeftModel:
+def adapted_skeleton(model: recipe.ModelConfig, lora: recipe.LoraConfig) -> PeftModel:
     """The model's modules with the recipe's adapter."""
     return add_adapter(load_skeleton(model), lora, 0)
 
 
-def saved_skeleton(model: recipe.Model, folder: Path) -> PeftModel:
+def saved_skeleton(model: recipe.ModelConfig, folder: Path) -> PeftModel:
     """The model's modules with a saved adapter's layers, whose weights are not read."""
     config: Any = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = False

@@ -69,7 +69,7 @@ Shapes = Mapping[str, Sequence[int]]
 """Shapes of an adapter's weights by their names in adapter files."""
 
 
-def check_support(model: recipe.Model, warmup: recipe.Warmup) -> list[ModelError]:
+def check_support(model: recipe.ModelConfig, warmup: recipe.WarmupConfig) -> list[ModelError]:
     """Everything in a recipe's model and adapter that features can't be taken of.
 
     Args:
@@ -95,7 +95,7 @@ def check_support(model: recipe.Model, warmup: recipe.Warmup) -> list[ModelError
         return [error]
 
 
-def _kind_problems(config: Any, model: recipe.Model) -> Iterator[ModelError]:
+def _kind_problems(config: Any, model: recipe.ModelConfig) -> Iterator[ModelError]:
     """Models that don't predict each token from those before it alone."""
     text = config.get_text_config()
     reason = None
@@ -117,13 +117,13 @@ def _kind_problems(config: Any, model: recipe.Model) -> Iterator[ModelError]:
         )
 
 
-def _has_causal_class(config: Any, model: recipe.Model) -> bool:
+def _has_causal_class(config: Any, model: recipe.ModelConfig) -> bool:
     own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     known = type(config) in AutoModelForCausalLM._model_mapping
     return known or (own_code and model.trust_remote_code)
 
 
-def _quantization_problems(config: Any, model: recipe.Model) -> Iterator[ModelError]:
+def _quantization_problems(config: Any, model: recipe.ModelConfig) -> Iterator[ModelError]:
     saved = getattr(config, "quantization_config", None)
     saved = saved if isinstance(saved, dict) or saved is None else saved.to_dict()
     if saved and saved.get("quant_method") != "bitsandbytes":
@@ -233,7 +233,9 @@ def _unfollowed(name: str, layer: LoraLayer, head: nn.Module | None) -> str | No
 # --- existing checkpoints -----------------------------------------------------------------------
 
 
-def _checkpoint_problems(model: recipe.Model, folders: Sequence[Path]) -> Iterator[ModelError]:
+def _checkpoint_problems(
+    model: recipe.ModelConfig, folders: Sequence[Path]
+) -> Iterator[ModelError]:
     """Adapters that are not plain LoRA of this model, or have no optimizer state."""
     built: dict[str, Shapes | list[ModelError]] = {}
     for folder in folders:
@@ -276,7 +278,7 @@ def _read_adapter_config(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _expected_shapes(
-    model: recipe.Model, folder: Path, adapter: Mapping[str, Any]
+    model: recipe.ModelConfig, folder: Path, adapter: Mapping[str, Any]
 ) -> Shapes | list[ModelError]:
     """Shapes of the adapter's weights on this model; or what is wrong with it."""
     problems = list(_variant_problems(folder, adapter))

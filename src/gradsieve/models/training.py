@@ -40,7 +40,7 @@ MARK = "gradsieve-whole"
 def train_model(
     model: PeftModel | PreTrainedModel,
     rows: Sequence[Any],
-    settings: recipe.Warmup,
+    settings: recipe.TrainingConfig,
     seed: int,
     folder: Path,
     collate: Callable[[Sequence[Any]], dict[str, Tensor]],
@@ -121,7 +121,7 @@ def check_trackers(names: Sequence[str]) -> None:
         )
 
 
-def _arguments(settings: recipe.Warmup, seed: int, work: Path) -> TrainingArguments:
+def _arguments(settings: recipe.TrainingConfig, seed: int, work: Path) -> TrainingArguments:
     shares = distributed.count()
     micro = settings.micro_batch_size or max(1, settings.batch_size // shares)
     if settings.batch_size % (micro * shares):

@@ -26,7 +26,8 @@ from gradsieve.methods import uses_gradients
 from gradsieve.models import distributed
 from gradsieve.pipeline.planning import Plan, find_gpu, make_plan
 from gradsieve.pipeline.preflight import check, problem_of, rows, writable
-from gradsieve.recipe.schema import Recipe, dump_recipe, load_recipe
+from gradsieve.recipe.load import dump_recipe, load_recipe
+from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import STAGES, RunDir, State
 from gradsieve.stages import evaluate, features, report, score, select, train, warmup

@@ -1,24 +1,18 @@
-"""The whole recipe as typed, validated, frozen data.
+"""The recipe as typed, validated, frozen data: every key, its default and what it means.
 
-In: a YAML file and `--set section.key=value` overrides. Out: one `Recipe`, every default filled in.
-All problems are told at once, each with its line, what was expected and the nearest known key.
-Every field's description (its unit and source included) is what docs/recipe.md is made from.
+Each field's description, with its unit and source, is what docs/recipe.md is made from. Each field
+also carries one mark: whether it changes results (`Effect`). Fingerprints, the card of a selection,
+`compare` and docs/recipe.md all read that mark, through `Section.results`.
 
-Rejected: dataclasses with hand-written checks (pydantic's messages and JSON schema come free), and
-several config files merged by a framework (a recipe is one page that can be read and mailed).
+Rejected: dataclasses with hand-written checks (pydantic's messages and JSON schema come free).
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from gradsieve.errors import RecipeError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 """A name that becomes part of a file's name."""
@@ -33,6 +27,20 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Of training; NumPy's generator takes no larger one."""
 
 
+Effect = Literal["yes", "no", "contents", "adds", "repeats"]
+"""What a key does to results: changes them; doesn't; only what it names does (a path); adds results
+and leaves the others as they are (methods, seeds); makes another repetition (a seed)."""
+
+NO: dict[str, Any] = {"effect": "no"}
+CONTENTS: dict[str, Any] = {"effect": "contents"}
+ADDS: dict[str, Any] = {"effect": "adds"}
+REPEATS: dict[str, Any] = {"effect": "repeats"}
+"""Marks of fields, as `json_schema_extra`; a field without one changes results."""
+
+CHANGES: tuple[Effect, ...] = ("yes", "repeats")
+"""Effects of the keys that a fingerprint holds."""
+
+
 class Section(BaseModel):
     """A part of the recipe: frozen, and any key that it doesn't know is an error."""
 
@@ -40,12 +48,33 @@ class Section(BaseModel):
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
     )
 
+    @classmethod
+    def effect(cls, key: str) -> Effect:
+        """What a key does to results."""
+        extra = cls.model_fields[key].json_schema_extra
+        found: Effect = extra["effect"] if isinstance(extra, dict) else "yes"  # type: ignore[assignment]
+        return found
 
-class Model(Section):
+    def results(self, effects: Collection[Effect] = CHANGES) -> dict[str, Any]:
+        """The keys with these effects and their values, as JSON data; sections all the way down."""
+        return {
+            key: value.results(effects) if isinstance(value, Section) else dumped
+            for (key, value), dumped in zip(
+                self, self.model_dump(mode="json").values(), strict=True
+            )
+            if self.effect(key) in effects
+        }
+
+
+class ModelConfig(Section):
     """The model whose gradients are taken."""
 
-    name: str = Field(description="A folder, or a name on the Hugging Face hub.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
+    name: str = Field(
+        description="A folder, or a name on the Hugging Face hub.", json_schema_extra=CONTENTS
+    )
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of a hub model.", json_schema_extra=CONTENTS
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16",
         description="Precision of the frozen weights and of forward and backward. Gradients and "
@@ -61,38 +90,50 @@ class Model(Section):
         False,
         description="Make each layer's activations anew in the backward pass, in training and "
         "features: much less memory, a third more time, the same result.",
+        json_schema_extra=NO,
     )
     chat_template: str = Field(
         "tokenizer",
         description="`tokenizer`: the template that came with it; `tulu`: the paper's format; or "
         "the path of a Jinja file.",
+        json_schema_extra=CONTENTS,
     )
     max_length: int = Field(
         2048, ge=8, description="Tokens an example is cut to, on the right. 2048 as in the paper."
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with the model. Only if you read it."
+        False,
+        description="Run Python code that comes with the model. Only if you read it.",
+        json_schema_extra=NO,
     )
 
 
-class Source(Section):
+class SourceConfig(Section):
     """One source of the candidate pool."""
 
     name: Name = Field(description="Shown in the selection; unique in the pool.")
     path: str = Field(
-        description="A .jsonl, .json or .parquet file, a saved `datasets` folder, or a hub name."
+        description="A .jsonl, .json or .parquet file, a saved `datasets` folder, or a hub name.",
+        json_schema_extra=CONTENTS,
     )
-    split: str = Field("train", description="Split of a hub data set or of a saved one.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub data set.")
+    split: str = Field(
+        "train",
+        description="Split of a hub data set or of a saved one.",
+        json_schema_extra=CONTENTS,
+    )
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of a hub data set.", json_schema_extra=CONTENTS
+    )
 
 
-class Target(Section):
+class TargetConfig(Section):
     """A skill, given by a few examples in one or more subtasks."""
 
     name: Name = Field(description="Names the selection's folder.")
     path: str = Field(
         description="A benchmark: a folder in the paper's layout, a name on the hub, such as "
-        "cais/mmlu, or a folder in its format (docs/targets.md). `custom`: as a source's `path`."
+        "cais/mmlu, or a folder in its format (docs/targets.md). `custom`: as a source's `path`.",
+        json_schema_extra=CONTENTS,
     )
     task: Literal["mmlu", "bbh", "tydiqa", "custom"] = Field(
         "custom", description="How `path` is read: a benchmark of the paper, or your own examples."
@@ -105,16 +146,17 @@ class Target(Section):
         None,
         description="Held-out examples to evaluate on: a file as `path`. Benchmarks have theirs in "
         "`path`.",
+        json_schema_extra=CONTENTS,
     )
 
     @model_validator(mode="after")
-    def _subtask_is_for_custom(self) -> Target:
+    def _subtask_is_for_custom(self) -> TargetConfig:
         if self.subtask is not None and self.task != "custom":
             raise ValueError(f"`subtask` is for task: custom; {self.task} has its own subtasks")
         return self
 
 
-class Lora(Section):
+class LoraConfig(Section):
     """The adapter. Settings of the paper's section 4.1."""
 
     r: int = Field(128, ge=1, description="Rank.")
@@ -129,10 +171,9 @@ class Lora(Section):
     rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
 
 
-class Warmup(Section):
-    """Step 1: LoRA on a random share of the pool."""
+class TrainingConfig(Section):
+    """How an adapter is trained; the warm-up and the training on selections share it."""
 
-    fraction: float = Field(0.05, gt=0, le=1, description="Share of the pool's rows to train on.")
     epochs: int = Field(4, ge=1, description="Epochs; a checkpoint is kept after each.")
     learning_rate: float = Field(2e-5, gt=0, description="Peak; linear decay to 0.")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of steps with a rising rate.")
@@ -140,32 +181,48 @@ class Warmup(Section):
     micro_batch_size: int | None = Field(
         None, ge=1, description="Examples a forward pass, a divisor of batch_size; null: all."
     )
-    seed: Seed = Field(0, description="Chooses the rows, the adapter's start and the order.")
-    lora: Lora = Field(default_factory=Lora, description="The adapter.")
-    checkpoints: list[str] | None = Field(
-        None,
-        description="Folders of an existing run (peft adapter and optimizer state), in order: "
-        "then nothing is trained here.",
-    )
+    lora: LoraConfig = Field(default_factory=LoraConfig, description="The adapter.")
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
         [],
         description="Where to send the losses of this training and of `train`, by transformers' "
         "own integrations. Changes no result.",
+        json_schema_extra=NO,
     )
 
     @model_validator(mode="after")
-    def _micro_batches_fill_a_batch(self) -> Warmup:
+    def _micro_batches_fill_a_batch(self) -> Self:
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} does not divide "
                 f"batch_size {self.batch_size}"
             )
+        return self
+
+
+class WarmupConfig(TrainingConfig):
+    """Step 1: LoRA on a random share of the pool."""
+
+    fraction: float = Field(0.05, gt=0, le=1, description="Share of the pool's rows to train on.")
+    seed: Seed = Field(
+        0,
+        description="Chooses the rows, the adapter's start and the order.",
+        json_schema_extra=REPEATS,
+    )
+    checkpoints: list[str] | None = Field(
+        None,
+        description="Folders of an existing run (peft adapter and optimizer state), in order: "
+        "then nothing is trained here.",
+        json_schema_extra=CONTENTS,
+    )
+
+    @model_validator(mode="after")
+    def _checkpoints_are_some(self) -> Self:
         if self.checkpoints is not None and not self.checkpoints:
             raise ValueError("`checkpoints` is an empty list: name a folder, or write null")
         return self
 
 
-class Projection(Section):
+class ProjectionConfig(Section):
     """The random projection of gradients, the same for pool and targets."""
 
     kind: Literal["sketch", "rademacher", "none"] = Field(
@@ -183,7 +240,7 @@ class Projection(Section):
     seed: int = Field(0, ge=0, description="Seed of the signs.")
 
 
-class Features(Section):
+class FeaturesConfig(Section):
     """Step 2 and 3: the gradient datastore and the targets' gradients."""
 
     adam: Literal["torch", "official"] = Field(
@@ -194,7 +251,9 @@ class Features(Section):
     momentum: Literal["keep", "drop"] = Field(
         "keep", description="`drop` leaves beta1 * m, common to all examples, out of the update."
     )
-    projection: Projection = Field(default_factory=Projection, description="The projection.")
+    projection: ProjectionConfig = Field(
+        default_factory=ProjectionConfig, description="The projection."
+    )
     bits: Literal[1, 2, 4, 8, 16, 32] = Field(
         16, description="Bits a value in the datastore. 16 as in the paper."
     )
@@ -207,14 +266,25 @@ class Features(Section):
         "auto",
         description="Tokens, padding included, in one forward pass. `auto`: grown while "
         "memory lasts and halved when it runs out. It changes the speed, never the result.",
+        json_schema_extra=NO,
     )
 
     @model_validator(mode="after")
-    def _exact_needs_no_projection(self) -> Features:
-        unused = sorted({"projection", "bits"} & self.model_fields_set)
-        if self.mode == "exact" and unused:
+    def _exact_needs_no_projection(self) -> FeaturesConfig:
+        unused = sorted(self.unused & self.model_fields_set)
+        if unused:
             raise ValueError(f"mode: exact does not use {' and '.join(unused)}: leave it out")
         return self
+
+    @property
+    def unused(self) -> set[str]:
+        """Keys that the mode has no use for."""
+        return {"projection", "bits"} if self.mode == "exact" else set()
+
+    def results(self, effects: Collection[Effect] = CHANGES) -> dict[str, Any]:
+        """As for every section, without the keys that the mode has no use for."""
+        found = super().results(effects)
+        return {key: value for key, value in found.items() if key not in self.unused}
 
     @field_validator("tokens_per_batch")
     @classmethod
@@ -224,7 +294,7 @@ class Features(Section):
         return value
 
 
-class Score(Section):
+class ScoreConfig(Section):
     """Step 4: the influence of each row on each subtask."""
 
     methods: list[Name] = Field(
@@ -232,6 +302,7 @@ class Score(Section):
         min_length=1,
         description="How rows are scored; `method: less` is short for a list of one. `random-1` is "
         "`random` with seed 1. docs/methods.md lists them.",
+        json_schema_extra=ADDS,
     )
     target_mean: Literal["cosine_of_mean", "mean_of_cosines"] = Field(
         "cosine_of_mean",
@@ -244,6 +315,7 @@ class Score(Section):
     embedding: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
         description="The model of method `embedding`: a folder or a hub name.",
+        json_schema_extra=CONTENTS,
     )
 
     @model_validator(mode="before")
@@ -262,7 +334,7 @@ class Score(Section):
         return _unique(names)
 
 
-class NearDuplicates(Section):
+class NearDuplicatesConfig(Section):
     """Rows whose updates point almost the same way: only the best of them is taken."""
 
     cosine: float = Field(
@@ -274,7 +346,7 @@ Cap = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
 """A whole number of rows, or a share such as 0.4."""
 
 
-class Select(Section):
+class SelectConfig(Section):
     """Step 5: how many of the best rows are taken (one of the first three), and which are not."""
 
     fraction: float | None = Field(
@@ -295,7 +367,7 @@ class Select(Section):
         description="The most of a source: rows (500) or a share of the selection (0.4), for every "
         "source or by name ({cot: 0.3}).",
     )
-    near_duplicates: NearDuplicates | None = Field(
+    near_duplicates: NearDuplicatesConfig | None = Field(
         None, description="null: kept. Needs the datastore, whatever the method."
     )
     drop_leaks: bool = Field(
@@ -315,13 +387,17 @@ class Select(Section):
         return given if set_here else {**given, "fraction": 0.05}
 
 
-class Train(Section):
+class TrainConfig(Section):
     """Step 6 and LESS-T: training on the selection with the warm-up's settings."""
 
     model: str | None = Field(
-        None, description="Another model than the one that selected (LESS-T); null: the same."
+        None,
+        description="Another model than the one that selected (LESS-T); null: the same.",
+        json_schema_extra=CONTENTS,
     )
-    seeds: list[Seed] = Field([0], min_length=1, description="One adapter is trained for each.")
+    seeds: list[Seed] = Field(
+        [0], min_length=1, description="One adapter is trained for each.", json_schema_extra=ADDS
+    )
     epochs: int | None = Field(None, ge=1, description="null: the warm-up's.")
     learning_rate: float | None = Field(None, gt=0, description="Peak; null: the warm-up's.")
     full_parameters: bool = Field(
@@ -329,13 +405,14 @@ class Train(Section):
     )
 
 
-class Evaluate(Section):
+class EvaluateConfig(Section):
     """Step 7: what each trained model does on the targets' held-out examples."""
 
     tasks: list[str] | None = Field(
         None,
         description="Names of targets, each measured by its own metric, and `target_loss`, the "
         "loss of all targets' answers; null: all of it that there are held-out examples for.",
+        json_schema_extra=ADDS,
     )
     limit: int | None = Field(
         None, ge=1, description="Held-out examples a subtask, the first ones; null: all."
@@ -343,10 +420,12 @@ class Evaluate(Section):
     shots: bool = Field(
         True, description="Put the benchmark's few-shot examples before each question."
     )
-    batch_size: int = Field(8, ge=1, description="Questions answered at a time.")
+    batch_size: int = Field(
+        8, ge=1, description="Questions answered at a time.", json_schema_extra=NO
+    )
 
 
-class Report(Section):
+class ReportConfig(Section):
     """The page on what was selected and why."""
 
     rows: int = Field(
@@ -354,29 +433,42 @@ class Report(Section):
         ge=0,
         description="Selected rows shown with their text, all selections together: each shows its "
         "best ones, an equal share. A row takes 0.5 to 2 kB of the page.",
+        json_schema_extra=NO,
     )
     near_misses: int = Field(
-        200, ge=0, description="Best rows that were not selected, shown for each selection."
+        200,
+        ge=0,
+        description="Best rows that were not selected, shown for each selection.",
+        json_schema_extra=NO,
     )
-    lowest: int = Field(100, ge=0, description="Rows with the lowest scores, likewise.")
+    lowest: int = Field(
+        100, ge=0, description="Rows with the lowest scores, likewise.", json_schema_extra=NO
+    )
 
 
 class Recipe(Section):
     """Everything that decides a run."""
 
-    model: Model
-    pool: list[Source] = Field(min_length=1, description="The candidate pool's sources.")
-    targets: list[Target] = Field(min_length=1, description="The skills to select for.")
+    model: ModelConfig
+    pool: list[SourceConfig] = Field(min_length=1, description="The candidate pool's sources.")
+    targets: list[TargetConfig] = Field(min_length=1, description="The skills to select for.")
     on_bad_row: Literal["fail", "skip"] = Field(
         "fail", description="A row that can't be read: stop and name it, or leave it out and count."
     )
-    warmup: Warmup = Field(default_factory=Warmup)
-    features: Features = Field(default_factory=Features)
-    score: Score = Field(default_factory=Score)
-    select: Select = Field(default_factory=lambda: Select(fraction=0.05))
-    train: Train | None = Field(None, description="null: stop after the selection.")
-    evaluate: Evaluate | None = Field(None, description="null: no evaluation.")
-    report: Report = Field(default_factory=Report)
+    warmup: WarmupConfig = Field(default_factory=WarmupConfig)
+    features: FeaturesConfig = Field(default_factory=FeaturesConfig)
+    score: ScoreConfig = Field(default_factory=ScoreConfig)
+    select: SelectConfig = Field(default_factory=lambda: SelectConfig(fraction=0.05))
+    train: TrainConfig | None = Field(None, description="null: stop after the selection.")
+    evaluate: EvaluateConfig | None = Field(None, description="null: no evaluation.")
+    report: ReportConfig = Field(default_factory=ReportConfig)
+
+    @property
+    def training(self) -> TrainingConfig:
+        """How models are trained on selections: the warm-up's settings, and what `train` sets."""
+        own = self.train.model_dump(include={"epochs", "learning_rate"}) if self.train else {}
+        shared = {key: getattr(self.warmup, key) for key in TrainingConfig.model_fields}
+        return TrainingConfig(**{**shared, **{k: v for k, v in own.items() if v is not None}})
 
     @field_validator("pool", "targets")
     @classmethod
@@ -386,7 +478,7 @@ class Recipe(Section):
 
     @field_validator("targets")
     @classmethod
-    def _names_mean_nothing_else(cls, targets: list[Target]) -> list[Target]:
+    def _names_mean_nothing_else(cls, targets: list[TargetConfig]) -> list[TargetConfig]:
         taken = [target.name for target in targets if target.name in RESERVED]
         if taken:
             raise ValueError(f"{taken[0]} has a meaning of its own: give the target another name")
@@ -435,232 +527,3 @@ def _unique(names: list[str]) -> list[str]:
     if twice:
         raise ValueError(f"the name {', '.join(twice)} is used twice")
     return names
-
-
-def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read and check a recipe.
-
-    Args:
-        path: A YAML file.
-        overrides: `section.key=value` items, the value in YAML; they win over the file.
-
-    Raises:
-        RecipeError: With every problem that was found.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(
-            [f"it cannot be read: {error.strerror}"], str(path), "Check the path."
-        ) from None
-    except UnicodeDecodeError:
-        raise RecipeError(["it is not UTF-8 text"], str(path), "Give a YAML file.") from None
-    tree, lines = _parse_yaml(text, str(path))
-    for override in overrides:
-        _override(tree, override)
-    return check_recipe(tree, str(path), lines)
-
-
-def check_recipe(
-    tree: Mapping[str, Any],
-    where: str = "recipe",
-    lines: Mapping[tuple[str, ...], int] | None = None,
-) -> Recipe:
-    """Turn plain data into a `Recipe`; `lines` maps a key's path to its line in the file.
-
-    Raises:
-        RecipeError: With every problem that was found.
-    """
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        problems = [_problem(dict(item), lines or {}) for item in error.errors()]
-        raise RecipeError(problems, where) from None
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, defaults included, that `load_recipe` reads back to an equal one."""
-    tree = recipe.model_dump(mode="json")
-    if recipe.features.mode == "exact":
-        del tree["features"]["projection"], tree["features"]["bits"]
-    tree["select"] = {key: value for key, value in tree["select"].items() if value is not None}
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-
-
-# --- reading YAML -------------------------------------------------------------------------------
-
-
-def _parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
-    """The file's data, and the line of each key; a key written twice is an error."""
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
-        keys = list(_key_lines(root, ()))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        said = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be parsed")
-        raise RecipeError([f"not YAML: {said}"], where + line, "Mend the YAML.") from None
-    except (ValueError, RecursionError) as error:  # a 13th month; an anchor within itself
-        deep = isinstance(error, RecursionError)
-        said = "nested too deeply, or an anchor that holds itself" if deep else error
-        raise RecipeError([f"a value cannot be read: {said}"], where, "Mend the YAML.") from None
-    if not isinstance(tree, dict):
-        found = "nothing" if tree is None else type(tree).__name__
-        raise RecipeError([f"expected a mapping of sections at the top, found {found}"], where)
-    lines: dict[tuple[str, ...], int] = {}
-    twice: list[str] = []
-    for key, number in keys:
-        if key in lines:
-            name = ".".join(key)
-            twice.append(f"{name} (line {number}): written twice, first on line {lines[key]}")
-        lines.setdefault(key, number)
-    if twice:
-        raise RecipeError(twice, where)
-    return tree, lines
-
-
-def _key_lines(
-    node: yaml.Node | None, above: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], int]]:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            here = (*above, str(key.value))
-            yield here, key.start_mark.line + 1
-            if here[-1] not in seen:  # what is written twice is told once, not with all it holds
-                yield from _key_lines(value, here)
-            seen.add(here[-1])
-    elif isinstance(node, yaml.SequenceNode):
-        for position, value in enumerate(node.value):
-            yield (*above, str(position)), value.start_mark.line + 1
-            yield from _key_lines(value, (*above, str(position)))
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    """Set one `section.key=value` in the tree; list items are named by their position."""
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    todo = "Write --set section.key=value, e.g. --set warmup.epochs=2 or --set pool.0.path=a.jsonl."
-    if not equals or not all(keys):
-        raise RecipeError([f"--set {override}: expected section.key=value"], "command line", todo)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(
-            [f"--set {override}: the value is not YAML"], "command line", todo
-        ) from None
-    node: Any = tree
-    for key in keys[:-1]:
-        node = _child(node, key, override)
-    if isinstance(node, list):
-        node[_position(node, keys[-1], override)] = value
-    else:
-        node[keys[-1]] = value
-
-
-def _child(node: Any, key: str, override: str) -> Any:
-    if isinstance(node, list):
-        return node[_position(node, key, override)]
-    child = node.get(key)
-    if child is None:
-        child = node[key] = {}
-    if not isinstance(child, dict | list):
-        problem = f"--set {override}: {key} is a value ({child!r}), not a section"
-        raise RecipeError([problem], "command line")
-    return child
-
-
-def _position(items: list[Any], key: str, override: str) -> int:
-    if key.isdigit() and int(key) < len(items):
-        return int(key)
-    problem = f"--set {override}: {key} is no position in a list of {len(items)}, counted from 0"
-    raise RecipeError([problem], "command line")
-
-
-# --- telling problems ---------------------------------------------------------------------------
-
-
-def _problem(error: dict[str, Any], lines: Mapping[tuple[str, ...], int]) -> str:
-    """One line: where in the recipe, what is wrong, what was expected or meant."""
-    path = tuple(str(part) for part in error["loc"])
-    section = section_at(path[:-1])
-    is_ours = path and (path[-1].isdigit() or (section and path[-1] in section.model_fields))
-    if not is_ours and error["type"] not in ("extra_forbidden", "missing"):
-        # pydantic ends the path with the member of a union ("int"), which is no key of ours.
-        path = path[:-1]
-    line = f" (line {lines[path]})" if path in lines else ""
-    return f"{'.'.join(path) or 'recipe'}{line}: {_explain(error, path)}"
-
-
-def _explain(error: dict[str, Any], path: tuple[str, ...]) -> str:
-    kind, given = error["type"], error.get("input")
-    if kind == "extra_forbidden":
-        return _unknown_key(path)
-    if kind == "missing":
-        return "missing; this key must be set"
-    if kind == "value_error":
-        return str(error["ctx"]["error"])
-    if kind in _EXPECTED:
-        return f"expected {_EXPECTED[kind]}; got {given!r}"
-    said = error["msg"][0].lower() + error["msg"][1:]
-    said = said.removeprefix("input should be ").replace("'", "")
-    return f"expected {said}; got {given!r}"
-
-
-_EXPECTED = {
-    "model_type": "a section of keys",
-    "too_short": "a list of at least one",
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "string_pattern_mismatch": "letters, digits, `.`, `_` or `-`, not starting with a mark",
-}
-"""Of pydantic's messages, those that say it in a programmer's words."""
-
-
-def _unknown_key(path: tuple[str, ...]) -> str:
-    section = section_at(path[:-1])
-    keys = list(section.model_fields) if section else []
-    near = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.6)
-    if near:
-        return f"unknown key; did you mean `{near[0]}`?"
-    elsewhere = " or ".join(f"`{place}`" for place in _places_of(path[-1], Recipe))
-    if elsewhere:
-        return f"unknown key here; `{path[-1]}` belongs in {elsewhere}"
-    return f"unknown key; known here: {', '.join(keys)}"
-
-
-def section_at(path: Iterable[str]) -> type[Section] | None:
-    """The class of the section at a path of keys (list positions are passed over)."""
-    section: type[Section] = Recipe
-    for part in path:
-        if part.isdigit():
-            continue
-        field = section.model_fields.get(part)
-        inner = section_of(field.annotation) if field else None
-        if inner is None:
-            return None
-        section = inner
-    return section
-
-
-def section_of(annotation: Any) -> type[Section] | None:
-    """The section class within an annotation such as `list[Source]` or `Train | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    found = (section_of(part) for part in get_args(annotation))
-    return next((section for section in found if section), None)
-
-
-def _places_of(key: str, section: type[Section], above: str = "") -> list[str]:
-    """Paths of the sections that know a key."""
-    places = []
-    for name, field in section.model_fields.items():
-        inner = section_of(field.annotation)
-        if inner is not None:
-            places += [above + name] if key in inner.model_fields else []
-            places += _places_of(key, inner, f"{above}{name}.")
-    return places

@@ -9,7 +9,8 @@ from typing import Any
 from gradsieve.errors import RunError
 from gradsieve.io import differences, read_lines
 from gradsieve.methods import uses_gradients
-from gradsieve.recipe.schema import TOGETHER, dump_recipe
+from gradsieve.recipe.load import dump_recipe
+from gradsieve.recipe.schema import TOGETHER
 from gradsieve.report.numbers import short
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import STAGES

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsieve.io import read_lines
-from gradsieve.recipe.schema import Report
+from gradsieve.recipe.schema import ReportConfig
 from gradsieve.report.examples import Pool
 from gradsieve.report.numbers import histogram, length_histogram, short
 from gradsieve.runs.score_table import ScoreTable
@@ -64,7 +64,7 @@ class Selection:
         table = self.table
         return Shown(line, group, float(table.total[line]), table.best[line], reason)
 
-    def shown(self, settings: Report, most: int) -> list[Shown]:
+    def shown(self, settings: ReportConfig, most: int) -> list[Shown]:
         """The rows of the four groups, each best first; the lowest, lowest first."""
         passed = [
             self._shown(self._line[place], 1, row["reason"])

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gradsieve.recipe.schema import Select
+from gradsieve.recipe.schema import SelectConfig
 
 Key = tuple[str, str]
 """(source, id) of a row."""
@@ -41,7 +41,7 @@ class Passed:
 
 
 def choose(
-    order: Iterable[Candidate], settings: Select, rows: int, checks: Sequence[Check] = ()
+    order: Iterable[Candidate], settings: SelectConfig, rows: int, checks: Sequence[Check] = ()
 ) -> tuple[list[Candidate], list[Passed]]:
     """Take rows in order until there are enough.
 
@@ -82,7 +82,7 @@ def choose(
 class _Caps:
     """The most that each source may have: rows, or a share of the selection's rows or tokens."""
 
-    def __init__(self, settings: Select, count: int | None) -> None:
+    def __init__(self, settings: SelectConfig, count: int | None) -> None:
         self._settings, self._count = settings, count
         self._spent: Counter[str] = Counter()
 

@@ -23,7 +23,7 @@ from gradsieve.errors import DataError, RunError
 from gradsieve.io import file_fingerprint, fingerprint, write_text
 from gradsieve.methods import find_method, uses_gradients
 from gradsieve.methods.base import whole_text
-from gradsieve.recipe.schema import TOGETHER, Select
+from gradsieve.recipe.schema import TOGETHER, SelectConfig
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import read_scores
 from gradsieve.selection.card import MESSAGES, ROWS, Selected, card
@@ -73,7 +73,7 @@ def _refuse_too_many(context: Context, rows: int) -> None:
 
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
-    """Select for every target, or for all together, by every method."""
+    """SelectConfig for every target, or for all together, by every method."""
     tokens, unscored = _tokens_and_unscored(context)
     leaks = _leaks(context)
     _tell(context, leaks)
@@ -181,7 +181,7 @@ def _chosen(
 ) -> tuple[list[Candidate], list[Passed]]:
     settings = context.recipe.select
     if method == "full":  # whatever the recipe says; but what leaks stays out
-        settings = Select(fraction=1.0, drop_leaks=settings.drop_leaks)
+        settings = SelectConfig(fraction=1.0, drop_leaks=settings.drop_leaks)
     if method != "full":
         _refuse_too_many(context, len(order))
     checks: list[Check] = []
@@ -212,7 +212,7 @@ def _leak_reason(leak: Leaks | None) -> str | None:
     return f'drop_leaks: shares "{leak.run}" with {leak.target}, {leak.question}'
 
 
-def _near_duplicates(context: Context, order: list[Key], settings: Select) -> NearDuplicates:
+def _near_duplicates(context: Context, order: list[Key], settings: SelectConfig) -> NearDuplicates:
     from gradsieve.store import open_store, read_row_keys
 
     assert settings.near_duplicates is not None

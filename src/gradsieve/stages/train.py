@@ -17,7 +17,7 @@ from gradsieve.data.examples import Example
 from gradsieve.data.formats import messages_of
 from gradsieve.io import agree, fingerprint, folder_fingerprint, read_lines, write_json
 from gradsieve.models import distributed
-from gradsieve.recipe.schema import Train, Warmup
+from gradsieve.recipe.schema import TrainConfig, WarmupConfig
 from gradsieve.runs.context import Context
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def lost(folder: Path) -> list[str]:
 
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
-    """Train a model for each target, method and seed; finished ones are kept."""
+    """TrainConfig a model for each target, method and seed; finished ones are kept."""
     template = context.student.template
     prints: dict[str, str] = {}
     seconds: dict[str, float] = {}
@@ -83,8 +83,8 @@ def _has_weights(model: Path) -> bool:
     return any(model.glob("*.safetensors"))
 
 
-def _settings(context: Context) -> Train:
-    return context.recipe.train or Train()
+def _settings(context: Context) -> TrainConfig:
+    return context.recipe.train or TrainConfig()
 
 
 def _copy(twin: Path, out: Path) -> None:
@@ -101,7 +101,7 @@ def _selection(model: Path) -> str | None:
 
 
 def _train(context: Context, rows: list[Encoded], seed: int, out: Path, selection: str) -> None:
-    """Train one model; its folder appears whole, or not at all."""
+    """TrainConfig one model; its folder appears whole, or not at all."""
     from gradsieve.data.batching import collate
     from gradsieve.models.training import clear_work, train_model
 
@@ -140,7 +140,7 @@ def _save(context: Context, model: Any, partial: Path) -> None:
         save_adapter(model, partial)
 
 
-def _schedule(context: Context) -> Warmup:
+def _schedule(context: Context) -> WarmupConfig:
     """The warm-up's settings, with what `train` has of its own."""
     own = _settings(context).model_dump(include={"epochs", "learning_rate"}, exclude_none=True)
     return context.recipe.warmup.model_copy(update=own)

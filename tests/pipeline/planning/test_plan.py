@@ -15,7 +15,7 @@ from gradsieve.demo.skills import make_questions
 from gradsieve.errors import ModelError
 from gradsieve.pipeline import run as pipeline
 from gradsieve.pipeline.planning.table import size
-from gradsieve.recipe.schema import dump_recipe
+from gradsieve.recipe.load import dump_recipe
 
 
 @pytest.fixture(scope="module")

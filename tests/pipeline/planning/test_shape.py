@@ -7,9 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import tiny
 from gradsieve.gradients.per_example import lora_layers
 from gradsieve.pipeline.planning.shape import shape_of
-from gradsieve.recipe.schema import Model
+from gradsieve.recipe.schema import ModelConfig
 
-MODEL = Model(name="m", dtype="float32")
+MODEL = ModelConfig(name="m", dtype="float32")
 FAMILIES = ["llama-gqa-tied", "gpt-neox", "gpt2", "qwen3", "phi3-fused-qkv"]
 
 

@@ -34,7 +34,7 @@ from gradsieve.pipeline.planning.timing import (
     timed,
 )
 from gradsieve.pipeline.planning.work import Batch, Training, Work
-from gradsieve.recipe.schema import Evaluate, Model
+from gradsieve.recipe.schema import EvaluateConfig, ModelConfig
 
 if TYPE_CHECKING:
     from gradsieve.gradients.features import FeatureExtractor
@@ -109,13 +109,13 @@ class Calibration:
             times.seconds(one, padded_tokens(self.work.lengths, one)) for one in self.work.trainings
         )
 
-    def _training_times(self, model: Model, full: bool) -> TrainingTimes:
+    def _training_times(self, model: ModelConfig, full: bool) -> TrainingTimes:
         key = (model.name, full)
         if key not in self._trainings:
             self._trainings[key] = self._time_training(model, full)
         return self._trainings[key]
 
-    def _time_training(self, model: Model, full: bool) -> TrainingTimes:
+    def _time_training(self, model: ModelConfig, full: bool) -> TrainingTimes:
         """A training of a few steps of the recipe's size, and one with a row a step."""
         size = self.work.context.recipe.warmup.batch_size
         trainings = self.work.trainings if "train" in self.work.stages else []
@@ -133,7 +133,7 @@ class Calibration:
         return TrainingTimes(load + start, max(0.0, step - token * tokens), token, epoch)
 
     def _try(
-        self, model: Model, full: bool, rows: Sequence[Row], batch_size: int
+        self, model: ModelConfig, full: bool, rows: Sequence[Row], batch_size: int
     ) -> tuple[float, float, float, float]:
         """Seconds of loading, of starting, of a step and of an epoch's end."""
         from gradsieve.data.batching import collate
@@ -359,7 +359,7 @@ class Calibration:
             return Linear(0, 0, 0)
         test = self.work.context.test_sets[target]
         of = self.work.context.student
-        size = (self.work.context.recipe.evaluate or Evaluate()).batch_size
+        size = (self.work.context.recipe.evaluate or EvaluateConfig()).batch_size
         few, more = min(size, asked), min(2 * size, asked)
 
         def answer(count: int) -> object:

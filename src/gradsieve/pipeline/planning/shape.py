@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from gradsieve.recipe.schema import Model
+    from gradsieve.recipe.schema import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5}
 
 
-def shape_of(skeleton: nn.Module, model: Model, full: bool = False) -> Shape:
+def shape_of(skeleton: nn.Module, model: ModelConfig, full: bool = False) -> Shape:
     """Sizes of a (peft) model without weights, of the precision that the recipe says."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D

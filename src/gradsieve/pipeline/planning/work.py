@@ -14,7 +14,7 @@ from functools import cached_property
 from gradsieve.data.batching import fill_batch
 from gradsieve.data.examples import Row
 from gradsieve.methods import split_seed
-from gradsieve.recipe.schema import Select
+from gradsieve.recipe.schema import SelectConfig
 from gradsieve.runs.context import Context
 from gradsieve.stages import features
 from gradsieve.stages.warmup import random_share
@@ -130,7 +130,7 @@ class Work:
 
     def selected(self, method: str) -> int:
         """Rows that are selected."""
-        settings: Select = self.context.recipe.select
+        settings: SelectConfig = self.context.recipe.select
         if split_seed(method)[0] == "full":
             return len(self.rows)
         if settings.count is not None:

@@ -1,0 +1,279 @@
+"""Reading a recipe: YAML, the recipes it extends, `--set` overrides, and every problem at once.
+
+In: a YAML file and `section.key=value` overrides. Out: one `Recipe` with every default filled in.
+All problems are reported at once, each with its line, what was expected and the nearest known key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from gradsieve.errors import RecipeError
+from gradsieve.recipe.schema import Recipe, Section
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: A YAML file.
+        overrides: `section.key=value` items, the value in YAML; they win over the file.
+
+    Raises:
+        RecipeError: With every problem that was found.
+    """
+    tree, lines = _read(Path(path))
+    for override in overrides:
+        _override(tree, override)
+    return check_recipe(tree, str(path), lines)
+
+
+Lines = dict[tuple[str, ...], str]
+"""Where each key is written, by its path: `line 3`, or `FILE:3` in a recipe that is extended."""
+
+
+def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Lines]:
+    """A recipe's data, on top of that of its `base`."""
+    tree, numbers = _parse_yaml(_text(path), str(path))
+    name = f"{path}:" if extended_by else "line "
+    lines = {key: f"{name}{number}" for key, number in numbers.items()}
+    base = tree.pop("base", None)
+    if base is None:
+        return tree, lines
+    if not isinstance(base, str):
+        raise RecipeError([f"base ({lines[('base',)]}): expected a path; got {base!r}"], str(path))
+    file = path.parent / base
+    chain = (*extended_by, path.resolve())
+    if file.resolve() in chain:
+        raise RecipeError([f"base ({lines[('base',)]}): {base} extends this recipe"], str(path))
+    below, their_lines = _read(file, chain)
+    return _merged(below, tree), {**their_lines, **lines}
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of `above` win; sections are merged key by key, lists are replaced."""
+    merged = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
+            merged[key] = _merged(below[key], above[key])
+    return merged
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        problem, todo = f"it cannot be read: {error.strerror}", "Check the path."
+    except UnicodeDecodeError:
+        problem, todo = "it is not UTF-8 text", "Give a YAML file."
+    raise RecipeError([problem], str(path), todo)
+
+
+def check_recipe(
+    tree: Mapping[str, Any],
+    where: str = "recipe",
+    lines: Mapping[tuple[str, ...], str] | None = None,
+) -> Recipe:
+    """Turn plain data into a `Recipe`; `lines` maps a key's path to where it is written.
+
+    Raises:
+        RecipeError: With every problem that was found.
+    """
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems = [_problem(dict(item), lines or {}) for item in error.errors()]
+        raise RecipeError(problems, where) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, defaults included, that `load_recipe` reads back to an equal one."""
+    tree = recipe.model_dump(mode="json")
+    for key in recipe.features.unused:
+        del tree["features"][key]
+    tree["select"] = {key: value for key, value in tree["select"].items() if value is not None}
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+# --- reading YAML -------------------------------------------------------------------------------
+
+
+def _parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    """The file's data, and the line of each key; a key written twice is an error."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+        keys = list(_key_lines(root, ()))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        said = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be parsed")
+        raise RecipeError([f"not YAML: {said}"], where + line, "Mend the YAML.") from None
+    except (ValueError, RecursionError) as error:  # a 13th month; an anchor within itself
+        deep = isinstance(error, RecursionError)
+        said = "nested too deeply, or an anchor that holds itself" if deep else error
+        raise RecipeError([f"a value cannot be read: {said}"], where, "Mend the YAML.") from None
+    if not isinstance(tree, dict):
+        found = "nothing" if tree is None else type(tree).__name__
+        raise RecipeError([f"expected a mapping of sections at the top, found {found}"], where)
+    lines: dict[tuple[str, ...], int] = {}
+    twice: list[str] = []
+    for key, number in keys:
+        if key in lines:
+            name = ".".join(key)
+            twice.append(f"{name} (line {number}): written twice, first on line {lines[key]}")
+        lines.setdefault(key, number)
+    if twice:
+        raise RecipeError(twice, where)
+    return tree, lines
+
+
+def _key_lines(
+    node: yaml.Node | None, above: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], int]]:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            here = (*above, str(key.value))
+            yield here, key.start_mark.line + 1
+            if here[-1] not in seen:  # what is written twice is told once, not with all it holds
+                yield from _key_lines(value, here)
+            seen.add(here[-1])
+    elif isinstance(node, yaml.SequenceNode):
+        for position, value in enumerate(node.value):
+            yield (*above, str(position)), value.start_mark.line + 1
+            yield from _key_lines(value, (*above, str(position)))
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in the tree; list items are named by their position."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    todo = "Write --set section.key=value, e.g. --set warmup.epochs=2 or --set pool.0.path=a.jsonl."
+    if not equals or not all(keys):
+        raise RecipeError([f"--set {override}: expected section.key=value"], "command line", todo)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(
+            [f"--set {override}: the value is not YAML"], "command line", todo
+        ) from None
+    node: Any = tree
+    for key in keys[:-1]:
+        node = _child(node, key, override)
+    if isinstance(node, list):
+        node[_position(node, keys[-1], override)] = value
+    else:
+        node[keys[-1]] = value
+
+
+def _child(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, key, override)]
+    child = node.get(key)
+    if child is None:
+        child = node[key] = {}
+    if not isinstance(child, dict | list):
+        problem = f"--set {override}: {key} is a value ({child!r}), not a section"
+        raise RecipeError([problem], "command line")
+    return child
+
+
+def _position(items: list[Any], key: str, override: str) -> int:
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    problem = f"--set {override}: {key} is no position in a list of {len(items)}, counted from 0"
+    raise RecipeError([problem], "command line")
+
+
+# --- telling problems ---------------------------------------------------------------------------
+
+
+def _problem(error: dict[str, Any], lines: Mapping[tuple[str, ...], str]) -> str:
+    """One line: where in the recipe, what is wrong, what was expected or meant."""
+    path = tuple(str(part) for part in error["loc"])
+    section = section_at(path[:-1])
+    is_ours = path and (path[-1].isdigit() or (section and path[-1] in section.model_fields))
+    if not is_ours and error["type"] not in ("extra_forbidden", "missing"):
+        # pydantic ends the path with the member of a union ("int"), which is no key of ours.
+        path = path[:-1]
+    line = f" ({lines[path]})" if path in lines else ""
+    return f"{'.'.join(path) or 'recipe'}{line}: {_explain(error, path)}"
+
+
+def _explain(error: dict[str, Any], path: tuple[str, ...]) -> str:
+    kind, given = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        return _unknown_key(path)
+    if kind == "missing":
+        return "missing; this key must be set"
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind]}; got {given!r}"
+    said = error["msg"][0].lower() + error["msg"][1:]
+    said = said.removeprefix("input should be ").replace("'", "")
+    return f"expected {said}; got {given!r}"
+
+
+_EXPECTED = {
+    "model_type": "a section of keys",
+    "too_short": "a list of at least one",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "string_pattern_mismatch": "letters, digits, `.`, `_` or `-`, not starting with a mark",
+}
+"""Of pydantic's messages, those that say it in a programmer's words."""
+
+
+def _unknown_key(path: tuple[str, ...]) -> str:
+    section = section_at(path[:-1])
+    keys = list(section.model_fields) if section else []
+    near = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.6)
+    if near:
+        return f"unknown key; did you mean `{near[0]}`?"
+    elsewhere = " or ".join(f"`{place}`" for place in _places_of(path[-1], Recipe))
+    if elsewhere:
+        return f"unknown key here; `{path[-1]}` belongs in {elsewhere}"
+    return f"unknown key; known here: {', '.join(keys)}"
+
+
+def section_at(path: Iterable[str]) -> type[Section] | None:
+    """The class of the section at a path of keys (list positions are passed over)."""
+    section: type[Section] = Recipe
+    for part in path:
+        if part.isdigit():
+            continue
+        field = section.model_fields.get(part)
+        inner = section_of(field.annotation) if field else None
+        if inner is None:
+            return None
+        section = inner
+    return section
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section class within an annotation such as `list[SourceConfig]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    found = (section_of(part) for part in get_args(annotation))
+    return next((section for section in found if section), None)
+
+
+def _places_of(key: str, section: type[Section], above: str = "") -> list[str]:
+    """Paths of the sections that know a key."""
+    places = []
+    for name, field in section.model_fields.items():
+        inner = section_of(field.annotation)
+        if inner is not None:
+            places += [above + name] if key in inner.model_fields else []
+            places += _places_of(key, inner, f"{above}{name}.")
+    return places
