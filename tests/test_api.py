@@ -18,7 +18,7 @@ import tiny
 import world
 from gradsieve.errors import DataError, ModelError, RecipeError, UsageError
 from gradsieve.recipe.load import load_recipe
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 ROWS = 60
 
@@ -29,7 +29,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The command line's run."""
     out = tmp_path_factory.mktemp("run")
     return gradsieve.run(world.recipe(inputs), out, progress=world.Listening())
@@ -74,7 +74,7 @@ def found(inputs: dict[str, Any], tokenizer: Any) -> gradsieve.Selection:
     return select(inputs, loaded(inputs), tokenizer)
 
 
-def test_the_selection_is_the_command_lines(found: gradsieve.Selection, run: RunDir) -> None:
+def test_the_selection_is_the_command_lines(found: gradsieve.Selection, run: RunFolder) -> None:
     theirs = run.stage("select") / "mine" / "less"
     for name in ("selected.jsonl", "messages.jsonl", "dropped.jsonl"):
         assert (found.folder / name).read_bytes() == (theirs / name).read_bytes()
@@ -140,7 +140,7 @@ def test_adapters_are_evaluated_without_a_trace(inputs: dict[str, Any], tokenize
         train={"epochs": 1},
         evaluate={"tasks": ["target_loss"]},
     )
-    assert found.run.done("evaluate")["results"] == 3  # base, warmed up, less
+    assert found.run.require("evaluate")["results"] == 3  # base, warmed up, less
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -173,13 +173,13 @@ def test_a_folder_is_kept_and_gone_on_with(
     again = select(
         inputs, loaded(inputs), tokenizer, out=tmp_path, select={"count": 5}, progress=told
     )
-    assert told.lines[:3] == [f"{name}: done already" for name in ("warmup", "features", "score")]
+    assert told.lines[:3] == [f"{name}: up to date" for name in ("warmup", "features", "score")]
     assert len(again) == 5
     model = loaded(inputs)
     model.lm_head.weight.data[0] += 1
     told = world.Listening()
     select(inputs, model, tokenizer, out=tmp_path, progress=told)
-    assert "warmup: to be done again, because of model.weights" in told.lines[0]
+    assert "warmup: running again, because of model.weights" in told.lines[0]
 
 
 def test_every_form_of_pool_and_targets(

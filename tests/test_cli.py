@@ -11,7 +11,7 @@ import pytest
 
 import world
 from gradsieve.recipe.load import dump_recipe
-from gradsieve.runs.folder import STAGES
+from gradsieve.runs.folder import STAGE_NAMES
 
 
 def call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -44,7 +44,7 @@ def test_help_is_quick() -> None:
 
 def test_every_stage_is_a_command_with_an_example() -> None:
     listed = call("--help").stdout
-    for name in ("run", *STAGES, "explain", "demo"):
+    for name in ("run", *STAGE_NAMES, "explain", "demo"):
         assert f"  {name} " in listed
         assert f"Example: gradsieve {name} " in call(name, "--help").stdout
 

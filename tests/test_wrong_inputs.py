@@ -127,5 +127,5 @@ def test_what_was_made_before_a_disk_was_full_is_used_again(desk: Desk, tmp_path
         made = wrong.state(Path("run/01-warmup"))
         answer = wrong.call(case.command)
         assert answer.status == 0
-        assert "warmup: done already" in answer.err
+        assert "warmup: up to date" in answer.err
         assert wrong.state(Path("run/01-warmup")) == made

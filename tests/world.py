@@ -15,7 +15,7 @@ from gradsieve.demo.model import make_tokenizer
 from gradsieve.demo.skills import Row, make_examples, make_rows
 from gradsieve.recipe.load import check_recipe
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 ROWS = 150
 
@@ -110,7 +110,7 @@ class Listening(Progress):
         self.lines.append(f"warning: {text}")
 
 
-def results(run: RunDir) -> dict[str, bytes]:
+def results(run: RunFolder) -> dict[str, bytes]:
     """The bytes of all that a run has made, but for what tells times and versions."""
     skip = {"meta.json", "inputs.json", ".lock", "recipe.yaml", "seconds.json", "training.json"}
     skip |= {"log.txt"}

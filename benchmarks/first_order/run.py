@@ -61,7 +61,7 @@ def main() -> None:
         for name in names[: SUBTASKS.get(target.name, 0)]:
             own = [row.encoded for row in usable_examples if row.example.subtask == name]
             subtasks[f"{target.name}/{name}"] = own
-    meta = run.done("warmup")
+    meta = run.require("warmup")
     found = [
         _checkpoint(context, folder, rate, rows, subtasks)
         for folder, rate in zip(run.checkpoints, meta["learning_rates"], strict=True)

@@ -42,7 +42,7 @@ from gradsieve.models.training import train_model
 from gradsieve.recipe.load import check_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 from gradsieve.store import open_store
 
 HERE = Path(__file__).parent
@@ -95,12 +95,12 @@ class Trial:
             tree[section] = {**tree[section], **keys}
         return check_recipe(tree)
 
-    def run(self, name: str, recipe: Recipe, last: str = "score") -> RunDir:
+    def run(self, name: str, recipe: Recipe, last: str = "score") -> RunFolder:
         return gradsieve.run(recipe, self.out / name, last=last)
 
     @cached_property
     def context(self) -> Context:
-        return Context(self.recipe(), RunDir(self.out / "training"), Progress())
+        return Context(self.recipe(), RunFolder(self.out / "training"), Progress())
 
     @cached_property
     def usable(self) -> dict[Key, Any]:
@@ -147,7 +147,7 @@ class Trial:
 # --- what each variant selects ------------------------------------------------------------------
 
 
-def ranking_of(run: RunDir, method: str = "less") -> Ranking:
+def ranking_of(run: RunFolder, method: str = "less") -> Ranking:
     """The order of a run's scores."""
     ranking = {}
     for folder in sorted(p for p in run.stage("score").iterdir() if p.is_dir()):
@@ -157,13 +157,13 @@ def ranking_of(run: RunDir, method: str = "less") -> Ranking:
     return ranking
 
 
-def whole_run(trial: Trial) -> RunDir:
+def whole_run(trial: Trial) -> RunFolder:
     """The warm-up and whole updates, from which any projection can be made."""
     features = {"projection": {"kind": "none"}, "bits": 16}
     return trial.run("whole", trial.recipe(features=features), last="features")
 
 
-def cosines(run: RunDir, number: int, dim: int | None) -> dict[str, Any]:
+def cosines(run: RunFolder, number: int, dim: int | None) -> dict[str, Any]:
     """Cosines [n, S] of all rows at one checkpoint after projection to `dim` values.
 
     None leaves the rows as they are in the run's datastore.
@@ -208,9 +208,9 @@ def _in_order(found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "keys": found["keys"][order], "cosines": found["cosines"][order]}
 
 
-def ranked(run: RunDir, checkpoints: tuple[int, ...], dim: int | None) -> Ranking:
+def ranked(run: RunFolder, checkpoints: tuple[int, ...], dim: int | None) -> Ranking:
     """The order by LESS's score from some of the checkpoints."""
-    rates = run.done("warmup")["learning_rates"]
+    rates = run.require("warmup")["learning_rates"]
     found = [cosines(run, number, dim) for number in checkpoints]
     total = sum(
         rates[number - 1] * part["cosines"] for number, part in zip(checkpoints, found, strict=True)

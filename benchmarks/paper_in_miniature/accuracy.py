@@ -24,13 +24,13 @@ from gradsieve.models.load import load_model, load_trained
 from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import EvaluateConfig
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 HERE = Path(__file__).parent
 TARGETS = ("mmlu", "tydiqa")
 
 
-def measure(run: RunDir) -> dict[str, Any]:
+def measure(run: RunFolder) -> dict[str, Any]:
     """The first metric's mean of each model, by target and method, and its standard error."""
     recipe = load_recipe(run.recipe)
     questions = EvaluateConfig(shots=False, limit=20, batch_size=16)
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True)
     run = parser.parse_args().run
-    told = measure(RunDir(run))
+    told = measure(RunFolder(run))
     name = "accuracy" if run.name == "pool" else f"accuracy-{run.name}"
     write_json(HERE / f"{name}.json", told)
     lines = [

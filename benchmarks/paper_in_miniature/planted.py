@@ -26,14 +26,14 @@ from gradsieve.data.examples import Row
 from gradsieve.methods import Problem, find_method
 from gradsieve.recipe.load import load_recipe
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 from gradsieve.tasks.tydiqa import WORDS
 
 HERE = Path(__file__).parent
 PLANTED = {"tydiqa": "planted_tydiqa_train", "mmlu": "planted_mmlu_val"}
 
 
-def found(run: RunDir, target: str, method: str) -> dict[str, Any]:
+def found(run: RunFolder, target: str, method: str) -> dict[str, Any]:
     """Planted rows in a selection, and in the pool."""
     file = run.stage("score") / target / f"{method}.parquet"
     pool = pq.read_table(file, columns=["source", "id"]).to_pylist()
@@ -59,7 +59,7 @@ def counted(target: str, pool: list[Any], selected: list[Any]) -> dict[str, Any]
     return told
 
 
-def bm25_without_instruction(run: RunDir, count: int) -> dict[str, Any]:
+def bm25_without_instruction(run: RunFolder, count: int) -> dict[str, Any]:
     """TyDiQA's planted rows that BM25 finds if the examples lack the words that all rows share."""
 
     def stripped(row: Row) -> Row:
@@ -82,8 +82,8 @@ def bm25_without_instruction(run: RunDir, count: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True)
-    run = RunDir(parser.parse_args().run)
-    targets = run.done("select")["targets"]
+    run = RunFolder(parser.parse_args().run)
+    targets = run.require("select")["targets"]
     told = {t: {m: found(run, t, m) for m in targets[t]} for t in PLANTED}
     count = told["tydiqa"]["bm25"]["selected"]
     told["tydiqa"]["bm25, no instruction"] = bm25_without_instruction(run, count)

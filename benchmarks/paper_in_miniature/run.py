@@ -140,9 +140,9 @@ def main() -> None:
         found = compare([run.path for run in runs])
         results[name] = {
             "comparison": json.loads(found.json()),
-            "selected": run.done("select")["targets"],
-            "seconds": {s: run.done(s)["seconds"] for s in ("warmup", "features", "score")},
-            "versions": run.done("score")["versions"],
+            "selected": run.require("select")["targets"],
+            "seconds": {s: run.require(s)["seconds"] for s in ("warmup", "features", "score")},
+            "versions": run.require("score")["versions"],
         }
         tables.append(f"## {'With planted rows' if planted else 'The pool'}\n\n{found.markdown()}")
         alone = {"no": "", "yes": "-planted", "both": ""}[given.planted]

@@ -30,7 +30,7 @@ from typing import Any
 from gradsieve.console import Progress
 from gradsieve.demo import prepare
 from gradsieve.recipe.load import check_recipe, dump_recipe
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 HERE = Path(__file__).parent
 ROWS = 600
@@ -120,12 +120,12 @@ def compare(recipe: Path, overrides: list[str], out: Path, clock: str) -> dict[s
     """Plan, run, and put the two beside each other."""
     planned, planning = gradsieve(clock, "plan", recipe, out, overrides)
     _, running = gradsieve(clock, "run", recipe, out, overrides)
-    run = RunDir(out)
+    run = RunFolder(out)
     stages = []
     for stage in planned["stages"]:
         name = stage["stage"]
         size = sum(f.stat().st_size for f in run.stage(name).rglob("*") if f.is_file())
-        took = run.done(name)["seconds"]
+        took = run.require(name)["seconds"]
         stages.append(
             {
                 "stage": name,

@@ -78,7 +78,7 @@ def main() -> None:
         top = rows[: max(1, round(0.05 * len(rows)))]
         found[target] = dict(Counter(row["source"] for row in top).most_common())
     top = sum(found["tydiqa"].values())
-    features = run.done("features")
+    features = run.require("features")
     result = {
         "command": f"python benchmarks/real_data/run.py --rows {arguments.rows} "
         f"--planted {arguments.planted}",
@@ -86,7 +86,7 @@ def main() -> None:
         "set_aside": features["set_aside"],
         "truncated": features["truncated"],
         "seconds": {
-            name: run.done(name)["seconds"] for name in ("warmup", "features", "score", "select")
+            name: run.require(name)["seconds"] for name in ("warmup", "features", "score", "select")
         },
         "seconds_in_all": round(seconds, 1),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,

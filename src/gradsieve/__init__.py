@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from gradsieve.console import Progress
     from gradsieve.errors import GradsieveError
     from gradsieve.models.moments import KeepMoments
-    from gradsieve.pipeline.run import plan, run
+    from gradsieve.pipeline.plan import plan
+    from gradsieve.pipeline.run import run
     from gradsieve.recipe.load import load_recipe
     from gradsieve.recipe.schema import Recipe
     from gradsieve.store import open_store
@@ -45,7 +46,7 @@ _HOMES = {
     "explain": "gradsieve.analysis",
     "load_recipe": "gradsieve.recipe.load",
     "open_store": "gradsieve.store",
-    "plan": "gradsieve.pipeline.run",
+    "plan": "gradsieve.pipeline.plan",
     "run": "gradsieve.pipeline.run",
     "select": "gradsieve.api",
 }

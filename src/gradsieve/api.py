@@ -23,8 +23,9 @@ from gradsieve.errors import DataError, UsageError
 from gradsieve.pipeline.run import run_stages
 from gradsieve.recipe.load import check_recipe
 from gradsieve.recipe.schema import TOGETHER
+from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.context import Context, Given
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 from gradsieve.selection.card import MESSAGES, ROWS, message_features
 from gradsieve.selection.columns import features_of
 
@@ -105,7 +106,9 @@ def select(
         {"model": section, "pool": sources, "targets": skills, **settings}, "gradsieve.select"
     )
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="gradsieve-"))
-    context = Context(recipe, RunDir(folder), progress or Progress(), Given(rows, examples, tests))
+    context = Context(
+        recipe, RunFolder(folder), progress or Progress(), Given(rows, examples, tests)
+    )
     made = _Made(context, lent, is_temporary=out is None)
     made.run_stages()
     first = TOGETHER if recipe.select.together else recipe.targets[0].name
@@ -145,14 +148,14 @@ class Selection:
         return int(self._facts["rows"])
 
     @property
-    def run(self) -> RunDir:
+    def run(self) -> RunFolder:
         """The run's folder."""
         return self._made.context.run
 
     @property
     def folder(self) -> Path:
         """The selection's folder: a data set with a card, ready to be pushed to a hub."""
-        return self.run.stage("select") / self.target / self.method
+        return Artifacts(self.run).selections.selection(self.target, self.method).folder
 
     def of(self, target: str | None = None, method: str | None = None) -> Selection:
         """The selection for another target, or by another method.
@@ -161,7 +164,7 @@ class Selection:
             UsageError: If the run has none.
         """
         target, method = target or self.target, method or self.method
-        made = self.run.done("select")["targets"]
+        made = self.run.require("select")["targets"]
         if method not in made.get(target, {}):
             known = ", ".join(f"{t} {m}" for t, methods in made.items() for m in methods)
             raise UsageError(
@@ -200,7 +203,7 @@ class Selection:
             names = ", ".join(t.name for t in self._made.context.recipe.targets)
             what = "A selection for all targets together has no scores of its own."
             raise UsageError(what, "scores", f"Read RUN/03-score/TARGET; targets: {names}.")
-        file = self.run.stage("score") / self.target / f"{self.method}.parquet"
+        file = Artifacts(self.run).scores.table_file(self.target, self.method)
         table = pd.read_parquet(file)
         # Stable: the table is in order of (source, id), and equal scores stay so.
         return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
@@ -220,13 +223,13 @@ class Selection:
         return explain(self.run, wanted, id, source, self.method, context=self._made.context)
 
     def report(self) -> Path:
-        """Write the report; returns `07-report/index.html`."""
+        """Write the report; returns `08-report/index.html`."""
         self._made.run_stages("report", "report")
-        return self.run.stage("report") / "index.html"
+        return Artifacts(self.run).report.page
 
     @property
     def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = self.run.done("select")["targets"][self.target][self.method]
+        facts: dict[str, Any] = self.run.require("select")["targets"][self.target][self.method]
         return facts
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from gradsieve.models import distributed
-from gradsieve.runs.folder import STAGES, RunDir
+from gradsieve.runs.folder import STAGE_NAMES, STAGES, RunFolder
 
 app = typer.Typer(
     name="gradsieve",
@@ -36,16 +36,6 @@ Set = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Tell nothing but warnings and the result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-STAGE_HELP = {
-    "warmup": "Train LoRA on a random share of the pool, keeping Adam's moments.",
-    "features": "Build the gradient datastore and take the targets' gradients.",
-    "score": "Score each row's influence on each target.",
-    "select": "Take the best rows.",
-    "train": "Train on the selections.",
-    "evaluate": "Evaluate the trained models on the targets' held-out examples.",
-    "report": "Write a page on what was selected and why, for a browser.",
-}
 
 
 @app.command(
@@ -66,10 +56,10 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run all stages of a recipe; what is done already is kept."""
-    _run(recipe, out, set_, _stage(from_), _stage(until), quiet, as_json)
+    _run(recipe, out, set_, _known_stage(from_), _known_stage(until), quiet, as_json)
 
 
-def _stage_command(name: str) -> Callable[..., None]:
+def _stage_command(name: str, summary: str) -> Callable[..., None]:
     def command(
         recipe: RecipeFile,
         out: Out,
@@ -79,14 +69,14 @@ def _stage_command(name: str) -> Callable[..., None]:
     ) -> None:
         _run(recipe, out, set_, name, name, quiet, as_json)
 
-    command.__doc__ = STAGE_HELP[name]
+    command.__doc__ = summary
     return command
 
 
-for _name in STAGES:
-    app.command(_name, epilog=f"Example: gradsieve {_name} recipe.yaml --out runs/first")(
-        _stage_command(_name)
-    )
+for _stage in STAGES:
+    app.command(
+        _stage.name, epilog=f"Example: gradsieve {_stage.name} recipe.yaml --out runs/first"
+    )(_stage_command(_stage.name, _stage.summary))
 
 
 @app.command(epilog="Example: gradsieve plan recipes/llama2-7b.yaml --out runs/llama2 --gpu H100")
@@ -113,12 +103,10 @@ def plan(
 
     checked = load_recipe(recipe, set_ or ())
     from gradsieve.console import Progress
-    from gradsieve.pipeline import run as pipeline
+    from gradsieve.pipeline.plan import plan as make_plan
 
-    told = pipeline.plan(
-        checked, out, gpu=gpu, calibrate=not no_calibration, progress=Progress(quiet)
-    )
-    typer.echo(json.dumps(asdict(told), ensure_ascii=False) if as_json else told.table())
+    found = make_plan(checked, out, gpu=gpu, calibrate=not no_calibration, progress=Progress(quiet))
+    typer.echo(json.dumps(asdict(found), ensure_ascii=False) if as_json else found.table())
 
 
 @app.command(epilog="Example: gradsieve explain runs/first --target legal --id 1204")
@@ -296,19 +284,21 @@ def _interruptible(out: Path) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _stage(name: str | None) -> str | None:
+def _known_stage(name: str | None) -> str | None:
     from gradsieve.errors import UsageError
 
-    if name is not None and name not in STAGES:
+    if name is not None and name not in STAGE_NAMES:
         raise UsageError(
-            f"There is no stage {name}.", "--from, --until", f"One of {', '.join(STAGES)}."
+            f"There is no stage {name}.", "--from, --until", f"One of {', '.join(STAGE_NAMES)}."
         )
     return name
 
 
-def _print_result(run: RunDir, as_json: bool) -> None:
-    """What was made: each stage's folder and facts."""
-    metas = {name: meta for name in STAGES if (meta := run.meta(name)) is not None}
+def _print_result(run: RunFolder, as_json: bool) -> None:
+    """What was made: each stage's folder and metadata."""
+    from gradsieve.runs.artifacts import Artifacts
+
+    metas = {name: meta for name in STAGE_NAMES if (meta := run.metadata(name)) is not None}
     if as_json:
         typer.echo(json.dumps({"run": str(run.path), "stages": metas}, ensure_ascii=False))
         return
@@ -316,7 +306,7 @@ def _print_result(run: RunDir, as_json: bool) -> None:
     for target, methods in selected.items():
         for method, facts in methods.items():
             sources = ", ".join(f"{name} {count}" for name, count in facts["sources"].items())
-            folder = run.stage("select") / target / method
+            folder = Artifacts(run).selections.selection(target, method).folder
             typer.echo(
                 f"{target}, {method}: {facts['rows']} rows, {facts['tokens']} tokens "
                 f"({sources}) in {folder}"
@@ -326,6 +316,6 @@ def _print_result(run: RunDir, as_json: bool) -> None:
 
         typer.echo("\n" + compared([run.path]).markdown())
     if "report" in metas:
-        typer.echo(f"report: {run.stage('report') / 'index.html'}")
+        typer.echo(f"report: {Artifacts(run).report.page}")
     if not selected:
         typer.echo(f"done: {', '.join(metas)} in {run.path}")

@@ -14,7 +14,7 @@ from gradsieve.analysis.decompose import attribute, can_attribute
 from gradsieve.errors import RunError
 from gradsieve.gradients.similarity import example_directions, subtask_directions
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 
 @pytest.mark.parametrize("mean", ["cosine_of_mean", "mean_of_cosines", "mean"])
@@ -29,7 +29,7 @@ def test_examples_directions_add_up_to_the_subtasks(mean: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunDir]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunFolder]:
     data = world.make(tmp_path_factory.mktemp("inputs"), rows=60)
     recipe = world.recipe(data, score={"methods": ["less", "dot", "sgd", "random"]})
     out = tmp_path_factory.mktemp("run")
@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunDir]:
 
 
 @pytest.mark.parametrize("method", ["less", "dot", "sgd"])
-def test_parts_add_up_to_the_scores(made: tuple[Recipe, RunDir], method: str) -> None:
+def test_parts_add_up_to_the_scores(made: tuple[Recipe, RunFolder], method: str) -> None:
     recipe, run = made
     table = pq.read_table(run.stage("score") / "mine" / f"{method}.parquet").to_pylist()
     rows = table[::7]
@@ -50,7 +50,9 @@ def test_parts_add_up_to_the_scores(made: tuple[Recipe, RunDir], method: str) ->
         np.testing.assert_allclose(total[:, own].sum(1), wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_what_cannot_be_taken_apart_is_named(made: tuple[Recipe, RunDir], tmp_path: Path) -> None:
+def test_what_cannot_be_taken_apart_is_named(
+    made: tuple[Recipe, RunFolder], tmp_path: Path
+) -> None:
     recipe, run = made
     assert not can_attribute(recipe, "random")
     with pytest.raises(RunError, match="cannot be taken apart"):

@@ -12,7 +12,7 @@ import pytest
 import gradsieve
 import world
 from gradsieve.errors import RunError, UsageError
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 ROWS = 60
 METHODS = ["less", "dot", "sgd", "bm25"]
@@ -33,20 +33,20 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     recipe = world.recipe(
         inputs, score={"methods": METHODS}, select={"count": 5, "per_source": {"one": 2}}
     )
     return gradsieve.run(recipe, tmp_path_factory.mktemp("run"), progress=world.Listening())
 
 
-def table(run: RunDir, target: str, method: str) -> list[dict[str, Any]]:
+def table(run: RunFolder, target: str, method: str) -> list[dict[str, Any]]:
     rows = pq.read_table(run.stage("score") / target / f"{method}.parquet").to_pylist()
     return sorted(rows, key=lambda row: (-row["score"], row["source"], row["id"]))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_scores_and_ranks_are_the_tables(run: RunDir, method: str) -> None:
+def test_scores_and_ranks_are_the_tables(run: RunFolder, method: str) -> None:
     ranked = table(run, "mine", method)
     for rank in (1, 2, ROWS // 2, len(ranked)):
         row = ranked[rank - 1]
@@ -59,7 +59,7 @@ def test_scores_and_ranks_are_the_tables(run: RunDir, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["less", "dot", "sgd"])
-def test_checkpoints_and_examples_add_up_to_the_score(run: RunDir, method: str) -> None:
+def test_checkpoints_and_examples_add_up_to_the_score(run: RunFolder, method: str) -> None:
     row = table(run, "mine", method)[3]
     told = gradsieve.explain(run, "mine", row["id"], row["source"], method)
     assert told.score is not None
@@ -75,7 +75,7 @@ def test_checkpoints_and_examples_add_up_to_the_score(run: RunDir, method: str) 
     assert all(p.text and p.text.startswith("user: ") for p in told.pulls + told.pushes)
 
 
-def test_neighbors_are_the_datastores_largest_cosines(run: RunDir) -> None:
+def test_neighbors_are_the_datastores_largest_cosines(run: RunFolder) -> None:
     row = table(run, "mine", "less")[0]
     told = gradsieve.explain(run, "mine", row["id"], row["source"])
     store = gradsieve.open_store(run.stage("features") / "checkpoint-2" / "pool")
@@ -92,7 +92,7 @@ def test_neighbors_are_the_datastores_largest_cosines(run: RunDir) -> None:
         assert neighbor.text is not None
 
 
-def test_what_became_of_each_row_is_what_the_selection_says(run: RunDir) -> None:
+def test_what_became_of_each_row_is_what_the_selection_says(run: RunFolder) -> None:
     folder = run.stage("select") / "mine" / "less"
     lines = (folder / "messages.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     for record in map(json.loads, lines):
@@ -108,14 +108,14 @@ def test_what_became_of_each_row_is_what_the_selection_says(run: RunDir) -> None
     assert told.reason == "the 5 rows of the selection come before it"
 
 
-def test_a_row_that_was_set_aside(run: RunDir) -> None:
+def test_a_row_that_was_set_aside(run: RunFolder) -> None:
     told = gradsieve.explain(run, "plain", "long")
     assert told.reason == "no label token within the first 64 tokens"
     assert (told.targets, told.pulls, told.neighbors) == ({}, [], [])
     assert told.messages is not None
 
 
-def test_a_method_without_gradients_tells_its_scores_and_neighbors(run: RunDir) -> None:
+def test_a_method_without_gradients_tells_its_scores_and_neighbors(run: RunFolder) -> None:
     row = table(run, "mine", "bm25")[0]
     told = gradsieve.explain(run, "mine", row["id"], row["source"], "bm25")
     assert told.notes == ["scores of bm25 don't come apart by checkpoint or target example"]
@@ -158,7 +158,7 @@ def test_one_selection_for_all_targets(inputs: dict[str, Any], tmp_path: Path) -
 def test_features_that_are_not_those_of_the_scores(
     inputs: dict[str, Any], tmp_path: Path, mode: str
 ) -> None:
-    def made(sources: int, **stages: str) -> RunDir:
+    def made(sources: int, **stages: str) -> RunFolder:
         pool = inputs["pool"][:sources]
         recipe = world.recipe({**inputs, "pool": pool}, features={"mode": mode})
         return gradsieve.run(recipe, tmp_path, progress=world.Listening(), **stages)
@@ -205,7 +205,7 @@ def test_files_that_have_moved(inputs: dict[str, Any], tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_name_what_is_near(
-    run: RunDir, asked: dict[str, Any], said: str, todo: str
+    run: RunFolder, asked: dict[str, Any], said: str, todo: str
 ) -> None:
     with pytest.raises(UsageError, match=re.escape(said)) as caught:
         gradsieve.explain(run, **{"target": "mine", **asked})
@@ -225,7 +225,7 @@ def test_folders_that_cannot_be_explained(inputs: dict[str, Any], tmp_path: Path
         gradsieve.explain(tmp_path, "mine", "00001")
 
 
-def test_json_holds_all_of_it(run: RunDir) -> None:
+def test_json_holds_all_of_it(run: RunFolder) -> None:
     told = gradsieve.explain(run, "mine", "00001")
     tree = json.loads(told.json())
     assert tree["targets"]["plain"]["rank"] == told.targets["plain"].rank

@@ -14,7 +14,7 @@ from gradsieve.analysis.results import _difference, compare
 from gradsieve.cli import app
 from gradsieve.errors import RunError
 from gradsieve.io import write_json
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 
 def result(values: list[float | None], seed: int = 0) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def test_questions_that_some_model_could_not_be_asked_are_left_out() -> None:
 
 def finished(folder: Path, methods: Sequence[str], ids: Sequence[str] = ("q1", "q2")) -> Path:
     """A run of one target with made-up results; every method selects rows r0 and NAME."""
-    run = RunDir(folder)
+    run = RunFolder(folder)
     rows = []
     for number, method in enumerate(methods):
         values = [float(number + place) for place in range(len(ids))]
@@ -156,6 +156,6 @@ def test_runs_on_different_questions_are_refused(tmp_path: Path, ids: Sequence[s
 def test_rows_are_told_apart_whatever_id_they_came_with(tmp_path: Path, own_id: Any) -> None:
     run = finished(tmp_path, ["random", "bm25"])
     for method in ("random", "bm25"):
-        folder = RunDir(run).stage("select") / "mine" / method
+        folder = RunFolder(run).stage("select") / "mine" / method
         world.write(folder / "selected.jsonl", [{"source": "a", "id": own_id}] * 2)
     assert compare([run]).overlap == {"mine": {"random": {"bm25": 0.5}}}

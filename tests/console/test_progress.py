@@ -32,7 +32,7 @@ def terminal_of(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 def work(progress: Progress, log: Path | None) -> None:
     """What a run says."""
     with progress.running(["warmup", "score"], log):
-        progress.end("warmup", "done already")
+        progress.end("warmup", "up to date")
         progress.begin("score")
         progress.say("  a detail [not markup]")
         progress.warn("look out")
@@ -43,7 +43,7 @@ def work(progress: Progress, log: Path | None) -> None:
 
 
 LINES = [
-    "warmup: done already",
+    "warmup: up to date",
     "score: starting",
     "  a detail [not markup]",
     "warning: look out",
@@ -77,7 +77,7 @@ def test_a_terminal_shows_stages_and_says_the_rest_above(monkeypatch: pytest.Mon
     assert "  a detail [not markup]" in shown
     assert "warning: look out" in shown
     last = shown[shown.rindex("warmup") :]
-    assert "done already" in last
+    assert "up to date" in last
     assert "done in 1 s" in last
     assert "memory" in last
     assert "GiB" in last

@@ -18,7 +18,7 @@ from gradsieve.cli import app
 from gradsieve.demo.skills import make_examples, make_questions
 from gradsieve.errors import DataError, RunError
 from gradsieve.models.load import load_model, load_trained
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 ADAPTER = "adapter_model.safetensors"
 TRAIN = {"seeds": [0, 1], "epochs": 1}
@@ -46,29 +46,29 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """One finished run; tests must not change it."""
     out = tmp_path_factory.mktemp("run")
     return gradsieve.run(settings(inputs), out, progress=world.Listening())
 
 
-def results(run: RunDir) -> list[dict[str, Any]]:
+def results(run: RunFolder) -> list[dict[str, Any]]:
     return json.loads((run.stage("evaluate") / "results.json").read_text())["rows"]
 
 
-def test_methods_without_gradients_need_no_warm_up(run: RunDir) -> None:
+def test_methods_without_gradients_need_no_warm_up(run: RunFolder) -> None:
     assert not run.stage("warmup").exists()
     assert not run.stage("features").exists()
     assert {row["method"] for row in results(run)} == {"base", "random", "random-1", "bm25"}
 
 
-def test_every_stage_tells_its_seconds(run: RunDir) -> None:
+def test_every_stage_tells_its_seconds(run: RunFolder) -> None:
     for name in ("score", "select", "train", "evaluate"):
-        assert isinstance(run.done(name)["seconds"], float), name
+        assert isinstance(run.require(name)["seconds"], float), name
 
 
-def test_a_model_for_each_target_method_and_seed(run: RunDir) -> None:
-    names = set(run.done("train")["models"])
+def test_a_model_for_each_target_method_and_seed(run: RunFolder) -> None:
+    names = set(run.require("train")["models"])
     methods = ("random", "random-1", "bm25")
     assert names == {
         f"{t}/{m}/seed-{s}" for t in ("mine", "plain") for m in methods for s in (0, 1)
@@ -78,12 +78,12 @@ def test_a_model_for_each_target_method_and_seed(run: RunDir) -> None:
         assert {"adapter_config.json", "adapter_model.safetensors"} <= {
             file.name for file in folder.iterdir()
         }
-    prints = run.done("train")["models"]
+    prints = run.require("train")["models"]
     assert prints["mine/random/seed-0"] == prints["plain/random/seed-0"]  # the same rows
     assert len({prints[f"mine/random/seed-{seed}"] for seed in (0, 1)}) == 2
 
 
-def test_held_out_loss_is_the_models_own(inputs: dict[str, Any], run: RunDir) -> None:
+def test_held_out_loss_is_the_models_own(inputs: dict[str, Any], run: RunFolder) -> None:
     recipe = settings(inputs)
     from gradsieve.runs.context import Context
 
@@ -112,7 +112,7 @@ def test_held_out_loss_is_the_models_own(inputs: dict[str, Any], run: RunDir) ->
 
 
 def test_the_adapter_as_peft_loads_it_is_the_model_that_was_evaluated(
-    inputs: dict[str, Any], run: RunDir
+    inputs: dict[str, Any], run: RunFolder
 ) -> None:
     from peft import PeftModel
 
@@ -132,13 +132,13 @@ def test_more_seeds_and_methods_keep_what_is_there(inputs: dict[str, Any], tmp_p
     said = world.Listening()
     gradsieve.run(settings(inputs), tmp_path, progress=said)
     assert weights.stat().st_mtime_ns == before
-    assert not [*tmp_path.glob("old/05*"), *tmp_path.glob("old/06*")]
+    assert not [*tmp_path.glob("archive/05*"), *tmp_path.glob("archive/06*")]
     assert any("train: to be completed" in line for line in said.lines)
     whole = gradsieve.run(settings(inputs), tmp_path / "whole", progress=world.Listening())
     assert results(run) == results(whole)
-    fresh, grown = (world.results(RunDir(run.stage(s))) for s in ("train", "evaluate"))
-    assert fresh == world.results(RunDir(whole.stage("train")))
-    assert grown == world.results(RunDir(whole.stage("evaluate")))
+    fresh, grown = (world.results(RunFolder(run.stage(s))) for s in ("train", "evaluate"))
+    assert fresh == world.results(RunFolder(whole.stage("train")))
+    assert grown == world.results(RunFolder(whole.stage("evaluate")))
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -164,9 +164,9 @@ def test_a_model_that_is_lost_is_trained_again(
     ],
 )
 def test_what_is_lost_of_a_finished_run_is_made_again(
-    inputs: dict[str, Any], run: RunDir, tmp_path: Path, lost: str
+    inputs: dict[str, Any], run: RunFolder, tmp_path: Path, lost: str
 ) -> None:
-    copy = RunDir(shutil.copytree(run.path, tmp_path / "copy"))
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
     before = world.results(copy)
     (copy.path / lost).unlink()
     gradsieve.run(settings(inputs), copy.path, progress=world.Listening())
@@ -174,9 +174,9 @@ def test_what_is_lost_of_a_finished_run_is_made_again(
 
 
 def test_methods_and_targets_may_go_and_come_back(
-    inputs: dict[str, Any], run: RunDir, tmp_path: Path
+    inputs: dict[str, Any], run: RunFolder, tmp_path: Path
 ) -> None:
-    copy = RunDir(shutil.copytree(run.path, tmp_path / "copy"))
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
     before = world.results(copy)
     made = [*copy.stage("train").rglob(ADAPTER), *copy.stage("evaluate").rglob("seed-*.json")]
     times = {file: file.stat().st_mtime_ns for file in made}
@@ -189,8 +189,8 @@ def test_methods_and_targets_may_go_and_come_back(
     assert {row["method"] for row in results(copy)} == {"base", "random", "bm25"}
     assert {row["target"] for row in results(copy)} == {"mine"}
     gradsieve.run(settings(inputs), copy.path, progress=world.Listening())
-    now = world.results(copy)  # scores that were made again are in old/
-    assert {name: what for name, what in now.items() if not name.startswith("old/")} == before
+    now = world.results(copy)  # scores that were made again are in archive/
+    assert {name: what for name, what in now.items() if not name.startswith("archive/")} == before
     assert {file: file.stat().st_mtime_ns for file in made} == times
 
 
@@ -209,9 +209,9 @@ def test_what_comes_back_changed_is_made_anew(inputs: dict[str, Any], tmp_path: 
 
 
 def test_only_targets_that_something_is_asked_of_are_evaluated(
-    inputs: dict[str, Any], run: RunDir, tmp_path: Path
+    inputs: dict[str, Any], run: RunFolder, tmp_path: Path
 ) -> None:
-    copy = RunDir(shutil.copytree(run.path, tmp_path / "copy"))
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
     gradsieve.run(
         settings(inputs, evaluate={"tasks": ["mine"]}), copy.path, progress=world.Listening()
     )
@@ -239,7 +239,7 @@ def test_another_learning_rate_trains_anew_and_keeps_the_old(
     other = settings(inputs, **one, train={**TRAIN, "learning_rate": 1e-2})
     run = gradsieve.run(other, tmp_path, progress=world.Listening())
     assert (tmp_path / "old").is_dir()
-    assert run.done("evaluate")
+    assert run.require("evaluate")
 
 
 def test_all_weights_of_another_model(inputs: dict[str, Any], tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_a_task_without_questions_is_refused(inputs: dict[str, Any], tmp_path: P
     assert "plain" in caught.value.where
 
 
-def test_the_table(run: RunDir) -> None:
+def test_the_table(run: RunFolder) -> None:
     found = compare([run.path])
     cell = found.cells["mine"]["held_out_loss"]["random"]
     assert len(cell.values) == 4  # two seeds of selection times two of training
@@ -290,7 +290,7 @@ def test_the_table(run: RunDir) -> None:
     assert found.cells["plain"].keys() == {"target_loss"}  # it has no held-out questions
 
 
-def test_two_runs_are_more_values(run: RunDir) -> None:
+def test_two_runs_are_more_values(run: RunFolder) -> None:
     once, twice = compare([run.path]), compare([run.path, run.path])
     one, two = (c.cells["mine"]["held_out_loss"]["bm25"] for c in (once, twice))
     assert two.values == one.values * 2
@@ -303,7 +303,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     assert "evaluate" in str(caught.value)
 
 
-def test_compare_on_the_command_line(run: RunDir) -> None:
+def test_compare_on_the_command_line(run: RunFolder) -> None:
     shell = CliRunner()
     told = shell.invoke(app, ["compare", str(run.path)])
     assert told.exit_code == 0

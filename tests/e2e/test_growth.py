@@ -11,7 +11,7 @@ import pytest
 import gradsieve
 import world
 from gradsieve.errors import StoreError
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 from gradsieve.stages import features
 from gradsieve.store.targets import read_target_gradients
 
@@ -50,11 +50,11 @@ def targets_rows(inputs: dict[str, Any]) -> int:
     return sum(len(file.read_bytes().splitlines()) for file in files)
 
 
-def run(inputs: dict[str, Any], out: Path) -> RunDir:
+def run(inputs: dict[str, Any], out: Path) -> RunFolder:
     return gradsieve.run(world.recipe(inputs), out, progress=world.Listening())
 
 
-def scores(done: RunDir, target: str = "mine") -> dict[tuple[str, str], float]:
+def scores(done: RunFolder, target: str = "mine") -> dict[tuple[str, str], float]:
     table = pq.read_table(done.stage("score") / target / "less.parquet").to_pylist()
     return {(row["source"], row["id"]): row["score"] for row in table}
 

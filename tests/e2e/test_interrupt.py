@@ -13,11 +13,11 @@ import pytest
 import world
 from gradsieve.demo.skills import make_questions
 from gradsieve.recipe.load import dump_recipe
-from gradsieve.runs.folder import STAGES, RunDir
+from gradsieve.runs.folder import STAGE_NAMES, RunFolder
 
 MOMENTS = {
     "training, in the Trainer": "  warm-up: ",
-    **{stage: f"{stage}: starting" for stage in STAGES},
+    **{stage: f"{stage}: starting" for stage in STAGE_NAMES},
 }
 """What is said when Ctrl-C is pressed."""
 
@@ -79,8 +79,8 @@ def test_in_every_stage(recipe: Path, tmp_path: Path) -> None:
         assert logged[-1].endswith("stopped: KeyboardInterrupt")
     status, out, told = run_until(recipe, tmp_path / "run", None)
     assert status == 0
-    assert "train: done already" in told
+    assert "train: up to date" in told
     run_until(recipe, tmp_path / "whole", None)
-    whole = world.results(RunDir(tmp_path / "whole"))
-    found = world.results(RunDir(tmp_path / "run"))
+    whole = world.results(RunFolder(tmp_path / "whole"))
+    found = world.results(RunFolder(tmp_path / "run"))
     assert {name: found.get(name) for name in whole} == whole

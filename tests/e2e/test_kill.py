@@ -17,7 +17,7 @@ import gradsieve
 import world
 from gradsieve.errors import GradsieveError
 from gradsieve.recipe.load import dump_recipe
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 
 class Killed(BaseException):
@@ -25,7 +25,7 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], RunDir]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], RunFolder]:
     inputs = world.make(tmp_path_factory.mktemp("inputs"), rows=150)
     run = tmp_path_factory.mktemp("whole")
     return inputs, gradsieve.run(world.recipe(inputs), run, progress=world.Listening())
@@ -55,19 +55,19 @@ def kill_at(patch: pytest.MonkeyPatch, number: int, before: bool = True) -> list
 
 
 def test_killed_again_and_again(
-    whole: tuple[dict[str, Any], RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[dict[str, Any], RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One folder is killed at its second file, its third, and so on until it gets through."""
     inputs, run = whole
     kills = kill_until_done(inputs, tmp_path, monkeypatch, range(2, 100))
     assert kills >= 5
     assert leftovers(tmp_path) == []
-    assert world.results(RunDir(tmp_path)) == world.results(run)
+    assert world.results(RunFolder(tmp_path)) == world.results(run)
 
 
 @pytest.mark.slow
 def test_killed_once_at_each_file(
-    whole: tuple[dict[str, Any], RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[dict[str, Any], RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs, run = whole
     for number in range(2, 100):
@@ -76,7 +76,7 @@ def test_killed_once_at_each_file(
             assert number > 20
             break
         assert leftovers(folder) == []
-        assert world.results(RunDir(folder)) == world.results(run), number
+        assert world.results(RunFolder(folder)) == world.results(run), number
 
 
 def kill_until_done(
@@ -96,7 +96,7 @@ def kill_until_done(
 
 @pytest.mark.parametrize("files", [1, 12, 24])
 def test_a_full_disk_is_told_and_nothing_done_is_lost(
-    whole: tuple[dict[str, Any], RunDir],
+    whole: tuple[dict[str, Any], RunFolder],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     files: int,
@@ -117,9 +117,9 @@ def test_a_full_disk_is_told_and_nothing_done_is_lost(
         with pytest.raises(GradsieveError, match="No space left on device") as caught:
             gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
     assert "what is done is kept" in caught.value.todo
-    there = world.results(RunDir(tmp_path))
+    there = world.results(RunFolder(tmp_path))
     gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
-    found = world.results(RunDir(tmp_path))
+    found = world.results(RunFolder(tmp_path))
     assert found == world.results(run)
     kept = [name for name in there if "shard-" in name]
     assert all(found[name] == there[name] for name in kept)
@@ -134,7 +134,7 @@ def test_a_full_disk_is_told_and_nothing_done_is_lost(
     ],
 )
 def test_a_library_that_meets_a_full_disk(
-    whole: tuple[dict[str, Any], RunDir],
+    whole: tuple[dict[str, Any], RunFolder],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
@@ -164,7 +164,7 @@ def start(recipe: Path, folder: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments(
-    whole: tuple[dict[str, Any], RunDir], tmp_path: Path, kills: int
+    whole: tuple[dict[str, Any], RunFolder], tmp_path: Path, kills: int
 ) -> None:
     """Real processes, a real signal; on one thread, as the run that they are held against."""
     recipe = tmp_path / "recipe.yaml"
@@ -181,9 +181,9 @@ def test_kill_9_at_random_moments(
     killed, runs = map(int, told.stdout.split())
     assert killed == kills
     assert runs >= 1
-    wanted = world.results(RunDir(tmp_path / "alone"))
+    wanted = world.results(RunFolder(tmp_path / "alone"))
     for number in range(runs):
-        found = world.results(RunDir(tmp_path / str(number)))
+        found = world.results(RunFolder(tmp_path / str(number)))
         assert found.keys() == wanted.keys()
         assert [name for name in wanted if wanted[name] != found[name]] == []
         assert leftovers(tmp_path / str(number)) == []
@@ -191,7 +191,7 @@ def test_kill_9_at_random_moments(
 
 @pytest.mark.slow
 def test_interrupting_says_how_to_go_on(
-    whole: tuple[dict[str, Any], RunDir], tmp_path: Path
+    whole: tuple[dict[str, Any], RunFolder], tmp_path: Path
 ) -> None:
     inputs, _ = whole
     recipe = tmp_path / "recipe.yaml"

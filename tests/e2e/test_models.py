@@ -35,6 +35,6 @@ def test_a_quantized_base_end_to_end(tmp_path: Path, quantization: str) -> None:
     recipe = world.recipe(data, model__quantization=quantization, train={"seeds": [0]})
     run = gradsieve.run(recipe, tmp_path / "run")
     assert (run.stage("train") / "mine" / "less" / "seed-0" / "adapter_config.json").is_file()
-    told = run.done("features")
+    told = run.require("features")
     assert told["checkpoints"][0]["not_finite"] == 0
     assert told["inputs"]["model"]["quantization"] == quantization

@@ -60,7 +60,7 @@ def test_two_processes_train_as_one_does(inputs: dict[str, Any], tmp_path: Path)
     names = {path.name for path in (tmp_path / "shared/05-train/mine/random/seed-0").iterdir()}
     assert {path.name for path in (alone.stage("train") / "mine/random/seed-0").iterdir()} == names
     again = launched("train", str(file), "--out", str(tmp_path / "shared"))
-    assert "train: done already" in again.stderr
+    assert "train: up to date" in again.stderr
 
 
 def test_two_processes_warm_up(inputs: dict[str, Any], tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_two_processes_warm_up(inputs: dict[str, Any], tmp_path: Path) -> None:
     run = gradsieve.run(recipe, tmp_path / "run", last="select", progress=world.Listening())
     alone = gradsieve.run(recipe, tmp_path / "alone", last="warmup", progress=world.Listening())
     rates = alone.done("warmup")["learning_rates"]
-    assert run.done("warmup")["learning_rates"] == pytest.approx(rates)
-    assert run.done("select")["targets"]["mine"]["less"]["rows"]
+    assert run.require("warmup")["learning_rates"] == pytest.approx(rates)
+    assert run.require("select")["targets"]["mine"]["less"]["rows"]
 
 
 def test_other_stages_are_refused(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from gradsieve.errors import RunError
 from gradsieve.pipeline.run import FLOW
 from gradsieve.recipe.load import dump_recipe
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.folder import STAGES, RunDir
+from gradsieve.runs.folder import STAGE_NAMES, RunFolder
 
 QUICK: dict[str, Any] = {"score": {"methods": ["random", "bm25"]}, "select": {"count": 9}}
 
@@ -31,7 +31,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return made
 
 
-def told(run: RunDir, block: str = "data") -> dict[str, Any]:
+def told(run: RunFolder, block: str = "data") -> dict[str, Any]:
     """What the page holds."""
     text = (run.stage("report") / "index.html").read_text(encoding="utf-8")
     found = re.search(f' id="{block}">(.*)</script>', text)
@@ -40,17 +40,17 @@ def told(run: RunDir, block: str = "data") -> dict[str, Any]:
     return data
 
 
-def run(recipe: Recipe, out: Path, **stages: Any) -> tuple[RunDir, list[str]]:
+def run(recipe: Recipe, out: Path, **stages: Any) -> tuple[RunFolder, list[str]]:
     said = world.Listening()
     return gradsieve.run(recipe, out, progress=said, **stages), said.lines
 
 
 def test_a_stages_name_is_one_word_everywhere() -> None:
-    assert tuple(FLOW) == tuple(STAGE_HELP) == STAGES
+    assert tuple(FLOW) == tuple(STAGE_HELP) == STAGE_NAMES
     assert [stage.__name__ for stage in FLOW.values()] == [  # type: ignore[attr-defined]
-        f"gradsieve.stages.{name}" for name in STAGES
+        f"gradsieve.stages.{name}" for name in STAGE_NAMES
     ]
-    assert set(STAGES) == set(Recipe.model_fields) - {"model", "pool", "targets", "on_bad_row"}
+    assert set(STAGE_NAMES) == set(Recipe.model_fields) - {"model", "pool", "targets", "on_bad_row"}
 
 
 def test_it_grows_with_the_run(inputs: dict[str, Any], tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_it_grows_with_the_run(inputs: dict[str, Any], tmp_path: Path) -> None:
     made, _ = run(plain, tmp_path)
     assert told(made)["results"] == {}
     assert list(told(made, "provenance")["seconds"]) == ["score", "select"]
-    assert run(plain, tmp_path)[1][-1] == "report: done already"
+    assert run(plain, tmp_path)[1][-1] == "report: up to date"
 
     trained = world.recipe(inputs, **QUICK, train={"epochs": 1}, evaluate={})
     _, said = run(trained, tmp_path)
@@ -135,7 +135,7 @@ def test_the_command(inputs: dict[str, Any], tmp_path: Path) -> None:
     run(recipe, out, last="select")  # the training is still to come
     done = shell.invoke(app, ["report", str(file), "--out", str(out), "--quiet"])
     assert done.exit_code == 0, done.output
-    assert f"report: {out / '07-report' / 'index.html'}" in done.output
+    assert f"report: {out / '08-report' / 'index.html'}" in done.output
     others = world.recipe(inputs, score={"methods": ["bm25", "full"]})
     with pytest.raises(RunError, match="not of this recipe") as caught:
         run(others, out, first="report")
@@ -166,15 +166,15 @@ def test_another_model_is_refused_another_warmup_or_features_told(
         ({"features__bits": 4}, "features.bits: "),
     ):
         run(world.recipe(inputs, **changes), out, first="report")
-        page = (out / "07-report" / "index.html").read_text(encoding="utf-8")
+        page = (out / "08-report" / "index.html").read_text(encoding="utf-8")
         assert f"made with other settings than below: {told_of}" in page
     # What a recipe without gradients has not used is no matter.
     blind = world.recipe(inputs, score={"methods": ["random"]}, warmup__learning_rate=0.5)
     run(blind, out)
-    assert "made with other settings" not in (out / "07-report" / "index.html").read_text()
+    assert "made with other settings" not in (out / "08-report" / "index.html").read_text()
     run(world.recipe(inputs), out)
     run(world.recipe(inputs, features__tokens_per_batch=64), out, first="report")
-    assert "made with other settings" not in (out / "07-report" / "index.html").read_text()
+    assert "made with other settings" not in (out / "08-report" / "index.html").read_text()
 
 
 def test_rows_whose_ids_name_nothing(inputs: dict[str, Any], tmp_path: Path) -> None:

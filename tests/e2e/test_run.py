@@ -14,7 +14,7 @@ from gradsieve.console import Progress
 from gradsieve.errors import DataError, ModelError, RunError, StoreError, UsageError
 from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import ScoreConfig
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 from gradsieve.stages import features
 
 MADE = ("warmup", "features", "score", "select")
@@ -26,24 +26,24 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """One finished run; tests must not change it."""
     return gradsieve.run(
         world.recipe(inputs), tmp_path_factory.mktemp("run"), progress=world.Listening()
     )
 
 
-def scores(run: RunDir, target: str = "mine") -> dict[tuple[str, str], dict[str, Any]]:
+def scores(run: RunFolder, target: str = "mine") -> dict[tuple[str, str], dict[str, Any]]:
     rows = pq.read_table(run.stage("score") / target / "less.parquet").to_pylist()
     return {(row["source"], row["id"]): row for row in rows}
 
 
-def selected(run: RunDir, target: str = "mine") -> list[dict[str, Any]]:
+def selected(run: RunFolder, target: str = "mine") -> list[dict[str, Any]]:
     file = run.stage("select") / target / "less" / "selected.jsonl"
     return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
 
 
-def test_files_are_as_in_the_contract(run: RunDir) -> None:
+def test_files_are_as_in_the_contract(run: RunFolder) -> None:
     names = {str(file.relative_to(run.path)) for file in run.path.rglob("*") if file.is_file()}
     for name in (
         "recipe.yaml",
@@ -59,15 +59,15 @@ def test_files_are_as_in_the_contract(run: RunDir) -> None:
         "04-select/plain/less/messages.jsonl",
         "04-select/plain/less/dropped.jsonl",
         "04-select/plain/less/README.md",
-        "07-report/index.html",
-        "07-report/meta.json",
+        "08-report/index.html",
+        "08-report/meta.json",
     ):
         assert name in names, name
     assert {f"0{i}-{name}/meta.json" for i, name in enumerate(MADE, 1)} <= names
     assert not [name for name in names if name.endswith((".tmp", ".pt", ".pkl", ".bin"))]
 
 
-def test_scores_are_as_in_the_contract(run: RunDir) -> None:
+def test_scores_are_as_in_the_contract(run: RunFolder) -> None:
     table = pq.read_table(run.stage("score") / "mine" / "less.parquet")
     assert table.column_names == ["source", "id", "score", "subtask", "letters", "numbers"]
     rows = table.to_pylist()
@@ -79,11 +79,11 @@ def test_scores_are_as_in_the_contract(run: RunDir) -> None:
         assert -1 <= row["score"] <= 1
 
 
-def test_scores_are_the_formulas(run: RunDir, inputs: dict[str, Any]) -> None:
+def test_scores_are_the_formulas(run: RunFolder, inputs: dict[str, Any]) -> None:
     """From the datastore's rows and the targets' gradients, written out in numpy."""
     from safetensors.numpy import load_file
 
-    rates = np.array(run.done("warmup")["learning_rates"])
+    rates = np.array(run.require("warmup")["learning_rates"])
     total: dict[tuple[str, str], float] = {}
     for number, weight in enumerate(rates / rates.sum(), start=1):
         folder = run.stage("features") / f"checkpoint-{number}"
@@ -97,7 +97,7 @@ def test_scores_are_the_formulas(run: RunDir, inputs: dict[str, Any]) -> None:
 
 
 def test_selection_is_the_top_of_the_scores_and_rows_are_as_they_came(
-    run: RunDir, inputs: dict[str, Any]
+    run: RunFolder, inputs: dict[str, Any]
 ) -> None:
     came = {}
     for source in inputs["pool"]:
@@ -113,29 +113,29 @@ def test_selection_is_the_top_of_the_scores_and_rows_are_as_they_came(
         assert list(row) == list(came[row["id"]])
 
 
-def test_meta_tells_what_was_done(run: RunDir) -> None:
-    meta = run.done("features")
+def test_meta_tells_what_was_done(run: RunFolder) -> None:
+    meta = run.require("features")
     assert meta["schema"] == 1
     assert meta["rows"] == world.ROWS
     assert meta["versions"]["torch"]
     assert meta["seconds"] > 0
     assert 0 <= meta["checkpoints"][0]["share_of_coordinates_below_eps"] <= 1
-    assert run.done("warmup")["learning_rates"][1] > 0
+    assert run.require("warmup")["learning_rates"][1] > 0
 
 
 def test_a_finished_run_is_skipped(inputs: dict[str, Any], tmp_path: Path) -> None:
     gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
-    before = world.results(RunDir(tmp_path))
+    before = world.results(RunFolder(tmp_path))
     told = world.Listening()
     gradsieve.run(world.recipe(inputs), tmp_path, progress=told)
-    assert told.lines == [f"{n}: done already" for n in (*MADE, "report")]
-    assert world.results(RunDir(tmp_path)) == before
+    assert told.lines == [f"{n}: up to date" for n in (*MADE, "report")]
+    assert world.results(RunFolder(tmp_path)) == before
 
     told = world.Listening()
     gradsieve.run(world.recipe(inputs, select={"count": 3}), tmp_path, progress=told)
-    assert told.lines[:3] == [f"{n}: done already" for n in ("warmup", "features", "score")]
+    assert told.lines[:3] == [f"{n}: up to date" for n in ("warmup", "features", "score")]
     assert "select.count: null -> 3" in told.lines[3]
-    assert len(selected(RunDir(tmp_path))) == 3
+    assert len(selected(RunFolder(tmp_path))) == 3
     assert list((tmp_path / "old").glob("04-select-*/mine/less/selected.jsonl"))
 
     told = world.Listening()
@@ -146,7 +146,7 @@ def test_a_finished_run_is_skipped(inputs: dict[str, Any], tmp_path: Path) -> No
     assert "warmup.learning_rate: 0.003 -> 0.002" in again[0]
 
 
-def test_batch_size_does_not_matter(run: RunDir, inputs: dict[str, Any], tmp_path: Path) -> None:
+def test_batch_size_does_not_matter(run: RunFolder, inputs: dict[str, Any], tmp_path: Path) -> None:
     for bits, most in ((32, 1e-6), (16, 5e-6)):  # rounding to 16 bits makes small gaps larger
         runs = [
             gradsieve.run(
@@ -161,7 +161,7 @@ def test_batch_size_does_not_matter(run: RunDir, inputs: dict[str, Any], tmp_pat
 
 
 def test_order_of_the_pool_does_not_matter(
-    run: RunDir, inputs: dict[str, Any], tmp_path: Path
+    run: RunFolder, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     recipe = world.recipe(world.shuffled(inputs, tmp_path / "pool"))
     other = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
@@ -170,7 +170,7 @@ def test_order_of_the_pool_does_not_matter(
         assert theirs[name] == content, name
 
 
-def assert_same_scores(one: RunDir, other: RunDir, most: float = 0.0) -> None:
+def assert_same_scores(one: RunFolder, other: RunFolder, most: float = 0.0) -> None:
     for target in ("mine", "plain"):
         first, second = scores(one, target), scores(other, target)
         assert first.keys() == second.keys()
@@ -281,7 +281,7 @@ def test_a_damaged_shard_is_named_and_only_its_rows_are_made_again(
 
 
 def test_existing_checkpoints_need_no_warmup(
-    run: RunDir, inputs: dict[str, Any], tmp_path: Path
+    run: RunFolder, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     folders = [str(run.stage("warmup") / f"checkpoint-{i}") for i in (1, 2)]
     other = gradsieve.run(
@@ -308,7 +308,7 @@ def test_rows_without_a_label_are_set_aside(inputs: dict[str, Any], tmp_path: Pa
 
 
 def test_rows_whose_gradient_is_not_finite_are_set_aside(
-    run: RunDir, inputs: dict[str, Any], tmp_path: Path
+    run: RunFolder, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     """A model with a spoilt embedding, that one row meets."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -342,7 +342,7 @@ def test_rows_whose_gradient_is_not_finite_are_set_aside(
 
 @pytest.mark.parametrize("changes", [{"mode": "exact"}, {"bits": 16}, {"bits": 1}])
 def test_a_row_whose_gradient_is_zero_scores_0(
-    run: RunDir,
+    run: RunFolder,
     inputs: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -384,7 +384,7 @@ def test_train_makes_adapters_also_of_another_model(inputs: dict[str, Any], tmp_
         assert (folder / "loss.jsonl").stat().st_size
     told = world.Listening()
     gradsieve.run(recipe, tmp_path / "run", progress=told)
-    assert told.lines[-2] == "train: done already"
+    assert told.lines[-2] == "train: up to date"
 
 
 def test_where_losses_are_sent_changes_nothing_that_is_done(
@@ -397,7 +397,7 @@ def test_where_losses_are_sent_changes_nothing_that_is_done(
     gradsieve.run(again, tmp_path, progress=told)
     # The report shows the recipe, and is written again.
     assert told.lines[:4] == [
-        f"{name}: done already" for name in ("warmup", "features", "score", "select")
+        f"{name}: up to date" for name in ("warmup", "features", "score", "select")
     ]
 
 
@@ -426,7 +426,7 @@ def test_a_stage_that_has_written_over_a_file_is_not_taken_back(
         (folder / "rows.parquet").write_bytes(b"half of what was wanted")
         raise DataError("A mistake.")
 
-    def scored(*methods: str) -> RunDir:
+    def scored(*methods: str) -> RunFolder:
         recipe = world.recipe(inputs, score__methods=list(methods))
         return gradsieve.run(recipe, tmp_path, last="score", progress=world.Listening())
 
@@ -434,7 +434,7 @@ def test_a_stage_that_has_written_over_a_file_is_not_taken_back(
     monkeypatch.setattr("gradsieve.stages.score.run", writes_over)
     with pytest.raises(DataError, match="A mistake"):
         scored("random", "bm25")
-    assert RunDir(tmp_path).meta("score") is None
+    assert RunFolder(tmp_path).metadata("score") is None
 
 
 def test_stages_that_are_missing_or_out_of_order(inputs: dict[str, Any], tmp_path: Path) -> None:

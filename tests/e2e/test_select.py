@@ -13,7 +13,7 @@ import world
 from gradsieve.analysis.results import compare
 from gradsieve.demo.skills import make_questions, make_rows
 from gradsieve.errors import RecipeError, RunError
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 ROWS = 80
 
@@ -47,12 +47,12 @@ def out(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def select(inputs: dict[str, Any], out: Path, **settings: Any) -> tuple[RunDir, world.Listening]:
+def select(inputs: dict[str, Any], out: Path, **settings: Any) -> tuple[RunFolder, world.Listening]:
     told = world.Listening()
     return gradsieve.run(world.recipe(inputs, select=settings), out, progress=told), told
 
 
-def lines(run: RunDir, name: str, target: str = "mine") -> list[dict[str, Any]]:
+def lines(run: RunFolder, name: str, target: str = "mine") -> list[dict[str, Any]]:
     file = run.stage("select") / target / "less" / f"{name}.jsonl"
     return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
 
@@ -65,7 +65,7 @@ def test_leaks_are_reported_and_dropped_on_request(inputs: dict[str, Any], out: 
     assert {json.loads(line)["id"] for line in found} == leaking
     assert {json.loads(line)["target"] for line in found} == {"mine"}
     assert any("3 rows of the pool share 13 words" in line for line in told.lines)
-    assert run.done("select")["leaks"] == {"mine": 3}
+    assert run.require("select")["leaks"] == {"mine": 3}
     run, _ = select(inputs, out, fraction=1.0, drop_leaks=True)
     assert not leaking & {row["id"] for row in lines(run, "selected")}
     reasons = {row["id"]: row["reason"] for row in lines(run, "dropped")}
@@ -94,7 +94,7 @@ def test_near_duplicates_do_not_depend_on_what_the_run_made_before(
     for name in ("grown", "new"):
         folder = shutil.copytree(out, tmp_path / name)
         if name == "new":
-            for store in RunDir(folder).stage("features").glob("checkpoint-*/pool"):
+            for store in RunFolder(folder).stage("features").glob("checkpoint-*/pool"):
                 shutil.rmtree(store)
         run = gradsieve.run(recipe, folder, last="select", progress=world.Listening())
         file = run.stage("select") / "mine" / "sgd" / "selected.jsonl"
@@ -145,7 +145,7 @@ def test_one_selection_for_all_targets(inputs: dict[str, Any], tmp_path: Path) -
     file = run.stage("select") / "together" / "bm25" / "selected.jsonl"
     assert len(file.read_text(encoding="utf-8").split("\n")) == 11
     assert "# Selected for mine, plain" in (file.parent / "README.md").read_text()
-    assert set(run.done("train")["models"]) == {
+    assert set(run.require("train")["models"]) == {
         "together/bm25/seed-0",
         "together/random/seed-0",
     }

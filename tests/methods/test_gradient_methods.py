@@ -12,14 +12,14 @@ from safetensors import safe_open
 import gradsieve
 import world
 from gradsieve.gradients.similarity import influence
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 from gradsieve.store import RowKey, open_store
 
 METHODS = ["less", "dot", "sgd"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     data = world.make(tmp_path_factory.mktemp("inputs"), rows=60)
     recipe = world.recipe(data, score__methods=METHODS, features__bits=32)
     return gradsieve.run(
@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     )
 
 
-def stored(run: RunDir, store: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def stored(run: RunFolder, store: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows [N, n, d], the target's mean gradients [N, 1, d] and the learning rates [N]."""
     table = pq.read_table(
         run.stage("features") / "rows.parquet", columns=["source", "id", "content"]
@@ -39,28 +39,28 @@ def stored(run: RunDir, store: str) -> tuple[torch.Tensor, torch.Tensor, torch.T
         rows.append(torch.from_numpy(open_store(folder / store).read(keys)))
         with safe_open(folder / "targets" / "plain.safetensors", "pt") as file:
             means.append(file.get_tensor("features").mean(0, keepdim=True))
-    rates = torch.tensor(run.done("warmup")["learning_rates"], dtype=torch.float32)
+    rates = torch.tensor(run.require("warmup")["learning_rates"], dtype=torch.float32)
     return torch.stack(rows), torch.stack(means), rates
 
 
-def scores(run: RunDir, method: str) -> np.ndarray:
+def scores(run: RunFolder, method: str) -> np.ndarray:
     file = run.stage("score") / "plain" / f"{method}.parquet"
     return pq.read_table(file)["score"].to_numpy()
 
 
 @pytest.mark.parametrize(("method", "store"), [("less", "pool"), ("sgd", "pool-sgd")])
-def test_cosines_summed_over_checkpoints(run: RunDir, method: str, store: str) -> None:
+def test_cosines_summed_over_checkpoints(run: RunFolder, method: str, store: str) -> None:
     expected = influence(*stored(run, store))[:, 0]
     assert scores(run, method) == pytest.approx(expected.numpy(), abs=1e-6)
 
 
-def test_dot_is_the_sum_of_inner_products(run: RunDir) -> None:
+def test_dot_is_the_sum_of_inner_products(run: RunFolder) -> None:
     rows, means, rates = stored(run, "pool")
     expected = torch.einsum("i,ind,id->n", rates / rates.sum(), rows, means[:, 0])
     assert scores(run, "dot") == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-9)
 
 
-def test_plain_gradients_have_another_length_than_updates(run: RunDir) -> None:
+def test_plain_gradients_have_another_length_than_updates(run: RunFolder) -> None:
     adam, plain = stored(run, "pool")[0], stored(run, "pool-sgd")[0]
     assert float(adam.norm(dim=2).median()) > 10 * float(plain.norm(dim=2).median())
 

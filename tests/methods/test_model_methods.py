@@ -11,13 +11,13 @@ import world
 from gradsieve.methods import Problem, find_method
 from gradsieve.models.load import load_model
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
     recipe = world.recipe(world.make(tmp_path_factory.mktemp("inputs"), rows=30))
-    context = Context(recipe, RunDir(tmp_path_factory.mktemp("run")), world.Listening())
+    context = Context(recipe, RunFolder(tmp_path_factory.mktemp("run")), world.Listening())
     targets = {target.name: context.target_rows(target) for target in context.targets}
     rows = [row for row in context.rows if not row.set_aside]
     return Problem(rows, targets, recipe, 0, world.Listening())

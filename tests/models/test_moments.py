@@ -155,7 +155,7 @@ def test_trl_warms_up_and_trains_on_what_was_selected(tmp_path: Path) -> None:
     trainer = tune(pool.select_columns(["messages"]), num_train_epochs=2)
     recipe = world.recipe(data, warmup={"checkpoints": moments.checkpoints}, select={"count": 8})
     run = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
-    rates = run.done("warmup")["learning_rates"]
+    rates = run.require("warmup")["learning_rates"]
     assert rates[0] > rates[1] > 0
     found = gradsieve.select(
         trainer.model.unload(),

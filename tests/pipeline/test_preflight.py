@@ -12,7 +12,7 @@ import world
 from gradsieve.demo.skills import make_questions
 from gradsieve.errors import DataError, GradsieveError, ModelError, Problems, RunError, UsageError
 from gradsieve.pipeline import run as pipeline
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -238,4 +238,4 @@ def test_only_what_the_stages_need(inputs: dict[str, Any], tmp_path: Path) -> No
     with pytest.raises(DataError, match="held-out"):
         gradsieve.run(recipe, tmp_path, progress=world.Listening())
     gradsieve.run(recipe, tmp_path, last="warmup", progress=world.Listening())
-    assert RunDir(tmp_path).done("warmup")
+    assert RunFolder(tmp_path).require("warmup")

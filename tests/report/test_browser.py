@@ -15,7 +15,7 @@ import gradsieve
 import hostile
 import world
 from gradsieve.report.page import page
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 Visit = Callable[..., Any]
 ROWS = 20_000
@@ -31,7 +31,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         select={"fraction": 0.5, "per_source": {"one": 4}, "near_duplicates": {"cosine": 0.97}},
     )
     run = gradsieve.run(recipe, tmp_path_factory.mktemp("run"), progress=world.Listening())
-    return RunDir(run.path).stage("report") / "index.html"
+    return RunFolder(run.path).stage("report") / "index.html"
 
 
 def count(tab: Any, group: str = "All") -> int:

@@ -19,7 +19,7 @@ from gradsieve.report.examples import CUT, turns
 from gradsieve.report.gather import gather
 from gradsieve.report.page import embedded
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 SETTINGS: dict[str, Any] = {
     "score": {"methods": ["less", "random"]},
@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunDir]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunFolder]:
     data = hostile.world_of(tmp_path_factory.mktemp("inputs"))
     recipe = world.recipe(data, **SETTINGS)
     out = tmp_path_factory.mktemp("run")
@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunDir]:
 
 
 @pytest.fixture(scope="module")
-def told(made: tuple[Recipe, RunDir]) -> dict[str, Any]:
+def told(made: tuple[Recipe, RunFolder]) -> dict[str, Any]:
     return gather(Context(*made, world.Listening()))
 
 
@@ -59,7 +59,7 @@ def keys(told: dict[str, Any], view: dict[str, Any], group: int) -> list[tuple[s
 
 
 def test_the_page_holds_what_was_gathered(
-    made: tuple[Recipe, RunDir], told: dict[str, Any]
+    made: tuple[Recipe, RunFolder], told: dict[str, Any]
 ) -> None:
     page = (made[1].stage("report") / "index.html").read_text(encoding="utf-8")
     found = re.search(r' id="data">(.*)</script>', page)
@@ -68,7 +68,7 @@ def test_the_page_holds_what_was_gathered(
 
 
 def test_groups_are_the_selections(
-    made: tuple[Recipe, RunDir], told: dict[str, Any], view: dict[str, Any]
+    made: tuple[Recipe, RunFolder], told: dict[str, Any], view: dict[str, Any]
 ) -> None:
     _, run = made
     folder = run.stage("select") / "mine" / "less"
@@ -93,7 +93,7 @@ def test_groups_are_the_selections(
 
 
 def test_counts_are_those_of_the_files(
-    made: tuple[Recipe, RunDir], told: dict[str, Any], view: dict[str, Any]
+    made: tuple[Recipe, RunFolder], told: dict[str, Any], view: dict[str, Any]
 ) -> None:
     _, run = made
     selected = lines(run.stage("select") / "mine" / "less" / "selected.jsonl")
@@ -103,13 +103,13 @@ def test_counts_are_those_of_the_files(
     best, chosen = (Counter(row["subtask"] for row in rows) for rows in (table, selected))
     assert view["subtasks"] == [[name, chosen[name], best[name]] for name in ("letters", "numbers")]
     assert (view["selected"], view["scored"]) == (len(selected), len(table))
-    assert view["tokens"] == run.done("select")["targets"]["mine"]["less"]["tokens"]
+    assert view["tokens"] == run.require("select")["targets"]["mine"]["less"]["tokens"]
     for bins in (view["scores"], view["lengths"]):
         assert (sum(bins["all"]), sum(bins["selected"])) == (len(table), len(selected))
 
 
 def test_pulls_are_the_strongest_parts_of_the_score(
-    made: tuple[Recipe, RunDir], told: dict[str, Any], view: dict[str, Any]
+    made: tuple[Recipe, RunFolder], told: dict[str, Any], view: dict[str, Any]
 ) -> None:
     recipe, run = made
     (target,) = (t for t in told["targets"] if t["name"] == "mine")
@@ -129,7 +129,7 @@ def test_pulls_are_the_strongest_parts_of_the_score(
         assert [part for _, part in shown["pulls"][row]] == sorted(found.values(), reverse=True)
 
 
-def test_checkpoints_are_compared(made: tuple[Recipe, RunDir], view: dict[str, Any]) -> None:
+def test_checkpoints_are_compared(made: tuple[Recipe, RunFolder], view: dict[str, Any]) -> None:
     recipe, run = made
     table = pq.read_table(run.stage("score") / "mine" / "less.parquet").to_pylist()
     parts = attribute(run, recipe, "mine", [(row["source"], row["id"]) for row in table])
@@ -162,7 +162,7 @@ def test_long_texts_are_cut_at_a_stated_length() -> None:
     assert cut("a" * (CUT - 1), "bcd", "ef") == ([["user", "a" * (CUT - 1)], ["user", "b"]], 4)
 
 
-def test_few_rows_are_shared_among_the_selections(made: tuple[Recipe, RunDir]) -> None:
+def test_few_rows_are_shared_among_the_selections(made: tuple[Recipe, RunFolder]) -> None:
     recipe, run = made
     few = recipe.model_copy(update={"report": recipe.report.model_copy(update={"rows": 12})})
     views = gather(Context(few, run, world.Listening()))["views"]
@@ -173,13 +173,13 @@ def test_few_rows_are_shared_among_the_selections(made: tuple[Recipe, RunDir]) -
 
 
 def test_the_same_inputs_give_the_same_bytes_but_for_one_line(
-    made: tuple[Recipe, RunDir], tmp_path: Path
+    made: tuple[Recipe, RunFolder], tmp_path: Path
 ) -> None:
     recipe, run = made
     tree = json.loads(recipe.model_dump_json())
     moved = world.shuffled({"pool": tree["pool"][:2]}, tmp_path / "pool")["pool"]
     other = world.recipe({**tree, "pool": [*moved, tree["pool"][2]]})
     again = gradsieve.run(other, tmp_path / "run", progress=world.Listening())
-    name = "07-report/index.html"
+    name = "08-report/index.html"
     assert world.results(again)[name] == world.results(run)[name]
     assert (again.path / name).read_bytes() != (run.path / name).read_bytes()

@@ -8,7 +8,7 @@ import pytest
 import world
 from gradsieve.recipe.schema import TrainConfig
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 from hub_folders import QUESTIONS, mmlu_rows, parquet, tydiqa, tydiqa_row
 
 
@@ -28,7 +28,7 @@ def test_what_a_benchmark_lacks_is_told_once(tmp_path: Path, data: dict[str, str
         targets=[{"name": f"my-{task}", "task": task, "path": path} for task, path in data.items()],
     )
     listening = world.Listening()
-    context = Context(recipe, RunDir(tmp_path / "run"), listening)
+    context = Context(recipe, RunFolder(tmp_path / "run"), listening)
     for _ in range(2):
         assert [len(target.examples) for target in context.targets] == [3, 1]
         assert {name: len(test.questions) for name, test in context.test_sets.items()} == {
@@ -51,11 +51,13 @@ def test_another_model_is_told_of_once(tmp_path: Path) -> None:
     other = shutil.copytree(recipe.model.name, tmp_path / "other")
     listening = world.Listening()
     train = TrainConfig(model=str(other))
-    context = Context(same.model_copy(update={"train": train}), RunDir(tmp_path / "run"), listening)
+    context = Context(
+        same.model_copy(update={"train": train}), RunFolder(tmp_path / "run"), listening
+    )
     for _ in range(2):
         assert context.student.template.max_length == 64
     assert len(listening.lines) == 1
     assert "examples are cut to 64 tokens" in listening.lines[0]
     assert context.student.student is context.student
-    alone = Context(same, RunDir(tmp_path / "run"), listening)
+    alone = Context(same, RunFolder(tmp_path / "run"), listening)
     assert alone.student is alone

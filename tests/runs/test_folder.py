@@ -8,25 +8,25 @@ import pytest
 
 from gradsieve.errors import RunError
 from gradsieve.io import atomic, differences, fingerprint, folder_fingerprint, write_json
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 
 def test_meta_means_done(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    assert run.meta("score") is None
+    run = RunFolder(tmp_path)
+    assert run.metadata("score") is None
     with pytest.raises(RunError, match="score is not finished"):
-        run.done("score")
+        run.require("score")
     assert run.begin("score", {"a": 1}) == tmp_path / "03-score"
-    assert run.started("score") == {"a": 1}
-    assert run.meta("score") is None
+    assert run.started_with("score") == {"a": 1}
+    assert run.metadata("score") is None
     run.finish("score", {"output": "x"})
-    assert run.done("score")["output"] == "x"
+    assert run.require("score")["output"] == "x"
     run.begin("score", {"a": 2})
-    assert run.meta("score") is None
+    assert run.metadata("score") is None
 
 
 def test_set_aside_keeps_everything(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
+    run = RunFolder(tmp_path)
     for content in "ab":
         folder = run.begin("select", {"a": 1})
         (folder / "file").write_text(content)
@@ -38,7 +38,7 @@ def test_set_aside_keeps_everything(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_beginning_is_taken_back(tmp_path: Path, moved: bool) -> None:
-    run = RunDir(tmp_path)
+    run = RunFolder(tmp_path)
     run.begin("select", {"a": 1})
     run.finish("select", {"output": "x"})
     run.recipe.write_text("a: 1\n")
@@ -55,26 +55,26 @@ def test_a_beginning_is_taken_back(tmp_path: Path, moved: bool) -> None:
 def test_a_folder_of_something_else_is_not_claimed(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("mine")
     with pytest.raises(RunError, match="holds something else") as caught:
-        RunDir(tmp_path).claim()
+        RunFolder(tmp_path).claim()
     assert caught.value.where == f"--out {tmp_path}: recipe.yaml"
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
-    RunDir(tmp_path / "new").claim()
-    RunDir(tmp_path / "new").claim()  # its own mark is no hindrance
+    RunFolder(tmp_path / "new").claim()
+    RunFolder(tmp_path / "new").claim()  # its own mark is no hindrance
 
 
 def test_an_unreadable_meta_is_told(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
+    run = RunFolder(tmp_path)
     run.begin("select", {})
     (run.stage("select") / "meta.json").write_text("{")
     with pytest.raises(RunError, match="cannot be read"):
-        run.meta("select")
+        run.metadata("select")
     write_json(run.stage("select") / "meta.json", {"schema": 999})
     with pytest.raises(RunError, match="schema 1"):
-        run.meta("select")
+        run.metadata("select")
 
 
 def _hold(path: str, held: multiprocessing.Event, release: multiprocessing.Event) -> None:
-    with RunDir(path).locked():
+    with RunFolder(path).locked():
         held.set()
         release.wait(10)
 
@@ -85,11 +85,11 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     other = spawn.Process(target=_hold, args=(str(tmp_path), held, release))
     other.start()
     assert held.wait(30)
-    with pytest.raises(RunError, match="Another gradsieve process"), RunDir(tmp_path).locked():
+    with pytest.raises(RunError, match="Another gradsieve process"), RunFolder(tmp_path).locked():
         pass
     release.set()
     other.join(10)
-    with RunDir(tmp_path).locked():
+    with RunFolder(tmp_path).locked():
         pass
 
 
@@ -98,13 +98,13 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / ".shard-1.safetensors.abc.tmp").touch()
     (folder / "shard-1.safetensors").touch()
-    with RunDir(tmp_path).locked():
+    with RunFolder(tmp_path).locked():
         assert [file.name for file in folder.iterdir()] == ["shard-1.safetensors"]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be written"), RunDir(tmp_path / "file").locked():
+    with pytest.raises(RunError, match="cannot be written"), RunFolder(tmp_path / "file").locked():
         pass
 
 

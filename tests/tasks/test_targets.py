@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from gradsieve.data.examples import Example
 from gradsieve.data.template import ChatTemplate
 from gradsieve.errors import DataError
-from gradsieve.recipe.schema import Target as TargetSection
+from gradsieve.recipe.schema import TargetConfig as TargetSection
 from gradsieve.tasks import TASKS, Target, load_target, tydiqa
 
 Expected = dict[str, tuple[str, str]]

@@ -44,7 +44,7 @@ HEAD = """# What goes wrong, and what it says
 Each input below is tried by tests/test_wrong_inputs.py. It ends in one message on standard error,
 nothing on standard output and this exit status: 1 failed, 2 wrong usage or recipe. What can be seen
 before training is said before training. A finished run keeps its bytes: in place, or (marked *old*)
-in its folder `old/`, where a stage is moved that is done again.
+in its folder `archive/`, where a stage is moved that is done again.
 
 `model`, `one.jsonl`, `target.jsonl`, `recipe.yaml` and `run` are the user's files.
 """

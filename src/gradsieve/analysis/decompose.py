@@ -19,9 +19,9 @@ import numpy as np
 
 from gradsieve.errors import RunError
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.folder import RunDir
-from gradsieve.store import RowKey, open_store, read_row_keys
-from gradsieve.store.targets import read_target_gradients
+from gradsieve.runs.artifacts import Artifacts
+from gradsieve.runs.folder import RunFolder
+from gradsieve.store import RowKey, read_row_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,25 +48,13 @@ class Parts:
     parts: NDArray[np.float32]
 
 
-def last_stores(run: RunDir) -> list[Path]:
-    """The datastores of gradients at the last checkpoint; none in exact mode.
-
-    Only those that the features stage was last asked for: what is left of a method that the recipe
-    has no more may lack rows.
-    """
-    last = len(run.checkpoints)
-    made = run.done("features")["inputs"]["stores"]
-    where = run.stage("features") / f"checkpoint-{last}"
-    return [where / name for name in made if name != "exact"]
-
-
 def can_attribute(recipe: Recipe, method: str) -> bool:
     """Whether a method's scores come apart by example: exact mode keeps no gradients."""
     return method in METHODS and recipe.features.mode == "store"
 
 
 def attribute(
-    run: RunDir,
+    run: RunFolder,
     recipe: Recipe,
     target: str,
     keys: Sequence[tuple[str, str]],
@@ -93,23 +81,23 @@ def attribute(
         )
     from gradsieve.gradients.similarity import example_directions
 
-    rates = np.array(run.done("warmup")["learning_rates"], dtype=np.float64)
-    names = _row_keys(run.stage("features") / "rows.parquet", keys)
+    artifacts = Artifacts(run)
+    names = _row_keys(artifacts.features.examples, keys)
     place = {name: index for index, name in enumerate(names)}
     mean = recipe.score.target_mean if method != "dot" else "mean"
     found: list[NDArray[np.float32]] = []
-    for number, weight in enumerate(rates / rates.sum(), start=1):
-        where = run.stage("features") / f"checkpoint-{number}"
-        told = read_target_gradients(where / "targets" / f"{target}.safetensors")
-        directions = example_directions(told.rows, told.subtasks, mean).numpy()
-        parts = np.zeros((len(names), len(told.ids)), dtype=np.float32)
-        store = open_store(where / ("pool-sgd" if method == "sgd" else "pool"))
+    checkpoints, weights = artifacts.features.checkpoints, artifacts.warmup.weights
+    for checkpoint, weight in zip(checkpoints, weights, strict=True):
+        gradients = checkpoint.target_gradients(target)
+        directions = example_directions(gradients.rows, gradients.subtasks, mean).numpy()
+        parts = np.zeros((len(names), len(gradients.ids)), dtype=np.float32)
+        store = checkpoint.store("pool-sgd" if method == "sgd" else "pool")
         for block in store.similarities(directions, place.keys()):
             here = [place[key] for key in block.keys]
             lengths = block.feature_norms[:, None] if method == "dot" else 1.0
             parts[here] = weight * block.cosines * lengths
         found.append(parts)
-    return Parts(keys, told.ids, told.subtasks, np.stack(found))
+    return Parts(keys, gradients.ids, gradients.subtasks, np.stack(found))
 
 
 def _row_keys(file: Path, keys: Sequence[tuple[str, str]]) -> list[RowKey]:

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradsieve.analysis.decompose import attribute, can_attribute, last_stores
+from gradsieve.analysis.decompose import attribute, can_attribute
 from gradsieve.analysis.provenance import Explanation, Neighbor, Pull, TargetScore
 from gradsieve.data.examples import Example, Message
 from gradsieve.errors import DataError, RunError, UsageError
 from gradsieve.io import read_lines
 from gradsieve.recipe.load import load_recipe
-from gradsieve.recipe.schema import TOGETHER, Recipe
+from gradsieve.recipe.schema import Recipe
+from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.score_table import read_scores
-from gradsieve.selection.card import MESSAGES
 
 if TYPE_CHECKING:
     from gradsieve.data.readers import Source
@@ -43,7 +43,7 @@ Key = tuple[str, str]
 
 
 def explain(
-    run: RunDir | str | Path,
+    run: RunFolder | str | Path,
     target: str | None,
     id: str,
     source: str | None = None,
@@ -75,14 +75,14 @@ def explain(
     """
     context = context or _context(run)
     recipe = context.recipe
-    scored = context.run.stage("score")
-    context.run.done("score")
+    context.run.require("score")
+    scores = context.artifacts.scores
     target = _one_of(target, [t.name for t in recipe.targets], "--target")
     method = _one_of(method or recipe.score.methods[0], recipe.score.methods, "--method")
-    row = _find(scored / "rows.parquet", id, source)
+    row = _find(scores.examples, id, source)
     key = (row["source"], row["id"])
     texts = _Texts(context)
-    tables = {t.name: _Table(scored / t.name / f"{method}.parquet") for t in recipe.targets}
+    tables = {t.name: _Table(scores.table_file(t.name, method)) for t in recipe.targets}
     targets = {name: table.of(key) for name, table in tables.items() if key in table.place}
     place, reason = _selected(context.run, recipe, target, method, key)
     checkpoints: dict[str, list[float]] = {}
@@ -111,13 +111,12 @@ def explain(
     )
 
 
-def _context(run: RunDir | str | Path) -> Context:
-    run = run if isinstance(run, RunDir) else RunDir(run)
-    file = run.path / "recipe.yaml"
-    if not file.is_file():
+def _context(run: RunFolder | str | Path) -> Context:
+    run = run if isinstance(run, RunFolder) else RunFolder(run)
+    if not run.recipe.is_file():
         todo = "Give the folder that was --out of `gradsieve run`."
         raise RunError("This is no run's folder: it has no recipe.yaml.", str(run.path), todo)
-    return Context(load_recipe(file), run)
+    return Context(load_recipe(run.recipe), run)
 
 
 def _one_of(name: str | None, known: Sequence[str], option: str) -> str:
@@ -223,25 +222,25 @@ def _text(example: Example | None) -> str | None:
 
 
 def _selected(
-    run: RunDir, recipe: Recipe, target: str, method: str, key: Key
+    run: RunFolder, recipe: Recipe, target: str, method: str, key: Key
 ) -> tuple[int | None, str | None]:
     """The row's place in the selection; or why it has none."""
-    folder = run.stage("select") / (TOGETHER if recipe.select.together else target) / method
-    if run.meta("select") is None or not (folder / MESSAGES).is_file():
+    files = Artifacts(run).selections.of(recipe, target, method)
+    if run.metadata("select") is None or not files.messages.is_file():
         return None, "nothing has been selected yet"
     chosen = 0
-    for record in read_lines(folder / MESSAGES):
+    for record in read_lines(files.messages):
         chosen += 1
         if (record["source"], record["id"]) == key:
             return record["rank"], None
-    for record in read_lines(folder / "dropped.jsonl"):
+    for record in read_lines(files.dropped):
         if (record["source"], record.get("id")) == key:
             return None, record["reason"]
     return None, f"the {chosen} rows of the selection come before it"
 
 
 def _parts(
-    run: RunDir, recipe: Recipe, target: str, method: str, key: Key, texts: _Texts
+    run: RunFolder, recipe: Recipe, target: str, method: str, key: Key, texts: _Texts
 ) -> tuple[dict[str, list[float]], list[Pull]]:
     """By subtask what each checkpoint adds; and each example's part, most first."""
     comes_apart = can_attribute(recipe, method)
@@ -269,14 +268,13 @@ def _parts(
     return by_subtask, sorted(pulls, key=lambda pull: -pull.part)
 
 
-def _exact_parts(run: RunDir, target: str, name: RowKey) -> dict[str, list[float]]:
+def _exact_parts(run: RunFolder, target: str, name: RowKey) -> dict[str, list[float]]:
     """What each checkpoint adds, from the cosines that exact mode keeps."""
-    from gradsieve.store import open_store
-
-    rates = np.array(run.done("warmup")["learning_rates"])
+    artifacts = Artifacts(run)
     by_subtask: dict[str, list[float]] = {}
-    for number, weight in enumerate(rates / rates.sum(), start=1):
-        store = open_store(run.stage("features") / f"checkpoint-{number}" / "exact")
+    checkpoints, weights = artifacts.features.checkpoints, artifacts.warmup.weights
+    for checkpoint, weight in zip(checkpoints, weights, strict=True):
+        store = checkpoint.store("exact")
         cosines = store.read([name])[0]
         for (owner, subtask), cosine in zip(
             store.settings["exact"]["columns"], cosines.tolist(), strict=True
@@ -286,7 +284,9 @@ def _exact_parts(run: RunDir, target: str, name: RowKey) -> dict[str, list[float
     return by_subtask
 
 
-def _neighbors(run: RunDir, method: str, key: Key, table: _Table, texts: _Texts) -> list[Neighbor]:
+def _neighbors(
+    run: RunFolder, method: str, key: Key, table: _Table, texts: _Texts
+) -> list[Neighbor]:
     """The rows with the largest cosines to this one at the last checkpoint."""
     from gradsieve.store import open_store
 
@@ -314,19 +314,19 @@ def _neighbors(run: RunDir, method: str, key: Key, table: _Table, texts: _Texts)
     return neighbors
 
 
-def _last_store(run: RunDir, method: str) -> Path | None:
+def _last_store(run: RunFolder, method: str) -> Path | None:
     """The datastore at the last checkpoint, of plain gradients for the method that uses them."""
-    if run.meta("features") is None:
+    if run.metadata("features") is None:
         return None
-    stores = last_stores(run)
+    stores = Artifacts(run).features.last_stores()
     own = [store for store in stores if (store.name == "pool-sgd") == (method == "sgd")]
     return next(iter(own or stores), None)
 
 
-def _row_keys(run: RunDir) -> dict[Key, RowKey]:
+def _row_keys(run: RunFolder) -> dict[Key, RowKey]:
     """The datastore's name of each row that has a feature; none while features are made anew."""
     from gradsieve.store import read_row_keys
 
-    if run.meta("features") is None:
+    if run.metadata("features") is None:
         return {}
-    return read_row_keys(run.stage("features") / "rows.parquet")
+    return read_row_keys(Artifacts(run).features.examples)

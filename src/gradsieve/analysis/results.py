@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from gradsieve.errors import RunError
 from gradsieve.io import differences, first_few, read_lines
 from gradsieve.methods import split_seed, uses_gradients
+from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import TOGETHER
-from gradsieve.runs.folder import RunDir
-from gradsieve.selection.card import MESSAGES
+from gradsieve.runs.artifacts import Artifacts, SelectionsArtifact
+from gradsieve.runs.folder import RunFolder
 
 BOOTSTRAPS = 2000
 """Resamples of the questions, paired, and of the models; 95% intervals are the 2.5% and 97.5%
@@ -144,7 +144,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     Raises:
         RunError: If a run has not been evaluated, or two on different questions of a target.
     """
-    folders = [RunDir(run) for run in runs]
+    folders = [RunFolder(run) for run in runs]
     by_run = [_results(run) for run in folders]
     results = [result for found in by_run for result in found]
     comparison = Comparison(notes=_notes(folders, by_run))
@@ -164,7 +164,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     return comparison
 
 
-def _notes(runs: Sequence[RunDir], results: Sequence[list[dict[str, Any]]]) -> list[str]:
+def _notes(runs: Sequence[RunFolder], results: Sequence[list[dict[str, Any]]]) -> list[str]:
     """Of runs that count as repetitions of each other though their settings differ."""
     selections = [
         {(row["target"], row["method"]) for row in found if row["method"] not in UNTRAINED}
@@ -181,37 +181,27 @@ def _notes(runs: Sequence[RunDir], results: Sequence[list[dict[str, Any]]]) -> l
     return notes
 
 
-def _settings(run: RunDir) -> dict[str, Any]:
-    """What of a run's recipe its results depend on, besides methods, targets and seeds."""
-    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8")) if run.recipe.is_file() else {}
-    settings: dict[str, Any] = {section: recipe.get(section) for section in _DECISIVE}
-    for section, free in _DECISIVE.items():
-        if settings[section] and free:
-            settings[section] = {k: v for k, v in settings[section].items() if k not in free}
+def _settings(run: RunFolder) -> dict[str, Any]:
+    """What of a run's recipe changes its results, besides methods, targets and seeds."""
+    if not run.recipe.is_file():
+        return {}
+    recipe = load_recipe(run.recipe)
+    decisive = ("model", "warmup", "features", "score", "select", "train", "evaluate")
+    sections = {name: getattr(recipe, name) for name in decisive}
+    settings: dict[str, Any] = {
+        name: section and section.results(("yes", "contents")) for name, section in sections.items()
+    }
+    settings["pool"] = [source.results(("yes", "contents")) for source in recipe.pool]
     return settings
 
 
-_DECISIVE: dict[str, set[str]] = {
-    "model": set(),
-    "pool": set(),
-    "warmup": {"seed", "micro_batch_size", "report_to"},
-    "features": {"tokens_per_batch"},
-    "score": {"methods"},
-    "select": set(),
-    "train": {"seeds"},
-    "evaluate": {"tasks", "batch_size"},
-}
-"""Sections of the recipe, and their keys that repetitions may differ in."""
-
-
-def _results(run: RunDir) -> list[dict[str, Any]]:
+def _results(run: RunFolder) -> list[dict[str, Any]]:
     """The rows of results.json, each with its numbers by question and the questions' ids."""
-    run.done("evaluate")
-    folder = run.stage("evaluate")
-    rows: list[dict[str, Any]] = json.loads((folder / "results.json").read_text("utf-8"))["rows"]
+    run.require("evaluate")
+    results = Artifacts(run).results
+    rows = results.rows()
     for row in rows:
-        name = f"{row['target']}/{row['method']}/seed-{row['seed']}.json"
-        found = json.loads((folder / name).read_text(encoding="utf-8"))
+        found = results.result(results.name(row))
         row["by_question"] = found["metrics"][row["metric"]]
         own = row["metric"] == "target_loss"  # of the target's examples, not of the questions
         row["weights"], row["ids"] = (None if own else found.get(key) for key in ("weights", "ids"))
@@ -301,28 +291,31 @@ def _by_question(results: list[dict[str, Any]]) -> NDArray[np.float64]:
     return np.array(table, dtype=np.float64)
 
 
-def _add_selections(comparison: Comparison, run: RunDir) -> None:
+def _add_selections(comparison: Comparison, run: RunFolder) -> None:
     """Sizes, overlaps and costs of a run's selections."""
-    scored, select = run.done("score"), run.done("select")
-    steps = [meta["seconds"] for name in ("warmup", "features") if (meta := run.meta(name))]
+    scored, select = run.require("score"), run.require("select")
+    steps = [meta["seconds"] for name in ("warmup", "features") if (meta := run.metadata(name))]
     for name, facts in scored["methods"].items():
         cost = facts["seconds"] + (sum(steps) if uses_gradients(name) else 0)
         comparison.seconds.setdefault(split_seed(name)[0], cost)
     for name, methods in select["targets"].items():
-        folder = run.stage("select") / name
         for target in list(comparison.cells) if name == TOGETHER else [name]:
-            _add_selection(comparison, target, methods, folder)
+            _add_selection(comparison, target, methods, Artifacts(run).selections, name)
 
 
 def _add_selection(
-    comparison: Comparison, target: str, methods: Mapping[str, Any], folder: Path
+    comparison: Comparison,
+    target: str,
+    methods: Mapping[str, Any],
+    selections: SelectionsArtifact,
+    name: str,
 ) -> None:
     chosen = {}
     for method, facts in methods.items():
         base = split_seed(method)[0]
         comparison.rows.setdefault(target, {}).setdefault(base, facts["rows"])
         if method == base != "full":
-            chosen[method] = _keys(folder / method / MESSAGES)
+            chosen[method] = _keys(selections.selection(name, method).messages)
     for one, other in combinations(chosen, 2):
         smaller = min(len(chosen[one]), len(chosen[other]))
         shares = comparison.overlap.setdefault(target, {}).setdefault(one, {})

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from gradsieve.console import Progress
 from gradsieve.io import read_lines, write_json, write_text
 from gradsieve.recipe.load import check_recipe, dump_recipe, load_recipe
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.artifacts import Artifacts
+from gradsieve.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from gradsieve.demo.skills import Row
@@ -92,13 +93,13 @@ def main(out: Path, progress: Progress) -> Result:
     from gradsieve.analysis.results import compare
     from gradsieve.pipeline import run as pipeline
 
-    RunDir(out).claim()
+    RunFolder(out).claim()
     recipe = prepare(out / "inputs", progress)
     run = pipeline.run(load_recipe(recipe), out, progress=progress)
-    folder = run.stage("select") / TARGET / "less"
+    files = Artifacts(run).selections.selection(TARGET, "less")
     cells = compare([out]).cells[TARGET]
     truth = json.loads((out / "inputs" / "truth.json").read_text(encoding="utf-8"))
-    skills = [truth[row["id"]] for row in read_lines(folder / "selected.jsonl")]
+    skills = [truth[row["id"]] for row in read_lines(files.selected)]
     return Result(
         skill=TARGET,
         selected=len(skills),

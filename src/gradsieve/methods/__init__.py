@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import importlib
 import re
+from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import cast
 
 from gradsieve.errors import UsageError, did_you_mean
 from gradsieve.methods.base import Gradients, Method, Problem, Scores
+from gradsieve.recipe.schema import Recipe
 
 __all__ = [
     "METHODS",
@@ -24,6 +26,7 @@ __all__ = [
     "Problem",
     "Scores",
     "find_method",
+    "needs_gradients",
     "split_seed",
     "uses_gradients",
 ]
@@ -73,5 +76,14 @@ def find_method(name: str) -> Method:
 
 
 def uses_gradients(name: str) -> bool:
-    """Whether a method reads a datastore, Adam's or the plain one."""
+    """Whether a method reads a datastore, of Adam's updates or of plain gradients."""
     return "gradients" in find_method(name).uses
+
+
+def needs_gradients(recipe: Recipe) -> bool:
+    """Whether a recipe needs a warm-up and features; an unknown method is no reason."""
+    for name in recipe.score.methods:
+        with suppress(UsageError):  # `check` reports it, with everything else that is wrong
+            if uses_gradients(name):
+                return True
+    return recipe.select.near_duplicates is not None

@@ -20,27 +20,41 @@ from gradsieve.io import installed
 from gradsieve.methods import find_method
 from gradsieve.runs.context import Context
 from gradsieve.stages import evaluate, warmup
+from gradsieve.stages.base import Stage
 
 
-def check(context: Context, stages: Sequence[str], also: Sequence[Check] = ()) -> None:
+def check(context: Context, wanted: Sequence[Stage], also: Sequence[Check] = ()) -> None:
     """Check all that these stages need.
 
     Args:
         context: Of the run.
-        stages: Names of the stages that are wanted.
-        also: More checks, for problems to be told together with the others.
+        wanted: The stages.
+        also: More checks, whose problems are reported together with the others.
 
     Raises:
         GradsieveError: The problem, or `Problems` where there are several.
     """
     found: list[GradsieveError] = []
-    for part in (*CHECKS, *also):
+    stages = [stage.name for stage in wanted]
+    for part in CHECKS:
         found += part(context, stages)
-    found = list({str(problem): problem for problem in found}.values())  # told once
+    for stage in wanted:
+        found += _reported(stage, context)
+    for part in also:
+        found += part(context, stages)
+    found = list({str(problem): problem for problem in found}.values())  # reported once
     if len(found) == 1:
         raise found[0]
     if found:
         raise Problems(found)
+
+
+def _reported(stage: Stage, context: Context) -> Iterator[GradsieveError]:
+    """What a stage's own check finds; what it raises on the way counts too."""
+    try:
+        yield from stage.check(context)
+    except GradsieveError as error:
+        yield error
 
 
 Check = Callable[[Context, Sequence[str]], Iterator[GradsieveError]]
@@ -230,7 +244,7 @@ def writable(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError
             "Give --out a folder that you may write to.",
         )
     else:
-        yield from problem_of(run.check_ours)
+        yield from problem_of(run.check_is_run)
 
 
 CHECKS: tuple[Check, ...] = (

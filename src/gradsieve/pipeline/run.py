@@ -1,8 +1,9 @@
-"""The stages in order: skip what is done, go on with what was started, say why if done again.
+"""The stages in order: skip what is up to date, resume what was started, say why one is redone.
 
-This page is the whole run. A stage is done if its `meta.json` was written with the same inputs; it
-goes on in its folder if it was started with them; otherwise its folder is moved to `RUN/old/` and
-it starts anew. Since inputs hold the outputs of the stages before, followers do the same.
+This page is the whole run. A stage is up to date if its `meta.json` was written with the same
+inputs; it resumes in its folder if it was started with them; otherwise its folder moves to
+`RUN/archive/` and it starts again. Since inputs hold the outputs of the stages before, later stages
+follow.
 """
 
 from __future__ import annotations
@@ -13,48 +14,24 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 from safetensors import SafetensorError
 
 from gradsieve.console import Progress, clock
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
 from gradsieve.io import differences, fingerprint, first_few, write_text
-from gradsieve.methods import uses_gradients
 from gradsieve.models import distributed
-from gradsieve.pipeline.planning import Plan, find_gpu, make_plan
-from gradsieve.pipeline.preflight import check, problem_of, rows, writable
+from gradsieve.pipeline.preflight import check
 from gradsieve.recipe.load import dump_recipe, load_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import STAGES, RunDir, State
-from gradsieve.stages import evaluate, features, report, score, select, train, warmup
+from gradsieve.runs.folder import STAGE_NAMES, RunFolder, State
+from gradsieve.stages import all_stages
+from gradsieve.stages.base import Stage
 
-
-class Stage(Protocol):
-    """What a stage's module offers."""
-
-    def inputs(self, context: Context) -> dict[str, Any]:
-        """What the stage depends on; JSON data."""
-
-    def run(self, context: Context, folder: Path) -> dict[str, Any]:
-        """Do it; returns what `meta.json` tells, `output` (a fingerprint) among it."""
-
-
-FLOW = cast(
-    dict[str, Stage],
-    dict(zip(STAGES, (warmup, features, score, select, train, evaluate, report), strict=True)),
-)
-"""1. warm up; 2. take gradient features; 3. score; 4. select; 5. train on it; 6. evaluate;
-7. report."""
-
-TRAINING = ("warmup", "train")
-"""Stages that several processes can share: `accelerate launch -m gradsieve train ...`."""
-
-NOWHERE = Path("/nonexistent")
-"""A plan without a run's folder looks here for what is done."""
+STAGES = all_stages()
 
 PACKAGES = ("gradsieve", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
@@ -66,146 +43,56 @@ def run(
     first: str | None = None,
     last: str | None = None,
     progress: Progress | None = None,
-) -> RunDir:
-    """Run a recipe's stages; what is done already is kept.
+) -> RunFolder:
+    """Run a recipe's stages; what is up to date is kept.
 
     Args:
         recipe: A recipe or its file.
-        out: The run's folder.
+        out: The run folder.
         first: Take the stages before this one as they are, whatever has changed since.
-        last: Stop after this stage; by default after the report. Training and evaluation are made
-            if the recipe has a section for them.
-        progress: Where to tell what is being done; standard error by default.
+        last: Stop after this stage; by default after the report. Training and evaluation run if the
+            recipe has a section for them.
+        progress: Where to report progress; standard error by default.
 
     Raises:
-        GradsieveError: For anything that the user can mend.
+        GradsieveError: For anything that the user can fix.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     progress = progress or Progress()
     progress = progress if distributed.is_first() else Progress(quiet=True)
-    return run_stages(Context(recipe, RunDir(out), progress), first, last)
+    return run_stages(Context(recipe, RunFolder(out), progress), first, last)
 
 
-def run_stages(context: Context, first: str | None = None, last: str | None = None) -> RunDir:
-    """As `run`, with inputs that may have been read, or given in memory, already."""
-    recipe = context.recipe
+def run_stages(context: Context, first: str | None = None, last: str | None = None) -> RunFolder:
+    """As `run`, with inputs that may be in memory."""
+    recipe, run = context.recipe, context.run
     needed = stages_of(recipe)
     asked = _stages_between(first, last)
     wanted = [name for name in asked if name in needed or name in (first, last)]
     _check_processes(wanted)
-    log = context.run.path / "log.txt" if distributed.is_first() else None
-    # Under `accelerate launch` the first process reads what is done, and writes.
+    # Under `accelerate launch` the first process reads what is up to date, and writes.
+    leads = distributed.is_first()
     with (
-        context.run.locked() if distributed.is_first() else nullcontext(),
-        context.progress.running(wanted, log),
-        _noted(context.progress),
-        _telling_disk_errors(context.run),
+        run.locked() if leads else nullcontext(),
+        context.progress.running(wanted, run.log if leads else None),
+        _logged(context.progress),
+        _reporting_disk_errors(run),
     ):
         for name in needed:
-            # A report tells of the training what there is of it.
-            optional = wanted[0] == "report" and name in ("train", "evaluate")
-            if STAGES.index(name) < STAGES.index(wanted[0]) and not optional:
-                context.run.done(name)
-        check(context, wanted, [_stage_checks])
+            before = STAGE_NAMES.index(name) < STAGE_NAMES.index(wanted[0])
+            if before and name not in STAGES[wanted[0]].optional_before:
+                run.require(name)
+        check(context, [STAGES[name] for name in wanted])
         for name in wanted:
-            _run_stage(name, FLOW[name], context)
-        if distributed.is_first():
-            write_text(context.run.recipe, dump_recipe(recipe))
-    return context.run
-
-
-def plan(
-    recipe: Recipe | str | Path,
-    out: str | Path | None = None,
-    *,
-    gpu: str | None = None,
-    calibrate: bool = True,
-    progress: Progress | None = None,
-) -> Plan:
-    """Check every input, then predict what a run would take. Nothing is written.
-
-    Args:
-        recipe: A recipe or its file.
-        out: The run's folder: tells what is done already, and the disk's free space.
-        gpu: Predict for a GPU of the table; None: for the machine at hand.
-        calibrate: Load the model and time parts of the work; otherwise no seconds are told.
-        progress: Where to tell what is being done; standard error by default.
-
-    Raises:
-        GradsieveError: With all problems that were found.
-    """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    named = find_gpu(gpu) if gpu is not None else None
-    folder = Path(out) if out is not None else None
-    context = Context(recipe, RunDir(folder or NOWHERE), progress or Progress())
-    # The report takes seconds: nobody needs to know how many before it is made.
-    needed = [name for name in stages_of(recipe) if name != "report"]
-    with context.progress.running([], None):
-        check(context, needed, [_stage_checks, rows, *([writable] if folder else [])])
-        found = states(context, needed)
-        return make_plan(context, found, out=folder, gpu=named, calibrate=calibrate)
+            _run_stage(STAGES[name], context)
+        if leads:
+            write_text(run.recipe, dump_recipe(recipe))
+    return run
 
 
 def stages_of(recipe: Recipe) -> list[str]:
-    """The stages that a recipe needs, in order: methods without gradients need no warm-up."""
-    gradients = any(map(_uses_gradients, recipe.score.methods))
-    return [
-        *(["warmup", "features"] if gradients or recipe.select.near_duplicates else []),
-        "score",
-        "select",
-        *(["train"] if recipe.train or recipe.evaluate else []),
-        *(["evaluate"] if recipe.evaluate else []),
-        "report",
-    ]
-
-
-def _uses_gradients(method: str) -> bool:
-    try:
-        return uses_gradients(method)
-    except UsageError:
-        return False  # `check` tells of it, with all else that is wrong
-
-
-def _stage_checks(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
-    """What a stage's own `check` refuses."""
-    for name in stages:
-        yield from problem_of(partial(getattr(FLOW[name], "check", lambda _: None), context))
-
-
-def _check_processes(wanted: Sequence[str]) -> None:
-    """Refuse stages that several processes can't share."""
-    alone = [name for name in wanted if name not in TRAINING]
-    if distributed.count() > 1 and alone:
-        raise UsageError(
-            f"Several processes can share a training, not the stage {alone[0]}.",
-            f"started by a launcher with {distributed.count()} processes",
-            "Use the launcher for `gradsieve warmup` or `gradsieve train` alone, and start the "
-            "others without it.",
-        )
-
-
-def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
-    start = STAGES.index(first) if first else 0
-    stop = STAGES.index(last) + 1 if last else len(STAGES)
-    if start >= stop:
-        raise UsageError(
-            f"The stage to start from comes after the last one: {first}, {last}.",
-            "--from, --until",
-            f"The order is {', '.join(STAGES)}.",
-        )
-    return STAGES[start:stop]
-
-
-@contextmanager
-def _noted(progress: Progress) -> Iterator[None]:
-    """The log also tells what was asked, by which versions, and how it ended."""
-    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
-    progress.note(f"--- {' '.join(sys.argv)} ({versions})")
-    try:
-        yield
-    except BaseException as error:
-        progress.note(f"stopped: {type(error).__name__} {error}".rstrip())
-        raise
+    """The stages that a recipe needs, in order."""
+    return [name for name, stage in STAGES.items() if stage.needed(recipe)]
 
 
 def states(context: Context, names: Sequence[str]) -> dict[str, State]:
@@ -214,57 +101,57 @@ def states(context: Context, names: Sequence[str]) -> dict[str, State]:
     for name in names:
         waits_for = next((other for other, state in found.items() if state.kind != "done"), None)
         if waits_for is None:
-            found[name] = _state(name, FLOW[name], context, FLOW[name].inputs(context))
-        elif context.run.started(name) is None:
+            stage = STAGES[name]
+            found[name] = _state(stage, context, stage.fingerprint_inputs(context))
+        elif context.run.started_with(name) is None:
             found[name] = State("new")
         else:
-            found[name] = State("later", f"{waits_for} comes first")
+            found[name] = State("wait", f"{waits_for} comes first")
     return found
 
 
-def _state(name: str, stage: Stage, context: Context, inputs: dict[str, Any]) -> State:
-    run = context.run
-    meta, old = run.meta(name), run.started(name)
-    if meta is not None and meta.get("fingerprint") == fingerprint(inputs):
-        lost: list[str] = getattr(stage, "lost", lambda _: [])(run.stage(name))
-        if not lost:
+def _state(stage: Stage, context: Context, inputs: dict[str, Any]) -> State:
+    metadata = context.run.metadata(stage.name)
+    if metadata is not None and metadata.get("fingerprint") == fingerprint(inputs):
+        missing = stage.missing_outputs(context)
+        if not missing:
             return State("done")
-        return State("going on", f"{len(lost)} files are not there any more, e.g. {lost[0]}")
+        return State("resume", f"{len(missing)} files are missing, e.g. {missing[0]}")
+    old = context.run.started_with(stage.name)
     if old is None:
         return State("new")
     changes = differences(old, inputs)
     if not changes:
-        return State("going on")
-    completes = getattr(stage, "goes_on_with", lambda *_: False)(old, inputs)
-    return State("completing" if completes else "again", first_few(changes))
+        return State("resume")
+    return State("extend" if stage.can_extend(old, inputs) else "redo", first_few(changes))
 
 
-def _run_stage(name: str, stage: Stage, context: Context) -> None:
-    run, progress, first = context.run, context.progress, distributed.is_first()
-    inputs = stage.inputs(context)
-    state = _state(name, stage, context, inputs) if first else State("new")
+def _run_stage(stage: Stage, context: Context) -> None:
+    run, progress, leads, name = context.run, context.progress, distributed.is_first(), stage.name
+    inputs = stage.fingerprint_inputs(context)
+    state = _state(stage, context, inputs) if leads else State("new")
     if distributed.agreed(state.kind == "done"):
-        progress.end(name, "done already")
+        progress.end(name, "up to date")
         return
-    notes = run.notes(name)
-    # What is completed cost what it took before, too.
-    before = (run.meta(name) or {}).get("seconds", 0.0) if state.kind == "completing" else 0.0
-    kept = _make_room(name, state, context) if first else None
+    snapshot = run.snapshot(name)
+    # What is extended took its earlier seconds, too.
+    before = (run.metadata(name) or {}).get("seconds", 0.0) if state.kind == "extend" else 0.0
+    archived = _prepare(stage, state, context) if leads else None
     progress.begin(name)
-    if first:
+    if leads:
         write_text(run.recipe, dump_recipe(context.recipe))
     start = time.monotonic()
-    folder = run.begin(name, inputs) if first else run.stage(name)
-    there = _written(folder) if first else {}
+    folder = run.begin(name, inputs) if leads else run.stage(name)
+    existing = _written(folder) if leads else {}
     try:
-        facts = stage.run(context, folder)
+        metadata = stage.run(context, folder)
     except GradsieveError:
         # A mistake leaves what was there as it was.
-        if first and _written(folder) == there:
-            run.take_back(name, notes, kept)
+        if leads and _written(folder) == existing:
+            run.restore(name, snapshot, archived)
         raise
     seconds = time.monotonic() - start
-    if not first:
+    if not leads:
         return
     run.finish(
         name,
@@ -273,10 +160,28 @@ def _run_stage(name: str, stage: Stage, context: Context) -> None:
             "inputs": inputs,
             "seconds": round(before + seconds, 3),
             "versions": _versions(),
-            **facts,
+            **metadata,
         },
     )
     progress.end(name, f"done in {clock(seconds)}")
+
+
+def _prepare(stage: Stage, state: State, context: Context) -> Path | None:
+    """Say why a stage runs again, and archive what was made with other settings.
+
+    Returns:
+        Where it was archived.
+    """
+    say, name = context.progress.say, stage.name
+    if state.kind == "resume":
+        say(f"{name}: {state.why}" if state.why else f"{name}: resuming where it stopped")
+    elif state.kind == "extend":
+        say(f"{name}: extending, because of {state.why}")
+    elif state.kind == "redo":
+        archived = context.run.archive(name)
+        say(f"{name}: running again, because of {state.why} (the old outputs are in {archived})")
+        return archived
+    return None
 
 
 def _written(folder: Path) -> dict[Path, tuple[int, int] | None]:
@@ -287,22 +192,40 @@ def _written(folder: Path) -> dict[Path, tuple[int, int] | None]:
     }
 
 
-def _make_room(name: str, state: State, context: Context) -> Path | None:
-    """Say why a stage is done again, and move what was made with other settings aside.
+def _check_processes(wanted: Sequence[str]) -> None:
+    """Refuse stages that several processes can't share."""
+    alone = [name for name in wanted if not STAGES[name].distributed]
+    if distributed.count() > 1 and alone:
+        raise UsageError(
+            f"Several processes can share a training, not the stage {alone[0]}.",
+            f"started by a launcher with {distributed.count()} processes",
+            "Use the launcher for `gradsieve warmup` or `gradsieve train` alone, and start the "
+            "others without it.",
+        )
 
-    Returns:
-        Where it was moved to.
-    """
-    say = context.progress.say
-    if state.kind == "going on":
-        say(f"{name}: {state.why}" if state.why else f"{name}: going on where it was stopped")
-    elif state.kind == "completing":
-        say(f"{name}: to be completed, because of {state.why}")
-    elif state.kind == "again":
-        kept = context.run.set_aside(name)
-        say(f"{name}: to be done again, because of {state.why} (the old one is in {kept})")
-        return kept
-    return None
+
+def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
+    start = STAGE_NAMES.index(first) if first else 0
+    stop = STAGE_NAMES.index(last) + 1 if last else len(STAGE_NAMES)
+    if start >= stop:
+        raise UsageError(
+            f"The stage to start from comes after the last one: {first}, {last}.",
+            "--from, --until",
+            f"The order is {', '.join(STAGE_NAMES)}.",
+        )
+    return STAGE_NAMES[start:stop]
+
+
+@contextmanager
+def _logged(progress: Progress) -> Iterator[None]:
+    """Log the command, the versions, and how it ended."""
+    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
+    progress.note(f"--- {' '.join(sys.argv)} ({versions})")
+    try:
+        yield
+    except BaseException as error:
+        progress.note(f"stopped: {type(error).__name__} {error}".rstrip())
+        raise
 
 
 def _versions() -> dict[str, str]:
@@ -313,7 +236,7 @@ def _versions() -> dict[str, str]:
 
 
 @contextmanager
-def _telling_disk_errors(run: RunDir) -> Iterator[None]:
+def _reporting_disk_errors(run: RunFolder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -329,7 +252,7 @@ def _telling_disk_errors(run: RunDir) -> Iterator[None]:
         raise RunError("A file cannot be written to its end.", str(run.path), MAKE_ROOM) from error
 
 
-MAKE_ROOM = "Make room or give access, then run the same command again: what is done is kept."
+MAKE_ROOM = "Free disk space or give access, then run the same command again: it resumes."
 
 _UNWRITTEN = ("inline_container", "iostream error", "Error while serializing: I/O error")
-"""What torch.save and safetensors, which raise no OSError, say where a disk is full."""
+"""What torch and safetensors say of a disk that is full, without an OSError."""

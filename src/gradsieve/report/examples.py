@@ -47,7 +47,7 @@ class Pool:
     def __post_init__(self) -> None:
         import pyarrow.parquet as pq
 
-        table = pq.read_table(self.context.run.stage("score") / "rows.parquet")
+        table = pq.read_table(self.context.artifacts.scores.examples)
         self.sources = sorted(source.name for source in self.context.sources)
         self.keys = list(zip(*(table[name].to_pylist() for name in ("source", "id")), strict=True))
         self.tokens = table["tokens"].to_numpy()

@@ -16,14 +16,12 @@ from gradsieve.analysis.decompose import can_attribute
 from gradsieve.analysis.results import compare
 from gradsieve.io import read_lines
 from gradsieve.methods import find_method
-from gradsieve.recipe.schema import TOGETHER
 from gradsieve.report.examples import CUT, Key, Pool, turns
 from gradsieve.report.numbers import short
 from gradsieve.report.provenance import checkpoints, current_stages, loss_curve
 from gradsieve.report.pulls import Pulls
 from gradsieve.report.selections import GROUPS, Selection
 from gradsieve.runs.context import Context
-from gradsieve.runs.score_table import read_scores
 from gradsieve.tasks import Target
 
 LEAKS_TOLD = 50
@@ -35,9 +33,9 @@ def gather(context: Context) -> dict[str, Any]:
     Raises:
         RunError: If there is no selection for its recipe.
     """
-    recipe, run = context.recipe, context.run
+    recipe = context.recipe
     stages = current_stages(context)
-    leaks = list(read_lines(run.stage("select") / "leaks.jsonl"))
+    leaks = list(read_lines(context.artifacts.selections.leaks))
     pool = Pool(context, {(leak["source"], leak["id"]): leak for leak in leaks})
     names = [(target, method) for target in context.targets for method in recipe.score.methods]
     views: list[dict[str, Any]] = []
@@ -60,7 +58,7 @@ def gather(context: Context) -> dict[str, Any]:
         "overlaps": {name: _overlaps(lines) for name, lines in chosen.items()},
         "leaks": {"rows": len(leaks), "told": leaks[:LEAKS_TOLD]},
         "questions": {name: len(test.questions) for name, test in context.whole_test_sets.items()},
-        "loss": loss_curve(run.stage("warmup") / "loss.jsonl") if "warmup" in stages else [],
+        "loss": loss_curve(context.artifacts.warmup.losses()) if "warmup" in stages else [],
         "checkpoints": checkpoints(stages),
         "results": _results(context) if "evaluate" in stages else {},
     }
@@ -70,11 +68,10 @@ def _view(
     context: Context, pool: Pool, target: Target, method: str, views: int
 ) -> tuple[dict[str, Any], set[int]]:
     """What is told of one selection, and the pool's rows that are in it."""
-    recipe, run = context.recipe, context.run
-    table = read_scores(run.stage("score") / target.name / f"{method}.parquet")
-    together = recipe.select.together
-    folder = run.stage("select") / (TOGETHER if together else target.name) / method
-    selection = Selection(folder, table, pool, own=not together)
+    recipe, artifacts = context.recipe, context.artifacts
+    table = artifacts.scores.table(target.name, method)
+    files = artifacts.selections.of(recipe, target.name, method)
+    selection = Selection(files, table, pool, own=not recipe.select.together)
     rows = selection.shown(recipe.report, recipe.report.rows // views)
     told = {
         "target": target.name,

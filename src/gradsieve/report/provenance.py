@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gradsieve.errors import RunError
-from gradsieve.io import differences, read_lines
+from gradsieve.io import differences
 from gradsieve.methods import uses_gradients
 from gradsieve.recipe.load import dump_recipe
 from gradsieve.recipe.schema import TOGETHER
 from gradsieve.report.numbers import short
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import STAGES
+from gradsieve.runs.folder import STAGE_NAMES
 
 POINTS = 400
 """Of a loss curve, at most: as many as a page is wide."""
@@ -28,26 +28,26 @@ def current_stages(context: Context) -> dict[str, dict[str, Any]]:
         RunError: If there is no selection for this recipe.
     """
     recipe, run = context.recipe, context.run
-    found = {"score": run.done("score"), "select": run.done("select")}
+    found = {"score": run.require("score"), "select": run.require("select")}
     gradients = any(map(uses_gradients, recipe.score.methods))
     if gradients or recipe.select.near_duplicates:
-        found |= {"warmup": run.done("warmup"), "features": run.done("features")}
+        found |= {"warmup": run.require("warmup"), "features": run.require("features")}
     _check_selection(context)
     for name, wanted, given, made_by in (
         ("train", recipe.train or recipe.evaluate, "selections", "select"),
         ("evaluate", recipe.evaluate, "models", "train"),
     ):
-        meta = run.meta(name)
+        meta = run.metadata(name)
         # What it was made from must be what is there now.
         if wanted and meta and meta["inputs"][given] == found.get(made_by, {}).get(given):
             found[name] = meta
-    return {name: found[name] for name in STAGES if name in found}
+    return {name: found[name] for name in STAGE_NAMES if name in found}
 
 
 def _check_selection(context: Context) -> None:
     """Refuse to tell of a selection that another recipe has made."""
     recipe = context.recipe
-    score, select = (context.run.done(name) for name in ("score", "select"))
+    score, select = (context.run.require(name) for name in ("score", "select"))
     targets = [TOGETHER] if recipe.select.together else [target.name for target in recipe.targets]
     wanted = {f"{target}/{method}" for target in targets for method in recipe.score.methods}
     missing = [f"no selection {name}" for name in sorted(wanted - select["selections"].keys())]
@@ -55,9 +55,9 @@ def _check_selection(context: Context) -> None:
     made |= {name: select["inputs"][name] for name in ("select", "pool")}
     now = {
         "model": context.model_inputs,
-        "score": recipe.score.model_dump(mode="json", exclude={"methods"}),
+        "score": recipe.score.results(),
         "targets": {target.name: target.fingerprint for target in context.targets},
-        "select": recipe.select.model_dump(mode="json"),
+        "select": recipe.select.results(),
         "pool": context.pool_inputs,
     }
     if changes := [*missing, *differences(made, now)]:
@@ -127,11 +127,8 @@ def checkpoints(stages: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def loss_curve(file: Path) -> list[list[float | None]]:
+def loss_curve(logs: Sequence[dict[str, Any]]) -> list[list[float | None]]:
     """[step, loss] of a training, averaged over equal stretches if there are many steps."""
-    if not file.is_file():
-        return []
-    logs = list(read_lines(file))
     size = -(-len(logs) // POINTS)
     stretches = [logs[start : start + size] for start in range(0, len(logs), size or 1)]
     return [

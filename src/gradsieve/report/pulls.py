@@ -47,7 +47,7 @@ class Pulls:
         self._context, self._target, self._method = context, target, method
         self._examples = examples
         self._mean = context.recipe.score.across_subtasks == "mean"
-        self._checkpoints = len(context.run.done("warmup")["learning_rates"])
+        self._checkpoints = len(context.artifacts.warmup.learning_rates)
 
     def _parts(self, keys: Sequence[Key]) -> Iterator[Parts]:
         """In blocks that fit into memory."""

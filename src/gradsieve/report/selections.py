@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from gradsieve.io import read_lines
 from gradsieve.recipe.schema import ReportConfig
 from gradsieve.report.examples import Pool
 from gradsieve.report.numbers import histogram, length_histogram, short
+from gradsieve.runs.artifacts import SelectionFiles
 from gradsieve.runs.score_table import ScoreTable
-from gradsieve.selection.card import MESSAGES
 
 GROUPS = ("selected", "passed over", "near miss", "lowest")
 SUBTASKS_SHOWN = 5
@@ -38,25 +37,25 @@ class Shown:
 
 
 class Selection:
-    """What a selection's folder says, beside the table of scores.
+    """A selection's files, next to the table of scores.
 
     Args:
-        folder: `04-select/TARGET/METHOD`, or `04-select/together/METHOD`.
+        files: Of the selection for the target, or for all targets together.
         table: The scores.
         pool: The pool.
         own: Whether the selection was made by these scores alone, and tells score and subtask.
     """
 
-    def __init__(self, folder: Path, table: ScoreTable, pool: Pool, own: bool) -> None:
+    def __init__(self, files: SelectionFiles, table: ScoreTable, pool: Pool, own: bool) -> None:
         self.table, self.pool = table, pool
         self.places = np.array([pool.place[key] for key in table.keys])
         self._line = {place: line for line, place in enumerate(self.places.tolist())}
         self.rows: list[Shown] = []
-        for row in read_lines(folder / MESSAGES):
+        for row in read_lines(files.messages):
             line = self._line[pool.place[row["source"], row["id"]]]
             told = Shown(line, 0, row["score"], row["subtask"]) if own else self._shown(line, 0)
             self.rows.append(told)
-        self.dropped = list(read_lines(folder / "dropped.jsonl"))
+        self.dropped = list(read_lines(files.dropped))
         self.chosen = np.zeros(len(table.total), dtype=bool)
         self.chosen[[row.line for row in self.rows]] = True
 

@@ -16,7 +16,8 @@ from gradsieve.data.examples import Example, Row
 from gradsieve.data.readers import Source, read_source
 from gradsieve.errors import DataError
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.artifacts import Artifacts
+from gradsieve.runs.folder import RunFolder
 from gradsieve.tasks import QuestionSet, Target, load_target, load_test_set
 
 if TYPE_CHECKING:
@@ -50,10 +51,15 @@ class Context:
     """
 
     recipe: Recipe
-    run: RunDir
+    run: RunFolder
     progress: Progress = field(default_factory=Progress)
     given: Given = field(default_factory=Given)
     _target_rows: dict[str, list[Row]] = field(default_factory=dict)
+
+    @property
+    def artifacts(self) -> Artifacts:
+        """What the stages leave."""
+        return Artifacts(self.run)
 
     @cached_property
     def student(self) -> Context:

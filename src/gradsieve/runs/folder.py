@@ -1,9 +1,10 @@
-"""Where each stage's output lives, and how it is known to be whole.
+"""Where each stage lives in a run folder, and how it is known to be complete.
 
 A stage writes `inputs.json` before it starts and `meta.json` last; both appear atomically. So
-`meta.json` means done, and `inputs.json` alone means that the same command may go on. Each stage's
-inputs hold the outputs' fingerprints of the stages before it: a change anywhere is seen by all that
-follow. Nothing that took time is deleted: outputs of other settings move to `RUN/old/`.
+`meta.json` means done, and `inputs.json` alone means that the same command resumes. Each stage's
+fingerprint inputs hold the output fingerprints of the stages before it: a change anywhere is seen
+by all that follow. Nothing that took time is deleted: outputs of other settings move to
+`RUN/archive/`.
 
 Rejected: file times (a copy changes them), and a database (a folder can be read with `ls`).
 """
@@ -16,39 +17,71 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from gradsieve.errors import RunError
 from gradsieve.io import atomic, fingerprint, write_json
 
-SCHEMA = 1
-STAGES = ("warmup", "features", "score", "select", "train", "evaluate", "report")
-"""The stages' names in order: file, command, recipe section and run folder."""
+SCHEMA = 2
+"""Of `meta.json`; 1 was written before the pool was a stage."""
+
+
+class StageEntry(NamedTuple):
+    """A stage as the command line, the run folder and the pipeline list it.
+
+    Attributes:
+        name: File, command, recipe section, report heading.
+        folder: Name of its folder in a run.
+        summary: One line of help.
+    """
+
+    name: str
+    folder: str
+    summary: str
+
+
+STAGES = (
+    StageEntry("warmup", "01-warmup", "Train LoRA on a random share of the pool."),
+    StageEntry("features", "02-features", "Build the gradient datastore and target gradients."),
+    StageEntry("score", "03-score", "Score each example's influence on each target."),
+    StageEntry("select", "04-select", "Select the best examples."),
+    StageEntry("train", "05-train", "Train on the selections."),
+    StageEntry("evaluate", "06-evaluate", "Evaluate the trained models on held-out examples."),
+    StageEntry("report", "08-report", "Write an HTML report of what was selected and why."),
+)
+"""All stages in order. Each is a class in `gradsieve.stages.NAME`; a new stage is that file and one
+entry here."""
+
+STAGE_NAMES = tuple(entry.name for entry in STAGES)
+_FOLDERS = {entry.name: entry.folder for entry in STAGES}
+
+ARCHIVE = "archive"
+"""Folder of a run that keeps the outputs of other settings."""
 
 LOCK = ".lock"
-"""Held while a process works in a run's folder; that it is there marks the folder as a run's."""
+"""Held while a process works in a run folder; its presence marks the folder as a run."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What a stage of a run is, before it is run.
+    """The state of a stage before it runs.
 
     Attributes:
-        kind: `done`; `new`; `going on` in its folder where it was stopped; `completing` what was
-            made for fewer rows, targets, methods or seeds; `again`, in a new folder; `later`:
-            another stage comes first, and only then it shows what is kept.
+        kind: `done`; `new`; `resume` in its folder where it stopped; `extend` what was made for
+            fewer examples, targets, methods or seeds; `redo`, in a new folder; `wait`: another
+            stage comes first, and only then is it known what can be kept.
         why: What has changed, or what comes first.
     """
 
-    kind: Literal["done", "new", "going on", "completing", "again", "later"]
+    kind: Literal["done", "new", "resume", "extend", "redo", "wait"]
     why: str = ""
 
 
-class RunDir:
-    """A run's folder.
+class RunFolder:
+    """A run folder.
 
     Args:
-        path: The folder; made when the first stage writes.
+        path: The folder; created when the first stage writes.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -56,113 +89,107 @@ class RunDir:
 
     @property
     def recipe(self) -> Path:
-        """The recipe of the last command that ended well or has made something, defaults filled in.
+        """The resolved recipe of the last command that succeeded or made something.
 
-        It is written when a stage starts, and again at the end also where all was done already. A
-        stage that fails before it has made anything takes it back.
+        It is written when a stage starts, and again at the end, also where everything was up to
+        date. A stage that fails before it has made anything restores the one before.
         """
         return self.path / "recipe.yaml"
 
+    @property
+    def log(self) -> Path:
+        """The log of all commands."""
+        return self.path / "log.txt"
+
     def stage(self, name: str) -> Path:
         """The folder of a stage, e.g. `RUN/01-warmup`."""
-        return self.path / f"{STAGES.index(name) + 1:02d}-{name}"
+        return self.path / _FOLDERS[name]
 
-    def meta(self, name: str) -> dict[str, Any] | None:
-        """What a finished stage wrote of itself; None if it is not finished."""
+    def metadata(self, name: str) -> dict[str, Any] | None:
+        """The `meta.json` of a finished stage; None if it is not finished."""
         return _read_json(self.stage(name) / "meta.json")
 
-    def started(self, name: str) -> dict[str, Any] | None:
-        """The inputs with which a stage was last started; None if it never was."""
+    def started_with(self, name: str) -> dict[str, Any] | None:
+        """The fingerprint inputs with which a stage last started; None if it never did."""
         return _read_json(self.stage(name) / "inputs.json")
 
-    @property
-    def checkpoints(self) -> list[Path]:
-        """The warm-up's checkpoints in order: its own, or those that the recipe gave.
-
-        Raises:
-            RunError: If it isn't done.
-        """
-        names = self.done("warmup")["checkpoints"]  # relative to the stage's folder, if they can be
-        return [self.stage("warmup") / name for name in names]
-
-    def done(self, name: str) -> dict[str, Any]:
-        """A finished stage's meta.
+    def require(self, name: str) -> dict[str, Any]:
+        """The metadata of a finished stage.
 
         Raises:
             RunError: If the stage is not finished.
         """
-        meta = self.meta(name)
-        if meta is None:
+        found = self.metadata(name)
+        if found is None:
             todo = f"Run `gradsieve {name}` with the same recipe and --out first."
             raise RunError(f"The stage {name} is not finished.", str(self.stage(name)), todo)
-        return meta
+        return found
 
     def begin(self, name: str, inputs: Mapping[str, Any]) -> Path:
-        """Note that a stage starts with these inputs; returns its folder."""
+        """Record that a stage starts with these fingerprint inputs; returns its folder."""
         folder = self.stage(name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "meta.json").unlink(missing_ok=True)
         write_json(folder / "inputs.json", inputs)
         return folder
 
-    def finish(self, name: str, meta: Mapping[str, Any]) -> None:
-        """Declare a stage done."""
-        write_json(self.stage(name) / "meta.json", {"schema": SCHEMA, "stage": name, **meta})
+    def finish(self, name: str, metadata: Mapping[str, Any]) -> None:
+        """Mark a stage as done."""
+        write_json(self.stage(name) / "meta.json", {"schema": SCHEMA, "stage": name, **metadata})
 
-    def set_aside(self, name: str) -> Path | None:
-        """Move a stage's folder to `RUN/old/`; returns where it went, None if there was none."""
+    def archive(self, name: str) -> Path | None:
+        """Move a stage's folder to the archive; returns where it went, None if there was none."""
         folder = self.stage(name)
         if not folder.exists():
             return None
-        return self._to_old(folder, f"{folder.name}-{fingerprint(self.started(name))[:8]}")
+        return self._to_archive(folder, f"{folder.name}-{fingerprint(self.started_with(name))[:8]}")
 
-    def keep_old(self, part: Path) -> None:
-        """Move a part of a stage's folder to the same place in `RUN/old/`."""
-        self._to_old(part, str(part.relative_to(self.path)))
+    def archive_part(self, part: Path) -> None:
+        """Move a part of a stage's folder to the same place in the archive."""
+        self._to_archive(part, str(part.relative_to(self.path)))
 
-    def _to_old(self, folder: Path, name: str) -> Path:
-        """Move a folder to `RUN/old/NAME`, or beside what is there; returns where it went."""
-        kept = self.path / "old" / name
+    def _to_archive(self, folder: Path, name: str) -> Path:
+        kept = self.path / ARCHIVE / name
         while kept.exists():
             kept = kept.with_name(kept.name + "x")
         kept.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(kept)
         return kept
 
-    def notes(self, name: str) -> dict[Path, bytes]:
-        """The bytes of what says how far a stage is, and of the recipe, for `take_back`."""
+    def snapshot(self, name: str) -> dict[Path, bytes]:
+        """The bytes of the files that record a stage's progress, and of the recipe."""
         files = [self.stage(name) / "inputs.json", self.stage(name) / "meta.json", self.recipe]
         return {file: file.read_bytes() for file in files if file.is_file()}
 
-    def take_back(self, name: str, notes: Mapping[Path, bytes], kept: Path | None) -> None:
+    def restore(self, name: str, snapshot: Mapping[Path, bytes], archived: Path | None) -> None:
         """Undo `begin` of a stage that has made nothing since.
 
         Args:
             name: The stage.
-            notes: Its `notes` before.
-            kept: Where `set_aside` had moved it.
+            snapshot: Its `snapshot` before.
+            archived: Where `archive` had moved it.
         """
         folder = self.stage(name)
         (folder / "inputs.json").unlink()
         with suppress(OSError):  # files that it had before
             folder.rmdir()
-        if kept is not None:
-            kept.rename(folder)
+        if archived is not None:
+            archived.rename(folder)
             with suppress(OSError):  # other stages' folders
-                kept.parent.rmdir()
-        for file, content in notes.items():
+                archived.parent.rmdir()
+        for file, content in snapshot.items():
             with atomic(file) as temporary:
                 temporary.write_bytes(content)
 
     def claim(self) -> None:
-        """Make the folder, or see that it is a run's or empty, and mark it as a run's.
+        """Create the folder, or see that it is a run or empty, and mark it as a run.
 
         Raises:
             RunError: If it holds something else, or can't be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.check_ours()
+            self.check_is_run()
             (self.path / LOCK).touch()
         except OSError as error:
             raise RunError(
@@ -171,14 +198,14 @@ class RunDir:
                 "Give --out a folder that you may write to, on a disk with space left.",
             ) from None
 
-    def check_ours(self) -> None:
-        """See that the folder, if there is one, is a run's or empty.
+    def check_is_run(self) -> None:
+        """See that the folder, if there is one, is a run or empty.
 
         Raises:
             RunError: If it holds something else.
         """
         there = sorted(item.name for item in self.path.iterdir()) if self.path.is_dir() else []
-        ours = {LOCK, *(self.stage(name).name for name in STAGES)}
+        ours = {LOCK, *_FOLDERS.values()}
         if there and ours.isdisjoint(there):
             raise RunError(
                 "The run folder holds something else.",
@@ -215,9 +242,9 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
-        said = error.strerror if isinstance(error, OSError) else f"it is not JSON ({error})"
+        found = error.strerror if isinstance(error, OSError) else f"it is not JSON ({error})"
         raise RunError(
-            f"A file of the run cannot be read: {said}.",
+            f"A file of the run cannot be read: {found}.",
             str(path),
             f"Delete {path.parent} to have that stage made again.",
         ) from None

@@ -11,7 +11,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from gradsieve.io import atomic
 
 FIXED = ("source", "id", "score", "subtask")
 MARK = "subtask:"
@@ -60,8 +64,6 @@ class ScoreTable:
 
 def read_scores(file: Path) -> ScoreTable:
     """Read a table."""
-    import pyarrow.parquet as pq
-
     table = pq.read_table(file)
     columns = [name for name in table.column_names if name not in FIXED]
     values = [table[name].to_numpy() for name in columns]
@@ -72,3 +74,17 @@ def read_scores(file: Path) -> ScoreTable:
         [subtask_of(name) for name in columns],
         np.stack(values, axis=1) if values else np.zeros((table.num_rows, 0), dtype=np.float32),
     )
+
+
+def write_scores(file: Path, table: ScoreTable) -> None:
+    """Write a table."""
+    columns = {
+        "source": [source for source, _ in table.keys],
+        "id": [id for _, id in table.keys],
+        "score": table.total,
+        "subtask": table.best,
+    }
+    for index, name in enumerate(table.subtasks):
+        columns[column_of(name)] = table.by_subtask[:, index]
+    with atomic(file) as temporary:
+        pq.write_table(pa.table(columns), temporary)

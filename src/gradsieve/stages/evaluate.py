@@ -7,78 +7,90 @@ each metric's average, its standard error and its value by subtask.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradsieve.data.examples import Example
-from gradsieve.errors import DataError, ModelError
+from gradsieve.errors import DataError, GradsieveError, ModelError
 from gradsieve.evaluation.prompts import Asked, answered, ask, settings, tell
-from gradsieve.io import agree, fingerprint, write_json
+from gradsieve.io import agree, fingerprint
 from gradsieve.methods import uses_gradients
 from gradsieve.methods.perplexity import answer_losses
-from gradsieve.recipe.schema import TOGETHER
+from gradsieve.recipe.schema import TOGETHER, Recipe
+from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
+from gradsieve.stages.base import Inputs, Stage
 from gradsieve.tasks import QuestionSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RESULTS = "results.json"
 LOSSES = ("target_loss", "held_out_loss")
 """Mean loss of the answers of the target's examples, and of its held-out ones; lower is better."""
 
 
-def inputs(context: Context) -> dict[str, Any]:
-    """What this stage depends on."""
-    return {
-        # How many are asked at a time is for memory: what is done outlasts another number.
-        "evaluate": settings(context).model_dump(mode="json", exclude={"batch_size"}),
-        "targets": {target.name: target.fingerprint for target in context.targets},
-        "questions": {name: test.fingerprint for name, test in context.test_sets.items()},
-        "base": context.student.model_inputs,
-        "warmed_up": _warmed_up(context)[1],
-        "models": context.run.done("train")["models"],
-    }
+class Evaluate(Stage):
+    """Metrics of every model on its target's held-out examples."""
 
+    name = "evaluate"
 
-def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether results are kept: other models and targets may come, and some may go."""
-    varies = dict.fromkeys(("models", "targets", "questions"))
-    same = {**old, **varies} == {**new, **varies}
-    return same and all(agree(old[part], new[part]) for part in varies)
+    def artifact(self, context: Context) -> StageArtifact:
+        """What it leaves."""
+        return context.artifacts.results
 
+    def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
+        """What this stage depends on."""
+        return {
+            "evaluate": settings(context).results(("yes", "repeats", "adds")),
+            "targets": {target.name: target.fingerprint for target in context.targets},
+            "questions": {name: test.fingerprint for name, test in context.test_sets.items()},
+            "base": context.student.model_inputs,
+            "warmed_up": _warmed_up(context)[1],
+            "models": context.artifacts.models.fingerprints,
+        }
 
-def lost(folder: Path) -> list[str]:
-    """Results that were there when the stage was finished, and are not."""
-    summary = folder / RESULTS
-    if not summary.is_file():
-        return [str(summary)]
-    rows = json.loads(summary.read_text(encoding="utf-8"))["rows"]
-    files = {folder / row["target"] / row["method"] / f"seed-{row['seed']}.json" for row in rows}
-    return [str(file) for file in sorted(files) if not file.is_file()]
+    def can_extend(self, old: Inputs, new: Inputs) -> bool:
+        """Whether results are kept: other models and targets may come, and some may go."""
+        varies = dict.fromkeys(("models", "targets", "questions"))
+        same = {**old, **varies} == {**new, **varies}
+        return same and all(agree(old[part], new[part]) for part in varies)
 
+    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+        """Evaluate every model on its target; results that are there are kept."""
+        results = context.artifacts.results
+        rows: list[dict[str, Any]] = []
+        wanted, known = _wanted(context), self.fingerprint_inputs(context)
+        asked: dict[str, Asked] = {}
+        with context.progress.counting("evaluation", len(wanted), "models") as report:
+            for done, (name, model) in enumerate(wanted.items(), start=1):
+                of = _identity(context, known, name, model)
+                found = results.result(name)
+                if found.get("of") != of:
+                    found = {"of": of, **_evaluated(context, name, model, asked)}
+                    results.write_result(name, found)
+                rows += _summary(name, found)
+                report(done)
+        results.write_rows(rows)
+        return {"results": len(rows), "output": fingerprint(rows)}
 
-def run(context: Context, folder: Path) -> dict[str, Any]:
-    """Evaluate every model on its target; results that are there are kept."""
-    rows: list[dict[str, Any]] = []
-    wanted, known = _wanted(context), inputs(context)
-    asked: dict[str, Asked] = {}
-    with context.progress.counting("evaluation", len(wanted), "models") as report:
-        for done, (name, model) in enumerate(wanted.items(), start=1):
-            file, of = folder / f"{name}.json", _identity(context, known, name, model)
-            found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            if found.get("of") != of:
-                found = {"of": of, **_evaluated(context, name, model, asked)}
-                write_json(file, found)
-            rows += _summary(name, found)
-            report(done)
-    write_json(folder / RESULTS, {"rows": rows})
-    return {"results": len(rows), "output": fingerprint(rows)}
+    def needed(self, recipe: Recipe) -> bool:
+        """If the recipe asks for it."""
+        return recipe.evaluate is not None
+
+    def check(self, context: Context) -> Iterator[GradsieveError]:
+        """Every task has held-out questions."""
+        tasks = settings(context).tasks or []
+        bare = [task for task in tasks if task != "target_loss" and task not in context.test_sets]
+        if bare:
+            yield DataError(
+                "A target has no held-out questions to evaluate on.",
+                f"evaluate.tasks: {bare[0]}",
+                "Give the target `test: FILE`, or the benchmark's test files in its path.",
+            )
 
 
 def _wanted(context: Context) -> dict[str, Path | None]:
@@ -95,10 +107,10 @@ def _wanted(context: Context) -> dict[str, Path | None]:
     wanted: dict[str, Path | None] = {f"{target}/base/seed-0": None for target in targets}
     if (warmed_up := _warmed_up(context)[0]) is not None:
         wanted.update({f"{target}/warmed_up/seed-0": warmed_up for target in targets})
-    for name in context.run.done("train")["models"]:
+    for name in context.artifacts.models.fingerprints:
         of, _, rest = name.partition("/")
         for target in targets if of == TOGETHER else {of} & {*targets}:
-            wanted[f"{target}/{rest}"] = context.run.stage("train") / name
+            wanted[f"{target}/{rest}"] = context.artifacts.models.model(name).folder
     return wanted
 
 
@@ -107,8 +119,8 @@ def _identity(context: Context, known: dict[str, Any], name: str, folder: Path |
     target = name.partition("/")[0]
     if folder is None:
         model = known["base"]
-    elif folder.is_relative_to(context.run.stage("train")):
-        model = known["models"][str(folder.relative_to(context.run.stage("train")))]
+    elif folder.is_relative_to(context.artifacts.models.folder):
+        model = known["models"][str(folder.relative_to(context.artifacts.models.folder))]
     else:
         model = known["warmed_up"]
     parts = [known["evaluate"], known["targets"][target], known["questions"].get(target)]
@@ -117,27 +129,11 @@ def _identity(context: Context, known: dict[str, Any], name: str, folder: Path |
 
 def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     """The warm-up's last checkpoint, if it is of the model that is trained; and its identity."""
-    meta = context.run.meta("warmup")
+    meta = context.run.metadata("warmup")
     own = any(map(uses_gradients, context.recipe.score.methods))  # or is it an older recipe's?
     if meta is None or not own or context.student.recipe.model != context.recipe.model:
         return None, None
-    return context.run.checkpoints[-1], meta["fingerprints"][-1]
-
-
-def check(context: Context) -> None:
-    """Refuse tasks that there are no held-out questions for.
-
-    Raises:
-        DataError: Naming the first.
-    """
-    tasks = settings(context).tasks or []
-    bare = [task for task in tasks if task != "target_loss" and task not in context.test_sets]
-    if bare:
-        raise DataError(
-            "A target has no held-out questions to evaluate on.",
-            f"evaluate.tasks: {bare[0]}",
-            "Give the target `test: FILE`, or the benchmark's test files in its path.",
-        )
+    return context.artifacts.warmup.checkpoints[-1], meta["fingerprints"][-1]
 
 
 def asks_questions(context: Context) -> bool:
@@ -250,3 +246,6 @@ def _standard_error(values: np.ndarray, weights: np.ndarray) -> float | None:
     mean = float((weights * values).sum())
     n = len(values)
     return math.sqrt(n / (n - 1) * float((weights**2 * (values - mean) ** 2).sum()))
+
+
+STAGE = Evaluate()

@@ -14,7 +14,6 @@ killed run goes on with the next shard and ends with the same bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +22,13 @@ from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError
 from gradsieve.gradients.extract import TokenBudget, extract
 from gradsieve.io import atomic, fingerprint
-from gradsieve.methods import find_method
+from gradsieve.methods import find_method, needs_gradients
+from gradsieve.recipe.schema import Recipe
+from gradsieve.runs.artifacts import CheckpointFeatures, StageArtifact
 from gradsieve.runs.context import Context
-from gradsieve.store import RowKey, StoreWriter, create_store
-from gradsieve.store.folder import Folder
-from gradsieve.store.layout import MANIFEST, read_manifest
-from gradsieve.store.targets import read_target_gradients
+from gradsieve.stages.base import Inputs, Stage
+from gradsieve.store import RowKey, StoreWriter
+from gradsieve.store.targets import TargetGradients
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,22 +44,63 @@ SHARD_VALUES = 1 << 26
 """Shards are what a kill can cost and what is read at once, so a pool is cut into about 50, within
 these numbers of rows and values."""
 
-_UNUSED_BY_EXACT = {"tokens_per_batch", "projection", "bits"}
 
+class Features(Stage):
+    """Per-example features of the pool, and the targets' gradients, at every checkpoint."""
 
-def inputs(context: Context) -> dict[str, Any]:
-    """What this stage depends on."""
-    settings = context.recipe.features
-    unused = {"tokens_per_batch"} if settings.mode == "store" else _UNUSED_BY_EXACT
-    return {
-        "features": settings.model_dump(mode="json", exclude=unused),
-        "model": context.model_inputs,
-        "checkpoints": context.run.done("warmup")["output"],
-        "pool": context.pool_inputs,
-        "targets": {target.name: target.fingerprint for target in context.targets},
-        "target_mean": context.recipe.score.target_mean if settings.mode == "exact" else None,
-        "stores": list(stores(context)),
-    }
+    name = "features"
+
+    def needed(self, recipe: Recipe) -> bool:
+        """If a method or the removal of near duplicates reads gradients."""
+        return needs_gradients(recipe)
+
+    def artifact(self, context: Context) -> StageArtifact:
+        """What it leaves."""
+        return context.artifacts.features
+
+    def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
+        """What this stage depends on."""
+        settings = context.recipe.features
+        return {
+            "features": settings.results(),
+            "model": context.model_inputs,
+            "checkpoints": context.artifacts.warmup.metadata["output"],
+            "pool": context.pool_inputs,
+            "targets": {target.name: target.fingerprint for target in context.targets},
+            "target_mean": context.recipe.score.target_mean if settings.mode == "exact" else None,
+            "stores": list(stores(context)),
+        }
+
+    def can_extend(self, old: Inputs, new: Inputs) -> bool:
+        """Whether what was made for old inputs serves new ones: other rows or targets may come."""
+        grows: dict[str, Any] = {"pool": None}
+        if new["features"]["mode"] == "store":
+            grows.update(targets=None, stores=None)
+        return {**old, **grows} == {**new, **grows}
+
+    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+        """Take the features of every row at every checkpoint, as far as they are not there yet."""
+        checkpoints, features = context.artifacts.warmup.checkpoints, context.artifacts.features
+        facts = []
+        not_finite: dict[RowKey, str] = {}
+        for number, checkpoint in enumerate(checkpoints, start=1):
+            where = features.checkpoint(number)
+            name = f"features, checkpoint {number} of {len(checkpoints)}"
+            made, set_aside = _checkpoint(context, checkpoint, where, name)
+            facts.append(made)
+            not_finite.update(set_aside)
+        _write_rows(context.rows, not_finite, features.examples)
+        return {
+            "rows": len(context.rows),
+            "set_aside": sum(row.set_aside is not None for row in context.rows) + len(not_finite),
+            "truncated": sum(row.encoded.truncated for row in context.rows),
+            "checkpoints": facts,
+            "output": {
+                f"{part}.{name}": fingerprint([fact[part][name] for fact in facts])
+                for part in ("stores", "targets")
+                for name in facts[0][part]
+            },
+        }
 
 
 def stores(context: Context) -> dict[str, bool]:
@@ -71,57 +112,8 @@ def stores(context: Context) -> dict[str, bool]:
     return {"pool": True, **plain} if "gradients" in uses or not plain else plain
 
 
-def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether what was made for old inputs serves new ones: other rows or targets may come."""
-    grows: dict[str, Any] = {"pool": None}
-    if new["features"]["mode"] == "store":
-        grows.update(targets=None, stores=None)
-    return {**old, **grows} == {**new, **grows}
-
-
-def lost(folder: Path) -> list[str]:
-    """Files that were there when the stage was finished, and are not: damaged ones are deleted."""
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    made = meta["inputs"]
-    targets = made["targets"] if made["features"]["mode"] == "store" else ()
-    places = [folder / f"checkpoint-{number + 1}" for number in range(len(meta["checkpoints"]))]
-    files = [_target_file(where, target) for where in places for target in targets]
-    for store in (where / kind for where in places for kind in made["stores"]):
-        files += [store / name for name in (MANIFEST, *(read_manifest(Folder(store)) or ()))]
-    return [str(file) for file in (folder / "rows.parquet", *files) if not file.is_file()]
-
-
-def _target_file(where: Path, target: str) -> Path:
-    return where / "targets" / f"{target}.safetensors"
-
-
-def run(context: Context, folder: Path) -> dict[str, Any]:
-    """Take the features of every row at every checkpoint, as far as they are not there yet."""
-    checkpoints = context.run.checkpoints
-    facts = []
-    not_finite: dict[RowKey, str] = {}
-    for number, checkpoint in enumerate(checkpoints, start=1):
-        where = folder / f"checkpoint-{number}"
-        name = f"features, checkpoint {number} of {len(checkpoints)}"
-        made, set_aside = _checkpoint(context, checkpoint, where, name)
-        facts.append(made)
-        not_finite.update(set_aside)
-    _write_rows(context.rows, not_finite, folder / "rows.parquet")
-    return {
-        "rows": len(context.rows),
-        "set_aside": sum(row.set_aside is not None for row in context.rows) + len(not_finite),
-        "truncated": sum(row.encoded.truncated for row in context.rows),
-        "checkpoints": facts,
-        "output": {
-            f"{part}.{name}": fingerprint([fact[part][name] for fact in facts])
-            for part in ("stores", "targets")
-            for name in facts[0][part]
-        },
-    }
-
-
 def _checkpoint(
-    context: Context, checkpoint: Path, where: Path, name: str
+    context: Context, checkpoint: Path, where: CheckpointFeatures, name: str
 ) -> tuple[dict[str, Any], dict[RowKey, str]]:
     """Features of pool and targets at one checkpoint: facts, and rows that are not finite."""
     from gradsieve.gradients.features import FeatureExtractor, Moments
@@ -154,7 +146,7 @@ def _checkpoint(
             facts["share_of_coordinates_below_eps"] = below_eps
             context.progress.say(f"  {name}: v' < 1e-8 in {below_eps:.1%} of coordinates")
         store_settings = _store_settings(context, identity, columns, of_adam)
-        store = create_store(where / kind, store_settings)
+        store = where.create_store(kind, store_settings)
         _fill_store(context, extractor, rows, store, f"{name}, {kind}" if not of_adam else name)
         not_finite.update({key: why for key, why in store.set_aside.items() if key in keys})
         facts["stores"][kind] = fingerprint([store_settings, sorted(keys)])
@@ -272,29 +264,27 @@ def rows_a_shard(rows: int, width: int) -> int:
     return min(size, max(1, SHARD_VALUES // width))
 
 
-def _target(context: Context, extractor: FeatureExtractor, target: Target, where: Path) -> str:
+def _target(
+    context: Context, extractor: FeatureExtractor, target: Target, where: CheckpointFeatures
+) -> str:
     """Write a target's projected gradients, if they are not there; returns their identity.
 
     Raises:
         StoreError: If what is there is damaged.
     """
-    from safetensors.torch import save_file
-
-    file = _target_file(where, target.name)
     identity = fingerprint([target.fingerprint, target.name])
-    if file.is_file() and read_target_gradients(file).identity == identity:
+    if (
+        where.target_file(target.name).is_file()
+        and where.target_gradients(target.name).identity == identity
+    ):
         return identity
     rows = context.target_rows(target)
     features, norms, _ = extract(extractor, [row.encoded for row in rows], _budget(context))
-    metadata = {
-        "identity": identity,
-        "ids": [row.example.id for row in rows],
-        "subtasks": [row.example.subtask for row in rows],
-    }
-    # One key: safetensors writes several in an order that changes from run to run.
-    told = {"gradsieve": json.dumps(metadata)}
-    with atomic(file) as temporary:
-        save_file({"features": features, "gradient_norms": norms}, temporary, told)
+    ids = [row.example.id for row in rows]
+    subtasks = [row.example.subtask for row in rows]
+    where.write_target_gradients(
+        target.name, TargetGradients(ids, subtasks, features, identity), norms
+    )
     return identity
 
 
@@ -335,3 +325,6 @@ def _write_rows(rows: list[Row], not_finite: Mapping[RowKey, str], file: Path) -
     )
     with atomic(file) as temporary:
         pq.write_table(table, temporary)
+
+
+STAGE = Features()

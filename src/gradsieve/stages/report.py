@@ -1,7 +1,7 @@
 """The last stage: a page on what was selected and why, for a browser.
 
 In: the finished stages; of training and evaluation what there is and still fits the selection. Out:
-`07-report/index.html`, one file that needs nothing else and loads nothing from anywhere. For the
+`08-report/index.html`, one file that needs nothing else and loads nothing from anywhere. For the
 same inputs its bytes are the same, but for the one line that tells the recipe, times and versions.
 """
 
@@ -14,35 +14,42 @@ from gradsieve.io import file_fingerprint, write_text
 from gradsieve.report.gather import gather
 from gradsieve.report.page import page
 from gradsieve.report.provenance import current_stages, provenance
+from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
-
-PAGE = "index.html"
-
-
-def inputs(context: Context) -> dict[str, Any]:
-    """What this stage depends on."""
-    return {
-        "recipe": context.recipe.model_dump(mode="json"),
-        "pool": context.pool_inputs,
-        "targets": {target.name: target.fingerprint for target in context.targets},
-        "stages": {name: meta["output"] for name, meta in current_stages(context).items()},
-    }
+from gradsieve.stages.base import Inputs, Stage
 
 
-def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """An old page is written over: all it was made of is elsewhere."""
-    return True
+class Report(Stage):
+    """One HTML page."""
+
+    name = "report"
+    optional_before = ("train", "evaluate")
+
+    def artifact(self, context: Context) -> StageArtifact:
+        """What it leaves."""
+        return context.artifacts.report
+
+    def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
+        """What this stage depends on."""
+        return {
+            "recipe": context.recipe.model_dump(mode="json"),
+            "pool": context.pool_inputs,
+            "targets": {target.name: target.fingerprint for target in context.targets},
+            "stages": {name: meta["output"] for name, meta in current_stages(context).items()},
+        }
+
+    def can_extend(self, old: Inputs, new: Inputs) -> bool:
+        """An old page is written over: all it was made of is elsewhere."""
+        return True
+
+    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+        """Write the page."""
+        content = gather(context)
+        file = context.artifacts.report.page
+        write_text(file, page(content, provenance(context)))
+        size, rows = file.stat().st_size, len(content["rows"])
+        context.progress.say(f"  {file}: {rows} rows, {size / 2**20:.1f} MiB")
+        return {"rows": rows, "bytes": size, "output": file_fingerprint(file)}
 
 
-def lost(folder: Path) -> list[str]:
-    """The page, if it is not there any more."""
-    return [] if (folder / PAGE).is_file() else [str(folder / PAGE)]
-
-
-def run(context: Context, folder: Path) -> dict[str, Any]:
-    """Write the page."""
-    told = gather(context)
-    write_text(folder / PAGE, page(told, provenance(context)))
-    size = (folder / PAGE).stat().st_size
-    context.progress.say(f"  {folder / PAGE}: {len(told['rows'])} rows, {size / 2**20:.1f} MiB")
-    return {"rows": len(told["rows"]), "bytes": size, "output": file_fingerprint(folder / PAGE)}
+STAGE = Report()

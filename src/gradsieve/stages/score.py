@@ -8,7 +8,6 @@ row's tokens and why a row could not be scored.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -16,107 +15,108 @@ from typing import Any
 import numpy as np
 
 from gradsieve.console import clock
-from gradsieve.io import atomic, file_fingerprint, fingerprint, write_json
+from gradsieve.io import atomic, file_fingerprint, fingerprint
 from gradsieve.methods import Gradients, Problem, Scores, find_method, split_seed, uses_gradients
+from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
-from gradsieve.runs.score_table import column_of
-
-COSTS = "seconds.json"
-"""What each method has taken, beside the tables."""
+from gradsieve.runs.score_table import ScoreTable
+from gradsieve.stages.base import Inputs, Stage
 
 
-def inputs(context: Context) -> dict[str, Any]:
-    """What this stage depends on."""
-    names = context.recipe.score.methods
-    gradients = _needs_features(context)
-    return {
-        "score": context.recipe.score.model_dump(mode="json", exclude={"methods"}),
-        "methods": names,
-        "targets": {target.name: target.fingerprint for target in context.targets},
-        "pool": context.pool_inputs,
-        "model": context.model_inputs,
-        "features": _features(context) if gradients else {},
-    }
+class Score(Stage):
+    """A score per example, target and method."""
+
+    name = "score"
+
+    def artifact(self, context: Context) -> StageArtifact:
+        """What it leaves."""
+        return context.artifacts.scores
+
+    def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
+        """What this stage depends on."""
+        names = context.recipe.score.methods
+        gradients = _needs_features(context)
+        return {
+            "score": context.recipe.score.results(),
+            "methods": names,
+            "targets": {target.name: target.fingerprint for target in context.targets},
+            "pool": context.pool_inputs,
+            "model": context.model_inputs,
+            "features": _features(context) if gradients else {},
+        }
+
+    def can_extend(self, old: Inputs, new: Inputs) -> bool:
+        """Whether scores are kept: other methods and targets may come."""
+        grows: dict[str, Any] = {"methods": None, "targets": {}, "features": {}}
+        return {**old, **grows} == {**new, **grows} and all(
+            new[part].get(name) == value
+            for part in ("targets", "features")
+            for name, value in old[part].items()
+        )
+
+    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+        """Score the pool by every method; tables that are there are kept."""
+        scores = context.artifacts.scores
+        names = context.recipe.score.methods
+        for name in names:
+            files = [scores.table_file(target.name, name) for target in context.targets]
+            if not all(file.is_file() for file in files):
+                _score(context, name)
+        _write_rows(context, scores.examples)
+        tables = {
+            f"{target.name}/{name}": scores.table_file(target.name, name)
+            for target in context.targets
+            for name in names
+        }
+        seconds = scores.seconds()
+        return {
+            "methods": {
+                name: {"source": find_method(name).source, "seconds": seconds[name]}
+                for name in names
+            },
+            "tables": {name: _spread(file) for name, file in tables.items()},
+            "output": fingerprint(
+                [file_fingerprint(file) for file in (scores.examples, *tables.values())]
+            ),
+        }
 
 
 def _needs_features(context: Context) -> bool:
     return any(map(uses_gradients, context.recipe.score.methods))
 
 
-def goes_on_with(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether scores are kept: other methods and targets may come."""
-    grows: dict[str, Any] = {"methods": None, "targets": {}, "features": {}}
-    return {**old, **grows} == {**new, **grows} and all(
-        new[part].get(name) == value
-        for part in ("targets", "features")
-        for name, value in old[part].items()
-    )
-
-
-def lost(folder: Path) -> list[str]:
-    """Tables that were there when the stage was finished, and are not."""
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    tables = [folder / f"{name}.parquet" for name in meta["tables"]]
-    return [str(file) for file in (folder / "rows.parquet", *tables) if not file.is_file()]
-
-
 def _features(context: Context) -> dict[str, Any]:
-    rates = context.run.done("warmup")["learning_rates"]
-    return {**context.run.done("features")["output"], "learning_rates": rates}
+    rates = context.artifacts.warmup.learning_rates
+    return {**context.artifacts.features.metadata["output"], "learning_rates": rates}
 
 
-def run(context: Context, folder: Path) -> dict[str, Any]:
-    """Score the pool by every method; tables that are there are kept."""
-    names = context.recipe.score.methods
-    for name in names:
-        files = {target.name: table(folder, target.name, name) for target in context.targets}
-        if not all(file.is_file() for file in files.values()):
-            _score(context, name, files, folder / COSTS)
-    _write_rows(context, folder / "rows.parquet")
-    tables = {
-        f"{target.name}/{name}": table(folder, target.name, name)
-        for target in context.targets
-        for name in names
-    }
-    costs = _costs(folder / COSTS)
-    return {
-        "methods": {
-            name: {"source": find_method(name).source, "seconds": costs[name]} for name in names
-        },
-        "tables": {name: _spread(file) for name, file in tables.items()},
-        "output": fingerprint(
-            [file_fingerprint(file) for file in (folder / "rows.parquet", *tables.values())]
-        ),
-    }
-
-
-def _score(context: Context, name: str, files: dict[str, Path], costs: Path) -> None:
-    """Score by one method; what it took is noted first, so that no table lacks it."""
+def _score(context: Context, name: str) -> None:
+    """Score by one method; what it took is recorded first, so that no table lacks it."""
+    artifact = context.artifacts.scores
     start = time.monotonic()
     scores = find_method(name).score(_problem(context, name))
     seconds = round(time.monotonic() - start, 3)
-    write_json(costs, {**_costs(costs), name: seconds})
-    for target, file in files.items():
-        _write(scores[target], file)
+    artifact.add_seconds(name, seconds)
+    for target in context.targets:
+        artifact.write_table(target.name, name, _table(scores[target.name]))
     context.progress.say(f"  {name}: scored in {clock(seconds)}")
 
 
-def _costs(file: Path) -> dict[str, float]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def table(folder: Path, target: str, method: str) -> Path:
-    """Where a target's scores by a method are."""
-    return folder / target / f"{method}.parquet"
+def _table(scores: Scores) -> ScoreTable:
+    by_subtask = scores.by_subtask
+    if by_subtask is None:
+        by_subtask = np.zeros((len(scores.keys), 0), dtype=np.float32)
+    keys, best = list(scores.keys), scores.best_subtask
+    return ScoreTable(keys, scores.total, best, list(scores.subtasks), by_subtask)
 
 
 def _problem(context: Context, name: str) -> Problem:
     gradients = None
     if uses_gradients(name):
-        features = context.run.stage("features")
-        rates = context.run.done("warmup")["learning_rates"]
-        folders = [features / f"checkpoint-{number + 1}" for number in range(len(rates))]
-        gradients = Gradients(folders, rates, features / "rows.parquet")
+        features = context.artifacts.features
+        folders = [checkpoint.folder for checkpoint in features.checkpoints]
+        rates = context.artifacts.warmup.learning_rates
+        gradients = Gradients(folders, rates, features.examples)
     return Problem(
         rows=[row for row in context.rows if not row.set_aside],
         targets={target.name: context.target_rows(target) for target in context.targets},
@@ -125,23 +125,6 @@ def _problem(context: Context, name: str) -> Problem:
         progress=context.progress,
         gradients=gradients,
     )
-
-
-def _write(scores: Scores, file: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    told = {
-        "source": [source for source, _ in scores.keys],
-        "id": [id for _, id in scores.keys],
-        "score": scores.total,
-        "subtask": scores.best_subtask,
-    }
-    if scores.by_subtask is not None:
-        for index, name in enumerate(scores.subtasks):
-            told[column_of(name)] = scores.by_subtask[:, index]
-    with atomic(file) as temporary:
-        pq.write_table(pa.table(told), temporary)
 
 
 def _spread(file: Path) -> dict[str, float]:
@@ -162,7 +145,7 @@ def _write_rows(context: Context, file: Path) -> None:
     rows = context.rows
     reasons = [row.set_aside for row in rows]
     if _needs_features(context):  # some may have a gradient that is not finite
-        features = context.run.stage("features") / "rows.parquet"
+        features = context.artifacts.features.examples
         reasons = pq.read_table(features, columns=["set_aside"])["set_aside"].to_pylist()
     told = {
         "source": [row.example.source for row in rows],
@@ -174,3 +157,6 @@ def _write_rows(context: Context, file: Path) -> None:
     }
     with atomic(file) as temporary:
         pq.write_table(pa.table(told), temporary)
+
+
+STAGE = Score()

@@ -12,54 +12,102 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gradsieve.analysis.decompose import last_stores
 from gradsieve.data.examples import Example
-from gradsieve.errors import DataError, RunError
-from gradsieve.io import file_fingerprint, fingerprint, write_text
+from gradsieve.errors import DataError, GradsieveError, RunError
+from gradsieve.io import fingerprint, write_text
 from gradsieve.methods import find_method, uses_gradients
 from gradsieve.methods.base import whole_text
 from gradsieve.recipe.schema import TOGETHER, SelectConfig
+from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
-from gradsieve.runs.score_table import read_scores
-from gradsieve.selection.card import MESSAGES, ROWS, Selected, card
+from gradsieve.selection.card import Selected, card
 from gradsieve.selection.choose import Candidate, Check, Key, Passed, choose
 from gradsieve.selection.columns import features_of
 from gradsieve.selection.duplicates import NearDuplicates
 from gradsieve.selection.leaks import Leaks, find_leaks
 from gradsieve.selection.order import interleave, round_robin
+from gradsieve.stages.base import Stage
 
 
-def inputs(context: Context) -> dict[str, Any]:
-    """What this stage depends on."""
-    settings = context.recipe.select
-    return {
-        "select": settings.model_dump(mode="json"),
-        "scores": context.run.done("score")["output"],
-        "pool": context.pool_inputs,
-        "features": context.run.done("features")["output"] if settings.near_duplicates else None,
-        "questions": {name: test.fingerprint for name, test in context.whole_test_sets.items()},
-    }
+class Select(Stage):
+    """The best examples by every method, for every target."""
 
+    name = "select"
 
-def lost(folder: Path) -> list[str]:
-    """Files that were there when the stage was finished, and are not."""
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    files = [folder / name / file for name in meta["selections"] for file in (ROWS, MESSAGES)]
-    return [str(file) for file in files if not file.is_file()]
+    def artifact(self, context: Context) -> StageArtifact:
+        """What it leaves."""
+        return context.artifacts.selections
 
+    def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
+        """What this stage depends on."""
+        settings, features = context.recipe.select, None
+        if settings.near_duplicates:
+            features = context.artifacts.features.metadata["output"]
+        return {
+            "select": settings.results(),
+            "scores": context.artifacts.scores.metadata["output"],
+            "pool": context.pool_inputs,
+            "features": features,
+            "questions": {name: test.fingerprint for name, test in context.whole_test_sets.items()},
+        }
 
-def check(context: Context) -> None:
-    """Refuse to select more rows than there are.
+    def check(self, context: Context) -> Iterator[GradsieveError]:
+        """No more rows are to be selected than there are."""
+        yield from ()
+        _refuse_too_many(context, sum(len(source.examples) for source in context.sources))
 
-    Raises:
-        DataError: Naming both numbers.
-    """
-    _refuse_too_many(context, sum(len(source.examples) for source in context.sources))
+    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+        """SelectConfig for every target, or for all together, by every method."""
+        tokens, unscored = _tokens_and_unscored(context)
+        leaks = _leaks(context)
+        _tell(context, leaks)
+        facts: dict[str, dict[str, Any]] = {}
+        prints: dict[str, str] = {}
+        for target, method in _wanted(context):
+            names = [t.name for t in context.recipe.targets] if target == TOGETHER else [target]
+            order = _order(context, names, method, tokens)
+            chosen, passed = _chosen(context, method, order, leaks)
+            out = context.artifacts.selections.selection(target, method)
+            selected = _lines(_annotated(context.examples, chosen))
+            write_text(out.selected, selected)
+            write_text(out.messages, _lines(_as_messages(context.examples, chosen)))
+            dropped = [*unscored, *(_record(row) for row in passed)]
+            write_text(out.dropped, _lines(dropped))
+            told = Selected(
+                context.recipe,
+                target,
+                method,
+                find_method(method).source,
+                uses_gradients(method),
+                chosen,
+                order,
+                {t.name: (len(t.examples), len(t.subtasks)) for t in context.targets},
+                features_of(map(json.loads, selected.split("\n")[:-1])),
+            )
+            write_text(out.card, card(told))
+            prints[f"{target}/{method}"] = out.fingerprint
+            facts.setdefault(target, {})[method] = {
+                "rows": len(chosen),
+                "tokens": sum(row.tokens for row in chosen),
+                "sources": dict(Counter(row.key[0] for row in chosen).most_common()),
+                "passed_over": len(passed),
+            }
+        write_text(
+            context.artifacts.selections.leaks,
+            _lines({"source": key[0], "id": key[1], **asdict(leak)} for key, leak in leaks.items()),
+        )
+        return {
+            "targets": facts,
+            "dropped": len(unscored),
+            "leaks": dict(Counter(leak.target for leak in leaks.values())),
+            "selections": prints,
+            "output": fingerprint(prints),
+        }
 
 
 def _refuse_too_many(context: Context, rows: int) -> None:
@@ -70,55 +118,6 @@ def _refuse_too_many(context: Context, rows: int) -> None:
             f"select.count {count}, rows {rows}",
             "Lower select.count.",
         )
-
-
-def run(context: Context, folder: Path) -> dict[str, Any]:
-    """SelectConfig for every target, or for all together, by every method."""
-    tokens, unscored = _tokens_and_unscored(context)
-    leaks = _leaks(context)
-    _tell(context, leaks)
-    facts: dict[str, dict[str, Any]] = {}
-    prints: dict[str, str] = {}
-    for target, method in _wanted(context):
-        names = [t.name for t in context.recipe.targets] if target == TOGETHER else [target]
-        order = _order(context, names, method, tokens)
-        chosen, passed = _chosen(context, method, order, leaks)
-        out = folder / target / method
-        selected = _lines(_annotated(context.examples, chosen))
-        write_text(out / ROWS, selected)
-        write_text(out / MESSAGES, _lines(_as_messages(context.examples, chosen)))
-        dropped = [*unscored, *(_record(row) for row in passed)]
-        write_text(out / "dropped.jsonl", _lines(dropped))
-        told = Selected(
-            context.recipe,
-            target,
-            method,
-            find_method(method).source,
-            uses_gradients(method),
-            chosen,
-            order,
-            {t.name: (len(t.examples), len(t.subtasks)) for t in context.targets},
-            features_of(map(json.loads, selected.split("\n")[:-1])),
-        )
-        write_text(out / "README.md", card(told))
-        prints[f"{target}/{method}"] = file_fingerprint(out / ROWS)
-        facts.setdefault(target, {})[method] = {
-            "rows": len(chosen),
-            "tokens": sum(row.tokens for row in chosen),
-            "sources": dict(Counter(row.key[0] for row in chosen).most_common()),
-            "passed_over": len(passed),
-        }
-    write_text(
-        folder / "leaks.jsonl",
-        _lines({"source": key[0], "id": key[1], **asdict(leak)} for key, leak in leaks.items()),
-    )
-    return {
-        "targets": facts,
-        "dropped": len(unscored),
-        "leaks": dict(Counter(leak.target for leak in leaks.values())),
-        "selections": prints,
-        "output": fingerprint(prints),
-    }
 
 
 def _wanted(context: Context) -> list[tuple[str, str]]:
@@ -162,7 +161,7 @@ def _order(
 def _order_for(
     context: Context, target: str, method: str, tokens: Mapping[Key, int]
 ) -> list[Candidate]:
-    table = read_scores(context.run.stage("score") / target / f"{method}.parquet")
+    table = context.artifacts.scores.table(target, method)
     keys, scores = table.keys, table.by_subtask
     if context.recipe.select.round_robin and table.subtasks:
         return [
@@ -216,8 +215,8 @@ def _near_duplicates(context: Context, order: list[Key], settings: SelectConfig)
     from gradsieve.store import open_store, read_row_keys
 
     assert settings.near_duplicates is not None
-    names = read_row_keys(context.run.stage("features") / "rows.parquet")
-    stores = last_stores(context.run)
+    names = read_row_keys(context.artifacts.features.examples)
+    stores = context.artifacts.features.last_stores()
     if not stores:
         raise RunError(
             "There is no datastore to find near duplicates in: exact mode keeps none.",
@@ -297,3 +296,6 @@ def _line(record: Mapping[str, Any]) -> str:
     except UnicodeEncodeError:  # half of a surrogate pair: only an escape can hold it
         return json.dumps(record, default=str)
     return text
+
+
+STAGE = Select()

@@ -16,64 +16,79 @@ from typing import Any
 from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError, RunError
 from gradsieve.io import fingerprint
+from gradsieve.methods import needs_gradients
 from gradsieve.models import distributed
+from gradsieve.recipe.schema import Recipe
+from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
-
-_UNUSED = {"checkpoints", "micro_batch_size", "report_to"}
-"""Keys of `warmup` that this stage's results don't depend on."""
+from gradsieve.stages.base import Stage
 
 
-def inputs(context: Context) -> dict[str, Any]:
-    """What this stage depends on."""
-    settings = context.recipe.warmup
-    # All that was given is read before anything is spent, the quickest to check first.
-    pool, _ = context.pool_inputs, context.targets
-    if settings.checkpoints is not None:
-        from gradsieve.models.checkpoints import checkpoint_fingerprint
+class Warmup(Stage):
+    """Train LoRA on a random share of the pool, or take existing checkpoints."""
 
-        folders = [existing(Path(folder)) for folder in settings.checkpoints]
-        return {"checkpoints": [[str(f), checkpoint_fingerprint(f)] for f in folders]}
-    return {
-        "model": context.model_inputs,
-        "pool": pool,
-        # How a batch is cut for memory changes no gradient but by rounding.
-        "warmup": settings.model_dump(mode="json", exclude=_UNUSED),
-    }
+    name = "warmup"
+    distributed = True
 
+    def needed(self, recipe: Recipe) -> bool:
+        """If a method or the removal of near duplicates reads gradients."""
+        return needs_gradients(recipe)
 
-def run(context: Context, folder: Path) -> dict[str, Any]:
-    """Train the adapter, or take the checkpoints that the recipe names."""
-    settings = context.recipe.warmup
-    if settings.checkpoints is not None:
-        return _describe([existing(Path(path)) for path in settings.checkpoints], context)
+    def artifact(self, context: Context) -> StageArtifact:
+        """What it leaves."""
+        return context.artifacts.warmup
 
-    from gradsieve.data.batching import collate
-    from gradsieve.gradients.per_example import check_pass
-    from gradsieve.models.load import add_adapter, check_vocabulary, load_model
-    from gradsieve.models.training import clear_work, train_model
+    def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
+        """What this stage depends on."""
+        settings = context.recipe.warmup
+        # All that was given is read before anything is spent, the quickest to check first.
+        pool, _ = context.pool_inputs, context.targets
+        if settings.checkpoints is not None:
+            from gradsieve.models.checkpoints import checkpoint_fingerprint
 
-    usable = [row for row in context.rows if not row.set_aside]
-    chosen = random_share(usable, settings.fraction, settings.seed)
-    base = load_model(context.recipe.model)
-    check_vocabulary(base, context.template.tokenizer)
-    model = add_adapter(base, settings.lora, settings.seed)
-    check_pass(model)
-    with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
-        train_model(
-            model,
-            [row.encoded for row in chosen],
-            settings,
-            settings.seed,
-            folder,
-            collate=collate,
-            on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
-            keep_checkpoints=True,
-        )
-    folders = [folder / f"checkpoint-{epoch + 1}" for epoch in range(settings.epochs)]
-    described = _describe(folders, context)
-    if distributed.is_first():
-        clear_work(folder)
-    return {**described, "rows": len(chosen), "seed": settings.seed}
+            folders = [existing(Path(folder)) for folder in settings.checkpoints]
+            return {"checkpoints": [[str(f), checkpoint_fingerprint(f)] for f in folders]}
+        return {
+            "model": context.model_inputs,
+            "pool": pool,
+            "warmup": settings.results(),
+        }
+
+    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+        """Train the adapter, or take the checkpoints that the recipe names."""
+        settings = context.recipe.warmup
+        if settings.checkpoints is not None:
+            return _describe([existing(Path(path)) for path in settings.checkpoints], context)
+
+        from gradsieve.data.batching import collate
+        from gradsieve.gradients.per_example import check_pass
+        from gradsieve.models.load import add_adapter, check_vocabulary, load_model
+        from gradsieve.models.training import clear_work, train_model
+
+        usable = [row for row in context.rows if not row.set_aside]
+        chosen = random_share(usable, settings.fraction, settings.seed)
+        base = load_model(context.recipe.model)
+        check_vocabulary(base, context.template.tokenizer)
+        model = add_adapter(base, settings.lora, settings.seed)
+        check_pass(model)
+        with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
+            train_model(
+                model,
+                [row.encoded for row in chosen],
+                settings,
+                settings.seed,
+                folder,
+                collate=collate,
+                on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
+                keep_checkpoints=True,
+            )
+        folders = [
+            context.artifacts.warmup.own_checkpoint(epoch + 1) for epoch in range(settings.epochs)
+        ]
+        described = _describe(folders, context)
+        if distributed.is_first():
+            clear_work(folder)
+        return {**described, "rows": len(chosen), "seed": settings.seed}
 
 
 def random_share(rows: list[Row], fraction: float, seed: int) -> list[Row]:
@@ -128,3 +143,6 @@ def _describe(folders: list[Path], context: Context) -> dict[str, Any]:
         "learning_rates": rates,
         "output": fingerprint([prints, rates]),
     }
+
+
+STAGE = Warmup()

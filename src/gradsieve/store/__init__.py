@@ -4,6 +4,10 @@ docs/format.md is the format. `create_store` writes, `open_store` reads; `inspec
 `merge` are for whole ones.
 """
 
+from pathlib import Path
+
+from gradsieve.store.folder import Folder
+from gradsieve.store.layout import MANIFEST, read_manifest
 from gradsieve.store.manage import convert, inspect, merge
 from gradsieve.store.names import RowKey, read_row_keys
 from gradsieve.store.reader import Store, open_store
@@ -19,4 +23,10 @@ __all__ = [
     "merge",
     "open_store",
     "read_row_keys",
+    "store_files",
 ]
+
+
+def store_files(folder: Path) -> list[Path]:
+    """The files of a local datastore: its manifest, and what that lists."""
+    return [folder / name for name in (MANIFEST, *(read_manifest(Folder(folder)) or ()))]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import safe_open
+from safetensors.torch import safe_open, save_file
 from torch import Tensor
 
 from gradsieve.errors import StoreError
+from gradsieve.io import atomic
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ def read_target_gradients(file: Path) -> TargetGradients:
     """
     try:
         with safe_open(file, "pt") as opened:
-            told = json.loads(opened.metadata()["gradsieve"])
+            about = json.loads(opened.metadata()["gradsieve"])
             rows = opened.get_tensor("features")
-        return TargetGradients(told["ids"], told["subtasks"], rows, told["identity"])
+        return TargetGradients(about["ids"], about["subtasks"], rows, about["identity"])
     except FileNotFoundError:
         what, todo = "The gradients of a target are not there.", "Run"
     except (SafetensorError, ValueError, LookupError, TypeError):
@@ -48,3 +49,16 @@ def read_target_gradients(file: Path) -> TargetGradients:
     raise StoreError(
         what, str(file), f"{todo} `gradsieve features` again: it makes only what is missing."
     )
+
+
+def write_target_gradients(file: Path, gradients: TargetGradients, norms: Tensor) -> None:
+    """Write a target's gradients; `norms` [k] are those before the projection."""
+    about = {
+        "identity": gradients.identity,
+        "ids": gradients.ids,
+        "subtasks": gradients.subtasks,
+    }
+    # One key: safetensors writes several in an order that changes from run to run.
+    metadata = {"gradsieve": json.dumps(about)}
+    with atomic(file) as temporary:
+        save_file({"features": gradients.rows, "gradient_norms": norms}, temporary, metadata)

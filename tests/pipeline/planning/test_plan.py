@@ -88,19 +88,19 @@ def test_what_is_done_and_what_a_change_does(inputs: dict[str, Any], tmp_path: P
     gradsieve.run(world.recipe(inputs), tmp_path, last="score", progress=world.Listening())
     assert [state for state, _ in states().values()] == ["done", "done", "done", "new"]
     found = plan(inputs, tmp_path, calibrate=False)
-    assert found.stages[0].seconds == pipeline.RunDir(tmp_path).done("warmup")["seconds"]
+    assert found.stages[0].seconds == pipeline.RunFolder(tmp_path).require("warmup")["seconds"]
     assert "took " in found.table()
     changed = states(warmup__epochs=3)
-    assert changed["warmup"] == ("again", "warmup.epochs: 2 -> 3")
+    assert changed["warmup"] == ("redo", "warmup.epochs: 2 -> 3")
     assert changed["features"] == ("later", "warmup comes first")
     grown = states(score={"methods": ["less", "random"]})
-    assert grown["score"][0] == "completing"
+    assert grown["score"][0] == "extend"
     assert "random" in grown["score"][1]
     (tmp_path / "03-score" / "meta.json").unlink()
-    assert states()["score"] == ("going on", "")
+    assert states()["score"] == ("resume", "")
     next((tmp_path / "02-features").rglob("shard-*")).unlink()
     state, why = states()["features"]
-    assert state == "going on"
+    assert state == "resume"
     assert "1 files are not there" in why
 
 

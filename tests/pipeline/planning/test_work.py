@@ -11,7 +11,7 @@ from gradsieve.data.batching import length_sorted_batches
 from gradsieve.pipeline.planning.costs import Costs
 from gradsieve.pipeline.planning.work import Batch, Work, cut
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import RunDir
+from gradsieve.runs.folder import RunFolder
 
 METHODS = ["less", "random", "random-1", "full"]
 SETTINGS = {
@@ -28,7 +28,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     out = tmp_path_factory.mktemp("run")
     return gradsieve.run(world.recipe(inputs, **SETTINGS), out, progress=world.Listening())
 
@@ -36,19 +36,19 @@ def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run
 def work_of(inputs: dict[str, Any], out: Path, **changes: Any) -> Work:
     recipe = world.recipe(inputs, **{**SETTINGS, **changes})
     stages = ["warmup", "features", "score", "select", "train", "evaluate"]
-    return Work(Context(recipe, RunDir(out), world.Listening()), stages)
+    return Work(Context(recipe, RunFolder(out), world.Listening()), stages)
 
 
-def test_counts_are_the_runs(inputs: dict[str, Any], run: RunDir, tmp_path: Path) -> None:
+def test_counts_are_the_runs(inputs: dict[str, Any], run: RunFolder, tmp_path: Path) -> None:
     work = work_of(inputs, tmp_path)
     assert work.warmup is not None
-    assert work.warmup.rows == run.done("warmup")["rows"]
+    assert work.warmup.rows == run.require("warmup")["rows"]
     assert work.checkpoints == len(run.checkpoints)
     folder = run.stage("features") / "checkpoint-1"
     assert work.stores == len([p for p in folder.iterdir() if p.name != "targets"])
-    models = run.done("train")["models"]
+    models = run.require("train")["models"]
     assert sum(1 + t.copies for t in work.trainings) == len(models) == 16
-    selected = run.done("select")["targets"]["mine"]
+    selected = run.require("select")["targets"]["mine"]
     assert [work.selected(method) for method in METHODS] == [
         selected[method]["rows"] for method in METHODS
     ]
@@ -56,7 +56,7 @@ def test_counts_are_the_runs(inputs: dict[str, Any], run: RunDir, tmp_path: Path
     assert work.evaluated == len(results)
 
 
-def test_bytes_are_the_runs(inputs: dict[str, Any], run: RunDir, tmp_path: Path) -> None:
+def test_bytes_are_the_runs(inputs: dict[str, Any], run: RunFolder, tmp_path: Path) -> None:
     costs = Costs(work_of(inputs, tmp_path))
     for stage in ("warmup", "features", "score", "select", "train"):
         patterns = {"warmup": "*.safetensors", "train": "*.safetensors", "select": "selected.jsonl"}
@@ -65,7 +65,7 @@ def test_bytes_are_the_runs(inputs: dict[str, Any], run: RunDir, tmp_path: Path)
         assert found / 3 < costs.disk_bytes(stage) < 3 * found, stage
 
 
-def test_the_datastores_bytes(inputs: dict[str, Any], run: RunDir, tmp_path: Path) -> None:
+def test_the_datastores_bytes(inputs: dict[str, Any], run: RunFolder, tmp_path: Path) -> None:
     """What fills disks is told closely."""
     costs = Costs(work_of(inputs, tmp_path))
     folder = run.stage("features")
@@ -92,7 +92,7 @@ def test_selected_by_share_and_by_tokens(inputs: dict[str, Any], tmp_path: Path)
 
 
 def test_given_checkpoints_and_another_student(
-    inputs: dict[str, Any], run: RunDir, tmp_path: Path
+    inputs: dict[str, Any], run: RunFolder, tmp_path: Path
 ) -> None:
     folders = [str(folder) for folder in run.checkpoints]
     work = work_of(inputs, tmp_path, warmup={"checkpoints": folders, "batch_size": 4})

@@ -186,7 +186,7 @@ def _stage(
 
 
 def _done(name: str, costs: Costs, context: Context) -> StagePlan:
-    took = context.run.done(name)["seconds"]
+    took = context.run.require(name)["seconds"]
     return StagePlan(name, "done", "", costs.flops(name), took, costs.disk_bytes(name), None)
 
 

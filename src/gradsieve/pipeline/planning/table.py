@@ -58,8 +58,8 @@ def _stages(plan: Plan) -> str:
 
 
 def _state(stage: StagePlan) -> str:
-    told = {"new": "to do", "going on": "goes on", "completing": "to be completed",
-            "again": "to be done again", "later": "depends"}  # fmt: skip
+    told = {"new": "to run", "resume": "resumes", "extend": "to extend",
+            "redo": "to run again", "wait": "depends"}  # fmt: skip
     kind = told.get(stage.state, stage.state)
     return f"{kind}: {stage.why}" if stage.why else kind
 

@@ -1,0 +1,459 @@
+"""What each stage leaves in its folder: the only place that knows a path below a stage's folder.
+
+In: a run folder. Out: one typed artifact per stage, with `paths`, `missing`, and methods that read
+and write. Stages, analysis and report open each other's results through these types alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradsieve.io import (
+    file_fingerprint,
+    folder_fingerprint,
+    read_lines,
+    write_json,
+)
+from gradsieve.recipe.schema import TOGETHER, Recipe
+from gradsieve.runs.folder import RunFolder
+from gradsieve.runs.score_table import ScoreTable, read_scores, write_scores
+from gradsieve.store import Store, StoreWriter, create_store, open_store, store_files
+from gradsieve.store.targets import TargetGradients, read_target_gradients, write_target_gradients
+
+
+@dataclass(frozen=True)
+class StageArtifact:
+    """A stage's folder in a run.
+
+    Attributes:
+        run: The run folder.
+        stage: The stage's name.
+    """
+
+    run: RunFolder
+    stage: str
+
+    @property
+    def folder(self) -> Path:
+        """The stage's folder."""
+        return self.run.stage(self.stage)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Of the finished stage.
+
+        Raises:
+            RunError: If it is not finished.
+        """
+        return self.run.require(self.stage)
+
+    def paths(self) -> list[Path]:
+        """The files and folders that a finished stage has left."""
+        raise NotImplementedError
+
+    def missing(self) -> list[str]:
+        """Those of `paths` that are not there any more."""
+        return [str(path) for path in self.paths() if not path.exists()]
+
+
+@dataclass(frozen=True)
+class WarmupArtifact(StageArtifact):
+    """Checkpoints of the warm-up, its own or those that the recipe names."""
+
+    stage: str = "warmup"
+
+    def own_checkpoint(self, number: int) -> Path:
+        """Where the warm-up's checkpoint of an epoch is, from 1."""
+        return self.folder / f"checkpoint-{number}"
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """In order; relative names are below the stage's folder, so that a run may be moved."""
+        return [self.folder / name for name in self.metadata["checkpoints"]]
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """Mean learning rate of each checkpoint's epoch."""
+        return list(self.metadata["learning_rates"])
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Learning rates that sum to 1: eta_i of the method [N]."""
+        rates = np.array(self.learning_rates, dtype=np.float64)
+        return np.asarray(rates / rates.sum())
+
+    def losses(self) -> list[dict[str, Any]]:
+        """One record per logged step; empty where nothing was trained here."""
+        file = self.folder / "loss.jsonl"
+        return list(read_lines(file)) if file.is_file() else []
+
+    def paths(self) -> list[Path]:
+        """The checkpoints."""
+        return self.checkpoints
+
+
+@dataclass(frozen=True)
+class CheckpointFeatures:
+    """Features at one checkpoint.
+
+    Attributes:
+        folder: `RUN/02-features/checkpoint-i`.
+    """
+
+    folder: Path
+
+    def store_folder(self, kind: str) -> Path:
+        """Of the datastore `pool` (Adam's updates), `pool-sgd` (plain gradients) or `exact`."""
+        return self.folder / kind
+
+    def store(self, kind: str) -> Store:
+        """Open a datastore."""
+        return open_store(self.store_folder(kind))
+
+    def create_store(self, kind: str, settings: dict[str, Any]) -> StoreWriter:
+        """Create a datastore, or continue one that was made with the same settings."""
+        return create_store(self.store_folder(kind), settings)
+
+    def target_file(self, target: str) -> Path:
+        """Where a target's gradients are."""
+        return self.folder / "targets" / f"{target}.safetensors"
+
+    def target_gradients(self, target: str) -> TargetGradients:
+        """Read a target's gradients."""
+        return read_target_gradients(self.target_file(target))
+
+    def write_target_gradients(
+        self, target: str, gradients: TargetGradients, norms: Tensor
+    ) -> None:
+        """Write a target's gradients and their unprojected norms."""
+        write_target_gradients(self.target_file(target), gradients, norms)
+
+
+@dataclass(frozen=True)
+class FeaturesArtifact(StageArtifact):
+    """The datastores and target gradients of every checkpoint."""
+
+    stage: str = "features"
+
+    def checkpoint(self, number: int) -> CheckpointFeatures:
+        """Features at a checkpoint, from 1."""
+        return CheckpointFeatures(self.folder / f"checkpoint-{number}")
+
+    @property
+    def checkpoints(self) -> list[CheckpointFeatures]:
+        """Features at each checkpoint of a finished stage."""
+        return [self.checkpoint(n + 1) for n in range(len(self.metadata["checkpoints"]))]
+
+    @property
+    def examples(self) -> Path:
+        """The table of the pool's examples: which have features, and why others have none."""
+        return self.folder / "rows.parquet"
+
+    @property
+    def kinds(self) -> list[str]:
+        """The datastores that the stage was last asked for.
+
+        What is left of a method that the recipe no longer has may lack examples.
+        """
+        return list(self.metadata["inputs"]["stores"])
+
+    def last_stores(self) -> list[Path]:
+        """Folders of the datastores of gradients at the last checkpoint; none in exact mode."""
+        last = self.checkpoints[-1]
+        return [last.store_folder(kind) for kind in self.kinds if kind != "exact"]
+
+    def paths(self) -> list[Path]:
+        """Tables, target gradients, and every file of the datastores."""
+        inputs = self.metadata["inputs"]
+        targets = inputs["targets"] if inputs["features"]["mode"] == "store" else ()
+        found = [self.examples]
+        for checkpoint in self.checkpoints:
+            found += [checkpoint.target_file(target) for target in targets]
+            for kind in self.kinds:
+                found += store_files(checkpoint.store_folder(kind))
+        return found
+
+
+@dataclass(frozen=True)
+class ScoresArtifact(StageArtifact):
+    """A table of scores per target and method, and what each method took."""
+
+    stage: str = "score"
+
+    @property
+    def examples(self) -> Path:
+        """The table of the pool's examples: lengths, and why some have no score."""
+        return self.folder / "rows.parquet"
+
+    def table_file(self, target: str, method: str) -> Path:
+        """Where a target's scores by a method are."""
+        return self.folder / target / f"{method}.parquet"
+
+    def table(self, target: str, method: str) -> ScoreTable:
+        """Read a target's scores by a method."""
+        return read_scores(self.table_file(target, method))
+
+    def write_table(self, target: str, method: str, table: ScoreTable) -> None:
+        """Write a target's scores by a method."""
+        write_scores(self.table_file(target, method), table)
+
+    def seconds(self) -> dict[str, float]:
+        """What each method has taken."""
+        file = self.folder / "seconds.json"
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+    def add_seconds(self, method: str, seconds: float) -> None:
+        """Record what a method has taken."""
+        write_json(self.folder / "seconds.json", {**self.seconds(), method: seconds})
+
+    def paths(self) -> list[Path]:
+        """The tables."""
+        names = (name.split("/") for name in self.metadata["tables"])
+        return [self.examples, *(self.table_file(target, method) for target, method in names)]
+
+
+@dataclass(frozen=True)
+class SelectionFiles:
+    """One selection.
+
+    Attributes:
+        folder: `RUN/04-select/TARGET/METHOD`.
+    """
+
+    folder: Path
+
+    @property
+    def selected(self) -> Path:
+        """The rows as they came in, in rank order, plus rank, score, subtask and source."""
+        return self.folder / "selected.jsonl"
+
+    @property
+    def messages(self) -> Path:
+        """The same rows as chat messages, whatever format they came in."""
+        return self.folder / "messages.jsonl"
+
+    @property
+    def dropped(self) -> Path:
+        """Examples that have no score or were passed over, with the reason."""
+        return self.folder / "dropped.jsonl"
+
+    @property
+    def card(self) -> Path:
+        """The data set card."""
+        return self.folder / "README.md"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the selected rows."""
+        return file_fingerprint(self.selected)
+
+
+@dataclass(frozen=True)
+class SelectionsArtifact(StageArtifact):
+    """The selections, and the pool's examples that share text with test questions."""
+
+    stage: str = "select"
+
+    def selection(self, target: str, method: str) -> SelectionFiles:
+        """A selection's files, for a target or `together`."""
+        return SelectionFiles(self.folder / target / method)
+
+    def of(self, recipe: Recipe, target: str, method: str) -> SelectionFiles:
+        """The selection that serves a target: its own, or the one for all targets."""
+        return self.selection(TOGETHER if recipe.select.together else target, method)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the selected rows, by TARGET/METHOD."""
+        return dict(self.metadata["selections"])
+
+    @property
+    def leaks(self) -> Path:
+        """Examples that share 13 words in a row with a test question."""
+        return self.folder / "leaks.jsonl"
+
+    def paths(self) -> list[Path]:
+        """Rows and messages of each selection."""
+        names = (name.split("/") for name in self.metadata["selections"])
+        files = [self.selection(target, method) for target, method in names]
+        return [path for file in files for path in (file.selected, file.messages)]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained adapter, or a whole model.
+
+    Attributes:
+        folder: `RUN/05-train/TARGET/METHOD/seed-S`.
+    """
+
+    folder: Path
+
+    @property
+    def partial(self) -> Path:
+        """Where it is trained, before its folder appears whole."""
+        return self.folder.with_name(f"{self.folder.name}.tmp")
+
+    def exists(self) -> bool:
+        """Whether its weights are there."""
+        return any(self.folder.glob("*.safetensors"))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights."""
+        return folder_fingerprint(self.folder, ("*.safetensors",))
+
+    def training(self) -> dict[str, Any]:
+        """Seconds, rows and the fingerprint of the selection that it was trained on."""
+        found: dict[str, Any] = json.loads((self.folder / "training.json").read_text("utf-8"))
+        return found
+
+    def publish(self, training: Mapping[str, Any]) -> None:
+        """Make what is in `partial` the model."""
+        write_json(self.partial / "training.json", training)
+        self.partial.rename(self.folder)
+
+    def copy_from(self, other: TrainedModel) -> None:
+        """Take the weights of a model that was trained on the same rows with the same seed."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+        shutil.copytree(other.folder, self.partial)
+        self.partial.rename(self.folder)
+
+
+@dataclass(frozen=True)
+class ModelsArtifact(StageArtifact):
+    """The models trained on selections."""
+
+    stage: str = "train"
+
+    def model(self, name: str) -> TrainedModel:
+        """A model by its name, TARGET/METHOD/seed-S."""
+        return TrainedModel(self.folder / name)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each model, by name."""
+        return dict(self.metadata["models"])
+
+    def paths(self) -> list[Path]:
+        """The models' folders."""
+        return [self.folder / name for name in self.metadata["models"]]
+
+    def missing(self) -> list[str]:
+        """Models without weights."""
+        return [str(path) for path in self.paths() if not TrainedModel(path).exists()]
+
+
+@dataclass(frozen=True)
+class ResultsArtifact(StageArtifact):
+    """Metrics of each model, question by question and on average."""
+
+    stage: str = "evaluate"
+
+    @property
+    def summary(self) -> Path:
+        """Averages, standard errors and subtasks of every model and metric."""
+        return self.folder / "results.json"
+
+    def result_file(self, name: str) -> Path:
+        """Of one model on one target: TARGET/METHOD/seed-S."""
+        return self.folder / f"{name}.json"
+
+    def result(self, name: str) -> dict[str, Any]:
+        """A number per question and metric; empty if it is not there yet."""
+        file = self.result_file(name)
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def write_result(self, name: str, result: Mapping[str, Any]) -> None:
+        """Write one model's numbers."""
+        write_json(self.result_file(name), result)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The summary: a record per model and metric."""
+        return list(json.loads(self.summary.read_text(encoding="utf-8"))["rows"])
+
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the summary."""
+        write_json(self.summary, {"rows": rows})
+
+    @staticmethod
+    def name(row: Mapping[str, Any]) -> str:
+        """Of the result that a row of the summary is an average of."""
+        return f"{row['target']}/{row['method']}/seed-{row['seed']}"
+
+    def paths(self) -> list[Path]:
+        """The summary and what it was made from."""
+        if not self.summary.is_file():
+            return [self.summary]
+        return [self.summary, *sorted({self.result_file(self.name(row)) for row in self.rows()})]
+
+
+@dataclass(frozen=True)
+class ReportArtifact(StageArtifact):
+    """The page."""
+
+    stage: str = "report"
+
+    @property
+    def page(self) -> Path:
+        """One HTML file."""
+        return self.folder / "index.html"
+
+    def paths(self) -> list[Path]:
+        """The page."""
+        return [self.page]
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """What every stage of a run leaves.
+
+    Attributes:
+        run: The run folder.
+    """
+
+    run: RunFolder
+
+    @property
+    def warmup(self) -> WarmupArtifact:
+        """Checkpoints."""
+        return WarmupArtifact(self.run)
+
+    @property
+    def features(self) -> FeaturesArtifact:
+        """Datastores and target gradients."""
+        return FeaturesArtifact(self.run)
+
+    @property
+    def scores(self) -> ScoresArtifact:
+        """Tables of scores."""
+        return ScoresArtifact(self.run)
+
+    @property
+    def selections(self) -> SelectionsArtifact:
+        """Selected rows."""
+        return SelectionsArtifact(self.run)
+
+    @property
+    def models(self) -> ModelsArtifact:
+        """Trained models."""
+        return ModelsArtifact(self.run)
+
+    @property
+    def results(self) -> ResultsArtifact:
+        """Results of evaluation."""
+        return ResultsArtifact(self.run)
+
+    @property
+    def report(self) -> ReportArtifact:
+        """The report."""
+        return ReportArtifact(self.run)

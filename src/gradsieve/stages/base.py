@@ -1,0 +1,62 @@
+"""What a stage declares; the pipeline, `plan`, the command line and the report follow from it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gradsieve.errors import GradsieveError
+from gradsieve.recipe.schema import Recipe
+from gradsieve.runs.artifacts import StageArtifact
+from gradsieve.runs.context import Context
+
+Inputs = Mapping[str, Any]
+"""JSON data that a stage's outputs depend on."""
+
+
+class Stage(ABC):
+    """One step of a run. Stages never import each other: they meet only on disk.
+
+    Attributes:
+        name: As in `runs.folder.STAGES`: its file, command, recipe section and run folder.
+        distributed: Whether several processes can share it (`accelerate launch`).
+        optional_before: Earlier stages that need not be finished for this one to run alone.
+    """
+
+    name: ClassVar[str]
+    distributed: ClassVar[bool] = False
+    optional_before: ClassVar[tuple[str, ...]] = ()
+
+    def needed(self, recipe: Recipe) -> bool:
+        """Whether a run of this recipe has the stage; by default always."""
+        return True
+
+    @abstractmethod
+    def artifact(self, context: Context) -> StageArtifact:
+        """What it leaves in its folder."""
+
+    @abstractmethod
+    def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
+        """What its outputs depend on, as JSON data."""
+
+    def check(self, context: Context) -> Iterator[GradsieveError]:
+        """What is wrong with its inputs, found before anything is spent."""
+        yield from ()
+
+    @abstractmethod
+    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+        """Make its outputs, as far as they are not there yet.
+
+        Returns:
+            What `meta.json` records, `output` (a fingerprint of the outputs) among it.
+        """
+
+    def missing_outputs(self, context: Context) -> list[str]:
+        """Files of the finished stage that are not there any more."""
+        return self.artifact(context).missing()
+
+    def can_extend(self, old: Inputs, new: Inputs) -> bool:
+        """Whether outputs made for the old inputs are kept for the new ones."""
+        return False
