@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradsieve.data.formats import BadRow, messages_of
+from gradsieve.data.formats import BadRow, conversation_of
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -27,7 +27,7 @@ NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
     ],
 )
 def test_conversations(row: dict) -> None:
-    assert list(messages_of(row)) == TURNS
+    assert list(conversation_of(row).messages) == TURNS
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_conversations(row: dict) -> None:
     ],
 )
 def test_questions_and_answers(row: dict) -> None:
-    assert list(messages_of(row)) == [
+    assert list(conversation_of(row).messages) == [
         {"role": "user", "content": "Ask\n\nthis"},
         {"role": "assistant", "content": "So"},
     ]
@@ -68,5 +68,5 @@ def test_questions_and_answers(row: dict) -> None:
 )
 def test_what_is_wrong_is_said(row: object, said: str) -> None:
     with pytest.raises(BadRow) as caught:
-        messages_of(row)
+        conversation_of(row).messages
     assert said in str(caught.value)

@@ -133,6 +133,7 @@ def told(recipe: Recipe, **changes: Any) -> Selected:
         "scored": rows,
         "examples": {"t": (5, 1), "u": (6, 2)},
         "features": features_of([{"a": 1}]),
+        "message_features": message_features(),
     }
     return Selected(**{**settings, **changes})
 

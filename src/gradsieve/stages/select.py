@@ -26,7 +26,7 @@ from gradsieve.methods.base import whole_text
 from gradsieve.recipe.schema import TOGETHER, SelectConfig
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import read_scores
-from gradsieve.selection.card import MESSAGES, ROWS, Selected, card
+from gradsieve.selection.card import MESSAGES, ROWS, Selected, card, message_features, weighted
 from gradsieve.selection.choose import Candidate, Check, Key, Passed, choose
 from gradsieve.selection.columns import features_of
 from gradsieve.selection.duplicates import NearDuplicates
@@ -86,7 +86,8 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
         out = folder / target / method
         selected = _lines(_annotated(context.examples, chosen))
         write_text(out / ROWS, selected)
-        write_text(out / MESSAGES, _lines(_as_messages(context.examples, chosen)))
+        conversations = list(_as_messages(context.examples, chosen))
+        write_text(out / MESSAGES, _lines(conversations))
         dropped = [*unscored, *(_record(row) for row in passed)]
         write_text(out / "dropped.jsonl", _lines(dropped))
         told = Selected(
@@ -99,6 +100,7 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
             order,
             {t.name: (len(t.examples), len(t.subtasks)) for t in context.targets},
             features_of(map(json.loads, selected.split("\n")[:-1])),
+            message_features(conversations),
         )
         write_text(out / "README.md", card(told))
         prints[f"{target}/{method}"] = file_fingerprint(out / ROWS)
@@ -276,8 +278,10 @@ def _as_messages(
 ) -> Iterable[dict[str, Any]]:
     for rank, candidate in enumerate(chosen, start=1):
         source, id = candidate.key
+        example = rows[candidate.key]
         yield {
-            "messages": rows[candidate.key].messages,
+            "messages": weighted(example),
+            **({"tools": example.tools} if example.tools else {}),
             "source": source,
             "id": id,
             "rank": rank,
@@ -291,9 +295,9 @@ def _lines(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    text = json.dumps(record, ensure_ascii=False, default=str)
+    text = json.dumps(record, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair: only an escape can hold it
-        return json.dumps(record, default=str)
+        return json.dumps(record)
     return text

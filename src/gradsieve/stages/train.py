@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsieve.data.examples import Example
-from gradsieve.data.formats import messages_of
+from gradsieve.data.formats import conversation_of
 from gradsieve.io import agree, fingerprint, folder_fingerprint, read_lines, write_json
 from gradsieve.models import distributed
 from gradsieve.recipe.schema import TrainConfig, WarmupConfig
 from gradsieve.runs.context import Context
+from gradsieve.selection.card import MESSAGES
 
 if TYPE_CHECKING:
     from gradsieve.data.template import ChatTemplate, Encoded
@@ -72,7 +73,7 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
             if distributed.is_first() and not out.is_dir() and twin != out:
                 _copy(twin, out)  # the same rows for another target
             if distributed.agreed(not out.is_dir()):
-                rows = _tokenized(context.run.stage("select") / name / "selected.jsonl", template)
+                rows = _tokenized(context.run.stage("select") / name / MESSAGES, template)
                 _train(context, rows, seed, out, selection)
             prints[f"{name}/seed-{seed}"] = folder_fingerprint(out, ("*.safetensors",))
             seconds[f"{name}/seed-{seed}"] = json.loads((out / COST).read_text())["seconds"]
@@ -157,7 +158,13 @@ def _untrained(context: Context, seed: int) -> Any:
 
 
 def _tokenized(selection: Path, template: ChatTemplate) -> list[Encoded]:
+    """The rows of `messages.jsonl`, which says of each turn whether it is supervised."""
     examples = []
     for rank, row in enumerate(read_lines(selection), start=1):
-        examples.append(Example("selected", str(rank), messages_of(row), row))
+        told = conversation_of(row)
+        examples.append(
+            Example(
+                "selected", str(rank), told.messages, tools=told.tools, supervised=told.supervised
+            )
+        )
     return [tokens for tokens in template.encode_all(examples) if tokens.n_labels]
