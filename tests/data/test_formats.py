@@ -68,5 +68,5 @@ def test_questions_and_answers(row: dict) -> None:
 )
 def test_what_is_wrong_is_said(row: object, said: str) -> None:
     with pytest.raises(BadRow) as caught:
-        conversation_of(row).messages
+        conversation_of(row)
     assert said in str(caught.value)

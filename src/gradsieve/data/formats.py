@@ -48,9 +48,10 @@ REFUSED_IN_ROW = {
     "chat_template_kwargs": "the template's variables are the same for every row; remove the field",
 }
 
-FIELDS = frozenset(
-    "messages conversations prompt completion instruction input output history system tools".split()
-) | frozenset(REFUSED_IN_ROW)  # fmt: skip
+FIELDS = (
+    *("messages", "conversations", "prompt", "completion"),
+    *("instruction", "input", "output", "history", "system", "tools", *REFUSED_IN_ROW),
+)
 """Keys of a row that this module reads."""
 
 
@@ -167,9 +168,7 @@ _FORMATS: tuple[
 # --- turns --------------------------------------------------------------------------------------
 
 
-def _turns(
-    value: Any, key: str, keys: tuple[str, str], roles: Mapping[str, str]
-) -> list[_Turn]:
+def _turns(value: Any, key: str, keys: tuple[str, str], roles: Mapping[str, str]) -> list[_Turn]:
     if not isinstance(value, list | tuple):
         raise BadRow(f"expected a list of turns in {key}, found {kind_of(value)}")
     if len(value) == 0:
@@ -278,7 +277,9 @@ def _checked(turns: list[_Turn], tools: tuple[Any, ...]) -> Conversation:
         raise BadRow("no turn is supervised: each answer is taken out of the loss")
     messages = tuple(turn.message for turn in turns)
     is_usual = all(
-        flag for flag, message in zip(flags, messages, strict=True) if message["role"] == "assistant"
+        flag
+        for flag, message in zip(flags, messages, strict=True)
+        if message["role"] == "assistant"
     )
     return Conversation(messages, tools, None if is_usual else flags)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gradsieve.data.examples import Example, Message
+from gradsieve.data.examples import Example
 from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.selection.choose import Candidate
 
@@ -179,7 +179,7 @@ def _metadata(told: Selected) -> str:
     return f"{_LEFT_TO_THE_USER}{text}"
 
 
-def weighted(example: Example) -> tuple[Message, ...]:
+def weighted(example: Example) -> Sequence[Mapping[str, Any]]:
     """The turns; where some answers are not supervised, each answer has a `weight`, 0 or 1."""
     if example.supervised is None:
         return example.messages

@@ -48,7 +48,7 @@ def test_set(
     name: str,
     path: str | Iterable[Any],
     subtask_field: str | None,
-    supervise: Supervise = "completion",
+    supervise: Supervise,
 ) -> QuestionSet:
     """Held-out examples: each conversation up to its last turn, which is the right answer.
 
