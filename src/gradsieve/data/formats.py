@@ -186,6 +186,9 @@ def _turn(turn: Any, role_key: str, text_key: str, roles: Mapping[str, str]) -> 
     if not isinstance(name, str) or name not in roles:
         raise BadRow(f"unknown role {name!r}; known: {', '.join(roles)}")
     role = roles[name]
+    content = turn.get(text_key)
+    if len(turn) == 2 and isinstance(content, str) and name != FUNCTION_CALL:
+        return _Turn(_plain(role, content))  # nearly every turn: ten times as fast
     _refuse(turn, REFUSED_IN_TURN, f"the {role}'s turn")
     # Arrow gives each turn the keys of all turns; null is a key that this one hasn't.
     more = {
@@ -193,7 +196,6 @@ def _turn(turn: Any, role_key: str, text_key: str, roles: Mapping[str, str]) -> 
         for key, value in turn.items()
         if value is not None and key not in (role_key, text_key, "role", "content", *LOSS_KEYS)
     }
-    content = turn.get(text_key)
     if name == FUNCTION_CALL:
         content, more["tool_calls"] = "", content
     message = _message(role, content, more)
@@ -202,7 +204,15 @@ def _turn(turn: Any, role_key: str, text_key: str, roles: Mapping[str, str]) -> 
     return _Turn(message, _in_loss(turn, role))
 
 
+def _plain(role: str, content: str) -> Message:
+    message: Message = {"role": role, "content": content}
+    _refuse_half_pairs(message, f"the {role}'s turn")
+    return message
+
+
 def _message(role: str, content: Any, more: Mapping[str, Any] | None = None) -> Message:
+    if isinstance(content, str) and not more:
+        return _plain(role, content)
     message: dict[str, Any] = {"role": role, "content": content, **(more or {})}
     if calls := _tool_calls(message.pop("tool_calls", None)):
         message["tool_calls"] = calls
@@ -350,12 +360,10 @@ def _refuse_half_pairs(value: Any, where: str) -> None:
     elif isinstance(value, list):
         for item in value:
             _refuse_half_pairs(item, where)
-    elif isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            half = f"{value[error.start]!a} at character {error.start + 1}"
-            raise BadRow(f"{where} is no Unicode text: half of a surrogate pair, {half}") from None
+    elif isinstance(value, str) and not is_unicode(value):
+        at = next(place for place, letter in enumerate(value) if not is_unicode(letter))
+        half = f"{value[at]!a} at character {at + 1}"
+        raise BadRow(f"{where} is no Unicode text: half of a surrogate pair, {half}")
 
 
 def is_unicode(text: str) -> bool:

@@ -103,7 +103,10 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
             message_features(conversations),
         )
         write_text(out / "README.md", card(told))
-        prints[f"{target}/{method}"] = file_fingerprint(out / ROWS)
+        # Training reads the messages; the rows are what the user takes.
+        prints[f"{target}/{method}"] = fingerprint(
+            [file_fingerprint(out / file) for file in (ROWS, MESSAGES)]
+        )
         facts.setdefault(target, {})[method] = {
             "rows": len(chosen),
             "tokens": sum(row.tokens for row in chosen),
