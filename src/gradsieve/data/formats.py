@@ -205,9 +205,9 @@ def _turn(turn: Any, role_key: str, text_key: str, roles: Mapping[str, str]) -> 
 
 
 def _plain(role: str, content: str) -> Message:
-    message: Message = {"role": role, "content": content}
-    _refuse_half_pairs(message, f"the {role}'s turn")
-    return message
+    if not is_unicode(content):
+        _refuse_half_pairs(content, f"the {role}'s turn")
+    return {"role": role, "content": content}
 
 
 def _message(role: str, content: Any, more: Mapping[str, Any] | None = None) -> Message:
@@ -323,6 +323,8 @@ def _tool_calls(value: Any) -> list[dict[str, Any]]:
 
 
 def _objects(value: Any, key: str) -> list[dict[str, Any]]:
+    if value is None:
+        return []
     if isinstance(value, str):
         value = _parsed(value, key) if value.strip() else None
     if key == "tool_calls" and isinstance(value, Mapping):  # a single function_call

@@ -15,7 +15,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 from datasets.features.features import _visit
 
 from gradsieve.data.examples import Example
-from gradsieve.data.formats import BadRow, Supervise, conversation_of, is_unicode, kind_of
-from gradsieve.data.values import json_row
+from gradsieve.data.formats import BadRow, Supervise, conversation_of, kind_of
+from gradsieve.data.ids import Ids
+from gradsieve.data.values import LeftOut, json_row
 from gradsieve.errors import DataError
 
 IN_MEMORY = "(in memory)"
@@ -140,71 +141,6 @@ def example_of(
 def place_of(name: str, path: str | Iterable[Any]) -> str:
     """Where rows are, for messages."""
     return path if isinstance(path, str) else f"{name} {IN_MEMORY}"
-
-
-class Ids:
-    """Ids kept from rows, or made from their content: stable under reordering and renaming.
-
-    A row's own id and one made for another row can be the same text, e.g. where a selection, whose
-    rows were given their ids, is a pool's source together with rows that it was selected from. The
-    later of the two is a bad row.
-    """
-
-    def __init__(self) -> None:
-        self._given: dict[str, str] = {}
-        self._made: dict[str, str] = {}
-        self._equal: dict[str, int] = {}
-
-    def of(self, row: Mapping[str, Any], where: str) -> str:
-        """The row's id.
-
-        Raises:
-            BadRow: If another row has it; names that row's place.
-        """
-        given = row.get("id")
-        usable = isinstance(given, int) or (isinstance(given, str) and is_unicode(given))
-        if not usable or isinstance(given, bool) or given == "":
-            return self._make(row, where)
-        id = str(given)
-        if id in self._given:
-            raise BadRow(f"the id {given!r} is taken by {self._given[id]}")
-        if id in self._made:
-            raise BadRow(f"the id {given!r} was made for {self._made[id]}, which has none")
-        self._given[id] = where
-        return id
-
-    def _make(self, row: Mapping[str, Any], where: str) -> str:
-        id = digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
-        # Equal rows are told apart by a number; which is which makes no difference.
-        count = self._equal.get(digest, 0) + 1
-        if count > 1:
-            id = f"{digest}-{count}"
-        if id in self._given:
-            raise BadRow(f"it has no id, and the one made for it, {id}, is of {self._given[id]}")
-        self._equal[digest] = count
-        self._made[id] = where
-        return id
-
-
-class LeftOut:
-    """Columns of a source that are left out of its rows."""
-
-    def __init__(self) -> None:
-        self._columns: dict[str, tuple[str, str, int]] = {}
-
-    def add(self, columns: Mapping[str, str], where: str) -> None:
-        """Add a row's columns, each with the kind of what it holds."""
-        for column, kind in columns.items():
-            first, first_kind, rows = self._columns.get(column, (where, kind, 0))
-            self._columns[column] = (first, first_kind, rows + 1)
-
-    def warnings(self) -> tuple[str, ...]:
-        """A line for each column."""
-        return tuple(
-            f"the column {column} is left out of {rows} rows, the first {where}: it holds {kind}, "
-            "which JSON cannot hold"
-            for column, (where, kind, rows) in self._columns.items()
-        )
 
 
 def _fingerprint(examples: list[Example]) -> str:

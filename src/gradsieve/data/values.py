@@ -40,6 +40,27 @@ class Unrepresentable(ValueError):
     """A value that JSON cannot hold; its text names the kind."""
 
 
+class LeftOut:
+    """Columns of a source that are left out of its rows."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, tuple[str, str, int]] = {}
+
+    def add(self, columns: Mapping[str, str], where: str) -> None:
+        """Add a row's columns, each with the kind of what it holds."""
+        for column, kind in columns.items():
+            first, first_kind, rows = self._columns.get(column, (where, kind, 0))
+            self._columns[column] = (first, first_kind, rows + 1)
+
+    def warnings(self) -> tuple[str, ...]:
+        """A line for each column."""
+        return tuple(
+            f"the column {column} is left out of {rows} rows, the first {where}: it holds {kind}, "
+            "which JSON cannot hold"
+            for column, (where, kind, rows) in self._columns.items()
+        )
+
+
 def json_row(row: Any) -> tuple[Any, dict[str, str]]:
     """A row of JSON values, and the columns that are left out, each with what it holds.
 
