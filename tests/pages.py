@@ -37,7 +37,7 @@ from typer.testing import CliRunner
 
 import world
 from gradsieve.cli import app
-from gradsieve.data.formats import messages_of
+from gradsieve.data.formats import conversation_of
 from gradsieve.demo.skills import make_examples, make_questions, make_rows
 from gradsieve.recipe.load import load_recipe
 
@@ -187,7 +187,7 @@ class Reader:
 
     def _jsonl(self, block: Block, text: str) -> None:
         for line in text.splitlines():
-            messages_of(json.loads(line))
+            conversation_of(json.loads(line))
 
     def _json(self, block: Block, text: str) -> None:
         json.loads(text)

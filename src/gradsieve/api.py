@@ -188,7 +188,7 @@ class Selection:
         import datasets
 
         rows = _records(self.folder / MESSAGES)
-        return datasets.Dataset.from_list(rows, features=message_features())
+        return datasets.Dataset.from_list(rows, features=message_features(rows))
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -294,6 +294,8 @@ def _rows(given: Any) -> Iterable[Any]:
         raise DataError("This holds no rows.", kind, todo)
     if hasattr(given, "with_format"):
         given = given.with_format(None)
+    if getattr(given, "features", None) and hasattr(given, "decode"):  # a stream of a data set
+        given = given.decode(False)  # images stay bytes: decoding needs Pillow
     return given if hasattr(given, "__getitem__") else list(given)  # it is read more than once
 
 

@@ -1,12 +1,20 @@
 """Any file format gives the same examples; bad rows are named by file and line; ids are stable."""
 
+import datetime
+import decimal
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from gradsieve.api import _rows as in_memory_rows
 from gradsieve.data.readers import Source, read_source
 from gradsieve.errors import DataError
 
@@ -185,3 +193,173 @@ def test_real_sources_are_read(shared_data: Path) -> None:
         lines = file.read_bytes().count(b"\n")
         source = read_source(file.stem, str(file))
         assert len(source.examples) == lines, file.name
+
+
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def with_images() -> datasets.Dataset:
+    """Made without Pillow, which need not be there."""
+    features = datasets.Features(
+        {
+            "messages": [{"role": datasets.Value("string"), "content": datasets.Value("string")}],
+            "image": datasets.Image(),
+            "pages": datasets.List(datasets.Image()),
+            "n": datasets.Value("int64"),
+        }
+    )
+    image = {"bytes": PNG, "path": None}
+    rows = [{"messages": TURNS, "image": image, "pages": [image], "n": n} for n in range(3)]
+    table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+
+
+@pytest.mark.parametrize("kind", ["saved", "parquet", "hub-folder", "in memory", "stream"])
+def test_image_columns_are_left_out_with_a_word(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    given: Any = with_images()
+    if kind == "saved":
+        given.save_to_disk(tmp_path / "saved")
+        given = str(tmp_path / "saved")
+    elif kind in ("parquet", "hub-folder"):
+        (tmp_path / "hub").mkdir()
+        file = tmp_path / "hub" / "train.parquet"
+        pq.write_table(given.data.table, file)
+        given = str(file if kind == "parquet" else file.parent)
+    elif kind == "stream":
+        given = in_memory_rows(given.to_iterable_dataset())
+    source = read_source("s", given)
+    assert [example.row for example in source.examples] == [
+        {"messages": TURNS, "n": n} for n in range(3)
+    ]
+    place = given if isinstance(given, str) else "s (in memory)"
+    assert source.warnings == tuple(
+        f"the column {name} is left out of 3 rows, the first {place} row 1: it holds bytes, which "
+        "JSON cannot hold"
+        for name in ("image", "pages")
+    )
+    plain = read_source("s", [{"messages": TURNS, "n": n} for n in range(3)])
+    assert [e.id for e in plain.examples] == [e.id for e in source.examples]
+    assert (plain.fingerprint, plain.warnings) == (source.fingerprint, ())
+
+
+TYPED = {
+    "when": ([datetime.datetime(2024, 1, 2, 3, 4)], "2024-01-02T03:04:00"),
+    "day": ([datetime.date(2024, 1, 2)], "2024-01-02"),
+    "price": ([decimal.Decimal("1.50")], 1.5),
+    "score": ([float("nan")], None),
+    "tags": ([["a", "b"]], ["a", "b"]),
+    "blob": ([b"x"], ...),
+    "level": (pa.array(["low"]).dictionary_encode(), "low"),
+    "map": (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), {"a": 1}),
+    "lasts": ([datetime.timedelta(1)], ...),
+}
+
+
+def test_types_of_parquet_come_back_or_are_named(tmp_path: Path) -> None:
+    columns = {name: values for name, (values, _) in TYPED.items()}
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"prompt": ["a"], "completion": ["b"], **columns}), file)
+    source = read_source("s", str(file))
+    kept = {name: value for name, (_, value) in TYPED.items() if value is not ...}
+    assert source.examples[0].row == {"prompt": "a", "completion": "b", **kept}
+    assert [warning.split()[2] for warning in source.warnings] == ["blob", "lasts"]
+    assert read_source("s", str(file)).examples[0].id == source.examples[0].id
+
+
+def test_a_time_that_python_has_not_is_a_bad_row(tmp_path: Path) -> None:
+    when = pa.array([0, 2**50, 1], pa.timestamp("s"))
+    table = pa.table({"prompt": list("abc"), "completion": list("abc"), "when": when})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    source = read_source("s", str(tmp_path / "rows.parquet"), on_bad_row="skip")
+    assert [example.row["prompt"] for example in source.examples] == ["a", "c"]
+    assert source.bad_rows[0].where.endswith("row 2")
+    assert "a value cannot be read" in source.bad_rows[0].reason
+
+
+def test_json_kept_in_a_column_comes_back_as_it_was(tmp_path: Path) -> None:
+    """`datasets` keeps values of several kinds as JSON text; a selection's card asks for it."""
+    rows = [{"messages": TURNS, "meta": {"a": 1}}, {"messages": TURNS, "meta": ["b", None]}]
+    features = datasets.Features({"messages": datasets.Json(), "meta": datasets.Json()})
+    made = datasets.Dataset.from_list(rows, features=features)
+    made.save_to_disk(tmp_path / "saved")
+    made.to_parquet(tmp_path / "rows.parquet")
+    for given in (made, str(tmp_path / "saved"), str(tmp_path / "rows.parquet")):
+        assert [example.row for example in read_source("s", given).examples] == rows
+
+
+def test_records_of_pandas_are_as_the_file(tmp_path: Path) -> None:
+    rows = [{"messages": TURNS, "tags": ["a"], "n": n, "x": None if n else 0.5} for n in range(3)]
+    file = tmp_path / "rows.parquet"
+    datasets.Dataset.from_list(rows).to_parquet(file)
+    records = pd.read_parquet(file).to_dict("records")
+    in_memory, from_file = read_source("s", records), read_source("s", str(file))
+    assert [example.row for example in in_memory.examples] == rows
+    assert in_memory.fingerprint == from_file.fingerprint
+
+
+@pytest.mark.parametrize("empty", [float("nan"), None, np.nan, pd.NA])
+def test_a_missing_input_of_alpaca_is_none(empty: Any) -> None:
+    row = {"instruction": "a", "input": empty, "output": "b"}
+    (example,) = read_source("s", [row]).examples
+    assert example.messages[0]["content"] == "a"
+    assert example.row["input"] is None
+
+
+@pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
+def test_json_has_no_nan(tmp_path: Path, name: str) -> None:
+    rows = ['{"prompt": "a", "completion": "b"}', f'{{"prompt": "a", "n": [{name}]}}']
+    lines, array = tmp_path / "rows.jsonl", tmp_path / "rows.json"
+    lines.write_text("\n".join(rows))
+    array.write_text(f"[{','.join(rows)}]")
+    said = f"not JSON: {name} is no value of JSON; write null where there is none"
+    for file, place in ((lines, f"{lines}:2"), (array, f"{array} row 2")):
+        source = read_source("s", str(file), on_bad_row="skip")
+        assert (len(source.examples), source.bad_rows) == (1, ((place, said),))
+
+
+def test_a_number_beyond_doubles_is_left_out(tmp_path: Path) -> None:
+    row = '{"prompt": "a", "completion": "b", "n": 1e999}'
+    (tmp_path / "rows.jsonl").write_text(row)
+    source = read_source("s", str(tmp_path / "rows.jsonl"))
+    assert source.examples[0].row == {"prompt": "a", "completion": "b"}
+    assert "the column n is left out of 1 rows" in source.warnings[0]
+
+
+def test_made_ids_do_not_depend_on_addresses() -> None:
+    rows = [{"prompt": "a", "completion": "b", "x": object()} for _ in range(2)]
+    first, second = (read_source("s", [row]).examples[0].id for row in rows)
+    plain = read_source("s", [{"prompt": "a", "completion": "b"}]).examples[0].id
+    assert first == second == plain
+
+
+ANONYMOUS = {"prompt": "a", "completion": "b"}
+
+
+@pytest.mark.parametrize("suffix", ["", "-2"])
+def test_a_rows_id_is_never_one_made_for_another(suffix: str) -> None:
+    (made,) = (example.id for example in read_source("s", [ANONYMOUS]).examples)
+    named = {"id": made + suffix, "prompt": "other", "completion": "row"}
+    nameless = [ANONYMOUS] * (2 if suffix else 1)
+    for rows, said in (
+        ([named, *nameless], f"made for it, {made}{suffix}, is of s (in memory) row 1"),
+        ([*nameless, named], f"was made for s (in memory) row {len(nameless)}, which has none"),
+    ):
+        source = read_source("s", rows, on_bad_row="skip")
+        assert len({example.id for example in source.examples}) == len(source.examples)
+        assert len(source.examples) == len(rows) - 1
+        assert said in source.bad_rows[0].reason
+        with pytest.raises(DataError, match="1 of"):
+            read_source("s", rows)
+
+
+def test_what_is_supervised_is_in_the_fingerprint() -> None:
+    row = {"prompt": [*TURNS, TURNS[0]], "completion": [TURNS[1]]}
+    completion, both = (read_source("s", [row], supervise=how) for how in ("completion", "all"))
+    assert completion.examples[0].supervised == (False, False, False, True)
+    assert both.examples[0].supervised is None
+    assert completion.fingerprint != both.fingerprint
+    assert completion.examples[0].id == both.examples[0].id

@@ -1,6 +1,7 @@
 """A recipe is typed, frozen data; all its problems are told at once, each with its place."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -195,3 +196,16 @@ def test_recipes_that_we_ship_are_right(file: Path) -> None:
 
 def test_recipes_are_shipped() -> None:
     assert len(RECIPES) >= 5
+
+
+def test_what_is_supervised_is_a_key_of_sources_and_own_targets() -> None:
+    tree: dict[str, Any] = {
+        "model": {"name": "m"},
+        "pool": [{"name": "a", "path": "a.jsonl", "supervise": "all"}],
+        "targets": [{"name": "t", "path": "t.jsonl", "supervise": "all"}],
+    }
+    recipe = check_recipe(tree)
+    assert recipe.pool[0].supervise == recipe.targets[0].supervise == "all"
+    tree["targets"][0] |= {"task": "mmlu"}
+    with pytest.raises(RecipeError, match="`supervise` is for task: custom; mmlu has its own"):
+        check_recipe(tree)

@@ -11,6 +11,7 @@ from huggingface_hub import DatasetCard
 
 import gradsieve
 import world
+from gradsieve.data.formats import conversation_of
 from gradsieve.recipe.load import check_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.selection.card import Selected, card, message_features, shown
@@ -27,6 +28,23 @@ MIXED = [
      "rank": "mine", "source": "elsewhere"},
     {"id": None, "prompt": "rising : d a", "completion": "a d", "gradsieve_source": "own"},
     {"prompt": "rising : e a", "completion": "a e", "rank": 1, "gradsieve_rank": "own"},
+]  # fmt: skip
+
+CALLS = [{"type": "function", "function": {"name": "turn", "arguments": {"by": 1, "at": None}}}]
+TOOLS = [{"type": "function", "function": {"name": "turn", "parameters": {"type": "object"}}}]
+SPECIAL = [
+    {"messages": [{"role": "user", "content": "rising : b a"},
+                  {"role": "assistant", "content": None, "tool_calls": CALLS},
+                  {"role": "tool", "content": "a b", "name": "turn"},
+                  {"role": "assistant", "content": "a b"}], "tools": json.dumps(TOOLS), "id": "t"},
+    {"conversations": [{"from": "human", "value": "falling : a b"},
+                       {"from": "gpt", "value": "a b", "weight": 0},
+                       {"from": "human", "value": "falling : a b"},
+                       {"from": "gpt", "value": "b a", "weight": 1}], "id": "w"},
+    {"prompt": [{"role": "user", "content": "inward : a b"},
+                {"role": "assistant", "content": "a b"},
+                {"role": "user", "content": "inward : a b"}],
+     "completion": [{"role": "assistant", "content": "b a"}], "id": "p"},
 ]  # fmt: skip
 
 
@@ -88,6 +106,46 @@ def test_messages_are_alike_whatever_the_format_was(folder: Path, tmp_path: Path
     assert ("mixed", "m1") in keys
 
 
+def special(tmp_path: Path, supervise: str) -> Path:
+    inputs = world.make(tmp_path, rows=10)
+    world.write(tmp_path / "special.jsonl", SPECIAL)
+    path = str(tmp_path / "special.jsonl")
+    inputs["pool"] = [{"name": "special", "path": path, "supervise": supervise}]
+    recipe = world.recipe(inputs, score={"method": "random"}, select={"fraction": 1.0})
+    run = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    return run.stage("select") / "mine" / "random"
+
+
+def test_messages_keep_tools_and_what_is_supervised(tmp_path: Path) -> None:
+    folder = special(tmp_path, "completion")
+    rows = {row["id"]: row for row in lines(folder / "selected.jsonl")}
+    assert [{**row, **rows[row["id"]]} for row in SPECIAL] == [rows[row["id"]] for row in SPECIAL]
+    written = {row["id"]: row for row in lines(folder / "messages.jsonl")}
+    arguments = {"function": {"name": "turn", "arguments": {"by": 1}}}
+    turn = {"role": "assistant", "content": "", "tool_calls": [{**CALLS[0], **arguments}]}
+    assert written["t"]["messages"][1] == turn
+    assert written["t"]["messages"][2] == SPECIAL[0]["messages"][2]
+    assert written["t"]["tools"] == TOOLS
+    for name in "wp":
+        weights = [turn.get("weight") for turn in written[name]["messages"]]
+        assert weights == [None, 0, None, 1]
+        # What is trained on the selection reads the same turns back.
+        assert conversation_of(written[name]).supervised == (False, False, False, True)
+    loaded = datasets.load_dataset(
+        str(folder), "messages", split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert {row["id"]: row["messages"] for row in loaded} == {
+        name: row["messages"] for name, row in written.items()
+    }
+    assert {row["id"]: row["tools"] for row in loaded} == {"t": TOOLS, "w": None, "p": None}
+
+
+def test_all_turns_are_supervised_if_the_recipe_says_so(tmp_path: Path) -> None:
+    written = {row["id"]: row for row in lines(special(tmp_path, "all") / "messages.jsonl")}
+    assert [turn.get("weight") for turn in written["p"]["messages"]] == [None] * 4
+    assert [turn.get("weight") for turn in written["w"]["messages"]] == [None, 0, None, 1]
+
+
 def test_the_metadata_is_what_the_hub_reads(folder: Path) -> None:
     parsed = DatasetCard.load(folder / "README.md")
     block = parsed.data.to_dict()
@@ -133,6 +191,7 @@ def told(recipe: Recipe, **changes: Any) -> Selected:
         "scored": rows,
         "examples": {"t": (5, 1), "u": (6, 2)},
         "features": features_of([{"a": 1}]),
+        "message_features": message_features(),
     }
     return Selected(**{**settings, **changes})
 

@@ -26,6 +26,10 @@ def turns(*pairs: tuple[Any, Any]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in pairs]}
 
 
+USER, ANSWER = ({"role": role, "content": "it"} for role in ("user", "assistant"))
+MADE = "b212ce535b0b0992"
+"""The id that is made for GOOD."""
+
 TOO_LONG = turns(("user", "a " * 90), ("assistant", "b"))
 
 
@@ -54,6 +58,11 @@ def parquet(columns: dict[str, list[Any]], cut: int = 0) -> Spoil:
 def twice(desk: Desk) -> None:
     for number in (3, 7):
         desk.row(number, {"id": "x", **GOOD})
+
+
+def made_id(desk: Desk) -> None:
+    desk.row(7, GOOD)
+    desk.row(8, {"id": MADE, "prompt": "say that", "completion": "that"})
 
 
 def splits(desk: Desk) -> None:
@@ -164,6 +173,39 @@ ROWS = (
         "a last turn of the user",
         row(turns(("assistant", "a"), ("user", "b"))),
         ("the last turn is the user's; expected the assistant's",),
+    ),
+    Case(
+        "a weight that is no 0 or 1",
+        row({"messages": [USER, {**ANSWER, "weight": 0.5}]}),
+        ("one.jsonl:7: expected weight 0 or 1 in the assistant's turn, found 0.5",),
+    ),
+    Case(
+        "every answer taken out of the loss",
+        row({"messages": [USER, {**ANSWER, "train": False}]}),
+        ("one.jsonl:7: no turn is supervised",),
+    ),
+    Case(
+        "a part of an image",
+        row({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}),
+        ("one.jsonl:7", "found a part of type image"),
+    ),
+    Case(
+        "tools that are not JSON",
+        row({"messages": [USER, ANSWER], "tools": "weather(city)"}),
+        ("one.jsonl:7: expected JSON in tools, found 'weather(city)'",),
+    ),
+    Case(
+        "a list as Alpaca's input",
+        row({"instruction": "say", "input": ["it"], "output": "it"}),
+        ("one.jsonl:7: expected text or a number in input, found a list",),
+    ),
+    Case(
+        "NaN in JSON",
+        row('{"instruction": "say", "input": NaN, "output": "it"}'),
+        ("one.jsonl:7: not JSON: NaN", "write null"),
+    ),
+    Case(
+        "an id made for another row", made_id, ("one.jsonl:8: the id", "was made for one.jsonl:7")
     ),
     Case("an id given twice", twice, ("one.jsonl:7: the id 'x' is taken by one.jsonl:3",)),
     Case("a null byte", row('{"prompt": "a\0", "completion": "b"}'), ("one.jsonl:7: not JSON",)),

@@ -1,35 +1,84 @@
-"""From a row, in any of the usual formats, to its messages.
+"""From a row, in any of the usual formats, to its conversation.
 
-In: a row as it was read. Out: its turns, text untouched. Known formats, told apart by their keys:
-`messages` (role, content), ShareGPT's `conversations` (from, value), `prompt`/`completion` (text or
-lists of messages, as TRL has them) and Alpaca's `instruction`/`input`/`output`.
+In: a row of JSON values. Out: its turns, text untouched, the tools and which turns are supervised.
+Known formats, recognized by their keys: `messages` (role, content), ShareGPT's `conversations`
+(from, value), `prompt`/`completion` (text or lists of messages, as TRL has them) and Alpaca's
+`instruction`/`input`/`output` with `history`; `system` and `tools` in any of them. A field that
+changes what is supervised is used, or the row is refused by that field's name.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple, cast
 
 from gradsieve.data.examples import Message
 
-ROLES = ("system", "user", "assistant", "tool")
+Supervise = Literal["completion", "all"]
+"""Of a prompt/completion row: the completion's assistant turns, or the prompt's as well."""
+
+ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
+FUNCTION_CALL = "function_call"
 SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    FUNCTION_CALL: "assistant",
+    "observation": "tool",
     "tool": "tool",
 }
+"""axolotl's and LLaMA-Factory's names."""
+
 KNOWN = "messages, conversations, prompt/completion or instruction/input/output"
+
+LOSS_KEYS = ("weight", "train", "training", "loss")
+"""Of a turn, 0 or 1: whether it is in the loss (OpenAI's and ShareGPT's, axolotl's, ms-swift's)."""
+
+REFUSED_IN_TURN = {
+    "function_call": "it is OpenAI's older form; write tool_calls",
+    "loss_scale": "a turn is in the loss or is not; write weight: 0 or 1",
+    "train_detail": "parts of a turn cannot be weighted; write train: true or false",
+    "training_detail": "parts of a turn cannot be weighted; write train: true or false",
+}
+REFUSED_IN_ROW = {
+    "functions": "it is OpenAI's older form; write tools",
+    "chat_template_kwargs": "the template's variables are the same for every row; remove the field",
+}
+
+FIELDS = (
+    *("messages", "conversations", "prompt", "completion"),
+    *("instruction", "input", "output", "history", "system", "tools", *REFUSED_IN_ROW),
+)
+"""Keys of a row that this module reads."""
 
 
 class BadRow(ValueError):
     """A row that holds no usable conversation; its text says why."""
 
 
-def messages_of(row: Any) -> tuple[Message, ...]:
-    """The turns of a row, the last one the assistant's and not empty.
+class Conversation(NamedTuple):
+    """What a row says; the fields are those of `Example`."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Any, ...]
+    supervised: tuple[bool, ...] | None
+
+
+class _Turn(NamedTuple):
+    message: Message
+    in_loss: bool = True
+
+
+def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversation:
+    """The conversation of a row; the last turn is the assistant's and not empty.
+
+    Args:
+        row: As read.
+        supervise: Of a prompt/completion row: the completion alone, as TRL does, or `all`
+            assistant turns.
 
     Raises:
         BadRow: Saying what was expected and what was found.
@@ -38,41 +87,77 @@ def messages_of(row: Any) -> tuple[Message, ...]:
         raise BadRow(f"expected an object, found {kind_of(row)}")
     for keys, read in _FORMATS:
         if all(row.get(key) is not None for key in keys):
-            return _checked(read(row))
+            _refuse(row, REFUSED_IN_ROW, "the row")
+            turns = _with_system(row.get("system"), read(row, supervise))
+            return _checked(turns, _tools(row.get("tools")))
     raise BadRow(f"expected {KNOWN}; found the keys {', '.join(map(str, row)) or '(none)'}")
 
 
-def _from_messages(row: Mapping[str, Any]) -> list[Message]:
-    return [_turn(turn, "role", "content", {role: role for role in ROLES}) for turn in
-            _turns(row["messages"], "messages")]  # fmt: skip
+# --- formats ------------------------------------------------------------------------------------
 
 
-def _from_sharegpt(row: Mapping[str, Any]) -> list[Message]:
-    turns = _turns(row["conversations"], "conversations")
-    system = [_message("system", row["system"])] if isinstance(row.get("system"), str) else []
-    return system + [_turn(turn, "from", "value", SHAREGPT_ROLES) for turn in turns]
+def _from_messages(row: Mapping[str, Any], _: Supervise) -> list[_Turn]:
+    return _turns(row["messages"], "messages", ("role", "content"), ROLES)
 
 
-def _from_prompt(row: Mapping[str, Any]) -> list[Message]:
-    made: list[Message] = []
+def _from_sharegpt(row: Mapping[str, Any], _: Supervise) -> list[_Turn]:
+    turns = row["conversations"]
+    first = turns[0] if isinstance(turns, list | tuple) and turns else None
+    as_messages = isinstance(first, Mapping) and "role" in first and "from" not in first
+    keys = ("role", "content") if as_messages else ("from", "value")
+    return _turns(turns, "conversations", keys, SHAREGPT_ROLES)
+
+
+def _from_prompt(row: Mapping[str, Any], supervise: Supervise) -> list[_Turn]:
+    made: list[_Turn] = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         value = row[key]
-        made += [_message(role, value)] if isinstance(value, str) else _from_messages(
-            {"messages": value}
-        )  # fmt: skip
+        if isinstance(value, str):
+            made.append(_Turn(_message(role, value)))
+        else:
+            made += _turns(value, key, ("role", "content"), ROLES)
+        if key == "prompt" and supervise == "completion":
+            made = [turn._replace(in_loss=False) for turn in made]
     return made
 
 
-def _from_alpaca(row: Mapping[str, Any]) -> list[Message]:
-    instruction, given, output = (row.get(key) for key in ("instruction", "input", "output"))
+def _from_alpaca(row: Mapping[str, Any], _: Supervise) -> list[_Turn]:
+    instruction, output = row["instruction"], row["output"]
     for key, value in (("instruction", instruction), ("output", output)):
         if not isinstance(value, str):
             raise BadRow(f"expected text in {key}, found {kind_of(value)}")
+    given = _alpaca_input(row.get("input"))
     user = f"{instruction}\n\n{given}" if given else instruction
-    return [_message("user", str(user)), _message("assistant", str(output))]
+    pairs = [*_history(row.get("history")), (user, output)]
+    return [
+        _Turn(_message(role, text))
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
 
 
-_FORMATS: tuple[tuple[tuple[str, ...], Callable[[Mapping[str, Any]], list[Message]]], ...] = (
+def _alpaca_input(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadRow(f"expected text or a number in input, found {kind_of(value)}")
+    return json.dumps(value)
+
+
+def _history(value: Any) -> list[tuple[Any, Any]]:
+    """Earlier questions and answers, as LLaMA-Factory has them."""
+    if not value:
+        return []
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in value
+    ):
+        raise BadRow("expected pairs of a question and an answer in history")
+    return [(asked, answered) for asked, answered in value]
+
+
+_FORMATS: tuple[
+    tuple[tuple[str, ...], Callable[[Mapping[str, Any], Supervise], list[_Turn]]], ...
+] = (
     (("messages",), _from_messages),
     (("conversations",), _from_sharegpt),
     (("prompt", "completion"), _from_prompt),
@@ -80,44 +165,207 @@ _FORMATS: tuple[tuple[tuple[str, ...], Callable[[Mapping[str, Any]], list[Messag
 )
 
 
-def _turns(value: Any, key: str) -> list[Any]:
-    if not isinstance(value, list | tuple) and not hasattr(value, "tolist"):
+# --- turns --------------------------------------------------------------------------------------
+
+
+def _turns(value: Any, key: str, keys: tuple[str, str], roles: Mapping[str, str]) -> list[_Turn]:
+    if not isinstance(value, list | tuple):
         raise BadRow(f"expected a list of turns in {key}, found {kind_of(value)}")
     if len(value) == 0:
         raise BadRow(f"{key} is empty")
-    return list(value)
+    return [_turn(turn, *keys, roles) for turn in value]
 
 
-def _turn(turn: Any, role_key: str, text_key: str, roles: Mapping[str, str]) -> Message:
-    if not isinstance(turn, Mapping) or role_key not in turn or text_key not in turn:
+def _turn(turn: Any, role_key: str, text_key: str, roles: Mapping[str, str]) -> _Turn:
+    if not isinstance(turn, Mapping) or role_key not in turn or not (
+        text_key in turn or turn.get("tool_calls")
+    ):  # fmt: skip
         found = f"keys {', '.join(turn)}" if isinstance(turn, Mapping) else kind_of(turn)
         raise BadRow(f"expected a turn with {role_key} and {text_key}, found {found}")
-    role = turn[role_key]
-    if not isinstance(role, str) or role not in roles:
-        raise BadRow(f"unknown role {role!r}; known: {', '.join(roles)}")
-    return _message(roles[role], turn[text_key])
+    name = turn[role_key]
+    if not isinstance(name, str) or name not in roles:
+        raise BadRow(f"unknown role {name!r}; known: {', '.join(roles)}")
+    role = roles[name]
+    content = turn.get(text_key)
+    if len(turn) == 2 and isinstance(content, str) and name != FUNCTION_CALL:
+        return _Turn(_plain(role, content))  # nearly every turn: ten times as fast
+    _refuse(turn, REFUSED_IN_TURN, f"the {role}'s turn")
+    # Arrow gives each turn the keys of all turns; null is a key that this one hasn't.
+    more = {
+        key: value
+        for key, value in turn.items()
+        if value is not None and key not in (role_key, text_key, "role", "content", *LOSS_KEYS)
+    }
+    if name == FUNCTION_CALL:
+        content, more["tool_calls"] = "", content
+    message = _message(role, content, more)
+    if name == FUNCTION_CALL and "tool_calls" not in message:
+        raise BadRow(f"expected a call in the turn of {FUNCTION_CALL}, found nothing")
+    return _Turn(message, _in_loss(turn, role))
 
 
-def _message(role: str, content: Any) -> Message:
-    if not isinstance(content, str):
-        raise BadRow(f"expected text in the {role}'s turn, found {kind_of(content)}")
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        half = f"{content[error.start]!a} at character {error.start + 1}"
-        raise BadRow(
-            f"the {role}'s turn is no Unicode text: half of a surrogate pair, {half}"
-        ) from None
+def _plain(role: str, content: str) -> Message:
+    if not is_unicode(content):
+        _refuse_half_pairs(content, f"the {role}'s turn")
     return {"role": role, "content": content}
 
 
-def _checked(messages: list[Message]) -> tuple[Message, ...]:
-    last = messages[-1]
-    if last["role"] != "assistant":
-        raise BadRow(f"the last turn is the {last['role']}'s; expected the assistant's")
-    if not last["content"].strip():
+def _message(role: str, content: Any, more: Mapping[str, Any] | None = None) -> Message:
+    if isinstance(content, str) and not more:
+        return _plain(role, content)
+    message: dict[str, Any] = {"role": role, "content": content, **(more or {})}
+    if calls := _tool_calls(message.pop("tool_calls", None)):
+        message["tool_calls"] = calls
+        message["content"] = "" if content is None else content
+    message["content"] = _text(role, message["content"])
+    for key in ("reasoning_content", "thinking", "name", "tool_call_id"):
+        if not isinstance(message.get(key, ""), str):
+            raise BadRow(f"expected text in {key}, found {kind_of(message[key])}")
+    _refuse_half_pairs(message, f"the {role}'s turn")
+    return cast(Message, message)
+
+
+def _text(role: str, content: Any) -> str:
+    """Content as text; the parts of a list are joined, as chat templates write them."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        raise BadRow(f"expected text in the {role}'s turn, found {kind_of(content)}")
+    texts: list[str] = []
+    for part in content:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        kind = part.get("type") or "text" if isinstance(part, Mapping) else "text"
+        if kind != "text" or not isinstance(text, str):
+            found = f"type {kind}" if kind != "text" else kind_of(text)
+            raise BadRow(f"expected parts of text in the {role}'s turn, found a part of {found}")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _in_loss(turn: Mapping[str, Any], role: str) -> bool:
+    """Whether a turn's own fields leave it in the loss."""
+    given = {key: turn[key] for key in LOSS_KEYS if turn.get(key) is not None}
+    for key, value in given.items():
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise BadRow(f"expected {key} 0 or 1 in the {role}'s turn, found {value!r}")
+        if value and role != "assistant" and key in ("train", "training"):
+            raise BadRow(f"{key} is true in the {role}'s turn; only the assistant's is supervised")
+    return all(given.values())
+
+
+def _refuse(given: Mapping[str, Any], fields: Mapping[str, str], where: str) -> None:
+    for field, why in fields.items():
+        if given.get(field) not in (None, "", [], {}):
+            raise BadRow(f"{where} has {field}, which is not supported: {why}")
+
+
+def _with_system(text: Any, turns: list[_Turn]) -> list[_Turn]:
+    """The turns with the row's own system prompt; empty ones are no turn."""
+    if text is not None and not isinstance(text, str):
+        raise BadRow(f"expected text in system, found {kind_of(text)}")
+    prompts = [turn.message["content"] for turn in turns if turn.message["role"] == "system"]
+    if text and text.strip() and text not in prompts[:1]:
+        if any(prompt.strip() for prompt in prompts):
+            raise BadRow("two system prompts: one in system, another one in a turn")
+        turns = [_Turn(_message("system", text)), *turns]
+    return [
+        turn
+        for turn in turns
+        if turn.message["role"] != "system" or turn.message["content"].strip()
+    ]
+
+
+def _checked(turns: list[_Turn], tools: tuple[Any, ...]) -> Conversation:
+    last = turns[-1].message if turns else None
+    if last is None or last["role"] != "assistant":
+        found = "there is none" if last is None else f"the last turn is the {last['role']}'s"
+        raise BadRow(f"{found}; expected the assistant's")
+    if not last["content"].strip() and "tool_calls" not in last:
         raise BadRow("the answer is empty")
-    return tuple(messages)
+    flags = tuple(turn.in_loss and turn.message["role"] == "assistant" for turn in turns)
+    if not any(flags):
+        raise BadRow("no turn is supervised: each answer is taken out of the loss")
+    messages = tuple(turn.message for turn in turns)
+    is_usual = all(
+        flag
+        for flag, message in zip(flags, messages, strict=True)
+        if message["role"] == "assistant"
+    )
+    return Conversation(messages, tools, None if is_usual else flags)
+
+
+# --- tools --------------------------------------------------------------------------------------
+
+
+def _tools(value: Any) -> tuple[Any, ...]:
+    """Descriptions of functions: a list of objects, or the same as JSON text."""
+    tools = _objects(value, "tools")
+    _refuse_half_pairs(tools, "tools")
+    return tuple(tools)
+
+
+def _tool_calls(value: Any) -> list[dict[str, Any]]:
+    """Calls as transformers takes them: arguments are an object, not OpenAI's JSON text."""
+    calls = []
+    for call in _objects(value, "tool_calls"):
+        function = call.get("function", call)
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRow("expected the name of a function in each of tool_calls")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            arguments = _parsed(arguments or "{}", "the arguments of tool_calls")
+        if not isinstance(arguments, dict):
+            raise BadRow(f"expected an object of arguments, found {kind_of(arguments)}")
+        function = {**function, "arguments": arguments}
+        known = call if "function" in call else {"type": "function"}
+        calls.append({**known, "function": function})
+    return calls
+
+
+def _objects(value: Any, key: str) -> list[dict[str, Any]]:
+    if value is None:
+        return []
+    if isinstance(value, str):
+        value = _parsed(value, key) if value.strip() else None
+    if key == "tool_calls" and isinstance(value, Mapping):  # a single function_call
+        value = [value]
+    if not isinstance(value, list | tuple | None):
+        raise BadRow(f"expected a list in {key}, found {kind_of(value)}")
+    items = [_parsed(item, key) if isinstance(item, str) else item for item in value or ()]
+    if wrong := [item for item in items if not isinstance(item, Mapping)]:
+        raise BadRow(f"expected objects in {key}, found {kind_of(wrong[0])}")
+    return [_without_nulls(item) for item in items]
+
+
+def _parsed(text: str, key: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRow(f"expected JSON in {key}, found {text[:40]!r}") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """An object without keys that are null: Arrow fills up with the keys of other rows."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+def _refuse_half_pairs(value: Any, where: str) -> None:
+    """Refuse text with half of a surrogate pair, which no tokenizer takes."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            _refuse_half_pairs(item, where)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_half_pairs(item, where)
+    elif isinstance(value, str) and not is_unicode(value):
+        at = next(place for place, letter in enumerate(value) if not is_unicode(letter))
+        half = f"{value[at]!a} at character {at + 1}"
+        raise BadRow(f"{where} is no Unicode text: half of a surrogate pair, {half}")
 
 
 def is_unicode(text: str) -> bool:
@@ -130,7 +378,7 @@ def is_unicode(text: str) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, as people say it."""
+    """What a value is, in the words of JSON."""
     names = {"NoneType": "null", "str": "text", "dict": "an object", "list": "a list"}
     name = type(value).__name__
     return names.get(name, name)

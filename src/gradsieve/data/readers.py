@@ -1,8 +1,8 @@
 """Reading a source of examples: JSONL, JSON, Parquet, a saved `datasets` folder, or a hub name.
 
 In: a path or name, or rows that are in memory. Out: examples with stable ids, the rows as they came
-in, and the rows that could not be read, each with its place and reason. All bad rows are found
-before the first is reported.
+in (as JSON values, see `values`), and the rows that could not be read, each with its place and
+reason. All bad rows are found before the first is reported.
 
 Rejected: `datasets`' own JSON reader (it gives every row the same columns, so rows don't come back
 as they came in, and it doesn't name the line of a bad row).
@@ -15,18 +15,27 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.features.features import _visit
+
 from gradsieve.data.examples import Example
-from gradsieve.data.formats import BadRow, is_unicode, kind_of, messages_of
+from gradsieve.data.formats import BadRow, Supervise, conversation_of, kind_of
+from gradsieve.data.ids import Ids
+from gradsieve.data.values import LeftOut, json_row
 from gradsieve.errors import DataError
 
 IN_MEMORY = "(in memory)"
 """Stands in a recipe where a path stands, for rows that the caller gave (`gradsieve.select`)."""
+
+ROWS_AT_ONCE = 1000
+"""Of a data set, that are Python objects at a time."""
 
 TOLD_AT_ONCE = 10
 """Bad rows that a message lists; the others are counted."""
@@ -53,12 +62,14 @@ class Source:
         examples: In the order they came.
         bad_rows: Rows left out (`on_bad_row="skip"`).
         fingerprint: SHA-256 of the rows, whatever their order, path and format.
+        warnings: What the user should know of how it was read, a line each.
     """
 
     name: str
     examples: tuple[Example, ...]
     bad_rows: tuple[Rejected, ...]
     fingerprint: str
+    warnings: tuple[str, ...] = ()
 
 
 def read_source(
@@ -68,6 +79,7 @@ def read_source(
     on_bad_row: Literal["fail", "skip"] = "fail",
     split: str = "train",
     revision: str | None = None,
+    supervise: Supervise = "completion",
 ) -> Source:
     """Read a source of examples.
 
@@ -78,21 +90,19 @@ def read_source(
         on_bad_row: Stop at rows that can't be read, or leave them out.
         split: Of a saved data set with splits, or of one on the hub.
         revision: Of a data set on the hub.
+        supervise: What is supervised of a prompt/completion row.
 
     Raises:
         DataError: If the file can't be read, or has bad rows and `on_bad_row` is "fail".
     """
     examples: list[Example] = []
     bad: list[Rejected] = []
-    ids = _Ids()
+    ids, left_out = Ids(), LeftOut()
     place = place_of(name, path)
     rows = _rows(path, split, revision) if isinstance(path, str) else _given_rows(place, path)
     for where, row in rows:
         try:
-            if isinstance(row, BadRow):
-                raise row
-            messages = messages_of(row)
-            examples.append(Example(name, ids.of(row, where), messages, row))
+            examples.append(example_of(name, where, row, ids, left_out, supervise))
         except BadRow as error:
             bad.append(Rejected(where, str(error)))
     if bad and on_bad_row == "fail":
@@ -101,7 +111,31 @@ def read_source(
         found = f"all of its {len(bad)} rows are bad" if bad else "it has no rows"
         todo = "Give at least one good row."
         raise DataError("There is no usable row.", f"{place}: {found}", todo)
-    return Source(name, tuple(examples), tuple(bad), _fingerprint(examples))
+    warnings = left_out.warnings()
+    return Source(name, tuple(examples), tuple(bad), _fingerprint(examples), warnings)
+
+
+def example_of(
+    source: str, where: str, row: Any, ids: Ids, left_out: LeftOut, supervise: Supervise
+) -> Example:
+    """The example that a row is.
+
+    Args:
+        source: Name of the row's source.
+        where: File and line, or file and row.
+        row: As a reader gives it.
+        ids: Those of the source so far; the row's is added.
+        left_out: The source's columns that JSON cannot hold; the row's are added.
+        supervise: What is supervised of a prompt/completion row.
+
+    Raises:
+        BadRow: If it holds no usable conversation, or its id is taken.
+    """
+    kept, lost = json_row(row)
+    told = conversation_of(kept, supervise)
+    id = ids.of(kept, where)
+    left_out.add(lost, where)
+    return Example(source, id, told.messages, kept, tools=told.tools, supervised=told.supervised)
 
 
 def place_of(name: str, path: str | Iterable[Any]) -> str:
@@ -109,36 +143,15 @@ def place_of(name: str, path: str | Iterable[Any]) -> str:
     return path if isinstance(path, str) else f"{name} {IN_MEMORY}"
 
 
-class _Ids:
-    """Ids kept from rows, or made from their content: stable under reordering and renaming."""
-
-    def __init__(self) -> None:
-        self._given: dict[str, str] = {}
-        self._made: Counter[str] = Counter()
-
-    def of(self, row: Mapping[str, Any], where: str) -> str:
-        given = row.get("id")
-        usable = isinstance(given, int) or (isinstance(given, str) and is_unicode(given))
-        if not usable or isinstance(given, bool) or given == "":
-            return self._make(row)
-        first = self._given.setdefault(str(given), where)
-        if first != where:
-            raise BadRow(f"the id {given!r} is taken by {first}")
-        return str(given)
-
-    def _make(self, row: Mapping[str, Any]) -> str:
-        content = json.dumps(row, sort_keys=True, default=str).encode()
-        digest = hashlib.sha256(content).hexdigest()[:16]
-        self._made[digest] += 1
-        # Equal rows are told apart by a number; which is which makes no difference.
-        return digest if self._made[digest] == 1 else f"{digest}-{self._made[digest]}"
-
-
 def _fingerprint(examples: list[Example]) -> str:
-    rows = sorted(
-        json.dumps([example.id, example.row], sort_keys=True, default=str) for example in examples
-    )
+    rows = sorted(json.dumps(_identity(example), sort_keys=True) for example in examples)
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def _identity(example: Example) -> list[Any]:
+    """What a row's tokens and labels depend on; the usual row's is as short as it was."""
+    flags = [] if example.supervised is None else [example.supervised]
+    return [example.id, example.row, *flags]
 
 
 def _bad_rows_error(path: str, bad: list[Rejected], good: int) -> DataError:
@@ -158,6 +171,9 @@ Rows = Iterator[tuple[str, Any]]
 
 
 def _given_rows(place: str, rows: Iterable[Any]) -> Rows:
+    if isinstance(rows, datasets.Dataset):
+        yield from _dataset_rows(place, rows)
+        return
     for number, row in enumerate(rows, start=1):
         yield f"{place} row {number}", row
 
@@ -230,7 +246,9 @@ def _refuse_spread_json(first_line: bytes, where: str) -> None:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    except BadRow as error:
+        return error
     except UnicodeDecodeError as error:
         return BadRow(f"not UTF-8 at byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
@@ -241,9 +259,19 @@ def _parsed(line: bytes) -> Any:
         return BadRow("not JSON that can be read: a number of thousands of digits")
 
 
+def _refuse_constant(name: str) -> Any:
+    raise _bad_constant(name)
+
+
+def _bad_constant(name: str) -> BadRow:
+    return BadRow(f"not JSON: {name} is no value of JSON; write null where there is none")
+
+
 def _json_rows(file: Path) -> Rows:
     try:
-        rows = json.loads(file.read_bytes().decode("utf-8-sig"))
+        # A bad constant stands in its row until the row's values are checked.
+        text = file.read_bytes().decode("utf-8-sig")
+        rows = json.loads(text, parse_constant=_bad_constant)
     except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         said = "nested too deeply" if isinstance(error, RecursionError) else error
@@ -259,12 +287,11 @@ def _json_rows(file: Path) -> Rows:
 
 
 def _parquet_rows(file: Path) -> Rows:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with pq.ParquetFile(file) as table:
-            rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+            features = _undecoded(_features_of(table.schema_arrow))
+            batches = map(pa.Table.from_batches, ([batch] for batch in table.iter_batches()))
+            rows = (row for batch in batches for row in _table_rows(batch, features))
             yield from _given_rows(str(file), rows)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
@@ -274,10 +301,46 @@ def _parquet_rows(file: Path) -> Rows:
         ) from None
 
 
+def _features_of(schema: pa.Schema) -> datasets.Features | None:
+    try:
+        return datasets.Features.from_arrow_schema(schema)
+    except (ValueError, TypeError, KeyError):  # types that `datasets` doesn't know
+        return None
+
+
+def _undecoded(features: datasets.Features | None) -> datasets.Features | None:
+    """The features whose values are to be decoded: JSON kept as text, not images or sound.
+
+    Decoding those needs Pillow and the like, and what comes out is no value of JSON.
+    """
+    if features is None:
+        return None
+    still = {name: _visit(feature, _without_decoding) for name, feature in features.items()}
+    return datasets.Features(still)
+
+
+def _without_decoding(feature: Any) -> Any:
+    if getattr(feature, "decode", False) and not isinstance(feature, datasets.Json):
+        return replace(feature, decode=False)
+    return feature
+
+
+def _table_rows(table: pa.Table, features: datasets.Features | None) -> Iterator[Any]:
+    try:
+        rows: list[Any] = table.to_pylist(maps_as_pydicts="strict")
+    except (ValueError, OverflowError, KeyError, pa.ArrowException) as error:
+        if len(table) == 1:
+            yield BadRow(f"a value cannot be read: {error}")
+            return
+        for number in range(len(table)):
+            yield from _table_rows(table.slice(number, 1), features)
+        return
+    for row in rows:
+        yield row if features is None else features.decode_example(row)
+
+
 def _folder_rows(folder: Path, split: str) -> Rows:
     """A folder of `Dataset.save_to_disk`, or one of data files as on the hub."""
-    import datasets
-
     saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
     if not saved:
         return _hub_rows(str(folder), split, None)
@@ -297,8 +360,6 @@ def _folder_rows(folder: Path, split: str) -> Rows:
 def _hub_rows(name: str, split: str, revision: str | None) -> Rows:
     """Anything that `datasets.load_dataset` knows; it runs no code that comes with data."""
     _refuse_missing_file(name)
-    import datasets
-
     try:
         loaded = datasets.load_dataset(name, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -330,5 +391,8 @@ def _refuse_missing_file(name: str) -> None:
     )
 
 
-def _dataset_rows(name: str, loaded: Iterable[Mapping[str, Any]]) -> Rows:
-    return _given_rows(name, map(dict, loaded))
+def _dataset_rows(name: str, loaded: datasets.Dataset) -> Rows:
+    """Rows from the Arrow table itself: whatever the data set's format is, no value changes."""
+    features = _undecoded(loaded.features)
+    tables = loaded.with_format("arrow").iter(batch_size=ROWS_AT_ONCE)
+    return _given_rows(name, (row for table in tables for row in _table_rows(table, features)))

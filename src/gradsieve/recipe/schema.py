@@ -108,6 +108,12 @@ class ModelConfig(Section):
     )
 
 
+SUPERVISE = (
+    "What is supervised of a prompt/completion row: `completion`, as TRL does, or `all` assistant "
+    "turns, those of the prompt too. In other formats every assistant turn is, unless it says not."
+)
+
+
 class SourceConfig(Section):
     """One source of the candidate pool."""
 
@@ -123,6 +129,9 @@ class SourceConfig(Section):
     )
     revision: str | None = Field(
         None, description="Branch, tag or commit of a hub data set.", json_schema_extra=CONTENTS
+    )
+    supervise: Literal["completion", "all"] = Field(
+        "completion", description=SUPERVISE, json_schema_extra=CONTENTS
     )
 
 
@@ -148,6 +157,17 @@ class TargetConfig(Section):
         "`path`.",
         json_schema_extra=CONTENTS,
     )
+    supervise: Literal["completion", "all"] = Field(
+        "completion",
+        description=f"`custom` only. {SUPERVISE}",
+        json_schema_extra=CONTENTS,
+    )
+
+    @model_validator(mode="after")
+    def _supervise_is_for_custom(self) -> TargetConfig:
+        if self.supervise != "completion" and self.task != "custom":
+            raise ValueError(f"`supervise` is for task: custom; {self.task} has its own format")
+        return self
 
     @model_validator(mode="after")
     def _subtask_is_for_custom(self) -> TargetConfig:

@@ -253,8 +253,8 @@ class SelectionFiles:
 
     @property
     def fingerprint(self) -> str:
-        """Of the selected rows."""
-        return file_fingerprint(self.selected)
+        """Of the rows, which users take, and of the messages, which training reads."""
+        return fingerprint([file_fingerprint(file) for file in (self.selected, self.messages)])
 
 
 @dataclass(frozen=True)

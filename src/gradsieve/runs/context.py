@@ -86,11 +86,14 @@ class Context:
                 on_bad_row=self.recipe.on_bad_row,
                 split=source.split,
                 revision=source.revision,
+                supervise=source.supervise,
             )
             for source in self.recipe.pool
         ]
         for source in sources:
             self._tell_bad_rows(source.name, source.bad_rows)
+            for warning in source.warnings:
+                self.progress.warn(f"{source.name}: {warning}")
         return sources
 
     @cached_property
@@ -108,6 +111,7 @@ class Context:
                 self.given.targets.get(target.name, target.path),
                 subtask_field=target.subtask,
                 on_bad_row=self.recipe.on_bad_row,
+                supervise=target.supervise,
             )
             for target in self.recipe.targets
         ]
@@ -140,6 +144,7 @@ class Context:
                 self.given.targets.get(target.name, target.path),
                 self.given.tests.get(target.name, target.test),
                 target.subtask,
+                target.supervise,
             )
             for target in self.recipe.targets
         }

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from gradsieve.data.examples import Example
 from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.selection.choose import Candidate
 
@@ -76,6 +77,7 @@ class Selected:
         scored: All rows that were scored.
         examples: Each target's number of examples and of subtasks.
         features: Types of the columns of `selected.jsonl`.
+        message_features: Types of the columns of `messages.jsonl`.
     """
 
     recipe: Recipe
@@ -87,6 +89,7 @@ class Selected:
     scored: Sequence[Candidate]
     examples: Mapping[str, tuple[int, int]]
     features: datasets.Features
+    message_features: datasets.Features
 
 
 def card(told: Selected) -> str:
@@ -105,7 +108,8 @@ def card(told: Selected) -> str:
   that a row was chosen for) and `source` added. A row's own key of such a name is kept, and what is
   added is then called `gradsieve_rank` and so on.
 - `{MESSAGES}` (configuration `messages`): the same rows as chat messages, whatever format they came
-  in, with `source`, `id`, `rank`, `score` and `subtask`.
+  in, with `tools` where a row has them, `source`, `id`, `rank`, `score` and `subtask`. An answer of
+  `weight` 0 is not supervised.
 - `dropped.jsonl`: rows that could not be scored or were passed over, and why.
 
 ## Where the rows are from
@@ -169,20 +173,41 @@ def _metadata(told: Selected) -> str:
     ]
     block["dataset_info"] = [
         {"config_name": "default", "features": told.features._to_yaml_list()},
-        {"config_name": "messages", "features": message_features()._to_yaml_list()},
+        {"config_name": "messages", "features": told.message_features._to_yaml_list()},
     ]
     text: str = yaml.safe_dump(block, sort_keys=False, allow_unicode=True)
     return f"{_LEFT_TO_THE_USER}{text}"
 
 
-def message_features() -> datasets.Features:
-    """Types of the columns of `messages.jsonl`."""
+def weighted(example: Example) -> Sequence[Mapping[str, Any]]:
+    """The turns; where some answers are not supervised, each answer has a `weight`, 0 or 1."""
+    if example.supervised is None:
+        return example.messages
+    return tuple(
+        {**turn, "weight": int(flag)} if turn["role"] == "assistant" else turn
+        for turn, flag in zip(example.messages, example.supervised, strict=True)
+    )
+
+
+def message_features(records: Iterable[Mapping[str, Any]] = ()) -> datasets.Features:
+    """Types of the columns of `messages.jsonl`.
+
+    Turns that have more than a role and text are `Json`: a column of objects with the same keys
+    would give each turn the keys of all.
+    """
     import datasets
 
     text, number = datasets.Value("string"), datasets.Value("float64")
+    turns: set[frozenset[str]] = set()
+    has_tools = False
+    for record in records:
+        turns.update(map(frozenset, record["messages"]))
+        has_tools |= "tools" in record
+    is_plain = turns <= {frozenset(("role", "content"))}
     return datasets.Features(
         {
-            "messages": [{"role": text, "content": text}],
+            "messages": [{"role": text, "content": text}] if is_plain else datasets.Json(),
+            **({"tools": datasets.Json()} if has_tools else {}),
             "source": text,
             "id": text,
             "rank": datasets.Value("int64"),

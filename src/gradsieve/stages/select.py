@@ -25,7 +25,7 @@ from gradsieve.methods.base import whole_text
 from gradsieve.recipe.schema import TOGETHER, SelectConfig
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
-from gradsieve.selection.card import Selected, card
+from gradsieve.selection.card import Selected, card, message_features, weighted
 from gradsieve.selection.choose import Candidate, Check, Key, Passed, choose
 from gradsieve.selection.columns import features_of
 from gradsieve.selection.duplicates import NearDuplicates
@@ -75,7 +75,8 @@ class Select(Stage):
             out = context.artifacts.selections.selection(target, method)
             selected = _lines(_annotated(context.examples, chosen))
             write_text(out.selected, selected)
-            write_text(out.messages, _lines(_as_messages(context.examples, chosen)))
+            conversations = list(_as_messages(context.examples, chosen))
+            write_text(out.messages, _lines(conversations))
             dropped = [*unscored, *(_record(row) for row in passed)]
             write_text(out.dropped, _lines(dropped))
             told = Selected(
@@ -88,6 +89,7 @@ class Select(Stage):
                 order,
                 {t.name: (len(t.examples), len(t.subtasks)) for t in context.targets},
                 features_of(map(json.loads, selected.split("\n")[:-1])),
+                message_features(conversations),
             )
             write_text(out.card, card(told))
             prints[f"{target}/{method}"] = out.fingerprint
@@ -275,8 +277,10 @@ def _as_messages(
 ) -> Iterable[dict[str, Any]]:
     for rank, candidate in enumerate(chosen, start=1):
         source, id = candidate.key
+        example = rows[candidate.key]
         yield {
-            "messages": rows[candidate.key].messages,
+            "messages": weighted(example),
+            **({"tools": example.tools} if example.tools else {}),
             "source": source,
             "id": id,
             "rank": rank,
@@ -290,11 +294,11 @@ def _lines(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    text = json.dumps(record, ensure_ascii=False, default=str)
+    text = json.dumps(record, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair: only an escape can hold it
-        return json.dumps(record, default=str)
+        return json.dumps(record)
     return text
 
 

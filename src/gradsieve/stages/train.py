@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsieve.data.examples import Example
-from gradsieve.data.formats import messages_of
+from gradsieve.data.formats import conversation_of
 from gradsieve.io import agree, fingerprint, read_lines
 from gradsieve.models import distributed
 from gradsieve.recipe.schema import Recipe, TrainConfig
@@ -68,7 +68,7 @@ class Train(Stage):
                 if distributed.agreed(not model.exists()):
                     target, method = name.split("/")
                     files = context.artifacts.selections.selection(target, method)
-                    rows = _tokenized(files.selected, template)
+                    rows = _tokenized(files.messages, template)
                     _train(context, rows, seed, model, selection)
                 prints[f"{name}/seed-{seed}"] = model.fingerprint
                 seconds[f"{name}/seed-{seed}"] = model.training()["seconds"]
@@ -143,9 +143,15 @@ def _untrained(context: Context, seed: int) -> Any:
 
 
 def _tokenized(selection: Path, template: ChatTemplate) -> list[Encoded]:
+    """The rows of `messages.jsonl`, which says of each turn whether it is supervised."""
     examples = []
     for rank, row in enumerate(read_lines(selection), start=1):
-        examples.append(Example("selected", str(rank), messages_of(row), row))
+        told = conversation_of(row)
+        examples.append(
+            Example(
+                "selected", str(rank), told.messages, tools=told.tools, supervised=told.supervised
+            )
+        )
     return [tokens for tokens in template.encode_all(examples) if tokens.n_labels]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from gradsieve.data.examples import Example
+from gradsieve.data.formats import Supervise
 from gradsieve.data.readers import place_of
 from gradsieve.errors import DataError, did_you_mean
 from gradsieve.io import fingerprint
@@ -60,7 +61,7 @@ class Target:
         task: Which kind it is.
         examples: Each with its `subtask`.
         bad_rows: Rows of a custom target left out, as (where, reason).
-        notes: What the user should know of how a benchmark was read, a line each.
+        notes: What the user should know of how it was read, a line each.
     """
 
     name: str
@@ -77,13 +78,14 @@ class Target:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the examples, whatever their order."""
-        return fingerprint(
-            sorted(
-                [example.id, example.subtask, example.answer_prefix or "", *map(dict, turns)]
-                for example in self.examples
-                for turns in [example.messages]
-            )
-        )
+        return fingerprint(sorted(map(_identity, self.examples)))
+
+
+def _identity(example: Example) -> list[Any]:
+    """What an example's tokens and labels depend on."""
+    turns = map(dict, example.messages)
+    rare = [part for part in (example.tools, example.supervised) if part]
+    return [example.id, example.subtask, example.answer_prefix or "", *turns, *rare]
 
 
 def load_target(
@@ -93,6 +95,7 @@ def load_target(
     *,
     subtask_field: str | None = None,
     on_bad_row: Literal["fail", "skip"] = "fail",
+    supervise: Supervise = "completion",
 ) -> Target:
     """Read a target.
 
@@ -103,6 +106,7 @@ def load_target(
             any file that a pool may be, or rows.
         subtask_field: custom only: the field of a row that names its subtask.
         on_bad_row: custom only: stop at rows that can't be read, or leave them out.
+        supervise: custom only: what is supervised of a prompt/completion row.
 
     Raises:
         DataError: If the task is not known, or no examples can be had from the path.
@@ -112,8 +116,8 @@ def load_target(
     if task in BENCHMARKS:
         target = _benchmark(name, task, _folder(name, path))
     else:
-        examples, bad_rows = custom.read(name, path, subtask_field, on_bad_row)
-        target = Target(name, task, tuple(examples), bad_rows)
+        examples, source = custom.read(name, path, subtask_field, on_bad_row, supervise)
+        target = Target(name, task, tuple(examples), source.bad_rows, source.warnings)
     if not target.examples:
         raise DataError(
             "The target has no examples.",
@@ -138,6 +142,7 @@ def load_test_set(
     path: str | Iterable[Any],
     test: str | Iterable[Any] | None,
     subtask_field: str | None,
+    supervise: Supervise = "completion",
 ) -> QuestionSet | None:
     """Read a target's held-out questions; None if it has none.
 
@@ -147,6 +152,7 @@ def load_test_set(
         path: The target's path, which holds a benchmark's questions too.
         test: A file of held-out examples, or rows; for a benchmark, another folder than `path`.
         subtask_field: custom only.
+        supervise: custom only.
 
     Raises:
         DataError: If they can't be read.
@@ -158,7 +164,7 @@ def load_test_set(
             what = "There are no test questions here."
             raise missing(what, name, Path(folder), f"the folder that holds {task}'s questions")
         return found
-    return custom.test_set(name, test, subtask_field) if test is not None else None
+    return custom.test_set(name, test, subtask_field, supervise) if test is not None else None
 
 
 def _folder(name: str, path: str | Iterable[Any]) -> str:

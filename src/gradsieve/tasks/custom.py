@@ -1,7 +1,7 @@
 """A user's own target: examples in any format that a pool may have.
 
 In: a file or data set (or rows in memory), and the field that names each row's subtask (none: one
-subtask). Out: examples of which every assistant turn is learnt, as of the pool's rows.
+subtask). Out: examples with the same supervised turns that they would have as rows of the pool.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from gradsieve.data.examples import Example
-from gradsieve.data.formats import is_unicode
-from gradsieve.data.readers import Rejected, place_of, read_source
+from gradsieve.data.formats import Supervise, is_unicode
+from gradsieve.data.readers import Source, place_of, read_source
 from gradsieve.errors import DataError
 from gradsieve.tasks.questions import Question, QuestionSet
 
@@ -25,13 +25,14 @@ def read(
     path: str | Iterable[Any],
     subtask_field: str | None,
     on_bad_row: Literal["fail", "skip"],
-) -> tuple[list[Example], tuple[Rejected, ...]]:
-    """The examples, and the rows left out as (where, reason).
+    supervise: Supervise = "completion",
+) -> tuple[list[Example], Source]:
+    """The examples with their subtasks, and the source that they were read from.
 
     Raises:
         DataError: If a row has no subtask, or as `read_source`.
     """
-    source = read_source(name, path, on_bad_row=on_bad_row)
+    source = read_source(name, path, on_bad_row=on_bad_row, supervise=supervise)
     examples = list(source.examples)
     if subtask_field is None:
         examples = [replace(example, subtask=ONE_SUBTASK) for example in examples]
@@ -40,16 +41,21 @@ def read(
         examples = [
             replace(example, subtask=str(example.row[subtask_field])) for example in examples
         ]
-    return examples, source.bad_rows
+    return examples, source
 
 
-def test_set(name: str, path: str | Iterable[Any], subtask_field: str | None) -> QuestionSet:
+def test_set(
+    name: str,
+    path: str | Iterable[Any],
+    subtask_field: str | None,
+    supervise: Supervise,
+) -> QuestionSet:
     """Held-out examples: each conversation up to its last turn, which is the right answer.
 
     Raises:
         DataError: As `read`.
     """
-    examples, _ = read(name, path, subtask_field, "fail")
+    examples, _ = read(name, path, subtask_field, "fail", supervise)
     questions = [
         Question(
             example,
