@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from gradsieve.console import Progress
-from gradsieve.errors import DataError, GradsieveError, Problems, RunError, UsageError
+from gradsieve.errors import DataError, ErrorGroup, GradsieveError, RunError, UsageError
 from gradsieve.io import installed
 from gradsieve.methods import find_method
 from gradsieve.runs.context import Context
@@ -31,7 +31,7 @@ def check(context: Context, stages: Sequence[str], also: Sequence[Check] = ()) -
         also: More checks, for problems to be told together with the others.
 
     Raises:
-        GradsieveError: The problem, or `Problems` where there are several.
+        GradsieveError: The problem, or `ErrorGroup` where there are several.
     """
     found: list[GradsieveError] = []
     for part in (*CHECKS, *also):
@@ -40,7 +40,7 @@ def check(context: Context, stages: Sequence[str], also: Sequence[Check] = ()) -
     if len(found) == 1:
         raise found[0]
     if found:
-        raise Problems(found)
+        raise ErrorGroup(found)
 
 
 Check = Callable[[Context, Sequence[str]], Iterator[GradsieveError]]
