@@ -98,7 +98,25 @@ def _score(context: Context, name: str, files: dict[str, Path], costs: Path) -> 
     write_json(costs, {**_costs(costs), name: seconds})
     for target, file in files.items():
         _write(scores[target], file)
+        if split_seed(name)[0] != "full":
+            _warn_of_ties(context, f"{name}, target {target}", scores[target])
     context.progress.say(f"  {name}: scored in {clock(seconds)}")
+
+
+def _warn_of_ties(context: Context, name: str, scores: Scores) -> None:
+    """Warn if the scores, or those for some subtasks, rank nothing."""
+    rows = len(scores.total)
+    if rows > 1 and np.ptp(scores.total) == 0:
+        ties = "; equal scores are ordered by source and id"
+        context.progress.warn(f"{name}: all {rows} rows have the same score{ties}")
+    elif rows > 1 and scores.by_subtask is not None:
+        tied = np.flatnonzero(np.ptp(scores.by_subtask, axis=0) == 0)
+        if len(tied):
+            names = ", ".join(str(scores.subtasks[index]) for index in tied[:5])
+            more = f" and {len(tied) - 5} more" if len(tied) > 5 else ""
+            context.progress.warn(
+                f"{name}: all {rows} rows have the same score for the subtasks {names}{more}"
+            )
 
 
 def _costs(file: Path) -> dict[str, float]:

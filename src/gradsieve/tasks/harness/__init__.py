@@ -90,9 +90,7 @@ def answers(
     ]
 
 
-def _copied(
-    tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
-) -> PreTrainedTokenizerBase:
+def _copied(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> PreTrainedTokenizerBase:
     """A tokenizer for lm-eval to change: it sets a padding token and the padding side.
 
     Without an end-of-sequence token it cannot generate, and would pad with a new token, for which
