@@ -38,16 +38,16 @@ def test_other_scripts(text: str) -> None:
     assert leaks(f"x {text}", question=text) == ["0"]
 
 
-HINDI = "भारत की राजधानी नई दिल्ली है और यहाँ हिन्दी भाषा बोली जाती है".split()
+HINDI = "भारत की राजधानी नई दिल्ली है और यहाँ हिन्दी भाषा बोली जाती है"  # 13 words
 CHINESE = "中华人民共和国首都是北京市区"  # 14 characters, 13 pairs
 
 
 def test_vowel_signs_belong_to_their_word() -> None:
     """Twelve Hindi words are no leak, thirteen are."""
-    question = " ".join(HINDI)
-    assert len(HINDI) == 13
-    rows = [question, " ".join(HINDI[:12]), f"क्या {question}?", " ".join(HINDI[1:])]
-    assert leaks(*rows, question=question) == ["0", "2"]
+    words = HINDI.split()
+    assert len(words) == 13
+    rows = [HINDI, " ".join(words[:12]), f"क्या {HINDI}?", " ".join(words[1:])]
+    assert leaks(*rows, question=HINDI) == ["0", "2"]
 
 
 def test_a_run_of_fourteen_characters_without_spaces() -> None:

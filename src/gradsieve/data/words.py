@@ -14,6 +14,7 @@ so that what two texts share would not be found.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator
 from itertools import pairwise
@@ -30,8 +31,8 @@ _TOKEN = regex.compile(
     regex.VERSION1,
 )
 # Of ASCII text the same tokens, five times as fast.
-_ASCII_WORD = regex.compile(r"\w+", regex.ASCII)
-_ASCII_TOKEN = regex.compile(r"\w+|[^\w\s]+", regex.ASCII)
+_ASCII_WORD = re.compile(r"\w+", re.ASCII)
+_ASCII_TOKEN = re.compile(r"\w+|[^\w\s]+", re.ASCII)
 _CHARACTER = regex.compile(rf".{_MARK}*", regex.VERSION1)
 
 

@@ -12,7 +12,7 @@ saving it to a folder (a copy of the base model on disk).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -150,7 +150,7 @@ def check_lendable(model: object) -> None:
         )
 
 
-def _hooks(model: nn.Module) -> Iterator[dict[int, object]]:
+def _hooks(model: nn.Module) -> Iterator[Mapping[int, object]]:
     """The hooks of a pass, forward and backward, of every module."""
     for module in model.modules():
         yield from (module._forward_hooks, module._forward_pre_hooks)
