@@ -4,9 +4,9 @@
 
 In: the miniature's pool of 31,000 rows, in which 100 of TyDiQA's held-out questions of each
 language are planted, and the paper's nine examples. Neither pool nor examples are cut to a model's
-length. Out: languages.json and languages.md next to this file: by language, the planted rows among the
-top 5%, for words as bm25s splits them (Python's `re`) and as the package does (`data.words`). Each
-is measured without the instruction in the examples, too: all planted rows share it.
+length. Out: languages.json and languages.md next to this file: by language, the planted rows among
+the top 5%, for words as bm25s splits them (Python's `re`) and as the package does (`data.words`).
+Each is measured without the instruction in the examples, too: all planted rows share it.
 """
 
 from __future__ import annotations
