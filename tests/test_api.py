@@ -1,5 +1,6 @@
 """gradsieve.select: the command line's selection, from what is in memory."""
 
+import copy
 import gc
 import json
 from pathlib import Path
@@ -127,6 +128,40 @@ def test_the_model_is_left_as_it_was(inputs: dict[str, Any], tokenizer: Any) -> 
 def same_weights(file: Path, weights: dict[str, torch.Tensor]) -> bool:
     with safe_open(file, "pt") as opened:
         return all(torch.equal(opened.get_tensor(n), weights[n]) for n in opened.keys())  # noqa: SIM118
+
+
+def test_the_tokenizer_is_left_as_it_was(
+    inputs: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    """lm-eval pads, calls of the tokenizer change its cutting; and the run knows the same again."""
+    model, own = loaded(inputs), copy.deepcopy(tokenizer)
+    own.pad_token = None
+    own.padding_side = "right"
+    own("a b c", truncation=True, max_length=2)  # the backend keeps this for the next call
+    before = tiny.tokenizer_state(own)
+    config, generation = model.config.to_dict(), model.generation_config.to_dict()
+    target = {"path": rows(inputs, "target"), "test": rows(inputs, "target")[:2]}
+    rest = {
+        "targets": {"mine": target},
+        "score": {"methods": ["random"]},
+        "train": {"epochs": 1},
+        "evaluate": {},
+    }
+    given = copy.deepcopy((target, rest))
+    select(inputs, model, own, out=tmp_path, **rest)
+    assert tiny.tokenizer_state(own) == before
+    assert (model.config.to_dict(), model.generation_config.to_dict()) == (config, generation)
+    assert (target, rest) == given
+    made = finished(tmp_path)
+    select(inputs, model, own, out=tmp_path, **rest)
+    assert made == finished(tmp_path)
+
+
+def finished(out: Path) -> dict[str, int]:
+    """When each stage that leaves results was finished."""
+    files = [file for file in out.glob("0*/meta.json") if "report" not in file.parent.name]
+    assert len(files) >= 4
+    return {str(file): file.stat().st_mtime_ns for file in files}
 
 
 def test_adapters_are_evaluated_without_a_trace(inputs: dict[str, Any], tokenizer: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
@@ -133,3 +136,9 @@ def batch(lengths: tuple[int, ...] = (20, 7, 13, 20), seed: int = 0) -> dict[str
         ids[row, length:] = 0
         mask[row, length:] = 0
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+def tokenizer_state(tokenizer: Any) -> dict[str, Any]:
+    """All of a tokenizer that a call or a library may change."""
+    public = {name: value for name, value in vars(tokenizer).items() if name != "_tokenizer"}
+    return {**copy.deepcopy(public), "backend": tokenizer.backend_tokenizer.to_str()}

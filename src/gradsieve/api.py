@@ -7,6 +7,7 @@ The base model is neither copied to disk nor changed.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tempfile
@@ -59,7 +60,8 @@ def select(
         model: A causal language model in memory, which is left as it is: its weights are shared,
             never changed, and it keeps its mode and gets no adapter. Or a folder, a hub name, or
             the recipe's `model` section.
-        tokenizer: The model's; None: the one that is saved under the model's name.
+        tokenizer: The model's, which is left as it is; None: the one that is saved under the
+            model's name.
         pool: Rows (a `datasets.Dataset`, a list of dicts, a path); or several sources by name.
         targets: Examples of the skill, in the same forms; or several targets by name. Keys of the
             recipe's section go with it: `{"mine": {"path": rows, "subtask": "topic"}}`,
@@ -246,6 +248,7 @@ def _lent(
     """What is lent, and the recipe's `model` section."""
     from gradsieve.models.source import Lent, check_lendable, dtype_of, name_of
 
+    tokenizer = copy.deepcopy(tokenizer)  # a call may change how it cuts and pads
     if isinstance(model, str | Path | Mapping):
         section = dict(model) if isinstance(model, Mapping) else {"name": str(model)}
         return Lent(str(section.get("name")), None, tokenizer), section

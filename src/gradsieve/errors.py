@@ -7,19 +7,22 @@
     +-- ModelError            a model, adapter or optimizer state cannot be used
     +-- StoreError            a gradient datastore is damaged or was made with other settings
     +-- RunError              a run folder cannot be used: not ours, locked, a stage is missing
-    +-- Problems              several of these at once, found before anything was spent
+    +-- ErrorGroup            several of these at once, found before anything was spent
 
 Every message has three parts: what is wrong, where (file:line, value, shape), what to do next.
+All of them can be pickled and copied, so that they cross from a worker process unchanged.
 """
 
 from __future__ import annotations
 
+import copyreg
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 
 class GradsieveError(Exception):
-    """A problem that the user can mend, told in three parts.
+    """A problem that the user can fix, described in three parts.
 
     Args:
         what: What is wrong, one sentence.
@@ -40,6 +43,10 @@ class GradsieveError(Exception):
         if self.todo:
             lines.append(f"  what to do: {self.todo}")
         return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        # The default calls the class with `args`, which are not what a subclass's __init__ takes.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class UsageError(GradsieveError):
@@ -77,17 +84,17 @@ class RunError(GradsieveError):
     """A run folder cannot be used."""
 
 
-class Problems(GradsieveError):
-    """Several things are wrong; `found` holds an error for each."""
+class ErrorGroup(GradsieveError):
+    """Several things are wrong; `errors` holds an error for each."""
 
-    def __init__(self, found: Sequence[GradsieveError]) -> None:
-        self.found = found
-        self.exit_status = max(problem.exit_status for problem in found)
-        super().__init__(f"{len(found)} problems.")
+    def __init__(self, errors: Sequence[GradsieveError]) -> None:
+        self.errors = errors
+        self.exit_status = max(error.exit_status for error in errors)
+        super().__init__(f"{len(errors)} problems.")
 
     def __str__(self) -> str:
-        numbered = (f"{number}. {problem}" for number, problem in enumerate(self.found, start=1))
-        return "\n".join((f"{len(self.found)} problems, and nothing was started:", *numbered))
+        numbered = (f"{number}. {error}" for number, error in enumerate(self.errors, start=1))
+        return "\n".join((f"{len(self.errors)} problems, and nothing was started:", *numbered))
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -44,12 +44,12 @@ def ask(
     prompts = [f"prompt {number}" for number in range(len(test.questions))]
     Parrot.says = dict(zip(prompts, says, strict=True))
     monkeypatch.setattr(huggingface, "HFLM", Parrot)
-    nothing: Any = None
+    no_model: Any = None
     return answers(
         test,
         prompts,
-        nothing,
-        nothing,
+        no_model,
+        make_tokenizer(),
         max_length=64,
         max_tokens=7,
         batch_size=2,
@@ -105,8 +105,7 @@ def test_the_end_of_a_turn_ends_an_answer(
     Parrot.says = {"?": "yes"}
     monkeypatch.setattr(huggingface, "HFLM", Parrot)
     sizes = {"max_length": 64, "max_tokens": 7, "batch_size": 1}
-    nothing: Any = None
-    answers(test, ["?"], model, nothing, **sizes, add_bos_token=False, ends=[3])
+    answers(test, ["?"], model, make_tokenizer(), **sizes, add_bos_token=False, ends=[3])
     assert Parrot.seen[0][1]["eos_token_id"] == all_ends
 
 
@@ -154,3 +153,21 @@ def test_with_a_model(capsys: pytest.CaptureFixture[str]) -> None:
         best = max("abc", key=lambda letter: float(logits[tokenizer.convert_tokens_to_ids(letter)]))
         assert scores == {"accuracy": float(best == "a")}
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("removed", [["pad"], ["pad", "unk"], ["pad", "unk", "eos"]])
+@pytest.mark.parametrize("choices", [("a", "b c"), ()])
+def test_the_tokenizer_is_left_as_it_was(removed: list[str], choices: tuple[str, ...]) -> None:
+    """Without a padding token too: lm-eval sets one, and the padding side, on what it gets."""
+    model, tokenizer = tiny.model().eval(), make_tokenizer()
+    for name in removed:
+        setattr(tokenizer, f"{name}_token", None)
+    tokenizer.padding_side = "right"
+    tokenizer("a b c", truncation=True, max_length=2)  # the backend keeps this for the next call
+    test = QuestionSet(questions(["a"] * 3, choices), ("accuracy" if choices else "f1",))
+    prompts = ["repeat : d e", "backwards : a b c", "head : h i j k"]
+    before = tiny.tokenizer_state(tokenizer)
+    ends = [tokenizer.convert_tokens_to_ids("</s>")] if "eos" in removed else []
+    sizes = {"max_length": 32, "max_tokens": 2, "batch_size": 3}
+    answers(test, prompts, model, tokenizer, **sizes, add_bos_token=False, ends=ends)
+    assert tiny.tokenizer_state(tokenizer) == before

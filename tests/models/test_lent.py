@@ -67,6 +67,23 @@ def test_a_patched_forward_is_left_out() -> None:
     assert "forward" in vars(model)
 
 
+def test_hooks_are_left_out() -> None:
+    """The caller's see no pass but the caller's own, and are not copied with all they hold."""
+    model, seen = tiny.model().eval(), []
+    layer = model.model.layers[0]
+    layer.register_forward_hook(lambda *_: seen.append("forward"))
+    layer.register_forward_pre_hook(lambda *_, **__: seen.append("before"), with_kwargs=True)
+    layer.register_full_backward_hook(lambda *_: seen.append("backward"))
+    layer.register_full_backward_pre_hook(lambda *_: seen.append("before backward"))
+    next(layer.parameters()).register_hook(lambda _: seen.append("gradient"))
+    for shared in (True, False):
+        view = Lent("here", model).view(shared)
+        view.requires_grad_(True)(**tiny.batch()).loss.backward()
+    assert seen == []
+    model(**tiny.batch()).loss.backward()
+    assert {*seen} == {"forward", "before", "backward", "before backward", "gradient"}
+
+
 def test_weights_that_will_change_are_copied() -> None:
     model = tiny.model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -81,7 +98,9 @@ def test_only_its_own_name_is_taken_and_only_while_it_is_lent() -> None:
     model, tokenizer = tiny.model(), object()
     with lend(Lent("here", model, tokenizer)):  # type: ignore[arg-type]
         assert load_tokenizer(SECTION) is tokenizer
-        assert load_config(SECTION) is model.config
+        config = load_config(SECTION)
+        assert config.to_dict() == model.config.to_dict()
+        assert config is not model.config  # a model that is built from it changes it
         with pytest.raises(ModelError, match="is not there"):
             load_model(SECTION.model_copy(update={"name": "./there"}))
     with pytest.raises(ModelError, match="is not there"):

@@ -10,7 +10,7 @@ import pytest
 import gradsieve
 import world
 from gradsieve.demo.skills import make_questions
-from gradsieve.errors import DataError, GradsieveError, ModelError, Problems, RunError, UsageError
+from gradsieve.errors import DataError, ErrorGroup, GradsieveError, ModelError, RunError, UsageError
 from gradsieve.pipeline import run as pipeline
 from gradsieve.runs.folder import RunFolder
 
@@ -67,9 +67,9 @@ def test_all_problems_are_in_one_list(inputs: dict[str, Any], tmp_path: Path) ->
         lambda: pipeline.plan(wrong, tmp_path / "file", progress=world.Listening()),
         lambda: gradsieve.run(wrong, tmp_path / "run", progress=world.Listening()),
     ):
-        with pytest.raises(Problems) as caught:
+        with pytest.raises(ErrorGroup) as caught:
             attempt()
-        found = caught.value.found
+        found = caught.value.errors
         where = "\n".join(problem.where for problem in found)
         for part in (
             "none.jsonl",
@@ -214,7 +214,7 @@ def test_disk_and_memory(
     with pytest.raises(RunError, match="does not fit on the disk"):
         plan(inputs, tmp_path / "run")
     monkeypatch.setattr("gradsieve.pipeline.planning._memory_there", lambda _: 1.0)
-    with pytest.raises(Problems, match="2 problems"):
+    with pytest.raises(ErrorGroup, match="2 problems"):
         plan(inputs, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

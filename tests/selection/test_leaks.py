@@ -1,5 +1,6 @@
 """Runs of 13 words that a row shares with a test question."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,28 @@ def test_a_short_question_never_leaks() -> None:
 )
 def test_other_scripts(text: str) -> None:
     assert leaks(f"x {text}", question=text) == ["0"]
+
+
+HINDI = "भारत की राजधानी नई दिल्ली है और यहाँ हिन्दी भाषा बोली जाती है"  # 13 words
+CHINESE = "中华人民共和国首都是北京市区"  # 14 characters, 13 pairs
+
+
+def test_vowel_signs_belong_to_their_word() -> None:
+    """Twelve Hindi words are no leak, thirteen are."""
+    words = HINDI.split()
+    assert len(words) == 13
+    rows = [HINDI, " ".join(words[:12]), f"क्या {HINDI}?", " ".join(words[1:])]
+    assert leaks(*rows, question=HINDI) == ["0", "2"]
+
+
+def test_a_run_of_fourteen_characters_without_spaces() -> None:
+    rows = [f"请问，{CHINESE}吗？", CHINESE[1:], f"据说{CHINESE[:13]}。", f"据说{CHINESE}很大"]
+    assert leaks(*rows, question=CHINESE) == ["0", "3"]
+
+
+def test_equivalent_spellings_are_the_same_text() -> None:
+    text = "Việt " * 13
+    assert leaks(unicodedata.normalize("NFD", text), question=text) == ["0"]
 
 
 def test_what_is_told() -> None:

@@ -1,6 +1,8 @@
 """Baselines that count words: BM25 and DSIR, by the libraries bm25s and data-selection.
 
-Both read what all turns of a row say. They are an extra: `pip install 'gradsieve[baselines]'`.
+Both read what all turns of a row say, split into words as each script has it (`data.words`). Stop
+words are counted, since a pool has many languages. The libraries are an extra:
+`pip install 'gradsieve[baselines]'`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from gradsieve.data.examples import Row
+from gradsieve.data.words import split_words, split_words_and_punctuation
 from gradsieve.errors import DataError
 from gradsieve.io import needed
 from gradsieve.methods.base import (
@@ -39,7 +42,7 @@ class Bm25:
         """One index, a query for each example."""
         bm25s = needed("bm25s", "baselines")
         index = bm25s.BM25(k1=1.5, b=0.75)
-        pool = self._tokens(problem.rows)
+        pool = _tokens(problem.rows)
         if not any(pool):
             raise DataError(
                 "BM25 finds no word of two letters or more in the pool.",
@@ -49,7 +52,7 @@ class Bm25:
         index.index(pool, show_progress=False)
         scores = {}
         for name, examples in problem.targets.items():
-            queries = self._tokens(examples)
+            queries = _tokens(examples)
             nothing = np.zeros(len(pool), dtype=np.float32)  # bm25s has no answer to no words
             columns = [
                 index.get_scores(query).astype(np.float32) if query else nothing
@@ -59,15 +62,11 @@ class Bm25:
             scores[name] = over_subtasks(problem, subtasks, by_subtask)
         return scores
 
-    def _tokens(self, rows: Sequence[Row]) -> list[list[str]]:
-        bm25s = needed("bm25s", "baselines")
-        tokens: list[list[str]] = bm25s.tokenize(
-            [whole_text(row.example) for row in rows],
-            stopwords=None,  # a pool has many languages
-            return_ids=False,
-            show_progress=False,
-        )
-        return tokens
+
+def _tokens(rows: Sequence[Row]) -> list[list[str]]:
+    """The words of each row of two letters or more, as bm25s has it."""
+    texts = (split_words(whole_text(row.example)) for row in rows)
+    return [[word for word in words if len(word) > 1] for words in texts]
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,7 @@ def _log_weights(rows: Sequence[Row], examples: Sequence[Row]) -> np.ndarray:
             Path(folder, file).write_text("".join(lines), encoding="utf-8")
         pool, target = ([str(Path(folder, file))] for file in files)
         estimator = dsir(pool, target, cache_dir=folder, num_proc=1)
+        estimator.tokenizer = split_words_and_punctuation
         estimator.fit_importance_estimator(num_tokens_to_fit="all")
     texts = (whole_text(row.example) for row in rows)
     weights = [estimator.importance_estimator(estimator.featurizer(text)) for text in texts]

@@ -8,6 +8,7 @@ model runs only if the recipe says `trust_remote_code: true`. A model that the c
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from pathlib import Path
@@ -93,7 +94,7 @@ def load_config(model: recipe.ModelConfig) -> Any:
     """
     lent = lent_as(model.name)
     if lent is not None and lent.model is not None:
-        return lent.model.config
+        return copy.deepcopy(lent.model.config)  # building a model from it sets attributes
     return _load(AutoConfig, model, "configuration")
 
 

@@ -12,7 +12,7 @@ saving it to a folder (a copy of the base model on disk).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -50,7 +50,8 @@ class Lent:
         """The model in eval mode, with frozen parameters of its own.
 
         What training libraries patch into modules (TRL's fused head, accelerate's autocast) is left
-        out: a patched `forward` calls the given model's, not the view's.
+        out: a patched `forward` calls the given model's, not the view's. So are hooks: they would
+        record passes that the caller didn't make.
 
         Args:
             shared: Whether they share the given ones' memory; else they are copies.
@@ -58,6 +59,7 @@ class Lent:
         assert self.model is not None
         parameters = self.model.parameters() if shared else ()
         seen: dict[int, object] = {id(given): _frozen(given) for given in parameters}
+        seen |= {id(hooks): type(hooks)() for hooks in _hooks(self.model)}
         view = copy.deepcopy(self.model, seen)
         for module in view.modules():
             module.__dict__.pop("forward", None)
@@ -146,6 +148,13 @@ def check_lendable(model: object) -> None:
             f"{type(model).__name__}: {', '.join(devices)}",
             "Load it without device_map, or with device_map={'': 0}.",
         )
+
+
+def _hooks(model: nn.Module) -> Iterator[Mapping[int, object]]:
+    """The hooks of a pass, forward and backward, of every module."""
+    for module in model.modules():
+        yield from (module._forward_hooks, module._forward_pre_hooks)
+        yield from (module._backward_hooks, module._backward_pre_hooks)
 
 
 def _frozen(given: nn.Parameter) -> nn.Parameter:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from gradsieve.console import Progress
-from gradsieve.errors import DataError, GradsieveError, Problems, RunError, UsageError
+from gradsieve.errors import DataError, ErrorGroup, GradsieveError, RunError, UsageError
 from gradsieve.io import installed
 from gradsieve.methods import find_method
 from gradsieve.runs.context import Context
@@ -32,7 +32,7 @@ def check(context: Context, wanted: Sequence[Stage], also: Sequence[Check] = ())
         also: More checks, whose problems are reported together with the others.
 
     Raises:
-        GradsieveError: The problem, or `Problems` where there are several.
+        GradsieveError: The problem, or `ErrorGroup` where there are several.
     """
     found: list[GradsieveError] = []
     stages = [stage.name for stage in wanted]
@@ -46,7 +46,7 @@ def check(context: Context, wanted: Sequence[Stage], also: Sequence[Check] = ())
     if len(found) == 1:
         raise found[0]
     if found:
-        raise Problems(found)
+        raise ErrorGroup(found)
 
 
 def _reported(stage: Stage, context: Context) -> Iterator[GradsieveError]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gradsieve.io import (
     file_fingerprint,
+    fingerprint,
     folder_fingerprint,
     read_lines,
     write_json,

@@ -1,20 +1,20 @@
 """Leaks: rows of the pool that hold a run of words of a test question.
 
 A run is 13 words, whatever case and punctuation, as GPT-3's authors looked for (Brown et al., 2020,
-appendix C). In scripts without spaces each character is a word. Only what a question itself says is
-compared, not the words that a benchmark puts around every question.
+appendix C). In scripts without spaces a word is a pair of characters (`data.words`), so that a run
+is 14 characters. Only what a question itself says is compared, not the words that a benchmark puts
+around every question.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from gradsieve.data.words import split_words
+
 RUN = 13
 """Words."""
-
-_WORD = re.compile(r"[぀-ヿ㐀-鿿]|\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Leaks:
     Attributes:
         target: The target's name.
         question: The id of a question, the first that shares a run.
-        run: The words.
+        run: The words; in scripts without spaces, overlapping pairs of characters.
     """
 
     target: str
@@ -61,6 +61,6 @@ def find_leaks(
 
 
 def _runs(text: str) -> Iterator[tuple[str, ...]]:
-    words = _WORD.findall(text.lower())
+    words = split_words(text)
     for start in range(len(words) - RUN + 1):
         yield tuple(words[start : start + RUN])

@@ -99,6 +99,8 @@ def _score(context: Context, name: str) -> None:
     artifact.add_seconds(name, seconds)
     for target in context.targets:
         artifact.write_table(target.name, name, _table(scores[target.name]))
+        if split_seed(name)[0] != "full":
+            _warn_of_ties(context, f"{name}, target {target.name}", scores[target.name])
     context.progress.say(f"  {name}: scored in {clock(seconds)}")
 
 
@@ -108,6 +110,22 @@ def _table(scores: Scores) -> ScoreTable:
         by_subtask = np.zeros((len(scores.keys), 0), dtype=np.float32)
     keys, best = list(scores.keys), scores.best_subtask
     return ScoreTable(keys, scores.total, best, list(scores.subtasks), by_subtask)
+
+
+def _warn_of_ties(context: Context, name: str, scores: Scores) -> None:
+    """Warn if the scores, or those for some subtasks, rank nothing."""
+    rows = len(scores.total)
+    if rows > 1 and np.ptp(scores.total) == 0:
+        ties = "; equal scores are ordered by source and id"
+        context.progress.warn(f"{name}: all {rows} rows have the same score{ties}")
+    elif rows > 1 and scores.by_subtask is not None:
+        tied = np.flatnonzero(np.ptp(scores.by_subtask, axis=0) == 0)
+        if len(tied):
+            names = ", ".join(str(scores.subtasks[index]) for index in tied[:5])
+            more = f" and {len(tied) - 5} more" if len(tied) > 5 else ""
+            context.progress.warn(
+                f"{name}: all {rows} rows have the same score for the subtasks {names}{more}"
+            )
 
 
 def _problem(context: Context, name: str) -> Problem:

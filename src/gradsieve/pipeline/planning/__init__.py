@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradsieve.errors import GradsieveError, ModelError, Problems, RunError
+from gradsieve.errors import ErrorGroup, GradsieveError, ModelError, RunError
 from gradsieve.pipeline.planning.calibration import Calibration
 from gradsieve.pipeline.planning.costs import Costs
 from gradsieve.pipeline.planning.gpus import Gpu, find_gpu
@@ -243,7 +243,7 @@ def _refuse_what_does_not_fit(
     if costs.work.context.recipe.features.mode == "exact" and "features" in stages:
         problems += _too_large_directions(costs, memory if gpu is not None else free_memory())
     if problems:
-        raise problems[0] if len(problems) == 1 else Problems(problems)
+        raise problems[0] if len(problems) == 1 else ErrorGroup(problems)
 
 
 def _too_large_directions(costs: Costs, free: float) -> Iterator[ModelError]:

@@ -9,6 +9,7 @@ they have no TyDiQA, and ask without chat template and from the hub.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ def answers(
         test: The questions.
         prompts: What each is asked with, up to where the answer starts.
         model: In eval mode; no adapter around it (merge it first).
-        tokenizer: The model's.
+        tokenizer: The model's; never changed.
         max_length: Tokens of prompt and answer together.
         max_tokens: Tokens of an answer, fewer than `max_length`.
         batch_size: Questions at a time.
@@ -68,7 +69,7 @@ def answers(
     with _silent():
         lm = needed("lm_eval.models.huggingface", "evaluate").HFLM(
             pretrained=model,
-            tokenizer=tokenizer,
+            tokenizer=_copied(tokenizer, ends),
             batch_size=batch_size,
             max_length=max_length,
             add_bos_token=add_bos_token,
@@ -87,6 +88,18 @@ def answers(
         test.judge(sample["filtered_resps"][0], question.answers)
         for sample, question in zip(ordered, test.questions, strict=True)
     ]
+
+
+def _copied(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> PreTrainedTokenizerBase:
+    """A tokenizer for lm-eval to change: it sets a padding token and the padding side.
+
+    Without an end-of-sequence token it cannot generate, and would pad with a new token, for which
+    the model has no embedding.
+    """
+    copied = copy.deepcopy(tokenizer)
+    if copied.eos_token is None and ends:
+        copied.eos_token = copied.convert_ids_to_tokens(ends[0])
+    return copied
 
 
 def _task(

@@ -85,3 +85,36 @@ def test_bm25_without_a_word() -> None:
     assert not find_method("bm25").score(problem)["t"].total.any()
     with pytest.raises(DataError, match="no word of two letters"):
         find_method("bm25").score(pools.problem([bare], {"t": ROWS}))
+
+
+MEANT = {  # a question, the row that shares its words, and one that shares letters and marks only
+    "hindi": ("भारत की राजधानी", "नई दिल्ली भारत की राजधानी है", "किताबें और राजा भीतर आधा नीला"),
+    "chinese": ("中国的首都", "北京是中国首都", "都市里的国首席中间"),
+    "japanese": ("日本の首都はどこ", "東京は日本の首都です", "本日は都合が悪い首相"),
+    "thai": ("เมืองหลวงของไทย", "กรุงเทพเป็นเมืองหลวง", "ลมหนาวมาเยือน"),
+}
+
+
+@pytest.mark.parametrize("method", ["bm25", "dsir"])
+@pytest.mark.parametrize("script", MEANT)
+def test_words_of_every_script(script: str, method: str) -> None:
+    question, near, far = MEANT[script]
+    rows = [pools.row(near, f"near{n}") for n in range(4)]
+    rows += [pools.row(far, f"far{n}") for n in range(20)]
+    target = {"t": [pools.row(question)]}
+    scores = find_method(method).score(pools.problem(rows, target))["t"]
+    best = np.argsort(-scores.total)[:4]
+    assert {scores.keys[index][1] for index in best} == {f"near{n}" for n in range(4)}
+
+
+def test_bm25_is_the_formula_in_other_scripts() -> None:
+    """A word with vowel signs is one word; a text without spaces is its pairs."""
+    texts = ["हिन्दी भाषा", "日本国", "हिन्दी किताब 日本"]
+    documents = [["हिन्दी", "भाषा"], ["日本", "本国"], ["हिन्दी", "किताब", "日本"]]
+    documents = [[*document, "yes"] for document in documents]
+    target = [pools.row("हिन्दी 日本")]
+    rows = [pools.row(text, str(n)) for n, text in enumerate(texts)]
+    scores = find_method("bm25").score(pools.problem(rows, {"t": target}))["t"]
+    query = ["हिन्दी", "日本", "yes"]
+    expected = [bm25(query, document, documents) for document in documents]
+    assert scores.total == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,123 @@
+"""What BM25 finds of TyDiQA's nine languages, with words split in two ways. No model is needed.
+
+    python benchmarks/paper_in_miniature/languages.py --data ../shared/data --out runs/languages
+
+In: the miniature's pool of 31,000 rows, in which 100 of TyDiQA's held-out questions of each
+language are planted, and the paper's nine examples. Neither pool nor examples are cut to a model's
+length. Out: languages.json and languages.md next to this file: by language, the planted rows among
+the top 5%, for words as bm25s splits them (Python's `re`) and as the package does (`data.words`).
+Each is measured without the instruction in the examples, too: all planted rows share it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import bm25s
+import numpy as np
+import prepare
+
+from gradsieve.console import Progress
+from gradsieve.data.examples import Example, Row
+from gradsieve.data.readers import read_source
+from gradsieve.methods import Problem, find_method, lexical
+from gradsieve.methods.base import whole_text
+from gradsieve.recipe.schema import check_recipe
+from gradsieve.tasks import load_target, load_test_set
+from gradsieve.tasks.tydiqa import WORDS
+
+HERE = Path(__file__).parent
+PLANTED = 100
+SHARE = 0.05
+Split = Callable[[Sequence[Row]], list[list[str]]]
+
+
+def split_by_bm25s(rows: Sequence[Row]) -> list[list[str]]:
+    texts = [whole_text(row.example) for row in rows]
+    return bm25s.tokenize(texts, stopwords=None, return_ids=False, show_progress=False)
+
+
+SPLITTERS: dict[str, Split] = {"bm25s": split_by_bm25s, "data.words": lexical._tokens}
+
+
+def without_instruction(example: Example) -> Example:
+    asked, answer = example.messages
+    rest = asked["content"].removeprefix(WORDS[example.subtask][0])
+    return replace(example, messages=({"role": asked["role"], "content": rest}, answer))
+
+
+def row(example: Example) -> Row:
+    return Row(example, None, None)  # BM25 reads no tokens
+
+
+def pool_and_planted(data: Path, out: Path) -> list[Row]:
+    prepare.draw_pool(data, out / "pool", planted=False)
+    rows = [
+        row(example)
+        for file in sorted((out / "pool").glob("*.jsonl"))
+        for example in read_source(file.stem, str(file)).examples
+    ]
+    test = load_test_set("planted", "tydiqa", str(data / "eval" / "tydiqa"), None, None)
+    for language in WORDS:
+        own = [q.example for q in test.questions if q.example.subtask == language]
+        rows += [row(replace(example, source="planted")) for example in own[:PLANTED]]
+    return sorted(rows, key=lambda row: row.key)
+
+
+def found(rows: list[Row], examples: list[Row], split: Split) -> dict[str, int]:
+    """Planted rows of each language among the best 5%."""
+    recipe = check_recipe(
+        {
+            "model": {"name": "none"},
+            "pool": [{"name": "pool", "path": "none"}],
+            "targets": [{"name": "t", "path": "none"}],
+        }
+    )
+    with mock.patch.object(lexical, "_tokens", split):
+        problem = Problem(rows, {"t": examples}, recipe, 0, Progress(quiet=True))
+        total = find_method("bm25").score(problem)["t"].total
+    best = np.argsort(-total, kind="stable")[: round(SHARE * len(rows))]
+    planted = [rows[index].example for index in best if rows[index].example.source == "planted"]
+    return {name: sum(own.subtask == name for own in planted) for name in WORDS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    rows = pool_and_planted(given.data, given.out)
+    target = load_target("tydiqa", "tydiqa", str(given.data / "eval" / "tydiqa"))
+    kinds = {
+        "with instruction": [row(example) for example in target.examples],
+        "without": [row(without_instruction(example)) for example in target.examples],
+    }
+    told = {
+        f"{splitter}, {kind}": found(rows, examples, split)
+        for kind, examples in kinds.items()
+        for splitter, split in SPLITTERS.items()
+    }
+    record = {"rows": len(rows), "planted_by_language": PLANTED, "found": told}
+    (HERE / "languages.json").write_text(json.dumps(record, indent=1) + "\n")
+    lines = [
+        "# BM25 on nine languages",
+        "",
+        f"Made by languages.py: of {PLANTED} planted rows of each language, those among the best",
+        f"{SHARE:.0%} of {len(rows):,} rows; words as bm25s splits them, and as the package does.",
+        "",
+        f"| words, examples | {' | '.join(WORDS)} | all |",
+        f"| --- |{' --- |' * (len(WORDS) + 1)}",
+    ]
+    for name, counts in told.items():
+        numbers = " | ".join(map(str, counts.values()))
+        lines.append(f"| {name} | {numbers} | {sum(counts.values())} |")
+    (HERE / "languages.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
