@@ -14,6 +14,23 @@ from typing import Any
 from gradsieve.data.formats import BadRow, is_unicode
 
 
+def given_id(row: Mapping[str, Any]) -> str | int | None:
+    """The id that a row comes with; None if it has none that can be used."""
+    given = row.get("id")
+    usable = isinstance(given, int) or (isinstance(given, str) and is_unicode(given))
+    return None if not usable or isinstance(given, bool) or given == "" else given
+
+
+def content_digest(row: Mapping[str, Any]) -> bytes:
+    """SHA-256 of a row, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()
+
+
+def made_id(digest: bytes) -> str:
+    """The id of a row that comes without one: 16 hexadecimal digits made of its content."""
+    return digest.hex()[:16]
+
+
 class Ids:
     """Ids kept from rows, or made from their content: stable under reordering and renaming.
 
@@ -33,9 +50,8 @@ class Ids:
         Raises:
             BadRow: If another row has it; names that row's place.
         """
-        given = row.get("id")
-        usable = isinstance(given, int) or (isinstance(given, str) and is_unicode(given))
-        if not usable or isinstance(given, bool) or given == "":
+        given = given_id(row)
+        if given is None:
             return self._make(row, where)
         id = str(given)
         if id in self._given:
@@ -46,7 +62,7 @@ class Ids:
         return id
 
     def _make(self, row: Mapping[str, Any], where: str) -> str:
-        id = digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
+        id = digest = made_id(content_digest(row))
         # Equal rows are told apart by a number; which is which makes no difference.
         count = self._equal.get(digest, 0) + 1
         if count > 1:

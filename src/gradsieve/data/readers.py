@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import hashlib
+import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,9 @@ IN_MEMORY = "(in memory)"
 
 ROWS_AT_ONCE = 1000
 """Of a data set, that are Python objects at a time."""
+
+JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
+"""Ends of the names of files with one JSON object a line."""
 
 TOLD_AT_ONCE = 10
 """Bad rows that a message lists; the others are counted."""
@@ -85,7 +89,7 @@ def read_source(
 
     Args:
         name: Becomes the examples' `source`.
-        path: A .jsonl (or .jsonl.gz), .json or .parquet file, a folder written by
+        path: A .jsonl (or .jsonl.gz, .jsonl.zst), .json or .parquet file, a folder written by
             `Dataset.save_to_disk`, or a data set that `datasets.load_dataset` knows; or rows.
         on_bad_row: Stop at rows that can't be read, or leave them out.
         split: Of a saved data set with splits, or of one on the hub.
@@ -99,18 +103,16 @@ def read_source(
     bad: list[Rejected] = []
     ids, left_out = Ids(), LeftOut()
     place = place_of(name, path)
-    rows = _rows(path, split, revision) if isinstance(path, str) else _given_rows(place, path)
+    rows = rows_of(path, split, revision) if isinstance(path, str) else _given_rows(place, path)
     for where, row in rows:
         try:
             examples.append(example_of(name, where, row, ids, left_out, supervise))
         except BadRow as error:
             bad.append(Rejected(where, str(error)))
     if bad and on_bad_row == "fail":
-        raise _bad_rows_error(place, bad, len(examples))
+        raise bad_rows_error(place, bad[:TOLD_AT_ONCE], len(bad), len(bad) + len(examples))
     if not examples:
-        found = f"all of its {len(bad)} rows are bad" if bad else "it has no rows"
-        todo = "Give at least one good row."
-        raise DataError("There is no usable row.", f"{place}: {found}", todo)
+        raise no_row_error(place, len(bad))
     warnings = left_out.warnings()
     return Source(name, tuple(examples), tuple(bad), _fingerprint(examples), warnings)
 
@@ -154,14 +156,21 @@ def _identity(example: Example) -> list[Any]:
     return [example.id, example.row, *flags]
 
 
-def _bad_rows_error(path: str, bad: list[Rejected], good: int) -> DataError:
-    listed = [f"{row.where}: {row.reason}" for row in bad[:TOLD_AT_ONCE]]
-    more = [f"and {len(bad) - TOLD_AT_ONCE} more"] if bad[TOLD_AT_ONCE:] else []
+def bad_rows_error(place: str, first: list[Rejected], bad: int, rows: int) -> DataError:
+    """What to raise for bad rows: how many there are, and the first of them."""
+    listed = [f"{row.where}: {row.reason}" for row in first]
+    more = [f"and {bad - len(first)} more"] if bad > len(first) else []
     return DataError(
-        f"{len(bad)} of {len(bad) + good} rows of {path} cannot be read.",
+        f"{bad} of {rows} rows of {place} cannot be read.",
         "\n              ".join(listed + more),
         "Mend the rows, or set on_bad_row: skip to leave them out.",
     )
+
+
+def no_row_error(place: str, bad: int) -> DataError:
+    """What to raise for a source without a single good row."""
+    found = f"all of its {bad} rows are bad" if bad else "it has no rows"
+    return DataError("There is no usable row.", f"{place}: {found}", "Give at least one good row.")
 
 
 # --- rows of each kind of file ------------------------------------------------------------------
@@ -178,7 +187,8 @@ def _given_rows(place: str, rows: Iterable[Any]) -> Rows:
         yield f"{place} row {number}", row
 
 
-def _rows(path: str, split: str, revision: str | None) -> Rows:
+def rows_of(path: str, split: str = "train", revision: str | None = None) -> Rows:
+    """Place and row of all rows of a file, folder or hub data set, in a stream."""
     if path == IN_MEMORY:
         todo = "Call gradsieve.select again with the same `out`, or give a file."
         raise DataError("These rows were given in memory, and are not kept.", IN_MEMORY, todo)
@@ -190,7 +200,7 @@ def _rows(path: str, split: str, revision: str | None) -> Rows:
     if file.stat().st_size == 0:
         raise DataError("The file is empty.", path, "Give a file with rows.")
     name = file.name.lower()
-    if name.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
+    if name.endswith(JSON_LINES):
         return _jsonl_rows(file)
     if name.endswith(".json"):
         return _json_rows(file)
@@ -199,33 +209,47 @@ def _rows(path: str, split: str, revision: str | None) -> Rows:
     raise DataError(
         "The kind of file is not known by its name.",
         path,
-        "Give a .jsonl, .jsonl.gz, .json or .parquet file.",
+        "Give a .jsonl, .jsonl.gz, .jsonl.zst, .json or .parquet file.",
     )
 
 
 def _jsonl_rows(file: Path) -> Rows:
-    """One JSON object a line; lines end at a line feed alone (U+2028 is text)."""
+    for number, line in json_lines(file):
+        yield f"{file}:{number}", parsed(line)
+
+
+def json_lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbers and bytes of the lines with a row; lines end at a line feed alone (U+2028 is text).
+
+    Raises:
+        DataError: If the file can't be unpacked, or is JSON over several lines.
+    """
     for number, line in enumerate(_lines(file), start=1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
             _refuse_spread_json(line, f"{file}:1")
         if line.strip():
-            yield f"{file}:{number}", _parsed(line)
+            yield number, line
 
 
 def _lines(file: Path) -> Iterator[bytes]:
-    if file.suffix.lower() != ".gz":
+    packed = {".gz": "gzip", ".zst": "zstd"}.get(file.suffix.lower())
+    if packed is None:
         with file.open("rb") as lines:
             yield from lines
         return
     try:
-        with gzip.open(file) as lines:
-            yield from lines
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        if packed == "gzip":
+            with gzip.open(file) as lines:
+                yield from lines
+        else:
+            with pa.CompressedInputStream(pa.OSFile(str(file)), packed) as stream:
+                yield from io.BufferedReader(stream)
+    except (gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
         raise DataError(
             f"The file cannot be unpacked: {str(error).rstrip('.')}.",
             str(file),
-            "Give a whole gzip file, or take .gz off its name if it is not packed.",
+            f"Give a whole {packed} file, or take {file.suffix} off its name if it is not packed.",
         ) from None
 
 
@@ -244,7 +268,8 @@ def _refuse_spread_json(first_line: bytes, where: str) -> None:
         )
 
 
-def _parsed(line: bytes) -> Any:
+def parsed(line: bytes) -> Any:
+    """The row of a line; a BadRow if it is not JSON."""
     try:
         return json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
     except BadRow as error:
@@ -290,7 +315,9 @@ def _parquet_rows(file: Path) -> Rows:
     try:
         with pq.ParquetFile(file) as table:
             features = _undecoded(_features_of(table.schema_arrow))
-            batches = map(pa.Table.from_batches, ([batch] for batch in table.iter_batches()))
+            batches = map(
+                pa.Table.from_batches, ([batch] for batch in table.iter_batches(ROWS_AT_ONCE))
+            )
             rows = (row for batch in batches for row in _table_rows(batch, features))
             yield from _given_rows(str(file), rows)
     except (pa.ArrowException, OSError) as error:
@@ -376,7 +403,7 @@ def _hub_rows(name: str, split: str, revision: str | None) -> Rows:
 def _refuse_missing_file(name: str) -> None:
     """A name that looks like a file which isn't there is a mistake, not a hub data set."""
     path = Path(name)
-    looks_like_a_file = path.suffix in (".jsonl", ".json", ".parquet", ".gz", ".ndjson")
+    looks_like_a_file = path.suffix in (".jsonl", ".json", ".parquet", ".gz", ".zst", ".ndjson")
     if path.exists() or not (looks_like_a_file or path.is_absolute() or name.startswith(".")):
         return
     there = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from gradsieve.data.examples import Example, Message
+from gradsieve.data.long_texts import shortened
 from gradsieve.errors import DataError, ModelError
 from gradsieve.io import fingerprint
 
@@ -193,8 +194,9 @@ class ChatTemplate:
         return self._write(messages, add_generation_prompt=True) + answer_start
 
     def _tokenize(self, texts: Sequence[Rendered]) -> Iterator[Encoded]:
+        backend = self.tokenizer.backend_tokenizer
         tokens = self.tokenizer(
-            [rendered.text for rendered in texts],
+            [shortened(rendered.text, backend, self.max_length) for rendered in texts],
             add_special_tokens=self.adds_special_tokens,
             return_offsets_mapping=True,
             return_attention_mask=False,

@@ -1,0 +1,258 @@
+"""The pool, memory-mapped: columns without a copy, and rows by their numbers.
+
+In: a folder that `build_pool` wrote. Out: arrays and columns of all rows, and examples, tokens or
+texts of a few. A row's number is its position: sources are in order of their names, the rows of a
+source as they came in. `order` (numbers by source and id) doesn't depend on how they came in.
+
+Rejected: `pyarrow`'s own `take` on a pool's text columns (it copies the full column first).
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from gradsieve.data.examples import Example, Message
+from gradsieve.data.pool.part import Part, Progress
+from gradsieve.data.pool.state import read_state
+from gradsieve.data.template import Encoded
+from gradsieve.errors import DataError
+
+ORDER = "order.npy"
+
+Numbers = Sequence[int] | NDArray[np.int64]
+
+
+class ExampleKey(NamedTuple):
+    """Names an example in the pool, and is the order of equal scores."""
+
+    source: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSource:
+    """A source of the pool.
+
+    Attributes:
+        name: The examples' `source`.
+        rows: Usable rows, those with a `skip_reason` included.
+        skipped: Rows that can't be used, listed in skipped.jsonl.
+        fingerprint: Of the rows, whatever their order and the path and format of their file.
+        warnings: What the user should know of how it was read, a line each.
+    """
+
+    name: str
+    rows: int
+    skipped: int
+    fingerprint: str
+    warnings: tuple[str, ...]
+
+
+class Pool:
+    """A pool on disk. Rows are named by their numbers, from 0.
+
+    Args:
+        folder: That `build_pool` wrote.
+
+    Attributes:
+        table: All rows, memory-mapped; chunks.SCHEMA says what the columns are.
+        sources: By name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        parts = [Part(folder, name) for name in _source_names(folder)]
+        self.sources = {part.name: _source(part.name, part.finished()) for part in parts}
+        self.table: pa.Table = pa.concat_tables(part.table() for part in parts)
+        self._batch_ends = np.cumsum([len(batch) for batch in self.table["id"].chunks])
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def dataset(self) -> datasets.Dataset:
+        """The same rows as a memory-mapped data set of `datasets`."""
+        return datasets.load_from_disk(str(self.folder / "dataset"))
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of each source."""
+        return {name: source.fingerprint for name, source in self.sources.items()}
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """All numbers by (source, id): the same rows in the same order, however they came in."""
+        order: NDArray[np.int64] = np.load(self.folder / ORDER, mmap_mode="r")
+        return order
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each row."""
+        return self.column("length")
+
+    @cached_property
+    def n_label_tokens(self) -> NDArray[np.int32]:
+        """Labels of each row that are predicted."""
+        return self.column("n_label_tokens")
+
+    @cached_property
+    def content_hashes(self) -> NDArray[np.uint64]:
+        """For each row a hash of its tokens and labels; the store has it in hexadecimal."""
+        return self.column("content_hash")
+
+    @property
+    def skip_reasons(self) -> pa.ChunkedArray:
+        """Why a row has no gradient; null if it has one."""
+        return self.table["skip_reason"]
+
+    @cached_property
+    def usable(self) -> NDArray[np.int64]:
+        """Numbers of the rows that have a gradient, by (source, id)."""
+        has_gradient = pc.is_null(self.skip_reasons).to_numpy()
+        return np.asarray(self.order[has_gradient[self.order]])
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A column of numbers or flags as an array."""
+        values: NDArray[Any] = self.table[name].to_numpy()
+        return values
+
+    def take(self, numbers: Numbers, columns: Sequence[str]) -> pa.Table:
+        """Some columns of some rows, in the given order; copies these rows alone.
+
+        Texts of more than 2 GB don't fit into a column: take fewer rows at a time.
+        """
+        numbers = np.asarray(numbers, dtype=np.int64)
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
+            raise IndexError(f"row numbers from {numbers.min()} to {numbers.max()} of {len(self)}")
+        order = np.argsort(numbers, kind="stable")
+        batches = np.searchsorted(self._batch_ends, numbers[order], side="right")
+        starts = np.flatnonzero(np.diff(batches, prepend=-1))
+        pieces = [
+            self._take_from(int(batches[start]), numbers[rows], columns)
+            for start, rows in zip(starts, np.split(order, starts[1:]), strict=False)
+        ]
+        taken = pa.concat_tables([self.table.select(columns).slice(0, 0), *pieces])
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return taken.combine_chunks().take(pa.array(back))
+
+    def _take_from(
+        self, batch: int, numbers: NDArray[np.int64], columns: Sequence[str]
+    ) -> pa.Table:
+        first = self._batch_ends[batch] - len(self.table["id"].chunk(batch))
+        arrays = [self.table[name].chunk(batch).take(pa.array(numbers - first)) for name in columns]
+        return pa.table(arrays, names=list(columns))
+
+    def keys(self, numbers: Numbers) -> list[ExampleKey]:
+        """Sources and ids."""
+        taken = self.take(numbers, ["source", "id"])
+        pairs = zip(taken["source"].to_pylist(), taken["id"].to_pylist(), strict=True)
+        return [ExampleKey(*pair) for pair in pairs]
+
+    def find(self, source: str, id: str) -> int | None:
+        """The number of an example; None if the pool doesn't have it."""
+        wanted = ExampleKey(source, id)
+        place = bisect_left(self.order, wanted, key=lambda number: self.keys([number])[0])
+        found = self.order[place : place + 1]
+        return int(found[0]) if self.keys(found) == [wanted] else None
+
+    def tokenized(self, numbers: Numbers) -> list[Encoded]:
+        """Tokens and labels."""
+        taken = self.take(numbers, ["input_ids", "label_spans", "truncated"])
+        columns = (_slices(taken["input_ids"]), _slices(taken["label_spans"]))
+        flags = taken["truncated"].to_pylist()
+        return [_encoded(*parts) for parts in zip(*columns, flags, strict=True)]
+
+    def rows(self, numbers: Numbers) -> list[dict[str, Any]]:
+        """Rows as they came in."""
+        return [json.loads(text) for text in self.take(numbers, ["row"])["row"].to_pylist()]
+
+    def messages(self, numbers: Numbers) -> list[tuple[Message, ...]]:
+        """The turns of conversations."""
+        texts = self.take(numbers, ["messages"])["messages"].to_pylist()
+        return [tuple(json.loads(text)) for text in texts]
+
+    def texts(self, numbers: Numbers) -> list[str]:
+        """What all turns of a conversation say, a turn a line."""
+        return [
+            "\n".join(turn["content"] for turn in messages) for messages in self.messages(numbers)
+        ]
+
+    def examples(self, numbers: Numbers) -> list[Example]:
+        """Conversations, with their rows as they came in."""
+        taken = self.take(numbers, ["source", "id", "messages", "row", "tools", "supervised"])
+        return [_example(row) for row in taken.to_pylist()]
+
+    def example(self, number: int) -> Example:
+        """One conversation."""
+        return self.examples([number])[0]
+
+
+def open_pool(folder: Path) -> Pool:
+    """Map a pool.
+
+    Raises:
+        DataError: If it is not there, not finished or damaged.
+    """
+    return Pool(folder)
+
+
+def order_of(table: pa.Table) -> NDArray[np.int64]:
+    """Numbers of a pool's rows by (source, id), in the order of code points."""
+    keys = [("source", "ascending"), ("id", "ascending")]
+    order: NDArray[np.int64] = pc.sort_indices(table, sort_keys=keys).to_numpy().astype(np.int64)
+    return order
+
+
+def _source_names(folder: Path) -> list[str]:
+    state = read_state(folder)
+    if state is None:
+        raise DataError(
+            "There is no finished pool.", str(folder), "Run the stage pool: gradsieve pool."
+        )
+    return [Path(file["filename"]).stem for file in state["_data_files"]]
+
+
+def _source(name: str, progress: Progress) -> PoolSource:
+    counts = progress.rows, progress.skipped
+    return PoolSource(name, *counts, progress.fingerprint, tuple(progress.warnings))
+
+
+def _example(row: dict[str, Any]) -> Example:
+    """A conversation, from columns of its row."""
+    return Example(
+        row["source"],
+        row["id"],
+        tuple(json.loads(row["messages"])),
+        json.loads(row["row"]),
+        tools=tuple(json.loads(row["tools"] or "[]")),
+        supervised=None if row["supervised"] is None else tuple(row["supervised"]),
+    )
+
+
+def _slices(column: pa.ChunkedArray) -> list[NDArray[np.int32]]:
+    """The values of each list of a column."""
+    lists = column.combine_chunks()
+    values, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
+    return [values[start:end] for start, end in pairwise(offsets)]
+
+
+def _encoded(ids: NDArray[np.int32], spans: NDArray[np.int32], truncated: bool) -> Encoded:
+    labels = np.full_like(ids, -100)
+    for start, end in spans.reshape(-1, 2):
+        labels[start:end] = ids[start:end]
+    return Encoded(array("i", ids.tobytes()), array("i", labels.tobytes()), truncated)

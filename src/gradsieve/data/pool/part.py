@@ -1,0 +1,206 @@
+"""One source's part of the pool: a file that grows by a chunk at a time, and how far it is.
+
+In: chunks, in the order of the source's rows. Out: `dataset/NAME.arrow`, an Arrow stream of
+chunks.SCHEMA; `sources/NAME.skipped.jsonl`, rows that can't be used; and `sources/NAME.json`, which
+is replaced after each chunk and says how many bytes of both are sound. What a kill left behind them
+is cut off.
+
+Rejected: a file for each chunk (thousands of open files for a large pool).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from gradsieve.data.pool.chunks import SCHEMA, SkippedRow
+from gradsieve.errors import DataError
+from gradsieve.io import write_json
+
+END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+"""Ends an Arrow stream (Arrow columnar format, "IPC Streaming Format")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a source is.
+
+    Attributes:
+        key: What its part depends on.
+        chunks: Chunks that are written.
+        rows: Rows that are written.
+        skipped: Rows that can't be used.
+        place: The source's path if rows were skipped: reasons may name it.
+        data_bytes: Sound bytes of the rows' file.
+        skipped_bytes: Sound bytes of the skipped rows' file.
+        digest: Sum of the SHA-256 of the rows' identities modulo 2^256, in hexadecimal: their order
+            doesn't matter.
+        done: Whether that is all.
+        warnings: What the user should know of how the source was read, a line each.
+    """
+
+    key: str
+    chunks: int = 0
+    rows: int = 0
+    skipped: int = 0
+    place: str = ""
+    data_bytes: int = 0
+    skipped_bytes: int = 0
+    digest: str = "0"
+    done: bool = False
+    warnings: Sequence[str] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the rows, whatever their order and the path and format of their file."""
+        return sha256(f"{self.rows} {self.digest}".encode()).hexdigest()
+
+
+class Part:
+    """The files of one source.
+
+    Args:
+        folder: Of the pool.
+        name: The source's.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self.data_file = folder / "dataset" / f"{name}.arrow"
+        self.skipped_file = folder / "sources" / f"{name}.skipped.jsonl"
+        self._progress_file = folder / "sources" / f"{name}.json"
+
+    def read_progress(self) -> Progress | None:
+        """How far the part is; None if there is none, or its files are shorter than they were."""
+        try:
+            found = json.loads(self._progress_file.read_text(encoding="utf-8"))
+            progress = Progress(**found)
+            sizes = self.data_file.stat().st_size, self.skipped_file.stat().st_size
+        except (OSError, ValueError, TypeError):
+            return None
+        whole = (progress.data_bytes, progress.skipped_bytes)
+        sound = sizes == whole if progress.done else all(map(int.__ge__, sizes, whole))
+        return progress if sound else None
+
+    def finished(self) -> Progress:
+        """What the finished part is.
+
+        Raises:
+            DataError: If it is not finished, or its files are not those that were written.
+        """
+        progress = self.read_progress()
+        if progress is None or not progress.done:
+            raise DataError(
+                "A part of the pool is damaged or not finished.",
+                str(self.data_file),
+                "Run the stage pool again; it makes again what is missing.",
+            )
+        return progress
+
+    def skipped(self) -> Iterator[SkippedRow]:
+        """The rows that can't be used, in order."""
+        if not self.skipped_file.exists():
+            return
+        with self.skipped_file.open("rb") as lines:
+            yield from (SkippedRow(**json.loads(line)) for line in lines)
+
+    def table(self) -> pa.Table:
+        """The rows, memory-mapped."""
+        return pa.ipc.open_stream(pa.memory_map(str(self.data_file))).read_all()
+
+    def remove(self) -> None:
+        """Delete the part; how far it is, first."""
+        for file in (self._progress_file, self.data_file, self.skipped_file):
+            file.unlink(missing_ok=True)
+
+    def write_progress(self, progress: Progress) -> None:
+        """Say how far the part is, once all of that is on disk."""
+        write_json(self._progress_file, asdict(progress))
+
+
+class PartWriter:
+    """Adds chunks to a part, each of them in full or not at all.
+
+    Args:
+        part: Its files.
+        progress: How far it is; of what follows nothing is kept.
+        place: The source's path.
+    """
+
+    def __init__(self, part: Part, progress: Progress, place: str) -> None:
+        self._part, self.progress, self._place = part, progress, place
+        self._data = _opened_at(part.data_file, progress.data_bytes)
+        self._skipped = _opened_at(part.skipped_file, progress.skipped_bytes)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._data.close()
+        self._skipped.close()
+
+    def add(
+        self,
+        batch: pa.RecordBatch | None,
+        identities: Sequence[bytes],
+        skipped: Sequence[SkippedRow],
+    ) -> None:
+        """Add what became of a chunk.
+
+        Args:
+            batch: Its rows; None: all were skipped.
+            identities: SHA-256 of each row of the batch.
+            skipped: The other rows.
+        """
+        if not self.progress.data_bytes:
+            self._data.write(SCHEMA.serialize())
+        if batch is not None:
+            self._data.write(batch.serialize())
+        self._skipped.writelines(
+            json.dumps(row._asdict(), ensure_ascii=False).encode(errors="replace") + b"\n"
+            for row in skipped
+        )
+        total = int(self.progress.digest, 16) + sum(map(int.from_bytes, identities))
+        self._commit(
+            chunks=self.progress.chunks + 1,
+            rows=self.progress.rows + len(identities),
+            skipped=self.progress.skipped + len(skipped),
+            place=self._place if skipped else self.progress.place,
+            digest=f"{total % 2**256:x}",
+        )
+
+    def finish(self, warnings: Sequence[str] = ()) -> None:
+        """Mark the part as done."""
+        if not self.progress.data_bytes:
+            self._data.write(SCHEMA.serialize())
+        self._data.write(END_OF_STREAM)
+        self._commit(done=True, warnings=warnings)
+
+    def _commit(self, **changed: Any) -> None:
+        sizes = _synced(self._data), _synced(self._skipped)
+        self.progress = replace(
+            self.progress, data_bytes=sizes[0], skipped_bytes=sizes[1], **changed
+        )
+        self._part.write_progress(self.progress)
+
+
+def _opened_at(file: Path, size: int) -> IO[bytes]:
+    """A file that ends after its sound bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    opened = file.open("r+b")
+    opened.truncate(size)
+    opened.seek(size)
+    return opened
+
+
+def _synced(file: IO[bytes]) -> int:
+    """Bring a file to disk; its size."""
+    file.flush()
+    os.fsync(file.fileno())
+    return file.tell()

@@ -1,0 +1,157 @@
+"""Chunks of a pool, made on all cores.
+
+In: chunks of raw rows, in a stream. Out: finished chunks, in the same order. Small sources are done
+in this process; starting others takes seconds, since each loads the tokenizer's libraries.
+
+Rejected: the tokenizer's own threads alone (parsing and rendering are Python: they would keep one
+core busy and leave the others idle); `multiprocessing.Pool` (waits forever for a killed worker).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import chain, islice
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from gradsieve.data.pool.chunks import Chunk, make_chunk
+from gradsieve.data.pool.sources import RawChunk
+from gradsieve.data.template import ChatTemplate
+from gradsieve.errors import DataError
+
+WORTH_STARTING = 4
+"""Chunks that a source must have before other processes are started."""
+
+WORKER_BYTES = 1 << 29
+"""Memory of a worker: the libraries take about half of it."""
+
+
+class Workers:
+    """Processes that make chunks; started when there is enough to do.
+
+    Args:
+        template: Sent to each process once.
+        count: Processes; None: a core each, as memory allows. 1: this process alone.
+    """
+
+    def __init__(self, template: ChatTemplate, count: int | None = None) -> None:
+        self._template = template
+        self._count = count or default_workers()
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._executor:
+            self._executor.shutdown(cancel_futures=True)
+
+    def make(self, chunks: Iterator[RawChunk], only_check: Callable[[], bool]) -> Iterator[Chunk]:
+        """Make chunks, in order.
+
+        Args:
+            chunks: Read as far ahead as keeps all processes busy.
+            only_check: Whether chunks that are started now needn't be tokenized.
+
+        Raises:
+            DataError: If a process is killed.
+        """
+        first = list(islice(chunks, WORTH_STARTING))
+        chunks = chain(first, chunks)
+        if self._count == 1 or (len(first) < WORTH_STARTING and not self._executor):
+            for chunk in chunks:
+                yield make_chunk(chunk, self._template, only_check())
+            return
+        try:
+            yield from self._ahead(chunks, only_check)
+        except BrokenProcessPool:
+            raise DataError(
+                "A process that tokenizes the pool was killed.",
+                f"source {first[0].source}, {self._count} processes",
+                "Run the same command again: it resumes. If it is killed again, free some memory.",
+            ) from None
+
+    def _ahead(self, chunks: Iterator[RawChunk], only_check: Callable[[], bool]) -> Iterator[Chunk]:
+        pending: deque[Future[Chunk]] = deque()
+        for chunk in chunks:
+            pending.append(self._submit(chunk, only_check()))
+            if len(pending) > 2 * self._count:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    def _submit(self, chunk: RawChunk, only_check: bool) -> Future[Chunk]:
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor(
+                self._count, _context(), initializer=_start, initargs=(self._template,)
+            )
+        with _main_hidden():  # this may start a process
+            return self._executor.submit(_make, chunk, only_check)
+
+
+def default_workers() -> int:
+    """Cores that this process may use, as far as there is memory for a worker on each."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(cores, int(psutil.virtual_memory().available) // WORKER_BYTES))
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Fresh processes: forking this one would copy locks of its threads and of CUDA."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # the libraries are loaded once and shared
+    return context
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Keep new processes from running the user's script, which may have no `__main__` guard."""
+    main = sys.modules["__main__"]
+    hidden: dict[str, Any] = {
+        name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)
+    }
+    try:
+        main.__spec__ = None
+        yield
+    finally:
+        vars(main).update(hidden)
+
+
+_template: ChatTemplate
+
+
+def _start(template: ChatTemplate) -> None:
+    global _template
+    _template = template
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core has a process already
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent can't end its workers."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
+def _make(chunk: RawChunk, only_check: bool) -> Chunk:
+    return make_chunk(chunk, _template, only_check)
