@@ -39,6 +39,9 @@ def write(folder: Path, kind: str) -> str:
     if kind == "jsonl.gz":
         with gzip.open(path, "wt", encoding="utf-8") as file:
             file.write(Path(jsonl(folder, ROWS)).read_text(encoding="utf-8"))
+    elif kind == "jsonl.zst":
+        with pa.CompressedOutputStream(str(path), "zstd") as packed:
+            packed.write(Path(jsonl(folder, ROWS)).read_bytes())
     elif kind == "json":
         path.write_text(json.dumps(ROWS), encoding="utf-8")
     elif kind == "parquet":
@@ -57,7 +60,7 @@ def write(folder: Path, kind: str) -> str:
     return str(path)
 
 
-KINDS = ["jsonl", "jsonl.gz", "json", "parquet", "saved", "saved-splits", "hub-folder"]
+KINDS = ["jsonl", "jsonl.gz", "jsonl.zst", "json", "parquet", "saved", "saved-splits", "hub-folder"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -363,3 +366,14 @@ def test_what_is_supervised_is_in_the_fingerprint() -> None:
     assert both.examples[0].supervised is None
     assert completion.fingerprint != both.fingerprint
     assert completion.examples[0].id == both.examples[0].id
+
+
+@pytest.mark.parametrize(("kind", "packed"), [("gz", "gzip"), ("zst", "zstd")])
+def test_a_packed_file_that_is_cut_or_not_packed(tmp_path: Path, kind: str, packed: str) -> None:
+    whole = Path(write(tmp_path, f"jsonl.{kind}")).read_bytes()
+    file = tmp_path / f"broken.jsonl.{kind}"
+    for content in (whole[:-10], b"{}\n"):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match="cannot be unpacked") as caught:
+            read_source("s", str(file))
+        assert f"Give a whole {packed} file, or take .{kind} off its name" in str(caught.value)
