@@ -239,9 +239,11 @@ class SpanFinder:
 
     def _writes(self, turns: Sequence[Turn]) -> bool:
         try:
-            return PLACEHOLDER in self.renderer.write(turns)
+            text = self.renderer.write(turns)
         except TEMPLATE_ERRORS:
             return False
+        # In quotes it is Python's text for a list, not the list's text.
+        return PLACEHOLDER in text and repr(PLACEHOLDER) not in text
 
     def around(self, turns: Sequence[Turn], tools: Sequence[Any] = ()) -> tuple[str, str]:
         """What stands before and after an answer to some turns; nothing if it is refused."""
