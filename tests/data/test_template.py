@@ -1,5 +1,6 @@
 """Labels are the assistant's words and the end of its turns, in every kind of template."""
 
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from gradsieve.data.examples import Example, Message
 from gradsieve.data.readers import read_source
-from gradsieve.data.template import TULU, ChatTemplate
+from gradsieve.data.template import TULU, ChatTemplate, Refusal
 from gradsieve.errors import DataError, ModelError
 
 QWEN3 = """{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
@@ -110,6 +111,95 @@ def test_tulu_is_the_papers_format() -> None:
         "<|user|>\nyes\n<|assistant|>\nyes\nno</s>\n"
     )
     assert [rendered.text[a:b] for a, b in rendered.spans] == ["yes or no</s>\n", "yes\nno</s>\n"]
+
+
+def test_tulu_gives_the_released_codes_tokens_and_labels() -> None:
+    """Written by hand: one token a byte, `</s>` one token; newlines after it are labels."""
+    made = tokenizer()
+    end = made.eos_token_id
+    one, two = "<|user|>\nyes\n<|assistant|>\n", "<|user|>\nand?\n<|assistant|>\n"
+    pieces: list[tuple[str, bool]] = [(one, False), ("no", True), (two, False), ("no no", True)]
+    for turns in (1, 2):
+        ids: list[int] = []
+        labels: list[int] = []
+        for text, supervised in pieces[: 2 * turns]:
+            tokens = made(text, add_special_tokens=False).input_ids
+            tokens += [end, *made("\n", add_special_tokens=False).input_ids] * supervised
+            ids += tokens
+            labels += tokens if supervised else [-100] * len(tokens)
+        messages: tuple[Message, ...] = (
+            {"role": "user", "content": "yes\n"},
+            {"role": "assistant", "content": " no "},
+            {"role": "user", "content": "and?"},
+            {"role": "assistant", "content": "no no"},
+        )
+        encoded = ChatTemplate(made, "tulu").encode(Example("s", "1", messages[: 2 * turns]))
+        assert (encoded.input_ids.tolist(), encoded.labels.tolist()) == (ids, labels)
+
+
+@pytest.mark.parametrize("text", [QWEN3, GENERATION], ids=["qwen3", "generation"])
+def test_an_answer_prefix_stands_where_the_template_puts_an_answer(text: str) -> None:
+    messages: tuple[Message, ...] = (
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "The answer is: B"},
+    )
+    example = Example("t", "1", messages, answer_prefix="The answer is:")
+    template = ChatTemplate(tokenizer(text))
+    rendered = template.render(example)
+    written = template.tokenizer.apply_chat_template(list(messages), tokenize=False)
+    assert written.startswith(rendered.text)
+    [(start, end)] = rendered.spans
+    assert rendered.text[start:end] == " B"
+    assert template.prompt(messages[:1], "The answer is:") == rendered.text[:start]
+
+
+def test_a_question_ends_where_the_answer_starts() -> None:
+    asked: list[Message] = [{"role": "user", "content": "Q"}]
+    start = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
+    template = ChatTemplate(tokenizer(QWEN3))
+    # The white space before the answer is generated: it may be one token with the answer.
+    assert template.prompt(asked) == f"{start}<think>\n\n</think>"
+    assert ChatTemplate(tokenizer(MISTRAL)).prompt(asked) == "<s>[INST] Q [/INST]"
+    reasons: Message = {"role": "assistant", "content": "<think>\na\n</think>\n\nb"}
+    assert ChatTemplate(tokenizer(GEMMA)).prompt(asked, answer=reasons).endswith("model\n")
+
+
+def test_refusals_are_collected() -> None:
+    system: Message = {"role": "system", "content": "S"}
+    examples = [
+        Example("s", "0", TURNS),
+        Example("s", "1", (system, *TURNS), where="a.jsonl:2"),
+        Example("s", "2", TURNS),
+        Example("s", "3", (system, *TURNS), where="a.jsonl:4"),
+    ]
+    template = ChatTemplate(tokenizer(GEMMA))
+    first, second, third, fourth = template.try_encode_all(examples)
+    assert first == third == template.encode(examples[0])
+    assert isinstance(second, Refusal)
+    assert isinstance(fourth, Refusal)
+    assert second.where == "a.jsonl:2 (s, 1)"
+    assert second.skip_reason == "the chat template refuses it: System role not supported"
+    with pytest.raises(DataError) as caught:
+        template.encode_all(examples)
+    assert caught.value.what == "The chat template refuses 2 of 4 examples."
+    assert caught.value.where.startswith("a.jsonl:2 (s, 1): ['system', 'user'")
+
+
+@pytest.mark.parametrize("name", ["tulu", "tokenizer"])
+def test_a_template_can_be_pickled(name: str) -> None:
+    template = ChatTemplate(tokenizer(QWEN3), name)
+    example = Example("s", "1", TURNS)
+    copied = ForkingPickler.loads(ForkingPickler.dumps(template))
+    assert copied.encode(example) == template.encode(example)
+    assert copied.fingerprint == template.fingerprint
+
+
+def test_the_callers_tokenizer_is_not_changed() -> None:
+    made = tokenizer(QWEN3)
+    made(["yes no"], truncation=True, max_length=4)
+    before = made.backend_tokenizer.to_str()
+    ChatTemplate(made).encode(Example("s", "1", TURNS))
+    assert made.backend_tokenizer.to_str() == before
 
 
 def test_answer_prefix_is_given_and_only_the_rest_is_learnt() -> None:

@@ -249,8 +249,9 @@ class ChatTemplate:
     @cached_property
     def end_texts(self) -> list[str]:
         """Texts that end an answer where a turn's end is no special token."""
-        special = self.tokenizer.all_special_ids
-        texts = []
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {number for number, token in added if token.special}
+        texts: list[str] = []
         for text in (self._finder.ending.strip(), self._finder.ending_within.strip()):
             first = self._backend.encode(text, add_special_tokens=False).ids[:1]
             if first and first[0] not in special and text not in texts:
