@@ -192,10 +192,10 @@ class Context:
     def rows(self) -> list[Row]:
         """The pool in order of (source, id), whatever order it came in."""
         examples = [example for source in self.sources for example in source.examples]
-        examples.sort(key=lambda example: (example.source, example.id))
         self.progress.say(f"  tokenizing {len(examples)} rows of the pool")
         rows = self.encode(examples)
         self._warn_of_refused(rows)
+        rows.sort(key=lambda row: row.key)
         if all(row.set_aside for row in rows):
             raise DataError(
                 "No row of the pool has anything to learn from.",
