@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradsieve.data.batching import collate, length_sorted_batches
-from gradsieve.data.template import Encoded
+from gradsieve.data.template import TokenizedExample
 
 
-def encoded(input_ids: list[int], labels: list[int]) -> Encoded:
-    return Encoded(array("i", input_ids), array("i", labels))
+def encoded(input_ids: list[int], labels: list[int]) -> TokenizedExample:
+    return TokenizedExample(array("i", input_ids), array("i", labels))
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 200))

@@ -1,5 +1,6 @@
 """Labels are the assistant's words and the end of its turns, in every kind of template."""
 
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from gradsieve.data.examples import Example, Message
 from gradsieve.data.readers import read_source
-from gradsieve.data.template import TULU, ChatTemplate, set_aside_reason
+from gradsieve.data.template import TULU, ChatTemplate, Refusal
 from gradsieve.errors import DataError, ModelError
 
 QWEN3 = """{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
@@ -59,30 +60,30 @@ def tokenizer(template: str | None = None, eos: str | None = "</s>") -> PreTrain
 
 
 @pytest.mark.parametrize(
-    ("text", "end"),
+    ("text", "end", "newline"),
     [
-        (LLAMA3, "<|eot_id|>"),
-        (GEMMA, "<end_of_turn>"),
-        (MISTRAL, "</s>"),
-        (GENERATION, "<|im_end|>"),
+        (LLAMA3, "<|eot_id|>", ""),
+        (GEMMA, "<end_of_turn>", "\n"),
+        (MISTRAL, "</s>", ""),
+        (GENERATION, "<|im_end|>", ""),
     ],
     ids=["llama3", "gemma", "mistral", "generation"],
 )
-def test_all_assistant_turns_and_their_ends(text: str, end: str) -> None:
+def test_all_assistant_turns_and_their_ends(text: str, end: str, newline: str) -> None:
     template = ChatTemplate(tokenizer(text))
     rendered = template.render(Example("s", "1", TURNS))
     first, second = (rendered.text[start:stop] for start, stop in rendered.spans)
-    assert first.lstrip() == f"yes or no{end}"
+    assert first.lstrip() == f"yes or no{end}{newline}"
     ids = template.tokenizer.convert_tokens_to_ids(["</s>", end])
     assert set(template.ends) == set(ids)
-    assert second.lstrip() in (f"yes\nno{end}", f"yes\nno {end}")
+    assert second.lstrip() in (f"yes\nno{end}{newline}", f"yes\nno {end}")
 
 
 def test_qwen3_writes_an_empty_thought_in_the_last_turn_only() -> None:
     rendered = ChatTemplate(tokenizer(QWEN3)).render(Example("s", "1", TURNS))
     assert [rendered.text[start:stop] for start, stop in rendered.spans] == [
-        "yes or no<|im_end|>",
-        "<think>\n\n</think>\n\nyes\nno <|im_end|>",
+        "yes or no<|im_end|>\n",
+        "<think>\n\n</think>\n\nyes\nno <|im_end|>\n",
     ]
 
 
@@ -107,9 +108,98 @@ def test_tulu_is_the_papers_format() -> None:
     rendered = ChatTemplate(tokenizer(), "tulu").render(Example("s", "1", messages))
     assert rendered.text == (
         "<|system|>\nS\n<|user|>\nSay yes or no.\n<|assistant|>\nyes or no</s>\n"
-        "<|user|>\nyes\n<|assistant|>\nyes\nno</s>"
+        "<|user|>\nyes\n<|assistant|>\nyes\nno</s>\n"
     )
-    assert [rendered.text[a:b] for a, b in rendered.spans] == ["yes or no</s>", "yes\nno</s>"]
+    assert [rendered.text[a:b] for a, b in rendered.spans] == ["yes or no</s>\n", "yes\nno</s>\n"]
+
+
+def test_tulu_gives_the_released_codes_tokens_and_labels() -> None:
+    """Written by hand: one token a byte, `</s>` one token; newlines after it are labels."""
+    made = tokenizer()
+    end = made.eos_token_id
+    one, two = "<|user|>\nyes\n<|assistant|>\n", "<|user|>\nand?\n<|assistant|>\n"
+    pieces: list[tuple[str, bool]] = [(one, False), ("no", True), (two, False), ("no no", True)]
+    for turns in (1, 2):
+        ids: list[int] = []
+        labels: list[int] = []
+        for text, supervised in pieces[: 2 * turns]:
+            tokens = made(text, add_special_tokens=False).input_ids
+            tokens += [end, *made("\n", add_special_tokens=False).input_ids] * supervised
+            ids += tokens
+            labels += tokens if supervised else [-100] * len(tokens)
+        messages: tuple[Message, ...] = (
+            {"role": "user", "content": "yes\n"},
+            {"role": "assistant", "content": " no "},
+            {"role": "user", "content": "and?"},
+            {"role": "assistant", "content": "no no"},
+        )
+        encoded = ChatTemplate(made, "tulu").encode(Example("s", "1", messages[: 2 * turns]))
+        assert (encoded.input_ids.tolist(), encoded.labels.tolist()) == (ids, labels)
+
+
+@pytest.mark.parametrize("text", [QWEN3, GENERATION], ids=["qwen3", "generation"])
+def test_an_answer_prefix_stands_where_the_template_puts_an_answer(text: str) -> None:
+    messages: tuple[Message, ...] = (
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "The answer is: B"},
+    )
+    example = Example("t", "1", messages, answer_prefix="The answer is:")
+    template = ChatTemplate(tokenizer(text))
+    rendered = template.render(example)
+    written = template.tokenizer.apply_chat_template(list(messages), tokenize=False)
+    assert written.startswith(rendered.text)
+    [(start, end)] = rendered.spans
+    assert rendered.text[start:end] == " B"
+    assert template.prompt(messages[:1], "The answer is:") == rendered.text[:start]
+
+
+def test_a_question_ends_where_the_answer_starts() -> None:
+    asked: list[Message] = [{"role": "user", "content": "Q"}]
+    start = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
+    template = ChatTemplate(tokenizer(QWEN3))
+    # The white space before the answer is generated: it may be one token with the answer.
+    assert template.prompt(asked) == f"{start}<think>\n\n</think>"
+    assert ChatTemplate(tokenizer(MISTRAL)).prompt(asked) == "<s>[INST] Q [/INST]"
+    reasons: Message = {"role": "assistant", "content": "<think>\na\n</think>\n\nb"}
+    assert ChatTemplate(tokenizer(GEMMA)).prompt(asked, answer=reasons).endswith("model\n")
+
+
+def test_refusals_are_collected() -> None:
+    system: Message = {"role": "system", "content": "S"}
+    examples = [
+        Example("s", "0", TURNS),
+        Example("s", "1", (system, *TURNS), where="a.jsonl:2"),
+        Example("s", "2", TURNS),
+        Example("s", "3", (system, *TURNS), where="a.jsonl:4"),
+    ]
+    template = ChatTemplate(tokenizer(GEMMA))
+    first, second, third, fourth = template.try_encode_all(examples)
+    assert first == third == template.encode(examples[0])
+    assert isinstance(second, Refusal)
+    assert isinstance(fourth, Refusal)
+    assert second.where == "a.jsonl:2 (s, 1)"
+    assert second.skip_reason == "the chat template refuses it: System role not supported"
+    with pytest.raises(DataError) as caught:
+        template.encode_all(examples)
+    assert caught.value.what == "The chat template refuses 2 of 4 examples."
+    assert caught.value.where.startswith("a.jsonl:2 (s, 1): ['system', 'user'")
+
+
+@pytest.mark.parametrize("name", ["tulu", "tokenizer"])
+def test_a_template_can_be_pickled(name: str) -> None:
+    template = ChatTemplate(tokenizer(QWEN3), name)
+    example = Example("s", "1", TURNS)
+    copied = ForkingPickler.loads(ForkingPickler.dumps(template))
+    assert copied.encode(example) == template.encode(example)
+    assert copied.fingerprint == template.fingerprint
+
+
+def test_the_callers_tokenizer_is_not_changed() -> None:
+    made = tokenizer(QWEN3)
+    made(["yes no"], truncation=True, max_length=4)
+    before = made.backend_tokenizer.to_str()
+    ChatTemplate(made).encode(Example("s", "1", TURNS))
+    assert made.backend_tokenizer.to_str() == before
 
 
 def test_answer_prefix_is_given_and_only_the_rest_is_learnt() -> None:
@@ -133,9 +223,9 @@ def test_truncation_on_the_right_and_rows_set_aside() -> None:
     encoded = template.encode(Example("s", "1", TURNS))
     assert len(encoded.input_ids) == 40
     assert encoded.truncated
-    assert set_aside_reason(encoded) is None
+    assert encoded.skip_reason is None
     short = ChatTemplate(tokenizer(), "tulu", max_length=10).encode(Example("s", "1", TURNS))
-    assert set_aside_reason(short) == "no label token within the first 10 tokens"
+    assert short.skip_reason == "no label token within the first 10 tokens"
 
 
 def test_many_at_once_are_the_same_as_one_by_one() -> None:
@@ -175,7 +265,8 @@ def test_a_refused_example_is_named() -> None:
     messages: tuple[Message, ...] = ({"role": "system", "content": "S"}, *TURNS)
     with pytest.raises(DataError) as caught:
         ChatTemplate(tokenizer(GEMMA)).encode(Example("dolly", "row-7", messages))
-    assert "System role not supported" in caught.value.what
+    assert caught.value.what == "The chat template refuses an example."
+    assert "System role not supported" in caught.value.where
     assert "dolly, row-7" in caught.value.where
 
 
@@ -203,10 +294,10 @@ def test_fingerprint_is_the_same_after_the_tokenizer_was_used() -> None:
     assert ChatTemplate(used).fingerprint == ChatTemplate(tokenizer(MISTRAL)).fingerprint
 
 
-def open_instruct_labels(
+def released_labels(
     made: PreTrainedTokenizerBase, messages: tuple[Message, ...]
 ) -> tuple[list[int], list[int]]:
-    """The paper's rule, written out anew: mask by the number of tokens of each prefix."""
+    """The released code's rule: turns that are not the assistant's are masked by token counts."""
 
     def joined(turns: tuple[Message, ...]) -> str:
         ends = {"assistant": str(made.eos_token)}
@@ -214,7 +305,7 @@ def open_instruct_labels(
             f"<|{t['role']}|>\n{t['content'].strip()}{ends.get(t['role'], '')}\n" for t in turns
         )
 
-    ids = made(joined(messages).strip()).input_ids
+    ids = made(joined(messages)).input_ids
     labels = list(ids)
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":
@@ -226,22 +317,16 @@ def open_instruct_labels(
 
 
 @pytest.mark.parametrize("name", ["pythia", "gpt2", "mistral-v1"])
-def test_equals_the_papers_rule_on_real_rows(shared_data: Path, name: str) -> None:
-    """But for the newline after a turn's end, which is not learnt here."""
+def test_equals_the_released_code_on_real_rows(shared_data: Path, name: str) -> None:
     made = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / name)
     template = ChatTemplate(made, "tulu", max_length=100_000)
     source = read_source("oasst1", str(shared_data / "train" / "oasst1.jsonl"))
-    newlines = {made("a\n", add_special_tokens=False).input_ids[-1]}
-    newlines |= set(made("</s>\n<", add_special_tokens=False).input_ids[1:-1])
     several = 0
     for example in source.examples[:150]:
-        ids, wanted = open_instruct_labels(made, example.messages)
         encoded = template.encode(example)
-        assert encoded.input_ids.tolist() == ids
-        differ = [i for i, (a, b) in enumerate(zip(encoded.labels, wanted, strict=True)) if a != b]
         several += len(example.messages) > 2
-        assert len(differ) <= 2 * len(example.messages)
-        assert all(ids[i] in newlines for i in differ), [made.decode([ids[i]]) for i in differ]
+        found = encoded.input_ids.tolist(), encoded.labels.tolist()
+        assert found == released_labels(made, example.messages)
     assert several
 
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import gradsieve
 import tiny
 import world
-from gradsieve.data.template import Encoded
+from gradsieve.data.template import TokenizedExample
 from gradsieve.gradients.extract import FIRST, TokenBudget, extract
 from gradsieve.gradients.features import FeatureExtractor, Moments, Totals
 from gradsieve.gradients.per_example import check_pass, per_example, per_example_loop
@@ -105,9 +105,9 @@ def test_features_are_the_cpus(kind: str) -> None:
     assert float((rows[0] - rows[1]).norm() / rows[0].norm()) <= 1e-3
 
 
-def examples(lengths: list[int]) -> list[Encoded]:
+def examples(lengths: list[int]) -> list[TokenizedExample]:
     made = [array("i", [(row + i) % 90 + 1 for i in range(n)]) for row, n in enumerate(lengths)]
-    return [Encoded(ids, ids[:]) for ids in made]
+    return [TokenizedExample(ids, ids[:]) for ids in made]
 
 
 def test_auto_grows_and_gives_what_single_examples_give() -> None:

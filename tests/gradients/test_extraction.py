@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tiny
-from gradsieve.data.template import Encoded
+from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import ModelError
 from gradsieve.gradients import extract as extraction
 from gradsieve.gradients.extract import TokenBudget, extract
@@ -17,11 +17,11 @@ from gradsieve.gradients.projection import Projection
 LENGTHS = [5, 30, 12, 12, 7, 25, 30, 4, 18]
 
 
-def examples() -> list[Encoded]:
+def examples() -> list[TokenizedExample]:
     made = []
     for row, length in enumerate(LENGTHS):
         ids = array("i", [(row * 7 + i * 3) % 90 + 1 for i in range(length)])
-        made.append(Encoded(ids, ids[:]))
+        made.append(TokenizedExample(ids, ids[:]))
     return made
 
 

@@ -15,7 +15,7 @@ from transformers.integrations import integration_utils
 
 import tiny
 from gradsieve.data.batching import collate
-from gradsieve.data.template import Encoded
+from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import ModelError, UsageError
 from gradsieve.io import file_fingerprint
 from gradsieve.models.load import add_adapter
@@ -35,10 +35,12 @@ def fresh() -> PeftModel:
     return add_adapter(tiny.model(), SETTINGS.lora, seed=0)
 
 
-def rows() -> list[Encoded]:
+def rows() -> list[TokenizedExample]:
     batches = (tiny.batch((8 + seed,), seed=seed) for seed in range(10))
     keys = ("input_ids", "labels")
-    return [Encoded(*(array("i", batch[key][0].tolist()) for key in keys)) for batch in batches]
+    return [
+        TokenizedExample(*(array("i", batch[key][0].tolist()) for key in keys)) for batch in batches
+    ]
 
 
 def train(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradsieve.data.template import Encoded
+    from gradsieve.data.template import TokenizedExample
 
 
 def length_sorted_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
@@ -40,7 +40,7 @@ def fill_batch(order: Sequence[int], lengths: Sequence[int], start: int, tokens:
     return list(order[start:stop])
 
 
-def collate(encoded: Sequence[Encoded]) -> dict[str, Tensor]:
+def collate(encoded: Sequence[TokenizedExample]) -> dict[str, Tensor]:
     """`input_ids`, `labels` and `attention_mask`, int64 [B, T], padded on the right."""
     import torch
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 if TYPE_CHECKING:
-    from gradsieve.data.template import Encoded
+    from gradsieve.data.template import TokenizedExample
 
 
 class Message(TypedDict):
@@ -39,12 +39,13 @@ class Example:
         messages: The turns.
         row: The row as it was read, to be given back unchanged.
         subtask: Target examples only: the subtask they stand for.
-        answer_prefix: None: every assistant turn is learnt, its end-of-turn token included.
-            A string: only what follows this prefix in the last assistant turn is learnt, and no
+        answer_prefix: None: every assistant turn is supervised, its end-of-turn token included.
+            A string: only what follows this prefix in the last assistant turn is supervised, and no
             end-of-turn token. The paper's targets are so (e.g. "The answer is:" then " B").
         tools: Descriptions of the functions that the model may call, for the chat template.
         supervised: For each turn, whether it is in the loss; only assistant turns can be. None:
             every assistant turn.
+        where: File and line that the row was read from, for messages.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Example:
     answer_prefix: str | None = None
     tools: tuple[Any, ...] = ()
     supervised: tuple[bool, ...] | None = None
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Row:
     """A row of the pool: the example and its tokens, or the reason why it has no gradient."""
 
     example: Example
-    encoded: Encoded
+    encoded: TokenizedExample
     set_aside: str | None
 
     @property

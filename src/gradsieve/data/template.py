@@ -1,21 +1,17 @@
 """From messages to token ids and labels, by a chat template.
 
-In: examples and a tokenizer. Out: token ids, and labels that are -100 where nothing is learnt.
-Every assistant turn is learnt, its end-of-turn token included.
+In: examples and a tokenizer. Out: token ids, and labels that are -100 where nothing is supervised.
 
-The conversation is rendered once, as text with the character spans that are learnt, and tokenized
-once; a token is learnt if it starts within a span. Spans come from the template's own
-`{% generation %}` where it has it. Elsewhere a turn starts where the rendering of the turns before
-it, with a generation prompt, ends; and it ends with the special token that follows its text.
+A conversation is rendered once, as text with the character spans that are supervised (`spans`), and
+tokenized once. A token that overlaps a span is supervised, as in transformers' masks.
 
 Rejected: tokenizing prefixes and counting tokens (slow on long conversations, and wrong where a
-token spans the border); TRL's patched templates (known models only).
+token crosses the border); TRL's patched templates (known models only).
 """
 
 from __future__ import annotations
 
 import json
-import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,51 +20,44 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from gradsieve.data.content import common_prefix, in_parts, in_text, text_of
 from gradsieve.data.examples import Example, Message
 from gradsieve.data.long_texts import shortened
+from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, without_generation
+from gradsieve.data.spans import (
+    TEMPLATE_ERRORS,
+    Conversation,
+    Rendered,
+    SpanFinder,
+    Turn,
+)
 from gradsieve.errors import DataError, ModelError
 from gradsieve.io import fingerprint
 
 TULU = Path(__file__).parent / "templates" / "tulu.jinja"
-"""The format of the paper's training data (open-instruct's Tulu)."""
+"""The format of the paper's training data (open-instruct's Tulu), as the released code writes it:
+the newline after an assistant's end token is a label, the last turn's too."""
 
-FIXED_DATE = "26 Jul 2024"
-"""Given as `date_string`: Llama 3's template writes today's date otherwise, and its own default is
-this one. Tokens must not change from day to day."""
+LABELS_VERSION = 2
+"""Counts changes of which tokens are labels, for fingerprints."""
 
-_REFUSALS = (
-    *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
-    *(ArithmeticError, RecursionError),
-)
-"""What a template, a program of somebody else's, may raise for an example."""
+REFUSALS_LISTED = 10
+"""Refused examples that a message lists; the others are counted."""
 
 TEXTS_AT_ONCE = 1000
-"""Texts a call of the tokenizer; bounds memory."""
+"""Texts per call of the tokenizer; bounds memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
-    """A conversation as text.
-
-    Attributes:
-        text: All turns.
-        spans: (start, end) of the characters that are learnt, in order.
-    """
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class TokenizedExample:
     """A tokenized conversation.
 
     Attributes:
         input_ids: At most max_length of them; 32-bit, since a pool's tokens are held in memory.
-        labels: The token where it is learnt, -100 elsewhere.
+        labels: The token where it is supervised, -100 elsewhere.
         truncated: Whether tokens were cut off on the right.
     """
 
@@ -81,14 +70,61 @@ class Encoded:
         """Labels that are predicted: the first position never is."""
         return sum(label != -100 for label in self.labels[1:])
 
+    @property
+    def skip_reason(self) -> str | None:
+        """Why the example has no gradient; None if it has one."""
+        if self.n_labels:
+            return None
+        if self.truncated:
+            return f"no label token within the first {len(self.input_ids)} tokens"
+        return "no label token"
 
-def set_aside_reason(encoded: Encoded) -> str | None:
-    """Why an example has no gradient; None if it has one."""
-    if encoded.n_labels:
-        return None
-    if encoded.truncated:
-        return f"no label token within the first {len(encoded.input_ids)} tokens"
-    return "no label token"
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An example that the chat template refuses, or writes so that labels can't be verified.
+
+    Attributes:
+        example: The example.
+        reason: What the template, or the check of what it wrote, says.
+    """
+
+    example: Example
+    reason: str
+
+    @property
+    def where(self) -> str:
+        """File and line if they are known, source and id."""
+        key = f"{self.example.source}, {self.example.id}"
+        return f"{self.example.where} ({key})" if self.example.where else key
+
+    @property
+    def skip_reason(self) -> str:
+        """Why the example is skipped."""
+        return f"the chat template refuses it: {self.reason}"
+
+
+def refused_error(refused: Sequence[Refusal], count: int) -> DataError:
+    """An error that lists the first refusals.
+
+    Args:
+        refused: At least one.
+        count: Examples that the template was given.
+    """
+    what = f"The chat template refuses {len(refused)} of {count} examples."
+    if count == 1:
+        what = "The chat template refuses an example."
+    listed = [
+        f"{one.where}: {[turn['role'] for turn in one.example.messages]}: {one.reason}"
+        for one in refused[:REFUSALS_LISTED]
+    ]
+    more = len(refused) - len(listed)
+    return DataError(
+        what,
+        "\n              ".join([*listed, *([f"and {more} more"] if more else [])]),
+        "Fix the rows, set model.chat_template to one that takes them, or set on_bad_row: skip to "
+        "leave them out.",
+    )
 
 
 class ChatTemplate:
@@ -114,10 +150,9 @@ class ChatTemplate:
         self.template = _template_text(tokenizer, template)
         # A chat template writes special tokens itself; the paper's leaves it to the tokenizer.
         self.adds_special_tokens = template == "tulu"
-        self._marks_generation = re.search(r"\{%-?\s*generation\s*-?%\}", self.template) is not None
         if not tokenizer.is_fast:
             raise ModelError(
-                "The tokenizer cannot tell which characters a token stands for.",
+                "The tokenizer does not report which characters a token stands for.",
                 type(tokenizer).__name__,
                 "Use a model with a fast tokenizer (tokenizer.json).",
             )
@@ -127,152 +162,205 @@ class ChatTemplate:
                 type(tokenizer).__name__,
                 "Set eos_token in tokenizer_config.json, or give a template file.",
             )
+        special = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
+        self._finder = SpanFinder(Renderer(self.template, special))
         # Tokens may be cut and padded as the tokenizer's last call asked; here neither is asked.
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
-        self._vocabulary = fingerprint({**backend, "truncation": None, "padding": None})
+        backend = {**backend, "truncation": None, "padding": None}
+        how = [self.template, self.adds_special_tokens, max_length, LABELS_VERSION, DATE_STRING]
+        self.fingerprint: str = fingerprint([*how, fingerprint(backend), special])
+        """Changes if the same messages would give other tokens or labels."""
+        self._backend = Tokenizer.from_str(json.dumps(_with_full_offsets(backend)))
+
+    @property
+    def date(self) -> str | None:
+        """The date that stands in every conversation for today's; None if none is written."""
+        dated = "strftime_now" in self.template or "date_string" in self.template
+        return DATE.date().isoformat() if dated else None
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Changes if the same messages would give other tokens or labels."""
-        special = {key: str(token) for key, token in self.tokenizer.special_tokens_map.items()}
-        how = [self.template, self.adds_special_tokens, self.max_length]
-        return fingerprint([*how, self._vocabulary, special])
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know of how the template writes answers."""
+        wrote_answer = self._finder.around(({"role": "user", "content": "?"},)) != ("", "")
+        marked = self._finder.renderer.marks_generation
+        if marked or not wrote_answer or self._finder.ending.strip():
+            return ()
+        return (
+            "the chat template writes nothing after an answer: its end is not supervised, and a "
+            "model trained so may not stop",
+        )
 
-    def encode(self, example: Example) -> Encoded:
-        """Tokenize one example."""
+    def encode(self, example: Example) -> TokenizedExample:
+        """Tokenize one example.
+
+        Raises:
+            DataError: If the template refuses it.
+        """
         return self.encode_all([example])[0]
 
-    def encode_all(self, examples: Sequence[Example]) -> list[Encoded]:
+    def encode_all(self, examples: Sequence[Example]) -> list[TokenizedExample]:
         """Tokenize examples, in order.
 
         Raises:
-            DataError: If the template refuses an example; it names the example.
+            DataError: If the template refuses examples; it counts them and names the first.
         """
-        found: list[Encoded] = []
+        encoded = self.try_encode_all(examples)
+        if refused := [one for one in encoded if isinstance(one, Refusal)]:
+            raise refused_error(refused, len(encoded))
+        return [tokens for tokens in encoded if isinstance(tokens, TokenizedExample)]
+
+    def try_encode_all(self, examples: Sequence[Example]) -> list[TokenizedExample | Refusal]:
+        """Tokenize examples, in order; one that the template refuses gives its refusal."""
+        found: list[TokenizedExample | Refusal] = []
         for start in range(0, len(examples), TEXTS_AT_ONCE):
-            some = examples[start : start + TEXTS_AT_ONCE]
-            found += self._tokenize([self.render(example) for example in some])
+            rendered = [self.try_render(example) for example in examples[start:][:TEXTS_AT_ONCE]]
+            tokens = self._tokenize([text for text in rendered if isinstance(text, Rendered)])
+            found += [text if isinstance(text, Refusal) else next(tokens) for text in rendered]
         return found
 
     def render(self, example: Example) -> Rendered:
-        """The text of an example and what of it is learnt.
+        """The text of an example and what of it is supervised.
 
         Raises:
             DataError: If the template refuses the example.
         """
+        rendered = self.try_render(example)
+        if isinstance(rendered, Refusal):
+            raise refused_error([rendered], 1)
+        return rendered
+
+    def try_render(self, example: Example) -> Rendered | Refusal:
+        """The text of an example and what of it is supervised, or why there is none."""
         try:
             if example.answer_prefix is not None:
                 return self._render_answer(example, example.answer_prefix)
-            if self._marks_generation:
-                return self._render_marked(example.messages)
-            return self._render_by_prefix(example.messages)
-        except _REFUSALS as error:
-            raise DataError(
-                f"The chat template refuses an example: {error}",
-                f"{example.source}, {example.id}: {[turn['role'] for turn in example.messages]}",
-                "Mend the row, or set model.chat_template to one that takes it.",
-            ) from None
+            return self._finder.find(self._conversation(example))
+        except TEMPLATE_ERRORS as error:
+            return Refusal(example, str(error) or type(error).__name__)
 
     @cached_property
     def ends(self) -> list[int]:
-        """Tokens that end an answer: the tokenizer's, and the one that closes a turn."""
-        turns: list[Message] = [
-            {"role": "user", "content": "?"},
-            {"role": "assistant", "content": "xyzzy"},
-        ]
-        try:
-            text = self._write(turns)
-        except _REFUSALS:  # it wants other turns
-            text = ""
-        said_at = text.rfind("xyzzy")
-        closing = self._special_tokens.match(text, said_at + len("xyzzy")) if said_at >= 0 else None
-        tokens = [self.tokenizer.eos_token, closing[0].strip() if closing else None]
-        return [self.tokenizer.convert_tokens_to_ids(token) for token in tokens if token]
-
-    def prompt(self, messages: Sequence[Message], answer_start: str = "") -> str:
-        """The text that asks for an answer, up to where what is generated starts."""
-        return self._write(messages, add_generation_prompt=True) + answer_start
-
-    def _tokenize(self, texts: Sequence[Rendered]) -> Iterator[Encoded]:
-        backend = self.tokenizer.backend_tokenizer
-        tokens = self.tokenizer(
-            [shortened(rendered.text, backend, self.max_length) for rendered in texts],
-            add_special_tokens=self.adds_special_tokens,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        for rendered, ids, offsets in zip(
-            texts, tokens["input_ids"], tokens["offset_mapping"], strict=True
-        ):
-            kept = array("i", ids[: self.max_length])
-            labels = _labels(kept, offsets, rendered.spans)
-            yield Encoded(kept, labels, truncated=len(ids) > len(kept))
-
-    def _render_answer(self, example: Example, prefix: str) -> Rendered:
-        """A target's example: only what follows the prefix in the last turn is learnt."""
-        *before, last = example.messages
-        if not last["content"].startswith(prefix):
-            raise ValueError(f"the answer does not start with {prefix!r}")
-        start = self._write(before, add_generation_prompt=True) + prefix
-        text = start + last["content"].removeprefix(prefix)
-        return Rendered(text, ((len(start), len(text)),))
-
-    def _render_marked(self, messages: Sequence[Message]) -> Rendered:
-        rendered, indices = render_jinja_template(
-            [list(messages)],
-            chat_template=self.template,
-            return_assistant_tokens_mask=True,
-            **self._variables,
-        )
-        return Rendered(rendered[0], tuple((int(start), int(end)) for start, end in indices[0]))
-
-    def _render_by_prefix(self, messages: Sequence[Message]) -> Rendered:
-        text = self._write(messages)
-        spans: list[tuple[int, int]] = []
-        for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self._write(messages[:turn], add_generation_prompt=True)
-            if not text.startswith(before):
-                raise ValueError(
-                    "what it writes before an answer depends on the answer; give a template with "
-                    "{% generation %} around what the assistant says"
-                )
-            spans.append((len(before), self._end_of_turn(text, message["content"], len(before))))
-        return Rendered(text, tuple(spans))
-
-    def _end_of_turn(self, text: str, content: str, start: int) -> int:
-        """Where a turn ends: after its text and the special token that follows it."""
-        found = text.find(content.strip(), start)
-        if found < 0:
-            raise ValueError("it does not write an answer as it is")
-        end = found + len(content.strip())
-        special = self._special_tokens.match(text, end)
-        return special.end() if special else end
+        """Tokens that end an answer: the tokenizer's, and those that start a turn's end."""
+        ends = dict.fromkeys([self.tokenizer.eos_token_id])
+        for text in (self._finder.ending, self._finder.ending_within):
+            first = self._backend.encode(text.lstrip(), add_special_tokens=False).ids[:1]
+            ends |= dict.fromkeys(t for t in first if t in self.tokenizer.added_tokens_decoder)
+        return [token for token in ends if token is not None]
 
     @cached_property
-    def _special_tokens(self) -> re.Pattern[str]:
-        """One special token, after white space that the template may put before it."""
-        tokens = {str(token) for token in self.tokenizer.all_special_tokens}
-        added = self.tokenizer.added_tokens_decoder.values()
-        tokens |= {token.content for token in added if token.special}
-        either = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
-        return re.compile(rf"\s*(?:{either})" if either else r"(?!)")
+    def end_texts(self) -> list[str]:
+        """Texts that end an answer where a turn's end is no special token."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {number for number, token in added if token.special}
+        texts: list[str] = []
+        for text in (self._finder.ending.strip(), self._finder.ending_within.strip()):
+            first = self._backend.encode(text, add_special_tokens=False).ids[:1]
+            if first and first[0] not in special and text not in texts:
+                texts.append(text)
+        return texts
 
-    @property
-    def _variables(self) -> dict[str, Any]:
-        special = {key: str(token) for key, token in self.tokenizer.special_tokens_map.items()}
-        return {**special, "date_string": FIXED_DATE}
+    def prompt(
+        self, messages: Sequence[Message], answer_start: str = "", answer: Message | None = None
+    ) -> str:
+        """The text that asks for an answer, up to where what is generated starts.
 
-    def _write(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        rendered, _ = render_jinja_template(
-            [list(messages)],
-            chat_template=self.template,
-            add_generation_prompt=add_generation_prompt,
-            **self._variables,
+        What the template writes before an answer (an empty think block, a channel) is part of it.
+
+        Args:
+            messages: The turns before the answer.
+            answer_start: How the answer starts (a benchmark's "The answer is:").
+            answer: The right one. If it holds reasoning, a model has to write reasoning first.
+
+        Raises:
+            DataError: If the template refuses the messages.
+        """
+        turns = self.turns(messages)
+        try:
+            prompt = self._finder.renderer.write(turns, generation_prompt=True)
+            before, _ = self._finder.around(turns)
+            if not before or answer_start:
+                return (before or prompt) + answer_start
+            if answer is not None:
+                written = self._finder.renderer.write([*turns, *self.turns([answer])])
+                if not written.startswith(before):
+                    return common_prefix(prompt, written)
+        except TEMPLATE_ERRORS as error:
+            roles = [turn["role"] for turn in messages]
+            what = f"The chat template refuses a question: {error}"
+            todo = "Set model.chat_template to one that takes it."
+            raise DataError(what, f"a question of {roles}", todo) from None
+        # White space before an answer is one token with it in many vocabularies: it is generated.
+        shared = len(common_prefix(prompt, before))
+        return before[: max(shared, len(before.rstrip()))]
+
+    def turns(self, messages: Sequence[Message]) -> list[Turn]:
+        """The messages as the template takes them; an empty system prompt is none."""
+        # As transformers: a key without a value is no key.
+        turns: list[Turn] = [
+            {key: value for key, value in turn.items() if value is not None}
+            for turn in messages
+            if not _is_empty_system(turn)
+        ]
+        if self._finder.wants_parts:
+            return [in_parts(turn) for turn in turns]
+        return [in_text(turn) for turn in turns] if self._finder.wants_text else turns
+
+    def _conversation(self, example: Example) -> Conversation:
+        marks = example.supervised or [True] * len(example.messages)
+        supervised = [
+            mark and turn["role"] == "assistant"
+            for mark, turn in zip(marks, example.messages, strict=True)
+            if not _is_empty_system(turn)
+        ]
+        return Conversation(tuple(self.turns(example.messages)), example.tools, tuple(supervised))
+
+    def _tokenize(self, texts: Sequence[Rendered]) -> Iterator[TokenizedExample]:
+        encodings = self._backend.encode_batch(
+            [shortened(rendered.text, self._backend, self.max_length) for rendered in texts],
+            add_special_tokens=self.adds_special_tokens,
         )
-        return str(rendered[0])
+        for rendered, encoding in zip(texts, encodings, strict=True):
+            yield self._labeled(rendered, encoding)
+
+    def _labeled(self, rendered: Rendered, encoding: Encoding) -> TokenizedExample:
+        ids = encoding.ids
+        kept = array("i", ids[: self.max_length])
+        labels = _labels(kept, encoding.offsets, rendered.spans)
+        return TokenizedExample(kept, labels, truncated=len(ids) > len(kept))
+
+    def _render_answer(self, example: Example, prefix: str) -> Rendered:
+        """A target's example: only what follows the prefix in the last turn is supervised."""
+        *before, last = example.messages
+        content = text_of(last["content"])
+        if not content.startswith(prefix):
+            raise ValueError(f"the answer does not start with {prefix!r}")
+        turns = self.turns(before)
+        start, _ = self._finder.around(turns, example.tools)
+        start = start or self._finder.renderer.write(turns, example.tools, generation_prompt=True)
+        text = start + content
+        return Rendered(text, ((len(start + prefix), len(text)),))
+
+
+def _is_empty_system(turn: Message) -> bool:
+    return turn["role"] == "system" and not text_of(turn.get("content")).strip()
+
+
+def _with_full_offsets(backend: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer whose tokens stand for their white space too.
+
+    GPT-2's and others' leave it out of offsets, so that a newline stands for no character.
+    """
+
+    def untrimmed(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {
+                key: False if key == "trim_offsets" else untrimmed(value)
+                for key, value in part.items()
+            }
+        return [untrimmed(item) for item in part] if isinstance(part, list) else part
+
+    steps = ("pre_tokenizer", "post_processor")
+    return {**backend, **{step: untrimmed(backend.get(step)) for step in steps}}
 
 
 def _template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
@@ -306,18 +394,13 @@ def _template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
 def _check_syntax(text: str, where: str) -> None:
     """Refuse what is not Jinja, before the first example is written."""
     try:
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_generation(text))
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(without_generation(text))
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(
             f"The chat template is not Jinja: {(error.message or '').rstrip('.')}.",
             f"{where}:{error.lineno}",
-            "Mend the template, or set model.chat_template to tulu or another file.",
+            "Fix the template, or set model.chat_template to tulu or another file.",
         ) from None
-
-
-def _without_generation(text: str) -> str:
-    """A template without the block that only transformers' Jinja knows."""
-    return re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
 
 
 def _labels(
@@ -325,13 +408,13 @@ def _labels(
     offsets: Sequence[tuple[int, int]],
     spans: Sequence[tuple[int, int]],
 ) -> array[int]:
-    """The tokens that start in a span; tokens without characters are never learnt."""
+    """The tokens that overlap a span; tokens without characters never do."""
     labels = array("i", [-100]) * len(ids)
     waiting = iter(spans)
     start, end = next(waiting, (0, 0))
     for position, (token, (first, last)) in enumerate(zip(ids, offsets, strict=False)):
         while first >= end > 0:
             start, end = next(waiting, (0, 0))
-        if start <= first < end and last > first:
+        if first < end and start < last:
             labels[position] = token
     return labels

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gradsieve.console import Progress
+from gradsieve.data.content import reasoning_of, text_of
 from gradsieve.recipe.schema import EvaluateConfig
 from gradsieve.runs.context import Context
 from gradsieve.tasks import Question, QuestionSet
@@ -52,7 +53,7 @@ def ask(context: Context, test: QuestionSet) -> Asked:
     """
     questions = test.questions
     max_length = context.positions or context.template.max_length
-    answers = [answer for q in questions for answer in (q.choices or q.answers)]
+    answers = [answer for q in questions for answer in (q.choices or (*q.answers, _written(q)))]
     # A token more for the end, and some for borders that fall otherwise after a prompt.
     max_tokens = max(_lengths(context, answers)) + 8
     if not questions[0].choices and test.max_tokens is not None:
@@ -82,11 +83,17 @@ def _lengths(context: Context, texts: Sequence[str]) -> list[int]:
     return [len(ids) for ids in found.input_ids]
 
 
+def _written(question: Question) -> str:
+    """The right answer with its reasoning, for which there must be room."""
+    answer = question.example.messages[-1]
+    return f"{reasoning_of(answer)}{text_of(answer['content'])}"
+
+
 def _prompt(context: Context, question: Question, shots: int) -> str:
-    *asked, _ = question.example.messages
+    *asked, answer = question.example.messages
     if question.shots and shots:
         asked = [{"role": "user", "content": question.shots.text(shots)}]
-    return context.template.prompt(asked, question.example.answer_prefix or "")
+    return context.template.prompt(asked, question.example.answer_prefix or "", answer)
 
 
 def tell(progress: Progress, target: str, asked: Asked) -> None:
@@ -117,5 +124,6 @@ def answered(
         batch_size=settings(context).batch_size,
         add_bos_token=template.adds_special_tokens,
         ends=template.ends,
+        stops=template.end_texts,
     )
     return {metric: [scores[metric] for scores in found] for metric in test.metrics}

@@ -17,7 +17,7 @@ from gradsieve.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradsieve.data.template import Encoded
+    from gradsieve.data.template import TokenizedExample
     from gradsieve.gradients.features import FeatureExtractor, FeatureRows
 
 FIRST = {"cpu": 4096, "cuda": 8192}
@@ -71,7 +71,7 @@ class Extracted(NamedTuple):
 
 def extract(
     extractor: FeatureExtractor,
-    encoded: Sequence[Encoded],
+    encoded: Sequence[TokenizedExample],
     budget: TokenBudget,
     measure_eps: bool = False,
 ) -> Extracted:
@@ -104,7 +104,10 @@ def extract(
 
 
 def _batches(
-    extractor: FeatureExtractor, encoded: Sequence[Encoded], budget: TokenBudget, measure_eps: bool
+    extractor: FeatureExtractor,
+    encoded: Sequence[TokenizedExample],
+    budget: TokenBudget,
+    measure_eps: bool,
 ) -> Iterator[tuple[list[int], FeatureRows]]:
     """Positions and features, shortest examples first."""
     import torch

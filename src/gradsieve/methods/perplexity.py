@@ -19,7 +19,7 @@ from gradsieve.methods.base import Problem, Scores, Uses
 if TYPE_CHECKING:
     from torch import nn
 
-    from gradsieve.data.template import Encoded
+    from gradsieve.data.template import TokenizedExample
 
 TOKENS_PER_BATCH = 4096
 
@@ -53,7 +53,7 @@ class Perplexity:
 
 def answer_losses(
     model: nn.Module,
-    encoded: Sequence[Encoded],
+    encoded: Sequence[TokenizedExample],
     report: Callable[[float], None] = lambda _: None,
 ) -> NDArray[np.float64]:
     """Each example's mean cross-entropy over its label tokens, in nats: [n].

@@ -6,6 +6,7 @@ shared, so that a run of all stages reads each file once.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -182,15 +183,19 @@ class Context:
                 f"model.max_length {model.max_length} is more than the model's {self.positions} "
                 f"positions: examples are cut to {max_length} tokens"
             )
-        return ChatTemplate(load_tokenizer(model), model.chat_template, max_length)
+        template = ChatTemplate(load_tokenizer(model), model.chat_template, max_length)
+        for warning in template.warnings:
+            self.progress.warn(warning)
+        return template
 
     @cached_property
     def rows(self) -> list[Row]:
         """The pool in order of (source, id), whatever order it came in."""
         examples = [example for source in self.sources for example in source.examples]
-        examples.sort(key=lambda example: (example.source, example.id))
         self.progress.say(f"  tokenizing {len(examples)} rows of the pool")
         rows = self.encode(examples)
+        self._warn_of_refused(rows)
+        rows.sort(key=lambda row: row.key)
         if all(row.set_aside for row in rows):
             raise DataError(
                 "No row of the pool has anything to learn from.",
@@ -223,14 +228,32 @@ class Context:
         return usable
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:
-        """Tokenize examples, in order."""
-        from gradsieve.data.template import set_aside_reason
+        """Tokenize examples, in order.
 
-        encoded = self.template.encode_all(examples)
+        Raises:
+            DataError: If the chat template refuses some, and `on_bad_row` is "fail".
+        """
+        from gradsieve.data.template import Refusal, TokenizedExample, refused_error
+
+        encoded = self.template.try_encode_all(examples)
+        refused = [one for one in encoded if isinstance(one, Refusal)]
+        if refused and self.recipe.on_bad_row == "fail":
+            raise refused_error(refused, len(encoded))
+        nothing = TokenizedExample(array("i"), array("i"))
         return [
-            Row(example, tokens, set_aside_reason(tokens))
-            for example, tokens in zip(examples, encoded, strict=True)
+            Row(example, nothing if isinstance(one, Refusal) else one, one.skip_reason)
+            for example, one in zip(examples, encoded, strict=True)
         ]
+
+    def _warn_of_refused(self, rows: Sequence[Row]) -> None:
+        """One warning for each source with rows that the chat template refuses."""
+        refused: dict[str, list[Row]] = {}
+        for row in rows:
+            if not row.encoded.input_ids and row.set_aside:
+                refused.setdefault(row.example.source, []).append(row)
+        for name, some in refused.items():
+            bad = [(row.example.where or row.example.id, row.set_aside or "") for row in some]
+            self._tell_bad_rows(name, bad)
 
     @cached_property
     def model_inputs(self) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Selected:
         examples: Each target's number of examples and of subtasks.
         features: Types of the columns of `selected.jsonl`.
         message_features: Types of the columns of `messages.jsonl`.
+        date: What the chat template was given as today's date; None if it writes none.
     """
 
     recipe: Recipe
@@ -90,6 +91,7 @@ class Selected:
     examples: Mapping[str, tuple[int, int]]
     features: datasets.Features
     message_features: datasets.Features
+    date: str | None = None
 
 
 def card(told: Selected) -> str:
@@ -130,7 +132,7 @@ Made with gradsieve, an implementation of LESS. Settings:
 
 ```yaml
 {_settings(told)}```
-
+{_date(told)}
 ## Use
 
 ```python
@@ -237,6 +239,14 @@ def _targets(told: Selected, names: Sequence[str]) -> str:
         f"{told.examples[t.name][1]} |"
         for t in told.recipe.targets
         if t.name in names
+    )
+
+
+def _date(told: Selected) -> str:
+    if told.date is None:
+        return ""
+    return (
+        f"\nThe chat template writes today's date: every row was scored with {told.date} there.\n"
     )
 
 

@@ -33,7 +33,7 @@ from gradsieve.store.targets import TargetGradients
 if TYPE_CHECKING:
     from torch import nn
 
-    from gradsieve.data.template import Encoded
+    from gradsieve.data.template import TokenizedExample
     from gradsieve.gradients.exact import ExactProducts
     from gradsieve.gradients.features import FeatureExtractor
     from gradsieve.tasks import Target
@@ -198,7 +198,7 @@ def _exact_products(
     from gradsieve.models.load import device
 
     sizes = {name: layer.weight.numel() for name, layer in lora_layers(model).items()}
-    groups: dict[tuple[str, str], list[Encoded]] = {}
+    groups: dict[tuple[str, str], list[TokenizedExample]] = {}
     for target in context.targets:
         for row in context.target_rows(target):
             groups.setdefault((target.name, row.example.subtask), []).append(row.encoded)

@@ -90,6 +90,7 @@ class Select(Stage):
                 {t.name: (len(t.examples), len(t.subtasks)) for t in context.targets},
                 features_of(map(json.loads, selected.split("\n")[:-1])),
                 message_features(conversations),
+                context.template.date,
             )
             write_text(out.card, card(told))
             prints[f"{target}/{method}"] = out.fingerprint

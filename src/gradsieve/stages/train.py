@@ -22,7 +22,7 @@ from gradsieve.runs.context import Context
 from gradsieve.stages.base import Inputs, Stage
 
 if TYPE_CHECKING:
-    from gradsieve.data.template import ChatTemplate, Encoded
+    from gradsieve.data.template import ChatTemplate, TokenizedExample
 
 
 class Train(Stage):
@@ -92,7 +92,7 @@ def _settings(context: Context) -> TrainConfig:
 
 
 def _train(
-    context: Context, rows: list[Encoded], seed: int, out: TrainedModel, selection: str
+    context: Context, rows: list[TokenizedExample], seed: int, out: TrainedModel, selection: str
 ) -> None:
     """TrainConfig one model; its folder appears whole, or not at all."""
     from gradsieve.data.batching import collate
@@ -142,7 +142,7 @@ def _untrained(context: Context, seed: int) -> Any:
     return add_adapter(model, context.recipe.training.lora, seed)
 
 
-def _tokenized(selection: Path, template: ChatTemplate) -> list[Encoded]:
+def _tokenized(selection: Path, template: ChatTemplate) -> list[TokenizedExample]:
     """The rows of `messages.jsonl`, which says of each turn whether it is supervised."""
     examples = []
     for rank, row in enumerate(read_lines(selection), start=1):

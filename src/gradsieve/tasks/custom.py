@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
+from gradsieve.data.content import after_reasoning, text_of
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import Supervise, is_unicode
 from gradsieve.data.readers import Source, place_of, read_source
@@ -59,8 +60,10 @@ def test_set(
     questions = [
         Question(
             example,
-            (example.messages[-1]["content"],),
-            texts=tuple(turn["content"] for turn in example.messages if turn["role"] != "system"),
+            (after_reasoning(text_of(example.messages[-1]["content"])),),
+            texts=tuple(
+                text_of(turn["content"]) for turn in example.messages if turn["role"] != "system"
+            ),
         )
         for example in examples
     ]

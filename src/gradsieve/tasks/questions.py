@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from gradsieve.data.content import after_reasoning
 from gradsieve.data.examples import Example
 from gradsieve.io import fingerprint
 
@@ -115,7 +116,11 @@ class QuestionSet:
         return [1 / len(sizes) / sizes[q.example.subtask] for q in self.questions]
 
     def judge(self, said: str, answers: tuple[str, ...]) -> dict[str, float]:
-        """Score a free answer against the right ones: the best match counts."""
+        """Score a free answer against the right ones: the best match counts.
+
+        Reasoning before the answer is not compared.
+        """
+        said = after_reasoning(said)
         found = re.search(self.extract, said) if self.extract else None
         said = found[1] if found else said
         reduce = _REDUCTIONS[self.match]

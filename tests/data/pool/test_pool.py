@@ -268,13 +268,13 @@ def test_finished_chunks_are_not_made_again(
 def tokenized(template: ChatTemplate, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Counts rows that are tokenized from now on."""
     counts: list[int] = []
-    original = template.encode_all
+    original = template.try_encode_all
 
     def counted(examples: list) -> list:
         counts.append(len(examples))
         return original(examples)
 
-    monkeypatch.setattr(template, "encode_all", counted)
+    monkeypatch.setattr(template, "try_encode_all", counted)
     return lambda: sum(counts)
 
 
@@ -456,7 +456,7 @@ def test_rows_that_the_template_refuses_are_bad_rows(
     strict = ChatTemplate(template.tokenizer, str(file), max_length=200)
     with pytest.raises(DataError, match="40 rows of s") as caught:
         build_pool(tmp_path / "pool", [SourceSpec("s", ROWS)], strict)
-    assert "row 2: The chat template refuses an example: no é" in str(caught.value)
+    assert "row 2: the chat template refuses it: no é" in str(caught.value)
     pool = build_pool(tmp_path / "pool", [SourceSpec("s", ROWS)], strict, on_bad_row="skip")
     assert len(pool) == 1
     assert pool.sources["s"].skipped == 39

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,9 +23,8 @@ from gradsieve.data.formats import BadRow, conversation_of
 from gradsieve.data.ids import content_digest, given_id, made_id
 from gradsieve.data.pool.sources import RawChunk, RawRow, json_text
 from gradsieve.data.readers import parsed
-from gradsieve.data.template import ChatTemplate, Encoded, set_aside_reason
+from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample
 from gradsieve.data.values import json_row
-from gradsieve.errors import DataError
 
 Flags = NDArray[np.bool_]
 Positions = NDArray[np.int64]
@@ -162,30 +160,21 @@ def _row(raw: RawChunk, line: int, text: str, row: Any) -> _Row:
 
 def _encode(
     template: ChatTemplate, rows: Sequence[_Row], only_check: bool
-) -> list[Encoded | SkippedRow]:
+) -> list[TokenizedExample | SkippedRow]:
     """The tokens of each row, or why the template refuses it."""
-    try:
-        return list(_tokens(template, [row.example for row in rows], only_check))
-    except DataError:
-        return [_encode_one(template, row, only_check) for row in rows]
+    examples = [row.example for row in rows]
+    results: Sequence[Any]
+    if only_check:
+        results = [template.try_render(example) for example in examples]
+    else:
+        results = template.try_encode_all(examples)
+    return [
+        SkippedRow(row.line, result.skip_reason) if isinstance(result, Refusal) else result
+        for row, result in zip(rows, results, strict=True)
+    ]
 
 
-def _encode_one(template: ChatTemplate, row: _Row, only_check: bool) -> Encoded | SkippedRow:
-    try:
-        return _tokens(template, [row.example], only_check)[0]
-    except DataError as error:
-        return SkippedRow(row.line, error.what)
-
-
-def _tokens(template: ChatTemplate, examples: list[Example], only_check: bool) -> list[Encoded]:
-    if not only_check:
-        return template.encode_all(examples)
-    for example in examples:
-        template.render(example)
-    return [Encoded(array("i"), array("i"))] * len(examples)
-
-
-def _batch(kept: Sequence[tuple[_Row, Encoded]]) -> pa.RecordBatch:
+def _batch(kept: Sequence[tuple[_Row, TokenizedExample]]) -> pa.RecordBatch:
     rows, encoded = zip(*kept, strict=True)
     lengths = np.array([len(tokens.input_ids) for tokens in encoded], dtype=np.int32)
     ends = np.cumsum(lengths, dtype=np.int64)
@@ -208,7 +197,7 @@ def _batch(kept: Sequence[tuple[_Row, Encoded]]) -> pa.RecordBatch:
         "n_label_tokens": n_labels,
         "truncated": [tokens.truncated for tokens in encoded],
         "skip_reason": [
-            None if n_label else set_aside_reason(tokens)
+            None if n_label else tokens.skip_reason
             for n_label, tokens in zip(n_labels, encoded, strict=True)
         ],
         "content_hash": pa.array(

@@ -25,10 +25,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from gradsieve.data.content import text_of
 from gradsieve.data.examples import Example, Message
 from gradsieve.data.pool.part import Part, Progress
 from gradsieve.data.pool.state import read_state
-from gradsieve.data.template import Encoded
+from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import DataError
 
 ORDER = "order.npy"
@@ -170,7 +171,7 @@ class Pool:
         found = self.order[place : place + 1]
         return int(found[0]) if self.keys(found) == [wanted] else None
 
-    def tokenized(self, numbers: Numbers) -> list[Encoded]:
+    def tokenized(self, numbers: Numbers) -> list[TokenizedExample]:
         """Tokens and labels."""
         taken = self.take(numbers, ["input_ids", "label_spans", "truncated"])
         columns = (_slices(taken["input_ids"]), _slices(taken["label_spans"]))
@@ -189,7 +190,8 @@ class Pool:
     def texts(self, numbers: Numbers) -> list[str]:
         """What all turns of a conversation say, a turn a line."""
         return [
-            "\n".join(turn["content"] for turn in messages) for messages in self.messages(numbers)
+            "\n".join(text_of(turn["content"]) for turn in messages)
+            for messages in self.messages(numbers)
         ]
 
     def examples(self, numbers: Numbers) -> list[Example]:
@@ -251,8 +253,8 @@ def _slices(column: pa.ChunkedArray) -> list[NDArray[np.int32]]:
     return [values[start:end] for start, end in pairwise(offsets)]
 
 
-def _encoded(ids: NDArray[np.int32], spans: NDArray[np.int32], truncated: bool) -> Encoded:
+def _encoded(ids: NDArray[np.int32], spans: NDArray[np.int32], truncated: bool) -> TokenizedExample:
     labels = np.full_like(ids, -100)
     for start, end in spans.reshape(-1, 2):
         labels[start:end] = ids[start:end]
-    return Encoded(array("i", ids.tobytes()), array("i", labels.tobytes()), truncated)
+    return TokenizedExample(array("i", ids.tobytes()), array("i", labels.tobytes()), truncated)

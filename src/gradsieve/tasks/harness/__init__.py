@@ -38,6 +38,7 @@ def answers(
     batch_size: int,
     add_bos_token: bool,
     ends: Sequence[int] = (),
+    stops: Sequence[str] = (),
 ) -> list[dict[str, float]]:
     """Ask all questions; a prompt too long for the model loses its start.
 
@@ -50,7 +51,8 @@ def answers(
         max_tokens: Tokens of an answer, fewer than `max_length`.
         batch_size: Questions at a time.
         add_bos_token: Whether the tokenizer, not the prompt, adds the first token.
-        ends: Tokens that end an answer, besides those that the model names itself.
+        ends: Tokens that end an answer, in addition to those that the model names itself.
+        stops: Texts that end an answer, in addition to the test set's.
 
     Returns:
         Metrics of each question, in order.
@@ -76,7 +78,7 @@ def answers(
         )
         own = model.generation_config.eos_token_id if ends else None
         ends = [*ends, *(own if isinstance(own, list) else [own] if own is not None else [])]
-        task = _task(test, docs, max_tokens, ends)
+        task = _task(test, docs, max_tokens, ends, stops)
         samples = needed("lm_eval.evaluator", "evaluate").evaluate(
             lm=lm, task_dict={"task": task}, log_samples=True, bootstrap_iters=0
         )["samples"]["task"]
@@ -103,14 +105,18 @@ def _copied(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> PreTrain
 
 
 def _task(
-    test: QuestionSet, docs: list[dict[str, Any]], max_tokens: int, ends: Sequence[int]
+    test: QuestionSet,
+    docs: list[dict[str, Any]],
+    max_tokens: int,
+    ends: Sequence[int],
+    stops: Sequence[str],
 ) -> Any:
     from datasets import Dataset
 
     kind = "choice" if test.questions[0].choices else "answer"
     config = yaml.safe_load((HERE / f"{kind}.yaml").read_text(encoding="utf-8"))
     if kind == "answer":
-        own = {"until": list(test.stops), "max_gen_toks": max_tokens}
+        own = {"until": [*test.stops, *stops], "max_gen_toks": max_tokens}
         if ends:
             own["eos_token_id"] = sorted(set(ends))
         config["generation_kwargs"].update(own)

@@ -1,0 +1,263 @@
+"""Rendering of conversations by a chat template, with the characters that each turn wrote.
+
+In: turns, tools, and a template's Jinja. Out: text, and where in it each turn's text is.
+
+Where a turn starts and ends is not searched for in the text: the template's own loops over
+messages are marked. Each `{% for message in messages %}` gets a mark at the start and the end of
+its body, which names the turn; what is written in between is that turn's. Marks are removed again,
+and what is left must be what the unmarked template writes.
+
+Rejected: searching for the answer's words (short answers occur in what a template inserts), and
+comparing renderings of shorter conversations (templates write a last turn differently).
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
+
+DATE = datetime.datetime(2024, 7, 26)
+"""Written where a template writes today's date. Tokens must not change from day to day; this day is
+the default of Llama 3's template."""
+
+DATE_STRING = DATE.strftime("%d %b %Y")
+"""As `date_string`, which Llama 3's template takes."""
+
+_DIRECTIVES = "aAwdbBmyYHIpMSfzZjUWcxXGuV"
+_UNPADDED = ("-d", "-m", "-H", "-I", "-M", "-S", "-j", "-y", "e")
+
+_TURN = "gradsieve_turn"
+_OPEN, _NAMED, _CLOSE = "\U000f5e00", "\U000f5e01", "\U000f5e02"
+"""Private-use characters: a mark is OPEN, the loop's and the turn's number, NAMED; or CLOSE and
+the loop's number."""
+
+_MARK = re.compile(f"{_OPEN}([0-9]+) ([0-9]+){_NAMED}|{_CLOSE}([0-9]+){_NAMED}")
+_TAG = re.compile(
+    r"\{#.*?#\}"
+    r"|\{%(?P<left>[-+]?)\s*(?P<inside>(?P<word>for|endfor|set)\b.*?)(?P<right>[-+]?)%\}",
+    re.DOTALL,
+)
+_OVER = re.compile(r"for\s+(\w+)\s+in\s+(.*)", re.DOTALL)
+_TAKEN = re.compile(r"set\s+(\w+)\s*=\s*[\w.]+\[\s*(\w+)(?:\s*[-+]\s*\d+)?\s*\]\s*$")
+_GENERATION = re.compile(r"\{#.*?#\}|\{%[-+]?\s*generation\s*[-+]?%\}", re.DOTALL)
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """A rendered conversation, by turn.
+
+    Attributes:
+        text: All of it.
+        pieces: (turn, start, end) of the characters that each turn wrote, in the text's order.
+    """
+
+    text: str
+    pieces: tuple[tuple[int, int, int], ...]
+
+    def of(self, turn: int) -> list[Span]:
+        """What a turn wrote; text after all turns belongs to the last one."""
+        spans = [(start, end) for owner, start, end in self.pieces if owner == turn]
+        return [span for span in spans if self.text[slice(*span)].strip()] or spans
+
+    def owner(self, start: int, end: int) -> int:
+        """The turn that wrote a span, which is the last one's if it follows all turns."""
+        overlaps = (
+            owner
+            for owner, first, last in self.pieces
+            if first < max(end, start + 1) and last > start
+        )
+        return next(overlaps, max((owner for owner, _, _ in self.pieces), default=0))
+
+    @property
+    def end(self) -> int:
+        """Where the last turn's text ends."""
+        return max((end for _, _, end in self.pieces), default=0)
+
+
+class Renderer:
+    """A chat template and what it may write into every conversation.
+
+    Args:
+        template: Jinja.
+        variables: Special tokens, by name.
+    """
+
+    def __init__(self, template: str, variables: Mapping[str, str]) -> None:
+        self.template = _with_fixed_date(template)
+        self.variables = {**variables, "date_string": DATE_STRING}
+
+    @cached_property
+    def marks_generation(self) -> bool:
+        """Whether the template itself marks what the assistant says."""
+        return any(found[0][1] == "%" for found in _GENERATION.finditer(self.template))
+
+    def write(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] = (),
+        *,
+        generation_prompt: bool = False,
+    ) -> str:
+        """The text of a conversation."""
+        return self._render(self.template, turns, tools, generation_prompt)
+
+    def write_turns(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] = (),
+        *,
+        generation_prompt: bool = False,
+    ) -> Turns:
+        """The text of a conversation, and where each turn's is."""
+        named = [{**turn, _TURN: number} for number, turn in enumerate(turns)]
+        return _taken_apart(self._render(self._marked, named, tools, generation_prompt))
+
+    def write_generation(
+        self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()
+    ) -> tuple[str, list[Span]]:
+        """The text, and what the template's own `{% generation %}` is around."""
+        rendered, indices = render_jinja_template(
+            [list(turns)],
+            tools=list(tools) or None,
+            chat_template=self.template,
+            return_assistant_tokens_mask=True,
+            **self.variables,
+        )
+        return str(rendered[0]), [(int(start), int(end)) for start, end in indices[0]]
+
+    def _render(
+        self, template: str, turns: Sequence[Any], tools: Sequence[Any], generation_prompt: bool
+    ) -> str:
+        rendered, _ = render_jinja_template(
+            [list(turns)],
+            tools=list(tools) or None,
+            chat_template=template,
+            add_generation_prompt=generation_prompt,
+            **self.variables,
+        )
+        return str(rendered[0])
+
+    @cached_property
+    def _marked(self) -> str:
+        return _with_marks(self.template)
+
+
+def without_generation(template: str) -> str:
+    """A template without the block that only transformers' Jinja knows."""
+    return re.sub(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}", "", template)
+
+
+def _with_fixed_date(template: str) -> str:
+    """A template whose `strftime_now` writes the fixed date.
+
+    Functions can't be given to a template from outside, but it can have a macro of that name.
+    """
+    if "strftime_now" not in template:
+        return template
+    written = {f"%{letter}": DATE.strftime(f"%{letter}") for letter in _DIRECTIVES}
+    written |= {f"%{code}": DATE.strftime(f"%{code[-1]}").lstrip(" 0") or "0" for code in _UNPADDED}
+    replaced = "".join(f"|replace({code!r},{text!r})" for code, text in written.items())
+    percent = "\x00"
+    macro = (
+        "{% macro strftime_now(format) -%}"
+        f"{{{{ format|replace('%%',{percent!r}){replaced}|replace({percent!r},'%') }}}}"
+        "{%- endmacro %}\n"
+    )
+    return macro + template
+
+
+def _with_marks(template: str) -> str:
+    """A template that marks what each message's turn of a loop writes.
+
+    A `set` without effect takes the place of the loop's tag towards the text after (or before) it,
+    so that Jinja strips white space as it did.
+    """
+    made: list[str] = []
+    loops: list[tuple[int, str | None]] = []  # number, and what stands for the message in it
+    counters: list[str | None] = []  # or what stands for its place
+    at = 0
+    for number, tag in enumerate(_TAG.finditer(template)):
+        word = tag["word"]
+        if word is None:  # a comment
+            continue
+        made.append(template[at : tag.start()])
+        at = tag.end()
+        left, inside, right = tag["left"], tag["inside"].rstrip(), tag["right"]
+        if word == "endfor":
+            loop, name = loops.pop() if loops else (0, None)
+            if counters:
+                counters.pop()
+            if name is None:
+                made.append(tag[0])
+                continue
+            closed = f"{{{{ '{_CLOSE}{loop}{_NAMED}' if {_is_turn(name)} }}}}"
+            made.append(f"{{%{left} set gradsieve_ = 0 %}}{closed}{{% endfor {right}%}}")
+            continue
+        name = None
+        if word == "for":
+            over = _OVER.match(inside)
+            counts = over is not None and over[2].lstrip().startswith("range(")
+            counters.append(over[1] if over and counts else None)
+            name = over[1] if over and not counts else None
+            loops.append((number, name))
+        elif (taken := _TAKEN.match(inside)) and counters and counters[-1] == taken[2]:
+            name = taken[1]
+            loops[-1] = loops[-1][0], name
+        if name is None:
+            made.append(tag[0])
+            continue
+        mark = f"'{_OPEN}{loops[-1][0]} ' ~ {name}.{_TURN} ~ '{_NAMED}'"
+        opened = f"{{{{ {mark} if {_is_turn(name)} }}}}"
+        made.append(f"{{%{left} {inside} %}}{opened}{{% set gradsieve_ = 0 {right}%}}")
+    return "".join([*made, template[at:]])
+
+
+def _is_turn(name: str) -> str:
+    return f"{name} is mapping and {name}.{_TURN} is defined"
+
+
+def _taken_apart(marked: str) -> Turns:
+    text: list[str] = []
+    pieces: list[tuple[int, int, int]] = []
+    open_turns: list[tuple[int, int]] = []  # loop, turn
+    at = length = 0
+
+    def add(piece: str) -> None:
+        nonlocal length
+        if piece and open_turns:
+            pieces.append((open_turns[-1][1], length, length + len(piece)))
+        text.append(piece)
+        length += len(piece)
+
+    for mark in _MARK.finditer(marked):
+        add(marked[at : mark.start()])
+        at = mark.end()
+        # A turn that the template left by `continue` or `break` has no closing mark.
+        loop = int(mark[1] or mark[3])
+        if (
+            here := next((i for i, (n, _) in enumerate(open_turns) if n == loop), None)
+        ) is not None:
+            del open_turns[here:]
+        if mark[2] is not None:
+            open_turns.append((loop, int(mark[2])))
+    add(marked[at:])
+    return Turns("".join(text), _joined(pieces))
+
+
+def _joined(pieces: list[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
+    """Neighboring pieces of one turn as one."""
+    joined: list[tuple[int, int, int]] = []
+    for owner, start, end in pieces:
+        if joined and joined[-1][0] == owner and joined[-1][2] == start:
+            joined[-1] = (owner, joined[-1][1], end)
+        else:
+            joined.append((owner, start, end))
+    return tuple(joined)

@@ -1,0 +1,295 @@
+"""Which characters of a rendered conversation are supervised.
+
+In: turns, and which of them are in the loss. Out: the text and the supervised spans.
+
+What a model must write itself is supervised: all that an assistant's turn puts after the
+generation prompt, i.e. a header that the prompt doesn't have (gpt-oss' channel, Qwen3's empty
+think block), the answer, and the end of the turn. TRL's training templates do the same;
+tests/data/test_trl_templates.py lists where they differ. A template's own `{% generation %}` is
+taken as it is.
+
+Each turn is verified: its supervised text holds the answer and something that ends it. What can't
+be verified is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jinja2
+
+from gradsieve.data.content import after_reasoning, common_prefix, in_parts, parts_of, text_of
+from gradsieve.data.rendering import Renderer, Span, Turns
+
+PLACEHOLDER = "q7xq0answer0qx7q"
+"""Stands for an answer where only what a template writes around it matters."""
+
+TEMPLATE_ERRORS = (
+    *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
+    *(ArithmeticError, RecursionError),
+)
+"""What a template, a program of its own, may raise for a conversation."""
+
+Turn = Mapping[str, Any]
+
+_PROBE: tuple[Turn, ...] = (
+    {"role": "user", "content": "?"},
+    {"role": "assistant", "content": PLACEHOLDER},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as text.
+
+    Attributes:
+        text: All turns.
+        spans: (start, end) of the characters that are supervised, in order.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a chat template is given.
+
+    Attributes:
+        turns: The messages.
+        tools: Descriptions of functions.
+        supervised: For each turn, whether it is in the loss.
+    """
+
+    turns: tuple[Turn, ...]
+    tools: tuple[Any, ...]
+    supervised: tuple[bool, ...]
+
+    def up_to(self, turn: int) -> Conversation:
+        """The turns before one."""
+        return Conversation(self.turns[:turn], self.tools, self.supervised[:turn])
+
+    def answered(self, turn: int, content: str) -> Conversation:
+        """The same with another answer at a turn."""
+        answer: Turn = {**self.turns[turn], "content": content}
+        if isinstance(self.turns[turn].get("content"), list | tuple):
+            answer = in_parts(answer)
+        turns = (*self.turns[:turn], answer, *self.turns[turn + 1 :])
+        return Conversation(turns, self.tools, self.supervised)
+
+
+class SpanFinder:
+    """Finds the supervised spans of conversations that one template writes.
+
+    Args:
+        renderer: The template.
+    """
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer = renderer
+
+    def find(self, conversation: Conversation) -> Rendered:
+        """A conversation's text and supervised spans.
+
+        Raises:
+            ValueError: If the template writes something that can't be verified.
+            Exception: One of `TEMPLATE_ERRORS`, if it refuses the conversation.
+        """
+        if self.renderer.marks_generation:
+            return self._by_generation(conversation)
+        turns, tools = conversation.turns, conversation.tools
+        text = self.renderer.write(turns, tools)
+        found = self.renderer.write_turns(turns, tools)
+        marks_hold = found.text == text
+        spans: list[Span] = []
+        for turn in (n for n, supervised in enumerate(conversation.supervised) if supervised):
+            if marks_hold and found.of(turn):
+                own = self._by_marks(conversation, found, turn)
+            else:
+                own = [self._by_prefix(conversation, text, turn)]
+            self._verify(conversation, turn, "".join(text[start:end] for start, end in own))
+            spans += own
+        return Rendered(text, tuple(spans))
+
+    def _by_generation(self, conversation: Conversation) -> Rendered:
+        text, spans = self.renderer.write_generation(conversation.turns, conversation.tools)
+        spoken = [turn["role"] == "assistant" for turn in conversation.turns]
+        if list(conversation.supervised) == spoken:
+            said = "".join(text[start:end] for start, end in spans)
+            for turn in conversation.turns:
+                _verify_calls(turn, said)
+            return Rendered(text, tuple(spans))
+        found = self.renderer.write_turns(conversation.turns, conversation.tools)
+        if found.text != text or not found.pieces:
+            raise ValueError(
+                "some turns are not in the loss, and which turn a {% generation %} block belongs "
+                "to cannot be told"
+            )
+        return Rendered(text, tuple(s for s in spans if conversation.supervised[found.owner(*s)]))
+
+    def _by_marks(self, conversation: Conversation, found: Turns, turn: int) -> list[Span]:
+        pieces = found.of(turn)
+        if turn == len(conversation.turns) - 1 and found.text[found.end :].strip():
+            # What follows all turns ends the last one: Phi-3's end-of-sequence token.
+            pieces[-1] = (pieces[-1][0], len(found.text))
+        start = self._start(conversation, found, turn, pieces[0][0])
+        # A space after the end is one token with the next turn's first word in many vocabularies.
+        last = len(found.text[: pieces[-1][1]].rstrip(" "))
+        return [(max(first, start), min(end, last)) for first, end in pieces if end > start]
+
+    def _by_prefix(self, conversation: Conversation, text: str, turn: int) -> Span:
+        """For templates without loops over messages: what one turn more adds to the text."""
+        before, through = conversation.up_to(turn), conversation.up_to(turn + 1)
+        prompt = self.renderer.write(before.turns, before.tools, generation_prompt=True)
+        with_answer = self.renderer.write(through.turns, through.tools)
+        if not (with_answer.startswith(prompt) and text.startswith(with_answer)):
+            raise ValueError(
+                "which text belongs to an answer cannot be told; give a template with "
+                "{% generation %} around what the assistant says"
+            )
+        return len(prompt), len(with_answer)
+
+    def _start(self, conversation: Conversation, found: Turns, turn: int, first: int) -> int:
+        """Where what the generation prompt doesn't write starts in a turn's text."""
+        before = conversation.up_to(turn)
+        try:
+            prompt = self.renderer.write(before.turns, before.tools, generation_prompt=True)
+        except TEMPLATE_ERRORS:  # it wants a user's turn first
+            return first + self._header(conversation, found, turn, self.generation_prompt)
+        if len(prompt) > first and found.text.startswith(prompt):
+            return len(prompt)
+        if prompt == found.text[:first]:
+            # The prompt has nothing for this turn (after a call's result, in Gemma's templates).
+            cue = self.generation_prompt
+            return first + len(cue) * found.text.startswith(cue, first)
+        # Earlier turns are written otherwise here, or the prompt goes on otherwise (R1's <think>).
+        shorter = self.renderer.write_turns(before.turns, before.tools, generation_prompt=True)
+        own = prompt[shorter.end :] if shorter.text == prompt else ""
+        if own and found.text.startswith(own, first):
+            return first + len(own)
+        return first + self._header(conversation, found, turn, own or self.generation_prompt)
+
+    def _header(self, conversation: Conversation, found: Turns, turn: int, prompt: str) -> int:
+        """Characters of a turn's text that are the generation prompt's too.
+
+        They end where the answer starts, whatever it starts with.
+        """
+        placeholder = conversation.answered(turn, PLACEHOLDER)
+        other = self.renderer.write_turns(placeholder.turns, placeholder.tools)
+        starts = [turns.text[slice(*turns.of(turn)[0])] for turns in (found, other)]
+        shared = common_prefix(*starts)
+        header = shared[: starts[1].find(PLACEHOLDER) if PLACEHOLDER in starts[1] else None]
+        if prompt and prompt in header:
+            # The start of the whole text (a first token) may stand before the turn's own.
+            return header.index(prompt) + len(prompt)
+        return len(common_prefix(prompt, header))
+
+    @cached_property
+    def generation_prompt(self) -> str:
+        """What the template asks for an answer with after a user's turn."""
+        asked = {"role": "user", "content": PLACEHOLDER}
+        for user in (asked, {**asked, "content": [{"type": "text", "text": PLACEHOLDER}]}):
+            try:
+                with_prompt = self.renderer.write([user], generation_prompt=True)
+                without = self.renderer.write([user])
+            except TEMPLATE_ERRORS:
+                continue
+            return with_prompt[len(common_prefix(with_prompt, without)) :]
+        return ""
+
+    @cached_property
+    def ending(self) -> str:
+        """What the template writes after an answer that is followed by nothing."""
+        return self.around(({"role": "user", "content": "?"},))[1]
+
+    @cached_property
+    def ending_within(self) -> str:
+        """What it writes in an answer's turn after the answer, if another turn follows."""
+        asked: Turn = {"role": "user", "content": "?"}
+        turns: list[Turn] = [asked, {"role": "assistant", "content": PLACEHOLDER}, asked]
+        try:
+            found = self.renderer.write_turns(
+                [in_parts(turn) for turn in turns] if self.wants_parts else turns
+            )
+        except TEMPLATE_ERRORS:
+            return ""
+        said = "".join(found.text[start:end] for start, end in found.of(1))
+        return said.partition(PLACEHOLDER)[2]
+
+    @cached_property
+    def wants_parts(self) -> bool:
+        """Whether the template writes a content of parts, and drops or refuses one that is text."""
+        return self._writes_parts and not self._writes_text
+
+    @cached_property
+    def wants_text(self) -> bool:
+        """Whether the template writes a content that is text, and drops or refuses parts."""
+        return self._writes_text and not self._writes_parts
+
+    @cached_property
+    def _writes_text(self) -> bool:
+        return self._writes(list(_PROBE))
+
+    @cached_property
+    def _writes_parts(self) -> bool:
+        return self._writes([in_parts(turn) for turn in _PROBE])
+
+    def _writes(self, turns: Sequence[Turn]) -> bool:
+        try:
+            text = self.renderer.write(turns)
+        except TEMPLATE_ERRORS:
+            return False
+        # In quotes it is Python's text for a list, not the list's text.
+        return PLACEHOLDER in text and repr(PLACEHOLDER) not in text
+
+    def around(self, turns: Sequence[Turn], tools: Sequence[Any] = ()) -> tuple[str, str]:
+        """What stands before and after an answer to some turns; nothing if it is refused."""
+        answer: Turn = {"role": "assistant", "content": PLACEHOLDER}
+        if self.wants_parts:
+            turns, answer = [in_parts(turn) for turn in turns], in_parts(answer)
+        try:
+            text = self.renderer.write([*turns, answer], tools)
+        except TEMPLATE_ERRORS:  # it wants other turns
+            return "", ""
+        before, _, after = text.rpartition(PLACEHOLDER)
+        return before, after
+
+    def _verify(self, conversation: Conversation, turn: int, said: str) -> None:
+        message = conversation.turns[turn]
+        _verify_calls(message, said)
+        if message.get("tool_calls"):
+            return  # text next to a call is reasoning to some templates, which drop it later
+        at = 0
+        for text in parts_of(message.get("content")) or [text_of(message.get("content"))]:
+            end = _end_of(text, said, at)
+            if end is None:
+                raise ValueError("it does not write an answer as it is")
+            at = end
+        after = conversation.turns[turn + 1 : turn + 2]
+        goes_on = bool(after) and after[0]["role"] == "assistant"
+        if self.ending.strip() and not goes_on and not said[at:].strip():
+            raise ValueError("it does not write an end after an answer")
+
+
+def _verify_calls(turn: Turn, said: str) -> None:
+    for call in turn.get("tool_calls") or ():
+        called = call.get("function") if isinstance(call, Mapping) else None
+        called = called if isinstance(called, Mapping) else call
+        name = called.get("name") if isinstance(called, Mapping) else None
+        if isinstance(name, str) and name not in said:
+            raise ValueError(f"it does not write the call of {name}")
+
+
+def _end_of(answer: str, said: str, start: int) -> int | None:
+    """Where an answer ends in what a turn says; None if it isn't there.
+
+    Templates trim answers, and may write their reasoning otherwise or not at all.
+    """
+    for text in (answer.strip(), after_reasoning(answer).strip()):
+        at = said.find(text, start)
+        if at >= 0:
+            return at + len(text)
+    return None
