@@ -82,7 +82,7 @@ def refusing(tmp_path: Path, **keys: Any) -> tuple[Context, world.Listening]:
     model = recipe.model.model_copy(update={"chat_template": str(template)})
     changed = recipe.model_copy(update={"pool": [source], "model": model, **keys})
     listening = world.Listening()
-    return Context(changed, RunDir(tmp_path / "run"), listening), listening
+    return Context(changed, RunFolder(tmp_path / "run"), listening), listening
 
 
 def test_rows_that_the_template_refuses_are_bad_rows(tmp_path: Path) -> None:

@@ -137,7 +137,15 @@ def example_of(
     told = conversation_of(kept, supervise)
     id = ids.of(kept, where)
     left_out.add(lost, where)
-    return Example(source, id, told.messages, kept, tools=told.tools, supervised=told.supervised)
+    return Example(
+        source,
+        id,
+        told.messages,
+        kept,
+        tools=told.tools,
+        supervised=told.supervised,
+        where=where,
+    )
 
 
 def place_of(name: str, path: str | Iterable[Any]) -> str:
