@@ -14,7 +14,7 @@ from transformers import BertConfig, GemmaConfig, MixtralConfig, T5Config, ViTCo
 
 import tiny
 from gradsieve.errors import ModelError
-from gradsieve.models import support
+from gradsieve.models import layers, support
 from gradsieve.models.checkpoints import save_checkpoint
 from gradsieve.models.load import load_model
 from gradsieve.models.support import check_support
@@ -113,7 +113,7 @@ def test_layers_of_other_kinds(name: str, layer: nn.Module, reason: str) -> None
     base = tiny.model()
     setattr(base.model.layers[0].mlp, name, layer)
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["low", "q_proj"]))
-    (problem,) = support._layer_problems(adapted, "here")
+    (problem,) = layers.layer_problems(adapted, "here")
     assert reason in problem.what
     assert f"model.layers.0.mlp.{name}" in problem.where
 
@@ -132,7 +132,7 @@ def test_a_shared_layer_is_refused() -> None:
     base = tiny.model()
     base.model.layers[1] = base.model.layers[0]
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
-    (problem,) = support._layer_problems(adapted, "here")
+    (problem,) = layers.layer_problems(adapted, "here")
     assert "shared" in problem.what
     assert "layers.0.self_attn.q_proj, model.layers.1.self_attn.q_proj" in problem.where
 
@@ -157,7 +157,7 @@ def test_a_users_plain_adapter_is_taken(tmp_path: Path, keys: dict[str, Any]) ->
     ("keys", "named"),
     [
         ({"use_dora": True}, "DoRA"),
-        ({"modules_to_save": ["lm_head"]}, "modules trained as a whole"),
+        ({"modules_to_save": ["lm_head"]}, "fully trained modules"),
         ({"bias": "lora_only"}, "trained biases"),
         ({"lora_bias": True}, "biases of LoRA matrices"),
         ({"trainable_token_indices": [3]}, "trained embeddings of tokens"),

@@ -114,12 +114,15 @@ def adam_constants(states: Iterable[State], groups: Iterable[Group], where: str)
             where,
             USE_ADAMW,
         )
-    rates = {(group.get("initial_lr"), float(group["lr"])) for group in used if "lr" in group}
-    if len(rates) > 1:
+    # Both: a schedule may end at 0 for all groups, or move them apart.
+    now = {float(group["lr"]) for group in used if "lr" in group}
+    first = {float(group["initial_lr"]) for group in used if "initial_lr" in group}
+    if len(now) > 1 or len(first) > 1:
+        rates = sorted(first if len(first) > 1 else now)
         raise ModelError(
             "The optimizer has several learning rates, as LoRA+ and layer-wise rates do; the "
             "update of an example is defined for one.",
-            f"{where}: {', '.join(sorted(str(current) for _, current in rates))}",
+            f"{where}: {', '.join(f'{rate:g}' for rate in rates)}",
             "Train all LoRA weights with one learning rate.",
         )
     found = {_constants(group, where) for group in used}
