@@ -16,28 +16,32 @@ from transformers import PreTrainedModel
 
 from gradsieve.errors import ModelError
 
+BOTH_FILES = "Name folders with adapter_config.json and adapter_model.safetensors."
+
+
+def adapter_config(folder: Path) -> Path:
+    """The file with an adapter's configuration.
+
+    Raises:
+        ModelError: If it is missing.
+    """
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        raise ModelError("There is no adapter here.", f"{file}: no such file", BOTH_FILES)
+    return file
+
 
 def adapter_file(folder: Path) -> Path:
     """The file with an adapter's weights.
 
     Raises:
-        ModelError: If it or adapter_config.json is missing.
+        ModelError: If it or the configuration is missing.
     """
-    config = folder / "adapter_config.json"
-    if not config.is_file():
-        raise ModelError(
-            "There is no adapter here.",
-            f"{config}: no such file",
-            "Name folders with adapter_config.json and adapter_model.safetensors.",
-        )
+    adapter_config(folder)
     files = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise ModelError(
-            "The adapter's weights are not there.",
-            str(files[0]),
-            "Name folders with adapter_config.json and adapter_model.safetensors.",
-        )
+        raise ModelError("The adapter's weights are not there.", str(files[0]), BOTH_FILES)
     return file
 
 
@@ -47,7 +51,7 @@ def own_weights(model: PreTrainedModel, folder: Path) -> None:
     OLoRA subtracts its start from the base's weights; an adapter of a resized vocabulary brings its
     embeddings along.
     """
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads(adapter_config(folder).read_text(encoding="utf-8"))
     changed: list[nn.Parameter] = []
     if config.get("init_lora_weights") == "olora":
         changed += model.parameters()

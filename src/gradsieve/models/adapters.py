@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from gradsieve.errors import ModelError
-from gradsieve.models.adapter_weights import adapter_file
+from gradsieve.models.adapter_weights import adapter_config, adapter_file
 from gradsieve.models.checkpoints import optimizer_file, saved_name
 from gradsieve.models.layers import PLAIN_LORA, adapted, layer_problems
 from gradsieve.models.meta_model import load_skeleton
@@ -100,7 +100,6 @@ def checkpoint_problems(model: recipe.ModelConfig, folders: Sequence[Path]) -> I
     built: dict[str, Expected | list[ModelError]] = {}
     for folder in folders:
         try:
-            adapter_file(folder)
             text, adapter = _read_adapter_config(folder)
             optimizer_file(folder)
         except ModelError as error:
@@ -112,12 +111,15 @@ def checkpoint_problems(model: recipe.ModelConfig, folders: Sequence[Path]) -> I
         if isinstance(expected, list):
             yield from expected
             built[text] = []
-        else:
-            yield from _shape_problems(folder, expected)
+            continue
+        try:
+            yield from _shape_problems(adapter_file(folder), expected)
+        except ModelError as error:
+            yield error
 
 
 def _read_adapter_config(folder: Path) -> tuple[str, dict[str, Any]]:
-    file = folder / "adapter_config.json"
+    file = adapter_config(folder)
     try:
         text = file.read_text(encoding="utf-8")
         adapter = json.loads(text)
@@ -199,8 +201,7 @@ def _variant_problems(folder: Path, adapter: Mapping[str, Any]) -> Iterator[Mode
         )
 
 
-def _shape_problems(folder: Path, expected: Expected) -> Iterator[ModelError]:
-    file = adapter_file(folder)
+def _shape_problems(file: Path, expected: Expected) -> Iterator[ModelError]:
     if file.suffix == ".bin":
         return  # a pickle, which is read once with weights_only
     try:
