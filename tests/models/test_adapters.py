@@ -17,6 +17,7 @@ import tiny
 from gradsieve.errors import ModelError
 from gradsieve.models.adapters import start_problem
 from gradsieve.models.load import load_adapter, load_model
+from gradsieve.models.meta_model import saved_skeleton
 from gradsieve.models.source import Lent
 from gradsieve.models.support import check_support
 from gradsieve.recipe import schema as recipe
@@ -55,6 +56,14 @@ def test_starts_that_load_exactly(tmp_path: Path, start: Any) -> None:
     torch.manual_seed(7)
     loaded = load_adapter(base, tmp_path / "adapter").eval()
     torch.testing.assert_close(logits(loaded), logits(trained), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [True, "pissa", "olora"])
+def test_a_plan_needs_no_weights(tmp_path: Path, start: Any) -> None:
+    adapter(tiny.model(), tmp_path / "adapter", init_lora_weights=start)
+    tiny.model().save_pretrained(str(tmp_path / "base"))
+    made = saved_skeleton(recipe.ModelConfig(name=str(tmp_path / "base")), tmp_path / "adapter")
+    assert sum(p.numel() for p in made.parameters() if p.requires_grad) == 2 * 4 * (64 + 48)
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
