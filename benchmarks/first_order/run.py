@@ -83,7 +83,7 @@ def _checkpoint(
 ) -> dict[str, Any]:
     """Correlation of each estimate with the true change, at each learning rate."""
     model = load_adapter(load_model(context.recipe.model), folder)
-    m, v, step = load_moments(folder, model)
+    m, v, step, betas, eps = load_moments(folder, model)
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
     def flat(parts: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -108,7 +108,11 @@ def _checkpoint(
                     g
                     if reading is None
                     else {
-                        n: adam.update(g[n], m[n], v[n], step, reading, momentum)  # type: ignore[arg-type]
+                        n: adam.update(
+                            *(g[n], m[n], v[n], step, reading, momentum),  # type: ignore[arg-type]
+                            betas=betas,
+                            eps=eps,
+                        )
                         for n in weights
                     }
                 )

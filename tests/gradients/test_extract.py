@@ -1,5 +1,7 @@
 """The fused path gives what its three steps give one after the other."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,6 +40,25 @@ def test_equals_loop_update_and_projection(kind: str, reading: str, momentum: st
     assert float((found.rows - wanted).norm() / wanted.norm()) <= 1e-5
     whole = torch.cat([u.flatten(1) for u in updates.values()], 1)
     torch.testing.assert_close(found.gradient_norms, whole.norm(dim=1), rtol=1e-5, atol=0)
+
+
+def test_the_optimizers_own_constants_are_used() -> None:
+    model, batch, projection = tiny.adapted(), tiny.batch(), Projection("none")
+    usual = moments(model)
+    state = replace(usual, betas=(0.8, 0.95), eps=1e-4)
+    updates = {
+        name: adam.update(
+            g, state.exp_avg[name], state.exp_avg_sq[name], 11, betas=(0.8, 0.95), eps=1e-4
+        )
+        for name, g in per_example_loop(model, batch).items()
+    }
+    wanted = projection.project(updates)
+    found = FeatureExtractor(model, projection, state)(batch, measure_eps=True)
+    assert float((found.rows - wanted).norm() / wanted.norm()) <= 1e-5
+    assert found.share_below_eps > 0.8
+    other = FeatureExtractor(model, projection, usual)(batch, measure_eps=True)
+    assert float((other.rows - wanted).norm() / wanted.norm()) > 0.1
+    assert other.share_below_eps < 0.1
 
 
 def test_without_moments_rows_are_plain_gradients() -> None:

@@ -17,6 +17,9 @@ from gradsieve.gradients import adam
 from gradsieve.gradients.features import Moments, Totals
 from gradsieve.gradients.projection import Projection
 
+CONSTANTS = {"betas": (0.8, 0.95), "eps": 1e-5}
+"""Of an optimizer that doesn't have torch's defaults."""
+
 SHAPES = {"q.lora_A": (4, 37), "q.lora_B": (50, 4), "v.lora_A": (3, 7)}
 
 
@@ -37,6 +40,7 @@ def largest_gap(dim: int, batch: int, reading: str, momentum: str, plain: bool) 
             },
             {name: torch.rand(shape, generator=generator) * 1e-6 for name, shape in SHAPES.items()},
             step=7,
+            **CONSTANTS,
         )
     )
     projection, device = Projection("sketch", dim, 5), torch.device("cpu")
@@ -45,7 +49,7 @@ def largest_gap(dim: int, batch: int, reading: str, momentum: str, plain: bool) 
         if moments is None:
             return g
         m, v = moments.exp_avg[name], moments.exp_avg_sq[name]
-        return adam.update(g, m, v, 7, reading, momentum)  # type: ignore[arg-type]
+        return adam.update(g, m, v, 7, reading, momentum, **CONSTANTS)  # type: ignore[arg-type]
 
     fused = FusedTotals(projection, moments, reading, momentum, batch, device)  # type: ignore[arg-type]
     wanted = Totals(projection, update, batch, device)

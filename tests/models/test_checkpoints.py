@@ -36,7 +36,7 @@ def named_state(model: PeftModel, optimizer: torch.optim.Optimizer) -> dict[str,
 
 
 def assert_same(model: PeftModel, folder: Path, state: dict[str, dict]) -> None:
-    exp_avg, exp_avg_sq, step = load_moments(folder, model)
+    exp_avg, exp_avg_sq, step, *_ = load_moments(folder, model)
     assert step == 3
     assert list(exp_avg) == list(exp_avg_sq) == list(state)
     for name, values in state.items():
@@ -103,6 +103,46 @@ def test_learning_rates_are_means_since_the_checkpoint_before(tmp_path: Path) ->
         (folder / "trainer_state.json").write_text(json.dumps(state))
     assert load_learning_rates([tmp_path / "checkpoint-2", tmp_path / "checkpoint-6"]) == [1.5, 4.5]
     assert load_learning_rates([tmp_path]) is None
+
+
+def trainer_state(folder: Path, step: int, logs: list[dict]) -> Path:
+    folder.mkdir(parents=True)
+    state = {"global_step": step, "log_history": logs}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    return folder
+
+
+def test_learning_rates_of_two_trainings_do_not_mix(tmp_path: Path) -> None:
+    folders = [
+        trainer_state(tmp_path / run / "checkpoint-2", 2, [{"step": 1, "learning_rate": rate}])
+        for run, rate in (("a", 1.0), ("b", 3.0))
+    ]
+    assert load_learning_rates(folders) == [1.0, 3.0]
+
+
+def test_checkpoints_in_another_order_are_refused(tmp_path: Path) -> None:
+    logs = [{"step": step, "learning_rate": 1.0} for step in range(1, 7)]
+    folders = [trainer_state(tmp_path / f"checkpoint-{s}", s, logs[:s]) for s in (2, 6)]
+    for wrong in (folders[::-1], [folders[0], folders[0]]):
+        with pytest.raises(ModelError, match="not in the order") as caught:
+            load_learning_rates(wrong)
+        assert "after step" in caught.value.where
+
+
+def test_learning_rates_are_unknown_where_nothing_was_logged(tmp_path: Path) -> None:
+    logs = [{"step": 1, "learning_rate": 1.0}]
+    folders = [trainer_state(tmp_path / f"checkpoint-{s}", s, logs) for s in (2, 6)]
+    assert load_learning_rates(folders) is None
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), -1e-4])
+def test_learning_rates_that_are_none_are_refused(tmp_path: Path, rate: float) -> None:
+    theirs = trainer_state(tmp_path / "theirs", 2, [{"step": 1, "learning_rate": rate}])
+    save_checkpoint(*trained(), tmp_path / "ours", learning_rate=rate)
+    for folder in (theirs, tmp_path / "ours"):
+        with pytest.raises(ModelError, match="learning rate") as caught:
+            load_learning_rates([folder])
+        assert str(folder) in caught.value.where
 
 
 def test_a_mismatch_names_the_parameter_and_both_shapes(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, load_dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
@@ -34,8 +34,19 @@ def trained(
     }
     rows = [{k: v[0] for k, v in tiny.batch((12,), seed=seed).items()} for seed in range(6)]
     model = changes.pop("model", None) or tiny.adapted()
+    if start := changes.pop("start", None):
+        lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=start)
+        model = get_peft_model(tiny.model(), lora)
+    make = changes.pop("optimizer", None)
+    optimizer = make([p for p in model.parameters() if p.requires_grad]) if make else None
     arguments = TrainingArguments(**{**settings, **changes})
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[moments])
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        callbacks=[moments],
+        optimizers=(optimizer, None),
+    )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -45,7 +56,7 @@ def test_each_epoch_is_kept_as_it_was(tmp_path: Path) -> None:
     trainer = trained(tmp_path / "out", moments)
     assert moments.checkpoints == [str(tmp_path / "kept" / f"checkpoint-{i}") for i in (1, 2)]
     loaded = load_adapter(tiny.model(), Path(moments.checkpoints[1]))
-    exp_avg, exp_avg_sq, step = load_moments(Path(moments.checkpoints[1]), loaded)
+    exp_avg, exp_avg_sq, step, *_ = load_moments(Path(moments.checkpoints[1]), loaded)
     assert step == 6
     for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
@@ -55,6 +66,13 @@ def test_each_epoch_is_kept_as_it_was(tmp_path: Path) -> None:
     rates = load_learning_rates(map(Path, moments.checkpoints))
     steps = [1e-3 * (6 - step) / 6 for step in range(6)]  # linear decay, without warm-up
     assert rates == [pytest.approx(sum(steps[:3]) / 3), pytest.approx(sum(steps[3:]) / 3)]
+
+
+def test_the_optimizers_constants_are_kept(tmp_path: Path) -> None:
+    moments = gradsieve.KeepMoments(tmp_path / "kept")
+    trainer = trained(tmp_path / "out", moments, adam_beta2=0.95, adam_epsilon=1e-5)
+    found = load_moments(Path(moments.checkpoints[-1]), trainer.model)
+    assert (found.step, found.betas, found.eps) == (6, (0.9, 0.95), 1e-5)
 
 
 def test_whenever_the_trainer_saves(tmp_path: Path) -> None:
@@ -103,7 +121,10 @@ def test_a_new_run_does_not_count_what_an_old_one_left(tmp_path: Path) -> None:
     [
         ({"model": tiny.model()}, "has no adapter"),
         ({"optim": "sgd"}, "keeps no moments of Adam's"),
-        ({"optim": "adafactor"}, "keeps no moments of Adam's"),
+        ({"optim": "adafactor"}, "it is Adafactor"),
+        ({"optimizer": torch.optim.NAdam}, "it is NAdam"),
+        ({"optimizer": torch.optim.RAdam}, "it is RAdam"),
+        ({"start": "pissa_niter_1"}, "PiSSA with a random SVD"),
     ],
 )
 def test_what_keeps_no_moments_is_refused_at_once(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import LoHaConfig, LoraConfig, PrefixTuningConfig, get_peft_model
 from torch import nn
-from transformers import BertConfig, GemmaConfig, MixtralConfig, T5Config, ViTConfig
+from transformers import BertConfig, Gemma3Config, GemmaConfig, MixtralConfig, T5Config, ViTConfig
 
 import tiny
 from gradsieve.errors import ModelError
-from gradsieve.models import support
+from gradsieve.models import layers, support
 from gradsieve.models.checkpoints import save_checkpoint
-from gradsieve.models.load import load_model
+from gradsieve.models.load import add_adapter, load_model
 from gradsieve.models.support import check_support
 from gradsieve.recipe import schema as recipe
 
@@ -89,6 +91,65 @@ def test_each_name_that_no_layer_has_is_told_with_the_nearest(tmp_path: Path) ->
     assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in second.todo
 
 
+@pytest.mark.parametrize("targets", [r".*\.(q|v)_proj", r"model\.layers\.[01]\..*_proj"])
+def test_a_regular_expression_names_layers(tmp_path: Path, targets: str) -> None:
+    settings = warmup(targets)
+    assert check_support(model(tmp_path), settings) == []
+    adapted = add_adapter(tiny.model(), settings.lora, 0)
+    assert {n.split(".")[-1] for n in adapted.targeted_module_names} >= {"q_proj", "v_proj"}
+    assert all(re.fullmatch(targets, name) for name in adapted.targeted_module_names)
+
+
+def test_a_regular_expression_that_nothing_matches(tmp_path: Path) -> None:
+    (problem,) = check_support(model(tmp_path), warmup("q_proj"))
+    assert problem.where == "warmup.lora.target_modules: q_proj"
+    assert "model.layers.0.self_attn.q_proj" in problem.todo
+    assert "written as a list: [q_proj]" in problem.todo
+
+
+@pytest.mark.parametrize("exclude", [["v_proj"], r".*\.v_proj"])
+def test_excluded_layers_get_no_adapter(tmp_path: Path, exclude: Any) -> None:
+    lora = recipe.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], exclude_modules=exclude)
+    assert check_support(model(tmp_path), recipe.WarmupConfig(lora=lora)) == []
+    names = add_adapter(tiny.model(), lora, 0).targeted_module_names
+    assert {name.split(".")[-1] for name in names} == {"q_proj"}
+
+
+@pytest.mark.parametrize("exclude", [["vproj"], r".*\.vproj"])
+def test_excluded_names_that_no_layer_has_are_reported(tmp_path: Path, exclude: Any) -> None:
+    lora = recipe.LoraConfig(r=4, target_modules=["q_proj"], exclude_modules=exclude)
+    (problem,) = check_support(model(tmp_path), recipe.WarmupConfig(lora=lora))
+    assert problem.where.startswith("warmup.lora.exclude_modules: ")
+
+
+GEMMA3 = Gemma3Config(
+    text_config={**SIZES, "num_key_value_heads": 2, "head_dim": 8},
+    vision_config={
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    mm_tokens_per_image=1,
+)
+
+
+def test_the_refusal_of_a_tower_names_the_line_that_helps(tmp_path: Path) -> None:
+    """Its line is written into the recipe, as it stands; then nothing is wrong."""
+    (problem,) = check_support(model(tmp_path, GEMMA3), warmup())
+    assert "layers for images or sound" in problem.what
+    assert "model.vision_tower." in problem.where
+    line = problem.todo.partition("in the recipe: ")[2]
+    excluded = yaml.safe_load(line)
+    assert excluded == {"exclude_modules": r"model\.vision_tower\..*"}
+    lora = recipe.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], **excluded)
+    assert check_support(model(tmp_path, GEMMA3), recipe.WarmupConfig(lora=lora)) == []
+    lora = recipe.LoraConfig(r=4, target_modules=r"model\.language_model\..*\.(q|v)_proj")
+    assert check_support(model(tmp_path, GEMMA3), recipe.WarmupConfig(lora=lora)) == []
+
+
 @pytest.mark.parametrize(
     ("targets", "reason"),
     [
@@ -113,7 +174,7 @@ def test_layers_of_other_kinds(name: str, layer: nn.Module, reason: str) -> None
     base = tiny.model()
     setattr(base.model.layers[0].mlp, name, layer)
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["low", "q_proj"]))
-    (problem,) = support._layer_problems(adapted, "here")
+    (problem,) = layers.layer_problems(adapted, "here")
     assert reason in problem.what
     assert f"model.layers.0.mlp.{name}" in problem.where
 
@@ -132,7 +193,7 @@ def test_a_shared_layer_is_refused() -> None:
     base = tiny.model()
     base.model.layers[1] = base.model.layers[0]
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
-    (problem,) = support._layer_problems(adapted, "here")
+    (problem,) = layers.layer_problems(adapted, "here")
     assert "shared" in problem.what
     assert "layers.0.self_attn.q_proj, model.layers.1.self_attn.q_proj" in problem.where
 
@@ -157,7 +218,7 @@ def test_a_users_plain_adapter_is_taken(tmp_path: Path, keys: dict[str, Any]) ->
     ("keys", "named"),
     [
         ({"use_dora": True}, "DoRA"),
-        ({"modules_to_save": ["lm_head"]}, "modules trained as a whole"),
+        ({"modules_to_save": ["lm_head"]}, "fully trained modules"),
         ({"bias": "lora_only"}, "trained biases"),
         ({"lora_bias": True}, "biases of LoRA matrices"),
         ({"trainable_token_indices": [3]}, "trained embeddings of tokens"),

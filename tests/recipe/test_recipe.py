@@ -101,6 +101,14 @@ def test_names_are_unique_and_subtask_is_for_custom(tmp_path: Path) -> None:
     assert "mmlu has its own subtasks" in problems(tmp_path, named)[0]
 
 
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules"])
+def test_a_regular_expression_that_is_none(tmp_path: Path, key: str) -> None:
+    (problem,) = problems(tmp_path, GOOD, f"warmup.lora.{key}=(q_proj")
+    assert "no regular expression" in problem
+    fine = load_recipe(written(tmp_path, GOOD), [rf"warmup.lora.{key}=.*\.q_proj"])
+    assert getattr(fine.warmup.lora, key) == r".*\.q_proj"
+
+
 @pytest.mark.parametrize("name", ["together", "target_loss"])
 def test_names_that_mean_something_else_are_refused(name: str) -> None:
     tree = {"model": {"name": "m"}, "pool": [{"name": "a", "path": "a"}]}

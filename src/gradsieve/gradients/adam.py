@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
-"""Adam's constants: the defaults of torch.optim.AdamW, used by the paper and its code."""
+"""The defaults of torch.optim.AdamW, used by the paper and its code. A checkpoint whose optimizer
+had other constants is updated with its own."""
 
 Reading = Literal["torch", "official"]
 Momentum = Literal["keep", "drop"]
@@ -25,6 +26,9 @@ def update(
     step: int,
     reading: Reading = "torch",
     momentum: Momentum = "keep",
+    *,
+    betas: tuple[float, float] = (BETA1, BETA2),
+    eps: float = EPS,
 ) -> Tensor:
     """The Adam update Gamma that a gradient would cause.
 
@@ -32,7 +36,8 @@ def update(
 
     - `torch`: (m' / (1-b1^t)) / (sqrt(v' / (1-b2^t)) + eps), t = step + 1: what
       torch.optim.AdamW applies (times the learning rate, without weight decay);
-    - `official`: m' / sqrt(v' + eps), no bias correction: the paper's released code.
+    - `official`: m' / sqrt(v' + eps), no bias correction: the paper's released code, which has the
+      constants 0.9, 0.999 and 1e-8; of a state that was made with others, its own are used.
 
     Args:
         g: Gradients, float32, any leading dimensions: [..., *shape].
@@ -41,24 +46,27 @@ def update(
         step: Optimizer steps made when m and v were saved.
         reading: Where eps stands.
         momentum: `drop` leaves b1 m, which all examples share, out of the numerator.
+        betas: The optimizer's b1 and b2.
+        eps: The optimizer's eps.
     """
+    beta1, beta2 = betas
     if reading == "official":
-        first, second, inside, outside = 1.0, 1.0, EPS, 0.0
+        first, second, inside, outside = 1.0, 1.0, eps, 0.0
     else:
-        first, second = 1 - BETA1 ** (step + 1), 1 - BETA2 ** (step + 1)
-        inside, outside = 0.0, EPS
+        first, second = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
+        inside, outside = 0.0, eps
     # Corrections and eps are put into the small m and v, so that the large g is gone over but
     # four or five times: on a CPU that, not arithmetic, is what this costs.
-    denominator = torch.addcmul(v * (BETA2 / second) + inside, g, g, value=(1 - BETA2) / second)
+    denominator = torch.addcmul(v * (beta2 / second) + inside, g, g, value=(1 - beta2) / second)
     denominator.sqrt_()
     if outside:
         denominator.add_(outside)
     if momentum == "drop":
-        return torch.div(g, denominator).mul_((1 - BETA1) / first)
-    return torch.add(m * (BETA1 / first), g, alpha=(1 - BETA1) / first).div_(denominator)
+        return torch.div(g, denominator).mul_((1 - beta1) / first)
+    return torch.add(m * (beta1 / first), g, alpha=(1 - beta1) / first).div_(denominator)
 
 
-def share_below_eps(g: Tensor, v: Tensor) -> Tensor:
+def share_below_eps(g: Tensor, v: Tensor, beta2: float = BETA2, eps: float = EPS) -> Tensor:
     """Share of coordinates with v' < eps, where the `official` update is plain momentum."""
-    updated = g.square().mul_(1 - BETA2).add_(v, alpha=BETA2)
-    return (updated < EPS).float().mean()
+    updated = g.square().mul_(1 - beta2).add_(v, alpha=beta2)
+    return (updated < eps).float().mean()

@@ -35,11 +35,15 @@ class Moments:
         exp_avg: First moments m.
         exp_avg_sq: Second moments v.
         step: Optimizer steps made.
+        betas: The optimizer's b1 and b2.
+        eps: The optimizer's eps.
     """
 
     exp_avg: Mapping[str, Tensor]
     exp_avg_sq: Mapping[str, Tensor]
     step: int
+    betas: tuple[float, float] = (adam.BETA1, adam.BETA2)
+    eps: float = adam.EPS
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ class FeatureExtractor:
         def take(name: str, gradient: Tensor) -> None:
             nonlocal below, values
             if measure_eps and self.moments is not None:
-                share = adam.share_below_eps(gradient, self.moments.exp_avg_sq[name])
+                v, beta2 = self.moments.exp_avg_sq[name], self.moments.betas[1]
+                share = adam.share_below_eps(gradient, v, beta2, self.moments.eps)
                 below += float(share) * gradient[0].numel()
                 values += gradient[0].numel()
             totals.add(name, gradient)
@@ -131,10 +136,19 @@ class FeatureExtractor:
         return self.projection.dim
 
     def _update(self, name: str, gradient: Tensor) -> Tensor:
-        if self.moments is None:
+        state = self.moments
+        if state is None:
             return gradient
-        m, v = self.moments.exp_avg[name], self.moments.exp_avg_sq[name]
-        return adam.update(gradient, m, v, self.moments.step, self.reading, self.momentum)
+        return adam.update(
+            gradient,
+            state.exp_avg[name],
+            state.exp_avg_sq[name],
+            state.step,
+            self.reading,
+            self.momentum,
+            betas=state.betas,
+            eps=state.eps,
+        )
 
 
 class Totals:

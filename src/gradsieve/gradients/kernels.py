@@ -130,13 +130,14 @@ class FusedTotals:
         self._exp_avg: Mapping[str, Tensor] = moments.exp_avg if moments else {}
         self._exp_avg_sq: Mapping[str, Tensor] = moments.exp_avg_sq if moments else {}
         step = moments.step + 1 if moments else 1
+        beta1, beta2 = moments.betas if moments else (BETA1, BETA2)
         self._settings: dict[str, Any] = {
-            "first": 1 - BETA1**step,
-            "second": 1 - BETA2**step,
+            "first": 1 - beta1**step,
+            "second": 1 - beta2**step,
             "OFFICIAL": reading == "official",
             "KEEP": momentum == "keep",
             "ADAM": moments is not None,
-            **{"BETA1": BETA1, "BETA2": BETA2, "EPS": EPS},
+            **{"BETA1": beta1, "BETA2": beta2, "EPS": moments.eps if moments else EPS},
             **{"BLOCK": BLOCK, "EXAMPLES": EXAMPLES},
             "enable_fp_fusion": True,  # said, since Triton's default is about to change
         }

@@ -238,8 +238,8 @@ def _unfollowed(what: str, name: str) -> ModelError:
     return ModelError(
         f"{what} Its per-example gradient cannot be told apart.",
         name,
-        "Leave shared layers, experts, and layers for images or sound out of "
-        "warmup.lora.target_modules.",
+        "Leave shared layers, experts, and layers for images or sound out with "
+        "warmup.lora.exclude_modules, a list of names or a regular expression.",
     )
 
 

@@ -2,22 +2,24 @@
 
 In: a peft model and its optimizer, or the folder of an existing run. Out: `checkpoint-i/` with
 `adapter_model.safetensors`, `adapter_config.json` and `adam.safetensors`, whose tensors are
-`exp_avg/NAME` and `exp_avg_sq/NAME` (NAME as in the adapter file) and whose metadata holds the step
-and the epoch's mean learning rate.
+`exp_avg/NAME` and `exp_avg_sq/NAME` (NAME as in the adapter file) and whose metadata holds the
+step, the optimizer's betas and eps, and the epoch's mean learning rate.
 
 Existing runs: any optimizer file that transformers' Trainer writes is read with `weights_only`;
-`optimizer.pt` numbers the weights in the optimizer's order, `optimizer.bin` (FSDP) names them.
-This reading is what users of LESS's released code missed most (its issues 4, 10 and 44).
+`optimizer.pt` numbers the weights in the order of the optimizer's param groups, `optimizer.bin`
+(FSDP) names them. This reading is what users of LESS's released code missed most (its issues 4, 10
+and 44).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251 - only to catch it
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -28,13 +30,35 @@ from transformers import Trainer
 
 from gradsieve.errors import ModelError
 from gradsieve.io import atomic, folder_fingerprint, write_json
+from gradsieve.models.optimizers import (
+    AdamState,
+    Constants,
+    Group,
+    State,
+    adam_constants,
+    adam_state,
+)
 
-Moments = tuple[dict[str, Tensor], dict[str, Tensor], int]
-"""exp_avg and exp_avg_sq by parameter name, and the number of optimizer steps made."""
-
-KINDS = ("exp_avg", "exp_avg_sq")
 METADATA = "gradsieve"
-"""The key of adam.safetensors' metadata, a JSON object with step and learning_rate."""
+"""The key of adam.safetensors' metadata, a JSON object: step, betas, eps, learning_rate."""
+
+
+class AdamStates(NamedTuple):
+    """Adam's state at a checkpoint, in the order in which `gradients.features.Moments` takes it.
+
+    Attributes:
+        exp_avg: First moments m by parameter name.
+        exp_avg_sq: Second moments v by parameter name.
+        step: Optimizer steps made.
+        betas: The optimizer's b1 and b2.
+        eps: The optimizer's eps.
+    """
+
+    exp_avg: dict[str, Tensor]
+    exp_avg_sq: dict[str, Tensor]
+    step: int
+    betas: tuple[float, float]
+    eps: float
 
 
 def save_checkpoint(
@@ -47,37 +71,54 @@ def save_checkpoint(
     """
     states = adam_states(model, optimizer)
     save_adapter(model, folder)
-    tensors: dict[str, Tensor] = {}
-    steps = {0}
-    for name, state in states.items():
-        steps.add(int(state["step"]))
-        for kind in KINDS:
-            tensors[f"{kind}/{saved_name(name)}"] = state[kind].detach().float().cpu().contiguous()
+    tensors = {
+        f"{kind}/{saved_name(name)}": moment.detach().cpu().contiguous()
+        for kind, moments in (("exp_avg", states.exp_avg), ("exp_avg_sq", states.exp_avg_sq))
+        for name, moment in moments.items()
+    }
+    facts = {
+        "step": states.step,
+        "betas": states.betas,
+        "eps": states.eps,
+        "learning_rate": learning_rate,
+    }
     # One key: safetensors writes several in an order that changes from run to run.
-    metadata = {METADATA: json.dumps({"step": max(steps), "learning_rate": learning_rate})}
     with atomic(folder / "adam.safetensors") as temporary:
-        save_file(tensors, temporary, metadata)
+        save_file(tensors, temporary, {METADATA: json.dumps(facts)})
 
 
-def adam_states(
-    model: PeftModel, optimizer: torch.optim.Optimizer
-) -> dict[str, Mapping[str, Tensor]]:
-    """Adam's state of each trainable weight, by the weight's name.
+def adam_states(model: PeftModel, optimizer: torch.optim.Optimizer) -> AdamStates:
+    """Adam's state of each trainable weight in a training that runs.
 
     Raises:
-        ModelError: If the optimizer has none: it is another kind, or its weights are sharded.
+        ModelError: If the optimizer is another kind, or its weights are sharded.
     """
-    states = {}
-    for name, parameter in _trainable(model).items():
-        state = optimizer.state.get(parameter, {})
-        if not {"step", *KINDS} <= state.keys() or state["exp_avg"].shape != parameter.shape:
-            raise ModelError(
-                "The optimizer keeps no moments of Adam's that can be read.",
-                f"{type(optimizer).__name__}, {name}: {', '.join(state) or 'nothing'}",
-                "Train with optim='adamw_torch', without sharding (FSDP, DeepSpeed).",
-            )
-        states[name] = state
-    return states
+    # accelerate wraps an optimizer, whose class is what a message names.
+    where = type(getattr(optimizer, "optimizer", optimizer)).__name__
+    states = {name: optimizer.state.get(p, {}) for name, p in _trainable(model).items()}
+    constants = adam_constants(states.values(), optimizer.param_groups, where)
+    return _states_of(model, states, constants, where)
+
+
+def _states_of(
+    model: PeftModel, states: Mapping[str, State], constants: Constants, where: str
+) -> AdamStates:
+    """The states of the model's trainable weights, checked, on the weights' devices."""
+    exp_avg: dict[str, Tensor] = {}
+    exp_avg_sq: dict[str, Tensor] = {}
+    steps: set[int] = set()
+    for name, weight in _trainable(model).items():
+        found: AdamState = adam_state(states.get(name, {}), weight.shape, f"{where}: {name}")
+        exp_avg[name] = found.exp_avg.to(weight.device)
+        exp_avg_sq[name] = found.exp_avg_sq.to(weight.device)
+        steps.add(found.step)
+    if len(steps) > 1:
+        raise ModelError(
+            "The adapter's weights were trained for different numbers of steps.",
+            f"{where}: from {min(steps)} to {max(steps)}",
+            "Adapt only layers that every batch uses.",
+        )
+    return AdamStates(exp_avg, exp_avg_sq, steps.pop(), *constants)
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
@@ -97,51 +138,67 @@ def saved_name(parameter: str) -> str:
     return re.sub(r"(lora_[AB])\.[^.]+\.", r"\1.", parameter)
 
 
-def load_moments(folder: Path, model: PeftModel) -> Moments:
-    """Adam's moments of a checkpoint, for the model's trainable weights, on their device.
+def load_moments(folder: Path, model: PeftModel) -> AdamStates:
+    """Adam's moments and constants of a checkpoint, for the model's trainable weights.
 
     Args:
         folder: A checkpoint of ours or of transformers' Trainer.
         model: The peft model with this checkpoint's adapter loaded as trainable.
 
     Raises:
-        ModelError: If there is no optimizer state, or one that doesn't fit; it names the parameter
-            and both shapes.
+        ModelError: If there is no optimizer state, it is not Adam's (by name), or it doesn't fit;
+            it names the parameter and both shapes.
     """
-    weights = _trainable(model)
     file = optimizer_file(folder)
     try:
-        states, step = _READERS[file.name](file, model)
-    except UnpicklingError:
-        raise _unreadable(file, "it is no pickle, or one that would run code") from None
+        by_name, constants = _READERS[file.name](file, model)
+        states = {name: by_name.get(saved_name(name), {}) for name in _trainable(model)}
+        return _states_of(model, states, constants, str(file))
+    except UnpicklingError as error:
+        unknown = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+        holds = f"it holds {unknown[1]}, which" if unknown else "it is no pickle, or one that"
+        raise _unreadable(file, f"{holds} would run code") from None
     except _UNREADABLE as error:
         raise _unreadable(file, f"{type(error).__name__}: {str(error)[:200]}") from None
-    moments: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-    for name, weight in weights.items():
-        state = states.get(saved_name(name), {})
-        for kind, into in zip(KINDS, moments, strict=True):
-            into[name] = _fitting(state.get(kind), weight, f"{file}: {kind} of {name}")
-    return *moments, step
 
 
 def optimizer_file(folder: Path) -> Path:
     """The file with Adam's moments.
 
     Raises:
-        ModelError: If there is none.
+        ModelError: If there is none; it names a sharded state by what wrote it.
     """
     file = next((folder / name for name in _READERS if (folder / name).is_file()), None)
-    if file is None:
-        raise ModelError(
-            "The checkpoint has no optimizer state, which Adam's update needs.",
-            f"{folder}: none of {', '.join(_READERS)}",
-            "Give checkpoints saved with save_only_model=False, or let gradsieve warm up.",
-        )
-    return file
+    if file is not None:
+        return file
+    for pattern, (what, todo) in _SHARDED.items():
+        for found in sorted(folder.glob(pattern)):
+            raise ModelError(f"The checkpoint's optimizer state is {what}.", str(found), todo)
+    raise ModelError(
+        "The checkpoint has no optimizer state, which Adam's update needs.",
+        f"{folder}: none of {', '.join(_READERS)}",
+        "Name checkpoints saved with save_only_model=False, or let gradsieve warm up.",
+    )
+
+
+_SHARDED = {
+    "global_step*/*optim_states.pt": (
+        "sharded by DeepSpeed ZeRO",
+        "Train without DeepSpeed (a LoRA adapter's state is small), or leave warmup.checkpoints "
+        "out: gradsieve then runs its own warm-up.",
+    ),
+    "optimizer*/*.distcp": (
+        "sharded by FSDP",
+        "Merge it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+        "CHECKPOINT/optimizer_0 CHECKPOINT/optimizer.bin; or train with FSDP's state_dict_type "
+        "FULL_STATE_DICT.",
+    ),
+}
+"""Folders that sharded trainings write instead of one file: what they are, and what to do."""
 
 
 def _unreadable(file: Path, said: str) -> ModelError:
-    todo = "Give an optimizer.pt or optimizer.bin that transformers' Trainer wrote."
+    todo = "Use an optimizer.pt or optimizer.bin of AdamW that transformers' Trainer wrote."
     if file.suffix in (".safetensors", ".json"):
         todo = "Copy the checkpoint again."
     return ModelError("The optimizer state cannot be read.", f"{file}: {said}", todo)
@@ -150,24 +207,36 @@ def _unreadable(file: Path, said: str) -> ModelError:
 def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:
     """The mean learning rate before each checkpoint since the one before it; None if unknown.
 
-    Ours keep it beside the moments; of a Trainer's run it is taken from `trainer_state.json`.
+    Ours keep it with the moments; of a Trainer's run it is taken from `trainer_state.json`. It is
+    unknown if there is no such file, or one without a log between two checkpoints.
 
     Raises:
-        ModelError: If such a file is damaged.
+        ModelError: If such a file is damaged, holds rates that are none, or the checkpoints of one
+            training are not in its order.
     """
     rates: list[float] = []
-    last_step = 0
+    last_steps: dict[Path, int] = {}  # of each training: checkpoints may be of several
     for folder in folders:
         ours, theirs = folder / "adam.safetensors", folder / "trainer_state.json"
         file = ours if ours.is_file() else theirs
         if not file.is_file():
             return None
         try:
-            rate, last_step = (_our_rate(ours), 0) if file == ours else _mean_rate(file, last_step)
+            if file == ours:
+                rate: float | None = _our_rate(ours)
+            else:
+                since = last_steps.get(folder.parent, 0)
+                rate, last_steps[folder.parent] = _mean_rate(file, since)
         except _UNREADABLE as error:
             raise _unreadable(file, f"{type(error).__name__}: {str(error)[:200]}") from None
         if rate is None:
             return None
+        if not 0 <= rate < math.inf:
+            raise ModelError(
+                "The learning rate of a checkpoint is not a number above 0.",
+                f"{file}: {rate}",
+                "Use checkpoints of a training that succeeded, or copy them again.",
+            )
         rates.append(rate)
     return rates
 
@@ -180,9 +249,16 @@ def _our_rate(file: Path) -> float:
 def _mean_rate(file: Path, last_step: int) -> tuple[float | None, int]:
     """The mean rate that a Trainer logged since a step, and the step it has come to."""
     state = json.loads(file.read_text(encoding="utf-8"))
+    step = state["global_step"]
+    if step <= last_step:
+        raise ModelError(
+            "The checkpoints are not in the order of their training.",
+            f"{file}: step {step} after step {last_step}",
+            "Name warmup.checkpoints by rising step, each once.",
+        )
     logs = [log for log in state["log_history"] if "learning_rate" in log]
-    since = [log["learning_rate"] for log in logs if log["step"] > last_step]
-    return (sum(since) / len(since) if since else None), state["global_step"]
+    since = [float(log["learning_rate"]) for log in logs if log["step"] > last_step]
+    return (sum(since) / len(since) if since else None), step
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
@@ -194,54 +270,75 @@ def _trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _fitting(found: Tensor | None, weight: Tensor, where: str) -> Tensor:
-    if found is None or found.shape != weight.shape:
-        raise ModelError(
-            "The optimizer state does not fit the adapter.",
-            f"{where}: expected {tuple(weight.shape)}, "
-            f"found {'nothing' if found is None else tuple(found.shape)}",
-            "Give the optimizer state that was saved with this adapter.",
-        )
-    return found.to(weight.device, torch.float32)
-
-
-States = tuple[Mapping[str, Mapping[str, Tensor]], int]
+States = tuple[Mapping[str, State], Constants]
+"""States by the names that adapter files use, and the optimizer's constants."""
 
 
 def _read_ours(file: Path, _: PeftModel) -> States:
-    states: dict[str, dict[str, Tensor]] = {}
+    states: dict[str, dict[str, Any]] = {}
     with safe_open(file, "pt") as opened:
+        facts = json.loads(opened.metadata()[METADATA])
         for key in opened.keys():  # noqa: SIM118 - safe_open is no mapping
             kind, _, name = key.partition("/")
-            states.setdefault(name, {})[kind] = opened.get_tensor(key)
-        return states, int(json.loads(opened.metadata()[METADATA])["step"])
+            states.setdefault(name, {"step": facts["step"]})[kind] = opened.get_tensor(key)
+    usual = Constants()  # of checkpoints that were written before constants were
+    groups = [
+        {
+            "params": list(states),
+            "betas": facts.get("betas", usual.betas),
+            "eps": facts.get("eps", usual.eps),
+            "amsgrad": False,
+        }
+    ]
+    return states, adam_constants(states.values(), groups, str(file))
 
 
 def _read_trainer(file: Path, model: PeftModel) -> States:
     """optimizer.pt or optimizer.bin; weights are numbered or named."""
     saved: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     saved = saved.get("optimizer", saved)
-    state: Mapping[Any, Mapping[str, Any]] = saved["state"]
-    numbered = all(isinstance(key, int) for key in state)
-    names = _optimizer_order(model, len(state)) if numbered else {key: key for key in state}
-    by_name = {saved_name(_without_wrappers(names[key])): state[key] for key in state}
-    steps = {int(values["step"]) for values in state.values() if "step" in values}
-    return by_name, max(steps, default=0)
+    state: Mapping[Any, State] = saved["state"]
+    groups: Sequence[Group] = saved.get("param_groups", [])
+    constants = adam_constants(state.values(), groups, str(file))
+    if any(isinstance(key, int) for key in state):
+        names = _names_by_number(model, groups, file)
+        state = {names[key]: values for key, values in state.items()}
+    by_name = {saved_name(_without_wrappers(name)): values for name, values in state.items()}
+    return by_name, constants
 
 
-def _optimizer_order(model: PeftModel, count: int) -> dict[int, str]:
-    """Names in the order in which Trainer's optimizer numbers them: decayed weights first."""
+def _names_by_number(model: PeftModel, groups: Sequence[Group], file: Path) -> dict[int, str]:
+    """Parameter names by the numbers that a state has for them, which follow the param groups.
+
+    Groups that name their parameters are believed (torch 2.6, from `named_parameters`). Else it is
+    one group in the model's order, or Trainer's two: with weight decay, and without. Any other
+    groups could be in any order, and weights of one shape would swap their moments.
+    """
     names = list(_trainable(model))
-    if len(names) != count:
+    numbers = [number for group in groups for number in group["params"]]
+    if len(names) != len(numbers):
         raise ModelError(
             "The optimizer state is of another adapter.",
-            f"{count} weights in the optimizer state, {len(names)} in the adapter "
+            f"{file}: {len(numbers)} weights in the optimizer state, {len(names)} in the adapter "
             f"(from {names[0]} on)",
             "Give the optimizer state that was saved with this adapter.",
         )
-    decayed = set(Trainer.get_decay_parameter_names(None, model))
-    ordered = sorted(names, key=lambda name: name not in decayed)
-    return dict(enumerate(ordered))
+    used = [group for group in groups if group["params"]]
+    if all("param_names" in group for group in used):
+        names = [name for group in used for name in group["param_names"]]
+    elif len(used) > 1:
+        decayed = set(Trainer.get_decay_parameter_names(None, model))
+        names.sort(key=lambda name: name not in decayed)
+        sizes = [sum(name in decayed for name in names), sum(name not in decayed for name in names)]
+        if [len(group["params"]) for group in groups] != sizes:
+            raise ModelError(
+                "The optimizer state numbers its weights by param groups whose order is unknown.",
+                f"{file}: groups of {', '.join(str(len(group['params'])) for group in used)} "
+                "weights, not Trainer's",
+                "Use gradsieve.KeepMoments in the training, which saves by name; or create the "
+                "optimizer from model.named_parameters().",
+            )
+    return dict(zip(numbers, names, strict=True))
 
 
 def _without_wrappers(name: str) -> str:

@@ -35,6 +35,7 @@ from transformers.utils import logging
 from gradsieve.errors import ModelError
 from gradsieve.io import file_fingerprint, fingerprint, needed
 from gradsieve.models import distributed
+from gradsieve.models.adapter_weights import adapter_file, check_finite, own_weights
 from gradsieve.models.source import lent_as
 from gradsieve.recipe import schema as recipe
 
@@ -241,6 +242,7 @@ def lora_config(model: PreTrainedModel, lora: recipe.LoraConfig) -> LoraConfig:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        exclude_modules=lora.exclude_modules,
         use_rslora=lora.rslora,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         bias="none",
@@ -258,21 +260,12 @@ def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) 
             float32, as when it is trained (peft's default).
 
     Raises:
-        ModelError: If the folder holds no adapter, or one of another model.
+        ModelError: If the folder holds no adapter, one of another model, or weights that are not
+            finite.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            "There is no adapter here.",
-            str(folder),
-            "Give a folder with adapter_config.json and adapter_model.safetensors.",
-        )
-    if not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
-        raise ModelError(
-            "The adapter's weights are not there.",
-            f"{folder}: adapter_config.json, but no adapter_model.safetensors",
-            "Give a folder with both.",
-        )
+    adapter_file(folder)
     try:
+        own_weights(model, folder)
         loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except SafetensorError as error:
         raise ModelError(
@@ -286,6 +279,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) 
             f"{folder}: {first_line(error)}",
             "Give the model that the adapter was trained on, as model.name.",
         ) from None
+    check_finite(loaded, folder)
     for parameter in loaded.parameters() if like_base else ():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(model.dtype)

@@ -52,5 +52,6 @@ def saved_skeleton(model: recipe.ModelConfig, folder: Path) -> PeftModel:
     """The model's modules with a saved adapter's layers, whose weights are not read."""
     config: Any = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = False
+    config.init_lora_weights = False  # PiSSA and OLoRA start from weights, which are not there
     config.base_model_name_or_path = None  # where it was trained; peft would warn of a move
     return get_peft_model(load_skeleton(model), config)

@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import TrainerCallback
 
 from gradsieve.errors import ModelError
+from gradsieve.models.adapters import start_problem
 from gradsieve.models.checkpoints import adam_states, save_checkpoint
 
 
@@ -29,8 +30,8 @@ class KeepMoments(TrainerCallback):
             (`save_strategy`), under the number of the step.
 
     Raises:
-        ModelError: When training starts, if the model is no peft model; after the first step, if
-            the optimizer keeps no moments that can be read.
+        ModelError: When training starts, if the model is no peft model, or its adapter's start
+            can't be repeated; after the first step, if the optimizer is not Adam or AdamW.
 
     Example:
         >>> import gradsieve
@@ -65,6 +66,10 @@ class KeepMoments(TrainerCallback):
                 "Give the Trainer a peft model (peft.get_peft_model; SFTTrainer: peft_config=...).",
             )
         there = (int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*[0-9]"))
+        adapter = given["model"].peft_config[given["model"].active_adapter]
+        problem = start_problem(getattr(adapter, "init_lora_weights", True), "the trained adapter")
+        if problem:
+            raise problem
         now = self._number(state)
         self._numbers = {number for number in there if number <= now}
         self._rates.clear()

@@ -9,6 +9,7 @@ Rejected: dataclasses with hand-written checks (pydantic's messages and JSON sch
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -184,11 +185,26 @@ class LoraConfig(Section):
     dropout: float = Field(
         0.1, ge=0, lt=1, description="Dropout while training; features have none."
     )
-    target_modules: list[str] | Literal["all-linear"] = Field(
+    target_modules: list[str] | str = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj"],
-        description="Names of the layers that get an adapter, as peft matches them.",
+        description="Layers that get an adapter, as peft matches them: names (a list), a regular "
+        "expression for the full name, or `all-linear`.",
+    )
+    exclude_modules: list[str] | str | None = Field(
+        None,
+        description="Layers that get none though they match: names, or a regular expression.",
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
+
+    @field_validator("target_modules", "exclude_modules")
+    @classmethod
+    def _is_a_regular_expression(cls, value: list[str] | str | None) -> list[str] | str | None:
+        if isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"{value!r} is no regular expression: {error}") from None
+        return value
 
 
 class TrainingConfig(Section):

@@ -122,8 +122,8 @@ def _describe(folders: list[Path], context: Context) -> dict[str, Any]:
     rates = load_learning_rates(folders)
     if rates is None:
         context.progress.warn(
-            "the checkpoints don't tell their learning rates (no trainer_state.json): "
-            "each gets the same weight"
+            "the checkpoints' learning rates are unknown (no trainer_state.json, or nothing logged "
+            "between two of them: lower logging_steps): each gets the same weight"
         )
     elif not any(rates):
         raise RunError(

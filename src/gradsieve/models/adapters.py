@@ -1,0 +1,238 @@
+"""Adapters of existing checkpoints: plain LoRA of the recipe's model, or refused by name.
+
+In: folders that peft saved. Out: one error for each thing by which an adapter isn't s B A x on the
+recipe's model: another kind, a variant of LoRA, a start that changed the base model's weights and
+can't be repeated, another model, a resized vocabulary. Only configurations and the shapes in
+adapter files are read.
+
+Rejected: a list of peft's variants of LoRA: it ages, so what is plain is listed here, and any other
+setting is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft import LoraConfig, PeftType
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from gradsieve.errors import ModelError
+from gradsieve.models.adapter_weights import adapter_config, adapter_file
+from gradsieve.models.checkpoints import optimizer_file, saved_name
+from gradsieve.models.layers import PLAIN_LORA, adapted, layer_problems
+from gradsieve.models.meta_model import load_skeleton
+from gradsieve.recipe import schema as recipe
+
+PLAIN = {
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("fan_in_fan_out", "init_lora_weights", "ensure_weight_tying"),
+    *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
+    *("inference_mode", "peft_version", "runtime_config", "megatron_core"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
+}
+"""Settings of peft's LoraConfig with which an adapter's output stays s B A x."""
+
+CALLED = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "modules_to_save": "fully trained modules",
+    "bias": "trained biases",
+    "lora_bias": "biases of LoRA matrices",
+    "target_parameters": "adapted parameters, such as fused MoE experts",
+    "trainable_token_indices": "trained embeddings of tokens",
+    "alora_invocation_tokens": "activated LoRA",
+    "layer_replication": "replicated layers",
+    "arrow_config": "Arrow",
+    "velora_config": "VeLoRA",
+}
+"""What the other settings of LoraConfig are called; the rest goes by its key."""
+
+STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "pissa", "olora")
+"""Values of init_lora_weights that leave the base model's weights as they are, or change them as
+peft does again when it loads the adapter."""
+
+STARTED_BY = {"corda": "CorDA", "lora_ga": "LoRA-GA", "loftq": "LoftQ", "mica": "MiCA"}
+
+Shapes = Mapping[str, Sequence[int]]
+"""Shapes of weights by their names in adapter files."""
+
+
+class Expected(NamedTuple):
+    """What an adapter file may hold.
+
+    Attributes:
+        adapter: All of these.
+        embeddings: Of the base model; peft saves them too if their number was changed.
+    """
+
+    adapter: Shapes
+    embeddings: Shapes
+
+
+def start_problem(start: Any, where: str) -> ModelError | None:
+    """A start of LoRA's matrices that changes the base model by chance or by data.
+
+    Args:
+        start: `init_lora_weights` of peft's LoraConfig.
+        where: Where it is set.
+    """
+    if start in STARTS:
+        return None
+    name = STARTED_BY.get(str(start), str(start))
+    if str(start).startswith("pissa_niter"):
+        name = f"PiSSA with a random SVD ({start})"
+    return ModelError(
+        f"The adapter cannot be followed: it was started by {name}.",
+        f"{where}: init_lora_weights {start}",
+        "Start it with true, gaussian, orthogonal, eva, pissa or olora. For a trained one: save "
+        "the base model that the start changed (peft_model.unload().save_pretrained), use it as "
+        "model.name, and set init_lora_weights to true in adapter_config.json.",
+    )
+
+
+def checkpoint_problems(model: recipe.ModelConfig, folders: Sequence[Path]) -> Iterator[ModelError]:
+    """Adapters that are not plain LoRA of this model, or have no optimizer state."""
+    built: dict[str, Expected | list[ModelError]] = {}
+    for folder in folders:
+        try:
+            text, adapter = _read_adapter_config(folder)
+            optimizer_file(folder)
+        except ModelError as error:
+            yield error
+            continue
+        if text not in built:  # checkpoints of one run have the same configuration
+            built[text] = _expected(model, folder, adapter)
+        expected = built[text]
+        if isinstance(expected, list):
+            yield from expected
+            built[text] = []
+            continue
+        try:
+            yield from _shape_problems(adapter_file(folder), expected)
+        except ModelError as error:
+            yield error
+
+
+def _read_adapter_config(folder: Path) -> tuple[str, dict[str, Any]]:
+    file = adapter_config(folder)
+    try:
+        text = file.read_text(encoding="utf-8")
+        adapter = json.loads(text)
+    except ValueError:
+        adapter = None
+    if not isinstance(adapter, dict):
+        raise ModelError(
+            "The adapter's configuration is not JSON.",
+            str(file),
+            "Give a folder that peft has saved.",
+        )
+    return text, adapter
+
+
+def _expected(
+    model: recipe.ModelConfig, folder: Path, adapter: Mapping[str, Any]
+) -> Expected | list[ModelError]:
+    """Shapes of the adapter's weights on this model; or what is wrong with it."""
+    problems = list(_variant_problems(folder, adapter))
+    if problems:
+        return problems
+    try:
+        plain = LoraConfig(**{key: adapter[key] for key in _SHAPING & adapter.keys()})
+        base = load_skeleton(model)
+        embeddings = _embeddings(base)
+        made = adapted(base, plain, str(folder))
+    except ModelError as error:
+        return [error]
+    problems = list(layer_problems(made, str(folder)))
+    if problems:
+        return problems
+    named = made.named_parameters()
+    shapes = {saved_name(name): list(p.shape) for name, p in named if p.requires_grad}
+    return Expected(shapes, embeddings)
+
+
+def _embeddings(base: PreTrainedModel) -> Shapes:
+    """Shapes of the input embeddings and the output layer."""
+    layers = (base.get_input_embeddings(), base.get_output_embeddings())
+    return {
+        f"base_model.model.{name}.weight": list(module.weight.shape)
+        for name, module in base.named_modules()
+        if any(module is layer for layer in layers)
+    }
+
+
+_SHAPING = {
+    *("r", "rank_pattern", "target_modules", "exclude_modules", "task_type", "fan_in_fan_out"),
+    *("layers_to_transform", "layers_pattern"),
+}
+"""Settings that decide which layers an adapter has, and their shapes."""
+
+
+def _variant_problems(folder: Path, adapter: Mapping[str, Any]) -> Iterator[ModelError]:
+    """Adapters of other kinds, and variants of LoRA."""
+    kind, task = adapter.get("peft_type"), adapter.get("task_type")
+    if kind != PeftType.LORA.value:
+        found = [(f"peft_type {kind}", f"{kind} adapters")]
+    elif task not in (None, "CAUSAL_LM"):
+        found = [(f"task_type {task}", f"adapters for {task}")]
+    else:
+        usual = LoraConfig().to_dict()
+        others = {key: adapter[key] for key in sorted(adapter.keys() - PLAIN)}
+        found = [
+            (f"{key} {json.dumps(value)[:80]}", CALLED.get(key, key))
+            for key, value in others.items()
+            if value and value != usual.get(key)
+        ]
+    start = start_problem(
+        adapter.get("init_lora_weights", True), str(folder / "adapter_config.json")
+    )
+    if start and not found:
+        yield start
+    for where, name in found:
+        yield ModelError(
+            f"The adapter cannot be followed: {name}.",
+            f"{folder / 'adapter_config.json'}: {where}",
+            PLAIN_LORA,
+        )
+
+
+def _shape_problems(file: Path, expected: Expected) -> Iterator[ModelError]:
+    if file.suffix == ".bin":
+        return  # a pickle, which is read once with weights_only
+    try:
+        with safe_open(file, "pt") as opened:
+            found = {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        yield ModelError(
+            "The adapter's weights cannot be read.", f"{file}: {error}", "Copy the file again."
+        )
+        return
+    for name in sorted(expected.embeddings.keys() & found.keys()):
+        rows, wanted = found.pop(name), expected.embeddings[name]
+        if rows != wanted:
+            yield _resized(f"{file}: {name}, in the file {rows}, in the model {wanted}", rows[0])
+            return
+    for name in sorted(expected.adapter.keys() | found.keys()):
+        if found.get(name) != expected.adapter.get(name):
+            yield ModelError(
+                "The adapter is of another model.",
+                f"{file}: {name}, in the file {found.get(name, 'missing')}, by the model and "
+                f"adapter_config.json {expected.adapter.get(name, 'missing')}",
+                "Give the model that the adapter was trained on, as model.name.",
+            )
+            return
+
+
+def _resized(where: str, rows: int) -> ModelError:
+    return ModelError(
+        "The adapter was trained with a resized vocabulary.",
+        where,
+        f"Save the model with that vocabulary and use it as model.name: "
+        f"model.resize_token_embeddings({rows}), model.save_pretrained(FOLDER), and "
+        "tokenizer.save_pretrained(FOLDER) of the training.",
+    )

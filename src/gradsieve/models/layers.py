@@ -1,0 +1,175 @@
+"""What an adapter attaches to: the layers that the per-example pass can follow, and those it can't.
+
+In: a model without weights (meta_model.py) and the adapter's configuration. Out: one error for each
+kind of layer that is not linear, that sees part of the tokens, that text doesn't run (towers of
+images or sound), or whose name the model doesn't have.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+from collections.abc import Iterator
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer, ParamWrapper
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from gradsieve.errors import ModelError
+from gradsieve.models.load import first_line
+
+PLAIN_LORA = "Use plain LoRA on linear layers: peft.LoraConfig with r, lora_alpha, target_modules."
+
+TOWER = "layers for images or sound, which text does not run"
+
+
+def adapted(base: PreTrainedModel, config: LoraConfig, where: str) -> PeftModel:
+    """The adapter's layers on a model without weights.
+
+    Raises:
+        ModelError: If peft can't adapt what is named.
+    """
+    config.init_lora_weights = False  # some ways to start look at weights, which are not there
+    config.inference_mode = False
+    config.lora_dropout = 0.0  # fused experts refuse it, with a message that names no layer
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is an error, below
+            return get_peft_model(base, config)
+    except ValueError as error:
+        raise ModelError(
+            "The adapter does not fit the model.",
+            f"{where}: {first_line(error)}",
+            "Name linear layers of this model, or write all-linear.",
+        ) from None
+
+
+def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> list[ModelError]:
+    """Names or a regular expression that no layer has: peft ignores them silently.
+
+    Args:
+        base: The model.
+        targets: As peft takes them: ends of names, or a regular expression for the full name.
+        where: The recipe's key.
+    """
+    names = [name for name, _ in base.named_modules()]
+    there = _linear_names(base)
+    if isinstance(targets, str) and targets != "all-linear":
+        if any(re.fullmatch(targets, name) for name in names):
+            return []
+        return [
+            ModelError(
+                "The model has no layer whose full name matches the regular expression.",
+                f"{where}: {targets}",
+                f"Its linear layers are {', '.join(there)}; their full names look like "
+                f"{_example(base)}. Names alone are written as a list: [{there[0]}].",
+            )
+        ]
+    problems = []
+    for target in targets if isinstance(targets, list) else []:
+        if any(name == target or name.endswith(f".{target}") for name in names):
+            continue
+        near = difflib.get_close_matches(target, there, n=3, cutoff=0.5) or there
+        problems.append(
+            ModelError(
+                "The model has no layer of this name.",
+                f"{where}: {target}",
+                f"Its linear layers are {', '.join(there)}"
+                + (f"; did you mean {near[0]}?" if near != there else "."),
+            )
+        )
+    return problems
+
+
+def _linear_names(base: nn.Module) -> list[str]:
+    """Last parts of the names of layers that LoRA can adapt, in the model's order."""
+    head = base.get_output_embeddings()  # type: ignore[operator]
+    linear = [
+        name.rpartition(".")[2]
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+    return list(dict.fromkeys(name for name in linear if not name.isdigit()))
+
+
+def _example(base: nn.Module) -> str:
+    linear = (
+        name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)
+    )
+    return next(linear, "nothing")
+
+
+def layer_problems(model: PeftModel, where: str) -> Iterator[ModelError]:
+    """Adapted layers that are not linear, run for part of the tokens, or stand twice.
+
+    Args:
+        model: With the adapter.
+        where: The recipe's key, or the folder of a saved adapter.
+    """
+    head = model.get_output_embeddings()
+    decoder = _decoder(model)
+    places: dict[int, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if not isinstance(layer, LoraLayer):
+            continue
+        short = name.removeprefix("base_model.model.")
+        places.setdefault(id(layer), []).append(short)
+        reason = _unfollowed(short, layer, head)
+        if not f"{short}.".startswith(decoder):
+            reason = TOWER
+        if reason:
+            reasons.setdefault(reason, []).append(short)
+    for shared in places.values():
+        if len(shared) > 1:
+            reasons.setdefault("one layer shared by several places", []).extend(shared)
+    for reason, layers in reasons.items():
+        more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+        yield ModelError(
+            f"The adapter has layers that cannot be followed: {reason}.",
+            f"{where}: {', '.join(layers[:3])}{more}",
+            _without_towers(layers, decoder, where)
+            if reason == TOWER
+            else f"Leave them out. {PLAIN_LORA}",
+        )
+
+
+def _decoder(model: PeftModel) -> str:
+    """How the names of the language model's layers start, in a model of several parts; else ''."""
+    base = model.get_base_model()
+    if base.config.get_text_config() is base.config:
+        return ""
+    part = base.get_decoder()
+    name = next((name for name, module in base.named_modules() if module is part), "")
+    return f"{name}." if name else ""
+
+
+def _without_towers(layers: list[str], decoder: str, where: str) -> str:
+    """The line that excludes them: each tower is named where its path leaves the decoder's."""
+    inside = decoder.split(".")
+    towers = set()
+    for name in layers:
+        parts = name.split(".")
+        depth = next(at for at, part in enumerate(parts) if part != inside[at])
+        towers.add(re.escape(".".join(parts[: depth + 1])))
+    pattern = "|".join(rf"{tower}\..*" for tower in sorted(towers))
+    if where.startswith("warmup.lora"):
+        return f"Add this line to warmup.lora in the recipe: exclude_modules: '{pattern}'"
+    return f"Train the adapter with LoraConfig(..., exclude_modules=r'{pattern}')."
+
+
+def _unfollowed(name: str, layer: LoraLayer, head: nn.Module | None) -> str | None:
+    base = layer.get_base_layer()
+    if isinstance(layer, ParamWrapper) or ".experts." in f".{name}.":
+        return "experts of a mixture, which see part of the tokens"
+    if isinstance(base, nn.Embedding):
+        return "embeddings"
+    if layer is head or base is head:
+        return "the output layer"
+    if not isinstance(base, nn.Linear | Conv1D):
+        return f"layers of type {type(base).__name__}"
+    return None
