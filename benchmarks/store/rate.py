@@ -40,7 +40,8 @@ def make(folder: Path, bits: int, rows: int) -> None:
     for start in range(there, rows, SHARD):
         rng = np.random.default_rng(start)
         values = rng.standard_normal((min(SHARD, rows - start), DIM), dtype=np.float32)
-        keys = [RowKey("s", f"{i:08d}", f"{i:016x}") for i in range(start, start + len(values))]
+        ids = range(start, start + len(values))
+        keys = [RowKey("s", f"{i:08d}", f"{i * 0x9E3779B97F4A7C15 % 2**64:016x}") for i in ids]
         store.write_shard(keys, values, np.ones(len(values)))
     store.finish()
 
