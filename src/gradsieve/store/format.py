@@ -93,6 +93,14 @@ def key_hashes(keys: pa.Table) -> NDArray[np.uint64]:
     return np.concatenate(parts)
 
 
+def repeats(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Places of values that occurred before."""
+    ordered = np.sort(hashes)
+    if (ordered[1:] != ordered[:-1]).all():  # as nearly always, in half the memory
+        return np.empty(0, dtype=np.int64)
+    return np.setdiff1d(np.arange(len(hashes)), np.unique(hashes, return_index=True)[1])
+
+
 def read_key_table(file: Path) -> pa.Table:
     """Keys of the rows that have a feature, in the order of `RUN/02-features/rows.parquet`."""
     rows = pq.read_table(file, columns=list(RowKey._fields))

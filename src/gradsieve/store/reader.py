@@ -9,7 +9,7 @@ checked. An open datastore keeps 8 bytes a row, a hash of its key.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import chain, pairwise
@@ -39,6 +39,7 @@ from gradsieve.store.format import (
     read_manifest,
     read_settings,
     read_table,
+    repeats,
     shard_names,
 )
 from gradsieve.store.scoring import Cosines
@@ -133,13 +134,13 @@ class Store:
         lengths = [len(part) for part in parts]
         hashes = np.concatenate([np.empty(0, dtype=np.uint64), *parts])
         del parts
-        repeats = _repeats(hashes)
+        again = repeats(hashes)
         shards, start, position = [], 0, 0
         for name, rows in zip(names, lengths, strict=True):
-            own = repeats[(repeats >= start) & (repeats < start + rows)] - start
+            own = again[(again >= start) & (again < start + rows)] - start
             shards.append(_Shard(name, position, rows, own))
             start, position = start + rows, position + rows - len(own)
-        return shards, np.delete(hashes, repeats)
+        return shards, np.delete(hashes, again)
 
     def shard_keys(self, shard: str) -> pa.Table:
         """Keys in a shard's file."""
@@ -290,31 +291,31 @@ class Store:
         checks += [
             partial(self._skipped_problems, name, rows) for name in self.folder.sizes(SKIPPED)
         ]
-        checks.append(partial(self._count_problems, rows))
-        return [problem for check in checks for problem in _caught(check)]
+        problems = []
+        for check in (*checks, partial(self._manifest_problems, rows)):
+            try:
+                problems += check()
+            except StoreError as error:
+                problems.append(f"{error.where}: {error.what}")
+        return problems
 
     def _shard_problems(self, name: str, rows: dict[str, int]) -> list[str]:
-        """What is wrong with a shard; notes its rows unless it is damaged."""
+        """What is wrong with a shard; counts its rows unless it is damaged."""
         keys, tensors = self.shard_keys(name), self._tensors(name)
         rows[name] = rows[keys_of(name)] = len(keys)
-        where = self.folder.where(name)
-        problems = [
-            f"{where}: {kind} has {len(values)} rows, {len(keys)} are named"
-            for kind, values in tensors.items()
-            if len(values) != len(keys)
-        ]
-        repeats = _repeats(key_hashes(keys))[:1]
-        problems += [f"{where}: {key_at(keys, row)} is there twice" for row in repeats]
+        problems = [f"{key_at(keys, row)} is there twice" for row in repeats(key_hashes(keys))[:1]]
         for kind, values in tensors.items():
+            if len(values) != len(keys):
+                problems.append(f"{kind} has {len(values)} rows, {len(keys)} are named")
             bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
-            problems += [f"{where}: {kind} of {key_at(keys, n)} is not finite" for n in bad[:1]]
-        return problems
+            problems += [f"{kind} of {key_at(keys, row)} is not finite" for row in bad[:1]]
+        return [f"{self.folder.where(name)}: {problem}" for problem in problems]
 
     def _skipped_problems(self, name: str, rows: dict[str, int]) -> list[str]:
         rows[name] = len(read_table(self.folder, name, self.settings))
         return []
 
-    def _count_problems(self, rows: Mapping[str, int]) -> list[str]:
+    def _manifest_problems(self, rows: Mapping[str, int]) -> list[str]:
         """Where the manifest, if there is one, differs; newer files are not in it."""
         where, files = self.folder.where(MANIFEST), self.folder.sizes("*")
         listed = read_manifest(self.folder) or {}
@@ -324,19 +325,3 @@ class Store:
             for name, count in listed.items()
             if rows.get(name, count) != count
         ]
-
-
-def _caught(check: Callable[[], list[str]]) -> list[str]:
-    """What a check finds, or what stops it."""
-    try:
-        return check()
-    except StoreError as error:
-        return [f"{error.where}: {error.what}"]
-
-
-def _repeats(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Places of values that occurred before."""
-    ordered = np.sort(hashes)
-    if (ordered[1:] != ordered[:-1]).all():  # as nearly always, in half the memory
-        return np.empty(0, dtype=np.int64)
-    return np.setdiff1d(np.arange(len(hashes)), np.unique(hashes, return_index=True)[1])

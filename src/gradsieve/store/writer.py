@@ -35,6 +35,7 @@ from gradsieve.store.format import (
     keys_of,
     read_settings,
     read_table,
+    repeats,
     seal,
     shard_names,
     write_table,
@@ -109,10 +110,9 @@ class StoreWriter:
             StoreError: If a row is given twice, or it can't be written, e.g. the disk is full.
         """
         keys = key_table(keys)
-        hashes, counts = np.unique(key_hashes(keys), return_counts=True)
-        if len(hashes) < len(keys):
-            row = np.flatnonzero(np.isin(key_hashes(keys), hashes[counts > 1]))[0]
-            where, todo = f"{self.folder}: {key_at(keys, row)}", "Give each row once."
+        again = repeats(key_hashes(keys))
+        if len(again):
+            where, todo = f"{self.folder}: {key_at(keys, again[0])}", "Give each row once."
             raise StoreError("A shard cannot hold a row twice.", where, todo)
         rows = np.asarray(features, dtype=np.float32)
         norms = np.asarray(gradient_norms, dtype=np.float32)
