@@ -53,6 +53,9 @@ class RowKey(NamedTuple):
     id: str
     content: str
 
+    def __str__(self) -> str:
+        return f"{self.source} {self.id}"
+
 
 Keys: TypeAlias = "pa.Table | Sequence[RowKey]"
 """A table with the columns `source`, `id` and `content`; or, for a few rows, a sequence."""

@@ -131,11 +131,12 @@ def _check_settings(first: Store, other: Store) -> None:
 def _check_overlap(first: Store, other: Store, shards: Sequence[str]) -> None:
     """Refuse rows of some of the other datastore's shards that the first has too."""
     keys = pa.concat_tables([key_table([]), *map(other.shard_keys, shards)])
-    common = np.flatnonzero(first.positions(keys) >= 0)
+    common = keys.filter(first.positions(keys) >= 0)
     if len(common):
+        common = common.sort_by([(name, "ascending") for name in common.column_names])
         raise StoreError(
             "Datastores that hold the same row cannot be merged.",
-            f"{first.folder}, {other.folder}: {key_at(keys, common[0])}",
+            f"{first.folder}, {other.folder}: {key_at(common, 0)}",
             "Leave one out, or compute the features of each row in one of them only.",
         )
 
