@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsieve.errors import StoreError
@@ -28,6 +28,7 @@ def back(keys: list[RowKey], place: str = "memory://names") -> list[RowKey]:
     return [RowKey(**row) for row in read_table(folder, name, SETTINGS).to_pylist()]
 
 
+@settings(deadline=None)  # the first call is slow on a busy machine
 @given(st.lists(KEY, min_size=1, max_size=20))
 def test_round_trip(keys: list[RowKey]) -> None:
     assert back(keys) == keys
@@ -70,6 +71,7 @@ def test_keys_take_few_bytes(tmp_path: Path) -> None:
     assert file.stat().st_size < 12.5 * 4096
 
 
+@settings(deadline=None)
 @given(st.lists(KEY, min_size=2, max_size=20, unique=True))
 def test_different_keys_have_different_hashes(keys: list[RowKey]) -> None:
     assert len(set(key_hashes(key_table(keys)).tolist())) == len(keys)

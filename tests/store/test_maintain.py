@@ -126,7 +126,7 @@ def test_merge_refuses_a_row_that_two_hold(tmp_path: Path, start: int) -> None:
     fill(tmp_path / "two", start=start)
     with pytest.raises(StoreError, match="the same row cannot be merged") as caught:
         merge([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
-    assert caught.value.where.endswith(f"two: {keys(start, 1)[0]}")
+    assert caught.value.where.endswith(f"two: {min(keys(start, 20 - start))}")
     assert not (tmp_path / "both").exists()
 
 
@@ -141,7 +141,7 @@ def test_merge_resumes_and_adds_to_what_was_merged_before(tmp_path: Path) -> Non
     fill(tmp_path / "other", start=55)
     with pytest.raises(StoreError, match="the same row") as caught:
         merge([tmp_path / "other"], tmp_path / "all")
-    assert str(keys(55, 1)[0]) in caught.value.where
+    assert str(min(keys(55, 5))) in caught.value.where
     assert len(open_store(tmp_path / "all")) == 60
 
 
