@@ -194,10 +194,12 @@ def cosines(run: RunFolder, number: int, dim: int | None) -> dict[str, Any]:
             directions.append(found)
         wanted = torch.cat(directions)
         keys, parts = [], []
-        for block in open_store(where / "pool").shards():
+        store = open_store(where / "pool")
+        for block in store.shards():
             rows = projected(torch.from_numpy(block.directions))
             parts.append((torch.nn.functional.normalize(rows, dim=1) @ wanted.T).numpy())
-            keys += [[key.source, key.id] for key in block.keys]
+            names = store.keys().select(["source", "id"]).take(block.positions)
+            keys += [list(name.values()) for name in names.to_pylist()]
         np.savez(kept, keys=keys, columns=columns, cosines=np.concatenate(parts))
     return _in_order(dict(np.load(kept)))
 

@@ -38,8 +38,8 @@ from gradsieve.models.checkpoints import load_moments
 from gradsieve.models.load import load_adapter, load_model
 from gradsieve.recipe.load import check_recipe
 from gradsieve.runs.context import Context
-from gradsieve.store import codec
-from gradsieve.store.products import Cosines
+from gradsieve.store import quantize
+from gradsieve.store.scoring import Cosines
 
 HERE = Path(__file__).parent
 DIMS = (2048, 4096, 8192, 16384, 32768, 65536)
@@ -127,7 +127,7 @@ def main() -> None:
             scores["exact"][batch] = (products / made.gradient_norms[:, None]).numpy()
             for dim, values in zip(DIMS, projected, strict=True):
                 for bits in BITS:
-                    codes, norms, _ = codec.encode(values.numpy(), bits)
+                    codes, norms, _ = quantize.encode(values.numpy(), bits)
                     scores[dim, bits][batch] = scorers[dim, bits](codes, norms)
             done += len(batch)
             report(done)

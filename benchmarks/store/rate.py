@@ -1,11 +1,11 @@
-"""How fast a datastore is scored, beside the machine's read bandwidth, numpy and FAISS.
+"""How fast a datastore is scored, compared with the machine's read bandwidth, numpy and FAISS.
 
     python benchmarks/store/rate.py --out runs/rate [--million]
 
 Synthetic rows of 8192 dims, 57 subtasks (and 1). Each store's bytes are summed from its files (in
 the page cache) for the bandwidth; then all are scored, in turn, five times; medians. `--million`
-writes, verifies and scores 1,000,000 rows at 1 bit, in processes of their own whose peak memory is
-read. Writes rate.json and rate.md beside this file.
+writes, opens, verifies and scores 1,000,000 rows at 1 bit, in processes of their own whose peak
+memory is read. Writes rate.json and rate.md next to this file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def make(folder: Path, bits: int, rows: int) -> None:
     for start in range(there, rows, SHARD):
         rng = np.random.default_rng(start)
         values = rng.standard_normal((min(SHARD, rows - start), DIM), dtype=np.float32)
-        keys = [RowKey("s", f"{i:08d}", f"{i:016x}") for i in range(start, start + len(values))]
+        ids = range(start, start + len(values))
+        keys = [RowKey("s", f"{i:08d}", f"{i * 0x9E3779B97F4A7C15 % 2**64:016x}") for i in ids]
         store.write_shard(keys, values, np.ones(len(values)))
     store.finish()
 
@@ -54,6 +55,16 @@ def score(folder: Path, subtasks: int) -> float:
     """Best score of all, so that nothing can be left out."""
     parts = open_store(folder).similarities(directions(subtasks))
     return max(float(part.cosines.max()) for part in parts)
+
+
+def find(folder: Path) -> int:
+    """Positions of all rows, from their keys."""
+    store = open_store(folder)
+    return int((store.positions(store.keys()) >= 0).sum())
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(file.stat().st_size for kind in ("shard-*", "keys-*") for file in folder.glob(kind))
 
 
 def total(folder: Path) -> int:
@@ -83,7 +94,7 @@ def compare(out: Path) -> dict[str, Any]:
     for bits in (16, 8, 4, 2, 1):
         folder = out / f"bits-{bits}"
         make(folder, bits, ROWS)
-        sizes[f"{bits} bits"] = sum(file.stat().st_size for file in folder.glob("shard-*"))
+        sizes[f"{bits} bits"] = bytes_of(folder)
         runners[f"{bits} bits, read"] = lambda folder=folder: total(folder)
         runners[f"{bits} bits, {SUBTASKS} subtasks"] = lambda folder=folder: score(folder, SUBTASKS)
         runners[f"{bits} bits, 1 subtask"] = lambda folder=folder: score(folder, 1)
@@ -120,6 +131,7 @@ def compare(out: Path) -> dict[str, Any]:
     return {
         "rates": rates,
         "float32_in_memory_rows_a_second": peers,
+        "bytes_a_row": {name: size / ROWS for name, size in sizes.items()},
         "size_against_16_bits": {name: sixteen / size for name, size in sizes.items()},
     }
 
@@ -128,7 +140,10 @@ def million(out: Path) -> dict[str, Any]:
     """Write, verify and score a million rows of 1 bit; seconds and peak memory of each."""
     folder = out / "million"
     steps = {
+        "import": "pass",
         "write": f"rate.make(Path({str(folder)!r}), 1, 1_000_000)",
+        "open": f"assert len(rate.open_store({str(folder)!r})) == 1_000_000",
+        "positions": f"assert rate.find(Path({str(folder)!r})) == 1_000_000",
         "verify": f"assert rate.open_store({str(folder)!r}).verify() == []",
         "score": f"rate.score(Path({str(folder)!r}), {SUBTASKS})",
     }
@@ -146,7 +161,7 @@ def million(out: Path) -> dict[str, Any]:
         )
         seconds, peak = map(float, told.stdout.split())
         found[name] = {"seconds": seconds, "peak_mebibytes": peak}
-    found["bytes"] = sum(file.stat().st_size for file in folder.glob("shard-*"))
+    found["bytes"] = bytes_of(folder)
     return found
 
 
@@ -167,10 +182,14 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for name, rate in result["float32_in_memory_rows_a_second"].items():
         lines.append(f"| 32, {name}, in memory | {SUBTASKS} | {rate:,.0f} | | |")
+    lines += ["", "| bits | bytes a row |", "| --- | --- |"]
+    lines += [
+        f"| {name.split()[0]} | {size:,.1f} |" for name, size in result["bytes_a_row"].items()
+    ]
     if "million" in result:
         lines += ["", "A million rows at 1 bit:", "", "| step | seconds | peak MiB |"]
         lines.append("| --- | --- | --- |")
-        for name in ("write", "verify", "score"):
+        for name in ("import", "write", "open", "positions", "verify", "score"):
             step = result["million"][name]
             lines.append(f"| {name} | {step['seconds']:.0f} | {step['peak_mebibytes']:.0f} |")
     return "\n".join(lines) + "\n"

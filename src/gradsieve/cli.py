@@ -189,25 +189,26 @@ StorePath = Annotated[
 
 @store_app.command(epilog=f"Example: gradsieve store inspect {A_STORE}")
 def inspect(store: StorePath, as_json: Json = False) -> None:
-    """Tell what a datastore holds, from its headers alone."""
+    """Summarize a datastore, without reading its features."""
     from gradsieve.store import inspect as inspected
 
-    told = inspected(store)
+    summary = inspected(store)
     if as_json:
-        typer.echo(json.dumps(told, ensure_ascii=False))
+        typer.echo(json.dumps(summary, ensure_ascii=False))
         return
-    sources = ", ".join(f"{name} {count}" for name, count in told["sources"].items())
-    state = "finished" if told["finished"] else "still growing"
+    sources = ", ".join(f"{name} {count}" for name, count in summary["sources"].items())
+    state = "finished" if summary["finished"] else "still growing"
     typer.echo(
-        f"{told['rows']} rows ({sources}), {told['set_aside']} set aside; {state}\n"
-        f"{told['shards']} shards, {told['bytes'] / 2**20:.1f} MiB, {told['bits']} bits a value\n"
-        f"{json.dumps(told['settings'], ensure_ascii=False, indent=1)}"
+        f"{summary['rows']} rows ({sources}), {summary['skipped']} skipped; {state}\n"
+        f"{summary['shards']} shards, {summary['bytes'] / 2**20:.1f} MiB, "
+        f"{summary['bits']} bits a value\n"
+        f"{json.dumps(summary['settings'], ensure_ascii=False, indent=1)}"
     )
 
 
 @store_app.command(epilog=f"Example: gradsieve store verify {A_STORE}")
 def verify(store: StorePath, as_json: Json = False) -> None:
-    """Read everything and check it: checksums, counts, values; exit status 1 if any is wrong."""
+    """Check every file's hash, row counts and values; exit status 1 if any is wrong."""
     from gradsieve.store import open_store
 
     problems = open_store(store).verify()
@@ -223,7 +224,7 @@ def convert(
     bits: Annotated[int, typer.Option("--bits", metavar="BITS", help="16, 8, 4, 2 or 1.")],
     quiet: Quiet = False,
 ) -> None:
-    """Write a datastore again with fewer bits."""
+    """Write a copy of a datastore with fewer bits."""
     from gradsieve.console import Progress
     from gradsieve.store import convert as converted
     from gradsieve.store import open_store
@@ -238,7 +239,7 @@ def merge(
     into: Annotated[str, typer.Option("--into", metavar="INTO", help="The new datastore.")],
     quiet: Quiet = False,
 ) -> None:
-    """Make one datastore of several that were made with the same settings."""
+    """Merge datastores that have the same settings and no row in common."""
     from gradsieve.console import Progress
     from gradsieve.store import inspect as inspected
     from gradsieve.store import merge as merged

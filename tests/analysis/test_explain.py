@@ -79,8 +79,8 @@ def test_neighbors_are_the_datastores_largest_cosines(run: RunFolder) -> None:
     row = table(run, "mine", "less")[0]
     told = gradsieve.explain(run, "mine", row["id"], row["source"])
     store = gradsieve.open_store(run.stage("features") / "checkpoint-2" / "pool")
-    names = [key[:2] for key in store.rows]
-    rows = store.read(store.rows)
+    names = [(key["source"], key["id"]) for key in store.keys().to_pylist()]
+    rows = store.read(np.arange(len(store)))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     cosines = rows @ rows[names.index((row["source"], row["id"]))]
     best = sorted(zip(-cosines, names, strict=True))[1:6]

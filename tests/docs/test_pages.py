@@ -34,6 +34,10 @@ NOT_RUN = {
         "docs/howto/several-gpus.md",
         "accelerate launch --num_processes 4 -m gradsieve warmup recipe.yaml --out runs/first",
     ): "needs several GPUs; tests/e2e/test_processes.py runs it with two processes",
+    (
+        "docs/howto/add-data.md",
+        "gradsieve store merge half-1 half-2 --into all",
+    ): "needs two machines; tests/store/test_maintain.py merges",
     ("docs/training.md", "base_model: Qwen/Qwen3-0.6B"): "axolotl's configuration, not a recipe",
     (
         "docs/training.md",

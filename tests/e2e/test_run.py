@@ -89,9 +89,11 @@ def test_scores_are_the_formulas(run: RunFolder, inputs: dict[str, Any]) -> None
         folder = run.stage("features") / f"checkpoint-{number}"
         mean = load_file(folder / "targets" / "plain.safetensors")["features"].mean(axis=0)
         store = gradsieve.open_store(folder / "pool")
-        for key, row in zip(store.rows, store.read(store.rows), strict=True):
+        names = store.keys().to_pylist()
+        for name, row in zip(names, store.read(np.arange(len(store))), strict=True):
             cosine = row @ mean / np.linalg.norm(row) / np.linalg.norm(mean)
-            total[key[:2]] = total.get(key[:2], 0.0) + weight * float(cosine)
+            key = (name["source"], name["id"])
+            total[key] = total.get(key, 0.0) + weight * float(cosine)
     for key, row in scores(run, "plain").items():
         assert row["score"] == pytest.approx(total[key], abs=1e-6)
 

@@ -36,7 +36,8 @@ def stored(run: RunFolder, store: str) -> tuple[torch.Tensor, torch.Tensor, torc
     rows, means = [], []
     for number in (1, 2):
         folder = run.stage("features") / f"checkpoint-{number}"
-        rows.append(torch.from_numpy(open_store(folder / store).read(keys)))
+        opened = open_store(folder / store)
+        rows.append(torch.from_numpy(opened.read(opened.find(keys))))
         with safe_open(folder / "targets" / "plain.safetensors", "pt") as file:
             means.append(file.get_tensor("features").mean(0, keepdim=True))
     rates = torch.tensor(run.require("warmup")["learning_rates"], dtype=torch.float32)

@@ -31,7 +31,9 @@ TABLES: dict[str, tuple[Case, ...]] = {
     "Other commands": OTHERS,
 }
 
-HASHES = re.compile(r"(?<=shard-)[0-9a-f]{32}|\b[0-9a-f]{8}(?= ->)|(?<=-> )[0-9a-f]{8}\b")
+HASHES = re.compile(
+    r"(?<=shard-)[0-9a-f]{32}-[0-9a-f]{32}|\b[0-9a-f]{8}(?= ->)|(?<=-> )[0-9a-f]{8}\b"
+)
 """Of features: other processors round otherwise."""
 
 DEPTH = " while calling a Python object"

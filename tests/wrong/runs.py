@@ -50,6 +50,11 @@ def damaged_shard(desk: Desk) -> None:
     desk.set("score.target_mean", "mean_of_cosines")
 
 
+def old_format(desk: Desk) -> None:
+    file = Path(STORE) / "settings.json"
+    desk.write(str(file), file.read_text().replace("datastore/3", "datastore/2"))
+
+
 def wrong(name: str, spoil: Spoil, *says: str, command: str = RUN, **how: object) -> Case:
     return Case(name, spoil, says, 1, command, on=("finished",), **how)  # type: ignore[arg-type]
 
@@ -84,7 +89,7 @@ DAMAGED = (
     wrong("a binary meta.json", meta(b"\xff"), "not JSON", "01-warmup/meta.json", "Delete run/01-"),
     wrong("a meta.json of another version", meta('{"schema": 99}'), "schema 1", "another --out"),
     wrong("a stage's folder that is a file", stage_is_a_file, "Not a directory", "run/01-warmup"),
-    wrong("a damaged shard", damaged_shard, "damaged", STORE, "only its rows are made again"),
+    wrong("a damaged shard", damaged_shard, "damaged", STORE, "only its rows are computed again"),
 )
 
 OTHERS = (
@@ -96,6 +101,10 @@ OTHERS = (
           command="store inspect frob://x"),
     wrong("more bits than a datastore has", nothing, "fewer bits", "16 bits, wanted 32",
           command=f"store convert {STORE} small --bits 32"),
+    wrong("a datastore of an older format", old_format, "datastore/2; this version reads",
+          "run `gradsieve features` again to rebuild it", command=f"store inspect {STORE}"),
+    wrong("datastores with a row in common to merge", nothing, "the same row", STORE,
+          command=f"store merge {STORE} {STORE} --into all"),
     wrong("datastores of other settings to merge", nothing, "same settings", "checkpoint: ",
           command=f"store merge {STORE} {STORE.replace('-1', '-2')} --into whole"),
 )  # fmt: skip

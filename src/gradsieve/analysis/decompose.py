@@ -83,7 +83,6 @@ def attribute(
 
     artifacts = Artifacts(run)
     names = _row_keys(artifacts.features.examples, keys)
-    place = {name: index for index, name in enumerate(names)}
     mean = recipe.score.target_mean if method != "dot" else "mean"
     found: list[NDArray[np.float32]] = []
     checkpoints, weights = artifacts.features.checkpoints, artifacts.warmup.weights
@@ -92,8 +91,10 @@ def attribute(
         directions = example_directions(gradients.rows, gradients.subtasks, mean).numpy()
         parts = np.zeros((len(names), len(gradients.ids)), dtype=np.float32)
         store = checkpoint.store("pool-sgd" if method == "sgd" else "pool")
-        for block in store.similarities(directions, place.keys()):
-            here = [place[key] for key in block.keys]
+        positions = store.find(names)
+        order = np.argsort(positions)
+        for block in store.similarities(directions, positions):
+            here = order[np.searchsorted(positions, block.positions, sorter=order)]
             lengths = block.feature_norms[:, None] if method == "dot" else 1.0
             parts[here] = weight * block.cosines * lengths
         found.append(parts)

@@ -275,7 +275,7 @@ def _exact_parts(run: RunFolder, target: str, name: RowKey) -> dict[str, list[fl
     checkpoints, weights = artifacts.features.checkpoints, artifacts.warmup.weights
     for checkpoint, weight in zip(checkpoints, weights, strict=True):
         store = checkpoint.store("exact")
-        cosines = store.read([name])[0]
+        cosines = store.read(store.find([name]))[0]
         for (owner, subtask), cosine in zip(
             store.settings["exact"]["columns"], cosines.tolist(), strict=True
         ):
@@ -296,21 +296,24 @@ def _neighbors(
         texts.notes.append("there is no datastore with its gradient, so no neighbors can be told")
         return []
     store = open_store(path)
-    row = store.read([names[key]])
+    row = store.read(store.find([names[key]]))
     direction = row / max(float(np.linalg.norm(row)), 1e-30)
     # Features may be newer than scores, and have rows that have none yet.
-    others = {name for of, name in names.items() if of in table.place and of != key}
+    others = [name for of, name in names.items() if of in table.place and of != key]
+    at = dict(zip(store.find(others).tolist(), others, strict=True))
     found = [
-        (float(cosine), name.source, name.id)
-        for block in store.similarities(direction, others)
-        for name, cosine in zip(block.keys, block.cosines[:, 0].tolist(), strict=True)
+        (cosine, at[position].source, at[position].id)
+        for block in store.similarities(direction, np.array(list(at), dtype=np.int64))
+        for position, cosine in zip(
+            block.positions.tolist(), block.cosines[:, 0].tolist(), strict=True
+        )
     ]
     nearest = sorted(found, key=lambda one: (-one[0], one[1:]))[:NEIGHBORS]
     neighbors = []
     for cosine, *other in nearest:
-        at: Key = (other[0], other[1])
-        its = table.of(at)
-        neighbors.append(Neighbor(*at, cosine, its.score, its.rank, texts.row(at)))
+        its_key: Key = (other[0], other[1])
+        its = table.of(its_key)
+        neighbors.append(Neighbor(*its_key, cosine, its.score, its.rank, texts.row(its_key)))
     return neighbors
 
 

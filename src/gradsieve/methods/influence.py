@@ -11,16 +11,17 @@ subtasks become one score by their maximum (or mean).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from gradsieve.errors import StoreError
 from gradsieve.methods.base import Gradients, Problem, Scores, Uses, over_subtasks
-from gradsieve.store import RowKey, open_store, read_row_keys
+from gradsieve.store import Store, open_store, read_key_table
 from gradsieve.store.targets import read_target_gradients
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 Column = tuple[str, str]
 """(target, subtask) of a column of scores."""
 
-Blocks = Iterator[tuple[list[RowKey], "NDArray[np.float32]"]]
-"""Keys of rows, and what they add to each column [n, S]."""
+Blocks = Iterator[tuple["NDArray[np.int64]", "NDArray[np.float32]"]]
+"""Positions of rows in the datastore, and what they add to each column [n, S]."""
 
 
 @dataclass(frozen=True)
@@ -50,51 +51,57 @@ class Influence:
     def score(self, problem: Problem) -> dict[str, Scores]:
         """Add up the checkpoints' similarities for every target at once."""
         assert problem.gradients is not None, "the features stage comes first"
-        keys = sorted(read_row_keys(problem.gradients.rows).values())
+        keys = read_key_table(problem.gradients.rows)
+        keys = keys.sort_by([(name, "ascending") for name in keys.column_names])
         columns, total = self._total(problem, problem.gradients, keys)
+        rows = list(zip(*keys.select(["source", "id"]).to_pydict().values(), strict=True))
         scores = {}
         for target in problem.targets:
             own = [index for index, (owner, _) in enumerate(columns) if owner == target]
             subtasks = [columns[index][1] for index in own]
-            rows = [(key.source, key.id) for key in keys]
             scores[target] = over_subtasks(problem, subtasks, total[:, own].astype("f4"), rows)
         return scores
 
     def _total(
-        self, problem: Problem, gradients: Gradients, keys: list[RowKey]
+        self, problem: Problem, gradients: Gradients, keys: pa.Table
     ) -> tuple[list[Column], NDArray[np.float64]]:
-        position = {key: index for index, key in enumerate(keys)}
         columns: list[Column] = []
         total = np.zeros((0, 0))
         rates = np.array(gradients.weights, dtype=np.float64)
         for number, rate in enumerate(rates / rates.sum(), start=1):
             where = gradients.folders[number - 1]
-            columns, blocks = self._similarities(problem, where, position.keys())
+            store = open_store(where / self._store_name(problem))
+            positions = store.positions(keys)
+            if (positions < 0).any():
+                raise _rows_missing(where, keys.filter(positions < 0), len(keys))
+            order, done = np.argsort(positions), 0
+            columns, blocks = self._similarities(problem, where, store, positions)
             total = total if total.size else np.zeros((len(keys), len(columns)))
-            added = np.zeros(len(keys), dtype=bool)
             what = f"scores, checkpoint {number} of {len(rates)}"
             with problem.progress.counting(what, len(keys), "rows") as report:
                 for block, similarities in blocks:
-                    here = [position[key] for key in block]
-                    total[here] += rate * similarities
-                    added[here] = True
-                    report(int(added.sum()))
-            if not added.all():
-                raise _rows_missing(where, keys, added)
+                    # Blocks come in order of position.
+                    total[order[done : done + len(block)]] += rate * similarities
+                    done += len(block)
+                    report(done)
         return columns, total
 
+    def _store_name(self, problem: Problem) -> str:
+        if problem.recipe.features.mode == "exact":
+            return "exact"
+        return "pool-sgd" if self.uses == "plain gradients" else "pool"
+
     def _similarities(
-        self, problem: Problem, where: Path, wanted: Collection[RowKey]
+        self, problem: Problem, where: Path, store: Store, positions: NDArray[np.int64]
     ) -> tuple[list[Column], Blocks]:
         """The columns at one checkpoint, and blocks of rows with their similarity to each."""
         if problem.recipe.features.mode == "exact":
-            return _exact(where / "exact", wanted)
-        folder = where / ("pool-sgd" if self.uses == "plain gradients" else "pool")
+            return _exact(store, positions)
         columns, directions = self._directions(problem, where / "targets")
-        found = open_store(folder).similarities(directions, wanted)
+        found = store.similarities(directions, positions)
         if self.cosine:
-            return columns, ((part.keys, part.cosines) for part in found)
-        return columns, ((p.keys, p.cosines * p.feature_norms[:, None]) for p in found)
+            return columns, ((part.positions, part.cosines) for part in found)
+        return columns, ((p.positions, p.cosines * p.feature_norms[:, None]) for p in found)
 
     def _directions(
         self, problem: Problem, folder: Path
@@ -113,19 +120,18 @@ class Influence:
         return columns, np.concatenate(parts)
 
 
-def _exact(where: Path, wanted: Collection[RowKey]) -> tuple[list[Column], Blocks]:
-    """The cosines that exact mode has taken; its columns are the rows' subtasks."""
-    store = open_store(where)
+def _exact(store: Store, positions: NDArray[np.int64]) -> tuple[list[Column], Blocks]:
+    """The cosines that exact mode has stored; its columns are the rows' subtasks."""
     columns = [(target, subtask) for target, subtask in store.settings["exact"]["columns"]]
-    blocks = store.shards(wanted)
-    return columns, ((b.keys, b.directions * b.feature_norms[:, None]) for b in blocks)
+    blocks = store.shards(positions)
+    return columns, ((b.positions, b.directions * b.feature_norms[:, None]) for b in blocks)
 
 
-def _rows_missing(where: Path, keys: list[RowKey], added: NDArray[np.bool_]) -> StoreError:
-    missing = keys[int(np.flatnonzero(~added)[0])]
+def _rows_missing(where: Path, missing: pa.Table, rows: int) -> StoreError:
+    source, id = missing["source"][0], missing["id"][0]
     return StoreError(
-        f"The datastore lacks {int((~added).sum())} of {len(added)} rows.",
-        f"{where}, e.g. {missing.source} {missing.id}",
+        f"The datastore lacks {len(missing)} of {rows} rows.",
+        f"{where}, e.g. {source} {id}",
         "Run `gradsieve features` again: it adds only what is missing.",
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsieve.selection.choose import Key
-from gradsieve.store import RowKey, Store
+from gradsieve.store import Store
 
 AHEAD = 2048
 """Rows read from the datastore at a time."""
@@ -24,13 +24,13 @@ class NearDuplicates:
 
     Args:
         store: The datastore.
-        rows: The datastore's name of each row.
+        rows: Position of each row in the datastore.
         order: Rows in the order in which they will be asked after; some may not be.
         cosine: At or above it two rows are near duplicates.
     """
 
     def __init__(
-        self, store: Store, rows: Mapping[Key, RowKey], order: Sequence[Key], cosine: float
+        self, store: Store, rows: Mapping[Key, int], order: Sequence[Key], cosine: float
     ) -> None:
         self._store, self._rows, self._cosine = store, rows, cosine
         self._order = [key for key in order if key in rows]
@@ -57,7 +57,7 @@ class NearDuplicates:
         if key not in self._read:
             start = self._place[key]
             coming = self._order[start : start + AHEAD]
-            rows = self._store.read([self._rows[other] for other in coming])
+            rows = self._store.read(np.array([self._rows[other] for other in coming]))
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
             self._read = dict(zip(coming, rows, strict=True))
         return self._read[key]

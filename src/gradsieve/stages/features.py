@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError
 from gradsieve.gradients.extract import TokenBudget, extract
@@ -27,7 +29,7 @@ from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import CheckpointFeatures, StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages.base import Inputs, Stage
-from gradsieve.store import RowKey, StoreWriter
+from gradsieve.store import RowKey, StoreWriter, key_table
 from gradsieve.store.targets import TargetGradients
 
 if TYPE_CHECKING:
@@ -148,7 +150,9 @@ def _checkpoint(
         store_settings = _store_settings(context, identity, columns, of_adam)
         store = where.create_store(kind, store_settings)
         _fill_store(context, extractor, rows, store, f"{name}, {kind}" if not of_adam else name)
-        not_finite.update({key: why for key, why in store.set_aside.items() if key in keys})
+        for record in store.reader().skipped().to_pylist():
+            why = record.pop("skip_reason")
+            not_finite.update(dict.fromkeys({RowKey(**record)} & keys, why))
         facts["stores"][kind] = fingerprint([store_settings, sorted(keys)])
     of_targets = FeatureExtractor(model, projection)
     wanted = [] if settings.mode == "exact" else context.targets
@@ -237,22 +241,22 @@ def _fill_store(
     """Add the rows that the store doesn't have yet."""
     import torch
 
-    keys = [_row_key(row) for row in rows]
+    keys = key_table([_row_key(row) for row in rows])
     missing = store.missing(keys)
-    done = len(keys) - len(missing)
+    done = len(keys) - int(missing.sum())
     size = rows_a_shard(len(rows), extractor.width)
     budget = _budget(context)
     with context.progress.counting(name, len(rows), "rows") as report:
         report(done)
         for start in range(0, len(rows), size):
-            part = [i for i in range(start, min(start + size, len(rows))) if keys[i] in missing]
-            if not part:
+            part = start + np.flatnonzero(missing[start : start + size])
+            if not len(part):
                 continue
             features, norms, _ = extract(extractor, [rows[i].encoded for i in part], budget)
             if "exact" in store.settings:
                 # Inner products to cosines; a row of length 0 has cosines of 0.
                 features = features / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
-            store.write_shard([keys[i] for i in part], features, norms)
+            store.write_shard(keys.take(part), features, norms)
             done += len(part)
             report(done)
     store.finish()

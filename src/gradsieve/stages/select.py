@@ -226,7 +226,9 @@ def _near_duplicates(context: Context, order: list[Key], settings: SelectConfig)
             f"select.near_duplicates, {context.run.stage('features')}",
             "Run `gradsieve features` with features.mode: store first.",
         )
-    return NearDuplicates(open_store(stores[0]), names, order, settings.near_duplicates.cosine)
+    store = open_store(stores[0])
+    positions = dict(zip(names, store.find(list(names.values())).tolist(), strict=True))
+    return NearDuplicates(store, positions, order, settings.near_duplicates.cosine)
 
 
 def _tokens_and_unscored(context: Context) -> tuple[dict[Key, int], list[dict[str, Any]]]:

@@ -1,15 +1,21 @@
 """The gradient datastore: projected gradients of a pool's rows, on disk, shard by shard.
 
 docs/format.md is the format. `create_store` writes, `open_store` reads; `inspect`, `convert` and
-`merge` are for whole ones.
+`merge` work on complete ones.
 """
 
 from pathlib import Path
 
-from gradsieve.store.folder import Folder
-from gradsieve.store.layout import MANIFEST, read_manifest
-from gradsieve.store.manage import convert, inspect, merge
-from gradsieve.store.names import RowKey, read_row_keys
+from gradsieve.store.format import (
+    MANIFEST,
+    Folder,
+    RowKey,
+    key_table,
+    read_key_table,
+    read_manifest,
+    read_row_keys,
+)
+from gradsieve.store.maintain import convert, inspect, merge
 from gradsieve.store.reader import Store, open_store
 from gradsieve.store.writer import StoreWriter, create_store
 
@@ -20,8 +26,10 @@ __all__ = [
     "convert",
     "create_store",
     "inspect",
+    "key_table",
     "merge",
     "open_store",
+    "read_key_table",
     "read_row_keys",
     "store_files",
 ]

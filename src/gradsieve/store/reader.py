@@ -1,14 +1,15 @@
 """Reading a datastore, shard by shard, in constant memory.
 
-In: a folder. Out: rows, or their cosines with target directions. A datastore that is being written
-can be read. While one shard is worked on, the next is read and checked. An open datastore keeps the
-shards' headers in memory, nothing of each row; while it is opened, 16 bytes a row.
+In: a folder. Out: rows, or their cosines with target directions. A row's position is its number in
+the order of the shards' names; callers map their keys to positions once and work on arrays. A
+datastore that is being written can be read. While one shard is processed, the next is read and
+checked. An open datastore keeps 8 bytes a row, a hash of its key.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import chain, pairwise
@@ -16,48 +17,62 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import safetensors.numpy
+import xxhash
+from safetensors import safe_open
 
 from gradsieve.errors import StoreError
-from gradsieve.store import codec
-from gradsieve.store.folder import Folder
-from gradsieve.store.layout import (
+from gradsieve.store import quantize
+from gradsieve.store.format import (
     MANIFEST,
-    SET_ASIDE,
-    SHARDS,
+    SKIPPED,
+    Folder,
+    Keys,
+    check_hash,
+    hash_of,
+    key_at,
+    key_hashes,
+    key_table,
+    keys_of,
     read_manifest,
-    read_set_aside,
     read_settings,
+    read_table,
+    repeats,
+    shard_names,
 )
-from gradsieve.store.names import RowKey, Tensors, named_twice
-from gradsieve.store.products import Cosines
-from gradsieve.store.shard import Shard, open_shard
+from gradsieve.store.scoring import Cosines
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Tensors = Mapping[str, "NDArray[Any]"]
+
 OPENED_AT_ONCE = 16
-"""Shards of which a little is read side by side, which matters where each read is a request."""
+"""Files of keys read concurrently, which matters where each read is a request."""
 
 
 class Block(NamedTuple):
-    """A shard's rows: keys, unit directions [n, d], and lengths after and before projection [n].
+    """Some of a shard's rows: positions [n], unit directions [n, d], norms after and before
+    projection [n].
 
-    A row of length 0 has no direction: its values are 0, whatever its codes say.
+    A row of norm 0 has no direction: its values are 0, whatever its codes say.
     """
 
-    keys: list[RowKey]
+    positions: NDArray[np.int64]
     directions: NDArray[np.float32]
     feature_norms: NDArray[np.float32]
     gradient_norms: NDArray[np.float32]
 
 
 class Similarities(NamedTuple):
-    """A shard's rows, their cosines to directions [n, S], and their lengths [n].
+    """Some of a shard's rows: positions [n], cosines to directions [n, S], and norms [n].
 
-    A row of length 0 has cosines of 0.
+    A row of norm 0 has cosines of 0.
     """
 
-    keys: list[RowKey]
+    positions: NDArray[np.int64]
     cosines: NDArray[np.float32]
     feature_norms: NDArray[np.float32]
 
@@ -69,22 +84,23 @@ def open_store(path: str | Path) -> Store:
         path: A folder, or a URL that fsspec knows.
 
     Raises:
-        StoreError: If there is none, or its settings are damaged.
+        StoreError: If there is none, it is of another format, or its settings are damaged.
     """
     folder = Folder(path)
     return Store(folder, read_settings(folder))
 
 
-class _Indexed(NamedTuple):
-    """A shard's header, and places of rows that a shard before has already."""
+class _Shard(NamedTuple):
+    """A shard's file, the position of its first row, its rows, and those that do not count."""
 
-    shard: Shard
-    again: list[int]
+    name: str
+    first: int
+    rows: int
+    repeats: NDArray[np.int64]
 
-    def kept(self, values: Sequence[Any]) -> list[Any]:
-        """Without the values of those rows."""
-        again = set(self.again)
-        return [value for place, value in enumerate(values) if place not in again]
+    def places(self) -> NDArray[np.int64]:
+        """Numbers in the file of the rows that count, by position."""
+        return np.delete(np.arange(self.rows), self.repeats)
 
 
 class Store:
@@ -103,199 +119,209 @@ class Store:
         """Bits a value."""
         return int(self.settings["bits"])
 
-    @cached_property
-    def _index(self) -> list[_Indexed]:
-        """The shards, as of the first use: the datastore may be growing.
-
-        A row that several shards hold counts in the first, by name. Rows are compared by name only
-        where their contents, 8 bytes each, are equal, so that no names need be held in memory.
-        """
-        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            shards = list(pool.map(self._open, self.folder.names(SHARDS)))
-            contents = list(pool.map(lambda shard: shard.tensor("contents"), shards))
-        twice = _twice(contents)
-        seen: set[RowKey] = set()
-        index = []
-        for shard, own in zip(shards, contents, strict=True):
-            alike = np.flatnonzero(_among(own, twice)).tolist()
-            keys = shard.keys() if alike else []
-            index.append(_Indexed(shard, [place for place in alike if keys[place] in seen]))
-            seen.update(keys[place] for place in alike)
-        return index
-
-    def _open(self, name: str) -> Shard:
-        return open_shard(self.folder, name, self.settings)
-
-    @property
-    def rows(self) -> tuple[RowKey, ...]:
-        """Keys of all rows, in order; those of a large datastore may not fit into memory."""
-        return tuple(sorted(key for one in self._index for key in one.kept(one.shard.keys())))
-
     def __len__(self) -> int:
-        return sum(one.shard.rows - len(one.again) for one in self._index)
+        return len(self._index[1])
+
+    @cached_property
+    def _index(self) -> tuple[list[_Shard], NDArray[np.uint64]]:
+        """The shards as of the first use, and the hash of each row's key by position.
+
+        Of a row that several shards hold, as two writers may have written it, the first counts.
+        """
+        names = shard_names(self.folder)
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            parts = list(pool.map(lambda name: key_hashes(self.shard_keys(name)), names))
+        lengths = [len(part) for part in parts]
+        hashes = np.concatenate([np.empty(0, dtype=np.uint64), *parts])
+        del parts
+        again = repeats(hashes)
+        shards, start, position = [], 0, 0
+        for name, rows in zip(names, lengths, strict=True):
+            own = again[(again >= start) & (again < start + rows)] - start
+            shards.append(_Shard(name, position, rows, own))
+            start, position = start + rows, position + rows - len(own)
+        return shards, np.delete(hashes, again)
+
+    def shard_keys(self, shard: str) -> pa.Table:
+        """Keys in a shard's file."""
+        return read_table(self.folder, keys_of(shard), self.settings)
+
+    def keys(self) -> pa.Table:
+        """Source, id and content hash of each row, in order of position.
+
+        Raises:
+            StoreError: If a file is damaged.
+        """
+        tables = [self.shard_keys(shard.name).take(shard.places()) for shard in self._index[0]]
+        return pa.concat_tables([key_table([]), *tables])
 
     def sources(self) -> dict[str, int]:
         """How many rows each source has."""
-        counts: Counter[str] = Counter()
-        for one in self._index:
-            names = one.shard.told["sources"]
-            numbers = Counter(one.kept(one.shard.tensor("sources").tolist()))
-            counts.update({names[number]: count for number, count in numbers.items()})
-        return dict(sorted(counts.items()))
+        counts = pc.value_counts(self.keys()["source"]).to_pylist()
+        return dict(sorted((count["values"], count["counts"]) for count in counts))
 
-    def shards(self, wanted: Collection[RowKey] | None = None) -> Iterator[Block]:
-        """Blocks of rows, each row once.
+    def skipped(self) -> pa.Table:
+        """Keys of rows that have no feature, with their `skip_reason`.
+
+        Raises:
+            StoreError: If a file is damaged.
+        """
+        names = self.folder.sizes(SKIPPED)
+        tables = [read_table(self.folder, name, self.settings) for name in names]
+        none = key_table([]).append_column("skip_reason", pa.array([], pa.string()))
+        return pa.concat_tables(tables or [none])
+
+    def positions(self, keys: Keys) -> NDArray[np.int64]:
+        """Positions [n] of rows; -1 where the datastore lacks one.
 
         Args:
-            wanted: Only these rows; others may be of a pool that has changed since.
+            keys: A table with the columns `source`, `id` and `content`, or a few `RowKey`.
+        """
+        hashes, wanted = self._index[1], key_hashes(key_table(keys))
+        if not len(hashes):
+            return np.full(len(wanted), -1)
+        order = np.argsort(hashes)
+        found = order[np.searchsorted(hashes[order], wanted).clip(max=len(hashes) - 1)]
+        return np.where(hashes[found] == wanted, found, -1)
+
+    def find(self, keys: Keys) -> NDArray[np.int64]:
+        """Positions [n] of rows.
+
+        Raises:
+            StoreError: If the datastore lacks one; it names the first.
+        """
+        keys = key_table(keys)
+        positions = self.positions(keys)
+        missing = np.flatnonzero(positions < 0)
+        if len(missing):
+            where = f"{self.folder}: {key_at(keys, missing[0])}"
+            todo = "Run `gradsieve features` to add it."
+            raise StoreError("The datastore lacks a row.", where, todo)
+        return positions
+
+    def shards(self, positions: NDArray[np.int64] | None = None) -> Iterator[Block]:
+        """Blocks of rows, in order of position.
+
+        Args:
+            positions: Only these rows.
 
         Raises:
             StoreError: If a shard is damaged.
         """
-        for keys, tensors in self._read(wanted):
-            lengths: NDArray[np.float32] = np.maximum(tensors["code_norms"], codec.TINY)
-            directions = codec.decode(tensors["features"], self.bits) / lengths[:, None]
+        for found, tensors in self._read(positions):
+            norms: NDArray[np.float32] = np.maximum(tensors["code_norms"], quantize.TINY)
+            directions = quantize.decode(tensors["codes"], self.bits) / norms[:, None]
             directions[tensors["feature_norms"] == 0] = 0  # 4, 2 and 1 bits have no code for 0
-            yield Block(keys, directions, tensors["feature_norms"], tensors["gradient_norms"])
+            yield Block(found, directions, tensors["feature_norms"], tensors["gradient_norms"])
 
-    def read(self, keys: Sequence[RowKey]) -> NDArray[np.float32]:
-        """Rows [n, d] as they were projected, up to what their bits have lost.
+    def read(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows [n, d] as they were projected, up to quantization, in the order asked for.
 
         Raises:
-            StoreError: If a row isn't there.
+            StoreError: If a shard is damaged.
         """
-        found: dict[RowKey, NDArray[np.float32]] = {}
-        for block in self.shards(set(keys)):
-            rows = block.directions * block.feature_norms[:, None]
-            found.update(zip(block.keys, rows, strict=True))
-        missing = [key for key in keys if key not in found]
-        if missing:
-            todo = "Run `gradsieve features` to add it."
-            raise StoreError("The datastore lacks a row.", f"{self.folder}: {missing[0]}", todo)
-        return np.stack([found[key] for key in keys])
+        ordered, places = np.unique(positions, return_inverse=True)
+        blocks = (part.directions * part.feature_norms[:, None] for part in self.shards(ordered))
+        return np.concatenate([*blocks])[places]
 
     def similarities(
-        self, directions: NDArray[np.float32], wanted: Collection[RowKey] | None = None
+        self, directions: NDArray[np.float32], positions: NDArray[np.int64] | None = None
     ) -> Iterator[Similarities]:
         """Inner products of each UNIT row with each direction, straight from the codes.
 
         Args:
             directions: [S, d] float32.
-            wanted: Only these rows.
+            positions: Only these rows.
 
         Raises:
             StoreError: If a shard is damaged.
         """
         cosines = Cosines(directions, self.bits)
-        for keys, tensors in self._read(wanted):
-            found = cosines(tensors["features"], tensors["code_norms"])
-            found[tensors["feature_norms"] == 0] = 0
-            yield Similarities(keys, found, tensors["feature_norms"])
+        for found, tensors in self._read(positions):
+            values = cosines(tensors["codes"], tensors["code_norms"])
+            values[tensors["feature_norms"] == 0] = 0
+            yield Similarities(found, values, tensors["feature_norms"])
+
+    def _read(self, positions: NDArray[np.int64] | None) -> Iterator[tuple[Any, Tensors]]:
+        """Positions and tensors of each shard's wanted rows, one shard read ahead."""
+        wanted = np.arange(len(self)) if positions is None else np.unique(positions)
+        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(self):
+            where = f"{self.folder}: {wanted[0]} to {wanted[-1]}, of {len(self)} rows"
+            raise StoreError("No row has such a position.", where, "Use `find` to name the row.")
+        shards = self._index[0]
+        parts = np.split(wanted, np.searchsorted(wanted, [shard.first for shard in shards[1:]]))
+        with ThreadPoolExecutor(1) as ahead:
+            loading = (
+                ahead.submit(self._load, shard, part)
+                for shard, part in zip(shards, parts, strict=False)  # no shard, one empty part
+                if len(part)
+            )
+            nothing: Future[tuple[Any, Tensors]] = Future()
+            for coming, _ in pairwise(chain(loading, [nothing])):  # the next is being read already
+                yield coming.result()
+
+    def _load(self, shard: _Shard, positions: NDArray[np.int64]) -> tuple[Any, Tensors]:
+        tensors = self._tensors(shard.name)
+        if len(positions) < shard.rows:
+            places = shard.places()[positions - shard.first]
+            return positions, {kind: values[places] for kind, values in tensors.items()}
+        # Copies of what callers keep, so that they don't keep the file mapped.
+        return positions, {
+            kind: values if kind == "codes" else values.copy() for kind, values in tensors.items()
+        }
+
+    def _tensors(self, name: str) -> Tensors:
+        """A shard's tensors, checked against its name; mapped into memory if it is local."""
+        if not self.folder.local:
+            content = self.folder.read(name)
+            check_hash(self.folder, name, hash_of(content))
+            tensors: Tensors = safetensors.numpy.load(content)
+            return tensors
+        path = Path(self.folder.path) / name
+        with self.folder.reporting(name), path.open("rb") as file:
+            found = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+        check_hash(self.folder, name, found)
+        with safe_open(path, "pt") as opened:
+            return {kind: opened.get_tensor(kind).numpy() for kind in opened.keys()}  # noqa: SIM118
 
     def verify(self) -> list[str]:
         """Problems, one line each; none if every file is as it was written."""
-        rows: dict[str, int | None] = {}
-        problems: list[str] = []
-        for name in self.folder.names(SHARDS):
-            problems += _told(partial(self._wrong_shard, name, rows))
-        problems += _told(partial(self._wrong_set_aside, rows))
-        return problems + _told(partial(self._wrong_counts, rows))
-
-    def _wrong_shard(self, name: str, rows: dict[str, int | None]) -> list[str]:
-        """What is wrong with a shard; notes its rows, None if it is damaged."""
-        rows[name] = None
-        shard = self._open(name)
-        keys, tensors = shard.load()
-        rows[name] = shard.rows
-        where = self.folder.where(name)
-        wrong = [
-            f"{where}: {kind} has {len(values)} rows, {len(keys)} are named"
-            for kind, values in tensors.items()
-            if len(values) != len(keys)
+        rows: dict[str, int] = {}
+        checks = [partial(self._shard_problems, name, rows) for name in shard_names(self.folder)]
+        checks += [
+            partial(self._skipped_problems, name, rows) for name in self.folder.sizes(SKIPPED)
         ]
-        wrong += [f"{where}: {key} is there twice" for key in named_twice(keys)[:1]]
-        for kind, values in tensors.items():
-            bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
-            wrong += [f"{where}: {kind} of {keys[row]} is not finite" for row in bad[:1].tolist()]
-        return wrong
+        problems = []
+        for check in (*checks, partial(self._manifest_problems, rows)):
+            try:
+                problems += check()
+            except StoreError as error:
+                problems.append(f"{error.where}: {error.what}")
+        return problems
 
-    def _wrong_set_aside(self, rows: dict[str, int | None]) -> list[str]:
-        """Raises what is wrong with the rows set aside; notes how many each file has."""
-        names = self.folder.names(SET_ASIDE)
-        rows.update(dict.fromkeys(names))
-        rows.update({name: len(read_set_aside(self.folder, name)) for name in names})
+    def _shard_problems(self, name: str, rows: dict[str, int]) -> list[str]:
+        """What is wrong with a shard; counts its rows unless it is damaged."""
+        keys, tensors = self.shard_keys(name), self._tensors(name)
+        rows[name] = rows[keys_of(name)] = len(keys)
+        problems = [f"{key_at(keys, row)} is there twice" for row in repeats(key_hashes(keys))[:1]]
+        for kind, values in tensors.items():
+            if len(values) != len(keys):
+                problems.append(f"{kind} has {len(values)} rows, {len(keys)} are named")
+            bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+            problems += [f"{kind} of {key_at(keys, row)} is not finite" for row in bad[:1]]
+        return [f"{self.folder.where(name)}: {problem}" for problem in problems]
+
+    def _skipped_problems(self, name: str, rows: dict[str, int]) -> list[str]:
+        rows[name] = len(read_table(self.folder, name, self.settings))
         return []
 
-    def _wrong_counts(self, rows: Mapping[str, int | None]) -> list[str]:
-        """What the manifest, if there is one, says otherwise; files may have come since."""
-        where = self.folder.where(MANIFEST)
-        told = read_manifest(self.folder) or {}
-        gone = [f"{where}: {name} is not there" for name in told if name not in rows]
-        return gone + [
+    def _manifest_problems(self, rows: Mapping[str, int]) -> list[str]:
+        """Where the manifest, if there is one, differs; newer files are not in it."""
+        where, files = self.folder.where(MANIFEST), self.folder.sizes("*")
+        listed = read_manifest(self.folder) or {}
+        lost = [f"{where}: {name} is missing" for name in listed if name not in files]
+        return lost + [
             f"{where}: {name} should have {count} rows, it has {rows[name]}"
-            for name, count in told.items()
-            if rows.get(name) not in (None, count)
+            for name, count in listed.items()
+            if rows.get(name, count) != count
         ]
-
-    def _read(self, wanted: Collection[RowKey] | None) -> Iterator[tuple[list[RowKey], Tensors]]:
-        """Keys and tensors of each shard's wanted rows, one shard read ahead."""
-        contents = None if wanted is None else _contents(wanted)
-        with ThreadPoolExecutor(1) as ahead:
-            asked = (
-                ahead.submit(_load, one, wanted)
-                for one in self._index
-                if contents is None or _among(one.shard.tensor("contents"), contents).any()
-            )
-            nothing: Future[tuple[list[RowKey], Tensors]] = Future()
-            for coming, _ in pairwise(chain(asked, [nothing])):  # the next is asked for already
-                keys, tensors = coming.result()
-                if keys:
-                    yield keys, tensors
-
-
-def _told(check: Callable[[], list[str]]) -> list[str]:
-    """What a check finds, or what stops it."""
-    try:
-        return check()
-    except StoreError as error:
-        return [f"{error.where}: {error.what}"]
-
-
-def _load(one: _Indexed, wanted: Collection[RowKey] | None) -> tuple[list[RowKey], Tensors]:
-    """Keys and tensors of a shard's wanted rows."""
-    keys, tensors = one.shard.load()
-    again = set(one.again)
-    places = [
-        place
-        for place, key in enumerate(keys)
-        if place not in again and (wanted is None or key in wanted)
-    ]
-    if len(places) == len(keys):
-        return keys, tensors
-    kept = {kind: values[places] for kind, values in tensors.items()}
-    return [keys[place] for place in places], kept
-
-
-def _contents(keys: Collection[RowKey]) -> NDArray[np.uint64]:
-    """The rows' contents, in order."""
-    contents = np.fromiter((int(key.content, 16) for key in keys), np.uint64, len(keys))
-    contents.sort()
-    return contents
-
-
-def _twice(contents: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-    """Contents that come more than once."""
-    if not contents:
-        return np.empty(0, dtype=np.uint64)
-    whole = np.concatenate(contents)
-    whole.sort()
-    return np.unique(whole[1:][whole[1:] == whole[:-1]])
-
-
-def _among(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which values are in an array in order."""
-    if not len(ordered):
-        return np.zeros(len(values), dtype=bool)
-    places = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
-    found: NDArray[np.bool_] = ordered[places] == values
-    return found

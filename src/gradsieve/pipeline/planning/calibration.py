@@ -265,7 +265,8 @@ class Calibration:
             directions = torch.randn(self.work.subtasks, width).numpy()
 
             def read() -> object:
-                return list(open_store(Path(folder) / "a").similarities(directions, set(keys)))
+                there = open_store(Path(folder) / "a")
+                return list(there.similarities(directions, there.find(keys)))
 
             read()
             return writing / count, timed(read) / count

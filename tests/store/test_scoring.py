@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from gradsieve.store import codec, products
-from gradsieve.store.products import Cosines
+from gradsieve.store import quantize, scoring
+from gradsieve.store.scoring import Cosines
 
 BITS = (32, 16, 8, 4, 2, 1)
 
 
 def made(count: int, dim: int, bits: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rows = np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)
-    codes, norms, _ = codec.encode(rows, bits)
+    codes, norms, _ = quantize.encode(rows, bits)
     return codes, norms
 
 
@@ -25,7 +25,7 @@ def directions(count: int, dim: int) -> np.ndarray:
 @pytest.mark.parametrize(("count", "subtasks", "dim"), [(5, 1, 64), (33, 57, 1024), (2, 8, 256)])
 def test_as_in_double_precision(bits: int, count: int, subtasks: int, dim: int) -> None:
     codes, norms = made(count, dim, bits)
-    wanted = codec.decode(codes, bits).astype(np.float64) @ directions(subtasks, dim).T
+    wanted = quantize.decode(codes, bits).astype(np.float64) @ directions(subtasks, dim).T
     wanted /= norms[:, None].astype(np.float64)
     found = Cosines(directions(subtasks, dim), bits)(codes, norms)
     assert found.shape == (count, subtasks)
@@ -39,7 +39,7 @@ def test_integers_give_the_same_in_any_tile_and_order(
     codes, norms = made(70, 512, bits)
     cosines = Cosines(directions(5, 512), bits)
     whole = cosines(codes, norms)
-    monkeypatch.setattr(products, "ROWS", 16)
+    monkeypatch.setattr(scoring, "ROWS", 16)
     np.testing.assert_array_equal(Cosines(directions(5, 512), bits)(codes, norms), whole)
     np.testing.assert_array_equal(cosines(codes[::-1], norms[::-1])[::-1], whole)
     threads = torch.get_num_threads()
@@ -50,16 +50,16 @@ def test_integers_give_the_same_in_any_tile_and_order(
 
 @pytest.mark.parametrize("bits", [8, 1])
 def test_many_dims_do_not_overflow(bits: int) -> None:
-    dim = 3 * products.DIMS
+    dim = 3 * scoring.DIMS
     row = np.ones((1, dim), dtype=np.float32)
-    codes, norms, _ = codec.encode(row, bits)
+    codes, norms, _ = quantize.encode(row, bits)
     along = row / np.float32(np.sqrt(dim))
     found = Cosines(np.concatenate([along, -along]), bits)(codes, norms)
     assert found[0] == pytest.approx([1, -1], abs=1e-5)
 
 
 def test_nothing_has_a_cosine_of_zero() -> None:
-    codes, norms, _ = codec.encode(np.zeros((1, 64), dtype=np.float32), 8)
+    codes, norms, _ = quantize.encode(np.zeros((1, 64), dtype=np.float32), 8)
     assert Cosines(directions(2, 64), 8)(codes, norms).tolist() == [[0, 0]]
     codes, norms = made(3, 64, 4)
     assert not Cosines(np.zeros((1, 64), dtype=np.float32), 4)(codes, norms).any()

@@ -1,12 +1,11 @@
-"""Rows of float32 to fewer bits and back.
+"""Quantize rows of float32 to 32, 16, 8, 4, 2 or 1 bits, and back.
 
-In: rows, of any length. Out: codes, the codes' own length and the row's length: a row is read back
-as `codes / code_norm * feature_norm`, so it has the length it had. Rows are brought to length
-sqrt(dim) before they are coded, so values are about N(0, 1) and no float16 over- or underflows. 16
-bits is float16; 8, 4 and 2 are evenly spaced steps, symmetric about 0; 1 is the sign. Only the
-datastore is coded so, never the target's side.
+In: rows of any norm. Out: codes, the codes' own norm and the row's norm: a row is read back as
+`codes / code_norm * feature_norm`, so its norm is exact. Rows are scaled to norm sqrt(dim) first,
+so values are about N(0, 1) and no float16 over- or underflows. 16 bits is float16; 8, 4 and 2 are
+evenly spaced steps, symmetric about 0; 1 is the sign. Targets are never quantized.
 
-Steps were chosen by the error on N(0, 1) (Max, "Quantizing for minimum distortion", 1960).
+Steps minimize the error on N(0, 1) (Max, "Quantizing for minimum distortion", 1960).
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 STEPS = {4: 0.3352, 2: 0.9957}
-"""Max (1960), table II: the step of the best evenly spaced quantizer of N(0, 1) with 16 and 4
-levels."""
+"""Max (1960), table II: step of the best evenly spaced quantizer of N(0, 1), 16 and 4 levels."""
 
 TINY = np.finfo(np.float32).tiny
 
@@ -28,16 +26,16 @@ TINY = np.finfo(np.float32).tiny
 def encode(
     rows: NDArray[np.float32], bits: int
 ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
-    """Codes [n, bytes], their lengths [n] and the rows' lengths [n]; d is a multiple of 8."""
-    own = lengths(rows)
+    """Codes [n, bytes], their norms [n] and the rows' norms [n]; d * bits is a multiple of 8."""
+    own = row_norms(rows)
     unit = np.sqrt(rows.shape[1]) / np.maximum(own, 1e-300)
     codes = _quantize((rows * unit[:, None]).astype(np.float32), bits)
     norms = np.linalg.norm(decode(codes, bits), axis=1)
     return codes, norms.astype(np.float32), own.astype(np.float32)
 
 
-def lengths(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Lengths [n]; in float32 the squares of rows of length 1e20 would overflow."""
+def row_norms(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Norms [n]; in float32 the squares of rows of norm 1e20 would overflow."""
     squares: NDArray[np.float64] = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
     return np.sqrt(squares)
 
@@ -54,26 +52,21 @@ def _quantize(values: NDArray[np.float32], bits: int) -> NDArray[Any]:
     if bits == 1:
         return np.packbits(values > 0, axis=1, bitorder="little")
     highest = 2**bits - 1
-    # Odd codes -highest, ..., -1, 1, ..., highest, in half steps, kept as 0 .. highest.
+    # Odd values -highest, ..., -1, 1, ..., highest, in half steps, stored as 0 .. highest.
     codes = np.clip(np.floor(values / STEPS[bits]) + (highest + 1) // 2, 0, highest)
     return _pack(codes.astype(np.uint8), bits)
 
 
 def decode(codes: NDArray[Any], bits: int) -> NDArray[np.float32]:
-    """The values that codes stand for, as float32 [n, d]; their length means nothing."""
+    """The values that codes stand for, float32 [n, d], on an arbitrary scale."""
     if bits >= 8:
         return np.asarray(codes, dtype=np.float32)
     values: NDArray[np.float32] = integers_of_byte(bits)[codes].astype(np.float32)
     return values.reshape(len(codes), -1)
 
 
-def norms_of_signs(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The lengths [n] of codes of 1 bit: sqrt(dim), so that they need not be stored."""
-    return np.full(len(codes), np.sqrt(8 * codes.shape[1]), dtype=np.float32)
-
-
 def integers_of_byte(bits: int) -> NDArray[np.int8]:
-    """The odd numbers that each byte of packed codes stands for: [256, 8 / bits]."""
+    """The odd integers that each byte of packed codes stands for, [256, 8 / bits]."""
     per_byte, highest = 8 // bits, 2**bits - 1
     shifts = np.arange(per_byte, dtype=np.uint8) * bits
     codes = (np.arange(256, dtype=np.uint8)[:, None] >> shifts) & highest

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from gradsieve.cli import app
 from gradsieve.errors import StoreError
 from gradsieve.store import RowKey, convert, create_store, inspect, merge, open_store
-from gradsieve.store.layout import sealed
+from gradsieve.store.format import seal
 
 DIM = 256
 
@@ -34,14 +34,21 @@ def fill(place: Any, start: int = 0, bits: int = 16, **settings: Any) -> Any:
     return store
 
 
+def names_of(store: Any) -> list[RowKey]:
+    return [RowKey(**row) for row in store.keys().to_pylist()]
+
+
 def directions() -> np.ndarray:
     return np.random.default_rng(99).normal(size=(5, DIM)).astype(np.float32)
 
 
 def cosines(place: Any) -> dict[RowKey, np.ndarray]:
+    store = open_store(place)
+    names = names_of(store)
     found = {}
-    for part in open_store(place).similarities(directions()):
-        found.update(zip(part.keys, part.cosines, strict=True))
+    for part in store.similarities(directions()):
+        here = [names[position] for position in part.positions]
+        found.update(zip(here, part.cosines, strict=True))
     return found
 
 
@@ -50,7 +57,9 @@ def test_inspect(tmp_path: Path) -> None:
     told = inspect(tmp_path)
     assert (told["rows"], told["shards"], told["bits"], told["finished"]) == (20, 2, 16, True)
     assert told["sources"] == {"a": 10, "b": 10}
-    assert told["bytes"] == sum(file.stat().st_size for file in tmp_path.glob("shard-*"))
+    files = [*tmp_path.glob("shard-*"), *tmp_path.glob("keys-*")]
+    assert len(files) == 4
+    assert told["bytes"] == sum(file.stat().st_size for file in files)
     assert told["settings"]["projection"] == {"dim": DIM}
 
 
@@ -98,14 +107,42 @@ def test_rows_that_do_not_fill_bytes_are_refused(tmp_path: Path) -> None:
 
 def test_merge(tmp_path: Path) -> None:
     fill(tmp_path / "one")
-    fill(tmp_path / "two", start=10)  # its first shard is the other's second
+    fill(tmp_path / "two", start=20)
     merge([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
-    assert sorted(open_store(tmp_path / "both").rows) == sorted(keys(0, 30))
-    assert len(list((tmp_path / "both").glob("shard-*"))) == 3
+    assert sorted(names_of(open_store(tmp_path / "both"))) == sorted(keys(0, 40))
+    assert len(list((tmp_path / "both").glob("shard-*"))) == 4
+    assert inspect(tmp_path / "both")["finished"]
+    assert open_store(tmp_path / "both").verify() == []
     both = cosines(tmp_path / "both")
     for part in ("one", "two"):
         for key, values in cosines(tmp_path / part).items():
             np.testing.assert_array_equal(both[key], values)
+
+
+@pytest.mark.parametrize("start", [0, 10, 15])
+def test_merge_refuses_a_row_that_two_hold(tmp_path: Path, start: int) -> None:
+    """Also where the shards that hold it are the same file."""
+    fill(tmp_path / "one")
+    fill(tmp_path / "two", start=start)
+    with pytest.raises(StoreError, match="the same row cannot be merged") as caught:
+        merge([tmp_path / "one", tmp_path / "two"], tmp_path / "both")
+    assert caught.value.where.endswith(f"two: {min(keys(start, 20 - start))}")
+    assert not (tmp_path / "both").exists()
+
+
+def test_merge_resumes_and_adds_to_what_was_merged_before(tmp_path: Path) -> None:
+    for number in range(3):
+        fill(tmp_path / str(number), start=20 * number)
+    merge([tmp_path / "0"], tmp_path / "all")
+    next((tmp_path / "all").glob("shard-*")).unlink()  # as if it had been stopped
+    merge([tmp_path / "0", tmp_path / "1"], tmp_path / "all")
+    merge([tmp_path / "2"], tmp_path / "all")
+    assert sorted(names_of(open_store(tmp_path / "all"))) == sorted(keys(0, 60))
+    fill(tmp_path / "other", start=55)
+    with pytest.raises(StoreError, match="the same row") as caught:
+        merge([tmp_path / "other"], tmp_path / "all")
+    assert str(min(keys(55, 5))) in caught.value.where
+    assert len(open_store(tmp_path / "all")) == 60
 
 
 def test_merge_refuses_other_settings_by_both_values(tmp_path: Path) -> None:
@@ -127,16 +164,16 @@ def test_merge_refuses_a_damaged_shard(tmp_path: Path) -> None:
         merge([tmp_path / "one"], tmp_path / "both")
 
 
-def test_rows_set_aside_come_along(tmp_path: Path) -> None:
+def test_skipped_rows_come_along(tmp_path: Path) -> None:
     store = fill(tmp_path / "one")
     bad = rows(50, 2)
     bad[1] = np.nan
     store.write_shard(keys(50, 2), bad, np.ones(2))
     convert(tmp_path / "one", tmp_path / "small", 8)
     merge([tmp_path / "small"], tmp_path / "merged")
-    assert inspect(tmp_path / "merged")["set_aside"] == 1
+    assert inspect(tmp_path / "merged")["skipped"] == 1
     again = create_store(tmp_path / "merged", store.settings | {"bits": 8})
-    assert again.missing(keys(51, 2)) == {keys(52, 1)[0]}
+    assert again.missing(keys(51, 2)).tolist() == [False, True]
 
 
 def test_a_store_may_be_anywhere_that_fsspec_reaches() -> None:
@@ -175,16 +212,13 @@ def test_verify_finds_a_missing_shard_and_wrong_counts(tmp_path: Path) -> None:
     fill(tmp_path)
     manifest = tmp_path / "manifest.json"
     told = json.loads(manifest.read_text())
-    name = sorted(told["shards"])[0]
-    told["shards"][name] = 7
-    manifest.write_bytes(
-        sealed({"settings": told["settings"], "shards": told["shards"], "set_aside": {}})
-    )
+    name = next(name for name in told["rows"] if name.startswith("shard-"))
+    manifest.write_bytes(seal({"rows": {**told["rows"], name: 7}}))
     (problem,) = open_store(tmp_path).verify()
     assert f"{name} should have 7 rows, it has 10" in problem
-    (tmp_path / name).unlink()
-    (problem,) = open_store(tmp_path).verify()
-    assert "not there" in problem
+    for file in (name, f"keys-{name.split('-')[1]}.parquet"):
+        (tmp_path / file).unlink()
+        assert any(f"{file} is missing" in line for line in open_store(tmp_path).verify())
 
 
 def run(*arguments: Any) -> Any:

@@ -1,0 +1,340 @@
+"""The files of a datastore (docs/format.md): a local folder, or wherever fsspec reaches.
+
+In: a path, or a URL such as `s3://bucket/store` (whose fsspec library must be installed). A file
+appears completely or not at all: locally by a temporary name, fsync and rename; elsewhere as one
+object, which object stores publish at once. The name of a large file holds a hash of its bytes, a
+small file holds a fingerprint of its content, so that every flipped bit is found.
+
+Keys of rows are Parquet tables. Rejected: hashes in place of ids (a datastore could not list what
+it holds), and keys inside of the shard (safetensors holds no strings).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from gradsieve.errors import StoreError
+from gradsieve.io import atomic, fingerprint
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FORMAT = "gradsieve-datastore/3"
+SETTINGS, MANIFEST = "settings.json", "manifest.json"
+SHARDS, KEYS, SKIPPED = "shard-*.safetensors", "keys-*.parquet", "skipped-*.parquet"
+"""There may be many of each, with hashes of their bytes in place of the star."""
+
+METADATA = b"gradsieve"
+"""The key of a Parquet file's metadata that holds the fingerprint of the datastore's settings."""
+
+RUN_AGAIN = "Delete that file and run `gradsieve features` again: only its rows are computed again."
+
+
+class RowKey(NamedTuple):
+    """Identity of a row: its source, its id, and a hash of its tokens and labels."""
+
+    source: str
+    id: str
+    content: str
+
+    def __str__(self) -> str:
+        return f"{self.source} {self.id}"
+
+
+Keys: TypeAlias = "pa.Table | Sequence[RowKey]"
+"""A table with the columns `source`, `id` and `content`; or, for a few rows, a sequence."""
+
+_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in RowKey._fields])
+
+
+def key_table(keys: Keys) -> pa.Table:
+    """Keys as a table of strings.
+
+    Raises:
+        StoreError: If a key is not Unicode text.
+    """
+    try:
+        if isinstance(keys, pa.Table):
+            return keys.select(RowKey._fields).cast(_SCHEMA)
+        columns = [list(column) for column in zip(*keys, strict=True)]
+        return pa.table(columns or [[], [], []], schema=_SCHEMA)
+    except (ValueError, TypeError) as error:
+        todo = "Give each row a source, an id and a content hash of Unicode text."
+        raise StoreError("A row's key is not text.", str(error), todo) from None
+
+
+def key_at(keys: pa.Table, row: int) -> RowKey:
+    """The key of one row of a table."""
+    return RowKey(**keys.slice(row, 1).select(RowKey._fields).to_pylist()[0])
+
+
+def key_hashes(keys: pa.Table) -> NDArray[np.uint64]:
+    """XXH3 hashes [n] of keys, by which rows are matched; lengths keep (ab, c) from (a, bc)."""
+    parts = [np.empty(0, dtype=np.uint64)]
+    for batch in keys.to_batches(max_chunksize=1024):
+        source, id, content = (batch[name] for name in RowKey._fields)
+        lengths = [pc.binary_length(column).cast(pa.string()) for column in (source, id)]
+        joined = pc.binary_join_element_wise(*lengths, source, id, content, " ")
+        texts = joined.cast(pa.binary()).to_numpy(zero_copy_only=False)
+        parts.append(np.fromiter(map(xxhash.xxh3_64_intdigest, texts), np.uint64, len(texts)))
+    return np.concatenate(parts)
+
+
+def repeats(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Places of values that occurred before."""
+    ordered = np.sort(hashes)
+    if (ordered[1:] != ordered[:-1]).all():  # as nearly always, in half the memory
+        return np.empty(0, dtype=np.int64)
+    return np.setdiff1d(np.arange(len(hashes)), np.unique(hashes, return_index=True)[1])
+
+
+def read_key_table(file: Path) -> pa.Table:
+    """Keys of the rows that have a feature, in the order of `RUN/02-features/rows.parquet`."""
+    rows = pq.read_table(file, columns=list(RowKey._fields))
+    return key_table(rows.filter(pc.not_equal(rows["content"], "")))
+
+
+def read_row_keys(file: Path) -> dict[tuple[str, str], RowKey]:
+    """`read_key_table` by (source, id), for pools that fit into memory as Python objects."""
+    rows = read_key_table(file).to_pylist()
+    return {(row["source"], row["id"]): RowKey(**row) for row in rows}
+
+
+class Folder:
+    """A folder of files.
+
+    Args:
+        path: A local path or a URL.
+
+    Raises:
+        StoreError: If the URL's kind is not known, or its library not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            self._files, self.path = url_to_fs(str(path))
+        except (ImportError, ValueError) as error:
+            raise StoreError(
+                f"The datastore's place cannot be reached: {error}.",
+                str(path),
+                "Give a folder, or a URL whose fsspec library is installed (s3fs, gcsfs, ...).",
+            ) from None
+        self.local = isinstance(self._files, LocalFileSystem)
+        self._shown = self.path if self.local else str(path).rstrip("/")
+
+    def __str__(self) -> str:
+        return self._shown
+
+    def where(self, name: str) -> str:
+        """A file's path or URL, for messages."""
+        return f"{self}/{name}"
+
+    def sizes(self, pattern: str) -> dict[str, int]:
+        """Bytes of each file whose name matches, in order of name."""
+        try:
+            found = self._files.ls(self.path, detail=True, refresh=True)
+        except FileNotFoundError:
+            return {}
+        sizes = {file["name"].rstrip("/").rpartition("/")[2]: file["size"] for file in found}
+        return {name: sizes[name] for name in sorted(sizes) if fnmatch.fnmatchcase(name, pattern)}
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return bool(self._files.isfile(f"{self.path}/{name}"))
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes.
+
+        Raises:
+            StoreError: If it can't be read.
+        """
+        with self.reporting(name):
+            content: bytes = self._files.cat_file(f"{self.path}/{name}")
+            return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, completely or not at all.
+
+        Raises:
+            StoreError: If it can't be written, e.g. because the disk is full.
+        """
+        with self.reporting(name):
+            if self.local:
+                with atomic(Path(self.path) / name) as temporary:
+                    temporary.write_bytes(content)
+            else:
+                self._files.makedirs(self.path, exist_ok=True)
+                self._files.pipe_file(f"{self.path}/{name}", content)
+
+    def create(self, name: str, content: bytes) -> None:
+        """Write a file unless it exists; of two concurrent local writers the first wins.
+
+        Raises:
+            StoreError: If it can't be written.
+        """
+        if self.exists(name):
+            return
+        if not self.local:
+            self.write(name, content)
+            return
+        spare = f".{name}.{uuid4().hex}.tmp"
+        self.write(spare, content)
+        with self.reporting(name):
+            _rename_if_new(Path(self.path) / spare, Path(self.path) / name)
+
+    @contextmanager
+    def reporting(self, name: str) -> Iterator[None]:
+        """Turn errors of the file system into messages that name the file."""
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"A file of the datastore cannot be read or written: {error.strerror or error}.",
+                self.where(name),
+                "Make room or give access, then run the same command again: what is done is kept.",
+            ) from error
+
+
+def _rename_if_new(old: Path, new: Path) -> None:
+    try:
+        os.link(old, new)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        old.replace(new)
+    old.unlink(missing_ok=True)
+
+
+def hash_of(content: bytes) -> str:
+    """XXH3 of 128 bits: against damage, not malice, at memory speed (SHA-256 halves scoring)."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def check_hash(folder: Folder, name: str, found: str) -> None:
+    """Compare the hash of a file's bytes with its name.
+
+    Raises:
+        StoreError: If they differ.
+    """
+    if name.rpartition("-")[2].partition(".")[0] != found:
+        raise StoreError("A file of the datastore is damaged.", folder.where(name), RUN_AGAIN)
+
+
+def keys_of(shard: str) -> str:
+    """Name of the file of a shard's keys: `shard-K-H.safetensors` has `keys-K.parquet`."""
+    return KEYS.replace("*", shard.split("-")[1])
+
+
+def shard_names(folder: Folder) -> list[str]:
+    """Names of the shards, in order; one whose keys are missing is not one."""
+    keys = folder.sizes(KEYS)
+    return [name for name in folder.sizes(SHARDS) if keys_of(name) in keys]
+
+
+def write_table(folder: Folder, pattern: str, table: pa.Table, settings: Mapping[str, Any]) -> str:
+    """Write keys, with further columns of text if any; returns the hash in the file's name."""
+    sink, texts = io.BytesIO(), [name for name in table.column_names if name != "source"]
+    with pq.ParquetWriter(
+        sink,
+        table.schema,
+        compression="zstd",
+        use_dictionary=["source"],
+        # One run of characters without lengths between, so hexadecimal digits take 4 bits each.
+        column_encoding=dict.fromkeys(texts, "DELTA_LENGTH_BYTE_ARRAY"),
+        write_statistics=False,
+        store_schema=False,
+    ) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({METADATA: fingerprint(settings).encode()})
+    content = sink.getvalue()
+    folder.write(pattern.replace("*", hash_of(content)), content)
+    return hash_of(content)
+
+
+def read_table(folder: Folder, name: str, settings: Mapping[str, Any]) -> pa.Table:
+    """Read and check what `write_table` wrote.
+
+    Raises:
+        StoreError: If the file is damaged, or of a datastore with other settings.
+    """
+    content = folder.read(name)
+    check_hash(folder, name, hash_of(content))
+    file = pq.ParquetFile(io.BytesIO(content))
+    own, ours = (file.metadata.metadata or {}).get(METADATA, b"").decode(), fingerprint(settings)
+    if own != ours:
+        what = "A shard belongs to a datastore with other settings."
+        raise StoreError(what, f"{folder.where(name)}: {own[:8]}, here {ours[:8]}", RUN_AGAIN)
+    return file.read(use_threads=False)
+
+
+def seal(value: Mapping[str, Any]) -> bytes:
+    """A small file's bytes: JSON with the format and a fingerprint of everything else."""
+    content = {"format": FORMAT, **value}
+    sealed = {"fingerprint": fingerprint(content), **content}
+    return (json.dumps(sealed, ensure_ascii=False, indent=1) + "\n").encode("utf-8")
+
+
+def unseal(folder: Folder, name: str) -> dict[str, Any]:
+    """Read a small file.
+
+    Raises:
+        StoreError: If it is damaged, or of another format.
+    """
+    try:
+        content: dict[str, Any] = json.loads(folder.read(name))
+        written = content.pop("fingerprint")
+        ours, intact = content["format"] == FORMAT, written == fingerprint(content)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        ours, intact = True, False
+    if not ours:
+        raise StoreError(
+            f"The datastore is of format {content['format']}; this version reads {FORMAT}.",
+            folder.where(name),
+            "Delete its folder and run `gradsieve features` again to rebuild it.",
+        )
+    if not intact:
+        what = "that file" if name == MANIFEST else "the datastore's folder"
+        todo = f"Delete {what} and run `gradsieve features` again."
+        raise StoreError(f"The datastore's {name} is damaged.", folder.where(name), todo)
+    return content
+
+
+def read_settings(folder: Folder) -> dict[str, Any]:
+    """The settings that all rows of a datastore share.
+
+    Raises:
+        StoreError: If there is no datastore, or one of another format.
+    """
+    if not folder.exists(SETTINGS):
+        todo = "Give the folder of a datastore, e.g. RUN/02-features/checkpoint-1/pool."
+        raise StoreError("There is no gradient datastore here.", str(folder), todo)
+    settings: dict[str, Any] = unseal(folder, SETTINGS)["settings"]
+    return settings
+
+
+def read_manifest(folder: Folder) -> dict[str, int] | None:
+    """Rows of each file of a finished datastore, by name; None: it is still growing.
+
+    Raises:
+        StoreError: If the manifest is damaged.
+    """
+    if not folder.exists(MANIFEST):
+        return None
+    rows: dict[str, int] = unseal(folder, MANIFEST)["rows"]
+    return rows

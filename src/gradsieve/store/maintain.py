@@ -1,0 +1,149 @@
+"""Complete datastores: inspect one, convert it to fewer bits, merge several.
+
+Each takes paths or URLs that fsspec knows, and does not change what it reads. An interrupted
+command resumes: rows that exist already are not written again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from gradsieve.console.count import Report
+from gradsieve.errors import StoreError
+from gradsieve.io import differences
+from gradsieve.store.format import (
+    KEYS,
+    MANIFEST,
+    SHARDS,
+    check_hash,
+    hash_of,
+    key_at,
+    key_table,
+    keys_of,
+    shard_names,
+)
+from gradsieve.store.reader import Store, open_store
+from gradsieve.store.writer import StoreWriter, create_store
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """Summary of a datastore, without reading its features.
+
+    Returns:
+        JSON data: `rows`, `sources` (rows of each), `shards`, `bytes`, `bits`, `finished` (whether
+        all rows that were wanted are there), `skipped`, and `settings`.
+
+    Raises:
+        StoreError: If there is none, or a file of keys is damaged.
+    """
+    store = open_store(path)
+    shards, keys = store.folder.sizes(SHARDS), store.folder.sizes(KEYS)
+    return {
+        "rows": len(store),
+        "sources": store.sources(),
+        "shards": len(shards),
+        "bytes": sum(shards.values()) + sum(keys.values()),
+        "bits": store.bits,
+        "finished": store.folder.exists(MANIFEST),
+        "skipped": len(store.skipped()),
+        "settings": store.settings,
+    }
+
+
+def convert(
+    source: str | Path, target: str | Path, bits: int, report: Report = lambda _: None
+) -> StoreWriter:
+    """Write a datastore's rows with fewer bits.
+
+    Raises:
+        StoreError: If the source has no more bits than are wanted or is damaged, or the target has
+            other settings.
+    """
+    store = open_store(source)
+    if bits not in (1, 2, 4, 8, 16) or bits >= store.bits:
+        raise StoreError(
+            "A datastore can only be converted to fewer bits.",
+            f"{store.folder}: {store.bits} bits, wanted {bits}",
+            "Give one of 16, 8, 4, 2, 1 below what it has.",
+        )
+    writer = create_store(target, {**store.settings, "bits": bits})
+    keys = store.keys()
+    left = np.flatnonzero(writer.reader().positions(keys) < 0)
+    done = len(keys) - len(left)
+    report(done)
+    for block in store.shards(left):
+        rows = block.directions * block.feature_norms[:, None]
+        writer.write_shard(keys.take(block.positions), rows, block.gradient_norms)
+        done += len(block.positions)
+        report(done)
+    writer.skip(store.skipped())
+    if store.folder.exists(MANIFEST):
+        writer.finish()
+    return writer
+
+
+def merge(
+    sources: Sequence[str | Path], target: str | Path, report: Report = lambda _: None
+) -> StoreWriter:
+    """Merge datastores with equal settings and no row in common.
+
+    Raises:
+        StoreError: If settings differ (names both values), two hold the same row (names it), or a
+            file is damaged.
+    """
+    stores = [open_store(source) for source in sources]
+    for number, store in enumerate(stores):
+        _check_settings(stores[0], store)
+        for other in stores[:number]:
+            _check_overlap(other, store, shard_names(store.folder))
+    writer = create_store(target, stores[0].settings)
+    done = 0
+    for store in stores:
+        names = shard_names(store.folder)
+        new = [name for name in names if not writer.folder.exists(name)]
+        _check_overlap(writer.reader(), store, new)
+        done += len(names) - len(new)
+        for name in new:
+            _copy(store, writer, name)
+            done += 1
+            report(done)
+        writer.skip(store.skipped())
+    if all(store.folder.exists(MANIFEST) for store in stores):
+        writer.finish()
+    return writer
+
+
+def _check_settings(first: Store, other: Store) -> None:
+    changes = differences(first.settings, other.settings)
+    if changes:
+        raise StoreError(
+            "Only datastores with the same settings can be merged.",
+            f"{first.folder}, {other.folder}: {'; '.join(changes)}",
+            "Leave one out; if only the bits differ, `gradsieve store convert` the larger first.",
+        )
+
+
+def _check_overlap(first: Store, other: Store, shards: Sequence[str]) -> None:
+    """Refuse rows of some of the other datastore's shards that the first has too."""
+    keys = pa.concat_tables([key_table([]), *map(other.shard_keys, shards)])
+    common = keys.filter(first.positions(keys) >= 0)
+    if len(common):
+        common = common.sort_by([(name, "ascending") for name in common.column_names])
+        raise StoreError(
+            "Datastores that hold the same row cannot be merged.",
+            f"{first.folder}, {other.folder}: {key_at(common, 0)}",
+            "Leave one out, or compute the features of each row in one of them only.",
+        )
+
+
+def _copy(store: Store, writer: StoreWriter, name: str) -> None:
+    """Copy a shard and its keys, both checked, the keys first."""
+    for file in (keys_of(name), name):
+        content = store.folder.read(file)
+        check_hash(store.folder, file, hash_of(content))
+        writer.folder.write(file, content)
