@@ -9,7 +9,7 @@ without gradients, exact mode, files that have moved) is said in `notes`; the re
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,7 @@ from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.score_table import read_scores
 
 if TYPE_CHECKING:
-    from gradsieve.data.readers import Source
     from gradsieve.store import RowKey
-    from gradsieve.tasks import Target
 
 NEIGHBORS = 5
 """Nearest rows that are told."""
@@ -186,8 +184,7 @@ class _Texts:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.notes: list[str] = []
-        self._pool: Mapping[Key, Example] | None = None
-        self._targets: Mapping[Key, Example] | None = None
+        self._targets: dict[Key, Example] | None = None
 
     def messages(self, key: Key) -> list[Message] | None:
         found = self._row(key)
@@ -197,22 +194,23 @@ class _Texts:
         return _text(self._row(key))
 
     def _row(self, key: Key) -> Example | None:
-        if self._pool is None:
-            self._pool = self._read("pool's rows", lambda: self._context.sources)
-        return self._pool.get(key)
+        pool = self._context.pool
+        number = pool.find(*key)
+        return None if number is None else pool.example(number)
 
     def example(self, target: str, id: str) -> str | None:
         if self._targets is None:
-            self._targets = self._read("targets' examples", lambda: self._context.targets)
+            self._targets = self._read_targets()
         return _text(self._targets.get((target, id)))
 
-    def _read(self, what: str, read: Callable[[], Sequence[Source | Target]]) -> dict[Key, Example]:
+    def _read_targets(self) -> dict[Key, Example]:
         try:
-            parts = read()
+            targets = self._context.targets
         except DataError as error:
-            self.notes.append(f"the {what} cannot be read any more: {error.what} ({error.where})")
+            what, where = error.what, error.where
+            self.notes.append(f"the targets' examples cannot be read any more: {what} ({where})")
             return {}
-        return {(part.name, e.id): e for part in parts for e in part.examples}
+        return {(target.name, e.id): e for target in targets for e in target.examples}
 
 
 def _text(example: Example | None) -> str | None:

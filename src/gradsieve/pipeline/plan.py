@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from gradsieve.console import Progress
 from gradsieve.pipeline.planning import Plan, find_gpu, make_plan
@@ -43,8 +44,8 @@ def plan(
     context = Context(recipe, RunFolder(folder or NOWHERE), progress or Progress())
     # The report takes seconds: nobody needs to know how many before it is made.
     needed = [name for name in stages_of(recipe) if name != "report"]
-    with context.progress.running([], None):
-        also = [rows, *([writable] if folder else [])]
+    with context.progress.running([], None), TemporaryDirectory() as scratch:
+        also = [lambda context, _: rows(context, Path(scratch)), *([writable] if folder else [])]
         check(context, [STAGES[name] for name in needed], also)
         found = states(context, needed)
         return make_plan(context, found, out=folder, gpu=named, calibrate=calibrate)

@@ -13,8 +13,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from gradsieve.console import Progress
+from gradsieve.data.pool import SourceSpec, build_pool, source_key
 from gradsieve.errors import DataError, ErrorGroup, GradsieveError, RunError, UsageError
 from gradsieve.io import installed
 from gradsieve.methods import find_method
@@ -42,6 +44,9 @@ def check(context: Context, wanted: Sequence[Stage], also: Sequence[Check] = ())
         found += _reported(stage, context)
     for part in also:
         found += part(context, stages)
+    if found and "pool" in stages and not any("template" in str(p) for p in found):
+        with TemporaryDirectory() as folder:
+            found += rows(context, Path(folder))
     found = list({str(problem): problem for problem in found}.values())  # reported once
     if len(found) == 1:
         raise found[0]
@@ -131,7 +136,10 @@ def _trackers(context: Context, stages: Sequence[str]) -> Iterator[GradsieveErro
 
 
 def _pool(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
-    yield from _each(context, "pool", lambda part: part.sources)
+    """Every source can be read; its rows are checked by the stage itself."""
+    if "pool" in stages:
+        for spec in context.source_specs:
+            yield from problem_of(partial(source_key, spec))
 
 
 def _targets(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
@@ -226,9 +234,18 @@ def _one_model(context: Context, adapts: bool) -> Iterator[GradsieveError]:
 # --- the run folder -----------------------------------------------------------------------------
 
 
-def rows(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
-    """Every row of the pool can be written in the template, and some have anything to learn."""
-    yield from problem_of(lambda: context.rows)
+def rows(context: Context, folder: Path) -> Iterator[GradsieveError]:
+    """Every row of the pool can be used; the pool is built in `folder`, unless it is in the run."""
+    if context.run.metadata("pool") is not None:
+        return
+    if not list(problem_of(partial(_build, context, context.source_specs, folder / "all"))):
+        return
+    for spec in context.source_specs:
+        yield from problem_of(partial(_build, context, [spec], folder / spec.name))
+
+
+def _build(context: Context, specs: Sequence[SourceSpec], folder: Path) -> None:
+    context.pool = build_pool(folder, specs, context.template, on_bad_row=context.recipe.on_bad_row)
 
 
 def writable(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:

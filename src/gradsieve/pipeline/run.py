@@ -142,12 +142,17 @@ def _run_stage(stage: Stage, context: Context) -> None:
         write_text(run.recipe, dump_recipe(context.recipe))
     start = time.monotonic()
     folder = run.begin(name, inputs) if leads else run.stage(name)
+    if archived:
+        stage.reuse(archived, folder)
     existing = _written(folder) if leads else {}
     try:
         metadata = stage.run(context, folder)
     except GradsieveError:
         # A mistake leaves what was there as it was.
-        if leads and _written(folder) == existing:
+        undo = archived is not None and stage.undo_failed
+        if undo:
+            run.clear(name)
+        if leads and (undo or _written(folder) == existing):
             run.restore(name, snapshot, archived)
         raise
     seconds = time.monotonic() - start

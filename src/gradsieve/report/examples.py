@@ -48,7 +48,7 @@ class Pool:
         import pyarrow.parquet as pq
 
         table = pq.read_table(self.context.artifacts.scores.examples)
-        self.sources = sorted(source.name for source in self.context.sources)
+        self.sources = sorted(self.context.pool.sources)
         self.keys = list(zip(*(table[name].to_pylist() for name in ("source", "id")), strict=True))
         self.tokens = table["tokens"].to_numpy()
         self.truncated = table["truncated"].to_numpy(zero_copy_only=False)

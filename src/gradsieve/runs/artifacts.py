@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradsieve.data.pool import Pool, open_pool
 from gradsieve.io import (
     file_fingerprint,
     fingerprint,
@@ -64,6 +65,33 @@ class StageArtifact:
     def missing(self) -> list[str]:
         """Those of `paths` that are not there any more."""
         return [str(path) for path in self.paths() if not path.exists()]
+
+
+@dataclass(frozen=True)
+class PoolArtifact(StageArtifact):
+    """The candidate pool."""
+
+    stage: str = "pool"
+
+    def read(self) -> Pool:
+        """Map the finished pool."""
+        self.run.require(self.stage)
+        return open_pool(self.folder)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each source's rows, whatever their order and the path and format of their file."""
+        return dict(self.metadata["output"])
+
+    @property
+    def skipped(self) -> Path:
+        """Rows that can't be used: source, where, reason."""
+        return self.folder / "skipped.jsonl"
+
+    def paths(self) -> list[Path]:
+        """The data set's files."""
+        parts = [self.folder / "dataset" / f"{name}.arrow" for name in self.metadata["sources"]]
+        return [self.skipped, self.folder / "order.npy", *parts]
 
 
 @dataclass(frozen=True)
@@ -423,6 +451,11 @@ class Artifacts:
     """
 
     run: RunFolder
+
+    @property
+    def pool(self) -> PoolArtifact:
+        """The candidate pool."""
+        return PoolArtifact(self.run)
 
     @property
     def warmup(self) -> WarmupArtifact:

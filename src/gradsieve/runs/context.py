@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradsieve.console import Progress
 from gradsieve.data.examples import Example, Row
-from gradsieve.data.readers import Source, read_source
+from gradsieve.data.pool import Pool, SourceSpec
 from gradsieve.errors import DataError
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import Artifacts
@@ -77,30 +77,24 @@ class Context:
         recipe = self.recipe.model_copy(update={"model": student})
         return Context(recipe, self.run, self.progress, self.given)
 
-    @cached_property
-    def sources(self) -> list[Source]:
-        """The pool's sources."""
-        sources = [
-            read_source(
+    @property
+    def source_specs(self) -> list[SourceSpec]:
+        """Where the pool's sources are."""
+        return [
+            SourceSpec(
                 source.name,
                 self.given.pool.get(source.name, source.path),
-                on_bad_row=self.recipe.on_bad_row,
-                split=source.split,
-                revision=source.revision,
-                supervise=source.supervise,
+                source.split,
+                source.revision,
+                source.supervise,
             )
             for source in self.recipe.pool
         ]
-        for source in sources:
-            self._tell_bad_rows(source.name, source.bad_rows)
-            for warning in source.warnings:
-                self.progress.warn(f"{source.name}: {warning}")
-        return sources
 
     @cached_property
-    def examples(self) -> dict[tuple[str, str], Example]:
-        """The pool's examples by (source, id)."""
-        return {(e.source, e.id): e for source in self.sources for e in source.examples}
+    def pool(self) -> Pool:
+        """The candidate pool, memory-mapped; the stage `pool` comes first."""
+        return self.artifacts.pool.read()
 
     @cached_property
     def targets(self) -> list[Target]:
@@ -117,17 +111,16 @@ class Context:
             for target in self.recipe.targets
         ]
         for target in targets:
-            self._tell_bad_rows(target.name, target.bad_rows)
+            if target.bad_rows:
+                self.warn_of_bad_rows(target.name, len(target.bad_rows), target.bad_rows[0])
             for note in target.notes:
                 self.progress.warn(f"target {target.name}: {note}")
         return targets
 
-    def _tell_bad_rows(self, name: str, bad: Sequence[tuple[str, str]]) -> None:
-        if bad:
-            where, reason = bad[0]
-            self.progress.warn(
-                f"{name}: {len(bad)} bad rows left out, the first at {where}: {reason}"
-            )
+    def warn_of_bad_rows(self, name: str, count: int, first: tuple[str, str]) -> None:
+        """Warn that rows of a source or target were left out."""
+        where, reason = first
+        self.progress.warn(f"{name}: {count} bad rows left out, the first at {where}: {reason}")
 
     @cached_property
     def test_sets(self) -> dict[str, QuestionSet]:
@@ -191,18 +184,15 @@ class Context:
     @cached_property
     def rows(self) -> list[Row]:
         """The pool in order of (source, id), whatever order it came in."""
-        examples = [example for source in self.sources for example in source.examples]
-        self.progress.say(f"  tokenizing {len(examples)} rows of the pool")
-        rows = self.encode(examples)
-        self._warn_of_refused(rows)
-        rows.sort(key=lambda row: row.key)
-        if all(row.set_aside for row in rows):
-            raise DataError(
-                "No row of the pool has anything to learn from.",
-                f"{len(rows)} rows, the first: {rows[0].set_aside if rows else 'none'}",
-                "Raise model.max_length, or check model.chat_template.",
-            )
-        return rows
+        numbers = self.pool.order
+        reasons = self.pool.skip_reasons.take(numbers).to_pylist()
+        examples, encoded = self.pool.examples(numbers), self.pool.tokenized(numbers)
+        return [Row(*row) for row in zip(examples, encoded, reasons, strict=True)]
+
+    @cached_property
+    def examples(self) -> dict[tuple[str, str], Example]:
+        """The pool's examples by (source, id)."""
+        return {row.key: row.example for row in self.rows}
 
     def target_rows(self, target: Target) -> list[Row]:
         """A target's examples, tokenized; those without a label token are left out."""
@@ -245,30 +235,19 @@ class Context:
             for example, one in zip(examples, encoded, strict=True)
         ]
 
-    def _warn_of_refused(self, rows: Sequence[Row]) -> None:
-        """One warning for each source with rows that the chat template refuses."""
-        refused: dict[str, list[Row]] = {}
-        for row in rows:
-            if not row.encoded.input_ids and row.set_aside:
-                refused.setdefault(row.example.source, []).append(row)
-        for name, some in refused.items():
-            bad = [(row.example.where or row.example.id, row.set_aside or "") for row in some]
-            self._tell_bad_rows(name, bad)
-
     @cached_property
     def model_inputs(self) -> dict[str, Any]:
         """What the model's side of a gradient depends on, for fingerprints."""
         from gradsieve.models.load import model_fingerprint
 
         return {
-            "name": self.recipe.model.name,
             "weights": model_fingerprint(self.recipe.model),
             "dtype": self.recipe.model.dtype,
             "quantization": self.recipe.model.quantization,
             "template": self.template.fingerprint,
         }
 
-    @cached_property
+    @property
     def pool_inputs(self) -> dict[str, str]:
         """What the pool's rows are, for fingerprints: whatever path or order they came in."""
-        return {source.name: source.fingerprint for source in self.sources}
+        return self.artifacts.pool.fingerprints

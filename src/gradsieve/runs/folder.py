@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class StageEntry(NamedTuple):
 
 
 STAGES = (
+    StageEntry("pool", "00-pool", "Read the sources into one memory-mapped, tokenized data set."),
     StageEntry("warmup", "01-warmup", "Train LoRA on a random share of the pool."),
     StageEntry("features", "02-features", "Build the gradient datastore and target gradients."),
     StageEntry("score", "03-score", "Score each example's influence on each target."),
@@ -160,6 +162,14 @@ class RunFolder:
         """The bytes of the files that record a stage's progress, and of the recipe."""
         files = [self.stage(name) / "inputs.json", self.stage(name) / "meta.json", self.recipe]
         return {file: file.read_bytes() for file in files if file.is_file()}
+
+    def clear(self, name: str) -> None:
+        """Delete what a stage has made since `begin`."""
+        for item in self.stage(name).iterdir():
+            if item.is_dir():
+                shutil.rmtree(item)
+            elif item.name != "inputs.json":
+                item.unlink()
 
     def restore(self, name: str, snapshot: Mapping[Path, bytes], archived: Path | None) -> None:
         """Undo `begin` of a stage that has made nothing since.

@@ -23,11 +23,14 @@ class Stage(ABC):
         name: As in `runs.folder.STAGES`: its file, command, recipe section and run folder.
         distributed: Whether several processes can share it (`accelerate launch`).
         optional_before: Earlier stages that need not be finished for this one to run alone.
+        undo_failed: Whether what replaces archived outputs is removed when it fails, and they come
+            back; otherwise it is kept, to be resumed.
     """
 
     name: ClassVar[str]
     distributed: ClassVar[bool] = False
     optional_before: ClassVar[tuple[str, ...]] = ()
+    undo_failed: ClassVar[bool] = False
 
     def needed(self, recipe: Recipe) -> bool:
         """Whether a run of this recipe has the stage; by default always."""
@@ -52,6 +55,9 @@ class Stage(ABC):
         Returns:
             What `meta.json` records, `output` (a fingerprint of the outputs) among it.
         """
+
+    def reuse(self, archived: Path, folder: Path) -> None:  # noqa: B027 - optional
+        """Take over from archived outputs what still holds; by default nothing."""
 
     def missing_outputs(self, context: Context) -> list[str]:
         """Files of the finished stage that are not there any more."""

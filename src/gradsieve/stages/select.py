@@ -19,7 +19,7 @@ from typing import Any
 
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError, GradsieveError, RunError
-from gradsieve.io import fingerprint, write_text
+from gradsieve.io import fingerprint, read_lines, write_text
 from gradsieve.methods import find_method, uses_gradients
 from gradsieve.methods.base import whole_text
 from gradsieve.recipe.schema import TOGETHER, SelectConfig
@@ -57,9 +57,10 @@ class Select(Stage):
         }
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """No more rows are to be selected than there are."""
+        """No more rows are to be selected than there are, as far as that is known by now."""
         yield from ()
-        _refuse_too_many(context, sum(len(source.examples) for source in context.sources))
+        if metadata := context.run.metadata("pool"):
+            _refuse_too_many(context, metadata["rows"])
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """SelectConfig for every target, or for all together, by every method."""
@@ -235,18 +236,14 @@ def _tokens_and_unscored(context: Context) -> tuple[dict[Key, int], list[dict[st
     """Tokens of each row, and one record for each row that could not be scored."""
     import pyarrow.parquet as pq
 
-    file = context.run.stage("score") / "rows.parquet"
+    file = context.artifacts.scores.examples
     rows = pq.read_table(file, columns=["source", "id", "tokens", "set_aside"]).to_pylist()
     unscored = [
         {"source": row["source"], "id": row["id"], "reason": row["set_aside"]}
         for row in rows
         if row["set_aside"]
     ]
-    for source in context.sources:
-        unscored += [
-            {"source": source.name, "where": bad.where, "reason": bad.reason}
-            for bad in source.bad_rows
-        ]
+    unscored += read_lines(context.artifacts.pool.skipped)
     return {(row["source"], row["id"]): row["tokens"] for row in rows}, unscored
 
 

@@ -30,7 +30,7 @@ from gradsieve.data.formats import BadRow
 from gradsieve.data.ids import made_id
 from gradsieve.data.pool.chunks import SCHEMA, Chunk, SkippedRow
 from gradsieve.data.pool.ids import IdIndex
-from gradsieve.data.pool.mapped import ORDER, Pool, open_pool, order_of
+from gradsieve.data.pool.mapped import ORDER, SKIPPED, Pool, open_pool, order_of
 from gradsieve.data.pool.part import Part, PartWriter, Progress
 from gradsieve.data.pool.sources import (
     CHUNK_BYTES,
@@ -257,7 +257,7 @@ def _finish(folder: Path, specs: Mapping[str, SourceSpec]) -> None:
     state = read_state(folder)
     if state and state["_fingerprint"] == identity:
         return
-    with atomic(folder / "skipped.jsonl") as skipped, skipped.open("wb") as lines:
+    with atomic(folder / SKIPPED) as skipped, skipped.open("wb") as lines:
         for part in parts:
             where = specs[part.name].where
             lines.writelines(_skipped_line(part.name, where, row) for row in part.skipped())

@@ -31,8 +31,10 @@ from gradsieve.data.pool.part import Part, Progress
 from gradsieve.data.pool.state import read_state
 from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import DataError
+from gradsieve.io import read_lines
 
 ORDER = "order.npy"
+SKIPPED = "skipped.jsonl"
 
 Numbers = Sequence[int] | NDArray[np.int64]
 
@@ -52,6 +54,7 @@ class PoolSource:
         name: The examples' `source`.
         rows: Usable rows, those with a `skip_reason` included.
         skipped: Rows that can't be used, listed in skipped.jsonl.
+        first_skipped: The place of the first of them, and why it can't be used.
         fingerprint: Of the rows, whatever their order and the path and format of their file.
         warnings: What the user should know of how it was read, a line each.
     """
@@ -59,6 +62,7 @@ class PoolSource:
     name: str
     rows: int
     skipped: int
+    first_skipped: tuple[str, str]
     fingerprint: str
     warnings: tuple[str, ...]
 
@@ -77,7 +81,7 @@ class Pool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         parts = [Part(folder, name) for name in _source_names(folder)]
-        self.sources = {part.name: _source(part.name, part.finished()) for part in parts}
+        self.sources = {part.name: _source(folder, part.name, part.finished()) for part in parts}
         self.table: pa.Table = pa.concat_tables(part.table() for part in parts)
         self._batch_ends = np.cumsum([len(batch) for batch in self.table["id"].chunks])
 
@@ -229,9 +233,21 @@ def _source_names(folder: Path) -> list[str]:
     return [Path(file["filename"]).stem for file in state["_data_files"]]
 
 
-def _source(name: str, progress: Progress) -> PoolSource:
-    counts = progress.rows, progress.skipped
-    return PoolSource(name, *counts, progress.fingerprint, tuple(progress.warnings))
+def _source(folder: Path, name: str, progress: Progress) -> PoolSource:
+    return PoolSource(
+        name,
+        progress.rows,
+        progress.skipped,
+        _first_skipped(folder, name) if progress.skipped else ("", ""),
+        progress.fingerprint,
+        tuple(progress.warnings),
+    )
+
+
+def _first_skipped(folder: Path, source: str) -> tuple[str, str]:
+    rows = read_lines(folder / SKIPPED)
+    first = next(row for row in rows if row["source"] == source)
+    return first["where"], first["reason"]
 
 
 def _example(row: dict[str, Any]) -> Example:

@@ -204,3 +204,19 @@ def _synced(file: IO[bytes]) -> int:
     file.flush()
     os.fsync(file.fileno())
     return file.tell()
+
+
+def link_parts(old: Path, new: Path) -> None:
+    """Give a new pool the finished parts of an old one, as links to their files.
+
+    A part that the new pool's sources have no use for is made again, or removed, by `build_pool`.
+    """
+    for file in (old / "sources").glob("*.json"):
+        part = Part(old, file.stem)
+        progress = part.read_progress()
+        if progress is None or not progress.done:
+            continue
+        for path in (part.data_file, part.skipped_file, file):
+            target = new / path.relative_to(old)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.hardlink_to(path)

@@ -151,8 +151,8 @@ def make_plan(
     known = [seconds for seconds in left if seconds is not None]
     return Plan(
         machine=_machine(gpu),
-        sources=tuple(_source(source.name, len(source.bad_rows), context)
-                      for source in context.sources),
+        sources=tuple(_source(source.name, source.skipped, context)
+                      for source in context.pool.sources.values()),
         targets=tuple(_target(target, context) for target in context.targets),
         stages=tuple(stages),
         seconds_reading=reading,

@@ -1,0 +1,81 @@
+"""Stage 0: the sources, read once in a stream and tokenized, on disk (docs/run-folder.md).
+
+In: the sources that the recipe names, and the chat template. Out: `00-pool/dataset/`, a
+memory-mapped Arrow data set with each row as it came in, its messages, token ids and labels, and
+`00-pool/skipped.jsonl`, the rows that can't be used. A changed source redoes its own part only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gradsieve.data.pool import build_pool, link_parts, source_key
+from gradsieve.errors import DataError
+from gradsieve.runs.artifacts import StageArtifact
+from gradsieve.runs.context import Context
+from gradsieve.stages.base import Stage
+
+
+class Pool(Stage):
+    """The candidate pool as a memory-mapped, tokenized data set."""
+
+    name = "pool"
+    undo_failed = True
+
+    def artifact(self, context: Context) -> StageArtifact:
+        """What it leaves."""
+        return context.artifacts.pool
+
+    def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
+        """What this stage depends on."""
+        return {
+            "sources": {
+                spec.name: [source_key(spec), spec.supervise] for spec in context.source_specs
+            },
+            "template": context.template.fingerprint,
+            "on_bad_row": context.recipe.on_bad_row,
+        }
+
+    def reuse(self, archived: Path, folder: Path) -> None:
+        """Sources that did not change keep their part: the files are linked, not copied."""
+        link_parts(archived, folder)
+
+    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+        """Read and tokenize the sources, as far as they are not there yet."""
+        specs = context.source_specs
+        with context.progress.counting("pool", 0, "rows") as report:
+            pool = build_pool(
+                folder,
+                specs,
+                context.template,
+                on_bad_row=context.recipe.on_bad_row,
+                report=report,
+            )
+        usable = len(pool.usable)
+        if not usable:
+            first = next(filter(None, pool.skip_reasons.to_pylist()), "none")
+            raise DataError(
+                "No row of the pool has label tokens.",
+                f"{len(pool)} rows, the first: {first}",
+                "Raise model.max_length, or check model.chat_template.",
+            )
+        for source in pool.sources.values():
+            if source.skipped:
+                context.warn_of_bad_rows(source.name, source.skipped, source.first_skipped)
+            for warning in source.warnings:
+                context.progress.warn(f"{source.name}: {warning}")
+        return {
+            "rows": len(pool),
+            "usable": usable,
+            "truncated": int(pool.column("truncated").sum()),
+            "tokens": int(pool.lengths.sum()),
+            "sources": {
+                source.name: {"rows": source.rows, "bad_rows": source.skipped}
+                for source in pool.sources.values()
+            },
+            "output": pool.fingerprints,
+        }
+
+
+STAGE = Pool()
