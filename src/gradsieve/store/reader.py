@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, "NDArray[Any]"]
 
 OPENED_AT_ONCE = 16
-"""Files of keys read concurrently, which matters where each read is a request."""
+"""Files of keys read concurrently where each read is a request."""
 
 
 class Block(NamedTuple):
@@ -129,7 +129,8 @@ class Store:
         Of a row that several shards hold, as two writers may have written it, the first counts.
         """
         names = shard_names(self.folder)
-        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+        # Locally more threads only make Arrow keep more memory.
+        with ThreadPoolExecutor(1 if self.folder.local else OPENED_AT_ONCE) as pool:
             parts = list(pool.map(lambda name: key_hashes(self.shard_keys(name)), names))
         lengths = [len(part) for part in parts]
         hashes = np.concatenate([np.empty(0, dtype=np.uint64), *parts])
