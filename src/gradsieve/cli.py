@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import typer
 
-from gradsieve.models import distributed
 from gradsieve.runs.folder import STAGE_NAMES, STAGES, RunFolder
 
 app = typer.Typer(
@@ -267,6 +266,8 @@ def _run(
         from gradsieve.pipeline import run as pipeline
 
         done = pipeline.run(checked, out, first=first, last=last, progress=Progress(quiet))
+    from gradsieve.models import distributed
+
     if distributed.is_first():
         _print_result(done, as_json)
 
