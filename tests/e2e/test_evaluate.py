@@ -238,7 +238,7 @@ def test_another_learning_rate_trains_anew_and_keeps_the_old(
     gradsieve.run(settings(inputs, **one), tmp_path, progress=world.Listening())
     other = settings(inputs, **one, train={**TRAIN, "learning_rate": 1e-2})
     run = gradsieve.run(other, tmp_path, progress=world.Listening())
-    assert (tmp_path / "old").is_dir()
+    assert (tmp_path / "archive").is_dir()
     assert run.require("evaluate")
 
 

@@ -144,7 +144,7 @@ def test_a_library_that_meets_a_full_disk(
     def stop(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("gradsieve.stages.warmup.run", stop)
+    monkeypatch.setattr("gradsieve.stages.warmup.Warmup.run", stop)
     with pytest.raises(GradsieveError, match="cannot be written to its end"):
         gradsieve.run(world.recipe(whole[0]), tmp_path, progress=world.Listening())
 

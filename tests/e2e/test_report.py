@@ -10,13 +10,14 @@ from typer.testing import CliRunner
 
 import gradsieve
 import world
-from gradsieve.cli import STAGE_HELP, app
+from gradsieve.cli import app
 from gradsieve.demo.skills import make_questions
 from gradsieve.errors import RunError
-from gradsieve.pipeline.run import FLOW
+from gradsieve.pipeline.run import STAGES
 from gradsieve.recipe.load import dump_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.folder import STAGE_NAMES, RunFolder
+from gradsieve.runs.folder import STAGES as ENTRIES
 
 QUICK: dict[str, Any] = {"score": {"methods": ["random", "bm25"]}, "select": {"count": 9}}
 
@@ -46,11 +47,13 @@ def run(recipe: Recipe, out: Path, **stages: Any) -> tuple[RunFolder, list[str]]
 
 
 def test_a_stages_name_is_one_word_everywhere() -> None:
-    assert tuple(FLOW) == tuple(STAGE_HELP) == STAGE_NAMES
-    assert [stage.__name__ for stage in FLOW.values()] == [  # type: ignore[attr-defined]
+    commands = {command.name for command in app.registered_commands}
+    assert tuple(STAGES) == STAGE_NAMES
+    assert {type(stage).__module__ for stage in STAGES.values()} == {
         f"gradsieve.stages.{name}" for name in STAGE_NAMES
-    ]
-    assert set(STAGE_NAMES) == set(Recipe.model_fields) - {"model", "pool", "targets", "on_bad_row"}
+    }
+    assert {entry.folder.split("-")[1] for entry in ENTRIES} == set(STAGE_NAMES) < commands
+    assert set(STAGE_NAMES) == set(Recipe.model_fields) - {"model", "targets", "on_bad_row"}
 
 
 def test_it_grows_with_the_run(inputs: dict[str, Any], tmp_path: Path) -> None:
@@ -78,7 +81,7 @@ def test_it_grows_with_the_run(inputs: dict[str, Any], tmp_path: Path) -> None:
     run(other, tmp_path, first="report")
     assert told(made)["results"] == {}
     assert told(made)["views"][0]["selected"] == 5
-    assert not list((tmp_path / "old").glob("07*"))
+    assert not list((tmp_path / "archive").glob("08*"))
 
 
 def test_a_lost_page_is_made_again(inputs: dict[str, Any], tmp_path: Path) -> None:

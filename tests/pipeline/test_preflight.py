@@ -9,9 +9,10 @@ import pytest
 
 import gradsieve
 import world
+from gradsieve.data.pool import workers
 from gradsieve.demo.skills import make_questions
 from gradsieve.errors import DataError, ErrorGroup, GradsieveError, ModelError, RunError, UsageError
-from gradsieve.pipeline import run as pipeline
+from gradsieve.pipeline.plan import plan as make_plan
 from gradsieve.runs.folder import RunFolder
 
 
@@ -37,7 +38,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(inputs: dict[str, Any], out: Path | None = None, **changes: Any) -> Any:
-    return pipeline.plan(
+    return make_plan(
         world.recipe(inputs, **changes), out, calibrate=False, progress=world.Listening()
     )
 
@@ -64,7 +65,7 @@ def test_all_problems_are_in_one_list(inputs: dict[str, Any], tmp_path: Path) ->
     )  # fmt: skip
     (tmp_path / "file").write_text("")
     for attempt in (
-        lambda: pipeline.plan(wrong, tmp_path / "file", progress=world.Listening()),
+        lambda: make_plan(wrong, tmp_path / "file", progress=world.Listening()),
         lambda: gradsieve.run(wrong, tmp_path / "run", progress=world.Listening()),
     ):
         with pytest.raises(ErrorGroup) as caught:
@@ -220,16 +221,16 @@ def test_disk_and_memory(
 
 
 @pytest.mark.usefixtures("no_model")
-def test_inputs_are_read_once(inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradsieve.runs import context
-
-    read: list[str] = []
-    real = context.read_source
+def test_a_plan_tokenizes_each_source_once(
+    inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    real = workers.make_chunk
     monkeypatch.setattr(
-        context, "read_source", lambda name, *a, **k: read.append(name) or real(name, *a, **k)
+        workers, "make_chunk", lambda chunk, *a: made.append(chunk.source) or real(chunk, *a)
     )
     plan(inputs)
-    assert read == ["one", "two"]
+    assert made == ["one", "two"]
 
 
 def test_only_what_the_stages_need(inputs: dict[str, Any], tmp_path: Path) -> None:

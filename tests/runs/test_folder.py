@@ -25,31 +25,31 @@ def test_meta_means_done(tmp_path: Path) -> None:
     assert run.metadata("score") is None
 
 
-def test_set_aside_keeps_everything(tmp_path: Path) -> None:
+def test_the_archive_keeps_everything(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     for content in "ab":
         folder = run.begin("select", {"a": 1})
         (folder / "file").write_text(content)
-        kept = run.set_aside("select")
+        kept = run.archive("select")
         assert kept is not None
         assert (kept / "file").read_text() == content
-    assert run.set_aside("select") is None
+    assert run.archive("select") is None
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_a_beginning_is_taken_back(tmp_path: Path, moved: bool) -> None:
+def test_a_beginning_is_undone(tmp_path: Path, moved: bool) -> None:
     run = RunFolder(tmp_path)
     run.begin("select", {"a": 1})
     run.finish("select", {"output": "x"})
     run.recipe.write_text("a: 1\n")
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    notes = run.notes("select")
-    kept = run.set_aside("select") if moved else None
+    notes = run.snapshot("select")
+    kept = run.archive("select") if moved else None
     run.begin("select", {"a": 2})
     run.recipe.write_text("a: 2\n")
-    run.take_back("select", notes, kept)
+    run.restore("select", notes, kept)
     assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
-    assert not (tmp_path / "old").exists()
+    assert not (tmp_path / "archive").exists()
 
 
 def test_a_folder_of_something_else_is_not_claimed(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_an_unreadable_meta_is_told(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be read"):
         run.metadata("select")
     write_json(run.stage("select") / "meta.json", {"schema": 999})
-    with pytest.raises(RunError, match="schema 1"):
+    with pytest.raises(RunError, match="schema 2"):
         run.metadata("select")
 
 

@@ -13,10 +13,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from gradsieve.console import Progress
 from gradsieve.data.pool import SourceSpec, build_pool, source_key
+from gradsieve.data.readers import read_source
 from gradsieve.errors import DataError, ErrorGroup, GradsieveError, RunError, UsageError
 from gradsieve.io import installed
 from gradsieve.methods import find_method
@@ -44,9 +44,8 @@ def check(context: Context, wanted: Sequence[Stage], also: Sequence[Check] = ())
         found += _reported(stage, context)
     for part in also:
         found += part(context, stages)
-    if found and "pool" in stages and not any("template" in str(p) for p in found):
-        with TemporaryDirectory() as folder:
-            found += rows(context, Path(folder))
+    if found and "pool" in stages:  # otherwise the stage itself reports rows that are wrong
+        found += _bad_rows(context)
     found = list({str(problem): problem for problem in found}.values())  # reported once
     if len(found) == 1:
         raise found[0]
@@ -242,6 +241,14 @@ def rows(context: Context, folder: Path) -> Iterator[GradsieveError]:
         return
     for spec in context.source_specs:
         yield from problem_of(partial(_build, context, [spec], folder / spec.name))
+
+
+def _bad_rows(context: Context) -> Iterator[GradsieveError]:
+    """Rows of each source that can't be read, whether or not there is a chat template."""
+    for spec in context.source_specs:
+        how = {"split": spec.split, "revision": spec.revision, "supervise": spec.supervise}
+        policy = context.recipe.on_bad_row
+        yield from problem_of(partial(read_source, spec.name, spec.path, on_bad_row=policy, **how))
 
 
 def _build(context: Context, specs: Sequence[SourceSpec], folder: Path) -> None:

@@ -70,6 +70,9 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     asked = _stages_between(first, last)
     wanted = [name for name in asked if name in needed or name in (first, last)]
     _check_processes(wanted)
+    start = wanted[0]
+    if STAGES[start].refreshes_pool:
+        wanted = ["pool", *wanted]
     # Under `accelerate launch` the first process reads what is up to date, and writes.
     leads = distributed.is_first()
     with (
@@ -79,12 +82,14 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
         _reporting_disk_errors(run),
     ):
         for name in needed:
-            before = STAGE_NAMES.index(name) < STAGE_NAMES.index(wanted[0])
-            if before and name not in STAGES[wanted[0]].optional_before:
+            before = STAGE_NAMES.index(name) < STAGE_NAMES.index(start)
+            if before and name not in (*wanted, *STAGES[start].optional_before):
                 run.require(name)
         check(context, [STAGES[name] for name in wanted])
         for name in wanted:
-            _run_stage(STAGES[name], context)
+            if leads or STAGES[name].distributed:
+                _run_stage(STAGES[name], context)
+            distributed.wait()
         if leads:
             write_text(run.recipe, dump_recipe(recipe))
     return run
@@ -130,7 +135,8 @@ def _run_stage(stage: Stage, context: Context) -> None:
     run, progress, leads, name = context.run, context.progress, distributed.is_first(), stage.name
     inputs = stage.fingerprint_inputs(context)
     state = _state(stage, context, inputs) if leads else State("new")
-    if distributed.agreed(state.kind == "done"):
+    done = state.kind == "done"
+    if distributed.agreed(done) if stage.distributed else done:
         progress.end(name, "up to date")
         return
     snapshot = run.snapshot(name)

@@ -249,7 +249,7 @@ class RunFolder:
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, OSError) as error:
         found = error.strerror if isinstance(error, OSError) else f"it is not JSON ({error})"

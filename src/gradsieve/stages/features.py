@@ -51,6 +51,7 @@ class Features(Stage):
     """Per-example features of the pool, and the targets' gradients, at every checkpoint."""
 
     name = "features"
+    refreshes_pool = True
 
     def needed(self, recipe: Recipe) -> bool:
         """If a method or the removal of near duplicates reads gradients."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from gradsieve.data.pool import build_pool, link_parts, source_key
-from gradsieve.errors import DataError
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages.base import Stage
@@ -52,14 +51,6 @@ class Pool(Stage):
                 on_bad_row=context.recipe.on_bad_row,
                 report=report,
             )
-        usable = len(pool.usable)
-        if not usable:
-            first = next(filter(None, pool.skip_reasons.to_pylist()), "none")
-            raise DataError(
-                "No row of the pool has label tokens.",
-                f"{len(pool)} rows, the first: {first}",
-                "Raise model.max_length, or check model.chat_template.",
-            )
         for source in pool.sources.values():
             if source.skipped:
                 context.warn_of_bad_rows(source.name, source.skipped, source.first_skipped)
@@ -67,7 +58,7 @@ class Pool(Stage):
                 context.progress.warn(f"{source.name}: {warning}")
         return {
             "rows": len(pool),
-            "usable": usable,
+            "usable": len(pool.usable),
             "truncated": int(pool.column("truncated").sum()),
             "tokens": int(pool.lengths.sum()),
             "sources": {

@@ -27,6 +27,7 @@ class Score(Stage):
     """A score per example, target and method."""
 
     name = "score"
+    refreshes_pool = True
 
     def artifact(self, context: Context) -> StageArtifact:
         """What it leaves."""

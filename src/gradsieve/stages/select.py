@@ -38,6 +38,7 @@ class Select(Stage):
     """The best examples by every method, for every target."""
 
     name = "select"
+    refreshes_pool = True
 
     def artifact(self, context: Context) -> StageArtifact:
         """What it leaves."""

@@ -28,6 +28,7 @@ class Warmup(Stage):
     """Train LoRA on a random share of the pool, or take existing checkpoints."""
 
     name = "warmup"
+    refreshes_pool = True
     distributed = True
 
     def needed(self, recipe: Recipe) -> bool:

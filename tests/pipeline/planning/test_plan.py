@@ -13,7 +13,7 @@ import world
 from gradsieve.cli import app
 from gradsieve.demo.skills import make_questions
 from gradsieve.errors import ModelError
-from gradsieve.pipeline import run as pipeline
+from gradsieve.pipeline.plan import plan as make_plan
 from gradsieve.pipeline.planning.table import size
 from gradsieve.recipe.load import dump_recipe
 
@@ -35,7 +35,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def plan(inputs: dict[str, Any], out: Path | None = None, **given: Any) -> Any:
     options = {key: given.pop(key) for key in ("gpu", "calibrate") if key in given}
     told = world.Listening()
-    return pipeline.plan(world.recipe(inputs, **given), out, progress=told, **options)
+    return make_plan(world.recipe(inputs, **given), out, progress=told, **options)
 
 
 def test_what_is_counted(inputs: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ def test_what_is_done_and_what_a_change_does(inputs: dict[str, Any], tmp_path: P
     gradsieve.run(world.recipe(inputs), tmp_path, last="score", progress=world.Listening())
     assert [state for state, _ in states().values()] == ["done", "done", "done", "new"]
     found = plan(inputs, tmp_path, calibrate=False)
-    assert found.stages[0].seconds == pipeline.RunFolder(tmp_path).require("warmup")["seconds"]
+    assert found.stages[0].seconds == RunFolder(tmp_path).require("warmup")["seconds"]
     assert "took " in found.table()
     changed = states(warmup__epochs=3)
     assert changed["warmup"] == ("redo", "warmup.epochs: 2 -> 3")

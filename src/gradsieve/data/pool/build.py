@@ -81,7 +81,7 @@ def build_pool(
 
     Raises:
         DataError: If a source can't be read, has bad rows and `on_bad_row` is "fail", or has no
-            usable row.
+            row that can be used; or if no row of the pool has label tokens.
     """
     names = [spec.name for spec in sources]
     if len(set(names)) < len(names):
@@ -93,7 +93,15 @@ def build_pool(
             build.run(pool, partial(_report_more, report, rows))
             rows += build.progress.rows + build.progress.skipped
     _finish(folder, {spec.name: spec for spec in sources})
-    return open_pool(folder)
+    found = open_pool(folder)
+    if not len(found.usable):
+        first = found.take(found.order[:1], ["skip_reason"])["skip_reason"].to_pylist()[0]
+        raise DataError(
+            "No row of the pool has label tokens.",
+            f"{len(found)} rows, the first: {first}",
+            "Raise model.max_length, or check model.chat_template.",
+        )
+    return found
 
 
 def _report_more(report: Callable[[int], object], before: int, rows: int) -> None:
