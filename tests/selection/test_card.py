@@ -111,7 +111,14 @@ def special(tmp_path: Path, supervise: str) -> Path:
     world.write(tmp_path / "special.jsonl", SPECIAL)
     path = str(tmp_path / "special.jsonl")
     inputs["pool"] = [{"name": "special", "path": path, "supervise": supervise}]
+    template = tmp_path / "calls.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{% for call in m.tool_calls or [] %}"
+        "{{ call.function.name }}{% endfor %}{{ eos_token }}{% endfor %}"
+    )
     recipe = world.recipe(inputs, score={"method": "random"}, select={"fraction": 1.0})
+    model = recipe.model.model_copy(update={"chat_template": str(template)})
+    recipe = recipe.model_copy(update={"model": model})
     run = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
     return run.stage("select") / "mine" / "random"
 
@@ -231,3 +238,8 @@ def test_a_folder_that_looks_like_a_hub_name(tmp_path: Path, monkeypatch: Any) -
     assert shown("data/dolly") == "data/dolly"
     (tmp_path / "data" / "dolly").mkdir(parents=True)
     assert shown("data/dolly") == "dolly"
+
+
+def test_the_date_that_templates_write_is_noted() -> None:
+    assert "2024-07-26" in card(told(recipe(), date="2024-07-26"))
+    assert "today's date" not in card(told(recipe()))

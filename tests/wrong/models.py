@@ -153,21 +153,21 @@ TEMPLATES = (
         "a template that refuses",
         template("{{ raise_exception('no system turn') }}"),
         (
-            "refuses an example: no system turn",
-            "mine, letters-0: ['user', 'assistant']",
-            "Mend the row",
+            "refuses 6 of 6 examples",
+            "(mine, letters-0): ['user', 'assistant']: no system turn",
+            "Fix the rows",
         ),
     ),
     Case("a template that divides by 0", template("{{ 1 / 0 }}"), ("refuses", "division by zero")),
     Case(
         "a template that calls itself",
         template("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}"),
-        ("refuses an example", "recursion"),
+        ("refuses 6 of 6 examples", "recursion"),
     ),
     Case(
         "a template that reaches into Python",
         template("{{ messages.__class__.__mro__ }}"),
-        ("refuses an example", "is unsafe"),
+        ("refuses 6 of 6 examples", "is unsafe"),
     ),
     Case(
         "a template that drops the answer",
