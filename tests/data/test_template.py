@@ -9,7 +9,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from gradsieve.data.examples import Example, Message
 from gradsieve.data.readers import read_source
-from gradsieve.data.template import TULU, ChatTemplate, Refusal
+from gradsieve.data.rendering import TULU
+from gradsieve.data.template import ChatTemplate, Refusal
 from gradsieve.errors import DataError, ModelError
 
 QWEN3 = """{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}

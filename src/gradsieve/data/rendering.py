@@ -18,9 +18,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import jinja2
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
+
+from gradsieve.errors import ModelError
+
+TULU = Path(__file__).parent / "templates" / "tulu.jinja"
+"""The format of the paper's training data (open-instruct's Tulu), as the released code writes it:
+the newline after an assistant's end token is a label, the last turn's too."""
 
 DATE = datetime.datetime(2024, 7, 26)
 """Written where a template writes today's date. Tokens must not change from day to day; this day is
@@ -48,6 +57,55 @@ _TAKEN = re.compile(r"set\s+(\w+)\s*=\s*[\w.]+\[\s*(\w+)(?:\s*[-+]\s*\d+)?\s*\]\
 _GENERATION = re.compile(r"\{#.*?#\}|\{%[-+]?\s*generation\s*[-+]?%\}", re.DOTALL)
 
 Span = tuple[int, int]
+
+
+def template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """The Jinja of a template.
+
+    Args:
+        tokenizer: Has the template `tokenizer`.
+        template: `tokenizer`, `tulu`, or the path of a Jinja file.
+
+    Raises:
+        ModelError: If there is none, or it can't be read, or is not Jinja.
+    """
+    if template == "tokenizer":
+        own = tokenizer.chat_template
+        if isinstance(own, dict):
+            own = own.get("default")
+        if not own:
+            raise ModelError(
+                "The tokenizer has no chat template.",
+                f"model.chat_template: tokenizer, {tokenizer.name_or_path}",
+                "Set model.chat_template to tulu (the paper's format) or to a Jinja file.",
+            )
+        _check_syntax(str(own), f"the chat template of {tokenizer.name_or_path}")
+        return str(own)
+    file = TULU if template == "tulu" else Path(template)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        todo = "Give tokenizer, tulu, or the path of a Jinja file."
+        said = getattr(error, "strerror", "it is not UTF-8 text")
+        raise ModelError(
+            f"The chat template cannot be read: {said}.",
+            f"model.chat_template: {template}",
+            todo,
+        ) from None
+    _check_syntax(text, template)
+    return text
+
+
+def _check_syntax(text: str, where: str) -> None:
+    """Refuse what is not Jinja, before the first example is written."""
+    try:
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_generation(text))
+    except jinja2.TemplateSyntaxError as error:
+        raise ModelError(
+            f"The chat template is not Jinja: {(error.message or '').rstrip('.')}.",
+            f"{where}:{error.lineno}",
+            "Fix the template, or set model.chat_template to tulu or another file.",
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +208,7 @@ class Renderer:
         return _with_marks(self.template)
 
 
-def without_generation(template: str) -> str:
+def _without_generation(template: str) -> str:
     """A template without the block that only transformers' Jinja knows."""
     return re.sub(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}", "", template)
 

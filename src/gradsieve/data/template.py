@@ -16,17 +16,15 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from gradsieve.data.content import common_prefix, in_parts, in_text, text_of
 from gradsieve.data.examples import Example, Message
 from gradsieve.data.long_texts import shortened
-from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, without_generation
+from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, template_text
 from gradsieve.data.spans import (
     TEMPLATE_ERRORS,
     Conversation,
@@ -36,10 +34,6 @@ from gradsieve.data.spans import (
 )
 from gradsieve.errors import DataError, ModelError
 from gradsieve.io import fingerprint
-
-TULU = Path(__file__).parent / "templates" / "tulu.jinja"
-"""The format of the paper's training data (open-instruct's Tulu), as the released code writes it:
-the newline after an assistant's end token is a label, the last turn's too."""
 
 LABELS_VERSION = 2
 """Counts changes of which tokens are labels, for fingerprints."""
@@ -147,7 +141,7 @@ class ChatTemplate:
         max_length: int = 2048,
     ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.template = _template_text(tokenizer, template)
+        self.template = template_text(tokenizer, template)
         # A chat template writes special tokens itself; the paper's leaves it to the tokenizer.
         self.adds_special_tokens = template == "tulu"
         if not tokenizer.is_fast:
@@ -361,46 +355,6 @@ def _with_full_offsets(backend: dict[str, Any]) -> dict[str, Any]:
 
     steps = ("pre_tokenizer", "post_processor")
     return {**backend, **{step: untrimmed(backend.get(step)) for step in steps}}
-
-
-def _template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    if template == "tokenizer":
-        own = tokenizer.chat_template
-        if isinstance(own, dict):
-            own = own.get("default")
-        if not own:
-            raise ModelError(
-                "The tokenizer has no chat template.",
-                f"model.chat_template: tokenizer, {tokenizer.name_or_path}",
-                "Set model.chat_template to tulu (the paper's format) or to a Jinja file.",
-            )
-        _check_syntax(str(own), f"the chat template of {tokenizer.name_or_path}")
-        return str(own)
-    file = TULU if template == "tulu" else Path(template)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        todo = "Give tokenizer, tulu, or the path of a Jinja file."
-        said = getattr(error, "strerror", "it is not UTF-8 text")
-        raise ModelError(
-            f"The chat template cannot be read: {said}.",
-            f"model.chat_template: {template}",
-            todo,
-        ) from None
-    _check_syntax(text, template)
-    return text
-
-
-def _check_syntax(text: str, where: str) -> None:
-    """Refuse what is not Jinja, before the first example is written."""
-    try:
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(without_generation(text))
-    except jinja2.TemplateSyntaxError as error:
-        raise ModelError(
-            f"The chat template is not Jinja: {(error.message or '').rstrip('.')}.",
-            f"{where}:{error.lineno}",
-            "Fix the template, or set model.chat_template to tulu or another file.",
-        ) from None
 
 
 def _labels(
