@@ -67,39 +67,39 @@ def test_another_model_is_told_of_once(tmp_path: Path) -> None:
 
 
 def refusing(tmp_path: Path, **keys: Any) -> tuple[Context, world.Listening]:
-    """A pool of which the template refuses each row that has a d in it."""
+    """A target of which the template refuses each example that has a d in it."""
     template = tmp_path / "refusing.jinja"
     template.write_text(
-        "{% for m in messages %}{% if 'dddd' in m.content %}{{ raise_exception('no d') }}"
-        "{% endif %}"
-        "{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% for m in messages %}{% if 'd' in m.content %}{{ raise_exception('no d') }}"
+        "{% endif %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
     )
     recipe = world.recipe(world.make(tmp_path / "world"))
-    pool = tmp_path / "pool.jsonl"
-    said = ["a", "dddd", "b", "dddd"]
-    pool.write_text("".join(json.dumps({"prompt": "a", "completion": s}) + "\n" for s in said))
-    source = recipe.pool[0].model_copy(update={"name": "mine", "path": str(pool)})
+    said = ["a", "d", "b", "d"]
+    (tmp_path / "target.jsonl").write_text(
+        "".join(json.dumps({"prompt": "a", "completion": text}) + "\n" for text in said)
+    )
+    changes = {"name": "my", "path": str(tmp_path / "target.jsonl"), "subtask": None}
+    target = recipe.targets[0].model_copy(update=changes)
     model = recipe.model.model_copy(update={"chat_template": str(template)})
-    changed = recipe.model_copy(update={"pool": [source], "model": model, **keys})
+    changed = recipe.model_copy(update={"targets": [target], "model": model, **keys})
     listening = world.Listening()
     return Context(changed, RunFolder(tmp_path / "run"), listening), listening
 
 
-def test_rows_that_the_template_refuses_are_bad_rows(tmp_path: Path) -> None:
+def test_examples_that_the_template_refuses_are_bad_rows(tmp_path: Path) -> None:
     context, _ = refusing(tmp_path)
     with pytest.raises(DataError) as caught:
-        _ = context.rows
+        context.target_rows(context.targets[0])
     assert caught.value.what == "The chat template refuses 2 of 4 examples."
-    assert caught.value.where.startswith(f"{tmp_path / 'pool.jsonl'}:2 (mine, ")
-    assert f"{tmp_path / 'pool.jsonl'}:4 (mine, " in caught.value.where
+    assert caught.value.where.startswith(f"{tmp_path / 'target.jsonl'}:2 (my, ")
+    assert f"{tmp_path / 'target.jsonl'}:4 (my, " in caught.value.where
     assert "on_bad_row: skip" in caught.value.todo
 
 
-def test_rows_that_the_template_refuses_are_skipped(tmp_path: Path) -> None:
+def test_examples_that_the_template_refuses_are_skipped(tmp_path: Path) -> None:
     context, listening = refusing(tmp_path, on_bad_row="skip")
-    reasons = [row.set_aside for row in sorted(context.rows, key=lambda row: row.example.where)]
-    assert reasons == [None, reason := "the chat template refuses it: no d", None, reason]
-    [line] = [line for line in listening.lines if "bad rows" in line]
-    assert line == (
-        f"warning: mine: 2 bad rows left out, the first at {tmp_path / 'pool.jsonl'}:2: {reason}"
-    )
+    rows = context.target_rows(context.targets[0])
+    assert [row.example.messages[-1]["content"] for row in rows] == ["a", "b"]
+    [line] = [line for line in listening.lines if "left out" in line]
+    assert line.startswith("warning: target my: 2 of 4 examples left out, the first ")
+    assert line.endswith(": the chat template refuses it: no d")
