@@ -16,6 +16,7 @@ from gradsieve.errors import RunError
 from gradsieve.pipeline.run import STAGES
 from gradsieve.recipe.load import dump_recipe
 from gradsieve.recipe.schema import Recipe
+from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import STAGE_NAMES, RunFolder
 from gradsieve.runs.folder import STAGES as ENTRIES
 
@@ -65,7 +66,7 @@ def test_it_grows_with_the_run(inputs: dict[str, Any], tmp_path: Path) -> None:
 
     trained = world.recipe(inputs, **QUICK, train={"epochs": 1}, evaluate={})
     _, said = run(trained, tmp_path)
-    assert any(line.startswith("report: to be completed") for line in said)
+    assert any(line.startswith("report: extending") for line in said)
     results = {metric["metric"]: metric for metric in told(made)["results"]["mine"]}
     rows = json.loads((made.stage("evaluate") / "results.json").read_text())["rows"]
     for row in rows:
@@ -161,7 +162,7 @@ def test_another_model_is_refused_another_warmup_or_features_told(
         run(world.recipe(inputs, model__dtype="bfloat16"), out, first="report")
     assert 'model.dtype: "float32" -> "bfloat16"' in caught.value.where
     assert (out / "recipe.yaml").read_bytes() == recipe
-    checkpoints = [str(folder) for folder in made.checkpoints]
+    checkpoints = [str(folder) for folder in Artifacts(made).warmup.checkpoints]
     for changes, told_of in (
         ({"warmup__learning_rate": 0.5}, "warmup.learning_rate: "),
         ({"warmup__checkpoints": checkpoints}, "warmup.checkpoints: null "),

@@ -245,10 +245,11 @@ def rows(context: Context, folder: Path) -> Iterator[GradsieveError]:
 
 def _bad_rows(context: Context) -> Iterator[GradsieveError]:
     """Rows of each source that can't be read, whether or not there is a chat template."""
+    policy = context.recipe.on_bad_row
     for spec in context.source_specs:
-        how = {"split": spec.split, "revision": spec.revision, "supervise": spec.supervise}
-        policy = context.recipe.on_bad_row
-        yield from problem_of(partial(read_source, spec.name, spec.path, on_bad_row=policy, **how))
+        read = partial(read_source, split=spec.split, revision=spec.revision)
+        rows = partial(read, spec.name, spec.path, on_bad_row=policy, supervise=spec.supervise)
+        yield from problem_of(rows)
 
 
 def _build(context: Context, specs: Sequence[SourceSpec], folder: Path) -> None:

@@ -22,7 +22,7 @@ class Stage(ABC):
     Attributes:
         name: As in `runs.folder.STAGES`: its file, command, recipe section and run folder.
         distributed: Whether several processes can share it (`accelerate launch`).
-        refreshes_pool: Whether the pool is brought up to date also when a run starts with this stage.
+        refreshes_pool: Whether a run that starts with it brings the pool up to date first.
         optional_before: Earlier stages that need not be finished for this one to run alone.
         undo_failed: Whether what replaces archived outputs is removed when it fails, and they come
             back; otherwise it is kept, to be resumed.

@@ -64,7 +64,7 @@ class Select(Stage):
             _refuse_too_many(context, metadata["rows"])
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
-        """SelectConfig for every target, or for all together, by every method."""
+        """Select for every target, or for all together, by every method."""
         tokens, unscored = _tokens_and_unscored(context)
         leaks = _leaks(context)
         _tell(context, leaks)

@@ -52,7 +52,7 @@ class Train(Stage):
         return same and agree(old["selections"], new["selections"])
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
-        """TrainConfig a model for each target, method and seed; finished ones are kept."""
+        """Train a model for each target, method and seed; finished ones are kept."""
         template = context.student.template
         prints: dict[str, str] = {}
         seconds: dict[str, float] = {}
@@ -94,7 +94,7 @@ def _settings(context: Context) -> TrainConfig:
 def _train(
     context: Context, rows: list[TokenizedExample], seed: int, out: TrainedModel, selection: str
 ) -> None:
-    """TrainConfig one model; its folder appears whole, or not at all."""
+    """Train one model; its folder appears whole, or not at all."""
     from gradsieve.data.batching import collate
     from gradsieve.models.training import clear_work, train_model
 

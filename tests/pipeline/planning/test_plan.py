@@ -16,6 +16,7 @@ from gradsieve.errors import ModelError
 from gradsieve.pipeline.plan import plan as make_plan
 from gradsieve.pipeline.planning.table import size
 from gradsieve.recipe.load import dump_recipe
+from gradsieve.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
