@@ -143,7 +143,7 @@ def test_a_finished_run_is_skipped(inputs: dict[str, Any], tmp_path: Path) -> No
     told = world.Listening()
     changed = world.recipe(inputs, select={"count": 3}, warmup__learning_rate=2e-3)
     gradsieve.run(changed, tmp_path, progress=told)
-    again = [line for line in told.lines if "to be done again" in line]
+    again = [line for line in told.lines if "running again" in line]
     assert [line.split(":")[0] for line in again] == ["warmup", "features", "score", "select"]
     assert "warmup.learning_rate: 0.003 -> 0.002" in again[0]
 

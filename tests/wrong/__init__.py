@@ -101,7 +101,7 @@ class Case:
         status: The exit status.
         command: What is called, as typed after `gradsieve`.
         on: Whether it is tried on a new run, on a finished one, or on both.
-        keeps: How a finished run's files are afterwards: `in place`, or some `in old`, where a
+        keeps: How a finished run's files are afterwards: `in place`, or some `in archive`, where a
             stage is moved that is done again.
         late: Said after training has begun, since only that can tell.
     """
@@ -112,7 +112,7 @@ class Case:
     status: int = 1
     command: str = RUN
     on: tuple[Literal["new", "finished"], ...] = ("new", "finished")
-    keeps: Literal["in place", "in old"] = "in place"
+    keeps: Literal["in place", "in archive"] = "in place"
     late: bool = False
 
 

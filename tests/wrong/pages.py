@@ -45,8 +45,8 @@ HEAD = """# What goes wrong, and what it says
 
 Each input below is tried by tests/test_wrong_inputs.py. It ends in one message on standard error,
 nothing on standard output and this exit status: 1 failed, 2 wrong usage or recipe. What can be seen
-before training is said before training. A finished run keeps its bytes: in place, or (marked *old*)
-in its folder `archive/`, where a stage is moved that is done again.
+before training is said before training. A finished run keeps its bytes: in place, or (marked
+*archive*) in its folder `archive/`, where the outputs of a stage that runs again are moved.
 
 `model`, `one.jsonl`, `target.jsonl`, `recipe.yaml` and `run` are the user's files.
 """
@@ -58,7 +58,7 @@ def line(case: Case, answer: Answer) -> str:
     for letter in "|<>*_`[]":
         escaped = escaped.replace(letter, f"&#{ord(letter)};")
     shown = "<br>".join(part.strip() for part in escaped.splitlines() if part.strip())
-    old = " *old*" if case.keeps == "in old" else ""
+    old = " *archive*" if case.keeps == "in archive" else ""
     return f"| {case.name} | {answer.status}{old} | {shown} |\n"
 
 

@@ -77,7 +77,7 @@ FOLDERS = (
     Case("a run folder in use by another process", in_use,
          ("Another gradsieve process", "run", "Wait for it or stop it")),
     Case("a full disk", full,
-         ("cannot be", "run", "Make room", "what is done is kept"), keeps="in old",
+         ("cannot be", "run", "Free disk space", "it resumes"), keeps="in archive",
          late=True),
     Case("a stage before the stages it needs", nothing,
          ("The stage warmup is not finished", "run/01-warmup", "Run `gradsieve warmup`"),
@@ -87,8 +87,8 @@ FOLDERS = (
 DAMAGED = (
     wrong("a broken meta.json", meta("{"), "not JSON", "01-warmup/meta.json", "Delete run/01-"),
     wrong("a binary meta.json", meta(b"\xff"), "not JSON", "01-warmup/meta.json", "Delete run/01-"),
-    wrong("a meta.json of another version", meta('{"schema": 99}'), "schema 1", "another --out"),
-    wrong("a stage's folder that is a file", stage_is_a_file, "Not a directory", "run/01-warmup"),
+    wrong("a meta.json of another version", meta('{"schema": 99}'), "schema 2", "another --out"),
+    wrong("a stage's folder that is a file", stage_is_a_file, "File exists", "run/01-warmup"),
     wrong("a damaged shard", damaged_shard, "damaged", STORE, "only its rows are computed again"),
 )
 

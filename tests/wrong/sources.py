@@ -219,7 +219,7 @@ ROWS = (
     Case(
         "only rows that are too long",
         lambda desk: desk.pool("a.jsonl", json.dumps(TOO_LONG) + "\n"),
-        ("No row of the pool has anything to learn", "first 64 tokens", "model.max_length"),
+        ("No row of the pool has label tokens", "first 64 tokens", "model.max_length"),
     ),
     Case(
         "only bad rows, to be left out",

@@ -195,6 +195,12 @@ def _given_rows(place: str, rows: Iterable[Any]) -> Rows:
         yield f"{place} row {number}", row
 
 
+def refuse_empty(file: Path) -> None:
+    """Raise a `DataError` for a file of no bytes."""
+    if file.stat().st_size == 0:
+        raise DataError("The file is empty.", str(file), "Give a file with rows.")
+
+
 def rows_of(path: str, split: str = "train", revision: str | None = None) -> Rows:
     """Place and row of all rows of a file, folder or hub data set, in a stream."""
     if path == IN_MEMORY:
@@ -205,8 +211,7 @@ def rows_of(path: str, split: str = "train", revision: str | None = None) -> Row
         return _folder_rows(file, split)
     if not file.is_file():
         return _hub_rows(path, split, revision)
-    if file.stat().st_size == 0:
-        raise DataError("The file is empty.", path, "Give a file with rows.")
+    refuse_empty(file)
     name = file.name.lower()
     if name.endswith(JSON_LINES):
         return _jsonl_rows(file)

@@ -46,6 +46,19 @@ def check(context: Context, wanted: Sequence[Stage], also: Sequence[Check] = ())
         found += part(context, stages)
     if found and "pool" in stages:  # otherwise the stage itself reports rows that are wrong
         found += _bad_rows(context)
+    _raise(found)
+
+
+def check_stages(context: Context, wanted: Sequence[Stage]) -> None:
+    """The stages' own checks.
+
+    Raises:
+        GradsieveError: As `check`.
+    """
+    _raise([problem for stage in wanted for problem in _reported(stage, context)])
+
+
+def _raise(found: Sequence[GradsieveError]) -> None:
     found = list({str(problem): problem for problem in found}.values())  # reported once
     if len(found) == 1:
         raise found[0]

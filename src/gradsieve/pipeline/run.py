@@ -23,7 +23,7 @@ from gradsieve.console import Progress, clock
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
 from gradsieve.io import differences, fingerprint, first_few, write_text
 from gradsieve.models import distributed
-from gradsieve.pipeline.preflight import check
+from gradsieve.pipeline.preflight import check, check_stages
 from gradsieve.recipe.load import dump_recipe, load_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
@@ -90,6 +90,8 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
             if leads or STAGES[name].distributed:
                 _run_stage(STAGES[name], context)
             distributed.wait()
+            if name == "pool":  # what could not be checked without it
+                check_stages(context, [STAGES[name] for name in wanted])
         if leads:
             write_text(run.recipe, dump_recipe(recipe))
     return run

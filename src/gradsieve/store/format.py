@@ -207,7 +207,7 @@ class Folder:
             raise StoreError(
                 f"A file of the datastore cannot be read or written: {error.strerror or error}.",
                 self.where(name),
-                "Make room or give access, then run the same command again: what is done is kept.",
+                "Free disk space or give access, then run the same command again: it resumes.",
             ) from error
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from gradsieve.data.formats import BadRow, Supervise
-from gradsieve.data.readers import JSON_LINES, json_lines, place_of, rows_of
+from gradsieve.data.readers import JSON_LINES, json_lines, place_of, refuse_empty, rows_of
 from gradsieve.data.values import json_row
 from gradsieve.io import fingerprint
 
@@ -122,6 +122,7 @@ def _chunk(spec: SourceSpec, rows: list[RawRow]) -> RawChunk:
 
 def _raw_rows(spec: SourceSpec) -> Iterator[RawRow]:
     if spec.json_lines:
+        refuse_empty(spec.json_lines)
         yield from (RawRow(*numbered) for numbered in json_lines(spec.json_lines))
         return
     path = spec.path
