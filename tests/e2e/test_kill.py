@@ -116,7 +116,7 @@ def test_a_full_disk_is_told_and_nothing_done_is_lost(
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(GradsieveError, match="No space left on device") as caught:
             gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
-    assert "what is done is kept" in caught.value.todo
+    assert "it resumes" in caught.value.todo
     there = world.results(RunFolder(tmp_path))
     gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
     found = world.results(RunFolder(tmp_path))
