@@ -65,7 +65,7 @@ class Row:
 
     example: Example
     encoded: TokenizedExample
-    set_aside: str | None
+    skip_reason: str | None
 
     @property
     def key(self) -> tuple[str, str]:
