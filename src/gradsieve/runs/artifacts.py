@@ -337,7 +337,7 @@ class SelectionsArtifact(StageArtifact):
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained adapter, or a whole model.
+    """A trained adapter, or a full model.
 
     Attributes:
         folder: `RUN/05-train/TARGET/METHOD/seed-S`.
@@ -347,7 +347,7 @@ class TrainedModel:
 
     @property
     def partial(self) -> Path:
-        """Where it is trained, before its folder appears whole."""
+        """Where it is trained, before its folder appears."""
         return self.folder.with_name(f"{self.folder.name}.tmp")
 
     def exists(self) -> bool:
