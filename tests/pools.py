@@ -1,29 +1,53 @@
-"""Problems for methods that look at words or at nothing: rows need no tokens."""
+"""Scoring tasks for methods that look at words or at nothing: examples need no tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 import world
 from gradsieve.data.examples import Example, Row
-from gradsieve.methods import Problem
+from gradsieve.data.pool.mapped import ExampleKey
+from gradsieve.methods import ScoringTask
+from gradsieve.methods.base import whole_text
 from gradsieve.recipe.load import check_recipe
 
 
 def row(text: str, id: str = "0", source: str = "a", subtask: str = "") -> Row:
-    """A row that says a text; its tokens are missing."""
+    """An example that says a text; its tokens are missing."""
     turns = ({"role": "user", "content": text}, {"role": "assistant", "content": "yes"})
     example = Example(source=source, id=id, messages=turns, row={}, subtask=subtask)
     return Row(example, None, None)  # type: ignore[arg-type]
 
 
-def problem(
+class Texts:
+    """What such methods read of a pool, from examples in memory."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+        self.lengths = np.array([len(whole_text(example)) for example in examples], np.int32)
+
+    def keys(self, numbers: Any) -> list[ExampleKey]:
+        return [ExampleKey(self._examples[n].source, self._examples[n].id) for n in numbers]
+
+    def texts(self, numbers: Any) -> list[str]:
+        return [whole_text(self._examples[n]) for n in numbers]
+
+    def take(self, numbers: Any, columns: Sequence[str]) -> pa.Table:
+        return pa.table({c: [getattr(self._examples[n], c) for n in numbers] for c in columns})
+
+
+def task(
     rows: Sequence[Row], targets: Mapping[str, Sequence[Row]] | None = None, **given: Any
-) -> Problem:
-    """A problem without model or gradients."""
+) -> ScoringTask:
+    """A task without model or gradients."""
     tree = {"model": {"name": "m"}, "pool": [{"name": "a", "path": "a"}]}
     recipe = check_recipe({**tree, "targets": [{"name": "t", "path": "t"}], **given.pop("r", {})})
-    rows = sorted(rows, key=lambda row: row.key)
+    pool: Any = Texts([row.example for row in sorted(rows, key=lambda row: row.key)])
     settings = {"recipe": recipe, "seed": 0, "progress": world.Listening(), **given}
-    return Problem(rows, targets or {"t": [row("a question")]}, **settings)
+    return ScoringTask(
+        pool, np.arange(len(rows)), targets or {"t": [row("a question")]}, **settings
+    )

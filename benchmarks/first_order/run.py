@@ -52,7 +52,7 @@ def main() -> None:
     recipe = miniature.recipe(given.data, given.out / "inputs", False, ["less"])
     run = gradsieve.run(recipe, given.out / "pool", last="warmup")
     context = Context(recipe, run, Progress())
-    usable = [row for row in context.rows if not row.set_aside]
+    usable = [row for row in context.rows if not row.skip_reason]
     rows = [usable[i] for i in np.random.default_rng(0).permutation(len(usable))[:ROWS]]
     subtasks: dict[str, list[Any]] = {}
     for target in context.targets:

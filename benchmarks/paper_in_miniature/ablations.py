@@ -104,7 +104,7 @@ class Trial:
 
     @cached_property
     def usable(self) -> dict[Key, Any]:
-        return {row.key: row.encoded for row in self.context.rows if not row.set_aside}
+        return {row.key: row.encoded for row in self.context.rows if not row.skip_reason}
 
     @cached_property
     def questions(self) -> dict[str, list[Any]]:
@@ -112,7 +112,7 @@ class Trial:
             name: [
                 row.encoded
                 for row in self.context.encode([q.example for q in test.questions])
-                if not row.set_aside
+                if not row.skip_reason
             ]
             for name, test in self.context.test_sets.items()
         }

@@ -70,7 +70,7 @@ def bm25_without_instruction(run: RunFolder, count: int) -> dict[str, Any]:
 
     recipe = load_recipe(run.recipe)
     context = Context(recipe, run, Progress())
-    rows = [row for row in context.rows if not row.set_aside]
+    rows = [row for row in context.rows if not row.skip_reason]
     target = next(target for target in context.targets if target.name == "tydiqa")
     examples = {"tydiqa": [stripped(row) for row in context.target_rows(target)]}
     scores = find_method("bm25").score(Problem(rows, examples, recipe, 0, Progress()))["tydiqa"]

@@ -112,7 +112,7 @@ def main() -> None:
     sizes = {name: layer.weight.numel() for name, layer in lora_layers(model).items()}
     projections = [Projection("sketch", dim) for dim in DIMS]
     columns, exact, directions = _targets(context, model, sizes, projections)
-    usable = [row for row in context.rows if not row.set_aside]
+    usable = [row for row in context.rows if not row.skip_reason]
     rows = [usable[i] for i in np.random.default_rng(0).permutation(len(usable))[: given.rows]]
     every = Every([exact, *projections])
     extractor = FeatureExtractor(model, every, moments)  # type: ignore[arg-type]

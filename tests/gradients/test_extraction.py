@@ -70,10 +70,9 @@ def test_a_single_example_that_does_not_fit_is_named(extractor: FeatureExtractor
 def test_auto_grows_while_memory_lasts(
     extractor: FeatureExtractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gradsieve.models import load
 
     shares = iter([0.1, 0.2, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
-    monkeypatch.setattr(load, "memory_used", lambda: next(shares))
+    monkeypatch.setattr(extraction, "memory_used", lambda: next(shares))
     budget = TokenBudget("auto")
     budget.tokens, budget._grows = 10, True  # as on a GPU
     short = Short(extractor, 10_000)

@@ -11,8 +11,9 @@ ROWS = [pools.row("x", str(number), "big" if number % 10 else "small") for numbe
 
 
 def ranked(name: str, seed: int = 0) -> list[tuple[str, str]]:
-    scores = find_method(name).score(pools.problem(ROWS, seed=seed))["t"]
-    return [scores.keys[index] for index in np.argsort(-scores.total, kind="stable")]
+    task = pools.task(ROWS, seed=seed)
+    scores = find_method(name).score(task)["t"]
+    return [tuple(key) for key in task.pool.keys(np.argsort(-scores.total, kind="stable"))]
 
 
 def test_each_row_is_as_likely_as_any() -> None:
@@ -30,10 +31,13 @@ def test_a_seed_decides() -> None:
 
 
 def test_the_pools_other_rows_do_not_matter() -> None:
-    scores = find_method("random").score(pools.problem(ROWS[::3]))["t"]
-    alone = dict(zip(scores.keys, scores.total, strict=True))
-    scores = find_method("random").score(pools.problem(ROWS))["t"]
-    assert alone.items() <= dict(zip(scores.keys, scores.total, strict=True)).items()
+    few, every = pools.task(ROWS[::3]), pools.task(ROWS)
+    alone, together = (
+        dict(zip(task.example_keys(), find_method("random").score(task)["t"].total, strict=True))
+        for task in (few, every)
+    )
+    assert len(alone) == len(ROWS[::3])
+    assert alone.items() <= together.items()
 
 
 def test_balanced_takes_as_many_of_each_source_as_it_has() -> None:
@@ -44,6 +48,6 @@ def test_balanced_takes_as_many_of_each_source_as_it_has() -> None:
 
 
 def test_full_prefers_none() -> None:
-    scores = find_method("full").score(pools.problem(ROWS))["t"]
+    scores = find_method("full").score(pools.task(ROWS))["t"]
     assert set(scores.total.tolist()) == {0.0}
-    assert len(scores.keys) == len(ROWS)
+    assert len(scores.total) == len(ROWS)

@@ -4,6 +4,7 @@ import sys
 from importlib.metadata import EntryPoint
 from typing import Any
 
+import numpy as np
 import pytest
 
 import pools
@@ -39,10 +40,9 @@ class Longest:
     source = "tests, this very file"
     uses = "data"
 
-    def score(self, problem: methods.Problem) -> dict[str, methods.Scores]:
-        keys = [row.key for row in problem.rows]
-        lengths = [len(row.example.messages[0]["content"]) for row in problem.rows]
-        return {name: methods.Scores(keys, lengths) for name in problem.targets}  # type: ignore[arg-type]
+    def score(self, task: methods.ScoringTask) -> dict[str, methods.Scores]:
+        lengths = task.pool.lengths[task.numbers].astype(np.float32)
+        return {name: methods.Scores(lengths) for name in task.targets}
 
 
 LONGEST = Longest()
@@ -55,8 +55,8 @@ def test_a_third_partys_method_is_found_by_entry_point(monkeypatch: pytest.Monke
     monkeypatch.setattr(methods, "entry_points", installed)
     monkeypatch.setitem(sys.modules, "test_find_method", sys.modules[__name__])
     assert find_method("longest") is LONGEST
-    scores = find_method("longest-3").score(pools.problem([pools.row("a"), pools.row("abc", "1")]))
-    assert scores["t"].total == [1, 3]
+    scores = find_method("longest-3").score(pools.task([pools.row("a"), pools.row("abc", "1")]))
+    assert scores["t"].total.tolist() == [len("a\nyes"), len("abc\nyes")]
     with pytest.raises(UsageError) as caught:
         find_method("longst")
     assert "longest" in caught.value.todo
@@ -67,5 +67,5 @@ def test_a_library_that_is_missing_is_told_with_what_installs_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(UsageError) as caught:
-        find_method("bm25").score(pools.problem([pools.row("a")]))
+        find_method("bm25").score(pools.task([pools.row("a")]))
     assert caught.value.todo == "pip install 'gradsieve[baselines]'"

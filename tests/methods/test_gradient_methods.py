@@ -12,8 +12,9 @@ from safetensors import safe_open
 import gradsieve
 import world
 from gradsieve.gradients.similarity import influence
+from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
-from gradsieve.store import RowKey, open_store
+from gradsieve.store import open_store
 
 METHODS = ["less", "dot", "sgd"]
 
@@ -29,10 +30,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def stored(run: RunFolder, store: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows [N, n, d], the target's mean gradients [N, 1, d] and the learning rates [N]."""
-    table = pq.read_table(
-        run.stage("features") / "rows.parquet", columns=["source", "id", "content"]
-    )
-    keys = [RowKey(**row) for row in table.to_pylist()]
+    pool = Artifacts(run).pool.read()
+    keys = pool.store_keys(pool.usable)
     rows, means = [], []
     for number in (1, 2):
         folder = run.stage("features") / f"checkpoint-{number}"

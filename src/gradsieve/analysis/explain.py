@@ -11,13 +11,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradsieve.analysis.decompose import attribute, can_attribute
+from gradsieve.analysis.decompose import attribute, can_attribute, row_keys
 from gradsieve.analysis.provenance import Explanation, Neighbor, Pull, TargetScore
 from gradsieve.data.examples import Example, Message
+from gradsieve.data.pool import Pool
 from gradsieve.errors import DataError, RunError, UsageError
 from gradsieve.io import read_lines
 from gradsieve.recipe.load import load_recipe
@@ -77,11 +78,11 @@ def explain(
     scores = context.artifacts.scores
     target = _one_of(target, [t.name for t in recipe.targets], "--target")
     method = _one_of(method or recipe.score.methods[0], recipe.score.methods, "--method")
-    row = _find(scores.examples, id, source)
-    key = (row["source"], row["id"])
+    number = _find(context.pool, id, source)
+    key = context.pool.keys([number])[0]
     texts = _Texts(context)
     tables = {t.name: _Table(scores.table_file(t.name, method)) for t in recipe.targets}
-    targets = {name: table.of(key) for name, table in tables.items() if key in table.place}
+    targets = {name: table.of(key) for name, table in tables.items() if key in table}
     place, reason = _selected(context.run, recipe, target, method, key)
     checkpoints: dict[str, list[float]] = {}
     pulls: list[Pull] = []
@@ -90,7 +91,8 @@ def explain(
         checkpoints, pulls = _parts(context.run, recipe, target, method, key, texts)
         neighbors = _neighbors(context.run, method, key, tables[target], texts)
     else:
-        reason = row["set_aside"]
+        skipped = scores.skipped(context.pool).to_pylist()
+        reason = next(row["skip_reason"] for row in skipped if (row["source"], row["id"]) == key)
     messages = texts.messages(key)
     return Explanation(
         *key,
@@ -98,7 +100,7 @@ def explain(
         method=method,
         selected=place,
         reason=reason,
-        tokens=row["tokens"],
+        tokens=int(context.pool.lengths[number]),
         targets=targets,
         checkpoints=checkpoints,
         pulls=[pull for pull in pulls if pull.part > 0][:PULLS],
@@ -135,47 +137,42 @@ def _nearest(given: str, known: Sequence[str]) -> str:
     )
 
 
-def _find(file: Path, id: str, source: str | None) -> dict[str, Any]:
-    """The row of an id: its source, tokens, and why it was set aside."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    columns = ["source", "id", "tokens", "set_aside"]
-    rows = pq.read_table(file, columns=columns)
+def _find(pool: Pool, id: str, source: str | None) -> int:
+    """The number of the example with an id."""
     if source is not None:
-        _one_of(source, sorted(set(rows["source"].to_pylist())), "--source")
-    found: list[dict[str, Any]] = rows.filter(pc.field("id") == id).to_pylist()
-    wanted = [row for row in found if source in (None, row["source"])]
+        _one_of(source, sorted(pool.sources), "--source")
+    sources = [name for name in sorted(pool.sources) if pool.find(name, id) is not None]
+    wanted = [name for name in sources if source in (None, name)]
     if len(wanted) == 1:
-        return wanted[0]
-    sources = ", ".join(row["source"] for row in found)
+        number = pool.find(wanted[0], id)
+        assert number is not None
+        return number
     if wanted:
         todo = "Say which one: --source (in Python, source=...)."
-        raise UsageError(f"Several rows have the id {id}.", f"sources {sources}", todo)
+        raise UsageError(f"Several rows have the id {id}.", f"sources {', '.join(sources)}", todo)
     where = "the pool" if source is None else f"source {source}"
-    todo = f"It is in {sources}." if found else _nearest(id, rows["id"].to_pylist())
+    ids = pool.take(pool.order, ["id"])["id"]
+    todo = f"It is in {', '.join(sources)}." if sources else _nearest(id, ids.to_pylist())
     raise UsageError(f"There is no row with the id {id!r}.", where, todo)
 
 
 class _Table:
-    """A target's scores by a method.
-
-    Attributes:
-        place: Of a row in the table.
-    """
+    """A target's scores by a method."""
 
     def __init__(self, file: Path) -> None:
         if not file.is_file():
             todo = "Run `gradsieve score` with the run's recipe."
             raise RunError("There are no scores of this target and method.", str(file), todo)
         self._table = read_scores(file)
-        self.place = {key: place for place, key in enumerate(self._table.keys)}
+
+    def __contains__(self, key: Key) -> bool:
+        return self._table.find(*key) is not None
 
     def of(self, key: Key) -> TargetScore:
-        place, table = self.place[key], self._table
-        subtasks = dict(zip(table.subtasks, table.by_subtask[place].tolist(), strict=True))
-        score, rank = float(table.total[place]), int(table.ranks[place])
-        return TargetScore(score, rank, len(self.place), subtasks)
+        line, table = self._table.find(*key), self._table
+        assert line is not None
+        subtasks = dict(zip(table.subtasks, table.by_subtask[line].tolist(), strict=True))
+        return TargetScore(float(table.total[line]), int(table.ranks[line]), len(table), subtasks)
 
 
 class _Texts:
@@ -297,7 +294,7 @@ def _neighbors(
     row = store.read(store.find([names[key]]))
     direction = row / max(float(np.linalg.norm(row)), 1e-30)
     # Features may be newer than scores, and have rows that have none yet.
-    others = [name for of, name in names.items() if of in table.place and of != key]
+    others = [name for of, name in names.items() if of in table and of != key]
     at = dict(zip(store.find(others).tolist(), others, strict=True))
     found = [
         (cosine, at[position].source, at[position].id)
@@ -325,9 +322,5 @@ def _last_store(run: RunFolder, method: str) -> Path | None:
 
 
 def _row_keys(run: RunFolder) -> dict[Key, RowKey]:
-    """The datastore's name of each row that has a feature; none while features are made anew."""
-    from gradsieve.store import read_row_keys
-
-    if run.metadata("features") is None:
-        return {}
-    return read_row_keys(Artifacts(run).features.examples)
+    """The datastore's key of each example that has a feature; none while features are made."""
+    return {} if run.metadata("features") is None else row_keys(run)

@@ -1,21 +1,60 @@
 """Batches of about equal length, filled by tokens.
 
-In: tokenized examples. Out: lists of positions, and right-padded tensors. In a causal model no real
-token sees padding to its right, so which token pads makes no difference.
+In: tokenized examples, in memory or in the pool. Out: positions, and right-padded tensors. In a
+causal model no real token sees padding to its right, so which token pads makes no difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import overload
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-    from gradsieve.data.template import TokenizedExample
+from gradsieve.data.pool import Pool
+from gradsieve.data.template import TokenizedExample
 
 
-def length_sorted_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+class PoolTokens(Sequence[TokenizedExample]):
+    """Tokenized examples of the pool, read when they are asked for.
+
+    Args:
+        pool: The pool.
+        numbers: Of the examples [n].
+    """
+
+    def __init__(self, pool: Pool, numbers: NDArray[np.int64]) -> None:
+        self._pool, self._numbers = pool, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each example [n]."""
+        return self._pool.lengths[self._numbers]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[TokenizedExample]:
+        """Several examples at once; torch's data loader calls this for a batch."""
+        return self._pool.tokenized(self._numbers[positions])
+
+    @overload
+    def __getitem__(self, position: int) -> TokenizedExample: ...
+    @overload
+    def __getitem__(self, position: slice) -> PoolTokens: ...
+    def __getitem__(self, position: int | slice) -> TokenizedExample | PoolTokens:
+        if isinstance(position, slice):
+            return PoolTokens(self._pool, self._numbers[position])
+        return self.__getitems__([position])[0]
+
+
+def length_sorted_batches(
+    lengths: Sequence[int] | NDArray[np.int32], tokens_per_batch: int
+) -> list[NDArray[np.int64]]:
     """Positions in batches, shortest examples first.
 
     Args:
@@ -23,27 +62,47 @@ def length_sorted_batches(lengths: Sequence[int], tokens_per_batch: int) -> list
         tokens_per_batch: Most tokens in a batch, padding included; a longer example is a batch of
             its own.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    batches: list[list[int]] = []
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    batches: list[NDArray[np.int64]] = []
     start = 0
     while start < len(order):
-        batches.append(fill_batch(order, lengths, start, tokens_per_batch))
+        batches.append(np.array(fill_batch(order, lengths, start, tokens_per_batch)))
         start += len(batches[-1])
     return batches
 
 
-def fill_batch(order: Sequence[int], lengths: Sequence[int], start: int, tokens: int) -> list[int]:
+def fill_batch(
+    order: Sequence[int] | NDArray[np.int64],
+    lengths: Sequence[int] | NDArray[np.int32],
+    start: int,
+    tokens: int,
+) -> list[int]:
     """The next positions of an order, shortest first, that fit into a batch; at least one."""
     stop = start + 1
     while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= tokens:
         stop += 1
-    return list(order[start:stop])
+    return [int(position) for position in order[start:stop]]
+
+
+def batches_of(
+    encoded: Sequence[TokenizedExample], tokens_per_batch: int
+) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor]]]:
+    """Positions and collated tensors of batches, shortest examples first."""
+    if isinstance(encoded, PoolTokens):
+        lengths, read = encoded.lengths, encoded.__getitems__
+    else:
+        lengths = np.array([len(example.input_ids) for example in encoded], dtype=np.int32)
+        read = partial(_pick, encoded)
+    for batch in length_sorted_batches(lengths, tokens_per_batch):
+        yield batch, collate(read(batch.tolist()))
+
+
+def _pick(encoded: Sequence[TokenizedExample], positions: Sequence[int]) -> list[TokenizedExample]:
+    return [encoded[position] for position in positions]
 
 
 def collate(encoded: Sequence[TokenizedExample]) -> dict[str, Tensor]:
     """`input_ids`, `labels` and `attention_mask`, int64 [B, T], padded on the right."""
-    import torch
-
     longest = max(len(example.input_ids) for example in encoded)
     shape = (len(encoded), longest)
     input_ids = torch.zeros(shape, dtype=torch.int64)

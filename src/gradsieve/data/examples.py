@@ -1,7 +1,7 @@
 """One instruction example, as every part of gradsieve sees it.
 
 A pool's rows and a target's few-shot examples are the same kind of thing: a conversation, with
-the row it was read from kept beside it, so that a selection can give rows back as they came in.
+the row that it was read from, so that a selection returns rows as they came in.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Row:
 
     example: Example
     encoded: TokenizedExample
-    set_aside: str | None
+    skip_reason: str | None
 
     @property
     def key(self) -> tuple[str, str]:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+import torch
+from torch import Tensor
+
+from gradsieve.data.batching import collate, fill_batch
+from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import ModelError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from gradsieve.data.template import TokenizedExample
-    from gradsieve.gradients.features import FeatureExtractor, FeatureRows
+from gradsieve.gradients.features import FeatureExtractor, FeatureRows
+from gradsieve.gradients.per_example import send
+from gradsieve.models.load import device, forget_memory_used, memory_used
 
 FIRST = {"cpu": 4096, "cuda": 8192}
 """Tokens with which `auto` starts. On a CPU more gains nothing (measured, see LOG): it stays so."""
@@ -38,8 +40,6 @@ class TokenBudget:
     """
 
     def __init__(self, wanted: int | Literal["auto"] = "auto") -> None:
-        from gradsieve.models.load import device, forget_memory_used
-
         self._grows = wanted == "auto" and device().type == "cuda"
         forget_memory_used()
         self.tokens = FIRST[device().type] if wanted == "auto" else wanted
@@ -80,8 +80,6 @@ def extract(
     Raises:
         ModelError: If memory runs out with a single example.
     """
-    import torch
-
     rows: list[Tensor] = [torch.empty(0)] * len(encoded)
     norms = torch.empty(len(encoded))
     shares: list[float] = []
@@ -110,11 +108,6 @@ def _batches(
     measure_eps: bool,
 ) -> Iterator[tuple[list[int], FeatureRows]]:
     """Positions and features, shortest examples first."""
-    import torch
-
-    from gradsieve.data.batching import collate, fill_batch
-    from gradsieve.models.load import device, memory_used
-
     lengths = [len(example.input_ids) for example in encoded]
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     start = 0
@@ -142,11 +135,6 @@ def _unless_memory_runs_out(
     extractor: FeatureExtractor, tensors: Mapping[str, Tensor], measure_eps: bool
 ) -> FeatureRows | None:
     """Features of a batch. Returns before a caller frees memory: an exception would hold it."""
-    import torch
-
-    from gradsieve.gradients.per_example import send
-    from gradsieve.models.load import device
-
     try:
         ids = send(tensors["input_ids"], device())
         return extractor({"input_ids": ids, "labels": tensors["labels"]}, measure_eps)
@@ -158,8 +146,6 @@ class _OnItsWay:
     """A batch's features, being copied from the GPU while it goes on working."""
 
     def __init__(self, batch: list[int], made: FeatureRows) -> None:
-        import torch
-
         self._batch, self._made = batch, made
         self._event: torch.cuda.Event | None = None
         if made.rows.device.type == "cuda":

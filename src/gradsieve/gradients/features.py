@@ -8,10 +8,8 @@ largest weight, never batch x P. On a GPU a sketch is made by one kernel (kernel
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -23,8 +21,10 @@ from gradsieve.gradients.exact import ExactProducts
 from gradsieve.gradients.per_example import lora_layers, per_example_pass
 from gradsieve.gradients.projection import Projection
 
-if TYPE_CHECKING:
+try:
     from gradsieve.gradients.kernels import FusedTotals
+except ImportError:  # without Triton, as in builds of PyTorch for CPUs
+    FusedTotals = None  # type: ignore[misc, assignment]
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,8 @@ class FeatureExtractor:
             device.type == "cuda"
             and isinstance(projection, Projection)
             and projection.kind == "sketch"
-            and importlib.util.find_spec("triton")
+            and FusedTotals is not None
         ):
-            from gradsieve.gradients.kernels import FusedTotals
-
             return FusedTotals(projection, self.moments, self.reading, self.momentum, batch, device)
         return Totals(projection, self._update, batch, device)
 

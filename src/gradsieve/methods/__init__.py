@@ -1,8 +1,8 @@
-"""Ways to score a pool for targets, behind one call: LESS and its rivals.
+"""Selection methods behind one call: LESS and the baselines.
 
-In: a `Problem`, the pool's rows and the targets' examples (and for some methods gradients or a
-model). Out: `Scores` for each target. A method is an object with `source`, `uses` and `score`; the
-built-in ones are below, a third party's is found by the entry-point group `gradsieve.methods`.
+In: a `ScoringTask`: the pool, the target examples, and for some methods gradients. Out: `Scores`
+for each target. A method is an object with `source`, `uses` and `score`; the built-in ones are
+below, others are found by the entry-point group `gradsieve.methods`.
 
 A name may end in a number that seeds what is random in it: `random-1` is `random` with seed 1.
 """
@@ -16,15 +16,15 @@ from importlib.metadata import entry_points
 from typing import cast
 
 from gradsieve.errors import UsageError, did_you_mean
-from gradsieve.methods.base import Gradients, Method, Problem, Scores
+from gradsieve.methods.base import Features, Method, Scores, ScoringTask
 from gradsieve.recipe.schema import Recipe
 
 __all__ = [
     "METHODS",
-    "Gradients",
+    "Features",
     "Method",
-    "Problem",
     "Scores",
+    "ScoringTask",
     "find_method",
     "needs_gradients",
     "split_seed",

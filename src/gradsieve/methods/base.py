@@ -1,86 +1,110 @@
-"""What a method is given and what it gives back.
+"""What a method takes and returns.
 
-Letters: n rows of the pool, k examples of a target, S its subtasks.
+Letters: n examples of the pool, k examples of a target, S its subtasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradsieve.console import Progress
+from gradsieve.data.batching import PoolTokens
+from gradsieve.data.content import text_of
 from gradsieve.data.examples import Example, Row
+from gradsieve.data.pool import Pool
+from gradsieve.data.pool.mapped import ExampleKey
 from gradsieve.recipe.schema import Recipe
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Uses = Literal["data", "model", "gradients", "plain gradients"]
 """What a method needs beyond the data: decides which stages a run takes."""
 
+AT_ONCE = 10_000
+"""Examples that are read from the pool at a time."""
+
 
 @dataclass(frozen=True)
-class Gradients:
-    """Where the gradients are, one folder and one weight a checkpoint.
+class Features:
+    """Where the gradients are, one folder and one weight per checkpoint.
 
     Attributes:
         folders: `RUN/02-features/checkpoint-i`.
         weights: Mean learning rates, which needn't sum to 1.
-        rows: `RUN/02-features/rows.parquet`.
     """
 
     folders: Sequence[Path]
     weights: Sequence[float]
-    rows: Path
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A pool and targets to score it for.
+class ScoringTask:
+    """A pool, and targets to score it for.
 
     Attributes:
-        rows: The pool's usable rows, in order of (source, id).
+        pool: The candidate pool, memory-mapped.
+        numbers: Of the examples to score [n], in order of (source, id).
         targets: Each target's usable examples.
         recipe: All settings.
         seed: Of what is random.
-        progress: Where to tell.
-        gradients: For methods that use them.
+        progress: Where to report.
+        features: For methods that use gradients.
     """
 
-    rows: Sequence[Row]
+    pool: Pool
+    numbers: NDArray[np.int64]
     targets: Mapping[str, Sequence[Row]]
     recipe: Recipe
     seed: int
     progress: Progress
-    gradients: Gradients | None = None
+    features: Features | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def batches(self) -> Iterator[NDArray[np.int64]]:
+        """The numbers, some thousands at a time."""
+        for start in range(0, len(self), AT_ONCE):
+            yield self.numbers[start : start + AT_ONCE]
+
+    def example_keys(self) -> Iterator[ExampleKey]:
+        """The examples' keys, in order."""
+        return (key for batch in self.batches() for key in self.pool.keys(batch))
+
+    def tokens(self) -> PoolTokens:
+        """The tokenized examples, read when they are asked for."""
+        return PoolTokens(self.pool, self.numbers)
+
+    def texts(self) -> Iterator[str]:
+        """What all turns of each example say, a turn a line."""
+        return (text for batch in self.batches() for text in self.pool.texts(batch))
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A pool scored for one target: the higher, the sooner a row is taken.
+    """A pool scored for one target, aligned with the task's `numbers`: higher is better.
 
     Attributes:
-        keys: (source, id) of each row, in that order.
-        total: float32 [n], what rows are ranked by.
+        total: float32 [n], by which examples are ranked.
         subtasks: Names of the columns; none for methods that look at no subtask.
         by_subtask: float32 [n, S].
     """
 
-    keys: Sequence[tuple[str, str]]
     total: NDArray[np.float32]
     subtasks: Sequence[str] = ()
     by_subtask: NDArray[np.float32] | None = None
 
     @property
-    def best_subtask(self) -> list[str]:
-        """The subtask with each row's highest score; empty where there is none."""
+    def best(self) -> NDArray[np.int32]:
+        """The subtask with each example's highest score [n]; -1 where there is none."""
         if self.by_subtask is None:
-            return [""] * len(self.keys)
-        return [self.subtasks[index] for index in self.by_subtask.argmax(axis=1)]
+            return np.full(len(self.total), -1, dtype=np.int32)
+        best: NDArray[np.int32] = self.by_subtask.argmax(axis=1).astype(np.int32)
+        return best
 
 
 class Method(Protocol):
@@ -95,20 +119,17 @@ class Method(Protocol):
     source: str
     uses: Uses
 
-    def score(self, problem: Problem) -> dict[str, Scores]:
+    def score(self, task: ScoringTask) -> dict[str, Scores]:
         """Score the pool for every target."""
 
 
 def over_subtasks(
-    problem: Problem,
-    subtasks: Sequence[str],
-    by_subtask: NDArray[np.float32],
-    keys: Sequence[tuple[str, str]] | None = None,
+    task: ScoringTask, subtasks: Sequence[str], by_subtask: NDArray[np.float32]
 ) -> Scores:
     """Scores whose total is the best (or mean, as the recipe says) over subtasks."""
-    best = problem.recipe.score.across_subtasks == "max"
+    best = task.recipe.score.across_subtasks == "max"
     total = by_subtask.max(axis=1) if best else by_subtask.mean(axis=1)
-    return Scores(keys or [row.key for row in problem.rows], total, subtasks, by_subtask)
+    return Scores(total, subtasks, by_subtask)
 
 
 def mean_by_subtask(
@@ -123,4 +144,4 @@ def mean_by_subtask(
 
 def whole_text(example: Example) -> str:
     """What all turns of a conversation say, a turn a line."""
-    return "\n".join(turn["content"] for turn in example.messages)
+    return "\n".join(text_of(turn["content"]) for turn in example.messages)

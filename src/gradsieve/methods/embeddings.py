@@ -5,119 +5,115 @@ RDS of the last token (the LESS paper's baseline), RDS+ a mean over tokens weigh
 each target example taking its nearest row in turn (Ivison et al., "Large-Scale Data Selection for
 Instruction Tuning", 2025, arXiv 2503.01807). Embeddings come from a sentence-transformers model.
 
-Letters: n rows, k examples, h hidden size.
+Letters: n examples of the pool, k of the target, h hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
 
-from gradsieve.data.batching import collate, length_sorted_batches
-from gradsieve.data.examples import Row
+from gradsieve.data.batching import batches_of
+from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import ModelError
 from gradsieve.io import needed
 from gradsieve.methods.base import (
-    Problem,
     Scores,
+    ScoringTask,
     Uses,
     mean_by_subtask,
     over_subtasks,
     whole_text,
 )
+from gradsieve.models.load import device, load_model
 from gradsieve.selection.order import round_robin
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
 
 TOKENS_PER_BATCH = 8192
 
-Encoder = Callable[[Sequence[Row]], "NDArray[np.float32]"]
-"""Rows to unit vectors [n, h]."""
+Vectors = NDArray[np.float32]
+"""Unit vectors [n, h]."""
 
 
 @dataclass(frozen=True)
 class Representations:
-    """Cosines between rows and target examples.
+    """Cosines between the pool's examples and the target's.
 
     Attributes:
         source: Who proposed it.
-        encoder: Loads what makes the representations.
-        in_turn: Each target example takes its nearest row in turn; otherwise rows are ranked by
-            their mean cosine to a subtask's examples.
+        vectors: Represents the pool, and each target's examples.
+        in_turn: Each target example takes its nearest example in turn; otherwise examples are
+            ranked by their mean cosine to a subtask's.
         library: An optional one that it needs.
     """
 
     source: str
-    encoder: Callable[[Problem], Encoder]
+    vectors: Callable[[ScoringTask], tuple[Vectors, dict[str, Vectors]]]
     uses: Uses
     in_turn: bool = False
     library: str | None = None
 
-    def score(self, problem: Problem) -> dict[str, Scores]:
+    def score(self, task: ScoringTask) -> dict[str, Scores]:
         """The pool is represented once, then compared with each target."""
-        encode = self.encoder(problem)
-        pool = encode(problem.rows)
+        pool, targets = self.vectors(task)
         scores = {}
-        for name, examples in problem.targets.items():
-            cosines = pool @ encode(examples).T
+        for name, examples in task.targets.items():
+            cosines = pool @ targets[name].T
             subtasks, by_subtask = mean_by_subtask(examples, cosines)
-            scores[name] = over_subtasks(problem, subtasks, by_subtask)
+            scores[name] = over_subtasks(task, subtasks, by_subtask)
             if self.in_turn:
                 place = np.empty(len(pool), dtype=np.float32)
-                place[[row for row, _ in round_robin(cosines)]] = np.arange(len(pool))
+                place[[line for line, _ in round_robin(cosines)]] = np.arange(len(pool))
                 ranks = 1 - place / np.float32(len(pool))
-                scores[name] = Scores(scores[name].keys, ranks, subtasks, by_subtask)
+                scores[name] = Scores(ranks, subtasks, by_subtask)
         return scores
 
 
-def _hidden_states(weigh: Callable[[Tensor], Tensor]) -> Callable[[Problem], Encoder]:
-    """Vectors from the model's last layer; `weigh` turns a mask [B, T] into weights of tokens."""
+@dataclass(frozen=True)
+class HiddenStates:
+    """Vectors from the last layer of the model that selects, without an adapter.
 
-    def load(problem: Problem) -> Encoder:
-        from gradsieve.models.load import load_model
+    Attributes:
+        weigh: Turns a mask [B, T] into weights of tokens.
+    """
 
-        model = load_model(problem.recipe.model).eval()
+    weigh: Callable[[Tensor], Tensor]
 
-        def encode(rows: Sequence[Row]) -> NDArray[np.float32]:
-            with problem.progress.counting("representations", len(rows), "rows") as report:
-                return _encode(model, rows, weigh, report)
+    def __call__(self, task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
+        """Of the pool, and of each target."""
+        model = load_model(task.recipe.model).eval()
 
-        return encode
+        def encode(encoded: Sequence[TokenizedExample]) -> Vectors:
+            with task.progress.counting("representations", len(encoded), "rows") as report:
+                return self._encode(model, encoded, report)
 
-    return load
+        return encode(task.tokens()), {
+            name: encode([row.encoded for row in rows]) for name, rows in task.targets.items()
+        }
 
-
-def _encode(
-    model: Any,
-    rows: Sequence[Row],
-    weigh: Callable[[Tensor], Tensor],
-    report: Callable[[float], None],
-) -> NDArray[np.float32]:
-    import torch
-    from torch.nn import functional
-
-    from gradsieve.models.load import device
-
-    made: NDArray[np.float32] = np.empty((len(rows), 0), dtype=np.float32)
-    done = 0
-    with torch.inference_mode():
-        lengths = [len(row.encoded.input_ids) for row in rows]
-        for batch in length_sorted_batches(lengths, TOKENS_PER_BATCH):
-            tensors = collate([rows[i].encoded for i in batch])
-            on = {key: value.to(device()) for key, value in tensors.items() if key != "labels"}
-            hidden = model.base_model(**on, use_cache=False).last_hidden_state.float()
-            mean = (hidden * weigh(on["attention_mask"]).float().unsqueeze(2)).sum(1)
-            unit = functional.normalize(mean, dim=1).cpu().numpy()
-            made = made if made.size else np.empty((len(rows), unit.shape[1]), dtype=np.float32)
-            made[batch] = unit
-            done += len(batch)
-            report(done)
-    return made
+    def _encode(
+        self, model: Any, encoded: Sequence[TokenizedExample], report: Callable[[float], None]
+    ) -> Vectors:
+        made: Vectors = np.empty((len(encoded), 0), dtype=np.float32)
+        done = 0
+        with torch.inference_mode():
+            for batch, tensors in batches_of(encoded, TOKENS_PER_BATCH):
+                on = {key: value.to(device()) for key, value in tensors.items() if key != "labels"}
+                hidden = model.base_model(**on, use_cache=False).last_hidden_state.float()
+                mean = (hidden * self.weigh(on["attention_mask"]).float().unsqueeze(2)).sum(1)
+                unit = functional.normalize(mean, dim=1).cpu().numpy()
+                if not made.size:
+                    made = np.empty((len(made), unit.shape[1]), dtype=np.float32)
+                made[batch] = unit
+                done += len(batch)
+                report(done)
+        return made
 
 
 def _last_token(mask: Tensor) -> Tensor:
@@ -130,11 +126,10 @@ def _by_position(mask: Tensor) -> Tensor:
     return mask.cumsum(1) * mask
 
 
-def _embeddings(problem: Problem) -> Encoder:
-    from gradsieve.models.load import device
-
+def _embeddings(task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
+    """Vectors by a sentence-transformers model, some thousand texts at a time."""
     library = needed("sentence_transformers", "baselines")
-    name = problem.recipe.score.embedding
+    name = task.recipe.score.embedding
     try:
         model = library.SentenceTransformer(name, device=str(device()))
     except (OSError, ValueError) as error:
@@ -144,24 +139,25 @@ def _embeddings(problem: Problem) -> Encoder:
             "Give a folder, or a hub name that this machine can reach or has in its cache.",
         ) from None
 
-    def encode(rows: Sequence[Row]) -> NDArray[np.float32]:
-        texts = [whole_text(row.example) for row in rows]
-        made: NDArray[np.float32] = model.encode(
-            texts, normalize_embeddings=True, show_progress_bar=False
-        )
+    def encode(texts: Sequence[str]) -> Vectors:
+        made: Vectors = model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
         return made
 
-    return encode
+    pool = [encode(task.pool.texts(numbers)) for numbers in task.batches()]
+    return np.concatenate(pool), {
+        name: encode([whole_text(row.example) for row in rows])
+        for name, rows in task.targets.items()
+    }
 
 
 RDS = Representations(
     "RDS (the LESS paper's baseline: last hidden state of the last token)",
-    _hidden_states(_last_token),
+    HiddenStates(_last_token),
     "model",
 )
 RDS_PLUS = Representations(
     "RDS+ (Ivison et al., 2025, arXiv 2503.01807: mean weighted by position, round robin)",
-    _hidden_states(_by_position),
+    HiddenStates(_by_position),
     "model",
     in_turn=True,
 )

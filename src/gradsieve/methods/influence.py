@@ -14,23 +14,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from gradsieve.errors import StoreError
-from gradsieve.methods.base import Gradients, Problem, Scores, Uses, over_subtasks
-from gradsieve.store import Store, open_store, read_key_table
+from gradsieve.gradients.similarity import subtask_directions
+from gradsieve.methods.base import Features, Scores, ScoringTask, Uses, over_subtasks
+from gradsieve.store import Store, open_store
 from gradsieve.store.targets import read_target_gradients
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Column = tuple[str, str]
 """(target, subtask) of a column of scores."""
 
-Blocks = Iterator[tuple["NDArray[np.int64]", "NDArray[np.float32]"]]
+Blocks = Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]
 """Positions of rows in the datastore, and what they add to each column [n, S]."""
 
 
@@ -48,37 +46,34 @@ class Influence:
     uses: Uses = "gradients"
     cosine: bool = True
 
-    def score(self, problem: Problem) -> dict[str, Scores]:
+    def score(self, task: ScoringTask) -> dict[str, Scores]:
         """Add up the checkpoints' similarities for every target at once."""
-        assert problem.gradients is not None, "the features stage comes first"
-        keys = read_key_table(problem.gradients.rows)
-        keys = keys.sort_by([(name, "ascending") for name in keys.column_names])
-        columns, total = self._total(problem, problem.gradients, keys)
-        rows = list(zip(*keys.select(["source", "id"]).to_pydict().values(), strict=True))
+        assert task.features is not None, "the features stage comes first"
+        columns, total = self._total(task, task.features, task.pool.store_keys(task.numbers))
         scores = {}
-        for target in problem.targets:
+        for target in task.targets:
             own = [index for index, (owner, _) in enumerate(columns) if owner == target]
             subtasks = [columns[index][1] for index in own]
-            scores[target] = over_subtasks(problem, subtasks, total[:, own].astype("f4"), rows)
+            scores[target] = over_subtasks(task, subtasks, total[:, own].astype("f4"))
         return scores
 
     def _total(
-        self, problem: Problem, gradients: Gradients, keys: pa.Table
+        self, task: ScoringTask, features: Features, keys: pa.Table
     ) -> tuple[list[Column], NDArray[np.float64]]:
         columns: list[Column] = []
         total = np.zeros((0, 0))
-        rates = np.array(gradients.weights, dtype=np.float64)
+        rates = np.array(features.weights, dtype=np.float64)
         for number, rate in enumerate(rates / rates.sum(), start=1):
-            where = gradients.folders[number - 1]
-            store = open_store(where / self._store_name(problem))
+            where = features.folders[number - 1]
+            store = open_store(where / self._store_name(task))
             positions = store.positions(keys)
             if (positions < 0).any():
                 raise _rows_missing(where, keys.filter(positions < 0), len(keys))
             order, done = np.argsort(positions), 0
-            columns, blocks = self._similarities(problem, where, store, positions)
+            columns, blocks = self._similarities(task, where, store, positions)
             total = total if total.size else np.zeros((len(keys), len(columns)))
             what = f"scores, checkpoint {number} of {len(rates)}"
-            with problem.progress.counting(what, len(keys), "rows") as report:
+            with task.progress.counting(what, len(keys), "rows") as report:
                 for block, similarities in blocks:
                     # Blocks come in order of position.
                     total[order[done : done + len(block)]] += rate * similarities
@@ -86,35 +81,33 @@ class Influence:
                     report(done)
         return columns, total
 
-    def _store_name(self, problem: Problem) -> str:
-        if problem.recipe.features.mode == "exact":
+    def _store_name(self, task: ScoringTask) -> str:
+        if task.recipe.features.mode == "exact":
             return "exact"
         return "pool-sgd" if self.uses == "plain gradients" else "pool"
 
     def _similarities(
-        self, problem: Problem, where: Path, store: Store, positions: NDArray[np.int64]
+        self, task: ScoringTask, where: Path, store: Store, positions: NDArray[np.int64]
     ) -> tuple[list[Column], Blocks]:
         """The columns at one checkpoint, and blocks of rows with their similarity to each."""
-        if problem.recipe.features.mode == "exact":
+        if task.recipe.features.mode == "exact":
             return _exact(store, positions)
-        columns, directions = self._directions(problem, where / "targets")
+        columns, directions = self._directions(task, where / "targets")
         found = store.similarities(directions, positions)
         if self.cosine:
             return columns, ((part.positions, part.cosines) for part in found)
         return columns, ((p.positions, p.cosines * p.feature_norms[:, None]) for p in found)
 
     def _directions(
-        self, problem: Problem, folder: Path
+        self, task: ScoringTask, folder: Path
     ) -> tuple[list[Column], NDArray[np.float32]]:
-        """The columns and the direction of each, all targets side by side."""
-        from gradsieve.gradients.similarity import subtask_directions
-
+        """The columns and the direction of each, all targets together."""
         columns: list[Column] = []
         parts = []
-        for target in problem.targets:
-            told = read_target_gradients(folder / f"{target}.safetensors")
-            mean = problem.recipe.score.target_mean if self.cosine else "mean"
-            found, directions = subtask_directions(told.rows, told.subtasks, mean)
+        for target in task.targets:
+            gradients = read_target_gradients(folder / f"{target}.safetensors")
+            mean = task.recipe.score.target_mean if self.cosine else "mean"
+            found, directions = subtask_directions(gradients.rows, gradients.subtasks, mean)
             columns += [(target, subtask) for subtask in found]
             parts.append(directions.numpy())
         return columns, np.concatenate(parts)

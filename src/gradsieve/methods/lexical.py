@@ -1,33 +1,36 @@
 """Baselines that count words: BM25 and DSIR, by the libraries bm25s and data-selection.
 
-Both read what all turns of a row say, split into words as each script has it (`data.words`). Stop
-words are counted, since a pool has many languages. The libraries are an extra:
+Both read the text of all turns, split into words as each script has it (`data.words`). Stop words
+are counted, since a pool has many languages. The libraries are an extra:
 `pip install 'gradsieve[baselines]'`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradsieve.data.examples import Row
 from gradsieve.data.words import split_words, split_words_and_punctuation
 from gradsieve.errors import DataError
 from gradsieve.io import needed
 from gradsieve.methods.base import (
-    Problem,
     Scores,
+    ScoringTask,
     Uses,
     mean_by_subtask,
     over_subtasks,
     whole_text,
 )
-from gradsieve.methods.random import draw
+from gradsieve.methods.random import draws
 
 
 @dataclass(frozen=True)
@@ -38,42 +41,73 @@ class Bm25:
     uses: Uses = "data"
     library: str = "bm25s"
 
-    def score(self, problem: Problem) -> dict[str, Scores]:
+    def score(self, task: ScoringTask) -> dict[str, Scores]:
         """One index, a query for each example."""
         bm25s = needed("bm25s", "baselines")
         index = bm25s.BM25(k1=1.5, b=0.75)
-        pool = _tokens(problem.rows)
-        if not any(pool):
+        pool = _Words(task.texts())
+        if not pool.vocab:
             raise DataError(
                 "BM25 finds no word of two letters or more in the pool.",
-                f"score.methods: bm25, {len(pool)} rows",
+                f"score.methods: bm25, {len(task)} rows",
                 "Take bm25 out of score.methods.",
             )
         index.index(pool, show_progress=False)
         scores = {}
-        for name, examples in problem.targets.items():
-            queries = _tokens(examples)
-            nothing = np.zeros(len(pool), dtype=np.float32)  # bm25s has no answer to no words
+        for name, examples in task.targets.items():
+            nothing = np.zeros(len(task), dtype=np.float32)  # bm25s has no answer to no words
             columns = [
                 index.get_scores(query).astype(np.float32) if query else nothing
-                for query in queries
+                for query in (_words(whole_text(row.example)) for row in examples)
             ]
             subtasks, by_subtask = mean_by_subtask(examples, np.stack(columns, axis=1))
-            scores[name] = over_subtasks(problem, subtasks, by_subtask)
+            scores[name] = over_subtasks(task, subtasks, by_subtask)
         return scores
 
 
-def _tokens(rows: Sequence[Row]) -> list[list[str]]:
-    """The words of each row of two letters or more, as bm25s has it."""
-    texts = (split_words(whole_text(row.example)) for row in rows)
-    return [[word for word in words if len(word) > 1] for words in texts]
+def _words(text: str) -> list[str]:
+    """The words of two letters or more, as bm25s has it."""
+    return [word for word in split_words(text) if len(word) > 1]
+
+
+class _Words:
+    """Words of many texts, as bm25s indexes them: their numbers, packed.
+
+    Attributes:
+        vocab: The number of each word.
+        ids: Iterates over texts, and has a length.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.vocab: dict[str, int] = {}
+        self.ids = _Packed()
+        for text in texts:
+            self.ids.append(self.vocab.setdefault(word, len(self.vocab)) for word in _words(text))
+
+
+@dataclass
+class _Packed:
+    """Lists of numbers in one array."""
+
+    values: array[int] = field(default_factory=lambda: array("i"))
+    ends: array[int] = field(default_factory=lambda: array("q", [0]))
+
+    def append(self, numbers: Iterable[int]) -> None:
+        self.values.extend(numbers)
+        self.ends.append(len(self.values))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self.values[start:end].tolist() for start, end in pairwise(self.ends))
 
 
 @dataclass(frozen=True)
 class Dsir:
-    """Importance weights of hashed words and pairs of words; the target is seen as a whole.
+    """Importance weights of hashed words and pairs of words; the target is seen as one text.
 
-    To the log weight a Gumbel number is added, so that the top rows are a sample without
+    To the log weight a Gumbel number is added, so that the top examples are a sample without
     replacement in proportion to the weights, as the method asks.
     """
 
@@ -81,31 +115,30 @@ class Dsir:
     uses: Uses = "data"
     library: str = "data_selection"
 
-    def score(self, problem: Problem) -> dict[str, Scores]:
+    def score(self, task: ScoringTask) -> dict[str, Scores]:
         """One estimator for each target."""
-        keys = [row.key for row in problem.rows]
-        luck = np.array([draw(f"dsir{problem.seed}", key) for key in keys])
-        gumbel = -np.log(-np.log(luck))
+        gumbel = -np.log(-np.log(draws(f"dsir{task.seed}", task)))
         return {
-            name: Scores(keys, (_log_weights(problem.rows, examples) + gumbel).astype(np.float32))
-            for name, examples in problem.targets.items()
+            name: Scores((_log_weights(task, examples) + gumbel).astype(np.float32))
+            for name, examples in task.targets.items()
         }
 
 
-def _log_weights(rows: Sequence[Row], examples: Sequence[Row]) -> np.ndarray:
+def _log_weights(task: ScoringTask, examples: Sequence[Row]) -> NDArray[np.float64]:
     dsir = needed("data_selection", "baselines").HashedNgramDSIR
     with TemporaryDirectory() as folder:
-        files = {"pool": rows, "target": examples}
-        for file, of in files.items():
-            lines = [json.dumps({"text": whole_text(row.example)}) + "\n" for row in of]
-            Path(folder, file).write_text("".join(lines), encoding="utf-8")
-        pool, target = ([str(Path(folder, file))] for file in files)
+        files = [Path(folder, name) for name in ("pool", "target")]
+        for file, texts in zip(
+            files, (task.texts(), (whole_text(row.example) for row in examples)), strict=True
+        ):
+            with file.open("w", encoding="utf-8") as out:
+                out.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+        pool, target = ([str(file)] for file in files)
         estimator = dsir(pool, target, cache_dir=folder, num_proc=1)
         estimator.tokenizer = split_words_and_punctuation
         estimator.fit_importance_estimator(num_tokens_to_fit="all")
-    texts = (whole_text(row.example) for row in rows)
-    weights = [estimator.importance_estimator(estimator.featurizer(text)) for text in texts]
-    return np.array(weights, dtype=np.float64)
+    weights = (estimator.importance_estimator(estimator.featurizer(t)) for t in task.texts())
+    return np.fromiter(weights, np.float64, len(task))
 
 
 BM25 = Bm25()

@@ -1,6 +1,6 @@
-"""Baselines by perplexity: how surprised the model is by a row's answer, without an adapter.
+"""Baselines by perplexity of an example's answers under the model, without an adapter.
 
-`perplexity_top` takes the rows with the highest, `perplexity_middle` those nearest the median
+`perplexity_top` takes the examples with the highest, `perplexity_middle` those nearest the median
 (Marion et al., "When Less is More", 2023, arXiv 2309.04564, found the middle to prune best). The
 target is not looked at.
 """
@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
 
-from gradsieve.methods.base import Problem, Scores, Uses
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from gradsieve.data.template import TokenizedExample
+from gradsieve.data.batching import batches_of
+from gradsieve.data.template import TokenizedExample
+from gradsieve.methods.base import Scores, ScoringTask, Uses
+from gradsieve.models.load import device, load_model
 
 TOKENS_PER_BATCH = 4096
 
@@ -37,18 +37,15 @@ class Perplexity:
     middle: bool
     uses: Uses = "model"
 
-    def score(self, problem: Problem) -> dict[str, Scores]:
+    def score(self, task: ScoringTask) -> dict[str, Scores]:
         """The same numbers for every target."""
-        from gradsieve.models.load import load_model
-
-        model = load_model(problem.recipe.model)
-        with problem.progress.counting("perplexity", len(problem.rows), "rows") as report:
-            losses = answer_losses(model, [row.encoded for row in problem.rows], report)
+        model = load_model(task.recipe.model)
+        with task.progress.counting("perplexity", len(task), "rows") as report:
+            losses = answer_losses(model, task.tokens(), report)
         if self.middle:
             place = np.argsort(np.argsort(losses, kind="stable"))
             losses = -np.abs(place - (len(losses) - 1) / 2)
-        keys = [row.key for row in problem.rows]
-        return {name: Scores(keys, losses.astype(np.float32)) for name in problem.targets}
+        return {name: Scores(losses.astype(np.float32)) for name in task.targets}
 
 
 def answer_losses(
@@ -63,18 +60,11 @@ def answer_losses(
         encoded: Examples that have a label.
         report: Called with the examples done so far.
     """
-    import torch
-    from torch.nn import functional
-
-    from gradsieve.data.batching import collate, length_sorted_batches
-    from gradsieve.models.load import device
-
     losses = np.empty(len(encoded))
     done = 0
     model.eval()
     with torch.inference_mode():
-        for batch in length_sorted_batches([len(e.input_ids) for e in encoded], TOKENS_PER_BATCH):
-            tensors = collate([encoded[i] for i in batch])
+        for batch, tensors in batches_of(encoded, TOKENS_PER_BATCH):
             on = {key: value.to(device()) for key, value in tensors.items()}
             labels = on.pop("labels")[:, 1:]
             logits = model(**on, use_cache=False).logits[:, :-1].float()

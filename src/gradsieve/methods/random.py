@@ -1,17 +1,18 @@
-"""Baselines that look at nothing: random rows, random rows in equal parts of the sources, all rows.
+"""Baselines that look at nothing: random, random in equal parts of the sources, and everything.
 
-A row's place is a hash of (seed, source, id): it doesn't depend on the pool's order.
+An example's place is a hash of (seed, source, id): it doesn't depend on the pool's order.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from gradsieve.methods.base import Problem, Scores, Uses
+from gradsieve.methods.base import Scores, ScoringTask, Uses
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Chance:
     balanced: bool = False
     uses: Uses = "data"
 
-    def score(self, problem: Problem) -> dict[str, Scores]:
+    def score(self, task: ScoringTask) -> dict[str, Scores]:
         """The same numbers for every target."""
-        keys = [row.key for row in problem.rows]
-        luck = np.array([draw(f"{self.source}{problem.seed}", key) for key in keys])
-        total = _turns(keys, luck) if self.balanced else luck
-        return {name: Scores(keys, total.astype(np.float32)) for name in problem.targets}
+        total = draws(f"{self.source}{task.seed}", task)
+        if self.balanced:
+            sources = task.pool.take(task.numbers, ["source"])["source"]
+            encoded = pc.dictionary_encode(sources).combine_chunks()
+            total = _turns(encoded.indices.to_numpy(), total)
+        return {name: Scores(total.astype(np.float32)) for name in task.targets}
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,14 @@ class Full:
     source: str = "the paper's full-data baseline"
     uses: Uses = "data"
 
-    def score(self, problem: Problem) -> dict[str, Scores]:
+    def score(self, task: ScoringTask) -> dict[str, Scores]:
         """Zero for all."""
-        keys = [row.key for row in problem.rows]
-        zeros = np.zeros(len(keys), dtype=np.float32)
-        return {name: Scores(keys, zeros) for name in problem.targets}
+        return {name: Scores(np.zeros(len(task), dtype=np.float32)) for name in task.targets}
+
+
+def draws(seed: str, task: ScoringTask) -> NDArray[np.float64]:
+    """A number in (0, 1) for each example [n]."""
+    return np.fromiter((draw(seed, key) for key in task.example_keys()), np.float64, len(task))
 
 
 def draw(seed: str, key: tuple[str, str]) -> float:
@@ -56,16 +62,15 @@ def draw(seed: str, key: tuple[str, str]) -> float:
     return (int.from_bytes(digest[:6], "little") + 0.5) / 2**48
 
 
-def _turns(keys: Sequence[tuple[str, str]], luck: np.ndarray) -> np.ndarray:
-    """Rows ranked within their source by luck; the first of each source lead, and so on."""
-    place = np.empty(len(keys))
-    sources = np.array([source for source, _ in keys])
-    for source in set(sources.tolist()):
+def _turns(sources: NDArray[np.int32], luck: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Examples ranked within their source by luck; the first of each source lead, and so on."""
+    place = np.empty(len(luck))
+    for source in range(int(sources.max()) + 1):
         own = np.flatnonzero(sources == source)
         place[own[np.argsort(-luck[own])]] = np.arange(len(own))
-    ranks = np.empty(len(keys))
-    ranks[np.lexsort((-luck, place))] = np.arange(len(keys))
-    return 1 - ranks / len(keys)
+    ranks = np.empty(len(luck))
+    ranks[np.lexsort((-luck, place))] = np.arange(len(luck))
+    return 1 - ranks / len(luck)
 
 
 RANDOM = Chance("the paper's random baseline")

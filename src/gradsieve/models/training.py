@@ -51,7 +51,7 @@ def train_model(
 
     Args:
         model: With a fresh adapter, or with all weights trainable; trained in place.
-        rows: Tokenized examples.
+        rows: Tokenized examples; `__getitems__`, if they have it, reads several at once.
         settings: Epochs, learning rate, batch size.
         seed: Of the order and the dropout.
         folder: Where to write. Working files are in `folder/trainer`, from which a training goes
@@ -64,7 +64,7 @@ def train_model(
     trainer = Trainer(
         model=model,
         args=_arguments(settings, seed, work),
-        train_dataset=list(rows),
+        train_dataset=rows,
         data_collator=collate,
         callbacks=[*([KeepMoments(folder)] if keep_checkpoints else []), _Resumable(on_step)],
     )

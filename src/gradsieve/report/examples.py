@@ -45,13 +45,11 @@ class Pool:
     shown: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(self.context.artifacts.scores.examples)
-        self.sources = sorted(self.context.pool.sources)
-        self.keys = list(zip(*(table[name].to_pylist() for name in ("source", "id")), strict=True))
-        self.tokens = table["tokens"].to_numpy()
-        self.truncated = table["truncated"].to_numpy(zero_copy_only=False)
+        pool = self.context.pool
+        self.sources = sorted(pool.sources)
+        self.keys: list[Key] = [*pool.keys(pool.order)]
+        self.tokens = pool.lengths[pool.order]
+        self.truncated = pool.column("truncated")[pool.order]
         number = {name: index for index, name in enumerate(self.sources)}
         self.source = np.array([number[source] for source, _ in self.keys])
         self.place = {key: place for place, key in enumerate(self.keys)}
@@ -64,7 +62,7 @@ class Pool:
         """[source, id, tokens, truncated, leak, characters left out, turns] of each shown row."""
         told = []
         for place in self.shown:
-            kept, more = turns(self.context.examples[self.keys[place]].messages)
+            kept, more = turns(self.context.pool.messages([self.context.pool.order[place]])[0])
             leak = self.leaks.get(self.keys[place])
             told.append(
                 [

@@ -82,10 +82,10 @@ def _view(
         "agreement": None,
     }
     if can_attribute(recipe, method):
-        keys = [table.keys[row.line] for row in rows]
+        keys = [table.key(row.line) for row in rows]
         pulls = Pulls(context, target.name, method, _places(target))
         told["shown"] |= pulls.of_rows(keys, [row.subtask for row in rows])
-        told["agreement"] = pulls.agreement(table.keys, table.total)
+        told["agreement"] = pulls.agreement(table)
     return told, set(selection.places[selection.chosen].tolist())
 
 

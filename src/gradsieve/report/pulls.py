@@ -17,6 +17,7 @@ from gradsieve.analysis.decompose import Parts, attribute
 from gradsieve.report.examples import Key
 from gradsieve.report.numbers import overlap_of_top, short, spearman
 from gradsieve.runs.context import Context
+from gradsieve.runs.score_table import ScoreTable
 
 TOLD = 5
 """Examples told that pull a row in, and as many that push it away."""
@@ -93,19 +94,15 @@ class Pulls:
             for place in [*pulling, *pushing]
         ]
 
-    def agreement(self, keys: Sequence[Key], scores: NDArray[np.float32]) -> dict[str, Any] | None:
-        """Rank correlation and shared top rows of checkpoints, and of each with the whole.
-
-        Args:
-            keys: The scored rows.
-            scores: Theirs.
-        """
-        if self._checkpoints < 2 or len(keys) < 2:
+    def agreement(self, table: ScoreTable) -> dict[str, Any] | None:
+        """Rank correlation and shared top rows of checkpoints, and of each with the total."""
+        if self._checkpoints < 2 or len(table) < 2:
             return None
-        count = min(SAMPLE, len(keys))
-        drawn = np.sort(np.random.default_rng(0).choice(len(keys), count, replace=False))
-        found = [self._by_checkpoint(parts) for parts in self._parts([keys[i] for i in drawn])]
-        lists = [*np.concatenate(found, axis=1), scores[drawn]]
+        count = min(SAMPLE, len(table))
+        drawn = np.sort(np.random.default_rng(0).choice(len(table), count, replace=False))
+        keys = [table.key(line) for line in drawn.tolist()]
+        found = [self._by_checkpoint(parts) for parts in self._parts(keys)]
+        lists = [*np.concatenate(found, axis=1), table.total[drawn]]
         return {
             "rows": count,
             "spearman": [[short(spearman(one, other)) for other in lists] for one in lists],

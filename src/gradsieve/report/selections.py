@@ -48,7 +48,9 @@ class Selection:
 
     def __init__(self, files: SelectionFiles, table: ScoreTable, pool: Pool, own: bool) -> None:
         self.table, self.pool = table, pool
-        self.places = np.array([pool.place[key] for key in table.keys])
+        self.places = np.array(
+            [pool.place[key["source"], key["id"]] for key in table.keys.to_pylist()]
+        )
         self._line = {place: line for line, place in enumerate(self.places.tolist())}
         self.rows: list[Shown] = []
         for row in read_lines(files.messages):
@@ -61,7 +63,7 @@ class Selection:
 
     def _shown(self, line: int, group: int, reason: str | None = None) -> Shown:
         table = self.table
-        return Shown(line, group, float(table.total[line]), table.best[line], reason)
+        return Shown(line, group, float(table.total[line]), table.subtask(line), reason)
 
     def shown(self, settings: ReportConfig, most: int) -> list[Shown]:
         """The rows of the four groups, each best first; the lowest, lowest first."""
@@ -91,8 +93,9 @@ class Selection:
     def subtasks(self) -> list[list[Any]]:
         """[name, selected rows, scored rows that help it most] of each subtask."""
         chosen = Counter(row.subtask for row in self.rows)
-        best = Counter(self.table.best)
-        return [[name, chosen[name], best[name]] for name in self.table.subtasks]
+        best = Counter(self.table.best.tolist())
+        names = enumerate(self.table.subtasks)
+        return [[name, chosen[name], best[number]] for number, name in names]
 
     def told(self) -> dict[str, Any]:
         """Counts and distributions, as JSON."""

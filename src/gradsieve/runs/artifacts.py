@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gradsieve.data.pool import Pool, open_pool
 from gradsieve.io import (
+    atomic,
     file_fingerprint,
     fingerprint,
     folder_fingerprint,
@@ -183,9 +187,18 @@ class FeaturesArtifact(StageArtifact):
         return [self.checkpoint(n + 1) for n in range(len(self.metadata["checkpoints"]))]
 
     @property
-    def examples(self) -> Path:
-        """The table of the pool's examples: which have features, and why others have none."""
-        return self.folder / "rows.parquet"
+    def skipped_file(self) -> Path:
+        """Examples whose features are not finite."""
+        return self.folder / "skipped.parquet"
+
+    def skipped(self) -> pa.Table:
+        """Source, id and `skip_reason` of the examples whose features are not finite, by key."""
+        return pq.read_table(self.skipped_file)
+
+    def write_skipped(self, skipped: pa.Table) -> None:
+        """Write what `skipped` reads."""
+        with atomic(self.skipped_file) as temporary:
+            pq.write_table(skipped, temporary)
 
     @property
     def kinds(self) -> list[str]:
@@ -204,7 +217,7 @@ class FeaturesArtifact(StageArtifact):
         """Tables, target gradients, and every file of the datastores."""
         inputs = self.metadata["inputs"]
         targets = inputs["targets"] if inputs["features"]["mode"] == "store" else ()
-        found = [self.examples]
+        found = [self.skipped_file]
         for checkpoint in self.checkpoints:
             found += [checkpoint.target_file(target) for target in targets]
             for kind in self.kinds:
@@ -218,10 +231,15 @@ class ScoresArtifact(StageArtifact):
 
     stage: str = "score"
 
-    @property
-    def examples(self) -> Path:
-        """The table of the pool's examples: lengths, and why some have no score."""
-        return self.folder / "rows.parquet"
+    def skipped(self, pool: Pool) -> pa.Table:
+        """Source, id and `skip_reason` of the pool's examples without a score, by key."""
+        reasons = pc.is_valid(pool.skip_reasons).to_numpy()
+        numbers = pool.order[reasons[pool.order]]
+        found = pool.take(numbers, ["source", "id", "skip_reason"])
+        if self.metadata["inputs"]["features"]:  # a method has read them
+            features = FeaturesArtifact(self.run).skipped()
+            found = pa.concat_tables([found, features.cast(found.schema)])
+        return found.sort_by([("source", "ascending"), ("id", "ascending")])
 
     def table_file(self, target: str, method: str) -> Path:
         """Where a target's scores by a method are."""
@@ -247,7 +265,7 @@ class ScoresArtifact(StageArtifact):
     def paths(self) -> list[Path]:
         """The tables."""
         names = (name.split("/") for name in self.metadata["tables"])
-        return [self.examples, *(self.table_file(target, method) for target, method in names)]
+        return [self.table_file(target, method) for target, method in names]
 
 
 @dataclass(frozen=True)
@@ -319,7 +337,7 @@ class SelectionsArtifact(StageArtifact):
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained adapter, or a whole model.
+    """A trained adapter, or a full model.
 
     Attributes:
         folder: `RUN/05-train/TARGET/METHOD/seed-S`.
@@ -329,7 +347,7 @@ class TrainedModel:
 
     @property
     def partial(self) -> Path:
-        """Where it is trained, before its folder appears whole."""
+        """Where it is trained, before its folder appears."""
         return self.folder.with_name(f"{self.folder.name}.tmp")
 
     def exists(self) -> bool:

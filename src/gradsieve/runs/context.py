@@ -199,12 +199,12 @@ class Context:
         if target.name in self._target_rows:
             return self._target_rows[target.name]
         rows = self.encode(target.examples)
-        usable = [row for row in rows if not row.set_aside]
-        bare = [row for row in rows if row.set_aside]
+        usable = [row for row in rows if not row.skip_reason]
+        bare = [row for row in rows if row.skip_reason]
         if not usable:
             raise DataError(
                 "The target has no example with anything to learn from.",
-                f"target {target.name}, e.g. {bare[0].example.id}: {bare[0].set_aside}",
+                f"target {target.name}, e.g. {bare[0].example.id}: {bare[0].skip_reason}",
                 "Raise model.max_length, or give shorter examples.",
             )
         if bare:
@@ -212,7 +212,7 @@ class Context:
             without = f"; {len(lost)} of {len(target.subtasks)} subtasks have none left"
             self.progress.warn(
                 f"target {target.name}: {len(bare)} of {len(rows)} examples left out, "
-                f"the first {bare[0].example.id}: {bare[0].set_aside}{without if lost else ''}"
+                f"the first {bare[0].example.id}: {bare[0].skip_reason}{without if lost else ''}"
             )
         self._target_rows[target.name] = usable
         return usable

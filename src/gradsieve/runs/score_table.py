@@ -6,15 +6,19 @@ of the four, or like a marked name, has a mark before its name; no two share a c
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from gradsieve.data.pool import Pool
+from gradsieve.data.pool.mapped import ExampleKey
 from gradsieve.io import atomic
 
 FIXED = ("source", "id", "score", "subtask")
@@ -33,21 +37,24 @@ def subtask_of(column: str) -> str:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """A target's scores by a method.
+    """A target's scores by a method, a line per scored example, in order of (source, id).
 
     Attributes:
-        keys: (source, id) of the rows [n], in that order.
-        total: Scores [n].
-        best: Name of each row's best subtask [n]; empty names where there is none.
+        keys: Columns `source` and `id` [n].
+        total: Scores, float32 [n].
+        best: Each example's best subtask, an index into `subtasks`; -1: none. int32 [n].
         subtasks: Names of the columns [S].
-        by_subtask: Scores [n, S].
+        by_subtask: Scores, float32 [n, S].
     """
 
-    keys: list[tuple[str, str]]
+    keys: pa.Table
     total: NDArray[np.float32]
-    best: list[str]
+    best: NDArray[np.int32]
     subtasks: list[str]
     by_subtask: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.total)
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
@@ -56,35 +63,63 @@ class ScoreTable:
 
     @cached_property
     def ranks(self) -> NDArray[np.int64]:
-        """Each row's place in that order, from 1."""
-        ranks = np.empty(len(self.order), dtype=np.int64)
+        """Each line's place in that order, from 1."""
+        ranks = np.empty(len(self), dtype=np.int64)
         ranks[self.order] = np.arange(1, len(ranks) + 1)
         return ranks
+
+    def key(self, line: int) -> ExampleKey:
+        """The key of a line."""
+        return ExampleKey(*(self.keys[name][int(line)].as_py() for name in ExampleKey._fields))
+
+    def subtask(self, line: int) -> str:
+        """The best subtask of a line; empty if there is none."""
+        best = int(self.best[line])
+        return "" if best < 0 else self.subtasks[best]
+
+    def find(self, source: str, id: str) -> int | None:
+        """The line of an example; None if it has no score."""
+        wanted = ExampleKey(source, id)
+        line = bisect_left(range(len(self)), wanted, key=self.key)
+        return line if line < len(self) and self.key(line) == wanted else None
+
+    def numbers(self, pool: Pool) -> NDArray[np.int64]:
+        """The number in the pool of each line [n]; -1 where the pool lacks the example."""
+        usable = pool.usable
+        if pool.take(usable, self.keys.column_names).equals(self.keys):  # as nearly always
+            return usable
+        return pool.locate(self.keys)
 
 
 def read_scores(file: Path) -> ScoreTable:
     """Read a table."""
-    table = pq.read_table(file)
-    columns = [name for name in table.column_names if name not in FIXED]
-    values = [table[name].to_numpy() for name in columns]
+    with pq.ParquetFile(file) as opened:
+        columns = [name for name in opened.schema_arrow.names if name not in FIXED]
+        values = np.empty((opened.metadata.num_rows, len(columns)), dtype=np.float32)
+        for index, name in enumerate(columns):  # one at a time: there may be 57
+            values[:, index] = opened.read([name])[name].to_numpy()
+        fixed = opened.read(list(FIXED))
+    subtasks = [subtask_of(name) for name in columns]
+    best = pc.index_in(fixed["subtask"], pa.array(subtasks, pa.string()))
     return ScoreTable(
-        list(zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True)),
-        table["score"].to_numpy(),
-        table["subtask"].to_pylist(),
-        [subtask_of(name) for name in columns],
-        np.stack(values, axis=1) if values else np.zeros((table.num_rows, 0), dtype=np.float32),
+        fixed.select(["source", "id"]),
+        fixed["score"].to_numpy(),
+        pc.fill_null(best, -1).to_numpy(),
+        subtasks,
+        values,
     )
 
 
 def write_scores(file: Path, table: ScoreTable) -> None:
     """Write a table."""
+    names = pa.array([*table.subtasks, ""], pa.string())
     columns = {
-        "source": [source for source, _ in table.keys],
-        "id": [id for _, id in table.keys],
+        "source": table.keys["source"],
+        "id": table.keys["id"],
         "score": table.total,
-        "subtask": table.best,
+        "subtask": names.take(pa.array(table.best % len(names))),
     }
     for index, name in enumerate(table.subtasks):
         columns[column_of(name)] = table.by_subtask[:, index]
     with atomic(file) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+        pq.write_table(pa.table(columns).combine_chunks(), temporary)

@@ -199,7 +199,7 @@ def _answer_losses(
 ) -> list[float | None]:
     """Loss of each answer; None where none of it is within the model's length."""
     rows = context.student.encode(examples)
-    usable = [index for index, row in enumerate(rows) if not row.set_aside]
+    usable = [index for index, row in enumerate(rows) if not row.skip_reason]
     losses: list[float | None] = [None] * len(rows)
     found = answer_losses(model, [rows[index].encoded for index in usable])
     for index, loss in zip(usable, found.tolist(), strict=True):

@@ -1,44 +1,48 @@
 """Stages 2 and 3 of the paper: the gradient datastore, and the targets' gradients.
 
-In: the warm-up's checkpoints, pool and targets. Out, in `02-features/`: `rows.parquet` (tokens of
-each row of the pool, and why a row was set aside), `checkpoint-i/pool/` (the datastore) and
-`checkpoint-i/targets/NAME.safetensors` (the target examples' projected gradients).
+In: the warm-up's checkpoints, pool and targets. Out, in `02-features/`: `checkpoint-i/pool/` (the
+datastore), `checkpoint-i/targets/NAME.safetensors` (the target examples' projected gradients) and
+`skipped.parquet` (the examples whose features are not finite).
 
 With `features.mode: exact` the datastore is `checkpoint-i/exact/`, whose rows are the exact cosines
 to the targets' subtasks, and the targets' gradients are not kept.
 
-Work is cut into shards of rows of about equal length. The cut depends on the pool alone, so that a
-killed run goes on with the next shard and ends with the same bytes.
+Work is cut into shards of examples of about equal length. The cut depends on the pool alone, so
+that a killed run resumes with the next shard and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import nn
 
-from gradsieve.data.examples import Row
+from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import ModelError
+from gradsieve.gradients.exact import ExactProducts
 from gradsieve.gradients.extract import TokenBudget, extract
-from gradsieve.io import atomic, fingerprint
+from gradsieve.gradients.features import FeatureExtractor, Moments
+from gradsieve.gradients.per_example import check_pass, lora_layers
+from gradsieve.gradients.projection import VERSION, Projection
+from gradsieve.gradients.similarity import subtask_directions
+from gradsieve.io import fingerprint
 from gradsieve.methods import find_method, needs_gradients
+from gradsieve.models.checkpoints import checkpoint_fingerprint, load_moments
+from gradsieve.models.load import device, free_memory, load_adapter, load_model
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import CheckpointFeatures, StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages.base import Inputs, Stage
-from gradsieve.store import RowKey, StoreWriter, key_table
+from gradsieve.store import StoreWriter
+from gradsieve.store.format import key_hashes
 from gradsieve.store.targets import TargetGradients
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from gradsieve.data.template import TokenizedExample
-    from gradsieve.gradients.exact import ExactProducts
-    from gradsieve.gradients.features import FeatureExtractor
-    from gradsieve.tasks import Target
+from gradsieve.tasks import Target
 
 SHARDS_WANTED = 50
 ROWS_A_SHARD = (64, 4096)
@@ -83,20 +87,21 @@ class Features(Stage):
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Take the features of every row at every checkpoint, as far as they are not there yet."""
-        checkpoints, features = context.artifacts.warmup.checkpoints, context.artifacts.features
-        facts = []
-        not_finite: dict[RowKey, str] = {}
+        pool, features = context.pool, context.artifacts.features
+        checkpoints = context.artifacts.warmup.checkpoints
+        facts, skipped = [], []
         for number, checkpoint in enumerate(checkpoints, start=1):
             where = features.checkpoint(number)
             name = f"features, checkpoint {number} of {len(checkpoints)}"
-            made, set_aside = _checkpoint(context, checkpoint, where, name)
+            made, not_finite = _checkpoint(context, checkpoint, where, name)
             facts.append(made)
-            not_finite.update(set_aside)
-        _write_rows(context.rows, not_finite, features.examples)
+            skipped += not_finite
+        table = _by_key(pa.concat_tables(skipped))
+        features.write_skipped(table)
         return {
-            "rows": len(context.rows),
-            "set_aside": sum(row.set_aside is not None for row in context.rows) + len(not_finite),
-            "truncated": sum(row.encoded.truncated for row in context.rows),
+            "rows": len(pool),
+            "skipped": len(pool) - len(pool.usable) + len(table),
+            "truncated": int(pool.column("truncated").sum()),
             "checkpoints": facts,
             "output": {
                 f"{part}.{name}": fingerprint([fact[part][name] for fact in facts])
@@ -117,58 +122,61 @@ def stores(context: Context) -> dict[str, bool]:
 
 def _checkpoint(
     context: Context, checkpoint: Path, where: CheckpointFeatures, name: str
-) -> tuple[dict[str, Any], dict[RowKey, str]]:
-    """Features of pool and targets at one checkpoint: facts, and rows that are not finite."""
-    from gradsieve.gradients.features import FeatureExtractor, Moments
-    from gradsieve.gradients.per_example import check_pass
-    from gradsieve.gradients.projection import Projection
-    from gradsieve.models.checkpoints import checkpoint_fingerprint, load_moments
-    from gradsieve.models.load import load_adapter, load_model
-
-    settings = context.recipe.features
+) -> tuple[dict[str, Any], list[pa.Table]]:
+    """Features of pool and targets at one checkpoint: facts, and examples that are not finite."""
+    settings, pool = context.recipe.features, context.pool
     model = load_adapter(load_model(context.recipe.model), checkpoint, like_base=True)
     check_pass(model)
     moments = Moments(*load_moments(checkpoint, model))
     projection = Projection(**settings.projection.model_dump())
     identity = checkpoint_fingerprint(checkpoint)
-    rows = sorted(
-        (row for row in context.rows if not row.set_aside),
-        key=lambda row: (len(row.encoded.input_ids), row.key),
-    )
+    numbers = by_length(pool.lengths, pool.usable)
+    keys = pool.store_keys(numbers)
+    hashes = np.sort(key_hashes(keys))
     facts: dict[str, Any] = {"adam_step": moments.step, "stores": {}}
-    not_finite: dict[RowKey, str] = {}
-    keys = {_row_key(row) for row in rows}
+    not_finite: list[pa.Table] = []
     for kind, of_adam in stores(context).items():
         exact = kind == "exact"
         columns, products = _exact_products(context, model) if exact else ([], None)
         adam = (moments, settings.adam, settings.momentum) if of_adam else ()
         extractor = FeatureExtractor(model, products or projection, *adam)
         if of_adam:
-            few = [row.encoded for row in rows[:8]]
+            few = pool.tokenized(numbers[:8])
             below_eps = extract(extractor, few, TokenBudget(1), measure_eps=True).share_below_eps
             facts["share_of_coordinates_below_eps"] = below_eps
-            context.progress.say(f"  {name}: v' < 1e-8 in {below_eps:.1%} of coordinates")
+            context.progress.say(f"  {name}: v' < {moments.eps} in {below_eps:.1%} of coordinates")
         store_settings = _store_settings(context, identity, columns, of_adam)
         store = where.create_store(kind, store_settings)
-        _fill_store(context, extractor, rows, store, f"{name}, {kind}" if not of_adam else name)
-        for record in store.reader().skipped().to_pylist():
-            why = record.pop("skip_reason")
-            not_finite.update(dict.fromkeys({RowKey(**record)} & keys, why))
-        facts["stores"][kind] = fingerprint([store_settings, sorted(keys)])
+        what = name if of_adam else f"{name}, {kind}"
+        _fill_store(context, extractor, numbers, keys, store, what)
+        skipped = store.reader().skipped()
+        not_finite.append(skipped.filter(np.isin(key_hashes(skipped), hashes)))
+        rows = hashlib.sha256(hashes.tobytes()).hexdigest()
+        facts["stores"][kind] = fingerprint([store_settings, rows])
     of_targets = FeatureExtractor(model, projection)
     wanted = [] if settings.mode == "exact" else context.targets
     targets = [_target(context, of_targets, target, where) for target in wanted]
-    facts["not_finite"] = len(not_finite)
+    facts["not_finite"] = len(_by_key(pa.concat_tables(not_finite)))
     facts["targets"] = dict(zip((target.name for target in wanted), targets, strict=True))
     return facts, not_finite
+
+
+def by_length(lengths: NDArray[np.int32], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers of examples, shortest first; equal lengths stay in their order, that of keys."""
+    return numbers[np.argsort(lengths[numbers], kind="stable")]
+
+
+def _by_key(skipped: pa.Table) -> pa.Table:
+    """Source, id and `skip_reason` of each example once, in order of (source, id)."""
+    once = skipped.group_by(["source", "id"]).aggregate([("skip_reason", "min")])
+    once = once.rename_columns(["source", "id", "skip_reason"])
+    return once.sort_by([("source", "ascending"), ("id", "ascending")])
 
 
 def _store_settings(
     context: Context, checkpoint: str, columns: list[tuple[str, str]], of_adam: bool
 ) -> dict[str, Any]:
     """What all rows of a datastore share; `columns` are the subtasks of exact mode."""
-    from gradsieve.gradients.projection import VERSION
-
     settings = context.recipe.features
     shared = {
         "adam": settings.adam if of_adam else None,
@@ -193,15 +201,6 @@ def _exact_products(
     Raises:
         ModelError: If they don't fit into memory.
     """
-    import torch
-
-    from gradsieve.gradients.exact import ExactProducts
-    from gradsieve.gradients.features import FeatureExtractor
-    from gradsieve.gradients.per_example import lora_layers
-    from gradsieve.gradients.projection import Projection
-    from gradsieve.gradients.similarity import subtask_directions
-    from gradsieve.models.load import device
-
     sizes = {name: layer.weight.numel() for name, layer in lora_layers(model).items()}
     groups: dict[tuple[str, str], list[TokenizedExample]] = {}
     for target in context.targets:
@@ -219,9 +218,7 @@ def _exact_products(
 
 
 def _check_memory(wanted_bytes: int, context: Context) -> None:
-    """Say what exact mode will take, and refuse what is more than there is."""
-    from gradsieve.models.load import free_memory
-
+    """Report what exact mode will take, and refuse more than there is."""
     wanted, free = wanted_bytes / 2**30, free_memory() / 2**30
     context.progress.say(f"  exact mode holds {wanted:.2f} GiB of target gradients")
     if wanted > free:
@@ -235,25 +232,24 @@ def _check_memory(wanted_bytes: int, context: Context) -> None:
 def _fill_store(
     context: Context,
     extractor: FeatureExtractor,
-    rows: list[Row],
+    numbers: NDArray[np.int64],
+    keys: pa.Table,
     store: StoreWriter,
     name: str,
 ) -> None:
-    """Add the rows that the store doesn't have yet."""
-    import torch
-
-    keys = key_table([_row_key(row) for row in rows])
+    """Add the examples that the store doesn't have yet."""
     missing = store.missing(keys)
     done = len(keys) - int(missing.sum())
-    size = rows_a_shard(len(rows), extractor.width)
+    size = rows_a_shard(len(keys), extractor.width)
     budget = _budget(context)
-    with context.progress.counting(name, len(rows), "rows") as report:
+    with context.progress.counting(name, len(keys), "rows") as report:
         report(done)
-        for start in range(0, len(rows), size):
+        for start in range(0, len(keys), size):
             part = start + np.flatnonzero(missing[start : start + size])
             if not len(part):
                 continue
-            features, norms, _ = extract(extractor, [rows[i].encoded for i in part], budget)
+            encoded = context.pool.tokenized(numbers[part])
+            features, norms, _ = extract(extractor, encoded, budget)
             if "exact" in store.settings:
                 # Inner products to cosines; a row of length 0 has cosines of 0.
                 features = features / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
@@ -295,41 +291,6 @@ def _target(
 
 def _budget(context: Context) -> TokenBudget:
     return TokenBudget(context.recipe.features.tokens_per_batch)
-
-
-def _row_key(row: Row) -> RowKey:
-    """Identity of a row's feature: the same tokens under the same name."""
-    tokens = row.encoded.input_ids.tobytes() + row.encoded.labels.tobytes()
-    return RowKey(*row.key, hashlib.sha256(tokens).hexdigest()[:16])
-
-
-def _write_rows(rows: list[Row], not_finite: Mapping[RowKey, str], file: Path) -> None:
-    """What is known of each row; only those with features have a `content`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    keys = [None if row.set_aside else _row_key(row) for row in rows]
-    reasons = [
-        row.set_aside if key is None else not_finite.get(key)
-        for row, key in zip(rows, keys, strict=True)
-    ]
-    contents = [
-        key.content if key is not None and reason is None else ""
-        for key, reason in zip(keys, reasons, strict=True)
-    ]
-    table = pa.table(
-        {
-            "source": [row.example.source for row in rows],
-            "id": [row.example.id for row in rows],
-            "content": contents,
-            "tokens": [len(row.encoded.input_ids) for row in rows],
-            "label_tokens": [row.encoded.n_labels for row in rows],
-            "truncated": [row.encoded.truncated for row in rows],
-            "set_aside": pa.array(reasons, pa.string()),
-        }
-    )
-    with atomic(file) as temporary:
-        pq.write_table(table, temporary)
 
 
 STAGE = Features()

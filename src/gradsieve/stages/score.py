@@ -1,9 +1,9 @@
-"""Stage 4: a score for each row of the pool, target and method (method.md, steps 4 and 5).
+"""Stage 4: a score for each example of the pool, target and method (method.md, steps 4 and 5).
 
 In: the pool, the targets and, for methods that use them, gradients. Out:
 `03-score/TARGET/METHOD.parquet` with columns source, id, score, subtask (the one that scored
-highest) and one column a subtask, in order of (source, id); and `rows.parquet`, which tells each
-row's tokens and why a row could not be scored.
+highest) and one column per subtask, in order of (source, id). The pool and the features know which
+examples have no score, and why (`artifacts.scores.skipped`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gradsieve.console import clock
-from gradsieve.io import atomic, file_fingerprint, fingerprint
-from gradsieve.methods import Gradients, Problem, Scores, find_method, split_seed, uses_gradients
+from gradsieve.io import file_fingerprint, fingerprint
+from gradsieve.methods import (
+    Features,
+    Scores,
+    ScoringTask,
+    find_method,
+    split_seed,
+    uses_gradients,
+)
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import ScoreTable
@@ -63,12 +72,14 @@ class Score(Stage):
             files = [scores.table_file(target.name, name) for target in context.targets]
             if not all(file.is_file() for file in files):
                 _score(context, name)
-        _write_rows(context, scores.examples)
         tables = {
             f"{target.name}/{name}": scores.table_file(target.name, name)
             for target in context.targets
             for name in names
         }
+        made = [*tables.values()]
+        if _needs_features(context):  # which examples have no score
+            made.append(context.artifacts.features.skipped_file)
         seconds = scores.seconds()
         return {
             "methods": {
@@ -76,9 +87,7 @@ class Score(Stage):
                 for name in names
             },
             "tables": {name: _spread(file) for name, file in tables.items()},
-            "output": fingerprint(
-                [file_fingerprint(file) for file in (scores.examples, *tables.values())]
-            ),
+            "output": fingerprint([file_fingerprint(file) for file in made]),
         }
 
 
@@ -94,23 +103,24 @@ def _features(context: Context) -> dict[str, Any]:
 def _score(context: Context, name: str) -> None:
     """Score by one method; what it took is recorded first, so that no table lacks it."""
     artifact = context.artifacts.scores
+    task = _task(context, name)
     start = time.monotonic()
-    scores = find_method(name).score(_problem(context, name))
+    scores = find_method(name).score(task)
     seconds = round(time.monotonic() - start, 3)
     artifact.add_seconds(name, seconds)
+    keys = task.pool.take(task.numbers, ["source", "id"])
     for target in context.targets:
-        artifact.write_table(target.name, name, _table(scores[target.name]))
+        artifact.write_table(target.name, name, _table(keys, scores[target.name]))
         if split_seed(name)[0] != "full":
             _warn_of_ties(context, f"{name}, target {target.name}", scores[target.name])
     context.progress.say(f"  {name}: scored in {clock(seconds)}")
 
 
-def _table(scores: Scores) -> ScoreTable:
+def _table(keys: pa.Table, scores: Scores) -> ScoreTable:
     by_subtask = scores.by_subtask
     if by_subtask is None:
-        by_subtask = np.zeros((len(scores.keys), 0), dtype=np.float32)
-    keys, best = list(scores.keys), scores.best_subtask
-    return ScoreTable(keys, scores.total, best, list(scores.subtasks), by_subtask)
+        by_subtask = np.zeros((len(keys), 0), dtype=np.float32)
+    return ScoreTable(keys, scores.total, scores.best, list(scores.subtasks), by_subtask)
 
 
 def _warn_of_ties(context: Context, name: str, scores: Scores) -> None:
@@ -129,53 +139,31 @@ def _warn_of_ties(context: Context, name: str, scores: Scores) -> None:
             )
 
 
-def _problem(context: Context, name: str) -> Problem:
-    gradients = None
+def _task(context: Context, name: str) -> ScoringTask:
+    numbers, features = context.pool.usable, None
     if uses_gradients(name):
-        features = context.artifacts.features
-        folders = [checkpoint.folder for checkpoint in features.checkpoints]
+        checkpoints = context.artifacts.features.checkpoints
+        skipped = context.pool.locate(context.artifacts.features.skipped())
+        numbers = numbers[~np.isin(numbers, skipped)]
         rates = context.artifacts.warmup.learning_rates
-        gradients = Gradients(folders, rates, features.examples)
-    return Problem(
-        rows=[row for row in context.rows if not row.set_aside],
+        features = Features([checkpoint.folder for checkpoint in checkpoints], rates)
+    return ScoringTask(
+        pool=context.pool,
+        numbers=numbers,
         targets={target.name: context.target_rows(target) for target in context.targets},
         recipe=context.recipe,
         seed=split_seed(name)[1],
         progress=context.progress,
-        gradients=gradients,
+        features=features,
     )
 
 
 def _spread(file: Path) -> dict[str, float]:
-    """How many rows were scored, and between which scores they lie."""
-    import pyarrow.parquet as pq
-
+    """How many examples were scored, and between which scores they lie."""
     total = pq.read_table(file, columns=["score"])["score"].to_numpy()
     quantiles = {"lowest": 0.0, "median": 0.5, "top 5%": 0.95, "highest": 1.0}
     spread = {name: float(np.quantile(total, share)) for name, share in quantiles.items()}
     return {"rows": len(total), **spread}
-
-
-def _write_rows(context: Context, file: Path) -> None:
-    """Tokens of each row, and why a row can't be scored."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = context.rows
-    reasons = [row.set_aside for row in rows]
-    if _needs_features(context):  # some may have a gradient that is not finite
-        features = context.artifacts.features.examples
-        reasons = pq.read_table(features, columns=["set_aside"])["set_aside"].to_pylist()
-    told = {
-        "source": [row.example.source for row in rows],
-        "id": [row.example.id for row in rows],
-        "tokens": [len(row.encoded.input_ids) for row in rows],
-        "label_tokens": [row.encoded.n_labels for row in rows],
-        "truncated": [row.encoded.truncated for row in rows],
-        "set_aside": pa.array(reasons, pa.string()),
-    }
-    with atomic(file) as temporary:
-        pq.write_table(pa.table(told), temporary)
 
 
 STAGE = Score()

@@ -167,7 +167,8 @@ def _order_for(
     context: Context, target: str, method: str, tokens: Mapping[Key, int]
 ) -> list[Candidate]:
     table = context.artifacts.scores.table(target, method)
-    keys, scores = table.keys, table.by_subtask
+    scores = table.by_subtask
+    keys = [(key["source"], key["id"]) for key in table.keys.to_pylist()]
     if context.recipe.select.round_robin and table.subtasks:
         return [
             Candidate(keys[row], float(scores[row, column]), table.subtasks[column],
@@ -175,7 +176,7 @@ def _order_for(
             for row, column in round_robin(scores)
         ]  # fmt: skip
     return [
-        Candidate(keys[row], float(table.total[row]), table.best[row], tokens[keys[row]])
+        Candidate(keys[row], float(table.total[row]), table.subtask(row), tokens[keys[row]])
         for row in table.order.tolist()
     ]
 
@@ -217,10 +218,9 @@ def _leak_reason(leak: Leaks | None) -> str | None:
 
 
 def _near_duplicates(context: Context, order: list[Key], settings: SelectConfig) -> NearDuplicates:
-    from gradsieve.store import open_store, read_row_keys
+    from gradsieve.store import open_store
 
     assert settings.near_duplicates is not None
-    names = read_row_keys(context.artifacts.features.examples)
     stores = context.artifacts.features.last_stores()
     if not stores:
         raise RunError(
@@ -229,23 +229,25 @@ def _near_duplicates(context: Context, order: list[Key], settings: SelectConfig)
             "Run `gradsieve features` with features.mode: store first.",
         )
     store = open_store(stores[0])
-    positions = dict(zip(names, store.find(list(names.values())).tolist(), strict=True))
+    pool = context.pool
+    found = store.positions(pool.store_keys(pool.usable)).tolist()
+    keys = pool.keys(pool.usable)
+    positions: dict[Key, int] = {
+        key: place for key, place in zip(keys, found, strict=True) if place >= 0
+    }
     return NearDuplicates(store, positions, order, settings.near_duplicates.cosine)
 
 
 def _tokens_and_unscored(context: Context) -> tuple[dict[Key, int], list[dict[str, Any]]]:
     """Tokens of each row, and one record for each row that could not be scored."""
-    import pyarrow.parquet as pq
-
-    file = context.artifacts.scores.examples
-    rows = pq.read_table(file, columns=["source", "id", "tokens", "set_aside"]).to_pylist()
+    pool = context.pool
     unscored = [
-        {"source": row["source"], "id": row["id"], "reason": row["set_aside"]}
-        for row in rows
-        if row["set_aside"]
+        {"source": row["source"], "id": row["id"], "reason": row["skip_reason"]}
+        for row in context.artifacts.scores.skipped(pool).to_pylist()
     ]
     unscored += read_lines(context.artifacts.pool.skipped)
-    return {(row["source"], row["id"]): row["tokens"] for row in rows}, unscored
+    lengths = pool.lengths[pool.order].tolist()
+    return dict(zip(pool.keys(pool.order), lengths, strict=True)), unscored
 
 
 def _record(passed: Passed) -> dict[str, Any]:

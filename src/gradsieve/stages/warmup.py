@@ -3,8 +3,8 @@
 In: pool and model. Out: `01-warmup/checkpoint-1..N` with Adam's moments, and `loss.jsonl`. Or, with
 `warmup.checkpoints`, nothing but a check and a note of an existing run's checkpoints.
 
-The random share is the rows with the smallest hash of (seed, source, id), so it doesn't depend on
-the pool's order, and rows that come later change it as little as can be.
+The random share is the examples with the smallest hash of (seed, source, id), so it doesn't depend
+on the pool's order, and examples that are added later change it little.
 """
 
 from __future__ import annotations
@@ -13,15 +13,25 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from gradsieve.data.examples import Row
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsieve.data.batching import PoolTokens, collate
+from gradsieve.data.pool import Pool
 from gradsieve.errors import ModelError, RunError
+from gradsieve.gradients.per_example import check_pass
 from gradsieve.io import fingerprint
 from gradsieve.methods import needs_gradients
 from gradsieve.models import distributed
+from gradsieve.models.checkpoints import checkpoint_fingerprint, load_learning_rates
+from gradsieve.models.load import add_adapter, check_vocabulary, load_model
+from gradsieve.models.training import clear_work, train_model
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages.base import Stage
+
+HASHED_AT_ONCE = 10_000
 
 
 class Warmup(Stage):
@@ -42,11 +52,9 @@ class Warmup(Stage):
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         """What this stage depends on."""
         settings = context.recipe.warmup
-        # All that was given is read before anything is spent, the quickest to check first.
+        # All inputs are read before anything is spent, the quickest to check first.
         pool, _ = context.pool_inputs, context.targets
         if settings.checkpoints is not None:
-            from gradsieve.models.checkpoints import checkpoint_fingerprint
-
             folders = [existing(Path(folder)) for folder in settings.checkpoints]
             return {"checkpoints": [[str(f), checkpoint_fingerprint(f)] for f in folders]}
         return {
@@ -60,14 +68,8 @@ class Warmup(Stage):
         settings = context.recipe.warmup
         if settings.checkpoints is not None:
             return _describe([existing(Path(path)) for path in settings.checkpoints], context)
-
-        from gradsieve.data.batching import collate
-        from gradsieve.gradients.per_example import check_pass
-        from gradsieve.models.load import add_adapter, check_vocabulary, load_model
-        from gradsieve.models.training import clear_work, train_model
-
-        usable = [row for row in context.rows if not row.set_aside]
-        chosen = random_share(usable, settings.fraction, settings.seed)
+        pool = context.pool
+        chosen = random_share(pool, pool.usable, settings.fraction, settings.seed)
         base = load_model(context.recipe.model)
         check_vocabulary(base, context.template.tokenizer)
         model = add_adapter(base, settings.lora, settings.seed)
@@ -75,7 +77,7 @@ class Warmup(Stage):
         with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
             train_model(
                 model,
-                [row.encoded for row in chosen],
+                PoolTokens(pool, chosen),
                 settings,
                 settings.seed,
                 folder,
@@ -92,14 +94,26 @@ class Warmup(Stage):
         return {**described, "rows": len(chosen), "seed": settings.seed}
 
 
-def random_share(rows: list[Row], fraction: float, seed: int) -> list[Row]:
-    """The rows with the smallest hashes; at least one."""
+def random_share(
+    pool: Pool, numbers: NDArray[np.int64], fraction: float, seed: int
+) -> NDArray[np.int64]:
+    """The examples with the smallest hashes, smallest first; at least one.
 
-    def rank(row: Row) -> bytes:
-        text = "\x1f".join((str(seed), *row.key))
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-    return sorted(rows, key=rank)[: max(1, round(fraction * len(rows)))]
+    Args:
+        pool: The pool.
+        numbers: Of the examples to choose from [n].
+        fraction: The share of them.
+        seed: Another seed chooses others.
+    """
+    hashes = np.empty(len(numbers), dtype="S32")
+    for start in range(0, len(numbers), HASHED_AT_ONCE):
+        part = slice(start, start + HASHED_AT_ONCE)
+        texts = ("\x1f".join((str(seed), *key)) for key in pool.keys(numbers[part]))
+        hashes[part] = [
+            hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts
+        ]
+    order = np.argsort(hashes, kind="stable")
+    return numbers[order[: max(1, round(fraction * len(numbers)))]]
 
 
 def existing(folder: Path) -> Path:
@@ -118,8 +132,6 @@ def existing(folder: Path) -> Path:
 
 
 def _describe(folders: list[Path], context: Context) -> dict[str, Any]:
-    from gradsieve.models.checkpoints import checkpoint_fingerprint, load_learning_rates
-
     rates = load_learning_rates(folders)
     if rates is None:
         context.progress.warn(

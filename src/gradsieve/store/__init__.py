@@ -11,9 +11,7 @@ from gradsieve.store.format import (
     Folder,
     RowKey,
     key_table,
-    read_key_table,
     read_manifest,
-    read_row_keys,
 )
 from gradsieve.store.maintain import convert, inspect, merge
 from gradsieve.store.reader import Store, open_store
@@ -29,8 +27,6 @@ __all__ = [
     "key_table",
     "merge",
     "open_store",
-    "read_key_table",
-    "read_row_keys",
     "store_files",
 ]
 

@@ -104,18 +104,6 @@ def repeats(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     return np.setdiff1d(np.arange(len(hashes)), np.unique(hashes, return_index=True)[1])
 
 
-def read_key_table(file: Path) -> pa.Table:
-    """Keys of the rows that have a feature, in the order of `RUN/02-features/rows.parquet`."""
-    rows = pq.read_table(file, columns=list(RowKey._fields))
-    return key_table(rows.filter(pc.not_equal(rows["content"], "")))
-
-
-def read_row_keys(file: Path) -> dict[tuple[str, str], RowKey]:
-    """`read_key_table` by (source, id), for pools that fit into memory as Python objects."""
-    rows = read_key_table(file).to_pylist()
-    return {(row["source"], row["id"]): RowKey(**row) for row in rows}
-
-
 class Folder:
     """A folder of files.
 

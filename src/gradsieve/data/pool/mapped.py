@@ -168,12 +168,34 @@ class Pool:
         pairs = zip(taken["source"].to_pylist(), taken["id"].to_pylist(), strict=True)
         return [ExampleKey(*pair) for pair in pairs]
 
+    def store_keys(self, numbers: Numbers) -> pa.Table:
+        """Keys of rows in a datastore: source, id, and the content hash in hexadecimal."""
+        taken = self.take(numbers, ["source", "id", "content_hash"])
+        digits = taken["content_hash"].to_numpy().astype(">u8").tobytes().hex()
+        ends = np.arange(len(taken) + 1, dtype=np.int32) * 16
+        content = pa.StringArray.from_buffers(
+            len(taken), pa.py_buffer(ends), pa.py_buffer(digits.encode())
+        )
+        return taken.select(["source", "id"]).append_column("content", content)
+
     def find(self, source: str, id: str) -> int | None:
         """The number of an example; None if the pool doesn't have it."""
         wanted = ExampleKey(source, id)
         place = bisect_left(self.order, wanted, key=lambda number: self.keys([number])[0])
         found = self.order[place : place + 1]
         return int(found[0]) if self.keys(found) == [wanted] else None
+
+    def locate(self, keys: pa.Table) -> NDArray[np.int64]:
+        """The number of each example [n], by columns `source` and `id`; -1 where there is none."""
+        if not len(keys):
+            return np.empty(0, dtype=np.int64)
+        columns = list(ExampleKey._fields)
+        order = np.asarray(self.order)
+        known = self.take(order, columns).append_column("number", pa.array(order))
+        lines = keys.select(columns).append_column("line", pa.array(np.arange(len(keys))))
+        found = lines.join(known, columns, join_type="left outer").sort_by("line")
+        numbers: NDArray[np.int64] = pc.fill_null(found["number"], -1).to_numpy()
+        return numbers
 
     def tokenized(self, numbers: Numbers) -> list[TokenizedExample]:
         """Tokens and labels."""

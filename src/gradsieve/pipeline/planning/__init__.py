@@ -192,7 +192,7 @@ def _done(name: str, costs: Costs, context: Context) -> StagePlan:
 
 def _source(name: str, bad_rows: int, context: Context) -> SourcePlan:
     rows = [row for row in context.rows if row.example.source == name]
-    used = [row.encoded for row in rows if not row.set_aside]
+    used = [row.encoded for row in rows if not row.skip_reason]
     return SourcePlan(
         name=name,
         rows=len(rows),

@@ -24,7 +24,7 @@ from gradsieve.console import Progress
 from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError
 from gradsieve.methods import find_method, split_seed, uses_gradients
-from gradsieve.methods.base import Problem, whole_text
+from gradsieve.methods.base import ScoringTask, whole_text
 from gradsieve.pipeline.planning.timing import (
     Linear,
     TrainingTimes,
@@ -285,14 +285,16 @@ class Calibration:
         context = self.work.context
 
         def score(count: int) -> object:
-            problem = Problem(
-                rows=spread(rows, count),
+            pool = context.pool
+            task = ScoringTask(
+                pool=pool,
+                numbers=np.array(spread(pool.usable.tolist(), count)),
                 targets={t.name: context.target_rows(t) for t in context.targets},
                 recipe=context.recipe,
                 seed=split_seed(name)[1],
                 progress=Progress(quiet=True),
             )
-            return method.score(problem)
+            return method.score(task)
 
         return linear(score, few, more).seconds(len(rows))
 
@@ -346,7 +348,7 @@ class Calibration:
         own = next(t for t in context.targets if t.name == target)
         test = context.test_sets.get(target)
         examples = [*own.examples, *(q.example for q in (test.questions if test else ()))]
-        encoded = [r.encoded for r in context.encode(spread(examples, 64)) if not r.set_aside]
+        encoded = [r.encoded for r in context.encode(spread(examples, 64)) if not r.skip_reason]
         if not encoded:
             return 0.0
         answer_losses(model, encoded[:1])

@@ -73,7 +73,7 @@ class Work:
     @cached_property
     def rows(self) -> list[Row]:
         """The pool's usable rows, shortest first."""
-        usable = (row for row in self.context.rows if not row.set_aside)
+        usable = (row for row in self.context.rows if not row.skip_reason)
         return sorted(usable, key=lambda row: (len(row.encoded.input_ids), row.key))
 
     @cached_property
@@ -85,8 +85,11 @@ class Work:
     def warmup_rows(self) -> list[Row]:
         """Those that the warm-up trains on, shortest first."""
         settings = self.context.recipe.warmup
-        chosen = random_share(self.rows, settings.fraction, settings.seed)
-        return sorted(chosen, key=lambda row: len(row.encoded.input_ids))
+        pool = self.context.pool
+        chosen = set(random_share(pool, pool.usable, settings.fraction, settings.seed).tolist())
+        pairs = zip(pool.order.tolist(), self.context.rows, strict=True)
+        rows = (row for number, row in pairs if number in chosen)
+        return sorted(rows, key=lambda row: len(row.encoded.input_ids))
 
     @cached_property
     def warmup(self) -> Training | None:
