@@ -232,9 +232,9 @@ def test_the_marks_of_the_schema_decide_what_is_shown(name: str) -> None:
     assert set(settings_of(card(plain))[name]) == wanted
 
 
-def test_the_date_that_a_template_writes() -> None:
-    text = card(recipe(), date="26 Jul 2024")
-    assert "```\n\nThe chat template writes today's date: every row was scored with 26 Jul" in text
+def test_the_date_that_templates_write_is_noted() -> None:
+    text = card(recipe(), date="2024-07-26")
+    assert "```\n\nThe chat template writes today's date: every row was scored with 2024-07" in text
     assert "today's date" not in card(recipe())
 
 
@@ -253,11 +253,6 @@ def test_a_folder_that_looks_like_a_hub_name(tmp_path: Path, monkeypatch: Any) -
     assert shown("data/dolly") == "dolly"
 
 
-<<<<<<< HEAD:tests/selection/test_card.py
-def test_the_date_that_templates_write_is_noted() -> None:
-    assert "2024-07-26" in card(told(recipe(), date="2024-07-26"))
-    assert "today's date" not in card(told(recipe()))
-=======
 # --- types of columns ---------------------------------------------------------------------------
 
 LONG = "x" * 3000
@@ -310,4 +305,3 @@ def test_rows_load_as_they_were_written(name: str, tmp_path: Path) -> None:
 def _filled(row: dict[str, Any]) -> dict[str, Any]:
     """Without what is null: a column that a row lacks is null when it is loaded."""
     return {key: value for key, value in row.items() if value is not None}
->>>>>>> 3d9024d (Selection on arrays: rankings, rules and export; the card from the schema's marks):tests/selection/test_export.py

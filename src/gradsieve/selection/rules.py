@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -208,13 +209,11 @@ class _Runs(NamedTuple):
 
 
 def _runs(texts: Sequence[str]) -> _Runs:
-    words: list[str] = []
-    ends = []
-    for text in texts:
-        words += split_words(text)
-        ends.append(len(words))
-    of = np.repeat(np.arange(len(texts)), np.diff(ends, prepend=0))
-    starts = np.flatnonzero(np.arange(len(words)) + RUN <= np.array(ends, np.int64)[of])
+    split = [split_words(text) for text in texts]
+    lengths = np.fromiter(map(len, split), np.int64, len(split))
+    words = list(chain.from_iterable(split))
+    of = np.repeat(np.arange(len(split)), lengths)
+    starts = np.flatnonzero(np.arange(len(words)) + RUN <= np.cumsum(lengths)[of])
     values = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
     hashes = np.zeros(len(starts), np.uint64)
     for word in range(RUN):

@@ -74,13 +74,7 @@ class Select(Stage):
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Select for every target, or for all together, by every method."""
-<<<<<<< HEAD
-        tokens, unscored = _tokens_and_unscored(context)
-        leaks = _leaks(context)
-        _tell(context, leaks)
-=======
         artifact, leaks = context.artifacts.selections, _leaks(context)
->>>>>>> 3d9024d (Selection on arrays: rankings, rules and export; the card from the schema's marks)
         facts: dict[str, dict[str, Any]] = {}
         prints: dict[str, str] = {}
         for target, method in _wanted(context):
@@ -214,33 +208,8 @@ def _scored(context: Context, target: str, method: str) -> _Scored:
     return _Scored(pool, ranking, order, sources, list(pool.sources))
 
 
-<<<<<<< HEAD
-def _order_for(
-    context: Context, target: str, method: str, tokens: Mapping[Key, int]
-) -> list[Candidate]:
-    table = context.artifacts.scores.table(target, method)
-    scores = table.by_subtask
-    keys = [(key["source"], key["id"]) for key in table.keys.to_pylist()]
-    if context.recipe.select.round_robin and table.subtasks:
-        return [
-            Candidate(keys[row], float(scores[row, column]), table.subtasks[column],
-                      tokens[keys[row]])
-            for row, column in round_robin(scores)
-        ]  # fmt: skip
-    return [
-        Candidate(keys[row], float(table.total[row]), table.subtask(row), tokens[keys[row]])
-        for row in table.order.tolist()
-    ]
-
-
-def _chosen(
-    context: Context, method: str, order: list[Candidate], leaks: Mapping[Key, Leaks]
-) -> tuple[list[Candidate], list[Passed]]:
-    settings = context.recipe.select
-=======
 def _chosen(context: Context, method: str, scored: _Scored, leaks: Mapping[int, Leak]) -> Choice:
     settings, order = context.recipe.select, scored.order
->>>>>>> 3d9024d (Selection on arrays: rankings, rules and export; the card from the schema's marks)
     if method == "full":  # whatever the recipe says; but what leaks stays out
         settings = SelectConfig(fraction=1.0, drop_leaks=settings.drop_leaks)
     else:
@@ -268,20 +237,7 @@ def _chosen(context: Context, method: str, scored: _Scored, leaks: Mapping[int, 
     return choice
 
 
-<<<<<<< HEAD
-def _leak_reason(leak: Leaks | None) -> str | None:
-    if leak is None:
-        return None
-    return f'drop_leaks: shares "{leak.run}" with {leak.target}, {leak.question}'
-
-
-def _near_duplicates(context: Context, order: list[Key], settings: SelectConfig) -> NearDuplicates:
-    from gradsieve.store import open_store
-
-    assert settings.near_duplicates is not None
-=======
 def _last_store(context: Context) -> Store:
->>>>>>> 3d9024d (Selection on arrays: rankings, rules and export; the card from the schema's marks)
     stores = context.artifacts.features.last_stores()
     if not stores:
         raise RunError(
@@ -289,28 +245,6 @@ def _last_store(context: Context) -> Store:
             f"select.near_duplicates, {context.run.stage('features')}",
             "Run `gradsieve features` with features.mode: store first.",
         )
-<<<<<<< HEAD
-    store = open_store(stores[0])
-    pool = context.pool
-    found = store.positions(pool.store_keys(pool.usable)).tolist()
-    keys = pool.keys(pool.usable)
-    positions: dict[Key, int] = {
-        key: place for key, place in zip(keys, found, strict=True) if place >= 0
-    }
-    return NearDuplicates(store, positions, order, settings.near_duplicates.cosine)
-
-
-def _tokens_and_unscored(context: Context) -> tuple[dict[Key, int], list[dict[str, Any]]]:
-    """Tokens of each row, and one record for each row that could not be scored."""
-    pool = context.pool
-    unscored = [
-        {"source": row["source"], "id": row["id"], "reason": row["skip_reason"]}
-        for row in context.artifacts.scores.skipped(pool).to_pylist()
-    ]
-    unscored += read_lines(context.artifacts.pool.skipped)
-    lengths = pool.lengths[pool.order].tolist()
-    return dict(zip(pool.keys(pool.order), lengths, strict=True)), unscored
-=======
     return open_store(stores[0])
 
 
@@ -330,7 +264,6 @@ def _leaks(context: Context) -> dict[int, Leak]:
             f"{first['question']}; all in leaks.jsonl"
         )
     return leaks
->>>>>>> 3d9024d (Selection on arrays: rankings, rules and export; the card from the schema's marks)
 
 
 def _leak_reason(leak: Leak | None) -> str | None:
