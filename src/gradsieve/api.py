@@ -27,8 +27,7 @@ from gradsieve.recipe.schema import TOGETHER
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.context import Context, Given
 from gradsieve.runs.folder import RunFolder
-from gradsieve.selection.card import MESSAGES, ROWS, message_features
-from gradsieve.selection.columns import features_of
+from gradsieve.selection.export import MESSAGES, ROWS, features_of, message_features
 
 if TYPE_CHECKING:
     import datasets

@@ -33,7 +33,7 @@ from gradsieve.methods.base import (
     whole_text,
 )
 from gradsieve.models.load import device, load_model
-from gradsieve.selection.order import round_robin
+from gradsieve.selection.ranking import round_robin
 
 TOKENS_PER_BATCH = 8192
 
@@ -69,7 +69,7 @@ class Representations:
             scores[name] = over_subtasks(task, subtasks, by_subtask)
             if self.in_turn:
                 place = np.empty(len(pool), dtype=np.float32)
-                place[[line for line, _ in round_robin(cosines)]] = np.arange(len(pool))
+                place[round_robin(cosines)[0]] = np.arange(len(pool))
                 ranks = 1 - place / np.float32(len(pool))
                 scores[name] = Scores(ranks, subtasks, by_subtask)
         return scores

@@ -32,6 +32,7 @@ from gradsieve.io import (
 from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.score_table import ScoreTable, read_scores, write_scores
+from gradsieve.selection.export import MESSAGES, ROWS
 from gradsieve.store import Store, StoreWriter, create_store, open_store, store_files
 from gradsieve.store.targets import TargetGradients, read_target_gradients, write_target_gradients
 
@@ -281,12 +282,12 @@ class SelectionFiles:
     @property
     def selected(self) -> Path:
         """The rows as they came in, in rank order, plus rank, score, subtask and source."""
-        return self.folder / "selected.jsonl"
+        return self.folder / ROWS
 
     @property
     def messages(self) -> Path:
         """The same rows as chat messages, whatever format they came in."""
-        return self.folder / "messages.jsonl"
+        return self.folder / MESSAGES
 
     @property
     def dropped(self) -> Path:

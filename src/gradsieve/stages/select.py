@@ -10,28 +10,37 @@ not be scored or were passed over, with the reason) and `README.md`, a card for 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gradsieve.data.examples import Example
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsieve.data.pool import Pool
 from gradsieve.errors import DataError, GradsieveError, RunError
 from gradsieve.io import fingerprint, read_lines, write_text
-from gradsieve.methods import find_method, uses_gradients
-from gradsieve.methods.base import whole_text
 from gradsieve.recipe.schema import TOGETHER, SelectConfig
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
-from gradsieve.selection.card import Selected, card, message_features, weighted
-from gradsieve.selection.choose import Candidate, Check, Key, Passed, choose
-from gradsieve.selection.columns import features_of
-from gradsieve.selection.duplicates import NearDuplicates
-from gradsieve.selection.leaks import Leaks, find_leaks
-from gradsieve.selection.order import interleave, round_robin
+from gradsieve.selection.export import (
+    Card,
+    Selected,
+    features_of,
+    message_features,
+    write_lines,
+    write_selected,
+)
+from gradsieve.selection.ranking import Check, Choice, Ranking, choose, in_turns, together
+from gradsieve.selection.rules import Leak, NearDuplicates, find_leaks
 from gradsieve.stages.base import Stage
+from gradsieve.store import Store, open_store
+
+AT_ONCE = 4096
+"""Rows read from the pool at a time."""
 
 
 class Select(Stage):
@@ -65,50 +74,16 @@ class Select(Stage):
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Select for every target, or for all together, by every method."""
-        tokens, unscored = _tokens_and_unscored(context)
-        leaks = _leaks(context)
-        _tell(context, leaks)
+        artifact, leaks = context.artifacts.selections, _leaks(context)
         facts: dict[str, dict[str, Any]] = {}
         prints: dict[str, str] = {}
         for target, method in _wanted(context):
-            names = [t.name for t in context.recipe.targets] if target == TOGETHER else [target]
-            order = _order(context, names, method, tokens)
-            chosen, passed = _chosen(context, method, order, leaks)
-            out = context.artifacts.selections.selection(target, method)
-            selected = _lines(_annotated(context.examples, chosen))
-            write_text(out.selected, selected)
-            conversations = list(_as_messages(context.examples, chosen))
-            write_text(out.messages, _lines(conversations))
-            dropped = [*unscored, *(_record(row) for row in passed)]
-            write_text(out.dropped, _lines(dropped))
-            told = Selected(
-                context.recipe,
-                target,
-                method,
-                find_method(method).source,
-                uses_gradients(method),
-                chosen,
-                order,
-                {t.name: (len(t.examples), len(t.subtasks)) for t in context.targets},
-                features_of(map(json.loads, selected.split("\n")[:-1])),
-                message_features(conversations),
-                context.template.date,
-            )
-            write_text(out.card, card(told))
-            prints[f"{target}/{method}"] = out.fingerprint
-            facts.setdefault(target, {})[method] = {
-                "rows": len(chosen),
-                "tokens": sum(row.tokens for row in chosen),
-                "sources": dict(Counter(row.key[0] for row in chosen).most_common()),
-                "passed_over": len(passed),
-            }
-        write_text(
-            context.artifacts.selections.leaks,
-            _lines({"source": key[0], "id": key[1], **asdict(leak)} for key, leak in leaks.items()),
-        )
+            facts.setdefault(target, {})[method] = _select(context, target, method, leaks)
+            prints[f"{target}/{method}"] = artifact.selection(target, method).fingerprint
+        write_lines(artifact.leaks, _leak_records(context.pool, leaks))
         return {
             "targets": facts,
-            "dropped": len(unscored),
+            "dropped": sum(1 for _ in _unscored(context)),
             "leaks": dict(Counter(leak.target for leak in leaks.values())),
             "selections": prints,
             "output": fingerprint(prints),
@@ -132,95 +107,137 @@ def _wanted(context: Context) -> list[tuple[str, str]]:
     return [(target, method) for target in targets for method in recipe.score.methods]
 
 
-def _leaks(context: Context) -> dict[Key, Leaks]:
-    questions = {
-        name: ((q.example.id, text) for q in test.questions for text in q.texts)
-        for name, test in context.whole_test_sets.items()
+def _select(
+    context: Context, target: str, method: str, leaks: Mapping[int, Leak]
+) -> dict[str, Any]:
+    """Write one selection; returns what the metadata records of it."""
+    out = context.artifacts.selections.selection(target, method)
+    scored = _scored(context, target, method)
+    choice = _chosen(context, method, scored, leaks)
+    write_selected(scored.selected(choice.chosen), out.selected, out.messages)
+    write_lines(out.dropped, chain(_unscored(context), scored.dropped(choice)))
+    tokens, sources = int(scored.tokens[choice.chosen].sum()), scored.count(choice.chosen)
+    card = Card(
+        context.recipe,
+        target,
+        method,
+        tokens,
+        sources,
+        scored.count(np.arange(len(scored.order))),
+        {t.name: (len(t.examples), len(t.subtasks)) for t in context.targets},
+        features_of(read_lines(out.selected)),
+        message_features(read_lines(out.messages)),
+        context.template.date,
+    )
+    write_text(out.card, card.text())
+    return {
+        "rows": len(choice.chosen),
+        "tokens": tokens,
+        "sources": sources,
+        "passed_over": len(choice.passed),
     }
-    return find_leaks(((row.key, whole_text(row.example)) for row in context.rows), questions)
 
 
-def _tell(context: Context, leaks: Mapping[Key, Leaks]) -> None:
-    if leaks:
-        (source, id), first = next(iter(leaks.items()))
-        done = "are left out" if context.recipe.select.drop_leaks else "may be selected"
-        context.progress.warn(
-            f"{len(leaks)} rows of the pool share 13 words with test questions and {done} "
-            f"(select.drop_leaks), e.g. {source} {id} with {first.target} {first.question}; all in "
-            "leaks.jsonl"
-        )
+@dataclass(frozen=True)
+class _Scored:
+    """All scored rows, best first.
+
+    Attributes:
+        pool: The pool.
+        ranking: Their scores.
+        order: Their numbers in the pool [n].
+        sources: Their sources, an index into `names` [n].
+        names: Of the sources.
+    """
+
+    pool: Pool
+    ranking: Ranking
+    order: NDArray[np.int64]
+    sources: NDArray[np.int32]
+    names: Sequence[str]
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """Their lengths [n]."""
+        return self.pool.lengths[self.order]
+
+    def count(self, places: NDArray[np.int64]) -> dict[str, int]:
+        """Rows of each source that has some, the most frequent first."""
+        counts = np.bincount(self.sources[places], minlength=len(self.names)).tolist()
+        named = {name: count for name, count in zip(self.names, counts, strict=True) if count}
+        return dict(Counter(named).most_common())
+
+    def selected(self, places: NDArray[np.int64]) -> Iterator[Selected]:
+        """The rows at some places of the order, in that order."""
+        rank = 0
+        for part in _parts(places):
+            examples = self.pool.examples(self.order[part])
+            for place, example in zip(part.tolist(), examples, strict=True):
+                rank += 1
+                score, subtask = float(self.ranking.scores[place]), self.ranking.subtask(place)
+                yield Selected(example, rank, score, subtask)
+
+    def dropped(self, choice: Choice) -> Iterator[dict[str, Any]]:
+        """The rows that were passed over, and why."""
+        reasons = iter(choice.reasons)
+        for part in _parts(choice.passed):
+            for key in self.pool.keys(self.order[part]):
+                yield {**key._asdict(), "reason": next(reasons)}
 
 
-def _order(
-    context: Context, targets: Sequence[str], method: str, tokens: Mapping[Key, int]
-) -> list[Candidate]:
+def _parts(places: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    return (places[start : start + AT_ONCE] for start in range(0, len(places), AT_ONCE))
+
+
+def _scored(context: Context, target: str, method: str) -> _Scored:
     """All scored rows, best first; several targets take turns."""
-    orders = [_order_for(context, target, method, tokens) for target in targets]
-    if len(orders) == 1:
-        return orders[0]
-    by_key = [{row.key: row for row in order} for order in orders]
-    turns = interleave([[row.key for row in order] for order in orders])
-    return [by_key[number][key] for key, number in turns]
+    pool, recipe = context.pool, context.recipe
+    names = [t.name for t in recipe.targets] if target == TOGETHER else [target]
+    rankings = []
+    for name in names:  # one table at a time: each may have 57 columns
+        table = context.artifacts.scores.table(name, method)
+        if recipe.select.round_robin and table.subtasks:
+            rankings.append(in_turns(table.by_subtask, table.subtasks))
+        else:
+            order = table.order
+            rankings.append(Ranking(order, table.total[order], table.best[order], table.subtasks))
+    ranking = together(rankings)
+    order = table.numbers(pool)[ranking.lines]
+    ends = np.cumsum([source.rows for source in pool.sources.values()])
+    sources = np.searchsorted(ends, order, side="right").astype(np.int32)
+    return _Scored(pool, ranking, order, sources, list(pool.sources))
 
 
-def _order_for(
-    context: Context, target: str, method: str, tokens: Mapping[Key, int]
-) -> list[Candidate]:
-    table = context.artifacts.scores.table(target, method)
-    scores = table.by_subtask
-    keys = [(key["source"], key["id"]) for key in table.keys.to_pylist()]
-    if context.recipe.select.round_robin and table.subtasks:
-        return [
-            Candidate(keys[row], float(scores[row, column]), table.subtasks[column],
-                      tokens[keys[row]])
-            for row, column in round_robin(scores)
-        ]  # fmt: skip
-    return [
-        Candidate(keys[row], float(table.total[row]), table.subtask(row), tokens[keys[row]])
-        for row in table.order.tolist()
-    ]
-
-
-def _chosen(
-    context: Context, method: str, order: list[Candidate], leaks: Mapping[Key, Leaks]
-) -> tuple[list[Candidate], list[Passed]]:
-    settings = context.recipe.select
+def _chosen(context: Context, method: str, scored: _Scored, leaks: Mapping[int, Leak]) -> Choice:
+    settings, order = context.recipe.select, scored.order
     if method == "full":  # whatever the recipe says; but what leaks stays out
         settings = SelectConfig(fraction=1.0, drop_leaks=settings.drop_leaks)
-    if method != "full":
+    else:
         _refuse_too_many(context, len(order))
     checks: list[Check] = []
-    if settings.drop_leaks:
-        checks.append(lambda key: _leak_reason(leaks.get(key)))
+    if settings.drop_leaks and leaks:
+        checks.append(lambda place: _leak_reason(leaks.get(int(order[place]))))
     if settings.near_duplicates is not None:
-        checks.append(_near_duplicates(context, [row.key for row in order], settings))
-    chosen, passed = choose(order, settings, len(order), checks)
-    if not chosen:
-        first = order[0]
+        cosine = settings.near_duplicates.cosine
+        checks.append(NearDuplicates(_last_store(context), scored.pool, order, cosine))
+    choice = choose(scored.sources, scored.tokens, scored.names, settings, checks)
+    if not len(choice.chosen):
+        (key,) = scored.pool.keys(order[:1])
         raise DataError(
             "Not even the best row can be selected.",
-            f"select, {first.key[0]} {first.key[1]}: {first.tokens} tokens"
-            + (f"; {passed[0].reason}" if passed else ""),
+            f"select, {key.source} {key.id}: {scored.tokens[0]} tokens"
+            + (f"; {choice.reasons[0]}" if choice.reasons else ""),
             "Raise select.tokens, or loosen the other keys of select.",
         )
-    if settings.count is not None and len(chosen) < settings.count:
+    if settings.count is not None and len(choice.chosen) < settings.count:
         context.progress.warn(
-            f"{method}: {len(chosen)} rows instead of {settings.count}, since {len(passed)} were "
-            "passed over; dropped.jsonl tells why"
+            f"{method}: {len(choice.chosen)} rows instead of {settings.count}, since "
+            f"{len(choice.passed)} were passed over; dropped.jsonl lists the reasons"
         )
-    return chosen, passed
+    return choice
 
 
-def _leak_reason(leak: Leaks | None) -> str | None:
-    if leak is None:
-        return None
-    return f'drop_leaks: shares "{leak.run}" with {leak.target}, {leak.question}'
-
-
-def _near_duplicates(context: Context, order: list[Key], settings: SelectConfig) -> NearDuplicates:
-    from gradsieve.store import open_store
-
-    assert settings.near_duplicates is not None
+def _last_store(context: Context) -> Store:
     stores = context.artifacts.features.last_stores()
     if not stores:
         raise RunError(
@@ -228,81 +245,45 @@ def _near_duplicates(context: Context, order: list[Key], settings: SelectConfig)
             f"select.near_duplicates, {context.run.stage('features')}",
             "Run `gradsieve features` with features.mode: store first.",
         )
-    store = open_store(stores[0])
-    pool = context.pool
-    found = store.positions(pool.store_keys(pool.usable)).tolist()
-    keys = pool.keys(pool.usable)
-    positions: dict[Key, int] = {
-        key: place for key, place in zip(keys, found, strict=True) if place >= 0
+    return open_store(stores[0])
+
+
+def _leaks(context: Context) -> dict[int, Leak]:
+    """Rows of the pool that share text with test questions, by number; warns if there are some."""
+    questions = {
+        name: ((q.example.id, text) for q in test.questions for text in q.texts)
+        for name, test in context.whole_test_sets.items()
     }
-    return NearDuplicates(store, positions, order, settings.near_duplicates.cosine)
+    leaks = find_leaks(context.pool, questions)
+    if leaks:
+        first = next(_leak_records(context.pool, leaks))
+        done = "are left out" if context.recipe.select.drop_leaks else "may be selected"
+        context.progress.warn(
+            f"{len(leaks)} rows of the pool share 13 words with test questions and {done} "
+            f"(select.drop_leaks), e.g. {first['source']} {first['id']} with {first['target']} "
+            f"{first['question']}; all in leaks.jsonl"
+        )
+    return leaks
 
 
-def _tokens_and_unscored(context: Context) -> tuple[dict[Key, int], list[dict[str, Any]]]:
-    """Tokens of each row, and one record for each row that could not be scored."""
-    pool = context.pool
-    unscored = [
-        {"source": row["source"], "id": row["id"], "reason": row["skip_reason"]}
-        for row in context.artifacts.scores.skipped(pool).to_pylist()
-    ]
-    unscored += read_lines(context.artifacts.pool.skipped)
-    lengths = pool.lengths[pool.order].tolist()
-    return dict(zip(pool.keys(pool.order), lengths, strict=True)), unscored
+def _leak_reason(leak: Leak | None) -> str | None:
+    if leak is None:
+        return None
+    return f'drop_leaks: shares "{leak.run}" with {leak.target}, {leak.question}'
 
 
-def _record(passed: Passed) -> dict[str, Any]:
-    source, id = passed.key
-    return {"source": source, "id": id, "reason": passed.reason}
+def _leak_records(pool: Pool, leaks: Mapping[int, Leak]) -> Iterator[dict[str, Any]]:
+    keys = pool.keys(list(leaks))
+    return (key._asdict() | asdict(leak) for key, leak in zip(keys, leaks.values(), strict=True))
 
 
-def _annotated(
-    rows: Mapping[Key, Example], chosen: Iterable[Candidate]
-) -> Iterable[dict[str, Any]]:
-    """Rows as they came in, plus what chose them; a row's own key is never overwritten.
-
-    What is added has `gradsieve_` before its name as often as it takes to be a new one.
-    """
-    for rank, candidate in enumerate(chosen, start=1):
-        source, id = candidate.key
-        row = {"id": None, **rows[candidate.key].row}
-        if row["id"] is None:  # it gets the one that names it everywhere else
-            row["id"] = id
-        told = {"score": candidate.score, "subtask": candidate.subtask, "source": source}
-        for key, value in {"rank": rank, **told}.items():
-            while key in row:
-                key = f"gradsieve_{key}"
-            row[key] = value
-        yield row
-
-
-def _as_messages(
-    rows: Mapping[Key, Example], chosen: Iterable[Candidate]
-) -> Iterable[dict[str, Any]]:
-    for rank, candidate in enumerate(chosen, start=1):
-        source, id = candidate.key
-        example = rows[candidate.key]
-        yield {
-            "messages": weighted(example),
-            **({"tools": example.tools} if example.tools else {}),
-            "source": source,
-            "id": id,
-            "rank": rank,
-            "score": candidate.score,
-            "subtask": candidate.subtask,
-        }
-
-
-def _lines(records: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(_line(record) + "\n" for record in records)
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    text = json.dumps(record, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair: only an escape can hold it
-        return json.dumps(record)
-    return text
+def _unscored(context: Context) -> Iterator[dict[str, Any]]:
+    """Rows that have no score, and why."""
+    for batch in context.artifacts.scores.skipped(context.pool).to_batches(AT_ONCE):
+        for row in batch.to_pylist():
+            yield {"source": row["source"], "id": row["id"], "reason": row["skip_reason"]}
+    yield from read_lines(context.artifacts.pool.skipped)
 
 
 STAGE = Select()
+"""From scores to a selection: an order of rows, and what is passed over on the way."""

@@ -300,7 +300,7 @@ class Calibration:
 
     def _select(self) -> float:
         """Looking for test questions in the pool; the rest is writing a few files."""
-        from gradsieve.selection.leaks import find_leaks
+        from gradsieve.selection.rules import LeakIndex
 
         questions = {
             name: [(q.example.id, text) for q in test.questions for text in q.texts]
@@ -309,8 +309,7 @@ class Calibration:
 
         def look(count: int) -> object:
             rows = spread(self.work.rows, count)
-            texts = ((row.key, whole_text(row.example)) for row in rows)
-            return find_leaks(texts, {name: iter(of) for name, of in questions.items()})
+            return LeakIndex(questions).find([whole_text(row.example) for row in rows])
 
         few, more = (min(count, len(self.work.rows)) for count in ROWS_TRIED)
         return linear(look, few, more).seconds(len(self.work.rows))

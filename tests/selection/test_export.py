@@ -14,9 +14,7 @@ import world
 from gradsieve.data.formats import conversation_of
 from gradsieve.recipe.load import check_recipe
 from gradsieve.recipe.schema import Recipe
-from gradsieve.selection.card import Selected, card, message_features, shown
-from gradsieve.selection.choose import Candidate
-from gradsieve.selection.columns import features_of
+from gradsieve.selection.export import Card, features_of, message_features, shown
 
 MIXED = [
     {"instruction": "falling : b a c", "input": "", "output": "c b a", "id": "m1",
@@ -185,51 +183,66 @@ def recipe(**changes: Any) -> Recipe:
     return check_recipe(tree)
 
 
-def told(recipe: Recipe, **changes: Any) -> Selected:
-    rows = [Candidate(("a", str(i)), 1.0, "", 7) for i in range(4)]
-    rows.append(Candidate(("b", "x"), 0.5, "", 7))
+def card(recipe: Recipe, **changes: Any) -> str:
     settings = {
         "recipe": recipe,
         "target": "t",
         "method": "less",
-        "proposed": "LESS",
-        "uses_gradients": True,
-        "chosen": rows[:2],
-        "scored": rows,
+        "tokens": 14,
+        "selected": {"a": 2},
+        "scored": {"a": 4, "b": 1},
         "examples": {"t": (5, 1), "u": (6, 2)},
         "features": features_of([{"a": 1}]),
         "message_features": message_features(),
     }
-    return Selected(**{**settings, **changes})
+    return Card(**{**settings, **changes}).text()
 
 
 def test_names_of_the_hub_stay_and_folders_go() -> None:
-    text = card(told(recipe(warmup={"checkpoints": ["/home/me/run/checkpoint-9"]})))
+    text = card(recipe(warmup={"checkpoints": ["/home/me/run/checkpoint-9"]}))
     assert "/home" not in text
     assert DatasetCard(text).data.to_dict()["base_model"] == "Qwen/Qwen3-0.6B"
     assert "| b | org/data | 0 | 0.0% | 1 | 20.0% |" in text
     assert "2 of 5 rows (14 tokens)" in text
     assert "- checkpoint-9" in text
     assert "# Selected for t\n" in text
-    together = card(told(recipe(), target="together"))
+    together = card(recipe(), target="together")
     assert "# Selected for t, u\n" in together
     assert "| u | custom | u.jsonl | 6 | 2 |" in together
 
 
+def settings_of(text: str) -> dict[str, Any]:
+    return yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+
+
 def test_settings_are_those_that_decide() -> None:
-    text = card(told(recipe(features={"mode": "exact"})))
-    settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    exact = recipe(features={"mode": "exact"})
+    settings = settings_of(card(exact))
     assert "projection" not in settings["features"]
     assert settings["score"]["methods"] == ["less"]
-    assert "micro_batch_size" not in settings["warmup"]
+    assert list(settings) == ["model", "warmup", "features", "score", "select"]
+    assert list(settings_of(card(exact, method="random"))) == ["model", "score", "select"]
+
+
+@pytest.mark.parametrize("name", ["model", "warmup", "features", "score", "select"])
+def test_the_marks_of_the_schema_decide_what_is_shown(name: str) -> None:
+    plain = recipe()
+    section = getattr(plain, name)
+    wanted = {key for key in type(section).model_fields if section.effect(key) != "no"}
+    assert set(settings_of(card(plain))[name]) == wanted
+
+
+def test_the_date_that_templates_write_is_noted() -> None:
+    text = card(recipe(), date="2024-07-26")
+    assert "```\n\nThe chat template writes today's date: every row was scored with 2024-07" in text
+    assert "today's date" not in card(recipe())
 
 
 @pytest.mark.parametrize(
     ("rows", "size"), [(1, "n<1K"), (1000, "1K<n<10K"), (99_999, "10K<n<100K")]
 )
 def test_sizes(rows: int, size: str) -> None:
-    many = [Candidate(("a", str(i)), 1.0, "", 1) for i in range(rows)]
-    text = card(told(recipe(), chosen=many, scored=many))
+    text = card(recipe(), selected={"a": rows}, scored={"a": rows})
     assert DatasetCard(text).data.to_dict()["size_categories"] == [size]
 
 
@@ -240,6 +253,55 @@ def test_a_folder_that_looks_like_a_hub_name(tmp_path: Path, monkeypatch: Any) -
     assert shown("data/dolly") == "dolly"
 
 
-def test_the_date_that_templates_write_is_noted() -> None:
-    assert "2024-07-26" in card(told(recipe(), date="2024-07-26"))
-    assert "today's date" not in card(told(recipe()))
+# --- types of columns ---------------------------------------------------------------------------
+
+LONG = "x" * 3000
+"""Enough of them are several of the blocks (10 MB) in which `datasets` reads."""
+
+CASES: dict[str, list[dict[str, Any]]] = {
+    "formats": [
+        {"messages": [{"role": "user", "content": "a"}], "rank": 1},
+        {"prompt": "a", "completion": "b", "rank": 2},
+        {"instruction": "x", "input": "", "output": "y", "rank": 3},
+        {"conversations": [{"from": "human", "value": "a"}], "rank": 4},
+    ],
+    "objects with other keys": [
+        {"messages": [{"role": "user", "content": "a"}], "meta": {"a": 1}},
+        {"messages": [{"role": "user", "content": "a", "weight": 1}], "meta": {"b": [1, 2]}},
+    ],
+    "ids of two kinds": [{"id": 1, "a": "a"}, {"id": "x", "a": "b"}],
+    "text or turns": [{"prompt": "a"}, {"prompt": [{"role": "user", "content": "q"}]}],
+    "values of two kinds": [{"meta": {"a": 1}}, {"meta": {"a": "s"}}],
+    "empty lists": [{"tags": []}, {"tags": []}, {"tags": None}],
+    "a list that fills": [{"tags": []}, {"tags": ["a"]}],
+    "numbers": [{"s": 1}, {"s": 1.5}],
+    "numbers and truth": [{"s": 1}, {"s": True}],
+    "times": [{"s": "2024-01-01T00:00:00", "d": {"e": ["2024-01-01"]}}] * 2,
+    "empty objects": [{"m": {}}, {"m": {}}],
+    "nothing": [{"m": None, "k": 1}],
+    "odd names": [{"m é": "\u2028", "a: b": 1, "null": 2, "-": 3}],
+    "a late column": [{"t": LONG, "old": [i]} for i in range(8000)] + [{"new": [{"a": 1}]}],
+    "a late kind": [{"t": LONG, "id": i} for i in range(8000)] + [{"id": "x"}],
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_rows_load_as_they_were_written(name: str, tmp_path: Path) -> None:
+    rows = CASES[name]
+    features = features_of(rows)
+    block = {
+        "configs": [{"config_name": "default", "data_files": "rows.jsonl"}],
+        "dataset_info": [{"config_name": "default", "features": features._to_yaml_list()}],
+    }
+    (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump(block)}---\n", encoding="utf-8")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8")
+    loaded = datasets.load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded.features == features
+    assert [_filled(row) for row in loaded] == [_filled(row) for row in rows]
+
+
+def _filled(row: dict[str, Any]) -> dict[str, Any]:
+    """Without what is null: a column that a row lacks is null when it is loaded."""
+    return {key: value for key, value in row.items() if value is not None}

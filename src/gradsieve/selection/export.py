@@ -1,0 +1,286 @@
+"""A selection as a data set: rows as they came in, as messages, types of columns, and the card.
+
+In: the selected examples. Out: JSON lines, and a README.md with the metadata block that the Hugging
+Face hub and `datasets.load_dataset(FOLDER)` read. The card names no path of the machine that it was
+made on: of a file only its name is shown. What only the user can know (license, language) is left
+as a comment.
+
+The card names the types of columns, since `datasets` finds types by itself, but block by block: a
+column that starts late in a file, or changes its type there, stops it; and text that looks like a
+time comes back in another form. Rejected: making rows alike (they are to come back as they were).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import jinja2
+import pyarrow as pa
+import yaml
+from datasets.features.features import generate_from_arrow_type
+
+from gradsieve.data.examples import Example
+from gradsieve.data.formats import is_unicode
+from gradsieve.data.pool.sources import json_text
+from gradsieve.io import atomic
+from gradsieve.methods import find_method, uses_gradients
+from gradsieve.recipe.schema import TOGETHER, Effect, Recipe
+
+ROWS = "selected.jsonl"
+MESSAGES = "messages.jsonl"
+
+SHOWN: tuple[Effect, ...] = ("yes", "repeats", "contents", "adds")
+"""Effects of the settings that a card shows: all but those that change no result."""
+
+SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+)
+"""The hub's size categories (huggingface.co/docs/hub/datasets-cards)."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\d")
+"""How text starts that Arrow's JSON reader may take for a time."""
+
+_UNTYPED = "\ud800"
+"""Stands for text that needs `Json`; half of a surrogate pair itself, which Arrow refuses."""
+
+_TEMPLATE = jinja2.Environment(
+    trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+).from_string(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """A selected example, its rank from 1, its score, and the subtask that it was chosen for."""
+
+    example: Example
+    rank: int
+    score: float
+    subtask: str
+
+    def as_row(self) -> dict[str, Any]:
+        """The row as it came in, plus what it was selected by; its own keys are kept.
+
+        What is added has `gradsieve_` before its name as often as it takes to be a new one.
+        """
+        row = {"id": None, **self.example.row}
+        if row["id"] is None:  # it gets the one that names it everywhere else
+            row["id"] = self.example.id
+        own = {"rank": self.rank, "score": self.score, "subtask": self.subtask}
+        for key, value in {**own, "source": self.example.source}.items():
+            while key in row:
+                key = f"gradsieve_{key}"
+            row[key] = value
+        return row
+
+    def as_messages(self) -> dict[str, Any]:
+        """The turns, whatever format they came in."""
+        example = self.example
+        return {
+            "messages": weighted(example),
+            **({"tools": example.tools} if example.tools else {}),
+            "source": example.source,
+            "id": example.id,
+            "rank": self.rank,
+            "score": self.score,
+            "subtask": self.subtask,
+        }
+
+
+def weighted(example: Example) -> Sequence[Mapping[str, Any]]:
+    """The turns; where some answers are not supervised, each answer has a `weight`, 0 or 1."""
+    if example.supervised is None:
+        return example.messages
+    return tuple(
+        {**turn, "weight": int(flag)} if turn["role"] == "assistant" else turn
+        for turn, flag in zip(example.messages, example.supervised, strict=True)
+    )
+
+
+def write_selected(selected: Iterable[Selected], rows: Path, messages: Path) -> None:
+    """Write the files of rows and of messages, in one pass."""
+    with (
+        atomic(rows) as first,
+        atomic(messages) as second,
+        first.open("wb") as of_rows,
+        second.open("wb") as of_messages,
+    ):
+        for one in selected:
+            of_rows.write(_line(one.as_row()))
+            of_messages.write(_line(one.as_messages()))
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines, atomically."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        file.writelines(map(_line, records))
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json_text(record).encode() + b"\n"
+
+
+def features_of(rows: Iterable[Mapping[str, Any]]) -> datasets.Features:
+    """A type for each key of any row; `Json` where values don't share a type of Arrow's.
+
+    Arrow infers it from one value of each shape, so that rows may come in a stream.
+    """
+    columns: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        for key, value in row.items():
+            shape = _shape(value)
+            columns.setdefault(key, {}).setdefault(repr(shape), shape)
+    return datasets.Features({key: _type([*shapes.values()]) for key, shapes in columns.items()})
+
+
+def _shape(value: Any) -> Any:
+    """A value that has the same type in Arrow; there are few of them."""
+    if isinstance(value, Mapping):
+        return {key: _shape(of) for key, of in value.items()}
+    if isinstance(value, list):
+        shapes = map(_shape, value)
+        return list({repr(shape): shape for shape in shapes}.values())
+    if isinstance(value, str):
+        return _UNTYPED if _TIME.match(value) or not is_unicode(value) else ""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return 0.5 if isinstance(value, float) and value == value else value
+    # Which integers fit into a double, which into 64 bits, and which into neither.
+    return 0 if abs(value) <= 2**53 else 2**53 + 1 if -(2**63) <= value < 2**63 else 2**63
+
+
+def _type(shapes: Sequence[Any]) -> Any:
+    try:
+        array = pa.array(shapes)
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+        return datasets.Json()
+    # Objects with different keys would come back with all keys.
+    if pa.types.is_nested(array.type) and array.to_pylist() != shapes:
+        return datasets.Json()
+    return generate_from_arrow_type(array.type)
+
+
+def message_features(records: Iterable[Mapping[str, Any]] = ()) -> datasets.Features:
+    """Types of the columns of `messages.jsonl`.
+
+    Turns that have more than a role and text are `Json`: a column of objects with the same keys
+    would give each turn the keys of all.
+    """
+    text, number = datasets.Value("string"), datasets.Value("float64")
+    is_plain, has_tools = True, False
+    for record in records:
+        is_plain &= all(turn.keys() == {"role", "content"} for turn in record["messages"])
+        has_tools |= "tools" in record
+    return datasets.Features(
+        {
+            "messages": [{"role": text, "content": text}] if is_plain else datasets.Json(),
+            **({"tools": datasets.Json()} if has_tools else {}),
+            "source": text,
+            "id": text,
+            "rank": datasets.Value("int64"),
+            "score": number,
+            "subtask": text,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card shows of a selection.
+
+    Attributes:
+        recipe: The run's.
+        target: Its name, or `together`.
+        method: Its name.
+        tokens: Of the selected rows.
+        selected: Selected rows by source.
+        scored: Scored rows by source.
+        examples: Each target's number of examples and of subtasks.
+        features: Types of the columns of `selected.jsonl`.
+        message_features: Types of the columns of `messages.jsonl`.
+        date: What the chat template was given as today's date; None if it writes none.
+    """
+
+    recipe: Recipe
+    target: str
+    method: str
+    tokens: int
+    selected: Mapping[str, int]
+    scored: Mapping[str, int]
+    examples: Mapping[str, tuple[int, int]]
+    features: datasets.Features
+    message_features: datasets.Features
+    date: str | None = None
+
+    def text(self) -> str:
+        """The card."""
+        recipe = self.recipe
+        targets = [t for t in recipe.targets if self.target in (TOGETHER, t.name)]
+        text: str = _TEMPLATE.render(
+            card=self,
+            rows=sum(self.selected.values()),
+            scored=sum(self.scored.values()),
+            files={source.name: shown(source.path) for source in recipe.pool},
+            shown=shown,
+            model=shown(recipe.model.name),
+            targets=targets,
+            proposed=find_method(self.method).source,
+            metadata=_yaml(self._metadata()),
+            settings=_yaml(self._settings()),
+            rows_file=ROWS,
+            messages_file=MESSAGES,
+        )
+        return text
+
+    def _metadata(self) -> dict[str, Any]:
+        model, rows = self.recipe.model.name, sum(self.selected.values())
+        return {
+            "pretty_name": f"Selected for {self.target} by {self.method}",
+            "task_categories": ["text-generation"],
+            "size_categories": [next((name for most, name in SIZES if rows < most), "n>10M")],
+            "tags": ["gradsieve", "less", "data-selection", "instruction-tuning"],
+            **({"base_model": model} if shown(model) == model and "/" in model else {}),
+            "configs": [
+                {"config_name": "default", "data_files": ROWS, "default": True},
+                {"config_name": "messages", "data_files": MESSAGES},
+            ],
+            "dataset_info": [
+                {"config_name": "default", "features": self.features._to_yaml_list()},
+                {"config_name": "messages", "features": self.message_features._to_yaml_list()},
+            ],
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """What of the recipe decides the selection: by the marks in the schema."""
+        recipe = self.recipe
+        of_gradients = ("warmup", "features") if uses_gradients(self.method) else ()
+        sections = ("model", *of_gradients, "score", "select")
+        tree = {name: getattr(recipe, name).results(SHOWN) for name in sections}
+        tree["model"]["name"] = shown(recipe.model.name)
+        tree["model"]["chat_template"] = shown(recipe.model.chat_template)
+        tree["score"]["embedding"] = shown(recipe.score.embedding)
+        tree["score"]["methods"] = [self.method]
+        if of_gradients and recipe.warmup.checkpoints is not None:
+            names = [Path(path).name for path in recipe.warmup.checkpoints]
+            tree["warmup"] = {"checkpoints": names}
+        return tree
+
+
+def shown(path: str) -> str:
+    """A path or hub name without the folders of this machine."""
+    is_of_hub = _HUB_NAME.fullmatch(path) and not Path(path).exists()
+    return path if is_of_hub else Path(path).name
+
+
+def _yaml(tree: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return text

@@ -1,0 +1,221 @@
+"""Rules that pass over examples: caps per source, near duplicates, and leaks of test questions.
+
+A near duplicate is an example whose update points almost the same way as that of a better one. A
+leak is an example of the pool that shares a run of 13 words with a test question, whatever case and
+punctuation, as GPT-3's authors looked for (Brown et al., 2020, appendix C). In scripts without
+spaces a word is a pair of characters (`data.words`), so that a run is 14 characters. Only what a
+question itself says is compared, not the words that a benchmark puts around every question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsieve.data.pool import Pool
+from gradsieve.data.words import split_words
+from gradsieve.recipe.schema import SelectConfig
+from gradsieve.store import Store
+
+AHEAD = 2048
+"""Rows read from the datastore at a time."""
+
+RUN = 13
+"""Words."""
+
+AT_ONCE = 1000
+"""Examples whose runs are compared at a time."""
+
+
+class Caps:
+    """The most that each source may have: rows, or a share of the selection's rows or tokens.
+
+    Args:
+        settings: The caps.
+        count: Rows to select; None: the budget is in tokens.
+        sources: Names.
+    """
+
+    def __init__(self, settings: SelectConfig, count: int | None, sources: Sequence[str]) -> None:
+        caps = settings.per_source
+        of = caps if isinstance(caps, Mapping) else dict.fromkeys(sources, caps)
+        self._caps = [_cap(name, of.get(name), count, settings.tokens) for name in sources]
+        self._spent = [0] * len(sources)
+
+    def full(self, source: int, tokens: int) -> str | None:
+        """Why an example of a source can't be taken; None if it can.
+
+        Args:
+            source: Its number.
+            tokens: Of the example.
+        """
+        cap = self._caps[source]
+        if cap is None:
+            return None
+        spent = self._spent[source] + (tokens if cap.of_tokens else 1)
+        return cap.reason if spent > cap.most else None
+
+    def take(self, source: int, tokens: int) -> None:
+        """Count an example of a source."""
+        cap = self._caps[source]
+        self._spent[source] += tokens if cap and cap.of_tokens else 1
+
+
+class _Cap(NamedTuple):
+    most: float
+    of_tokens: bool
+    reason: str
+
+
+def _cap(name: str, cap: float | None, count: int | None, budget: int | None) -> _Cap | None:
+    if cap is None:
+        return None
+    if isinstance(cap, int):
+        return _Cap(cap, False, f"per_source: {cap} rows of {name} are selected already")
+    of_tokens = count is None
+    share = cap * ((budget if of_tokens else count) or 0)
+    reason = f"per_source: {name} has its share of {cap:.0%} already"
+    return _Cap(share + 1e-9, of_tokens, reason)
+
+
+class NearDuplicates:
+    """A check for `choose`: every example that passes it is taken as kept.
+
+    Args:
+        store: The datastore of one checkpoint.
+        pool: The pool.
+        order: The pool's row numbers in the order in which examples are considered [n].
+        cosine: At or above it two examples are near duplicates.
+    """
+
+    def __init__(self, store: Store, pool: Pool, order: NDArray[np.int64], cosine: float) -> None:
+        self._store, self._pool, self._order, self._cosine = store, pool, order, cosine
+        self._ahead: dict[int, NDArray[np.float32]] = {}
+        self._read_to = 0
+        self._kept: list[int] = []
+        self._units = np.empty((0, 0), dtype=np.float32)
+
+    def __call__(self, place: int) -> str | None:
+        """Why the example at a place of the order is passed over; None: it is kept."""
+        unit = self._unit(place)
+        if unit is None:  # it has no gradient to compare
+            return None
+        if self._kept:
+            cosines = self._units[: len(self._kept)] @ unit
+            nearest = int(cosines.argmax())
+            if cosines[nearest] >= self._cosine:
+                ((source, id),) = self._pool.keys(self._order[[self._kept[nearest]]])
+                return f"near_duplicates: cosine {cosines[nearest]:.3f} with {source} {id}"
+        self._keep(place, unit)
+        return None
+
+    def _unit(self, place: int) -> NDArray[np.float32] | None:
+        if place >= self._read_to:
+            coming = self._order[place : place + AHEAD]
+            positions = self._store.positions(self._pool.store_keys(coming))
+            found = np.flatnonzero(positions >= 0)
+            self._ahead, self._read_to = {}, place + len(coming)
+            if len(found):
+                rows = self._store.read(positions[found])
+                rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+                self._ahead = dict(zip((place + found).tolist(), rows, strict=True))
+        return self._ahead.get(place)
+
+    def _keep(self, place: int, unit: NDArray[np.float32]) -> None:
+        if len(self._kept) == len(self._units):  # twice the room
+            larger = np.empty((max(256, 2 * len(self._units)), len(unit)), dtype=np.float32)
+            larger[: len(self._units)] = self._units.reshape(-1, len(unit))
+            self._units = larger
+        self._units[len(self._kept)] = unit
+        self._kept.append(place)
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """What an example shares with a test set.
+
+    Attributes:
+        target: The target's name.
+        question: The id of a question, the first that shares a run.
+        run: The words; in scripts without spaces, overlapping pairs of characters.
+    """
+
+    target: str
+    question: str
+    run: str
+
+
+class LeakIndex:
+    """The runs of test questions.
+
+    Args:
+        questions: For each target, the id and a text of each question; an id may come again.
+    """
+
+    def __init__(self, questions: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+        named = [(target, *question) for target, of in questions.items() for question in of]
+        runs = _runs([text for _, _, text in named])
+        self._hashes, first = np.unique(runs.hashes, return_index=True)
+        self._questions = [named[text][:2] for text in runs.texts[first].tolist()]
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def find(self, texts: Sequence[str]) -> dict[int, Leak]:
+        """The texts that leak, by their place."""
+        if not len(self):
+            return {}
+        runs = _runs(texts)
+        places = np.searchsorted(self._hashes, runs.hashes).clip(max=len(self) - 1)
+        hits = np.flatnonzero(self._hashes[places] == runs.hashes)
+        leaking, first = np.unique(runs.texts[hits], return_index=True)
+        return {
+            text: Leak(*self._questions[places[hit]], " ".join(runs.words(hit)))
+            for text, hit in zip(leaking.tolist(), hits[first].tolist(), strict=True)
+        }
+
+
+def find_leaks(pool: Pool, questions: Mapping[str, Iterable[tuple[str, str]]]) -> dict[int, Leak]:
+    """The pool's leaking examples by their numbers, in order of (source, id)."""
+    index = LeakIndex(questions)
+    found: dict[int, Leak] = {}
+    for start in range(0, len(pool) if len(index) else 0, AT_ONCE):
+        numbers = np.arange(start, min(start + AT_ONCE, len(pool)))
+        found |= {start + place: leak for place, leak in index.find(pool.texts(numbers)).items()}
+    return {
+        number: found[number] for number in pool.order[np.isin(pool.order, list(found))].tolist()
+    }
+
+
+class _Runs(NamedTuple):
+    """All runs of some texts, in order.
+
+    `hashes` [m] of the runs, the numbers of their `texts` [m], the places of their first words [m].
+    """
+
+    hashes: NDArray[np.uint64]
+    texts: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    all_words: Sequence[str]
+
+    def words(self, run: int) -> Sequence[str]:
+        start = int(self.starts[run])
+        return self.all_words[start : start + RUN]
+
+
+def _runs(texts: Sequence[str]) -> _Runs:
+    split = [split_words(text) for text in texts]
+    lengths = np.fromiter(map(len, split), np.int64, len(split))
+    words = list(chain.from_iterable(split))
+    of = np.repeat(np.arange(len(split)), lengths)
+    starts = np.flatnonzero(np.arange(len(words)) + RUN <= np.cumsum(lengths)[of])
+    values = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
+    hashes = np.zeros(len(starts), np.uint64)
+    for word in range(RUN):
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + values[starts + word]
+    return _Runs(hashes, of[starts], starts, words)

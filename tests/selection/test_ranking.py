@@ -1,0 +1,148 @@
+"""Columns and orders take turns; how far an order is gone down, and what is passed over."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from gradsieve.recipe.schema import SelectConfig
+from gradsieve.selection.ranking import (
+    Check,
+    Choice,
+    Ranking,
+    choose,
+    in_turns,
+    interleave,
+    round_robin,
+    together,
+)
+
+
+def pairs(order: tuple[np.ndarray, np.ndarray]) -> list[tuple[int, int]]:
+    return list(zip(order[0].tolist(), order[1].tolist(), strict=True))
+
+
+def lines(scores: list[list[float]]) -> list[tuple[int, int]]:
+    return pairs(round_robin(np.array(scores, dtype=np.float32)))
+
+
+def test_by_hand() -> None:
+    # Column 0 takes line 0, column 1 line 1; then column 0's next is line 2, column 1's line 3.
+    assert lines([[9, 1], [8, 9], [7, 8], [1, 7]]) == [(0, 0), (1, 1), (2, 0), (3, 1)]
+
+
+def test_a_line_that_is_taken_is_passed_over() -> None:
+    assert lines([[9, 9], [1, 2], [2, 1]]) == [(0, 0), (1, 1), (2, 0)]
+
+
+def test_equal_scores_go_in_order_of_lines() -> None:
+    assert [line for line, _ in lines([[0, 0, 0]] * 4)] == [0, 1, 2, 3]
+
+
+@given(arrays(np.float32, (13, 4), elements=st.integers(0, 5)))
+def test_each_column_gets_its_share(scores: np.ndarray) -> None:
+    chosen = pairs(round_robin(scores))
+    assert sorted(line for line, _ in chosen) == list(range(13))
+    for turn, (line, column) in enumerate(chosen):
+        assert column == turn % 4
+        left = [other for other in range(13) if other not in [r for r, _ in chosen[:turn]]]
+        assert scores[line, column] == max(scores[other, column] for other in left)
+
+
+def test_orders_of_different_lengths() -> None:
+    a, b, c, d = range(4)
+    orders = [np.array(order) for order in ([a, b, c], [b], [a, d])]
+    assert pairs(interleave(orders)) == [(a, 0), (b, 1), (d, 2), (c, 0)]
+    assert pairs(interleave([np.empty(0, np.int64)] * 2)) == []
+
+
+def test_an_order_is_arrays() -> None:
+    found, turns = round_robin(np.zeros((3, 2), dtype=np.float32))
+    assert (found.dtype, turns.dtype) == (np.int64, np.int32)
+
+
+def test_targets_take_turns_with_their_own_scores_and_subtasks() -> None:
+    first = in_turns(np.array([[9, 1], [8, 9], [7, 8]], dtype=np.float32), ["x", "y"])
+    second = Ranking(
+        np.array([2, 1, 0]),
+        np.array([0.3, 0.2, 0.1], dtype=np.float32),
+        np.array([0, -1, 0], dtype=np.int32),
+        ["z"],
+    )
+    merged = together([first, second])
+    assert merged.lines.tolist() == [0, 2, 1]
+    assert merged.scores.tolist() == pytest.approx([9, 0.3, 9])
+    assert [merged.subtask(place) for place in range(3)] == ["x", "z", "y"]
+    other = together([second, first])
+    assert other.lines.tolist() == [2, 0, 1]
+    assert [other.subtask(place) for place in range(3)] == ["z", "x", ""]
+    assert together([first]) is first
+
+
+def taken(
+    sources: str, settings: SelectConfig, checks: list[Check] | None = None, tokens: int = 10
+) -> Choice:
+    names = sorted(set(sources))
+    codes = np.array([names.index(source) for source in sources], dtype=np.int32)
+    lengths = np.full(len(sources), tokens, dtype=np.int32)
+    return choose(codes, lengths, names, settings, checks or [])
+
+
+def places(sources: str, settings: SelectConfig) -> str:
+    return "".join(map(str, taken(sources, settings).chosen.tolist()))
+
+
+def test_how_many() -> None:
+    assert places("abababab", SelectConfig(fraction=0.25)) == "01"
+    assert places("abababab", SelectConfig(fraction=0.01)) == "0"
+    assert places("abababab", SelectConfig(count=3)) == "012"
+    assert places("abababab", SelectConfig(tokens=39)) == "012"
+    assert places("ab", SelectConfig(count=5)) == "01"
+
+
+@pytest.mark.parametrize(
+    ("cap", "expected"),
+    [
+        (2, "0134"),  # a, a, b, b
+        (0.5, "0134"),  # of four rows
+        ({"a": 1}, "0345"),
+        ({"b": 0.25}, "0123"),
+        (1, "03"),
+    ],
+)
+def test_a_sources_cap(cap: object, expected: str) -> None:
+    settings = SelectConfig.model_validate({"count": 4, "per_source": cap})
+    choice = taken("aaabbb", settings)
+    assert "".join(map(str, choice.chosen.tolist())) == expected
+    assert len(choice.passed) == len(choice.reasons)
+    assert all(reason.startswith("per_source: ") for reason in choice.reasons)
+    assert not set(map(str, choice.passed.tolist())) & set(expected)
+
+
+def test_what_a_cap_says() -> None:
+    rows = SelectConfig.model_validate({"count": 4, "per_source": {"a": 1}})
+    assert taken("aab", rows).reasons == ["per_source: 1 rows of a are selected already"]
+    share = SelectConfig.model_validate({"count": 2, "per_source": 0.5})
+    assert taken("aab", share).reasons == ["per_source: a has its share of 50% already"]
+
+
+def test_a_cap_that_is_a_share_of_a_budget_is_in_tokens() -> None:
+    settings = SelectConfig.model_validate({"tokens": 100, "per_source": 0.5})
+    chosen = taken("aaaaaaabbbbbbb", settings, tokens=11).chosen
+    assert ["aaaaaaabbbbbbb"[place] for place in chosen.tolist()] == list("aaaabbbb")
+
+
+def test_only_rows_that_would_be_taken_are_checked() -> None:
+    asked = []
+
+    def check(place: int) -> str | None:
+        asked.append(place)
+        return "odd" if place % 2 else None
+
+    settings = SelectConfig.model_validate({"count": 3, "per_source": {"b": 1}})
+    choice = taken("abbbaaaa", settings, [check])
+    assert choice.chosen.tolist() == [0, 2, 4]
+    assert asked == [0, 1, 2, 4]  # the second b is over its cap; after 4 it is full
+    assert choice.passed.tolist() == [1, 3]
+    assert [reason.split(":")[0] for reason in choice.reasons] == ["odd", "per_source"]
