@@ -1,12 +1,15 @@
-"""The command line: `run`, one for each stage, `plan`, `explain`, `compare`, `store ...`, `demo`.
+"""The command line: `run`, a command for each stage, `plan`, `explain`, `compare`, `store`, `demo`.
 
 Standard output carries the result, standard error the progress. Exit status 0: done; 1: failed;
-2: wrong usage or recipe. Nothing heavy is imported before a command needs it.
+2: wrong usage or recipe; 130: stopped by Ctrl-C. Nothing heavy is imported before a command needs
+it. All text is printed by `_echo`, which replaces what a terminal would obey.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,25 +18,91 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from gradsieve.errors import GradsieveError, UsageError
 from gradsieve.runs.folder import STAGE_NAMES, STAGES, RunFolder
+
+
+class _Commands(TyperGroup):
+    """Commands that Ctrl-C ends quietly."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with _interruptible():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="gradsieve",
+    cls=_Commands,
     help="Find the few per cent of an instruction pool that teach a language model a chosen skill.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to do.")]
-Out = Annotated[Path, typer.Option("--out", metavar="RUN", help="The run's folder.")]
+
+def main() -> None:
+    """Run the command line; a user's mistake is one message, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what its encoding lacks is written as an escape
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except GradsieveError as error:
+        _echo(f"error: {error}", err=True)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _echo(text: str, err: bool = False) -> None:
+    """Print text, without what a terminal would obey: names and rows are data of other people."""
+    from gradsieve.console import clean_lines
+
+    typer.echo(clean_lines(text), err=err)
+
+
+def _echo_json(value: Any) -> None:
+    """Print data as JSON, or a text of JSON, with what a terminal would obey as JSON's escapes."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    typer.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import gradsieve
+
+        _echo(f"gradsieve {gradsieve.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
+Out = Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change the recipe; may be repeated."),
+    typer.Option(
+        "--set", metavar="SECTION.KEY=VALUE", help="Override a key of the recipe; repeatable."
+    ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Tell nothing but warnings and the result.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only warnings and the result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -46,7 +115,7 @@ def run(
     set_: Set = None,
     from_: Annotated[
         str | None,
-        typer.Option("--from", metavar="STAGE", help="Take earlier stages as they are."),
+        typer.Option("--from", metavar="STAGE", help="Start here; use earlier stages as they are."),
     ] = None,
     until: Annotated[
         str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
@@ -54,7 +123,7 @@ def run(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Run all stages of a recipe; what is done already is kept."""
+    """Run all stages of a recipe; those that are up to date are kept."""
     _run(recipe, out, set_, _known_stage(from_), _known_stage(until), quiet, as_json)
 
 
@@ -83,21 +152,23 @@ def plan(
     recipe: RecipeFile,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="RUN", help="The run's folder: what is done, free disk."),
+        typer.Option(
+            "--out", metavar="RUN", help="The run folder, for finished stages and free disk."
+        ),
     ] = None,
     set_: Set = None,
     gpu: Annotated[
         str | None,
-        typer.Option("--gpu", metavar="NAME", help="Predict for this GPU, e.g. H100, not here."),
+        typer.Option("--gpu", metavar="NAME", help="Predict for this GPU, e.g. H100."),
     ] = None,
     no_calibration: Annotated[
         bool,
-        typer.Option("--no-calibration", help="Load no model and time nothing: no seconds."),
+        typer.Option("--no-calibration", help="Load no model; predict no seconds."),
     ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Check all inputs, then predict time, memory and disk; nothing is written."""
+    """Check all inputs, then predict time, memory and disk; write nothing."""
     from gradsieve.recipe.load import load_recipe
 
     checked = load_recipe(recipe, set_ or ())
@@ -105,42 +176,45 @@ def plan(
     from gradsieve.pipeline.plan import plan as make_plan
 
     found = make_plan(checked, out, gpu=gpu, calibrate=not no_calibration, progress=Progress(quiet))
-    typer.echo(json.dumps(asdict(found), ensure_ascii=False) if as_json else found.table())
+    if as_json:
+        _echo_json(asdict(found))
+    else:
+        _echo(found.table())
 
 
 @app.command(epilog="Example: gradsieve explain runs/first --target legal --id 1204")
 def explain(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
-    id_: Annotated[str, typer.Option("--id", metavar="ID", help="The row's id.")],
+    run: Run,
+    id_: Annotated[str, typer.Option("--id", metavar="ID", help="The example's id.")],
     target: Annotated[
         str | None,
-        typer.Option("--target", metavar="T", help="For which skill; needed if there are several."),
+        typer.Option("--target", metavar="T", help="The target, if there are several."),
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option("--source", metavar="S", help="The row's source, if several have the id."),
+        typer.Option("--source", metavar="S", help="The source, if several have this id."),
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", metavar="M", help="By default the recipe's first.")
+        str | None, typer.Option("--method", metavar="M", help="Default: the recipe's first.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell why a row was selected or not: scores, the examples that pull it, its neighbors."""
+    """Explain an example's rank: scores, target examples, nearest neighbors."""
     from gradsieve.analysis import explain as explained
     from gradsieve.analysis.explain_text import print_rich
 
-    told = explained(run, target, id_, source, method)
+    explanation = explained(run, target, id_, source, method)
     if as_json:
-        typer.echo(told.json())
+        _echo_json(explanation.json())
     elif sys.stdout.isatty():
-        print_rich(told)
+        print_rich(explanation)
     else:
-        typer.echo(str(told))
+        _echo(str(explanation))
 
 
 @app.command(epilog="Example: gradsieve compare runs/first runs/second --format latex")
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
     format_: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="markdown, latex or json.")
     ] = "markdown",
@@ -148,7 +222,6 @@ def compare(
 ) -> None:
     """Compare methods: results over seeds, difference to random, overlap and cost."""
     from gradsieve.analysis.results import compare as compared
-    from gradsieve.errors import UsageError
 
     format_ = "json" if as_json else format_
     if format_ not in ("markdown", "latex", "json"):
@@ -156,24 +229,27 @@ def compare(
         raise UsageError(f"There is no format {format_}.", "--format", todo)
     comparison = compared(runs)
     for note in comparison.notes:
-        typer.echo(f"warning: {note}", err=True)
-    typer.echo(getattr(comparison, format_)())
+        _echo(f"warning: {note}", err=True)
+    (_echo_json if format_ == "json" else _echo)(getattr(comparison, format_)())
 
 
 @app.command(epilog="Example: gradsieve demo --out runs/demo")
 def demo(out: Out = Path("runs/demo"), quiet: Quiet = False, as_json: Json = False) -> None:
-    """Run the main job on a small built-in example, on a CPU, in minutes."""
+    """Run every stage on a small built-in example, on a CPU, in minutes."""
     from gradsieve.console import Progress
-    from gradsieve.demo import main
+    from gradsieve.demo import main as run_demo
 
     with _interruptible(out):
-        result = main(out, Progress(quiet))
-    typer.echo(json.dumps(asdict(result)) if as_json else result.table())
+        result = run_demo(out, Progress(quiet))
+    if as_json:
+        _echo_json(asdict(result))
+    else:
+        _echo(result.table())
 
 
 store_app = typer.Typer(
     name="store",
-    help="Look after a gradient datastore: inspect, verify, convert, merge.",
+    help="Inspect, verify, convert or merge gradient datastores.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -182,36 +258,39 @@ app.add_typer(store_app)
 A_STORE = "runs/first/02-features/checkpoint-1/pool"
 
 StorePath = Annotated[
-    str, typer.Argument(metavar="STORE", help="A datastore's folder, or a URL that fsspec knows.")
+    str, typer.Argument(metavar="STORE", help="A datastore's folder, or a URL of fsspec.")
 ]
 
 
 @store_app.command(epilog=f"Example: gradsieve store inspect {A_STORE}")
 def inspect(store: StorePath, as_json: Json = False) -> None:
-    """Summarize a datastore, without reading its features."""
+    """Summarize a datastore without reading its features."""
     from gradsieve.store import inspect as inspected
 
     summary = inspected(store)
     if as_json:
-        typer.echo(json.dumps(summary, ensure_ascii=False))
+        _echo_json(summary)
         return
     sources = ", ".join(f"{name} {count}" for name, count in summary["sources"].items())
-    state = "finished" if summary["finished"] else "still growing"
-    typer.echo(
+    state = "finished" if summary["finished"] else "unfinished"
+    _echo(
         f"{summary['rows']} rows ({sources}), {summary['skipped']} skipped; {state}\n"
         f"{summary['shards']} shards, {summary['bytes'] / 2**20:.1f} MiB, "
-        f"{summary['bits']} bits a value\n"
+        f"{summary['bits']} bits per value\n"
         f"{json.dumps(summary['settings'], ensure_ascii=False, indent=1)}"
     )
 
 
 @store_app.command(epilog=f"Example: gradsieve store verify {A_STORE}")
 def verify(store: StorePath, as_json: Json = False) -> None:
-    """Check every file's hash, row counts and values; exit status 1 if any is wrong."""
+    """Check each file's hash, row counts and values; exit status 1 if any is wrong."""
     from gradsieve.store import open_store
 
     problems = open_store(store).verify()
-    typer.echo(json.dumps(problems) if as_json else "\n".join(problems or ["as it was written"]))
+    if as_json:
+        _echo_json(problems)
+    else:
+        _echo("\n".join(problems or ["no problems"]))
     if problems:
         raise typer.Exit(1)
 
@@ -232,7 +311,7 @@ def convert(
         converted(store, into, bits, report)
 
 
-@store_app.command(epilog="Example: gradsieve store merge part-1 part-2 --into whole")
+@store_app.command(epilog="Example: gradsieve store merge part-1 part-2 --into all")
 def merge(
     stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Datastores.")],
     into: Annotated[str, typer.Option("--into", metavar="INTO", help="The new datastore.")],
@@ -273,22 +352,22 @@ def _run(
 
 
 @contextmanager
-def _interruptible(out: Path) -> Iterator[None]:
-    """Ctrl-C says what is kept, and ends with the status that shells expect."""
+def _interruptible(out: Path | None = None) -> Iterator[None]:
+    """Ctrl-C ends with the status that shells expect, and a line on what a run has kept."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(
-            f"\nstopped. Finished stages, epochs and shards are kept in {out}: "
-            "the same command goes on from there.",
-            err=True,
-        )
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only print a traceback
+        if out is not None:
+            _echo(
+                f"\nstopped. Finished stages, epochs and shards are kept in {out}: "
+                "run the same command again to resume.",
+                err=True,
+            )
         raise typer.Exit(130) from None
 
 
 def _known_stage(name: str | None) -> str | None:
-    from gradsieve.errors import UsageError
-
     if name is not None and name not in STAGE_NAMES:
         raise UsageError(
             f"There is no stage {name}.", "--from, --until", f"One of {', '.join(STAGE_NAMES)}."
@@ -297,27 +376,27 @@ def _known_stage(name: str | None) -> str | None:
 
 
 def _print_result(run: RunFolder, as_json: bool) -> None:
-    """What was made: each stage's folder and metadata."""
+    """Print the selections, the results and where the report is."""
     from gradsieve.runs.artifacts import Artifacts
 
     metas = {name: meta for name in STAGE_NAMES if (meta := run.metadata(name)) is not None}
     if as_json:
-        typer.echo(json.dumps({"run": str(run.path), "stages": metas}, ensure_ascii=False))
+        _echo_json({"run": str(run.path), "stages": metas})
         return
     selected: dict[str, Any] = metas.get("select", {}).get("targets", {})
     for target, methods in selected.items():
         for method, facts in methods.items():
             sources = ", ".join(f"{name} {count}" for name, count in facts["sources"].items())
             folder = Artifacts(run).selections.selection(target, method).folder
-            typer.echo(
+            _echo(
                 f"{target}, {method}: {facts['rows']} rows, {facts['tokens']} tokens "
                 f"({sources}) in {folder}"
             )
     if "evaluate" in metas:
         from gradsieve.analysis.results import compare as compared
 
-        typer.echo("\n" + compared([run.path]).markdown())
+        _echo("\n" + compared([run.path]).markdown())
     if "report" in metas:
-        typer.echo(f"report: {Artifacts(run).report.page}")
+        _echo(f"report: {Artifacts(run).report.page}")
     if not selected:
-        typer.echo(f"done: {', '.join(metas)} in {run.path}")
+        _echo(f"done: {', '.join(metas)} in {run.path}")

@@ -74,7 +74,7 @@ def test_in_every_stage(recipe: Path, tmp_path: Path) -> None:
         last = told.splitlines()[-1]
         assert last.startswith("stopped. Finished stages"), moment
         assert str(tmp_path / "run") in last
-        assert last.endswith("the same command goes on from there.")
+        assert last.endswith("run the same command again to resume.")
         logged = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8").splitlines()
         assert logged[-1].endswith("stopped: KeyboardInterrupt")
     status, out, told = run_until(recipe, tmp_path / "run", None)

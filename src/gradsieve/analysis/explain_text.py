@@ -1,6 +1,6 @@
 """An explanation on a terminal: tables in color, or plain lines where it is no terminal.
 
-What a terminal would obey in text of the data is replaced (`console.sanitize`).
+What a terminal would obey in text of the data is replaced (`gradsieve.console`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gradsieve.analysis.provenance import Explanation, Pull
-from gradsieve.console.sanitize import clean
+from gradsieve.console import clean
 
 CUT = 160
 """Characters of an example's or neighbor's text; the row's own is cut later."""

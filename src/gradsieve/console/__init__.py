@@ -1,137 +1,162 @@
-"""Progress of long work: a display on a terminal, plain lines elsewhere; always on stderr.
+"""Terminal and log: Python's `logging` for lines, rich's progress bars for long work.
 
-Standard output belongs to results. While a run is under way all that is said is also kept in its
-log, with times, and what other libraries print goes to that log alone. Rejected: tqdm (its lines
-pile up in log files), and Python's `logging` for our own lines (they are for the user, and need
-neither levels nor names).
+Standard output belongs to results: everything here goes to standard error and to `RUN/log.txt`.
+Modules log to `logging.getLogger(__name__)`, below the logger `gradsieve`; a `Progress` shows these
+records while it is active. Rejected: tqdm, whose lines pile up in log files.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from datetime import datetime
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from gradsieve.console.count import Count, Report, clock
-from gradsieve.console.display import Display
-from gradsieve.console.sanitize import clean_lines
+from rich.console import Console
+from rich.progress import TaskID
 
-__all__ = ["Progress", "Report", "clock"]
+from gradsieve.console.bars import STAGES, amount, clock, make_bars, shortened, status
+from gradsieve.console.lines import (
+    ConsoleHandler,
+    clean,
+    clean_lines,
+    file_handler,
+    log,
+    third_parties_to,
+)
+
+__all__ = ["Progress", "Report", "clean", "clean_lines", "clock", "log"]
 
 SECONDS_BETWEEN_LINES = 10.0
-"""How often a plain log tells how far it is."""
+"""How often work is reported where there is no terminal, and in the log file."""
+
+Report = Callable[[float], None]
+"""Called with the units done so far."""
 
 
 class Progress:
-    """Tells what is being done.
+    """Reports what a run does: bars and lines on a terminal, lines elsewhere, and the log file.
 
     Args:
-        quiet: Say nothing but warnings.
+        quiet: Show warnings only.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._terminal = sys.stderr.isatty() and not quiet
-        self._display: Display | None = None
-        self._log: Path | None = None
+        terminal = sys.stderr.isatty()
+        # The stream itself: while another library is silenced, sys.stderr is another one.
+        self._console = Console(file=sys.stderr, force_terminal=terminal, force_jupyter=False)
+        self._has_bars = terminal and not quiet and not self._console.is_dumb_terminal
+        self._bars = make_bars(self._console, disable=not self._has_bars)
+        self._lines = ConsoleHandler(self._console, logging.WARNING if quiet else logging.INFO)
+        self._stages: TaskID | None = None
+        self._active = False
 
     @contextmanager
-    def running(self, stages: Sequence[str], log: Path | None) -> Iterator[None]:
-        """While a run is under way: show its stages, and keep a log of all that is said.
+    def running(self, stages: Sequence[str], log_file: Path | None) -> Iterator[None]:
+        """While a run lasts: show its stages, keep a log, and silence other libraries.
 
         Args:
-            stages: Their names, in order.
-            log: A file that lines are added to; None: there is none.
+            stages: Their names, in order; empty: no row for them.
+            log_file: A file that lines are added to, with times; None: there is none.
         """
-        from gradsieve.console.third_party_logs import third_parties_to
-
-        self._log = log
-        try:
-            shown = self._shown(stages) if self._terminal else nullcontext()
-            with third_parties_to(self.note), shown:
-                yield
-        finally:
-            self._log = None
+        with ExitStack() as stack:
+            file = file_handler(log_file)
+            stack.callback(file.close)
+            stack.enter_context(third_parties_to(file))
+            stack.enter_context(self._activated(file))
+            if stages:
+                stack.enter_context(self._stage_row(len(stages)))
+            yield
 
     @contextmanager
-    def _shown(self, stages: Sequence[str]) -> Iterator[Display]:
-        with Display(stages) as self._display:
-            try:
-                yield self._display
-            finally:
-                self._display = None
+    def _stage_row(self, count: int) -> Iterator[None]:
+        row = self._bars.add_task("checking the inputs", total=count, unit=STAGES)
+        self._stages = row
+        try:
+            yield
+        finally:
+            self._stages = None
+            self._bars.remove_task(row)
+
+    @contextmanager
+    def _activated(self, *handlers: logging.Handler) -> Iterator[None]:
+        """Show bars, and send gradsieve's records here alone; restored afterwards."""
+        before, level, propagate = log.handlers[:], log.level, log.propagate
+        log.handlers[:] = [self._lines, *handlers]
+        log.setLevel(logging.DEBUG)
+        log.propagate = False
+        self._active = True
+        try:
+            with self._bars:
+                yield
+        finally:
+            self._active = False
+            log.handlers[:] = before
+            log.setLevel(level)
+            log.propagate = propagate
 
     def begin(self, stage: str) -> None:
         """A stage starts."""
-        if self._display is None:
-            self.say(f"{stage}: starting")
-        else:
-            self.note(f"{stage}: starting")
-            self._display.begin(stage)
+        self._advance_stages(0, stage)
+        self.say(f"{stage}: starting")
 
     def end(self, stage: str, how: str) -> None:
         """A stage has ended, e.g. `done in 42 s`."""
-        if self._display is None:
-            self.say(f"{stage}: {how}")
-        else:
-            self.note(f"{stage}: {how}")
-            self._display.end(stage, how)
+        self._advance_stages(1, stage)
+        self.say(f"{stage}: {how}")
+
+    def _advance_stages(self, steps: int, stage: str) -> None:
+        if self._stages is not None:
+            self._bars.update(self._stages, advance=steps, description=stage)
 
     def say(self, text: str) -> None:
-        """One line."""
-        self.note(text)
-        if not self.quiet:
-            self._print(text)
+        """Log a line."""
+        self._log(logging.INFO, text)
 
     def warn(self, text: str) -> None:
-        """One line that is told even if quiet."""
-        self.note(f"warning: {text}")
-        self._print(f"warning: {text}")
+        """Log a warning, which is shown even if quiet."""
+        self._log(logging.WARNING, text)
 
     def note(self, text: str) -> None:
-        """One line for the log alone. A log that can't be written stops nothing."""
-        if self._log is not None:
-            now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-            # Half of a surrogate pair (of the data, or of a path's name) is written as an escape.
-            line = f"{now} {text}\n".encode(errors="backslashreplace")
-            with suppress(OSError), self._log.open("ab") as log:
-                log.write(line)
+        """Log a line to the log file alone."""
+        self._log(logging.DEBUG, text)
 
-    def _print(self, text: str) -> None:
-        text = clean_lines(text)
-        if self._display is None:
-            print(text, file=sys.stderr, flush=True)
+    def _log(self, level: int, text: str) -> None:
+        if self._active:
+            log.log(level, text)
         else:
-            self._display.print(text)
+            with self._activated():
+                log.log(level, text)
 
     @contextmanager
-    def counting(self, what: str, total: int, unit: str) -> Iterator[Report]:
-        """Count units of work, with rate and time left."""
-        count = Count(what, total, unit)
-        lines = self._lines(count)
-        if not self._terminal:
-            yield lines
-        elif self._display is None:  # outside a run
-            with self._shown([]) as display, display.counting(count):
-                yield lines
-        else:
-            with self._display.counting(count):
-                yield lines
+    def counting(self, what: str, total: int | None, unit: str) -> Iterator[Report]:
+        """Count units of work, with rate and time left.
 
-    def _lines(self, count: Count) -> Report:
-        """Counts, and says so at times; beside a bar only to the log."""
-        told = time.monotonic()
+        Args:
+            what: Which work.
+            total: Units in all; 0 or None if it is not known.
+            unit: Their name, in the plural.
+        """
+        say = self.note if self._has_bars else self.say
+        with ExitStack() as stack:
+            if not self._active:
+                stack.enter_context(self._activated())
+            # A task is timed by rich also where no bar is shown.
+            row = self._bars.add_task(shortened(what), total=total or None, unit=unit)
+            stack.callback(self._bars.remove_task, row)
+            task = next(task for task in self._bars.tasks if task.id == row)
+            shown = time.monotonic()
 
-        def report(done: float) -> None:
-            nonlocal told
-            count.report(done)
-            if done < count.total and time.monotonic() - told < SECONDS_BETWEEN_LINES:
-                return
-            told = time.monotonic()
-            tell = self.note if self._terminal else self.say
-            tell(f"  {count.what}: {count}")
+            def report(done: float) -> None:
+                nonlocal shown
+                self._bars.update(row, completed=done)
+                if time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
+                    shown = time.monotonic()
+                    say(f"  {what}: {status(task)}")
 
-        return report
+            yield report
+            if task.completed:
+                say(f"  {what}: {amount(task)} in {clock(task.elapsed or 0.0)}")

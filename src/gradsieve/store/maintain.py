@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gradsieve.console.count import Report
+from gradsieve.console import Report
 from gradsieve.errors import StoreError
 from gradsieve.io import differences
 from gradsieve.store.format import (

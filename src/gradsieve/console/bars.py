@@ -1,0 +1,106 @@
+"""Progress bars on a terminal, and the numbers beside them, which plain lines show too.
+
+In: rich's tasks, which know what is done and when. Out: text such as `120/240 rows, 12 rows/s, 10 s
+left`. What was done before counting began (by a run that was stopped) doesn't count for the rate.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from gradsieve.console.lines import clean
+
+SECONDS_OF_RATE = 600.0
+"""A rate is measured over this time; steps of large models take minutes."""
+
+LABEL = 26
+"""Characters of a bar's label; a longer one leaves no room for the numbers at 80 columns."""
+
+STAGES = "stages"
+"""The unit of the row that shows a whole run."""
+
+
+def make_bars(console: Console, disable: bool = False) -> Progress:
+    """Rows of label, bar and numbers, which disappear when the work is done."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        _Status(Column(no_wrap=True)),
+        console=console,
+        disable=disable,
+        expand=True,
+        redirect_stdout=False,
+        refresh_per_second=4,
+        speed_estimate_period=SECONDS_OF_RATE,
+        transient=True,
+    )
+
+
+class _Status(ProgressColumn):
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """The numbers of a row."""
+        if task.fields["unit"] != STAGES:
+            return Text(status(task))
+        return Text(f"{amount(task)}, {clock(task.elapsed or 0.0)}, {memory()}")
+
+
+def amount(task: Task) -> str:
+    """Units done, and in all if known, e.g. `1,204/5,329 rows`."""
+    of = f"/{task.total:,.0f}" if task.total else ""
+    return f"{_number(task.completed)}{of} {task.fields['unit']}"
+
+
+def status(task: Task) -> str:
+    """Units done, rate and time left, as far as they are known."""
+    parts = [amount(task)]
+    if task.speed:
+        parts.append(rate(task.speed, task.fields["unit"]))
+        if task.remaining:
+            parts.append(f"{clock(task.remaining / task.speed)} left")
+    return ", ".join(parts)
+
+
+def rate(per_second: float, unit: str) -> str:
+    """A rate by second, minute or hour, whichever gives at least one: `1.7 epochs/min`."""
+    for seconds, name in ((1, "s"), (60, "min")):
+        if per_second * seconds >= 1:
+            return f"{_number(per_second * seconds)} {unit}/{name}"
+    return f"{_number(per_second * 3600)} {unit}/h"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people write them: 42 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def memory() -> str:
+    """Memory of this process, and of a GPU if it uses one."""
+    text = f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB"
+    torch = sys.modules.get("torch")  # where nothing has imported it, no GPU is in use
+    if torch is not None and torch.cuda.is_initialized():
+        free, total = torch.cuda.mem_get_info()
+        text += f", GPU {(total - free) / 2**30:.1f}/{total / 2**30:.0f} GiB"
+    return text
+
+
+def shortened(label: str) -> str:
+    """A label that leaves room for bar and numbers; its end is kept, which tells seeds apart."""
+    label = clean(label)
+    return label if len(label) <= LABEL else f"{label[: LABEL // 2 - 1]}…{label[-LABEL // 2 :]}"
