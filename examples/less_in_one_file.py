@@ -1,0 +1,177 @@
+"""LESS in one file, to read: the method of gradsieve without its stages, batches and stores.
+
+    python examples/less_in_one_file.py MODEL POOL.jsonl TARGET.jsonl > selected.jsonl
+
+In: a causal language model whose chat template marks answers with `{% generation %}`, a pool and a
+target of rows `{"id": ..., "messages": [...]}`; target rows may have a `subtask`. Out: the best 5%
+of the pool, best first, with `score` and `subtask`. "Step" is that of the paper (Xia et al., ICML
+2024, section 4.1) and of docs/method.md.
+
+Nothing of gradsieve is imported. tests/examples holds all of it equal to `gradsieve run`: the rows,
+order and dropout of the warm-up, its checkpoints, the scores and the selection. It is slow (one
+example at a time) and keeps all features in memory: for a few thousand rows and small models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+SEED, MAX_LENGTH = 0, 2048
+WARMUP_FRACTION, EPOCHS, BATCH, LEARNING_RATE, RAMP = 0.05, 4, 32, 2e-5, 0.03
+LORA = {"r": 128, "lora_alpha": 512, "lora_dropout": 0.1}
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj"]
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # of AdamW
+DIM = 8192
+SELECT_FRACTION = 0.05
+
+
+def read(file: Path, tokenizer: Any) -> list[dict[str, Any]]:
+    """Rows with their token ids and labels (-100: not supervised), in order of their ids."""
+    rows = [json.loads(line) for line in file.read_bytes().splitlines()]
+    for row in rows:
+        tokens = tokenizer.apply_chat_template(
+            row["messages"], return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids = torch.tensor(tokens["input_ids"][:MAX_LENGTH])
+        answers = torch.tensor(tokens["assistant_masks"][:MAX_LENGTH])
+        row["tokens"], row["labels"] = ids, ids.where(answers == 1, -100)
+    usable = [row for row in rows if (row["labels"][1:] != -100).any()]
+    return sorted(usable, key=lambda row: row["id"])
+
+
+def random_share(rows: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
+    """Step 1: the rows with the smallest hashes, so that the order of the file doesn't matter."""
+
+    def rank(row: dict[str, Any]) -> bytes:
+        return hashlib.sha256(f"{SEED}\x1f{source}\x1f{row['id']}".encode()).digest()
+
+    return sorted(rows, key=rank)[: max(1, round(WARMUP_FRACTION * len(rows)))]
+
+
+def warm_up(model: Any, rows: list[dict[str, Any]]) -> Iterator[tuple[Any, float]]:
+    """Step 1: LoRA; yields Adam's state and the mean learning rate after each epoch."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, betas=(BETA1, BETA2), eps=EPS, weight_decay=0.0)
+    steps = EPOCHS * math.ceil(len(rows) / BATCH)
+    ramp = math.ceil(RAMP * steps)
+    step = 0
+    set_seed(SEED)  # of the dropout
+    for epoch in range(EPOCHS):
+        model.train()
+        shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED + epoch))
+        rates = []
+        for batch in DataLoader(rows, BATCH, sampler=shuffled.tolist(), collate_fn=list):
+            ids = torch.nn.utils.rnn.pad_sequence([row["tokens"] for row in batch], True)
+            labels = torch.nn.utils.rnn.pad_sequence([row["labels"] for row in batch], True, -100)
+            logits = model(input_ids=ids).logits  # a causal model doesn't see the padding after it
+            loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            up, down = step / max(1, ramp), (steps - step) / max(1, steps - ramp)
+            rates.append(LEARNING_RATE * (up if step < ramp else down))
+            optimizer.param_groups[0]["lr"] = rates[-1]
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+        model.eval()
+        yield optimizer.state, sum(rates) / len(rates)
+
+
+def gradient(model: Any, row: dict[str, Any]) -> dict[str, Tensor]:
+    """The gradient g of one example's loss, the mean cross-entropy over its label tokens."""
+    logits = model(input_ids=row["tokens"][None]).logits[0]
+    loss = functional.cross_entropy(logits[:-1], row["labels"][1:])
+    weights = {name: w for name, w in model.named_parameters() if w.requires_grad}
+    return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+
+
+def adam_update(g: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """Step 2: Gamma, the update that AdamW would make for this example alone."""
+    m = BETA1 * state["exp_avg"] + (1 - BETA1) * g
+    v = BETA2 * state["exp_avg_sq"] + (1 - BETA2) * g**2
+    t = float(state["step"]) + 1
+    return m / (1 - BETA1**t) / ((v / (1 - BETA2**t)).sqrt() + EPS)
+
+
+def random_bits(key: int, count: int) -> np.ndarray:
+    """64 random bits for each of `count` positions: SplitMix64 (Steele et al., 2014)."""
+    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def project(values: dict[str, Tensor]) -> Tensor:
+    """Steps 2 and 3: random signs, cut into blocks of DIM, each block rotated, all added up."""
+    total = torch.zeros(DIM)
+    for name, value in values.items():
+        flat = value.flatten()
+        key = int.from_bytes(hashlib.sha256(f"{SEED}/{name}".encode()).digest()[:8], "little")
+        words = random_bits(key, math.ceil(len(flat) / 64))
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little")[: len(flat)].astype("f4")
+        blocks = functional.pad(flat * torch.from_numpy(1 - 2 * bits), (0, -len(flat) % DIM))
+        blocks = blocks.view(-1, DIM)
+        rotations = random_bits(2**64 - 1 - key, len(blocks)).view(np.int64) % DIM
+        for block, rotation in zip(blocks, rotations.tolist(), strict=True):
+            total += block.roll(rotation)
+    return total
+
+
+def less(model_name: str, pool_file: Path, target_file: Path) -> list[dict[str, Any]]:
+    """All steps: the pool's rows with `score` and `subtask`, best first."""
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    pool, target = read(pool_file, tokenizer), read(target_file, tokenizer)
+    subtasks = sorted({row.get("subtask", "all") for row in target})
+
+    set_seed(SEED)  # of the adapter's start
+    model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32)
+    config = LoraConfig(**LORA, target_modules=MODULES, task_type="CAUSAL_LM")
+    model = get_peft_model(model, config)
+
+    influences, rates = [], []
+    for state, rate in warm_up(model, random_share(pool, pool_file.stem)):
+        adam = {name: state[weight] for name, weight in model.named_parameters() if weight in state}
+        updates = []
+        for row in pool:
+            g = gradient(model, row)
+            updates.append(project({name: adam_update(g[name], adam[name]) for name in g}))
+        means = []
+        for subtask in subtasks:  # Step 3: the plain gradients' mean
+            own = [row for row in target if row.get("subtask", "all") == subtask]
+            means.append(torch.stack([project(gradient(model, row)) for row in own]).mean(0))
+        # Step 4: cosines [rows, subtasks] at this checkpoint.
+        unit = functional.normalize(torch.stack(updates)), functional.normalize(torch.stack(means))
+        influences.append(unit[0] @ unit[1].T)
+        rates.append(rate)
+
+    weights = torch.tensor(rates) / sum(rates)
+    influence = torch.einsum("i,ins->ns", weights, torch.stack(influences))
+    scores, best = influence.max(dim=1)  # Step 5: the subtask that a row helps most
+    for row, score, number in zip(pool, scores.tolist(), best.tolist(), strict=True):
+        row["score"], row["subtask"] = score, subtasks[number]
+    return sorted(pool, key=lambda row: (-row["score"], row["id"]))
+
+
+def main() -> None:
+    """Print the best rows."""
+    ranked = less(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    for row in ranked[: max(1, round(SELECT_FRACTION * len(ranked)))]:
+        print(json.dumps({key: row[key] for key in row if key not in ("tokens", "labels")}))
+
+
+if __name__ == "__main__":
+    main()
