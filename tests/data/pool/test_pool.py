@@ -301,9 +301,9 @@ def test_a_changed_source_redoes_its_own_part_only(
 def test_another_template_makes_all_again(tmp_path: Path, template: ChatTemplate) -> None:
     sources = [SourceSpec("s", ROWS)]
     build_pool(tmp_path / "pool", sources, template)
-    other = ChatTemplate(template.tokenizer, "tulu", max_length=30)
+    other = ChatTemplate(template.tokenizer, "tulu", max_length=60)
     pool = build_pool(tmp_path / "pool", sources, other)
-    assert pool.lengths.max() == 30
+    assert pool.lengths.max() == 60
 
 
 def test_a_damaged_part_is_made_again(tmp_path: Path, template: ChatTemplate) -> None:
