@@ -15,7 +15,14 @@ from typing import Any
 from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).parent.parent
-BROUGHT = ("CHANGELOG.md", "CONTRIBUTING.md", "LOG.md", "benchmarks/*/*.md", "examples/*.py", "recipes/*.yaml")
+BROUGHT = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LOG.md",
+    "benchmarks/*/*.md",
+    "examples/*.py",
+    "recipes/*.yaml",
+)
 
 _LINK = re.compile(r"\]\(([^)#\s:]+)")
 

@@ -52,8 +52,9 @@ def main() -> None:
     recipe = miniature.recipe(given.data, given.out / "inputs", False, ["less"])
     run = gradsieve.run(recipe, given.out / "pool", last="warmup")
     context = Context(recipe, run, Progress())
-    usable = [row for row in context.rows if not row.skip_reason]
-    rows = [usable[i] for i in np.random.default_rng(0).permutation(len(usable))[:ROWS]]
+    usable = context.pool.usable
+    drawn = usable[np.random.default_rng(0).permutation(len(usable))[:ROWS]]
+    rows = context.pool.tokenized(drawn)
     subtasks: dict[str, list[Any]] = {}
     for target in context.targets:
         usable_examples = context.target_rows(target)
@@ -89,7 +90,7 @@ def _checkpoint(
     def flat(parts: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([parts[name][0].flatten() for name in weights])
 
-    gradients = [per_example(model, collate([row.encoded])) for row in rows]
+    gradients = [per_example(model, collate([row])) for row in rows]
     targets = {
         name: torch.stack([flat(per_example(model, collate([e]))) for e in encoded]).mean(0)
         for name, encoded in subtasks.items()

@@ -104,7 +104,8 @@ class Trial:
 
     @cached_property
     def usable(self) -> dict[Key, Any]:
-        return {row.key: row.encoded for row in self.context.rows if not row.skip_reason}
+        pool = self.context.pool
+        return dict(zip(pool.keys(pool.usable), pool.tokenized(pool.usable), strict=True))
 
     @cached_property
     def questions(self) -> dict[str, list[Any]]:

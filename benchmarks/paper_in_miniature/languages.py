@@ -25,7 +25,7 @@ import prepare
 from gradsieve.console import Progress
 from gradsieve.data.examples import Example, Row
 from gradsieve.data.readers import read_source
-from gradsieve.methods import Problem, find_method, lexical
+from gradsieve.methods import ScoringTask, find_method, lexical
 from gradsieve.methods.base import whole_text
 from gradsieve.recipe.schema import check_recipe
 from gradsieve.tasks import load_target, load_test_set
@@ -34,15 +34,24 @@ from gradsieve.tasks.tydiqa import WORDS
 HERE = Path(__file__).parent
 PLANTED = 100
 SHARE = 0.05
-Split = Callable[[Sequence[Row]], list[list[str]]]
+Split = Callable[[str], list[str]]
 
 
-def split_by_bm25s(rows: Sequence[Row]) -> list[list[str]]:
-    texts = [whole_text(row.example) for row in rows]
-    return bm25s.tokenize(texts, stopwords=None, return_ids=False, show_progress=False)
+def split_by_bm25s(text: str) -> list[str]:
+    return bm25s.tokenize([text], stopwords=None, return_ids=False, show_progress=False)[0]
 
 
-SPLITTERS: dict[str, Split] = {"bm25s": split_by_bm25s, "data.words": lexical._tokens}
+SPLITTERS: dict[str, Split] = {"bm25s": split_by_bm25s, "data.words": lexical._words}
+
+
+class Texts:
+    """What BM25 reads of a pool, from examples in memory."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def texts(self, numbers: Sequence[int]) -> list[str]:
+        return [whole_text(self._rows[number].example) for number in numbers]
 
 
 def without_instruction(example: Example) -> Example:
@@ -78,9 +87,10 @@ def found(rows: list[Row], examples: list[Row], split: Split) -> dict[str, int]:
             "targets": [{"name": "t", "path": "none"}],
         }
     )
-    with mock.patch.object(lexical, "_tokens", split):
-        problem = Problem(rows, {"t": examples}, recipe, 0, Progress(quiet=True))
-        total = find_method("bm25").score(problem)["t"].total
+    numbers = np.arange(len(rows))
+    with mock.patch.object(lexical, "_words", split):
+        task = ScoringTask(Texts(rows), numbers, {"t": examples}, recipe, 0, Progress(quiet=True))
+        total = find_method("bm25").score(task)["t"].total
     best = np.argsort(-total, kind="stable")[: round(SHARE * len(rows))]
     planted = [rows[index].example for index in best if rows[index].example.source == "planted"]
     return {name: sum(own.subtask == name for own in planted) for name in WORDS}

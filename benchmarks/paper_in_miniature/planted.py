@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from gradsieve.console import Progress
 from gradsieve.data.examples import Row
-from gradsieve.methods import Problem, find_method
+from gradsieve.methods import ScoringTask, find_method
 from gradsieve.recipe.load import load_recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
@@ -70,13 +70,14 @@ def bm25_without_instruction(run: RunFolder, count: int) -> dict[str, Any]:
 
     recipe = load_recipe(run.recipe)
     context = Context(recipe, run, Progress())
-    rows = [row for row in context.rows if not row.skip_reason]
+    pool = context.pool
     target = next(target for target in context.targets if target.name == "tydiqa")
     examples = {"tydiqa": [stripped(row) for row in context.target_rows(target)]}
-    scores = find_method("bm25").score(Problem(rows, examples, recipe, 0, Progress()))["tydiqa"]
-    pool = [{"source": source, "id": id} for source, id in scores.keys]
+    task = ScoringTask(pool, pool.usable, examples, recipe, 0, Progress())
+    scores = find_method("bm25").score(task)["tydiqa"]
+    keys = [key._asdict() for key in task.example_keys()]
     best = np.argsort(-scores.total, kind="stable")[:count].tolist()
-    return counted("tydiqa", pool, [pool[index] for index in best])
+    return counted("tydiqa", keys, [keys[index] for index in best])
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ def main() -> None:
         "command": f"python benchmarks/real_data/run.py --rows {arguments.rows} "
         f"--planted {arguments.planted}",
         "rows": arguments.rows,
-        "set_aside": features["set_aside"],
+        "skipped": features["skipped"],
         "truncated": features["truncated"],
         "seconds": {
             name: run.require(name)["seconds"] for name in ("warmup", "features", "score", "select")

@@ -1,12 +1,13 @@
-"""Rows against seconds and memory: how long a large pool takes, and what it holds in memory.
+"""Rows against seconds and memory: how long a run takes up to the selection, and what it holds.
 
-    python benchmarks/scale/run.py --data ../shared/data --rows 10000 100000
+    python benchmarks/scale/run.py --data ../shared/data --rows 10000 100000 1000000
 
-A pool of real text (train/*.jsonl in turn, again and again with new ids) is made on disk by
-`build_pool` with the tokenizer of models/stories260K in the tulu format, and compared with reading
-and tokenizing the same rows in memory, as the first edition did (at most --in-memory rows). Each
-number is measured in a process of its own. Private memory is what no file on disk backs: anonymous
-memory of all processes together, sampled every 50 ms. Writes result.json and table.md.
+A pool of real text (train/*.jsonl in turn, again and again with new ids) is run with the model of
+models/stories260K in the tulu format, the target MMLU and a method (random by default), stage by
+stage; and compared with reading and tokenizing the same rows in memory, as the first edition did
+(at most --in-memory rows). Each number of rows is measured in a process of its own. Private memory
+is what no file on disk backs: anonymous memory of all processes together, sampled every 50 ms; that
+of a stage includes what earlier stages have left. Writes result.json and table.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import cycle, islice
@@ -28,6 +29,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from transformers import AutoTokenizer
+
+import gradsieve
+from gradsieve.console import Progress
+from gradsieve.data.readers import read_source
+from gradsieve.data.template import ChatTemplate
+from gradsieve.methods import uses_gradients
+from gradsieve.recipe.load import check_recipe
+from gradsieve.recipe.schema import Recipe
 
 HERE = Path(__file__).parent
 MIB = 1 << 20
@@ -78,57 +88,87 @@ class Usage:
         private = 0
         for process in [self._process, *self._process.children(recursive=True)]:
             try:
-                private += sum(found.anonymous for found in process.memory_maps(grouped=True))
+                private += anonymous_bytes(process.pid)
                 self._cpu[process.pid] = sum(process.cpu_times()[:2])
-            except psutil.Error:
+            except (psutil.Error, OSError):
                 continue
         self.private_bytes = max(self.private_bytes, private)
 
 
-def measure(how: str, data: Path, file: Path, folder: Path, workers: int) -> dict[str, Any]:
-    """One number of rows, in this process."""
-    from transformers import AutoTokenizer
+def anonymous_bytes(process: int) -> int:
+    """Memory that no file backs."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Anonymous:"))
 
-    from gradsieve.data.pool import SourceSpec, build_pool
-    from gradsieve.data.readers import read_source
-    from gradsieve.data.template import ChatTemplate
 
+def measure(how: str, data: Path, file: Path, folder: Path) -> list[dict[str, Any]]:
+    """One number of rows, in this process: a record per stage, and one of all."""
+    if how == "in memory":
+        return [{"stage": "read and tokenize, in memory", **measured_call(in_memory, data, file)}]
+    recipe = {
+        "model": {"name": str(data / "models" / "stories260K"), "chat_template": "tulu"},
+        "pool": [{"name": "s", "path": str(file)}],
+        "targets": [{"name": "mmlu", "task": "mmlu", "path": str(data / "eval" / "mmlu")}],
+        "warmup": {"epochs": 1, "lora": {"target_modules": ["q_proj", "v_proj"]}},
+        "score": {"methods": [how]},
+    }
+    stages = ["pool", *["warmup", "features"] * uses_gradients(how), "score", "select"]
+    found = [
+        {"stage": stage, **measured_call(run_stage, check_recipe(recipe), folder, stage)}
+        for stage in stages
+    ]
+    whole = {
+        "stage": f"{how}, pool to selection",
+        "seconds": sum(one["seconds"] for one in found),
+        "cpu_seconds": sum(one["cpu_seconds"] for one in found),
+        "private_bytes": max(one["private_bytes"] for one in found),
+    }
+    return [*found, whole]
+
+
+def in_memory(data: Path, file: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(data / "models" / "stories260K")
     template = ChatTemplate(tokenizer, "tulu", max_length=2048)
+    template.encode_all(read_source("s", str(file)).examples)
+
+
+def run_stage(recipe: Recipe, folder: Path, stage: str) -> None:
+    gradsieve.run(recipe, folder, first=stage, last=stage, progress=Progress(quiet=True))
+
+
+def measured_call(call: Callable[..., None], *arguments: Any) -> dict[str, Any]:
     usage, started = Usage(), time.monotonic()
     with usage.sampled():
-        if how == "on disk":
-            rows = len(build_pool(folder, [SourceSpec("s", str(file))], template, workers=workers))
-        else:
-            rows = len(template.encode_all(read_source("s", str(file)).examples))
+        call(*arguments)
     return {
-        "rows": rows,
         "seconds": time.monotonic() - started,
         "cpu_seconds": usage.cpu_seconds,
         "private_bytes": usage.private_bytes,
     }
 
 
-def measured(arguments: argparse.Namespace, how: str, rows: int, scratch: Path) -> dict[str, Any]:
+def measured(
+    arguments: argparse.Namespace, how: str, rows: int, scratch: Path
+) -> list[dict[str, Any]]:
     """One number of rows, in a process of its own."""
     file = scratch / f"{rows}.jsonl"
     if not file.exists():
         write_pool(arguments.data, rows, file)
     command = [sys.executable, __file__, "--data", str(arguments.data), "--one", how]
-    places = [str(file), str(scratch / f"pool-{rows}"), str(arguments.workers)]
+    places = [str(file), str(scratch / f"{how}-{rows}")]
     done = subprocess.run([*command, *places], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return {"how": how, **json.loads(done.stdout)}
+    return [{"rows": rows, **one} for one in json.loads(done.stdout.splitlines()[-1])]
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    lines = ["| rows | how | seconds | rows a second | CPU seconds | private memory, MiB |",
+    lines = ["| rows | what | seconds | rows a second | CPU seconds | private memory, MiB |",
              "| ---: | --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
     for one in results:
         rate = one["rows"] / one["seconds"]
         lines.append(
-            f"| {one['rows']:,} | {one['how']} | {one['seconds']:.1f} | {rate:,.0f} "
+            f"| {one['rows']:,} | {one['stage']} | {one['seconds']:.1f} | {rate:,.0f} "
             f"| {one['cpu_seconds']:.1f} | {one['private_bytes'] / MIB:,.0f} |"
         )
     return "\n".join(lines) + "\n"
@@ -138,28 +178,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--method", default="random")
     parser.add_argument("--in-memory", type=int, default=100_000, help="most rows read in memory")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--one", nargs=4, metavar=("HOW", "FILE", "FOLDER", "WORKERS"))
+    parser.add_argument("--one", nargs=3, metavar=("HOW", "FILE", "FOLDER"))
     arguments = parser.parse_args()
     if arguments.one:
-        how, file, folder, workers = arguments.one
-        found = measure(how, arguments.data, Path(file), Path(folder), int(workers))
-        print(json.dumps(found))
+        how, file, folder = arguments.one
+        print(json.dumps(measure(how, arguments.data, Path(file), Path(folder))))
         return
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        results = []
         for rows in arguments.rows:
-            for how in ["in memory"] * (rows <= arguments.in_memory) + ["on disk"]:
-                results.append(measured(arguments, how, rows, Path(scratch)))
-                print(table(results[-1:]).splitlines()[-1], file=sys.stderr)
+            for how in ["in memory"] * (rows <= arguments.in_memory) + [arguments.method]:
+                found = measured(arguments, how, rows, Path(scratch))
+                print("\n".join(table(found).splitlines()[2:]), file=sys.stderr)
+                results += found
     versions = {name: version(name) for name in ("tokenizers", "transformers", "pyarrow")}
     setup = {"cores": os.cpu_count(), "machine": platform.machine(), "versions": versions}
-    (arguments.out / "result.json").write_text(
-        json.dumps({"setup": setup, "workers": arguments.workers, "results": results}, indent=1)
-        + "\n"
-    )
+    found = json.dumps({"setup": setup, "results": results}, indent=1)
+    (arguments.out / "result.json").write_text(found + "\n")
     (arguments.out / "table.md").write_text(table(results))
 
 

@@ -112,17 +112,18 @@ def main() -> None:
     sizes = {name: layer.weight.numel() for name, layer in lora_layers(model).items()}
     projections = [Projection("sketch", dim) for dim in DIMS]
     columns, exact, directions = _targets(context, model, sizes, projections)
-    usable = [row for row in context.rows if not row.skip_reason]
-    rows = [usable[i] for i in np.random.default_rng(0).permutation(len(usable))[: given.rows]]
+    usable = context.pool.usable
+    drawn = usable[np.random.default_rng(0).permutation(len(usable))[: given.rows]]
+    rows = context.pool.tokenized(drawn)
     every = Every([exact, *projections])
     extractor = FeatureExtractor(model, every, moments)  # type: ignore[arg-type]
     scorers = {(dim, bits): Cosines(directions[dim], bits) for dim in DIMS for bits in BITS}
     scores = {key: np.empty((len(rows), len(columns)), "f4") for key in ["exact", *scorers]}
-    batches = length_sorted_batches([len(row.encoded.input_ids) for row in rows], 4096)
+    batches = length_sorted_batches(context.pool.lengths[drawn], 4096)
     start, done = time.monotonic(), 0
     with context.progress.counting("rows", len(rows), "rows") as report:
         for batch in batches:
-            made = extractor(collate([rows[i].encoded for i in batch]))
+            made = extractor(collate([rows[i] for i in batch]))
             products, *projected = made.rows
             scores["exact"][batch] = (products / made.gradient_norms[:, None]).numpy()
             for dim, values in zip(DIMS, projected, strict=True):

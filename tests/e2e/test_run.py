@@ -51,7 +51,7 @@ def test_files_are_as_in_the_contract(run: RunFolder) -> None:
         "01-warmup/checkpoint-2/adapter_config.json",
         "01-warmup/checkpoint-2/adam.safetensors",
         "01-warmup/loss.jsonl",
-        "02-features/rows.parquet",
+        "02-features/skipped.parquet",
         "02-features/checkpoint-1/pool/manifest.json",
         "02-features/checkpoint-2/targets/plain.safetensors",
         "03-score/mine/less.parquet",
