@@ -1,5 +1,6 @@
 """The command line: quick, quiet about its insides, and clear about mistakes."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import gradsieve
 import world
+from gradsieve import cli
 from gradsieve.recipe.load import dump_recipe
 from gradsieve.runs.folder import STAGE_NAMES
 
@@ -47,6 +50,50 @@ def test_every_stage_is_a_command_with_an_example() -> None:
     for name in ("run", *STAGE_NAMES, "explain", "demo"):
         assert f"  {name} " in listed
         assert f"Example: gradsieve {name} " in call(name, "--help").stdout
+
+
+def test_version_and_short_help() -> None:
+    assert call("--version").stdout == f"gradsieve {gradsieve.__version__}\n"
+    assert gradsieve.__version__ == importlib.metadata.version("gradsieve")
+    assert call("-h").stdout == call("--help").stdout
+    assert call("store", "inspect", "-h").stdout == call("store", "inspect", "--help").stdout
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    program = f"{sys.executable} -m gradsieve"
+    for command in ("--help", "run --help", "compare none", "--version"):
+        line = f"{program} {command} 2>&1 | true"
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+        assert done.stderr == ""
+
+
+def test_ctrl_c_twice_is_quiet() -> None:
+    code = (
+        "import os, signal, sys, gradsieve.cli as cli, gradsieve.api\n"
+        "def twice(*_, **__):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    finally:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "import gradsieve.store\n"
+        "gradsieve.store.inspect = twice\n"
+        "import atexit\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "sys.argv = ['gradsieve', 'store', 'inspect', 'x']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_names_are_cleaned_wherever_they_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[2Jb\u202ec\x9b1m"
+    cli._echo(f"rows of {name}")
+    cli._echo_json({"name": name, "é": 1})
+    text, data = capsys.readouterr().out.splitlines()
+    assert text == "rows of a\ufffd[2Jb\ufffdc\ufffd1m"
+    assert data == r'{"name": "a\u001b[2Jb\u202ec\u009b1m", "é": 1}'
+    assert json.loads(data)["name"] == name
 
 
 RUN = ["run", "recipe.yaml", "--out"]
@@ -104,8 +151,6 @@ def test_results_are_on_stdout_and_progress_on_stderr(tmp_path: Path) -> None:
 
 
 def test_explain_is_plain_text_or_json(tmp_path: Path) -> None:
-    import gradsieve
-
     recipe = world.recipe(world.make(tmp_path / "inputs", rows=40), score={"method": "random"})
     gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
     asked = ("explain", str(tmp_path / "run"), "--target", "mine", "--id", "00001")

@@ -104,7 +104,7 @@ def test_names_are_unique_and_subtask_is_for_custom(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["target_modules", "exclude_modules"])
 def test_a_regular_expression_that_is_none(tmp_path: Path, key: str) -> None:
     (problem,) = problems(tmp_path, GOOD, f"warmup.lora.{key}=(q_proj")
-    assert "no regular expression" in problem
+    assert "is not a regular expression" in problem
     fine = load_recipe(written(tmp_path, GOOD), [rf"warmup.lora.{key}=.*\.q_proj"])
     assert getattr(fine.warmup.lora, key) == r".*\.q_proj"
 
@@ -112,7 +112,7 @@ def test_a_regular_expression_that_is_none(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize("name", ["together", "target_loss"])
 def test_names_that_mean_something_else_are_refused(name: str) -> None:
     tree = {"model": {"name": "m"}, "pool": [{"name": "a", "path": "a"}]}
-    with pytest.raises(RecipeError, match=f"{name} has a meaning of its own"):
+    with pytest.raises(RecipeError, match=f"{name} is a reserved name"):
         check_recipe({**tree, "targets": [{"name": name, "path": "t"}]})
 
 
@@ -160,10 +160,36 @@ def test_set_changes_values_anywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("override", "kept"),
+    [
+        ("select.count=30", {"fraction": None, "count": 30, "tokens": None}),
+        ("select.tokens=900", {"fraction": None, "count": None, "tokens": 900}),
+        ("select.count=null", {"fraction": 0.1, "count": None, "tokens": None}),
+    ],
+)
+def test_the_size_of_a_selection_is_replaced(
+    tmp_path: Path, override: str, kept: dict[str, float | None]
+) -> None:
+    sized = GOOD + "select: {fraction: 0.1, together: true}\n"
+    select = load_recipe(written(tmp_path, sized), [override]).select
+    assert select.model_dump(include={"fraction", "count", "tokens"}) == kept
+    assert select.together
+    key, value = override.removeprefix("select.").split("=")
+    (tmp_path / "base.yaml").write_text(sized)
+    extending = f"base: base.yaml\nselect: {{{key}: {value}}}\n"
+    assert load_recipe(written(tmp_path, extending)).select == select
+
+
+def test_a_method_replaces_methods(tmp_path: Path) -> None:
+    scored = GOOD + "score: {methods: [less, random]}\n"
+    assert load_recipe(written(tmp_path, scored), ["score.method=bm25"]).score.methods == ["bm25"]
+
+
+@pytest.mark.parametrize(
     ("override", "said"),
     [
         ("warmup.epochs", "expected section.key=value"),
-        ("pool.3.path=x", "no position in a list of 1"),
+        ("pool.3.path=x", "3 is not a position in a list of 1"),
         ("model.name.x=1", "is a value"),
         ("warmup.epochs=[", "not YAML"),
         ("warmup.epoch=2", "did you mean `epochs`?"),

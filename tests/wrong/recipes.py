@@ -49,7 +49,7 @@ RECIPES = (
     wrong("a section that is null", key("warmup", None), "expected a section of keys; got None"),
     wrong("a name that can't name a file", key("pool.0.name", "a/b"), "letters, digits", "'a/b'"),
     wrong("two sources of one name", key("pool.1.name", "one"), "the name one is used twice"),
-    wrong("a target called together", key("targets.1.name", "together"), "meaning of its own"),
+    wrong("a target called together", key("targets.1.name", "together"), "together is a reserved name"),
     wrong("an unknown task", key("targets.0.task", "mmmlu"), "mmlu, bbh, tydiqa or custom"),
     wrong("an unknown method", key("score.methods", ["lesss"]), "no method lesss", "mean less?"),
     wrong("a method that exact mode lacks", exact_dot, "score.methods: less, dot", "mode: store"),
@@ -73,14 +73,14 @@ RECIPES = (
     wrong("a recipe that is a list", text("- a\n"), "sections at the top, found list"),
     wrong("a recipe that is not YAML", text("model: {name: m\npool: ]\n"), "not YAML", "yaml:2"),
     wrong("a recipe with a tab", text("model:\n\tname: m\n"), r"character '\t'", "recipe.yaml:2"),
-    wrong("a binary recipe", text(bytes(range(256))), "it is not UTF-8 text", "Give a YAML file"),
+    wrong("a binary recipe", text(bytes(range(256))), "it is not UTF-8 text", "Use a YAML file"),
     wrong(
         "a key written twice",
         text("model: {name: a, name: b}\n"),
         "model.name (line 1): written twice",
     ),
     wrong("a recipe that would run code", text("a: !!python/name:os.system\n"), "not YAML"),
-    wrong("an anchor within itself", text("pool: &a [*a]\n"), "an anchor that holds itself"),
+    wrong("an anchor within itself", text("pool: &a [*a]\n"), "an anchor that contains itself"),
     wrong("a thirteenth month", text("model: {name: 2024-13-01}\n"), "month must be in 1..12"),
 )
 
@@ -102,7 +102,7 @@ COMMANDS = (
     wrong(
         "--set beyond a list's end",
         nothing,
-        "7 is no position in a list of 2, counted from 0",
+        "7 is not a position in a list of 2, counted from 0",
         command=f"{RUN} --set pool.7.path=a",
     ),
     wrong(

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from gradsieve.errors import RecipeError
-from gradsieve.recipe.schema import Recipe, Section
+from gradsieve.recipe.schema import SIZES, Recipe, Section
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -56,13 +56,23 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     return _merged(below, tree), {**their_lines, **lines}
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(
+    below: Mapping[str, Any], above: Mapping[str, Any], section: str = ""
+) -> dict[str, Any]:
     """Keys of `above` win; sections are merged key by key, lists are replaced."""
-    merged = {**below, **above}
+    replaced = {other for key in above if above[key] for other in _alternatives(section, key)}
+    merged = {**{key: value for key, value in below.items() if key not in replaced}, **above}
     for key in below.keys() & above.keys():
         if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
-            merged[key] = _merged(below[key], above[key])
+            merged[key] = _merged(below[key], above[key], key)
     return merged
+
+
+def _alternatives(section: str, key: str) -> set[str]:
+    """Keys of which a recipe sets one: a later one replaces those of a base, or of the file."""
+    groups = {"select": SIZES, "score": ("method", "methods")}
+    group = groups.get(section, ())
+    return {*group} - {key} if key in group else set()
 
 
 def _text(path: Path) -> str:
@@ -71,7 +81,7 @@ def _text(path: Path) -> str:
     except OSError as error:
         problem, todo = f"it cannot be read: {error.strerror}", "Check the path."
     except UnicodeDecodeError:
-        problem, todo = "it is not UTF-8 text", "Give a YAML file."
+        problem, todo = "it is not UTF-8 text", "Use a YAML file."
     raise RecipeError([problem], str(path), todo)
 
 
@@ -113,12 +123,14 @@ def _parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[str, 
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        said = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be parsed")
-        raise RecipeError([f"not YAML: {said}"], where + line, "Mend the YAML.") from None
+        reason = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be parsed")
+        raise RecipeError([f"not YAML: {reason}"], where + line, "Correct the YAML.") from None
     except (ValueError, RecursionError) as error:  # a 13th month; an anchor within itself
         deep = isinstance(error, RecursionError)
-        said = "nested too deeply, or an anchor that holds itself" if deep else error
-        raise RecipeError([f"a value cannot be read: {said}"], where, "Mend the YAML.") from None
+        reason = "nested too deeply, or an anchor that contains itself" if deep else error
+        raise RecipeError(
+            [f"a value cannot be read: {reason}"], where, "Correct the YAML."
+        ) from None
     if not isinstance(tree, dict):
         found = "nothing" if tree is None else type(tree).__name__
         raise RecipeError([f"expected a mapping of sections at the top, found {found}"], where)
@@ -142,7 +154,7 @@ def _key_lines(
         for key, value in node.value:
             here = (*above, str(key.value))
             yield here, key.start_mark.line + 1
-            if here[-1] not in seen:  # what is written twice is told once, not with all it holds
+            if here[-1] not in seen:  # a repeated key is reported once, without the keys in it
                 yield from _key_lines(value, here)
             seen.add(here[-1])
     elif isinstance(node, yaml.SequenceNode):
@@ -169,8 +181,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
         node = _child(node, key, override)
     if isinstance(node, list):
         node[_position(node, keys[-1], override)] = value
-    else:
-        node[keys[-1]] = value
+        return
+    for other in _alternatives(".".join(keys[:-1]), keys[-1]) if value is not None else ():
+        node.pop(other, None)
+    node[keys[-1]] = value
 
 
 def _child(node: Any, key: str, override: str) -> Any:
@@ -188,11 +202,11 @@ def _child(node: Any, key: str, override: str) -> Any:
 def _position(items: list[Any], key: str, override: str) -> int:
     if key.isdigit() and int(key) < len(items):
         return int(key)
-    problem = f"--set {override}: {key} is no position in a list of {len(items)}, counted from 0"
+    problem = f"--set {override}: {key} is not a position in a list of {len(items)}, counted from 0"
     raise RecipeError([problem], "command line")
 
 
-# --- telling problems ---------------------------------------------------------------------------
+# --- reporting problems -------------------------------------------------------------------------
 
 
 def _problem(error: dict[str, Any], lines: Mapping[tuple[str, ...], str]) -> str:
@@ -201,7 +215,7 @@ def _problem(error: dict[str, Any], lines: Mapping[tuple[str, ...], str]) -> str
     section = section_at(path[:-1])
     is_ours = path and (path[-1].isdigit() or (section and path[-1] in section.model_fields))
     if not is_ours and error["type"] not in ("extra_forbidden", "missing"):
-        # pydantic ends the path with the member of a union ("int"), which is no key of ours.
+        # pydantic ends the path with the member of a union ("int"), which is not a key.
         path = path[:-1]
     line = f" ({lines[path]})" if path in lines else ""
     return f"{'.'.join(path) or 'recipe'}{line}: {_explain(error, path)}"
@@ -217,9 +231,9 @@ def _explain(error: dict[str, Any], path: tuple[str, ...]) -> str:
         return str(error["ctx"]["error"])
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}; got {given!r}"
-    said = error["msg"][0].lower() + error["msg"][1:]
-    said = said.removeprefix("input should be ").replace("'", "")
-    return f"expected {said}; got {given!r}"
+    wanted = error["msg"][0].lower() + error["msg"][1:]
+    wanted = wanted.removeprefix("input should be ").replace("'", "")
+    return f"expected {wanted}; got {given!r}"
 
 
 _EXPECTED = {
@@ -231,7 +245,7 @@ _EXPECTED = {
     "float_type": "a number",
     "string_pattern_mismatch": "letters, digits, `.`, `_` or `-`, not starting with a mark",
 }
-"""Of pydantic's messages, those that say it in a programmer's words."""
+"""Words for those of pydantic's messages that only a programmer would understand."""
 
 
 def _unknown_key(path: tuple[str, ...]) -> str:

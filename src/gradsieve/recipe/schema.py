@@ -16,21 +16,24 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
-"""A name that becomes part of a file's name."""
+"""A name that becomes part of a file name."""
 
 TOGETHER = "together"
-"""Stands where a target's name stands, for the one selection for all targets."""
+"""In place of a target's name: the one selection for all targets."""
 
 RESERVED = (TOGETHER, "target_loss")
-"""Names that stand for something else where a target's name stands."""
+"""Names that a target can't have: they mean something else in its place."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""Of training; NumPy's generator takes no larger one."""
+"""A seed of training; NumPy's generator accepts no larger one."""
 
+
+SIZES = ("fraction", "count", "tokens")
+"""Keys for the size of a selection; a recipe sets one of them."""
 
 Effect = Literal["yes", "no", "contents", "adds", "repeats"]
-"""What a key does to results: changes them; doesn't; only what it names does (a path); adds results
-and leaves the others as they are (methods, seeds); makes another repetition (a seed)."""
+"""A key's effect on results: it changes them; it doesn't; only the contents that it names do (a
+path); it adds results and keeps the others (methods, seeds); it makes a repetition (a seed)."""
 
 NO: dict[str, Any] = {"effect": "no"}
 CONTENTS: dict[str, Any] = {"effect": "contents"}
@@ -51,13 +54,13 @@ class Section(BaseModel):
 
     @classmethod
     def effect(cls, key: str) -> Effect:
-        """What a key does to results."""
+        """A key's effect on results."""
         extra = cls.model_fields[key].json_schema_extra
         found: Effect = extra["effect"] if isinstance(extra, dict) else "yes"  # type: ignore[assignment]
         return found
 
     def results(self, effects: Collection[Effect] = CHANGES) -> dict[str, Any]:
-        """The keys with these effects and their values, as JSON data; sections all the way down."""
+        """The keys with these effects and their values, as JSON data, in all sections below."""
         return {
             key: value.results(effects) if isinstance(value, Section) else dumped
             for (key, value), dumped in zip(
@@ -68,64 +71,68 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The model whose gradients are taken."""
+    """The model whose gradients are computed."""
 
     name: str = Field(
-        description="A folder, or a name on the Hugging Face hub.", json_schema_extra=CONTENTS
+        description="A folder, or a model id on the Hugging Face hub.", json_schema_extra=CONTENTS
     )
     revision: str | None = Field(
         None, description="Branch, tag or commit of a hub model.", json_schema_extra=CONTENTS
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16",
-        description="Precision of the frozen weights and of forward and backward. Gradients and "
-        "all that follows are float32. bfloat16 as in the paper.",
+        description="Precision of the frozen weights and of the forward and backward passes. "
+        "Gradients and all later steps are float32. bfloat16 as in the paper.",
     )
     quantization: Literal["8bit", "4bit"] | None = Field(
         None,
-        description="The frozen weights in 8 bits (LLM.int8) or 4 (QLoRA's NF4), by bitsandbytes; "
-        "the adapter is not quantized. null: as `dtype` says. In 8 bits a row's gradient depends "
-        "a little on its batch (0.4% in a test).",
+        description="Frozen weights in 8 bits (LLM.int8) or 4 bits (QLoRA's NF4), by bitsandbytes; "
+        "the adapter is not quantized. null: `dtype`. With 8 bits an example's gradient depends "
+        "slightly on its batch (0.4% in a test).",
     )
     gradient_checkpointing: bool = Field(
         False,
-        description="Make each layer's activations anew in the backward pass, in training and "
-        "features: much less memory, a third more time, the same result.",
+        description="Recompute activations in the backward pass, in training and features: much "
+        "less memory, a third more time, the same results.",
         json_schema_extra=NO,
     )
     chat_template: str = Field(
         "tokenizer",
-        description="`tokenizer`: the template that came with it; `tulu`: the paper's format; or "
-        "the path of a Jinja file.",
+        description="`tokenizer`: the tokenizer's own template; `tulu`: the paper's format; or the "
+        "path of a Jinja file.",
         json_schema_extra=CONTENTS,
     )
     max_length: int = Field(
-        2048, ge=8, description="Tokens an example is cut to, on the right. 2048 as in the paper."
+        2048,
+        ge=8,
+        description="Tokens to which an example is truncated, on the right. 2048 as in the paper.",
     )
     trust_remote_code: bool = Field(
         False,
-        description="Run Python code that comes with the model. Only if you read it.",
+        description="Run Python code that comes with the model. Read it first.",
         json_schema_extra=NO,
     )
 
 
 SUPERVISE = (
-    "What is supervised of a prompt/completion row: `completion`, as TRL does, or `all` assistant "
-    "turns, those of the prompt too. In other formats every assistant turn is, unless it says not."
+    "The supervised part of a prompt/completion row: the `completion`, as in TRL, or `all` "
+    "assistant turns, those of the prompt too. In other formats every assistant turn is "
+    "supervised, unless the row excludes it."
 )
 
 
 class SourceConfig(Section):
     """One source of the candidate pool."""
 
-    name: Name = Field(description="Shown in the selection; unique in the pool.")
+    name: Name = Field(description="Written to each selected row; unique in the pool.")
     path: str = Field(
-        description="A .jsonl, .json or .parquet file, a saved `datasets` folder, or a hub name.",
+        description="A .jsonl (.gz, .zst), .json or .parquet file, a saved `datasets` folder, or a "
+        "data set on the hub.",
         json_schema_extra=CONTENTS,
     )
     split: str = Field(
         "train",
-        description="Split of a hub data set or of a saved one.",
+        description="Split of a hub or saved data set.",
         json_schema_extra=CONTENTS,
     )
     revision: str | None = Field(
@@ -137,25 +144,26 @@ class SourceConfig(Section):
 
 
 class TargetConfig(Section):
-    """A skill, given by a few examples in one or more subtasks."""
+    """A skill, shown by a few examples in one or more subtasks."""
 
-    name: Name = Field(description="Names the selection's folder.")
+    name: Name = Field(description="Also the name of the selection's folder.")
     path: str = Field(
-        description="A benchmark: a folder in the paper's layout, a name on the hub, such as "
-        "cais/mmlu, or a folder in its format (docs/targets.md). `custom`: as a source's `path`.",
+        description="Of a benchmark: a folder in the paper's layout, a data set on the hub, such "
+        "as cais/mmlu, or a copy of it (docs/targets.md). `custom`: as a source's `path`.",
         json_schema_extra=CONTENTS,
     )
     task: Literal["mmlu", "bbh", "tydiqa", "custom"] = Field(
-        "custom", description="How `path` is read: a benchmark of the paper, or your own examples."
+        "custom",
+        description="The format of `path`: a benchmark of the paper, or your own examples.",
     )
     subtask: str | None = Field(
         None,
-        description="`custom` only: the field of a row that names its subtask; null: one subtask.",
+        description="`custom` only: the field that names a row's subtask; null: one subtask.",
     )
     test: str | None = Field(
         None,
-        description="Held-out examples to evaluate on: a file as `path`. Benchmarks have theirs in "
-        "`path`.",
+        description="Held-out examples for evaluation, in the same formats. Benchmarks have theirs "
+        "in `path`.",
         json_schema_extra=CONTENTS,
     )
     supervise: Literal["completion", "all"] = Field(
@@ -178,21 +186,23 @@ class TargetConfig(Section):
 
 
 class LoraConfig(Section):
-    """The adapter. Settings of the paper's section 4.1."""
+    """The adapter. Defaults: the paper's section 4.1."""
 
     r: int = Field(128, ge=1, description="Rank.")
-    alpha: float = Field(512, gt=0, description="Scale: the adapter's output is times alpha / r.")
+    alpha: float = Field(
+        512, gt=0, description="Scale: the adapter's output is multiplied by alpha / r."
+    )
     dropout: float = Field(
-        0.1, ge=0, lt=1, description="Dropout while training; features have none."
+        0.1, ge=0, lt=1, description="Dropout in training; features are computed without."
     )
     target_modules: list[str] | str = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj"],
-        description="Layers that get an adapter, as peft matches them: names (a list), a regular "
-        "expression for the full name, or `all-linear`.",
+        description="Layers with an adapter, as in peft: a list of names, a regular expression for "
+        "the full name, or `all-linear`.",
     )
     exclude_modules: list[str] | str | None = Field(
         None,
-        description="Layers that get none though they match: names, or a regular expression.",
+        description="Layers to exclude from `target_modules`: names, or a regular expression.",
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
 
@@ -203,25 +213,27 @@ class LoraConfig(Section):
             try:
                 re.compile(value)
             except re.error as error:
-                raise ValueError(f"{value!r} is no regular expression: {error}") from None
+                raise ValueError(f"{value!r} is not a regular expression: {error}") from None
         return value
 
 
 class TrainingConfig(Section):
-    """How an adapter is trained; the warm-up and the training on selections share it."""
+    """Training of an adapter: in the warm-up, and on selections."""
 
-    epochs: int = Field(4, ge=1, description="Epochs; a checkpoint is kept after each.")
+    epochs: int = Field(4, ge=1, description="Epochs; each ends with a checkpoint.")
     learning_rate: float = Field(2e-5, gt=0, description="Peak; linear decay to 0.")
-    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of steps with a rising rate.")
-    batch_size: int = Field(32, ge=1, description="Examples an optimizer step.")
+    warmup_ratio: float = Field(
+        0.03, ge=0, lt=1, description="Share of steps with an increasing learning rate."
+    )
+    batch_size: int = Field(32, ge=1, description="Examples per optimizer step.")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="Examples a forward pass, a divisor of batch_size; null: all."
+        None, ge=1, description="Examples per forward pass, a divisor of batch_size; null: all."
     )
     lora: LoraConfig = Field(default_factory=LoraConfig, description="The adapter.")
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
         [],
-        description="Where to send the losses of this training and of `train`, by transformers' "
-        "own integrations. Changes no result.",
+        description="Trackers for the losses of this training and of `train`, by transformers' "
+        "integrations.",
         json_schema_extra=NO,
     )
 
@@ -236,18 +248,18 @@ class TrainingConfig(Section):
 
 
 class WarmupConfig(TrainingConfig):
-    """Step 1: LoRA on a random share of the pool."""
+    """Step 1: LoRA training on a random share of the pool."""
 
     fraction: float = Field(0.05, gt=0, le=1, description="Share of the pool's rows to train on.")
     seed: Seed = Field(
         0,
-        description="Chooses the rows, the adapter's start and the order.",
+        description="Decides the rows, the adapter's initial weights and the order of training.",
         json_schema_extra=REPEATS,
     )
     checkpoints: list[str] | None = Field(
         None,
-        description="Folders of an existing run (peft adapter and optimizer state), in order: "
-        "then nothing is trained here.",
+        description="Checkpoint folders of an existing training (peft adapter and optimizer "
+        "state), in order; then there is no warm-up.",
         json_schema_extra=CONTENTS,
     )
 
@@ -259,49 +271,49 @@ class WarmupConfig(TrainingConfig):
 
 
 class ProjectionConfig(Section):
-    """The random projection of gradients, the same for pool and targets."""
+    """The random projection of gradients, the same for the pool and the targets."""
 
     kind: Literal["sketch", "rademacher", "none"] = Field(
         "sketch",
-        description="`sketch`: sign sketch at O(P) cost (not the paper's matrix, of equal error); "
-        "`rademacher`: dense signs, the paper's; `none`: keep the whole update.",
+        description="`sketch`: a sign sketch of O(P) cost (the error of the paper's matrix); "
+        "`rademacher`: dense random signs, as in the paper; `none`: the full update.",
     )
     dim: int = Field(
         8192,
         ge=8,
         multiple_of=8,
-        description="Values kept. 8192 as in the paper. 32768 with `bits: 4` takes as many bytes "
-        "and chooses better: 76% of the best rows found, not 56% (benchmarks/store).",
+        description="Dimensions. 8192 as in the paper. 32768 with `bits: 4` takes as many bytes "
+        "and finds 76% of the best rows instead of 56% (benchmarks/store).",
     )
     seed: int = Field(0, ge=0, description="Seed of the signs.")
 
 
 class FeaturesConfig(Section):
-    """Step 2 and 3: the gradient datastore and the targets' gradients."""
+    """Steps 2 and 3: the gradient datastore and the target gradients."""
 
     adam: Literal["torch", "official"] = Field(
         "torch",
-        description="Where Adam's eps stands: `torch` is the update that training applies, "
-        "`official` the released code's (docs/method.md).",
+        description="The place of Adam's eps: `torch` is the update that training applies, "
+        "`official` that of the released code (docs/method.md).",
     )
     momentum: Literal["keep", "drop"] = Field(
-        "keep", description="`drop` leaves beta1 * m, common to all examples, out of the update."
+        "keep", description="`drop` omits beta1 * m, which all examples share, from the update."
     )
     projection: ProjectionConfig = Field(
         default_factory=ProjectionConfig, description="The projection."
     )
     bits: Literal[1, 2, 4, 8, 16, 32] = Field(
-        16, description="Bits a value in the datastore. 16 as in the paper."
+        16, description="Bits per value in the datastore. 16 as in the paper."
     )
     mode: Literal["store", "exact"] = Field(
         "store",
-        description="`store`: keep a datastore, reusable for targets to come; `exact`: take exact "
-        "products with these targets' gradients, no projection and no datastore of gradients.",
+        description="`store`: write a datastore, reusable for other targets; `exact`: compute "
+        "exact products with these targets' gradients, without projection or datastore.",
     )
     tokens_per_batch: int | Literal["auto"] = Field(
         "auto",
-        description="Tokens, padding included, in one forward pass. `auto`: grown while "
-        "memory lasts and halved when it runs out. It changes the speed, never the result.",
+        description="Tokens per forward pass, including padding. `auto`: increased while memory "
+        "suffices, halved when it runs out. It changes the speed, not the results.",
         json_schema_extra=NO,
     )
 
@@ -309,16 +321,16 @@ class FeaturesConfig(Section):
     def _exact_needs_no_projection(self) -> FeaturesConfig:
         unused = sorted(self.unused & self.model_fields_set)
         if unused:
-            raise ValueError(f"mode: exact does not use {' and '.join(unused)}: leave it out")
+            raise ValueError(f"mode: exact does not use {' and '.join(unused)}: remove it")
         return self
 
     @property
     def unused(self) -> set[str]:
-        """Keys that the mode has no use for."""
+        """Keys that the mode does not use."""
         return {"projection", "bits"} if self.mode == "exact" else set()
 
     def results(self, effects: Collection[Effect] = CHANGES) -> dict[str, Any]:
-        """As for every section, without the keys that the mode has no use for."""
+        """As for every section, without the keys that the mode does not use."""
         found = super().results(effects)
         return {key: value for key, value in found.items() if key not in self.unused}
 
@@ -331,26 +343,27 @@ class FeaturesConfig(Section):
 
 
 class ScoreConfig(Section):
-    """Step 4: the influence of each row on each subtask."""
+    """Step 4: the influence of each example on each subtask."""
 
     methods: list[Name] = Field(
         ["less"],
         min_length=1,
-        description="How rows are scored; `method: less` is short for a list of one. `random-1` is "
-        "`random` with seed 1. docs/methods.md lists them.",
+        description="Selection methods (docs/methods.md); `method: less` is short for a list of "
+        "one. `random-1` is `random` with seed 1.",
         json_schema_extra=ADDS,
     )
     target_mean: Literal["cosine_of_mean", "mean_of_cosines"] = Field(
         "cosine_of_mean",
-        description="Cosine to a subtask's mean gradient (the paper), or mean of the cosines to "
-        "each of its examples (the released code).",
+        description="Cosine similarity to a subtask's mean gradient (the paper), or the mean of "
+        "the similarities to each of its examples (the released code).",
     )
     across_subtasks: Literal["max", "mean"] = Field(
-        "max", description="A row's score from its subtasks' scores. max as in the paper."
+        "max",
+        description="How a row's score follows from its scores on subtasks. max as in the paper.",
     )
     embedding: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
-        description="The model of method `embedding`: a folder or a hub name.",
+        description="The model of method `embedding`: a folder, or a model id on the hub.",
         json_schema_extra=CONTENTS,
     )
 
@@ -371,44 +384,48 @@ class ScoreConfig(Section):
 
 
 class NearDuplicatesConfig(Section):
-    """Rows whose updates point almost the same way: only the best of them is taken."""
+    """Rows with almost the same update, of which only the best is selected."""
 
     cosine: float = Field(
-        0.95, gt=0, le=1, description="At or above it (at the last checkpoint) two rows are one."
+        0.95,
+        gt=0,
+        le=1,
+        description="Cosine similarity at the last checkpoint from which rows are duplicates.",
     )
 
 
 Cap = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
-"""A whole number of rows, or a share such as 0.4."""
+"""A number of rows, or a share such as 0.4."""
 
 
 class SelectConfig(Section):
-    """Step 5: how many of the best rows are taken (one of the first three), and which are not."""
+    """Step 5: the size of the selection (one of the first three keys) and its constraints."""
 
     fraction: float | None = Field(
-        None, gt=0, le=1, description="Share of the scored rows. 0.05, the paper's, if none is set."
+        None, gt=0, le=1, description="Share of the scored rows. Default: 0.05, as in the paper."
     )
-    count: int | None = Field(None, ge=1, description="Rows.")
-    tokens: int | None = Field(None, ge=1, description="Tokens of the selected rows, at most.")
+    count: int | None = Field(None, ge=1, description="Number of rows.")
+    tokens: int | None = Field(None, ge=1, description="Most tokens of the selected rows.")
     round_robin: bool = Field(
         False,
-        description="Subtasks take turns, each taking its best row that is left, so that each gets "
-        "its share.",
+        description="Subtasks take turns in choosing their best remaining row, so that each gets "
+        "an equal share.",
     )
     together: bool = Field(
-        False, description="One selection for all targets, which take turns; named `together`."
+        False,
+        description="One selection for all targets, which take turns; its name is `together`.",
     )
     per_source: Cap | dict[str, Cap] | None = Field(
         None,
-        description="The most of a source: rows (500) or a share of the selection (0.4), for every "
-        "source or by name ({cot: 0.3}).",
+        description="The most rows of a source: a number (500) or a share of the selection (0.4), "
+        "for every source or by name ({cot: 0.3}).",
     )
     near_duplicates: NearDuplicatesConfig | None = Field(
-        None, description="null: kept. Needs the datastore, whatever the method."
+        None, description="null: near duplicates are kept. Requires the datastore."
     )
     drop_leaks: bool = Field(
         False,
-        description="Leave out rows that share 13 words in a row with a target's test questions; "
+        description="Skip rows that share 13 consecutive words with a target's test questions; "
         "they are reported in any case.",
     )
 
@@ -417,22 +434,22 @@ class SelectConfig(Section):
     def _paper_share_by_default(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        set_here = [key for key in ("fraction", "count", "tokens") if given.get(key) is not None]
+        set_here = [key for key in SIZES if given.get(key) is not None]
         if len(set_here) > 1:
-            raise ValueError(f"expected one of fraction, count, tokens; got {', '.join(set_here)}")
+            raise ValueError(f"expected one of {', '.join(SIZES)}; got {', '.join(set_here)}")
         return given if set_here else {**given, "fraction": 0.05}
 
 
 class TrainConfig(Section):
-    """Step 6 and LESS-T: training on the selection with the warm-up's settings."""
+    """Step 6: training on the selections, with the warm-up's settings unless set here."""
 
     model: str | None = Field(
         None,
-        description="Another model than the one that selected (LESS-T); null: the same.",
+        description="Another model than the one that selects (LESS-T); null: the same.",
         json_schema_extra=CONTENTS,
     )
     seeds: list[Seed] = Field(
-        [0], min_length=1, description="One adapter is trained for each.", json_schema_extra=ADDS
+        [0], min_length=1, description="Each trains one model.", json_schema_extra=ADDS
     )
     epochs: int | None = Field(None, ge=1, description="null: the warm-up's.")
     learning_rate: float | None = Field(None, gt=0, description="Peak; null: the warm-up's.")
@@ -442,54 +459,55 @@ class TrainConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Step 7: what each trained model does on the targets' held-out examples."""
+    """Step 7: evaluation of each trained model on the targets' held-out examples."""
 
     tasks: list[str] | None = Field(
         None,
-        description="Names of targets, each measured by its own metric, and `target_loss`, the "
-        "loss of all targets' answers; null: all of it that there are held-out examples for.",
+        description="Targets, each with its own metric, and `target_loss`, the loss of all "
+        "targets' answers; null: everything that has held-out examples.",
         json_schema_extra=ADDS,
     )
     limit: int | None = Field(
-        None, ge=1, description="Held-out examples a subtask, the first ones; null: all."
+        None, ge=1, description="Held-out examples per subtask, the first ones; null: all."
     )
     shots: bool = Field(
         True, description="Put the benchmark's few-shot examples before each question."
     )
-    batch_size: int = Field(
-        8, ge=1, description="Questions answered at a time.", json_schema_extra=NO
-    )
+    batch_size: int = Field(8, ge=1, description="Questions per batch.", json_schema_extra=NO)
 
 
 class ReportConfig(Section):
-    """The page on what was selected and why."""
+    """Step 8: an HTML page on what was selected and why."""
 
     rows: int = Field(
         20000,
         ge=0,
-        description="Selected rows shown with their text, all selections together: each shows its "
-        "best ones, an equal share. A row takes 0.5 to 2 kB of the page.",
+        description="Most selected rows shown with their text, the best of each selection in equal "
+        "shares. A row takes 0.5 to 2 kB of the page.",
         json_schema_extra=NO,
     )
     near_misses: int = Field(
         200,
         ge=0,
-        description="Best rows that were not selected, shown for each selection.",
+        description="Best rows that were not selected, per selection.",
         json_schema_extra=NO,
     )
     lowest: int = Field(
-        100, ge=0, description="Rows with the lowest scores, likewise.", json_schema_extra=NO
+        100, ge=0, description="Rows with the lowest scores, per selection.", json_schema_extra=NO
     )
 
 
 class Recipe(Section):
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     model: ModelConfig
     pool: list[SourceConfig] = Field(min_length=1, description="The candidate pool's sources.")
-    targets: list[TargetConfig] = Field(min_length=1, description="The skills to select for.")
+    targets: list[TargetConfig] = Field(
+        min_length=1, description="The skills for which rows are selected."
+    )
     on_bad_row: Literal["fail", "skip"] = Field(
-        "fail", description="A row that can't be read: stop and name it, or leave it out and count."
+        "fail",
+        description="For a row that can't be read: report it and stop, or skip it and count.",
     )
     warmup: WarmupConfig = Field(default_factory=WarmupConfig)
     features: FeaturesConfig = Field(default_factory=FeaturesConfig)
@@ -501,7 +519,7 @@ class Recipe(Section):
 
     @property
     def training(self) -> TrainingConfig:
-        """How models are trained on selections: the warm-up's settings, and what `train` sets."""
+        """Training on selections: the warm-up's settings, overridden by those of `train`."""
         own = self.train.model_dump(include={"epochs", "learning_rate"}) if self.train else {}
         shared = {key: getattr(self.warmup, key) for key in TrainingConfig.model_fields}
         return TrainingConfig(**{**shared, **{k: v for k, v in own.items() if v is not None}})
@@ -517,7 +535,7 @@ class Recipe(Section):
     def _names_mean_nothing_else(cls, targets: list[TargetConfig]) -> list[TargetConfig]:
         taken = [target.name for target in targets if target.name in RESERVED]
         if taken:
-            raise ValueError(f"{taken[0]} has a meaning of its own: give the target another name")
+            raise ValueError(f"{taken[0]} is a reserved name: rename the target")
         return targets
 
     @model_validator(mode="after")
@@ -543,7 +561,7 @@ class Recipe(Section):
         if self.model.quantization and self.train and self.train.full_parameters:
             raise ValueError(
                 "train.full_parameters trains all weights, which model.quantization freezes: "
-                "leave one of them out"
+                "remove one of them"
             )
         return self
 
