@@ -1,8 +1,8 @@
-"""Cost of gradient features on a GPU at the shape of Llama-2-7B, beside the unavoidable passes.
+"""Cost of gradient features on a GPU at the shape of Llama-2-7B, compared with plain passes.
 
     python benchmarks/features/gpu.py --out benchmarks/features/gpu.json      (or: make bench-gpu)
 
-The model has random weights, in bfloat16, and made-up Adam moments; nothing is downloaded. Runners
+Random weights in bfloat16, synthetic Adam moments. Nothing is downloaded. Runners
 take turns within a group, each figure is the median of `--repeats` turns, each runner at the batch
 size that was fastest in a trial before. The first group is ours, the second has the peers that are
 installed, on fewer examples; the floor and the sketch run in both.

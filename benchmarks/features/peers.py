@@ -211,7 +211,7 @@ PEERS: dict[str, tuple[str, Callable[[Problem, int], Tensor]]] = {
 
 
 def installed() -> dict[str, Callable[[Problem, int], Tensor]]:
-    """The peers whose packages are there; of the others it is told that they are left out."""
+    """The peers whose packages are installed; the others are reported as left out."""
     found = {n: run for n, (package, run) in PEERS.items() if importlib.util.find_spec(package)}
     for name in PEERS.keys() - found.keys():
         print(f"{name}: {PEERS[name][0]} is not installed, left out", flush=True)

@@ -1,9 +1,9 @@
-"""Cost of gradient features on a CPU, beside the unavoidable forward and backward pass.
+"""Cost of gradient features on a CPU, compared with a plain forward and backward pass.
 
     python benchmarks/features/run.py --out benchmarks/features/cpu.json
 
 Runners take turns (A B A B ...), each figure is the median of `--repeats` turns, on one thread. A
-random Llama with LoRA and made-up Adam moments; tokens are random, two thirds of each example are
+random Llama with LoRA and synthetic Adam moments; tokens are random, two thirds of each example are
 labelled. Each batched runner has the batch size that was fastest for it in a trial before.
 
 - floor: plain forward and backward of the batch, frozen base, nothing done with the gradients
@@ -184,7 +184,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def memory(problem: Problem, tokens: int) -> dict[str, int]:
-    """Peak of one batch, beside what the issue allows: batch x the largest weight's gradients."""
+    """Peak of one batch, and the most that is allowed: batch x the largest weight's gradients."""
     batch = max(problem.batch_indices(tokens), key=len)
     one = copy.copy(problem)
     one.examples = [problem.examples[i] for i in batch]

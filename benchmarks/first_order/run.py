@@ -1,12 +1,12 @@
-"""Does the influence estimate tell what one real step of AdamW does? Every reading, on real data.
+"""Does the influence estimate predict what one real AdamW step does? Every reading, on real data.
 
     python benchmarks/first_order/run.py --data ../shared/data --out runs/miniature
 
 The model, pool, targets and warm-up are those of benchmarks/paper_in_miniature (made if they are
-not there). At each checkpoint, 60 rows of the pool are each learnt in one step of torch.optim.AdamW
-that starts from the checkpoint's weights and moments; the change of each of 15 subtasks' mean loss
-is set beside every estimate of it. Correlations are over rows, within a subtask, then averaged: so
-a selection sees them. Writes result.json and table.md beside this file.
+not there). At each checkpoint, torch.optim.AdamW makes one step on each of 60 rows of the pool,
+starting from the checkpoint's weights and moments; the change of each of 15 subtasks' mean loss is
+compared with every estimate of it. Correlations are over rows within a subtask, as a selection uses
+them, then averaged. Writes result.json and table.md to this folder.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ NAME is `warmup` (share of the pool 0, 1, 5, 25%), `checkpoints` (1 to 4), `dims
 `rank` (4, 16, 64 of the selecting adapter), `transfer` (LESS-T: a third of the parameters
 selects) or `reading` (of Adam's update). The model and the targets are those of run.py; the pool
 is 4,000 rows of its pool. Each variant selects 5% for each target; the model is trained on it with
-three seeds, and the mean loss of held-out answers is measured. What was done is kept: the same
-command goes on. Writes the variant's part of ablations.json, and ablations.md.
+three seeds, and the mean loss of held-out answers is measured. Finished work is kept: the same
+command resumes. Writes the variant's part of ablations.json, and ablations.md.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def ranking_of(run: RunFolder, method: str = "less") -> Ranking:
 
 
 def whole_run(trial: Trial) -> RunFolder:
-    """The warm-up and whole updates, from which any projection can be made."""
+    """The warm-up and the unprojected updates, from which any projection can be made."""
     features = {"projection": {"kind": "none"}, "bits": 16}
     return trial.run("whole", trial.recipe(features=features), last="features")
 
@@ -229,7 +229,7 @@ def ranked(run: RunFolder, checkpoints: tuple[int, ...], dim: int | None) -> Ran
 
 
 def untrained(trial: Trial) -> Path:
-    """A checkpoint of an adapter that has learnt nothing: m and v are zero."""
+    """A checkpoint of an untrained adapter: m and v are zero."""
     folder = trial.out / "untrained"
     if not folder.is_dir():
         recipe = trial.recipe()
@@ -314,7 +314,7 @@ NAMES: dict[str, Callable[[Trial], dict[str, Ranking]]] = {
 
 
 def measure(trial: Trial, name: str) -> dict[str, Any]:
-    """Select by each variant, train, and set the losses beside those of random rows."""
+    """Select by each variant, train, and compare the losses with those of random rows."""
     variants = NAMES[name](trial)
     best = ranked(whole_run(trial), (1, 2, 3, 4), None)
     count = round(SHARE * len(trial.usable))

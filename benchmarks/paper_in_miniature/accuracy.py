@@ -4,8 +4,8 @@
     python benchmarks/paper_in_miniature/accuracy.py --run runs/miniature/pool
 
 In: a run of run.py. Each of its models for these targets answers the first 20 held-out questions of
-each subtask, without worked examples, for which 512 positions have no room. Out: accuracy.json and
-accuracy.md beside this, or with another run's name in theirs.
+each subtask, without few-shot examples, which don't fit into 512 positions. Out: accuracy.json and
+accuracy.md in this folder, or with another run's name in theirs.
 """
 
 from __future__ import annotations

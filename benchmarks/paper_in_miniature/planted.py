@@ -3,10 +3,10 @@
     python benchmarks/paper_in_miniature/run.py --data ../shared/data --out runs/miniature
     python benchmarks/paper_in_miniature/planted.py --run runs/miniature/planted
 
-In: a run with planted rows, up to its selections. Out: planted.json and planted.md beside this.
+In: a run with planted rows, up to its selections. Out: planted.json and planted.md in this folder.
 
-All rows of TyDiQA's own kind share the words of an instruction, by which BM25 knows them; what it
-finds by the rest of the examples is counted too.
+All TyDiQA rows share the words of an instruction, by which BM25 finds them; what it finds by the
+rest of the examples is counted too.
 """
 
 from __future__ import annotations

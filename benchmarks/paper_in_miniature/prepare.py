@@ -108,7 +108,7 @@ def texts(pool: Path) -> Iterator[str]:
 
 
 def pretrain(rows: list[str], folder: Path, shape: dict[str, int] = SHAPE) -> None:
-    """Train tokenizer and model; a training that was stopped goes on."""
+    """Train tokenizer and model; an interrupted training resumes."""
     random.Random(0).shuffle(rows)
     trained = ByteLevelBPETokenizer()
     trained.train_from_iterator(rows, VOCABULARY, special_tokens=["<s>", "</s>", "<pad>"])

@@ -6,8 +6,8 @@ Two runs: the pool as it is, and with planted rows (TyDiQA's training set, MMLU'
 in it. Each selects 5% for BBH, TyDiQA, MMLU and GSM8K by every method, trains on each selection
 with three seeds, and measures the loss of held-out answers. Training on all rows, which takes
 twenty times as long, is a run of its own with one seed. The second run, and runs for some of the
-targets, start from the first one's warm-up and datastore, to which only what is new is added. What
-was stopped goes on with the same command. Writes table.md and result.json beside this file; runs
+targets, start from the first one's warm-up and datastore, to which only new work is added. The same
+command resumes an interrupted run. Writes table.md and result.json to this folder; runs
 for some of the targets, or of one of the two alone, write table-NAME.md and result-NAME.json.
 """
 
@@ -96,7 +96,7 @@ def recipe(
 
 
 def grown(first: Path, run: Path) -> str | None:
-    """Begin a run with the first one's warm-up and features; the stage to go on with."""
+    """Begin a run with the first one's warm-up and features; the stage to continue with."""
     if run == first or not (first / "02-features" / "meta.json").is_file():
         return None
     for stage in ("01-warmup", "02-features"):

@@ -9,8 +9,8 @@
 
 Plan and run are processes of their own, one after the other. With `--clock cpu` both count their
 CPU's seconds instead of the wall's: on a machine that others use, whose load changes from minute to
-minute, nothing else can be compared. Writes result.json and table.md beside this file. A stage that
-takes less than a second tells nothing and is left out of the table.
+minute, nothing else can be compared. Writes result.json and table.md to this folder. A stage that
+takes less than a second is not informative and is left out of the table.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def gradsieve(
 
 
 def compare(recipe: Path, overrides: list[str], out: Path, clock: str) -> dict[str, Any]:
-    """Plan, run, and put the two beside each other."""
+    """Plan, run, and compare the two."""
     planned, planning = gradsieve(clock, "plan", recipe, out, overrides)
     _, running = gradsieve(clock, "run", recipe, out, overrides)
     run = RunFolder(out)

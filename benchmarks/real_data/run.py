@@ -4,7 +4,7 @@
 
 The pool is drawn at random from eleven public sources, and TyDiQA's training rows are planted in
 it (three languages); the targets are MMLU, TyDiQA and BBH; the model is a Llama with 260 thousand
-parameters and a context of 512 tokens, so long rows are cut or set aside. Writes result.json.
+parameters and a context of 512 tokens, so long rows are truncated or skipped. Writes result.json.
 """
 
 from __future__ import annotations
