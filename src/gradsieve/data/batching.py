@@ -6,7 +6,7 @@ causal model no real token sees padding to its right, so which token pads makes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import overload
 
@@ -17,6 +17,10 @@ from torch import Tensor
 
 from gradsieve.data.pool import Pool
 from gradsieve.data.template import TokenizedExample
+
+
+Collate = Callable[[Sequence[TokenizedExample]], dict[str, Tensor]]
+"""Makes a batch of examples."""
 
 
 class PoolTokens(Sequence[TokenizedExample]):
@@ -85,7 +89,7 @@ def fill_batch(
 
 
 def batches_of(
-    encoded: Sequence[TokenizedExample], tokens_per_batch: int
+    encoded: Sequence[TokenizedExample], tokens_per_batch: int, collate: Collate
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor]]]:
     """Positions and collated tensors of batches, shortest examples first."""
     if isinstance(encoded, PoolTokens):
