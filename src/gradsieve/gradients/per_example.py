@@ -137,9 +137,7 @@ class _Pass:
 
 
 @contextmanager
-def per_example_pass(
-    model: nn.Module, sink: Sink, objective: Objective = SFT
-) -> Iterator[Losses]:
+def per_example_pass(model: nn.Module, sink: Sink, objective: Objective = SFT) -> Iterator[Losses]:
     """Open a model for per-example gradients; yields the function that gives the losses.
 
     `losses(batch)` returns each example's loss [B]; `.sum().backward()` on it hands every LoRA

@@ -35,13 +35,13 @@ BOTH_FILES = "Name folders with adapter_config.json and adapter_model.safetensor
 @contextmanager
 def own_randomness() -> Iterator[None]:
     """Restore the random states of Python, NumPy and torch at the end: they are the caller's."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what set_seed seeds
+    python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng([device()] if device().type == "cuda" else []):
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        np.random.set_state(numpy)
 
 
 @contextmanager

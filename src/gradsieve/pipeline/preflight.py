@@ -165,7 +165,9 @@ def _each(
         return
     for part in getattr(context.recipe, key):
         one = context.recipe.model_copy(update={key: [part]})
-        yield from problem_of(partial(read, Context(one, context.run, context.progress, context.in_memory)))
+        yield from problem_of(
+            partial(read, Context(one, context.run, context.progress, context.in_memory))
+        )
 
 
 # --- models -------------------------------------------------------------------------------------

@@ -217,7 +217,9 @@ class EvaluationJob(Job[EvaluationTask, None]):
             if task.model is None
             else load_trained(self.source, task.model)
         )
-        metrics = {name: _losses(model, rows) for name, rows in questions.losses.items()}
+        metrics: dict[str, Sequence[float | None]] = {
+            name: _losses(model, rows) for name, rows in questions.losses.items()
+        }
         found: dict[str, Any] = {"metrics": metrics}
         if (test := questions.test) is not None:
             found.update(
