@@ -127,7 +127,7 @@ def gradients_only(problem: Problem, tokens: int) -> None:
     """Per-example gradients, logits at labels only, nothing done with them."""
     for batch in problem.batches(tokens):
         with per_example_pass(problem.model, lambda *_: None) as losses:
-            losses(batch["input_ids"], batch["labels"]).sum().backward()
+            losses({key: batch[key] for key in ("input_ids", "labels")}).sum().backward()
 
 
 def extracted(projection: Projection | ExactProducts) -> Runner:

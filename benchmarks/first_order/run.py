@@ -31,10 +31,10 @@ import gradsieve
 from gradsieve.console import Progress
 from gradsieve.data.batching import collate
 from gradsieve.gradients import adam
+from gradsieve.gradients.objectives import example_losses
 from gradsieve.gradients.per_example import per_example
-from gradsieve.methods.perplexity import answer_losses
 from gradsieve.models.checkpoints import load_moments
-from gradsieve.models.load import load_adapter, load_model
+from gradsieve.models.load import load_adapter
 from gradsieve.runs.context import Context
 
 HERE = Path(__file__).parent
@@ -83,7 +83,7 @@ def _checkpoint(
     context: Context, folder: Path, rate: float, rows: list[Any], subtasks: dict[str, list[Any]]
 ) -> dict[str, Any]:
     """Correlation of each estimate with the true change, at each learning rate."""
-    model = load_adapter(load_model(context.recipe.model), folder)
+    model = load_adapter(context.model.load(), folder)
     m, v, step, betas, eps = load_moments(folder, model)
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -148,7 +148,7 @@ def _true_changes(
     start = {name: p.detach().clone() for name, p in weights.items()}
 
     def losses() -> np.ndarray:
-        return np.array([answer_losses(model, encoded).mean() for encoded in subtasks.values()])
+        return np.array([example_losses(model, encoded).mean() for encoded in subtasks.values()])
 
     before, falls = losses(), []
     for gradient in gradients:

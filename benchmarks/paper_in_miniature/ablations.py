@@ -32,12 +32,13 @@ import gradsieve
 from gradsieve.analysis.decompose import read_target_gradients
 from gradsieve.console import Progress
 from gradsieve.data.batching import collate
+from gradsieve.gradients.objectives import example_losses
 from gradsieve.gradients.projection import Projection
 from gradsieve.gradients.similarity import subtask_directions
 from gradsieve.io import fingerprint, write_json
-from gradsieve.methods.perplexity import answer_losses
 from gradsieve.models.checkpoints import save_checkpoint
-from gradsieve.models.load import add_adapter, load_model
+from gradsieve.models.load import add_adapter
+from gradsieve.models.source import ModelSource
 from gradsieve.models.training import train_model
 from gradsieve.recipe.load import check_recipe
 from gradsieve.recipe.schema import Recipe
@@ -135,12 +136,12 @@ class Trial:
         file = self.out / "losses" / f"{fingerprint([target, keys, seed])[:20]}.json"
         if not file.is_file():
             recipe = self.context.recipe
-            model = add_adapter(load_model(recipe.model), recipe.warmup.lora, seed)
+            model = add_adapter(ModelSource(recipe.model).load(), recipe.warmup.lora, seed)
             settings = recipe.warmup.model_copy(update={"epochs": 1})
             rows = [self.usable[key] for key in keys]
             with tempfile.TemporaryDirectory() as folder:
                 train_model(model, rows, settings, seed, Path(folder), collate, lambda *_: None)
-            loss = float(np.mean(answer_losses(model.eval(), self.questions[target])))
+            loss = float(np.mean(example_losses(model.eval(), self.questions[target])))
             write_json(file, {"loss": loss, "target": target, "seed": seed})
         return float(json.loads(file.read_text())["loss"])
 
@@ -233,7 +234,7 @@ def untrained(trial: Trial) -> Path:
     folder = trial.out / "untrained"
     if not folder.is_dir():
         recipe = trial.recipe()
-        model = add_adapter(load_model(recipe.model), recipe.warmup.lora, 0)
+        model = add_adapter(ModelSource(recipe.model).load(), recipe.warmup.lora, 0)
         weights = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights)
         for weight in weights:

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from gradsieve.console import Progress
-from gradsieve.evaluation.prompts import answered, ask
+from gradsieve.evaluation.generate import answer_metrics
+from gradsieve.evaluation.prompts import write_prompts
 from gradsieve.io import write_json
 from gradsieve.methods import split_seed
-from gradsieve.models.load import load_model, load_trained
+from gradsieve.models.load import load_trained
+from gradsieve.models.source import ModelSource
 from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import EvaluateConfig
 from gradsieve.runs.context import Context
@@ -38,15 +40,16 @@ def measure(run: RunFolder) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for target in TARGETS:
         test = context.test_sets[target]
-        metric, asked = test.metrics[0], ask(context, test)
+        metric, asked = test.metrics[0], write_prompts(context, test)
         models: dict[str, list[Path | None]] = {"base": [None]}
         for folder in sorted((run.stage("train") / target).glob("*/seed-*")):
             models.setdefault(split_seed(folder.parent.name)[0], []).append(folder)
         for method, folders in models.items():
             values, by_question = [], []
             for folder in folders:
-                model = load_trained(recipe.model, folder) if folder else load_model(recipe.model)
-                found = answered(context, model.eval(), test, asked)[metric]
+                source = ModelSource(recipe.model)
+                model = load_trained(source, folder) if folder else source.load()
+                found = answer_metrics(context.template, model.eval(), test, asked, 8)[metric]
                 values.append(sum(w * v for w, v in zip(test.weights(), found, strict=True)))
                 by_question.append(statistics.pstdev(found) / math.sqrt(len(found)))
             error = statistics.fmean(by_question)

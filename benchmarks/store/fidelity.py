@@ -35,7 +35,8 @@ from gradsieve.gradients.per_example import lora_layers
 from gradsieve.gradients.projection import Projection
 from gradsieve.gradients.similarity import subtask_directions
 from gradsieve.models.checkpoints import load_moments
-from gradsieve.models.load import load_adapter, load_model
+from gradsieve.models.load import load_adapter
+from gradsieve.models.source import ModelSource
 from gradsieve.recipe.load import check_recipe
 from gradsieve.runs.context import Context
 from gradsieve.store import quantize
@@ -107,7 +108,7 @@ def main() -> None:
     run = gradsieve.run(settings, given.inputs.parent / "fidelity", last="warmup")
     context = Context(settings, run, Progress())
     checkpoint = run.checkpoints[-1]
-    model = load_adapter(load_model(settings.model), checkpoint)
+    model = load_adapter(ModelSource(settings.model).load(), checkpoint)
     moments = Moments(*load_moments(checkpoint, model))
     sizes = {name: layer.weight.numel() for name, layer in lora_layers(model).items()}
     projections = [Projection("sketch", dim) for dim in DIMS]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradsieve.analysis import Explanation, explain
+    from gradsieve.analysis.results import Comparison, compare
     from gradsieve.api import Selection, select
     from gradsieve.console import Progress
     from gradsieve.errors import GradsieveError
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from gradsieve.store import open_store
 
 __all__ = [
+    "Comparison",
     "Explanation",
     "GradsieveError",
     "KeepMoments",
     "Progress",
     "Recipe",
     "Selection",
+    "compare",
     "explain",
     "load_recipe",
     "open_store",
@@ -37,12 +40,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Comparison": "gradsieve.analysis.results",
     "Explanation": "gradsieve.analysis",
     "GradsieveError": "gradsieve.errors",
     "KeepMoments": "gradsieve.models.moments",
     "Progress": "gradsieve.console",
     "Recipe": "gradsieve.recipe.schema",
     "Selection": "gradsieve.api",
+    "compare": "gradsieve.analysis.results",
     "explain": "gradsieve.analysis",
     "load_recipe": "gradsieve.recipe.load",
     "open_store": "gradsieve.store",

@@ -1,8 +1,7 @@
-"""The same steps from a notebook: model, tokenizer and data that are in memory already.
+"""The same pipeline from Python: with a model, a tokenizer and data that are in memory.
 
-In: what a fine-tuning script holds. Out: a `Selection`. The pipeline and the result are the command
-line's; only the inputs differ: a model in memory (`models.source`) and rows that stand for files.
-The base model is neither copied to disk nor changed.
+In: what a fine-tuning script holds. Out: a `Selection`. Only the inputs differ from the command
+line's (`runs.context.InMemoryInputs`). The base model is neither copied to disk nor changed.
 """
 
 from __future__ import annotations
@@ -15,26 +14,24 @@ import weakref
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import datasets
+import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsieve.analysis import Explanation, explain
 from gradsieve.console import Progress
 from gradsieve.data.readers import IN_MEMORY
 from gradsieve.errors import DataError, UsageError
+from gradsieve.models.source import section_of
 from gradsieve.pipeline.run import run_stages
 from gradsieve.recipe.load import check_recipe
 from gradsieve.recipe.schema import TOGETHER
 from gradsieve.runs.artifacts import Artifacts
-from gradsieve.runs.context import Context, Given
+from gradsieve.runs.context import Context, InMemoryInputs
 from gradsieve.runs.folder import RunFolder
 from gradsieve.selection.export import MESSAGES, ROWS, features_of, message_features
-
-if TYPE_CHECKING:
-    import datasets
-    import pandas as pd
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from gradsieve.models.source import Lent
 
 Rows = Any
 """A `datasets.Dataset`, any other iterable of rows, or a path or hub name; or a mapping with the
@@ -56,20 +53,20 @@ def select(
     """Select the rows of a pool that teach a model the targets' skill.
 
     Args:
-        model: A causal language model in memory, which is left as it is: its weights are shared,
-            never changed, and it keeps its mode and gets no adapter. Or a folder, a hub name, or
-            the recipe's `model` section.
-        tokenizer: The model's, which is left as it is; None: the one that is saved under the
-            model's name.
+        model: A causal language model in memory. It is never changed: its weights are shared, it
+            keeps its mode and gets no adapter. Or a folder, a hub name, or the recipe's `model`
+            section.
+        tokenizer: The model's, never changed either; None: the one that is saved under the model's
+            name.
         pool: Rows (a `datasets.Dataset`, a list of dicts, a path); or several sources by name.
         targets: Examples of the skill, in the same forms; or several targets by name. Keys of the
             recipe's section go with it: `{"mine": {"path": rows, "subtask": "topic"}}`,
             `{"mmlu": {"task": "mmlu", "path": "data/eval/mmlu"}}`.
-        out: The run's folder; what is done there already is kept. None: a temporary one, that goes
-            when the result does.
+        out: The run folder; stages that are up to date are kept. None: a temporary one, removed
+            with the result.
         chat_template: As the recipe's `model.chat_template`.
         max_length: As the recipe's `model.max_length`, in tokens.
-        progress: Where to tell what is being done; standard error by default.
+        progress: Where to report progress; standard error by default.
         **settings: The recipe's other sections, e.g. `warmup={"epochs": 2}`,
             `select={"count": 500}`, `score={"methods": ["less", "bm25"]}`.
 
@@ -77,7 +74,7 @@ def select(
         The selection for the first target by the first method; `Selection.of` gives the others.
 
     Raises:
-        GradsieveError: For anything that the user can mend.
+        GradsieveError: For anything that the user can fix.
 
     Example:
         >>> import gradsieve
@@ -90,45 +87,32 @@ def select(
         >>> found.explain(best["id"]).selected
         1
     """
-    lent, section = _lent(model, tokenizer)
-    given = {"chat_template": chat_template, "max_length": max_length}
-    section.update({key: value for key, value in given.items() if value is not None})
+    model_section, in_memory_model = _model_section(model)
+    options = {"chat_template": chat_template, "max_length": max_length}
+    model_section |= {key: value for key, value in options.items() if value is not None}
     sources, rows = _sections(pool, "pool")
-    skills, examples = _sections(targets, "target")
+    target_sections, examples = _sections(targets, "target")
     tests = {
-        skill["name"]: _rows(skill["test"])
-        for skill in skills
-        if not isinstance(skill.get("test"), str | Path | None)
+        target["name"]: _rows(target["test"])
+        for target in target_sections
+        if not isinstance(target.get("test"), str | Path | None)
     }
-    for skill in skills:
-        if skill.get("test") is not None:
-            skill["test"] = IN_MEMORY if skill["name"] in tests else str(skill["test"])
+    for target in target_sections:
+        if target.get("test") is not None:
+            target["test"] = IN_MEMORY if target["name"] in tests else str(target["test"])
     recipe = check_recipe(
-        {"model": section, "pool": sources, "targets": skills, **settings}, "gradsieve.select"
+        {"model": model_section, "pool": sources, "targets": target_sections, **settings},
+        "gradsieve.select",
     )
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="gradsieve-"))
-    context = Context(
-        recipe, RunFolder(folder), progress or Progress(), Given(rows, examples, tests)
-    )
-    made = _Made(context, lent, is_temporary=out is None)
-    made.run_stages()
+    # A copy of the tokenizer: a call may change how it truncates and pads.
+    in_memory = InMemoryInputs(rows, examples, tests, in_memory_model, copy.deepcopy(tokenizer))
+    context = Context(recipe, RunFolder(folder), progress or Progress(), in_memory)
+    if out is None:
+        weakref.finalize(context, shutil.rmtree, folder, ignore_errors=True)
+    run_stages(context)
     first = TOGETHER if recipe.select.together else recipe.targets[0].name
-    return Selection(made, first, recipe.score.methods[0])
-
-
-class _Made:
-    """A run and what it was made of; a temporary folder goes when nothing refers to it any more."""
-
-    def __init__(self, context: Context, lent: Lent, is_temporary: bool) -> None:
-        self.context, self.lent = context, lent
-        if is_temporary:
-            weakref.finalize(self, shutil.rmtree, context.run.path, ignore_errors=True)
-
-    def run_stages(self, first: str | None = None, last: str | None = None) -> None:
-        from gradsieve.models.source import lend
-
-        with lend(self.lent):
-            run_stages(self.context, first, last)
+    return Selection(context, first, recipe.score.methods[0])
 
 
 class Selection:
@@ -136,26 +120,26 @@ class Selection:
 
     Attributes:
         target: The target's name, or `together`.
-        method: What scored.
+        method: The selection method.
     """
 
-    def __init__(self, made: _Made, target: str, method: str) -> None:
-        self._made, self.target, self.method = made, target, method
+    def __init__(self, context: Context, target: str, method: str) -> None:
+        self._context, self.target, self.method = context, target, method
 
     def __repr__(self) -> str:
         return f"Selection(target={self.target!r}, method={self.method!r}, rows={len(self)})"
 
     def __len__(self) -> int:
-        return int(self._facts["rows"])
+        return int(self.run.require("select")["targets"][self.target][self.method]["rows"])
 
     @property
     def run(self) -> RunFolder:
-        """The run's folder."""
-        return self._made.context.run
+        """The run folder."""
+        return self._context.run
 
     @property
     def folder(self) -> Path:
-        """The selection's folder: a data set with a card, ready to be pushed to a hub."""
+        """The selection's folder: a dataset with a card, ready to be pushed to a hub."""
         return Artifacts(self.run).selections.selection(self.target, self.method).folder
 
     def of(self, target: str | None = None, method: str | None = None) -> Selection:
@@ -165,19 +149,17 @@ class Selection:
             UsageError: If the run has none.
         """
         target, method = target or self.target, method or self.method
-        made = self.run.require("select")["targets"]
-        if method not in made.get(target, {}):
-            known = ", ".join(f"{t} {m}" for t, methods in made.items() for m in methods)
+        finished = self.run.require("select")["targets"]
+        if method not in finished.get(target, {}):
+            known = ", ".join(f"{t} {m}" for t, methods in finished.items() for m in methods)
             raise UsageError(
                 "There is no such selection.", f"{target} {method}", f"One of {known}."
             )
-        return Selection(self._made, target, method)
+        return Selection(self._context, target, method)
 
     @cached_property
     def selected(self) -> datasets.Dataset:
         """The selected rows as they came in, best first, with rank, score, subtask and source."""
-        import datasets
-
         rows = _records(self.folder / ROWS)
         features = features_of(rows)
         columns = {name: [row.get(name) for row in rows] for name in features}
@@ -186,8 +168,6 @@ class Selection:
     @cached_property
     def messages(self) -> datasets.Dataset:
         """The selected rows as chat messages, whatever format they came in: to train on."""
-        import datasets
-
         rows = _records(self.folder / MESSAGES)
         return datasets.Dataset.from_list(rows, features=message_features(rows))
 
@@ -198,10 +178,8 @@ class Selection:
         Raises:
             UsageError: For a selection for all targets together: each has scores of its own.
         """
-        import pandas as pd
-
         if self.target == TOGETHER:
-            names = ", ".join(t.name for t in self._made.context.recipe.targets)
+            names = ", ".join(t.name for t in self._context.recipe.targets)
             what = "A selection for all targets together has no scores of its own."
             raise UsageError(what, "scores", f"Read RUN/03-score/TARGET; targets: {names}.")
         file = Artifacts(self.run).scores.table_file(self.target, self.method)
@@ -221,17 +199,12 @@ class Selection:
             UsageError: If there is no such row, or there are several.
         """
         wanted = target or (None if self.target == TOGETHER else self.target)
-        return explain(self.run, wanted, id, source, self.method, context=self._made.context)
+        return explain(self.run, wanted, id, source, self.method, context=self._context)
 
     def report(self) -> Path:
         """Write the report; returns `08-report/index.html`."""
-        self._made.run_stages("report", "report")
+        run_stages(self._context, "report", "report")
         return Artifacts(self.run).report.page
-
-    @property
-    def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = self.run.require("select")["targets"][self.target][self.method]
-        return facts
 
 
 def _records(file: Path) -> list[dict[str, Any]]:
@@ -241,29 +214,25 @@ def _records(file: Path) -> list[dict[str, Any]]:
     return [json.loads(text.encode("utf-8", "replace")) for text in texts]
 
 
-def _lent(
-    model: PreTrainedModel | str | Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[Lent, dict[str, Any]]:
-    """What is lent, and the recipe's `model` section."""
-    from gradsieve.models.source import Lent, check_lendable, dtype_of, name_of
-
-    tokenizer = copy.deepcopy(tokenizer)  # a call may change how it cuts and pads
-    if isinstance(model, str | Path | Mapping):
-        section = dict(model) if isinstance(model, Mapping) else {"name": str(model)}
-        return Lent(str(section.get("name")), None, tokenizer), section
-    check_lendable(model)
-    name = name_of(model)
-    return Lent(name, model, tokenizer), {"name": name, "dtype": dtype_of(model)}
+def _model_section(
+    model: PreTrainedModel | str | Path | Mapping[str, Any],
+) -> tuple[dict[str, Any], PreTrainedModel | None]:
+    """The recipe's `model` section, and the model if it is in memory."""
+    if isinstance(model, Mapping):
+        return dict(model), None
+    if isinstance(model, str | Path):
+        return {"name": str(model)}, None
+    return {**section_of(model)}, model
 
 
 def _sections(
-    given: Rows | Mapping[str, Rows], one: str
+    value: Rows | Mapping[str, Rows], default_name: str
 ) -> tuple[list[dict[str, Any]], dict[str, Iterable[Any]]]:
-    """The recipe's sections of sources or targets, and the rows that stand for their paths."""
-    if isinstance(given, Mapping) and "path" not in given and not _is_dict_of_splits(given):
-        named = dict(given)
+    """The recipe's sections of sources or targets, and the rows that take the place of paths."""
+    if isinstance(value, Mapping) and "path" not in value and not _is_dict_of_splits(value):
+        named = dict(value)
     else:
-        named = {one: given}
+        named = {default_name: value}
     sections, rows = [], {}
     for name, value in named.items():
         is_section = isinstance(value, Mapping) and "path" in value
@@ -278,28 +247,28 @@ def _sections(
     return sections, rows
 
 
-def _rows(given: Any) -> Iterable[Any]:
+def _rows(value: Any) -> Iterable[Any]:
     """Rows as plain Python values.
 
     Raises:
-        DataError: If what was given holds no rows.
+        DataError: If the value holds no rows.
     """
-    kind = type(given).__name__
-    if _is_dict_of_splits(given):
-        todo = f"Give one of its splits: {', '.join(map(str, given))}."
+    kind = type(value).__name__
+    if _is_dict_of_splits(value):
+        todo = f"Give one of its splits: {', '.join(map(str, value))}."
         raise DataError("This is a data set of several splits.", kind, todo)
-    if hasattr(given, "iterrows"):
+    if hasattr(value, "iterrows"):
         todo = "Give frame.to_dict('records'), or datasets.Dataset.from_pandas(frame)."
         raise DataError("A data frame's rows are its columns' names.", kind, todo)
-    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
         todo = "Give a datasets.Dataset, a list of rows, a path, or {'path': one of these}."
         raise DataError("This holds no rows.", kind, todo)
-    if hasattr(given, "with_format"):
-        given = given.with_format(None)
-    if getattr(given, "features", None) and hasattr(given, "decode"):  # a stream of a data set
-        given = given.decode(False)  # images stay bytes: decoding needs Pillow
-    return given if hasattr(given, "__getitem__") else list(given)  # it is read more than once
+    if hasattr(value, "with_format"):
+        value = value.with_format(None)
+    if getattr(value, "features", None) and hasattr(value, "decode"):  # a streamed dataset
+        value = value.decode(False)  # images stay bytes: decoding needs Pillow
+    return value if hasattr(value, "__getitem__") else list(value)  # it is read more than once
 
 
-def _is_dict_of_splits(given: Any) -> bool:
-    return isinstance(given, dict) and hasattr(given, "push_to_hub")
+def _is_dict_of_splits(value: Any) -> bool:
+    return isinstance(value, dict) and hasattr(value, "push_to_hub")

@@ -17,7 +17,8 @@ from gradsieve.analysis.results import compare
 from gradsieve.cli import app
 from gradsieve.demo.skills import make_examples, make_questions
 from gradsieve.errors import DataError, RunError
-from gradsieve.models.load import load_model, load_trained
+from gradsieve.models.load import load_trained
+from gradsieve.models.source import ModelSource
 from gradsieve.runs.folder import RunFolder
 
 ADAPTER = "adapter_model.safetensors"
@@ -91,7 +92,7 @@ def test_held_out_loss_is_the_models_own(inputs: dict[str, Any], run: RunFolder)
     rows = context.encode([question.example for question in context.test_sets["mine"].questions])
     folder = run.stage("train") / "mine" / "bm25" / "seed-1"
     losses = []
-    model = load_trained(recipe.model, folder)
+    model = load_trained(ModelSource(recipe.model), folder)
     for row in rows:
         ids = torch.tensor([list(row.encoded.input_ids)])
         labels = torch.tensor([list(row.encoded.labels)])
@@ -118,8 +119,10 @@ def test_the_adapter_as_peft_loads_it_is_the_model_that_was_evaluated(
 
     folder = run.stage("train") / "mine" / "bm25" / "seed-0"
     ids = torch.tensor([[2, 7, 9, 11]])
-    plain = PeftModel.from_pretrained(load_model(settings(inputs).model), str(folder)).eval()
-    merged = load_trained(settings(inputs).model, folder)
+    plain = PeftModel.from_pretrained(
+        ModelSource(settings(inputs).model).load(), str(folder)
+    ).eval()
+    merged = load_trained(ModelSource(settings(inputs).model), folder)
     with torch.no_grad():
         assert torch.allclose(plain(ids).logits, merged(ids).logits, atol=1e-5)
 

@@ -12,8 +12,8 @@ from lm_eval.models import huggingface
 import tiny
 from gradsieve.data.examples import Example
 from gradsieve.demo.model import make_tokenizer
+from gradsieve.evaluation.generate import answers
 from gradsieve.tasks import Question, QuestionSet, load_test_set
-from gradsieve.tasks.harness import answers
 
 
 class Parrot(LM):

@@ -13,7 +13,8 @@ from conversations import byte_tokenizer, said, user
 from gradsieve.data.batching import collate
 from gradsieve.data.examples import Example
 from gradsieve.data.template import ChatTemplate
-from gradsieve.evaluation.prompts import answered, ask
+from gradsieve.evaluation.generate import answer_metrics
+from gradsieve.evaluation.prompts import write_prompts
 from gradsieve.recipe.schema import EvaluateConfig
 from gradsieve.tasks import Question, QuestionSet
 
@@ -91,4 +92,5 @@ def check(name: str, kind: str) -> None:
         template=template, positions=512, recipe=SimpleNamespace(evaluate=EvaluateConfig())
     )
     model = trained(template, examples)
-    assert answered(context, model, test, ask(context, test))[metric] == [1.0] * len(ANSWERS)
+    found = answer_metrics(template, model, test, write_prompts(context, test), 8)
+    assert found[metric] == [1.0] * len(ANSWERS)

@@ -18,7 +18,8 @@ from gradsieve.gradients.extract import FIRST, TokenBudget, extract
 from gradsieve.gradients.features import FeatureExtractor, Moments, Totals
 from gradsieve.gradients.per_example import check_pass, per_example, per_example_loop
 from gradsieve.gradients.projection import Projection
-from gradsieve.models.load import add_adapter, load_model
+from gradsieve.models.load import add_adapter
+from gradsieve.models.source import ModelSource
 from gradsieve.recipe import schema as recipe
 
 pytestmark = [
@@ -142,7 +143,7 @@ def test_a_quantized_base(quantization: str, tmp_path: Path) -> None:
     LlamaForCausalLM(LlamaConfig(**wide)).save_pretrained(tmp_path)
     asked = recipe.ModelConfig.model_validate({"name": str(tmp_path), "quantization": quantization})
     lora = recipe.LoraConfig(r=4, alpha=8, target_modules="all-linear")
-    model = tiny.stirred(add_adapter(load_model(asked), lora, seed=0))
+    model = tiny.stirred(add_adapter(ModelSource(asked).load(), lora, seed=0))
     batch = on_gpu(tiny.batch())
     found, wanted = flat(per_example(model, batch)), flat(per_example_loop(model, batch))
     cosine = torch.nn.functional.cosine_similarity(found, wanted)

@@ -11,7 +11,7 @@ import gradsieve
 import world
 from gradsieve.data.template import TokenizedExample
 from gradsieve.methods import ScoringTask, find_method
-from gradsieve.models.load import load_model
+from gradsieve.models.source import ModelSource
 from gradsieve.runs.context import Context
 
 
@@ -28,7 +28,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> ScoringTask:
 
 @pytest.fixture(scope="module")
 def model(task: ScoringTask) -> Any:
-    return load_model(task.recipe.model).eval()
+    return ModelSource(task.recipe.model).load().eval()
 
 
 def states(model: Any, encoded: TokenizedExample) -> torch.Tensor:

@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 import tiny
 from gradsieve.errors import ModelError
 from gradsieve.models.adapters import start_problem
-from gradsieve.models.load import load_adapter, load_model
-from gradsieve.models.meta_model import saved_skeleton
-from gradsieve.models.source import Lent
+from gradsieve.models.load import load_adapter, saved_meta_model
+from gradsieve.models.source import ModelSource, model_source
 from gradsieve.models.support import check_support
 from gradsieve.recipe import schema as recipe
+
+MINE = recipe.ModelConfig(name="mine", dtype="float32")
 
 
 def adapter(base: PreTrainedModel, folder: Path, **keys: Any) -> PeftModel:
@@ -45,7 +46,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def problems(base: PreTrainedModel, folder: Path) -> list[ModelError]:
     base.save_pretrained(str(folder / "base"))
     model = recipe.ModelConfig(name=str(folder / "base"), dtype="float32")
-    return check_support(model, recipe.WarmupConfig(checkpoints=[str(folder / "adapter")]))
+    return check_support(
+        ModelSource(model), recipe.WarmupConfig(checkpoints=[str(folder / "adapter")])
+    )
 
 
 @pytest.mark.parametrize("start", [True, "gaussian", "orthogonal", "pissa", "olora"])
@@ -62,7 +65,9 @@ def test_starts_that_load_exactly(tmp_path: Path, start: Any) -> None:
 def test_a_plan_needs_no_weights(tmp_path: Path, start: Any) -> None:
     adapter(tiny.model(), tmp_path / "adapter", init_lora_weights=start)
     tiny.model().save_pretrained(str(tmp_path / "base"))
-    made = saved_skeleton(recipe.ModelConfig(name=str(tmp_path / "base")), tmp_path / "adapter")
+    made = saved_meta_model(
+        ModelSource(recipe.ModelConfig(name=str(tmp_path / "base"))), tmp_path / "adapter"
+    )
     assert sum(p.numel() for p in made.parameters() if p.requires_grad) == 2 * 4 * (64 + 48)
 
 
@@ -72,7 +77,7 @@ def test_a_start_that_changes_the_base_leaves_the_callers_model(tmp_path: Path, 
     mine = tiny.model()
     before = {name: p.clone() for name, p in mine.named_parameters()}
     for _ in range(2):
-        loaded = load_adapter(Lent("mine", mine).view(), tmp_path / "adapter").eval()
+        loaded = load_adapter(model_source(MINE, mine).load(), tmp_path / "adapter").eval()
         torch.testing.assert_close(logits(loaded), logits(trained), rtol=0, atol=1e-5)
     assert all(torch.equal(before[name], p) for name, p in mine.named_parameters())
 
@@ -141,7 +146,7 @@ def test_a_resized_vocabulary_is_named_and_the_advice_works(tmp_path: Path) -> N
     mine = resized(seed=5)  # other new rows: the adapter's file has those of the training
     assert problems(mine, tmp_path) == []
     before = mine.get_input_embeddings().weight.clone()
-    loaded = load_adapter(Lent("mine", mine).view(), tmp_path / "adapter").eval()
+    loaded = load_adapter(model_source(MINE, mine).load(), tmp_path / "adapter").eval()
     torch.testing.assert_close(logits(loaded), logits(trained), rtol=0, atol=1e-5)
     assert torch.equal(mine.get_input_embeddings().weight, before)
 
@@ -154,7 +159,8 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, value: float) -> 
     tensors["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"][0, 0] = value
     save_file(tensors, file, {"format": "pt"})
     tiny.model().save_pretrained(str(tmp_path / "base"))
-    model = load_model(recipe.ModelConfig(name=str(tmp_path / "base"), dtype="float32"))
+    base = recipe.ModelConfig(name=str(tmp_path / "base"), dtype="float32")
+    model = ModelSource(base).load()
     with pytest.raises(ModelError, match="not finite") as caught:
         load_adapter(model, tmp_path / "adapter")
     assert "layers.1.self_attn.v_proj.lora_B" in caught.value.where

@@ -11,8 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 from gradsieve.errors import UsageError
-from gradsieve.models import load
-from gradsieve.models.load import add_adapter, load_adapter, load_model, load_trained
+from gradsieve.models import saved
+from gradsieve.models.load import add_adapter, load_adapter, load_trained
+from gradsieve.models.source import ModelSource
 from gradsieve.recipe import schema as recipe
 
 LORA = recipe.LoraConfig(r=4, alpha=8, target_modules="all-linear")
@@ -35,17 +36,21 @@ def test_an_adapter_is_float32_to_train_and_like_its_base_for_features(
     folder: Path, tmp_path: Path
 ) -> None:
     bfloat16 = settings(folder, dtype="bfloat16")
-    trained = add_adapter(load_model(bfloat16), LORA, seed=0)
+    trained = add_adapter(ModelSource(bfloat16).load(), LORA, seed=0)
     trained.save_pretrained(str(tmp_path))
     assert {p.dtype for p in trained.parameters() if p.requires_grad} == {torch.float32}
     for like_base, dtype in ((False, torch.float32), (True, torch.bfloat16)):
-        loaded = load_adapter(load_model(bfloat16), tmp_path, like_base)
+        loaded = load_adapter(ModelSource(bfloat16).load(), tmp_path, like_base)
         assert {p.dtype for p in loaded.parameters() if p.requires_grad} == {dtype}
 
 
 def test_activation_checkpointing_is_on_if_asked_for(folder: Path) -> None:
-    assert not load_model(settings(folder)).is_activation_checkpointing
-    assert load_model(settings(folder, gradient_checkpointing=True)).is_activation_checkpointing
+    assert not ModelSource(settings(folder)).load().is_activation_checkpointing
+    assert (
+        ModelSource(settings(folder, gradient_checkpointing=True))
+        .load()
+        .is_activation_checkpointing
+    )
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
@@ -54,14 +59,14 @@ def test_a_quantized_base_is_trained_on_and_answers(
 ) -> None:
     pytest.importorskip("bitsandbytes")
     asked = settings(folder, dtype="float32", quantization=quantization)
-    model = tiny.stirred(add_adapter(load_model(asked), LORA, seed=0))
+    model = tiny.stirred(add_adapter(ModelSource(asked).load(), LORA, seed=0))
     layer = model.get_base_model().model.layers[0].mlp.up_proj
     assert layer.base_layer.weight.dtype in (torch.int8, torch.uint8)
     assert layer.lora_A["default"].weight.dtype == torch.float32
     model.save_pretrained(str(tmp_path))
     with torch.no_grad():
         wanted = model.eval()(**tiny.batch()).loss
-        found = load_trained(asked, tmp_path)(**tiny.batch()).loss
+        found = load_trained(ModelSource(asked), tmp_path)(**tiny.batch()).loss
     torch.testing.assert_close(found, wanted)
 
 
@@ -70,20 +75,20 @@ def test_without_bitsandbytes_it_is_told_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UsageError) as caught:
-        load_model(settings(folder, quantization="4bit"))
+        ModelSource(settings(folder, quantization="4bit")).load()
     assert caught.value.todo == "pip install 'gradsieve[quantized]'"
 
 
 def test_a_large_file_is_known_by_samples_of_all_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "SAMPLES", 16)
-    monkeypatch.setattr(load, "SAMPLE_BYTES", 64)
+    monkeypatch.setattr(saved, "SAMPLES", 16)
+    monkeypatch.setattr(saved, "SAMPLE_BYTES", 64)
     weights = bytearray(20_000)
     prints = set()
     for layer in range(10):  # each in turn is another one
         changed = weights.copy()
         changed[layer * 2000 : (layer + 1) * 2000] = b"\x01" * 2000
         (tmp_path / "model.safetensors").write_bytes(changed)
-        prints.add(load.model_fingerprint(recipe.ModelConfig(name=str(tmp_path))))
+        prints.add(ModelSource(recipe.ModelConfig(name=str(tmp_path))).fingerprint())
     assert len(prints) == 10

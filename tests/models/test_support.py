@@ -18,7 +18,8 @@ import tiny
 from gradsieve.errors import ModelError
 from gradsieve.models import layers, support
 from gradsieve.models.checkpoints import save_checkpoint
-from gradsieve.models.load import add_adapter, load_model
+from gradsieve.models.load import add_adapter
+from gradsieve.models.source import ModelSource
 from gradsieve.models.support import check_support
 from gradsieve.recipe import schema as recipe
 
@@ -31,11 +32,11 @@ SIZES = {
 }
 
 
-def model(folder: Path, config: Any = "llama-gqa-tied", **keys: Any) -> recipe.ModelConfig:
+def model(folder: Path, config: Any = "llama-gqa-tied", **keys: Any) -> ModelSource:
     """A model of which there is a configuration, and nothing else."""
     config = tiny.CONFIGS[config] if isinstance(config, str) else config
     config.save_pretrained(folder / "model")
-    return recipe.ModelConfig(name=str(folder / "model"), **keys)
+    return ModelSource(recipe.ModelConfig(name=str(folder / "model"), **keys))
 
 
 def warmup(targets: Any = ("q_proj", "v_proj"), **keys: Any) -> recipe.WarmupConfig:
@@ -78,7 +79,9 @@ def test_models_that_are_not_causal(tmp_path: Path, config: Any, named: str) -> 
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
-    (problem,) = check_support(recipe.ModelConfig(name=str(tmp_path / "nothing")), warmup())
+    (problem,) = check_support(
+        ModelSource(recipe.ModelConfig(name=str(tmp_path / "nothing"))), warmup()
+    )
     assert "is not there" in str(problem)
 
 
@@ -326,4 +329,4 @@ def test_no_weight_is_read_or_made(tmp_path: Path) -> None:
     llama = model(tmp_path, tiny.LlamaConfig())
     assert check_support(llama, warmup()) == []
     with pytest.raises(ModelError, match="holds no weights"):
-        load_model(llama)
+        llama.load()

@@ -1,4 +1,4 @@
-"""What is told of the inputs, once each, while they are read."""
+"""Warnings about the inputs are collected while they are read, and reported once."""
 
 import json
 import shutil
@@ -38,6 +38,9 @@ def test_what_a_benchmark_lacks_is_told_once(tmp_path: Path, data: dict[str, str
             "my-mmlu": 2,
             "my-tydiqa": 1,
         }
+    assert listening.lines == []
+    for _ in range(2):
+        context.report_warnings()
     assert listening.lines == [
         "warning: target my-mmlu: 2 of the benchmark's 57 subtasks are there",
         "warning: target my-tydiqa: the paper's one-shot examples of 1 of 1 languages (finnish) "
@@ -59,6 +62,7 @@ def test_another_model_is_told_of_once(tmp_path: Path) -> None:
     )
     for _ in range(2):
         assert context.student.template.max_length == 64
+    context.report_warnings()
     assert len(listening.lines) == 1
     assert "examples are cut to 64 tokens" in listening.lines[0]
     assert context.student.student is context.student
@@ -100,6 +104,7 @@ def test_examples_that_the_template_refuses_are_skipped(tmp_path: Path) -> None:
     context, listening = refusing(tmp_path, on_bad_row="skip")
     rows = context.target_rows(context.targets[0])
     assert [row.example.messages[-1]["content"] for row in rows] == ["a", "b"]
+    context.report_warnings()
     [line] = [line for line in listening.lines if "left out" in line]
     assert line.startswith("warning: target my: 2 of 4 examples left out, the first ")
     assert line.endswith(": the chat template refuses it: no d")

@@ -73,7 +73,7 @@ def test_mmlu_subjects_may_be_mixed(tmp_path: Path) -> None:
 
 def test_missing_subjects_are_counted(tmp_path: Path) -> None:
     target = load_target("t", "mmlu", parquet(tmp_path, mmlu_rows(QUESTIONS)))
-    assert target.notes == ("2 of the benchmark's 57 subtasks are there",)
+    assert target.warnings == ("2 of the benchmark's 57 subtasks are there",)
     data = mmlu_rows(QUESTIONS)
     del data["all"]["test"]
     path = parquet(tmp_path / "without", data)
@@ -207,7 +207,7 @@ def test_real_benchmarks_are_the_same_both_ways(
     assert through == local
     assert through[0].fingerprint == local[0].fingerprint
     assert through[1].fingerprint == local[1].fingerprint
-    assert (len(through[1].questions), through[0].notes) == (count, ())
+    assert (len(through[1].questions), through[0].warnings) == (count, ())
     lost = [
         choice for q in through[1].questions if q.choices for choice in q.example.row["choices"]
     ]

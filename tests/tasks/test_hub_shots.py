@@ -54,14 +54,14 @@ def test_bbh_is_the_same_both_ways(tmp_path: Path, write: Write, split: str) -> 
     path = write(tmp_path / "hub", {task: {split: rows} for task, rows in BBH.items()})
     found = both("bbh", path)
     assert found == both("bbh", bbh_files(tmp_path / "local"))
-    assert found[0].notes == ("2 of the benchmark's 27 subtasks are there",)
+    assert found[0].warnings == ("2 of the benchmark's 27 subtasks are there",)
 
 
 def test_all_shipped_prompts_have_three_examples(tmp_path: Path) -> None:
     texts = {task: text for task, (_, text) in shipped_prompts().items()}
     (tmp_path / "bbh-three-shot.json").write_text(json.dumps(texts), encoding="utf-8")
     target = load_target("t", "bbh", str(tmp_path))
-    assert (len(target.subtasks), len(target.examples), target.notes) == (27, 81, ())
+    assert (len(target.subtasks), len(target.examples), target.warnings) == (27, 81, ())
     for example in target.examples:
         assert example.messages[1]["content"].startswith("A: Let's think step by step.")
         assert example.messages[1]["content"].count("step by step") == 1
@@ -129,7 +129,7 @@ def test_tydiqa_is_the_same_both_ways(tmp_path: Path, write: Write) -> None:
     assert found == local
     assert found[0].fingerprint == local[0].fingerprint
     assert found[1].fingerprint == local[1].fingerprint
-    assert found[0].notes == ()
+    assert found[0].warnings == ()
 
 
 def test_tydiqa_with_answers_as_a_list_of_objects(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_other_one_shots_are_told_and_the_same_in_any_order(tmp_path: Path) -> N
         path = parquet(tmp_path / str(seed), tydiqa(train, TESTS))
         target = load_target("t", "tydiqa", path)
         picked.append(target.fingerprint)
-        assert target.notes == (
+        assert target.warnings == (
             "the paper's one-shot examples of 2 of 2 languages (english, korean) are not among the "
             "training rows: others were taken",
             "2 of the benchmark's 9 subtasks are there",

@@ -49,7 +49,9 @@ RECIPES = (
     wrong("a section that is null", key("warmup", None), "expected a section of keys; got None"),
     wrong("a name that can't name a file", key("pool.0.name", "a/b"), "letters, digits", "'a/b'"),
     wrong("two sources of one name", key("pool.1.name", "one"), "the name one is used twice"),
-    wrong("a target called together", key("targets.1.name", "together"), "together is a reserved name"),
+    wrong(
+        "a target called together", key("targets.1.name", "together"), "together is a reserved name"
+    ),
     wrong("an unknown task", key("targets.0.task", "mmmlu"), "mmlu, bbh, tydiqa or custom"),
     wrong("an unknown method", key("score.methods", ["lesss"]), "no method lesss", "mean less?"),
     wrong("a method that exact mode lacks", exact_dot, "score.methods: less, dot", "mode: store"),

@@ -6,7 +6,7 @@ causal model no real token sees padding to its right, so which token pads makes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import overload
 
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from gradsieve.data.pool import Pool
 from gradsieve.data.template import TokenizedExample
+
+Collate = Callable[[Sequence[TokenizedExample]], dict[str, Tensor]]
+"""Makes a batch of examples."""
 
 
 class PoolTokens(Sequence[TokenizedExample]):
@@ -84,23 +87,6 @@ def fill_batch(
     return [int(position) for position in order[start:stop]]
 
 
-def batches_of(
-    encoded: Sequence[TokenizedExample], tokens_per_batch: int
-) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor]]]:
-    """Positions and collated tensors of batches, shortest examples first."""
-    if isinstance(encoded, PoolTokens):
-        lengths, read = encoded.lengths, encoded.__getitems__
-    else:
-        lengths = np.array([len(example.input_ids) for example in encoded], dtype=np.int32)
-        read = partial(_pick, encoded)
-    for batch in length_sorted_batches(lengths, tokens_per_batch):
-        yield batch, collate(read(batch.tolist()))
-
-
-def _pick(encoded: Sequence[TokenizedExample], positions: Sequence[int]) -> list[TokenizedExample]:
-    return [encoded[position] for position in positions]
-
-
 def collate(encoded: Sequence[TokenizedExample]) -> dict[str, Tensor]:
     """`input_ids`, `labels` and `attention_mask`, int64 [B, T], padded on the right."""
     longest = max(len(example.input_ids) for example in encoded)
@@ -114,3 +100,20 @@ def collate(encoded: Sequence[TokenizedExample]) -> dict[str, Tensor]:
         labels[row, :length] = torch.frombuffer(example.labels, dtype=torch.int32)
         mask[row, :length] = 1
     return {"input_ids": input_ids, "labels": labels, "attention_mask": mask}
+
+
+def batches_of(
+    encoded: Sequence[TokenizedExample], tokens_per_batch: int, make: Collate = collate
+) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor]]]:
+    """Positions and collated tensors of batches, shortest examples first."""
+    if isinstance(encoded, PoolTokens):
+        lengths, read = encoded.lengths, encoded.__getitems__
+    else:
+        lengths = np.array([len(example.input_ids) for example in encoded], dtype=np.int32)
+        read = partial(_pick, encoded)
+    for batch in length_sorted_batches(lengths, tokens_per_batch):
+        yield batch, make(read(batch.tolist()))
+
+
+def _pick(encoded: Sequence[TokenizedExample], positions: Sequence[int]) -> list[TokenizedExample]:
+    return [encoded[position] for position in positions]

@@ -1,1 +1,6 @@
-"""Where the work of a stage runs."""
+"""Where a stage's tasks run: an engine decides where and when, never what."""
+
+from gradsieve.engine.base import Engine, Job
+from gradsieve.engine.local import LocalEngine
+
+__all__ = ["Engine", "Job", "LocalEngine"]

@@ -1,23 +1,18 @@
-"""Held-out questions as a model is asked them, and its answers.
+"""Prompts of held-out questions.
 
-In: a test set, and a context whose model is asked. Out: prompts in the model's chat template, each
-with as many worked examples as there is room for, and each answer's metrics, by lm-eval.
+In: a test set, and a context whose model is evaluated. Out: prompts in the model's chat template,
+each with as many few-shot examples as fit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from gradsieve.console import Progress
 from gradsieve.data.content import reasoning_of, text_of
 from gradsieve.recipe.schema import EvaluateConfig
 from gradsieve.runs.context import Context
 from gradsieve.tasks import Question, QuestionSet
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def settings(context: Context) -> EvaluateConfig:
@@ -26,35 +21,47 @@ def settings(context: Context) -> EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How a test set is put to a model.
+class Prompts:
+    """A test set's questions as a model is asked them.
 
     Attributes:
-        prompts: Of each question, in the template of the model.
+        texts: Of each question, in the model's chat template.
         lengths: Tokens of each.
-        max_length: Tokens of prompt and answer together: the model's positions.
+        max_length: Tokens of prompt and answer together: the model's context length.
         max_tokens: Tokens of an answer.
-        fewer: Questions with fewer worked examples than the benchmark has, for want of room.
-        cut: Questions for which there is no room without any, and which lose their start.
+        fewer: Questions with fewer few-shot examples than the benchmark has, for lack of room.
+        cut: Questions that don't fit even without any, and lose their start.
     """
 
-    prompts: list[str]
+    texts: list[str]
     lengths: list[int]
     max_length: int
     max_tokens: int
     fewer: int
     cut: int
 
+    @property
+    def warning(self) -> str | None:
+        """How many questions differ from the benchmark's; None if all are as it has them."""
+        what = [f"{self.fewer} with fewer few-shot examples"] if self.fewer else []
+        what += [f"{self.cut} without their start"] if self.cut else []
+        if not what:
+            return None
+        return (
+            f"of {len(self.texts)} questions {' and '.join(what)}, since the model's context "
+            f"length is {self.max_length}, {self.max_tokens} of it for the answer"
+        )
 
-def ask(context: Context, test: QuestionSet) -> Asked:
-    """Write a test set's prompts for a context's model, each with as many shots as there is room.
 
-    The room is the model's positions, whatever `model.max_length` training is cut to.
+def write_prompts(context: Context, test: QuestionSet) -> Prompts:
+    """Write a test set's prompts for a context's model, each with as many shots as fit.
+
+    The limit is the model's context length, whatever `model.max_length` training is cut to.
     """
     questions = test.questions
     max_length = context.positions or context.template.max_length
     answers = [answer for q in questions for answer in (q.choices or (*q.answers, _written(q)))]
-    # A token more for the end, and some for borders that fall otherwise after a prompt.
+    # One more for the end, and some for token borders that fall otherwise after a prompt.
     max_tokens = max(_lengths(context, answers)) + 8
     if not questions[0].choices and test.max_tokens is not None:
         max_tokens = test.max_tokens
@@ -72,7 +79,7 @@ def ask(context: Context, test: QuestionSet) -> Asked:
         for i, length in zip(long, _lengths(context, [prompts[i] for i in long]), strict=True):
             lengths[i] = length
     cut = sum(length > room for length in lengths)
-    return Asked(prompts, lengths, max_length, max_tokens, len(fewer), cut)
+    return Prompts(prompts, lengths, max_length, max_tokens, len(fewer), cut)
 
 
 def _lengths(context: Context, texts: Sequence[str]) -> list[int]:
@@ -94,36 +101,3 @@ def _prompt(context: Context, question: Question, shots: int) -> str:
     if question.shots and shots:
         asked = [{"role": "user", "content": question.shots.text(shots)}]
     return context.template.prompt(asked, question.example.answer_prefix or "", answer)
-
-
-def tell(progress: Progress, target: str, asked: Asked) -> None:
-    """Warn of questions that are not asked as the benchmark does."""
-    what = [f"{asked.fewer} with fewer worked examples"] if asked.fewer else []
-    what += [f"{asked.cut} without their start"] if asked.cut else []
-    if what:
-        progress.warn(
-            f"target {target}: of {len(asked.prompts)} questions {' and '.join(what)}, since the "
-            f"model has {asked.max_length} positions, {asked.max_tokens} of them for the answer"
-        )
-
-
-def answered(
-    context: Context, model: PreTrainedModel, test: QuestionSet, asked: Asked
-) -> dict[str, list[float]]:
-    """Each metric of each question's answer by a context's model."""
-    from gradsieve.tasks.harness import answers
-
-    template = context.template
-    found = answers(
-        test,
-        asked.prompts,
-        model,
-        template.tokenizer,
-        max_length=asked.max_length,
-        max_tokens=asked.max_tokens,
-        batch_size=settings(context).batch_size,
-        add_bos_token=template.adds_special_tokens,
-        ends=template.ends,
-        stops=template.end_texts,
-    )
-    return {metric: [scores[metric] for scores in found] for metric in test.metrics}

@@ -19,8 +19,8 @@ from gradsieve.data.batching import collate, fill_batch
 from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import ModelError
 from gradsieve.gradients.features import FeatureExtractor, FeatureRows
-from gradsieve.gradients.per_example import send
-from gradsieve.models.load import device, forget_memory_used, memory_used
+from gradsieve.gradients.objectives import send
+from gradsieve.models.device import device, forget_memory_used, memory_used
 
 FIRST = {"cpu": 4096, "cuda": 8192}
 """Tokens with which `auto` starts. On a CPU more gains nothing (measured, see LOG): it stays so."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gradsieve.errors import ModelError
 from gradsieve.gradients import adam
 from gradsieve.gradients.exact import ExactProducts
-from gradsieve.gradients.per_example import lora_layers, per_example_pass
+from gradsieve.gradients.per_example import lora_layers, per_example_pass, without_mask
 from gradsieve.gradients.projection import Projection
 
 try:
@@ -109,7 +109,7 @@ class FeatureExtractor:
             totals.add(name, gradient)
 
         with per_example_pass(self.model, take) as losses:
-            losses(input_ids, batch["labels"]).sum().backward()
+            losses(without_mask(batch)).sum().backward()
         share = below / values if values else float("nan")
         return FeatureRows(totals.rows(), totals.norms(), share)
 

@@ -1,24 +1,22 @@
 """Per-example gradients of LoRA weights from one batched backward pass.
 
-In: a peft model and a right-padded batch of token ids and labels. Out: for each LoRA weight and
-each example z the gradient g(z) of that example's own loss, the mean cross-entropy over its label
-tokens (docs/method.md, notation). The loss that is differentiated is the SUM over examples of
-those means, so that examples don't mix.
+In: a peft model, an objective and a right-padded batch. Out: for each LoRA weight and each example
+z the gradient g(z) of that example's own loss (docs/method.md, notation). The loss that is
+differentiated is the SUM over examples of their losses, so that examples don't mix.
 
 How: inside `per_example_pass` every LoRA layer runs as `_PerExampleLinear`, whose backward forms
 G_i = dY_i^T X_i for each example (one batched product, the cost of the ordinary weight gradient)
-and hands it to a callback at once, layer by layer. No frozen weight gets a gradient, and logits are
-made at label positions only: with a small model and a large vocabulary the head costs most.
+and hands it to a callback at once, layer by layer. No frozen weight gets a gradient.
 
 Rejected: torch.func.vmap over the model (needs eager attention, copies activations), a loop with
 batch size 1 (kept below as the oracle), and one gradient of the whole batch's parameters.
 
-Letters: B examples, T tokens, P trainable values.
+Letters: B examples, T tokens, P trainable parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,15 +30,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradsieve.errors import ModelError
-
-IGNORED = -100
-"""Label of a position that is not learnt (transformers' and PyTorch's convention)."""
+from gradsieve.gradients.objectives import IGNORED, SFT, Batch, Objective, output_layer
 
 Sink = Callable[[str, Tensor], None]
 """Called with a weight's name and its per-example gradient [B, out, in], once a backward pass."""
 
-Losses = Callable[[Tensor, Tensor], Tensor]
-"""(input_ids [B, T], labels [B, T]) -> each example's loss [B], in nats."""
+Losses = Callable[[Batch], Tensor]
+"""A batch -> each example's loss [B], in nats."""
 
 
 class _PerExampleLinear(torch.autograd.Function):
@@ -112,18 +108,16 @@ def lora_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 @dataclass
 class _Pass:
-    """What hooks must know of the pass under way.
+    """State of the current pass, for the replaced layers.
 
     Attributes:
-        sink: Whom gradients are given to.
+        sink: Receives the gradients.
         examples: B.
-        positions: Of the tokens that predict a label, in the batch laid out as one row.
-        seen: Names of the weights whose gradients have come.
+        seen: Names of the weights whose gradients were received.
     """
 
     sink: Sink
     examples: int = 0
-    positions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     seen: set[str] = field(default_factory=set)
 
     def take(self, name: str, gradient: Tensor) -> None:
@@ -143,14 +137,12 @@ class _Pass:
 
 
 @contextmanager
-def per_example_pass(model: nn.Module, sink: Sink) -> Iterator[Losses]:
+def per_example_pass(model: nn.Module, sink: Sink, objective: Objective = SFT) -> Iterator[Losses]:
     """Open a model for per-example gradients; yields the function that gives the losses.
 
-    `losses(input_ids, labels)` returns each example's loss [B]; `.sum().backward()` on it hands
-    every LoRA weight's per-example gradients to `sink`. The batch is padded on the right and needs
-    no attention mask: in a causal model no real token sees the padding after it. Labels may stay on
-    the CPU; then nothing waits for the GPU. The model is in eval mode meanwhile (no dropout) and is
-    put back at the end. Layers for which activation checkpointing is on run with it.
+    `losses(batch)` returns each example's loss [B]; `.sum().backward()` on it hands every LoRA
+    weight's per-example gradients to `sink`. Meanwhile the model is in eval mode (no dropout); its
+    mode is restored at the end. Layers for which activation checkpointing is on run with it.
 
     Raises:
         ModelError: If the model has trainable weights of other kinds, or a LoRA layer that does
@@ -158,21 +150,12 @@ def per_example_pass(model: nn.Module, sink: Sink) -> Iterator[Losses]:
     """
     now = _Pass(sink)
     layers = lora_layers(model)
+    _check_head(model)
 
-    def losses(input_ids: Tensor, labels: Tensor) -> Tensor:
-        wanted = functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
-        positions = (wanted != IGNORED).nonzero().squeeze(1)
-        example = positions // labels.shape[1]
-        counts = example.bincount(minlength=len(labels))
+    def losses(batch: Batch) -> Tensor:
         now.seen.clear()
-        now.examples, now.positions = len(labels), send(positions, input_ids.device)
-        logits = model(input_ids=input_ids, use_cache=False).logits[0]
-        wanted, example, counts = (
-            send(each, logits.device) for each in (wanted[positions], example, counts)
-        )
-        of_token = functional.cross_entropy(logits.float(), wanted, reduction="none")
-        sums = torch.zeros(len(labels), device=logits.device).index_add(0, example, of_token)
-        return sums / counts
+        now.examples = len(batch["input_ids"])
+        return objective.losses(model, batch)
 
     was_training = model.training
     model.eval()
@@ -186,26 +169,10 @@ def per_example_pass(model: nn.Module, sink: Sink) -> Iterator[Losses]:
                 block,
                 partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False),
             )
-        # Only labelled positions reach the head. Whatever the model does to logits afterwards
-        # (scaling, soft caps) it does position by position, so it need not know.
-        hook = _head(model).register_forward_pre_hook(
-            lambda _, given: (
-                given[0].flatten(0, 1).index_select(0, now.positions).unsqueeze(0),
-                *given[1:],
-            )
-        )
-        undo.callback(hook.remove)
         yield losses
     never = [name for name in layers if name not in now.seen] if now.seen else []
     if never:
-        raise _unfollowed("A LoRA layer has no part in what the model says of text.", never[0])
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; from CPU to GPU without waiting for what the GPU is doing."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+        raise _unfollowed("A LoRA layer does not contribute to the logits of text.", never[0])
 
 
 def _put_forward(undo: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
@@ -236,7 +203,7 @@ def _replacement(layer: nn.Linear, name: str, now: _Pass) -> Callable[[Tensor], 
 
 def _unfollowed(what: str, name: str) -> ModelError:
     return ModelError(
-        f"{what} Its per-example gradient cannot be told apart.",
+        f"{what} Its per-example gradient cannot be separated.",
         name,
         "Leave shared layers, experts, and layers for images or sound out with "
         "warmup.lora.exclude_modules, a list of names or a regular expression.",
@@ -253,9 +220,9 @@ def check_pass(model: nn.Module) -> None:
     ids = torch.arange(8, 12).repeat(2, 1).remainder(len(embeddings)).to(embeddings.device)
     labels = ids.clone()
     labels[:, -1] = IGNORED
-    ids[1, -1] = 0  # the two differ in nothing but this token, after all that is learnt
+    ids[1, -1] = 0  # the two differ in nothing but this token, after all labels
     with per_example_pass(model, lambda *_: None) as losses:
-        found = losses(ids, labels)
+        found = losses({"input_ids": ids, "labels": labels})
         found.sum().backward()
     one, other = found.tolist()
     # Rows of one batch are computed alike: the same bits, where this was tried. Half precision is
@@ -263,47 +230,46 @@ def check_pass(model: nn.Module) -> None:
     room = 1e-5 if embeddings.dtype == torch.float32 else 1e-2
     if abs(one - other) > room * abs(one):
         raise ModelError(
-            "The model is not causal: what it says of a token depends on tokens after it.",
+            "The model is not causal: a token's loss depends on tokens after it.",
             f"{type(model).__name__}: a loss of {one:.5f} becomes {other:.5f}",
             "Use a decoder that predicts each token from those before it.",
         )
 
 
-def _head(model: nn.Module) -> nn.Module:
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    if not isinstance(head, nn.Module) or any("lora_" in name for name, _ in head.named_modules()):
+def _check_head(model: nn.Module) -> None:
+    if any("lora_" in name for name, _ in output_layer(model).named_modules()):
         raise ModelError(
-            "The output layer cannot be followed: there is none, or LoRA adapts it.",
+            "LoRA adapts the output layer, which runs on label positions only.",
             type(model).__name__,
-            "Use a causal language model, and leave lm_head out of warmup.lora.target_modules.",
+            "Leave lm_head out of warmup.lora.target_modules.",
         )
-    return head
 
 
-def per_example(
-    model: nn.Module, batch: Mapping[str, Tensor]
-) -> dict[str, Float[Tensor, "B out in"]]:
+def without_mask(batch: Batch) -> dict[str, Tensor]:
+    """What a causal model needs of a batch that is padded on the right."""
+    return {key: batch[key] for key in ("input_ids", "labels")}
+
+
+def per_example(model: nn.Module, batch: Batch) -> dict[str, Float[Tensor, "B out in"]]:
     """Per-example gradients of all LoRA weights, in float32.
 
-    Holds B x P values; the datastore is built without that, by `extract.FeatureExtractor`.
+    Holds B x P numbers; the datastore is built without that, by `extract.FeatureExtractor`.
 
     Args:
         model: A peft model with LoRA adapters.
         batch: `input_ids` and `labels` [B, T], padded on the right; labels are -100 where not
-            learnt. Each example needs a label at a position after the first.
+            supervised. Each example needs a label at a position after the first.
 
     Raises:
         ModelError: As `per_example_pass`.
     """
     gradients: dict[str, Tensor] = {}
     with per_example_pass(model, gradients.__setitem__) as losses:
-        losses(batch["input_ids"], batch["labels"]).sum().backward()
+        losses(without_mask(batch)).sum().backward()
     return {name: gradients[name] for name in lora_layers(model)}
 
 
-def per_example_loop(
-    model: nn.Module, batch: Mapping[str, Tensor]
-) -> dict[str, Float[Tensor, "B out in"]]:
+def per_example_loop(model: nn.Module, batch: Batch) -> dict[str, Float[Tensor, "B out in"]]:
     """The oracle: one example at a time through the model's own loss and autograd."""
     was_training = model.training
     model.eval()

@@ -19,6 +19,7 @@ from gradsieve.data.content import text_of
 from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool import Pool
 from gradsieve.data.pool.mapped import ExampleKey
+from gradsieve.models.source import ModelSource
 from gradsieve.recipe.schema import Recipe
 
 Uses = Literal["data", "model", "gradients", "plain gradients"]
@@ -50,6 +51,7 @@ class ScoringTask:
         numbers: Of the examples to score [n], in order of (source, id).
         targets: Each target's usable examples.
         recipe: All settings.
+        model: The model that selects.
         seed: Of what is random.
         progress: Where to report.
         features: For methods that use gradients.
@@ -59,6 +61,7 @@ class ScoringTask:
     numbers: NDArray[np.int64]
     targets: Mapping[str, Sequence[Row]]
     recipe: Recipe
+    model: ModelSource
     seed: int
     progress: Progress
     features: Features | None = None

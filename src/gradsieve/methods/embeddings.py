@@ -32,7 +32,7 @@ from gradsieve.methods.base import (
     over_subtasks,
     whole_text,
 )
-from gradsieve.models.load import device, load_model
+from gradsieve.models.device import device
 from gradsieve.selection.ranking import round_robin
 
 TOKENS_PER_BATCH = 8192
@@ -87,7 +87,7 @@ class HiddenStates:
 
     def __call__(self, task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
         """Of the pool, and of each target."""
-        model = load_model(task.recipe.model).eval()
+        model = task.model.load().eval()
 
         def encode(encoded: Sequence[TokenizedExample]) -> Vectors:
             with task.progress.counting("representations", len(encoded), "rows") as report:

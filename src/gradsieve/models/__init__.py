@@ -1,12 +1,12 @@
 """The model: loading, LoRA, training it, and checkpoints that keep Adam's moments by name."""
 
+import importlib
 import logging
-import warnings
 
-from transformers.utils import logging as transformers_logging
-
-# peft 0.21 still asks transformers 5.23 by the old name, at each load.
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-transformers_logging.disable_progress_bar()
-# Imported by peft wherever it is installed, it tells of a faster library that it doesn't find.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+# Imported by peft wherever it is installed, bitsandbytes logs that it doesn't find a faster
+# library. Only that message is hidden: the level is the caller's again afterwards.
+_logger = logging.getLogger("bitsandbytes")
+_level = _logger.level
+_logger.setLevel(logging.ERROR)
+importlib.import_module("peft")
+_logger.setLevel(_level)

@@ -21,11 +21,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from gradsieve.errors import ModelError
-from gradsieve.models.adapter_weights import adapter_config, adapter_file
 from gradsieve.models.checkpoints import optimizer_file, saved_name
 from gradsieve.models.layers import PLAIN_LORA, adapted, layer_problems
-from gradsieve.models.meta_model import load_skeleton
-from gradsieve.recipe import schema as recipe
+from gradsieve.models.load import adapter_config, adapter_file
+from gradsieve.models.source import ModelSource
 
 PLAIN = {
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
@@ -95,7 +94,7 @@ def start_problem(start: Any, where: str) -> ModelError | None:
     )
 
 
-def checkpoint_problems(model: recipe.ModelConfig, folders: Sequence[Path]) -> Iterator[ModelError]:
+def checkpoint_problems(source: ModelSource, folders: Sequence[Path]) -> Iterator[ModelError]:
     """Adapters that are not plain LoRA of this model, or have no optimizer state."""
     built: dict[str, Expected | list[ModelError]] = {}
     for folder in folders:
@@ -106,7 +105,7 @@ def checkpoint_problems(model: recipe.ModelConfig, folders: Sequence[Path]) -> I
             yield error
             continue
         if text not in built:  # checkpoints of one run have the same configuration
-            built[text] = _expected(model, folder, adapter)
+            built[text] = _expected(source, folder, adapter)
         expected = built[text]
         if isinstance(expected, list):
             yield from expected
@@ -135,7 +134,7 @@ def _read_adapter_config(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _expected(
-    model: recipe.ModelConfig, folder: Path, adapter: Mapping[str, Any]
+    source: ModelSource, folder: Path, adapter: Mapping[str, Any]
 ) -> Expected | list[ModelError]:
     """Shapes of the adapter's weights on this model; or what is wrong with it."""
     problems = list(_variant_problems(folder, adapter))
@@ -143,7 +142,7 @@ def _expected(
         return problems
     try:
         plain = LoraConfig(**{key: adapter[key] for key in _SHAPING & adapter.keys()})
-        base = load_skeleton(model)
+        base = source.meta_model()
         embeddings = _embeddings(base)
         made = adapted(base, plain, str(folder))
     except ModelError as error:

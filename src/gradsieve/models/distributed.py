@@ -1,6 +1,6 @@
 """Training on several devices: what `accelerate launch` starts is one run, led by one process.
 
-In: what the launcher puts into the environment. Every process goes through the same steps, since
+In: the variables that the launcher sets. Every process goes through the same steps, since
 a training step needs them all; the first one alone reads what is done and writes. Rejected: a
 launcher of our own (`accelerate launch` and `torchrun` are what people know).
 """
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import os
 from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 
 def count() -> int:
@@ -22,15 +25,13 @@ def local_rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process leads: it writes, it tells."""
+    """Whether this process leads: it writes and reports."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def wait() -> None:
-    """Go on when every process has come here."""
+    """Wait until every process is here."""
     if count() > 1:
-        from accelerate import PartialState
-
         PartialState().wait_for_everyone()
 
 
@@ -38,8 +39,5 @@ def agreed(value: Any) -> Any:
     """The first process's value, in all of them."""
     if count() == 1:
         return value
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
     PartialState()
     return broadcast_object_list([value])[0]

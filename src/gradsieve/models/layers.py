@@ -1,8 +1,8 @@
 """What an adapter attaches to: the layers that the per-example pass can follow, and those it can't.
 
-In: a model without weights (meta_model.py) and the adapter's configuration. Out: one error for each
-kind of layer that is not linear, that sees part of the tokens, that text doesn't run (towers of
-images or sound), or whose name the model doesn't have.
+In: a model without weights (`ModelSource.meta_model`) and the adapter's configuration. Out: one
+error for each kind of layer that is not linear, that sees part of the tokens, that text doesn't run
+(towers of images or sound), or whose name the model doesn't have.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gradsieve.errors import ModelError
-from gradsieve.models.load import first_line
+from gradsieve.models.saved import first_line
 
 PLAIN_LORA = "Use plain LoRA on linear layers: peft.LoraConfig with r, lora_alpha, target_modules."
 

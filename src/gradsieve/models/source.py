@@ -1,74 +1,174 @@
-"""A model and tokenizer that the caller has in memory, in the place of files.
+"""Where a causal language model and its tokenizer come from: files, or the caller's memory.
 
-In: a loaded transformers model. Out: while it is lent, `load.py` gives views of it instead of
-reading its name. A view is a module tree of its own whose parameters share the given tensors: an
-adapter, a mode, a hook or `requires_grad` that is set on a view never shows on what was given, and
-no weight is copied (unless the model has to move to another device).
+In: the recipe's `model` section, and possibly user-supplied objects. Out: configuration, tokenizer,
+weights on the machine's device, a model without weights, and a fingerprint.
 
-Rejected: adapting the model itself and undoing it (a stop in between leaves it changed), and
+A user-supplied model is never changed. What `load` returns is a module tree of its own whose
+parameters share the user's tensors: an adapter, a mode, a hook or `requires_grad` set on it never
+shows on the user's model, and no weight is copied (unless it moves to another device).
+
+Rejected: adapting the user's model itself and undoing it (an interruption leaves it changed), and
 saving it to a folder (a copy of the base model on disk).
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from gradsieve.errors import ModelError
 from gradsieve.io import fingerprint
+from gradsieve.models.device import device
+from gradsieve.models.saved import check_weights, files_fingerprint, first_line, read, read_model
+from gradsieve.recipe.schema import ModelConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
 """What a recipe's `model.dtype` may be."""
 
 
 @dataclass(frozen=True)
-class Lent:
-    """What stands for a model's files.
+class ModelSource:
+    """A model that is saved in a folder or on the hub.
 
     Attributes:
-        name: The recipe's `model.name`.
-        model: None: loaded by its name.
-        tokenizer: None: loaded by its name.
+        settings: The recipe's section.
+        own_tokenizer: A user-supplied one; None: the one saved with the model.
     """
 
-    name: str
-    model: PreTrainedModel | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None
+    settings: ModelConfig
+    own_tokenizer: PreTrainedTokenizerBase | None = None
 
-    def view(self, shared: bool = True) -> PreTrainedModel:
+    def config(self) -> Any:
+        """The configuration.
+
+        Raises:
+            ModelError: If there is none.
+        """
+        return read(AutoConfig, self.settings, "configuration")
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, to which nothing is added.
+
+        Raises:
+            ModelError: If there is none.
+        """
+        if self.own_tokenizer is not None:
+            return self.own_tokenizer
+        found: PreTrainedTokenizerBase = read(AutoTokenizer, self.settings, "tokenizer")
+        return found
+
+    def load(self, *, will_change: bool = False) -> PreTrainedModel:
+        """The model with frozen weights, on the machine's device.
+
+        Args:
+            will_change: Whether the weights will be changed: user-supplied ones are then copied.
+
+        Raises:
+            ModelError: If it can't be loaded as a causal language model, or lacks weights.
+        """
+        loaded = self._weights(will_change).requires_grad_(False)
+        if self.settings.gradient_checkpointing:
+            _checkpoint_activations(loaded)
+        return loaded if getattr(loaded, "is_quantized", False) else loaded.to(device())
+
+    def _weights(self, will_change: bool) -> PreTrainedModel:
+        return read_model(self.settings)
+
+    def meta_model(self) -> PreTrainedModel:
+        """The model's modules on torch's meta device: shapes without weights, in a second.
+
+        Raises:
+            ModelError: If it is no causal language model that transformers knows.
+        """
+        try:
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                made = AutoModelForCausalLM.from_config(
+                    self.config(),
+                    dtype=getattr(torch, self.settings.dtype),
+                    trust_remote_code=self.settings.trust_remote_code,
+                )
+        except (ValueError, ImportError, OSError) as error:
+            raise ModelError(
+                "The model cannot be built.",
+                f"model.name {self.settings.name}: {first_line(error)}",
+                "Give a causal language model that this version of transformers knows.",
+            ) from None
+        return made.requires_grad_(False)
+
+    def check_weights(self) -> None:
+        """Refuse weights that are missing or damaged; only headers are read.
+
+        Raises:
+            ModelError: Naming the file.
+        """
+        check_weights(self.settings)
+
+    def fingerprint(self) -> str:
+        """What identifies the weights: a folder's files, or the hub's name and commit."""
+        name = self.settings.name
+        if Path(name).is_dir():
+            return files_fingerprint(Path(name))
+        commit = getattr(self.config(), "_commit_hash", None)
+        return fingerprint([name, commit or self.settings.revision])
+
+
+@dataclass(frozen=True)
+class InMemoryModel(ModelSource):
+    """A user-supplied model.
+
+    Attributes:
+        model: A causal language model of transformers.
+    """
+
+    model: PreTrainedModel = field(kw_only=True)
+
+    def config(self) -> Any:
+        """A copy: building a model from a configuration sets its attributes."""
+        return copy.deepcopy(self.model.config)
+
+    def check_weights(self) -> None:
+        """They are in memory."""
+
+    def _weights(self, will_change: bool) -> PreTrainedModel:
         """The model in eval mode, with frozen parameters of its own.
 
         What training libraries patch into modules (TRL's fused head, accelerate's autocast) is left
-        out: a patched `forward` calls the given model's, not the view's. So are hooks: they would
-        record passes that the caller didn't make.
-
-        Args:
-            shared: Whether they share the given ones' memory; else they are copies.
+        out: a patched `forward` calls the user's model. So are hooks: they would record passes that
+        the user didn't make.
         """
-        assert self.model is not None
-        parameters = self.model.parameters() if shared else ()
-        seen: dict[int, object] = {id(given): _frozen(given) for given in parameters}
+        parameters = () if will_change else self.model.parameters()
+        seen: dict[int, object] = {id(parameter): _frozen(parameter) for parameter in parameters}
         seen |= {id(hooks): type(hooks)() for hooks in _hooks(self.model)}
         view = copy.deepcopy(self.model, seen)
         for module in view.modules():
             module.__dict__.pop("forward", None)
         return view.requires_grad_(False).eval()
 
-    @cached_property
-    def weights(self) -> str:
+    def fingerprint(self) -> str:
         """A hash of all parameters and buffers, by name."""
-        assert self.model is not None
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         return fingerprint(
             [
                 (name, str(tensor.dtype), tuple(tensor.shape), _hash(tensor))
@@ -77,52 +177,36 @@ class Lent:
         )
 
 
-_LENT: ContextVar[Lent | None] = ContextVar("lent", default=None)
+def model_source(
+    settings: ModelConfig,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> ModelSource:
+    """The source of a recipe's model, which user-supplied objects take the place of."""
+    if model is None:
+        return ModelSource(settings, tokenizer)
+    return InMemoryModel(settings, tokenizer, model=model)
 
 
-@contextmanager
-def lend(lent: Lent) -> Iterator[None]:
-    """Let `load.py` take the model's name for what is lent."""
-    token = _LENT.set(lent)
-    try:
-        yield
-    finally:
-        _LENT.reset(token)
-
-
-def lent_as(name: str) -> Lent | None:
-    """What is lent under a name."""
-    lent = _LENT.get()
-    return lent if lent is not None and lent.name == name else None
-
-
-def name_of(model: PreTrainedModel) -> str:
-    """What a recipe calls a model that is in memory: where it came from, or its class."""
-    return str(model.name_or_path) or type(model).__name__
-
-
-def dtype_of(model: PreTrainedModel) -> str:
-    """The recipe's `model.dtype` of a model.
+def section_of(model: PreTrainedModel) -> dict[str, str]:
+    """The recipe's `model` section of a user-supplied model: name and dtype.
 
     Raises:
-        ModelError: If it is one that gradients are not taken in.
+        ModelError: If it is no bare causal language model on one device, or of a dtype in which
+            gradients are not taken.
     """
-    name = str(model.dtype).removeprefix("torch.")
-    if name not in DTYPES:
+    _check_kind(model)
+    dtype = str(model.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
         raise ModelError(
-            f"The model's weights are {name}.",
+            f"The model's weights are {dtype}.",
             type(model).__name__,
             f"Give it in one of {', '.join(DTYPES)}: model.to(torch.bfloat16).",
         )
-    return name
+    return {"name": str(model.name_or_path) or type(model).__name__, "dtype": dtype}
 
 
-def check_lendable(model: object) -> None:
-    """Refuse what is no bare causal language model in one place.
-
-    Raises:
-        ModelError: Saying how to get one.
-    """
+def _check_kind(model: object) -> None:
     if isinstance(model, PeftModel) or (
         isinstance(model, nn.Module)
         and any(isinstance(module, BaseTunerLayer) for module in model.modules())
@@ -150,17 +234,30 @@ def check_lendable(model: object) -> None:
         )
 
 
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    # transformers 5.0 calls it by the old name, which later versions warn of.
+    new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+    try:
+        getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(
+            "The model cannot recompute its activations.",
+            f"model.gradient_checkpointing: {first_line(error)}",
+            "Leave model.gradient_checkpointing out.",
+        ) from None
+
+
 def _hooks(model: nn.Module) -> Iterator[Mapping[int, object]]:
-    """The hooks of a pass, forward and backward, of every module."""
+    """The forward and backward hooks of every module."""
     for module in model.modules():
         yield from (module._forward_hooks, module._forward_pre_hooks)
         yield from (module._backward_hooks, module._backward_pre_hooks)
 
 
-def _frozen(given: nn.Parameter) -> nn.Parameter:
-    if type(given) is not nn.Parameter or not given.is_floating_point():
-        return given  # a quantized weight carries more than its tensor, and is frozen anyway
-    return nn.Parameter(given.detach(), requires_grad=False)
+def _frozen(parameter: nn.Parameter) -> nn.Parameter:
+    if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
+        return parameter  # a quantized weight carries more than its tensor, and is frozen anyway
+    return nn.Parameter(parameter.detach(), requires_grad=False)
 
 
 def _hash(tensor: torch.Tensor) -> str:

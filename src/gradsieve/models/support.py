@@ -25,29 +25,29 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from gradsieve.errors import ModelError
 from gradsieve.models.adapters import checkpoint_problems
 from gradsieve.models.layers import adapted, layer_problems, unmatched
-from gradsieve.models.load import load_config, lora_config
-from gradsieve.models.meta_model import load_skeleton
-from gradsieve.recipe import schema as recipe
+from gradsieve.models.load import lora_config
+from gradsieve.models.source import ModelSource
+from gradsieve.recipe.schema import ModelConfig, WarmupConfig
 
 
-def check_support(model: recipe.ModelConfig, warmup: recipe.WarmupConfig) -> list[ModelError]:
-    """Everything in a recipe's model and adapter that features can't be taken of.
+def check_support(source: ModelSource, warmup: WarmupConfig) -> list[ModelError]:
+    """Everything in a recipe's model and adapter of which features can't be computed.
 
     Args:
-        model: The recipe's `model`.
-        warmup: Its `lora` is looked at, or its existing `checkpoints`.
+        source: The model.
+        warmup: Its `lora` is checked, or its existing `checkpoints`.
 
     Returns:
         One error for each problem; empty if the warm-up can start.
     """
     try:
-        config = load_config(model)
+        config, model = source.config(), source.settings
         problems = [*_kind_problems(config, model), *_quantization_problems(config, model)]
         if problems:
             return problems
         if warmup.checkpoints is not None:
-            return list(checkpoint_problems(model, [Path(path) for path in warmup.checkpoints]))
-        base, lora, where = load_skeleton(model), warmup.lora, "warmup.lora.target_modules"
+            return list(checkpoint_problems(source, [Path(path) for path in warmup.checkpoints]))
+        base, lora, where = source.meta_model(), warmup.lora, "warmup.lora.target_modules"
         wrong_names = [
             *unmatched(base, lora.target_modules, where),
             *unmatched(base, lora.exclude_modules or [], "warmup.lora.exclude_modules"),
@@ -59,7 +59,7 @@ def check_support(model: recipe.ModelConfig, warmup: recipe.WarmupConfig) -> lis
         return [error]
 
 
-def _kind_problems(config: Any, model: recipe.ModelConfig) -> Iterator[ModelError]:
+def _kind_problems(config: Any, model: ModelConfig) -> Iterator[ModelError]:
     """Models that don't predict each token from those before it alone."""
     text = config.get_text_config()
     reason = None
@@ -81,13 +81,13 @@ def _kind_problems(config: Any, model: recipe.ModelConfig) -> Iterator[ModelErro
         )
 
 
-def _has_causal_class(config: Any, model: recipe.ModelConfig) -> bool:
+def _has_causal_class(config: Any, model: ModelConfig) -> bool:
     own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     known = type(config) in AutoModelForCausalLM._model_mapping
     return known or (own_code and model.trust_remote_code)
 
 
-def _quantization_problems(config: Any, model: recipe.ModelConfig) -> Iterator[ModelError]:
+def _quantization_problems(config: Any, model: ModelConfig) -> Iterator[ModelError]:
     saved = getattr(config, "quantization_config", None)
     saved = saved if isinstance(saved, dict) or saved is None else saved.to_dict()
     if saved and saved.get("quant_method") != "bitsandbytes":

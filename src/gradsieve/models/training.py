@@ -1,14 +1,15 @@
 """Training an adapter, or a whole model, with transformers' Trainer (the paper's steps 1 and 6).
 
 In: a model and tokenized rows. Out: the trained model, its loss curve, and optionally a
-checkpoint with Adam's moments after each epoch. A killed training goes on after its last whole
+checkpoint with Adam's moments after each epoch. A killed training resumes after its last complete
 epoch and ends with the same weights: Trainer keeps the optimizer, the schedule and all random
-states; a mark tells which of its checkpoints are whole. Under `accelerate launch` the processes
-share each batch.
+states; a mark is left in complete checkpoints. Under `accelerate launch` the processes share each
+batch. The caller's random states are the same afterwards.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import shutil
@@ -26,15 +27,17 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations import get_available_reporting_integrations
 
 from gradsieve.errors import ModelError, UsageError
 from gradsieve.io import write_json, write_text
 from gradsieve.models import distributed
+from gradsieve.models.load import own_randomness
 from gradsieve.models.moments import KeepMoments
 from gradsieve.recipe import schema as recipe
 
 MARK = "gradsieve-whole"
-"""Name of the file that says that a Trainer's checkpoint was written to its end."""
+"""Name of the file that marks a Trainer's checkpoint as complete."""
 
 
 def train_model(
@@ -47,56 +50,50 @@ def train_model(
     on_step: Callable[[int, int], None],
     keep_checkpoints: bool = False,
 ) -> None:
-    """Train; writes `loss.jsonl`, and `checkpoint-1..N` with Adam's moments if they are wanted.
+    """Train; writes `loss.jsonl`, and `checkpoint-1..N` with Adam's moments on request.
 
     Args:
         model: With a fresh adapter, or with all weights trainable; trained in place.
         rows: Tokenized examples; `__getitems__`, if they have it, reads several at once.
         settings: Epochs, learning rate, batch size.
         seed: Of the order and the dropout.
-        folder: Where to write. Working files are in `folder/trainer`, from which a training goes
-            on; once what was trained is saved, `clear_work` removes them.
+        folder: Where to write. Working files are in `folder/trainer`, from which a training
+            resumes; once the result is saved, `clear_work` removes them.
         collate: Makes a batch of rows.
-        on_step: Called with steps made and steps in all.
+        on_step: Called with the steps made and all steps.
         keep_checkpoints: Keep a checkpoint after each epoch.
     """
     work = folder / "trainer"
-    trainer = Trainer(
-        model=model,
-        args=_arguments(settings, seed, work),
-        train_dataset=rows,
-        data_collator=collate,
-        callbacks=[*([KeepMoments(folder)] if keep_checkpoints else []), _Resumable(on_step)],
-    )
-    trainer.remove_callback(PrinterCallback)  # it prints each log on standard output
-    last = distributed.agreed(_last_whole(work) if distributed.is_first() else None)
-    trainer.train(resume_from_checkpoint=last)
+    with own_randomness():
+        trainer = Trainer(
+            model=model,
+            args=_arguments(settings, seed, work),
+            train_dataset=rows,
+            data_collator=collate,
+            callbacks=[*([KeepMoments(folder)] if keep_checkpoints else []), _Resumable(on_step)],
+        )
+        trainer.remove_callback(PrinterCallback)  # it prints each log on standard output
+        last = distributed.agreed(_last_complete(work) if distributed.is_first() else None)
+        trainer.train(resume_from_checkpoint=last)
     if distributed.is_first():
-        _finish_trackers(settings.report_to)
-        _tell_losses(trainer, folder)
+        if "wandb" in settings.report_to:
+            importlib.import_module("wandb").finish()  # its callback leaves the run open
+        _write_losses(trainer, folder)
     distributed.wait()
 
 
 def clear_work(folder: Path) -> None:
-    """Remove a finished training's working files, but for TensorBoard's, which are kept."""
+    """Remove a finished training's working files, except TensorBoard's."""
     work = folder / "trainer"
     if (work / "runs").is_dir():  # by its callback's default
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         (work / "runs").rename(folder / "tensorboard")
     for mark in work.glob(f"*/{MARK}"):
-        mark.unlink()  # what is half removed is not whole
+        mark.unlink()  # what is partly removed is not complete
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _finish_trackers(names: Sequence[str]) -> None:
-    """End the run of a tracker whose callback leaves it open: the next training has its own."""
-    if "wandb" in names:
-        import wandb
-
-        wandb.finish()
-
-
-def _tell_losses(trainer: Trainer, folder: Path) -> None:
+def _write_losses(trainer: Trainer, folder: Path) -> None:
     curve = [log for log in trainer.state.log_history if "loss" in log]
     keys = ("step", "epoch", "loss", "learning_rate")
     lines = [json.dumps({key: log[key] for key in keys}) for log in curve]
@@ -109,15 +106,13 @@ def check_trackers(names: Sequence[str]) -> None:
     Raises:
         UsageError: If one is not installed; it says how to.
     """
-    from transformers.integrations import get_available_reporting_integrations
-
     there = get_available_reporting_integrations()
     missing = [name for name in names if name not in there]
     if missing:
         raise UsageError(
             f"The library {missing[0]} is not installed.",
             f"warmup.report_to: {', '.join(names)}",
-            f"pip install {' '.join(missing)}, or take it out of the list.",
+            f"pip install {' '.join(missing)}, or remove it from the list.",
         )
 
 
@@ -145,7 +140,7 @@ def _arguments(settings: recipe.TrainingConfig, seed: int, work: Path) -> Traini
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=list(settings.report_to),
-        run_name=str(work.parent).removesuffix(".tmp"),  # what the folder will be called
+        run_name=str(work.parent).removesuffix(".tmp"),  # the folder's final name
         disable_tqdm=True,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
@@ -157,7 +152,7 @@ def _arguments(settings: recipe.TrainingConfig, seed: int, work: Path) -> Traini
 
 @dataclass
 class _Resumable(TrainerCallback):
-    """Reports progress, and marks Trainer's own checkpoints that are whole; keeps the last one."""
+    """Reports progress, and marks Trainer's own checkpoints as complete; keeps the last one."""
 
     on_step: Callable[[int, int], None]
 
@@ -166,11 +161,11 @@ class _Resumable(TrainerCallback):
         self.on_step(state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Stop a training that went astray: its weights are of no use."""
+        """Stop a training that diverged: its weights are of no use."""
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
             raise ModelError(
-                f"The training went astray: its loss is {loss}.",
+                f"The training diverged: its loss is {loss}.",
                 f"step {state.global_step} of {state.max_steps}, {args.run_name}",
                 "Lower the learning rate (of warmup, or of train), or set model.dtype: bfloat16.",
             )
@@ -186,12 +181,12 @@ class _Resumable(TrainerCallback):
             shutil.rmtree(older)
 
 
-def _last_whole(work: Path) -> str | None:
-    """The newest checkpoint that was written to its end; torn ones are removed."""
-    whole: dict[int, Path] = {}
+def _last_complete(work: Path) -> str | None:
+    """The newest complete checkpoint; incomplete ones are removed."""
+    complete: dict[int, Path] = {}
     for folder in work.glob("checkpoint-*"):
         if (folder / MARK).is_file():
-            whole[int(folder.name.rpartition("-")[2])] = folder
+            complete[int(folder.name.rpartition("-")[2])] = folder
         else:
             shutil.rmtree(folder)
-    return str(whole[max(whole)]) if whole else None
+    return str(complete[max(complete)]) if complete else None

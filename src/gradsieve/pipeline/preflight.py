@@ -14,12 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from gradsieve.console import Progress
+from packaging.requirements import Requirement
+
 from gradsieve.data.pool import SourceSpec, build_pool, source_key
 from gradsieve.data.readers import read_source
 from gradsieve.errors import DataError, ErrorGroup, GradsieveError, RunError, UsageError
 from gradsieve.io import installed
 from gradsieve.methods import find_method
+from gradsieve.models.load import check_vocabulary
+from gradsieve.models.support import check_support
+from gradsieve.models.training import check_trackers
 from gradsieve.runs.context import Context
 from gradsieve.stages import evaluate, warmup
 from gradsieve.stages.base import Stage
@@ -96,8 +100,6 @@ def problem_of(call: Callable[[], object]) -> Iterator[GradsieveError]:
 
 def _versions(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
     """Installed packages against the ranges that this package needs; extras are not needed."""
-    from packaging.requirements import Requirement
-
     for line in importlib.metadata.requires("gradsieve") or ():
         wanted = Requirement(line)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
@@ -139,8 +141,6 @@ def _methods(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError
 def _trackers(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
     names = context.recipe.warmup.report_to
     if names and {"warmup", "train"} & set(stages):
-        from gradsieve.models.training import check_trackers
-
         yield from problem_of(partial(check_trackers, names))
 
 
@@ -178,17 +178,9 @@ def _each(
         return
     for part in getattr(context.recipe, key):
         one = context.recipe.model_copy(update={key: [part]})
-        yield from problem_of(partial(read, Context(one, context.run, _Silent(), context.given)))
-
-
-class _Silent(Progress):
-    """What these parts have to say was said when all were read."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def warn(self, text: str) -> None:
-        """Nothing."""
+        yield from problem_of(
+            partial(read, Context(one, context.run, context.progress, context.in_memory))
+        )
 
 
 # --- models -------------------------------------------------------------------------------------
@@ -215,22 +207,19 @@ def _student(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError
         full = bool(context.recipe.train and context.recipe.train.full_parameters)
         fresh = context.recipe.warmup.model_copy(update={"checkpoints": None})
         recipe = context.recipe.model_copy(update={"model": student, "warmup": fresh})
-        other = Context(recipe, context.run, context.progress, context.given)
+        inputs = context.student.in_memory
+        other = Context(recipe, context.run, context.progress, inputs, context.warnings)
         yield from _one_model(other, not full)
 
 
 def _one_model(context: Context, adapts: bool) -> Iterator[GradsieveError]:
     """Kind, weights, tokenizer, template and adapter of a model."""
-    from gradsieve.models.load import check_vocabulary, check_weights, load_config
-    from gradsieve.models.meta_model import load_skeleton
-    from gradsieve.models.support import check_support
-
-    model = context.recipe.model
-    problems = list(problem_of(partial(load_config, model)))
+    model = context.model
+    problems = list(problem_of(model.config))
     if problems:
         yield from problems
         return
-    yield from problem_of(partial(check_weights, model))
+    yield from problem_of(model.check_weights)
     template = list(problem_of(lambda: context.template))
     yield from template
     for folder in (context.recipe.warmup.checkpoints or ()) if adapts else ():
@@ -240,7 +229,7 @@ def _one_model(context: Context, adapts: bool) -> Iterator[GradsieveError]:
     yield from problems
     if not template and not problems:
         tokenizer = context.template.tokenizer
-        yield from problem_of(lambda: check_vocabulary(load_skeleton(model), tokenizer))
+        yield from problem_of(lambda: check_vocabulary(model.meta_model(), tokenizer))
 
 
 # --- the run folder -----------------------------------------------------------------------------

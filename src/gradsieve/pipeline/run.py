@@ -89,6 +89,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
         for name in wanted:
             if leads or STAGES[name].distributed:
                 _run_stage(STAGES[name], context)
+            context.report_warnings()
             distributed.wait()
             if name == "pool":  # what could not be checked without it
                 check_stages(context, [STAGES[name] for name in wanted])

@@ -1,43 +1,50 @@
-"""What every stage is given: recipe, run folder, progress, and the inputs, read once.
+"""What every stage reads: recipe, run folder, progress, and the inputs, each loaded once.
 
-Stages meet only on disk; this is where the reading of what the user gave (pool, targets, model) is
-shared, so that a run of all stages reads each file once.
+Stages meet only on disk; the reading of what comes from outside (targets, model, chat template) is
+shared here, so that a run of all stages reads each file once. Reading prints nothing: what a user
+should know of the inputs is collected in `warnings`, which the pipeline reports.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsieve.console import Progress
 from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool import Pool, SourceSpec
+from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample, refused_error
+from gradsieve.engine import Engine, LocalEngine
 from gradsieve.errors import DataError
+from gradsieve.models.source import ModelSource, model_source
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
 from gradsieve.tasks import QuestionSet, Target, load_target, load_test_set
 
-if TYPE_CHECKING:
-    from gradsieve.data.template import ChatTemplate
-
 
 @dataclass(frozen=True)
-class Given:
-    """Rows that are in memory and stand for files, by the name of their source or target.
+class InMemoryInputs:
+    """User-supplied objects that take the place of files.
 
     Attributes:
-        pool: Of sources.
-        targets: Of targets: their examples.
-        tests: Of targets: their held-out examples.
+        pool: Rows by the name of their source.
+        targets: Examples by the name of their target.
+        tests: Held-out examples by the name of their target.
+        model: Of the recipe's `model` section.
+        tokenizer: Likewise.
     """
 
     pool: Mapping[str, Iterable[Any]] = field(default_factory=dict)
     targets: Mapping[str, Iterable[Any]] = field(default_factory=dict)
     tests: Mapping[str, Iterable[Any]] = field(default_factory=dict)
+    model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
 
 
 @dataclass
@@ -47,35 +54,54 @@ class Context:
     Attributes:
         recipe: What to do.
         run: Where to write.
-        progress: Where to tell.
-        given: What needn't be read.
+        progress: Where to report.
+        in_memory: Inputs that are not read from files.
+        warnings: What reading the inputs found, in order; `report_warnings` reports each once.
     """
 
     recipe: Recipe
     run: RunFolder
     progress: Progress = field(default_factory=Progress)
-    given: Given = field(default_factory=Given)
+    in_memory: InMemoryInputs = field(default_factory=InMemoryInputs)
+    warnings: list[str] = field(default_factory=list)
     _target_rows: dict[str, list[Row]] = field(default_factory=dict)
+    _reported: int = 0
+
+    def report_warnings(self) -> None:
+        """Report the warnings that were not reported yet."""
+        for warning in self.warnings[self._reported :]:
+            self.progress.warn(warning)
+        self._reported = len(self.warnings)
+
+    @property
+    def engine(self) -> Engine:
+        """Runs the tasks that a stage hands out."""
+        return LocalEngine(self.progress)
 
     @property
     def artifacts(self) -> Artifacts:
         """What the stages leave."""
         return Artifacts(self.run)
 
-    @cached_property
+    @property
     def student(self) -> Context:
-        """The same run with the model to train: the one that selected, or what `train.model` names.
+        """The same run with the model to train: the one that selects, or `train.model`."""
+        return self._other_student or self
 
-        Its tokenizer is loaded, and its warnings told, once.
-        """
+    @cached_property
+    def _other_student(self) -> Context | None:
         model, name = self.recipe.model, self.recipe.train and self.recipe.train.model
-        if name is None:
-            return self
         student = model.model_copy(update={"name": name, "revision": None})
-        if student == model:
-            return self
+        if name is None or student == model:
+            return None
         recipe = self.recipe.model_copy(update={"model": student})
-        return Context(recipe, self.run, self.progress, self.given)
+        in_memory = replace(self.in_memory, model=None, tokenizer=None)
+        return Context(recipe, self.run, self.progress, in_memory, self.warnings)
+
+    @cached_property
+    def model(self) -> ModelSource:
+        """The recipe's model: of the selection, or in `student` of the training."""
+        return model_source(self.recipe.model, self.in_memory.model, self.in_memory.tokenizer)
 
     @property
     def source_specs(self) -> list[SourceSpec]:
@@ -83,7 +109,7 @@ class Context:
         return [
             SourceSpec(
                 source.name,
-                self.given.pool.get(source.name, source.path),
+                self.in_memory.pool.get(source.name, source.path),
                 source.split,
                 source.revision,
                 source.supervise,
@@ -103,7 +129,7 @@ class Context:
             load_target(
                 target.name,
                 target.task,
-                self.given.targets.get(target.name, target.path),
+                self.in_memory.targets.get(target.name, target.path),
                 subtask_field=target.subtask,
                 on_bad_row=self.recipe.on_bad_row,
                 supervise=target.supervise,
@@ -113,14 +139,13 @@ class Context:
         for target in targets:
             if target.bad_rows:
                 self.warn_of_bad_rows(target.name, len(target.bad_rows), target.bad_rows[0])
-            for note in target.notes:
-                self.progress.warn(f"target {target.name}: {note}")
+            self.warnings += [f"target {target.name}: {warning}" for warning in target.warnings]
         return targets
 
     def warn_of_bad_rows(self, name: str, count: int, first: tuple[str, str]) -> None:
-        """Warn that rows of a source or target were left out."""
+        """Warn that rows of a source or target are skipped."""
         where, reason = first
-        self.progress.warn(f"{name}: {count} bad rows left out, the first at {where}: {reason}")
+        self.warnings.append(f"{name}: {count} bad rows left out, the first at {where}: {reason}")
 
     @cached_property
     def test_sets(self) -> dict[str, QuestionSet]:
@@ -135,8 +160,8 @@ class Context:
             target.name: load_test_set(
                 target.name,
                 target.task,
-                self.given.targets.get(target.name, target.path),
-                self.given.tests.get(target.name, target.test),
+                self.in_memory.targets.get(target.name, target.path),
+                self.in_memory.tests.get(target.name, target.test),
                 target.subtask,
                 target.supervise,
             )
@@ -145,40 +170,34 @@ class Context:
         tests = {name: test for name, test in found.items() if test is not None}
         for target in self.targets:
             if test := tests.get(target.name):
-                self._tell_untested(target, test)
+                self._warn_of_untested(target, test)
         return tests
 
-    def _tell_untested(self, target: Target, test: QuestionSet) -> None:
+    def _warn_of_untested(self, target: Target, test: QuestionSet) -> None:
         tested = {question.example.subtask for question in test.questions}
         if untested := sorted(set(target.subtasks) - tested):
-            self.progress.warn(
+            self.warnings.append(
                 f"target {target.name}: {len(untested)} of {len(target.subtasks)} subtasks have no "
                 f"held-out questions, the first {untested[0]}"
             )
 
     @cached_property
     def positions(self) -> int | None:
-        """Tokens that the model can see at once; None if its config doesn't say."""
-        from gradsieve.models.load import load_config
-
-        return getattr(load_config(self.recipe.model), "max_position_embeddings", None)
+        """The model's context length in tokens; None if its configuration has none."""
+        return getattr(self.model.config(), "max_position_embeddings", None)
 
     @cached_property
     def template(self) -> ChatTemplate:
         """The chat template with the model's tokenizer."""
-        from gradsieve.data.template import ChatTemplate
-        from gradsieve.models.load import load_tokenizer
-
         model = self.recipe.model
         max_length = min(model.max_length, self.positions or model.max_length)
         if max_length < model.max_length:
-            self.progress.warn(
+            self.warnings.append(
                 f"model.max_length {model.max_length} is more than the model's {self.positions} "
                 f"positions: examples are cut to {max_length} tokens"
             )
-        template = ChatTemplate(load_tokenizer(model), model.chat_template, max_length)
-        for warning in template.warnings:
-            self.progress.warn(warning)
+        template = ChatTemplate(self.model.tokenizer(), model.chat_template, max_length)
+        self.warnings += template.warnings
         return template
 
     @cached_property
@@ -203,14 +222,14 @@ class Context:
         bare = [row for row in rows if row.skip_reason]
         if not usable:
             raise DataError(
-                "The target has no example with anything to learn from.",
+                "The target has no example with label tokens.",
                 f"target {target.name}, e.g. {bare[0].example.id}: {bare[0].skip_reason}",
                 "Raise model.max_length, or give shorter examples.",
             )
         if bare:
             lost = set(target.subtasks) - {row.example.subtask for row in usable}
             without = f"; {len(lost)} of {len(target.subtasks)} subtasks have none left"
-            self.progress.warn(
+            self.warnings.append(
                 f"target {target.name}: {len(bare)} of {len(rows)} examples left out, "
                 f"the first {bare[0].example.id}: {bare[0].skip_reason}{without if lost else ''}"
             )
@@ -223,8 +242,6 @@ class Context:
         Raises:
             DataError: If the chat template refuses some, and `on_bad_row` is "fail".
         """
-        from gradsieve.data.template import Refusal, TokenizedExample, refused_error
-
         encoded = self.template.try_encode_all(examples)
         refused = [one for one in encoded if isinstance(one, Refusal)]
         if refused and self.recipe.on_bad_row == "fail":
@@ -238,10 +255,8 @@ class Context:
     @cached_property
     def model_inputs(self) -> dict[str, Any]:
         """What the model's side of a gradient depends on, for fingerprints."""
-        from gradsieve.models.load import model_fingerprint
-
         return {
-            "weights": model_fingerprint(self.recipe.model),
+            "weights": self.model.fingerprint(),
             "dtype": self.recipe.model.dtype,
             "quantization": self.recipe.model.quantization,
             "template": self.template.fingerprint,

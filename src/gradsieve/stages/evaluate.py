@@ -1,4 +1,4 @@
-"""Stage 7: what each trained model does on the targets' held-out questions (method.md, step 6).
+"""Stage 7: evaluate each trained model on the targets' held-out questions (method.md, step 6).
 
 In: the trained models, the model before training (`base`) and after the warm-up (`warmed_up`).
 Out: `06-evaluate/TARGET/METHOD/seed-S.json` with a number for each question, and `results.json`:
@@ -8,26 +8,31 @@ each metric's average, its standard error and its value by subtask.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
-from gradsieve.data.examples import Example
+from gradsieve.console import Progress
+from gradsieve.data.examples import Example, Row
+from gradsieve.data.template import ChatTemplate
+from gradsieve.engine import Job
 from gradsieve.errors import DataError, GradsieveError, ModelError
-from gradsieve.evaluation.prompts import Asked, answered, ask, settings, tell
-from gradsieve.io import agree, fingerprint
+from gradsieve.evaluation.generate import answer_metrics
+from gradsieve.evaluation.prompts import Prompts, settings, write_prompts
+from gradsieve.gradients.objectives import example_losses
+from gradsieve.io import agree, fingerprint, write_json
 from gradsieve.methods import uses_gradients
-from gradsieve.methods.perplexity import answer_losses
+from gradsieve.models.load import load_trained
+from gradsieve.models.source import ModelSource
 from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages.base import Inputs, Stage
 from gradsieve.tasks import QuestionSet
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 LOSSES = ("target_loss", "held_out_loss")
 """Mean loss of the answers of the target's examples, and of its held-out ones; lower is better."""
@@ -54,26 +59,31 @@ class Evaluate(Stage):
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
-        """Whether results are kept: other models and targets may come, and some may go."""
+        """Whether results are kept: models and targets may be added or removed."""
         varies = dict.fromkeys(("models", "targets", "questions"))
         same = {**old, **varies} == {**new, **varies}
         return same and all(agree(old[part], new[part]) for part in varies)
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
-        """Evaluate every model on its target; results that are there are kept."""
+        """Evaluate every model on its target; finished results are kept."""
         results = context.artifacts.results
-        rows: list[dict[str, Any]] = []
-        wanted, known = _wanted(context), self.fingerprint_inputs(context)
-        asked: dict[str, Asked] = {}
+        known = self.fingerprint_inputs(context)
+        wanted = {
+            name: EvaluationTask(
+                name, model, _identity(context, known, name, model), results.result_file(name)
+            )
+            for name, model in _wanted(context).items()
+        }
+        missing = [
+            task for name, task in wanted.items() if results.result(name).get("of") != task.of
+        ]
+        done = len(wanted) - len(missing)
         with context.progress.counting("evaluation", len(wanted), "models") as report:
-            for done, (name, model) in enumerate(wanted.items(), start=1):
-                of = _identity(context, known, name, model)
-                found = results.result(name)
-                if found.get("of") != of:
-                    found = {"of": of, **_evaluated(context, name, model, asked)}
-                    results.write_result(name, found)
-                rows += _summary(name, found)
+            report(done)
+            for _ in context.engine.map(_job(context, missing), missing):
+                done += 1
                 report(done)
+        rows = [row for name in wanted for row in _summary(name, results.result(name))]
         results.write_rows(rows)
         return {"results": len(rows), "output": fingerprint(rows)}
 
@@ -142,67 +152,128 @@ def asks_questions(context: Context) -> bool:
     return any(tasks is None or name in tasks for name in context.whole_test_sets)
 
 
-def _evaluated(
-    context: Context, name: str, folder: Path | None, asked: dict[str, Asked]
-) -> dict[str, Any]:
-    """A number for each question and metric, of one model on one target.
+@dataclass(frozen=True)
+class EvaluationTask:
+    """One model on one target.
 
-    What is asked is kept in `asked`, by target: it is the same for every model.
+    Attributes:
+        name: Of the result, TARGET/METHOD/seed-S.
+        model: The trained model's folder; None: before training.
+        of: Changes if the result would.
+        file: Where the result is written.
     """
-    from gradsieve.models.load import load_model, load_trained
 
-    target = name.partition("/")[0]
-    student = context.student.recipe.model
-    model = load_model(student).eval() if folder is None else load_trained(student, folder)
-    tasks = settings(context).tasks
-    test = context.test_sets.get(target)
-    found: dict[str, Any] = {"metrics": {}}
+    name: str
+    model: Path | None
+    of: str
+    file: Path
+
+    @property
+    def target(self) -> str:
+        """The target's name."""
+        return self.name.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is measured of a target.
+
+    Attributes:
+        test: Its held-out questions, if it has some.
+        prompts: Of the questions; None: no answers are wanted.
+        losses: Tokenized examples by the name of their loss.
+    """
+
+    test: QuestionSet | None
+    prompts: Prompts | None
+    losses: Mapping[str, Sequence[Row]]
+
+
+@dataclass(frozen=True)
+class EvaluationJob(Job[EvaluationTask, None]):
+    """Evaluation of trained models.
+
+    Attributes:
+        source: The model before training.
+        template: Its chat template.
+        questions: By target.
+        batch_size: Questions answered at a time.
+    """
+
+    source: ModelSource
+    template: ChatTemplate
+    questions: Mapping[str, Questions]
+    batch_size: int
+
+    def setup(self, progress: Progress) -> Callable[[EvaluationTask], None]:
+        """Nothing is shared: each task loads a model of its own."""
+        return self._evaluate
+
+    def _evaluate(self, task: EvaluationTask) -> None:
+        """Write a number for each question and metric."""
+        questions = self.questions[task.target]
+        model = (
+            self.source.load().eval()
+            if task.model is None
+            else load_trained(self.source, task.model)
+        )
+        metrics: dict[str, Sequence[float | None]] = {
+            name: _losses(model, rows) for name, rows in questions.losses.items()
+        }
+        found: dict[str, Any] = {"metrics": metrics}
+        if (test := questions.test) is not None:
+            found.update(
+                ids=[question.example.id for question in test.questions],
+                subtasks=[question.example.subtask for question in test.questions],
+                weights=test.weights(),
+            )
+            if questions.prompts is not None:
+                metrics.update(
+                    answer_metrics(self.template, model, test, questions.prompts, self.batch_size)
+                )
+        values = [value for metric in metrics.values() for value in metric]
+        if not all(value is None or math.isfinite(value) for value in values):
+            raise ModelError(
+                "A model's losses are not finite numbers.",
+                f"{task.name}: {task.model or self.source.settings.name}",
+                "Lower the learning rate that it was trained with, or leave its method out.",
+            )
+        write_json(task.file, {"of": task.of, **found})
+
+
+def _job(context: Context, tasks: Sequence[EvaluationTask]) -> EvaluationJob:
+    """The questions of all targets that the tasks are about, with their prompts."""
+    student = context.student
+    names = dict.fromkeys(task.target for task in tasks)
+    questions = {name: _questions(context, name) for name in names}
+    for name, found in questions.items():
+        if found.prompts is not None and (warning := found.prompts.warning):
+            context.warnings.append(f"target {name}: {warning}")
+    context.report_warnings()
+    return EvaluationJob(student.model, student.template, questions, settings(context).batch_size)
+
+
+def _questions(context: Context, target: str) -> Questions:
+    tasks, test = settings(context).tasks, context.test_sets.get(target)
+    losses: dict[str, Sequence[Example]] = {}
     if tasks is None or "target_loss" in tasks:
-        found["metrics"].update(_losses(context, model, target, test))
-    if test is not None:
-        found.update(
-            ids=[question.example.id for question in test.questions],
-            subtasks=[question.example.subtask for question in test.questions],
-            weights=test.weights(),
-        )
-        if tasks is None or target in tasks:
-            of = context.student
-            if target not in asked:
-                asked[target] = ask(of, test)
-                tell(context.progress, target, asked[target])
-            found["metrics"].update(answered(of, model, test, asked[target]))
-    values = [value for metric in found["metrics"].values() for value in metric]
-    if not all(value is None or math.isfinite(value) for value in values):
-        raise ModelError(
-            "A model's losses are not finite numbers.",
-            f"{name}: {folder or student.name}",
-            "Lower the learning rate that it was trained with, or leave its method out.",
-        )
-    return found
+        own = next(t.examples for t in context.targets if t.name == target)
+        held_out = [question.example for question in test.questions] if test else []
+        losses = {name: some for name, some in zip(LOSSES, (own, held_out), strict=True) if some}
+    student, asked = context.student, tasks is None or target in tasks
+    return Questions(
+        test,
+        write_prompts(student, test) if test and asked else None,
+        {name: student.encode(examples) for name, examples in losses.items()},
+    )
 
 
-def _losses(
-    context: Context, model: PreTrainedModel, target: str, test: QuestionSet | None
-) -> dict[str, list[float | None]]:
-    """Losses of the target's own examples and of its held-out ones."""
-    own = next(t.examples for t in context.targets if t.name == target)
-    asked = [question.example for question in test.questions] if test else []
-    return {
-        name: _answer_losses(context, model, examples)
-        for name, examples in zip(LOSSES, (own, asked), strict=True)
-        if examples
-    }
-
-
-def _answer_losses(
-    context: Context, model: PreTrainedModel, examples: Sequence[Example]
-) -> list[float | None]:
-    """Loss of each answer; None where none of it is within the model's length."""
-    rows = context.student.encode(examples)
+def _losses(model: PreTrainedModel, rows: Sequence[Row]) -> list[float | None]:
+    """Loss of each answer; None where no label is within the model's length."""
     usable = [index for index, row in enumerate(rows) if not row.skip_reason]
+    encoded = [rows[index].encoded for index in usable]
     losses: list[float | None] = [None] * len(rows)
-    found = answer_losses(model, [rows[index].encoded for index in usable])
-    for index, loss in zip(usable, found.tolist(), strict=True):
+    for index, loss in zip(usable, example_losses(model, encoded).tolist(), strict=True):
         losses[index] = loss
     return losses
 
@@ -211,8 +282,8 @@ def _summary(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     """One record a metric: average, standard error, count, and averages by subtask."""
     target, method, seed = name.split("/")
     rows = []
-    for metric, given in found["metrics"].items():
-        values = np.array([np.nan if value is None else value for value in given])
+    for metric, numbers in found["metrics"].items():
+        values = np.array([np.nan if value is None else value for value in numbers])
         there = ~np.isnan(values)
         if not there.any():
             continue

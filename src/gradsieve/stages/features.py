@@ -34,7 +34,8 @@ from gradsieve.gradients.similarity import subtask_directions
 from gradsieve.io import fingerprint
 from gradsieve.methods import find_method, needs_gradients
 from gradsieve.models.checkpoints import checkpoint_fingerprint, load_moments
-from gradsieve.models.load import device, free_memory, load_adapter, load_model
+from gradsieve.models.device import device, free_memory
+from gradsieve.models.load import load_adapter
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import CheckpointFeatures, StageArtifact
 from gradsieve.runs.context import Context
@@ -125,7 +126,7 @@ def _checkpoint(
 ) -> tuple[dict[str, Any], list[pa.Table]]:
     """Features of pool and targets at one checkpoint: facts, and examples that are not finite."""
     settings, pool = context.recipe.features, context.pool
-    model = load_adapter(load_model(context.recipe.model), checkpoint, like_base=True)
+    model = load_adapter(context.model.load(), checkpoint, like_base=True)
     check_pass(model)
     moments = Moments(*load_moments(checkpoint, model))
     projection = Projection(**settings.projection.model_dump())

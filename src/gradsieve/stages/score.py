@@ -152,6 +152,7 @@ def _task(context: Context, name: str) -> ScoringTask:
         numbers=numbers,
         targets={target.name: context.target_rows(target) for target in context.targets},
         recipe=context.recipe,
+        model=context.model,
         seed=split_seed(name)[1],
         progress=context.progress,
         features=features,

@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gradsieve.console import Progress
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import conversation_of
+from gradsieve.data.template import ChatTemplate, TokenizedExample
+from gradsieve.engine import Job
+from gradsieve.gradients.objectives import SFT
 from gradsieve.io import agree, fingerprint, read_lines
 from gradsieve.models import distributed
-from gradsieve.recipe.schema import Recipe, TrainConfig
+from gradsieve.models.checkpoints import save_adapter
+from gradsieve.models.load import add_adapter
+from gradsieve.models.source import ModelSource
+from gradsieve.models.training import clear_work, train_model
+from gradsieve.recipe.schema import Recipe, TrainConfig, TrainingConfig
 from gradsieve.runs.artifacts import StageArtifact, TrainedModel
 from gradsieve.runs.context import Context
 from gradsieve.stages.base import Inputs, Stage
-
-if TYPE_CHECKING:
-    from gradsieve.data.template import ChatTemplate, TokenizedExample
 
 
 class Train(Stage):
@@ -46,32 +53,44 @@ class Train(Stage):
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
-        """Whether adapters are kept: other seeds, methods and targets may come, and some may go."""
+        """Whether models are kept: seeds, methods and targets may be added or removed."""
         varies = {"seeds": None, "selections": None}
         same = {**old, **varies} == {**new, **varies}
         return same and agree(old["selections"], new["selections"])
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Train a model for each target, method and seed; finished ones are kept."""
-        template = context.student.template
-        prints: dict[str, str] = {}
-        seconds: dict[str, float] = {}
-        trained: dict[tuple[str, int], TrainedModel] = {}
-        for name, selection in context.artifacts.selections.fingerprints.items():
-            for seed in _settings(context).seeds:
-                model = context.artifacts.models.model(f"{name}/seed-{seed}")
-                twin = trained.setdefault((selection, seed), model)
-                if distributed.is_first():
-                    _make_room(context, model, selection)
-                    if not model.exists() and twin != model:
-                        model.copy_from(twin)  # the same rows for another target
-                if distributed.agreed(not model.exists()):
-                    target, method = name.split("/")
-                    files = context.artifacts.selections.selection(target, method)
-                    rows = _tokenized(files.messages, template)
-                    _train(context, rows, seed, model, selection)
-                prints[f"{name}/seed-{seed}"] = model.fingerprint
-                seconds[f"{name}/seed-{seed}"] = model.training()["seconds"]
+        models = {
+            f"{name}/seed-{seed}": Training(selection, seed)
+            for name, selection in context.artifacts.selections.fingerprints.items()
+            for seed in _settings(context).seeds
+        }
+        first = {training: name for name, training in reversed(models.items())}
+        missing: list[TrainingTask] = []
+        if distributed.is_first():
+            for name, training in models.items():
+                _make_room(context, name, training)
+            missing = [
+                _task(context, name, training)
+                for name, training in models.items()
+                if name == first[training] and not context.artifacts.models.model(name).exists()
+            ]
+        job = TrainingJob(
+            context.student.model,
+            context.student.template,
+            context.recipe.training,
+            _settings(context).full_parameters,
+        )
+        for _ in context.engine.map(job, distributed.agreed(missing)):
+            pass
+        trained = {name: context.artifacts.models.model(name) for name in models}
+        if distributed.is_first():
+            for name, model in trained.items():
+                if not model.exists():  # the same rows, for another target
+                    model.copy_from(trained[first[models[name]]])
+        distributed.wait()
+        prints = {name: model.fingerprint for name, model in trained.items()}
+        seconds = {name: model.training()["seconds"] for name, model in trained.items()}
         return {"models": prints, "seconds_by_model": seconds, "output": fingerprint(prints)}
 
     def needed(self, recipe: Recipe) -> bool:
@@ -79,77 +98,124 @@ class Train(Stage):
         return bool(recipe.train or recipe.evaluate)
 
 
-def _make_room(context: Context, model: TrainedModel, selection: str) -> None:
-    """Remove what is left of a lost model; archive one of another selection."""
+@dataclass(frozen=True)
+class Training:
+    """What makes two models equal.
+
+    Attributes:
+        selection: Fingerprint of the selected rows.
+        seed: Of the adapter's start, the order and the dropout.
+    """
+
+    selection: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """One model to train.
+
+    Attributes:
+        training: Rows and seed.
+        messages: The selected rows as chat messages.
+        out: The model's folder, which appears complete or not at all.
+    """
+
+    training: Training
+    messages: Path
+    out: TrainedModel
+
+
+@dataclass(frozen=True)
+class TrainingJob(Job[TrainingTask, None]):
+    """Training on selections.
+
+    Attributes:
+        model: The model to train.
+        template: Its chat template.
+        settings: Epochs, learning rate, batch size, adapter.
+        full_parameters: Train all weights instead of an adapter.
+    """
+
+    model: ModelSource
+    template: ChatTemplate
+    settings: TrainingConfig
+    full_parameters: bool
+
+    def setup(self, progress: Progress) -> Callable[[TrainingTask], None]:
+        """Nothing is shared: each training starts from the model's own weights."""
+        return lambda task: self._train(task, progress)
+
+    def _train(self, task: TrainingTask, progress: Progress) -> None:
+        epochs, out, seed = self.settings.epochs, task.out, task.training.seed
+        start = time.monotonic()
+        rows = _tokenized(task.messages, self.template)
+        model = self._untrained(seed)
+        target, method = out.folder.parts[-3:-1]
+        what = f"training {target}, {method}, seed {seed}"
+        with progress.counting(what, epochs, "epochs") as report:
+            train_model(
+                model,
+                rows,
+                self.settings,
+                seed,
+                out.partial,
+                collate=SFT.collate,
+                on_step=lambda done, total: report(round(epochs * done / total, 2)),
+            )
+        if distributed.is_first():
+            self._save(model, out.partial)
+            seconds = round(time.monotonic() - start, 3)
+            clear_work(out.partial)
+            facts = {"seconds": seconds, "rows": len(rows), "selection": task.training.selection}
+            out.publish(facts)
+        distributed.wait()
+
+    def _untrained(self, seed: int) -> Any:
+        model = self.model.load(will_change=self.full_parameters)
+        if self.full_parameters:
+            return model.requires_grad_(True)
+        return add_adapter(model, self.settings.lora, seed)
+
+    def _save(self, model: Any, folder: Path) -> None:
+        if self.full_parameters:
+            model.save_pretrained(str(folder))
+            self.template.tokenizer.save_pretrained(str(folder))
+        else:
+            save_adapter(model, folder)
+
+
+def _task(context: Context, name: str, training: Training) -> TrainingTask:
+    target, method, _ = name.split("/")
+    messages = context.artifacts.selections.selection(target, method).messages
+    return TrainingTask(training, messages, context.artifacts.models.model(name))
+
+
+def _make_room(context: Context, name: str, training: Training) -> None:
+    """Remove what is left of an incomplete model; archive one of another selection."""
+    model = context.artifacts.models.model(name)
     if not model.exists():
         shutil.rmtree(model.folder, ignore_errors=True)
-    elif model.training().get("selection") not in (None, selection):
-        context.run.archive_part(model.folder)  # of a method that was removed, and is back
+    elif model.training().get("selection") not in (None, training.selection):
+        context.run.archive_part(model.folder)  # of a method that was removed and added again
 
 
 def _settings(context: Context) -> TrainConfig:
     return context.recipe.train or TrainConfig()
 
 
-def _train(
-    context: Context, rows: list[TokenizedExample], seed: int, out: TrainedModel, selection: str
-) -> None:
-    """Train one model; its folder appears whole, or not at all."""
-    from gradsieve.data.batching import collate
-    from gradsieve.models.training import clear_work, train_model
-
-    settings = context.recipe.training
-    partial = out.partial
-    target, method = out.folder.parts[-3:-1]
-    what = f"training {target}, {method}, seed {seed}"
-    start = time.monotonic()
-    model = _untrained(context, seed)
-    with context.progress.counting(what, settings.epochs, "epochs") as report:
-        train_model(
-            model,
-            rows,
-            settings,
-            seed,
-            partial,
-            collate=collate,
-            on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
-        )
-    if distributed.is_first():
-        _save(context, model, partial)
-        seconds = round(time.monotonic() - start, 3)
-        clear_work(partial)
-        out.publish({"seconds": seconds, "rows": len(rows), "selection": selection})
-    distributed.wait()
-
-
-def _save(context: Context, model: Any, partial: Path) -> None:
-    from gradsieve.models.checkpoints import save_adapter
-
-    if _settings(context).full_parameters:
-        model.save_pretrained(str(partial))
-        context.student.template.tokenizer.save_pretrained(str(partial))
-    else:
-        save_adapter(model, partial)
-
-
-def _untrained(context: Context, seed: int) -> Any:
-    from gradsieve.models.load import add_adapter, load_model
-
-    whole = _settings(context).full_parameters
-    model = load_model(context.student.recipe.model, will_change=whole)
-    if whole:
-        return model.requires_grad_(True)
-    return add_adapter(model, context.recipe.training.lora, seed)
-
-
 def _tokenized(selection: Path, template: ChatTemplate) -> list[TokenizedExample]:
-    """The rows of `messages.jsonl`, which says of each turn whether it is supervised."""
+    """The rows of `messages.jsonl`, in which each turn is marked as supervised or not."""
     examples = []
     for rank, row in enumerate(read_lines(selection), start=1):
-        told = conversation_of(row)
+        found = conversation_of(row)
         examples.append(
             Example(
-                "selected", str(rank), told.messages, tools=told.tools, supervised=told.supervised
+                "selected",
+                str(rank),
+                found.messages,
+                tools=found.tools,
+                supervised=found.supervised,
             )
         )
     return [tokens for tokens in template.encode_all(examples) if tokens.n_labels]

@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsieve.data.batching import PoolTokens, collate
+from gradsieve.data.batching import PoolTokens
 from gradsieve.data.pool import Pool
 from gradsieve.errors import ModelError, RunError
+from gradsieve.gradients.objectives import SFT
 from gradsieve.gradients.per_example import check_pass
 from gradsieve.io import fingerprint
 from gradsieve.methods import needs_gradients
 from gradsieve.models import distributed
 from gradsieve.models.checkpoints import checkpoint_fingerprint, load_learning_rates
-from gradsieve.models.load import add_adapter, check_vocabulary, load_model
+from gradsieve.models.load import add_adapter, check_vocabulary
 from gradsieve.models.training import clear_work, train_model
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import StageArtifact
@@ -70,7 +71,7 @@ class Warmup(Stage):
             return _describe([existing(Path(path)) for path in settings.checkpoints], context)
         pool = context.pool
         chosen = random_share(pool, pool.usable, settings.fraction, settings.seed)
-        base = load_model(context.recipe.model)
+        base = context.model.load()
         check_vocabulary(base, context.template.tokenizer)
         model = add_adapter(base, settings.lora, settings.seed)
         check_pass(model)
@@ -81,7 +82,7 @@ class Warmup(Stage):
                 settings,
                 settings.seed,
                 folder,
-                collate=collate,
+                collate=SFT.collate,
                 on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
                 keep_checkpoints=True,
             )

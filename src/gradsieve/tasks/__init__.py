@@ -61,14 +61,14 @@ class Target:
         task: Which kind it is.
         examples: Each with its `subtask`.
         bad_rows: Rows of a custom target left out, as (where, reason).
-        notes: What the user should know of how it was read, a line each.
+        warnings: What the user should know of how it was read, a line each.
     """
 
     name: str
     task: str
     examples: tuple[Example, ...]
     bad_rows: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def subtasks(self) -> tuple[str, ...]:
@@ -128,12 +128,12 @@ def load_target(
 
 
 def _benchmark(name: str, task: str, path: str) -> Target:
-    examples, notes = BENCHMARKS[task].read(name, path)
+    examples, warnings = BENCHMARKS[task].read(name, path)
     target = Target(name, task, tuple(examples))
     found, expected = len(target.subtasks), BENCHMARKS[task].SUBTASKS
     if found < expected:
-        notes = [*notes, f"{found} of the benchmark's {expected} subtasks are there"]
-    return replace(target, notes=tuple(notes))
+        warnings = [*warnings, f"{found} of the benchmark's {expected} subtasks are there"]
+    return replace(target, warnings=tuple(warnings))
 
 
 def load_test_set(

@@ -217,7 +217,7 @@ def _target(target: Any, context: Context) -> dict[str, Any]:
 def _refuse_what_does_not_fit(
     costs: Costs, stages: list[str], out: Path | None, free: int | None, gpu: Gpu | None
 ) -> None:
-    from gradsieve.models.load import free_memory
+    from gradsieve.models.device import free_memory
 
     problems: list[GradsieveError] = []
     needed = sum(costs.disk_bytes(name) for name in stages)
@@ -320,7 +320,7 @@ def _peak_memory() -> int:
 
 
 def _on_gpu() -> bool:
-    from gradsieve.models.load import device
+    from gradsieve.models.device import device
 
     return device().type == "cuda"
 

@@ -25,6 +25,7 @@ from gradsieve.data.examples import Row
 from gradsieve.errors import ModelError
 from gradsieve.methods import find_method, split_seed, uses_gradients
 from gradsieve.methods.base import ScoringTask, whole_text
+from gradsieve.models.source import ModelSource
 from gradsieve.pipeline.planning.timing import (
     Linear,
     TrainingTimes,
@@ -34,7 +35,7 @@ from gradsieve.pipeline.planning.timing import (
     timed,
 )
 from gradsieve.pipeline.planning.work import Batch, Training, Work
-from gradsieve.recipe.schema import EvaluateConfig, ModelConfig
+from gradsieve.recipe.schema import EvaluateConfig
 
 if TYPE_CHECKING:
     from gradsieve.gradients.features import FeatureExtractor
@@ -97,25 +98,25 @@ class Calibration:
         if training is None:
             return 0.0
         rows = self.work.warmup_rows
-        return self._training_times(self.work.context.recipe.model, False).seconds(
+        return self._training_times(self.work.context.model, False).seconds(
             training, padded_tokens(_lengths(rows), training)
         )
 
     def _train(self) -> float:
         settings = self.work.context.recipe.train
         full = bool(settings and settings.full_parameters)
-        times = self._training_times(self.work.context.student.recipe.model, full)
+        times = self._training_times(self.work.context.student.model, full)
         return sum(
             times.seconds(one, padded_tokens(self.work.lengths, one)) for one in self.work.trainings
         )
 
-    def _training_times(self, model: ModelConfig, full: bool) -> TrainingTimes:
-        key = (model.name, full)
+    def _training_times(self, model: ModelSource, full: bool) -> TrainingTimes:
+        key = (model.settings.name, full)
         if key not in self._trainings:
             self._trainings[key] = self._time_training(model, full)
         return self._trainings[key]
 
-    def _time_training(self, model: ModelConfig, full: bool) -> TrainingTimes:
+    def _time_training(self, model: ModelSource, full: bool) -> TrainingTimes:
         """A training of a few steps of the recipe's size, and one with a row a step."""
         size = self.work.context.recipe.warmup.batch_size
         trainings = self.work.trainings if "train" in self.work.stages else []
@@ -133,11 +134,11 @@ class Calibration:
         return TrainingTimes(load + start, max(0.0, step - token * tokens), token, epoch)
 
     def _try(
-        self, model: ModelConfig, full: bool, rows: Sequence[Row], batch_size: int
+        self, model: ModelSource, full: bool, rows: Sequence[Row], batch_size: int
     ) -> tuple[float, float, float, float]:
         """Seconds of loading, of starting, of a step and of an epoch's end."""
         from gradsieve.data.batching import collate
-        from gradsieve.models.load import add_adapter, load_model
+        from gradsieve.models.load import add_adapter
         from gradsieve.models.training import train_model
 
         recipe = self.work.context.recipe
@@ -147,7 +148,7 @@ class Calibration:
                                             batch_size)}
         )  # fmt: skip
         begun = time.perf_counter()
-        loaded = load_model(model)
+        loaded = model.load()
         made = loaded.requires_grad_(True) if full else add_adapter(loaded, settings.lora, 0)
         load = time.perf_counter() - begun
         ends: list[float] = []
@@ -201,10 +202,10 @@ class Calibration:
         from gradsieve.gradients.features import FeatureExtractor, Moments
         from gradsieve.gradients.per_example import lora_layers
         from gradsieve.gradients.projection import Projection
-        from gradsieve.models.load import add_adapter, load_adapter, load_model
+        from gradsieve.models.load import add_adapter, load_adapter
 
         recipe = self.work.context.recipe
-        given, loaded = recipe.warmup.checkpoints, load_model(recipe.model)
+        given, loaded = recipe.warmup.checkpoints, self.work.context.model.load()
         model = (
             load_adapter(loaded, Path(given[0]))
             if given
@@ -291,6 +292,7 @@ class Calibration:
                 numbers=np.array(spread(pool.usable.tolist(), count)),
                 targets={t.name: context.target_rows(t) for t in context.targets},
                 recipe=context.recipe,
+                model=self.work.context.model,
                 seed=split_seed(name)[1],
                 progress=Progress(quiet=True),
             )
@@ -318,11 +320,9 @@ class Calibration:
 
     def _evaluate(self) -> float:
         """A model's losses and answers, times models; answers as long as those before training."""
-        from gradsieve.models.load import load_model
-
         context, models = self.work.context, self.work.evaluated
         start = time.perf_counter()
-        model = load_model(context.student.recipe.model).eval()
+        model = context.student.model.load().eval()
         loading = time.perf_counter() - start
         total = 0.0
         for target in context.targets:
@@ -338,7 +338,7 @@ class Calibration:
         return len(test.questions) if test and (tasks is None or target in tasks) else 0
 
     def _losses(self, model: Any, target: str) -> float:
-        from gradsieve.methods.perplexity import answer_losses
+        from gradsieve.gradients.objectives import example_losses
 
         context = self.work.context
         tasks = context.recipe.evaluate.tasks if context.recipe.evaluate else None
@@ -350,11 +350,12 @@ class Calibration:
         encoded = [r.encoded for r in context.encode(spread(examples, 64)) if not r.skip_reason]
         if not encoded:
             return 0.0
-        answer_losses(model, encoded[:1])
-        return timed(lambda: answer_losses(model, encoded)) / len(encoded) * len(examples)
+        example_losses(model, encoded[:1])
+        return timed(lambda: example_losses(model, encoded)) / len(encoded) * len(examples)
 
     def _answers(self, model: Any, target: str) -> Linear:
-        from gradsieve.evaluation.prompts import answered, ask
+        from gradsieve.evaluation.generate import answer_metrics
+        from gradsieve.evaluation.prompts import write_prompts
 
         asked = self._asked(target)
         if not asked:
@@ -366,7 +367,7 @@ class Calibration:
 
         def answer(count: int) -> object:
             some = replace(test, questions=tuple(spread(test.questions, count)))
-            return answered(of, model, some, ask(of, some))
+            return answer_metrics(of.template, model, some, write_prompts(of, some), size)
 
         return linear(answer, few, more)
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from gradsieve.evaluation.prompts import ask
+from gradsieve.evaluation.prompts import write_prompts
 from gradsieve.methods import find_method, uses_gradients
+from gradsieve.models.load import add_adapter, saved_meta_model
 from gradsieve.pipeline.planning.gpus import DISK_BYTES_A_SECOND, STARTUP_SECONDS, UTILISATION, Gpu
 from gradsieve.pipeline.planning.shape import Shape, shape_of
 from gradsieve.pipeline.planning.timing import padded_tokens, spread
@@ -36,25 +37,23 @@ class Costs:
     @cached_property
     def shape(self) -> Shape:
         """Of the model that selects, with its adapter where gradients are taken."""
-        from gradsieve.models.meta_model import adapted_skeleton, load_skeleton, saved_skeleton
-
-        recipe = self.work.context.recipe
+        recipe, source = self.work.context.recipe, self.work.context.model
         given = recipe.warmup.checkpoints
         if "features" not in self.work.stages:
-            return shape_of(load_skeleton(recipe.model), recipe.model)
+            return shape_of(source.meta_model(), recipe.model)
         if given:
-            return shape_of(saved_skeleton(recipe.model, Path(given[0])), recipe.model)
-        return shape_of(adapted_skeleton(recipe.model, recipe.warmup.lora), recipe.model)
+            return shape_of(saved_meta_model(source, Path(given[0])), recipe.model)
+        adapted = add_adapter(source.meta_model(), recipe.warmup.lora, 0)
+        return shape_of(adapted, recipe.model)
 
     @cached_property
     def student(self) -> Shape:
         """Of the model that is trained on the selections."""
-        from gradsieve.models.meta_model import adapted_skeleton, load_skeleton
-
-        recipe, model = self.work.context.recipe, self.work.context.student.recipe.model
+        recipe, source = self.work.context.recipe, self.work.context.student.model
         if recipe.train is not None and recipe.train.full_parameters:
-            return shape_of(load_skeleton(model), model, full=True)
-        return shape_of(adapted_skeleton(model, recipe.warmup.lora), model)
+            return shape_of(source.meta_model(), source.settings, full=True)
+        adapted = add_adapter(source.meta_model(), recipe.warmup.lora, 0)
+        return shape_of(adapted, source.settings)
 
     @cached_property
     def width(self) -> int:
@@ -125,7 +124,7 @@ class Costs:
         found = {}
         for name, test in context.test_sets.items():
             some = tuple(spread(test.questions, min(64, len(test.questions))))
-            asked = ask(of, replace(test, questions=some))
+            asked = write_prompts(of, replace(test, questions=some))
             written = 1 if test.questions[0].choices else asked.max_tokens
             found[name] = (len(test.questions), sum(asked.lengths) / len(some), written)
         return found

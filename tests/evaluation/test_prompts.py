@@ -8,7 +8,7 @@ import pytest
 from gradsieve.data.examples import Example
 from gradsieve.data.template import ChatTemplate
 from gradsieve.demo.model import make_tokenizer
-from gradsieve.evaluation.prompts import Asked, ask
+from gradsieve.evaluation.prompts import Prompts, write_prompts
 from gradsieve.recipe.schema import EvaluateConfig
 from gradsieve.tasks import Question, QuestionSet, Shots
 
@@ -30,49 +30,49 @@ def questions(asked: list[str], answer: str = "a", choices: tuple[str, ...] = ()
     return QuestionSet(tuple(made), ("exact_match",), max_tokens=4)
 
 
-def shots_of(asked: Asked) -> list[int]:
-    return [prompt.count("->") for prompt in asked.prompts]
+def shots_of(asked: Prompts) -> list[int]:
+    return [prompt.count("->") for prompt in asked.texts]
 
 
 def test_all_worked_examples_if_there_is_room() -> None:
     """Training may be cut shorter than the model is: a question needn't be."""
-    asked = ask(context(64), questions(["head : g h"]))
+    asked = write_prompts(context(64), questions(["head : g h"]))
     assert (shots_of(asked), asked.fewer, asked.cut) == ([3], 0, 0)
     assert (asked.max_length, asked.max_tokens) == (64, 4)
-    tokens = make_tokenizer()(asked.prompts[0], add_special_tokens=False)["input_ids"]
+    tokens = make_tokenizer()(asked.texts[0], add_special_tokens=False)["input_ids"]
     assert asked.lengths == [len(tokens)]
 
 
 def test_worked_examples_are_left_out_from_the_last_as_far_as_it_takes() -> None:
-    few = ask(context(64), questions(["head : g h"]))
+    few = write_prompts(context(64), questions(["head : g h"]))
     positions = few.lengths[0] + 4 - 1  # one too few
-    asked = ask(context(positions), questions(["head : g h", "head :", "a " * 40]))
+    asked = write_prompts(context(positions), questions(["head : g h", "head :", "a " * 40]))
     assert shots_of(asked) == [2, 3, 0]
     assert (asked.fewer, asked.cut) == (2, 1)
     assert all(n <= positions - 4 for n in asked.lengths[:2])
-    assert asked.prompts[0].index(SHOTS[0]) < asked.prompts[0].index(SHOTS[1])
+    assert asked.texts[0].index(SHOTS[0]) < asked.texts[0].index(SHOTS[1])
 
 
 def test_without_worked_examples_if_so_asked() -> None:
-    assert shots_of(ask(context(64, shots=False), questions(["head : g h"]))) == [0]
+    assert shots_of(write_prompts(context(64, shots=False), questions(["head : g h"]))) == [0]
 
 
 def test_an_answer_takes_at_most_half_of_the_positions() -> None:
-    asked = ask(context(6), questions(["head : g h"]))
+    asked = write_prompts(context(6), questions(["head : g h"]))
     assert (asked.max_tokens, asked.cut) == (3, 1)
 
 
 def test_a_model_that_does_not_say_its_positions_is_asked_as_it_is_trained() -> None:
-    assert ask(context(None), questions(["head"])).max_length == 16
+    assert write_prompts(context(None), questions(["head"])).max_length == 16
 
 
 @pytest.mark.parametrize(("answer", "least"), [("a b c d e f", 6), ("a", 1)])
 def test_an_answer_of_ones_own_has_room_for_the_longest_right_one(answer: str, least: int) -> None:
     given = questions(["head"], answer)
     free = QuestionSet(given.questions, ("exact_match",), max_tokens=None)
-    assert least <= ask(context(64), free).max_tokens <= least + 8
+    assert least <= write_prompts(context(64), free).max_tokens <= least + 8
 
 
 def test_room_for_a_choice() -> None:
-    asked = ask(context(64), questions(["head"], choices=("a", "b c")))
+    asked = write_prompts(context(64), questions(["head"], choices=("a", "b c")))
     assert 2 <= asked.max_tokens <= 10

@@ -1,9 +1,9 @@
 """Answers to a test set's questions, by lm-eval, in this process.
 
-In: a model, its tokenizer, questions and the prompts they are asked with. Out: each question's
-metrics. The task files beside this one tell lm-eval how to ask; prompts are written by the caller,
-with the model's chat template and the benchmark's shots in them. lm-eval's own tasks are not used:
-they have no TyDiQA, and ask without chat template and from the hub.
+In: a model, its tokenizer, questions and their prompts. Out: each question's metrics. The task
+files in this folder configure lm-eval; prompts (prompts.py) hold the model's chat template and the
+benchmark's few-shot examples. lm-eval's own tasks are not used: they have no TyDiQA, and ask
+without chat template and from the hub.
 """
 
 from __future__ import annotations
@@ -14,17 +14,53 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gradsieve.data.template import ChatTemplate
+from gradsieve.evaluation.metrics import judge
+from gradsieve.evaluation.prompts import Prompts
 from gradsieve.io import needed
 from gradsieve.tasks.questions import QuestionSet
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 HERE = Path(__file__).parent
+
+
+def answer_metrics(
+    template: ChatTemplate,
+    model: PreTrainedModel,
+    test: QuestionSet,
+    prompts: Prompts,
+    batch_size: int,
+) -> dict[str, list[float]]:
+    """Each metric of a model's answer to each question.
+
+    Args:
+        template: The model's chat template.
+        model: In eval mode.
+        test: The questions.
+        prompts: As `write_prompts` made them for this model.
+        batch_size: Questions at a time.
+
+    Raises:
+        UsageError: If lm-eval is not installed.
+    """
+    found = answers(
+        test,
+        prompts.texts,
+        model,
+        template.tokenizer,
+        max_length=prompts.max_length,
+        max_tokens=prompts.max_tokens,
+        batch_size=batch_size,
+        add_bos_token=template.adds_special_tokens,
+        ends=template.ends,
+        stops=template.end_texts,
+    )
+    return {metric: [scores[metric] for scores in found] for metric in test.metrics}
 
 
 def answers(
@@ -44,8 +80,8 @@ def answers(
 
     Args:
         test: The questions.
-        prompts: What each is asked with, up to where the answer starts.
-        model: In eval mode; no adapter around it (merge it first).
+        prompts: The text of each, up to where the answer starts.
+        model: In eval mode; without an adapter (merge it first).
         tokenizer: The model's; never changed.
         max_length: Tokens of prompt and answer together.
         max_tokens: Tokens of an answer, fewer than `max_length`.
@@ -82,12 +118,12 @@ def answers(
         samples = needed("lm_eval.evaluator", "evaluate").evaluate(
             lm=lm, task_dict={"task": task}, log_samples=True, bootstrap_iters=0
         )["samples"]["task"]
-    said = {sample["doc_id"]: sample for sample in samples}
-    ordered = [said[number] for number in range(len(docs))]
+    by_number = {sample["doc_id"]: sample for sample in samples}
+    ordered = [by_number[number] for number in range(len(docs))]
     if test.questions[0].choices:
         return [{"accuracy": float(sample["acc"])} for sample in ordered]
     return [
-        test.judge(sample["filtered_resps"][0], question.answers)
+        judge(test, sample["filtered_resps"][0], question.answers)
         for sample, question in zip(ordered, test.questions, strict=True)
     ]
 
@@ -111,8 +147,6 @@ def _task(
     ends: Sequence[int],
     stops: Sequence[str],
 ) -> Any:
-    from datasets import Dataset
-
     kind = "choice" if test.questions[0].choices else "answer"
     config = yaml.safe_load((HERE / f"{kind}.yaml").read_text(encoding="utf-8"))
     if kind == "answer":
@@ -120,14 +154,14 @@ def _task(
         if ends:
             own["eos_token_id"] = sorted(set(ends))
         config["generation_kwargs"].update(own)
-        config["process_results"] = lambda *_: {"exact_match": 0.0}  # judged by the caller
+        config["process_results"] = lambda *_: {"exact_match": 0.0}  # judged by metrics.py
     config["custom_dataset"] = lambda **_: {"test": Dataset.from_list(docs)}
     return needed("lm_eval.api.task", "evaluate").ConfigurableTask(config=config)
 
 
 @contextlib.contextmanager
 def _silent() -> Any:
-    """Without lm-eval's progress bars and hints; errors still rise."""
+    """Without lm-eval's progress bars and hints; errors are still raised."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

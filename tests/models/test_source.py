@@ -1,4 +1,4 @@
-"""A lent model stands for files: views share its memory, and nothing done to them shows on it."""
+"""A model in memory: what is loaded shares its weights, and nothing done to that shows on it."""
 
 from typing import Any
 
@@ -9,23 +9,17 @@ from torch import nn
 
 import tiny
 from gradsieve.errors import ModelError
-from gradsieve.models.load import (
-    add_adapter,
-    load_config,
-    load_model,
-    load_tokenizer,
-    model_fingerprint,
-)
-from gradsieve.models.source import Lent, check_lendable, dtype_of, lend, name_of
+from gradsieve.models.load import add_adapter
+from gradsieve.models.source import model_source, section_of
 from gradsieve.recipe import schema as recipe
 
 SECTION = recipe.ModelConfig(name="here", dtype="float32")
 
 
 @pytest.mark.parametrize("name", list(tiny.CONFIGS))
-def test_a_view_gives_the_same_logits_from_the_same_memory(name: str) -> None:
+def test_what_is_loaded_gives_the_same_logits_from_the_same_memory(name: str) -> None:
     model = tiny.model(name).eval()
-    view = Lent("here", model).view()
+    view = model_source(SECTION, model).load()
     ids = tiny.batch()["input_ids"]
     assert torch.equal(view(ids).logits, model(ids).logits)
     theirs = dict(view.named_parameters())
@@ -41,11 +35,11 @@ def test_what_is_done_to_a_view_does_not_show() -> None:
     model.model.layers[0].requires_grad_(False)
     modules = [type(module) for module in model.modules()]
     grads = [p.requires_grad for p in model.parameters()]
-    with lend(Lent("here", model)):
-        adapted = add_adapter(load_model(SECTION), recipe.LoraConfig(r=2), seed=0)
-        adapted(**tiny.batch()).loss.backward()
-        adapted.register_forward_hook(lambda *_: None)
-        adapted.base_model.model.config.pad_token_id = 5
+    loaded = model_source(SECTION, model).load()
+    adapted = add_adapter(loaded, recipe.LoraConfig(r=2), seed=0)
+    adapted(**tiny.batch()).loss.backward()
+    adapted.register_forward_hook(lambda *_: None)
+    adapted.base_model.model.config.pad_token_id = 5
     assert [type(module) for module in model.modules()] == modules
     assert [p.requires_grad for p in model.parameters()] == grads
     assert all(p.grad is None for p in model.parameters())
@@ -61,7 +55,7 @@ def test_a_patched_forward_is_left_out() -> None:
     wanted = model(ids).logits
     original = model.forward
     model.forward = lambda *given, **named: original(*given, **named)
-    view = Lent("here", model).view()
+    view = model_source(SECTION, model).load()
     assert "forward" not in vars(view)
     assert torch.equal(view(ids).logits, wanted)
     assert "forward" in vars(model)
@@ -77,7 +71,7 @@ def test_hooks_are_left_out() -> None:
     layer.register_full_backward_pre_hook(lambda *_: seen.append("before backward"))
     next(layer.parameters()).register_hook(lambda _: seen.append("gradient"))
     for shared in (True, False):
-        view = Lent("here", model).view(shared)
+        view = model_source(SECTION, model).load(will_change=not shared)
         view.requires_grad_(True)(**tiny.batch()).loss.backward()
     assert seen == []
     model(**tiny.batch()).loss.backward()
@@ -87,30 +81,33 @@ def test_hooks_are_left_out() -> None:
 def test_weights_that_will_change_are_copied() -> None:
     model = tiny.model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with lend(Lent("here", model)):
-        copied = load_model(SECTION, will_change=True)
+    copied = model_source(SECTION, model).load(will_change=True)
     for parameter in copied.parameters():
         parameter.data.zero_()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_only_its_own_name_is_taken_and_only_while_it_is_lent() -> None:
+def test_tokenizer_and_configuration_are_the_users() -> None:
     model, tokenizer = tiny.model(), object()
-    with lend(Lent("here", model, tokenizer)):  # type: ignore[arg-type]
-        assert load_tokenizer(SECTION) is tokenizer
-        config = load_config(SECTION)
-        assert config.to_dict() == model.config.to_dict()
-        assert config is not model.config  # a model that is built from it changes it
-        with pytest.raises(ModelError, match="is not there"):
-            load_model(SECTION.model_copy(update={"name": "./there"}))
+    source = model_source(SECTION, model, tokenizer)  # type: ignore[arg-type]
+    assert source.tokenizer() is tokenizer
+    assert source.config().to_dict() == model.config.to_dict()
+    assert source.config() is not model.config  # a model that is built from it changes it
+    source.check_weights()
+    assert next(source.meta_model().parameters()).is_meta
+    only_tokenizer = model_source(
+        SECTION.model_copy(update={"name": "./here"}),
+        None,
+        tokenizer,  # type: ignore[arg-type]
+    )
+    assert only_tokenizer.tokenizer() is tokenizer
     with pytest.raises(ModelError, match="is not there"):
-        load_model(SECTION.model_copy(update={"name": "./here"}))
+        only_tokenizer.load()
 
 
 def test_the_fingerprint_is_of_every_weight() -> None:
     def fingerprint(model: Any) -> str:
-        with lend(Lent("here", model)):
-            return model_fingerprint(SECTION)
+        return model_source(SECTION, model).fingerprint()
 
     model = tiny.model()
     first = fingerprint(model)
@@ -144,18 +141,17 @@ def spread() -> nn.Module:
         (spread, "not on one device"),
     ],
 )
-def test_what_cannot_be_lent_is_refused(make: Any, said: str) -> None:
+def test_what_is_no_bare_model_on_one_device_is_refused(make: Any, said: str) -> None:
     with pytest.raises(ModelError, match=said):
-        check_lendable(make())
+        section_of(make())
 
 
 def test_unloading_an_adapter_as_the_message_says_helps() -> None:
-    check_lendable(get_peft_model(tiny.model(), LoraConfig(target_modules=["q_proj"])).unload())
+    section_of(get_peft_model(tiny.model(), LoraConfig(target_modules=["q_proj"])).unload())
 
 
 def test_names_and_dtypes() -> None:
     model = tiny.model()
-    assert name_of(model) == "LlamaForCausalLM"
-    assert dtype_of(model.bfloat16()) == "bfloat16"
+    assert section_of(model.bfloat16()) == {"name": "LlamaForCausalLM", "dtype": "bfloat16"}
     with pytest.raises(ModelError, match="float64"):
-        dtype_of(model.double())
+        section_of(model.double())

@@ -1,0 +1,73 @@
+"""How an answer is judged against the right ones.
+
+In: a model's answer. Out: 1 or 0 (exact match) or a share (F1). F1 is SQuAD v1.1's
+(rajpurkar.github.io/SQuAD-explorer, evaluate-v1.1.py), which TyDiQA's gold-passage task uses too.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable
+
+from gradsieve.data.content import after_reasoning
+from gradsieve.tasks.questions import QuestionSet
+
+
+def judge(test: QuestionSet, answer: str, right: tuple[str, ...]) -> dict[str, float]:
+    """Score a free-text answer against the right ones: the best match counts.
+
+    Reasoning before the answer is not compared.
+    """
+    answer = after_reasoning(answer)
+    found = re.search(test.extract, answer) if test.extract else None
+    answer = found[1] if found else answer
+    reduce = _REDUCTIONS[test.match]
+    scores = {
+        "exact_match": max(float(same(answer, gold, reduce)) for gold in right),
+        "f1": max(f1(answer, gold) for gold in right),
+    }
+    return {metric: scores[metric] for metric in test.metrics}
+
+
+def words(text: str) -> str:
+    """Lower case, without extra space."""
+    return " ".join(text.lower().split())
+
+
+def letters(text: str) -> str:
+    """As `words`, without ASCII punctuation."""
+    return words(text.translate(_NO_PUNCTUATION))
+
+
+def normalized(text: str) -> str:
+    """As `letters`, without English articles: SQuAD's normalization."""
+    return words(re.sub(r"\b(a|an|the)\b", " ", letters(text)))
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_REDUCTIONS: dict[str, Callable[[str], str]] = {
+    "words": words,
+    "letters": letters,
+    "squad": normalized,
+}
+
+
+def same(answer: str, gold: str, reduce: Callable[[str], str]) -> bool:
+    """Whether two answers are the same once reduced.
+
+    A right answer that reduces to nothing, such as BBH's brackets, is compared by its words:
+    otherwise an empty answer would be right.
+    """
+    right = reduce(gold)
+    return reduce(answer) == right if right else words(answer) == words(gold)
+
+
+def f1(answer: str, gold: str) -> float:
+    """Harmonic mean of precision and recall of SQuAD's words."""
+    found, right = normalized(answer).split(), normalized(gold).split()
+    if not right:
+        return float(same(answer, gold, normalized))
+    common = sum((Counter(found) & Counter(right)).values())
+    return 2 * common / (len(found) + len(right))

@@ -1,0 +1,225 @@
+"""A saved model's files: reading them with transformers, checking and fingerprinting them.
+
+In: the recipe's `model` section, a folder or a hub name. Out: a configuration, a tokenizer or a
+model, or one error that names what is wrong. Weights are read with safetensors or weights_only;
+code that comes with a model runs only if the recipe has `trust_remote_code: true`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251 - only to catch it
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import logging
+
+from gradsieve.errors import ModelError
+from gradsieve.io import file_fingerprint, fingerprint, needed
+from gradsieve.models.device import device
+from gradsieve.recipe.schema import ModelConfig
+
+LFS = b"version https://git-lfs"
+"""The first bytes of a file that git-lfs has not fetched."""
+
+SAMPLES, SAMPLE_BYTES = 256, 1 << 16
+"""Larger files are fingerprinted by their size and samples spread over all of it: a training moves
+nearly every weight, and a layer is larger than the distance between two samples."""
+
+GIVE_A_MODEL = (
+    "Give a folder with a causal language model in the hub's layout, or its hub name; for a gated "
+    "one log in with `hf auth login`."
+)
+
+_UNLOADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError),
+    *(SafetensorError, StrictDataclassError),
+)
+"""What transformers raises for folders that are no model: each file has a reader of its own."""
+
+
+def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
+    """Call `from_pretrained` of a class of transformers.
+
+    Args:
+        kind: The class.
+        model: Its name, revision and `trust_remote_code`.
+        noun: What is read, for the message.
+        **options: Further arguments of `from_pretrained`.
+
+    Raises:
+        ModelError: If it can't be read.
+    """
+    _refuse_missing_folder(model.name)
+    try:
+        return kind.from_pretrained(
+            model.name,
+            revision=model.revision or "main",
+            trust_remote_code=model.trust_remote_code,
+            **options,
+        )
+    except UnpicklingError:
+        raise ModelError(
+            "The weights are a pickle that would run code; gradsieve reads none.",
+            f"model.name {model.name}",
+            "Give the model as safetensors.",
+        ) from None
+    except _UNLOADABLE as error:
+        raise ModelError(
+            f"The {noun} cannot be loaded.",
+            f"model.name {model.name}: {first_line(error)}",
+            "Read its code, then set model.trust_remote_code: true to run it; or give another one."
+            if "trust_remote_code" in str(error)
+            else GIVE_A_MODEL,
+        ) from None
+
+
+def read_model(model: ModelConfig) -> PreTrainedModel:
+    """The model with all its weights, quantized if the recipe asks for it.
+
+    Raises:
+        ModelError: If it can't be read as a causal language model, or lacks weights.
+    """
+    check_weights(model)
+    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
+    if model.quantization:
+        options |= {"quantization_config": _bitsandbytes(model), "device_map": {"": device()}}
+    loaded: PreTrainedModel
+    with _quiet_transformers():
+        loaded, report = read(
+            AutoModelForCausalLM,
+            model,
+            "model",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    _refuse_random_weights(model, report)
+    return loaded
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its bars, and its report of missing weights: a table there, an error here."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _bitsandbytes(model: ModelConfig) -> BitsAndBytesConfig:
+    """8 bits as in LLM.int8 (arXiv 2208.07339), 4 as in QLoRA (arXiv 2305.14314)."""
+    needed("bitsandbytes", "quantized")
+    if model.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, model.dtype),
+    )
+
+
+def check_weights(model: ModelConfig) -> None:
+    """Refuse a folder without weights, or with damaged ones; only headers are read.
+
+    Raises:
+        ModelError: Naming the file.
+    """
+    folder = Path(model.name)
+    if not folder.is_dir():
+        return
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("*.bin")):
+        raise ModelError(
+            "The model's folder holds no weights.",
+            f"model.name {model.name}: neither *.safetensors nor *.bin",
+            "Give a folder that save_pretrained wrote, or a hub name.",
+        )
+    for file in files:
+        _check_header(file)
+
+
+def _check_header(file: Path) -> None:
+    with file.open("rb") as opened:
+        is_pointer = opened.read(len(LFS)) == LFS
+    if is_pointer:
+        raise ModelError(
+            "A weight file is a pointer of git-lfs, not the weights.",
+            str(file),
+            "Run `git lfs pull` in the model's folder.",
+        )
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except SafetensorError as error:
+        raise ModelError(
+            "A weight file is damaged.",
+            f"{file}, {file.stat().st_size} bytes: {first_line(error)}",
+            "Copy or download it again.",
+        ) from None
+
+
+def _refuse_random_weights(model: ModelConfig, report: dict[str, Any]) -> None:
+    """Transformers initializes weights at random that a file lacks, or has in another shape."""
+    others = sorted(report["mismatched_keys"])
+    lacking = sorted(report["missing_keys"])
+    lacking += [f"{name}: {list(found)} not {list(wanted)}" for name, found, wanted in others]
+    if lacking:
+        raise ModelError(
+            "The weights are not of this model: some are missing or of another shape.",
+            f"model.name {model.name}: {len(lacking)} weights, e.g. {lacking[0]}",
+            "Give a causal language model whose config.json and weights belong together.",
+        )
+
+
+def files_fingerprint(folder: Path) -> str:
+    """What identifies the model in a folder: its JSON files and weights."""
+    kinds = ("*.json", "*.safetensors", "*.bin", "*.model")
+    files = sorted({file for kind in kinds for file in folder.glob(kind)})
+    return fingerprint([(file.name, _quick_fingerprint(file)) for file in files])
+
+
+def _quick_fingerprint(file: Path) -> list[Any]:
+    size = file.stat().st_size
+    if size <= SAMPLES * SAMPLE_BYTES:
+        return [size, file_fingerprint(file)]
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        for number in range(SAMPLES):
+            opened.seek(number * (size - SAMPLE_BYTES) // (SAMPLES - 1))
+            digest.update(opened.read(SAMPLE_BYTES))
+    return [size, digest.hexdigest()]
+
+
+def _refuse_missing_folder(name: str) -> None:
+    """A name that can't be one of the hub is a folder that is missing."""
+    path = Path(name)
+    is_path = path.is_absolute() or name.startswith(".") or name.count("/") > 1 or path.is_file()
+    if path.is_dir() or not is_path:
+        return
+    raise ModelError(
+        "The model's folder is not there.",
+        f"model.name {name}: {'a file' if path.is_file() else 'no such folder'}",
+        GIVE_A_MODEL,
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's error, with the one below it where that is but a heading."""
+    first, *others = str(error).strip().split("\n")
+    line = f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+    # "We couldn't connect" hides that the name may be meant as a folder.
+    hint = " There is no such folder here." if "couldn't connect" in line else ""
+    return (line or type(error).__name__)[:300] + hint
