@@ -208,13 +208,15 @@ def test_a_folder_is_kept_and_gone_on_with(
     again = select(
         inputs, loaded(inputs), tokenizer, out=tmp_path, select={"count": 5}, progress=told
     )
-    assert told.lines[:3] == [f"{name}: up to date" for name in ("warmup", "features", "score")]
+    assert told.lines[:4] == [
+        f"{name}: up to date" for name in ("pool", "warmup", "features", "score")
+    ]
     assert len(again) == 5
     model = loaded(inputs)
     model.lm_head.weight.data[0] += 1
     told = world.Listening()
     select(inputs, model, tokenizer, out=tmp_path, progress=told)
-    assert "warmup: running again, because of model.weights" in told.lines[0]
+    assert "warmup: running again, because of model.weights" in told.lines[1]
 
 
 def test_every_form_of_pool_and_targets(
@@ -334,7 +336,7 @@ def test_a_run_made_in_memory_is_explained_from_its_folder(
     found = select(inputs, loaded(inputs), tokenizer, out=tmp_path)
     told = gradsieve.explain(tmp_path, "mine", found.scores["id"][0])
     assert told.selected == 1
-    assert told.messages is None
+    assert told.messages is not None  # the pool is kept in the run folder
     assert told.pulls[0].text is None
     assert "given in memory, and are not kept" in told.notes[0]
 

@@ -227,7 +227,7 @@ def test_exact_mode_has_no_projection_error(inputs: dict[str, Any], tmp_path: Pa
 def test_exact_mode_tells_what_does_not_fit(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradsieve.models.load.free_memory", lambda: 1000)
+    monkeypatch.setattr("gradsieve.stages.features.free_memory", lambda: 1000)
     with pytest.raises(ModelError, match="fit into memory") as caught:
         gradsieve.run(
             world.recipe(inputs, features={"mode": "exact"}), tmp_path, progress=world.Listening()
@@ -394,7 +394,7 @@ def test_where_losses_are_sent_changes_nothing_that_is_done(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
-    monkeypatch.setattr("gradsieve.models.training.check_trackers", lambda _: None)
+    monkeypatch.setattr("gradsieve.pipeline.preflight.check_trackers", lambda _: None)
     told = world.Listening()
     again = world.recipe(inputs, warmup__report_to=["tensorboard"])
     gradsieve.run(again, tmp_path, progress=told)
