@@ -1,7 +1,7 @@
 """The documentation's code blocks, run as a reader would run them.
 
-In: a Markdown page. Out: its fenced blocks, and a `Reader` who does what they say, from top to
-bottom, in a folder of his own:
+In: a Markdown page. Out: its fenced blocks, and a `Reader` that runs them from top to bottom in a
+folder:
 
 - a block with `title="FILE"` is written to that file; with `title="add to FILE"` its sections are
   put into that recipe;
@@ -9,8 +9,8 @@ bottom, in a folder of his own:
 - `sh` and `python` blocks are run; `jsonl` rows must be readable; `json` and `toml` must parse;
 - a `text` block is output, and is not run.
 
-What cannot be as it stands here, for want of a network or of time, is replaced:
-`HUB` and `INSTEAD` list all of it.
+What can't run here without a network, or takes too long, is replaced: `HUB` and `INSTEAD` list all
+of it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ HUB = (
     "HuggingFaceTB/SmolLM2-1.7B-Instruct",
     "Qwen/Qwen3-0.6B",
 )
-"""Models on the hub: read is a random Llama with 16 hidden units."""
+"""Models on the hub, replaced by a random Llama with 16 hidden units."""
 
 INSTEAD = {
     "seeds: [0, 1, 2]": "seeds: [0]",  # one training instead of three
@@ -100,7 +100,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def prepare(folder: Path) -> None:
-    """What a reader brings along: a pool, a target, held-out questions, a model."""
+    """What a reader has: a pool, a target, held-out questions, a model."""
     world.make(folder, rows=ROWS)
     config = folder / "model" / "config.json"
     positions = json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 256})
@@ -128,10 +128,10 @@ def prepare(folder: Path) -> None:
 
 
 class Reader:
-    """Does what a page's blocks say.
+    """Runs the blocks of a page.
 
     Args:
-        folder: Where he works; it must hold what `prepare` writes.
+        folder: Where blocks run; it must contain what `prepare` writes.
         real_shell: Run `sh` blocks by bash, as they are. Otherwise each command of gradsieve is
             called in this process, which saves the seconds that its imports take.
     """
@@ -141,7 +141,7 @@ class Reader:
         self._names: dict[str, Any] = {"__name__": "__main__"}
 
     def follow(self, block: Block) -> None:
-        """Do what one block says; an AssertionError or the error itself if it does not work."""
+        """Run one block; an AssertionError, or the error itself, if it does not work."""
         text = self._here(block.text)
         with contextlib.chdir(self.folder):
             if block.title.startswith("add to "):
@@ -203,7 +203,7 @@ class Reader:
 
 
 def _commands(text: str) -> list[str]:
-    """The commands of a block; line ends and `&&` part them."""
+    """The commands of a block, split at line ends and `&&`."""
     parts = re.split(r"\n| && ", text.replace("\\\n", " "))
     return [part.strip() for part in parts if part.strip() and not part.lstrip().startswith("#")]
 

@@ -1,7 +1,7 @@
-"""Every code block of README.md and docs/ does what it says (tests/pages.py tells how it is run).
+"""Every code block of README.md and docs/ runs; tests/pages.py runs them.
 
-The tutorial and README.md are followed once; every other page is read by somebody who has the
-folder of one of them.
+The tutorial and README.md are followed once; every other page starts with the folder that one of
+them leaves.
 """
 
 import re
@@ -130,5 +130,5 @@ def test_what_is_not_run_is_there() -> None:
 @pytest.mark.parametrize("recipe", sorted((pages.ROOT / "recipes").glob("*.yaml")), ids=name)
 def test_recipes_load_and_name_themselves(recipe: Path) -> None:
     load_recipe(recipe)
-    told = re.findall(r"^#\s+(gradsieve run .*)$", recipe.read_text(encoding="utf-8"), re.MULTILINE)
-    assert told == [f"gradsieve run {name(recipe)} --out runs/{recipe.stem}"]
+    commands = re.findall(r"^#\s+(gradsieve run .*)$", recipe.read_text(encoding="utf-8"), re.MULTILINE)
+    assert commands == [f"gradsieve run {name(recipe)} --out runs/{recipe.stem}"]
