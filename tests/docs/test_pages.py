@@ -130,5 +130,6 @@ def test_what_is_not_run_is_there() -> None:
 @pytest.mark.parametrize("recipe", sorted((pages.ROOT / "recipes").glob("*.yaml")), ids=name)
 def test_recipes_load_and_name_themselves(recipe: Path) -> None:
     load_recipe(recipe)
-    commands = re.findall(r"^#\s+(gradsieve run .*)$", recipe.read_text(encoding="utf-8"), re.MULTILINE)
+    text = recipe.read_text(encoding="utf-8")
+    commands = re.findall(r"^#\s+(gradsieve run .*)$", text, re.MULTILINE)
     assert commands == [f"gradsieve run {name(recipe)} --out runs/{recipe.stem}"]
