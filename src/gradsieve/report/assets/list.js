@@ -91,7 +91,7 @@ function detail(n, words) {
   const reason = shown.reason[n];
   if (reason) why.append(element("h3", {}, "Why it was passed over"), named(reason, "p", { class: "small" }));
   if (leak) why.append(element("h3", {}, "Leak"), named(leak, "p", { class: "small" }));
-  why.append(...pulls(n), ...byPart("By subtask", subtaskScores(n)), ...byPart("By checkpoint", checkpointScores(n)));
+  why.append(...contributions(n), ...byPart("By subtask", subtaskScores(n)), ...byPart("By checkpoint", checkpointScores(n)));
   return [text, why];
 }
 
@@ -110,19 +110,19 @@ function byPart(title, parts) {
   const most = Math.max(...parts.map(([, part]) => Math.abs(part)), 1e-12);
   const rows = parts.map(([name, part]) => element("li", {},
     element("span", { class: part < 0 ? "amount away" : "amount" }, score(part), element("i", { "width%": (100 * Math.abs(part)) / most })), named(name)));
-  return [element("h3", {}, title), element("ul", { class: "pulls" }, ...rows)];
+  return [element("h3", {}, title), element("ul", { class: "contributions" }, ...rows)];
 }
 
-function pulls(n) {
+function contributions(n) {
   const { shown, method } = state.view;
-  if (!shown.pulls) return [element("h3", {}, "Why"), element("p", { class: "small" }, `Scores of ${method} do not come apart by target example here.`)];
-  const { examples } = targetOf(state.view), parts = shown.pulls[n];
+  if (!shown.contributions) return [element("h3", {}, "Why"), element("p", { class: "small" }, `Scores of ${method} can\u2019t be decomposed by target example.`)];
+  const { examples } = targetOf(state.view), parts = shown.contributions[n];
   const most = Math.max(...parts.map(([, part]) => Math.abs(part)), 1e-12);
-  const list = (title, chosen) => chosen.length ? [element("h3", {}, title), element("ul", { class: "pulls" }, ...chosen.map((part) => pull(part, examples, most)))] : [];
+  const list = (title, chosen) => chosen.length ? [element("h3", {}, title), element("ul", { class: "contributions" }, ...chosen.map((part) => contribution(part, examples, most)))] : [];
   const rest = shown.score[n] - parts.reduce((sum, [, part]) => sum + part, 0);
   const others = Math.abs(rest) > 0.01 * most ? [element("p", { class: "small" }, `All others together: ${signed(rest, score)}. Parts add up to the score, ${score(shown.score[n])}.`)] : [];
-  return [...list("Target examples that pull it in", parts.filter(([, part]) => part > 0)),
-    ...list("Target examples that push it away", parts.filter(([, part]) => part < 0).reverse()), ...others];
+  return [...list("Target examples with positive contributions", parts.filter(([, part]) => part > 0)),
+    ...list("Target examples with negative contributions", parts.filter(([, part]) => part < 0).reverse()), ...others];
 }
 
 // How all examples of a subtask begin: what they have in common tells none from another.
@@ -141,7 +141,7 @@ function beginning(examples, subtask) {
 
 const snippetOf = (example) => (example[3].find((turn) => turn[0] === "user") || example[3][0] || ["", ""])[1];
 
-function pull([place, part], examples, most) {
+function contribution([place, part], examples, most) {
   const [id, subtask, more, turns] = examples[place];
   const common = beginning(examples, subtask), own = snippetOf(examples[place]).slice(common.length, common.length + 160).trim();
   const opened = element("details", {}, named((common && own ? "\u2026 " : "") + (own || id), "summary"));
@@ -171,7 +171,7 @@ function showGroups() {
 function showList(view) {
   const shown = view.shown.group.filter((kind) => kind === 0).length;
   const selected = shown < view.selected ? `the best ${whole.format(shown)} of ${whole.format(view.selected)}` : `all ${whole.format(shown)}`;
-  at("examples-hint").textContent = `Here are ${selected} selected rows, the best of those that were not selected, and the lowest scored. Open one to read it${view.shown.pulls ? " and to see which target examples pull it in" : ""}.`;
+  at("examples-hint").textContent = `Here are ${selected} selected rows, the best of those that were not selected, and the lowest scored. Open one to read it${view.shown.contributions ? " and to see which target examples contribute to its score" : ""}.`;
   const places = report.sources.map((name, place) => [place, name]).filter(([place]) => view.sources[place][1]);
   options(at("source"), [[-1, "all"], ...places]);
   options(at("subtask"), [[-1, "all"], ...view.subtasks.map(([name], place) => [place, name])]);

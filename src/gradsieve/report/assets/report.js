@@ -188,7 +188,7 @@ function agreementCards(view) {
 function leakCard() {
   const asked = Object.entries(report.questions);
   if (!asked.length) return card("Leaks", "No target has test questions to compare the pool with.");
-  const told = report.leaks.told.map((leak) => [`${leak.source} ${leak.id}: \u201c${leak.run}\u201d (${leak.target}, ${leak.question})`]);
+  const leaks = report.leaks.shown.map((leak) => [`${leak.source} ${leak.id}: \u201c${leak.run}\u201d (${leak.target}, ${leak.question})`]);
   const compared = asked.map(([name, count]) => `${whole.format(count)} of ${name}`).join(", ");
   const hint = `${report.leaks.rows === 1 ? "1 row of the pool shares" : `${whole.format(report.leaks.rows)} rows of the pool share`} 13 words in a row with a test question (compared with ${compared}).`;
   if (!told.length) return card("Leaks", hint);
