@@ -1,9 +1,9 @@
 """Confidence intervals of differences between two methods, by a paired bootstrap.
 
-In: a number per model and question. Out: the mean difference over questions and models, and its 95%
-interval. Each resample draws questions, the same for both methods, and models of each method:
-another seed would have selected, or trained, otherwise. With one model on a side, its seed counts as
-the only one there is.
+In: a number per model and question. Out: the mean difference over questions and models, and its
+95% interval. Each resample draws questions, the same for both methods, and models of each method:
+another seed would have selected, or trained, otherwise. With one model on a side, its seed counts
+as the only one there is.
 
 Letters: m models, Q questions.
 """

@@ -5,7 +5,7 @@ contribution. Inf(z, j) is linear in the target gradients once the length of the
 the contributions of a subtask's examples, summed over checkpoints, add up to the score for that
 subtask (docs/method.md).
 
-Letters: N checkpoints, n examples of the pool, k examples of the target, S directions, d dimensions.
+Letters: N checkpoints, n examples of the pool, k of the target, S directions, d dimensions.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Why one example of the pool was selected, or was not.
 
 In: a finished run, a target, an example's id. Out: an `Explanation`: its scores by target, subtask
-and checkpoint, its rank, whether and why it was selected, the contributions of the target's examples
-and the examples of the pool with the most similar updates. What a run can't give (a method without
-gradients, exact mode, files that have moved, stages that are out of date) is said in `notes`.
+and checkpoint, its rank, whether and why it was selected, the contributions of the target's
+examples and the examples of the pool with the most similar updates. `notes` say what a run can't
+give (a method without gradients, exact mode, files that have moved, stages that are out of date).
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ class _Explainer:
         ]
 
     def _last_store(self) -> Store | None:
-        """The datastore at the last checkpoint: of plain gradients for the method that uses them."""
+        """The datastore at the last checkpoint; of plain gradients, if the method uses them."""
         if self._context.run.metadata("features") is None:
             return None
         features = self._artifacts.features
@@ -328,4 +328,3 @@ def _text(example: Example | None) -> str | None:
     if example is None:
         return None
     return "\n".join(f"{turn['role']}: {text_of(turn['content'])}" for turn in example.messages)
-

@@ -1,8 +1,8 @@
 """The paper's table: how models trained on each method's selection do on each target.
 
 In: the folders of runs with an evaluate stage. Out: a `Comparison`: method x target with mean and
-deviation over seeds, the difference to `random` with an interval, the overlap of selections and each
-method's cost. A method's seeds (`random`, `random-1`, ...) and the training's seeds count as
+deviation over seeds, the difference to `random` with an interval, the overlap of selections and
+each method's cost. A method's seeds (`random`, `random-1`, ...) and the training's seeds count as
 repetitions of one method, and so do several runs. Results of an earlier selection are left out.
 """
 
@@ -56,7 +56,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     folders = [RunFolder(run) for run in runs]
     comparison = Comparison()
     by_run = [_results(run, comparison.notes) for run in folders]
-    comparison.notes += _differing(folders, by_run)
+    comparison.notes.extend(_differing(folders, by_run))
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for result in (result for found in by_run for result in found):
         key = (result["target"], result["metric"], split_seed(result["method"])[0])
@@ -88,7 +88,8 @@ def _results(run: RunFolder, notes: list[str]) -> list[dict[str, Any]]:
     """The current rows of results.json, each with its numbers by question."""
     run.require("evaluate")
     artifact, stale = Artifacts(run).results, _outdated_models(run)
-    found, left_out = [], dict[str, None]()
+    found: list[dict[str, Any]] = []
+    left_out: dict[str, None] = {}
     for row in artifact.rows():
         if row["method"] not in UNTRAINED and f"{row['target']}/{row['method']}" in stale:
             left_out[f"{row['target']}/{row['method']}"] = None
@@ -148,8 +149,8 @@ def _differing(runs: Sequence[RunFolder], results: Sequence[list[dict[str, Any]]
     for (one, first), (other, second) in combinations(zip(runs, selections, strict=True), 2):
         settings, others = _settings(one), _settings(other)
         shared = settings["targets"].keys() & others["targets"].keys()
-        for found in (settings, others):
-            found["targets"] = {name: found["targets"][name] for name in shared}
+        for one_run in (settings, others):
+            one_run["targets"] = {name: one_run["targets"][name] for name in shared}
         changes = differences(settings, others)
         if changes and first & second:
             notes.append(
@@ -164,9 +165,11 @@ def _settings(run: RunFolder) -> dict[str, Any]:
     if not run.recipe.is_file():
         return {"targets": {}}
     recipe = load_recipe(run.recipe)
-    parts = {"pool": recipe.pool, "targets": recipe.targets}
-    named = {key: {one.name: one.results(DECISIVE) for one in part} for key, part in parts.items()}
-    return {**recipe.results(DECISIVE), **named}
+    return {
+        **recipe.results(DECISIVE),
+        "pool": {source.name: source.results(DECISIVE) for source in recipe.pool},
+        "targets": {target.name: target.results(DECISIVE) for target in recipe.targets},
+    }
 
 
 def _cell(found: list[dict[str, Any]], random: list[dict[str, Any]]) -> Cell:

@@ -36,9 +36,7 @@ def current_stages(context: Context) -> dict[str, dict[str, Any]]:
     _check_selection(context, stale)
     later = STAGE_NAMES[STAGE_NAMES.index("select") + 1 : STAGE_NAMES.index("report")]
     followed = [
-        name
-        for name in later
-        if getattr(recipe, name) and run.metadata(name) and name not in stale
+        name for name in later if getattr(recipe, name) and run.metadata(name) and name not in stale
     ]
     found = set[str]().union(*(upstream(run, name) for name in ("select", *followed)))
     return {name: run.require(name) for name in STAGE_NAMES if name in found}

@@ -27,7 +27,7 @@ def histogram(values: Floats, chosen: NDArray[np.bool_]) -> dict[str, Any]:
     return _counted(values, chosen, np.linspace(low, high if high > low else low + 1, BINS + 1))
 
 
-def length_histogram(tokens: NDArray[np.int64], chosen: NDArray[np.bool_]) -> dict[str, Any]:
+def length_histogram(tokens: NDArray[np.integer[Any]], chosen: NDArray[np.bool_]) -> dict[str, Any]:
     """The same of lengths, in bins that grow with them; each holds a whole number or more."""
     low, high = max(1, int(tokens.min())), int(tokens.max()) + 1
     edges = np.unique(np.round(np.geomspace(low, max(high, low + 1), LENGTH_BINS + 1)))

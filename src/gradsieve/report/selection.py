@@ -61,9 +61,7 @@ class Selection:
         own: Whether the selection was made by these scores alone, and has score and subtask.
     """
 
-    def __init__(
-        self, files: SelectionFiles, table: ScoreTable, rows: PageRows, own: bool
-    ) -> None:
+    def __init__(self, files: SelectionFiles, table: ScoreTable, rows: PageRows, own: bool) -> None:
         self.table, self.rows = table, rows
         self.numbers = table.numbers(rows.pool)
         selected = pa.concat_tables(records_of(files.messages))
@@ -161,9 +159,9 @@ def lines_of(table: ScoreTable, records: pa.Table) -> NDArray[np.int64]:
     keys = ["source", "id"]
     wanted = records.select(keys).append_column("place", pa.array(np.arange(len(records))))
     lines = table.keys.append_column("line", pa.array(np.arange(len(table.total))))
-    found: NDArray[np.int64] = wanted.join(lines, keys, join_type="inner").sort_by("place")[
-        "line"
-    ].to_numpy()
+    found: NDArray[np.int64] = (
+        wanted.join(lines, keys, join_type="inner").sort_by("place")["line"].to_numpy()
+    )
     return found
 
 

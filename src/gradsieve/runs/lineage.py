@@ -1,7 +1,7 @@
 """Which stages of a run belong together, and which are out of date.
 
-In: the metadata that finished stages left. A stage's inputs hold fingerprints of the outputs that it
-read, so a later change of any of them shows. Neither models nor data are read.
+In: the metadata that finished stages left. A stage's inputs hold fingerprints of the outputs that
+it read, so a later change of any of them shows. Neither models nor data are read.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from gradsieve.recipe.schema import CHANGES, Recipe
 from gradsieve.runs.folder import STAGE_NAMES, RunFolder
 
 MADE_BY = {
-    "pool": "pool",
-    "checkpoints": "warmup",
-    "features": "features",
-    "scores": "score",
-    "selections": "select",
-    "models": "train",
+    "pool": ("pool", "output"),
+    "checkpoints": ("warmup", "output"),
+    "features": ("features", "output"),
+    "scores": ("score", "output"),
+    "selections": ("select", "selections"),
+    "models": ("train", "models"),
 }
-"""Keys under which a stage's inputs hold fingerprints of an earlier stage's outputs."""
+"""Keys under which a stage's inputs hold fingerprints of an earlier stage's outputs: which stage,
+and where its metadata has them."""
 
 
 def outdated(run: RunFolder) -> dict[str, str]:
@@ -77,10 +78,9 @@ def _read_by(run: RunFolder, name: str) -> dict[str, tuple[Any, Any]]:
     inputs = (run.metadata(name) or {}).get("inputs", {})
     earlier = STAGE_NAMES[: STAGE_NAMES.index(name)]
     found = {}
-    for key, other in MADE_BY.items():
+    for key, (other, output) in MADE_BY.items():
         if other in earlier and inputs.get(key):
-            metadata = run.metadata(other)
-            found[other] = inputs[key], metadata and metadata.get(key, metadata.get("output"))
+            found[other] = inputs[key], (run.metadata(other) or {}).get(output)
     for other, then in inputs.get("stages", {}).items():
         found[other] = then, (run.metadata(other) or {}).get("output")
     return found

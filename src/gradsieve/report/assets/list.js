@@ -1,4 +1,4 @@
-// The list of rows: search, filters, order, pages, and what is told of a row when it is opened.
+// The list of rows: search, filters, order, pages, and the details of a row when it is opened.
 
 function matches(words, source, subtask) {
   const { row, subtask: of } = state.view.shown, found = [];
@@ -27,7 +27,7 @@ function ordered(found) {
   return by ? found.sort(by) : found;
 }
 
-// Filter, count, order and draw; how long it took is kept for the test of 20,000 rows.
+// Filter, count, order and draw; the time it took is kept for the test with 20,000 rows.
 function refresh() {
   const start = performance.now(), { group } = state.view.shown;
   const found = matches(wanted(), Number(at("source").value), Number(at("subtask").value));
@@ -47,7 +47,7 @@ function showPage() {
   const { found } = state, pages = Math.max(1, Math.ceil(found.length / PAGE)), words = wanted();
   const first = state.page * PAGE, last = Math.min(found.length, first + PAGE);
   at("rows").replaceChildren(...found.slice(first, last).map((n) => listed(n, words)));
-  at("count").textContent = found.length ? `Rows ${whole.format(first + 1)} to ${whole.format(last)} of ${whole.format(found.length)}` : "No row fits: search for less, or choose other rows.";
+  at("count").textContent = found.length ? `Rows ${whole.format(first + 1)} to ${whole.format(last)} of ${whole.format(found.length)}` : "No row matches: use fewer words, or other filters.";
   at("page").textContent = `Page ${whole.format(state.page + 1)} of ${whole.format(pages)}`;
   at("previous").disabled = state.page === 0;
   at("next").disabled = state.page >= pages - 1;
@@ -66,7 +66,7 @@ function listed(n, words) {
   const low = scores.edges[0], high = scores.edges.at(-1), subtask = subtasks[shown.subtask[n]];
   const badges = [];
   if (state.group < 0 || group === 1) badges.push(element("span", { class: "badge" }, report.groups[group]));
-  if (truncated) badges.push(element("span", { class: "badge" }, "cut to length"));
+  if (truncated) badges.push(element("span", { class: "badge" }, "truncated"));
   if (leak) badges.push(element("span", { class: "badge alarm" }, "leak"));
   const about = element("span", { class: "about" }, named(report.sources[source]),
     ...(subtask ? [" \u00b7 ", named(subtask[0])] : []), ` \u00b7 ${whole.format(tokens)} tokens `, ...badges);
@@ -120,12 +120,12 @@ function contributions(n) {
   const most = Math.max(...parts.map(([, part]) => Math.abs(part)), 1e-12);
   const list = (title, chosen) => chosen.length ? [element("h3", {}, title), element("ul", { class: "contributions" }, ...chosen.map((part) => contribution(part, examples, most)))] : [];
   const rest = shown.score[n] - parts.reduce((sum, [, part]) => sum + part, 0);
-  const others = Math.abs(rest) > 0.01 * most ? [element("p", { class: "small" }, `All others together: ${signed(rest, score)}. Parts add up to the score, ${score(shown.score[n])}.`)] : [];
+  const others = Math.abs(rest) > 0.01 * most ? [element("p", { class: "small" }, `All others: ${signed(rest, score)}. Contributions add up to the score, ${score(shown.score[n])}.`)] : [];
   return [...list("Target examples with positive contributions", parts.filter(([, part]) => part > 0)),
     ...list("Target examples with negative contributions", parts.filter(([, part]) => part < 0).reverse()), ...others];
 }
 
-// How all examples of a subtask begin: what they have in common tells none from another.
+// How all examples of a subtask begin: their common beginning distinguishes none.
 const beginnings = new Map();
 
 function beginning(examples, subtask) {
@@ -171,7 +171,7 @@ function showGroups() {
 function showList(view) {
   const shown = view.shown.group.filter((kind) => kind === 0).length;
   const selected = shown < view.selected ? `the best ${whole.format(shown)} of ${whole.format(view.selected)}` : `all ${whole.format(shown)}`;
-  at("examples-hint").textContent = `Here are ${selected} selected rows, the best of those that were not selected, and the lowest scored. Open one to read it${view.shown.contributions ? " and to see which target examples contribute to its score" : ""}.`;
+  at("examples-hint").textContent = `Here are ${selected} selected rows, the best that were not selected, and those with the lowest scores. Open a row to read it${view.shown.contributions ? " and to see which target examples contribute to its score" : ""}.`;
   const places = report.sources.map((name, place) => [place, name]).filter(([place]) => view.sources[place][1]);
   options(at("source"), [[-1, "all"], ...places]);
   options(at("subtask"), [[-1, "all"], ...view.subtasks.map(([name], place) => [place, name])]);
@@ -235,7 +235,7 @@ function start() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", nameTheme);
   nameTheme();
   show();
-  // Searching is ready before the first letter: texts are made ready while nothing else is to do.
+  // Searching is fast from the first letter: texts are prepared while the page is idle.
   let next = 0;
   const prepare = () => {
     for (const end = Math.min(report.rows.length, next + 500); next < end; next++) searched(next);
