@@ -1,4 +1,4 @@
-"""Whoever shows a result says which selection it is of, or that it is out of date and what to do."""
+"""Results are shown with the selection they are of, or as out of date with what to run."""
 
 import json
 from pathlib import Path

@@ -15,9 +15,9 @@ import hostile
 import world
 from gradsieve.analysis.decompose import decompose
 from gradsieve.recipe.schema import Recipe
-from gradsieve.report.texts import CUT, turns
 from gradsieve.report.gather import gather
 from gradsieve.report.page import embedded
+from gradsieve.report.texts import CUT, turns
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 

@@ -111,11 +111,11 @@ def _find(pool: Pool, id: str, source: str | None) -> int:
     """The number of an example in the pool."""
     if source is not None:
         _one_of(source, list(pool.sources), "--source")
-    numbers = np.flatnonzero(pc.equal(pool.table["id"], id).to_numpy())
-    sources = [key.source for key in pool.keys(numbers)]
-    wanted = [n for n, of in zip(numbers.tolist(), sources, strict=True) if source in (None, of)]
-    if len(wanted) == 1:
-        return int(wanted[0])
+    numbers = {name: pool.find(name, id) for name in pool.sources}
+    sources = [name for name, number in numbers.items() if number is not None]
+    wanted = [numbers[name] for name in sources if source in (None, name)]
+    if len(wanted) == 1 and wanted[0] is not None:
+        return wanted[0]
     if wanted:
         todo = "Say which one: --source (in Python, source=...)."
         raise UsageError(f"Several rows have the id {id}.", f"sources {', '.join(sources)}", todo)

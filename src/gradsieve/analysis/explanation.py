@@ -1,6 +1,6 @@
 """An explanation of one example of the pool: plain data, as JSON, as text and as tables.
 
-Control characters in the data's text are replaced before a terminal sees them (`console.sanitize`).
+Control characters in the data are replaced before a terminal sees them (`gradsieve.console`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from gradsieve.console.sanitize import clean, clean_lines
+from gradsieve.console import clean, clean_lines
 from gradsieve.data.content import text_of
 from gradsieve.data.examples import Message
 
