@@ -27,9 +27,14 @@ and where its metadata has them."""
 
 
 def outdated(run: RunFolder) -> dict[str, str]:
-    """The finished stages whose inputs have changed since, and what changed, in order."""
+    """The finished stages whose inputs have changed since, and what changed, in order.
+
+    A warm-up serves a pool that has changed since (`--from features`), so it is never among them.
+    """
     found: dict[str, str] = {}
     for name in STAGE_NAMES:
+        if name == "warmup":
+            continue
         for other, (then, now) in _read_by(run, name).items():
             if other in found:
                 found.setdefault(name, f"{other} is out of date")
