@@ -96,7 +96,7 @@ def test_the_result_holds_what_a_notebook_wants(found: gradsieve.Selection) -> N
     assert found.scores["id"][:3].tolist() == found.selected["id"]
     told = found.explain(found.scores["id"][0])
     assert told.selected == 1
-    assert told.pulls[0].text.startswith("user: write it from right to left")
+    assert told.positive[0].text.startswith("user: write it from right to left")
     assert told.neighbors[0].text is not None
     assert told.notes == []
 
@@ -336,8 +336,9 @@ def test_a_run_made_in_memory_is_explained_from_its_folder(
     found = select(inputs, loaded(inputs), tokenizer, out=tmp_path)
     told = gradsieve.explain(tmp_path, "mine", found.scores["id"][0])
     assert told.selected == 1
-    assert told.messages is not None  # the pool is kept in the run folder
-    assert told.pulls[0].text is None
+    turns = found.messages[0]["messages"]
+    assert [turn["content"] for turn in told.messages] == [turn["content"] for turn in turns]
+    assert told.positive[0].text is None
     assert "given in memory, and are not kept" in told.notes[0]
 
 

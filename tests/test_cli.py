@@ -117,7 +117,7 @@ RUN = ["run", "recipe.yaml", "--out"]
         (["plan", "recipe.yaml"], 1, "problems, and nothing was started"),
         (["plan", "recipe.yaml", "--gpu", "H1000"], 2, "Did you mean H100?"),
         (["plan", "recipe.yaml", "--set", "model.nam=x"], 2, "did you mean `name`"),
-        (["explain", "none", "--target", "t", "--id", "1"], 1, "no run's folder"),
+        (["explain", "none", "--target", "t", "--id", "1"], 1, "not a run folder"),
         (["explain", ".", "--target", "t", "--id", "1"], 1, "score is not finished"),
         (["explain", "."], 2, "--id"),
         (["explain", "\x1b[2Jnone", "--id", "1"], 1, "\ufffd[2Jnone"),

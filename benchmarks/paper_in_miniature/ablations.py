@@ -29,7 +29,7 @@ import torch
 from safetensors import safe_open
 
 import gradsieve
-from gradsieve.analysis.decompose import read_target_gradients
+from gradsieve.store.targets import read_target_gradients
 from gradsieve.console import Progress
 from gradsieve.data.batching import collate
 from gradsieve.gradients.objectives import example_losses

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradsieve.analysis import Explanation, explain
-    from gradsieve.analysis.results import Comparison, compare
+    from gradsieve.analysis.results import compare
+    from gradsieve.analysis.tables import Comparison
     from gradsieve.api import Selection, select
     from gradsieve.console import Progress
     from gradsieve.errors import GradsieveError
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Comparison": "gradsieve.analysis.results",
+    "Comparison": "gradsieve.analysis.tables",
     "Explanation": "gradsieve.analysis",
     "GradsieveError": "gradsieve.errors",
     "KeepMoments": "gradsieve.models.moments",

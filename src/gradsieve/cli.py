@@ -199,15 +199,14 @@ def explain(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Explain an example's rank: scores, target examples, nearest neighbors."""
+    """Explain an example's rank: its scores, contributions to them, nearest neighbors."""
     from gradsieve.analysis import explain as explained
-    from gradsieve.analysis.explain_text import print_rich
 
     explanation = explained(run, target, id_, source, method)
     if as_json:
         _echo_json(explanation.json())
     elif sys.stdout.isatty():
-        print_rich(explanation)
+        explanation.print()
     else:
         _echo(str(explanation))
 
@@ -376,12 +375,15 @@ def _known_stage(name: str | None) -> str | None:
 
 
 def _print_result(run: RunFolder, as_json: bool) -> None:
-    """Print the selections, the results and where the report is."""
+    """What the run holds: its selections, and results and report that are of these selections."""
     from gradsieve.runs.artifacts import Artifacts
+    from gradsieve.runs.lineage import outdated
 
     metas = {name: meta for name in STAGE_NAMES if (meta := run.metadata(name)) is not None}
+    stale = outdated(run)
     if as_json:
-        _echo_json({"run": str(run.path), "stages": metas})
+        result = {"run": str(run.path), "stages": metas, "out_of_date": stale}
+        _echo_json(result)
         return
     selected: dict[str, Any] = metas.get("select", {}).get("targets", {})
     for target, methods in selected.items():
@@ -392,11 +394,15 @@ def _print_result(run: RunFolder, as_json: bool) -> None:
                 f"{target}, {method}: {facts['rows']} rows, {facts['tokens']} tokens "
                 f"({sources}) in {folder}"
             )
-    if "evaluate" in metas:
+    if "evaluate" in metas and "evaluate" not in stale:
         from gradsieve.analysis.results import compare as compared
 
         _echo("\n" + compared([run.path]).markdown())
-    if "report" in metas:
+    if "report" in metas and "report" not in stale:
         _echo(f"report: {Artifacts(run).report.page}")
+    for name, reason in stale.items():
+        _echo(f"{name}: out of date, because {reason}")
+    if stale:
+        _echo(f"To update: `gradsieve run` with this recipe and --out {run.path}")
     if not selected:
         _echo(f"done: {', '.join(metas)} in {run.path}")

@@ -1,20 +1,19 @@
-"""Scores taken apart by target example: the parts add up, and name what cannot be taken apart."""
+"""Scores decomposed by target example: contributions add up to the scores."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 import gradsieve
 import world
-from gradsieve.analysis.decompose import attribute, can_attribute
-from gradsieve.errors import RunError
+from gradsieve.analysis.decompose import can_decompose, decompose
+from gradsieve.errors import RunError, StoreError
 from gradsieve.gradients.similarity import example_directions, subtask_directions
-from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.folder import RunFolder
+from gradsieve.runs.context import Context
 
 
 @pytest.mark.parametrize("mean", ["cosine_of_mean", "mean_of_cosines", "mean"])
@@ -29,33 +28,47 @@ def test_examples_directions_add_up_to_the_subtasks(mean: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunFolder]:
+def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     data = world.make(tmp_path_factory.mktemp("inputs"), rows=60)
     recipe = world.recipe(data, score={"methods": ["less", "dot", "sgd", "random"]})
     out = tmp_path_factory.mktemp("run")
-    return recipe, gradsieve.run(recipe, out, last="score", progress=world.Listening())
+    run = gradsieve.run(recipe, out, last="score", progress=world.Listening())
+    return Context(recipe, run)
 
 
 @pytest.mark.parametrize("method", ["less", "dot", "sgd"])
-def test_parts_add_up_to_the_scores(made: tuple[Recipe, RunFolder], method: str) -> None:
-    recipe, run = made
-    table = pq.read_table(run.stage("score") / "mine" / f"{method}.parquet").to_pylist()
-    rows = table[::7]
-    found = attribute(run, recipe, "mine", [(row["source"], row["id"]) for row in rows], method)
-    assert found.parts.shape == (2, len(rows), 6)
-    total = found.parts.sum(axis=0)
-    for subtask in ("letters", "numbers"):
+def test_contributions_add_up_to_the_scores(context: Context, method: str) -> None:
+    table = context.artifacts.scores.table("mine", method)
+    lines = np.arange(len(table))[::7][::-1]  # in no order of the pool
+    numbers = table.numbers(context.pool)[lines]
+    found = decompose(context, "mine", numbers, method)
+    assert found.values.shape == (2, len(lines), 6)
+    assert found.values.dtype == np.float32
+    total = found.values.sum(axis=0)
+    for column, subtask in enumerate(table.subtasks):
         own = np.array([name == subtask for name in found.subtasks])
-        wanted = np.array([row[subtask] for row in rows])
+        wanted = table.by_subtask[lines, column]
         np.testing.assert_allclose(total[:, own].sum(1), wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_what_cannot_be_taken_apart_is_named(
-    made: tuple[Recipe, RunFolder], tmp_path: Path
-) -> None:
-    recipe, run = made
-    assert not can_attribute(recipe, "random")
-    with pytest.raises(RunError, match="cannot be taken apart"):
-        attribute(run, recipe, "mine", [("one", "0")], "random")
-    with pytest.raises(RunError, match="has no gradient"):
-        attribute(run, recipe, "mine", [("one", "no such id")])
+def test_what_cannot_be_decomposed_is_named(context: Context) -> None:
+    assert not can_decompose(context.recipe, "random")
+    with pytest.raises(RunError, match="cannot be decomposed"):
+        decompose(context, "mine", context.pool.usable[:1], "random")
+
+
+def test_an_example_without_a_feature_is_named(context: Context, tmp_path: Path) -> None:
+    """The features are of two sources, the pool has since become one of three."""
+    world.write(tmp_path / "new.jsonl", [{"id": "n", "prompt": "inward : 1 2", "completion": "2"}])
+    tree = context.recipe.model_dump(mode="json")
+    tree["pool"].append({"name": "zoo", "path": str(tmp_path / "new.jsonl")})
+    out = tmp_path / "run"
+    shutil.copytree(context.run.path, out)
+    recipe = world.recipe(tree)
+    run = gradsieve.run(recipe, out, last="pool", progress=world.Listening())
+    grown = Context(recipe, run)
+    number = grown.pool.find("zoo", "n")
+    assert number is not None
+    with pytest.raises(StoreError, match="lacks a row") as caught:
+        decompose(grown, "mine", np.array([number]))
+    assert "zoo n" in caught.value.where

@@ -1,4 +1,4 @@
-"""What is told of a row adds up, agrees with the run's files, and says what it cannot tell."""
+"""An explanation adds up, agrees with the run's files, and notes what it can't give."""
 
 import json
 import re
@@ -50,43 +50,59 @@ def test_scores_and_ranks_are_the_tables(run: RunFolder, method: str) -> None:
     ranked = table(run, "mine", method)
     for rank in (1, 2, ROWS // 2, len(ranked)):
         row = ranked[rank - 1]
-        told = gradsieve.explain(run.path, "mine", row["id"], row["source"], method)
-        assert told.score is not None
-        assert (told.score.rank, told.score.of) == (rank, ROWS + 1)
-        assert told.score.score == row["score"]
-        assert told.score.subtasks == {name: row[name] for name in ("letters", "numbers")}
-        assert set(told.targets) == {"mine", "plain"}
+        found = gradsieve.explain(run.path, "mine", row["id"], row["source"], method)
+        assert found.score is not None
+        assert (found.score.rank, found.score.of) == (rank, ROWS + 1)
+        assert found.score.score == row["score"]
+        assert found.score.subtasks == {name: row[name] for name in ("letters", "numbers")}
+        assert set(found.targets) == {"mine", "plain"}
 
 
 @pytest.mark.parametrize("method", ["less", "dot", "sgd"])
 def test_checkpoints_and_examples_add_up_to_the_score(run: RunFolder, method: str) -> None:
     row = table(run, "mine", method)[3]
-    told = gradsieve.explain(run, "mine", row["id"], row["source"], method)
-    assert told.score is not None
-    for subtask, score in told.score.subtasks.items():
-        assert sum(told.checkpoints[subtask]) == pytest.approx(score, rel=1e-4, abs=1e-6)
-        parts = [pull.part for pull in told.pulls + told.pushes if pull.subtask == subtask]
-        if len(told.pulls) < 5:  # all are told
-            assert sum(parts) == pytest.approx(score, rel=1e-4, abs=1e-6)
-    assert all(pull.part > 0 for pull in told.pulls)
-    assert all(push.part < 0 for push in told.pushes)
-    assert [p.part for p in told.pulls] == sorted((p.part for p in told.pulls), reverse=True)
-    assert [p.part for p in told.pushes] == sorted(p.part for p in told.pushes)
-    assert all(p.text and p.text.startswith("user: ") for p in told.pulls + told.pushes)
+    found = gradsieve.explain(run, "mine", row["id"], row["source"], method)
+    assert found.score is not None
+    for subtask, score in found.score.subtasks.items():
+        assert sum(found.checkpoints[subtask]) == pytest.approx(score, rel=1e-4, abs=1e-6)
+        # Three examples a subtask: all of them are shown.
+        parts = [c.value for c in found.positive + found.negative if c.subtask == subtask]
+        assert len(parts) == 3
+        assert sum(parts) == pytest.approx(score, rel=1e-4, abs=1e-6)
+    assert all(c.value > 0 for c in found.positive)
+    assert all(c.value < 0 for c in found.negative)
+    assert all(c.text and c.text.startswith("user: ") for c in found.positive + found.negative)
+
+
+def test_the_winning_subtasks_examples_come_first(run: RunFolder, inputs: dict[str, Any]) -> None:
+    for row in table(run, "mine", "less")[::10]:
+        found = gradsieve.explain(run, "mine", row["id"], row["source"])
+        assert found.score is not None
+        by_score = sorted(found.score.subtasks, key=lambda name: -found.score.subtasks[name])
+        assert by_score[0] == row["subtask"]
+        for part in (found.positive, found.negative):
+            order = [(by_score.index(c.subtask), -abs(c.value)) for c in part]
+            assert order == sorted(order)
+    file = Path(inputs["targets"][0]["path"])
+    lines = [json.loads(line) for line in file.read_text("utf-8").split("\n")[:-1]]
+    for c in found.positive + found.negative:
+        path, _, number = c.where.rpartition(":")
+        assert (Path(path), lines[int(number) - 1]["id"]) == (file, c.id)
+    assert f"{file}:" in str(found)
 
 
 def test_neighbors_are_the_datastores_largest_cosines(run: RunFolder) -> None:
     row = table(run, "mine", "less")[0]
-    told = gradsieve.explain(run, "mine", row["id"], row["source"])
+    found = gradsieve.explain(run, "mine", row["id"], row["source"])
     store = gradsieve.open_store(run.stage("features") / "checkpoint-2" / "pool")
     names = [(key["source"], key["id"]) for key in store.keys().to_pylist()]
     rows = store.read(np.arange(len(store)))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     cosines = rows @ rows[names.index((row["source"], row["id"]))]
     best = sorted(zip(-cosines, names, strict=True))[1:6]
-    assert [(n.source, n.id) for n in told.neighbors] == [name for _, name in best]
+    assert [(n.source, n.id) for n in found.neighbors] == [name for _, name in best]
     ranked = [(row["source"], row["id"]) for row in table(run, "mine", "less")]
-    for neighbor, (minus, name) in zip(told.neighbors, best, strict=True):
+    for neighbor, (minus, name) in zip(found.neighbors, best, strict=True):
         assert neighbor.cosine == pytest.approx(-minus, abs=1e-3)
         assert neighbor.rank == ranked.index(name) + 1
         assert neighbor.text is not None
@@ -96,54 +112,55 @@ def test_what_became_of_each_row_is_what_the_selection_says(run: RunFolder) -> N
     folder = run.stage("select") / "mine" / "less"
     lines = (folder / "messages.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     for record in map(json.loads, lines):
-        told = gradsieve.explain(run, "mine", record["id"], record["source"])
-        assert (told.selected, told.reason) == (record["rank"], None)
-        assert told.messages == record["messages"]
+        found = gradsieve.explain(run, "mine", record["id"], record["source"])
+        assert (found.selected, found.reason) == (record["rank"], None)
+        assert found.messages == record["messages"]
     dropped = map(json.loads, (folder / "dropped.jsonl").read_text("utf-8").split("\n")[:-1])
     for record in dropped:
-        told = gradsieve.explain(run, "mine", record["id"], record["source"])
-        assert (told.selected, told.reason) == (None, record["reason"])
+        found = gradsieve.explain(run, "mine", record["id"], record["source"])
+        assert (found.selected, found.reason) == (None, record["reason"])
     last = table(run, "mine", "less")[-1]
-    told = gradsieve.explain(run, "mine", last["id"], last["source"])
-    assert told.reason == "the 5 rows of the selection come before it"
+    found = gradsieve.explain(run, "mine", last["id"], last["source"])
+    assert found.reason == "the 5 selected rows rank before it"
 
 
-def test_a_row_that_was_set_aside(run: RunFolder) -> None:
-    told = gradsieve.explain(run, "plain", "long")
-    assert told.reason == "no label token within the first 64 tokens"
-    assert (told.targets, told.pulls, told.neighbors) == ({}, [], [])
-    assert told.messages is not None
+def test_a_row_that_was_skipped(run: RunFolder) -> None:
+    found = gradsieve.explain(run, "plain", "long")
+    assert found.reason == "no label token within the first 64 tokens"
+    assert (found.targets, found.positive, found.neighbors) == ({}, [], [])
+    assert found.messages[0]["content"] == "a " * 90
 
 
-def test_a_method_without_gradients_tells_its_scores_and_neighbors(run: RunFolder) -> None:
+def test_a_method_without_gradients_has_scores_and_neighbors(run: RunFolder) -> None:
     row = table(run, "mine", "bm25")[0]
-    told = gradsieve.explain(run, "mine", row["id"], row["source"], "bm25")
-    assert told.notes == ["scores of bm25 don't come apart by checkpoint or target example"]
-    assert told.score is not None
-    assert len(told.neighbors) == 5
+    found = gradsieve.explain(run, "mine", row["id"], row["source"], "bm25")
+    assert found.notes == ["scores of bm25 can't be decomposed by target example"]
+    assert found.score is not None
+    assert len(found.neighbors) == 5
+    assert "each checkpoint" not in str(found)
 
 
 def test_a_run_without_gradients(inputs: dict[str, Any], tmp_path: Path) -> None:
     recipe = world.recipe(inputs, score={"method": "bm25"})
     gradsieve.run(recipe, tmp_path, last="score", progress=world.Listening())
-    told = gradsieve.explain(tmp_path, "mine", "00001")
-    assert told.reason == "nothing has been selected yet"
-    assert "no datastore" in told.notes[1]
-    assert not told.neighbors
+    found = gradsieve.explain(tmp_path, "mine", "00001")
+    assert found.reason == "nothing has been selected yet"
+    assert "no datastore" in found.notes[1]
+    assert not found.neighbors
 
 
-def test_exact_mode_tells_checkpoints_but_no_examples(
+def test_exact_mode_has_checkpoints_but_no_contributions(
     inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     recipe = world.recipe(inputs, features={"mode": "exact"})
     run = gradsieve.run(recipe, tmp_path, progress=world.Listening())
     row = table(run, "mine", "less")[0]
-    told = gradsieve.explain(run, "mine", row["id"], row["source"])
-    assert told.score is not None
-    for subtask, score in told.score.subtasks.items():
-        assert sum(told.checkpoints[subtask]) == pytest.approx(score, rel=1e-4, abs=1e-6)
-    assert "features.mode: exact" in told.notes[0]
-    assert (told.pulls, told.neighbors) == ([], [])
+    found = gradsieve.explain(run, "mine", row["id"], row["source"])
+    assert found.score is not None
+    for subtask, score in found.score.subtasks.items():
+        assert sum(found.checkpoints[subtask]) == pytest.approx(score, rel=1e-4, abs=1e-6)
+    assert "features.mode: exact" in found.notes[0]
+    assert (found.positive, found.neighbors) == ([], [])
 
 
 def test_one_selection_for_all_targets(inputs: dict[str, Any], tmp_path: Path) -> None:
@@ -164,35 +181,64 @@ def test_features_that_are_not_those_of_the_scores(
         return gradsieve.run(recipe, tmp_path, progress=world.Listening(), **stages)
 
     run = made(2)
-    made(3, first="features", last="features")
+    made(3, first="pool", last="features")
     scored = {(row["source"], row["id"]) for row in table(run, "mine", "less")}
     for source, id in sorted(scored)[:: ROWS // 5]:
-        told = gradsieve.explain(run, "mine", id, source)
-        assert {(n.source, n.id) for n in told.neighbors} <= scored
-    assert told.checkpoints
-    made(1, first="features", last="features")
+        found = gradsieve.explain(run, "mine", id, source)
+        assert {(n.source, n.id) for n in found.neighbors} <= scored
+        assert "score is out of date: pool has changed since" in found.notes[0]
+    assert found.checkpoints
+    made(1, first="pool", last="features")
     last = max(scored)
-    told = gradsieve.explain(run, "mine", last[1], last[0])
-    assert (told.checkpoints, told.pulls, told.neighbors) == ({}, [], [])
-    assert told.notes[0] == "the features that are there now are not those of the scores"
+    with pytest.raises(UsageError, match="There is no source"):
+        gradsieve.explain(run, "mine", last[1], last[0])
+
+
+def test_features_that_are_being_made_again(inputs: dict[str, Any], tmp_path: Path) -> None:
+    run = gradsieve.run(world.recipe(inputs), tmp_path, last="select", progress=world.Listening())
+    (run.stage("features") / "meta.json").unlink()
+    row = table(run, "mine", "less")[0]
+    found = gradsieve.explain(run, "mine", row["id"], row["source"])
+    assert (found.checkpoints, found.positive, found.neighbors) == ({}, [], [])
+    assert "score is out of date: features is not finished" in found.notes[0]
+    assert found.notes[2].startswith("the features were made again since")
+
+
+def test_a_selection_that_is_out_of_date(inputs: dict[str, Any], tmp_path: Path) -> None:
+    def made(methods: list[str], **stages: str) -> RunFolder:
+        recipe = world.recipe(inputs, score={"methods": methods})
+        return gradsieve.run(recipe, tmp_path, progress=world.Listening(), **stages)
+
+    run = made(["random"])
+    assert gradsieve.explain(run, "mine", "00001").notes[0].startswith("scores of random can't")
+    made(["random", "random-1"], last="score")
+    note = gradsieve.explain(run, "mine", "00001").notes[0]
+    assert "select is out of date: score has changed since" in note
+    assert "gradsieve run" in note
 
 
 def test_files_that_have_moved(inputs: dict[str, Any], tmp_path: Path) -> None:
-    pool = Path(inputs["pool"][0]["path"])
-    moved = tmp_path / "one.jsonl"
+    """The pool is in the run folder; the target's examples are not."""
+    pool, target = (Path(inputs[part][0]["path"]) for part in ("pool", "targets"))
+    moved, other = tmp_path / "one.jsonl", tmp_path / "target.jsonl"
     moved.write_bytes(pool.read_bytes())
+    other.write_bytes(target.read_bytes())
     recipe = world.recipe(
-        {**inputs, "pool": [{"name": "one", "path": str(moved)}]}, score={"method": "random"}
+        {**inputs, "pool": [{"name": "one", "path": str(moved)}]},
+        targets=[{**inputs["targets"][0], "path": str(other)}],
     )
-    run = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
     moved.unlink()
-    told = gradsieve.explain(run, "mine", "00001")
-    assert told.messages is None
-    assert "the pool's rows cannot be read any more: The file is not there." in told.notes[-1]
+    other.unlink()
+    found = gradsieve.explain(run, "mine", "00001")
+    assert found.messages[0]["role"] == "user"
+    assert found.positive[0].text is None
+    assert found.positive[0].id in str(found)
+    assert "the target's examples can't be read any more: The file is not there." in found.notes[-1]
 
 
 @pytest.mark.parametrize(
-    ("asked", "said", "todo"),
+    ("asked", "message", "todo"),
     [
         ({"id": "no"}, "There is no row with the id 'no'", "There are"),
         ({"id": "0001"}, "There is no row with the id '0001'", "Did you mean"),
@@ -205,15 +251,15 @@ def test_files_that_have_moved(inputs: dict[str, Any], tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_name_what_is_near(
-    run: RunFolder, asked: dict[str, Any], said: str, todo: str
+    run: RunFolder, asked: dict[str, Any], message: str, todo: str
 ) -> None:
-    with pytest.raises(UsageError, match=re.escape(said)) as caught:
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
         gradsieve.explain(run, **{"target": "mine", **asked})
     assert todo in caught.value.todo
 
 
 def test_folders_that_cannot_be_explained(inputs: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no run's folder"):
+    with pytest.raises(RunError, match="not a run folder"):
         gradsieve.explain(tmp_path, "mine", "1")
     recipe = world.recipe(inputs, score={"method": "random"})
     run = gradsieve.run(recipe, tmp_path, progress=world.Listening())
@@ -226,8 +272,8 @@ def test_folders_that_cannot_be_explained(inputs: dict[str, Any], tmp_path: Path
 
 
 def test_json_holds_all_of_it(run: RunFolder) -> None:
-    told = gradsieve.explain(run, "mine", "00001")
-    tree = json.loads(told.json())
-    assert tree["targets"]["plain"]["rank"] == told.targets["plain"].rank
-    assert tree["pulls"][0]["part"] == told.pulls[0].part
-    assert tree["neighbors"][0]["id"] == told.neighbors[0].id
+    found = gradsieve.explain(run, "mine", "00001")
+    tree = json.loads(found.json())
+    assert tree["targets"]["plain"]["rank"] == found.targets["plain"].rank
+    assert tree["positive"][0]["value"] == found.positive[0].value
+    assert tree["neighbors"][0]["id"] == found.neighbors[0].id

@@ -1,4 +1,4 @@
-"""Intervals of differences on numbers whose interval is known; runs that differ in parts."""
+"""Runs compared: what counts as a repetition, as a difference, and as out of date."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,74 +10,19 @@ import yaml
 from typer.testing import CliRunner
 
 import world
-from gradsieve.analysis.results import _difference, compare
+from gradsieve.analysis.results import compare
 from gradsieve.cli import app
 from gradsieve.errors import RunError
 from gradsieve.io import write_json
+from gradsieve.recipe.load import load_recipe
+from gradsieve.recipe.schema import Recipe, Section
 from gradsieve.runs.folder import RunFolder
 
-
-def result(values: list[float | None], seed: int = 0) -> dict[str, Any]:
-    weights = [1 / len(values)] * len(values)
-    return {"by_question": values, "weights": weights, "target": "t", "seed": seed}
-
-
-def test_the_interval_is_of_paired_differences() -> None:
-    rng = np.random.default_rng(0)
-    hard = rng.normal(0, 10, 400)  # questions differ much, the methods little
-    gain = rng.normal(0.5, 1, 400)
-    found = _difference([result((hard + gain).tolist())], [result(hard.tolist())])
-    assert found is not None
-    mean, low, high = found
-    assert mean == pytest.approx(gain.mean())
-    # The normal approximation: 1.96 standard errors on either side.
-    half = 1.96 * gain.std() / 20
-    assert (mean - low, high - mean) == (pytest.approx(half, rel=0.1), pytest.approx(half, rel=0.1))
-
-
-def test_it_covers_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(1)
-    hits = 0
-    for _ in range(200):
-        gain = rng.normal(0.3, 1, 60)
-        found = _difference([result(gain.tolist())], [result([0.0] * 60)])
-        assert found is not None
-        hits += found[1] <= 0.3 <= found[2]
-    assert 0.89 <= hits / 200 <= 0.99
-
-
-def test_seeds_are_averaged_first() -> None:
-    many = [result([1.0, 3.0]), result([3.0, 5.0], 1)]
-    found = _difference(many, [result([0.0, 0.0])])
-    assert found is not None
-    assert found[0] == pytest.approx(3.0)
-
-
-@pytest.mark.parametrize(("ours", "theirs"), [(3, 3), (3, 9), (5, 5)])
-def test_it_covers_what_seeds_do(ours: int, theirs: int) -> None:
-    """Models of both methods differ by chance alone, and by more than the questions tell."""
-    rng = np.random.default_rng(2)
-    hits = 0
-    for _ in range(200):
-        hard = rng.normal(0, 1, 100)
-
-        def models(count: int, hard: np.ndarray = hard) -> list[dict[str, Any]]:
-            noise = rng.normal(0, 0.15, (count, 1)) + rng.normal(0, 0.3, (count, 100))
-            return [result(row.tolist()) for row in hard + noise]
-
-        found = _difference(models(ours), models(theirs))
-        assert found is not None
-        hits += found[1] <= 0 <= found[2]
-    assert 0.84 <= hits / 200 <= 0.99
-
-
-def test_no_question_in_common_has_no_difference() -> None:
-    assert _difference([result([1.0, None])], [result([None, 1.0])]) is None
-
-
-def test_questions_that_some_model_could_not_be_asked_are_left_out() -> None:
-    found = _difference([result([1.0, None, 3.0])], [result([0.0, 5.0, None])])
-    assert found == (1.0, 1.0, 1.0)
+INPUTS = {
+    "model": {"name": "m"},
+    "pool": [{"name": "a", "path": "p"}],
+    "targets": [{"name": "mine", "path": "t"}],
+}
 
 
 def finished(folder: Path, methods: Sequence[str], ids: Sequence[str] = ("q1", "q2")) -> Path:
@@ -115,11 +60,11 @@ def test_runs_may_have_different_methods(tmp_path: Path) -> None:
     assert r"rds & 50\% &  \\" in shared
 
 
-def test_runs_that_differ_in_more_than_seeds_are_told(tmp_path: Path) -> None:
+def test_runs_that_differ_in_more_than_seeds_are_noted(tmp_path: Path) -> None:
     runs = [finished(tmp_path / name, ["bm25", "random"]) for name in ("one", "two")]
     for run, rate in zip(runs, (1, 2), strict=True):
         recipe = {"warmup": {"seed": rate, "epochs": rate}, "train": {"seeds": [rate]}}
-        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        (run / "recipe.yaml").write_text(yaml.safe_dump({**INPUTS, **recipe}))
     (note,) = compare(runs).notes
     assert note == (
         f"{runs[0]} and {runs[1]} count as repetitions of each other and differ in "
@@ -128,6 +73,82 @@ def test_runs_that_differ_in_more_than_seeds_are_told(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["compare", *map(str, runs)])
     assert note in told.stderr
     assert compare([runs[0], finished(tmp_path / "three", ["rds"])]).notes == []
+
+
+SECTIONS = (
+    *("model", "warmup", "warmup.lora", "features", "features.projection", "score", "select"),
+    *("select.near_duplicates", "train", "evaluate", "report", "pool.0", "targets.0"),
+)
+
+
+def section_at(recipe: Recipe, path: str) -> Section:
+    found: Any = recipe
+    for part in path.split("."):
+        found = found[int(part)] if part.isdigit() else getattr(found, part)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("path", SECTIONS)
+def test_differences_are_the_keys_that_are_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    runs = [finished(tmp_path / name, ["bm25", "random"]) for name in ("one", "two")]
+    full = {"select": {"near_duplicates": {}}, "train": {}, "evaluate": {}}
+    for run in runs:
+        (run / "recipe.yaml").write_text(yaml.safe_dump({**INPUTS, **full}))
+    for key in type(section_at(load_recipe(runs[0] / "recipe.yaml"), path)).model_fields:
+        if key == "name" and path in ("pool.0", "targets.0"):
+            continue  # names say which source or target it is
+
+        def changed(file: Path, key: str = key) -> Recipe:
+            recipe = load_recipe(file)
+            if file == runs[1] / "recipe.yaml":
+                section_at(recipe, path).__dict__[key] = "another value"
+            return recipe
+
+        monkeypatch.setattr("gradsieve.analysis.results.load_recipe", changed)
+        marked = section_at(load_recipe(runs[0] / "recipe.yaml"), path).effect(key)
+        notes = [note for note in compare(runs).notes if f".{key}" in note]
+        assert bool(notes) == (marked in ("yes", "contents")), key
+
+
+def trained(run: Path, selections: dict[str, str], on: dict[str, str]) -> None:
+    """Metadata of a run with some selections, and with models that were trained on others."""
+    folder = RunFolder(run)
+    models = {f"{name}/seed-0": f"weights of {selection}" for name, selection in on.items()}
+    select = folder.require("select")
+    folder.finish("select", {**select, "selections": selections, "output": str(selections)})
+    folder.finish("train", {"models": models, "inputs": {"selections": on}})
+    folder.finish("evaluate", {"inputs": {"models": models, "targets": {"mine": "t"}}})
+
+
+def test_results_of_an_earlier_selection_are_left_out(tmp_path: Path) -> None:
+    run = finished(tmp_path, ["base", "bm25", "random"])
+    same = {"mine/bm25": "1", "mine/random": "2"}
+    trained(run, same, on=same)
+    assert compare([run]).notes == []
+    assert compare([run]).cells["mine"]["held_out_loss"].keys() == {"base", "bm25", "random"}
+    trained(run, {**same, "mine/random": "3"}, on=same)
+    found = compare([run])
+    assert found.cells["mine"]["held_out_loss"].keys() == {"base", "bm25"}
+    (note,) = found.notes
+    assert "results of mine/random are out of date" in note
+    assert "`gradsieve run`" in note
+    assert note in CliRunner().invoke(app, ["compare", str(run)]).stderr
+    trained(run, {"mine/bm25": "4", "mine/random": "3"}, on=same)
+    with pytest.raises(RunError, match="out of date") as caught:
+        compare([run])
+    assert "mine/bm25, mine/random" in caught.value.where
+    trained(run, {"mine/bm25": "1", "mine/rds": "9"}, on=same)  # one method replaced
+    assert compare([run]).cells["mine"]["held_out_loss"].keys() == {"base", "bm25"}
+
+
+def test_results_of_a_selection_for_all_targets_together(tmp_path: Path) -> None:
+    run = finished(tmp_path, ["bm25", "random"])
+    trained(run, {"together/bm25": "1", "together/random": "2"},
+            on={"together/bm25": "1", "together/random": "1"})  # fmt: skip
+    assert compare([run]).cells["mine"]["held_out_loss"].keys() == {"bm25"}
 
 
 def test_a_model_before_training_is_no_repetition_of_itself(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report as the last stage: when it is made, what it tells, and of which stages."""
+"""The report as the last stage: when it is made, what it holds, and of which stages."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return made
 
 
-def told(run: RunFolder, block: str = "data") -> dict[str, Any]:
+def content(run: RunFolder, block: str = "data") -> dict[str, Any]:
     """What the page holds."""
     text = (run.stage("report") / "index.html").read_text(encoding="utf-8")
     found = re.search(f' id="{block}">(.*)</script>', text)
@@ -60,28 +60,29 @@ def test_a_stages_name_is_one_word_everywhere() -> None:
 def test_it_grows_with_the_run(inputs: dict[str, Any], tmp_path: Path) -> None:
     plain = world.recipe(inputs, **QUICK)
     made, _ = run(plain, tmp_path)
-    assert told(made)["results"] == {}
-    assert list(told(made, "provenance")["seconds"]) == ["score", "select"]
+    assert content(made)["results"] == {}
+    assert list(content(made, "provenance")["seconds"]) == ["pool", "score", "select"]
     assert run(plain, tmp_path)[1][-1] == "report: up to date"
 
     trained = world.recipe(inputs, **QUICK, train={"epochs": 1}, evaluate={})
     _, said = run(trained, tmp_path)
     assert any(line.startswith("report: extending") for line in said)
-    results = {metric["metric"]: metric for metric in told(made)["results"]["mine"]}
+    results = {metric["metric"]: metric for metric in content(made)["results"]["mine"]}
     rows = json.loads((made.stage("evaluate") / "results.json").read_text())["rows"]
     for row in rows:
         if row["target"] == "mine":
             (cell,) = (one for one in results[row["metric"]]["methods"]
                        if one["method"] == row["method"])  # fmt: skip
             assert cell["mean"] == pytest.approx(row["value"], rel=1e-5)
-    assert list(told(made, "provenance")["seconds"]) == ["score", "select", "train", "evaluate"]
+    stages = ["pool", "score", "select", "train", "evaluate"]
+    assert list(content(made, "provenance")["seconds"]) == stages
 
     # Another selection: what was trained on the old one is not its result.
     other = world.recipe(inputs, **{**QUICK, "select": {"count": 5}}, train={}, evaluate={})
     run(other, tmp_path, last="select")
     run(other, tmp_path, first="report")
-    assert told(made)["results"] == {}
-    assert told(made)["views"][0]["selected"] == 5
+    assert content(made)["results"] == {}
+    assert content(made)["views"][0]["selected"] == 5
     assert not list((tmp_path / "archive").glob("08*"))
 
 
@@ -111,19 +112,19 @@ def test_every_way_to_select_has_its_report(
     changes: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gradsieve.report.pulls.TOLD", 6)  # as many examples as there are
+    monkeypatch.setattr("gradsieve.report.contributions.SHOWN", 6)  # as many examples as there are
     recipe = world.recipe(inputs, **changes)
     made, _ = run(recipe, tmp_path)
-    data = told(made)
+    data = content(made)
     assert len(data["views"]) == 2 * len(recipe.score.methods)
     for view in data["views"]:
         shown = view["shown"]
         assert len({len(values) for name, values in shown.items() if name != "reason"}) == 1
-        comes_apart = recipe.features.mode == "store" and view["method"] in ("less", "dot", "sgd")
-        assert ("pulls" in shown) == (view["agreement"] is not None) == comes_apart
-        if comes_apart:
-            for pulls, score in zip(shown["pulls"], shown["score"], strict=True):
-                total = sum(part for _, part in pulls)
+        can_decompose = recipe.features.mode == "store" and view["method"] in ("less", "dot", "sgd")
+        assert ("contributions" in shown) == (view["agreement"] is not None) == can_decompose
+        if can_decompose:
+            for parts, score in zip(shown["contributions"], shown["score"], strict=True):
+                total = sum(part for _, part in parts)
                 assert total == pytest.approx(score, rel=2e-3, abs=2e-6)
         if recipe.report.rows:
             assert shown["group"].count(0) == view["selected"]
@@ -134,7 +135,7 @@ def test_the_command(inputs: dict[str, Any], tmp_path: Path) -> None:
     recipe = world.recipe(inputs, **QUICK, train={"epochs": 1})
     file.write_text(dump_recipe(recipe), encoding="utf-8")
     out = tmp_path / "run"
-    with pytest.raises(RunError, match="score is not finished"):
+    with pytest.raises(RunError, match="pool is not finished"):
         run(recipe, out, first="report")
     run(recipe, out, last="select")  # the training is still to come
     done = shell.invoke(app, ["report", str(file), "--out", str(out), "--quiet"])
@@ -152,7 +153,7 @@ def test_the_command(inputs: dict[str, Any], tmp_path: Path) -> None:
         assert changed in caught.value.where
 
 
-def test_another_model_is_refused_another_warmup_or_features_told(
+def test_another_model_is_refused_another_warmup_or_features_noted(
     inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -163,7 +164,7 @@ def test_another_model_is_refused_another_warmup_or_features_told(
     assert 'model.dtype: "float32" -> "bfloat16"' in caught.value.where
     assert (out / "recipe.yaml").read_bytes() == recipe
     checkpoints = [str(folder) for folder in Artifacts(made).warmup.checkpoints]
-    for changes, told_of in (
+    for changes, line in (
         ({"warmup__learning_rate": 0.5}, "warmup.learning_rate: "),
         ({"warmup__checkpoints": checkpoints}, "warmup.checkpoints: null "),
         ({"features__adam": "official"}, "features.adam: "),
@@ -171,7 +172,7 @@ def test_another_model_is_refused_another_warmup_or_features_told(
     ):
         run(world.recipe(inputs, **changes), out, first="report")
         page = (out / "08-report" / "index.html").read_text(encoding="utf-8")
-        assert f"made with other settings than below: {told_of}" in page
+        assert f"made with other settings than below: {line}" in page
     # What a recipe without gradients has not used is no matter.
     blind = world.recipe(inputs, score={"methods": ["random"]}, warmup__learning_rate=0.5)
     run(blind, out)
@@ -191,5 +192,5 @@ def test_rows_whose_ids_name_nothing(inputs: dict[str, Any], tmp_path: Path) -> 
         {**inputs, "pool": pool}, score={"methods": ["random"]}, select={"count": 5}
     )
     made, _ = run(recipe, tmp_path / "run")
-    texts = [row[6][0][1] for row in told(made)["rows"]]
+    texts = [row[6][0][1] for row in content(made)["rows"]]
     assert sorted(texts) == ["say 0", "say 0", "say 1", "say 2", "say 3"]

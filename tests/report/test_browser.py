@@ -59,7 +59,7 @@ def test_search(visit: Visit, report: Path) -> None:
     assert tab.locator("#rows mark").count() > 0
     tab.locator("#query").fill("no such words anywhere")
     assert count(tab) == 0
-    assert "No row fits" in tab.locator("#count").inner_text()
+    assert "No row matches" in tab.locator("#count").inner_text()
     tab.locator("#query").fill("$(?[a")
     assert count(tab) == 0
 
@@ -110,7 +110,12 @@ def test_open_an_example_with_the_keyboard(visit: Visit, report: Path) -> None:
     tab.keyboard.press("Enter")
     assert heads.nth(1).get_attribute("aria-expanded") == "true"
     detail = tab.locator("#rows .detail").nth(1)
-    for part in ("user", "assistant", "Target examples that pull it in", "By checkpoint"):
+    for part in (
+        "user",
+        "assistant",
+        "Target examples with positive contributions",
+        "By checkpoint",
+    ):
         assert part in detail.inner_text()
     detail.locator("summary").first.click()
     detail.locator("details .turn").first.wait_for()
@@ -128,7 +133,7 @@ def test_switch_target_and_method(visit: Visit, report: Path) -> None:
     tab.select_option("#method", "bm25")
     assert "bm25" in tab.locator("#lead").inner_text()
     tab.locator("#rows .head").first.click()
-    assert "do not come apart" in tab.locator("#rows .detail").first.inner_text()
+    assert "can\u2019t be decomposed" in tab.locator("#rows .detail").first.inner_text()
 
 
 @pytest.mark.parametrize("target", ["mine", "evil"])
@@ -229,7 +234,7 @@ def many_rows() -> dict[str, Any]:
         "shown": {
             "row": list(range(ROWS)), "group": [0] * ROWS, "rank": list(range(1, ROWS + 1)),
             "score": [2 - n / ROWS for n in range(ROWS)], "subtask": [0] * ROWS, "reason": {},
-            "by_subtask": [[[0, 1]]] * ROWS, "pulls": [[[0, 0.5]]] * ROWS,
+            "by_subtask": [[[0, 1]]] * ROWS, "contributions": [[[0, 0.5]]] * ROWS,
             "by_checkpoint": [[0.5, 0.5]] * ROWS,
         },
     }  # fmt: skip
@@ -238,7 +243,7 @@ def many_rows() -> dict[str, Any]:
         "together": False, "sources": ["a", "b", "c"],
         "targets": [{"name": "t", "examples": [["x", "all", 0, [["user", "q"]]]]}],
         "views": [view], "rows": rows, "overlaps": {"t": {"methods": ["less"], "shares": [[1]]}},
-        "leaks": {"rows": 0, "told": []}, "questions": {}, "loss": [], "checkpoints": [],
+        "leaks": {"rows": 0, "shown": []}, "questions": {}, "loss": [], "checkpoints": [],
         "results": {},
     }  # fmt: skip
 

@@ -13,11 +13,11 @@ import pytest
 import gradsieve
 import hostile
 import world
-from gradsieve.analysis.decompose import attribute
+from gradsieve.analysis.decompose import decompose
 from gradsieve.recipe.schema import Recipe
-from gradsieve.report.examples import CUT, turns
 from gradsieve.report.gather import gather
 from gradsieve.report.page import embedded
+from gradsieve.report.texts import CUT, turns
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 
@@ -37,13 +37,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunFolder]:
 
 
 @pytest.fixture(scope="module")
-def told(made: tuple[Recipe, RunFolder]) -> dict[str, Any]:
+def content(made: tuple[Recipe, RunFolder]) -> dict[str, Any]:
     return gather(Context(*made, world.Listening()))
 
 
 @pytest.fixture(scope="module")
-def view(told: dict[str, Any]) -> dict[str, Any]:
-    (found,) = (v for v in told["views"] if (v["target"], v["method"]) == ("mine", "less"))
+def view(content: dict[str, Any]) -> dict[str, Any]:
+    (found,) = (v for v in content["views"] if (v["target"], v["method"]) == ("mine", "less"))
     return found
 
 
@@ -51,32 +51,32 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_bytes().split(b"\n") if line]
 
 
-def keys(told: dict[str, Any], view: dict[str, Any], group: int) -> list[tuple[str, str]]:
+def keys(content: dict[str, Any], view: dict[str, Any], group: int) -> list[tuple[str, str]]:
     shown = view["shown"]
-    rows = [told["rows"][row] for row, of in zip(shown["row"], shown["group"], strict=True)
+    rows = [content["rows"][row] for row, of in zip(shown["row"], shown["group"], strict=True)
             if of == group]  # fmt: skip
-    return [(told["sources"][row[0]], row[1]) for row in rows]
+    return [(content["sources"][row[0]], row[1]) for row in rows]
 
 
 def test_the_page_holds_what_was_gathered(
-    made: tuple[Recipe, RunFolder], told: dict[str, Any]
+    made: tuple[Recipe, RunFolder], content: dict[str, Any]
 ) -> None:
     page = (made[1].stage("report") / "index.html").read_text(encoding="utf-8")
     found = re.search(r' id="data">(.*)</script>', page)
     assert found is not None
-    assert found[1] == embedded(told)
+    assert found[1] == embedded(content)
 
 
 def test_groups_are_the_selections(
-    made: tuple[Recipe, RunFolder], told: dict[str, Any], view: dict[str, Any]
+    made: tuple[Recipe, RunFolder], content: dict[str, Any], view: dict[str, Any]
 ) -> None:
     _, run = made
     folder = run.stage("select") / "mine" / "less"
     selected = [(row["source"], row["id"]) for row in lines(folder / "selected.jsonl")]
     rules = ("near_duplicates", "per_source")
     passed = [r for r in lines(folder / "dropped.jsonl") if r["reason"].startswith(rules)]
-    assert keys(told, view, 0) == selected
-    assert keys(told, view, 1) == [(row["source"], row["id"]) for row in passed[:7]]
+    assert keys(content, view, 0) == selected
+    assert keys(content, view, 1) == [(row["source"], row["id"]) for row in passed[:7]]
     assert len(passed) > 7
     counts = Counter(row["reason"].partition(":")[0] for row in passed)
     assert dict(view["passed_over"]) == counts
@@ -86,20 +86,20 @@ def test_groups_are_the_selections(
     ranked = [(row["source"], row["id"]) for row in order]
     taken = {*selected, *((row["source"], row["id"]) for row in passed)}
     rest = [key for key in ranked if key not in taken]
-    assert keys(told, view, 2) == rest[:7]
-    assert keys(told, view, 3) == rest[::-1][:4]
-    every = [key for group in range(4) for key in keys(told, view, group)]
+    assert keys(content, view, 2) == rest[:7]
+    assert keys(content, view, 3) == rest[::-1][:4]
+    every = [key for group in range(4) for key in keys(content, view, group)]
     assert [ranked[rank - 1] for rank in view["shown"]["rank"]] == every
 
 
 def test_counts_are_those_of_the_files(
-    made: tuple[Recipe, RunFolder], told: dict[str, Any], view: dict[str, Any]
+    made: tuple[Recipe, RunFolder], content: dict[str, Any], view: dict[str, Any]
 ) -> None:
     _, run = made
     selected = lines(run.stage("select") / "mine" / "less" / "selected.jsonl")
     table = pq.read_table(run.stage("score") / "mine" / "less.parquet").to_pylist()
     sources, pool = Counter(r["source"] for r in selected), Counter(r["source"] for r in table)
-    assert view["sources"] == [[sources[name], pool[name]] for name in told["sources"]]
+    assert view["sources"] == [[sources[name], pool[name]] for name in content["sources"]]
     best, chosen = (Counter(row["subtask"] for row in rows) for rows in (table, selected))
     assert view["subtasks"] == [[name, chosen[name], best[name]] for name in ("letters", "numbers")]
     assert (view["selected"], view["scored"]) == (len(selected), len(table))
@@ -108,35 +108,41 @@ def test_counts_are_those_of_the_files(
         assert (sum(bins["all"]), sum(bins["selected"])) == (len(table), len(selected))
 
 
-def test_pulls_are_the_strongest_parts_of_the_score(
-    made: tuple[Recipe, RunFolder], told: dict[str, Any], view: dict[str, Any]
+def test_contributions_are_the_strongest_parts_of_the_score(
+    made: tuple[Recipe, RunFolder], content: dict[str, Any], view: dict[str, Any]
 ) -> None:
     recipe, run = made
-    (target,) = (t for t in told["targets"] if t["name"] == "mine")
+    (target,) = (t for t in content["targets"] if t["name"] == "mine")
     shown = view["shown"]
-    every = [key for group in range(4) for key in keys(told, view, group)]
-    parts = attribute(run, recipe, "mine", every)
-    total = parts.parts.sum(axis=0)
+    every = [key for group in range(4) for key in keys(content, view, group)]
+    context = Context(recipe, run)
+    numbers = np.array([context.pool.find(*key) for key in every])
+    parts = decompose(context, "mine", numbers)
+    total = parts.values.sum(axis=0)
     for row in range(len(every)):
         subtask = view["subtasks"][shown["subtask"][row]][0]
         own = {id: total[row, n] for n, (id, of) in
                enumerate(zip(parts.ids, parts.subtasks, strict=True)) if of == subtask}  # fmt: skip
-        found = {target["examples"][n][0]: part for n, part in shown["pulls"][row]}
-        # Three examples a subtask here: all of them are told.
+        found = {target["examples"][n][0]: part for n, part in shown["contributions"][row]}
+        # Three examples a subtask: all of them are shown.
         assert found == pytest.approx(own, rel=1e-4, abs=1e-7)
         assert sum(own.values()) == pytest.approx(shown["score"][row], rel=1e-3, abs=1e-6)
         assert sum(shown["by_checkpoint"][row]) == pytest.approx(sum(own.values()), abs=1e-5)
-        assert [part for _, part in shown["pulls"][row]] == sorted(found.values(), reverse=True)
+        assert [part for _, part in shown["contributions"][row]] == sorted(
+            found.values(), reverse=True
+        )
 
 
 def test_checkpoints_are_compared(made: tuple[Recipe, RunFolder], view: dict[str, Any]) -> None:
     recipe, run = made
     table = pq.read_table(run.stage("score") / "mine" / "less.parquet").to_pylist()
-    parts = attribute(run, recipe, "mine", [(row["source"], row["id"]) for row in table])
+    context = Context(recipe, run)
+    parts = decompose(context, "mine", context.artifacts.scores.table("mine", "less").numbers(
+        context.pool))  # fmt: skip
     of = np.array(parts.subtasks)
     first, second = (
         np.stack([part[:, of == name].sum(1) for name in ("letters", "numbers")], 1).max(1)
-        for part in parts.parts
+        for part in parts.values
     )
     ranks = [values.argsort().argsort() for values in (first, second)]
     found = view["agreement"]
@@ -148,9 +154,9 @@ def test_checkpoints_are_compared(made: tuple[Recipe, RunFolder], view: dict[str
     assert np.allclose(np.diag(found["spearman"]), 1)
 
 
-def test_methods_that_do_not_come_apart_say_so(told: dict[str, Any]) -> None:
-    for view in told["views"]:
-        assert ("pulls" in view["shown"]) == (view["method"] == "less")
+def test_methods_that_cannot_be_decomposed_have_no_contributions(content: dict[str, Any]) -> None:
+    for view in content["views"]:
+        assert ("contributions" in view["shown"]) == (view["method"] == "less")
 
 
 def test_long_texts_are_cut_at_a_stated_length() -> None:

@@ -1,6 +1,6 @@
-"""Why one row of the pool was selected, or was not: `gather` finds out, `show` prints it."""
+"""Reading finished runs: explanations of single examples, and comparisons of methods."""
 
 from gradsieve.analysis.explain import explain
-from gradsieve.analysis.provenance import Explanation, Neighbor, Pull, TargetScore
+from gradsieve.analysis.explanation import Contribution, Explanation, Neighbor, TargetScore
 
-__all__ = ["Explanation", "Neighbor", "Pull", "TargetScore", "explain"]
+__all__ = ["Contribution", "Explanation", "Neighbor", "TargetScore", "explain"]

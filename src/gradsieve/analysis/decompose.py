@@ -1,122 +1,101 @@
-"""Which of a target's examples pull a row in, and how much.
+"""Scores decomposed: what each target example contributes to an example's score.
 
-In: a run's datastores and the gradients of a target's examples. Out: each example's part of a row's
-score. Inf(z, j) is linear in the examples' gradients once the length of their mean is fixed, so the
-parts of a subtask's examples, summed over checkpoints, add up to the row's score for that subtask
-(docs/method.md; none of the peers tells this).
+In: a run's datastores and the gradients of a target's examples. Out: each target example's
+contribution. Inf(z, j) is linear in the target gradients once the length of their mean is fixed, so
+the contributions of a subtask's examples, summed over checkpoints, add up to the score for that
+subtask (docs/method.md).
 
-Letters: N checkpoints, n rows, k examples of the target, d dimensions.
+Letters: N checkpoints, n examples of the pool, k of the target, S directions, d dimensions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradsieve.errors import RunError
+from gradsieve.gradients.similarity import example_directions
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.artifacts import Artifacts
-from gradsieve.runs.folder import RunFolder
-from gradsieve.store import RowKey
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from gradsieve.runs.context import Context
+from gradsieve.store import Store
 
 METHODS = ("less", "dot", "sgd")
 """Methods whose scores are sums over the target's examples."""
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What each example of a target adds to rows' scores.
+class Contributions:
+    """What each example of a target contributes to the scores of some examples of the pool.
 
     Attributes:
-        keys: (source, id) of each row [n], in the order asked for.
         ids: Of the target's examples [k].
-        subtasks: The subtask of each example [k].
-        parts: float32 [N, n, k]; summed over checkpoints and over a subtask's examples they are
-            the row's score for that subtask.
+        subtasks: The subtask of each [k].
+        values: float32 [N, n, k]; summed over checkpoints and over a subtask's examples they are
+            the score for that subtask.
     """
 
-    keys: Sequence[tuple[str, str]]
     ids: Sequence[str]
     subtasks: Sequence[str]
-    parts: NDArray[np.float32]
+    values: NDArray[np.float32]
 
 
-def can_attribute(recipe: Recipe, method: str) -> bool:
-    """Whether a method's scores come apart by example: exact mode keeps no gradients."""
+def can_decompose(recipe: Recipe, method: str) -> bool:
+    """Whether a method's scores can be decomposed: exact mode keeps no gradients."""
     return method in METHODS and recipe.features.mode == "store"
 
 
-def attribute(
-    run: RunFolder,
-    recipe: Recipe,
-    target: str,
-    keys: Sequence[tuple[str, str]],
-    method: str = "less",
-) -> Parts:
-    """Take apart the scores of some rows of a finished features stage.
+def decompose(
+    context: Context, target: str, numbers: NDArray[np.int64], method: str = "less"
+) -> Contributions:
+    """Decompose the scores of some examples of a finished features stage.
 
     Args:
-        run: The run.
-        recipe: Its recipe.
+        context: The run.
         target: The target's name.
-        keys: (source, id) of the rows.
+        numbers: Of the examples in the pool [n].
         method: `less`, `dot` or `sgd`.
 
     Raises:
-        RunError: If a row has no feature, or the method's scores don't come apart
-            (`can_attribute`).
+        RunError: If the method's scores can't be decomposed (`can_decompose`).
+        StoreError: If an example has no feature.
     """
-    if not can_attribute(recipe, method):
+    recipe, artifacts = context.recipe, context.artifacts
+    if not can_decompose(recipe, method):
         raise RunError(
-            "These scores cannot be taken apart by target example.",
+            "These scores cannot be decomposed by target example.",
             f"score.methods {method}, features.mode {recipe.features.mode}",
             f"Use one of {', '.join(METHODS)} with features.mode: store.",
         )
-    from gradsieve.gradients.similarity import example_directions
-
-    artifacts = Artifacts(run)
-    names = _row_keys(run, keys)
+    keys = context.pool.store_keys(numbers)
     mean = recipe.score.target_mean if method != "dot" else "mean"
     found: list[NDArray[np.float32]] = []
     checkpoints, weights = artifacts.features.checkpoints, artifacts.warmup.weights
     for checkpoint, weight in zip(checkpoints, weights, strict=True):
         gradients = checkpoint.target_gradients(target)
         directions = example_directions(gradients.rows, gradients.subtasks, mean).numpy()
-        parts = np.zeros((len(names), len(gradients.ids)), dtype=np.float32)
         store = checkpoint.store("pool-sgd" if method == "sgd" else "pool")
-        positions = store.find(names)
-        order = np.argsort(positions)
-        for block in store.similarities(directions, positions):
-            here = order[np.searchsorted(positions, block.positions, sorter=order)]
-            lengths = block.feature_norms[:, None] if method == "dot" else 1.0
-            parts[here] = weight * block.cosines * lengths
-        found.append(parts)
-    return Parts(keys, gradients.ids, gradients.subtasks, np.stack(found))
+        cosines, lengths = similarities(store, directions, store.find(keys))
+        found.append(weight * cosines * (lengths[:, None] if method == "dot" else 1.0))
+    return Contributions(gradients.ids, gradients.subtasks, np.stack(found).astype(np.float32))
 
 
-def row_keys(run: RunFolder) -> dict[tuple[str, str], RowKey]:
-    """The datastore's key of each example that has a feature."""
-    pool, features = Artifacts(run).pool.read(), Artifacts(run).features
-    numbers = pool.usable[~np.isin(pool.usable, pool.locate(features.skipped()))]
-    keys = pool.store_keys(numbers).to_pylist()
-    return {(key["source"], key["id"]): RowKey(**key) for key in keys}
+def similarities(
+    store: Store, directions: NDArray[np.float32], positions: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosines [n, S] of a datastore's rows with UNIT directions, and the rows' lengths [n].
 
-
-def _row_keys(run: RunFolder, keys: Sequence[tuple[str, str]]) -> list[RowKey]:
-    """The datastore's key of each example."""
-    known = row_keys(run)
-    missing = [key for key in keys if key not in known]
-    if missing:
-        source, id = missing[0]
-        raise RunError(
-            "An example has no gradient: it is not in the pool, or was skipped.",
-            f"{source} {id}",
-            "Name an example of the pool by its source and id; dropped.jsonl lists the skipped.",
-        )
-    return [known[key] for key in keys]
+    Args:
+        store: The datastore.
+        directions: [S, d].
+        positions: Of the rows [n], each once.
+    """
+    cosines = np.zeros((len(positions), len(directions)), dtype=np.float32)
+    lengths = np.zeros(len(positions), dtype=np.float32)
+    order = np.argsort(positions)
+    for block in store.similarities(directions, positions):
+        at = order[np.searchsorted(positions, block.positions, sorter=order)]
+        cosines[at], lengths[at] = block.cosines, block.feature_norms
+    return cosines, lengths

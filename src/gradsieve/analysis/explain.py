@@ -1,44 +1,46 @@
-"""Why one row of the pool was selected, or was not.
+"""Why one example of the pool was selected, or was not.
 
-In: a finished run, a target, a row's id. Out: an `Explanation`: the row's scores by target, subtask
-and checkpoint, its rank and what became of it, the target's examples that pull it in and push it
-away, and the rows whose updates point most nearly the same way. What a run cannot tell (a method
-without gradients, exact mode, files that have moved) is said in `notes`; the rest is told.
+In: a finished run, a target, an example's id. Out: an `Explanation`: its scores by target, subtask
+and checkpoint, its rank, whether and why it was selected, the contributions of the target's
+examples and the examples of the pool with the most similar updates. `notes` say what a run can't
+give (a method without gradients, exact mode, files that have moved, stages that are out of date).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
 
-from gradsieve.analysis.decompose import attribute, can_attribute, row_keys
-from gradsieve.analysis.provenance import Explanation, Neighbor, Pull, TargetScore
-from gradsieve.data.examples import Example, Message
+from gradsieve.analysis.decompose import can_decompose, decompose, similarities
+from gradsieve.analysis.explanation import Contribution, Explanation, Neighbor, TargetScore
+from gradsieve.data.content import text_of
+from gradsieve.data.examples import Example
 from gradsieve.data.pool import Pool
 from gradsieve.errors import DataError, RunError, UsageError
 from gradsieve.io import read_lines
 from gradsieve.recipe.load import load_recipe
-from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
-from gradsieve.runs.score_table import read_scores
-
-if TYPE_CHECKING:
-    from gradsieve.store import RowKey
+from gradsieve.runs.lineage import outdated
+from gradsieve.runs.score_table import ScoreTable
+from gradsieve.store import Store
 
 NEIGHBORS = 5
-"""Nearest rows that are told."""
+"""Most similar examples that are shown."""
 
-PULLS = 5
-"""Target examples told on each side."""
+CONTRIBUTIONS = 5
+"""Target examples of a subtask that are shown, positive and negative ones."""
 
-Key = tuple[str, str]
-"""(source, id) of a row."""
+SUBTASKS = 3
+"""Subtasks whose examples are shown: those with the highest scores."""
+
+IDS = 10_000
+"""Ids among which the nearest to a wrong one is looked for."""
 
 
 def explain(
@@ -50,72 +52,41 @@ def explain(
     *,
     context: Context | None = None,
 ) -> Explanation:
-    """Explain one row of a run whose scores are there.
+    """Explain the score of one example of the pool, and whether it was selected.
 
     Args:
-        run: The run's folder.
-        target: A target's name; None will do if there is one only.
-        id: The row's id.
-        source: The row's source, where the id alone is in several.
-        method: What scored; by default the recipe's first.
-        context: Inputs that have been read, or were given in memory.
+        run: The run folder.
+        target: A target's name; None if there is only one.
+        id: The example's id.
+        source: The example's source, if the id occurs in several.
+        method: The selection method; by default the recipe's first.
+        context: Inputs that have been read, or are in memory.
 
     Raises:
         RunError: If the run has no scores.
-        UsageError: If there is no such row, target, source or method, or several such rows.
+        UsageError: If there is no such example, target, source or method, or several such examples.
 
     Example:
         >>> import gradsieve
-        >>> told = gradsieve.explain("runs/first", target="legal", id="00005")
-        >>> 1 <= told.score.rank <= told.score.of
+        >>> found = gradsieve.explain("runs/first", target="legal", id="00005")
+        >>> 1 <= found.score.rank <= found.score.of
         True
-        >>> told.pulls[0].part >= told.pulls[1].part
+        >>> found.positive[0].value >= found.positive[1].value
         True
     """
     context = context or _context(run)
     recipe = context.recipe
     context.run.require("score")
-    scores = context.artifacts.scores
     target = _one_of(target, [t.name for t in recipe.targets], "--target")
     method = _one_of(method or recipe.score.methods[0], recipe.score.methods, "--method")
-    number = _find(context.pool, id, source)
-    key = context.pool.keys([number])[0]
-    texts = _Texts(context)
-    tables = {t.name: _Table(scores.table_file(t.name, method)) for t in recipe.targets}
-    targets = {name: table.of(key) for name, table in tables.items() if key in table}
-    place, reason = _selected(context.run, recipe, target, method, key)
-    checkpoints: dict[str, list[float]] = {}
-    pulls: list[Pull] = []
-    neighbors: list[Neighbor] = []
-    if targets:
-        checkpoints, pulls = _parts(context.run, recipe, target, method, key, texts)
-        neighbors = _neighbors(context.run, method, key, tables[target], texts)
-    else:
-        skipped = scores.skipped(context.pool).to_pylist()
-        reason = next(row["skip_reason"] for row in skipped if (row["source"], row["id"]) == key)
-    messages = texts.messages(key)
-    return Explanation(
-        *key,
-        target=target,
-        method=method,
-        selected=place,
-        reason=reason,
-        tokens=int(context.pool.lengths[number]),
-        targets=targets,
-        checkpoints=checkpoints,
-        pulls=[pull for pull in pulls if pull.part > 0][:PULLS],
-        pushes=[pull for pull in reversed(pulls) if pull.part < 0][:PULLS],
-        neighbors=neighbors,
-        messages=messages,
-        notes=texts.notes,
-    )
+    return _Explainer(context, target, method).explain(_find(context.pool, id, source))
 
 
 def _context(run: RunFolder | str | Path) -> Context:
     run = run if isinstance(run, RunFolder) else RunFolder(run)
     if not run.recipe.is_file():
         todo = "Give the folder that was --out of `gradsieve run`."
-        raise RunError("This is no run's folder: it has no recipe.yaml.", str(run.path), todo)
+        raise RunError("This is not a run folder: it has no recipe.yaml.", str(run.path), todo)
     return Context(load_recipe(run.recipe), run)
 
 
@@ -125,202 +96,235 @@ def _one_of(name: str | None, known: Sequence[str], option: str) -> str:
     if name in known:
         return str(name)
     what = f"There is no {option[2:]} {name}." if name else f"The run has several {option[2:]}s."
-    raise UsageError(what, option, _nearest(name or "", known))
+    raise UsageError(what, option, _nearest(name or "", known, len(known)))
 
 
-def _nearest(given: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=3)
-    some = near or known[:5]
-    more = f" and {len(known) - len(some)} more" if not near and len(known) > len(some) else ""
-    return (
-        f"{'Did you mean' if near else 'There are'} {', '.join(some)}{more}{'?' if near else '.'}"
-    )
+def _nearest(wrong: str, known: Sequence[str], count: int) -> str:
+    """The nearest of some known names; `count` is how many there are in all."""
+    if near := difflib.get_close_matches(wrong, known, n=3):
+        return f"Did you mean {', '.join(near)}?"
+    more = f" and {count - 5} more" if count > 5 else ""
+    return f"There are {', '.join(known[:5])}{more}."
 
 
 def _find(pool: Pool, id: str, source: str | None) -> int:
-    """The number of the example with an id."""
+    """The number of an example in the pool."""
     if source is not None:
-        _one_of(source, sorted(pool.sources), "--source")
-    sources = [name for name in sorted(pool.sources) if pool.find(name, id) is not None]
-    wanted = [name for name in sources if source in (None, name)]
-    if len(wanted) == 1:
-        number = pool.find(wanted[0], id)
-        assert number is not None
-        return number
+        _one_of(source, list(pool.sources), "--source")
+    numbers = {name: pool.find(name, id) for name in pool.sources}
+    sources = [name for name, number in numbers.items() if number is not None]
+    wanted = [numbers[name] for name in sources if source in (None, name)]
+    if len(wanted) == 1 and wanted[0] is not None:
+        return wanted[0]
     if wanted:
         todo = "Say which one: --source (in Python, source=...)."
         raise UsageError(f"Several rows have the id {id}.", f"sources {', '.join(sources)}", todo)
     where = "the pool" if source is None else f"source {source}"
-    ids = pool.take(pool.order, ["id"])["id"]
-    todo = f"It is in {', '.join(sources)}." if sources else _nearest(id, ids.to_pylist())
+    todo = f"It is in {', '.join(sources)}." if sources else _nearest_id(pool, id)
     raise UsageError(f"There is no row with the id {id!r}.", where, todo)
 
 
-class _Table:
-    """A target's scores by a method."""
+def _nearest_id(pool: Pool, id: str) -> str:
+    """Looked for among ids that start alike; in a small pool among all."""
+    ids = pool.table["id"]
+    if len(pool) > IDS:
+        alike = ids.filter(pc.starts_with(ids, id[:2]))
+        ids = alike if len(alike) else ids
+    return _nearest(id, sorted(ids[:IDS].to_pylist()), len(pool))
 
-    def __init__(self, file: Path) -> None:
+
+class _Explainer:
+    """Reads what a run has on an example, for one target and method."""
+
+    def __init__(self, context: Context, target: str, method: str) -> None:
+        self._context, self._target, self._method = context, target, method
+        self._pool, self._artifacts = context.pool, context.artifacts
+        self._notes = [
+            f"{stage} is out of date: {reason}; run `gradsieve run` with the run's recipe"
+            for stage, reason in outdated(context.run).items()
+            if stage in ("score", "select")
+        ]
+
+    def explain(self, number: int) -> Explanation:
+        (key,) = self._pool.keys([number])
+        tables = {t.name: self._table(t.name) for t in self._context.recipe.targets}
+        lines = {name: table.find(*key) for name, table in tables.items()}
+        targets = {
+            name: _score(tables[name], line) for name, line in lines.items() if line is not None
+        }
+        rank, reason = self._selected(*key)
+        checkpoints: dict[str, list[float]] = {}
+        contributions: list[Contribution] = []
+        neighbors: list[Neighbor] = []
+        if self._target in targets:
+            checkpoints, contributions = self._decomposed(number, targets[self._target].subtasks)
+            neighbors = self._neighbors(number, tables[self._target])
+        else:
+            reason = self._skip_reason(*key)
+        return Explanation(
+            *key,
+            target=self._target,
+            method=self._method,
+            selected=rank,
+            reason=reason,
+            tokens=int(self._pool.lengths[number]),
+            targets=targets,
+            checkpoints=checkpoints,
+            positive=_strongest([one for one in contributions if one.value > 0]),
+            negative=_strongest([one for one in contributions if one.value < 0]),
+            neighbors=neighbors,
+            messages=list(self._pool.messages([number])[0]),
+            notes=self._notes,
+        )
+
+    def _table(self, target: str) -> ScoreTable:
+        file = self._artifacts.scores.table_file(target, self._method)
         if not file.is_file():
             todo = "Run `gradsieve score` with the run's recipe."
             raise RunError("There are no scores of this target and method.", str(file), todo)
-        self._table = read_scores(file)
+        return self._artifacts.scores.table(target, self._method)
 
-    def __contains__(self, key: Key) -> bool:
-        return self._table.find(*key) is not None
+    def _skip_reason(self, source: str, id: str) -> str:
+        skipped = self._artifacts.scores.skipped(self._pool)
+        found = skipped.filter((pc.field("source") == source) & (pc.field("id") == id))
+        return found["skip_reason"][0].as_py() if len(found) else "it was not scored"
 
-    def of(self, key: Key) -> TargetScore:
-        line, table = self._table.find(*key), self._table
-        assert line is not None
-        subtasks = dict(zip(table.subtasks, table.by_subtask[line].tolist(), strict=True))
-        return TargetScore(float(table.total[line]), int(table.ranks[line]), len(table), subtasks)
+    def _selected(self, source: str, id: str) -> tuple[int | None, str | None]:
+        """The example's rank in the selection; or why it has none."""
+        files = self._artifacts.selections.of(self._context.recipe, self._target, self._method)
+        if self._context.run.metadata("select") is None or not files.messages.is_file():
+            return None, "nothing has been selected yet"
+        count = 0
+        for record in read_lines(files.messages):
+            count += 1
+            if (record["source"], record["id"]) == (source, id):
+                return record["rank"], None
+        for record in read_lines(files.dropped):
+            if (record["source"], record.get("id")) == (source, id):
+                return None, record["reason"]
+        return None, f"the {count} selected rows rank before it"
 
+    def _decomposed(
+        self, number: int, scores: Mapping[str, float]
+    ) -> tuple[dict[str, list[float]], list[Contribution]]:
+        """What each checkpoint adds, by subtask; and each target example's contribution.
 
-class _Texts:
-    """What rows and examples say, read when first asked for; a note where it can't be."""
+        Args:
+            number: Of the example.
+            scores: By subtask.
+        """
+        recipe, method = self._context.recipe, self._method
+        if not can_decompose(recipe, method) and method != "less":
+            self._notes.append(f"scores of {method} can't be decomposed by target example")
+            return {}, []
+        store = self._last_store()
+        if store is None or self._position(store, number) < 0:
+            self._notes.append("the features were made again since, and lack this example")
+            return {}, []
+        if not can_decompose(recipe, method):
+            self._notes.append(
+                "features.mode: exact keeps no gradients to decompose scores by target example"
+            )
+            return self._exact(number), []
+        found = decompose(self._context, self._target, np.array([number]), method)
+        values, of = found.values[:, 0], np.array(found.subtasks)
+        by_subtask = {
+            name: values[:, of == name].sum(axis=1).tolist() for name in sorted(set(of.tolist()))
+        }
+        examples = self._target_examples()
+        total = values.sum(axis=0).tolist()
+        contributions = [
+            Contribution(id, subtask, value, _text(example), example.where if example else "")
+            for id, subtask, value in zip(found.ids, found.subtasks, total, strict=True)
+            for example in [examples.get((subtask, id))]
+        ]
+        contributions.sort(key=lambda one: (-scores[one.subtask], one.subtask, -abs(one.value)))
+        return by_subtask, contributions
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self.notes: list[str] = []
-        self._targets: dict[Key, Example] | None = None
+    def _exact(self, number: int) -> dict[str, list[float]]:
+        """What each checkpoint adds, from the cosines that exact mode keeps."""
+        by_subtask: dict[str, list[float]] = {}
+        checkpoints = self._artifacts.features.checkpoints
+        for checkpoint, weight in zip(checkpoints, self._artifacts.warmup.weights, strict=True):
+            store = checkpoint.store("exact")
+            cosines = store.read(np.array([self._position(store, number)]))[0].tolist()
+            columns = store.settings["exact"]["columns"]
+            for (owner, subtask), cosine in zip(columns, cosines, strict=True):
+                if owner == self._target:
+                    by_subtask.setdefault(subtask, []).append(float(weight) * cosine)
+        return by_subtask
 
-    def messages(self, key: Key) -> list[Message] | None:
-        found = self._row(key)
-        return None if found is None else list(found.messages)
+    def _neighbors(self, number: int, table: ScoreTable) -> list[Neighbor]:
+        """The scored examples with the largest cosines to this one at the last checkpoint."""
+        store = self._last_store()
+        own = -1 if store is None or "exact" in store.settings else self._position(store, number)
+        if store is None or own < 0:
+            self._notes.append("there is no datastore with its gradient, so it has no neighbors")
+            return []
+        row = store.read(np.array([own]))
+        direction = row / max(float(np.linalg.norm(row)), 1e-30)
+        numbers = table.numbers(self._pool)
+        lines = np.flatnonzero((numbers >= 0) & (numbers != number))
+        positions = store.positions(self._pool.store_keys(numbers[lines]))
+        lines, positions = lines[positions >= 0], positions[positions >= 0]
+        cosines = similarities(store, direction, positions)[0][:, 0]
+        # Lines are in order of (source, id), and so are neighbors with equal cosines.
+        best = np.argsort(-cosines, kind="stable")[:NEIGHBORS]
+        texts = self._pool.examples(numbers[lines[best]])
+        return [
+            Neighbor(
+                example.source,
+                example.id,
+                float(cosine),
+                float(table.total[line]),
+                int(table.ranks[line]),
+                _text(example),
+            )
+            for example, line, cosine in zip(texts, lines[best], cosines[best], strict=True)
+        ]
 
-    def row(self, key: Key) -> str | None:
-        return _text(self._row(key))
+    def _last_store(self) -> Store | None:
+        """The datastore at the last checkpoint; of plain gradients, if the method uses them."""
+        if self._context.run.metadata("features") is None:
+            return None
+        features = self._artifacts.features
+        kind = "pool-sgd" if self._method == "sgd" else "pool"
+        kinds = [kind] if kind in features.kinds else features.kinds
+        return features.checkpoints[-1].store(kinds[0])
 
-    def _row(self, key: Key) -> Example | None:
-        pool = self._context.pool
-        number = pool.find(*key)
-        return None if number is None else pool.example(number)
+    def _position(self, store: Store, number: int) -> int:
+        return int(store.positions(self._pool.store_keys([number]))[0])
 
-    def example(self, target: str, id: str) -> str | None:
-        if self._targets is None:
-            self._targets = self._read_targets()
-        return _text(self._targets.get((target, id)))
-
-    def _read_targets(self) -> dict[Key, Example]:
+    def _target_examples(self) -> dict[tuple[str, str], Example]:
+        """By subtask and id."""
         try:
             targets = self._context.targets
         except DataError as error:
-            what, where = error.what, error.where
-            self.notes.append(f"the targets' examples cannot be read any more: {what} ({where})")
+            self._notes.append(
+                f"the target's examples can't be read any more: {error.what} ({error.where})"
+            )
             return {}
-        return {(target.name, e.id): e for target in targets for e in target.examples}
+        own = (target.examples for target in targets if target.name == self._target)
+        return {(example.subtask, example.id): example for examples in own for example in examples}
+
+
+def _score(table: ScoreTable, line: int) -> TargetScore:
+    subtasks = dict(zip(table.subtasks, table.by_subtask[line].tolist(), strict=True))
+    return TargetScore(float(table.total[line]), int(table.ranks[line]), len(table.total), subtasks)
+
+
+def _strongest(contributions: Sequence[Contribution]) -> list[Contribution]:
+    """The first few of each of the first subtasks."""
+    counts: Counter[str] = Counter()
+    shown = []
+    for one in contributions:
+        counts[one.subtask] += 1
+        if len(counts) <= SUBTASKS and counts[one.subtask] <= CONTRIBUTIONS:
+            shown.append(one)
+    return shown
 
 
 def _text(example: Example | None) -> str | None:
     if example is None:
         return None
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in example.messages)
-
-
-def _selected(
-    run: RunFolder, recipe: Recipe, target: str, method: str, key: Key
-) -> tuple[int | None, str | None]:
-    """The row's place in the selection; or why it has none."""
-    files = Artifacts(run).selections.of(recipe, target, method)
-    if run.metadata("select") is None or not files.messages.is_file():
-        return None, "nothing has been selected yet"
-    chosen = 0
-    for record in read_lines(files.messages):
-        chosen += 1
-        if (record["source"], record["id"]) == key:
-            return record["rank"], None
-    for record in read_lines(files.dropped):
-        if (record["source"], record.get("id")) == key:
-            return None, record["reason"]
-    return None, f"the {chosen} rows of the selection come before it"
-
-
-def _parts(
-    run: RunFolder, recipe: Recipe, target: str, method: str, key: Key, texts: _Texts
-) -> tuple[dict[str, list[float]], list[Pull]]:
-    """By subtask what each checkpoint adds; and each example's part, most first."""
-    comes_apart = can_attribute(recipe, method)
-    if not comes_apart and method != "less":
-        texts.notes.append(f"scores of {method} don't come apart by checkpoint or target example")
-        return {}, []
-    name = _row_keys(run).get(key)
-    if name is None:
-        texts.notes.append("the features that are there now are not those of the scores")
-        return {}, []
-    if not comes_apart:
-        texts.notes.append("features.mode: exact keeps no gradients to take scores apart with")
-        return _exact_parts(run, target, name), []
-    found = attribute(run, recipe, target, [key], method)
-    parts, of = found.parts[:, 0], np.array(found.subtasks)
-    by_subtask = {
-        name: parts[:, of == name].sum(axis=1).tolist() for name in sorted(set(found.subtasks))
-    }
-    pulls = [
-        Pull(id, subtask, part, texts.example(target, id))
-        for id, subtask, part in zip(
-            found.ids, found.subtasks, parts.sum(axis=0).tolist(), strict=True
-        )
-    ]
-    return by_subtask, sorted(pulls, key=lambda pull: -pull.part)
-
-
-def _exact_parts(run: RunFolder, target: str, name: RowKey) -> dict[str, list[float]]:
-    """What each checkpoint adds, from the cosines that exact mode keeps."""
-    artifacts = Artifacts(run)
-    by_subtask: dict[str, list[float]] = {}
-    checkpoints, weights = artifacts.features.checkpoints, artifacts.warmup.weights
-    for checkpoint, weight in zip(checkpoints, weights, strict=True):
-        store = checkpoint.store("exact")
-        cosines = store.read(store.find([name]))[0]
-        for (owner, subtask), cosine in zip(
-            store.settings["exact"]["columns"], cosines.tolist(), strict=True
-        ):
-            if owner == target:
-                by_subtask.setdefault(subtask, []).append(float(weight) * cosine)
-    return by_subtask
-
-
-def _neighbors(
-    run: RunFolder, method: str, key: Key, table: _Table, texts: _Texts
-) -> list[Neighbor]:
-    """The rows with the largest cosines to this one at the last checkpoint."""
-    from gradsieve.store import open_store
-
-    path = _last_store(run, method)
-    names = _row_keys(run)
-    if path is None or key not in names:
-        texts.notes.append("there is no datastore with its gradient, so no neighbors can be told")
-        return []
-    store = open_store(path)
-    row = store.read(store.find([names[key]]))
-    direction = row / max(float(np.linalg.norm(row)), 1e-30)
-    # Features may be newer than scores, and have rows that have none yet.
-    others = [name for of, name in names.items() if of in table and of != key]
-    at = dict(zip(store.find(others).tolist(), others, strict=True))
-    found = [
-        (cosine, at[position].source, at[position].id)
-        for block in store.similarities(direction, np.array(list(at), dtype=np.int64))
-        for position, cosine in zip(
-            block.positions.tolist(), block.cosines[:, 0].tolist(), strict=True
-        )
-    ]
-    nearest = sorted(found, key=lambda one: (-one[0], one[1:]))[:NEIGHBORS]
-    neighbors = []
-    for cosine, *other in nearest:
-        its_key: Key = (other[0], other[1])
-        its = table.of(its_key)
-        neighbors.append(Neighbor(*its_key, cosine, its.score, its.rank, texts.row(its_key)))
-    return neighbors
-
-
-def _last_store(run: RunFolder, method: str) -> Path | None:
-    """The datastore at the last checkpoint, of plain gradients for the method that uses them."""
-    if run.metadata("features") is None:
-        return None
-    stores = Artifacts(run).features.last_stores()
-    own = [store for store in stores if (store.name == "pool-sgd") == (method == "sgd")]
-    return next(iter(own or stores), None)
-
-
-def _row_keys(run: RunFolder) -> dict[Key, RowKey]:
-    """The datastore's key of each example that has a feature; none while features are made."""
-    return {} if run.metadata("features") is None else row_keys(run)
+    return "\n".join(f"{turn['role']}: {text_of(turn['content'])}" for turn in example.messages)

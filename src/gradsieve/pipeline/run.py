@@ -28,6 +28,7 @@ from gradsieve.recipe.load import dump_recipe, load_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import STAGE_NAMES, RunFolder, State
+from gradsieve.runs.lineage import changed_settings, outdated
 from gradsieve.stages import all_stages
 from gradsieve.stages.base import Stage
 
@@ -86,9 +87,12 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
             if before and name not in (*wanted, *STAGES[start].optional_before):
                 run.require(name)
         check(context, [STAGES[name] for name in wanted])
+        earlier = STAGE_NAMES[: STAGE_NAMES.index(start)]
+        taken = [name for name in needed if name in earlier and name not in wanted]
+        others = _other_settings(context, taken)
         for name in wanted:
             if leads or STAGES[name].distributed:
-                _run_stage(STAGES[name], context)
+                _run_stage(STAGES[name], context, others)
             context.report_warnings()
             distributed.wait()
             if name == "pool":  # what could not be checked without it
@@ -96,6 +100,21 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
         if leads:
             write_text(run.recipe, dump_recipe(recipe))
     return run
+
+
+def _other_settings(context: Context, taken: Sequence[str]) -> bool:
+    """Whether stages that are taken as they are were made with other settings; warns of them."""
+    run, stale = context.run, outdated(context.run)
+    found = {name: changed_settings(run, context.recipe, name) for name in taken}
+    for name in stale.keys() & found.keys():
+        found[name].append(f"{name} is out of date, because {stale[name]}")
+    for name, changes in found.items():
+        if changes:
+            context.progress.warn(
+                f"{name} is taken as it is, though settings differ: {first_few(changes)}. "
+                "To update it: `gradsieve run` with this recipe, without --from"
+            )
+    return any(found.values())
 
 
 def stages_of(recipe: Recipe) -> list[str]:
@@ -134,13 +153,22 @@ def _state(stage: Stage, context: Context, inputs: dict[str, Any]) -> State:
     return State("extend" if stage.can_extend(old, inputs) else "redo", first_few(changes))
 
 
-def _run_stage(stage: Stage, context: Context) -> None:
+def _run_stage(stage: Stage, context: Context, others: bool) -> None:
+    """Run a stage, if it has to.
+
+    Args:
+        stage: The stage.
+        context: The run.
+        others: Whether it is up to date with stages of other settings, at best.
+    """
     run, progress, leads, name = context.run, context.progress, distributed.is_first(), stage.name
     inputs = stage.fingerprint_inputs(context)
     state = _state(stage, context, inputs) if leads else State("new")
     done = state.kind == "done"
     if distributed.agreed(done) if stage.distributed else done:
-        progress.end(name, "up to date")
+        progress.end(
+            name, f"up to date{' with the stages before it as they are' if others else ''}"
+        )
         return
     snapshot = run.snapshot(name)
     # What is extended took its earlier seconds, too.

@@ -1,4 +1,4 @@
-"""Numbers as a page wants them: short, finite, and counted in bins."""
+"""Numbers for the page: rounded, finite, counted in bins; rank correlations and overlaps."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ LENGTH_BINS = 32
 
 
 def short(value: float) -> float | None:
-    """Six digits, which is more than a score means; None if it is not finite."""
+    """Rounded to six digits, more than a score's precision; None if it is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def histogram(values: Floats, chosen: NDArray[np.bool_]) -> dict[str, Any]:
-    """Counts of all values and of the chosen ones in equal bins, from lowest to highest."""
+    """Counts of all values and of the chosen ones in bins of equal width."""
     finite = np.isfinite(values)
     known = values[finite] if finite.any() else np.zeros(1)
     low, high = float(known.min()), float(known.max())
     return _counted(values, chosen, np.linspace(low, high if high > low else low + 1, BINS + 1))
 
 
-def length_histogram(tokens: NDArray[np.int64], chosen: NDArray[np.bool_]) -> dict[str, Any]:
-    """The same of lengths, in bins that grow with them; each holds a whole number or more."""
+def length_histogram(tokens: NDArray[np.integer[Any]], chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    """The same of lengths, in bins of equal ratio; each holds at least one whole number."""
     low, high = max(1, int(tokens.min())), int(tokens.max()) + 1
     edges = np.unique(np.round(np.geomspace(low, max(high, low + 1), LENGTH_BINS + 1)))
     return _counted(tokens, chosen, edges)
@@ -38,7 +38,7 @@ def _counted(
     values: NDArray[Any], chosen: NDArray[np.bool_], edges: NDArray[np.float64]
 ) -> dict[str, Any]:
     return {
-        "edges": edges.tolist(),  # all digits: scores may be closer than six of them tell
+        "edges": edges.tolist(),  # all digits: scores may differ in later digits
         "all": np.histogram(values, edges)[0].tolist(),
         "selected": np.histogram(values[chosen], edges)[0].tolist(),
     }

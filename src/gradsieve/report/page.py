@@ -1,8 +1,8 @@
 """JSON, style and script in one HTML file that loads nothing and in which no data can run.
 
-In: what `gather` and `provenance` tell. Out: the page's text. Data stands in blocks of JSON that no
-browser runs, with every `<` escaped, so that none ends early; the script puts it into the page as
-text only. A content security policy allows this one script and this one style, by their hashes,
+In: the results of `gather` and `provenance`. Out: the page's HTML. Data is in blocks of JSON, which
+no browser runs, with every `<` escaped, so that none ends early; the script puts it into the page
+as text only. A content security policy allows this one script and this one style, by their hashes,
 and nothing else: no image, no request, no HTML made from strings.
 
 Each block is one line. All that differs between two runs of the same inputs is in `provenance`.

@@ -1,8 +1,8 @@
-"""The last stage: a page on what was selected and why, for a browser.
+"""The last stage: a page on the selections, for a browser.
 
-In: the finished stages; of training and evaluation what there is and still fits the selection. Out:
-`08-report/index.html`, one file that needs nothing else and loads nothing from anywhere. For the
-same inputs its bytes are the same, but for the one line that tells the recipe, times and versions.
+In: the finished stages that belong to the selections. Out: `08-report/index.html`, one file that
+loads nothing. For the same inputs its bytes are the same, except for the line with the
+recipe, times and versions.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from gradsieve.io import file_fingerprint, write_text
 from gradsieve.report.gather import gather
+from gradsieve.report.made import current_stages, provenance
 from gradsieve.report.page import page
-from gradsieve.report.provenance import current_stages, provenance
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages.base import Inputs, Stage
@@ -39,7 +39,7 @@ class Report(Stage):
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
-        """An old page is written over: all it was made of is elsewhere."""
+        """An old page is overwritten: all it was made of is in the other stages."""
         return True
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ function fill(made, attributes) {
 const LONG = 400;
 const clipped = (text) => (text.length > LONG ? `${text.slice(0, LONG)}\u2026` : text);
 
-// A name out of the data: whatever its script, it does not turn what stands beside it.
+// A name out of the data: whatever its script, it does not change the direction of text next to it.
 const named = (text, of = "bdi", attributes = {}) =>
   element(of, { dir: "auto", title: clipped(text), ...attributes }, clipped(text));
 
@@ -46,7 +46,7 @@ function number(value) {
 
 // For a column of results: as many digits in each.
 const fixed = (value) => (value === null ? "\u2013" : minus(value.toFixed(Math.abs(value) < 100 ? 3 : 1)));
-const signed = (value, told = number) => (value > 0 ? "+" : "") + told(value);
+const signed = (value, format = number) => (value > 0 ? "+" : "") + format(value);
 
 function percent(share) {
   const digits = share > 0 && share < 0.0995 ? 1 : 0;
@@ -87,11 +87,11 @@ function powers(low, high) {
 }
 
 // An axis' labels, those left out that would touch another.
-function labels(svg, marks, place, y, told) {
+function labels(svg, marks, place, y, format) {
   const width = svg.viewBox.baseVal.width;
   let free = -Infinity;
   for (const mark of marks) {
-    const text = told(mark), half = 3.4 * text.length, x = Math.min(place(mark), width - half);
+    const text = format(mark), half = 3.4 * text.length, x = Math.min(place(mark), width - half);
     if (x - half < free) continue;
     svg.append(drawn("text", { x, y, "text-anchor": "middle" }, text));
     free = x + half + 8;
@@ -127,16 +127,16 @@ function forget(boxes) {
 }
 
 // Counts by score: the pool's bars, the selected part of each in color.
-function scoreChart(box, bins, cut, told) {
+function scoreChart(box, bins, cut, format) {
   const low = bins.edges[0], high = bins.edges.at(-1), most = Math.max(...bins.all, 1);
-  const label = `Histogram of scores from ${told(low)} to ${told(high)}; the lowest selected score is ${told(cut)}`;
+  const label = `Histogram of scores from ${format(low)} to ${format(high)}; the lowest selected score is ${format(cut)}`;
   chart(box, 190, label, (svg, width, height) => {
     const top = 20, bottom = height - 22, left = 6, right = width - 6;
     const place = (score) => left + within(score, low, high) * (right - left);
     const step = (right - left) / bins.all.length;
     bins.all.forEach((count, at) => {
       const chosen = bins.selected[at];
-      const title = `${told(bins.edges[at])} to ${told(bins.edges[at + 1])}: ${whole.format(count)} rows, ${whole.format(chosen)} selected`;
+      const title = `${format(bins.edges[at])} to ${format(bins.edges[at + 1])}: ${whole.format(count)} rows, ${whole.format(chosen)} selected`;
       const bar = drawn("g", {}, drawn("title", {}, title));
       for (const [rows, kind] of [[count, "pool"], [chosen, "selected"]]) {
         const size = rows ? Math.max(1.5, (rows / most) * (bottom - top)) : 0;
@@ -149,7 +149,7 @@ function scoreChart(box, bins, cut, told) {
     if (bins.selected.some((chosen, at) => chosen < bins.all[at])) {
       const x = place(cut), before = x > width * 0.6;
       svg.append(drawn("line", { x1: x, x2: x, y1: top - 4, y2: bottom, class: "cut" }));
-      svg.append(drawn("text", { x: x + (before ? -5 : 5), y: 14, "text-anchor": before ? "end" : "start", class: "strong" }, `lowest selected ${told(cut)}`));
+      svg.append(drawn("text", { x: x + (before ? -5 : 5), y: 14, "text-anchor": before ? "end" : "start", class: "strong" }, `lowest selected ${format(cut)}`));
     }
   });
 }
@@ -208,7 +208,7 @@ function stripChart(box, values, mean, low, high, here) {
 }
 
 // Shares as a table whose cells are shaded; only what is below the diagonal.
-function matrix(names, values, told, columns = names) {
+function matrix(names, values, format, columns = names) {
   const table = element("table");
   const heads = columns.slice(0, names.length - 1).map((name) => element("th", { scope: "col", class: "middle" }, named(name)));
   table.append(element("tr", {}, element("td"), ...heads));
@@ -216,7 +216,7 @@ function matrix(names, values, told, columns = names) {
     if (!row) return;
     const cells = names.slice(0, -1).map((_, column) => {
       if (column >= row) return element("td");
-      const cell = element("td", { class: "shade" }, told(values[row][column]));
+      const cell = element("td", { class: "shade" }, format(values[row][column]));
       const strength = Math.max(0, Math.min(1, values[row][column] || 0));
       cell.style.background = `color-mix(in srgb, var(--selected) ${Math.round(45 * strength)}%, transparent)`;
       return cell;

@@ -1,4 +1,4 @@
-// The list of rows: search, filters, order, pages, and what is told of a row when it is opened.
+// The list of rows: search, filters, order, pages, and the details of a row when it is opened.
 
 function matches(words, source, subtask) {
   const { row, subtask: of } = state.view.shown, found = [];
@@ -27,7 +27,7 @@ function ordered(found) {
   return by ? found.sort(by) : found;
 }
 
-// Filter, count, order and draw; how long it took is kept for the test of 20,000 rows.
+// Filter, count, order and draw; the time it took is kept for the test with 20,000 rows.
 function refresh() {
   const start = performance.now(), { group } = state.view.shown;
   const found = matches(wanted(), Number(at("source").value), Number(at("subtask").value));
@@ -47,7 +47,7 @@ function showPage() {
   const { found } = state, pages = Math.max(1, Math.ceil(found.length / PAGE)), words = wanted();
   const first = state.page * PAGE, last = Math.min(found.length, first + PAGE);
   at("rows").replaceChildren(...found.slice(first, last).map((n) => listed(n, words)));
-  at("count").textContent = found.length ? `Rows ${whole.format(first + 1)} to ${whole.format(last)} of ${whole.format(found.length)}` : "No row fits: search for less, or choose other rows.";
+  at("count").textContent = found.length ? `Rows ${whole.format(first + 1)} to ${whole.format(last)} of ${whole.format(found.length)}` : "No row matches: use fewer words, or other filters.";
   at("page").textContent = `Page ${whole.format(state.page + 1)} of ${whole.format(pages)}`;
   at("previous").disabled = state.page === 0;
   at("next").disabled = state.page >= pages - 1;
@@ -66,7 +66,7 @@ function listed(n, words) {
   const low = scores.edges[0], high = scores.edges.at(-1), subtask = subtasks[shown.subtask[n]];
   const badges = [];
   if (state.group < 0 || group === 1) badges.push(element("span", { class: "badge" }, report.groups[group]));
-  if (truncated) badges.push(element("span", { class: "badge" }, "cut to length"));
+  if (truncated) badges.push(element("span", { class: "badge" }, "truncated"));
   if (leak) badges.push(element("span", { class: "badge alarm" }, "leak"));
   const about = element("span", { class: "about" }, named(report.sources[source]),
     ...(subtask ? [" \u00b7 ", named(subtask[0])] : []), ` \u00b7 ${whole.format(tokens)} tokens `, ...badges);
@@ -91,7 +91,7 @@ function detail(n, words) {
   const reason = shown.reason[n];
   if (reason) why.append(element("h3", {}, "Why it was passed over"), named(reason, "p", { class: "small" }));
   if (leak) why.append(element("h3", {}, "Leak"), named(leak, "p", { class: "small" }));
-  why.append(...pulls(n), ...byPart("By subtask", subtaskScores(n)), ...byPart("By checkpoint", checkpointScores(n)));
+  why.append(...contributions(n), ...byPart("By subtask", subtaskScores(n)), ...byPart("By checkpoint", checkpointScores(n)));
   return [text, why];
 }
 
@@ -110,22 +110,22 @@ function byPart(title, parts) {
   const most = Math.max(...parts.map(([, part]) => Math.abs(part)), 1e-12);
   const rows = parts.map(([name, part]) => element("li", {},
     element("span", { class: part < 0 ? "amount away" : "amount" }, score(part), element("i", { "width%": (100 * Math.abs(part)) / most })), named(name)));
-  return [element("h3", {}, title), element("ul", { class: "pulls" }, ...rows)];
+  return [element("h3", {}, title), element("ul", { class: "contributions" }, ...rows)];
 }
 
-function pulls(n) {
+function contributions(n) {
   const { shown, method } = state.view;
-  if (!shown.pulls) return [element("h3", {}, "Why"), element("p", { class: "small" }, `Scores of ${method} do not come apart by target example here.`)];
-  const { examples } = targetOf(state.view), parts = shown.pulls[n];
+  if (!shown.contributions) return [element("h3", {}, "Why"), element("p", { class: "small" }, `Scores of ${method} can\u2019t be decomposed by target example.`)];
+  const { examples } = targetOf(state.view), parts = shown.contributions[n];
   const most = Math.max(...parts.map(([, part]) => Math.abs(part)), 1e-12);
-  const list = (title, chosen) => chosen.length ? [element("h3", {}, title), element("ul", { class: "pulls" }, ...chosen.map((part) => pull(part, examples, most)))] : [];
+  const list = (title, chosen) => chosen.length ? [element("h3", {}, title), element("ul", { class: "contributions" }, ...chosen.map((part) => contribution(part, examples, most)))] : [];
   const rest = shown.score[n] - parts.reduce((sum, [, part]) => sum + part, 0);
-  const others = Math.abs(rest) > 0.01 * most ? [element("p", { class: "small" }, `All others together: ${signed(rest, score)}. Parts add up to the score, ${score(shown.score[n])}.`)] : [];
-  return [...list("Target examples that pull it in", parts.filter(([, part]) => part > 0)),
-    ...list("Target examples that push it away", parts.filter(([, part]) => part < 0).reverse()), ...others];
+  const others = Math.abs(rest) > 0.01 * most ? [element("p", { class: "small" }, `All others: ${signed(rest, score)}. Contributions add up to the score, ${score(shown.score[n])}.`)] : [];
+  return [...list("Target examples with positive contributions", parts.filter(([, part]) => part > 0)),
+    ...list("Target examples with negative contributions", parts.filter(([, part]) => part < 0).reverse()), ...others];
 }
 
-// How all examples of a subtask begin: what they have in common tells none from another.
+// How all examples of a subtask begin: their common beginning distinguishes none.
 const beginnings = new Map();
 
 function beginning(examples, subtask) {
@@ -141,7 +141,7 @@ function beginning(examples, subtask) {
 
 const snippetOf = (example) => (example[3].find((turn) => turn[0] === "user") || example[3][0] || ["", ""])[1];
 
-function pull([place, part], examples, most) {
+function contribution([place, part], examples, most) {
   const [id, subtask, more, turns] = examples[place];
   const common = beginning(examples, subtask), own = snippetOf(examples[place]).slice(common.length, common.length + 160).trim();
   const opened = element("details", {}, named((common && own ? "\u2026 " : "") + (own || id), "summary"));
@@ -171,7 +171,7 @@ function showGroups() {
 function showList(view) {
   const shown = view.shown.group.filter((kind) => kind === 0).length;
   const selected = shown < view.selected ? `the best ${whole.format(shown)} of ${whole.format(view.selected)}` : `all ${whole.format(shown)}`;
-  at("examples-hint").textContent = `Here are ${selected} selected rows, the best of those that were not selected, and the lowest scored. Open one to read it${view.shown.pulls ? " and to see which target examples pull it in" : ""}.`;
+  at("examples-hint").textContent = `Here are ${selected} selected rows, the best that were not selected, and those with the lowest scores. Open a row to read it${view.shown.contributions ? " and to see which target examples contribute to its score" : ""}.`;
   const places = report.sources.map((name, place) => [place, name]).filter(([place]) => view.sources[place][1]);
   options(at("source"), [[-1, "all"], ...places]);
   options(at("subtask"), [[-1, "all"], ...view.subtasks.map(([name], place) => [place, name])]);
@@ -235,7 +235,7 @@ function start() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", nameTheme);
   nameTheme();
   show();
-  // Searching is ready before the first letter: texts are made ready while nothing else is to do.
+  // Searching is fast from the first letter: texts are prepared while the page is idle.
   let next = 0;
   const prepare = () => {
     for (const end = Math.min(report.rows.length, next + 500); next < end; next++) searched(next);

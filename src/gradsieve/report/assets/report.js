@@ -1,4 +1,4 @@
-// The page but for its list of rows (list.js): what is told of the selection chosen at its top.
+// The page, except its list of rows (list.js): all of it shows the selection named at its top.
 // A row is [source, id, tokens, truncated, leak, characters left out, [[role, text], ...]].
 
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
@@ -67,12 +67,12 @@ function tile(name, value, about) {
 function showSummary(view) {
   const together = report.together ? ", all targets together" : "";
   at("headline").replaceChildren(`${whole.format(view.selected)} of ${whole.format(view.scored)} rows for `, named(view.target, "em"), together);
-  at("lead").replaceChildren("Chosen by ", element("b", {}, view.method), `: ${view.about}. Model: `, named(report.model), ".");
+  at("lead").replaceChildren("Selected by ", element("b", {}, view.method), `: ${view.about}. Model: `, named(report.model), ".");
   document.title = `${view.target}, ${view.method} \u2013 gradsieve report`;
   const out = (list) => list.reduce((sum, [, count]) => sum + count, 0);
   const passed = out(view.passed_over), bare = out(view.not_scored);
   at("tiles").replaceChildren(
-    tile("Rows", whole.format(view.selected), `${percent(view.selected / view.scored)} of those scored`),
+    tile("Rows", whole.format(view.selected), `${percent(view.selected / view.scored)} of the scored rows`),
     tile("Tokens", whole.format(view.tokens), `${percent(view.tokens / view.pool_tokens)} of the pool\u2019s`),
     tile("Median length", whole.format(view.median_tokens[0]), `tokens; ${whole.format(view.median_tokens[1])} in the pool`),
     tile("Lowest selected score", score(view.lowest_selected), `scores ${score(view.scores.edges[0])} to ${score(view.scores.edges.at(-1))}`),
@@ -80,7 +80,7 @@ function showSummary(view) {
     ...bestResult(view));
 }
 
-// The first metric of the results, beside what chance would give.
+// The first metric of the results, next to that of random selection.
 function bestResult(view) {
   const metrics = report.results[view.target] || [];
   const metric = metrics.find((one) => !one.metric.endsWith("_loss")) || metrics[0];
@@ -118,15 +118,15 @@ function showShares(view) {
     .sort((one, other) => other[1] - one[1] || other[2] - one[2]);
   bars(at("sources"), items(view.sources.map(([chosen, pool], place) => [report.sources[place], chosen, pool])));
   at("subtasks-hint").textContent = view.subtasks.length
-    ? "Which subtask rows help most: share of the selection, above that of the pool."
-    : "This method looks at no subtask.";
+    ? "The subtask for which a row has its highest score: share of the selection, above that of the pool."
+    : "This method does not use subtasks.";
   bars(at("subtasks"), items(view.subtasks));
 }
 
 function showCharts(view) {
   scoreChart(at("scores"), view.scores, view.lowest_selected, score);
   const [median, before] = view.median_tokens, [chosen, all] = view.truncated;
-  const cut = all ? ` Cut to the model\u2019s length: ${percent(chosen / view.selected)} of the selection, ${percent(all / view.scored)} of the pool.` : "";
+  const cut = all ? ` Truncated: ${percent(chosen / view.selected)} of the selection, ${percent(all / view.scored)} of the pool.` : "";
   at("lengths-hint").replaceChildren("Share of rows by tokens: pool in gray, ", element("b", { class: "key-selected" }, "selection"), ` as a line; medians ${whole.format(before)} and ${whole.format(median)}.${cut}`);
   lengthChart(at("lengths"), view.lengths);
 }
@@ -137,7 +137,7 @@ function showResults(view) {
   const metrics = report.results[view.target] || [];
   at("results").hidden = !metrics.length;
   document.querySelector('nav a[href="#results"]').hidden = !metrics.length;
-  at("results-hint").textContent = "After training on each method\u2019s selection; a dot is one trained model, the line their mean. Brackets: 95% interval of the difference to random, over questions.";
+  at("results-hint").textContent = "After training on each method\u2019s selection. A dot is one trained model, the line the mean. In brackets: 95% interval of the difference to random, over questions and models.";
   at("metrics").replaceChildren(...metrics.map((metric) => element("div", { class: "card" })));
   metrics.forEach((metric, place) => showMetric(at("metrics").children[place], metric, view.method));
 }
@@ -147,7 +147,7 @@ function showMetric(card, metric, current) {
   const low = Math.min(...values), high = Math.max(...values), sign = metric.higher_is_better ? 1 : -1;
   const against = metric.methods.some((one) => one.over_random);
   const heads = [element("th", { scope: "col" }, "method"), element("td", { class: "strip" }), element("th", { scope: "col", class: "number" }, "mean")];
-  if (against) heads.push(element("th", { scope: "col", class: "number" }, "over random"));
+  if (against) heads.push(element("th", { scope: "col", class: "number" }, "minus random"));
   const table = element("table", {}, element("tr", {}, ...heads));
   card.append(element("h3", {}, `${metric.metric} `, element("span", { class: "small" }, metric.higher_is_better ? "higher is better" : "lower is better")),
     element("div", { class: "scroll" }, table));
@@ -180,19 +180,19 @@ function agreementCards(view) {
   const names = [...numbers.map((name) => `checkpoint ${name}`), "score"];
   const rows = `${whole.format(found.rows)} ${found.rows < view.scored ? "rows drawn at random" : "rows"}`;
   return [
-    card("Agreement of checkpoints", `Rank correlation (Spearman) of ${rows}: near 1, any one checkpoint would do.`, matrix(names, found.spearman, fixed, numbers)),
-    card("Agreement on the top 5%", `Share of the top 5% that two have in common, of ${rows}.`, matrix(names, found.top, percent, numbers)),
+    card("Agreement of checkpoints", `Rank correlation (Spearman) of ${rows}: near 1, a single checkpoint would do.`, matrix(names, found.spearman, fixed, numbers)),
+    card("Agreement on the top 5%", `Shared rows of the top 5%, of ${rows}.`, matrix(names, found.top, percent, numbers)),
   ];
 }
 
 function leakCard() {
   const asked = Object.entries(report.questions);
   if (!asked.length) return card("Leaks", "No target has test questions to compare the pool with.");
-  const told = report.leaks.told.map((leak) => [`${leak.source} ${leak.id}: \u201c${leak.run}\u201d (${leak.target}, ${leak.question})`]);
+  const leaks = report.leaks.shown.map((leak) => [`${leak.source} ${leak.id}: \u201c${leak.run}\u201d (${leak.target}, ${leak.question})`]);
   const compared = asked.map(([name, count]) => `${whole.format(count)} of ${name}`).join(", ");
   const hint = `${report.leaks.rows === 1 ? "1 row of the pool shares" : `${whole.format(report.leaks.rows)} rows of the pool share`} 13 words in a row with a test question (compared with ${compared}).`;
-  if (!told.length) return card("Leaks", hint);
-  const list = element("details", {}, element("summary", {}, told.length < report.leaks.rows ? `The first ${told.length}` : "Which"), ...told.map(([text]) => named(text, "p", { class: "small" })));
+  if (!leaks.length) return card("Leaks", hint);
+  const list = element("details", {}, element("summary", {}, leaks.length < report.leaks.rows ? `The first ${leaks.length}` : "Which"), ...leaks.map(([text]) => named(text, "p", { class: "small" })));
   return card("Leaks", hint, list);
 }
 
@@ -204,12 +204,12 @@ function showChecks(view) {
     curve = element("div", { class: "chart" });
     cards.push(card("Warm-up", "Training loss by step.", curve));
   }
-  if (overlap.methods.length > 1) cards.push(card("Overlap of methods", "Selected rows in common, over the smaller selection.", matrix(overlap.methods, overlap.shares, percent)));
+  if (overlap.methods.length > 1) cards.push(card("Overlap of methods", "Shared rows, divided by the smaller selection.", matrix(overlap.methods, overlap.shares, percent)));
   cards.push(passed.length
-    ? card("Passed over", "Rows that would have been selected, by the rule that left them out.", counted(passed))
-    : card("Passed over", "No row was left out by a rule (near duplicates, leaks, caps of sources)."));
+    ? card("Passed over", "Rows that would have been selected, by the rule that excluded them.", counted(passed))
+    : card("Passed over", "No row was excluded by a rule (near duplicates, leaks, caps of sources)."));
   cards.push(leakCard());
-  if (bare.length) cards.push(card("Not scored", "Rows that hold nothing to learn from, or could not be read.", counted(bare.slice(0, 10))));
+  if (bare.length) cards.push(card("Not scored", "Rows without label tokens, or that could not be read.", counted(bare.slice(0, 10))));
   at("cards").replaceChildren(...cards);
   if (curve) lossChart(curve, report.loss);
 }
@@ -222,13 +222,13 @@ function showRun() {
     element("li", {}, element("span", { class: "name" }, name), element("span", { class: "track" }, element("i", { "width%": (100 * seconds) / most })), element("span", { class: "value" }, clock(seconds)))));
   const cost = Object.entries(made.scoring_seconds).map(([name, seconds]) => `${name} ${clock(seconds)}`).join(", ");
   const versions = Object.entries(made.versions).map(([name, version]) => `${name} ${version}`).join(" \u00b7 ");
-  const cards = [card("Time", "What each stage took.", times, element("p", { class: "small" }, `Scoring alone: ${cost}.`), element("p", { class: "small" }, versions))];
+  const cards = [card("Time", "Seconds per stage, all runs of it together.", times, element("p", { class: "small" }, `Scoring only: ${cost}.`), element("p", { class: "small" }, versions))];
   if (report.checkpoints.length) {
     const heads = ["checkpoint", "mean learning rate", "Adam steps", "v\u2019 < 1e-8"].map((name, place) => element("th", { scope: "col", class: place ? "number" : "" }, name));
     const rows = report.checkpoints.map((one, place) => element("tr", {},
       ...[place + 1, one.learning_rate.toExponential(2), whole.format(one.adam_step), one.below_eps === null ? "\u2013" : percent(one.below_eps)]
         .map((value, column) => element("td", { class: column ? "number" : "" }, String(value)))));
-    cards.push(card("Checkpoints", "The last column: share of coordinates whose second moment is so small that Adam\u2019s eps matters.", element("div", { class: "scroll" }, element("table", {}, element("tr", {}, ...heads), ...rows))));
+    cards.push(card("Checkpoints", "Last column: share of coordinates with a second moment so small that Adam\u2019s eps matters.", element("div", { class: "scroll" }, element("table", {}, element("tr", {}, ...heads), ...rows))));
   }
   at("made").replaceChildren(...cards);
   at("recipe").textContent = made.recipe;

@@ -1,13 +1,15 @@
 """An explanation as text: everything is there, and no terminal obeys the data."""
 
+from dataclasses import replace
+
 import pytest
 
-from gradsieve.analysis import Explanation, Neighbor, Pull, TargetScore
-from gradsieve.analysis.explain_text import cut, plain, print_rich
+from gradsieve.analysis import Contribution, Explanation, Neighbor, TargetScore
+from gradsieve.analysis.explanation import cut
 
 EVIL = "ring\x07 \x1b[31mred\x1b[0m \u202eback [bold]b[/bold]\r\nnext"
 
-TOLD = Explanation(
+FOUND = Explanation(
     source="one",
     id="7\x1b[2J",
     target="mine",
@@ -17,8 +19,8 @@ TOLD = Explanation(
     tokens=12,
     targets={"mine": TargetScore(0.25, 3, 90, {"a": 0.125, "b": 0.25})},
     checkpoints={"a": [0.1, 0.025], "b": [0.2, 0.05]},
-    pulls=[Pull("x", "b", 0.5, EVIL)],
-    pushes=[Pull("y", "b", -0.25, None)],
+    positive=[Contribution("x", "b", 0.5, EVIL, "t.jsonl:3")],
+    negative=[Contribution("y", "b", -0.25, None)],
     neighbors=[Neighbor("two", "8", 0.99, 0.2, 11, "long " * 100)],
     messages=[{"role": "user", "content": EVIL}, {"role": "assistant", "content": "z" * 3000}],
     notes=["something is missing"],
@@ -27,21 +29,23 @@ TOLD = Explanation(
 
 def printed(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("COLUMNS", "160")
-    print_rich(TOLD)
+    FOUND.print()
     return capsys.readouterr().out
 
 
-def test_both_forms_tell_everything(
+def test_both_forms_hold_everything(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for text in (plain(TOLD), printed(capsys, monkeypatch)):
+    for text in (str(FOUND), printed(capsys, monkeypatch)):
         for piece in (
-            "selected for target mine, method less, as number 3",
+            "selected for target mine, method less, rank 3",
             "12 tokens",
             "checkpoint 2",
             "+0.0500",
-            "that pull it in",
-            "that push it away",
+            "Positive contributions",
+            "Negative contributions",
+            "t.jsonl:3",
+            " y ",
             "-0.2500",
             "+0.9900",
             "[bold]b[/bold]",
@@ -50,12 +54,12 @@ def test_both_forms_tell_everything(
             "zzz",
         ):
             assert piece in text, piece
-        for obeyed in ("\x07", "\x1b", "\u202e", "\r"):
-            assert obeyed not in text
+        for control in ("\x07", "\x1b", "\u202e", "\r"):
+            assert control not in text
 
 
 def test_subtasks_are_in_order_of_score() -> None:
-    lines = plain(TOLD).split("\n")
+    lines = str(FOUND).split("\n")
     assert lines.index("  b        +0.2500       +0.2000       +0.0500") < lines.index(
         "  a        +0.1250       +0.1000       +0.0250"
     )
@@ -65,10 +69,20 @@ def test_long_texts_are_cut() -> None:
     assert len(cut("word " * 1000)) == 160
     assert cut("short") == "short"
     assert cut(None) == "-"
-    assert "(1000 more)" in plain(TOLD)
+    assert "(1000 more)" in str(FOUND)
 
 
 def test_a_row_that_was_not_selected_says_why() -> None:
-    told = Explanation("s", "i", "t", "m", None, "too long", 5)
-    assert str(told).startswith("s i, 5 tokens: not selected for target t, method m: too long")
-    assert "(its text cannot be read)" in str(told)
+    found = Explanation("s", "i", "t", "m", None, "too long", 5)
+    assert str(found).startswith("s i, 5 tokens: not selected for target t, method m: too long")
+
+
+def test_checkpoints_are_named_only_where_there_are_some() -> None:
+    assert "what each checkpoint adds" in str(FOUND)
+    without = str(replace(FOUND, checkpoints={}))
+    assert "checkpoint" not in without.partition("Most similar")[0]
+
+
+def test_content_in_parts_is_shown() -> None:
+    parts = [{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}]
+    assert "user: in parts" in str(replace(FOUND, messages=[{"role": "user", "content": parts}]))

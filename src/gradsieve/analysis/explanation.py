@@ -1,0 +1,249 @@
+"""An explanation of one example of the pool: plain data, as JSON, as text and as tables.
+
+Control characters in the data are replaced before a terminal sees them (`gradsieve.console`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from gradsieve.console import clean, clean_lines
+from gradsieve.data.content import text_of
+from gradsieve.data.examples import Message
+
+CUT = 160
+"""Characters shown of a target example's or neighbor's text."""
+
+OWN_CUT = 2000
+"""Characters shown of each turn of the explained example."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one of the target's examples contributes to the score for its subtask.
+
+    Attributes:
+        id: Of the target example.
+        subtask: Its subtask.
+        value: The contributions of a subtask's examples add up to the score for it.
+        text: The target example's turns, a line each; None if it can't be read.
+        where: File and line of the target example; empty if not known.
+    """
+
+    id: str
+    subtask: str
+    value: float
+    text: str | None
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """An example of the pool with a similar update at the last checkpoint.
+
+    Attributes:
+        source: Of the neighbor.
+        id: Of the neighbor.
+        cosine: Of the two updates, from the datastore.
+        score: Of the neighbor, for the target.
+        rank: By score, from 1.
+        text: As in `Contribution`.
+    """
+
+    source: str
+    id: str
+    cosine: float
+    score: float
+    rank: int
+    text: str | None
+
+
+@dataclass(frozen=True)
+class TargetScore:
+    """The example's score for one target.
+
+    Attributes:
+        score: Over subtasks, according to `score.across_subtasks`.
+        rank: By score, from 1; equal scores by (source, id).
+        of: Scored examples.
+        subtasks: The score for each subtask; empty for methods without subtasks.
+    """
+
+    score: float
+    rank: int
+    of: int
+    subtasks: dict[str, float]
+
+
+class _Part(NamedTuple):
+    """A table; numbers are on the right."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why an example of the pool was selected, or was not.
+
+    Attributes:
+        source: The example's source.
+        id: Its id.
+        target: The target.
+        method: The selection method.
+        selected: Its rank in the selection, from 1; None if it is not in it.
+        reason: Why it was not selected; None if it was.
+        tokens: Its length in tokens.
+        targets: Its scores, by target; empty if it could not be scored.
+        checkpoints: By subtask of the target, what each checkpoint adds to the score; empty for
+            methods without checkpoints.
+        positive: The target examples with the largest positive contributions, grouped by subtask:
+            the one with the highest score first.
+        negative: Likewise those with negative contributions.
+        neighbors: The examples with the most similar updates, most similar first.
+        messages: Its turns.
+        notes: What is out of date or not known, and why.
+    """
+
+    source: str
+    id: str
+    target: str
+    method: str
+    selected: int | None
+    reason: str | None
+    tokens: int
+    targets: dict[str, TargetScore] = field(default_factory=dict)
+    checkpoints: dict[str, list[float]] = field(default_factory=dict)
+    positive: list[Contribution] = field(default_factory=list)
+    negative: list[Contribution] = field(default_factory=list)
+    neighbors: list[Neighbor] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def score(self) -> TargetScore | None:
+        """For `target`; None if the example could not be scored."""
+        return self.targets.get(self.target)
+
+    def json(self) -> str:
+        """As JSON, in ASCII: text of the data may hold what UTF-8 can't."""
+        return json.dumps(asdict(self), indent=1)
+
+    def __str__(self) -> str:
+        """As lines of text, columns padded."""
+        lines = [self._headline()]
+        for part in self._parts():
+            lines += ["", part.title]
+            widths = [max(map(len, column)) for column in zip(part.head, *part.rows, strict=True)]
+            for row in (part.head, *part.rows):
+                cells = (_aligned(cell, width) for cell, width in zip(row, widths, strict=True))
+                lines.append(("  " + "  ".join(cells)).rstrip())
+        lines += ["", *(f"note: {clean(note)}" for note in self.notes)] if self.notes else []
+        return "\n".join([*lines, "", *self._turns()])
+
+    def print(self) -> None:
+        """Print tables, in color, on standard output."""
+        console = Console()
+        console.print(Text(self._headline(), style="bold"))
+        for part in self._parts():
+            table = Table(
+                title=part.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD
+            )
+            for name, *cells in zip(part.head, *part.rows, strict=True):
+                is_number = all(map(_is_number, cells))
+                justify = "right" if is_number else "left"
+                table.add_column(name, justify=justify, no_wrap=is_number)  # type: ignore[arg-type]
+            for row in part.rows:
+                table.add_row(*map(Text, row))
+            console.print(table)
+        for note in self.notes:
+            console.print(Text(f"note: {clean(note)}", style="dim"))
+        text = Text("\n".join(self._turns()))
+        console.print(Panel(text, title="the example", title_align="left"))
+
+    def _headline(self) -> str:
+        name = f"{clean(self.source)} {clean(self.id)}, {self.tokens} tokens"
+        selection = f"target {self.target}, method {self.method}"
+        if self.selected is not None:
+            return f"{name}: selected for {selection}, rank {self.selected}"
+        return f"{name}: not selected for {selection}: {clean(self.reason or '')}"
+
+    def _parts(self) -> list[_Part]:
+        scores = [
+            (name, _number(its.score), str(its.rank), str(its.of))
+            for name, its in self.targets.items()
+        ]
+        neighbors = [
+            (*map(clean, (n.source, n.id)), _number(n.cosine), _number(n.score), str(n.rank),
+             cut(n.text))
+            for n in self.neighbors
+        ]  # fmt: skip
+        parts = [
+            _Part("Scores", ("target", "score", "rank", "of"), scores),
+            self._subtasks(),
+            _contributions(f"Positive contributions of examples of {self.target}", self.positive),
+            _contributions(f"Negative contributions of examples of {self.target}", self.negative),
+            _Part(
+                "Most similar examples of the pool (cosine of updates at the last checkpoint)",
+                ("source", "id", "cosine", "score", "rank", "text"),
+                neighbors,
+            ),
+        ]
+        return [part for part in parts if part.rows]
+
+    def _subtasks(self) -> _Part:
+        """Subtasks by score; if there are checkpoints, a column for each."""
+        subtasks = self.score.subtasks if self.score else {}
+        count = max((len(parts) for parts in self.checkpoints.values()), default=0)
+        rows = [
+            (clean(name), _number(score), *map(_number, self.checkpoints.get(name, ())))
+            for name, score in sorted(subtasks.items(), key=lambda one: -one[1])
+        ]
+        added = ", and what each checkpoint adds" if count else ""
+        head = ("subtask", "score", *(f"checkpoint {number + 1}" for number in range(count)))
+        return _Part(f"Scores by subtask of {self.target}{added}", head, rows)
+
+    def _turns(self) -> Iterator[str]:
+        for turn in self.messages:
+            text = text_of(turn["content"])
+            more = f" ... ({len(text) - OWN_CUT} more)" if len(text) > OWN_CUT else ""
+            yield f"{turn['role']}: {clean_lines(text[:OWN_CUT])}{more}"
+
+
+def cut(text: str | None, most: int = CUT) -> str:
+    """The start of a text, on one line."""
+    if text is None:
+        return "-"
+    line = clean(text[: 2 * most])
+    return line if len(line) <= most and len(text) <= 2 * most else line[: most - 3] + "..."
+
+
+def _contributions(title: str, found: Sequence[Contribution]) -> _Part:
+    """Examples named by file and line where known, by their ids otherwise."""
+    rows = [
+        (clean(one.subtask), _number(one.value), clean(one.where or one.id), cut(one.text))
+        for one in found
+    ]
+    return _Part(title, ("subtask", "contribution", "example", "text"), rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:+.4f}"
+
+
+def _is_number(cell: str) -> bool:
+    return cell.removeprefix("+").removeprefix("-").replace(".", "", 1).isdigit()
+
+
+def _aligned(cell: str, width: int) -> str:
+    return cell.rjust(width) if _is_number(cell) else cell.ljust(width)

@@ -1,0 +1,146 @@
+"""A comparison of methods as data, and as Markdown, LaTeX or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+HELD_OUT = "held_out_loss"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one target by one metric.
+
+    Attributes:
+        values: One for each model: seeds of selection and of training.
+        mean: Of the values.
+        deviation: Standard deviation over them; None for one.
+        over_random: Mean difference to `random`, and its 95% interval over questions and over
+            models; None if there is no `random`, or no question that both were asked.
+        higher_is_better: Direction.
+    """
+
+    values: list[float]
+    mean: float
+    deviation: float | None
+    over_random: tuple[float, float, float] | None
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results of one or several runs.
+
+    Attributes:
+        cells: By target, metric and method.
+        rows: Selected rows, by target and method.
+        overlap: Shared rows over the smaller selection, by target and method and method.
+        seconds: Cost of a method before training, by method: warm-up, features, scores.
+        notes: How the runs differ, and which results are left out, a line each.
+    """
+
+    cells: dict[str, dict[str, dict[str, Cell]]] = field(default_factory=dict)
+    rows: dict[str, dict[str, int]] = field(default_factory=dict)
+    overlap: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def json(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+
+    def markdown(self) -> str:
+        """As Markdown tables."""
+        parts = []
+        for target in self.cells:
+            parts.append(_markdown(f"### {target}", self._table(target, "–")))
+            if self.overlap.get(target):
+                parts.append(_markdown("Rows that selections share:", self._overlaps(target)))
+        return "\n\n".join(parts)
+
+    def latex(self) -> str:
+        """As LaTeX tables (package booktabs)."""
+        parts = []
+        for target in self.cells:
+            parts.append(_tabular(self._table(target, ""), target))
+            if self.overlap.get(target):
+                parts.append(_tabular(self._overlaps(target), f"{target}: rows that are shared"))
+        return "\n\n".join(parts)
+
+    def _table(self, target: str, none: str) -> list[list[str]]:
+        metrics = self.cells[target]
+        arrows = {
+            name: "↑" if next(iter(cells.values())).higher_is_better else "↓"
+            for name, cells in metrics.items()
+        }
+        # The loss, and the metric that the task reports first, are compared with random.
+        first = next((name for name in metrics if not name.endswith("_loss")), None)
+        compared = [
+            name
+            for name in metrics
+            if name in (HELD_OUT, first) and any(c.over_random for c in metrics[name].values())
+        ]
+        head = ["method", "rows", *(f"{name} {arrows[name]}" for name in metrics)]
+        head += [f"{name}, over random" for name in compared] + ["cost (s)"]
+        table = [head]
+        for method in dict.fromkeys(method for cells in metrics.values() for method in cells):
+            row = [method, str(self.rows.get(target, {}).get(method, none))]
+            for cells in metrics.values():
+                cell = cells.get(method)
+                row.append(_mean(cell) if cell else none)
+            for metric in compared:
+                cell = metrics[metric].get(method)
+                row.append(_interval(cell.over_random) if cell and cell.over_random else none)
+            cost = self.seconds.get(method)
+            table.append([*row, none if cost is None else f"{cost:.0f}"])
+        return table
+
+    def _overlaps(self, target: str) -> list[list[str]]:
+        """The lower triangle of the matrix of shares."""
+        shares = self.overlap[target]
+        names = list(dict.fromkeys([*shares, *(name for row in shares.values() for name in row)]))
+        return [["", *names[:-1]]] + [
+            [name, *(_shared(shares, name, other) for other in names[:place])]
+            + [""] * (len(names) - 1 - place)
+            for place, name in enumerate(names)
+            if place
+        ]
+
+
+def _shared(shares: Mapping[str, Mapping[str, float]], one: str, other: str) -> str:
+    """A share as text; empty where no run has both methods."""
+    share = shares.get(one, {}).get(other, shares.get(other, {}).get(one))
+    return "" if share is None else f"{share:.0%}"
+
+
+def _mean(cell: Cell) -> str:
+    deviation = "" if cell.deviation is None else f" ± {cell.deviation:.3f}"
+    return f"{cell.mean:.3f}{deviation}"
+
+
+def _interval(found: tuple[float, float, float]) -> str:
+    mean, low, high = found
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _markdown(title: str, rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join([title, "", *(f"| {' | '.join(cells)} |" for cells in lines)])
+
+
+def _tabular(table: list[list[str]], caption: str) -> str:
+    head, *body = (" & ".join(map(_tex, row)) + r" \\" for row in table)
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}} % {_tex(caption)}", r"\toprule"]
+    return "\n".join([*lines, head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
+
+
+_TEX: Mapping[str, str] = {
+    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "_": r"\_", "%": r"\%", "&": r"\&",
+    "#": r"\#",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)

@@ -1,0 +1,118 @@
+"""Which target examples contribute to the shown scores, and whether checkpoints agree.
+
+In: the datastores, through `analysis.decompose`. A row's contributions are those of the examples of
+the subtask that it was selected for, so that they add up to the score that is shown; with
+`across_subtasks: mean`, those of all examples, each divided by the number of subtasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsieve.analysis.decompose import Contributions, decompose
+from gradsieve.report.numbers import overlap_of_top, short, spearman
+from gradsieve.runs.context import Context
+from gradsieve.tasks import Target
+
+SHOWN = 5
+"""Positive contributions shown of a row, and as many negative ones."""
+
+SAMPLE = 5000
+"""Rows, drawn at random, by which checkpoints are compared: at most."""
+
+TOP = 0.05
+"""The share that the paper selects."""
+
+VALUES = 1 << 27
+"""Values of `Contributions` held at a time: half a GiB."""
+
+
+class Decomposition:
+    """A target's scores by one method, decomposed.
+
+    Args:
+        context: The run.
+        target: The target.
+        method: One that `can_decompose`.
+    """
+
+    def __init__(self, context: Context, target: Target, method: str) -> None:
+        self._context, self._target, self._method = context, target.name, method
+        self._places = {(e.subtask, e.id): place for place, e in enumerate(target.examples)}
+        self._mean = context.recipe.score.across_subtasks == "mean"
+        self._checkpoints = len(context.artifacts.warmup.learning_rates)
+
+    def _blocks(self, numbers: NDArray[np.int64]) -> Iterator[Contributions]:
+        """In blocks that fit into memory."""
+        size = max(1, VALUES // (len(self._places) * self._checkpoints))
+        for start in range(0, len(numbers), size):
+            block = numbers[start : start + size]
+            yield decompose(self._context, self._target, block, self._method)
+
+    def of_rows(self, numbers: NDArray[np.int64], subtasks: list[str]) -> dict[str, Any]:
+        """The strongest [example, contribution] of each row, and its score by checkpoint."""
+        strongest, by_checkpoint = [], []
+        wanted = iter(subtasks)
+        for block in self._blocks(numbers):
+            columns = self._columns(block)
+            for row in range(block.values.shape[1]):
+                own, scale = columns[next(wanted)]
+                values = block.values[:, row, own] * scale
+                strongest.append(self._strongest(values.sum(axis=0), own, block))
+                by_checkpoint.append([short(value) for value in values.sum(axis=1).tolist()])
+        return {"contributions": strongest, "by_checkpoint": by_checkpoint}
+
+    def _columns(self, block: Contributions) -> dict[str, tuple[NDArray[np.int64], float]]:
+        """For each subtask, the examples that make up its rows' scores, and by how much each."""
+        of = np.array(block.subtasks)
+        names = sorted(set(block.subtasks))
+        if self._mean:
+            return dict.fromkeys(names, (np.arange(len(of)), 1 / len(names)))
+        return {name: (np.flatnonzero(of == name), 1.0) for name in names}
+
+    def _strongest(
+        self, values: NDArray[np.float32], own: NDArray[np.int64], block: Contributions
+    ) -> list[list[Any]]:
+        order = np.argsort(-values, kind="stable").tolist()
+        positive = [place for place in order[:SHOWN] if values[place] > 0]
+        negative = [place for place in order[-SHOWN:] if values[place] < 0]
+        return [
+            [
+                self._places[block.subtasks[own[place]], block.ids[own[place]]],
+                short(float(values[place])),
+            ]
+            for place in [*positive, *negative]
+        ]
+
+    def agreement(
+        self, numbers: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> dict[str, Any] | None:
+        """Rank correlation and shared top rows of checkpoints, and of each with the score.
+
+        Args:
+            numbers: Of the scored rows [n].
+            scores: Their scores [n].
+        """
+        if self._checkpoints < 2 or len(numbers) < 2:
+            return None
+        count = min(SAMPLE, len(numbers))
+        drawn = np.sort(np.random.default_rng(0).choice(len(numbers), count, replace=False))
+        found = [self._by_checkpoint(block) for block in self._blocks(numbers[drawn])]
+        lists = [*np.concatenate(found, axis=1), scores[drawn]]
+        return {
+            "rows": count,
+            "spearman": [[short(spearman(one, other)) for other in lists] for one in lists],
+            "top": [[short(overlap_of_top(one, other, TOP)) for other in lists] for one in lists],
+        }
+
+    def _by_checkpoint(self, block: Contributions) -> NDArray[np.float32]:
+        """Each row's score from one checkpoint alone [N, n]."""
+        names = sorted(set(block.subtasks))
+        member = np.array([[name == of for name in names] for of in block.subtasks], np.float32)
+        by_subtask = block.values @ member
+        found: NDArray[np.float32] = by_subtask.mean(2) if self._mean else by_subtask.max(2)
+        return found

@@ -1,0 +1,111 @@
+"""How a run was made: which stages belong to it, its recipe, times, versions and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gradsieve.errors import RunError
+from gradsieve.io import differences
+from gradsieve.recipe.load import dump_recipe
+from gradsieve.recipe.schema import TOGETHER
+from gradsieve.report.numbers import short
+from gradsieve.runs.context import Context
+from gradsieve.runs.folder import STAGE_NAMES
+from gradsieve.runs.lineage import changed_settings, outdated, upstream
+
+POINTS = 400
+"""Of a loss curve, at most: as many as a page is wide."""
+
+Stages = Mapping[str, dict[str, Any]]
+"""Metadata of stages."""
+
+
+def current_stages(context: Context) -> dict[str, dict[str, Any]]:
+    """Metadata of each finished stage that led to this recipe's selections, or followed from them.
+
+    A run folder may hold stages of an earlier recipe: they are left out.
+
+    Raises:
+        RunError: If there is no selection of this recipe.
+    """
+    recipe, run = context.recipe, context.run
+    for name in ("score", "select"):
+        run.require(name)
+    stale = outdated(run)
+    _check_selection(context, stale)
+    later = STAGE_NAMES[STAGE_NAMES.index("select") + 1 : STAGE_NAMES.index("report")]
+    followed = [
+        name for name in later if getattr(recipe, name) and run.metadata(name) and name not in stale
+    ]
+    found = set[str]().union(*(upstream(run, name) for name in ("select", *followed)))
+    return {name: run.require(name) for name in STAGE_NAMES if name in found}
+
+
+def _check_selection(context: Context, stale: Mapping[str, str]) -> None:
+    """Refuse to report on a selection that another recipe has made, or that is out of date."""
+    recipe, run = context.recipe, context.run
+    score, select = run.require("score"), run.require("select")
+    targets = [TOGETHER] if recipe.select.together else [target.name for target in recipe.targets]
+    wanted = {f"{target}/{method}" for target in targets for method in recipe.score.methods}
+    missing = [f"no selection {name}" for name in sorted(wanted - select["selections"].keys())]
+    sources = {source.name for source in recipe.pool}
+    made = {key: score["inputs"][key] for key in ("model", "targets", "pool")}
+    now = {
+        "model": context.model_inputs,
+        "targets": {target.name: target.fingerprint for target in context.targets},
+        "pool": {name: made["pool"].get(name) for name in sources},
+    }
+    changes = [
+        *missing,
+        *(line for name in ("score", "select") for line in changed_settings(run, recipe, name)),
+        *differences(made, now),
+        *(f"{name} is out of date: {stale[name]}" for name in ("score", "select") if name in stale),
+    ]
+    if changes:
+        raise RunError(
+            "The run's selection is not of this recipe.",
+            f"{run.stage('select')}: {'; '.join(changes[:3])}",
+            "Run `gradsieve run` with this recipe first.",
+        )
+
+
+def provenance(context: Context) -> dict[str, Any]:
+    """What differs between runs of the same inputs: recipe (it names paths), times, versions."""
+    stages = current_stages(context)
+    changes = [line for name in stages for line in changed_settings(context.run, context.recipe,
+                                                                    name)]  # fmt: skip
+    notes = [f"# made with other settings than below: {line}\n" for line in changes]
+    return {
+        "recipe": "".join(notes) + dump_recipe(context.recipe),
+        "seconds": {name: metadata["seconds"] for name, metadata in stages.items()},
+        "scoring_seconds": {
+            name: method["seconds"] for name, method in stages["score"]["methods"].items()
+        },
+        "versions": stages["select"]["versions"],
+    }
+
+
+def checkpoints(stages: Stages) -> list[dict[str, Any]]:
+    """Each checkpoint's learning rate, and its share of coordinates with a small v."""
+    if "features" not in stages:
+        return []
+    facts = stages["features"]["checkpoints"]
+    return [
+        {
+            "learning_rate": rate,
+            "adam_step": fact["adam_step"],
+            "below_eps": fact.get("share_of_coordinates_below_eps"),
+        }
+        for rate, fact in zip(stages["warmup"]["learning_rates"], facts, strict=True)
+    ]
+
+
+def loss_curve(logs: Sequence[dict[str, Any]]) -> list[list[float | None]]:
+    """[step, loss] of a training, averaged over equal stretches if there are many steps."""
+    size = -(-len(logs) // POINTS)
+    stretches = [logs[start : start + size] for start in range(0, len(logs), size or 1)]
+    return [
+        [part[-1]["step"], short(sum(log["loss"] for log in part) / len(part))]
+        for part in stretches
+    ]

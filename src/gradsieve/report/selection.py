@@ -1,0 +1,176 @@
+"""One target's selection by one method: which rows, from which sources, scores and lengths.
+
+Four groups of rows are shown: the selected, those passed over (near duplicates, leaks, caps), the
+near misses (the best of the others) and the lowest scored.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from gradsieve.analysis.results import records_of
+from gradsieve.recipe.schema import ReportConfig
+from gradsieve.report.numbers import histogram, length_histogram, short
+from gradsieve.report.texts import PageRows
+from gradsieve.runs.artifacts import SelectionFiles
+from gradsieve.runs.score_table import ScoreTable
+
+GROUPS = ("selected", "passed over", "near miss", "lowest")
+
+SUBTASKS_SHOWN = 5
+"""Scores by subtask shown of a row: the highest."""
+
+RULES = ("near_duplicates", "per_source", "drop_leaks")
+"""With which the reason of a row that was passed over begins."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Rows of the score table that the page shows, in order.
+
+    Attributes:
+        lines: In the table [m].
+        groups: Index into `GROUPS` [m].
+        scores: By which they were selected [m]: for their subtask, if subtasks take turns.
+        subtasks: For which they were selected [m]; -1: none.
+        reasons: Why a row was passed over, by its place.
+    """
+
+    lines: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    scores: NDArray[np.floating[Any]]
+    subtasks: NDArray[np.integer[Any]]
+    reasons: Mapping[int, str]
+
+
+class Selection:
+    """A selection's files, next to the score table.
+
+    Args:
+        files: Of the selection for the target, or for all targets together.
+        table: The scores.
+        rows: The page's rows.
+        own: Whether the selection was made by these scores alone, and has score and subtask.
+    """
+
+    def __init__(self, files: SelectionFiles, table: ScoreTable, rows: PageRows, own: bool) -> None:
+        self.table, self.rows = table, rows
+        self.numbers = table.numbers(rows.pool)
+        selected = pa.concat_tables(records_of(files.messages))
+        self.lines = lines_of(table, selected)
+        self.scores, self.subtasks = table.total[self.lines], table.best[self.lines]
+        if own:
+            self.scores = selected["score"].to_numpy()
+            names = pa.array(table.subtasks, pa.string())
+            self.subtasks = pc.fill_null(pc.index_in(selected["subtask"], names), -1).to_numpy()
+        self.chosen = np.zeros(len(table.total), dtype=bool)
+        self.chosen[self.lines] = True
+        self._read_dropped(files)
+
+    def _read_dropped(self, files: SelectionFiles) -> None:
+        """Count the reasons, and keep the rows that were passed over."""
+        self.passed_over: Counter[str] = Counter()
+        self.not_scored: Counter[str] = Counter()
+        passed = []
+        for block in records_of(files.dropped):
+            rules = pc.list_element(pc.split_pattern(block["reason"], ":", max_splits=1), 0)
+            is_passed = pc.is_in(rules, pa.array(RULES))
+            self.passed_over.update(rules.filter(is_passed).to_pylist())
+            self.not_scored.update(block["reason"].filter(pc.invert(is_passed)).to_pylist())
+            passed.append(block.filter(is_passed))
+        self.passed = pa.concat_tables(passed)
+
+    def shown(self, settings: ReportConfig, most: int) -> Shown:
+        """The rows of the four groups, each best first; the lowest, lowest first."""
+        table = self.table
+        passed = lines_of(table, self.passed)
+        taken = self.chosen.copy()
+        taken[passed] = True
+        rest = table.order[~taken[table.order]]
+        passed, near = passed[: settings.near_misses], rest[: settings.near_misses]
+        low = rest[len(near) :][::-1][: settings.lowest]
+        first = min(most, len(self.lines))
+        others = np.concatenate([passed, near, low])
+        sizes = (first, len(passed), len(near), len(low))
+        return Shown(
+            np.concatenate([self.lines[:first], others]),
+            np.repeat(np.arange(len(GROUPS)), sizes),
+            np.concatenate([self.scores[:first], table.total[others]]),
+            np.concatenate([self.subtasks[:first], table.best[others]]),
+            dict(enumerate(self.passed["reason"][: len(passed)].to_pylist(), start=first)),
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and distributions, as JSON."""
+        table, pool, chosen = self.table, self.rows.pool, self.chosen
+        tokens = pool.lengths[self.numbers]
+        truncated = pool.column("truncated")[self.numbers]
+        sources = pc.index_in(table.keys["source"], pa.array(self.rows.sources)).to_numpy()
+        counts = [np.bincount(part, minlength=len(self.rows.sources)).tolist()
+                  for part in (sources[chosen], sources)]  # fmt: skip
+        return {
+            "selected": len(self.lines),
+            "scored": len(table.total),
+            "tokens": int(tokens[chosen].sum()),
+            "pool_tokens": int(tokens.sum()),
+            "sources": [list(pair) for pair in zip(*counts, strict=True)],
+            "subtasks": self._by_subtask(),
+            "scores": histogram(table.total, chosen),
+            "lowest_selected": short(float(self.scores.min())),
+            "lengths": length_histogram(tokens, chosen),
+            "median_tokens": [float(np.median(tokens[chosen])), float(np.median(tokens))],
+            "truncated": [int(truncated[chosen].sum()), int(truncated.sum())],
+            "passed_over": _most_frequent(self.passed_over),
+            "not_scored": _most_frequent(self.not_scored),
+        }
+
+    def _by_subtask(self) -> list[list[Any]]:
+        """[name, selected rows, scored rows that help it most] of each subtask."""
+        count = len(self.table.subtasks) + 1  # -1, none, is counted at 0
+        chosen, best = (
+            np.bincount(np.asarray(part) + 1, minlength=count)[1:].tolist()
+            for part in (self.subtasks, self.table.best)
+        )
+        return [list(row) for row in zip(self.table.subtasks, chosen, best, strict=True)]
+
+    def columns(self, shown: Shown) -> dict[str, Any]:
+        """What the page's list needs of each shown row; ranks count from 1 by score."""
+        return {
+            "row": self.rows.places(self.numbers[shown.lines].tolist()),
+            "group": shown.groups.tolist(),
+            "rank": self.table.ranks[shown.lines].tolist(),
+            "score": [short(score) for score in shown.scores.tolist()],
+            "subtask": shown.subtasks.tolist(),
+            "reason": {str(place): reason for place, reason in shown.reasons.items()},
+            "by_subtask": [_highest(self.table.by_subtask[line]) for line in shown.lines],
+        }
+
+
+def lines_of(table: ScoreTable, records: pa.Table) -> NDArray[np.int64]:
+    """The lines in a score table of those records that have a score, in their order."""
+    keys = ["source", "id"]
+    wanted = records.select(keys).append_column("place", pa.array(np.arange(len(records))))
+    lines = table.keys.append_column("line", pa.array(np.arange(len(table.total))))
+    found: NDArray[np.int64] = (
+        wanted.join(lines, keys, join_type="inner").sort_by("place")["line"].to_numpy()
+    )
+    return found
+
+
+def _most_frequent(counts: Counter[str]) -> list[list[Any]]:
+    """[reason, rows], the most frequent first."""
+    return [list(item) for item in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def _highest(scores: NDArray[np.float32]) -> list[list[float | None]]:
+    """[number of the subtask, score] of the subtasks with the highest scores."""
+    order = np.argsort(-scores, kind="stable")[:SUBTASKS_SHOWN].tolist()
+    return [[column, short(float(scores[column]))] for column in order]

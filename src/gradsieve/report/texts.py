@@ -1,0 +1,68 @@
+"""The texts that a page shows: rows of the pool and target examples, cut where long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gradsieve.data.content import text_of
+from gradsieve.data.examples import Message
+from gradsieve.data.pool import Pool
+
+CUT = 4000
+"""Characters of one row that a page holds, about two screens; the rest is counted."""
+
+AT_ONCE = 1000
+"""Rows read at a time."""
+
+
+def turns(messages: Iterable[Message]) -> tuple[list[list[str]], int]:
+    """[role, text] of each turn within the first `CUT` characters, and characters left out."""
+    kept: list[list[str]] = []
+    room, more = CUT, 0
+    for message in messages:
+        text = text_of(message["content"])
+        if room > 0 or not text:
+            kept.append([message["role"], text[:room]])
+        more += max(0, len(text) - room)
+        room = max(0, room - len(text))
+    return kept, more
+
+
+class PageRows:
+    """The rows of the pool that the page shows, each once.
+
+    Args:
+        pool: The pool.
+        leaks: What rows share with test questions, by (source, id).
+    """
+
+    def __init__(self, pool: Pool, leaks: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
+        self.pool, self._leaks = pool, leaks
+        self.sources = sorted(pool.sources)
+        self._places: dict[int, int] = {}
+
+    def places(self, numbers: Iterable[int]) -> list[int]:
+        """Add rows by their numbers in the pool; returns their places in the page."""
+        return [self._places.setdefault(number, len(self._places)) for number in numbers]
+
+    def content(self) -> list[list[Any]]:
+        """[source, id, tokens, truncated, leak, characters left out, turns] of each row."""
+        numbers = list(self._places)
+        blocks = (numbers[start : start + AT_ONCE] for start in range(0, len(numbers), AT_ONCE))
+        return [row for block in blocks for row in self._block(block)]
+
+    def _block(self, numbers: list[int]) -> Iterable[list[Any]]:
+        columns = self.pool.take(numbers, ["source", "id", "length", "truncated"]).to_pylist()
+        for row, messages in zip(columns, self.pool.messages(numbers), strict=True):
+            kept, more = turns(messages)
+            leak = self._leaks.get((row["source"], row["id"]))
+            yield [
+                self.sources.index(row["source"]),
+                row["id"],
+                row["length"],
+                int(row["truncated"]),
+                leak and f"{leak['run']} ({leak['target']}, {leak['question']})",
+                more,
+                kept,
+            ]

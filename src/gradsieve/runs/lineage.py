@@ -1,0 +1,98 @@
+"""Which stages of a run belong together, and which are out of date.
+
+In: the metadata that finished stages left. A stage's inputs hold fingerprints of the outputs that
+it read, so a later change of any of them shows. Neither models nor data are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gradsieve.io import agree, differences
+from gradsieve.recipe.schema import CHANGES, Recipe
+from gradsieve.runs.folder import STAGE_NAMES, RunFolder
+
+MADE_BY = {
+    "pool": ("pool", "output"),
+    "checkpoints": ("warmup", "output"),
+    "features": ("features", "output"),
+    "scores": ("score", "output"),
+    "selections": ("select", "selections"),
+    "models": ("train", "models"),
+}
+"""Keys under which a stage's inputs hold fingerprints of an earlier stage's outputs: which stage,
+and where its metadata has them."""
+
+
+def outdated(run: RunFolder) -> dict[str, str]:
+    """The finished stages whose inputs have changed since, and what changed, in order.
+
+    A warm-up serves a pool that has changed since (`--from features`), so it is never among them.
+    """
+    found: dict[str, str] = {}
+    for name in STAGE_NAMES:
+        if name == "warmup":
+            continue
+        for other, (then, now) in _read_by(run, name).items():
+            if other in found:
+                found.setdefault(name, f"{other} is out of date")
+            elif now is None:
+                found.setdefault(name, f"{other} is not finished")
+            elif not _holds(other, then, now):
+                found.setdefault(name, f"{other} has changed since")
+    return found
+
+
+def upstream(run: RunFolder, name: str) -> set[str]:
+    """The stage, and all whose outputs it has read, directly or through another stage."""
+    return {name}.union(*(upstream(run, other) for other in _read_by(run, name)))
+
+
+def changed_settings(run: RunFolder, recipe: Recipe, name: str) -> list[str]:
+    """Settings of a finished stage that change results and differ from the recipe's.
+
+    Returns:
+        Lines such as `select.count: 9 -> 10`; none if the stage is not finished.
+    """
+    metadata = run.metadata(name)
+    if metadata is None:
+        return []
+    # A stage's inputs hold the settings that its results depend on, under its section's name.
+    inputs = metadata.get("inputs", {})
+    made = {key: dict(inputs[key]) for key in (name, "training") if inputs.get(key)}
+    now = {
+        key: section.results((*CHANGES, "adds"))
+        for key in made
+        if (section := getattr(recipe, key)) is not None
+    }
+    if name == "warmup":  # whose checkpoints are trained, or named by the recipe
+        used = [folder for folder, _ in inputs.get("checkpoints") or ()]
+        named = [str(Path(folder).resolve()) for folder in recipe.warmup.checkpoints or ()]
+        made["warmup"] = {**made.get("warmup", {}), "checkpoints": used or None}
+        now["warmup"] = {**recipe.warmup.results(), "checkpoints": named or None}
+    return differences(
+        {key: made[key] for key in now},
+        {key: {part: values.get(part) for part in made[key]} for key, values in now.items()},
+    )
+
+
+def _read_by(run: RunFolder, name: str) -> dict[str, tuple[Any, Any]]:
+    """For each earlier stage that a finished one has read: fingerprints then, and now."""
+    inputs = (run.metadata(name) or {}).get("inputs", {})
+    earlier = STAGE_NAMES[: STAGE_NAMES.index(name)]
+    found = {}
+    for key, (other, output) in MADE_BY.items():
+        if other in earlier and inputs.get(key):
+            found[other] = inputs[key], (run.metadata(other) or {}).get(output)
+    for other, then in inputs.get("stages", {}).items():
+        found[other] = then, (run.metadata(other) or {}).get("output")
+    return found
+
+
+def _holds(stage: str, then: Any, now: Any) -> bool:
+    """Whether what was read is still there; all but the pool may have become more, or less."""
+    if stage != "pool" and isinstance(then, Mapping) and isinstance(now, Mapping):
+        return agree(then, now)
+    return bool(then == now)

@@ -1,0 +1,71 @@
+"""Intervals of differences, on numbers whose interval is known."""
+
+import numpy as np
+import pytest
+
+from gradsieve.analysis.bootstrap import difference
+
+Values = list[float | None] | list[float]
+
+
+def interval(one: list[Values], other: list[Values]) -> tuple[float, float, float] | None:
+    """Of questions with equal weights; None where a question was not asked."""
+    weights = np.full(len(one[0]), 1 / len(one[0]))
+    return difference(np.array(one, dtype=float), np.array(other, dtype=float), weights)
+
+
+def test_the_interval_is_of_paired_differences() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 10, 400)  # questions differ much, the methods little
+    gain = rng.normal(0.5, 1, 400)
+    found = interval([(hard + gain).tolist()], [hard.tolist()])
+    assert found is not None
+    mean, low, high = found
+    assert mean == pytest.approx(gain.mean())
+    # The normal approximation: 1.96 standard errors on either side.
+    half = 1.96 * gain.std() / 20
+    assert (mean - low, high - mean) == (pytest.approx(half, rel=0.1), pytest.approx(half, rel=0.1))
+
+
+def test_it_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(200):
+        gain = rng.normal(0.3, 1, 60)
+        found = interval([gain.tolist()], [[0.0] * 60])
+        assert found is not None
+        hits += found[1] <= 0.3 <= found[2]
+    assert 0.89 <= hits / 200 <= 0.99
+
+
+def test_seeds_are_averaged_first() -> None:
+    found = interval([[1.0, 3.0], [3.0, 5.0]], [[0.0, 0.0]])
+    assert found is not None
+    assert found[0] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(3, 3), (3, 9), (5, 5)])
+def test_it_covers_what_seeds_do(ours: int, theirs: int) -> None:
+    """Models of both methods differ at random, and by more than the questions show."""
+    rng = np.random.default_rng(2)
+    hits = 0
+    for _ in range(200):
+        hard = rng.normal(0, 1, 100)
+
+        def models(count: int, hard: np.ndarray = hard) -> list[Values]:
+            noise = rng.normal(0, 0.15, (count, 1)) + rng.normal(0, 0.3, (count, 100))
+            return list((hard + noise).tolist())
+
+        found = interval(models(ours), models(theirs))
+        assert found is not None
+        hits += found[1] <= 0 <= found[2]
+    assert 0.84 <= hits / 200 <= 0.99
+
+
+def test_no_question_in_common_has_no_difference() -> None:
+    assert interval([[1.0, None]], [[None, 1.0]]) is None
+
+
+def test_questions_that_some_model_could_not_be_asked_are_left_out() -> None:
+    found = interval([[1.0, None, 3.0]], [[0.0, 5.0, None]])
+    assert found == (1.0, 1.0, 1.0)
