@@ -87,7 +87,14 @@ class QuestionSet:
             ]
             for q in self.questions
         ]
-        settings = [self.metrics, self.average, self.stops, self.max_tokens, self.extract, self.match]
+        settings = [
+            self.metrics,
+            self.average,
+            self.stops,
+            self.max_tokens,
+            self.extract,
+            self.match,
+        ]
         return fingerprint([questions, *settings])
 
     def limited(self, limit: int | None) -> QuestionSet:
