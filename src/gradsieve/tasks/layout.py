@@ -27,7 +27,7 @@ def missing(what: str, name: str, path: Path, expected: str) -> DataError:
         path: The recipe's.
         expected: What the path should be.
     """
-    return DataError(what, f"target {name}: {path}: {_found(path)}", f"Set `path` to {expected}.")
+    return DataError(what, f"target {name}: {path}: {_found(path)}", f"Use {expected}.")
 
 
 def read_text(file: Path) -> str:
