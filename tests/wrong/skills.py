@@ -58,7 +58,11 @@ TARGETS = (
     Case(
         "a subtask field that rows lack",
         lambda desk: desk.set("targets.1.subtask", "topic"),
-        ("6 of 6 rows have no subtask in their field topic", "found id, messages", "to another field"),
+        (
+            "6 of 6 rows have no subtask in their field topic",
+            "found id, messages",
+            "to another field",
+        ),
     ),
     Case(
         "a subtask that is a list",
