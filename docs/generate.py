@@ -21,14 +21,30 @@ from gradsieve.recipe.schema import Recipe, Section
 HERE = Path(__file__).parent
 
 
+EFFECTS = {
+    "yes": "changes results; stages that depend on it run again.",
+    "no": "changes speed, memory or presentation only.",
+    "contents": "names something; its contents count, not its name or path.",
+    "adds": "adds results and keeps the others.",
+    "repeats": "a seed: makes another repetition.",
+}
+"""Of the marks in the schema (`gradsieve.recipe.schema.Effect`)."""
+
+
 def recipe_page() -> str:
     """Every key of the recipe."""
     parts = [
         "# Recipe\n",
         "<!-- made by docs/generate.py -->\n",
-        "Every key, with its type and default. Paths are relative to where `gradsieve` is started.",
-        "Any key can be set from the command line: `--set warmup.epochs=2`, "
-        "`--set pool.0.path=a.jsonl`.\n",
+        "Every key, with its type, its default and its effect on results. Paths are relative to",
+        "the directory in which `gradsieve` is started. Any key can be set on the command line:",
+        "`--set warmup.epochs=2`, `--set pool.0.path=a.jsonl`.\n",
+        "A recipe can extend another: `base: other.yaml` at the top, relative to the recipe's own",
+        "folder. Its keys override those of the base; sections are merged key by key, lists are",
+        "replaced. The run folder holds the resolved recipe.\n",
+        "Effects on results:\n",
+        *(f"- {effect}: {meaning}" for effect, meaning in EFFECTS.items()),
+        "",
     ]
     return "\n".join(parts) + "".join(_section(Recipe, ""))
 
@@ -38,12 +54,14 @@ def _section(section: type[Section], path: str) -> list[str]:
     for name, field in section.model_fields.items():
         below = section_of(field.annotation)
         described = field.description or _first_line(below)
-        rows.append(f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {described} |\n")
+        effect = "" if below else section.effect(name)
+        cells = (f"`{name}`", _type(field.annotation), _default(field), effect, described)
+        rows.append(f"| {' | '.join(cells)} |\n")
         if below is not None:
             inner += _section(below, f"{path}{name}.")
     heading = path.rstrip(".") or "Sections"
-    table = ["| key | type | default | meaning |\n", "| --- | --- | --- | --- |\n", *rows]
-    return [f"\n## {heading}\n\n{_first_line(section)}\n\n", *table, *inner]
+    head = "| key | type | default | effect | meaning |\n| --- | --- | --- | --- | --- |\n"
+    return [f"\n## {heading}\n\n{_first_line(section)}\n\n", head, *rows, *inner]
 
 
 def _first_line(section: type[Section] | None) -> str:
@@ -51,7 +69,7 @@ def _first_line(section: type[Section] | None) -> str:
 
 
 def _type(annotation: Any) -> str:
-    """A type as people write it: `list of int`, `str or null`, `1 / 2 / 4`."""
+    """A type in plain words: `list of int`, `str or null`, `1 / 2 / 4`."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(inner[0])

@@ -1,6 +1,6 @@
 """Every wrong input of tests/wrong: one message, the right exit status, and nothing lost.
 
-The messages stand in docs/messages.md; after a change of words run `python -m wrong.pages` in
+docs/messages.md has the messages; after a change of words run `python -m wrong.pages` in
 tests/.
 """
 

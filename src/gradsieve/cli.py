@@ -60,17 +60,16 @@ def main() -> None:
         sys.exit(1)
 
 
-def _echo(text: str, err: bool = False) -> None:
-    """Print text, without what a terminal would obey: names and rows are data of other people."""
+def _echo(result: Any, err: bool = False) -> None:
+    """Print text, or other data as JSON, without what a terminal would obey in names and rows."""
     from gradsieve.console import clean_lines
 
-    typer.echo(clean_lines(text), err=err)
-
-
-def _echo_json(value: Any) -> None:
-    """Print data as JSON, or a text of JSON, with what a terminal would obey as JSON's escapes."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    typer.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
+    if isinstance(result, str):
+        text = clean_lines(result)
+    else:
+        text = json.dumps(result, ensure_ascii=False)
+        text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    typer.echo(text, err=err)
 
 
 def _print_version(wanted: bool) -> None:
@@ -176,10 +175,7 @@ def plan(
     from gradsieve.pipeline.plan import plan as make_plan
 
     found = make_plan(checked, out, gpu=gpu, calibrate=not no_calibration, progress=Progress(quiet))
-    if as_json:
-        _echo_json(asdict(found))
-    else:
-        _echo(found.table())
+    _echo(asdict(found) if as_json else found.table())
 
 
 @app.command(epilog="Example: gradsieve explain runs/first --target legal --id 1204")
@@ -203,12 +199,10 @@ def explain(
     from gradsieve.analysis import explain as explained
 
     explanation = explained(run, target, id_, source, method)
-    if as_json:
-        _echo_json(explanation.json())
-    elif sys.stdout.isatty():
+    if sys.stdout.isatty() and not as_json:
         explanation.print()
     else:
-        _echo(str(explanation))
+        _echo(json.loads(explanation.json()) if as_json else str(explanation))
 
 
 @app.command(epilog="Example: gradsieve compare runs/first runs/second --format latex")
@@ -229,7 +223,8 @@ def compare(
     comparison = compared(runs)
     for note in comparison.notes:
         _echo(f"warning: {note}", err=True)
-    (_echo_json if format_ == "json" else _echo)(getattr(comparison, format_)())
+    text = getattr(comparison, format_)()
+    _echo(json.loads(text) if format_ == "json" else text)
 
 
 @app.command(epilog="Example: gradsieve demo --out runs/demo")
@@ -240,10 +235,7 @@ def demo(out: Out = Path("runs/demo"), quiet: Quiet = False, as_json: Json = Fal
 
     with _interruptible(out):
         result = run_demo(out, Progress(quiet))
-    if as_json:
-        _echo_json(asdict(result))
-    else:
-        _echo(result.table())
+    _echo(asdict(result) if as_json else result.table())
 
 
 store_app = typer.Typer(
@@ -268,7 +260,7 @@ def inspect(store: StorePath, as_json: Json = False) -> None:
 
     summary = inspected(store)
     if as_json:
-        _echo_json(summary)
+        _echo(summary)
         return
     sources = ", ".join(f"{name} {count}" for name, count in summary["sources"].items())
     state = "finished" if summary["finished"] else "unfinished"
@@ -286,10 +278,7 @@ def verify(store: StorePath, as_json: Json = False) -> None:
     from gradsieve.store import open_store
 
     problems = open_store(store).verify()
-    if as_json:
-        _echo_json(problems)
-    else:
-        _echo("\n".join(problems or ["no problems"]))
+    _echo(problems if as_json else "\n".join(problems or ["no problems"]))
     if problems:
         raise typer.Exit(1)
 
@@ -382,8 +371,7 @@ def _print_result(run: RunFolder, as_json: bool) -> None:
     metas = {name: meta for name in STAGE_NAMES if (meta := run.metadata(name)) is not None}
     stale = outdated(run)
     if as_json:
-        result = {"run": str(run.path), "stages": metas, "out_of_date": stale}
-        _echo_json(result)
+        _echo({"run": str(run.path), "stages": metas, "out_of_date": stale})
         return
     selected: dict[str, Any] = metas.get("select", {}).get("targets", {})
     for target, methods in selected.items():

@@ -1,16 +1,16 @@
-"""Everything that gradsieve raises on purpose.
+"""All exceptions that gradsieve raises on purpose.
 
-    GradsieveError            anything below; the command line prints it without a traceback
+    GradsieveError            any of them; the command line prints it without a traceback
     +-- UsageError            the command or the recipe is wrong            (exit status 2)
-    |   +-- RecipeError       one or more problems in a recipe, all of them in one message
+    |   +-- RecipeError       all problems of a recipe, in one message
     +-- DataError             a pool, target or template file cannot be used (exit status 1)
     +-- ModelError            a model, adapter or optimizer state cannot be used
     +-- StoreError            a gradient datastore is damaged or was made with other settings
-    +-- RunError              a run folder cannot be used: not ours, locked, a stage is missing
-    +-- ErrorGroup            several of these at once, found before anything was spent
+    +-- RunError              a run folder cannot be used: another program's, locked, incomplete
+    +-- ErrorGroup            several of these at once, found before the run starts
 
-Every message has three parts: what is wrong, where (file:line, value, shape), what to do next.
-All of them can be pickled and copied, so that they cross from a worker process unchanged.
+Each message has three parts: what is wrong, where (file:line, value, shape), what to do next.
+All exceptions can be pickled and copied, so that a worker process can raise them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class GradsieveError(Exception):
 
     Args:
         what: What is wrong, one sentence.
-        where: File, line, key, value or shape at which it was seen; may be empty.
+        where: File, line, key, value or shape of the problem; may be empty.
         todo: What to do next; may be empty.
     """
 
@@ -45,7 +45,7 @@ class GradsieveError(Exception):
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-        # The default calls the class with `args`, which are not what a subclass's __init__ takes.
+        # The default would call the class with `args`, which a subclass's __init__ may not accept.
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
@@ -56,7 +56,7 @@ class UsageError(GradsieveError):
 
 
 class RecipeError(UsageError):
-    """A recipe is wrong; `problems` holds one line for each thing that is."""
+    """A recipe is wrong; `problems` has one line for each problem."""
 
     def __init__(self, problems: list[str], where: str, todo: str = "") -> None:
         self.problems = problems
@@ -85,7 +85,7 @@ class RunError(GradsieveError):
 
 
 class ErrorGroup(GradsieveError):
-    """Several things are wrong; `errors` holds an error for each."""
+    """Several things are wrong; `errors` has an error for each."""
 
     def __init__(self, errors: Sequence[GradsieveError]) -> None:
         self.errors = errors
@@ -98,6 +98,6 @@ class ErrorGroup(GradsieveError):
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """The nearest known name, or all of them."""
+    """A hint with the nearest known name, or with all of them."""
     near = difflib.get_close_matches(given, list(known), n=1)
     return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."

@@ -1,6 +1,6 @@
 """Files, hashes and optional libraries.
 
-Files are written atomically: a name appears with all of its bytes or not at all.
+Files are written atomically: a file appears with all of its bytes or not at all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gradsieve.errors import UsageError
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 of JSON data, whatever the order of its keys."""
+    """SHA-256 of JSON data, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -32,13 +32,13 @@ def file_fingerprint(path: Path) -> str:
 
 
 def folder_fingerprint(folder: Path, patterns: tuple[str, ...] = ("*",)) -> str:
-    """SHA-256 over names and bytes of the files right in a folder that match a pattern."""
+    """SHA-256 of names and bytes of a folder's own files that match a pattern."""
     files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
     return fingerprint([(file.name, file_fingerprint(file)) for file in files if file.is_file()])
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """Lines such as `warmup.epochs: 4 -> 2` for each leaf in which two trees of data differ."""
+    """A line such as `warmup.epochs: 4 -> 2` for each leaf in which two trees of data differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = list(dict.fromkeys([*old, *new]))
         below = (differences(old.get(key), new.get(key), f"{at}.{key}".strip(".")) for key in keys)
@@ -47,12 +47,12 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
 
 
 def first_few(changes: list[str]) -> str:
-    """The first three of `differences`, and how many more there are."""
+    """The first three of `differences`, and the number of others."""
     return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if changes[3:] else "")
 
 
 def agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two mappings have the same values under the keys that both have."""
+    """Whether two mappings have the same values for their common keys."""
     return all(new[key] == value for key, value in old.items() if key in new)
 
 
@@ -64,11 +64,11 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it, whole and on disk, when the block ends."""
+    """A temporary path that replaces `path`, synced to disk, when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     temporary.touch(exist_ok=False)
-    mode = temporary.stat().st_mode & 0o777  # as the user's umask has it; some writers' is 0600
+    mode = temporary.stat().st_mode & 0o777  # by the umask; some writers create files as 0600
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -91,7 +91,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """The values of a file of JSON lines."""
+    """The values of a JSONL file."""
     with path.open("rb") as lines:
         yield from map(json.loads, lines)
 
@@ -100,7 +100,7 @@ def needed(module: str, extra: str) -> Any:
     """Import an optional library.
 
     Raises:
-        UsageError: If it is not installed; it says how to.
+        UsageError: If it is not installed; with the command that installs it.
     """
     try:
         return importlib.import_module(module)
@@ -109,10 +109,10 @@ def needed(module: str, extra: str) -> Any:
 
 
 def installed(module: str, extra: str) -> None:
-    """Whether an optional library is there, without the seconds that importing it may take.
+    """Check that an optional library is installed, without importing it.
 
     Raises:
-        UsageError: If it is not installed; it says how to.
+        UsageError: If it is not installed; with the command that installs it.
     """
     if importlib.util.find_spec(module) is None:
         raise _missing(module, module, extra)

@@ -1,4 +1,4 @@
-"""Ctrl-C, in every stage: what is kept is told, no traceback, and the same command goes on."""
+"""Ctrl-C, in every stage: one message, no traceback, and the same command resumes."""
 
 import os
 import signal
@@ -15,11 +15,9 @@ from gradsieve.demo.skills import make_questions
 from gradsieve.recipe.load import dump_recipe
 from gradsieve.runs.folder import STAGE_NAMES, RunFolder
 
-MOMENTS = {
-    "training, in the Trainer": "  warm-up: ",
-    **{stage: f"{stage}: starting" for stage in STAGE_NAMES},
-}
-"""What is said when Ctrl-C is pressed."""
+STARTS = {stage: f"{stage}: starting" for stage in STAGE_NAMES}
+MOMENTS = {"pool": STARTS["pool"], "training, in the Trainer": "  warm-up: ", **STARTS}
+"""The start of the line after which Ctrl-C is pressed, in the order of a run."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +32,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_until(recipe: Path, out: Path, said: str | None, *more: str) -> tuple[int, str, str]:
-    """Start the command and press Ctrl-C once it has said this; status, stdout, stderr."""
+    """Start the command and press Ctrl-C after this line; status, stdout, stderr."""
     code = "import gradsieve.console as p; p.SECONDS_BETWEEN_LINES = 0.0\n"
     code += "from gradsieve.__main__ import main; main()"
     command = [sys.executable, "-c", code, "run", str(recipe), "--out", str(out), *more]
@@ -45,6 +43,7 @@ def run_until(recipe: Path, out: Path, said: str | None, *more: str) -> tuple[in
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -54,7 +53,7 @@ def run_until(recipe: Path, out: Path, said: str | None, *more: str) -> tuple[in
         for line in process.stderr:
             told.append(line)
             if said is not None and line.startswith(said):
-                process.send_signal(signal.SIGINT)
+                os.killpg(process.pid, signal.SIGINT)  # as a terminal does, workers too
                 said = None
         reader.join()
     assert said is None, told

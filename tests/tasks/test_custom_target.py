@@ -60,7 +60,7 @@ def test_a_row_without_subtask_is_named(tmp_path: Path, value: object) -> None:
 def test_a_wrong_field_names_those_that_there_are(tmp_path: Path) -> None:
     error = refusal(written(tmp_path, [*ROWS]), "subject")
     assert "3 of 3 rows" in error.what
-    assert error.where.endswith("row 1 of those that can be read (id a): "
+    assert error.where.endswith("row 1 of the readable ones (id a): "
                                 "found id, topic, prompt, completion")  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def test_mmlu_subjects_may_be_mixed(tmp_path: Path) -> None:
 
 def test_missing_subjects_are_counted(tmp_path: Path) -> None:
     target = load_target("t", "mmlu", parquet(tmp_path, mmlu_rows(QUESTIONS)))
-    assert target.warnings == ("2 of the benchmark's 57 subtasks are there",)
+    assert target.warnings == ("2 of the benchmark's 57 subtasks were found",)
     data = mmlu_rows(QUESTIONS)
     del data["all"]["test"]
     path = parquet(tmp_path / "without", data)
@@ -111,7 +111,7 @@ def test_a_bad_row_of_mmlu_is_named(tmp_path: Path, bad: dict[str, Any]) -> None
 @pytest.mark.parametrize("task", BENCHMARKS)
 def test_a_name_that_cannot_be_reached(task: str) -> None:
     error = refusal(task, "some-body/some.thing")
-    assert error.what.startswith("This is no folder here, and it cannot be read from the Hugging ")
+    assert error.what.startswith("There is no such folder, and it cannot be read from the Hugging ")
     assert error.where.startswith("target t: some-body/some.thing, configuration ")
     assert "HF_HUB_OFFLINE" in error.todo
 

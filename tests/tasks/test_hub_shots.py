@@ -54,7 +54,7 @@ def test_bbh_is_the_same_both_ways(tmp_path: Path, write: Write, split: str) -> 
     path = write(tmp_path / "hub", {task: {split: rows} for task, rows in BBH.items()})
     found = both("bbh", path)
     assert found == both("bbh", bbh_files(tmp_path / "local"))
-    assert found[0].warnings == ("2 of the benchmark's 27 subtasks are there",)
+    assert found[0].warnings == ("2 of the benchmark's 27 subtasks were found",)
 
 
 def test_all_shipped_prompts_have_three_examples(tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ def test_other_one_shots_are_told_and_the_same_in_any_order(tmp_path: Path) -> N
         picked.append(target.fingerprint)
         assert target.warnings == (
             "the paper's one-shot examples of 2 of 2 languages (english, korean) are not among the "
-            "training rows: others were taken",
-            "2 of the benchmark's 9 subtasks are there",
+            "training rows: others are used",
+            "2 of the benchmark's 9 subtasks were found",
         )
     assert len(set(picked)) == 1
 

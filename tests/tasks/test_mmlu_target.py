@@ -112,6 +112,6 @@ def test_a_subject_with_test_questions_alone_is_named(tmp_path: Path) -> None:
     dev(tmp_path, ROW, "law")
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "anatomy_test.csv").write_text(ROW)
-    with pytest.raises(DataError, match="1 subjects have test questions and no dev") as caught:
+    with pytest.raises(DataError, match="1 subjects have test questions but no dev") as caught:
         load_test_set("t", "mmlu", str(tmp_path), None, None)
     assert caught.value.where.endswith("e.g. anatomy")

@@ -80,7 +80,7 @@ def test_a_file_of_any_other_name_is_read_as_usual(tmp_path: Path) -> None:
 
 def test_an_unknown_language_names_the_nearest(tmp_path: Path) -> None:
     error = refusal(written(tmp_path, {"english": [ROW], "finish": [ROW]}))
-    assert error.what == "The language finish is not known."
+    assert error.what == "The language finish is unknown."
     assert error.todo == "Did you mean finnish?"
     assert "Known: english, arabic" in refusal(written(tmp_path, {"xx": [ROW]})).todo
 

@@ -1,8 +1,8 @@
-"""Wrong inputs: how each is made, what is called with it, and what must be said.
+"""Wrong inputs: how each is made, the command that reads it, and its message.
 
 Made for tests/test_wrong_inputs.py and docs/messages.md. A `Desk` is a user's folder: a model, a
 pool, targets, a recipe with relative paths, and a run that is finished up to its selections. A
-`Case` spoils something on it and calls the command line. The cases are in the modules beside this
+`Case` breaks something in it and calls the command line. The cases are in the modules beside this
 one, and `pages.TABLES` has them all.
 
 Called within this process, since each process imports torch for seconds; some cases are called as a
@@ -46,8 +46,8 @@ class Desk:
 
     Attributes:
         folder: Where it is.
-        finished: The desk it is a copy of, whose run is whole.
-        undo: What must be put right when the case is over (locks, limits).
+        finished: The desk that it is a copy of, with an undamaged run.
+        undo: What is undone after the case (locks, limits).
     """
 
     folder: Path
@@ -96,14 +96,14 @@ class Case:
 
     Attributes:
         name: What is wrong, for the page and as the test's name.
-        spoil: Makes it so.
-        says: What the message must say: what is wrong, where, what to do.
+        spoil: Makes the input wrong.
+        says: Parts of the message: what is wrong, where, what to do.
         status: The exit status.
-        command: What is called, as typed after `gradsieve`.
+        command: Arguments of `gradsieve`.
         on: Whether it is tried on a new run, on a finished one, or on both.
-        keeps: How a finished run's files are afterwards: `in place`, or some `in archive`, where a
-            stage is moved that is done again.
-        late: Said after training has begun, since only that can tell.
+        keeps: Where a finished run's files are afterwards: `in place`, or some `in archive`, if a
+            stage runs again.
+        late: Reported after training has started, since it can't be known before.
     """
 
     name: str

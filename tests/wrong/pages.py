@@ -1,4 +1,4 @@
-"""Writes docs/messages.md: what each wrong input is told. `python -m wrong.pages`, in tests/."""
+"""Writes docs/messages.md: the message of each wrong input. `python -m wrong.pages`, in tests/."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ TABLES: dict[str, tuple[Case, ...]] = {
 HASHES = re.compile(
     r"(?<=shard-)[0-9a-f]{32}-[0-9a-f]{32}|\b[0-9a-f]{8}(?= ->)|(?<=-> )[0-9a-f]{8}\b"
 )
-"""Of features: other processors round otherwise."""
+"""Hashes of features: other processors round differently."""
 
 DEPTH = " while calling a Python object"
 """Whether Python adds it to a RecursionError depends on how deep the caller is."""
 
-HEAD = """# What goes wrong, and what it says
+HEAD = """# Error messages
 
 <!-- made by tests/wrong/pages.py -->
 
-Each input below is tried by tests/test_wrong_inputs.py. It ends in one message on standard error,
-nothing on standard output and this exit status: 1 failed, 2 wrong usage or recipe. What can be seen
-before training is said before training. A finished run keeps its bytes: in place, or (marked
-*archive*) in its folder `archive/`, where the outputs of a stage that runs again are moved.
+tests/test_wrong_inputs.py tries each input below. The result is one message on standard error,
+nothing on standard output, and this exit status: 1 failed, 2 wrong usage or recipe. Whatever can be
+found before training is reported before training. A finished run keeps its bytes: in place, or
+(marked *archive*) in its folder `archive/`, which receives the outputs of a stage that runs again.
 
 `model`, `one.jsonl`, `target.jsonl`, `recipe.yaml` and `run` are the user's files.
 """

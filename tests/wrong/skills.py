@@ -53,12 +53,16 @@ TARGETS = (
     Case(
         "a target of examples that are all too long",
         target([TOO_LONG]),
-        ("no example with anything to learn", "target plain", "first 64 tokens", "max_length"),
+        ("no example with label tokens", "target plain", "first 64 tokens", "max_length"),
     ),
     Case(
         "a subtask field that rows lack",
         lambda desk: desk.set("targets.1.subtask", "topic"),
-        ("6 of 6 rows have no subtask in their field topic", "found id, messages", "another one"),
+        (
+            "6 of 6 rows have no subtask in their field topic",
+            "found id, messages",
+            "to another field",
+        ),
     ),
     Case(
         "a subtask that is a list",
@@ -102,7 +106,7 @@ BENCHMARKS = (
     Case(
         "MMLU with a subject's development questions missing",
         benchmark("mmlu", {"test/x_test.csv": QUESTION, "dev/y_dev.csv": QUESTION}),
-        ("test questions and no development questions", "mmlu, e.g. x", "Give the dev part"),
+        ("test questions but no development questions", "mmlu, e.g. x", "Add the dev part"),
     ),
     Case(
         "MMLU with other columns",
@@ -112,7 +116,7 @@ BENCHMARKS = (
     Case(
         "MMLU with test questions elsewhere, where there are none",
         benchmark("mmlu", {"dev/x_dev.csv": QUESTION}, test="mmlu-test"),
-        ("no test questions here", "mmlu-test: no such folder", "Give the folder"),
+        ("no test questions here", "mmlu-test: no such folder", "Use the folder"),
     ),
     Case(
         "BBH without its prompts",
@@ -122,12 +126,12 @@ BENCHMARKS = (
     Case(
         "BBH with two examples",
         benchmark("bbh", {"cot-prompts/x.txt": "do it" + "\n\nQ: a\nA: b" * 2}),
-        ("Expected 3 examples", "x.txt", "as they are published"),
+        ("Expected 3 examples", "x.txt", "published prompts"),
     ),
     Case(
         "BBH with other questions",
         benchmark("bbh", {**PROMPTS, "bbh/x.json": '{"examples": [{"input": "a"}]}'}),
-        ("Expected questions", "bbh/bbh/x.json", "as they are published"),
+        ("Expected questions", "bbh/bbh/x.json", "published questions"),
     ),
     Case(
         "TyDiQA without its file",
@@ -137,7 +141,7 @@ BENCHMARKS = (
     Case(
         "TyDiQA in an unknown language",
         benchmark("tydiqa", {"tydiqa-one-shot.json": '{"englsh": [{}]}'}),
-        ("The language englsh is not known", "tydiqa-one-shot.json", "mean english?"),
+        ("The language englsh is unknown", "tydiqa-one-shot.json", "mean english?"),
     ),
     Case(
         "TyDiQA without answers",
@@ -147,6 +151,6 @@ BENCHMARKS = (
     Case(
         "TyDiQA with other questions",
         benchmark("tydiqa", {**TYDIQA, "tydiqa-goldp-v1.1-dev.json": '{"data": [{}]}'}),
-        ("Expected {data:", "tydiqa-goldp-v1.1-dev.json", "as it was published"),
+        ("Expected {data:", "tydiqa-goldp-v1.1-dev.json", "Use the published file"),
     ),
 )

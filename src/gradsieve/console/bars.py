@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, and the numbers beside them, which plain lines show too.
+"""Progress bars on a terminal, and their numbers, which plain lines show too.
 
 In: rich's tasks, which know what is done and when. Out: text such as `120/240 rows, 12 rows/s, 10 s
 left`. What was done before counting began (by a run that was stopped) doesn't count for the rate.
@@ -23,7 +23,7 @@ LABEL = 26
 """Characters of a bar's label; a longer one leaves no room for the numbers at 80 columns."""
 
 STAGES = "stages"
-"""The unit of the row that shows a whole run."""
+"""The unit of the row that shows the stages of a run."""
 
 
 def make_bars(console: Console, disable: bool = False) -> Progress:
@@ -82,12 +82,10 @@ def _number(value: float) -> str:
 
 def clock(seconds: float) -> str:
     """Seconds as people write them: 42 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def memory() -> str:
@@ -101,6 +99,6 @@ def memory() -> str:
 
 
 def shortened(label: str) -> str:
-    """A label that leaves room for bar and numbers; its end is kept, which tells seeds apart."""
+    """A label that leaves room for bar and numbers; its end is kept, where seeds differ."""
     label = clean(label)
     return label if len(label) <= LABEL else f"{label[: LABEL // 2 - 1]}…{label[-LABEL // 2 :]}"

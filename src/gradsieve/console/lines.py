@@ -1,4 +1,4 @@
-"""Lines on standard error and in the log file, and what text of the data may not do to them.
+"""Lines on standard error and in the log file, without control characters of the data.
 
 Other libraries' warnings go to the log file alone, and their progress bars nowhere; all their
 settings are restored afterwards: a notebook's are not ours to change. Rejected: `RichHandler`: it
@@ -65,7 +65,7 @@ class ConsoleHandler(logging.Handler):
 
 
 class _FileHandler(logging.FileHandler):
-    """A log file; when it cannot be written, the run goes on."""
+    """A log file; if it cannot be written, the run continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Nothing can be done, and nothing needs to be."""

@@ -1,8 +1,7 @@
 """A small Llama, trained from scratch on the demo's pool, in the layout of the hub.
 
-In: rows and a seed. Out: a folder with a model and a tokenizer of whole words, whose chat template
-marks what the assistant says. It is trained briefly: it must have begun to tell the skills apart,
-and have something left to learn.
+In: rows and a seed. Out: a folder with a model and a word-level tokenizer, whose chat template
+marks assistant turns. Training is short: the model distinguishes the skills, and can still improve.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ STEPS, BATCH, LEARNING_RATE = 550, 64, 2e-3
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word."""
+    """One token per word."""
     words = [*SPECIAL, *vocabulary()]
     tokenizer = Tokenizer(
         models.WordLevel(dict(zip(words, range(len(words)), strict=True)), "<unk>")
@@ -50,7 +49,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(rows: Sequence[Row], folder: Path, seed: int, report: Callable[[int], None]) -> None:
-    """Train on the rows' text and save model and tokenizer to a folder."""
+    """Train on the rows' text; save model and tokenizer to a folder."""
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
@@ -82,7 +81,7 @@ def _train(
     seed: int,
     report: Callable[[int], None],
 ) -> None:
-    """Next-token loss on the answers; the questions are random lists, with nothing to learn."""
+    """Train on the loss of the answers only: the questions are random lists."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, STEPS)

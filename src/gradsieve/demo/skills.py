@@ -1,9 +1,9 @@
-"""A small instruction pool made by program, with the skill of each row as hidden ground truth.
+"""A small synthetic instruction pool, with the skill of each row as hidden ground truth.
 
-In: a seed. Out: rows of ten skills on short lists of letters or numbers, in three sources. A skill
-can't be told by its words: opposite skills share all of theirs ("write it from left to right" and
-"write it from right to left"), and every skill comes in several wordings that share none. What a
-row teaches shows only in how its answer follows from its list.
+In: a seed. Out: rows of ten skills on short lists of letters or numbers, in three sources. Words
+don't identify a skill: opposite skills share all of theirs ("write it from left to right" and
+"write it from right to left"), and each skill has several wordings that share none. Only the
+relation of answer and list reveals the skill.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from dataclasses import dataclass
 LETTERS = tuple("abcdefghijklmnopqrst")
 NUMBERS = tuple(str(number) for number in range(10, 30))
 ITEMS = {"letters": LETTERS, "numbers": NUMBERS}
-"""Two kinds of lists; both have an order, so that every skill works on both."""
+"""Two kinds of lists; both have an order, so that each skill applies to both."""
 
 LENGTHS = (4, 7)
-"""Items in a list, fewest and most."""
+"""Least and most items of a list."""
 
 Answer = Callable[[list[str]], list[str]]
 
 
 @dataclass(frozen=True)
 class Skill:
-    """A rule from a list to an answer, and ways to ask for it.
+    """A rule from a list to an answer, and its wordings.
 
     Attributes:
         answer: The rule.
-        wordings: One for each source's style; the first two of opposite skills share their words.
+        wordings: One per source's style; the first two of opposite skills share their words.
     """
 
     answer: Answer
@@ -82,7 +82,7 @@ SKILLS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A row and the truth about it."""
+    """A row with its skill."""
 
     id: str
     source: int
@@ -93,14 +93,14 @@ class Row:
 
 
 def make_rows(count: int, seed: int) -> list[Row]:
-    """Rows in equal parts of all skills, no question twice with the same wording and list."""
+    """Rows with all skills in equal shares."""
     rng = random.Random(seed)
     names = sorted(SKILLS)
     return [_row(rng, f"{number:05d}", names[number % len(names)]) for number in range(count)]
 
 
 def make_examples(skill: str, count: int, seed: int) -> list[Row]:
-    """Few-shot examples of one skill, in its first wording, `count` of each kind of list."""
+    """Target examples of one skill, in its first wording, `count` per kind of list."""
     rng = random.Random(f"{seed} examples")
     return [
         _row(rng, f"{kind}-{number}", skill, kind=kind, wording=0)
@@ -110,7 +110,7 @@ def make_examples(skill: str, count: int, seed: int) -> list[Row]:
 
 
 def make_questions(skill: str, count: int, seed: int) -> list[Row]:
-    """Held-out questions for one skill, `count` of each kind of list, in all its wordings."""
+    """Held-out questions for one skill in all its wordings, `count` per kind of list."""
     rng = random.Random(f"{seed} questions")
     return [
         _row(rng, f"{kind}-{number}", skill, kind=kind, wording=number % 3)
@@ -120,14 +120,14 @@ def make_questions(skill: str, count: int, seed: int) -> list[Row]:
 
 
 def vocabulary() -> list[str]:
-    """Every word that a row may hold."""
+    """Every word of any row."""
     words = {word for skill in SKILLS.values() for text in skill.wordings for word in text.split()}
     return sorted(words | {":"} | set(LETTERS) | set(NUMBERS))
 
 
 def _row(rng: random.Random, id: str, name: str, kind: str = "", wording: int | None = None) -> Row:
     source = rng.randrange(3)
-    # Most rows of a source are in its own style, some in another's.
+    # Most rows of a source have its style, some have another's.
     style = source if rng.random() < 0.7 else rng.randrange(3)
     style = style if wording is None else wording
     kind = kind or rng.choice(sorted(ITEMS))

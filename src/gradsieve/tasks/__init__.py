@@ -1,8 +1,7 @@
-"""Targets: the examples of a skill, by subtask, one file for each kind.
+"""Targets: the examples of a skill, by subtask; one module for each benchmark.
 
-In: a path: the paper's layout, a name on the hub, or the user's own examples. Out: a `Target`,
-whose examples read as the paper's released code formats them. Each benchmark is one module (a
-`Benchmark`).
+In: a path: the paper's layout, a data set on the hub, or the user's own examples. Out: a `Target`,
+with examples in the format of the paper's released code.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from gradsieve.tasks.questions import Question, QuestionSet, Shots
 
 
 class Benchmark(Protocol):
-    """What the module of a benchmark offers."""
+    """The functions of a benchmark's module."""
 
     SUBTASKS: int
 
     def read(self, name: str, path: str) -> tuple[list[Example], list[str]]:
-        """The examples, and what to warn of; `name` becomes their source."""
+        """The examples, and warnings; `name` becomes their source."""
 
     def test_set(self, name: str, path: str) -> QuestionSet | None:
-        """The held-out questions; None if they are not there."""
+        """The held-out questions; None if there are none."""
 
 
 BENCHMARKS: dict[str, Benchmark] = {"mmlu": mmlu, "bbh": bbh, "tydiqa": tydiqa}
-"""Those of the paper."""
+"""The paper's benchmarks."""
 
 __all__ = [
     "TASKS",
@@ -49,19 +48,19 @@ __all__ = [
 ]
 
 TASKS = (*BENCHMARKS, "custom")
-"""What a target's `task` may be."""
+"""Values of a target's `task`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A skill to select for.
+    """A skill for which rows are selected.
 
     Attributes:
-        name: As the recipe has it.
-        task: Which kind it is.
+        name: The recipe's.
+        task: One of `TASKS`.
         examples: Each with its `subtask`.
-        bad_rows: Rows of a custom target left out, as (where, reason).
-        warnings: What the user should know of how it was read, a line each.
+        bad_rows: Skipped rows of a custom target, as (where, reason).
+        warnings: About how it was read, a line each.
     """
 
     name: str
@@ -82,7 +81,7 @@ class Target:
 
 
 def _identity(example: Example) -> list[Any]:
-    """What an example's tokens and labels depend on."""
+    """Everything on which an example's tokens and labels depend."""
     turns = map(dict, example.messages)
     rare = [part for part in (example.tools, example.supervised) if part]
     return [example.id, example.subtask, example.answer_prefix or "", *turns, *rare]
@@ -103,13 +102,13 @@ def load_target(
         name: Becomes the examples' `source`.
         task: mmlu, bbh, tydiqa or custom.
         path: A folder in the paper's layout, or a data set on the hub or in its format; for custom,
-            any file that a pool may be, or rows.
-        subtask_field: custom only: the field of a row that names its subtask.
-        on_bad_row: custom only: stop at rows that can't be read, or leave them out.
-        supervise: custom only: what is supervised of a prompt/completion row.
+            as the path of a pool's source, or rows.
+        subtask_field: custom only: the field that names a row's subtask.
+        on_bad_row: custom only: stop at rows that can't be read, or skip them.
+        supervise: custom only: the supervised part of a prompt/completion row.
 
     Raises:
-        DataError: If the task is not known, or no examples can be had from the path.
+        DataError: If the task is unknown, or the path yields no examples.
     """
     if task not in TASKS:
         raise DataError(f"There is no task {task}.", f"target {name}", did_you_mean(task, TASKS))
@@ -122,7 +121,7 @@ def load_target(
         raise DataError(
             "The target has no examples.",
             f"target {name}: {place_of(name, path)}",
-            "Give at least one.",
+            "Add at least one example.",
         )
     return target
 
@@ -132,7 +131,7 @@ def _benchmark(name: str, task: str, path: str) -> Target:
     target = Target(name, task, tuple(examples))
     found, expected = len(target.subtasks), BENCHMARKS[task].SUBTASKS
     if found < expected:
-        warnings = [*warnings, f"{found} of the benchmark's {expected} subtasks are there"]
+        warnings = [*warnings, f"{found} of the benchmark's {expected} subtasks were found"]
     return replace(target, warnings=tuple(warnings))
 
 
@@ -144,12 +143,12 @@ def load_test_set(
     subtask_field: str | None,
     supervise: Supervise = "completion",
 ) -> QuestionSet | None:
-    """Read a target's held-out questions; None if it has none.
+    """Read a target's held-out questions; None if there are none.
 
     Args:
         name: Becomes the examples' `source`.
         task: mmlu, bbh, tydiqa or custom.
-        path: The target's path, which holds a benchmark's questions too.
+        path: The target's path, which also holds a benchmark's questions.
         test: A file of held-out examples, or rows; for a benchmark, another folder than `path`.
         subtask_field: custom only.
         supervise: custom only.
@@ -169,6 +168,6 @@ def load_test_set(
 
 def _folder(name: str, path: str | Iterable[Any]) -> str:
     if not isinstance(path, str):
-        todo = "Give the benchmark's folder, or leave `task` out for examples of your own."
+        todo = "Use the benchmark's folder, or remove `task` for examples of your own."
         raise DataError("A benchmark is read from its folder.", place_of(name, path), todo)
     return path

@@ -1,11 +1,11 @@
 """BIG-Bench Hard: 27 files (23 tasks), three chain-of-thought examples each; a file is a subtask.
 
 In: `bbh-three-shot.json`, or the published `cot-prompts/TASK.txt`, or a copy on the hub. Out: three
-examples a file, each asked with the other two as shots, as LESS's `get_bbh_dataset` formats them
+examples per file, each with the other two as shots, as LESS's `get_bbh_dataset` formats them
 (github.com/princeton-nlp/LESS, get_validation_dataset.py). Suzgun et al., 2022.
 
-Copies on the hub hold test questions alone. Their prompts are those that lm-eval ships in its task
-files, read as data; with the changes of `_shipped_prompt` they are LESS's, byte for byte.
+Copies on the hub have only test questions. Their prompts are read from lm-eval's task files; with
+the changes of `_shipped_prompt` they equal LESS's byte for byte.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.io import needed
 from gradsieve.tasks import hub
-from gradsieve.tasks.layout import missing, read_json, read_text, told
+from gradsieve.tasks.layout import missing, read_json, read_text, shown
 from gradsieve.tasks.questions import Question, QuestionSet, Shots
 
 SHOTS = 3
@@ -30,28 +30,28 @@ SUBTASKS = 27
 ANSWER_PREFIX = "A:"
 THREE_SHOT = "bbh-three-shot.json"
 RULE = re.compile(r"^-{3,}\n", re.MULTILINE)
-"""The line of the published prompts under which the text starts."""
+"""The line of the published prompts after which the text starts."""
 
 ON_HUB = "lukaemon/bbh"
 SPLITS = ("test", "train")
-"""Where copies on the hub have the questions: lukaemon/bbh, maveriq/bigbenchhard."""
+"""Splits with the questions in copies on the hub: lukaemon/bbh, maveriq/bigbenchhard."""
 
 THOUGHT = "Let's think step by step."
 SHIPPED = f"Q: {{{{input}}}}\nA: {THOUGHT}\n"
-"""How lm-eval's task files ask; the worked answer follows."""
+"""The question in lm-eval's task files; the worked answer follows."""
 
 ON_ONE_LINE = ("sports_understanding",)
-"""Tasks whose published answers go on in the line of `THOUGHT`; in lm-eval's, on the next."""
+"""Tasks whose published answers continue on the line of `THOUGHT`; in lm-eval, on the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What was read of a task.
+    """A task as it was read.
 
     Attributes:
-        where: Where the text stands.
+        where: The file of the text.
         text: An instruction and three worked examples.
-        questions: Held-out ones, each with input and target.
+        questions: Held-out questions, each with input and target.
     """
 
     where: str
@@ -60,10 +60,10 @@ class Task:
 
 
 def read(name: str, path: str) -> tuple[list[Example], list[str]]:
-    """The examples of all tasks; nothing to warn of.
+    """The examples of all tasks; no warnings.
 
     Raises:
-        DataError: If the prompts are not there, or a text doesn't hold three examples.
+        DataError: If the prompts are missing, or a text doesn't have three examples.
         UsageError: If a copy on the hub needs lm-eval's prompts, and it is not installed.
     """
     examples = [
@@ -75,11 +75,11 @@ def read(name: str, path: str) -> tuple[list[Example], list[str]]:
 
 
 def test_set(name: str, path: str) -> QuestionSet | None:
-    """The questions of `bbh/TASK.json` after three worked ones; None if they are not there.
+    """The questions of `bbh/TASK.json` after three worked ones; None if there are none.
 
-    Asked as LESS's eval/bbh does: chain of thought, what follows "So the answer is" must match,
-    whatever its case and punctuation. That code takes any punctuation for right where the answer
-    is nothing else (dyck_languages); here it must be the answer's.
+    As in LESS's eval/bbh: chain of thought; the text after "So the answer is" must match, ignoring
+    case and punctuation. That code accepts any punctuation for an answer of nothing else
+    (dyck_languages); here it must be the answer's.
     """
     questions = [
         _question(name, task, number, row, found.text)
@@ -141,7 +141,7 @@ def _examples(name: str, task: str, where: str, text: str) -> list[Example]:
             f"Expected {SHOTS} examples, each a question and an answer after a line's "
             f'"{ANSWER_PREFIX}".',
             where,
-            "Give BBH's prompts as they are published.",
+            "Use BBH's published prompts.",
         )
     return [
         _example(name, task, number, "\n\n".join(instruction).strip(), pairs)
@@ -154,7 +154,7 @@ def _example(
 ) -> Example:
     question, answer = pairs[number]
     others = pairs[:number] + pairs[number + 1 :]
-    shots = "".join(f"{asked}\n{ANSWER_PREFIX}{said}\n\n" for asked, said in others)
+    shots = "".join(f"{other}\n{ANSWER_PREFIX}{worked}\n\n" for other, worked in others)
     return Example(
         source=name,
         id=f"{task}-{number}",
@@ -172,12 +172,12 @@ def _example(
 
 
 def _texts(path: Path) -> dict[str, tuple[str, str]] | None:
-    """Where each task's text stands, and the text; None if the path has neither layout."""
+    """Each task's file and text; None if the path has neither layout."""
     folders = (path, path / "bbh")
     for file in (path, *(folder / THREE_SHOT for folder in folders)):
         if file.is_file():
-            shown = read_json(file)
-            return {task: (f"{file}, {task}", str(text)) for task, text in shown.items()}
+            texts = read_json(file)
+            return {task: (f"{file}, {task}", str(text)) for task, text in texts.items()}
     for folder in folders:
         if prompts := sorted((folder / "cot-prompts").glob("*.txt")):
             return {file.stem: (str(file), _below_rule(file)) for file in prompts}
@@ -198,17 +198,17 @@ def _local_questions(folder: Path, task: str) -> list[dict[str, str]]:
 
 
 def _checked(rows: Any, where: str) -> list[dict[str, str]]:
-    """Rows that each have input and target."""
+    """The input and target of each row."""
     rows = rows if isinstance(rows, list) else [rows]
     for number, row in enumerate(rows, start=1):
         match row:
             case {"input": str(), "target": str()}:
                 continue
-        found = told(row) if isinstance(row, dict) else type(row).__name__
+        found = shown(row) if isinstance(row, dict) else type(row).__name__
         raise DataError(
             "Expected questions with texts as input and target.",
             f"{where}, question {number}: found {found}",
-            "Give BBH's questions as they are published.",
+            "Use BBH's published questions.",
         )
     return [{"input": row["input"], "target": row["target"]} for row in rows]
 
@@ -217,7 +217,7 @@ def _checked(rows: Any, where: str) -> list[dict[str, str]]:
 
 
 def _hub_tasks(name: str, path: str) -> dict[str, Task]:
-    """The tasks that a copy on the hub has."""
+    """The tasks of a copy on the hub."""
     # One saved data set has no configurations: it would be read as every task.
     saved_alone = (Path(path) / hub.SAVED).is_file()
     tasks = {
@@ -227,7 +227,7 @@ def _hub_tasks(name: str, path: str) -> dict[str, Task]:
     }
     if not tasks:
         what = f"The data set has none of BBH's {SUBTASKS} tasks as a configuration."
-        todo = f"Give {ON_HUB} or a copy of it."
+        todo = f"Use {ON_HUB} or a copy of it."
         raise DataError(what, f"target {name}: {path}", todo)
     return tasks
 
@@ -241,11 +241,11 @@ def _hub_questions(name: str, path: str, task: str) -> list[dict[str, str]]:
 
 
 def shipped_prompts() -> dict[str, tuple[Path, str]]:
-    """Each task's file and text in lm-eval, from where the published prompts can always be had.
+    """Each task's file and text in lm-eval, which contains the published prompts.
 
     Raises:
         UsageError: If lm-eval is not installed.
-        DataError: If its files are not as they were in version 0.4.9 to 0.4.13.
+        DataError: If its files differ from those of versions 0.4.9 to 0.4.13.
     """
     package = Path(needed("lm_eval", "evaluate").__file__).parent
     folder = package / "tasks" / "bbh" / "cot_fewshot"
@@ -260,11 +260,11 @@ def _shipped_prompt(file: Path) -> tuple[str, tuple[Path, str]]:
         case {
             "dataset_name": str(task),
             "description": str(instruction),
-            "doc_to_text": asked,
+            "doc_to_text": prompt,
             "fewshot_config": {"samples": [*samples]},
-        } if asked == SHIPPED:
+        } if prompt == SHIPPED:
             between = " " if task in ON_ONE_LINE else "\n"
-            # Version 0.4.9 says the thought in the answer once more.
+            # Version 0.4.9 repeats the thought in the answer.
             shots = [
                 f"Q: {row['input']}\n{ANSWER_PREFIX} {THOUGHT}{between}"
                 + row["target"].removeprefix(THOUGHT).lstrip()
@@ -278,5 +278,5 @@ def _other_form(path: Path) -> DataError:
     return DataError(
         "This version of lm-eval has BBH's prompts in another form.",
         str(path),
-        "Install lm-eval 0.4.13, or give BBH's own folder: docs/targets.md.",
+        "Install lm-eval 0.4.13, or use BBH's own folder: docs/targets.md.",
     )

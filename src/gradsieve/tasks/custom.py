@@ -1,7 +1,7 @@
 """A user's own target: examples in any format that a pool may have.
 
 In: a file or data set (or rows in memory), and the field that names each row's subtask (none: one
-subtask). Out: examples with the same supervised turns that they would have as rows of the pool.
+subtask). Out: examples with the supervised turns that they would have as rows of the pool.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gradsieve.errors import DataError
 from gradsieve.tasks.questions import Question, QuestionSet
 
 ONE_SUBTASK = "all"
-"""Name of the subtask where rows name none."""
+"""Name of the only subtask, if no field names subtasks."""
 
 
 def read(
@@ -28,7 +28,7 @@ def read(
     on_bad_row: Literal["fail", "skip"],
     supervise: Supervise = "completion",
 ) -> tuple[list[Example], Source]:
-    """The examples with their subtasks, and the source that they were read from.
+    """The examples with their subtasks, and the source with its warnings.
 
     Raises:
         DataError: If a row has no subtask, or as `read_source`.
@@ -51,7 +51,7 @@ def test_set(
     subtask_field: str | None,
     supervise: Supervise,
 ) -> QuestionSet:
-    """Held-out examples: each conversation up to its last turn, which is the right answer.
+    """Held-out examples: each conversation up to its last turn, which is the reference answer.
 
     Raises:
         DataError: As `read`.
@@ -84,6 +84,6 @@ def _refuse_missing(examples: list[Example], field: str, path: str) -> None:
     found = f"it is {first.row[field]!r}" if field in first.row else f"found {', '.join(first.row)}"
     raise DataError(
         f"{len(bare)} of {len(examples)} rows have no subtask in their field {field}.",
-        f"{path}, the first: row {number} of those that can be read (id {first.id}): {found}",
-        "Give each row that field, or set the target's subtask to another one.",
+        f"{path}, the first: row {number} of the readable ones (id {first.id}): {found}",
+        "Add the field to each row, or set the target's `subtask` to another field.",
     )

@@ -1,11 +1,11 @@
 """Reading a benchmark through `datasets`: from the Hugging Face hub, or a folder in its format.
 
-In: a data set's name or folder, a configuration and a split. Out: rows as plain data, in the order
-they come; or an error that says which of the three is not there.
+In: a data set's name or folder, a configuration and a split. Out: rows as plain data, in the data
+set's order; or an error that names which of the three is missing.
 
 A folder may be a copy of a hub repository (`README.md` with its front matter), Parquet files as
-CONFIGURATION/SPLIT*.parquet, or a saved `DatasetDict`, also one for each configuration. No code
-that comes with data is run: `datasets` has not done so since its version 4.
+CONFIGURATION/SPLIT*.parquet, or a saved `DatasetDict`, also one for each configuration. No code of
+a data set is run: `datasets` has not done so since version 4.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
+from datasets.exceptions import DatasetGenerationError
 
 from gradsieve.errors import DataError
 
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-"""OWNER/NAME; anything else that isn't there is a path with a mistake in it."""
+"""OWNER/NAME; anything else that doesn't exist is a mistyped path."""
 
 SAVED = "dataset_dict.json"
 """What `DatasetDict.save_to_disk` writes."""
@@ -28,11 +32,11 @@ Rows = list[dict[str, Any]]
 
 
 class NotThere(DataError):
-    """The data set is there, but has no such configuration or split."""
+    """The data set exists, but has no such configuration or split."""
 
 
 def is_data_set(path: str) -> bool:
-    """Whether a path that doesn't hold the paper's layout is one for `datasets`."""
+    """Whether `datasets` can read a path that lacks the paper's layout."""
     folder = Path(path)
     if not folder.exists():
         return NAME.fullmatch(path) is not None
@@ -47,44 +51,38 @@ def read_split(name: str, path: str, config: str, split: str) -> Rows:
     """All rows of a split.
 
     Args:
-        name: The target's, for messages.
-        path: Of the data set: a folder or a name on the hub.
-        config: The configuration.
-        split: One of its splits.
+        name: The target's name, for messages.
+        path: A folder, or the id of a data set on the hub.
+        config: A configuration.
+        split: A split.
 
     Raises:
-        NotThere: If it has no such configuration or split.
-        DataError: If the data set can't be read at all.
+        NotThere: If there is no such configuration or split.
+        DataError: If the data set can't be read.
     """
-    import datasets
-    import pyarrow as pa
-
     where = f"target {name}: {path}, configuration {config}, split {split}"
     unreadable = (pa.ArrowException, datasets.exceptions.DatasetsError, yaml.YAMLError)
     try:
         return _rows(path, config, split)
     except (OSError, RuntimeError, ValueError, KeyError, *unreadable) as error:
-        said = _said(error)
-        if said.startswith(ABSENT):
-            what = f"The data set has no such configuration or split: {said}"
-            todo = "Give a copy that has it; docs/targets.md names some."
+        reason = _reason(error)
+        if reason.startswith(ABSENT):
+            what = f"The data set has no such configuration or split: {reason}"
+            todo = "Use a copy that has it; docs/targets.md names some."
             raise NotThere(what, where, todo) from None
-        raise DataError(f"{_unreadable(path)}: {said}", where, TODO) from None
+        raise DataError(f"{_unreadable(path)}: {reason}", where, TODO) from None
 
 
 ABSENT = ("BuilderConfig", "Unknown split", "Couldn't find cache")
-"""How `datasets` begins to say so."""
+"""How the messages of `datasets` start in that case."""
 
 TODO = (
-    "Check the name, the network and HF_HUB_OFFLINE; or give a folder: docs/targets.md says what "
-    "it may hold."
+    "Check the name, the network and HF_HUB_OFFLINE; or use a folder in one of the layouts of "
+    "docs/targets.md."
 )
 
 
 def _rows(path: str, config: str, split: str) -> Rows:
-    import datasets
-    import pyarrow.parquet as pq
-
     folder = Path(path)
     for saved in (folder / config, folder):
         if (saved / SAVED).is_file():
@@ -100,12 +98,10 @@ def _rows(path: str, config: str, split: str) -> Rows:
 def _unreadable(path: str) -> str:
     if Path(path).exists():
         return "The data set cannot be read"
-    return "This is no folder here, and it cannot be read from the Hugging Face hub"
+    return "There is no such folder, and it cannot be read from the Hugging Face hub"
 
 
-def _said(error: Exception) -> str:
-    """The first line of what is wrong; `datasets` has it one deeper for files it can't read."""
-    from datasets.exceptions import DatasetGenerationError
-
+def _reason(error: Exception) -> str:
+    """The message's first line; for unreadable files `datasets` has it in the cause."""
     deeper = error.__cause__ if isinstance(error, DatasetGenerationError) else None
     return str(deeper or error).strip().partition("\n")[0] or type(error).__name__

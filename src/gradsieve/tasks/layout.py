@@ -1,6 +1,6 @@
-"""Reading the files of the paper's layout, and saying what is there where they are not.
+"""Reading the files of the paper's layout, and errors that describe what a folder holds instead.
 
-In: paths. Out: text or JSON data; or an error that names what was expected and what was found.
+In: paths. Out: text or JSON data; or an error with what was expected and what was found.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from gradsieve.data.formats import kind_of
 from gradsieve.errors import DataError
 
 LISTED = 5
-"""Names of a folder that a message lists; the others are counted."""
+"""Files of a folder that a message lists; the others are counted."""
 
 
 def missing(what: str, name: str, path: Path, expected: str) -> DataError:
-    """The error for a target whose path does not hold what its task reads.
+    """The error for a target whose path lacks the files of its task.
 
     Args:
-        what: What is not there, one sentence.
+        what: What is missing, one sentence.
         name: The target's name.
-        path: As the recipe has it.
-        expected: What to give.
+        path: The recipe's.
+        expected: What the path should be.
     """
-    return DataError(what, f"target {name}: {path}: {_found(path)}", f"Give {expected}.")
+    return DataError(what, f"target {name}: {path}: {_found(path)}", f"Use {expected}.")
 
 
 def read_text(file: Path) -> str:
-    """A file's text, its line ends as they are.
+    """A file's text, with its own line ends.
 
     Raises:
-        DataError: Naming the line that is not UTF-8.
+        DataError: If it is not UTF-8; with the line.
     """
     content = file.read_bytes()
     try:
@@ -49,23 +49,23 @@ def read_json(file: Path) -> dict[str, Any]:
     """A file's JSON object.
 
     Raises:
-        DataError: If it holds anything else.
+        DataError: If it is anything else.
     """
-    todo = "Give the file as it was published."
+    todo = "Use the published file."
     try:
         value = json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise DataError(f"Not JSON: {error.msg}.", f"{file}:{error.lineno}", todo) from None
     except (RecursionError, ValueError):
-        what = "Not JSON that can be read: nested too deeply, or a number of thousands of digits."
+        what = "Not readable JSON: nested too deeply, or a number of thousands of digits."
         raise DataError(what, str(file), todo) from None
     if not isinstance(value, dict):
         raise DataError(f"Expected a JSON object, found {kind_of(value)}.", str(file), todo)
     return value
 
 
-def told(row: Mapping[str, Any]) -> str:
-    """A row's columns with the start of what each holds, for a message."""
+def shown(row: Mapping[str, Any]) -> str:
+    """A row's columns and the start of their values, for a message."""
     return ", ".join(f"{key}: {reprlib.repr(value)}" for key, value in row.items()) or "nothing"
 
 

@@ -5,8 +5,8 @@ the hub. Out: examples as LESS's `get_mmlu_dataset` formats them (github.com/pri
 get_validation_dataset.py): zero-shot, the answer's letter after "The answer is:". Hendrycks et
 al., ICLR 2021.
 
-The csv module reads a choice "None" as the word that it is; pandas, which the released code uses,
-reads it as a missing value (10 cells of the test set).
+The csv module reads a choice "None" as text; pandas, which the released code uses, reads it as a
+missing value (10 cells of the test set).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from typing import Any
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.tasks import hub
-from gradsieve.tasks.layout import missing, read_text, told
+from gradsieve.tasks.layout import missing, read_text, shown
 from gradsieve.tasks.questions import Question, QuestionSet, Shots
 
 SHOTS = 5
-"""Development questions a subject, as in the paper."""
+"""Development questions per subject, as in the paper."""
 
 LETTERS = ("A", "B", "C", "D")
 ANSWER_PREFIX = "The answer is:"
 SUBTASKS = 57
 ON_HUB, CONFIG = "cais/mmlu", "all"
-TODO = "Give MMLU's CSV files as they are published."
+TODO = "Use MMLU's published CSV files."
 
 
 def read(name: str, path: str) -> tuple[list[Example], list[str]]:
-    """The development questions of all subjects; nothing to warn of.
+    """The development questions of all subjects; no warnings.
 
     Raises:
-        DataError: If the folder or a file is not as expected.
+        DataError: If the folder or a file has another layout.
     """
     subjects = _subjects(name, path, "dev")
     if not subjects:
@@ -51,25 +51,25 @@ def read(name: str, path: str) -> tuple[list[Example], list[str]]:
 
 
 def test_set(name: str, path: str) -> QuestionSet | None:
-    """The test questions with their subject's development questions as shots; None if not there.
+    """The test questions with their subject's development questions as shots; None without them.
 
-    Asked as LESS's eval/mmlu does: the answer's letter after "The answer is:", by likelihood.
+    As in LESS's eval/mmlu: the answer's letter after "The answer is:", by likelihood.
 
     Raises:
-        DataError: If a subject has test questions alone, or as `read`.
+        DataError: If a subject has no development questions, or as `read`.
     """
     try:
         tests = _subjects(name, path, "test")
     except hub.NotThere:
         return None
-    shown = _subjects(name, path, "dev") if tests else {}
-    if bare := sorted(set(tests) - set(shown)):
-        what = f"{len(bare)} subjects have test questions and no development questions."
-        todo = "Give the dev part of every subject of the test part."
+    dev = _subjects(name, path, "dev") if tests else {}
+    if bare := sorted(set(tests) - set(dev)):
+        what = f"{len(bare)} subjects have test questions but no development questions."
+        todo = "Add the dev part of every subject of the test part."
         raise DataError(what, f"target {name}: {path}, e.g. {bare[0]}", todo)
     questions = []
     for subject, rows in sorted(tests.items()):
-        shown_first = tuple(f"{_asked(row)} {row[-1]}\n\n" for row in shown[subject][:SHOTS])
+        shown_first = tuple(f"{_asked(row)} {row[-1]}\n\n" for row in dev[subject][:SHOTS])
         for number, row in enumerate(rows):
             example = _example(name, subject, number, row)
             shots = Shots(_header(subject), shown_first, _asked(row))
@@ -78,7 +78,7 @@ def test_set(name: str, path: str) -> QuestionSet | None:
 
 
 def _subjects(name: str, path: str, part: str) -> dict[str, list[list[str]]]:
-    """Each subject's rows of a part, dev or test; none if they are not there."""
+    """Each subject's rows of a part, dev or test."""
     suffix = f"_{part}.csv"
     files = (Path(path) / part).glob(f"*{suffix}")
     subjects = {file.name.removesuffix(suffix): read_questions(file) for file in files}
@@ -102,8 +102,8 @@ def _from_hub(row: dict[str, Any], where: str) -> tuple[str, list[str]]:
             return subject, [question, a, b, c, d, LETTERS[answer]]
     raise DataError(
         "Expected columns subject, question, choices (four texts) and answer (0 to 3).",
-        f"{where}: found {told(row)}",
-        f"Give {ON_HUB} or a copy of it.",
+        f"{where}: found {shown(row)}",
+        f"Use {ON_HUB} or a copy of it.",
     )
 
 
@@ -111,9 +111,9 @@ def read_questions(file: Path) -> list[list[str]]:
     """Rows of question, four choices and letter.
 
     Raises:
-        DataError: Naming the line at which a row that is not so starts.
+        DataError: If a row differs; with the line at which it starts.
     """
-    # The csv module wants line ends untouched: they may stand within a field.
+    # The csv module needs the line ends as they are: a field may contain some.
     reader = csv.reader(io.StringIO(read_text(file), newline=""))
     rows, line = [], 1
     try:
@@ -146,7 +146,7 @@ def format_question(subject: str, row: list[str]) -> str:
 
 
 def _header(subject: str) -> str:
-    # A space before each word gives two after "about": so it is in MMLU's and in LESS's code.
+    # A space before each word gives two after "about", as in MMLU's and LESS's code.
     topic = "".join(f" {word}" for word in subject.split("_"))
     return f"The following are multiple choice questions (with answers) about {topic}.\n\n"
 

@@ -1,4 +1,4 @@
-"""Held-out questions of a target, and how the benchmark asks and judges them."""
+"""Held-out questions of a target, with the benchmark's prompts and metrics."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gradsieve.io import fingerprint
 
 @dataclass(frozen=True, slots=True)
 class Shots:
-    """A question after worked examples, as the user says it.
+    """A user turn with few-shot examples before the question.
 
     Attributes:
-        lead: What stands before them.
-        examples: Each with what parts it from the next.
-        question: What stands after them.
+        lead: The text before the examples.
+        examples: Each with its separator from the next.
+        question: The question, after the examples.
     """
 
     lead: str
@@ -25,7 +25,7 @@ class Shots:
     question: str
 
     def text(self, count: int | None = None) -> str:
-        """With the first examples only, or all."""
+        """The turn with the first `count` examples; None: all."""
         return self.lead + "".join(self.examples[:count]) + self.question
 
 
@@ -34,11 +34,11 @@ class Question:
     """One held-out question.
 
     Attributes:
-        example: Question and right answer, written as the target's few-shot examples are.
-        answers: Every answer that counts as right; a choice's letter where there are choices.
-        choices: What may be chosen; empty: the answer is free text.
-        shots: The question after worked examples; None: there are none.
-        texts: What the question itself says, without the words that stand around every one.
+        example: Question and reference answer, in the format of the target's examples.
+        answers: All reference answers; a choice's letter if there are choices.
+        choices: The choices; empty: the answer is free text.
+        shots: The question after few-shot examples; None: there are none.
+        texts: The question's own text, without the benchmark's prompt.
     """
 
     example: Example
@@ -49,7 +49,7 @@ class Question:
 
     @property
     def with_shots(self) -> str:
-        """What the user says with all worked examples; empty: there are none."""
+        """The user turn with all few-shot examples; empty: there are none."""
         return self.shots.text() if self.shots else ""
 
 
@@ -58,13 +58,13 @@ class QuestionSet:
     """The held-out questions of a target.
 
     Attributes:
-        questions: All of them.
-        metrics: Names of what is measured, the one to report first; higher is better.
+        questions: In order.
+        metrics: Names of metrics, the main one first; higher is better.
         average: Over all questions, or over the subtasks' means, as the benchmark reports it.
-        stops: Texts at which an answer ends.
-        max_tokens: Tokens an answer may have; None: as many as the longest right answer takes.
-        extract: Regular expression whose group 1 is the answer within the generated text; all of
-            the text if it is None or isn't found.
+        stops: Stop sequences of an answer.
+        max_tokens: Most tokens of an answer; None: as many as the longest reference answer takes.
+        extract: Regular expression whose group 1 is the answer within the generated text; the full
+            text if it is None or doesn't match.
         match: What an exact match ignores: case and space (`words`), punctuation too (`letters`),
             or articles too (`squad`).
     """
@@ -79,19 +79,26 @@ class QuestionSet:
 
     @property
     def fingerprint(self) -> str:
-        """Changes if any question does, or how it is asked."""
-        asked = [
+        """Changes with any question, prompt or setting."""
+        questions = [
             [
                 *(q.example.id, q.example.subtask, q.example.messages, q.example.answer_prefix),
                 *(q.answers, q.choices, q.with_shots, q.texts),
             ]
             for q in self.questions
         ]
-        how = [self.metrics, self.average, self.stops, self.max_tokens, self.extract, self.match]
-        return fingerprint([asked, *how])
+        settings = [
+            self.metrics,
+            self.average,
+            self.stops,
+            self.max_tokens,
+            self.extract,
+            self.match,
+        ]
+        return fingerprint([questions, *settings])
 
     def limited(self, limit: int | None) -> QuestionSet:
-        """The first questions of each subtask."""
+        """The first `limit` questions of each subtask."""
         seen: Counter[str] = Counter()
         kept = []
         for question in self.questions:
@@ -101,7 +108,7 @@ class QuestionSet:
         return replace(self, questions=tuple(kept))
 
     def weights(self) -> list[float]:
-        """What each question counts in the average; they sum to 1."""
+        """Each question's weight in the average; they sum to 1."""
         sizes = Counter(question.example.subtask for question in self.questions)
         if self.average == "questions":
             return [1 / len(self.questions)] * len(self.questions)

@@ -1,10 +1,10 @@
 """TyDiQA, gold passage: nine languages, one example each; a language is a subtask.
 
-In: `tydiqa-one-shot.json`, or another file of its kind that the path names, or a copy on the hub.
-Out: examples as LESS's `get_tydiqa_dataset` formats them (github.com/princeton-nlp/LESS,
-get_validation_dataset.py; the words are open-instruct's). Clark et al., TACL 2020.
+In: `tydiqa-one-shot.json`, or the path of a file in that format, or a copy on the hub. Out:
+examples as LESS's `get_tydiqa_dataset` formats them (github.com/princeton-nlp/LESS,
+get_validation_dataset.py; the prompts are open-instruct's). Clark et al., TACL 2020.
 
-LESS's nine examples are rows of the training set: from the hub they are taken by their ids.
+LESS's nine examples are rows of the training set: on the hub they are found by their ids.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError, did_you_mean
 from gradsieve.tasks import hub
-from gradsieve.tasks.layout import missing, read_json, told
+from gradsieve.tasks.layout import missing, read_json, shown
 from gradsieve.tasks.questions import Question, QuestionSet, Shots
 
 WORDS = {
@@ -44,7 +44,7 @@ WORDS = {
 
 ONE_SHOT, DEV = "tydiqa-one-shot.json", "tydiqa-goldp-v1.1-dev.json"
 IN_CHINESE = "tydiqa-one-shot-zh.json"
-"""The released code's variant with every example in Chinese; read only if the path names it."""
+"""The released code's variant with all examples in Chinese; read only if it is the path."""
 
 SUBTASKS = 9
 ON_HUB, CONFIG = "google-research-datasets/tydiqa", "secondary_task"
@@ -65,43 +65,42 @@ PAPERS = frozenset(
 """Ids of the training rows in LESS's `tydiqa-one-shot.json`."""
 
 SHORT_BYTES = 1300
-"""UTF-8 bytes of a passage that is short enough for a shot: the paper's longest has 1,292."""
+"""Most UTF-8 bytes of a passage in a shot: the paper's longest has 1,292."""
 
 Rows = list[dict[str, Any]]
 
-TODO = "Give {language: [{context, question, answers: [{text}]}]}, as it was published."
+TODO = "Use the published format: {language: [{context, question, answers: [{text}]}]}."
 CHINESE = ("根据所给文章中的信息回答以下问题。", "文章:", "问题:", "答案:")
 
 
 def read(name: str, path: str) -> tuple[list[Example], list[str]]:
-    """The examples of all languages, and what to warn of; the published file has one of each.
+    """The examples of all languages, and warnings; the published file has one per language.
 
     Raises:
-        DataError: If the file is missing, damaged, or has a language without words.
+        DataError: If the file is missing or damaged, or has a language without a prompt.
     """
     file = Path(path) if Path(path).is_file() else Path(path) / ONE_SHOT
     notes: list[str] = []
     if file.is_file():
-        shown = read_json(file)
+        shots = read_json(file)
     elif hub.is_data_set(path):
-        shown, notes = _one_shots(name, path)
+        shots, notes = _one_shots(name, path)
     else:
         expected = f"the folder that holds {ONE_SHOT}, or {ON_HUB}"
         raise missing("There is no TyDiQA target here.", name, Path(path), expected)
     examples = [
         _example(name, language, f"{language}-{number}", row, file)
-        for language, rows in sorted(shown.items())
+        for language, rows in sorted(shots.items())
         for number, row in enumerate(_list(rows, file, language))
     ]
     return examples, notes
 
 
 def test_set(name: str, path: str) -> QuestionSet | None:
-    """The development questions, each after its language's example; None if they are not there.
+    """The development questions, each after its language's example; None if there are none.
 
-    Asked as LESS's eval/tydiqa does: gold passage, one shot, an answer of one line. The shot is
-    the example that selects; that code draws one of the training set, and cuts passages to 512
-    tokens.
+    As in LESS's eval/tydiqa: gold passage, one shot, an answer of one line. The shot is the target
+    example; that code draws one from the training set, and truncates passages to 512 tokens.
     """
     folder = Path(path).parent if Path(path).is_file() else Path(path)
     file = folder / DEV
@@ -114,9 +113,9 @@ def test_set(name: str, path: str) -> QuestionSet | None:
     shots: dict[str, str] = {}
     for example in read(name, path)[0] if rows else []:
         words = WORDS[example.subtask]
-        shown = _asked(words, example.row["context"], example.row["question"])
+        question = _asked(words, example.row["context"], example.row["question"])
         answer = example.messages[1]["content"]
-        shots.setdefault(example.subtask, f"{shown}\n{answer}\n\n")
+        shots.setdefault(example.subtask, f"{question}\n{answer}\n\n")
     questions = [_question(name, row, shots, file) for row in rows]
     if not questions:
         return None
@@ -134,19 +133,19 @@ def _local_questions(file: Path) -> Rows:
     """The questions of the published file.
 
     Raises:
-        DataError: If it holds something else.
+        DataError: If it has another format.
     """
     try:
         found = [part for article in read_json(file)["data"] for part in article["paragraphs"]]
         rows = [{**row, "context": part["context"]} for part in found for row in part["qas"]]
-        whole = all(isinstance(row["id"], str) for row in rows)
+        is_sound = all(isinstance(row["id"], str) for row in rows)
     except (KeyError, TypeError):
-        whole = False
-    if not whole:
+        is_sound = False
+    if not is_sound:
         raise DataError(
             "Expected {data: [{paragraphs: [{context, qas: [{id, question, answers}]}]}]}.",
             str(file),
-            "Give the file as it was published.",
+            "Use the published file.",
         )
     return rows
 
@@ -164,7 +163,7 @@ def _question(name: str, row: dict[str, Any], shots: dict[str, str], file: Path)
 
 
 def _language(row: dict[str, Any]) -> str:
-    """TyDiQA's ids start with it."""
+    """The language, with which TyDiQA's ids start."""
     return str(row["id"]).partition("-")[0]
 
 
@@ -172,7 +171,7 @@ def _language(row: dict[str, Any]) -> str:
 
 
 def _one_shots(name: str, path: str) -> tuple[dict[str, Rows], list[str]]:
-    """One training row of each language: the paper's if it is there; and what to warn of."""
+    """One training row of each language, the paper's if it is there; and warnings."""
     languages: dict[str, Rows] = {}
     for row in _hub_rows(name, path, "train"):
         languages.setdefault(_language(row), []).append(row)
@@ -188,10 +187,10 @@ def _one_shots(name: str, path: str) -> tuple[dict[str, Rows], list[str]]:
     others = sorted(language for language, row in chosen.items() if row["id"] not in PAPERS)
     note = (
         f"the paper's one-shot examples of {len(others)} of {len(chosen)} languages "
-        f"({', '.join(others)}) are not among the training rows: others were taken"
+        f"({', '.join(others)}) are not among the training rows: others are used"
     )
-    shown = {language: [{**row, "lang": language}] for language, row in chosen.items()}
-    return shown, [note] if others else []
+    shots = {language: [{**row, "lang": language}] for language, row in chosen.items()}
+    return shots, [note] if others else []
 
 
 def _hub_questions(name: str, path: str) -> Rows:
@@ -208,7 +207,7 @@ def _hub_rows(name: str, path: str, split: str) -> Rows:
 
 
 def _from_hub(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """A row as the published files have it."""
+    """A row in the format of the published files."""
     match row:
         case {"id": str(id), "context": str(context), "question": str(question), "answers": found}:
             answers = _answers_from_hub(found)
@@ -217,13 +216,13 @@ def _from_hub(row: dict[str, Any], where: str) -> dict[str, Any]:
                 return made
     raise DataError(
         "Expected columns id, context, question and answers (text, answer_start).",
-        f"{where}: found {told(row)}",
-        f"Give {ON_HUB} or a copy of it.",
+        f"{where}: found {shown(row)}",
+        f"Use {ON_HUB} or a copy of it.",
     )
 
 
 def _answers_from_hub(found: Any) -> Rows:
-    """A list of objects; `datasets` may have made an object of lists of it."""
+    """A list of objects; `datasets` may have turned it into an object of lists."""
     match found:
         case {"text": [*texts], "answer_start": [*starts]} if len(texts) == len(starts):
             pairs = zip(texts, starts, strict=True)
@@ -234,7 +233,7 @@ def _answers_from_hub(found: Any) -> Rows:
 
 
 def format_question(words: tuple[str, str, str, str], context: str, question: str) -> str:
-    """The prompt of one question. As in LESS's code nothing stands before the passage's heading."""
+    """The prompt of one question. As in LESS's code, nothing separates instruction and passage."""
     return words[0] + _asked(words, context, question)
 
 
@@ -261,7 +260,7 @@ def _example(name: str, language: str, id: str, row: Any, file: Path) -> Example
 def _words(language: str, file: Path) -> tuple[str, str, str, str]:
     if language not in WORDS:
         todo = did_you_mean(language, WORDS)
-        raise DataError(f"The language {language} is not known.", str(file), todo)
+        raise DataError(f"The language {language} is unknown.", str(file), todo)
     return WORDS[language]
 
 
