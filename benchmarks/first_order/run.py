@@ -35,6 +35,7 @@ from gradsieve.gradients.objectives import example_losses
 from gradsieve.gradients.per_example import per_example
 from gradsieve.models.checkpoints import load_moments
 from gradsieve.models.load import load_adapter
+from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.context import Context
 
 HERE = Path(__file__).parent
@@ -65,7 +66,9 @@ def main() -> None:
     meta = run.require("warmup")
     found = [
         _checkpoint(context, folder, rate, rows, subtasks)
-        for folder, rate in zip(run.checkpoints, meta["learning_rates"], strict=True)
+        for folder, rate in zip(
+            Artifacts(run).warmup.checkpoints, meta["learning_rates"], strict=True
+        )
     ]
     result = {
         "command": "python benchmarks/first_order/run.py",

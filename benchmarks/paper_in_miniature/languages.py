@@ -27,6 +27,7 @@ from gradsieve.data.examples import Example, Row
 from gradsieve.data.readers import read_source
 from gradsieve.methods import ScoringTask, find_method, lexical
 from gradsieve.methods.base import whole_text
+from gradsieve.models.source import model_source
 from gradsieve.recipe.schema import check_recipe
 from gradsieve.tasks import load_target, load_test_set
 from gradsieve.tasks.tydiqa import WORDS
@@ -89,7 +90,15 @@ def found(rows: list[Row], examples: list[Row], split: Split) -> dict[str, int]:
     )
     numbers = np.arange(len(rows))
     with mock.patch.object(lexical, "_words", split):
-        task = ScoringTask(Texts(rows), numbers, {"t": examples}, recipe, 0, Progress(quiet=True))
+        task = ScoringTask(
+            Texts(rows),
+            numbers,
+            {"t": examples},
+            recipe,
+            model_source(recipe.model),
+            0,
+            Progress(quiet=True),
+        )
         total = find_method("bm25").score(task)["t"].total
     best = np.argsort(-total, kind="stable")[: round(SHARE * len(rows))]
     planted = [rows[index].example for index in best if rows[index].example.source == "planted"]

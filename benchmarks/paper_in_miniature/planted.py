@@ -73,7 +73,7 @@ def bm25_without_instruction(run: RunFolder, count: int) -> dict[str, Any]:
     pool = context.pool
     target = next(target for target in context.targets if target.name == "tydiqa")
     examples = {"tydiqa": [stripped(row) for row in context.target_rows(target)]}
-    task = ScoringTask(pool, pool.usable, examples, recipe, 0, Progress())
+    task = ScoringTask(pool, pool.usable, examples, recipe, context.model, 0, Progress())
     scores = find_method("bm25").score(task)["tydiqa"]
     keys = [key._asdict() for key in task.example_keys()]
     best = np.argsort(-scores.total, kind="stable")[:count].tolist()

@@ -38,6 +38,7 @@ from gradsieve.models.checkpoints import load_moments
 from gradsieve.models.load import load_adapter
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe.load import check_recipe
+from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.context import Context
 from gradsieve.store import quantize
 from gradsieve.store.scoring import Cosines
@@ -107,7 +108,7 @@ def main() -> None:
     settings = recipe(given.data, given.inputs)
     run = gradsieve.run(settings, given.inputs.parent / "fidelity", last="warmup")
     context = Context(settings, run, Progress())
-    checkpoint = run.checkpoints[-1]
+    checkpoint = Artifacts(run).warmup.checkpoints[-1]
     model = load_adapter(ModelSource(settings.model).load(), checkpoint)
     moments = Moments(*load_moments(checkpoint, model))
     sizes = {name: layer.weight.numel() for name, layer in lora_layers(model).items()}

@@ -11,6 +11,7 @@ import pytest
 import gradsieve
 import world
 from gradsieve.errors import StoreError
+from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
 from gradsieve.stages import features
 from gradsieve.store.targets import read_target_gradients
@@ -77,9 +78,9 @@ def test_a_new_source(inputs: dict[str, Any], extracted: list[int], tmp_path: Pa
     assert sum(extracted) == CHECKPOINTS * (ROWS // 2 + targets_rows(inputs))
     extracted.clear()
     meta = small.stage("features") / "meta.json"
-    meta.write_text(json.dumps({**small.done("features"), "seconds": 1000.0}))
+    meta.write_text(json.dumps({**small.require("features"), "seconds": 1000.0}))
     grown = run(inputs, tmp_path / "run")
-    assert 1000 < grown.done("features")["seconds"] < 2000  # what it cost in all
+    assert 1000 < grown.require("features")["seconds"] < 2000  # what it cost in all
     assert sum(extracted) == CHECKPOINTS * ROWS // 2
     assert scores(grown) == pytest.approx(scores(run(inputs, tmp_path / "anew")), abs=5e-6)
 
@@ -198,10 +199,10 @@ def test_a_run_that_was_moved_takes_new_features(inputs: dict[str, Any], tmp_pat
     plain = {key: value for key, value in inputs.items() if key != "warmup"}
     plain["warmup"] = {"epochs": 2, "batch_size": 4, "lora": {"r": 2, "alpha": 8}}
     first = run({**plain, "pool": inputs["pool"][:1]}, tmp_path / "run")
-    stale = first.done("features")["output"]
+    stale = first.require("features")["output"]
     first.path.rename(tmp_path / "moved")
     grown = gradsieve.run(
         world.recipe(plain), tmp_path / "moved", first="features", progress=world.Listening()
     )
-    assert grown.done("features")["output"] != stale
-    assert all(folder.parent.parent == grown.path for folder in grown.checkpoints)
+    assert grown.require("features")["output"] != stale
+    assert all(folder.parent.parent == grown.path for folder in Artifacts(grown).warmup.checkpoints)

@@ -14,6 +14,7 @@ from gradsieve.console import Progress
 from gradsieve.errors import DataError, ModelError, RunError, StoreError, UsageError
 from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import ScoreConfig
+from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
 from gradsieve.stages import features
 
@@ -341,6 +342,10 @@ def test_rows_whose_gradient_is_not_finite_are_set_aside(
         assert all(np.isfinite(row["score"]) for row in found.values())
         dropped = (other.stage("select") / "mine" / "less" / "dropped.jsonl").read_text()
         assert json.loads(dropped)["reason"] == "its gradient is not finite"
+        skipped = {"source": "odd", "id": "x", "skip_reason": "its gradient is not finite"}
+        artifacts = Artifacts(other)
+        assert artifacts.features.skipped().to_pylist() == [skipped]
+        assert artifacts.scores.skipped(artifacts.pool.read()).to_pylist() == [skipped]
 
 
 @pytest.mark.parametrize("changes", [{"mode": "exact"}, {"bits": 16}, {"bits": 1}])

@@ -23,7 +23,9 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> ScoringTask:
     )
     context = Context(recipe, run, world.Listening())
     targets = {target.name: context.target_rows(target) for target in context.targets}
-    return ScoringTask(context.pool, context.pool.usable, targets, recipe, 0, world.Listening())
+    return ScoringTask(
+        context.pool, context.pool.usable, targets, recipe, context.model, 0, world.Listening()
+    )
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from gradsieve.data.batching import PoolTokens, batches_of
 from gradsieve.data.pool import Pool, SourceSpec, build_pool, open_pool, source_key
 from gradsieve.data.readers import read_source
 from gradsieve.data.template import ChatTemplate
@@ -97,6 +99,14 @@ def test_holds_what_reading_and_tokenizing_gives(tmp_path: Path, template: ChatT
     assert pool.examples(numbers) == list(examples)
     assert pool.rows(numbers) == ROWS
     assert pool.tokenized(numbers) == encoded
+    lazy = PoolTokens(pool, pool.order)
+    assert list(lazy) == [encoded[number] for number in pool.order]
+    assert lazy.__getitems__([3, 1]) == [lazy[3], lazy[1]] == list(lazy[1:4:2])[::-1]
+    for (one, tensors), (other, same) in zip(
+        batches_of(lazy, 100), batches_of(list(lazy), 100), strict=True
+    ):
+        assert one.tolist() == other.tolist()
+        assert all(torch.equal(tensors[name], same[name]) for name in tensors)
     assert pool.lengths.tolist() == [len(tokens.input_ids) for tokens in encoded]
     assert pool.n_label_tokens.tolist() == [tokens.n_labels for tokens in encoded]
     assert pool.texts([1]) == ["How many? é\n1 \u2028三\nSure?\nYes"]
@@ -106,6 +116,24 @@ def test_holds_what_reading_and_tokenizing_gives(tmp_path: Path, template: ChatT
         for tokens in encoded
     ]
     assert [f"{number:016x}" for number in pool.content_hashes.tolist()] == hashes
+
+
+def test_keys_of_a_datastore(tmp_path: Path, template: ChatTemplate) -> None:
+    sources = [SourceSpec("b", ROWS[:25]), SourceSpec("a", ROWS[10:])]
+    pool = build_pool(tmp_path / "pool", sources, template)
+    numbers = [54, 3, 0, 20]
+    encoded = pool.tokenized(numbers)
+    expected = [
+        (*key, hashlib.sha256(one.input_ids.tobytes() + one.labels.tobytes()).hexdigest()[:16])
+        for key, one in zip(pool.keys(numbers), encoded, strict=True)
+    ]
+    found = pool.store_keys(numbers)
+    assert found.column_names == ["source", "id", "content"]
+    assert [tuple(row.values()) for row in found.to_pylist()] == expected
+    assert pool.store_keys([]).num_rows == 0
+    missing = pa.table({"source": ["a"], "id": ["missing"], "content": [""]})
+    assert pool.locate(pa.concat_tables([missing, found])).tolist() == [-1, *numbers]
+    assert pool.locate(missing[:0]).tolist() == []
 
 
 def test_rows_without_a_label_token_have_a_reason(tmp_path: Path, template: ChatTemplate) -> None:
