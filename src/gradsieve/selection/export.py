@@ -37,14 +37,8 @@ MESSAGES = "messages.jsonl"
 SHOWN: tuple[Effect, ...] = ("yes", "repeats", "contents", "adds")
 """Effects of the settings that a card shows: all but those that change no result."""
 
-SIZES = (
-    (1_000, "n<1K"),
-    (10_000, "1K<n<10K"),
-    (100_000, "10K<n<100K"),
-    (1_000_000, "100K<n<1M"),
-    (10_000_000, "1M<n<10M"),
-)
-"""The hub's size categories (huggingface.co/docs/hub/datasets-cards)."""
+SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "n>10M")
+"""The hub's size categories (huggingface.co/docs/hub/datasets-cards), by the number of digits."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -76,35 +70,31 @@ class Selected:
         row = {"id": None, **self.example.row}
         if row["id"] is None:  # it gets the one that names it everywhere else
             row["id"] = self.example.id
-        own = {"rank": self.rank, "score": self.score, "subtask": self.subtask}
-        for key, value in {**own, "source": self.example.source}.items():
+        for key, value in {**self._added, "source": self.example.source}.items():
             while key in row:
                 key = f"gradsieve_{key}"
             row[key] = value
         return row
 
     def as_messages(self) -> dict[str, Any]:
-        """The turns, whatever format they came in."""
+        """The turns, whatever format they came in.
+
+        If some answers are not supervised, each answer has a `weight`, 0 or 1.
+        """
         example = self.example
-        return {
-            "messages": weighted(example),
-            **({"tools": example.tools} if example.tools else {}),
-            "source": example.source,
-            "id": example.id,
-            "rank": self.rank,
-            "score": self.score,
-            "subtask": self.subtask,
-        }
+        turns: Sequence[Mapping[str, Any]] = example.messages
+        if example.supervised is not None:
+            turns = [
+                {**turn, "weight": int(flag)} if turn["role"] == "assistant" else turn
+                for turn, flag in zip(turns, example.supervised, strict=True)
+            ]
+        tools = {"tools": example.tools} if example.tools else {}
+        key = {"source": example.source, "id": example.id}
+        return {"messages": turns, **tools, **key, **self._added}
 
-
-def weighted(example: Example) -> Sequence[Mapping[str, Any]]:
-    """The turns; where some answers are not supervised, each answer has a `weight`, 0 or 1."""
-    if example.supervised is None:
-        return example.messages
-    return tuple(
-        {**turn, "weight": int(flag)} if turn["role"] == "assistant" else turn
-        for turn, flag in zip(example.messages, example.supervised, strict=True)
-    )
+    @property
+    def _added(self) -> dict[str, Any]:
+        return {"rank": self.rank, "score": self.score, "subtask": self.subtask}
 
 
 def write_selected(selected: Iterable[Selected], rows: Path, messages: Path) -> None:
@@ -175,7 +165,7 @@ def message_features(records: Iterable[Mapping[str, Any]] = ()) -> datasets.Feat
     Turns that have more than a role and text are `Json`: a column of objects with the same keys
     would give each turn the keys of all.
     """
-    text, number = datasets.Value("string"), datasets.Value("float64")
+    text = datasets.Value("string")
     is_plain, has_tools = True, False
     for record in records:
         is_plain &= all(turn.keys() == {"role", "content"} for turn in record["messages"])
@@ -187,7 +177,7 @@ def message_features(records: Iterable[Mapping[str, Any]] = ()) -> datasets.Feat
             "source": text,
             "id": text,
             "rank": datasets.Value("int64"),
-            "score": number,
+            "score": datasets.Value("float64"),
             "subtask": text,
         }
     )
@@ -246,7 +236,7 @@ class Card:
         return {
             "pretty_name": f"Selected for {self.target} by {self.method}",
             "task_categories": ["text-generation"],
-            "size_categories": [next((name for most, name in SIZES if rows < most), "n>10M")],
+            "size_categories": [SIZES[min(max(len(str(rows)), 3), 8) - 3]],
             "tags": ["gradsieve", "less", "data-selection", "instruction-tuning"],
             **({"base_model": model} if shown(model) == model and "/" in model else {}),
             "configs": [

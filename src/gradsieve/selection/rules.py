@@ -149,6 +149,11 @@ class Leak:
     question: str
     run: str
 
+    @property
+    def reason(self) -> str:
+        """Why the example is passed over."""
+        return f'drop_leaks: shares "{self.run}" with {self.target}, {self.question}'
+
 
 class LeakIndex:
     """The runs of test questions.
@@ -159,9 +164,9 @@ class LeakIndex:
 
     def __init__(self, questions: Mapping[str, Iterable[tuple[str, str]]]) -> None:
         named = [(target, *question) for target, of in questions.items() for question in of]
-        runs = _runs([text for _, _, text in named])
-        self._hashes, first = np.unique(runs.hashes, return_index=True)
-        self._questions = [named[text][:2] for text in runs.texts[first].tolist()]
+        hashes, texts, _, _ = _runs([text for _, _, text in named])
+        self._hashes, first = np.unique(hashes, return_index=True)
+        self._questions = [named[text][:2] for text in texts[first].tolist()]
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -170,13 +175,15 @@ class LeakIndex:
         """The texts that leak, by their place."""
         if not len(self):
             return {}
-        runs = _runs(texts)
-        places = np.searchsorted(self._hashes, runs.hashes).clip(max=len(self) - 1)
-        hits = np.flatnonzero(self._hashes[places] == runs.hashes)
-        leaking, first = np.unique(runs.texts[hits], return_index=True)
+        hashes, of, starts, words = _runs(texts)
+        places = np.searchsorted(self._hashes, hashes).clip(max=len(self) - 1)
+        hits = np.flatnonzero(self._hashes[places] == hashes)
+        hits = hits[np.unique(of[hits], return_index=True)[1]]  # the first of each text
         return {
-            text: Leak(*self._questions[places[hit]], " ".join(runs.words(hit)))
-            for text, hit in zip(leaking.tolist(), hits[first].tolist(), strict=True)
+            int(of[hit]): Leak(
+                *self._questions[places[hit]], " ".join(words[starts[hit] : starts[hit] + RUN])
+            )
+            for hit in hits
         }
 
 
@@ -192,23 +199,15 @@ def find_leaks(pool: Pool, questions: Mapping[str, Iterable[tuple[str, str]]]) -
     }
 
 
-class _Runs(NamedTuple):
+def _runs(
+    texts: Sequence[str],
+) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64], list[str]]:
     """All runs of some texts, in order.
 
-    `hashes` [m] of the runs, the numbers of their `texts` [m], the places of their first words [m].
+    Returns:
+        A hash of each run [m], the number of its text [m], the place of its first word [m], and
+        the words of all texts.
     """
-
-    hashes: NDArray[np.uint64]
-    texts: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    all_words: Sequence[str]
-
-    def words(self, run: int) -> Sequence[str]:
-        start = int(self.starts[run])
-        return self.all_words[start : start + RUN]
-
-
-def _runs(texts: Sequence[str]) -> _Runs:
     split = [split_words(text) for text in texts]
     lengths = np.fromiter(map(len, split), np.int64, len(split))
     words = list(chain.from_iterable(split))
@@ -218,4 +217,4 @@ def _runs(texts: Sequence[str]) -> _Runs:
     hashes = np.zeros(len(starts), np.uint64)
     for word in range(RUN):
         hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + values[starts + word]
-    return _Runs(hashes, of[starts], starts, words)
+    return hashes, of[starts], starts, words

@@ -216,7 +216,8 @@ def _chosen(context: Context, method: str, scored: _Scored, leaks: Mapping[int, 
         _refuse_too_many(context, len(order))
     checks: list[Check] = []
     if settings.drop_leaks and leaks:
-        checks.append(lambda place: _leak_reason(leaks.get(int(order[place]))))
+        reasons = {number: leak.reason for number, leak in leaks.items()}
+        checks.append(lambda place: reasons.get(int(order[place])))
     if settings.near_duplicates is not None:
         cosine = settings.near_duplicates.cosine
         checks.append(NearDuplicates(_last_store(context), scored.pool, order, cosine))
@@ -264,12 +265,6 @@ def _leaks(context: Context) -> dict[int, Leak]:
             f"{first['question']}; all in leaks.jsonl"
         )
     return leaks
-
-
-def _leak_reason(leak: Leak | None) -> str | None:
-    if leak is None:
-        return None
-    return f'drop_leaks: shares "{leak.run}" with {leak.target}, {leak.question}'
 
 
 def _leak_records(pool: Pool, leaks: Mapping[int, Leak]) -> Iterator[dict[str, Any]]:
