@@ -14,6 +14,7 @@ from gradsieve.data.pool import build_pool, link_parts, source_key
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages.base import Stage
+from gradsieve.stages.estimate import Estimate
 
 
 class Pool(Stage):
@@ -39,6 +40,11 @@ class Pool(Stage):
     def reuse(self, archived: Path, folder: Path) -> None:
         """Sources that did not change keep their part: the files are linked, not copied."""
         link_parts(archived, folder)
+
+    def estimate(self, context: Context) -> Estimate:
+        """Its bytes; `plan` builds the pool, and so knows its seconds."""
+        files = (file for file in context.pool.folder.rglob("*") if file.is_file())
+        return Estimate(disk_bytes=sum(file.stat().st_size for file in files))
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Read and tokenize the sources, as far as they are not there yet."""

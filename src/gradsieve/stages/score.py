@@ -30,6 +30,17 @@ from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import ScoreTable
 from gradsieve.stages.base import Inputs, Stage
+from gradsieve.stages.estimate import (
+    ROW_BYTES,
+    Estimate,
+    checkpoints,
+    lengths,
+    selecting_shape,
+    store_bytes,
+    subtasks,
+    target_rows,
+    width,
+)
 
 
 class Score(Stage):
@@ -62,6 +73,22 @@ class Score(Stage):
             new[part].get(name) == value
             for part in ("targets", "features")
             for name, value in old[part].items()
+        )
+
+    def estimate(self, context: Context) -> Estimate:
+        """Passes of methods that use a model; reading the datastores for the others."""
+        methods, rows = context.recipe.score.methods, len(context.pool.usable)
+        shape, names = selecting_shape(context), subtasks(context)
+        stored = sum(map(uses_gradients, methods)) * checkpoints(context)
+        passes = sum(find_method(name).uses == "model" for name in methods)
+        tokens = float(lengths(context).sum())
+        tokens += sum(len(row.encoded.input_ids) for row in target_rows(context))
+        products = 2.0 * width(context) * names * rows if stored else 0.0
+        return Estimate(
+            units=tokens,
+            flops=stored * products + passes * shape.forward(1, tokens, tokens),
+            disk_bytes=rows * len(methods) * (4 * names + ROW_BYTES * len(context.targets)),
+            read_bytes=stored * store_bytes(context) if stored else 0,
         )
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gradsieve.data.template import ChatTemplate, TokenizedExample
 from gradsieve.engine import Job
 from gradsieve.gradients.objectives import SFT
 from gradsieve.io import agree, fingerprint, read_lines
+from gradsieve.methods import needs_gradients
 from gradsieve.models import distributed
 from gradsieve.models.checkpoints import save_adapter
 from gradsieve.models.load import add_adapter
@@ -30,6 +31,7 @@ from gradsieve.recipe.schema import Recipe, TrainConfig, TrainingConfig
 from gradsieve.runs.artifacts import StageArtifact, TrainedModel
 from gradsieve.runs.context import Context
 from gradsieve.stages.base import Inputs, Stage
+from gradsieve.stages.estimate import Estimate, student_shape, training, trainings
 
 
 class Train(Stage):
@@ -57,6 +59,22 @@ class Train(Stage):
         varies = {"seeds": None, "selections": None}
         same = {**old, **varies} == {**new, **varies}
         return same and agree(old["selections"], new["selections"])
+
+    def estimate(self, context: Context) -> Estimate:
+        """A training for each selection and seed."""
+        recipe, shape = context.recipe, student_shape(context)
+        made = list(trainings(context))
+        every = [training(shape, context, one.rows, recipe.training) for one in made]
+        same = context.student is context and needs_gradients(recipe)
+        return replace(
+            every[0],
+            units=sum(one.units for one in every),
+            flops=sum(one.flops for one in every),
+            loads=len(every),
+            steps=sum(one.steps for one in every),
+            disk_bytes=sum(one.folders for one in made) * shape.trained_weight_bytes,
+            like="warmup" if same and not shape.full and not recipe.warmup.checkpoints else None,
+        )
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Train a model for each target, method and seed; finished ones are kept."""

@@ -10,6 +10,7 @@ on the pool's order, and examples that are added later change it little.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages.base import Stage
+from gradsieve.stages.estimate import Estimate, few_steps, selecting_shape, training
 
 HASHED_AT_ONCE = 10_000
 
@@ -64,6 +66,15 @@ class Warmup(Stage):
             "warmup": settings.results(),
         }
 
+    def estimate(self, context: Context) -> Estimate:
+        """A training on the random share."""
+        settings, shape = context.recipe.warmup, selecting_shape(context)
+        if settings.checkpoints is not None:
+            return Estimate()
+        rows = share_size(len(context.pool.usable), settings.fraction)
+        one = training(shape, context, rows, settings)
+        return replace(one, disk_bytes=settings.epochs * 12 * shape.adapter)
+
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Train the adapter, or take the checkpoints that the recipe names."""
         settings = context.recipe.warmup
@@ -75,6 +86,8 @@ class Warmup(Stage):
         check_vocabulary(base, context.template.tokenizer)
         model = add_adapter(base, settings.lora, settings.seed)
         check_pass(model)
+        if warning := few_steps(self.estimate(context).steps):
+            context.progress.warn(warning)
         with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
             train_model(
                 model,
@@ -114,7 +127,12 @@ def random_share(
             hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts
         ]
     order = np.argsort(hashes, kind="stable")
-    return numbers[order[: max(1, round(fraction * len(numbers)))]]
+    return numbers[order[: share_size(len(numbers), fraction)]]
+
+
+def share_size(rows: int, fraction: float) -> int:
+    """Rows of the random share."""
+    return max(1, round(fraction * rows))
 
 
 def existing(folder: Path) -> Path:
