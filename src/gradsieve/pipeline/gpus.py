@@ -1,7 +1,8 @@
 """Seconds of a stage on a named GPU, from the GPU's data sheet.
 
 In: a stage's estimate, and a GPU's peak rates. Out: FLOPs over a share of the peak, plus bytes over
-the memory's rate where a model generates answers token by token. Peaks are dense bf16 with float32 accumulation (half of what data sheets print "with sparsity").
+the memory's rate where a model generates answers token by token. Peaks are dense bf16 with float32
+accumulation (half of what data sheets print "with sparsity").
 """
 
 from __future__ import annotations

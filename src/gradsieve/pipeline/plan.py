@@ -28,7 +28,7 @@ from gradsieve.console import Progress, clock
 from gradsieve.errors import ErrorGroup, GradsieveError, ModelError, RunError
 from gradsieve.models.load import device, free_memory
 from gradsieve.pipeline.gpus import UTILIZATION, Gpu, find_gpu
-from gradsieve.pipeline.preflight import check, rows, writable
+from gradsieve.pipeline.preflight import Check, check, rows, writable
 from gradsieve.pipeline.run import STAGES, stages_of, states
 from gradsieve.pipeline.sample import MOST_ANSWER_TOKENS, Samples
 from gradsieve.recipe.load import load_recipe
@@ -159,7 +159,7 @@ def plan(
     needed = [name for name in stages_of(recipe) if name != "report"]
     with context.progress.running([], None), TemporaryDirectory() as scratch:
         reading = Reading(Path(scratch))
-        also = [reading, *([writable] if folder else [])]
+        also: list[Check] = [reading, *([writable] if folder else [])]
         check(context, [STAGES[name] for name in needed], also)
         estimates = {name: STAGES[name].estimate(context) for name in needed}
         found = states(context, needed)
@@ -418,9 +418,9 @@ def _pool(plan: Plan) -> Iterator[list[Any]]:
         lines.append(
             ["all", *(sum(column) for column in zip(*(x[1:] for x in lines), strict=True))]
         )
-    for name, rows, bad, tokens, *parts in lines:
-        shares = (f"{part / rows if rows else 0:.1%}" for part in parts)
-        yield [name, rows, bad, tokens, *shares]
+    for name, count, bad, tokens, *parts in lines:
+        shares = (f"{part / count if count else 0:.1%}" for part in parts)
+        yield [name, count, bad, tokens, *shares]
 
 
 def _time(stage: StagePlan) -> str:

@@ -216,12 +216,12 @@ class Questions(NamedTuple):
     """A target's held-out questions.
 
     Attributes:
-        count: Questions.
+        number: Questions.
         prompt: Mean tokens of a prompt.
         answer: Most tokens of an answer.
     """
 
-    count: int
+    number: int
     prompt: float
     answer: int
 

@@ -76,16 +76,16 @@ class Evaluate(Stage):
         models = 1 + (same and needs_gradients(context.recipe))
         models += len(context.recipe.score.methods) * len(seeds)
         rows, asked = target_rows(context), questions(context).values()
-        read = sum(len(row.encoded.input_ids) for row in rows)
-        read += sum(one.count * one.prompt for one in asked)
-        written = sum(one.count * one.answer for one in asked)
-        batches = sum(math.ceil(q.count / batch_size) * q.answer for q in asked)
+        read = float(sum(len(row.encoded.input_ids) for row in rows))
+        read += sum(one.number * one.prompt for one in asked)
+        written = sum(one.number * one.answer for one in asked)
+        batches = sum(math.ceil(q.number / batch_size) * q.answer for q in asked)
         flops = read * shape.forward(1, 1, 0) + written * shape.forward(1, 1, 1)
         return Estimate(
             units=models * (read + GENERATED * written),
             flops=models * flops,
             loads=models * len(context.targets),
-            disk_bytes=models * ROW_BYTES * (len(rows) + sum(one.count for one in asked)),
+            disk_bytes=models * ROW_BYTES * (len(rows) + sum(one.number for one in asked)),
             memory_bytes=shape.weight_bytes,
             weight_bytes=shape.weight_bytes,
             generated_bytes=float(models * batches * shape.weight_bytes),
