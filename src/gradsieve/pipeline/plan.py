@@ -26,7 +26,7 @@ from rich.table import Table
 
 from gradsieve.console import Progress, clock
 from gradsieve.errors import ErrorGroup, GradsieveError, ModelError, RunError
-from gradsieve.models.load import device, free_memory
+from gradsieve.models.device import device, free_memory
 from gradsieve.pipeline.gpus import UTILIZATION, Gpu, find_gpu
 from gradsieve.pipeline.preflight import Check, check, rows, writable
 from gradsieve.pipeline.run import STAGES, stages_of, states

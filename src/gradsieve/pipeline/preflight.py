@@ -183,16 +183,6 @@ def _each(
         )
 
 
-class Silent(Progress):
-    """Reports nothing: for inputs that are read a second time."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def warn(self, text: str) -> None:
-        """Nothing."""
-
-
 # --- models -------------------------------------------------------------------------------------
 
 

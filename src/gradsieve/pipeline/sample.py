@@ -9,7 +9,6 @@ timing parts of stages one by one (a second copy of what stages do).
 
 from __future__ import annotations
 
-import copy
 import gc
 import itertools
 import shutil
@@ -21,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from gradsieve.console import Progress
 from gradsieve.errors import ModelError
 from gradsieve.methods import uses_gradients
 from gradsieve.pipeline.gpus import DISK_BYTES_A_SECOND
-from gradsieve.pipeline.preflight import Silent
 from gradsieve.recipe.schema import Recipe, SelectConfig, TrainConfig
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
@@ -55,6 +54,13 @@ class Times(NamedTuple):
         start = self.start * max(1, estimate.loads)
         reading = estimate.read_bytes / DISK_BYTES_A_SECOND
         return self.once + start + self.unit * estimate.units + reading
+
+
+class Silent(Progress):
+    """Reports nothing: a sample's warnings are not the run's."""
+
+    def warn(self, text: str) -> None:
+        """Nothing."""
 
 
 @dataclass
@@ -157,7 +163,7 @@ class Samples:
             _small(original.recipe, stage, rows, set(sources)),
             RunFolder(self.scratch / str(next(self._numbers))),
             Silent(quiet=True),
-            replace(original.given, pool=sources),
+            replace(original.in_memory, pool=sources),
         )
         context.template = original.template
         context.model_inputs = original.model_inputs
@@ -184,13 +190,12 @@ class Samples:
             }
         else:
             context.test_sets = {}
+        context.model = original.model
+        vars(context)["shapes"] = vars(original)["shapes"]
         if original.student is not original:
-            student = copy.copy(context)
-            student.recipe = context.recipe.model_copy(
-                update={"model": original.student.recipe.model}
-            )
-            student.template = original.student.template
-            context.student = student
+            student = context.student
+            student.template, student.model = original.student.template, original.student.model
+            vars(student)["shapes"] = vars(original.student).setdefault("shapes", {})
         return context
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsieve.data.examples import Row
-from gradsieve.evaluation.prompts import ask
+from gradsieve.evaluation.prompts import write_prompts
 from gradsieve.methods import needs_gradients, split_seed
-from gradsieve.models.meta_model import adapted_skeleton, load_skeleton, saved_skeleton
+from gradsieve.models.load import add_adapter, saved_meta_model
 from gradsieve.models.shape import Shape, shape_of
-from gradsieve.recipe.schema import LoraConfig, ModelConfig, TrainingConfig
+from gradsieve.recipe.schema import TrainingConfig
 from gradsieve.runs.context import Context
 
 ROW_BYTES = 100
@@ -71,33 +70,32 @@ class Estimate:
 
 def selecting_shape(context: Context) -> Shape:
     """Shape of the model that selects, with its adapter where gradients are taken."""
-    recipe = context.recipe
-    folder = recipe.warmup.checkpoints[0] if recipe.warmup.checkpoints else None
-    if not needs_gradients(recipe):
-        return _shape(recipe.model.model_dump_json(), None, None)
-    return _shape(recipe.model.model_dump_json(), recipe.warmup.lora.model_dump_json(), folder)
+    folder = next(iter(context.recipe.warmup.checkpoints or ()), None)
+    return _shape(context, needs_gradients(context.recipe), folder=folder)
 
 
 def student_shape(context: Context) -> Shape:
     """Shape of the model that is trained on the selections."""
-    model, full = (
-        context.student.recipe.model,
-        bool(context.recipe.train and context.recipe.train.full_parameters),
-    )
-    lora = None if full else context.recipe.warmup.lora.model_dump_json()
-    return _shape(model.model_dump_json(), lora, None, full)
+    train = context.recipe.train
+    return _shape(context.student, adapted=not (train and train.full_parameters), full=True)
 
 
-@lru_cache(maxsize=8)
-def _shape(model: str, lora: str | None, folder: str | None, full: bool = False) -> Shape:
-    """The shape of a model and adapter, from their sections as JSON."""
-    settings = ModelConfig.model_validate_json(model)
-    if folder is not None:
-        return shape_of(saved_skeleton(settings, Path(folder)), settings)
-    if lora is not None:
-        adapter = LoraConfig.model_validate_json(lora)
-        return shape_of(adapted_skeleton(settings, adapter), settings)
-    return shape_of(load_skeleton(settings), settings, full)
+def _shape(
+    context: Context, adapted: bool, *, folder: str | None = None, full: bool = False
+) -> Shape:
+    """The shape of a context's model, kept in the context: building it takes a second."""
+    kept: dict[Any, Shape] = vars(context).setdefault("shapes", {})
+    key = (adapted, folder, full)
+    if key not in kept:
+        settings = context.recipe.model
+        if adapted and folder is not None:
+            kept[key] = shape_of(saved_meta_model(context.model, Path(folder)), settings)
+        elif adapted:
+            model = add_adapter(context.model.meta_model(), context.recipe.warmup.lora, 0)
+            kept[key] = shape_of(model, settings)
+        else:
+            kept[key] = shape_of(context.model.meta_model(), settings, full)
+    return kept[key]
 
 
 # --- counts -------------------------------------------------------------------------------------
@@ -180,11 +178,16 @@ def training(shape: Shape, context: Context, rows: int, settings: TrainingConfig
         units=settings.epochs * passes,
         flops=settings.epochs * passes,
         loads=1,
-        steps=settings.epochs * math.ceil(rows / settings.batch_size),
+        steps=optimizer_steps(rows, settings),
         working_bytes=2 * 12 * shape.adapter,
         memory_bytes=shape.weight_bytes + shape.trained_bytes + activations,
         weight_bytes=shape.weight_bytes,
     )
+
+
+def optimizer_steps(rows: int, settings: TrainingConfig) -> int:
+    """Optimizer steps of a training on this many examples."""
+    return settings.epochs * math.ceil(rows / settings.batch_size)
 
 
 def padded_tokens(lengths: NDArray[np.float64], rows: int, batch_size: int) -> float:
@@ -233,7 +236,7 @@ def questions(context: Context) -> dict[str, Questions]:
     for name, test in context.test_sets.items():
         if wanted is None or name in wanted:
             some = replace(test, questions=tuple(spread(test.questions, 64)))
-            asked = ask(context.student, some)
+            asked = write_prompts(context.student, some)
             answer = 1 if test.questions[0].choices else asked.max_tokens
             found[name] = Questions(len(test.questions), float(np.mean(asked.lengths)), answer)
     return found

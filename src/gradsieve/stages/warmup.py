@@ -32,7 +32,13 @@ from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages.base import Stage
-from gradsieve.stages.estimate import Estimate, few_steps, selecting_shape, training
+from gradsieve.stages.estimate import (
+    Estimate,
+    few_steps,
+    optimizer_steps,
+    selecting_shape,
+    training,
+)
 
 HASHED_AT_ONCE = 10_000
 
@@ -86,7 +92,7 @@ class Warmup(Stage):
         check_vocabulary(base, context.template.tokenizer)
         model = add_adapter(base, settings.lora, settings.seed)
         check_pass(model)
-        if warning := few_steps(self.estimate(context).steps):
+        if warning := few_steps(optimizer_steps(len(chosen), settings)):
             context.progress.warn(warning)
         with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
             train_model(
