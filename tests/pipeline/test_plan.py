@@ -120,7 +120,7 @@ def test_a_named_gpu(inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) ->
     def load(_: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("gradsieve.models.load.load_model", load)
+    monkeypatch.setattr("gradsieve.models.source.read_model", load)
     quick, slow = (plan(inputs, gpu=name, train={}, evaluate={}) for name in ("H200", "L4"))
     assert quick.machine == "H200"
     for one, other in zip(quick.stages, slow.stages, strict=True):
@@ -167,7 +167,7 @@ def test_memory_that_runs_out_is_one_message(
     def train(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("gradsieve.models.training.train_model", train)
+    monkeypatch.setattr("gradsieve.stages.warmup.train_model", train)
     with pytest.raises(ModelError, match="parts of warmup") as caught:
         plan(inputs)
     assert "warmup.micro_batch_size" in caught.value.todo

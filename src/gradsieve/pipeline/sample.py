@@ -200,8 +200,9 @@ class Samples:
 
 
 def _make(stage: Stage, context: Context) -> None:
-    folder = context.run.begin(stage.name, {})
-    context.run.finish(stage.name, stage.run(context, folder))
+    inputs = stage.fingerprint_inputs(context)
+    folder = context.run.begin(stage.name, inputs)
+    context.run.finish(stage.name, {"inputs": inputs, **stage.run(context, folder)})
 
 
 def _small(recipe: Recipe, stage: Stage, rows: int, sources: set[str]) -> Recipe:

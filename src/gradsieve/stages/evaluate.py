@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from gradsieve.errors import DataError, GradsieveError, ModelError
 from gradsieve.evaluation.generate import answer_metrics
 from gradsieve.evaluation.prompts import Prompts, settings, write_prompts
 from gradsieve.gradients.objectives import example_losses
-from gradsieve.io import agree, fingerprint, write_json
+from gradsieve.io import agree, fingerprint, installed, write_json
 from gradsieve.methods import needs_gradients, uses_gradients
 from gradsieve.models.load import load_trained
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
+from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage
 from gradsieve.stages.estimate import ROW_BYTES, Estimate, questions, student_shape, target_rows
 from gradsieve.tasks import QuestionSet
@@ -119,7 +121,15 @@ class Evaluate(Stage):
         return recipe.evaluate is not None
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Every task has held-out questions."""
+        """Models and questions; every task has held-out questions."""
+        yield from checks.students(context)
+        yield from checks.targets(context)
+        problems = checks.test_sets(context)
+        yield from problems
+        if problems:
+            return
+        if asks_questions(context):
+            yield from checks.problem_of(partial(installed, "lm_eval", "evaluate"))
         tasks = settings(context).tasks or []
         bare = [task for task in tasks if task != "target_loss" and task not in context.test_sets]
         if bare:

@@ -14,6 +14,7 @@ that a killed run resumes with the next shard and ends with the same bytes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gradsieve.data.template import TokenizedExample
-from gradsieve.errors import ModelError
+from gradsieve.errors import GradsieveError, ModelError
 from gradsieve.gradients.exact import ExactProducts
 from gradsieve.gradients.extract import TokenBudget, extract
 from gradsieve.gradients.features import FeatureExtractor, Moments
@@ -39,6 +40,7 @@ from gradsieve.models.load import load_adapter
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import CheckpointFeatures, StageArtifact
 from gradsieve.runs.context import Context
+from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage
 from gradsieve.stages.estimate import (
     Estimate,
@@ -94,6 +96,12 @@ class Features(Stage):
         if new["features"]["mode"] == "store":
             grows.update(targets=None, stores=None)
         return {**old, **grows} == {**new, **grows}
+
+    def check(self, context: Context) -> Iterator[GradsieveError]:
+        """Model, targets, and whether the methods fit `features.mode`."""
+        yield from checks.adapted_models(context)
+        yield from checks.targets(context)
+        yield from checks.methods(context.recipe)
 
     def estimate(self, context: Context) -> Estimate:
         """At each checkpoint a pass over the pool for each datastore, and one over the targets."""

@@ -7,12 +7,16 @@ memory-mapped Arrow data set with each row as it came in, its messages, token id
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gradsieve.data.pool import build_pool, link_parts, source_key
+from gradsieve.errors import GradsieveError
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
+from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
 from gradsieve.stages.estimate import Estimate
 
@@ -40,6 +44,12 @@ class Pool(Stage):
     def reuse(self, archived: Path, folder: Path) -> None:
         """Sources that did not change keep their part: the files are linked, not copied."""
         link_parts(archived, folder)
+
+    def check(self, context: Context) -> Iterator[GradsieveError]:
+        """Every source can be read; its rows are checked when they are."""
+        for spec in context.source_specs:
+            yield from checks.problem_of(partial(source_key, spec))
+        yield from checks.models(context)
 
     def estimate(self, context: Context) -> Estimate:
         """Its bytes; `plan` builds the pool, and so knows its seconds."""

@@ -9,6 +9,7 @@ examples have no score, and why (`artifacts.scores.skipped`).
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradsieve.console import clock
+from gradsieve.errors import GradsieveError
 from gradsieve.io import file_fingerprint, fingerprint
 from gradsieve.methods import (
     Features,
@@ -29,6 +31,7 @@ from gradsieve.methods import (
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import ScoreTable
+from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage
 from gradsieve.stages.estimate import (
     ROW_BYTES,
@@ -74,6 +77,12 @@ class Score(Stage):
             for part in ("targets", "features")
             for name, value in old[part].items()
         )
+
+    def check(self, context: Context) -> Iterator[GradsieveError]:
+        """Every method is known, and its library is installed."""
+        yield from checks.methods(context.recipe, libraries=True)
+        yield from checks.models(context)
+        yield from checks.targets(context)
 
     def estimate(self, context: Context) -> Estimate:
         """Passes of methods that use a model; reading the datastores for the others."""

@@ -37,6 +37,7 @@ from gradsieve.selection.export import (
 )
 from gradsieve.selection.ranking import Check, Choice, Ranking, choose, in_turns, together
 from gradsieve.selection.rules import Leak, NearDuplicates, find_leaks
+from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
 from gradsieve.stages.estimate import Estimate, selected, selections
 from gradsieve.store import Store, open_store
@@ -69,8 +70,10 @@ class Select(Stage):
         }
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """No more rows are to be selected than there are, as far as that is known by now."""
-        yield from ()
+        """Targets and questions; not more rows are selected than there are, once that is known."""
+        yield from checks.methods(context.recipe)
+        yield from checks.targets(context)
+        yield from checks.test_sets(context)
         if metadata := context.run.metadata("pool"):
             _refuse_too_many(context, metadata["rows"])
 

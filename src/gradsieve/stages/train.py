@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from gradsieve.data.examples import Example
 from gradsieve.data.formats import conversation_of
 from gradsieve.data.template import ChatTemplate, TokenizedExample
 from gradsieve.engine import Job
+from gradsieve.errors import GradsieveError
 from gradsieve.gradients.objectives import SFT
 from gradsieve.io import agree, fingerprint, read_lines
 from gradsieve.methods import needs_gradients
@@ -30,6 +31,7 @@ from gradsieve.models.training import clear_work, train_model
 from gradsieve.recipe.schema import Recipe, TrainConfig, TrainingConfig
 from gradsieve.runs.artifacts import StageArtifact, TrainedModel
 from gradsieve.runs.context import Context
+from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage
 from gradsieve.stages.estimate import Estimate, student_shape, training, trainings
 
@@ -59,6 +61,11 @@ class Train(Stage):
         varies = {"seeds": None, "selections": None}
         same = {**old, **varies} == {**new, **varies}
         return same and agree(old["selections"], new["selections"])
+
+    def check(self, context: Context) -> Iterator[GradsieveError]:
+        """The model to train, and trackers."""
+        yield from checks.students(context)
+        yield from checks.trackers(context.recipe)
 
     def estimate(self, context: Context) -> Estimate:
         """A training for each selection and seed."""
