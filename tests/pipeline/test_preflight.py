@@ -139,7 +139,7 @@ def long_pool(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         (small_vocabulary, ModelError, "more tokens than"),
         (not_causal, ModelError, "not a causal language model"),
         (no_template, ModelError, "no chat template"),
-        (long_target, DataError, "no example with anything to learn"),
+        (long_target, DataError, "no example with label tokens"),
         (long_pool, DataError, "No row of the pool"),
         ({"model__chat_template": "none.jinja"}, ModelError, "template cannot be read"),
         ({"warmup__lora": {"target_modules": ["query"]}}, ModelError, "no layer of this name"),

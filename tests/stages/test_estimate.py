@@ -1,17 +1,26 @@
-"""What there is to do, against what a run has done."""
+"""What stages say that they would take, against what a run has done."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gradsieve
 import world
-from gradsieve.data.batching import length_sorted_batches
-from gradsieve.pipeline.planning.costs import Costs
-from gradsieve.pipeline.planning.work import Batch, Work, cut
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
+from gradsieve.stages import all_stages
+from gradsieve.stages.estimate import (
+    FEW_STEPS,
+    Estimate,
+    few_steps,
+    padded_tokens,
+    selected,
+    selecting_shape,
+    spread,
+    trainings,
+)
 
 METHODS = ["less", "random", "random-1", "full"]
 SETTINGS = {
@@ -33,71 +42,86 @@ def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run
     return gradsieve.run(world.recipe(inputs, **SETTINGS), out, progress=world.Listening())
 
 
-def work_of(inputs: dict[str, Any], out: Path, **changes: Any) -> Work:
-    recipe = world.recipe(inputs, **{**SETTINGS, **changes})
-    stages = ["warmup", "features", "score", "select", "train", "evaluate"]
-    return Work(Context(recipe, RunFolder(out), world.Listening()), stages)
+def context_of(inputs: dict[str, Any], run: RunFolder, **changes: Any) -> Context:
+    return Context(world.recipe(inputs, **{**SETTINGS, **changes}), run, world.Listening())
 
 
-def test_counts_are_the_runs(inputs: dict[str, Any], run: RunFolder, tmp_path: Path) -> None:
-    work = work_of(inputs, tmp_path)
-    assert work.warmup is not None
-    assert work.warmup.rows == run.require("warmup")["rows"]
-    assert work.checkpoints == len(run.checkpoints)
-    folder = run.stage("features") / "checkpoint-1"
-    assert work.stores == len([p for p in folder.iterdir() if p.name != "targets"])
+def estimates(context: Context) -> dict[str, Estimate]:
+    return {name: stage.estimate(context) for name, stage in all_stages().items()}
+
+
+def test_counts_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:
+    context = context_of(inputs, run)
+    found = estimates(context)
+    trained = -(-run.require("warmup")["rows"] // 4)
+    assert found["warmup"].steps == 2 * trained
+    assert found["features"].loads == len(context.artifacts.warmup.checkpoints)
     models = run.require("train")["models"]
-    assert sum(1 + t.copies for t in work.trainings) == len(models) == 16
-    selected = run.require("select")["targets"]["mine"]
-    assert [work.selected(method) for method in METHODS] == [
-        selected[method]["rows"] for method in METHODS
-    ]
-    results = [p for p in run.stage("evaluate").rglob("seed-*.json") if "mine" in p.parts]
-    assert work.evaluated == len(results)
+    assert sum(one.folders for one in trainings(context)) == len(models) == 16
+    rows = run.require("select")["targets"]["mine"]
+    assert [selected(context, name) for name in METHODS] == [rows[name]["rows"] for name in METHODS]
+    results = [p for p in run.stage("evaluate").rglob("seed-*.json")]
+    assert found["evaluate"].loads == len(results)
 
 
-def test_bytes_are_the_runs(inputs: dict[str, Any], run: RunFolder, tmp_path: Path) -> None:
-    costs = Costs(work_of(inputs, tmp_path))
-    for stage in ("warmup", "features", "score", "select", "train"):
-        patterns = {"warmup": "*.safetensors", "train": "*.safetensors", "select": "selected.jsonl"}
-        files = run.stage(stage).rglob(patterns.get(stage, "*.*"))
-        found = sum(file.stat().st_size for file in files)
-        assert found / 3 < costs.disk_bytes(stage) < 3 * found, stage
+def test_bytes_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:
+    patterns = {
+        "warmup": ["*.safetensors"],
+        "features": ["shard-*", "targets/*"],
+        "score": ["*.parquet"],
+        "select": ["selected.jsonl", "messages.jsonl"],
+        "train": ["*.safetensors"],
+    }
+    found = estimates(context_of(inputs, run))
+    for stage, names in patterns.items():
+        files = [file for name in names for file in run.stage(stage).rglob(name)]
+        size = sum(file.stat().st_size for file in files)
+        assert size / 3 < found[stage].disk_bytes < 3 * size, stage
+        if stage == "features":  # what fills disks is predicted closely
+            assert found[stage].disk_bytes == pytest.approx(size, rel=0.1)
 
 
-def test_the_datastores_bytes(inputs: dict[str, Any], run: RunFolder, tmp_path: Path) -> None:
-    """What fills disks is told closely."""
-    costs = Costs(work_of(inputs, tmp_path))
-    folder = run.stage("features")
-    files = [*folder.rglob("shard-*"), *folder.rglob("targets/*")]
-    found = sum(file.stat().st_size for file in files)
-    assert costs.disk_bytes("features") == pytest.approx(found, rel=0.1)
+def test_selected_by_share_and_by_tokens(inputs: dict[str, Any], run: RunFolder) -> None:
+    assert selected(context_of(inputs, run, select={"fraction": 0.2}), "less") == 12
+    by_tokens = context_of(inputs, run, select={"tokens": 200})
+    mean = by_tokens.pool.lengths.sum() / 60
+    assert selected(by_tokens, "less") == round(200 / mean)
+    assert selected(context_of(inputs, run, select={"count": 70}), "less") == 60
 
 
-def test_batches_are_those_of_the_extraction(inputs: dict[str, Any], tmp_path: Path) -> None:
-    work = work_of(inputs, tmp_path)
-    wanted = length_sorted_batches(work.lengths, 256)
-    assert cut(work.lengths, 256) == [
-        Batch(len(batch), max(work.lengths[i] for i in batch)) for batch in wanted
-    ]
-    found = work.feature_batches(256, 2048)
-    assert sum(batch.examples for batch in found) == len(work.rows)
+def test_existing_checkpoints(inputs: dict[str, Any], run: RunFolder) -> None:
+    folders = [str(run.stage("warmup") / f"checkpoint-{number}") for number in (1, 2)]
+    context = context_of(inputs, run, warmup={"checkpoints": folders, "batch_size": 4})
+    found = estimates(context)
+    assert found["warmup"] == Estimate()
+    assert found["features"].loads == 2
+    assert found["train"].like is None  # there is no warm-up that could be timed
+    assert selecting_shape(context).adapter == 2 * 2 * 4 * (16 + 16)  # layers, r, modules, in, out
 
 
-def test_selected_by_share_and_by_tokens(inputs: dict[str, Any], tmp_path: Path) -> None:
-    assert work_of(inputs, tmp_path, select={"fraction": 0.2}).selected("less") == 12
-    by_tokens = work_of(inputs, tmp_path, select={"tokens": 200})
-    mean = sum(by_tokens.lengths) / 60
-    assert by_tokens.selected("less") == round(200 / mean)
-
-
-def test_given_checkpoints_and_another_student(
-    inputs: dict[str, Any], run: RunFolder, tmp_path: Path
+def test_epochs_multiply_and_a_larger_pool_costs_more(
+    inputs: dict[str, Any], run: RunFolder
 ) -> None:
-    folders = [str(folder) for folder in run.checkpoints]
-    work = work_of(inputs, tmp_path, warmup={"checkpoints": folders, "batch_size": 4})
-    assert work.warmup is None
-    assert work.checkpoints == 2
-    costs = Costs(work)
-    assert costs.flops("warmup") == costs.disk_bytes("warmup") == 0
-    assert costs.shape.adapter == 2 * 2 * 4 * (16 + 16)  # layers, r, modules, in and out
+    one, four = (estimates(context_of(inputs, run, warmup__epochs=n)) for n in (1, 4))
+    for stage in ("warmup", "features"):
+        assert four[stage].units == pytest.approx(4 * one[stage].units)
+        assert four[stage].disk_bytes == 4 * one[stage].disk_bytes
+
+
+def test_padded_tokens_of_random_batches() -> None:
+    assert padded_tokens(np.full(50, 7.0), 10, 4) == 70
+    both = padded_tokens(np.tile([1.0, 9.0], 500), 1000, 2)
+    assert both == pytest.approx(1000 * (9 * 3 + 1) / 4, rel=0.15)
+
+
+def test_spread_keeps_the_distribution() -> None:
+    assert spread(range(10), 5) == [1, 3, 5, 7, 9]
+    assert spread(range(3), 5) == [0, 1, 2]
+
+
+def test_a_warm_up_of_few_steps_is_reported(inputs: dict[str, Any], tmp_path: Path) -> None:
+    assert few_steps(FEW_STEPS) is None
+    progress = world.Listening()
+    gradsieve.run(world.recipe(inputs), tmp_path, last="warmup", progress=progress)
+    told = [line for line in progress.lines if "optimizer steps" in line]
+    assert told == [f"warning: {few_steps(10)}"]

@@ -87,22 +87,27 @@ def models(context: Context) -> Problems:
         yield from problems
         return
     yield from problem_of(model.check_weights)
-    template = list(problem_of(lambda: context.template))
-    yield from template
-    if not template:
+    yield from problem_of(lambda: context.template)
+
+
+@_once
+def vocabulary(context: Context) -> Problems:
+    """A tokenizer with more tokens than the model has embeddings."""
+    if not models(context):
         tokenizer = context.template.tokenizer
-        yield from problem_of(lambda: check_vocabulary(model.meta_model(), tokenizer))
+        yield from problem_of(lambda: check_vocabulary(context.model.meta_model(), tokenizer))
 
 
 @_once
 def adapted_models(context: Context) -> Problems:
-    """As `models`, and its adapter or checkpoints."""
+    """As `models` and `vocabulary`, and the model's adapter or checkpoints."""
     yield from models(context)
     if list(problem_of(context.model.config)):
         return
     folders = map(Path, context.recipe.warmup.checkpoints or ())
     problems = [problem for one in folders for problem in problem_of(partial(existing, one))]
-    yield from problems or check_support(context.model, context.recipe.warmup)
+    problems = problems or list(check_support(context.model, context.recipe.warmup))
+    yield from problems or vocabulary(context)
 
 
 @_once
@@ -116,7 +121,7 @@ def students(context: Context) -> Problems:
             recipe, context.run, context.progress, student.in_memory, context.warnings
         )
     full = context.recipe.train and context.recipe.train.full_parameters
-    yield from models(student) if full else adapted_models(student)
+    yield from [*models(student), *vocabulary(student)] if full else adapted_models(student)
 
 
 def methods(recipe: Recipe, libraries: bool = False) -> Problems:

@@ -82,6 +82,8 @@ class Score(Stage):
         """Every method is known, and its library is installed."""
         yield from checks.methods(context.recipe, libraries=True)
         yield from checks.models(context)
+        if not _needs_features(context):  # else the stages before have looked
+            yield from checks.vocabulary(context)
         yield from checks.targets(context)
 
     def estimate(self, context: Context) -> Estimate:
