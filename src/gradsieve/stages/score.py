@@ -34,7 +34,6 @@ from gradsieve.runs.score_table import ScoreTable
 from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage
 from gradsieve.stages.estimate import (
-    ROW_BYTES,
     Estimate,
     checkpoints,
     lengths,
@@ -44,6 +43,9 @@ from gradsieve.stages.estimate import (
     target_rows,
     width,
 )
+
+KEY_BYTES = 40
+"""A row of a table of scores apart from its subtasks, compressed: an assumption."""
 
 
 class Score(Stage):
@@ -98,7 +100,7 @@ class Score(Stage):
         return Estimate(
             units=tokens,
             flops=stored * products + passes * shape.forward(1, tokens, tokens),
-            disk_bytes=rows * len(methods) * (4 * names + ROW_BYTES * len(context.targets)),
+            disk_bytes=rows * len(methods) * (4 * names + KEY_BYTES * len(context.targets)),
             read_bytes=stored * store_bytes(context) if stored else 0,
         )
 
