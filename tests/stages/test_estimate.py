@@ -60,7 +60,7 @@ def test_counts_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:
     assert sum(one.folders for one in trainings(context)) == len(models) == 16
     rows = run.require("select")["targets"]["mine"]
     assert [selected(context, name) for name in METHODS] == [rows[name]["rows"] for name in METHODS]
-    results = [p for p in run.stage("evaluate").rglob("seed-*.json")]
+    results = list(run.stage("evaluate").rglob("seed-*.json"))
     assert found["evaluate"].loads == len(results)
 
 
