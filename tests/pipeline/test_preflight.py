@@ -34,7 +34,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(_: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("gradsieve.models.load.load_model", load)
+    monkeypatch.setattr("gradsieve.models.source.read_model", load)
 
 
 def plan(inputs: dict[str, Any], out: Path | None = None, **changes: Any) -> Any:
@@ -139,7 +139,7 @@ def long_pool(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         (small_vocabulary, ModelError, "more tokens than"),
         (not_causal, ModelError, "not a causal language model"),
         (no_template, ModelError, "no chat template"),
-        (long_target, DataError, "no example with anything to learn"),
+        (long_target, DataError, "no example with label tokens"),
         (long_pool, DataError, "No row of the pool"),
         ({"model__chat_template": "none.jinja"}, ModelError, "template cannot be read"),
         ({"warmup__lora": {"target_modules": ["query"]}}, ModelError, "no layer of this name"),
@@ -208,13 +208,13 @@ def test_disk_and_memory(
     with pytest.raises(RunError, match="holds something else"):
         plan(inputs, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("gradsieve.models.load.free_memory", lambda: 1000)
+        patch.setattr("gradsieve.pipeline.plan.free_memory", lambda: 1000)
         with pytest.raises(ModelError, match="targets' gradients don't fit"):
             plan(inputs, features={"mode": "exact"})
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(RunError, match="does not fit on the disk"):
         plan(inputs, tmp_path / "run")
-    monkeypatch.setattr("gradsieve.pipeline.planning._memory_there", lambda _: 1.0)
+    monkeypatch.setattr("gradsieve.pipeline.plan._memory_there", lambda _: 1.0)
     with pytest.raises(ErrorGroup, match="2 problems"):
         plan(inputs, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,21 +1,134 @@
-"""Check every input, then predict what a run would take."""
+"""Check every input, then predict what a run would take, before it is started.
+
+In: a recipe. Out: a `Plan`: the pool and targets counted, and for each stage its estimate, with
+seconds from a timed sample of this run (sample.py) or from a GPU's data sheet (gpus.py).
+"""
 
 from __future__ import annotations
 
+import io
+import resource
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from gradsieve.console import Progress
-from gradsieve.pipeline.planning import Plan, find_gpu, make_plan
-from gradsieve.pipeline.preflight import check, rows, writable
+import numpy as np
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from gradsieve.console import Progress, clock
+from gradsieve.errors import ErrorGroup, GradsieveError, ModelError, RunError
+from gradsieve.models.device import device, free_memory
+from gradsieve.pipeline.gpus import UTILIZATION, Gpu, find_gpu
+from gradsieve.pipeline.preflight import Check, check, rows, writable
 from gradsieve.pipeline.run import STAGES, stages_of, states
+from gradsieve.pipeline.sample import MOST_ANSWER_TOKENS, Samples
 from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import RunFolder
+from gradsieve.runs.folder import RunFolder, State
+from gradsieve.stages.estimate import (
+    Estimate,
+    few_steps,
+    questions,
+    selecting_shape,
+    target_rows,
+)
 
 NOWHERE = Path("/nonexistent")
 """A plan without a run folder looks here for what is up to date."""
+
+STATES = {"new": "to run", "resume": "resumes", "extend": "to extend", "redo": "to run again",
+          "wait": "depends"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
+
+    Attributes:
+        stage: Its name.
+        state: As `State.kind`.
+        why: As `State.why`.
+        flops: Floating-point operations.
+        optimizer_steps: Of all its trainings; None for stages that train nothing.
+        seconds: What it will take, or took if it is done; None if unknown.
+        disk_bytes: What it leaves on disk.
+        memory_bytes: Estimated peak of GPU memory; None on a CPU.
+    """
+
+    stage: str
+    state: str
+    why: str
+    flops: float
+    optimizer_steps: int | None
+    seconds: float | None
+    disk_bytes: int
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """One source of the pool.
+
+    Attributes:
+        name: As the recipe has it.
+        rows: Rows that could be read.
+        bad_rows: Rows that could not, and are left out.
+        tokens: Of the examples that are used.
+        truncated: Examples that are used, cut to the longest length.
+        skipped: Examples without a label token.
+    """
+
+    name: str
+    rows: int
+    bad_rows: int
+    tokens: int
+    truncated: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would take.
+
+    Attributes:
+        machine: What the seconds hold for.
+        sources: The pool's.
+        targets: Name, subtasks, examples, examples left out, and held-out questions.
+        stages: Those that the recipe needs, in order.
+        seconds_reading: What reading and tokenizing the pool just took.
+        seconds: Of all stages to run; None if a stage's is unknown.
+        disk_bytes: Of all stages to run.
+        disk_free_bytes: Where the run's folder is or would be; None without one.
+        memory_bytes: This process's peak while stages were timed; None if none were.
+        trainable: Parameters of the adapter.
+        notes: Assumptions and warnings.
+    """
+
+    machine: str
+    sources: tuple[SourcePlan, ...]
+    targets: tuple[dict[str, Any], ...]
+    stages: tuple[StagePlan, ...]
+    seconds_reading: float
+    seconds: float | None
+    disk_bytes: int
+    disk_free_bytes: int | None
+    memory_bytes: int | None
+    trainable: int
+    notes: tuple[str, ...]
+
+    def table(self) -> str:
+        """For people: plain characters, so that it can be mailed."""
+        return _text(self)
 
 
 def plan(
@@ -32,7 +145,7 @@ def plan(
         recipe: A recipe or its file.
         out: The run folder: shows what is up to date, and the disk's free space.
         gpu: Predict for a GPU of the table; None: for this machine.
-        calibrate: Load the model and time parts of the work; otherwise there are no seconds.
+        calibrate: Time each stage on a sample; otherwise there are no seconds.
         progress: Where to report progress; standard error by default.
 
     Raises:
@@ -45,7 +158,303 @@ def plan(
     # The report takes seconds: nobody needs to know how many before it is made.
     needed = [name for name in stages_of(recipe) if name != "report"]
     with context.progress.running([], None), TemporaryDirectory() as scratch:
-        also = [lambda context, _: rows(context, Path(scratch)), *([writable] if folder else [])]
+        reading = Reading(Path(scratch))
+        also: list[Check] = [reading, *([writable] if folder else [])]
         check(context, [STAGES[name] for name in needed], also)
+        estimates = {name: STAGES[name].estimate(context) for name in needed}
         found = states(context, needed)
-        return make_plan(context, found, out=folder, gpu=named, calibrate=calibrate)
+        free = shutil.disk_usage(_existing(folder)).free if folder is not None else None
+        _refuse_what_does_not_fit(context, estimates, found, folder, free, named)
+        samples = Samples(context, Path(scratch)) if calibrate and named is None else None
+        stages = list(_stages(context, estimates, found, named, samples, reading.seconds))
+    left = [stage for stage in stages if stage.state != "done"]
+    known = [stage.seconds for stage in left if stage.seconds is not None]
+    return Plan(
+        machine=_machine(named),
+        sources=tuple(_source(source.name, context) for source in recipe.pool),
+        targets=tuple(_target(target, context) for target in context.targets),
+        stages=tuple(stages),
+        seconds_reading=reading.seconds,
+        seconds=sum(known) if len(known) == len(left) else None,
+        disk_bytes=sum(stage.disk_bytes for stage in left),
+        disk_free_bytes=free,
+        memory_bytes=_peak_memory() if samples is not None else None,
+        trainable=selecting_shape(context).adapter,
+        notes=tuple(_notes(context, stages, named)),
+    )
+
+
+@dataclass
+class Reading:
+    """The check of the pool's rows, which reads and tokenizes them.
+
+    Attributes:
+        folder: Where the pool is built.
+        seconds: What it took.
+    """
+
+    folder: Path
+    seconds: float = 0.0
+
+    def __call__(self, context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+        """As every check."""
+        start = time.perf_counter()
+        yield from rows(context, self.folder)
+        self.seconds = time.perf_counter() - start
+
+
+def _stages(
+    context: Context,
+    estimates: Mapping[str, Estimate],
+    found: Mapping[str, State],
+    gpu: Gpu | None,
+    samples: Samples | None,
+    reading: float,
+) -> Iterator[StagePlan]:
+    with context.progress.counting("planning", len(estimates), "stages") as report:
+        for done, (name, estimate) in enumerate(estimates.items(), start=1):
+            state = found[name]
+            memory = estimate.memory_bytes if gpu is not None or _on_gpu() else None
+            seconds: float | None = None
+            if state.kind == "done":
+                seconds, memory = context.run.require(name)["seconds"], None
+                if samples is not None and name == "warmup":
+                    samples.warm_up()
+            elif gpu is not None or samples is not None:
+                timed = gpu.seconds(estimate) if gpu is not None else None
+                if samples is not None:
+                    timed = samples.seconds(name, estimate)
+                seconds = reading if name == "pool" else timed
+            yield StagePlan(
+                name,
+                state.kind,
+                state.why,
+                estimate.flops,
+                estimate.steps or None,
+                seconds,
+                estimate.disk_bytes,
+                memory,
+            )
+            report(done)
+
+
+def _source(name: str, context: Context) -> SourcePlan:
+    pool = context.pool
+    of = np.asarray(pool.table["source"]) == name
+    used = of.copy()
+    used[np.setdiff1d(np.arange(len(pool)), pool.usable)] = False
+    return SourcePlan(
+        name=name,
+        rows=int(of.sum()),
+        bad_rows=pool.sources[name].skipped,
+        tokens=int(pool.lengths[used].sum()),
+        truncated=int(pool.column("truncated")[used].sum()),
+        skipped=int(of.sum() - used.sum()),
+    )
+
+
+def _target(target: Any, context: Context) -> dict[str, Any]:
+    test, usable = context.test_sets.get(target.name), len(context.target_rows(target))
+    return {
+        "name": target.name,
+        "subtasks": len(target.subtasks),
+        "examples": usable,
+        "left_out": len(target.examples) - usable,
+        "questions": len(test.questions) if test else 0,
+    }
+
+
+# --- refusals and notes -------------------------------------------------------------------------
+
+
+def _refuse_what_does_not_fit(
+    context: Context,
+    estimates: Mapping[str, Estimate],
+    found: Mapping[str, State],
+    out: Path | None,
+    free: int | None,
+    gpu: Gpu | None,
+) -> None:
+    problems: list[GradsieveError] = []
+    left = [estimate for name, estimate in estimates.items() if found[name].kind != "done"]
+    needed = sum(estimate.disk_bytes for estimate in left)
+    needed += max((estimate.working_bytes for estimate in left), default=0)
+    if free is not None and needed > free:
+        problems.append(
+            RunError(
+                "The run does not fit on the disk.",
+                f"{out}: {size(needed)} needed, {size(free)} free",
+                "Free disk space, or lower features.bits, features.projection.dim or "
+                "warmup.lora.r.",
+            )
+        )
+    memory, shape = _memory_there(gpu), selecting_shape(context)
+    if shape.weight_bytes > memory:
+        problems.append(
+            ModelError(
+                "The model does not fit into memory.",
+                f"{context.recipe.model.name}: weights {size(shape.weight_bytes)}, memory "
+                f"{size(round(memory))}",
+                "Take a smaller model (train.model may still be this one), or more memory.",
+            )
+        )
+    if (
+        context.recipe.features.mode == "exact"
+        and found.get("features", State("done")).kind != "done"
+    ):
+        groups = Counter((row.example.source, row.example.subtask) for row in target_rows(context))
+        # Each subtask's direction, and at first one subtask's examples' gradients.
+        wanted = 4 * (len(groups) + max(groups.values())) * shape.adapter
+        there = memory if gpu is not None else free_memory()
+        if shape.weight_bytes + wanted > there:
+            problems.append(
+                ModelError(
+                    "The targets' gradients don't fit into memory.",
+                    f"features.mode exact: {size(wanted)} needed next to the model's "
+                    f"{size(shape.weight_bytes)}, {size(round(there))} free",
+                    "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
+                )
+            )
+    if problems:
+        raise problems[0] if len(problems) == 1 else ErrorGroup(problems)
+
+
+def _notes(context: Context, stages: Sequence[StagePlan], gpu: Gpu | None) -> Iterator[str]:
+    recipe, memory = context.recipe, _memory_there(gpu)
+    steps = {stage.stage: stage.optimizer_steps for stage in stages}.get("warmup")
+    if steps is not None and (warning := few_steps(steps)):
+        yield warning
+    if gpu is not None:
+        yield (
+            f"{gpu.name}: {gpu.teraflops:g} TFLOP/s in bf16 ({gpu.source}), of which "
+            f"{UTILIZATION:.0%} are reached: an assumption"
+        )
+    for stage in stages:
+        if stage.memory_bytes is not None and stage.memory_bytes > 0.9 * memory:
+            todo = {"features": "lower features.tokens_per_batch or model.max_length"}.get(
+                stage.stage,
+                f"set warmup.micro_batch_size (1 to {recipe.warmup.batch_size}, a divisor)",
+            )
+            yield (
+                f"{stage.stage} may need {size(stage.memory_bytes)} of memory, there are "
+                f"{size(round(memory))}: {todo}"
+            )
+    if recipe.select.near_duplicates:
+        yield "the search for near duplicates is not part of select's time"
+    if recipe.train or recipe.evaluate:
+        yield "assumed: selected examples are as long as the pool's"
+    if recipe.evaluate:
+        most = max((one.answer for one in questions(context).values()), default=0)
+        if gpu is not None or most > MOST_ANSWER_TOKENS:
+            yield f"assumed: answers take as many tokens as they may, {most}"
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    return folder if folder.exists() else _existing(folder.parent)
+
+
+def _memory_there(gpu: Gpu | None) -> float:
+    if gpu is not None:
+        return gpu.gib * 1e9  # data sheets count in powers of ten
+    if _on_gpu():
+        return float(torch.cuda.mem_get_info()[1])
+    return float(psutil.virtual_memory().total)
+
+
+def _peak_memory() -> int:
+    if _on_gpu():
+        return int(torch.cuda.max_memory_reserved())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _on_gpu() -> bool:
+    return device().type == "cuda"
+
+
+def _machine(gpu: Gpu | None) -> str:
+    if gpu is not None:
+        return gpu.name
+    if _on_gpu():
+        return str(torch.cuda.get_device_name())
+    return f"this CPU, {torch.get_num_threads()} threads"
+
+
+# --- as text ------------------------------------------------------------------------------------
+
+
+def _text(plan: Plan) -> str:
+    keys = ("name", "subtasks", "examples", "left_out", "questions")
+    targets = [[target[key] for key in keys] for target in plan.targets]
+    memory = any(stage.memory_bytes is not None for stage in plan.stages)
+    head = ["stage", "state", "FLOPs", "steps", "time", "disk", *["GPU memory"] * memory]
+    stages = [
+        [
+            stage.stage,
+            f"{STATES.get(stage.state, stage.state)}{': ' if stage.why else ''}{stage.why}",
+            f"{stage.flops:.2g}",
+            "" if stage.optimizer_steps is None else stage.optimizer_steps,
+            _time(stage),
+            size(stage.disk_bytes),
+            *["" if stage.memory_bytes is None else size(stage.memory_bytes)] * memory,
+        ]
+        for stage in plan.stages
+    ]
+    parts = [
+        _aligned(["pool", "rows", "bad", "tokens", "truncated", "skipped"], _pool(plan)),
+        _aligned(["target", "subtasks", "examples", "left out", "questions"], targets),
+        _aligned(head, stages, left=2),
+        "\n".join(_sums(plan)),
+        "\n".join(f"note: {note}" for note in plan.notes),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _pool(plan: Plan) -> Iterator[list[Any]]:
+    counts = ("rows", "bad_rows", "tokens", "truncated", "skipped")
+    lines = [[one.name, *(getattr(one, key) for key in counts)] for one in plan.sources]
+    if len(lines) > 1:
+        lines.append(
+            ["all", *(sum(column) for column in zip(*(x[1:] for x in lines), strict=True))]
+        )
+    for name, count, bad, tokens, *parts in lines:
+        shares = (f"{part / count if count else 0:.1%}" for part in parts)
+        yield [name, count, bad, tokens, *shares]
+
+
+def _time(stage: StagePlan) -> str:
+    if stage.seconds is None:
+        return "?"
+    return f"took {clock(stage.seconds)}" if stage.state == "done" else clock(stage.seconds)
+
+
+def _sums(plan: Plan) -> Iterator[str]:
+    seconds = "?" if plan.seconds is None else clock(plan.seconds)
+    free = "" if plan.disk_free_bytes is None else f" ({size(plan.disk_free_bytes)} free)"
+    yield f"to run: {seconds} on {plan.machine}, {size(plan.disk_bytes)} on disk{free}"
+    yield f"trainable parameters: {plan.trainable:,}"
+    if plan.memory_bytes is not None:
+        yield f"peak memory while stages were timed: {size(plan.memory_bytes)}"
+
+
+def _aligned(head: Sequence[str], rows: Any, left: int = 1) -> str:
+    """Columns: the first ones to the left, numbers to the right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for place, name in enumerate(head):
+        table.add_column(name, justify="left" if place < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell for cell in row))
+    file = io.StringIO()
+    Console(file=file, width=1000, markup=False, highlight=False, emoji=False).print(table)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def size(count: int) -> str:
+    """Bytes as people read them."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"

@@ -11,6 +11,7 @@ from gradsieve.errors import GradsieveError
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
+from gradsieve.stages.estimate import Estimate
 
 Inputs = Mapping[str, Any]
 """JSON data that a stage's outputs depend on."""
@@ -64,6 +65,10 @@ class Stage(ABC):
     def missing_outputs(self, context: Context) -> list[str]:
         """Files of the finished stage that are not there any more."""
         return self.artifact(context).missing()
+
+    def estimate(self, context: Context) -> Estimate:
+        """What it would take; by default nothing worth counting."""
+        return Estimate()
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
         """Whether outputs made for the old inputs are kept for the new ones."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,23 @@ from gradsieve.errors import DataError, GradsieveError, ModelError
 from gradsieve.evaluation.generate import answer_metrics
 from gradsieve.evaluation.prompts import Prompts, settings, write_prompts
 from gradsieve.gradients.objectives import example_losses
-from gradsieve.io import agree, fingerprint, write_json
-from gradsieve.methods import uses_gradients
+from gradsieve.io import agree, fingerprint, installed, write_json
+from gradsieve.methods import needs_gradients, uses_gradients
 from gradsieve.models.load import load_trained
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
+from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage
+from gradsieve.stages.estimate import ROW_BYTES, Estimate, questions, student_shape, target_rows
 from gradsieve.tasks import QuestionSet
 
 LOSSES = ("target_loss", "held_out_loss")
 """Mean loss of the answers of the target's examples, and of its held-out ones; lower is better."""
+
+GENERATED = 10
+"""What a generated token costs, in tokens of a prompt: an assumption."""
 
 
 class Evaluate(Stage):
@@ -63,6 +69,29 @@ class Evaluate(Stage):
         varies = dict.fromkeys(("models", "targets", "questions"))
         same = {**old, **varies} == {**new, **varies}
         return same and all(agree(old[part], new[part]) for part in varies)
+
+    def estimate(self, context: Context) -> Estimate:
+        """Prompts, answers and losses of each model: untrained, warmed up, and trained."""
+        shape, batch_size = student_shape(context), settings(context).batch_size
+        seeds = context.recipe.train.seeds if context.recipe.train else [0]
+        same = context.student.recipe.model == context.recipe.model
+        models = 1 + (same and needs_gradients(context.recipe))
+        models += len(context.recipe.score.methods) * len(seeds)
+        rows, asked = target_rows(context), questions(context).values()
+        read = float(sum(len(row.encoded.input_ids) for row in rows))
+        read += sum(one.number * one.prompt for one in asked)
+        written = sum(one.number * one.answer for one in asked)
+        batches = sum(math.ceil(q.number / batch_size) * q.answer for q in asked)
+        flops = read * shape.forward(1, 1, 0) + written * shape.forward(1, 1, 1)
+        return Estimate(
+            units=models * (read + GENERATED * written),
+            flops=models * flops,
+            loads=models * len(context.targets),
+            disk_bytes=models * ROW_BYTES * (len(rows) + sum(one.number for one in asked)),
+            memory_bytes=shape.weight_bytes,
+            weight_bytes=shape.weight_bytes,
+            generated_bytes=float(models * batches * shape.weight_bytes),
+        )
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Evaluate every model on its target; finished results are kept."""
@@ -92,7 +121,15 @@ class Evaluate(Stage):
         return recipe.evaluate is not None
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Every task has held-out questions."""
+        """Models and questions; every task has held-out questions."""
+        yield from checks.students(context)
+        yield from checks.targets(context)
+        problems = checks.test_sets(context)
+        yield from problems
+        if problems:
+            return
+        if asks_questions(context):
+            yield from checks.problem_of(partial(installed, "lm_eval", "evaluate"))
         tasks = settings(context).tasks or []
         bare = [task for task in tasks if task != "target_loss" and task not in context.test_sets]
         if bare:

@@ -14,6 +14,7 @@ that a killed run resumes with the next shard and ends with the same bytes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gradsieve.data.template import TokenizedExample
-from gradsieve.errors import ModelError
+from gradsieve.errors import GradsieveError, ModelError
 from gradsieve.gradients.exact import ExactProducts
 from gradsieve.gradients.extract import TokenBudget, extract
 from gradsieve.gradients.features import FeatureExtractor, Moments
@@ -39,7 +40,17 @@ from gradsieve.models.load import load_adapter
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import CheckpointFeatures, StageArtifact
 from gradsieve.runs.context import Context
+from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage
+from gradsieve.stages.estimate import (
+    Estimate,
+    checkpoints,
+    lengths,
+    selecting_shape,
+    store_bytes,
+    target_rows,
+    width,
+)
 from gradsieve.store import StoreWriter
 from gradsieve.store.format import key_hashes
 from gradsieve.store.targets import TargetGradients
@@ -85,6 +96,39 @@ class Features(Stage):
         if new["features"]["mode"] == "store":
             grows.update(targets=None, stores=None)
         return {**old, **grows} == {**new, **grows}
+
+    def check(self, context: Context) -> Iterator[GradsieveError]:
+        """Model, targets, and whether the methods fit `features.mode`."""
+        yield from checks.adapted_models(context)
+        yield from checks.targets(context)
+        yield from checks.methods(context.recipe)
+
+    def estimate(self, context: Context) -> Estimate:
+        """At each checkpoint a pass over the pool for each datastore, and one over the targets."""
+        settings, shape, pool = context.recipe.features, selecting_shape(context), context.pool
+        made, values, rows = len(stores(context)), width(context), target_rows(context)
+        of_values = {"sketch": 4, "none": 2, "rademacher": 2 * values}[settings.projection.kind]
+        exact = settings.mode == "exact"
+        labels = pool.n_label_tokens[pool.usable].astype(np.float64)
+        own = shape.forward_and_backward(1, lengths(context), labels).sum()
+        own += ((2 * values if exact else of_values) + 10) * shape.adapter * len(pool.usable)
+        of_targets = sum(
+            shape.forward_and_backward(1, len(row.encoded.input_ids), row.encoded.n_labels)
+            for row in rows
+        )
+        flops = checkpoints(context) * float(made * own + of_targets)
+        wanted = settings.tokens_per_batch
+        tokens = max(int(lengths(context).max()), wanted if isinstance(wanted, int) else 8192)
+        held = shape.weight_bytes + (13 + (4 * values if exact else 0)) * shape.adapter
+        left = made * store_bytes(context) + (0 if exact else 4 * values * len(rows))
+        return Estimate(
+            units=flops,
+            flops=flops,
+            loads=checkpoints(context),
+            disk_bytes=checkpoints(context) * left,
+            memory_bytes=held + shape.activation_bytes(tokens, tokens),
+            weight_bytes=shape.weight_bytes,
+        )
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Take the features of every row at every checkpoint, as far as they are not there yet."""

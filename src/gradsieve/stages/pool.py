@@ -7,13 +7,18 @@ memory-mapped Arrow data set with each row as it came in, its messages, token id
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gradsieve.data.pool import build_pool, link_parts, source_key
+from gradsieve.errors import GradsieveError
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
+from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
+from gradsieve.stages.estimate import Estimate
 
 
 class Pool(Stage):
@@ -39,6 +44,17 @@ class Pool(Stage):
     def reuse(self, archived: Path, folder: Path) -> None:
         """Sources that did not change keep their part: the files are linked, not copied."""
         link_parts(archived, folder)
+
+    def check(self, context: Context) -> Iterator[GradsieveError]:
+        """Every source can be read; its rows are checked when they are."""
+        for spec in context.source_specs:
+            yield from checks.problem_of(partial(source_key, spec))
+        yield from checks.models(context)
+
+    def estimate(self, context: Context) -> Estimate:
+        """Its bytes; `plan` builds the pool, and so knows its seconds."""
+        files = (file for file in context.pool.folder.rglob("*") if file.is_file())
+        return Estimate(disk_bytes=sum(file.stat().st_size for file in files))
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Read and tokenize the sources, as far as they are not there yet."""

@@ -9,6 +9,7 @@ examples have no score, and why (`artifacts.scores.skipped`).
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradsieve.console import clock
+from gradsieve.errors import GradsieveError
 from gradsieve.io import file_fingerprint, fingerprint
 from gradsieve.methods import (
     Features,
@@ -29,7 +31,21 @@ from gradsieve.methods import (
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import ScoreTable
+from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage
+from gradsieve.stages.estimate import (
+    Estimate,
+    checkpoints,
+    lengths,
+    selecting_shape,
+    store_bytes,
+    subtasks,
+    target_rows,
+    width,
+)
+
+KEY_BYTES = 40
+"""A row of a table of scores apart from its subtasks, compressed: an assumption."""
 
 
 class Score(Stage):
@@ -62,6 +78,30 @@ class Score(Stage):
             new[part].get(name) == value
             for part in ("targets", "features")
             for name, value in old[part].items()
+        )
+
+    def check(self, context: Context) -> Iterator[GradsieveError]:
+        """Every method is known, and its library is installed."""
+        yield from checks.methods(context.recipe, libraries=True)
+        yield from checks.models(context)
+        if not _needs_features(context):  # else the stages before have looked
+            yield from checks.vocabulary(context)
+        yield from checks.targets(context)
+
+    def estimate(self, context: Context) -> Estimate:
+        """Passes of methods that use a model; reading the datastores for the others."""
+        methods, rows = context.recipe.score.methods, len(context.pool.usable)
+        shape, names = selecting_shape(context), subtasks(context)
+        stored = sum(map(uses_gradients, methods)) * checkpoints(context)
+        passes = sum(find_method(name).uses == "model" for name in methods)
+        tokens = float(lengths(context).sum())
+        tokens += sum(len(row.encoded.input_ids) for row in target_rows(context))
+        products = 2.0 * width(context) * names * rows if stored else 0.0
+        return Estimate(
+            units=tokens,
+            flops=stored * products + passes * shape.forward(1, tokens, tokens),
+            disk_bytes=rows * len(methods) * (4 * names + KEY_BYTES * len(context.targets)),
+            read_bytes=stored * store_bytes(context) if stored else 0,
         )
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:

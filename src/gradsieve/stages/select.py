@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gradsieve.data.pool import Pool
@@ -36,7 +37,9 @@ from gradsieve.selection.export import (
 )
 from gradsieve.selection.ranking import Check, Choice, Ranking, choose, in_turns, together
 from gradsieve.selection.rules import Leak, NearDuplicates, find_leaks
+from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
+from gradsieve.stages.estimate import Estimate, selected, selections
 from gradsieve.store import Store, open_store
 
 AT_ONCE = 4096
@@ -67,10 +70,22 @@ class Select(Stage):
         }
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """No more rows are to be selected than there are, as far as that is known by now."""
-        yield from ()
+        """Targets and questions; not more rows are selected than there are, once that is known."""
+        yield from checks.methods(context.recipe)
+        yield from checks.targets(context)
+        yield from checks.test_sets(context)
         if metadata := context.run.metadata("pool"):
             _refuse_too_many(context, metadata["rows"])
+
+    def estimate(self, context: Context) -> Estimate:
+        """Looking for leaks in the pool, and writing each selection twice."""
+        pool, methods = context.pool, context.recipe.score.methods
+        text = sum(
+            pc.sum(pc.binary_length(pool.table[name])).as_py() for name in ("row", "messages")
+        )
+        share = sum(selected(context, method) for method in methods) / len(pool)
+        written = round(selections(context) * share * text)
+        return Estimate(units=len(pool), disk_bytes=written)
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Select for every target, or for all together, by every method."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from gradsieve.data.examples import Example
 from gradsieve.data.formats import conversation_of
 from gradsieve.data.template import ChatTemplate, TokenizedExample
 from gradsieve.engine import Job
+from gradsieve.errors import GradsieveError
 from gradsieve.gradients.objectives import SFT
 from gradsieve.io import agree, fingerprint, read_lines
+from gradsieve.methods import needs_gradients
 from gradsieve.models import distributed
 from gradsieve.models.checkpoints import save_adapter
 from gradsieve.models.load import add_adapter
@@ -29,7 +31,9 @@ from gradsieve.models.training import clear_work, train_model
 from gradsieve.recipe.schema import Recipe, TrainConfig, TrainingConfig
 from gradsieve.runs.artifacts import StageArtifact, TrainedModel
 from gradsieve.runs.context import Context
+from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage
+from gradsieve.stages.estimate import Estimate, student_shape, training, trainings
 
 
 class Train(Stage):
@@ -57,6 +61,27 @@ class Train(Stage):
         varies = {"seeds": None, "selections": None}
         same = {**old, **varies} == {**new, **varies}
         return same and agree(old["selections"], new["selections"])
+
+    def check(self, context: Context) -> Iterator[GradsieveError]:
+        """The model to train, and trackers."""
+        yield from checks.students(context)
+        yield from checks.trackers(context.recipe)
+
+    def estimate(self, context: Context) -> Estimate:
+        """A training for each selection and seed."""
+        recipe, shape = context.recipe, student_shape(context)
+        made = list(trainings(context))
+        every = [training(shape, context, one.rows, recipe.training) for one in made]
+        same = context.student is context and needs_gradients(recipe)
+        return replace(
+            every[0],
+            units=sum(one.units for one in every),
+            flops=sum(one.flops for one in every),
+            loads=len(every),
+            steps=sum(one.steps for one in every),
+            disk_bytes=sum(one.folders for one in made) * shape.trained_weight_bytes,
+            like="warmup" if same and not shape.full and not recipe.warmup.checkpoints else None,
+        )
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Train a model for each target, method and seed; finished ones are kept."""

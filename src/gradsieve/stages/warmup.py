@@ -10,6 +10,8 @@ on the pool's order, and examples that are added later change it little.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from gradsieve.data.batching import PoolTokens
 from gradsieve.data.pool import Pool
-from gradsieve.errors import ModelError, RunError
+from gradsieve.errors import GradsieveError, RunError
 from gradsieve.gradients.objectives import SFT
 from gradsieve.gradients.per_example import check_pass
 from gradsieve.io import fingerprint
@@ -30,7 +32,15 @@ from gradsieve.models.training import clear_work, train_model
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
+from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
+from gradsieve.stages.estimate import (
+    Estimate,
+    few_steps,
+    optimizer_steps,
+    selecting_shape,
+    training,
+)
 
 HASHED_AT_ONCE = 10_000
 
@@ -56,7 +66,7 @@ class Warmup(Stage):
         # All inputs are read before anything is spent, the quickest to check first.
         pool, _ = context.pool_inputs, context.targets
         if settings.checkpoints is not None:
-            folders = [existing(Path(folder)) for folder in settings.checkpoints]
+            folders = [checks.existing(Path(folder)) for folder in settings.checkpoints]
             return {"checkpoints": [[str(f), checkpoint_fingerprint(f)] for f in folders]}
         return {
             "model": context.model_inputs,
@@ -64,17 +74,36 @@ class Warmup(Stage):
             "warmup": settings.results(),
         }
 
+    def check(self, context: Context) -> Iterator[GradsieveError]:
+        """Model, targets and trackers."""
+        yield from checks.adapted_models(context)
+        yield from checks.targets(context)
+        yield from checks.trackers(context.recipe)
+
+    def estimate(self, context: Context) -> Estimate:
+        """A training on the random share."""
+        settings, shape = context.recipe.warmup, selecting_shape(context)
+        if settings.checkpoints is not None:
+            return Estimate()
+        rows = share_size(len(context.pool.usable), settings.fraction)
+        one = training(shape, context, rows, settings)
+        return replace(one, disk_bytes=settings.epochs * 12 * shape.adapter)
+
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Train the adapter, or take the checkpoints that the recipe names."""
         settings = context.recipe.warmup
         if settings.checkpoints is not None:
-            return _describe([existing(Path(path)) for path in settings.checkpoints], context)
+            return _describe(
+                [checks.existing(Path(path)) for path in settings.checkpoints], context
+            )
         pool = context.pool
         chosen = random_share(pool, pool.usable, settings.fraction, settings.seed)
         base = context.model.load()
         check_vocabulary(base, context.template.tokenizer)
         model = add_adapter(base, settings.lora, settings.seed)
         check_pass(model)
+        if warning := few_steps(optimizer_steps(len(chosen), settings)):
+            context.progress.warn(warning)
         with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
             train_model(
                 model,
@@ -114,22 +143,12 @@ def random_share(
             hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts
         ]
     order = np.argsort(hashes, kind="stable")
-    return numbers[order[: max(1, round(fraction * len(numbers)))]]
+    return numbers[order[: share_size(len(numbers), fraction)]]
 
 
-def existing(folder: Path) -> Path:
-    """The folder of a given checkpoint.
-
-    Raises:
-        ModelError: If it is not there.
-    """
-    if not folder.is_dir():
-        raise ModelError(
-            "A checkpoint of warmup.checkpoints is not there.",
-            str(folder),
-            "Name folders that exist, relative to where gradsieve is started.",
-        )
-    return folder.resolve()
+def share_size(rows: int, fraction: float) -> int:
+    """Rows of the random share."""
+    return max(1, round(fraction * rows))
 
 
 def _describe(folders: list[Path], context: Context) -> dict[str, Any]:

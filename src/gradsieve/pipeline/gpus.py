@@ -1,8 +1,8 @@
-"""Seconds of each stage on a named GPU that is not at hand, from its data sheet.
+"""Seconds of a stage on a named GPU, from the GPU's data sheet.
 
-In: a run's work, the shapes of its models, and a GPU's peak. Out: operations over peak times a
-utilisation, plus bytes over the memory's rate where a model writes answers word by word. Peaks are
-dense bf16 with float32 accumulation (half of what data sheets print "with sparsity").
+In: a stage's estimate, and a GPU's peak rates. Out: FLOPs over a share of the peak, plus bytes over
+the memory's rate where a model generates answers token by token. Peaks are dense bf16 with float32
+accumulation (half of what data sheets print "with sparsity").
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import difflib
 from dataclasses import dataclass
 
 from gradsieve.errors import UsageError
+from gradsieve.stages.estimate import Estimate
 
-UTILISATION = 0.35
+UTILIZATION = 0.35
 """Share of the peak that passes reach: an assumption, for models of a billion weights and more
 (training with well-filled batches reaches 0.3 to 0.5). Smaller models reach less."""
 
@@ -20,7 +21,7 @@ DISK_BYTES_A_SECOND = 1e9
 """An assumption: one NVMe disk."""
 
 STARTUP_SECONDS = 20.0
-"""Of a stage that loads a model, beside reading its weights: an assumption."""
+"""Of a stage that loads a model, besides reading its weights: an assumption."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        name: As it is called.
+        name: As in `--gpu`.
         teraflops: Peak in bf16.
         gib: Memory.
         gigabytes_a_second: The memory's rate.
@@ -40,6 +41,14 @@ class Gpu:
     gib: int
     gigabytes_a_second: int
     source: str
+
+    def seconds(self, estimate: Estimate) -> float:
+        """What a stage takes on it."""
+        compute = estimate.flops / (self.teraflops * 1e12 * UTILIZATION)
+        generating = estimate.generated_bytes / (self.gigabytes_a_second * 1e9)
+        starting = STARTUP_SECONDS if estimate.loads else 0.0
+        read = estimate.loads * estimate.weight_bytes + estimate.read_bytes
+        return compute + generating + starting + (read + estimate.disk_bytes) / DISK_BYTES_A_SECOND
 
 
 GPUS = {

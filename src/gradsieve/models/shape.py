@@ -1,6 +1,6 @@
-"""What a model costs, from its shapes alone: floating-point operations, memory, bytes on disk.
+"""What a model costs, from its shapes alone: floating-point operations (FLOPs) and memory.
 
-In: a skeleton (no weights). Out: formulas in tokens. A forward pass takes 2 operations a weight and
+In: a model without weights. Out: formulas in tokens. A forward pass takes 2 operations a weight and
 token, and 4 T^2 a unit of attention's width; going backward to the activations takes as many again,
 and to frozen weights none (Kaplan et al., 2020, arXiv 2001.08361, with LoRA's share left in).
 
@@ -10,12 +10,15 @@ Letters: T tokens of an example, P values of the adapter, h hidden size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import nn
+from numpy.typing import NDArray
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-    from gradsieve.recipe.schema import ModelConfig
+from gradsieve.recipe.schema import ModelConfig
+
+Count = float | NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Shape:
 
     Attributes:
         parameters: All weights but the adapter's.
-        matmul: Weights that each token is multiplied with, the head's left out.
+        matmul: Weights that each token is multiplied with, without the head's.
         head: Weights of the output layer.
         vocabulary: Its rows.
         layers: Blocks.
@@ -48,15 +51,15 @@ class Shape:
     bytes_a_weight: float
     full: bool = False
 
-    def forward(self, examples: int, longest: int, logits: int) -> float:
-        """Operations of a forward pass, with logits at so many positions."""
+    def forward(self, examples: Count, longest: Count, logits: Count) -> Any:
+        """FLOPs of a forward pass with logits at this many positions; arrays give arrays."""
         tokens = examples * longest
         attention = 4 * self.layers * self.hidden * tokens * longest
         lora = 0 if self.full else 2 * self.adapter * tokens
         return 2 * self.matmul * tokens + 2 * self.head * logits + attention + lora
 
-    def forward_and_backward(self, examples: int, longest: int, logits: int) -> float:
-        """Operations of a training or feature pass."""
+    def forward_and_backward(self, examples: Count, longest: Count, logits: Count) -> Any:
+        """FLOPs of a training or feature pass."""
         trained = 2 * self.adapter * examples * longest
         return 2 * self.forward(examples, longest, logits) + trained
 
@@ -69,6 +72,11 @@ class Shape:
     def trained_bytes(self) -> int:
         """Weights, gradients and two moments of what is trained, in memory."""
         return self.adapter * (self.bytes_a_value if self.full else 4) * (3 if self.full else 4)
+
+    @property
+    def trained_weight_bytes(self) -> int:
+        """What is saved of a trained model: its adapter in float32, or all its weights."""
+        return self.adapter * (self.bytes_a_value if self.full else 4)
 
     def activation_bytes(self, tokens: int, logits: int) -> int:
         """What a pass keeps for going backward: an estimate for blocks with a gated feed-forward
@@ -83,17 +91,14 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5}
 
 
-def shape_of(skeleton: nn.Module, model: ModelConfig, full: bool = False) -> Shape:
-    """Sizes of a (peft) model without weights, of the precision that the recipe says."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    config: Any = skeleton.config
+def shape_of(model: nn.Module, settings: ModelConfig, full: bool = False) -> Shape:
+    """Sizes of a (peft) model without weights, in the recipe's precision."""
+    config: Any = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    head = skeleton.get_output_embeddings().weight  # type: ignore[operator]
+    head = model.get_output_embeddings().weight  # type: ignore[operator]
     sizes = {"parameters": 0, "matmul": 0, "adapter": 0}
     seen: set[int] = set()
-    for name, module in skeleton.named_modules():
+    for name, module in model.named_modules():
         for weight in module.parameters(recurse=False):
             kind = "adapter" if "lora_" in name else "parameters"
             sizes[kind] += 0 if id(weight) in seen else weight.numel()  # embeddings may be tied
@@ -108,7 +113,7 @@ def shape_of(skeleton: nn.Module, model: ModelConfig, full: bool = False) -> Sha
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        bytes_a_value=BYTES[model.dtype],
-        bytes_a_weight=QUANTIZED_BYTES.get(model.quantization or "", BYTES[model.dtype]),
+        bytes_a_value=BYTES[settings.dtype],
+        bytes_a_weight=QUANTIZED_BYTES.get(settings.quantization or "", BYTES[settings.dtype]),
         full=full,
     )

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
 from gradsieve.gradients.per_example import lora_layers
-from gradsieve.pipeline.planning.shape import shape_of
+from gradsieve.models.shape import shape_of
 from gradsieve.recipe.schema import ModelConfig
 
 MODEL = ModelConfig(name="m", dtype="float32")

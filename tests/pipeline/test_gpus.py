@@ -3,7 +3,7 @@
 import pytest
 
 from gradsieve.errors import UsageError
-from gradsieve.pipeline.planning.gpus import GPUS, find_gpu
+from gradsieve.pipeline.gpus import GPUS, find_gpu
 
 
 def test_found_by_name_in_any_case() -> None:

@@ -14,7 +14,7 @@ from gradsieve.cli import app
 from gradsieve.demo.skills import make_questions
 from gradsieve.errors import ModelError
 from gradsieve.pipeline.plan import plan as make_plan
-from gradsieve.pipeline.planning.table import size
+from gradsieve.pipeline.plan import size
 from gradsieve.recipe.load import dump_recipe
 from gradsieve.runs.folder import RunFolder
 
@@ -33,6 +33,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return made
 
 
+@pytest.fixture(autouse=True)
+def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradsieve.pipeline.sample.CLEAR_SECONDS", 0.05)
+
+
 def plan(inputs: dict[str, Any], out: Path | None = None, **given: Any) -> Any:
     options = {key: given.pop(key) for key in ("gpu", "calibrate") if key in given}
     told = world.Listening()
@@ -42,14 +47,20 @@ def plan(inputs: dict[str, Any], out: Path | None = None, **given: Any) -> Any:
 def test_what_is_counted(inputs: dict[str, Any]) -> None:
     found = plan(inputs, calibrate=False)
     long = found.sources[-1]
-    assert (long.name, long.rows, long.truncated, long.set_aside) == ("long", 2, 1, 1)
+    assert (long.name, long.rows, long.truncated, long.skipped) == ("long", 2, 1, 1)
     assert long.tokens == 64
     (target,) = found.targets
     assert (target["subtasks"], target["examples"], target["questions"]) == (2, 6, 4)
-    assert [stage.stage for stage in found.stages] == ["warmup", "features", "score", "select"]
+    assert [stage.stage for stage in found.stages] == [
+        "pool",
+        "warmup",
+        "features",
+        "score",
+        "select",
+    ]
     assert found.seconds is None
     assert found.memory_bytes is None
-    assert all(stage.flops > 0 for stage in found.stages[:3])
+    assert all(stage.flops > 0 for stage in found.stages[1:4])
 
 
 def test_every_stage_gets_seconds(inputs: dict[str, Any], tmp_path: Path) -> None:
@@ -61,7 +72,7 @@ def test_every_stage_gets_seconds(inputs: dict[str, Any], tmp_path: Path) -> Non
     assert all(stage.seconds > 0 for stage in found.stages)
     assert found.memory_bytes > 100e6
     assert not (tmp_path / "run").exists()
-    assert "evaluate  to do" in found.table()
+    assert "evaluate  to run" in found.table()
 
 
 @pytest.mark.parametrize(
@@ -87,13 +98,13 @@ def test_what_is_done_and_what_a_change_does(inputs: dict[str, Any], tmp_path: P
 
     assert states()["warmup"] == ("new", "")
     gradsieve.run(world.recipe(inputs), tmp_path, last="score", progress=world.Listening())
-    assert [state for state, _ in states().values()] == ["done", "done", "done", "new"]
+    assert [state for state, _ in states().values()] == ["done", "done", "done", "done", "new"]
     found = plan(inputs, tmp_path, calibrate=False)
-    assert found.stages[0].seconds == RunFolder(tmp_path).require("warmup")["seconds"]
+    assert found.stages[1].seconds == RunFolder(tmp_path).require("warmup")["seconds"]
     assert "took " in found.table()
     changed = states(warmup__epochs=3)
     assert changed["warmup"] == ("redo", "warmup.epochs: 2 -> 3")
-    assert changed["features"] == ("later", "warmup comes first")
+    assert changed["features"] == ("wait", "warmup comes first")
     grown = states(score={"methods": ["less", "random"]})
     assert grown["score"][0] == "extend"
     assert "random" in grown["score"][1]
@@ -102,27 +113,27 @@ def test_what_is_done_and_what_a_change_does(inputs: dict[str, Any], tmp_path: P
     next((tmp_path / "02-features").rglob("shard-*")).unlink()
     state, why = states()["features"]
     assert state == "resume"
-    assert "1 files are not there" in why
+    assert "1 files are missing" in why
 
 
 def test_a_named_gpu(inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def load(_: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("gradsieve.models.load.load_model", load)
+    monkeypatch.setattr("gradsieve.models.source.read_model", load)
     quick, slow = (plan(inputs, gpu=name, train={}, evaluate={}) for name in ("H200", "L4"))
     assert quick.machine == "H200"
     for one, other in zip(quick.stages, slow.stages, strict=True):
         # Tokens of the pool are counted, and timed, on this machine.
         if one.stage in ("features", "train"):
             assert one.seconds < other.seconds
-    assert quick.stages[1].memory_bytes > 0
+    assert quick.stages[2].memory_bytes > 0
     assert any("an assumption" in note for note in quick.notes)
 
 
 def test_memory_that_may_not_suffice_is_told(inputs: dict[str, Any]) -> None:
     """A batch of 32 examples of 2048 tokens, uncut, of a model of billions of weights."""
-    from gradsieve.pipeline.planning.shape import Shape
+    from gradsieve.models.shape import Shape
 
     llama7b = Shape(
         parameters=6_738_000_000, matmul=6_476_000_000, head=131_000_000, vocabulary=32000,
@@ -141,13 +152,13 @@ def test_on_the_command_line(inputs: dict[str, Any], tmp_path: Path) -> None:
     told = shell.invoke(app, ["plan", str(recipe), "--no-calibration", "--json", "--quiet"])
     assert told.exit_code == 0
     assert told.stderr == ""
-    assert json.loads(told.stdout)["stages"][0]["stage"] == "warmup"
+    assert json.loads(told.stdout)["stages"][0]["stage"] == "pool"
     table = shell.invoke(app, ["plan", str(recipe), "--gpu", "H100", "--set", "pool.2.name=x"])
     assert table.exit_code == 0
     lines = table.stdout.splitlines()
-    assert lines[0].split() == ["pool", "rows", "bad", "tokens", "truncated", "set", "aside"]
+    assert lines[0].split() == ["pool", "rows", "bad", "tokens", "truncated", "skipped"]
     assert any(line.startswith("x ") for line in lines)
-    assert any(line.startswith("to be done: ") and "H100" in line for line in lines)
+    assert any(line.startswith("to run: ") and "H100" in line for line in lines)
 
 
 def test_memory_that_runs_out_is_one_message(
@@ -156,7 +167,7 @@ def test_memory_that_runs_out_is_one_message(
     def train(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("gradsieve.models.training.train_model", train)
+    monkeypatch.setattr("gradsieve.stages.warmup.train_model", train)
     with pytest.raises(ModelError, match="parts of warmup") as caught:
         plan(inputs)
     assert "warmup.micro_batch_size" in caught.value.todo

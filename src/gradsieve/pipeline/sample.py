@@ -1,0 +1,229 @@
+"""Seconds of each stage on this machine: the stage itself, run on a few of the run's own rows.
+
+In: a run's context, whose pool is built, and a folder to work in. Out: what each stage will take.
+A stage runs on two rows, and then on three times as many until the time differs clearly; what a
+larger run takes follows from the units that the stage's `estimate` counts for both samples and for
+the full run. Rejected: FLOPs over a peak rate (small models on a CPU are far from any peak), and
+timing parts of stages one by one (a second copy of what stages do).
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import shutil
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from gradsieve.console import Progress
+from gradsieve.errors import ModelError
+from gradsieve.methods import uses_gradients
+from gradsieve.pipeline.gpus import DISK_BYTES_A_SECOND
+from gradsieve.recipe.schema import Recipe, SelectConfig, TrainConfig
+from gradsieve.runs.context import Context
+from gradsieve.runs.folder import RunFolder
+from gradsieve.stages import all_stages
+from gradsieve.stages.base import Stage
+from gradsieve.stages.estimate import Estimate, questions, spread
+
+FIRST_ROWS, GROWTH = 2, 3
+CLEAR_SECONDS = 2.0
+"""A sample that takes this much longer than the first one says what a unit takes."""
+
+STAGE_SECONDS, ALL_SECONDS = 12.0, 45.0
+"""No sample is started that may take longer, or after all of them have taken this long."""
+
+MOST_ANSWER_TOKENS = 64
+"""Tokens of an answer in a sample; longer ones are scaled."""
+
+
+class Times(NamedTuple):
+    """Seconds of a stage: `once`, then for each load `start`, and for each unit `unit`."""
+
+    once: float
+    start: float
+    unit: float
+
+    def seconds(self, estimate: Estimate) -> float:
+        """What a run with this estimate takes."""
+        start = self.start * max(1, estimate.loads)
+        reading = estimate.read_bytes / DISK_BYTES_A_SECOND
+        return self.once + start + self.unit * estimate.units + reading
+
+
+class Silent(Progress):
+    """Reports nothing: a sample's warnings are not the run's."""
+
+    def warn(self, text: str) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Samples:
+    """Runs stages on samples of a run's inputs, as they are asked for.
+
+    Attributes:
+        context: The run's, its pool built.
+        scratch: A folder to work in.
+    """
+
+    context: Context
+    scratch: Path
+    _stages: dict[str, Stage] = field(default_factory=all_stages)
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    _times: dict[str, Times] = field(default_factory=dict)
+    _warmup: Path | None = None
+    _spent: float = 0.0
+
+    def seconds(self, name: str, estimate: Estimate) -> float:
+        """What a stage will take here.
+
+        Raises:
+            ModelError: If memory runs out.
+        """
+        like = estimate.like or name
+        if not estimate.units:
+            return 0.0
+        if like not in self._times:
+            self._times[like] = self._measured(self._stages[like])
+        return self._times[like].seconds(estimate)
+
+    def warm_up(self) -> None:
+        """Make the checkpoint that features are taken at, where the warm-up is done already."""
+        if self._warmup is None:
+            self._run(self._stages["warmup"], FIRST_ROWS)
+
+    def _measured(self, stage: Stage) -> Times:
+        first, few = self._run(stage, FIRST_ROWS)
+        again = first
+        if first < CLEAR_SECONDS:  # else what is paid once is small against the rest
+            again, _ = self._run(stage, FIRST_ROWS)
+        rows, last, more = FIRST_ROWS, again, few
+        usable = len(self.context.pool.usable)
+        while last < again + CLEAR_SECONDS and rows < usable and self._may_take(GROWTH * last):
+            rows = min(GROWTH * rows, usable)
+            last, more = self._run(stage, rows)
+        grown = max(last - again, 0.0) / (more.units - few.units) if more.units > few.units else 0.0
+        unit = min(grown, last / more.units) if more is not few else again / few.units
+        return Times(max(first - again, 0.0), max(again - unit * few.units, 0.0), unit)
+
+    def _may_take(self, seconds: float) -> bool:
+        return seconds <= STAGE_SECONDS and self._spent + seconds <= ALL_SECONDS
+
+    def _run(self, stage: Stage, rows: int) -> tuple[float, Estimate]:
+        """Run a stage on a sample; its seconds and estimate."""
+        context = self._context(stage, rows)
+        try:
+            self._prepare(stage, context)
+            start = time.perf_counter()
+            _make(stage, context)
+            seconds = time.perf_counter() - start
+        except torch.OutOfMemoryError:
+            raise ModelError(
+                f"Memory runs out while parts of {stage.name} are timed.",
+                f"a sample of {rows} of the pool's rows",
+                "Set warmup.micro_batch_size, lower features.tokens_per_batch, evaluate.batch_size "
+                "or model.max_length; or plan for another machine with --gpu.",
+            ) from None
+        finally:
+            gc.collect()  # Trainer and its model hold each other
+            torch.cuda.empty_cache()
+        self._spent += seconds
+        if stage.name == "warmup" and self._warmup is None:
+            self._warmup = context.run.stage("warmup")
+        return seconds, stage.estimate(context)
+
+    def _prepare(self, stage: Stage, context: Context) -> None:
+        """Make what a stage reads of the stages before it."""
+        _make(self._stages["pool"], context)
+        if stage.name == "features" and self._warmup is not None:
+            shutil.copytree(self._warmup, context.run.stage("warmup"))
+        if stage.name in ("select", "train"):
+            _make(self._stages["score"], context)
+        if stage.name == "train":
+            _make(self._stages["select"], context)
+        if stage.name == "evaluate":  # the untrained model is timed in place of the trained ones
+            context.run.begin("train", {})
+            context.run.finish("train", {"models": {}})
+
+    def _context(self, stage: Stage, rows: int) -> Context:
+        """The run's context with a few of its inputs, which are read and tokenized already."""
+        pool, original = self.context.pool, self.context
+        by_length = pool.usable[np.argsort(pool.lengths[pool.usable], kind="stable")]
+        numbers = spread(by_length, rows)
+        sources: dict[str, list[object]] = {}
+        for key, row in zip(pool.keys(numbers), pool.rows(numbers), strict=True):
+            sources.setdefault(key.source, []).append(row)
+        context = Context(
+            _small(original.recipe, stage, rows, set(sources)),
+            RunFolder(self.scratch / str(next(self._numbers))),
+            Silent(quiet=True),
+            replace(original.in_memory, pool=sources),
+        )
+        context.template = original.template
+        context.model_inputs = original.model_inputs
+        context.targets = [
+            replace(
+                target,
+                examples=tuple(
+                    row.example for row in spread(original.target_rows(target), max(1, rows // 8))
+                ),
+            )
+            for target in original.targets
+        ]
+        context.whole_test_sets = original.whole_test_sets
+        if stage.name == "evaluate":
+            asked = questions(original)
+            context.test_sets = {
+                name: replace(
+                    test,
+                    questions=tuple(spread(test.questions, max(1, rows // 2))),
+                    max_tokens=min(asked[name].answer, MOST_ANSWER_TOKENS),
+                )
+                for name, test in original.test_sets.items()
+                if name in asked
+            }
+        else:
+            context.test_sets = {}
+        context.model = original.model
+        vars(context)["shapes"] = vars(original)["shapes"]
+        if original.student is not original:
+            student = context.student
+            student.template, student.model = original.student.template, original.student.model
+            vars(student)["shapes"] = vars(original.student).setdefault("shapes", {})
+        return context
+
+
+def _make(stage: Stage, context: Context) -> None:
+    inputs = stage.fingerprint_inputs(context)
+    folder = context.run.begin(stage.name, inputs)
+    context.run.finish(stage.name, {"inputs": inputs, **stage.run(context, folder)})
+
+
+def _small(recipe: Recipe, stage: Stage, rows: int, sources: set[str]) -> Recipe:
+    """A recipe for a sample: all its rows are trained on for an epoch, in at least two steps."""
+    scored = [name for name in recipe.score.methods if not uses_gradients(name)]
+    methods = scored if stage.name == "score" and scored else ["random"]
+    if stage.name == "features":
+        methods = recipe.score.methods
+    batch = min(recipe.warmup.batch_size, max(1, rows // 2))
+    micro = min(recipe.warmup.micro_batch_size or batch, batch)
+    size = {"batch_size": batch - batch % micro, "micro_batch_size": micro}
+    once = {"epochs": 1, "warmup_ratio": 0.0, "report_to": [], "fraction": 1.0, **size}
+    train = recipe.train or TrainConfig()
+    return recipe.model_copy(
+        update={
+            "pool": [source for source in recipe.pool if source.name in sources],
+            "warmup": recipe.warmup.model_copy(update=once),
+            "score": recipe.score.model_copy(update={"methods": methods}),
+            "select": SelectConfig(fraction=1.0, together=True),
+            "train": train.model_copy(
+                update={"epochs": 1, "seeds": [] if stage.name == "evaluate" else [0]}
+            ),
+        }
+    )

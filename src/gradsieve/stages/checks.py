@@ -1,0 +1,167 @@
+"""Checks that several stages share: targets, held-out questions, models.
+
+In: a run's context. Out: problems, found without loading a model. What is read stays in the
+context, so that a run reads it once; only where something is wrong are its parts read again one by
+one, to find all problems. Each check runs once per context, whichever stages ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+from gradsieve.errors import DataError, GradsieveError, ModelError, UsageError
+from gradsieve.io import installed
+from gradsieve.methods import find_method
+from gradsieve.models.load import check_vocabulary
+from gradsieve.models.support import check_support
+from gradsieve.models.training import check_trackers
+from gradsieve.recipe.schema import Recipe
+from gradsieve.runs.context import Context
+
+Problems = Iterator[GradsieveError]
+
+
+def problem_of(call: Callable[[], object]) -> Problems:
+    """The problem that a call meets, if it meets one."""
+    try:
+        call()
+    except GradsieveError as error:
+        yield error
+    except OSError as error:
+        yield DataError(
+            f"A file cannot be read: {error.strerror or error}.",
+            str(error.filename or ""),
+            "Give access to it, or check the path.",
+        )
+
+
+def _once(check: Callable[..., Problems]) -> Callable[..., list[GradsieveError]]:
+    """The check, whose problems are kept in the context."""
+
+    @wraps(check)
+    def kept(context: Context, *arguments: Any) -> list[GradsieveError]:
+        found: dict[Any, list[GradsieveError]] = vars(context).setdefault("problems", {})
+        key = (check.__name__, *arguments)
+        if key not in found:
+            found[key] = list(check(context, *arguments))
+        return found[key]
+
+    return kept
+
+
+@_once
+def targets(context: Context) -> Problems:
+    """Targets that can't be read, or have no usable example."""
+    problems = list(_by_target(context, lambda part: part.targets))
+    yield from problems
+    if not problems and not models(context):
+        for target in context.targets:
+            yield from problem_of(partial(context.target_rows, target))
+
+
+@_once
+def test_sets(context: Context) -> Problems:
+    """Held-out questions that can't be read."""
+    yield from _by_target(context, lambda part: part.whole_test_sets)
+
+
+def _by_target(context: Context, read: Callable[[Context], object]) -> Problems:
+    """Read all targets; if one is wrong, each by itself."""
+    if not list(problem_of(lambda: read(context))):
+        return
+    for part in context.recipe.targets:
+        one = context.recipe.model_copy(update={"targets": [part]})
+        alone = Context(one, context.run, context.progress, context.in_memory)
+        yield from problem_of(partial(read, alone))
+
+
+@_once
+def models(context: Context) -> Problems:
+    """Kind, weights, tokenizer and template of a context's model."""
+    model = context.model
+    problems = list(problem_of(model.config))
+    if problems:
+        yield from problems
+        return
+    yield from problem_of(model.check_weights)
+    yield from problem_of(lambda: context.template)
+
+
+@_once
+def vocabulary(context: Context) -> Problems:
+    """A tokenizer with more tokens than the model has embeddings."""
+    if not models(context):
+        tokenizer = context.template.tokenizer
+        yield from problem_of(lambda: check_vocabulary(context.model.meta_model(), tokenizer))
+
+
+@_once
+def adapted_models(context: Context) -> Problems:
+    """As `models` and `vocabulary`, and the model's adapter or checkpoints."""
+    yield from models(context)
+    if list(problem_of(context.model.config)):
+        return
+    folders = map(Path, context.recipe.warmup.checkpoints or ())
+    problems = [problem for one in folders for problem in problem_of(partial(existing, one))]
+    problems = problems or list(check_support(context.model, context.recipe.warmup))
+    yield from problems or vocabulary(context)
+
+
+@_once
+def students(context: Context) -> Problems:
+    """The model that is trained, which may be another one (LESS-T)."""
+    student = context.student
+    if student is not context:
+        fresh = student.recipe.warmup.model_copy(update={"checkpoints": None})
+        recipe = student.recipe.model_copy(update={"warmup": fresh})
+        student = Context(
+            recipe, context.run, context.progress, student.in_memory, context.warnings
+        )
+    full = context.recipe.train and context.recipe.train.full_parameters
+    yield from [*models(student), *vocabulary(student)] if full else adapted_models(student)
+
+
+def methods(recipe: Recipe, libraries: bool = False) -> Problems:
+    """Methods that are unknown, don't fit `features.mode`, or lack their library."""
+    gradients = []
+    for name in recipe.score.methods:
+        try:
+            method = find_method(name)
+        except GradsieveError as error:
+            yield error
+            continue
+        if "gradients" in method.uses:
+            gradients.append(name)
+        library = getattr(method, "library", None)
+        if library is not None and libraries:
+            yield from problem_of(partial(installed, library, "baselines"))
+    if recipe.features.mode == "exact" and set(gradients) - {"less"}:
+        yield UsageError(
+            "Exact mode takes LESS's cosines only.",
+            f"features.mode: exact, score.methods: {', '.join(gradients)}",
+            "Use features.mode: store, or leave the other methods out.",
+        )
+
+
+def trackers(recipe: Recipe) -> Problems:
+    """Libraries of `report_to` that are not installed."""
+    if recipe.warmup.report_to:
+        yield from problem_of(partial(check_trackers, recipe.warmup.report_to))
+
+
+def existing(folder: Path) -> Path:
+    """The folder of an existing checkpoint.
+
+    Raises:
+        ModelError: If it is not there.
+    """
+    if not folder.is_dir():
+        raise ModelError(
+            "A checkpoint of warmup.checkpoints is not there.",
+            str(folder),
+            "Name folders that exist, relative to where gradsieve is started.",
+        )
+    return folder.resolve()

@@ -1,0 +1,248 @@
+"""What a stage would take, counted from the recipe, the pool and the models' shapes.
+
+In: a run's context. Out: an `Estimate`, and the counts that several stages' estimates share. It
+holds no seconds: `plan` times each stage on a sample and scales by `units`. What only the run can
+know is assumed: a selection's examples are as long as the pool's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsieve.data.examples import Row
+from gradsieve.evaluation.prompts import write_prompts
+from gradsieve.methods import needs_gradients, split_seed
+from gradsieve.models.load import add_adapter, saved_meta_model
+from gradsieve.models.shape import Shape, shape_of
+from gradsieve.recipe.schema import TrainingConfig
+from gradsieve.runs.context import Context
+
+ROW_BYTES = 100
+"""A row's share of tables apart from its numbers, i.e. names and hashes: an assumption."""
+
+FEW_STEPS = 50
+"""Adam's moments of a warm-up with fewer optimizer steps are mostly noise: an assumption."""
+
+SAME_FOR_ALL = {"random", "random_balanced", "full", "perplexity_middle", "perplexity_top"}
+"""Methods that ignore the target: their selection is trained on once for all targets."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage would take.
+
+    Attributes:
+        units: What its seconds grow with, comparable between runs of the same stage only.
+        flops: Floating-point operations of models and projections.
+        loads: How often it starts over, and loads its model: checkpoints, trained models.
+        steps: Optimizer steps.
+        disk_bytes: What it leaves on disk.
+        working_bytes: What else it needs on disk meanwhile: Trainer's last two checkpoints.
+        read_bytes: Datastores that it reads from disk.
+        memory_bytes: GPU memory at its peak; None where none is used, or as much as there is.
+        weight_bytes: The weights of its model.
+        generated_bytes: What generating answers token by token reads of GPU memory.
+        like: The stage whose sample it is timed by; None: its own.
+    """
+
+    units: float = 0.0
+    flops: float = 0.0
+    loads: int = 0
+    steps: int = 0
+    disk_bytes: int = 0
+    working_bytes: int = 0
+    read_bytes: int = 0
+    memory_bytes: int | None = None
+    weight_bytes: int = 0
+    generated_bytes: float = 0.0
+    like: str | None = None
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+def selecting_shape(context: Context) -> Shape:
+    """Shape of the model that selects, with its adapter where gradients are taken."""
+    folder = next(iter(context.recipe.warmup.checkpoints or ()), None)
+    return _shape(context, needs_gradients(context.recipe), folder=folder)
+
+
+def student_shape(context: Context) -> Shape:
+    """Shape of the model that is trained on the selections."""
+    train = context.recipe.train
+    return _shape(context.student, adapted=not (train and train.full_parameters), full=True)
+
+
+def _shape(
+    context: Context, adapted: bool, *, folder: str | None = None, full: bool = False
+) -> Shape:
+    """The shape of a context's model, kept in the context: building it takes a second."""
+    kept: dict[Any, Shape] = vars(context).setdefault("shapes", {})
+    key = (adapted, folder, full)
+    if key not in kept:
+        settings = context.recipe.model
+        if adapted and folder is not None:
+            kept[key] = shape_of(saved_meta_model(context.model, Path(folder)), settings)
+        elif adapted:
+            model = add_adapter(context.model.meta_model(), context.recipe.warmup.lora, 0)
+            kept[key] = shape_of(model, settings)
+        else:
+            kept[key] = shape_of(context.model.meta_model(), settings, full)
+    return kept[key]
+
+
+# --- counts -------------------------------------------------------------------------------------
+
+
+def lengths(context: Context) -> NDArray[np.float64]:
+    """Tokens of the pool's usable examples."""
+    return context.pool.lengths[context.pool.usable].astype(np.float64)
+
+
+def target_rows(context: Context) -> list[Row]:
+    """The usable examples of all targets."""
+    return [row for target in context.targets for row in context.target_rows(target)]
+
+
+def subtasks(context: Context) -> int:
+    """Of all targets together."""
+    return sum(len(target.subtasks) for target in context.targets)
+
+
+def checkpoints(context: Context) -> int:
+    """Checkpoints that features are taken at."""
+    return len(context.recipe.warmup.checkpoints or ()) or context.recipe.warmup.epochs
+
+
+def width(context: Context) -> int:
+    """Values of a row of the datastore."""
+    settings = context.recipe.features
+    if settings.mode == "exact":
+        return subtasks(context)
+    unprojected = settings.projection.kind == "none"
+    return selecting_shape(context).adapter if unprojected else settings.projection.dim
+
+
+def store_bytes(context: Context) -> int:
+    """Bytes of a datastore."""
+    settings = context.recipe.features
+    bits = 32 if settings.mode == "exact" else settings.bits
+    return len(context.pool.usable) * (math.ceil(width(context) * bits / 8) + ROW_BYTES)
+
+
+def selections(context: Context) -> int:
+    """Selections of each method: one for each target, or one for all together."""
+    return 1 if context.recipe.select.together else len(context.recipe.targets)
+
+
+def selected(context: Context, method: str) -> int:
+    """Examples that a method selects."""
+    settings, usable = context.recipe.select, len(context.pool.usable)
+    if split_seed(method)[0] == "full":
+        return usable
+    if settings.tokens is not None:
+        return max(1, min(usable, round(settings.tokens / float(lengths(context).mean()))))
+    return min(usable, settings.count or max(1, round((settings.fraction or 0) * usable)))
+
+
+class Trained(NamedTuple):
+    """Examples of each model that is trained on a selection, and folders that hold it."""
+
+    rows: int
+    folders: int
+
+
+def trainings(context: Context) -> Iterator[Trained]:
+    """Each model that is trained on a selection."""
+    seeds = context.recipe.train.seeds if context.recipe.train else [0]
+    for method in context.recipe.score.methods:
+        shared = split_seed(method)[0] in SAME_FOR_ALL
+        one = Trained(selected(context, method), selections(context) if shared else 1)
+        yield from [one] * len(seeds) * (1 if shared else selections(context))
+
+
+def training(shape: Shape, context: Context, rows: int, settings: TrainingConfig) -> Estimate:
+    """One training on this many of the pool's examples."""
+    tokens = padded_tokens(lengths(context), rows, settings.batch_size)
+    passes = shape.forward_and_backward(rows, tokens / rows, tokens)
+    together = lengths(context).max() * (settings.micro_batch_size or settings.batch_size)
+    activations = shape.activation_bytes(round(together), round(together))
+    return Estimate(
+        units=settings.epochs * passes,
+        flops=settings.epochs * passes,
+        loads=1,
+        steps=optimizer_steps(rows, settings),
+        working_bytes=2 * 12 * shape.adapter,
+        memory_bytes=shape.weight_bytes + shape.trained_bytes + activations,
+        weight_bytes=shape.weight_bytes,
+    )
+
+
+def optimizer_steps(rows: int, settings: TrainingConfig) -> int:
+    """Optimizer steps of a training on this many examples."""
+    return settings.epochs * math.ceil(rows / settings.batch_size)
+
+
+def padded_tokens(lengths: NDArray[np.float64], rows: int, batch_size: int) -> float:
+    """Tokens of an epoch of random batches of rows of these lengths, padding included."""
+    rng = np.random.default_rng(0)
+    full, rest = divmod(rows, batch_size)
+
+    def longest(size: int) -> float:
+        size = min(size, len(lengths))
+        drawn = (rng.choice(lengths, size, replace=False).max() for _ in range(64))
+        return float(np.mean(list(drawn)))
+
+    padded = longest(batch_size) * batch_size * full if full else 0.0
+    return padded + (longest(rest) * rest if rest else 0.0)
+
+
+def few_steps(steps: int) -> str | None:
+    """The warning of a warm-up with few optimizer steps."""
+    if steps >= FEW_STEPS:
+        return None
+    return (
+        f"the warm-up takes {steps} optimizer steps; with fewer than {FEW_STEPS} its checkpoints "
+        "and Adam's moments are noisy: raise warmup.fraction or warmup.epochs, or lower "
+        "warmup.batch_size"
+    )
+
+
+class Questions(NamedTuple):
+    """A target's held-out questions.
+
+    Attributes:
+        number: Questions.
+        prompt: Mean tokens of a prompt.
+        answer: Most tokens of an answer.
+    """
+
+    number: int
+    prompt: float
+    answer: int
+
+
+def questions(context: Context) -> dict[str, Questions]:
+    """The questions that each model answers, by target; prompts are measured on 64 of them."""
+    wanted = context.recipe.evaluate.tasks if context.recipe.evaluate else None
+    found = {}
+    for name, test in context.test_sets.items():
+        if wanted is None or name in wanted:
+            some = replace(test, questions=tuple(spread(test.questions, 64)))
+            asked = write_prompts(context.student, some)
+            answer = 1 if test.questions[0].choices else asked.max_tokens
+            found[name] = Questions(len(test.questions), float(np.mean(asked.lengths)), answer)
+    return found
+
+
+def spread(items: Any, count: int) -> list[Any]:
+    """At most this many of a sequence, at equal distances."""
+    places = (np.arange(min(count, len(items))) + 0.5) * len(items) / min(count, len(items))
+    return [items[int(place)] for place in places]

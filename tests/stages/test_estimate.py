@@ -1,0 +1,127 @@
+"""What stages say that they would take, against what a run has done."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gradsieve
+import world
+from gradsieve.runs.context import Context
+from gradsieve.runs.folder import RunFolder
+from gradsieve.stages import all_stages
+from gradsieve.stages.estimate import (
+    FEW_STEPS,
+    Estimate,
+    few_steps,
+    padded_tokens,
+    selected,
+    selecting_shape,
+    spread,
+    trainings,
+)
+
+METHODS = ["less", "random", "random-1", "full"]
+SETTINGS = {
+    "score": {"methods": METHODS},
+    "select": {"count": 6},
+    "train": {"seeds": [0, 1], "epochs": 1},
+    "evaluate": {},
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return world.make(tmp_path_factory.mktemp("inputs"), rows=60)
+
+
+@pytest.fixture(scope="module")
+def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    out = tmp_path_factory.mktemp("run")
+    return gradsieve.run(world.recipe(inputs, **SETTINGS), out, progress=world.Listening())
+
+
+def context_of(inputs: dict[str, Any], run: RunFolder, **changes: Any) -> Context:
+    return Context(world.recipe(inputs, **{**SETTINGS, **changes}), run, world.Listening())
+
+
+def estimates(context: Context) -> dict[str, Estimate]:
+    return {name: stage.estimate(context) for name, stage in all_stages().items()}
+
+
+def test_counts_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:
+    context = context_of(inputs, run)
+    found = estimates(context)
+    trained = -(-run.require("warmup")["rows"] // 4)
+    assert found["warmup"].steps == 2 * trained
+    assert found["features"].loads == len(context.artifacts.warmup.checkpoints)
+    models = run.require("train")["models"]
+    assert sum(one.folders for one in trainings(context)) == len(models) == 16
+    rows = run.require("select")["targets"]["mine"]
+    assert [selected(context, name) for name in METHODS] == [rows[name]["rows"] for name in METHODS]
+    results = list(run.stage("evaluate").rglob("seed-*.json"))
+    assert found["evaluate"].loads == len(results)
+
+
+def test_bytes_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:
+    patterns = {
+        "warmup": ["*.safetensors"],
+        "features": ["shard-*", "targets/*"],
+        "score": ["*.parquet"],
+        "select": ["selected.jsonl", "messages.jsonl"],
+        "train": ["*.safetensors"],
+    }
+    found = estimates(context_of(inputs, run))
+    for stage, names in patterns.items():
+        files = [file for name in names for file in run.stage(stage).rglob(name)]
+        size = sum(file.stat().st_size for file in files)
+        assert size / 3 < found[stage].disk_bytes < 3 * size, stage
+        if stage == "features":  # what fills disks is predicted closely
+            assert found[stage].disk_bytes == pytest.approx(size, rel=0.1)
+
+
+def test_selected_by_share_and_by_tokens(inputs: dict[str, Any], run: RunFolder) -> None:
+    assert selected(context_of(inputs, run, select={"fraction": 0.2}), "less") == 12
+    by_tokens = context_of(inputs, run, select={"tokens": 200})
+    mean = by_tokens.pool.lengths.sum() / 60
+    assert selected(by_tokens, "less") == round(200 / mean)
+    assert selected(context_of(inputs, run, select={"count": 70}), "less") == 60
+
+
+def test_existing_checkpoints(inputs: dict[str, Any], run: RunFolder) -> None:
+    folders = [str(run.stage("warmup") / f"checkpoint-{number}") for number in (1, 2)]
+    context = context_of(inputs, run, warmup={"checkpoints": folders, "batch_size": 4})
+    found = estimates(context)
+    assert found["warmup"] == Estimate()
+    assert found["features"].loads == 2
+    assert found["train"].like is None  # there is no warm-up that could be timed
+    assert selecting_shape(context).adapter == 2 * 2 * 4 * (16 + 16)  # layers, r, modules, in, out
+
+
+def test_epochs_multiply_and_a_larger_pool_costs_more(
+    inputs: dict[str, Any], run: RunFolder
+) -> None:
+    one, four = (estimates(context_of(inputs, run, warmup__epochs=n)) for n in (1, 4))
+    for stage in ("warmup", "features"):
+        assert four[stage].units == pytest.approx(4 * one[stage].units)
+        assert four[stage].disk_bytes == 4 * one[stage].disk_bytes
+
+
+def test_padded_tokens_of_random_batches() -> None:
+    assert padded_tokens(np.full(50, 7.0), 10, 4) == 70
+    both = padded_tokens(np.tile([1.0, 9.0], 500), 1000, 2)
+    assert both == pytest.approx(1000 * (9 * 3 + 1) / 4, rel=0.15)
+
+
+def test_spread_keeps_the_distribution() -> None:
+    assert spread(range(10), 5) == [1, 3, 5, 7, 9]
+    assert spread(range(3), 5) == [0, 1, 2]
+
+
+def test_a_warm_up_of_few_steps_is_reported(inputs: dict[str, Any], tmp_path: Path) -> None:
+    assert few_steps(FEW_STEPS) is None
+    progress = world.Listening()
+    gradsieve.run(world.recipe(inputs), tmp_path, last="warmup", progress=progress)
+    told = [line for line in progress.lines if "optimizer steps" in line]
+    assert told == [f"warning: {few_steps(10)}"]
