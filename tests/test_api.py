@@ -208,9 +208,8 @@ def test_a_folder_is_kept_and_gone_on_with(
     again = select(
         inputs, loaded(inputs), tokenizer, out=tmp_path, select={"count": 5}, progress=told
     )
-    assert told.lines[:4] == [
-        f"{name}: up to date" for name in ("pool", "warmup", "features", "score")
-    ]
+    kept = ("pool", "warmup", "features", "score")
+    assert told.lines[:4] == [f"{name}: up to date" for name in kept]
     assert len(again) == 5
     model = loaded(inputs)
     model.lm_head.weight.data[0] += 1
@@ -336,7 +335,8 @@ def test_a_run_made_in_memory_is_explained_from_its_folder(
     found = select(inputs, loaded(inputs), tokenizer, out=tmp_path)
     told = gradsieve.explain(tmp_path, "mine", found.scores["id"][0])
     assert told.selected == 1
-    assert told.messages is not None  # the pool is kept in the run folder
+    pool = {row["id"]: row["messages"] for name in ("one", "two") for row in rows(inputs, name)}
+    assert told.messages == pool[told.id]  # the pool is on disk, the target's examples are not
     assert told.pulls[0].text is None
     assert "given in memory, and are not kept" in told.notes[0]
 

@@ -11,7 +11,6 @@ import gradsieve
 import world
 from gradsieve.data.template import TokenizedExample
 from gradsieve.methods import ScoringTask, find_method
-from gradsieve.models.source import ModelSource
 from gradsieve.runs.context import Context
 
 
@@ -23,12 +22,14 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> ScoringTask:
     )
     context = Context(recipe, run, world.Listening())
     targets = {target.name: context.target_rows(target) for target in context.targets}
-    return ScoringTask(context.pool, context.pool.usable, targets, recipe, 0, world.Listening())
+    return ScoringTask(
+        context.pool, context.pool.usable, targets, recipe, context.model, 0, world.Listening()
+    )
 
 
 @pytest.fixture(scope="module")
 def model(task: ScoringTask) -> Any:
-    return ModelSource(task.recipe.model).load().eval()
+    return task.model.load().eval()
 
 
 def states(model: Any, encoded: TokenizedExample) -> torch.Tensor:
