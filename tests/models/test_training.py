@@ -85,7 +85,11 @@ def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
 
 def test_the_callers_random_states_are_restored(tmp_path: Path) -> None:
     def states() -> list[Any]:
-        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+        return [
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            torch.get_rng_state().tolist(),
+        ]
 
     base, examples = tiny.model(), rows()  # they seed torch themselves
     set_seed(7)
