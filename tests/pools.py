@@ -13,7 +13,7 @@ from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool.mapped import ExampleKey
 from gradsieve.methods import ScoringTask
 from gradsieve.methods.base import whole_text
-from gradsieve.models.source import model_source
+from gradsieve.models.source import ModelSource
 from gradsieve.recipe.load import check_recipe
 
 
@@ -48,13 +48,8 @@ def task(
     tree = {"model": {"name": "m"}, "pool": [{"name": "a", "path": "a"}]}
     recipe = check_recipe({**tree, "targets": [{"name": "t", "path": "t"}], **given.pop("r", {})})
     pool: Any = Texts([row.example for row in sorted(rows, key=lambda row: row.key)])
-    settings = {
-        "recipe": recipe,
-        "model": model_source(recipe.model),
-        "seed": 0,
-        "progress": world.Listening(),
-        **given,
-    }
+    settings = {"recipe": recipe, "model": ModelSource(recipe.model), "seed": 0, **given}
+    settings = {"progress": world.Listening(), **settings}
     return ScoringTask(
         pool, np.arange(len(rows)), targets or {"t": [row("a question")]}, **settings
     )

@@ -208,9 +208,8 @@ def test_a_folder_is_kept_and_gone_on_with(
     again = select(
         inputs, loaded(inputs), tokenizer, out=tmp_path, select={"count": 5}, progress=told
     )
-    assert told.lines[:4] == [
-        f"{name}: up to date" for name in ("pool", "warmup", "features", "score")
-    ]
+    kept = ("pool", "warmup", "features", "score")
+    assert told.lines[:4] == [f"{name}: up to date" for name in kept]
     assert len(again) == 5
     model = loaded(inputs)
     model.lm_head.weight.data[0] += 1

@@ -29,7 +29,6 @@ import torch
 from safetensors import safe_open
 
 import gradsieve
-from gradsieve.store.targets import read_target_gradients
 from gradsieve.console import Progress
 from gradsieve.data.batching import collate
 from gradsieve.gradients.objectives import example_losses
@@ -45,6 +44,7 @@ from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.store import open_store
+from gradsieve.store.targets import read_target_gradients
 
 HERE = Path(__file__).parent
 ROWS, SHARE, SEEDS = 4_000, 0.05, (0, 1, 2)

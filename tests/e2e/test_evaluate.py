@@ -136,7 +136,7 @@ def test_more_seeds_and_methods_keep_what_is_there(inputs: dict[str, Any], tmp_p
     gradsieve.run(settings(inputs), tmp_path, progress=said)
     assert weights.stat().st_mtime_ns == before
     assert not [*tmp_path.glob("archive/05*"), *tmp_path.glob("archive/06*")]
-    assert any("train: to be completed" in line for line in said.lines)
+    assert any("train: extending, because of" in line for line in said.lines)
     whole = gradsieve.run(settings(inputs), tmp_path / "whole", progress=world.Listening())
     assert results(run) == results(whole)
     fresh, grown = (world.results(RunFolder(run.stage(s))) for s in ("train", "evaluate"))

@@ -11,7 +11,6 @@ import gradsieve
 import world
 from gradsieve.data.template import TokenizedExample
 from gradsieve.methods import ScoringTask, find_method
-from gradsieve.models.source import ModelSource
 from gradsieve.runs.context import Context
 
 
@@ -30,7 +29,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> ScoringTask:
 
 @pytest.fixture(scope="module")
 def model(task: ScoringTask) -> Any:
-    return ModelSource(task.recipe.model).load().eval()
+    return task.model.load().eval()
 
 
 def states(model: Any, encoded: TokenizedExample) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -92,3 +93,24 @@ def test_a_large_file_is_known_by_samples_of_all_of_it(
         (tmp_path / "model.safetensors").write_bytes(changed)
         prints.add(ModelSource(recipe.ModelConfig(name=str(tmp_path))).fingerprint())
     assert len(prints) == 10
+
+
+def test_importing_and_loading_leave_warnings_and_loggers_alone(folder: Path) -> None:
+    code = f"""
+import logging, warnings
+import transformers
+from transformers.utils import logging as theirs
+before = warnings.filters[:], theirs.is_progress_bar_enabled(), theirs.get_verbosity()
+from gradsieve.models.load import load_adapter
+from gradsieve.models.source import ModelSource
+from gradsieve.recipe.schema import ModelConfig
+ModelSource(ModelConfig(name={str(folder)!r})).load()
+ours = [f for f in warnings.filters if f not in before[0] and "gradient_checkpointing" in str(f)]
+assert not ours, ours
+assert theirs.is_progress_bar_enabled() == before[1]
+assert theirs.get_verbosity() == before[2]
+assert logging.getLogger("bitsandbytes").level == logging.NOTSET
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Loading weights" not in done.stderr

@@ -1,16 +1,18 @@
 """A killed training ends with the same bytes as one that was let alone."""
 
 import math
+import random
 import sys
 import types
 from array import array
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 from transformers.integrations import integration_utils
 
 import tiny
@@ -71,7 +73,7 @@ def test_a_checkpoint_each_epoch_and_the_loss_curve(tmp_path: Path) -> None:
     assert len((tmp_path / "loss.jsonl").read_text().splitlines()) == 9
 
 
-def test_a_training_that_goes_astray_is_told(tmp_path: Path) -> None:
+def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
     model = fresh()
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad).fill_(math.nan)
@@ -79,6 +81,23 @@ def test_a_training_that_goes_astray_is_told(tmp_path: Path) -> None:
         train_model(model, rows(), SETTINGS, 0, tmp_path, collate, lambda *_: None)
     assert "step 1 of 9" in caught.value.where
     assert "learning rate" in caught.value.todo
+
+
+def test_the_callers_random_states_are_restored(tmp_path: Path) -> None:
+    def states() -> list[Any]:
+        return [
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            torch.get_rng_state().tolist(),
+        ]
+
+    base, examples = tiny.model(), rows()  # they seed torch themselves
+    set_seed(7)
+    before = states()
+    model = add_adapter(base, SETTINGS.lora, seed=0)
+    assert states() == before
+    train_model(model, examples, SETTINGS, 0, tmp_path, collate, lambda *_: None)
+    assert states() == before
 
 
 @pytest.mark.parametrize("kill_at", [2, 5, 9])

@@ -44,7 +44,7 @@ def update(
         m: First moment `exp_avg`, [*shape].
         v: Second moment `exp_avg_sq`, [*shape].
         step: Optimizer steps made when m and v were saved.
-        reading: Where eps stands.
+        reading: The place of eps in the formula.
         momentum: `drop` leaves b1 m, which all examples share, out of the numerator.
         betas: The optimizer's b1 and b2.
         eps: The optimizer's eps.
@@ -55,7 +55,7 @@ def update(
     else:
         first, second = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
         inside, outside = 0.0, eps
-    # Corrections and eps are put into the small m and v, so that the large g is gone over but
+    # Corrections and eps are put into the small m and v, so that the large g is read only
     # four or five times: on a CPU that, not arithmetic, is what this costs.
     denominator = torch.addcmul(v * (beta2 / second) + inside, g, g, value=(1 - beta2) / second)
     denominator.sqrt_()

@@ -1,11 +1,11 @@
-"""Exact inner products with the targets' directions, taken while gradients are made.
+"""Exact inner products with the targets' directions, taken while gradients are computed.
 
 In: the directions of a target's subtasks, unprojected, [S, P]. Out: for each example its inner
 products with all of them, [B, S]: scores with no projection error and no datastore of gradients, at
-the price of S x P values in memory and of knowing the targets beforehand. Stands where a projection
-stands in `extract.FeatureExtractor`.
+the price of S x P values in memory and of knowing the targets beforehand. Takes the place of
+a projection in `extract.FeatureExtractor`.
 
-Letters: B examples, P trainable values, S subtasks.
+Letters: B examples, P trainable parameters, S subtasks.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def _unless_memory_runs_out(
 
 
 class _OnItsWay:
-    """A batch's features, being copied from the GPU while it goes on working."""
+    """A batch's features, being copied from the GPU while it computes the next batch."""
 
     def __init__(self, batch: list[int], made: FeatureRows) -> None:
         self._batch, self._made = batch, made

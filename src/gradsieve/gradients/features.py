@@ -68,7 +68,7 @@ class FeatureExtractor:
         model: A peft model whose LoRA weights are trainable.
         projection: What rows are made of updates: a projection, or products with directions.
         moments: Adam's state for rows of the pool; None for plain gradients (targets).
-        reading: Where Adam's eps stands.
+        reading: The place of Adam's eps.
         momentum: Whether m is part of the update.
 
     Raises:

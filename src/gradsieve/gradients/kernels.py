@@ -27,12 +27,11 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsieve.gradients.adam import BETA1, BETA2, EPS
+from gradsieve.gradients.adam import BETA1, BETA2, EPS, Momentum, Reading
+from gradsieve.gradients.projection import Projection
 
 if TYPE_CHECKING:
-    from gradsieve.gradients.adam import Momentum, Reading
     from gradsieve.gradients.features import Moments
-    from gradsieve.gradients.projection import Projection
 
 BLOCK, EXAMPLES = 256, 4
 """Columns and examples of one program: assumptions, not tuned on a GPU. Moments and signs are read
@@ -106,12 +105,12 @@ def _update_and_sketch(
 
 
 class FusedTotals:
-    """Sketches and lengths of a batch's updates; stands in for `extract.Totals`.
+    """Sketches and lengths of a batch's updates; in place of `features.Totals`.
 
     Args:
         projection: Of kind `sketch`.
         moments: Adam's state; None for plain gradients.
-        reading: Where Adam's eps stands.
+        reading: The place of Adam's eps.
         momentum: Whether m is part of the update.
         batch: Examples.
         device: Where gradients come from.
@@ -139,7 +138,7 @@ class FusedTotals:
             "ADAM": moments is not None,
             **{"BETA1": beta1, "BETA2": beta2, "EPS": moments.eps if moments else EPS},
             **{"BLOCK": BLOCK, "EXAMPLES": EXAMPLES},
-            "enable_fp_fusion": True,  # said, since Triton's default is about to change
+            "enable_fp_fusion": True,  # explicit, since Triton's default is about to change
         }
         self._rows = torch.zeros(batch, projection.dim, device=device)
         tiles = triton.cdiv(projection.dim, BLOCK)

@@ -40,7 +40,7 @@ TILE_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
 (the fastest of 2^18 to 2^24 on one core, see LOG); on a GPU enough to be busy, an assumption."""
 
 KEPT_BYTES = 1 << 29
-"""Most packed signs of the dense matrix that are kept, P d / 8 bytes: hashing them anew takes a
+"""Most packed signs of the dense matrix that are kept, P d / 8 bytes: hashing them again takes a
 sixth of its time (measured, see LOG). 512 MiB is an assumption about what a machine can spare."""
 
 

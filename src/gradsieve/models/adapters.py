@@ -49,7 +49,7 @@ CALLED = {
     "arrow_config": "Arrow",
     "velora_config": "VeLoRA",
 }
-"""What the other settings of LoraConfig are called; the rest goes by its key."""
+"""Names of the other settings of LoraConfig; the rest is named by its key."""
 
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "pissa", "olora")
 """Values of init_lora_weights that leave the base model's weights as they are, or change them as
@@ -74,7 +74,7 @@ class Expected(NamedTuple):
 
 
 def start_problem(start: Any, where: str) -> ModelError | None:
-    """A start of LoRA's matrices that changes the base model by chance or by data.
+    """An initialization of LoRA that changes the base model at random or by data.
 
     Args:
         start: `init_lora_weights` of peft's LoraConfig.

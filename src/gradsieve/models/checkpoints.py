@@ -197,11 +197,11 @@ _SHARDED = {
 """Folders that sharded trainings write instead of one file: what they are, and what to do."""
 
 
-def _unreadable(file: Path, said: str) -> ModelError:
+def _unreadable(file: Path, reason: str) -> ModelError:
     todo = "Use an optimizer.pt or optimizer.bin of AdamW that transformers' Trainer wrote."
     if file.suffix in (".safetensors", ".json"):
         todo = "Copy the checkpoint again."
-    return ModelError("The optimizer state cannot be read.", f"{file}: {said}", todo)
+    return ModelError("The optimizer state cannot be read.", f"{file}: {reason}", todo)
 
 
 def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:
@@ -211,8 +211,8 @@ def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:
     unknown if there is no such file, or one without a log between two checkpoints.
 
     Raises:
-        ModelError: If such a file is damaged, holds rates that are none, or the checkpoints of one
-            training are not in its order.
+        ModelError: If such a file is damaged, holds invalid learning rates, or the checkpoints of
+            one training are not in its order.
     """
     rates: list[float] = []
     last_steps: dict[Path, int] = {}  # of each training: checkpoints may be of several

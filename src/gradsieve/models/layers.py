@@ -104,7 +104,7 @@ def _example(base: nn.Module) -> str:
 
 
 def layer_problems(model: PeftModel, where: str) -> Iterator[ModelError]:
-    """Adapted layers that are not linear, run for part of the tokens, or stand twice.
+    """Adapted layers that are not linear, run for part of the tokens, or are shared.
 
     Args:
         model: With the adapter.

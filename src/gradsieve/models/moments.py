@@ -1,9 +1,9 @@
-"""A Trainer's callback that keeps what features are taken from (the paper's step 1).
+"""A Trainer's callback that keeps Adam's moments for features (the paper's step 1).
 
 In: any fine-tuning with transformers' Trainer (TRL's SFTTrainer too) of a peft model by Adam. Out:
 a folder for each epoch with the adapter, Adam's moments by the weights' names and the epoch's mean
 learning rate, as `checkpoints.save_checkpoint` writes it. So an ordinary run serves as the warm-up.
-Of an epoch that was stopped and gone on with, the rate is the mean over the steps since.
+For an epoch that was interrupted and resumed, the rate is the mean over the steps since.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ class KeepMoments(TrainerCallback):
         """The folders written so far, in order: what `warmup.checkpoints` takes."""
         return [str(self._path(number)) for number in sorted(self._numbers)]
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Refuse a model without adapter; take over what a stopped run has written."""
-        if not isinstance(given["model"], PeftModel):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse a model without adapter; keep the checkpoints of an interrupted run."""
+        if not isinstance(kwargs["model"], PeftModel):
             raise ModelError(
-                "The model that is trained has no adapter, whose moments could be kept.",
-                type(given["model"]).__name__,
+                "The trained model has no adapter, whose moments could be kept.",
+                type(kwargs["model"]).__name__,
                 "Give the Trainer a peft model (peft.get_peft_model; SFTTrainer: peft_config=...).",
             )
         there = (int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*[0-9]"))
-        adapter = given["model"].peft_config[given["model"].active_adapter]
+        adapter = kwargs["model"].peft_config[kwargs["model"].active_adapter]
         problem = start_problem(getattr(adapter, "init_lora_weights", True), "the trained adapter")
         if problem:
             raise problem
@@ -75,34 +75,34 @@ class KeepMoments(TrainerCallback):
         self._rates.clear()
         self._checked = False
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Called before the schedule moves on: this is the rate that the step was made with."""
-        self._rates.append(given["optimizer"].param_groups[0]["lr"])
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called before the schedule advances: this is the learning rate of the step."""
+        self._rates.append(kwargs["optimizer"].param_groups[0]["lr"])
         if not self._checked:
-            adam_states(given["model"], given["optimizer"])
+            adam_states(kwargs["model"], kwargs["optimizer"])
             self._checked = True
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the epoch."""
         if self.every == "epoch":
-            self._keep(state, given["model"], given["optimizer"])
+            self._keep(state, kwargs["model"], kwargs["optimizer"])
 
-    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Keep what the Trainer has saved."""
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the step that the Trainer has saved."""
         if self.every == "save":
-            self._keep(state, given["model"], given["optimizer"])
+            self._keep(state, kwargs["model"], kwargs["optimizer"])
 
     def _keep(self, state: Any, model: PeftModel, optimizer: Any) -> None:
-        """Write a checkpoint; its folder appears whole, or not at all."""
+        """Write a checkpoint; its folder appears complete or not at all."""
         if not self._rates or not state.is_world_process_zero:
             return
         number = self._number(state)
-        whole = self._path(number)
-        partial = whole.with_name(f"{whole.name}.tmp")
-        for leftover in (partial, whole):
+        complete = self._path(number)
+        partial = complete.with_name(f"{complete.name}.tmp")
+        for leftover in (partial, complete):
             shutil.rmtree(leftover, ignore_errors=True)
         save_checkpoint(model, optimizer, partial, sum(self._rates) / len(self._rates))
-        partial.rename(whole)
+        partial.rename(complete)
         self._numbers.add(number)
         self._rates.clear()
 

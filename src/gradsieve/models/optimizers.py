@@ -164,7 +164,7 @@ def _other_adam(group: Group) -> str | None:
         return "AMSGrad (amsgrad=True)"
     if group.get("maximize"):
         return "Adam that maximizes (maximize=True)"
-    # torch before 2.7 doesn't say which it is; Trainer has no Adam but AdamW.
+    # torch before 2.7 doesn't record which it is; Trainer has no Adam but AdamW.
     if group.get("weight_decay") and not group.get("decoupled_weight_decay", True):
         return f"Adam with L2 regularization (weight_decay={group['weight_decay']:g})"
     return None

@@ -7,7 +7,7 @@ is built on PyTorch's `meta` device, which takes a second for 7 billion paramete
 checkpoint only its configuration and the shapes in its adapter file are read.
 
 Whether each layer runs once a pass, and whether attention is causal in fact, only a run of the
-model can tell: `gradients.per_example.check_pass` does that once it is loaded.
+model can show: `gradients.per_example.check_pass` does that once it is loaded.
 
 Rejected: a list of the model families that work: it ages.
 """

@@ -1,4 +1,4 @@
-"""Training an adapter, or a whole model, with transformers' Trainer (the paper's steps 1 and 6).
+"""Training an adapter, or all weights, with transformers' Trainer (the paper's steps 1 and 6).
 
 In: a model and tokenized rows. Out: the trained model, its loss curve, and optionally a
 checkpoint with Adam's moments after each epoch. A killed training resumes after its last complete
