@@ -9,7 +9,7 @@ G_i = dY_i^T X_i for each example (one batched product, the cost of the ordinary
 and hands it to a callback at once, layer by layer. No frozen weight gets a gradient.
 
 Rejected: torch.func.vmap over the model (needs eager attention, copies activations), a loop with
-batch size 1 (kept below as the oracle), and one gradient of the batch's parameters for each example.
+batch size 1 (kept below as the oracle), and a gradient of the parameters per example.
 
 Letters: B examples, T tokens, P trainable parameters.
 """

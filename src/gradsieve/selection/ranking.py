@@ -108,7 +108,8 @@ def interleave(
         Each item once [n], and the number of the order that gave it [n].
     """
     ends = np.cumsum([0, *map(len, orders)])
-    return _interleave(np.concatenate(orders), ends)
+    merged: tuple[NDArray[np.int64], NDArray[np.int32]] = _interleave(np.concatenate(orders), ends)
+    return merged
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -174,7 +175,7 @@ def choose(
     chosen, passed = array("q"), array("q")
     reasons: list[str] = []
     spent = 0
-    for place, row in enumerate(zip(memoryview(sources), memoryview(tokens), strict=True)):
+    for place, row in enumerate(zip(sources.data, tokens.data, strict=True)):
         if len(chosen) == count:
             break
         reason = caps.full(*row) or next(filter(None, (check(place) for check in checks)), None)
