@@ -166,7 +166,8 @@ class LeakIndex:
         named = [(target, *question) for target, of in questions.items() for question in of]
         hashes, texts, _, _ = _runs([text for _, _, text in named])
         self._hashes, first = np.unique(hashes, return_index=True)
-        self._questions = [named[text][:2] for text in texts[first].tolist()]
+        first_texts = (named[text] for text in texts[first].tolist())
+        self._questions = [(target, question) for target, question, _ in first_texts]
 
     def __len__(self) -> int:
         return len(self._hashes)
