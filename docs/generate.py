@@ -115,7 +115,12 @@ def cli_page() -> str:
 
 def _context(command: Any, name: str, parent: Any = None) -> Any:
     return command.context_class(
-        command, info_name=name, parent=parent, terminal_width=90, max_content_width=90
+        command,
+        info_name=name,
+        parent=parent,
+        terminal_width=90,
+        max_content_width=90,
+        **command.context_settings,
     )
 
 
