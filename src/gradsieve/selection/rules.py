@@ -182,7 +182,8 @@ class LeakIndex:
         hits = hits[np.unique(of[hits], return_index=True)[1]]  # the first of each text
         return {
             int(of[hit]): Leak(
-                *self._questions[places[hit]], " ".join(words[starts[hit] : starts[hit] + RUN])
+                *self._questions[int(places[hit])],
+                " ".join(words[starts[hit] : starts[hit] + RUN]),
             )
             for hit in hits
         }
