@@ -2,8 +2,8 @@
 
 In: an extractor, tokenized examples and a budget of tokens. Out: rows in the order of the examples.
 Examples are taken shortest first, as many at a time as the budget allows. On a GPU the budget grows
-while less than half of the memory is used, and is halved when memory runs out (what was done is
-kept); results are copied while the next batch is worked on.
+while less than half of the memory is used, and is halved when memory runs out (completed batches
+are kept); results are copied while the next batch is computed.
 """
 
 from __future__ import annotations
@@ -80,15 +80,15 @@ def extract(
     Raises:
         ModelError: If memory runs out with a single example.
     """
-    rows: list[Tensor] = [torch.empty(0)] * len(encoded)
-    norms = torch.empty(len(encoded))
+    rows, norms = torch.empty(0), torch.empty(len(encoded))
     shares: list[float] = []
 
     def keep(batch: list[int], made: FeatureRows) -> None:
-        norms[batch] = made.gradient_norms
+        nonlocal rows
+        if not shares:
+            rows = torch.empty(len(encoded), made.rows.shape[1])
+        rows[batch], norms[batch] = made.rows, made.gradient_norms
         shares.append(made.share_below_eps)
-        for position, row in zip(batch, made.rows, strict=True):
-            rows[position] = row
 
     before: _OnItsWay | None = None
     for batch, made in _batches(extractor, encoded, budget, measure_eps):
@@ -98,7 +98,7 @@ def extract(
         before = coming
     if before is not None:
         keep(*before.arrived())
-    return Extracted(torch.stack(rows), norms, sum(shares) / len(shares))
+    return Extracted(rows, norms, sum(shares) / len(shares))
 
 
 def _batches(

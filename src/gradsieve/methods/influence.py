@@ -54,7 +54,9 @@ class Influence:
         for target in task.targets:
             own = [index for index, (owner, _) in enumerate(columns) if owner == target]
             subtasks = [columns[index][1] for index in own]
-            scores[target] = over_subtasks(task, subtasks, total[:, own].astype("f4"))
+            # Columns of a target are neighbors: a slice is no copy.
+            by_subtask = total[:, own[0] : own[-1] + 1].astype(np.float32)
+            scores[target] = over_subtasks(task, subtasks, by_subtask)
         return scores
 
     def _total(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,36 +71,30 @@ def _words(text: str) -> list[str]:
 
 
 class _Words:
-    """Words of many texts, as bm25s indexes them: their numbers, packed.
+    """Words of many texts, as bm25s indexes them: iterates over lists of their numbers.
 
     Attributes:
         vocab: The number of each word.
-        ids: Iterates over texts, and has a length.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.vocab: dict[str, int] = {}
-        self.ids = _Packed()
+        self._values, self._ends = array("i"), array("q", [0])
         for text in texts:
-            self.ids.append(self.vocab.setdefault(word, len(self.vocab)) for word in _words(text))
+            numbers = (self.vocab.setdefault(word, len(self.vocab)) for word in _words(text))
+            self._values.extend(numbers)
+            self._ends.append(len(self._values))
 
-
-@dataclass
-class _Packed:
-    """Lists of numbers in one array."""
-
-    values: array[int] = field(default_factory=lambda: array("i"))
-    ends: array[int] = field(default_factory=lambda: array("q", [0]))
-
-    def append(self, numbers: Iterable[int]) -> None:
-        self.values.extend(numbers)
-        self.ends.append(len(self.values))
+    @property
+    def ids(self) -> _Words:
+        """Itself, under the name by which bm25s asks for it."""
+        return self
 
     def __len__(self) -> int:
-        return len(self.ends) - 1
+        return len(self._ends) - 1
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (self.values[start:end].tolist() for start, end in pairwise(self.ends))
+        return (self._values[start:end].tolist() for start, end in pairwise(self._ends))
 
 
 @dataclass(frozen=True)
