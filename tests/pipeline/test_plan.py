@@ -34,8 +34,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradsieve.pipeline.sample.CLEAR_SECONDS", 0.05)
+def _one_sample_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradsieve.pipeline.sample.CLEAR_SECONDS", 0.0)
 
 
 def plan(inputs: dict[str, Any], out: Path | None = None, **given: Any) -> Any:
@@ -63,7 +63,10 @@ def test_what_is_counted(inputs: dict[str, Any]) -> None:
     assert all(stage.flops > 0 for stage in found.stages[1:4])
 
 
-def test_every_stage_gets_seconds(inputs: dict[str, Any], tmp_path: Path) -> None:
+def test_every_stage_gets_seconds(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradsieve.pipeline.sample.CLEAR_SECONDS", 0.05)
     methods = ["less", "random", "bm25", "perplexity_top"]
     found = plan(
         inputs, tmp_path / "run", score={"methods": methods}, train={"epochs": 1}, evaluate={}
