@@ -48,7 +48,7 @@ def test_bfloat16_is_as_near_as_the_loop_in_bfloat16() -> None:
 
 
 def test_activation_checkpointing_gives_the_same_in_less_memory() -> None:
-    """Dropout stays off, though blocks by themselves make activations anew in training only."""
+    """Dropout stays off, though blocks by themselves recompute activations in training only."""
 
     def measured(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], int]:
         sizes = {}

@@ -176,7 +176,7 @@ class Samples:
             )
             for target in original.targets
         ]
-        context.whole_test_sets = original.whole_test_sets
+        context.full_test_sets = original.full_test_sets
         if stage.name == "evaluate":
             asked = questions(original)
             context.test_sets = {

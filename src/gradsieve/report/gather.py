@@ -62,7 +62,7 @@ def gather(context: Context) -> dict[str, Any]:
         "rows": rows.content(),
         "overlaps": {name: _overlaps(numbers) for name, numbers in chosen.items()},
         "leaks": {"rows": len(leaks), "shown": leaks[:LEAKS_SHOWN]},
-        "questions": {name: len(test.questions) for name, test in context.whole_test_sets.items()},
+        "questions": {name: len(test.questions) for name, test in context.full_test_sets.items()},
         "loss": loss_curve(context.artifacts.warmup.losses()) if "warmup" in stages else [],
         "checkpoints": checkpoints(stages),
         "results": _results(context) if "evaluate" in stages else {},

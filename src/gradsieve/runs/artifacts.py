@@ -421,10 +421,6 @@ class ResultsArtifact(StageArtifact):
         file = self.result_file(name)
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
-    def write_result(self, name: str, result: Mapping[str, Any]) -> None:
-        """Write one model's numbers."""
-        write_json(self.result_file(name), result)
-
     def rows(self) -> list[dict[str, Any]]:
         """The summary: a record per model and metric."""
         return list(json.loads(self.summary.read_text(encoding="utf-8"))["rows"])

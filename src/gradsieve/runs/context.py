@@ -151,10 +151,10 @@ class Context:
     def test_sets(self) -> dict[str, QuestionSet]:
         """The held-out questions to evaluate on, by the target's name; at most `evaluate.limit`."""
         limit = self.recipe.evaluate.limit if self.recipe.evaluate else None
-        return {name: test.limited(limit) for name, test in self.whole_test_sets.items()}
+        return {name: test.limited(limit) for name, test in self.full_test_sets.items()}
 
     @cached_property
-    def whole_test_sets(self) -> dict[str, QuestionSet]:
+    def full_test_sets(self) -> dict[str, QuestionSet]:
         """The held-out questions of the targets that have some, by the target's name."""
         found = {
             target.name: load_test_set(
@@ -199,19 +199,6 @@ class Context:
         template = ChatTemplate(self.model.tokenizer(), model.chat_template, max_length)
         self.warnings += template.warnings
         return template
-
-    @cached_property
-    def rows(self) -> list[Row]:
-        """The pool in order of (source, id), whatever order it came in."""
-        numbers = self.pool.order
-        reasons = self.pool.skip_reasons.take(numbers).to_pylist()
-        examples, encoded = self.pool.examples(numbers), self.pool.tokenized(numbers)
-        return [Row(*row) for row in zip(examples, encoded, reasons, strict=True)]
-
-    @cached_property
-    def examples(self) -> dict[tuple[str, str], Example]:
-        """The pool's examples by (source, id)."""
-        return {row.key: row.example for row in self.rows}
 
     def target_rows(self, target: Target) -> list[Row]:
         """A target's examples, tokenized; those without a label token are left out."""

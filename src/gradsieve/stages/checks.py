@@ -65,7 +65,7 @@ def targets(context: Context) -> Problems:
 @_once
 def test_sets(context: Context) -> Problems:
     """Held-out questions that can't be read."""
-    yield from _by_target(context, lambda part: part.whole_test_sets)
+    yield from _by_target(context, lambda part: part.full_test_sets)
 
 
 def _by_target(context: Context, read: Callable[[Context], object]) -> Problems:

@@ -186,7 +186,7 @@ def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
 def asks_questions(context: Context) -> bool:
     """Whether any answers are wanted, for which lm-eval is needed."""
     tasks = settings(context).tasks
-    return any(tasks is None or name in tasks for name in context.whole_test_sets)
+    return any(tasks is None or name in tasks for name in context.full_test_sets)
 
 
 @dataclass(frozen=True)

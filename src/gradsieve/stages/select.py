@@ -66,7 +66,7 @@ class Select(Stage):
             "scores": context.artifacts.scores.metadata["output"],
             "pool": context.pool_inputs,
             "features": features,
-            "questions": {name: test.fingerprint for name, test in context.whole_test_sets.items()},
+            "questions": {name: test.fingerprint for name, test in context.full_test_sets.items()},
         }
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
@@ -268,7 +268,7 @@ def _leaks(context: Context) -> dict[int, Leak]:
     """Rows of the pool that share text with test questions, by number; warns if there are some."""
     questions = {
         name: ((q.example.id, text) for q in test.questions for text in q.texts)
-        for name, test in context.whole_test_sets.items()
+        for name, test in context.full_test_sets.items()
     }
     leaks = find_leaks(context.pool, questions)
     if leaks:

@@ -85,21 +85,19 @@ class Train(Stage):
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Train a model for each target, method and seed; finished ones are kept."""
-        models = {
-            f"{name}/seed-{seed}": Training(selection, seed)
+        tasks = {
+            f"{name}/seed-{seed}": _task(context, name, selection, seed)
             for name, selection in context.artifacts.selections.fingerprints.items()
             for seed in _settings(context).seeds
         }
-        first = {training: name for name, training in reversed(models.items())}
+        first: dict[tuple[str, int], TrainingTask] = {}
+        for task in tasks.values():
+            first.setdefault((task.selection, task.seed), task)
         missing: list[TrainingTask] = []
         if distributed.is_first():
-            for name, training in models.items():
-                _make_room(context, name, training)
-            missing = [
-                _task(context, name, training)
-                for name, training in models.items()
-                if name == first[training] and not context.artifacts.models.model(name).exists()
-            ]
+            for task in tasks.values():
+                _make_room(context, task)
+            missing = [task for task in first.values() if not task.out.exists()]
         job = TrainingJob(
             context.student.model,
             context.student.template,
@@ -108,14 +106,12 @@ class Train(Stage):
         )
         for _ in context.engine.map(job, distributed.agreed(missing)):
             pass
-        trained = {name: context.artifacts.models.model(name) for name in models}
-        if distributed.is_first():
-            for name, model in trained.items():
-                if not model.exists():  # the same rows, for another target
-                    model.copy_from(trained[first[models[name]]])
+        for task in tasks.values() if distributed.is_first() else ():
+            if not task.out.exists():  # the same rows, for another target
+                task.out.copy_from(first[task.selection, task.seed].out)
         distributed.wait()
-        prints = {name: model.fingerprint for name, model in trained.items()}
-        seconds = {name: model.training()["seconds"] for name, model in trained.items()}
+        prints = {name: task.out.fingerprint for name, task in tasks.items()}
+        seconds = {name: task.out.training()["seconds"] for name, task in tasks.items()}
         return {"models": prints, "seconds_by_model": seconds, "output": fingerprint(prints)}
 
     def needed(self, recipe: Recipe) -> bool:
@@ -124,29 +120,18 @@ class Train(Stage):
 
 
 @dataclass(frozen=True)
-class Training:
-    """What makes two models equal.
+class TrainingTask:
+    """One model to train; models of the same selection and seed are equal.
 
     Attributes:
         selection: Fingerprint of the selected rows.
         seed: Of the adapter's start, the order and the dropout.
-    """
-
-    selection: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class TrainingTask:
-    """One model to train.
-
-    Attributes:
-        training: Rows and seed.
         messages: The selected rows as chat messages.
         out: The model's folder, which appears complete or not at all.
     """
 
-    training: Training
+    selection: str
+    seed: int
     messages: Path
     out: TrainedModel
 
@@ -172,7 +157,7 @@ class TrainingJob(Job[TrainingTask, None]):
         return lambda task: self._train(task, progress)
 
     def _train(self, task: TrainingTask, progress: Progress) -> None:
-        epochs, out, seed = self.settings.epochs, task.out, task.training.seed
+        epochs, out, seed = self.settings.epochs, task.out, task.seed
         start = time.monotonic()
         rows = _tokenized(task.messages, self.template)
         model = self._untrained(seed)
@@ -192,8 +177,7 @@ class TrainingJob(Job[TrainingTask, None]):
             self._save(model, out.partial)
             seconds = round(time.monotonic() - start, 3)
             clear_work(out.partial)
-            facts = {"seconds": seconds, "rows": len(rows), "selection": task.training.selection}
-            out.publish(facts)
+            out.publish({"seconds": seconds, "rows": len(rows), "selection": task.selection})
         distributed.wait()
 
     def _untrained(self, seed: int) -> Any:
@@ -210,19 +194,18 @@ class TrainingJob(Job[TrainingTask, None]):
             save_adapter(model, folder)
 
 
-def _task(context: Context, name: str, training: Training) -> TrainingTask:
-    target, method, _ = name.split("/")
-    messages = context.artifacts.selections.selection(target, method).messages
-    return TrainingTask(training, messages, context.artifacts.models.model(name))
+def _task(context: Context, name: str, selection: str, seed: int) -> TrainingTask:
+    messages = context.artifacts.selections.selection(*name.split("/")).messages
+    out = context.artifacts.models.model(f"{name}/seed-{seed}")
+    return TrainingTask(selection, seed, messages, out)
 
 
-def _make_room(context: Context, name: str, training: Training) -> None:
+def _make_room(context: Context, task: TrainingTask) -> None:
     """Remove what is left of an incomplete model; archive one of another selection."""
-    model = context.artifacts.models.model(name)
-    if not model.exists():
-        shutil.rmtree(model.folder, ignore_errors=True)
-    elif model.training().get("selection") not in (None, training.selection):
-        context.run.archive_part(model.folder)  # of a method that was removed and added again
+    if not task.out.exists():
+        shutil.rmtree(task.out.folder, ignore_errors=True)
+    elif task.out.training().get("selection") not in (None, task.selection):
+        context.run.archive_part(task.out.folder)  # of a method that was removed and added again
 
 
 def _settings(context: Context) -> TrainConfig:
