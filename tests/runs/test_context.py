@@ -42,10 +42,10 @@ def test_what_a_benchmark_lacks_is_told_once(tmp_path: Path, data: dict[str, str
     for _ in range(2):
         context.report_warnings()
     assert listening.lines == [
-        "warning: target my-mmlu: 2 of the benchmark's 57 subtasks are there",
+        "warning: target my-mmlu: 2 of the benchmark's 57 subtasks were found",
         "warning: target my-tydiqa: the paper's one-shot examples of 1 of 1 languages (finnish) "
-        "are not among the training rows: others were taken",
-        "warning: target my-tydiqa: 1 of the benchmark's 9 subtasks are there",
+        "are not among the training rows: others are used",
+        "warning: target my-tydiqa: 1 of the benchmark's 9 subtasks were found",
         "warning: target my-mmlu: 1 of 2 subtasks have no held-out questions, the first law",
     ]
 
