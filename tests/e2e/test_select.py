@@ -41,15 +41,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def out(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with scores, which every test selects from anew."""
+    """A run with scores, from which every test selects again."""
     folder = tmp_path_factory.mktemp("run")
     gradsieve.run(world.recipe(inputs), folder, last="score", progress=world.Listening())
     return folder
 
 
 def select(inputs: dict[str, Any], out: Path, **settings: Any) -> tuple[RunFolder, world.Listening]:
-    told = world.Listening()
-    return gradsieve.run(world.recipe(inputs, select=settings), out, progress=told), told
+    progress = world.Listening()
+    return gradsieve.run(world.recipe(inputs, select=settings), out, progress=progress), progress
 
 
 def lines(run: RunFolder, name: str, target: str = "mine") -> list[dict[str, Any]]:
@@ -59,12 +59,12 @@ def lines(run: RunFolder, name: str, target: str = "mine") -> list[dict[str, Any
 
 def test_leaks_are_reported_and_dropped_on_request(inputs: dict[str, Any], out: Path) -> None:
     leaking = {"leak-0", "leak-1", "leak-2"}
-    run, told = select(inputs, out, fraction=1.0)
+    run, progress = select(inputs, out, fraction=1.0)
     assert leaking <= {row["id"] for row in lines(run, "selected")}
     found = (run.stage("select") / "leaks.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert {json.loads(line)["id"] for line in found} == leaking
     assert {json.loads(line)["target"] for line in found} == {"mine"}
-    assert any("3 rows of the pool share 13 words" in line for line in told.lines)
+    assert any("3 rows of the pool share 13 words" in line for line in progress.lines)
     assert run.require("select")["leaks"] == {"mine": 3}
     run, _ = select(inputs, out, fraction=1.0, drop_leaks=True)
     assert not leaking & {row["id"] for row in lines(run, "selected")}
@@ -127,10 +127,10 @@ def test_a_sources_cap(inputs: dict[str, Any], out: Path) -> None:
     assert counts.total() == 20
 
 
-def test_fewer_rows_than_asked_for_is_told(inputs: dict[str, Any], out: Path) -> None:
-    run, told = select(inputs, out, count=20, per_source=2)
+def test_fewer_rows_than_asked_for_is_a_warning(inputs: dict[str, Any], out: Path) -> None:
+    run, progress = select(inputs, out, count=20, per_source=2)
     assert len(lines(run, "selected")) == 8
-    assert any("less: 8 rows instead of 20" in line for line in told.lines)
+    assert any("less: 8 rows instead of 20" in line for line in progress.lines)
 
 
 def test_one_selection_for_all_targets(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A selection's folder: a data set that loads, with a card that tells no path of this machine."""
+"""A selection's folder: a data set that loads, with a card that shows no path of this machine."""
 
 import json
 from pathlib import Path
@@ -76,9 +76,9 @@ def test_the_folder_loads_as_it_is(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_rows_own_keys_are_never_overwritten(folder: Path) -> None:
-    written, told = (lines(folder / f"{name}.jsonl") for name in ("selected", "messages"))
+    written, messages = (lines(folder / f"{name}.jsonl") for name in ("selected", "messages"))
     by_text = {record["messages"][0]["content"]: (row, record)
-               for row, record in zip(written, told, strict=True)}  # fmt: skip
+               for row, record in zip(written, messages, strict=True)}  # fmt: skip
     row, record = by_text["rising : b a"]
     assert (row["rank"], row["source"]) == ("mine", "elsewhere")
     assert (row["gradsieve_rank"], row["gradsieve_source"]) == (record["rank"], "mixed")
@@ -163,7 +163,7 @@ def test_the_metadata_is_what_the_hub_reads(folder: Path) -> None:
     assert text.startswith("---\n# license: one that")
 
 
-def test_the_card_tells_how_and_from_what_but_no_path(folder: Path) -> None:
+def test_the_card_shows_how_and_from_what_but_no_path(folder: Path) -> None:
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "| mixed | mixed.jsonl | 6 | 23.1% | 6 | 23.1% |" in text
     assert "| mine | custom | target.jsonl | 6 | 2 |" in text
