@@ -41,6 +41,7 @@ from gradsieve.models.source import ModelSource
 from gradsieve.models.training import train_model
 from gradsieve.recipe.load import check_recipe
 from gradsieve.recipe.schema import Recipe
+from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.store import open_store
@@ -173,7 +174,7 @@ def cosines(run: RunFolder, number: int, dim: int | None) -> dict[str, Any]:
     where = run.stage("features") / f"checkpoint-{number}"
     kept = where.parents[1] / f"cosines-{number}-{dim}.npz"
     if not kept.is_file():
-        checkpoint = run.checkpoints[number - 1]
+        checkpoint = Artifacts(run).warmup.checkpoints[number - 1]
         with safe_open(checkpoint / "adam.safetensors", "pt") as file:
             sizes = {
                 key.partition("/")[2].replace(".weight", ".default.weight"): file.get_slice(key)
