@@ -12,7 +12,7 @@ import world
 from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool.mapped import ExampleKey
 from gradsieve.methods import ScoringTask
-from gradsieve.methods.base import whole_text
+from gradsieve.methods.base import full_text
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe.load import check_recipe
 
@@ -29,13 +29,13 @@ class Texts:
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self._examples = examples
-        self.lengths = np.array([len(whole_text(example)) for example in examples], np.int32)
+        self.lengths = np.array([len(full_text(example)) for example in examples], np.int32)
 
     def keys(self, numbers: Any) -> list[ExampleKey]:
         return [ExampleKey(self._examples[n].source, self._examples[n].id) for n in numbers]
 
     def texts(self, numbers: Any) -> list[str]:
-        return [whole_text(self._examples[n]) for n in numbers]
+        return [full_text(self._examples[n]) for n in numbers]
 
     def take(self, numbers: Any, columns: Sequence[str]) -> pa.Table:
         return pa.table({c: [getattr(self._examples[n], c) for n in numbers] for c in columns})

@@ -26,7 +26,7 @@ from gradsieve.console import Progress
 from gradsieve.data.examples import Example, Row
 from gradsieve.data.readers import read_source
 from gradsieve.methods import ScoringTask, find_method, lexical
-from gradsieve.methods.base import whole_text
+from gradsieve.methods.base import full_text
 from gradsieve.models.source import model_source
 from gradsieve.recipe.schema import check_recipe
 from gradsieve.tasks import load_target, load_test_set
@@ -52,7 +52,7 @@ class Texts:
         self._rows = rows
 
     def texts(self, numbers: Sequence[int]) -> list[str]:
-        return [whole_text(self._rows[number].example) for number in numbers]
+        return [full_text(self._rows[number].example) for number in numbers]
 
 
 def without_instruction(example: Example) -> Example:

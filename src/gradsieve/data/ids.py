@@ -63,7 +63,7 @@ class Ids:
 
     def _make(self, row: Mapping[str, Any], where: str) -> str:
         id = digest = made_id(content_digest(row))
-        # Equal rows are told apart by a number; which is which makes no difference.
+        # A number distinguishes equal rows; which is which makes no difference.
         count = self._equal.get(digest, 0) + 1
         if count > 1:
             id = f"{digest}-{count}"

@@ -41,7 +41,7 @@ ROWS_AT_ONCE = 1000
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 """Ends of the names of files with one JSON object a line."""
 
-TOLD_AT_ONCE = 10
+LISTED_AT_ONCE = 10
 """Bad rows that a message lists; the others are counted."""
 
 
@@ -110,7 +110,7 @@ def read_source(
         except BadRow as error:
             bad.append(Rejected(where, str(error)))
     if bad and on_bad_row == "fail":
-        raise bad_rows_error(place, bad[:TOLD_AT_ONCE], len(bad), len(bad) + len(examples))
+        raise bad_rows_error(place, bad[:LISTED_AT_ONCE], len(bad), len(bad) + len(examples))
     if not examples:
         raise no_row_error(place, len(bad))
     warnings = left_out.warnings()
@@ -134,16 +134,16 @@ def example_of(
         BadRow: If it holds no usable conversation, or its id is taken.
     """
     kept, lost = json_row(row)
-    told = conversation_of(kept, supervise)
+    conversation = conversation_of(kept, supervise)
     id = ids.of(kept, where)
     left_out.add(lost, where)
     return Example(
         source,
         id,
-        told.messages,
+        conversation.messages,
         kept,
-        tools=told.tools,
-        supervised=told.supervised,
+        tools=conversation.tools,
+        supervised=conversation.supervised,
         where=where,
     )
 
@@ -171,7 +171,7 @@ def bad_rows_error(place: str, first: list[Rejected], bad: int, rows: int) -> Da
     return DataError(
         f"{bad} of {rows} rows of {place} cannot be read.",
         "\n              ".join(listed + more),
-        "Mend the rows, or set on_bad_row: skip to leave them out.",
+        "Fix the rows, or set on_bad_row: skip to leave them out.",
     )
 
 
@@ -313,7 +313,7 @@ def _json_rows(file: Path) -> Rows:
     except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         said = "nested too deeply" if isinstance(error, RecursionError) else error
-        todo = "Mend it, or rename it to .jsonl if it has one row a line."
+        todo = "Fix it, or rename it to .jsonl if it has one row a line."
         raise DataError(f"The file is not JSON: {said}.", f"{file}{line}", todo) from None
     if not isinstance(rows, list):
         raise DataError(

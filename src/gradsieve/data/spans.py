@@ -126,7 +126,7 @@ class SpanFinder:
         if found.text != text or not found.pieces:
             raise ValueError(
                 "some turns are not in the loss, and which turn a {% generation %} block belongs "
-                "to cannot be told"
+                "to is ambiguous"
             )
         return Rendered(text, tuple(s for s in spans if conversation.supervised[found.owner(*s)]))
 
@@ -147,7 +147,7 @@ class SpanFinder:
         with_answer = self.renderer.write(through.turns, through.tools)
         if not (with_answer.startswith(prompt) and text.startswith(with_answer)):
             raise ValueError(
-                "which text belongs to an answer cannot be told; give a template with "
+                "which text belongs to an answer is ambiguous; give a template with "
                 "{% generation %} around what the assistant says"
             )
         return len(prompt), len(with_answer)

@@ -145,6 +145,6 @@ def mean_by_subtask(
     return names, np.stack(columns, axis=1)
 
 
-def whole_text(example: Example) -> str:
+def full_text(example: Example) -> str:
     """What all turns of a conversation say, a turn a line."""
     return "\n".join(text_of(turn["content"]) for turn in example.messages)

@@ -28,9 +28,9 @@ from gradsieve.methods.base import (
     Scores,
     ScoringTask,
     Uses,
+    full_text,
     mean_by_subtask,
     over_subtasks,
-    whole_text,
 )
 from gradsieve.models.device import device
 from gradsieve.selection.ranking import round_robin
@@ -145,7 +145,7 @@ def _embeddings(task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
 
     pool = [encode(task.pool.texts(numbers)) for numbers in task.batches()]
     return np.concatenate(pool), {
-        name: encode([whole_text(row.example) for row in rows])
+        name: encode([full_text(row.example) for row in rows])
         for name, rows in task.targets.items()
     }
 

@@ -26,9 +26,9 @@ from gradsieve.methods.base import (
     Scores,
     ScoringTask,
     Uses,
+    full_text,
     mean_by_subtask,
     over_subtasks,
-    whole_text,
 )
 from gradsieve.methods.random import draws
 
@@ -58,7 +58,7 @@ class Bm25:
             nothing = np.zeros(len(task), dtype=np.float32)  # bm25s has no answer to no words
             columns = [
                 index.get_scores(query).astype(np.float32) if query else nothing
-                for query in (_words(whole_text(row.example)) for row in examples)
+                for query in (_words(full_text(row.example)) for row in examples)
             ]
             subtasks, by_subtask = mean_by_subtask(examples, np.stack(columns, axis=1))
             scores[name] = over_subtasks(task, subtasks, by_subtask)
@@ -123,7 +123,7 @@ def _log_weights(task: ScoringTask, examples: Sequence[Row]) -> NDArray[np.float
     with TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("pool", "target")]
         for file, texts in zip(
-            files, (task.texts(), (whole_text(row.example) for row in examples)), strict=True
+            files, (task.texts(), (full_text(row.example) for row in examples)), strict=True
         ):
             with file.open("w", encoding="utf-8") as out:
                 out.writelines(json.dumps({"text": text}) + "\n" for text in texts)

@@ -44,7 +44,7 @@ from gradsieve.data.pool.sources import (
 from gradsieve.data.pool.state import read_state, write_state
 from gradsieve.data.pool.workers import Workers
 from gradsieve.data.readers import (
-    TOLD_AT_ONCE,
+    LISTED_AT_ONCE,
     Rejected,
     bad_rows_error,
     no_row_error,
@@ -122,7 +122,7 @@ class _SourceBuild:
         self._part = Part(folder, spec.name)
         self._place = place_of(spec.name, spec.path)
         self.progress = self._restored(template)
-        self._skipped = list(islice(self._part.skipped(), TOLD_AT_ONCE))
+        self._skipped = list(islice(self._part.skipped(), LISTED_AT_ONCE))
         self._unwritten_rows = self._unwritten_skipped = 0
 
     def run(self, workers: Workers, report: Callable[[int], object]) -> None:
@@ -141,7 +141,7 @@ class _SourceBuild:
         bad = self.progress.skipped + self._unwritten_skipped
         if bad and not self._skips:
             first = [Rejected(self._spec.where(line), reason) for line, reason in self._skipped]
-            raise bad_rows_error(self._place, first[:TOLD_AT_ONCE], bad, self._rows_seen)
+            raise bad_rows_error(self._place, first[:LISTED_AT_ONCE], bad, self._rows_seen)
         if not self.progress.rows:
             raise no_row_error(self._place, bad)
 
@@ -192,7 +192,7 @@ class _SourceBuild:
 
     def _add(self, writer: PartWriter, ids: IdIndex, chunk: Chunk) -> None:
         names, skipped = _names(ids, chunk)
-        if len(self._skipped) < TOLD_AT_ONCE:
+        if len(self._skipped) < LISTED_AT_ONCE:
             self._skipped += skipped
         if self._only_checks:
             self._unwritten_skipped += len(skipped)

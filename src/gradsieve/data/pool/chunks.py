@@ -149,11 +149,16 @@ def _read(raw: RawChunk, row: RawRow) -> _Row | SkippedRow:
 
 
 def _row(raw: RawChunk, line: int, text: str, row: Any) -> _Row:
-    told = conversation_of(row, raw.supervise)
+    conversation = conversation_of(row, raw.supervise)
     given, digest = given_id(row), content_digest(row)
     id = made_id(digest) if given is None else str(given)
     example = Example(
-        raw.source, id, told.messages, row, tools=told.tools, supervised=told.supervised
+        raw.source,
+        id,
+        conversation.messages,
+        row,
+        tools=conversation.tools,
+        supervised=conversation.supervised,
     )
     return _Row(line, text, given, digest, example)
 
