@@ -178,3 +178,15 @@ def test_memory_that_runs_out_is_one_message(
 
 def test_size() -> None:
     assert [size(n) for n in (5, 2048, 3 << 20, 5 << 30)] == ["5 B", "2 KiB", "3 MiB", "5.0 GiB"]
+
+
+def test_features_at_existing_checkpoints_are_timed(inputs: dict[str, Any], tmp_path: Path) -> None:
+    run = gradsieve.run(
+        world.recipe(inputs), tmp_path, last="warmup", progress=world.Listening()
+    ).stage("warmup")
+    again = plan(inputs, tmp_path)
+    existing = plan(inputs, warmup__checkpoints=[str(run / f"checkpoint-{n}") for n in (1, 2)])
+    assert again.stages[1].state == "done"
+    assert existing.stages[1].seconds == 0
+    assert again.stages[2].seconds > 0
+    assert existing.stages[2].seconds > 0

@@ -218,8 +218,6 @@ def _stages(
             seconds: float | None = None
             if state.kind == "done":
                 seconds, memory = context.run.require(name)["seconds"], None
-                if samples is not None and name == "warmup":
-                    samples.warm_up()
             elif gpu is not None or samples is not None:
                 timed = gpu.seconds(estimate) if gpu is not None else None
                 if samples is not None:

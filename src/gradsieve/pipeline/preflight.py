@@ -1,4 +1,4 @@
-"""Everything that the user gave, checked before a model is loaded; all problems in one message.
+"""Checks all inputs before a model is loaded, and reports all problems at once.
 
 In: a run's context and the stages that are wanted. Out: nothing, or one error that holds every
 problem. What is read here (pool, targets, template) stays in the context, so that a run reads it

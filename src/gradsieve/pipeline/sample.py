@@ -93,11 +93,6 @@ class Samples:
             self._times[like] = self._measured(self._stages[like])
         return self._times[like].seconds(estimate)
 
-    def warm_up(self) -> None:
-        """Make the checkpoint that features are taken at, where the warm-up is done already."""
-        if self._warmup is None:
-            self._run(self._stages["warmup"], FIRST_ROWS)
-
     def _measured(self, stage: Stage) -> Times:
         first, few = self._run(stage, FIRST_ROWS)
         again = first
@@ -141,7 +136,10 @@ class Samples:
     def _prepare(self, stage: Stage, context: Context) -> None:
         """Make what a stage reads of the stages before it."""
         _make(self._stages["pool"], context)
-        if stage.name == "features" and self._warmup is not None:
+        if stage.name == "features":
+            if self._warmup is None:  # it is done, or its checkpoints exist
+                self._run(self._stages["warmup"], FIRST_ROWS)
+            assert self._warmup is not None
             shutil.copytree(self._warmup, context.run.stage("warmup"))
         if stage.name in ("select", "train"):
             _make(self._stages["score"], context)
