@@ -14,18 +14,19 @@ import sys
 import time
 from pathlib import Path
 
-import gradsieve
 from gradsieve.console import Progress
+from gradsieve.pipeline.run import run
 from gradsieve.recipe.load import load_recipe
+from gradsieve.recipe.schema import Recipe
 
 
-def start(recipe: gradsieve.Recipe, folder: Path) -> int:
+def start(recipe: Recipe, folder: Path) -> int:
     """Run in a fork; returns its process id."""
     child = os.fork()
     if child:
         return child
     try:
-        gradsieve.run(recipe, folder, progress=Progress(quiet=True))
+        run(recipe, folder, progress=Progress(quiet=True))
         os._exit(0)
     except BaseException as error:
         print(repr(error), file=sys.stderr, flush=True)

@@ -399,7 +399,7 @@ def test_where_losses_are_sent_changes_nothing_that_is_done(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
-    monkeypatch.setattr("gradsieve.pipeline.preflight.check_trackers", lambda _: None)
+    monkeypatch.setattr("gradsieve.stages.checks.check_trackers", lambda _: None)
     told = world.Listening()
     again = world.recipe(inputs, warmup__report_to=["tensorboard"])
     gradsieve.run(again, tmp_path, progress=told)
