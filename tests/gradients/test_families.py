@@ -1,0 +1,65 @@
+"""Per-example gradients of many model families equal the loop's to 1e-5, with LoRA on every layer.
+
+Models are tiny and random, made from transformers' own configurations.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import tiny
+from gradsieve.gradients.per_example import check_pass, per_example, per_example_loop
+
+SMALL_AS_THEY_ARE = (
+    *("apertus", "arcee", "bitnet", "cohere", "cohere2", "diffllama", "ernie4_5", "exaone4"),
+    *("gemma", "glm", "glm4", "gpt_neox", "granite", "helium", "hunyuan_v1_dense", "lfm2"),
+    *("llama", "ministral", "mistral", "nemotron", "olmo", "olmo2", "olmo3", "persimmon", "phi"),
+    *("phi3", "qwen2", "qwen3", "seed_oss", "smollm3", "stablelm", "starcoder2"),
+)
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 48}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "codegen": {**GPT2, "rotary_dim": 8},
+    "gemma2": {"query_pre_attn_scalar": 8},
+    "gemma3_text": {"query_pre_attn_scalar": 8},
+    "gpt2": GPT2,
+    "gpt_bigcode": GPT2,
+    "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+    "gptj": {**GPT2, "rotary_dim": 8},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+    "opt": {"word_embed_proj_dim": 32, "ffn_dim": 48},
+    "xglm": {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4},
+}
+
+
+FAMILIES |= {family: {} for family in SMALL_AS_THEY_ARE}
+
+
+def adapted(family: str) -> torch.nn.Module:
+    given = {**tiny.SMALL, **FAMILIES[family]}
+    if hasattr(AutoConfig.for_model(family), "head_dim"):
+        given["head_dim"] = 8
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **given)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    lora = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    return tiny.stirred(get_peft_model(model, lora))
+
+
+@pytest.mark.filterwarnings("ignore")  # of configurations that are smaller than their defaults
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_equals_the_loop(family: str) -> None:
+    model, batch = adapted(family), tiny.batch()
+    check_pass(model)
+    found, wanted = per_example(model, batch), per_example_loop(model, batch)
+    assert list(found) == list(wanted)
+    for name, gradient in wanted.items():
+        error = (found[name] - gradient).flatten(1).norm(dim=1) / gradient.flatten(1).norm(dim=1)
+        assert float(error.max()) <= 1e-5, name
+
+
+def test_there_are_enough_families() -> None:
+    assert len(FAMILIES) >= 35
