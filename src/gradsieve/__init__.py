@@ -1,4 +1,4 @@
-"""gradsieve: find the few per cent of an instruction pool that teach a model a chosen skill.
+"""gradsieve: find the few percent of an instruction pool that teach a model a chosen skill.
 
 It implements LESS (Xia et al., "LESS: Selecting Influential Data for Targeted Instruction Tuning",
 ICML 2024). Names are imported when first used, so that `import gradsieve` is quick.

@@ -36,7 +36,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="gradsieve",
     cls=_Commands,
-    help="Find the few per cent of an instruction pool that teach a language model a chosen skill.",
+    help="Find the few percent of an instruction pool that teach a language model a chosen skill.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

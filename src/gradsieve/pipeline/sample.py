@@ -15,7 +15,7 @@ import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -189,12 +189,16 @@ class Samples:
         else:
             context.test_sets = {}
         context.model = original.model
-        vars(context)["shapes"] = vars(original)["shapes"]
+        context.cache |= _shapes(original)
         if original.student is not original:
             student = context.student
             student.template, student.model = original.student.template, original.student.model
-            vars(student)["shapes"] = vars(original.student).setdefault("shapes", {})
+            student.cache |= _shapes(original.student)
         return context
+
+
+def _shapes(context: Context) -> dict[Any, Any]:
+    return {key: value for key, value in context.cache.items() if key[0] == "shape"}
 
 
 def _make(stage: Stage, context: Context) -> None:

@@ -56,6 +56,7 @@ class Context:
         run: Where to write.
         progress: Where to report.
         in_memory: Inputs that are not read from files.
+        cache: What is expensive to find out again, such as checks that several stages share.
         warnings: What reading the inputs found, in order; `report_warnings` reports each once.
     """
 
@@ -64,6 +65,7 @@ class Context:
     progress: Progress = field(default_factory=Progress)
     in_memory: InMemoryInputs = field(default_factory=InMemoryInputs)
     warnings: list[str] = field(default_factory=list)
+    cache: dict[Any, Any] = field(default_factory=dict)
     _target_rows: dict[str, list[Row]] = field(default_factory=dict)
     _reported: int = 0
 

@@ -43,11 +43,11 @@ def _once(check: Callable[..., Problems]) -> Callable[..., list[GradsieveError]]
 
     @wraps(check)
     def kept(context: Context, *arguments: Any) -> list[GradsieveError]:
-        found: dict[Any, list[GradsieveError]] = vars(context).setdefault("problems", {})
         key = (check.__name__, *arguments)
-        if key not in found:
-            found[key] = list(check(context, *arguments))
-        return found[key]
+        if key not in context.cache:
+            context.cache[key] = list(check(context, *arguments))
+        found: list[GradsieveError] = context.cache[key]
+        return found
 
     return kept
 

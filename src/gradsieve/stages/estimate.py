@@ -84,18 +84,19 @@ def _shape(
     context: Context, adapted: bool, *, folder: str | None = None, full: bool = False
 ) -> Shape:
     """The shape of a context's model, kept in the context: building it takes a second."""
-    kept: dict[Any, Shape] = vars(context).setdefault("shapes", {})
-    key = (adapted, folder, full)
-    if key not in kept:
+    key = ("shape", adapted, folder, full)
+    if key not in context.cache:
         settings = context.recipe.model
         if adapted and folder is not None:
-            kept[key] = shape_of(saved_meta_model(context.model, Path(folder)), settings)
+            found = shape_of(saved_meta_model(context.model, Path(folder)), settings)
         elif adapted:
             model = add_adapter(context.model.meta_model(), context.recipe.warmup.lora, 0)
-            kept[key] = shape_of(model, settings)
+            found = shape_of(model, settings)
         else:
-            kept[key] = shape_of(context.model.meta_model(), settings, full)
-    return kept[key]
+            found = shape_of(context.model.meta_model(), settings, full)
+        context.cache[key] = found
+    kept: Shape = context.cache[key]
+    return kept
 
 
 # --- counts -------------------------------------------------------------------------------------
