@@ -14,7 +14,7 @@ from gradsieve.cli import app
 from gradsieve.demo.skills import make_questions
 from gradsieve.errors import ModelError
 from gradsieve.pipeline.plan import plan as make_plan
-from gradsieve.pipeline.plan import size
+from gradsieve.pipeline.plan_text import size
 from gradsieve.recipe.load import dump_recipe
 from gradsieve.runs.folder import RunFolder
 

@@ -6,7 +6,6 @@ seconds from a timed sample of this run (sample.py) or from a GPU's data sheet (
 
 from __future__ import annotations
 
-import io
 import resource
 import shutil
 import sys
@@ -21,13 +20,12 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from gradsieve.console import Progress, clock
+from gradsieve.console import Progress
 from gradsieve.errors import ErrorGroup, GradsieveError, ModelError, RunError
 from gradsieve.models.device import device, free_memory
 from gradsieve.pipeline.gpus import UTILIZATION, Gpu, find_gpu
+from gradsieve.pipeline.plan_text import plan_text, size
 from gradsieve.pipeline.preflight import Check, check, rows, writable
 from gradsieve.pipeline.run import STAGES, stages_of, states
 from gradsieve.pipeline.sample import MOST_ANSWER_TOKENS, Samples
@@ -45,9 +43,6 @@ from gradsieve.stages.estimate import (
 
 NOWHERE = Path("/nonexistent")
 """A plan without a run folder looks here for what is up to date."""
-
-STATES = {"new": "to run", "resume": "resumes", "extend": "to extend", "redo": "to run again",
-          "wait": "depends"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,7 @@ class Plan:
 
     def table(self) -> str:
         """For people: plain characters, so that it can be mailed."""
-        return _text(self)
+        return plan_text(self)
 
 
 def plan(
@@ -377,82 +372,3 @@ def _machine(gpu: Gpu | None) -> str:
     if _on_gpu():
         return str(torch.cuda.get_device_name())
     return f"this CPU, {torch.get_num_threads()} threads"
-
-
-# --- as text ------------------------------------------------------------------------------------
-
-
-def _text(plan: Plan) -> str:
-    keys = ("name", "subtasks", "examples", "left_out", "questions")
-    targets = [[target[key] for key in keys] for target in plan.targets]
-    memory = any(stage.memory_bytes is not None for stage in plan.stages)
-    head = ["stage", "state", "FLOPs", "steps", "time", "disk", *["GPU memory"] * memory]
-    stages = [
-        [
-            stage.stage,
-            f"{STATES.get(stage.state, stage.state)}{': ' if stage.why else ''}{stage.why}",
-            f"{stage.flops:.2g}",
-            "" if stage.optimizer_steps is None else stage.optimizer_steps,
-            _time(stage),
-            size(stage.disk_bytes),
-            *["" if stage.memory_bytes is None else size(stage.memory_bytes)] * memory,
-        ]
-        for stage in plan.stages
-    ]
-    parts = [
-        _aligned(["pool", "rows", "bad", "tokens", "truncated", "skipped"], _pool(plan)),
-        _aligned(["target", "subtasks", "examples", "left out", "questions"], targets),
-        _aligned(head, stages, left=2),
-        "\n".join(_sums(plan)),
-        "\n".join(f"note: {note}" for note in plan.notes),
-    ]
-    return "\n\n".join(filter(None, parts))
-
-
-def _pool(plan: Plan) -> Iterator[list[Any]]:
-    counts = ("rows", "bad_rows", "tokens", "truncated", "skipped")
-    lines = [[one.name, *(getattr(one, key) for key in counts)] for one in plan.sources]
-    if len(lines) > 1:
-        lines.append(
-            ["all", *(sum(column) for column in zip(*(x[1:] for x in lines), strict=True))]
-        )
-    for name, count, bad, tokens, *parts in lines:
-        shares = (f"{part / count if count else 0:.1%}" for part in parts)
-        yield [name, count, bad, tokens, *shares]
-
-
-def _time(stage: StagePlan) -> str:
-    if stage.seconds is None:
-        return "?"
-    return f"took {clock(stage.seconds)}" if stage.state == "done" else clock(stage.seconds)
-
-
-def _sums(plan: Plan) -> Iterator[str]:
-    seconds = "?" if plan.seconds is None else clock(plan.seconds)
-    free = "" if plan.disk_free_bytes is None else f" ({size(plan.disk_free_bytes)} free)"
-    yield f"to run: {seconds} on {plan.machine}, {size(plan.disk_bytes)} on disk{free}"
-    yield f"trainable parameters: {plan.trainable:,}"
-    if plan.memory_bytes is not None:
-        yield f"peak memory while stages were timed: {size(plan.memory_bytes)}"
-
-
-def _aligned(head: Sequence[str], rows: Any, left: int = 1) -> str:
-    """Columns: the first ones to the left, numbers to the right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    for place, name in enumerate(head):
-        table.add_column(name, justify="left" if place < left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell for cell in row))
-    file = io.StringIO()
-    Console(file=file, width=1000, markup=False, highlight=False, emoji=False).print(table)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
-
-
-def size(count: int) -> str:
-    """Bytes as people read them."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}"
-        value /= 1024
-    return f"{value:.1f} GiB"

@@ -1,0 +1,95 @@
+"""A plan as text: tables of the pool, the targets and the stages, by rich."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gradsieve.console import clock
+
+if TYPE_CHECKING:
+    from gradsieve.pipeline.plan import Plan, StagePlan
+
+STATES = {"new": "to run", "resume": "resumes", "extend": "to extend", "redo": "to run again",
+          "wait": "depends"}  # fmt: skip
+
+
+def plan_text(plan: Plan) -> str:
+    """The tables of a plan."""
+    keys = ("name", "subtasks", "examples", "left_out", "questions")
+    targets = [[target[key] for key in keys] for target in plan.targets]
+    memory = any(stage.memory_bytes is not None for stage in plan.stages)
+    head = ["stage", "state", "FLOPs", "steps", "time", "disk", *["GPU memory"] * memory]
+    stages = [
+        [
+            stage.stage,
+            f"{STATES.get(stage.state, stage.state)}{': ' if stage.why else ''}{stage.why}",
+            f"{stage.flops:.2g}",
+            "" if stage.optimizer_steps is None else stage.optimizer_steps,
+            _time(stage),
+            size(stage.disk_bytes),
+            *["" if stage.memory_bytes is None else size(stage.memory_bytes)] * memory,
+        ]
+        for stage in plan.stages
+    ]
+    parts = [
+        _aligned(["pool", "rows", "bad", "tokens", "truncated", "skipped"], _pool(plan)),
+        _aligned(["target", "subtasks", "examples", "left out", "questions"], targets),
+        _aligned(head, stages, left=2),
+        "\n".join(_sums(plan)),
+        "\n".join(f"note: {note}" for note in plan.notes),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _pool(plan: Plan) -> Iterator[list[Any]]:
+    counts = ("rows", "bad_rows", "tokens", "truncated", "skipped")
+    lines = [[one.name, *(getattr(one, key) for key in counts)] for one in plan.sources]
+    if len(lines) > 1:
+        lines.append(
+            ["all", *(sum(column) for column in zip(*(x[1:] for x in lines), strict=True))]
+        )
+    for name, count, bad, tokens, *parts in lines:
+        shares = (f"{part / count if count else 0:.1%}" for part in parts)
+        yield [name, count, bad, tokens, *shares]
+
+
+def _time(stage: StagePlan) -> str:
+    if stage.seconds is None:
+        return "?"
+    return f"took {clock(stage.seconds)}" if stage.state == "done" else clock(stage.seconds)
+
+
+def _sums(plan: Plan) -> Iterator[str]:
+    seconds = "?" if plan.seconds is None else clock(plan.seconds)
+    free = "" if plan.disk_free_bytes is None else f" ({size(plan.disk_free_bytes)} free)"
+    yield f"to run: {seconds} on {plan.machine}, {size(plan.disk_bytes)} on disk{free}"
+    yield f"trainable parameters: {plan.trainable:,}"
+    if plan.memory_bytes is not None:
+        yield f"peak memory while stages were timed: {size(plan.memory_bytes)}"
+
+
+def _aligned(head: Sequence[str], rows: Any, left: int = 1) -> str:
+    """Columns: the first ones to the left, numbers to the right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for place, name in enumerate(head):
+        table.add_column(name, justify="left" if place < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell for cell in row))
+    file = io.StringIO()
+    Console(file=file, width=1000, markup=False, highlight=False, emoji=False).print(table)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def size(count: int) -> str:
+    """Bytes as people read them."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
