@@ -332,7 +332,7 @@ def test_rows_whose_gradient_is_not_finite_are_set_aside(
     for mode in ("store", "exact"):
         features = {"mode": mode}
         other = gradsieve.run(
-            world.recipe({**changed, "features": features}),
+            world.recipe({**changed, "features": features}, score__methods=["less", "random"]),
             tmp_path / mode,
             progress=world.Listening(),
         )
@@ -345,7 +345,9 @@ def test_rows_whose_gradient_is_not_finite_are_set_aside(
         skipped = {"source": "odd", "id": "x", "skip_reason": "its gradient is not finite"}
         artifacts = Artifacts(other)
         assert artifacts.features.skipped().to_pylist() == [skipped]
-        assert artifacts.scores.skipped(artifacts.pool.read()).to_pylist() == [skipped]
+        assert artifacts.scores.skipped(artifacts.pool.read(), "less").to_pylist() == [skipped]
+        # A method that reads no gradients scores it.
+        assert not (other.stage("select") / "mine" / "random" / "dropped.jsonl").read_text()
 
 
 @pytest.mark.parametrize("changes", [{"mode": "exact"}, {"bits": 16}, {"bits": 1}])

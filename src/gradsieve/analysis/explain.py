@@ -185,7 +185,7 @@ class _Explainer:
         return self._artifacts.scores.table(target, self._method)
 
     def _skip_reason(self, source: str, id: str) -> str:
-        skipped = self._artifacts.scores.skipped(self._pool)
+        skipped = self._artifacts.scores.skipped(self._pool, self._method)
         found = skipped.filter((pc.field("source") == source) & (pc.field("id") == id))
         return found["skip_reason"][0].as_py() if len(found) else "it was not scored"
 

@@ -29,6 +29,7 @@ from gradsieve.io import (
     read_lines,
     write_json,
 )
+from gradsieve.methods import uses_gradients
 from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.score_table import ScoreTable, read_scores, write_scores
@@ -232,12 +233,12 @@ class ScoresArtifact(StageArtifact):
 
     stage: str = "score"
 
-    def skipped(self, pool: Pool) -> pa.Table:
-        """Source, id and `skip_reason` of the pool's examples without a score, by key."""
+    def skipped(self, pool: Pool, method: str) -> pa.Table:
+        """Source, id and `skip_reason` of the pool's examples that a method can't score, by key."""
         reasons = pc.is_valid(pool.skip_reasons).to_numpy()
         numbers = pool.order[reasons[pool.order]]
         found = pool.take(numbers, ["source", "id", "skip_reason"])
-        if self.metadata["inputs"]["features"]:  # a method has read them
+        if uses_gradients(method):
             features = FeaturesArtifact(self.run).skipped()
             found = pa.concat_tables([found, features.cast(found.schema)])
         return found.sort_by([("source", "ascending"), ("id", "ascending")])

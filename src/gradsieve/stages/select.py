@@ -98,7 +98,6 @@ class Select(Stage):
         write_lines(artifact.leaks, _leak_records(context.pool, leaks))
         return {
             "targets": facts,
-            "dropped": sum(1 for _ in _unscored(context)),
             "leaks": dict(Counter(leak.target for leak in leaks.values())),
             "selections": prints,
             "output": fingerprint(prints),
@@ -130,7 +129,7 @@ def _select(
     scored = _scored(context, target, method)
     choice = _chosen(context, method, scored, leaks)
     write_selected(scored.selected(choice.chosen), out.selected, out.messages)
-    write_lines(out.dropped, chain(_unscored(context), scored.dropped(choice)))
+    write_lines(out.dropped, chain(_unscored(context, method), scored.dropped(choice)))
     tokens, sources = int(scored.tokens[choice.chosen].sum()), scored.count(choice.chosen)
     card = Card(
         context.recipe,
@@ -287,9 +286,9 @@ def _leak_records(pool: Pool, leaks: Mapping[int, Leak]) -> Iterator[dict[str, A
     return (key._asdict() | asdict(leak) for key, leak in zip(keys, leaks.values(), strict=True))
 
 
-def _unscored(context: Context) -> Iterator[dict[str, Any]]:
-    """Rows that have no score, and why."""
-    for batch in context.artifacts.scores.skipped(context.pool).to_batches(AT_ONCE):
+def _unscored(context: Context, method: str) -> Iterator[dict[str, Any]]:
+    """Rows that a method can't score, and why."""
+    for batch in context.artifacts.scores.skipped(context.pool, method).to_batches(AT_ONCE):
         for row in batch.to_pylist():
             yield {"source": row["source"], "id": row["id"], "reason": row["skip_reason"]}
     yield from read_lines(context.artifacts.pool.skipped)
