@@ -195,7 +195,18 @@ def main() -> None:
                 print("\n".join(table(found).splitlines()[2:]), file=sys.stderr)
                 results += found
     versions = {name: version(name) for name in ("tokenizers", "transformers", "pyarrow")}
-    setup = {"cores": os.cpu_count(), "machine": platform.machine(), "versions": versions}
+    commit = subprocess.run(
+        ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
+    rows = " ".join(map(str, arguments.rows))
+    setup = {
+        "command": f"python benchmarks/scale/run.py --data DATA --rows {rows}"
+        f" --method {arguments.method} --in-memory {arguments.in_memory}",
+        "commit": commit.stdout.strip(),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "versions": versions,
+    }
     found = json.dumps({"setup": setup, "results": results}, indent=1)
     (arguments.out / "result.json").write_text(found + "\n")
     (arguments.out / "table.md").write_text(table(results))
