@@ -82,13 +82,12 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
         _logged(context.progress),
         _reporting_disk_errors(run),
     ):
-        for name in needed:
-            before = STAGE_NAMES.index(name) < STAGE_NAMES.index(start)
-            if before and name not in (*wanted, *STAGES[start].optional_before):
-                run.require(name)
-        check(context, [STAGES[name] for name in wanted])
         earlier = STAGE_NAMES[: STAGE_NAMES.index(start)]
         taken = [name for name in needed if name in earlier and name not in wanted]
+        for name in taken:
+            if name not in STAGES[start].optional_before:
+                run.require(name)
+        check(context, [STAGES[name] for name in wanted])
         others = _other_settings(context, taken)
         for name in wanted:
             if leads or STAGES[name].distributed:
@@ -96,7 +95,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
             context.report_warnings()
             distributed.wait()
             if name == "pool":  # what could not be checked without it
-                check_stages(context, [STAGES[name] for name in wanted])
+                check_stages(context, [STAGES[later] for later in wanted if later != "pool"])
         if leads:
             write_text(run.recipe, dump_recipe(recipe))
     return run

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gradsieve.data.pool import build_pool, link_parts, source_key
+from gradsieve.data.pool import SourceSpec, build_pool, link_parts, source_key
 from gradsieve.errors import GradsieveError
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
@@ -35,7 +35,7 @@ class Pool(Stage):
         """What this stage depends on."""
         return {
             "sources": {
-                spec.name: [source_key(spec), spec.supervise] for spec in context.source_specs
+                spec.name: [_key(context, spec), spec.supervise] for spec in context.source_specs
             },
             "template": context.template.fingerprint,
             "on_bad_row": context.recipe.on_bad_row,
@@ -48,7 +48,7 @@ class Pool(Stage):
     def check(self, context: Context) -> Iterator[GradsieveError]:
         """Every source can be read; its rows are checked when they are."""
         for spec in context.source_specs:
-            yield from checks.problem_of(partial(source_key, spec))
+            yield from checks.problem_of(partial(_key, context, spec))
         yield from checks.models(context)
 
     def estimate(self, context: Context) -> Estimate:
@@ -83,6 +83,14 @@ class Pool(Stage):
             },
             "output": pool.fingerprints,
         }
+
+
+def _key(context: Context, spec: SourceSpec) -> str:
+    """The source's key; computing it reads the full source, so it is kept for the run."""
+    key = ("source", spec.name)
+    if key not in context.cache:
+        context.cache[key] = source_key(spec)
+    return str(context.cache[key])
 
 
 STAGE = Pool()
