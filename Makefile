@@ -1,6 +1,7 @@
 # Everything is set up by the first target that needs it. PYTHON may name another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
+RUNTIME := .venv/runtime
 STAMP := .venv/installed
 PEERS := .venv-peers
 # The peers' versions that were measured. One that can't be installed is left out, with a line.
@@ -8,7 +9,7 @@ PEER_PACKAGES := traker==0.3.2 bergson==2.5.1 dattri==0.3.0
 
 .PHONY: demo test test-slow test-gpu check docs format bench bench-gpu clean
 
-demo: $(STAMP)          ## the main job on a small built-in example
+demo: $(RUNTIME)        ## the main job on a small built-in example
 	$(BIN)/gradsieve demo --out runs/demo
 
 test: $(STAMP)          ## the fast tests; workers with several threads each would wait by spinning
@@ -44,11 +45,17 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/python docs/generate.py
 
-$(STAMP): pyproject.toml constraints.txt
+# What the main job needs; PyTorch first, alone, since an index may have a build of it for CPUs.
+$(RUNTIME): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e . bm25s
+	touch $@
+
+# What the tests and checks need too.
+$(STAMP): $(RUNTIME)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,baselines,evaluate,quantized,docs]'
-	touch $(STAMP)
+	touch $@
 
 $(PEERS)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(PEERS)
