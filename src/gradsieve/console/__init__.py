@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import TaskID
@@ -34,6 +35,13 @@ SECONDS_BETWEEN_LINES = 10.0
 
 Report = Callable[[float], None]
 """Called with the units done so far."""
+
+
+class Counter(Protocol):
+    """A `Report` that may add text to its progress line."""
+
+    def __call__(self, done: float, also: str = "") -> None:
+        """Report the units done so far."""
 
 
 class Progress:
@@ -132,7 +140,7 @@ class Progress:
                 log.log(level, text)
 
     @contextmanager
-    def counting(self, what: str, total: int | None, unit: str) -> Iterator[Report]:
+    def counting(self, what: str, total: int | None, unit: str) -> Iterator[Counter]:
         """Count units of work, with rate and time left.
 
         Args:
@@ -145,18 +153,19 @@ class Progress:
             if not self._active:
                 stack.enter_context(self._activated())
             # A task is timed by rich also where no bar is shown.
-            row = self._bars.add_task(shortened(what), total=total or None, unit=unit)
+            row = self._bars.add_task(shortened(what), total=total or None, unit=unit, also="")
             stack.callback(self._bars.remove_task, row)
             task = next(task for task in self._bars.tasks if task.id == row)
             shown = time.monotonic()
 
-            def report(done: float) -> None:
+            def report(done: float, also: str = "") -> None:
                 nonlocal shown
-                self._bars.update(row, completed=done)
+                self._bars.update(row, completed=done, also=also)
                 if time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
                     shown = time.monotonic()
                     say(f"  {what}: {status(task)}")
 
             yield report
             if task.completed:
-                say(f"  {what}: {amount(task)} in {clock(task.elapsed or 0.0)}")
+                also = f", {task.fields['also']}" if task.fields["also"] else ""
+                say(f"  {what}: {amount(task)} in {clock(task.elapsed or 0.0)}{also}")

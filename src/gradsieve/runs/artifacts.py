@@ -158,6 +158,15 @@ class CheckpointFeatures:
         """Create a datastore, or continue one that was made with the same settings."""
         return create_store(self.store_folder(kind), settings)
 
+    @property
+    def directions(self) -> Path:
+        """Exact mode's directions, while the stage runs."""
+        return self.folder / "directions"
+
+    def direction_file(self, number: int) -> Path:
+        """Where the direction of a subtask is, by its number."""
+        return self.directions / f"{number}.safetensors"
+
     def target_file(self, target: str) -> Path:
         """Where a target's gradients are."""
         return self.folder / "targets" / f"{target}.safetensors"

@@ -75,7 +75,7 @@ class Context:
             self.progress.warn(warning)
         self._reported = len(self.warnings)
 
-    @property
+    @cached_property
     def engine(self) -> Engine:
         """Runs the tasks that a stage hands out."""
         return LocalEngine(self.progress)
