@@ -20,6 +20,7 @@ from gradsieve.data.batching import collate
 from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import ModelError, UsageError
 from gradsieve.io import file_fingerprint
+from gradsieve.models.checkpoints import save_adapter
 from gradsieve.models.load import add_adapter
 from gradsieve.models.training import MARK, check_trackers, clear_work, train_model
 from gradsieve.recipe import schema as recipe
@@ -122,6 +123,29 @@ def test_what_is_trained_but_not_saved_is_not_trained_again(tmp_path: Path) -> N
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
     clear_work(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["loss.jsonl"]
+
+
+@pytest.mark.parametrize("steps", [2, 7])  # less than an epoch, and into the third
+def test_max_steps_are_made_whatever_the_epochs(tmp_path: Path, steps: int) -> None:
+    def trained(folder: Path, kill_at: int | None = None) -> int:
+        def on_step(done: int, total: int) -> None:
+            assert total == steps
+            if done == kill_at:
+                raise Killed
+
+        model, settings = fresh(), SETTINGS.model_copy(update={"epochs": 1})
+        made = train_model(model, rows(), settings, 0, folder, collate, on_step, max_steps=steps)
+        clear_work(folder)
+        save_adapter(model, folder)
+        return made
+
+    assert trained(tmp_path / "whole") == steps
+    with pytest.raises(Killed):
+        trained(tmp_path / "killed", kill_at=steps - 1)
+    assert trained(tmp_path / "killed") == steps
+    assert prints(tmp_path / "killed") == prints(tmp_path / "whole")
+    losses = (tmp_path / "whole" / "loss.jsonl").read_text().splitlines()
+    assert len(losses) == steps
 
 
 def test_a_torn_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import world
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.stages import evaluate
-from gradsieve.stages.train import TrainingJob
+from gradsieve.stages.jobs import training_job
 
 
 def test_jobs_survive_pickling(tmp_path: Path) -> None:
@@ -15,8 +15,7 @@ def test_jobs_survive_pickling(tmp_path: Path) -> None:
     data["targets"][0]["test"] = data["targets"][0]["path"]
     recipe = world.recipe(data, train={}, evaluate={})
     context = Context(recipe, RunFolder(tmp_path / "run"), world.Listening())
-    student = context.student
-    training = TrainingJob(student.model, student.template, recipe.training, False)
+    training = training_job(context)
     copied = pickle.loads(pickle.dumps(training))
     examples = context.targets[0].examples
     assert copied.template.encode_all(examples) == training.template.encode_all(examples)

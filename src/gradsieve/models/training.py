@@ -49,7 +49,8 @@ def train_model(
     collate: Callable[[Sequence[Any]], dict[str, Tensor]],
     on_step: Callable[[int, int], None],
     keep_checkpoints: bool = False,
-) -> None:
+    max_steps: int | None = None,
+) -> int:
     """Train; writes `loss.jsonl`, and `checkpoint-1..N` with Adam's moments on request.
 
     Args:
@@ -62,12 +63,16 @@ def train_model(
         collate: Makes a batch of rows.
         on_step: Called with the steps made and all steps.
         keep_checkpoints: Keep a checkpoint after each epoch.
+        max_steps: Optimizer steps to make, in as many epochs as they take; None: by epochs.
+
+    Returns:
+        The optimizer steps made.
     """
     work = folder / "trainer"
     with own_randomness():
         trainer = Trainer(
             model=model,
-            args=_arguments(settings, seed, work),
+            args=_arguments(settings, seed, work, max_steps),
             train_dataset=rows,
             data_collator=collate,
             callbacks=[*([KeepMoments(folder)] if keep_checkpoints else []), _Resumable(on_step)],
@@ -80,6 +85,7 @@ def train_model(
             importlib.import_module("wandb").finish()  # its callback leaves the run open
         _write_losses(trainer, folder)
     distributed.wait()
+    return int(trainer.state.global_step)
 
 
 def clear_work(folder: Path) -> None:
@@ -116,7 +122,9 @@ def check_trackers(names: Sequence[str]) -> None:
         )
 
 
-def _arguments(settings: recipe.TrainingConfig, seed: int, work: Path) -> TrainingArguments:
+def _arguments(
+    settings: recipe.TrainingConfig, seed: int, work: Path, max_steps: int | None
+) -> TrainingArguments:
     shares = distributed.count()
     micro = settings.micro_batch_size or max(1, settings.batch_size // shares)
     if settings.batch_size % (micro * shares):
@@ -131,6 +139,7 @@ def _arguments(settings: recipe.TrainingConfig, seed: int, work: Path) -> Traini
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=settings.batch_size // (micro * shares),
         num_train_epochs=settings.epochs,
+        max_steps=max_steps or -1,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup_ratio,

@@ -225,7 +225,11 @@ def _small(recipe: Recipe, stage: Stage, rows: int, sources: set[str]) -> Recipe
             "score": recipe.score.model_copy(update={"methods": methods}),
             "select": SelectConfig(fraction=1.0, together=True),
             "train": train.model_copy(
-                update={"epochs": 1, "seeds": [] if stage.name == "evaluate" else [0]}
+                update={
+                    "epochs": 1,
+                    "max_steps": None,
+                    "seeds": [] if stage.name == "evaluate" else [0],
+                }
             ),
         }
     )

@@ -453,6 +453,12 @@ class TrainConfig(Section):
     )
     epochs: int | None = Field(None, ge=1, description="null: the warm-up's.")
     learning_rate: float | None = Field(None, gt=0, description="Peak; null: the warm-up's.")
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Optimizer steps of each training, `full` included, in as many epochs as they "
+        "take; so selections of different sizes get the same budget. null: `epochs` decide.",
+    )
     full_parameters: bool = Field(
         False, description="Train all weights, in the model's dtype, instead of an adapter."
     )

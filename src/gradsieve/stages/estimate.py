@@ -169,17 +169,25 @@ def trainings(context: Context) -> Iterator[Trained]:
         yield from [one] * len(seeds) * (1 if shared else selections(context))
 
 
-def training(shape: Shape, context: Context, rows: int, settings: TrainingConfig) -> Estimate:
+def training(
+    shape: Shape,
+    context: Context,
+    rows: int,
+    settings: TrainingConfig,
+    max_steps: int | None = None,
+) -> Estimate:
     """One training on this many of the pool's examples."""
     tokens = padded_tokens(lengths(context), rows, settings.batch_size)
     passes = shape.forward_and_backward(rows, tokens / rows, tokens)
     together = lengths(context).max() * (settings.micro_batch_size or settings.batch_size)
     activations = shape.activation_bytes(round(together), round(together))
+    steps = optimizer_steps(rows, settings)
+    flops = settings.epochs * passes * (max_steps or steps) / steps
     return Estimate(
-        units=settings.epochs * passes,
-        flops=settings.epochs * passes,
+        units=flops,
+        flops=flops,
         loads=1,
-        steps=optimizer_steps(rows, settings),
+        steps=max_steps or steps,
         working_bytes=2 * 12 * shape.adapter,
         memory_bytes=shape.weight_bytes + shape.trained_bytes + activations,
         weight_bytes=shape.weight_bytes,

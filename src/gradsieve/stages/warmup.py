@@ -9,17 +9,13 @@ on the pool's order, and examples that are added later change it little.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gradsieve.data.batching import PoolTokens
-from gradsieve.data.pool import Pool
+from gradsieve.data.pool.shares import random_share, share_size
 from gradsieve.errors import GradsieveError, RunError
 from gradsieve.gradients.objectives import SFT
 from gradsieve.gradients.per_example import check_pass
@@ -41,8 +37,6 @@ from gradsieve.stages.estimate import (
     selecting_shape,
     training,
 )
-
-HASHED_AT_ONCE = 10_000
 
 
 class Warmup(Stage):
@@ -122,33 +116,6 @@ class Warmup(Stage):
         if distributed.is_first():
             clear_work(folder)
         return {**described, "rows": len(chosen), "seed": settings.seed}
-
-
-def random_share(
-    pool: Pool, numbers: NDArray[np.int64], fraction: float, seed: int
-) -> NDArray[np.int64]:
-    """The examples with the smallest hashes, smallest first; at least one.
-
-    Args:
-        pool: The pool.
-        numbers: Of the examples to choose from [n].
-        fraction: The share of them.
-        seed: Another seed chooses others.
-    """
-    hashes = np.empty(len(numbers), dtype="S32")
-    for start in range(0, len(numbers), HASHED_AT_ONCE):
-        part = slice(start, start + HASHED_AT_ONCE)
-        texts = ("\x1f".join((str(seed), *key)) for key in pool.keys(numbers[part]))
-        hashes[part] = [
-            hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts
-        ]
-    order = np.argsort(hashes, kind="stable")
-    return numbers[order[: share_size(len(numbers), fraction)]]
-
-
-def share_size(rows: int, fraction: float) -> int:
-    """Rows of the random share."""
-    return max(1, round(fraction * rows))
 
 
 def _describe(folders: list[Path], context: Context) -> dict[str, Any]:
