@@ -157,7 +157,7 @@ class _Explainer:
         contributions: list[Contribution] = []
         neighbors: list[Neighbor] = []
         if self._target in targets:
-            checkpoints, contributions = self._decomposed(number, targets[self._target].subtasks)
+            checkpoints, contributions = self._decomposed(number, targets[self._target].compared)
             neighbors = self._neighbors(number, tables[self._target])
         else:
             reason = self._skip_reason(*key)
@@ -169,6 +169,7 @@ class _Explainer:
             reason=reason,
             tokens=int(self._pool.lengths[number]),
             targets=targets,
+            selected_by_subtask=self._selected_by_subtask(),
             checkpoints=checkpoints,
             positive=_strongest([one for one in contributions if one.value > 0]),
             negative=_strongest([one for one in contributions if one.value < 0]),
@@ -204,6 +205,14 @@ class _Explainer:
                 return None, record["reason"]
         return None, f"the {count} selected rows rank before it"
 
+    def _selected_by_subtask(self) -> dict[str, int]:
+        """Rows that the selection has for each subtask, the most first."""
+        recipe, metadata = self._context.recipe, self._context.run.metadata("select") or {}
+        if recipe.select.together:  # subtasks of all targets
+            return {}
+        facts = metadata.get("targets", {}).get(self._target, {}).get(self._method, {})
+        return dict(facts.get("subtasks", {}))
+
     def _decomposed(
         self, number: int, scores: Mapping[str, float]
     ) -> tuple[dict[str, list[float]], list[Contribution]]:
@@ -211,7 +220,7 @@ class _Explainer:
 
         Args:
             number: Of the example.
-            scores: By subtask.
+            scores: By which subtasks are compared.
         """
         recipe, method = self._context.recipe, self._method
         if not can_decompose(recipe, method) and method != "less":
@@ -310,7 +319,11 @@ class _Explainer:
 
 def _score(table: ScoreTable, line: int) -> TargetScore:
     subtasks = dict(zip(table.subtasks, table.by_subtask[line].tolist(), strict=True))
-    return TargetScore(float(table.total[line]), int(table.ranks[line]), len(table.total), subtasks)
+    standardized: dict[str, float] = {}
+    if table.standardized is not None:
+        standardized = dict(zip(table.subtasks, table.standardized[line].tolist(), strict=True))
+    total, rank = float(table.total[line]), int(table.ranks[line])
+    return TargetScore(total, rank, len(table.total), subtasks, standardized)
 
 
 def _strongest(contributions: Sequence[Contribution]) -> list[Contribution]:

@@ -6,7 +6,7 @@ Letters: n examples of the pool, k examples of a target, S its subtasks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,7 +20,7 @@ from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool import Pool
 from gradsieve.data.pool.mapped import ExampleKey
 from gradsieve.models.source import ModelSource
-from gradsieve.recipe.schema import Recipe
+from gradsieve.recipe.schema import AcrossSubtasks, Recipe
 
 Uses = Literal["data", "model", "gradients", "plain gradients"]
 """What a method needs beyond the data: decides which stages a run takes."""
@@ -95,18 +95,29 @@ class Scores:
         total: float32 [n], by which examples are ranked.
         subtasks: Names of the columns; none for methods that look at no subtask.
         by_subtask: float32 [n, S].
+        standardized: The same with mean 0 and deviation 1 over the pool, float32 [n, S], if the
+            best subtask is found by these; 0 for a subtask whose scores are all equal.
     """
 
     total: NDArray[np.float32]
     subtasks: Sequence[str] = ()
     by_subtask: NDArray[np.float32] | None = None
+    standardized: NDArray[np.float32] | None = None
+
+    @property
+    def compared(self) -> NDArray[np.float32] | None:
+        """By which an example's subtasks are compared [n, S]."""
+        return self.by_subtask if self.standardized is None else self.standardized
 
     @property
     def best(self) -> NDArray[np.int32]:
         """The subtask with each example's highest score [n]; -1 where there is none."""
-        if self.by_subtask is None:
+        if (compared := self.compared) is None:
             return np.full(len(self.total), -1, dtype=np.int32)
-        best: NDArray[np.int32] = self.by_subtask.argmax(axis=1).astype(np.int32)
+        if self.standardized is not None:  # a subtask whose scores are all equal ranks nothing
+            ranks = compared.any(axis=0)
+            compared = np.where(ranks, compared, np.float32(-np.inf)) if ranks.any() else compared
+        best: NDArray[np.int32] = compared.argmax(axis=1).astype(np.int32)
         return best
 
 
@@ -129,10 +140,39 @@ class Method(Protocol):
 def over_subtasks(
     task: ScoringTask, subtasks: Sequence[str], by_subtask: NDArray[np.float32]
 ) -> Scores:
-    """Scores whose total is the best (or mean, as the recipe says) over subtasks."""
-    best = task.recipe.score.across_subtasks == "max"
-    total = by_subtask.max(axis=1) if best else by_subtask.mean(axis=1)
-    return Scores(total, subtasks, by_subtask)
+    """Scores whose total follows from those by subtask as the recipe says."""
+    return combine(task.recipe.score.across_subtasks, subtasks, by_subtask)
+
+
+def combine(
+    across: AcrossSubtasks, subtasks: Sequence[str], by_subtask: NDArray[np.float32]
+) -> Scores:
+    """Scores whose total is the maximum or the mean over subtasks."""
+    if across == "mean":
+        return Scores(by_subtask.mean(axis=1), subtasks, by_subtask)
+    found = Scores(by_subtask.max(axis=1), subtasks, by_subtask)
+    if across == "max":
+        return found
+    standardized = standardize(by_subtask)
+    found = replace(found, standardized=standardized)
+    total = np.take_along_axis(standardized, found.best[:, None], axis=1)[:, 0]
+    return replace(found, total=total)
+
+
+def standardize(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each column with mean 0 and standard deviation 1; 0 where all its scores are equal.
+
+    Rows are in order of (source, id) and sums in float64, so nothing else changes the result.
+
+    Args:
+        scores: [n, S].
+    """
+    found = np.zeros_like(scores)
+    for column, result in zip(scores.T, found.T, strict=True):
+        values = column.astype(np.float64)
+        if np.ptp(values) > 0:
+            result[:] = (values - values.mean()) / values.std()
+    return found
 
 
 def mean_by_subtask(

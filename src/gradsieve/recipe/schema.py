@@ -31,6 +31,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 SIZES = ("fraction", "count", "tokens")
 """Keys for the size of a selection; a recipe sets one of them."""
 
+AcrossSubtasks = Literal["max", "standardized_max", "mean"]
+
+ACROSS_SUBTASKS: AcrossSubtasks = "max"
+"""The default of `score.across_subtasks`: the paper's."""
+
 Effect = Literal["yes", "no", "contents", "adds", "repeats"]
 """A key's effect on results: it changes them; it doesn't; only the contents that it names do (a
 path); it adds results and keeps the others (methods, seeds); it makes a repetition (a seed)."""
@@ -357,9 +362,11 @@ class ScoreConfig(Section):
         description="Cosine similarity to a subtask's mean gradient (the paper), or the mean of "
         "the similarities to each of its examples (the released code).",
     )
-    across_subtasks: Literal["max", "mean"] = Field(
-        "max",
-        description="How a row's score follows from its scores on subtasks. max as in the paper.",
+    across_subtasks: AcrossSubtasks = Field(
+        ACROSS_SUBTASKS,
+        description="How a row's score follows from its scores on subtasks. `max` as in the paper; "
+        "`standardized_max`: the maximum after each subtask's scores are standardized over the "
+        "pool (mean 0, deviation 1), so that no subtask wins by its level; `mean`.",
     )
     embedding: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",

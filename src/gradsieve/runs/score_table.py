@@ -1,6 +1,7 @@
 """A table of scores, `03-score/TARGET/METHOD.parquet`, and the names of its columns.
 
-The first four are fixed, the others are subtasks by their names. A subtask that is called like one
+The first four are fixed, the others are subtasks by their names, and `standardized:` and a
+subtask's name where subtasks are compared by standardized scores. A subtask that is called like one
 of the four, or like a marked name, has a mark before its name; no two share a column.
 """
 
@@ -23,11 +24,13 @@ from gradsieve.io import atomic
 
 FIXED = ("source", "id", "score", "subtask")
 MARK = "subtask:"
+STANDARDIZED = "standardized:"
 
 
 def column_of(subtask: str) -> str:
     """The column of a subtask."""
-    return MARK + subtask if subtask in FIXED or subtask.startswith(MARK) else subtask
+    taken = subtask in FIXED or subtask.startswith((MARK, STANDARDIZED))
+    return MARK + subtask if taken else subtask
 
 
 def subtask_of(column: str) -> str:
@@ -45,6 +48,7 @@ class ScoreTable:
         best: Each example's best subtask, an index into `subtasks`; -1: none. int32 [n].
         subtasks: Names of the columns [S].
         by_subtask: Scores, float32 [n, S].
+        standardized: The same with mean 0 and deviation 1, if they decide the best subtask.
     """
 
     keys: pa.Table
@@ -52,9 +56,15 @@ class ScoreTable:
     best: NDArray[np.int32]
     subtasks: list[str]
     by_subtask: NDArray[np.float32]
+    standardized: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.total)
+
+    @property
+    def compared(self) -> NDArray[np.float32]:
+        """The scores by which an example's subtasks are compared, float32 [n, S]."""
+        return self.by_subtask if self.standardized is None else self.standardized
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
@@ -95,11 +105,11 @@ def read_scores(file: Path) -> ScoreTable:
     """Read a table."""
     with pq.ParquetFile(file) as opened:
         columns = [name for name in opened.schema_arrow.names if name not in FIXED]
-        values = np.empty((opened.metadata.num_rows, len(columns)), dtype=np.float32)
-        for index, name in enumerate(columns):  # one at a time: there may be 57
-            values[:, index] = opened.read([name])[name].to_numpy()
+        raw = [name for name in columns if not name.startswith(STANDARDIZED)]
+        standardized = [name for name in columns if name.startswith(STANDARDIZED)]
+        values, compared = _matrix(opened, raw), _matrix(opened, standardized)
         fixed = opened.read(list(FIXED))
-    subtasks = [subtask_of(name) for name in columns]
+    subtasks = [subtask_of(name) for name in raw]
     best = pc.index_in(fixed["subtask"], pa.array(subtasks, pa.string()))
     return ScoreTable(
         fixed.select(["source", "id"]),
@@ -107,7 +117,15 @@ def read_scores(file: Path) -> ScoreTable:
         pc.fill_null(best, -1).to_numpy(),
         subtasks,
         values,
+        compared if standardized else None,
     )
+
+
+def _matrix(opened: pq.ParquetFile, columns: list[str]) -> NDArray[np.float32]:
+    values = np.empty((opened.metadata.num_rows, len(columns)), dtype=np.float32)
+    for index, name in enumerate(columns):  # one at a time: there may be 57
+        values[:, index] = opened.read([name])[name].to_numpy()
+    return values
 
 
 def write_scores(file: Path, table: ScoreTable) -> None:
@@ -121,5 +139,8 @@ def write_scores(file: Path, table: ScoreTable) -> None:
     }
     for index, name in enumerate(table.subtasks):
         columns[column_of(name)] = table.by_subtask[:, index]
+    if table.standardized is not None:
+        for index, name in enumerate(table.subtasks):
+            columns[STANDARDIZED + name] = table.standardized[:, index]
     with atomic(file) as temporary:
         pq.write_table(pa.table(columns).combine_chunks(), temporary)

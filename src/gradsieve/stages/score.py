@@ -2,8 +2,8 @@
 
 In: the pool, the targets and, for methods that use them, gradients. Out:
 `03-score/TARGET/METHOD.parquet` with columns source, id, score, subtask (the one that scored
-highest) and one column per subtask, in order of (source, id). The pool and the features know which
-examples have no score, and why (`artifacts.scores.skipped`).
+highest) and the scores by subtask (`runs/score_table.py`), in order of (source, id). The pool and
+the features know which examples have no score, and why (`artifacts.scores.skipped`).
 """
 
 from __future__ import annotations
@@ -160,7 +160,9 @@ def _table(keys: pa.Table, scores: Scores) -> ScoreTable:
     by_subtask = scores.by_subtask
     if by_subtask is None:
         by_subtask = np.zeros((len(keys), 0), dtype=np.float32)
-    return ScoreTable(keys, scores.total, scores.best, list(scores.subtasks), by_subtask)
+    return ScoreTable(
+        keys, scores.total, scores.best, list(scores.subtasks), by_subtask, scores.standardized
+    )
 
 
 def _warn_of_ties(context: Context, name: str, scores: Scores) -> None:

@@ -45,6 +45,9 @@ from gradsieve.store import Store, open_store
 AT_ONCE = 4096
 """Rows read from the pool at a time."""
 
+ENOUGH = 10
+"""Of fewer rows one subtask easily takes most by chance."""
+
 
 class Select(Stage):
     """The best examples by every method, for every target."""
@@ -131,6 +134,9 @@ def _select(
     write_selected(scored.selected(choice.chosen), out.selected, out.messages)
     write_lines(out.dropped, chain(_unscored(context, method), scored.dropped(choice)))
     tokens, sources = int(scored.tokens[choice.chosen].sum()), scored.count(choice.chosen)
+    subtasks = scored.count_subtasks(choice.chosen)
+    if warning := dominated(subtasks, len(scored.ranking.subtasks)):
+        context.progress.warn(f"{method}, target {target}: {warning}")
     card = Card(
         context.recipe,
         target,
@@ -148,8 +154,31 @@ def _select(
         "rows": len(choice.chosen),
         "tokens": tokens,
         "sources": sources,
+        "subtasks": subtasks,
         "passed_over": len(choice.passed),
     }
+
+
+def dominated(rows: Mapping[str, int], subtasks: int) -> str | None:
+    """The warning of a selection of which one subtask takes most.
+
+    The limit is half-way between an equal share and everything: 75% of two subtasks, 51% of 57.
+
+    Args:
+        rows: Selected rows by subtask, the most frequent first.
+        subtasks: How many could have been chosen for.
+    """
+    total = sum(rows.values())
+    if subtasks < 2 or total < ENOUGH:
+        return None
+    first, most = next(iter(rows.items()))
+    if most / total <= (1 + 1 / subtasks) / 2:
+        return None
+    return (
+        f"{most} of {total} selected rows are for the subtask {first}, one of {subtasks}; if its "
+        "scores are only higher in general, use score.across_subtasks: standardized_max, or "
+        "select.turns: subtasks"
+    )
 
 
 @dataclass(frozen=True)
@@ -180,6 +209,15 @@ class _Scored:
         counts = np.bincount(self.sources[places], minlength=len(self.names)).tolist()
         named = {name: count for name, count in zip(self.names, counts, strict=True) if count}
         return dict(Counter(named).most_common())
+
+    def count_subtasks(self, places: NDArray[np.int64]) -> dict[str, int]:
+        """Rows of each subtask that has some, the most frequent first."""
+        columns, names = self.ranking.columns[places], self.ranking.subtasks
+        counts = np.bincount(columns[columns >= 0], minlength=len(names)).tolist()
+        found: Counter[str] = Counter()
+        for name, count in zip(names, counts, strict=True):
+            found[name] += count
+        return {name: count for name, count in found.most_common() if count}
 
     def selected(self, places: NDArray[np.int64]) -> Iterator[Selected]:
         """The rows at some places of the order, in that order."""
