@@ -176,18 +176,24 @@ class TargetConfig(Section):
         description=f"`custom` only. {SUPERVISE}",
         json_schema_extra=CONTENTS,
     )
+    answer: str | None = Field(
+        None,
+        description="`custom` only: a regular expression whose first group is the final answer in "
+        "`test` and in generated texts, e.g. `#### (\\S+)`; null: the full text.",
+    )
 
     @model_validator(mode="after")
-    def _supervise_is_for_custom(self) -> TargetConfig:
-        if self.supervise != "completion" and self.task != "custom":
-            raise ValueError(f"`supervise` is for task: custom; {self.task} has its own format")
+    def _keys_of_custom(self) -> TargetConfig:
+        own = {"supervise": "format", "subtask": "subtasks", "answer": "answers"}
+        for key, what in own.items():
+            if self.task != "custom" and getattr(self, key) not in (None, "completion"):
+                raise ValueError(f"`{key}` is for task: custom; {self.task} has its own {what}")
         return self
 
-    @model_validator(mode="after")
-    def _subtask_is_for_custom(self) -> TargetConfig:
-        if self.subtask is not None and self.task != "custom":
-            raise ValueError(f"`subtask` is for task: custom; {self.task} has its own subtasks")
-        return self
+    @field_validator("answer")
+    @classmethod
+    def _answer_is_a_regular_expression(cls, value: str | None) -> str | None:
+        return _regular_expression(value)
 
 
 class LoraConfig(Section):
@@ -215,10 +221,7 @@ class LoraConfig(Section):
     @classmethod
     def _is_a_regular_expression(cls, value: list[str] | str | None) -> list[str] | str | None:
         if isinstance(value, str):
-            try:
-                re.compile(value)
-            except re.error as error:
-                raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+            _regular_expression(value)
         return value
 
 
@@ -471,6 +474,10 @@ class TrainConfig(Section):
     )
 
 
+Metric = Literal["target_loss", "held_out_loss", "accuracy", "exact_match", "f1"]
+"""What is measured of a trained model."""
+
+
 class EvaluateConfig(Section):
     """Step 7: evaluation of each trained model on the targets' held-out examples."""
 
@@ -478,6 +485,13 @@ class EvaluateConfig(Section):
         None,
         description="Targets, each with its own metric, and `target_loss`, the loss of all "
         "targets' answers; null: everything that has held-out examples.",
+        json_schema_extra=ADDS,
+    )
+    metrics: list[Metric] | None = Field(
+        None,
+        min_length=1,
+        description="Of each target those that it has; null: all. With `[target_loss, "
+        "held_out_loss]` nothing is generated, which takes most of the time.",
         json_schema_extra=ADDS,
     )
     limit: int | None = Field(
@@ -587,6 +601,14 @@ class Recipe(Section):
         if wrong:
             raise ValueError(f"evaluate.tasks: no target is called {wrong[0]}; one of {known}")
         return self
+
+
+def _regular_expression(value: str | None) -> str | None:
+    try:
+        re.compile(value or "")
+    except re.error as error:
+        raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+    return value
 
 
 def _unique(names: list[str]) -> list[str]:

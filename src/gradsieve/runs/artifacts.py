@@ -426,6 +426,21 @@ class ResultsArtifact(StageArtifact):
         """Of one model on one target: TARGET/METHOD/seed-S."""
         return self.folder / f"{name}.json"
 
+    def samples_file(self, name: str) -> Path:
+        """Generated answers of one model on one target: TARGET/METHOD/seed-S."""
+        return self.folder / f"{name}.samples.jsonl"
+
+    def samples(self, name: str) -> list[dict[str, Any]]:
+        """Prompt, references, answer and metrics of each question; empty if none was answered."""
+        file = self.samples_file(name)
+        return list(read_lines(file)) if file.is_file() else []
+
+    def is_complete(self, name: str, of: str) -> bool:
+        """Whether the result is there, of this model and these questions, with its answers."""
+        found = self.result(name)
+        lost = found.get("samples") and not self.samples_file(name).is_file()
+        return found.get("of") == of and not lost
+
     def result(self, name: str) -> dict[str, Any]:
         """A number per question and metric; empty if it is not there yet."""
         file = self.result_file(name)
@@ -448,7 +463,9 @@ class ResultsArtifact(StageArtifact):
         """The summary and what it was made from."""
         if not self.summary.is_file():
             return [self.summary]
-        return [self.summary, *sorted({self.result_file(self.name(row)) for row in self.rows()})]
+        names = sorted({self.name(row) for row in self.rows()})
+        files = [self.samples_file(name) for name in names if self.result(name).get("samples")]
+        return [self.summary, *map(self.result_file, names), *files]
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,7 @@ class Context:
                 self.in_memory.tests.get(target.name, target.test),
                 target.subtask,
                 target.supervise,
+                target.answer,
             )
             for target in self.recipe.targets
         }

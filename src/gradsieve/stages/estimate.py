@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsieve.data.examples import Row
-from gradsieve.evaluation.prompts import write_prompts
+from gradsieve.evaluation.prompts import has_answers, metrics_of, write_prompts
 from gradsieve.methods import needs_gradients, split_seed
 from gradsieve.models.load import add_adapter, saved_meta_model
 from gradsieve.models.shape import Shape, shape_of
@@ -240,10 +240,9 @@ class Questions(NamedTuple):
 
 def questions(context: Context) -> dict[str, Questions]:
     """The questions that each model answers, by target; prompts are measured on 64 of them."""
-    wanted = context.recipe.evaluate.tasks if context.recipe.evaluate else None
     found = {}
     for name, test in context.test_sets.items():
-        if wanted is None or name in wanted:
+        if has_answers(metrics_of(context, name)):
             some = replace(test, questions=tuple(spread(test.questions, 64)))
             asked = write_prompts(context.student, some)
             answer = 1 if test.questions[0].choices else asked.max_tokens
