@@ -1,7 +1,8 @@
 """What each stage leaves in its folder: the only place that knows a path below a stage's folder.
 
 In: a run folder. Out: one typed artifact per stage, with `paths`, `missing`, and methods that read
-and write. Stages, analysis and report open each other's results through these types alone.
+and write. Stages, analysis and report open each other's results through these types alone, which
+verify what a finished stage left before it is used.
 """
 
 from __future__ import annotations
@@ -21,21 +22,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradsieve.data.pool import Pool, open_pool
+from gradsieve.errors import RunError
 from gradsieve.io import (
     atomic,
     file_fingerprint,
     fingerprint,
     folder_fingerprint,
+    publish,
     read_lines,
+    reading,
     write_json,
 )
 from gradsieve.methods import uses_gradients
 from gradsieve.recipe.schema import TOGETHER, Recipe
+from gradsieve.runs.files import Fault
 from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.score_table import ScoreTable, read_scores, write_scores
 from gradsieve.selection.export import MESSAGES, ROWS
 from gradsieve.store import Store, StoreWriter, create_store, open_store, store_files
 from gradsieve.store.targets import TargetGradients, read_target_gradients, write_target_gradients
+
+LOSSES, TENSORBOARD, TRAINING = "loss.jsonl", "tensorboard", "training.json"
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,53 @@ class StageArtifact:
         """Those of `paths` that are not there any more."""
         return [str(path) for path in self.paths() if not path.exists()]
 
+    def faults(self, contents: bool = True) -> list[Fault]:
+        """Where the finished stage's folder is not what was written.
+
+        Args:
+            contents: Read all files; otherwise their sizes alone are compared.
+        """
+        if self.run.files(self.stage) is None:  # of an earlier version
+            return [Fault(Path(path), "missing") for path in self.missing()]
+        return self.run.faults(self.stage, contents=contents)
+
+    def made_with(self, file: Path) -> list[Path]:
+        """What is made again if a file is damaged: by default that file alone."""
+        return [file]
+
+    def is_dispensable(self, file: Path) -> bool:
+        """Whether nothing but a display is lost with a file that takes long to make again."""
+        return False
+
+    def verified(self, path: Path, contents: bool = True) -> Path:
+        """A file or folder, once it is known to be what the finished stage wrote.
+
+        Raises:
+            RunError: If it is not; it says what makes it again.
+        """
+        faults = self.run.faults(self.stage, path, contents)
+        for fault in faults:
+            if not self.is_dispensable(fault.file):
+                raise damaged_error([fault], self.stage)
+        return path
+
+
+def _is_curve(file: Path) -> bool:
+    return file.name == LOSSES or TENSORBOARD in file.parts
+
+
+def damaged_error(faults: Sequence[Fault], stage: str) -> RunError:
+    """What a finished stage left is not what it wrote."""
+    first, more = faults[0], f"; and {len(faults) - 1} more" if faults[1:] else ""
+    return RunError(
+        "A file in the run was not written by gradsieve."
+        if first.what == "foreign"
+        else f"A file of the run is {first.what}.",
+        f"{stage}: {first.file}{more}",
+        "Run `gradsieve run` with the run's recipe and --out: it makes again what is damaged or "
+        "missing, archives what is foreign, and keeps the rest.",
+    )
+
 
 @dataclass(frozen=True)
 class PoolArtifact(StageArtifact):
@@ -82,7 +136,7 @@ class PoolArtifact(StageArtifact):
     def read(self) -> Pool:
         """Map the finished pool."""
         self.run.require(self.stage)
-        return open_pool(self.folder)
+        return open_pool(self.verified(self.folder))
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -99,6 +153,10 @@ class PoolArtifact(StageArtifact):
         parts = [self.folder / "dataset" / f"{name}.arrow" for name in self.metadata["sources"]]
         return [self.skipped, self.folder / "order.npy", *parts]
 
+    def made_with(self, file: Path) -> list[Path]:
+        """The files of all sources together are made again if `state.json` is missing."""
+        return [file, self.folder / "dataset" / "state.json"]
+
 
 @dataclass(frozen=True)
 class WarmupArtifact(StageArtifact):
@@ -110,10 +168,16 @@ class WarmupArtifact(StageArtifact):
         """Where the warm-up's checkpoint of an epoch is, from 1."""
         return self.folder / f"checkpoint-{number}"
 
+    def is_trained(self, epochs: int) -> bool:
+        """Whether a training of so many epochs has ended: its losses are written last."""
+        last = self.own_checkpoint(epochs)
+        return (self.folder / LOSSES).is_file() and last.is_dir()
+
     @property
     def checkpoints(self) -> list[Path]:
         """In order; relative names are below the stage's folder, so that a run may be moved."""
-        return [self.folder / name for name in self.metadata["checkpoints"]]
+        folders = [self.folder / name for name in self.metadata["checkpoints"]]
+        return [self.verified(f) if f.parent == self.folder else f for f in folders]
 
     @property
     def learning_rates(self) -> list[float]:
@@ -128,12 +192,27 @@ class WarmupArtifact(StageArtifact):
 
     def losses(self) -> list[dict[str, Any]]:
         """One record per logged step; empty where nothing was trained here."""
-        file = self.folder / "loss.jsonl"
-        return list(read_lines(file)) if file.is_file() else []
+        file = self.folder / LOSSES
+        if not file.is_file() or self.run.faults(self.stage, file):
+            return []
+        return list(read_lines(file))
 
     def paths(self) -> list[Path]:
         """The checkpoints."""
-        return self.checkpoints
+        return [self.folder / name for name in self.metadata["checkpoints"]]
+
+    def faults(self, contents: bool = True) -> list[Fault]:
+        """As of any stage; and checkpoints that the recipe named and that have moved."""
+        moved = [path for path in self.paths() if path.parent != self.folder and not path.exists()]
+        return super().faults(contents) + [Fault(path, "missing") for path in moved]
+
+    def made_with(self, file: Path) -> list[Path]:
+        """A training is made again as a whole."""
+        return [self.folder]
+
+    def is_dispensable(self, file: Path) -> bool:
+        """Curves."""
+        return _is_curve(file)
 
 
 @dataclass(frozen=True)
@@ -167,9 +246,14 @@ class CheckpointFeatures:
         """Where the direction of a subtask is, by its number."""
         return self.directions / f"{number}.safetensors"
 
+    @property
+    def targets(self) -> Path:
+        """The folder of the targets' gradients."""
+        return self.folder / "targets"
+
     def target_file(self, target: str) -> Path:
         """Where a target's gradients are."""
-        return self.folder / "targets" / f"{target}.safetensors"
+        return self.targets / f"{target}.safetensors"
 
     def target_gradients(self, target: str) -> TargetGradients:
         """Read a target's gradients."""
@@ -195,7 +279,11 @@ class FeaturesArtifact(StageArtifact):
     @property
     def checkpoints(self) -> list[CheckpointFeatures]:
         """Features at each checkpoint of a finished stage."""
-        return [self.checkpoint(n + 1) for n in range(len(self.metadata["checkpoints"]))]
+        found = [self.checkpoint(n + 1) for n in range(len(self.metadata["checkpoints"]))]
+        for checkpoint in found:
+            self.verified(checkpoint.folder, contents=False)  # a datastore verifies what it reads
+            self.verified(checkpoint.targets)
+        return found
 
     @property
     def skipped_file(self) -> Path:
@@ -204,7 +292,8 @@ class FeaturesArtifact(StageArtifact):
 
     def skipped(self) -> pa.Table:
         """Source, id and `skip_reason` of the examples whose features are not finite, by key."""
-        return pq.read_table(self.skipped_file)
+        with reading(self.skipped_file):
+            return pq.read_table(self.verified(self.skipped_file))
 
     def write_skipped(self, skipped: pa.Table) -> None:
         """Write what `skipped` reads."""
@@ -258,7 +347,9 @@ class ScoresArtifact(StageArtifact):
 
     def table(self, target: str, method: str) -> ScoreTable:
         """Read a target's scores by a method."""
-        return read_scores(self.table_file(target, method))
+        file = self.table_file(target, method)
+        with reading(file):
+            return read_scores(self.verified(file))
 
     def write_table(self, target: str, method: str, table: ScoreTable) -> None:
         """Write a target's scores by a method."""
@@ -267,7 +358,10 @@ class ScoresArtifact(StageArtifact):
     def seconds(self) -> dict[str, float]:
         """What each method has taken."""
         file = self.folder / "seconds.json"
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # of a run that lost it: nothing else depends on it
+            return {}
 
     def add_seconds(self, method: str, seconds: float) -> None:
         """Record what a method has taken."""
@@ -323,7 +417,7 @@ class SelectionsArtifact(StageArtifact):
 
     def selection(self, target: str, method: str) -> SelectionFiles:
         """A selection's files, for a target or `together`."""
-        return SelectionFiles(self.folder / target / method)
+        return SelectionFiles(self.verified(self.folder / target / method))
 
     def of(self, recipe: Recipe, target: str, method: str) -> SelectionFiles:
         """The selection that serves a target: its own, or the one for all targets."""
@@ -363,7 +457,7 @@ class TrainedModel:
 
     def exists(self) -> bool:
         """Whether its weights are there."""
-        return any(self.folder.glob("*.safetensors"))
+        return any(self.folder.glob("*.safetensors")) and (self.folder / TRAINING).is_file()
 
     @property
     def fingerprint(self) -> str:
@@ -372,19 +466,21 @@ class TrainedModel:
 
     def training(self) -> dict[str, Any]:
         """Seconds, rows and the fingerprint of the selection that it was trained on."""
-        found: dict[str, Any] = json.loads((self.folder / "training.json").read_text("utf-8"))
+        file = self.folder / TRAINING
+        with reading(file):
+            found: dict[str, Any] = json.loads(file.read_bytes())
         return found
 
     def publish(self, training: Mapping[str, Any]) -> None:
         """Make what is in `partial` the model."""
-        write_json(self.partial / "training.json", training)
-        self.partial.rename(self.folder)
+        write_json(self.partial / TRAINING, training)
+        publish(self.partial, self.folder)
 
     def copy_from(self, other: TrainedModel) -> None:
         """Take the weights of a model that was trained on the same rows with the same seed."""
         shutil.rmtree(self.partial, ignore_errors=True)
         shutil.copytree(other.folder, self.partial)
-        self.partial.rename(self.folder)
+        publish(self.partial, self.folder)
 
 
 @dataclass(frozen=True)
@@ -395,7 +491,7 @@ class ModelsArtifact(StageArtifact):
 
     def model(self, name: str) -> TrainedModel:
         """A model by its name, TARGET/METHOD/seed-S."""
-        return TrainedModel(self.folder / name)
+        return TrainedModel(self.verified(self.folder / name))
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -409,6 +505,14 @@ class ModelsArtifact(StageArtifact):
     def missing(self) -> list[str]:
         """Models without weights."""
         return [str(path) for path in self.paths() if not TrainedModel(path).exists()]
+
+    def made_with(self, file: Path) -> list[Path]:
+        """A model is made again as a whole."""
+        return [self.folder.joinpath(*file.relative_to(self.folder).parts[:3])]
+
+    def is_dispensable(self, file: Path) -> bool:
+        """Curves."""
+        return _is_curve(file)
 
 
 @dataclass(frozen=True)
@@ -432,23 +536,28 @@ class ResultsArtifact(StageArtifact):
 
     def samples(self, name: str) -> list[dict[str, Any]]:
         """Prompt, references, answer and metrics of each question; empty if none was answered."""
-        file = self.samples_file(name)
+        file = self.verified(self.samples_file(name))
         return list(read_lines(file)) if file.is_file() else []
 
     def is_complete(self, name: str, of: str) -> bool:
         """Whether the result is there, of this model and these questions, with its answers."""
-        found = self.result(name)
+        try:
+            found = self.result(name)
+        except RunError:  # half a file, of a run that is not finished
+            return False
         lost = found.get("samples") and not self.samples_file(name).is_file()
         return found.get("of") == of and not lost
 
     def result(self, name: str) -> dict[str, Any]:
         """A number per question and metric; empty if it is not there yet."""
-        file = self.result_file(name)
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        file = self.verified(self.result_file(name))
+        with reading(file):
+            return json.loads(file.read_bytes()) if file.is_file() else {}
 
     def rows(self) -> list[dict[str, Any]]:
         """The summary: a record per model and metric."""
-        return list(json.loads(self.summary.read_text(encoding="utf-8"))["rows"])
+        with reading(self.verified(self.summary)):
+            return list(json.loads(self.summary.read_bytes())["rows"])
 
     def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the summary."""
@@ -460,12 +569,8 @@ class ResultsArtifact(StageArtifact):
         return f"{row['target']}/{row['method']}/seed-{row['seed']}"
 
     def paths(self) -> list[Path]:
-        """The summary and what it was made from."""
-        if not self.summary.is_file():
-            return [self.summary]
-        names = sorted({self.name(row) for row in self.rows()})
-        files = [self.samples_file(name) for name in names if self.result(name).get("samples")]
-        return [self.summary, *map(self.result_file, names), *files]
+        """The summary, which all is made for; the stage's list has the others."""
+        return [self.summary]
 
 
 @dataclass(frozen=True)

@@ -90,32 +90,36 @@ class Warmup(Stage):
             return _describe(
                 [checks.existing(Path(path)) for path in settings.checkpoints], context
             )
-        pool = context.pool
+        pool, artifact = context.pool, context.artifacts.warmup
         chosen = random_share(pool, pool.usable, settings.fraction, settings.seed)
-        base = context.model.load()
-        check_vocabulary(base, context.template.tokenizer)
-        model = add_adapter(base, settings.lora, settings.seed)
-        check_pass(model)
-        if warning := few_steps(optimizer_steps(len(chosen), settings)):
-            context.progress.warn(warning)
-        with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
-            train_model(
-                model,
-                PoolTokens(pool, chosen),
-                settings,
-                settings.seed,
-                folder,
-                collate=SFT.collate,
-                on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
-                keep_checkpoints=True,
-            )
-        folders = [
-            context.artifacts.warmup.own_checkpoint(epoch + 1) for epoch in range(settings.epochs)
-        ]
+        folders = [artifact.own_checkpoint(epoch + 1) for epoch in range(settings.epochs)]
+        if not artifact.is_trained(settings.epochs):
+            _train(context, chosen, folder)
         described = _describe(folders, context)
         if distributed.is_first():
             clear_work(folder)
         return {**described, "rows": len(chosen), "seed": settings.seed}
+
+
+def _train(context: Context, chosen: NDArray[np.int64], folder: Path) -> None:
+    settings, pool = context.recipe.warmup, context.pool
+    base = context.model.load()
+    check_vocabulary(base, context.template.tokenizer)
+    model = add_adapter(base, settings.lora, settings.seed)
+    check_pass(model)
+    if warning := few_steps(optimizer_steps(len(chosen), settings)):
+        context.progress.warn(warning)
+    with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
+        train_model(
+            model,
+            PoolTokens(pool, chosen),
+            settings,
+            settings.seed,
+            folder,
+            collate=SFT.collate,
+            on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
+            keep_checkpoints=True,
+        )
 
 
 def _describe(folders: list[Path], context: Context) -> dict[str, Any]:
