@@ -4,8 +4,9 @@ In: a model and tokenized rows. Out: the trained model, its loss curve, and opti
 checkpoint with Adam's moments after each epoch. A killed training resumes after its last complete
 epoch and ends with the same weights: Trainer keeps the optimizer, the schedule and all random
 states. A mark is left in complete checkpoints, with what the training is of and the hashes of all
-that was saved: another training, or one whose files are damaged, starts from the beginning. Under `accelerate launch` the processes share each
-batch. The caller's random states are the same afterwards.
+that was saved: another training, or one whose files are damaged, starts from the beginning. Under
+`accelerate launch` the processes share each batch. The caller's random states are the same
+afterwards.
 """
 
 from __future__ import annotations
@@ -200,17 +201,15 @@ class _Resumable(TrainerCallback):
         if not distributed.is_first():
             return
         current = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        sync_tree(current.parent.parent)
+        folder = current.parent.parent
+        sync_tree(folder)
         seconds = self.earlier + time.monotonic() - self.started
-        files = {str(path.relative_to(current)): file_hash(path) for path in _saved(current)}
+        # Of KeepMoments' checkpoints, too: they are not made again by a training that resumes.
+        saved = [*current.rglob("*"), *folder.glob("checkpoint-*/*")]
+        files = {str(f.relative_to(folder)): file_hash(f) for f in saved if f.is_file()}
         write_sealed(current / MARK, {"of": self.of, "seconds": seconds, "files": files})
         for older in set(current.parent.glob("checkpoint-*")) - {current}:
             shutil.rmtree(older)
-
-
-def _saved(checkpoint: Path) -> list[Path]:
-    """The files of Trainer's checkpoint."""
-    return [path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARK]
 
 
 def _last_complete(work: Path, of: str) -> tuple[str | None, float]:
@@ -231,7 +230,8 @@ def _seconds_of(checkpoint: Path, of: str) -> float | None:
         mark = read_sealed(checkpoint / MARK)
         if mark is None or mark["of"] != of:
             return None
-        sound = all(file_hash(checkpoint / name) == h for name, h in mark["files"].items())
+        folder = checkpoint.parent.parent
+        sound = all(file_hash(folder / name) == h for name, h in mark["files"].items())
         return float(mark["seconds"]) if sound else None
     except (OSError, ValueError, LookupError, TypeError):
         return None

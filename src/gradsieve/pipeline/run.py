@@ -103,6 +103,9 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
             distributed.wait()
             if name == "pool":  # what could not be checked without it
                 check_stages(context, [STAGES[later] for later in wanted if later != "pool"])
+        for name in wanted if leads else ():
+            for warning in STAGES[name].after_run(context):
+                context.progress.warn(warning)
         if leads:
             run.write_recipe(dump_recipe(recipe))
     return run
@@ -111,9 +114,12 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
 def _refuse_faults(stage: Stage, context: Context) -> None:
     """Refuse a stage that is taken as it is if its files are not what was written."""
     artifact = stage.artifact(context)
-    faults = [f for f in artifact.faults() if not artifact.is_dispensable(f.file)]
-    if faults:
-        raise damaged_error(faults, stage.name)
+    faults = artifact.faults()
+    used = [fault for fault in faults if not artifact.is_dispensable(fault.file)]
+    if used:
+        raise damaged_error(used, stage.name)
+    for fault in faults:
+        context.progress.warn(f"{stage.name}: {fault}; it was only for display, and is left out")
 
 
 def _other_settings(context: Context, taken: Sequence[str]) -> bool:

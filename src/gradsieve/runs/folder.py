@@ -206,7 +206,7 @@ class RunFolder:
         return 0.0
 
     def keep_seconds(self, name: str, seconds: float) -> None:
-        """Record what an unfinished stage has taken so far; not synced, since little depends on it."""
+        """Record what an unfinished stage has taken so far; not synced: little depends on it."""
         file = self.stage(name) / SECONDS
         with suppress(OSError):
             file.write_text(json.dumps({"seconds": round(seconds, 3)}), encoding="utf-8")
@@ -322,11 +322,17 @@ class RunFolder:
             ) from None
 
     def check_is_run(self) -> None:
-        """See that the folder, if there is one, is a run or empty.
+        """See that the folder, if there is one, is a run or empty; and that libraries can write it.
 
         Raises:
-            RunError: If it holds something else.
+            RunError: If it holds something else, or its path is not UTF-8.
         """
+        try:
+            str(self.path.absolute()).encode()
+        except UnicodeEncodeError:
+            todo = "Give --out a folder whose path is UTF-8: some libraries can write no other."
+            where = str(self.path.absolute()).encode(errors="backslashreplace").decode()
+            raise RunError("The run folder's path is not UTF-8.", where, todo) from None
         there = sorted(item.name for item in self.path.iterdir()) if self.path.is_dir() else []
         ours = {LOCK, *_FOLDERS.values()}
         if there and ours.isdisjoint(there):

@@ -61,7 +61,7 @@ class Warmup(Stage):
         pool, _ = context.pool_inputs, context.targets
         if settings.checkpoints is not None:
             folders = [checks.existing(Path(folder)) for folder in settings.checkpoints]
-            return {"checkpoints": [[str(f), checkpoint_fingerprint(f)] for f in folders]}
+            return {"checkpoints": [checkpoint_fingerprint(folder) for folder in folders]}
         return {
             "model": context.model_inputs,
             "pool": pool,
