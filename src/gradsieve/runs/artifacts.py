@@ -431,7 +431,7 @@ class SelectionsArtifact(StageArtifact):
     @property
     def leaks(self) -> Path:
         """Examples that share 13 words in a row with a test question."""
-        return self.folder / "leaks.jsonl"
+        return self.verified(self.folder / "leaks.jsonl")
 
     def paths(self) -> list[Path]:
         """Rows and messages of each selection."""

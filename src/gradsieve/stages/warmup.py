@@ -14,6 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gradsieve.data.batching import PoolTokens
 from gradsieve.data.pool.shares import random_share, share_size
 from gradsieve.errors import GradsieveError, RunError
