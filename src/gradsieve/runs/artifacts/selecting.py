@@ -1,15 +1,8 @@
-"""What each stage leaves in its folder: the only place that knows a path below a stage's folder.
-
-In: a run folder. Out: one typed artifact per stage, with `paths`, `missing`, and methods that read
-and write. Stages, analysis and report open each other's results through these types alone, which
-verify what a finished stage left before it is used.
-"""
+"""What the stages up to the selection leave: pool, checkpoints, features, scores, selections."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,109 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradsieve.data.pool import Pool, open_pool
-from gradsieve.errors import RunError
-from gradsieve.io import (
-    atomic,
-    file_fingerprint,
-    fingerprint,
-    folder_fingerprint,
-    publish,
-    read_lines,
-    reading,
-    write_json,
-)
+from gradsieve.io import atomic, file_fingerprint, fingerprint, read_lines, reading, write_json
 from gradsieve.methods import uses_gradients
 from gradsieve.recipe.schema import TOGETHER, Recipe
+from gradsieve.runs.artifacts.base import LOSSES, StageArtifact, is_curve
 from gradsieve.runs.files import Fault
-from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.score_table import ScoreTable, read_scores, write_scores
 from gradsieve.selection.export import MESSAGES, ROWS
 from gradsieve.store import Store, StoreWriter, create_store, open_store, store_files
 from gradsieve.store.targets import TargetGradients, read_target_gradients, write_target_gradients
-
-LOSSES, TENSORBOARD, TRAINING = "loss.jsonl", "tensorboard", "training.json"
-
-
-@dataclass(frozen=True)
-class StageArtifact:
-    """A stage's folder in a run.
-
-    Attributes:
-        run: The run folder.
-        stage: The stage's name.
-    """
-
-    run: RunFolder
-    stage: str
-
-    @property
-    def folder(self) -> Path:
-        """The stage's folder."""
-        return self.run.stage(self.stage)
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Of the finished stage.
-
-        Raises:
-            RunError: If it is not finished.
-        """
-        return self.run.require(self.stage)
-
-    def paths(self) -> list[Path]:
-        """The files and folders that a finished stage has left."""
-        raise NotImplementedError
-
-    def missing(self) -> list[str]:
-        """Those of `paths` that are not there any more."""
-        return [str(path) for path in self.paths() if not path.exists()]
-
-    def faults(self, contents: bool = True) -> list[Fault]:
-        """Where the finished stage's folder is not what was written.
-
-        Args:
-            contents: Read all files; otherwise their sizes alone are compared.
-        """
-        if self.run.files(self.stage) is None:  # of an earlier version
-            return [Fault(Path(path), "missing") for path in self.missing()]
-        return self.run.faults(self.stage, contents=contents)
-
-    def made_with(self, file: Path) -> list[Path]:
-        """What is made again if a file is damaged: by default that file alone."""
-        return [file]
-
-    def is_dispensable(self, file: Path) -> bool:
-        """Whether nothing but a display is lost with a file that takes long to make again."""
-        return False
-
-    def verified(self, path: Path, contents: bool = True) -> Path:
-        """A file or folder, once it is known to be what the finished stage wrote.
-
-        Raises:
-            RunError: If it is not; it says what makes it again.
-        """
-        faults = self.run.faults(self.stage, path, contents)
-        for fault in faults:
-            if not self.is_dispensable(fault.file):
-                raise damaged_error([fault], self.stage)
-        return path
-
-
-def _is_curve(file: Path) -> bool:
-    return file.name == LOSSES or TENSORBOARD in file.parts
-
-
-def damaged_error(faults: Sequence[Fault], stage: str) -> RunError:
-    """What a finished stage left is not what it wrote."""
-    first, more = faults[0], f"; and {len(faults) - 1} more" if faults[1:] else ""
-    return RunError(
-        "A file in the run was not written by gradsieve."
-        if first.what == "foreign"
-        else f"A file of the run is {first.what}.",
-        f"{stage}: {first.file}{more}",
-        "Run `gradsieve run` with the run's recipe and --out: it makes again what is damaged or "
-        "missing, archives what is foreign, and keeps the rest.",
-    )
 
 
 @dataclass(frozen=True)
@@ -212,7 +111,7 @@ class WarmupArtifact(StageArtifact):
 
     def is_dispensable(self, file: Path) -> bool:
         """Curves."""
-        return _is_curve(file)
+        return is_curve(file)
 
 
 @dataclass(frozen=True)
@@ -438,203 +337,3 @@ class SelectionsArtifact(StageArtifact):
         names = (name.split("/") for name in self.metadata["selections"])
         files = [self.selection(target, method) for target, method in names]
         return [path for file in files for path in (file.selected, file.messages)]
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A trained adapter, or a full model.
-
-    Attributes:
-        folder: `RUN/05-train/TARGET/METHOD/seed-S`.
-    """
-
-    folder: Path
-
-    @property
-    def partial(self) -> Path:
-        """Where it is trained, before its folder appears."""
-        return self.folder.with_name(f"{self.folder.name}.tmp")
-
-    def exists(self) -> bool:
-        """Whether its weights are there."""
-        return any(self.folder.glob("*.safetensors")) and (self.folder / TRAINING).is_file()
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the weights."""
-        return folder_fingerprint(self.folder, ("*.safetensors",))
-
-    def training(self) -> dict[str, Any]:
-        """Seconds, rows and the fingerprint of the selection that it was trained on."""
-        file = self.folder / TRAINING
-        with reading(file):
-            found: dict[str, Any] = json.loads(file.read_bytes())
-        return found
-
-    def publish(self, training: Mapping[str, Any]) -> None:
-        """Make what is in `partial` the model."""
-        write_json(self.partial / TRAINING, training)
-        publish(self.partial, self.folder)
-
-    def copy_from(self, other: TrainedModel) -> None:
-        """Take the weights of a model that was trained on the same rows with the same seed."""
-        shutil.rmtree(self.partial, ignore_errors=True)
-        shutil.copytree(other.folder, self.partial)
-        publish(self.partial, self.folder)
-
-
-@dataclass(frozen=True)
-class ModelsArtifact(StageArtifact):
-    """The models trained on selections."""
-
-    stage: str = "train"
-
-    def model(self, name: str) -> TrainedModel:
-        """A model by its name, TARGET/METHOD/seed-S."""
-        return TrainedModel(self.verified(self.folder / name))
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """Of each model, by name."""
-        return dict(self.metadata["models"])
-
-    def paths(self) -> list[Path]:
-        """The models' folders."""
-        return [self.folder / name for name in self.metadata["models"]]
-
-    def missing(self) -> list[str]:
-        """Models without weights."""
-        return [str(path) for path in self.paths() if not TrainedModel(path).exists()]
-
-    def made_with(self, file: Path) -> list[Path]:
-        """A model is made again as a whole."""
-        return [self.folder.joinpath(*file.relative_to(self.folder).parts[:3])]
-
-    def is_dispensable(self, file: Path) -> bool:
-        """Curves."""
-        return _is_curve(file)
-
-
-@dataclass(frozen=True)
-class ResultsArtifact(StageArtifact):
-    """Metrics of each model, question by question and on average."""
-
-    stage: str = "evaluate"
-
-    @property
-    def summary(self) -> Path:
-        """Averages, standard errors and subtasks of every model and metric."""
-        return self.folder / "results.json"
-
-    def result_file(self, name: str) -> Path:
-        """Of one model on one target: TARGET/METHOD/seed-S."""
-        return self.folder / f"{name}.json"
-
-    def samples_file(self, name: str) -> Path:
-        """Generated answers of one model on one target: TARGET/METHOD/seed-S."""
-        return self.folder / f"{name}.samples.jsonl"
-
-    def samples(self, name: str) -> list[dict[str, Any]]:
-        """Prompt, references, answer and metrics of each question; empty if none was answered."""
-        file = self.verified(self.samples_file(name))
-        return list(read_lines(file)) if file.is_file() else []
-
-    def is_complete(self, name: str, of: str) -> bool:
-        """Whether the result is there, of this model and these questions, with its answers."""
-        try:
-            found = self.result(name)
-        except RunError:  # half a file, of a run that is not finished
-            return False
-        lost = found.get("samples") and not self.samples_file(name).is_file()
-        return found.get("of") == of and not lost
-
-    def result(self, name: str) -> dict[str, Any]:
-        """A number per question and metric; empty if it is not there yet."""
-        file = self.verified(self.result_file(name))
-        with reading(file):
-            return json.loads(file.read_bytes()) if file.is_file() else {}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The summary: a record per model and metric."""
-        with reading(self.verified(self.summary)):
-            return list(json.loads(self.summary.read_bytes())["rows"])
-
-    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the summary."""
-        write_json(self.summary, {"rows": rows})
-
-    @staticmethod
-    def name(row: Mapping[str, Any]) -> str:
-        """Of the result that a row of the summary is an average of."""
-        return f"{row['target']}/{row['method']}/seed-{row['seed']}"
-
-    def paths(self) -> list[Path]:
-        """The summary, which all is made for; the stage's list has the others."""
-        return [self.summary]
-
-
-@dataclass(frozen=True)
-class ReportArtifact(StageArtifact):
-    """The page."""
-
-    stage: str = "report"
-
-    @property
-    def page(self) -> Path:
-        """One HTML file."""
-        return self.folder / "index.html"
-
-    def paths(self) -> list[Path]:
-        """The page."""
-        return [self.page]
-
-
-@dataclass(frozen=True)
-class Artifacts:
-    """What every stage of a run leaves.
-
-    Attributes:
-        run: The run folder.
-    """
-
-    run: RunFolder
-
-    @property
-    def pool(self) -> PoolArtifact:
-        """The candidate pool."""
-        return PoolArtifact(self.run)
-
-    @property
-    def warmup(self) -> WarmupArtifact:
-        """Checkpoints."""
-        return WarmupArtifact(self.run)
-
-    @property
-    def features(self) -> FeaturesArtifact:
-        """Datastores and target gradients."""
-        return FeaturesArtifact(self.run)
-
-    @property
-    def scores(self) -> ScoresArtifact:
-        """Tables of scores."""
-        return ScoresArtifact(self.run)
-
-    @property
-    def selections(self) -> SelectionsArtifact:
-        """Selected rows."""
-        return SelectionsArtifact(self.run)
-
-    @property
-    def models(self) -> ModelsArtifact:
-        """Trained models."""
-        return ModelsArtifact(self.run)
-
-    @property
-    def results(self) -> ResultsArtifact:
-        """Results of evaluation."""
-        return ResultsArtifact(self.run)
-
-    @property
-    def report(self) -> ReportArtifact:
-        """The report."""
-        return ReportArtifact(self.run)
