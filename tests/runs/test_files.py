@@ -92,6 +92,10 @@ def test_what_records_a_stage_is_repaired(run: RunFolder) -> None:
     (folder / "inputs.json").write_text("{")
     assert run.repair("select") is None
     assert run.started_with("select") == {"a": 1}
+    write_sealed(folder / "inputs.json", {"a": 2})  # of an earlier version
+    assert [problem["problem"] for problem in verify(run).problems] == ["not of this stage"]
+    assert run.repair("select") is None
+    assert run.started_with("select") == {"a": 1}
     (folder / "meta.json").write_text("{")
     assert "meta.json is damaged" in str(run.repair("select"))
     assert run.metadata("select") is None

@@ -28,7 +28,7 @@ from gradsieve.recipe.load import dump_recipe, load_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import damaged_error
 from gradsieve.runs.context import Context
-from gradsieve.runs.files import Fault
+from gradsieve.runs.files import Fault, Read
 from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder, State
 from gradsieve.runs.lineage import changed_settings, outdated
 from gradsieve.stages import all_stages
@@ -114,12 +114,12 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
 def _refuse_faults(stage: Stage, context: Context) -> None:
     """Refuse a stage that is taken as it is if its files are not what was written."""
     artifact = stage.artifact(context)
-    faults = artifact.faults()
-    used = [fault for fault in faults if not artifact.is_dispensable(fault.file)]
-    if used:
+    faults = artifact.faults("unnamed")
+    if used := [*filter(artifact.matters, faults)]:
         raise damaged_error(used, stage.name)
     for fault in faults:
-        context.progress.warn(f"{stage.name}: {fault}; it was only for display, and is left out")
+        if artifact.is_dispensable(fault.file):
+            context.progress.warn(f"{stage.name}: {fault}; it was for display, and is left out")
 
 
 def _other_settings(context: Context, taken: Sequence[str]) -> bool:
@@ -150,7 +150,7 @@ def states(context: Context, names: Sequence[str]) -> dict[str, State]:
         if waits_for is None:
             stage = STAGES[name]
             inputs = stage.fingerprint_inputs(context)
-            found[name] = _state(stage, context, inputs, contents=False)
+            found[name] = _state(stage, context, inputs, read="none")
         elif context.run.started_with(name) is None:
             found[name] = State("new")
         else:
@@ -158,20 +158,20 @@ def states(context: Context, names: Sequence[str]) -> dict[str, State]:
     return found
 
 
-def _state(stage: Stage, context: Context, inputs: dict[str, Any], contents: bool = True) -> State:
+def _state(stage: Stage, context: Context, inputs: dict[str, Any], read: Read = "all") -> State:
     """The state of a stage.
 
     Args:
         stage: The stage.
         context: The run.
         inputs: Its fingerprint inputs now.
-        contents: Whether a finished stage's files are read, to find those that are damaged.
+        read: Which of a finished stage's files are read, to find those that are damaged.
     """
     run, name = context.run, stage.name
     artifact, metadata, old = stage.artifact(context), run.metadata(name), run.started_with(name)
     if metadata is not None and metadata.get("fingerprint") == fingerprint(inputs):
-        faults = artifact.faults(contents)
-        broken = [f for f in faults if f.what != "foreign" and not artifact.is_dispensable(f.file)]
+        faults = artifact.faults(read)
+        broken = [f for f in faults if f.what != "foreign" and artifact.matters(f)]
         if not broken:
             return State("done", faults=faults)
         more = f", and {len(broken) - 1} more files are" if broken[1:] else ""
@@ -182,7 +182,7 @@ def _state(stage: Stage, context: Context, inputs: dict[str, Any], contents: boo
     if not changes:
         return State("resume")
     if stage.can_extend(old, inputs):
-        faults = artifact.faults(contents) if metadata is not None else []
+        faults = artifact.faults(read) if metadata is not None else []
         return State("extend", because(changes), faults)
     return State("redo", because(changes))
 
@@ -270,11 +270,13 @@ def _clear(stage: Stage, context: Context, faults: Sequence[Fault]) -> None:
     for fault in faults:
         parts = artifact.made_with(fault.file)
         if fault.what == "foreign":
+            if not artifact.matters(fault):
+                continue
             kept = context.run.archive_part(fault.file)
             warn(f"{stage.name}: {fault.file} was not written by this run: moved to {kept}")
             continue
         if artifact.is_dispensable(fault.file):
-            warn(f"{stage.name}: {fault}; it was only for display, and is left out")
+            warn(f"{stage.name}: {fault}; it was for display, and is left out")
             parts = [fault.file] if fault.what == "damaged" else []
         for part in parts:
             if part.exists() and part.is_relative_to(context.run.path):

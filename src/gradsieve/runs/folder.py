@@ -31,7 +31,7 @@ from gradsieve.io import (
     write_sealed,
     write_text,
 )
-from gradsieve.runs.files import INPUTS, META, Fault, FileList, faults, list_files
+from gradsieve.runs.files import INPUTS, META, Fault, FileList, Read, faults, list_files
 from gradsieve.runs.lock import LOCK, locked, mark, refuse_links
 
 SCHEMA = 2
@@ -154,10 +154,10 @@ class RunFolder:
         """The files of a finished stage; None if it is not finished, or has no list of them."""
         return (_read(self.stage(name) / META) or {}).get("files")
 
-    def faults(self, name: str, within: Path | None = None, contents: bool = True) -> list[Fault]:
+    def faults(self, name: str, within: Path | None = None, read: Read = "all") -> list[Fault]:
         """Where a finished stage's folder differs from its list, if it has one (`files.faults`)."""
         listed = self.files(name)
-        return [] if listed is None else faults(self.stage(name), listed, within, contents)
+        return [] if listed is None else faults(self.stage(name), listed, within, read)
 
     def started_with(self, name: str) -> dict[str, Any] | None:
         """The fingerprint inputs with which a stage last started; None if it never did.
@@ -230,7 +230,7 @@ class RunFolder:
                 self._to_archive(folder, f"{folder.name}-damaged")
                 return f"{error.where} is damaged: the stage starts again"
             started = None
-        if found is not None and started is None and "inputs" in found:
+        if found is not None and "inputs" in found and started != found["inputs"]:
             write_sealed(folder / INPUTS, found["inputs"])
         return None
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gradsieve.errors import GradsieveError, RunError
+from gradsieve.runs.files import INPUTS
 from gradsieve.runs.folder import STAGE_NAMES, RunFolder
 from gradsieve.store import open_store
 
@@ -82,6 +83,8 @@ def _stage(run: RunFolder, name: str, found: Verification) -> None:
         found.bytes += sum(int(size) for size, _ in listed.values())
         for fault in run.faults(name):
             found.add(name, str(fault.file), fault.what)
+        if metadata is not None and run.started_with(name) != metadata.get("inputs"):
+            found.add(name, str(run.stage(name) / INPUTS), "not of this stage")
         return
     found.stages[name] = "unfinished" if metadata is None else "not listed"
     run.started_with(name)

@@ -109,8 +109,7 @@ class Score(Stage):
         scores = context.artifacts.scores
         names = context.recipe.score.methods
         for name in names:
-            files = [scores.table_file(target.name, name) for target in context.targets]
-            if not all(file.is_file() for file in files):
+            if not all(scores.is_scored(target.name, name) for target in context.targets):
                 _score(context, name)
         tables = {
             f"{target.name}/{name}": scores.table_file(target.name, name)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gradsieve.errors import RunError
-from gradsieve.runs.files import Fault
+from gradsieve.runs.files import Fault, Read
 from gradsieve.runs.folder import RunFolder
 
+FOUND_BY_PATTERN = (".safetensors", ".parquet", ".bin", ".pt", ".arrow")
 LOSSES, TENSORBOARD, TRAINING = "loss.jsonl", "tensorboard", "training.json"
 
 
@@ -48,15 +49,11 @@ class StageArtifact:
         """Those of `paths` that are not there any more."""
         return [str(path) for path in self.paths() if not path.exists()]
 
-    def faults(self, contents: bool = True) -> list[Fault]:
-        """Where the finished stage's folder is not what was written.
-
-        Args:
-            contents: Read all files; otherwise their sizes alone are compared.
-        """
+    def faults(self, read: Read = "all") -> list[Fault]:
+        """Where the finished stage's folder is not what was written."""
         if self.run.files(self.stage) is None:  # of an earlier version
             return [Fault(Path(path), "missing") for path in self.missing()]
-        return self.run.faults(self.stage, contents=contents)
+        return self.run.faults(self.stage, read=read)
 
     def made_with(self, file: Path) -> list[Path]:
         """What is made again if a file is damaged: by default that file alone."""
@@ -66,16 +63,20 @@ class StageArtifact:
         """Whether nothing but a display is lost with a file that takes long to make again."""
         return False
 
-    def verified(self, path: Path, contents: bool = True) -> Path:
+    def matters(self, fault: Fault) -> bool:
+        """Whether a fault changes results. Foreign files do where files are found by patterns."""
+        if fault.what == "foreign":
+            return fault.file.suffix in FOUND_BY_PATTERN
+        return not self.is_dispensable(fault.file)
+
+    def verified(self, path: Path, read: Read = "unnamed") -> Path:
         """A file or folder, once it is known to be what the finished stage wrote.
 
         Raises:
             RunError: If it is not; it says what makes it again.
         """
-        faults = self.run.faults(self.stage, path, contents)
-        for fault in faults:
-            if not self.is_dispensable(fault.file):
-                raise damaged_error([fault], self.stage)
+        if faults := [*filter(self.matters, self.run.faults(self.stage, path, read))]:
+            raise damaged_error(faults, self.stage)
         return path
 
 

@@ -19,7 +19,7 @@ from gradsieve.io import atomic, file_fingerprint, fingerprint, read_lines, read
 from gradsieve.methods import uses_gradients
 from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.runs.artifacts.base import LOSSES, StageArtifact, is_curve
-from gradsieve.runs.files import Fault
+from gradsieve.runs.files import Fault, Read
 from gradsieve.runs.score_table import ScoreTable, read_scores, write_scores
 from gradsieve.selection.export import MESSAGES, ROWS
 from gradsieve.store import Store, StoreWriter, create_store, open_store, store_files
@@ -100,10 +100,10 @@ class WarmupArtifact(StageArtifact):
         """The checkpoints."""
         return [self.folder / name for name in self.metadata["checkpoints"]]
 
-    def faults(self, contents: bool = True) -> list[Fault]:
+    def faults(self, read: Read = "all") -> list[Fault]:
         """As of any stage; and checkpoints that the recipe named and that have moved."""
         moved = [path for path in self.paths() if path.parent != self.folder and not path.exists()]
-        return super().faults(contents) + [Fault(path, "missing") for path in moved]
+        return super().faults(read) + [Fault(path, "missing") for path in moved]
 
     def made_with(self, file: Path) -> list[Path]:
         """A training is made again as a whole."""
@@ -180,8 +180,7 @@ class FeaturesArtifact(StageArtifact):
         """Features at each checkpoint of a finished stage."""
         found = [self.checkpoint(n + 1) for n in range(len(self.metadata["checkpoints"]))]
         for checkpoint in found:
-            self.verified(checkpoint.folder, contents=False)  # a datastore verifies what it reads
-            self.verified(checkpoint.targets)
+            self.verified(checkpoint.folder)
         return found
 
     @property
@@ -249,6 +248,14 @@ class ScoresArtifact(StageArtifact):
         file = self.table_file(target, method)
         with reading(file):
             return read_scores(self.verified(file))
+
+    def is_scored(self, target: str, method: str) -> bool:
+        """Whether a table is there; one that was cut off isn't."""
+        try:
+            pq.read_metadata(self.table_file(target, method))
+        except (OSError, ValueError):
+            return False
+        return True
 
     def write_table(self, target: str, method: str, table: ScoreTable) -> None:
         """Write a target's scores by a method."""
