@@ -182,7 +182,8 @@ class Selection:
             names = ", ".join(t.name for t in self._context.recipe.targets)
             what = "A selection for all targets together has no scores of its own."
             raise UsageError(what, "scores", f"Read RUN/03-score/TARGET; targets: {names}.")
-        file = Artifacts(self.run).scores.table_file(self.target, self.method)
+        scores = Artifacts(self.run).scores
+        file = scores.verified(scores.table_file(self.target, self.method))
         table = pd.read_parquet(file)
         # Stable: the table is in order of (source, id), and equal scores stay so.
         return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)

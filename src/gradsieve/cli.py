@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -227,6 +228,19 @@ def compare(
     _echo(json.loads(text) if format_ == "json" else text)
 
 
+@app.command("verify", epilog="Example: gradsieve verify runs/first")
+def verify_run(run: Run, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Check every file of a run against its recorded hash; exit status 1 if any is wrong."""
+    from gradsieve.console import Progress
+    from gradsieve.runs.verify import verify as verified
+
+    with Progress(quiet).counting("verify", len(STAGES), "stages") as report:
+        found = verified(RunFolder(run), report)
+    _echo(asdict(found) if as_json else found.text())
+    if found.problems:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: gradsieve demo --out runs/demo")
 def demo(out: Out = Path("runs/demo"), quiet: Quiet = False, as_json: Json = False) -> None:
     """Run every stage on a small built-in example, on a CPU, in minutes."""
@@ -341,18 +355,31 @@ def _run(
 
 @contextmanager
 def _interruptible(out: Path | None = None) -> Iterator[None]:
-    """Ctrl-C ends with the status that shells expect, and a line on what a run has kept."""
+    """Ctrl-C ends with the status that shells expect, and a line on what a run has kept.
+
+    A second one, while the first is still closing files and processes, ends at once: what is on
+    disk is complete at any moment.
+    """
+    kept = f"\nstopped. Finished stages, epochs and shards are kept in {out}: "
+    kept += "run the same command again to resume."
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        raise KeyboardInterrupt
+
+    previous = signal.getsignal(signal.SIGINT)
+    ours = previous is signal.default_int_handler
+    if ours and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, stop)
     try:
         yield
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would only print a traceback
         if out is not None:
-            _echo(
-                f"\nstopped. Finished stages, epochs and shards are kept in {out}: "
-                "run the same command again to resume.",
-                err=True,
-            )
+            _echo(kept, err=True)
         raise typer.Exit(130) from None
+    finally:
+        if signal.getsignal(signal.SIGINT) is stop:
+            signal.signal(signal.SIGINT, previous)
 
 
 def _known_stage(name: str | None) -> str | None:

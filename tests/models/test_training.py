@@ -22,7 +22,13 @@ from gradsieve.errors import ModelError, UsageError
 from gradsieve.io import file_fingerprint
 from gradsieve.models.checkpoints import save_adapter
 from gradsieve.models.load import add_adapter
-from gradsieve.models.training import MARK, check_trackers, clear_work, train_model
+from gradsieve.models.training import (
+    MARK,
+    check_trackers,
+    clear_work,
+    seconds_before,
+    train_model,
+)
 from gradsieve.recipe import schema as recipe
 
 SETTINGS = recipe.WarmupConfig(
@@ -108,6 +114,47 @@ def test_killed_and_resumed_is_byte_for_byte_the_same(tmp_path: Path, kill_at: i
         train(tmp_path / "killed", kill_at)
     train(tmp_path / "killed")
     assert prints(tmp_path / "killed") == prints(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ["trainer/checkpoint-6/optimizer.pt", "trainer/checkpoint-6/gradsieve-whole",
+     "checkpoint-1/adam.safetensors"],
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["flipped", "cut off", "removed"])
+def test_a_damaged_checkpoint_is_not_resumed(tmp_path: Path, damaged: str, how: str) -> None:
+    train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", 8)
+    file = tmp_path / "killed" / damaged
+    content = file.read_bytes()
+    middle = len(content) // 2
+    file.write_bytes(content[:middle])
+    if how == "flipped":
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :])
+    elif how == "removed":
+        file.unlink()
+    train(tmp_path / "killed")
+    assert prints(tmp_path / "killed") == prints(tmp_path / "whole")
+
+
+def test_a_training_of_other_rows_is_not_resumed(tmp_path: Path) -> None:
+    def trained(folder: Path, of: str, some: list[TokenizedExample], kill_at: int = 0) -> Any:
+        def on_step(done: int, _: int) -> None:
+            if done == kill_at:
+                raise Killed
+
+        model = fresh()
+        train_model(model, some, SETTINGS, 0, folder, collate, on_step, of=of)
+        return {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    whole = trained(tmp_path / "whole", "b", rows()[::-1])
+    with pytest.raises(Killed):
+        trained(tmp_path / "killed", "a", rows(), kill_at=5)
+    assert seconds_before(tmp_path / "killed", "a") > 0
+    found = trained(tmp_path / "killed", "b", rows()[::-1])
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert seconds_before(tmp_path / "killed", "a") == 0
 
 
 def test_what_is_trained_but_not_saved_is_not_trained_again(tmp_path: Path) -> None:

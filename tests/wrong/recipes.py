@@ -52,6 +52,11 @@ RECIPES = (
     wrong(
         "a target called together", key("targets.1.name", "together"), "together is a reserved name"
     ),
+    wrong(
+        "a target called like a file",
+        key("targets.1.name", "results.json"),
+        "results.json is a reserved name",
+    ),
     wrong("an unknown task", key("targets.0.task", "mmmlu"), "mmlu, bbh, tydiqa or custom"),
     wrong("an unknown method", key("score.methods", ["lesss"]), "no method lesss", "mean less?"),
     wrong("a method that exact mode lacks", exact_dot, "score.methods: less, dot", "mode: store"),

@@ -87,7 +87,7 @@ def _context(run: RunFolder | str | Path) -> Context:
     if not run.recipe.is_file():
         todo = "Give the folder that was --out of `gradsieve run`."
         raise RunError("This is not a run folder: it has no recipe.yaml.", str(run.path), todo)
-    return Context(load_recipe(run.recipe), run)
+    return Context(load_recipe(run.checked_recipe()), run)
 
 
 def _one_of(name: str | None, known: Sequence[str], option: str) -> str:

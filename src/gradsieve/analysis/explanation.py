@@ -239,7 +239,7 @@ class Explanation:
         for turn in self.messages:
             text = text_of(turn["content"])
             more = f" ... ({len(text) - OWN_CUT} more)" if len(text) > OWN_CUT else ""
-            yield f"{turn['role']}: {clean_lines(text[:OWN_CUT])}{more}"
+            yield f"{clean(turn['role'])}: {clean_lines(text[:OWN_CUT])}{more}"
 
 
 def cut(text: str | None, most: int = CUT) -> str:

@@ -164,7 +164,7 @@ def _settings(run: RunFolder) -> dict[str, Any]:
     """The keys of a run's recipe that change its results, as they are marked in the schema."""
     if not run.recipe.is_file():
         return {"targets": {}}
-    recipe = load_recipe(run.recipe)
+    recipe = load_recipe(run.checked_recipe())
     return {
         **recipe.results(DECISIVE),
         "pool": {source.name: source.results(DECISIVE) for source in recipe.pool},

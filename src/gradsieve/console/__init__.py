@@ -44,6 +44,10 @@ class Counter(Protocol):
         """Report the units done so far."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class Progress:
     """Reports what a run does: bars and lines on a terminal, lines elsewhere, and the log file.
 
@@ -61,6 +65,7 @@ class Progress:
         self._lines = ConsoleHandler(self._console, logging.WARNING if quiet else logging.INFO)
         self._stages: TaskID | None = None
         self._active = False
+        self._on_line = _nothing
 
     @contextmanager
     def running(self, stages: Sequence[str], log_file: Path | None) -> Iterator[None]:
@@ -140,6 +145,15 @@ class Progress:
                 log.log(level, text)
 
     @contextmanager
+    def on_line(self, call: Callable[[], None]) -> Iterator[None]:
+        """Call something as often as work is reported."""
+        self._on_line = call
+        try:
+            yield
+        finally:
+            self._on_line = _nothing
+
+    @contextmanager
     def counting(self, what: str, total: int | None, unit: str) -> Iterator[Counter]:
         """Count units of work, with rate and time left.
 
@@ -163,6 +177,7 @@ class Progress:
                 self._bars.update(row, completed=done, also=also)
                 if time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
                     shown = time.monotonic()
+                    self._on_line()
                     say(f"  {what}: {status(task)}")
 
             yield report

@@ -21,13 +21,15 @@ from safetensors import SafetensorError
 
 from gradsieve.console import Progress, clock
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
-from gradsieve.io import differences, fingerprint, first_few, write_text
+from gradsieve.io import because, differences, fingerprint, first_few
 from gradsieve.models import distributed
 from gradsieve.pipeline.preflight import check, check_stages
 from gradsieve.recipe.load import dump_recipe, load_recipe
 from gradsieve.recipe.schema import Recipe
+from gradsieve.runs.artifacts import damaged_error
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import STAGE_NAMES, RunFolder, State
+from gradsieve.runs.files import Fault, Read
+from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder, State
 from gradsieve.runs.lineage import changed_settings, outdated
 from gradsieve.stages import all_stages
 from gradsieve.stages.base import Stage
@@ -87,8 +89,13 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
         for name in taken:
             if name not in STAGES[start].optional_before:
                 run.require(name)
+        for name in wanted if leads else ():
+            if damage := run.repair(name):
+                context.progress.warn(damage)
         check(context, [STAGES[name] for name in wanted])
         others = _other_settings(context, taken)
+        for name in taken if leads else ():
+            _refuse_faults(STAGES[name], context)
         for name in wanted:
             if leads or STAGES[name].distributed:
                 _run_stage(STAGES[name], context, others)
@@ -96,9 +103,23 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
             distributed.wait()
             if name == "pool":  # what could not be checked without it
                 check_stages(context, [STAGES[later] for later in wanted if later != "pool"])
+        for name in wanted if leads else ():
+            for warning in STAGES[name].after_run(context):
+                context.progress.warn(warning)
         if leads:
-            write_text(run.recipe, dump_recipe(recipe))
+            run.write_recipe(dump_recipe(recipe))
     return run
+
+
+def _refuse_faults(stage: Stage, context: Context) -> None:
+    """Refuse a stage that is taken as it is if its files are not what was written."""
+    artifact = stage.artifact(context)
+    faults = artifact.faults("unnamed")
+    if used := [*filter(artifact.matters, faults)]:
+        raise damaged_error(used, stage.name)
+    for fault in faults:
+        if artifact.is_dispensable(fault.file):
+            context.progress.warn(f"{stage.name}: {fault}; it was for display, and is left out")
 
 
 def _other_settings(context: Context, taken: Sequence[str]) -> bool:
@@ -128,7 +149,8 @@ def states(context: Context, names: Sequence[str]) -> dict[str, State]:
         waits_for = next((other for other, state in found.items() if state.kind != "done"), None)
         if waits_for is None:
             stage = STAGES[name]
-            found[name] = _state(stage, context, stage.fingerprint_inputs(context))
+            inputs = stage.fingerprint_inputs(context)
+            found[name] = _state(stage, context, inputs, read="none")
         elif context.run.started_with(name) is None:
             found[name] = State("new")
         else:
@@ -136,20 +158,33 @@ def states(context: Context, names: Sequence[str]) -> dict[str, State]:
     return found
 
 
-def _state(stage: Stage, context: Context, inputs: dict[str, Any]) -> State:
-    metadata = context.run.metadata(stage.name)
+def _state(stage: Stage, context: Context, inputs: dict[str, Any], read: Read = "all") -> State:
+    """The state of a stage.
+
+    Args:
+        stage: The stage.
+        context: The run.
+        inputs: Its fingerprint inputs now.
+        read: Which of a finished stage's files are read, to find those that are damaged.
+    """
+    run, name = context.run, stage.name
+    artifact, metadata, old = stage.artifact(context), run.metadata(name), run.started_with(name)
     if metadata is not None and metadata.get("fingerprint") == fingerprint(inputs):
-        missing = stage.missing_outputs(context)
-        if not missing:
-            return State("done")
-        return State("resume", f"{len(missing)} files are missing, e.g. {missing[0]}")
-    old = context.run.started_with(stage.name)
+        faults = artifact.faults(read)
+        broken = [f for f in faults if f.what != "foreign" and artifact.matters(f)]
+        if not broken:
+            return State("done", faults=faults)
+        more = f", and {len(broken) - 1} more files are" if broken[1:] else ""
+        return State("resume", f"{broken[0]}{more}", faults)
     if old is None:
         return State("new")
     changes = differences(old, inputs)
     if not changes:
         return State("resume")
-    return State("extend" if stage.can_extend(old, inputs) else "redo", first_few(changes))
+    if stage.can_extend(old, inputs):
+        faults = artifact.faults(read) if metadata is not None else []
+        return State("extend", because(changes), faults)
+    return State("redo", because(changes))
 
 
 def _run_stage(stage: Stage, context: Context, others: bool) -> None:
@@ -163,6 +198,10 @@ def _run_stage(stage: Stage, context: Context, others: bool) -> None:
     run, progress, leads, name = context.run, context.progress, distributed.is_first(), stage.name
     inputs = stage.fingerprint_inputs(context)
     state = _state(stage, context, inputs) if leads else State("new")
+    if state.kind in ("new", "redo") and leads and run.take_back(name, inputs):
+        progress.say(f"{name}: these settings' outputs are taken back from the archive")
+        state = _state(stage, context, inputs)
+    _clear(stage, context, state.faults)
     done = state.kind == "done"
     if distributed.agreed(done) if stage.distributed else done:
         progress.end(
@@ -170,19 +209,21 @@ def _run_stage(stage: Stage, context: Context, others: bool) -> None:
         )
         return
     snapshot = run.snapshot(name)
-    # What is extended took its earlier seconds, too.
-    before = (run.metadata(name) or {}).get("seconds", 0.0) if state.kind == "extend" else 0.0
+    # What is extended or resumed took its earlier seconds, too.
+    kept = state.kind in ("extend", "resume")
+    before = run.seconds(name) if kept else 0.0
     archived = _prepare(stage, state, context) if leads else None
     progress.begin(name)
     if leads:
-        write_text(run.recipe, dump_recipe(context.recipe))
+        run.write_recipe(dump_recipe(context.recipe))
     start = time.monotonic()
     folder = run.begin(name, inputs) if leads else run.stage(name)
     if archived:
         stage.reuse(archived, folder)
     existing = _written(folder) if leads else {}
     try:
-        metadata = stage.run(context, folder)
+        with _timed(context, name, before) if leads else nullcontext():
+            metadata = stage.run(context, folder)
     except GradsieveError:
         # A mistake leaves what was there as it was.
         undo = archived is not None and stage.undo_failed
@@ -207,6 +248,41 @@ def _run_stage(stage: Stage, context: Context, others: bool) -> None:
     progress.end(name, f"done in {clock(seconds)}")
 
 
+@contextmanager
+def _timed(context: Context, name: str, before: float) -> Iterator[None]:
+    """Keep the seconds that a stage has taken so far, for when it is stopped and resumed."""
+    start = time.monotonic()
+
+    def keep() -> None:
+        context.run.keep_seconds(name, before + time.monotonic() - start)
+
+    with context.progress.on_line(keep):
+        try:
+            yield
+        except BaseException:
+            keep()
+            raise
+
+
+def _clear(stage: Stage, context: Context, faults: Sequence[Fault]) -> None:
+    """Archive what is not as it was written, so that it is not used, and report it."""
+    artifact, warn = stage.artifact(context), context.progress.warn
+    for fault in faults:
+        parts = artifact.made_with(fault.file)
+        if fault.what == "foreign":
+            if not artifact.matters(fault):
+                continue
+            kept = context.run.archive_part(fault.file)
+            warn(f"{stage.name}: {fault.file} was not written by this run: moved to {kept}")
+            continue
+        if artifact.is_dispensable(fault.file):
+            warn(f"{stage.name}: {fault}; it was for display, and is left out")
+            parts = [fault.file] if fault.what == "damaged" else []
+        for part in parts:
+            if part.exists() and part.is_relative_to(context.run.path):
+                context.run.archive_part(part)
+
+
 def _prepare(stage: Stage, state: State, context: Context) -> Path | None:
     """Say why a stage runs again, and archive what was made with other settings.
 
@@ -217,10 +293,10 @@ def _prepare(stage: Stage, state: State, context: Context) -> Path | None:
     if state.kind == "resume":
         say(f"{name}: {state.why}" if state.why else f"{name}: resuming where it stopped")
     elif state.kind == "extend":
-        say(f"{name}: extending, because of {state.why}")
+        say(f"{name}: extending, {state.why}")
     elif state.kind == "redo":
         archived = context.run.archive(name)
-        say(f"{name}: running again, because of {state.why} (the old outputs are in {archived})")
+        say(f"{name}: running again, {state.why} (the old outputs are in {archived})")
         return archived
     return None
 
@@ -230,6 +306,7 @@ def _written(folder: Path) -> dict[Path, tuple[int, int] | None]:
     return {
         path: (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
         for path in folder.rglob("*")
+        if path.name != SECONDS
     }
 
 

@@ -24,6 +24,9 @@ TOGETHER = "together"
 RESERVED = (TOGETHER, "target_loss")
 """Names that a target can't have: they mean something else in its place."""
 
+FILE_NAMES = (".json", ".jsonl", ".parquet", ".tmp")
+"""Ends of the names of files next to targets' folders; what ends in .tmp is unfinished work."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed of training; NumPy's generator accepts no larger one."""
 
@@ -561,6 +564,7 @@ class Recipe(Section):
     @classmethod
     def _names_mean_nothing_else(cls, targets: list[TargetConfig]) -> list[TargetConfig]:
         taken = [target.name for target in targets if target.name in RESERVED]
+        taken += [target.name for target in targets if target.name.endswith(FILE_NAMES)]
         if taken:
             raise ValueError(f"{taken[0]} is a reserved name: rename the target")
         return targets

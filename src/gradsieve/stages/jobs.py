@@ -29,7 +29,7 @@ from gradsieve.models import distributed
 from gradsieve.models.checkpoints import save_adapter
 from gradsieve.models.load import add_adapter
 from gradsieve.models.source import ModelSource
-from gradsieve.models.training import clear_work, train_model
+from gradsieve.models.training import clear_work, seconds_before, train_model
 from gradsieve.recipe.schema import TrainConfig, TrainingConfig
 from gradsieve.runs.artifacts import TrainedModel
 from gradsieve.runs.context import Context
@@ -82,6 +82,7 @@ class TrainingJob(Job[TrainingTask, None]):
     def _train(self, task: TrainingTask, progress: Progress) -> None:
         out, seed, start = task.out, task.seed, time.monotonic()
         rows = task.rows(self.template)
+        earlier = seconds_before(out.partial, task.selection)
         model = self._untrained(seed)
         total, unit = self.settings.epochs, "epochs"
         if self.max_steps is not None:
@@ -96,10 +97,11 @@ class TrainingJob(Job[TrainingTask, None]):
                 collate=SFT.collate,
                 on_step=lambda done, steps: report(round(total * done / steps, 2)),
                 max_steps=self.max_steps,
+                of=task.selection,
             )
         if distributed.is_first():
             self._save(model, out.partial)
-            seconds = round(time.monotonic() - start, 3)
+            seconds = round(earlier + time.monotonic() - start, 3)
             clear_work(out.partial)
             facts = {"seconds": seconds, "rows": len(rows), "steps": steps}
             out.publish({**facts, "selection": task.selection})

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from gradsieve.console import clock
 from gradsieve.errors import GradsieveError
-from gradsieve.io import file_fingerprint, fingerprint
+from gradsieve.io import file_fingerprint, fingerprint, reading
 from gradsieve.methods import (
     Features,
     Scores,
@@ -109,8 +109,7 @@ class Score(Stage):
         scores = context.artifacts.scores
         names = context.recipe.score.methods
         for name in names:
-            files = [scores.table_file(target.name, name) for target in context.targets]
-            if not all(file.is_file() for file in files):
+            if not all(scores.is_scored(target.name, name) for target in context.targets):
                 _score(context, name)
         tables = {
             f"{target.name}/{name}": scores.table_file(target.name, name)
@@ -123,7 +122,7 @@ class Score(Stage):
         seconds = scores.seconds()
         return {
             "methods": {
-                name: {"source": find_method(name).source, "seconds": seconds[name]}
+                name: {"source": find_method(name).source, "seconds": seconds.get(name, 0.0)}
                 for name in names
             },
             "tables": {name: _spread(file) for name, file in tables.items()},
@@ -203,7 +202,8 @@ def _task(context: Context, name: str) -> ScoringTask:
 
 def _spread(file: Path) -> dict[str, float]:
     """How many examples were scored, and between which scores they lie."""
-    total = pq.read_table(file, columns=["score"])["score"].to_numpy()
+    with reading(file):
+        total = pq.read_table(file, columns=["score"])["score"].to_numpy()
     quantiles = {"lowest": 0.0, "median": 0.5, "top 5%": 0.95, "highest": 1.0}
     spread = {name: float(np.quantile(total, share)) for name, share in quantiles.items()}
     return {"rows": len(total), **spread}
