@@ -141,10 +141,43 @@ def _stage_command(name: str, summary: str) -> Callable[..., None]:
     return command
 
 
+def _features(
+    recipe: RecipeFile,
+    out: Out,
+    set_: Set = None,
+    shard_of: Annotated[
+        str | None,
+        typer.Option(
+            "--shard-of",
+            metavar="I/N",
+            help="Take every N-th shard only, from the I-th: N such commands, in any order or at "
+            "once, do the stage. Pool and warm-up come first.",
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    if shard_of is None:
+        _run(recipe, out, set_, "features", "features", quiet, as_json)
+        return
+    share = _share(shard_of)
+    with _interruptible(out):
+        from gradsieve.recipe.load import load_recipe
+
+        checked = load_recipe(recipe, set_ or ())
+        from gradsieve.console import Progress
+        from gradsieve.pipeline.run import run_share
+
+        _print_result(run_share(checked, out, share, Progress(quiet)), as_json)
+
+
 for _stage in STAGES:
+    _command = _stage_command(_stage.name, _stage.summary)
+    if _stage.name == "features":
+        _features.__doc__, _command = _stage.summary, _features
     app.command(
         _stage.name, epilog=f"Example: gradsieve {_stage.name} recipe.yaml --out runs/first"
-    )(_stage_command(_stage.name, _stage.summary))
+    )(_command)
 
 
 @app.command(epilog="Example: gradsieve plan recipes/llama2-7b.yaml --out runs/llama2 --gpu H100")
@@ -380,6 +413,15 @@ def _interruptible(out: Path | None = None) -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGINT) is stop:
             signal.signal(signal.SIGINT, previous)
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise UsageError(
+        f"{text} is not a share.", "--shard-of", "Write the number of the share, from 1: 3/8."
+    )
 
 
 def _known_stage(name: str | None) -> str | None:

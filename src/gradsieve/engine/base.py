@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -26,6 +26,11 @@ class Size(NamedTuple):
 
     units: int = 1
     tokens: int = 0
+
+    @property
+    def work(self) -> int:
+        """By which tasks are compared."""
+        return self.tokens or self.units
 
 
 class Job(ABC, Generic[Task, Result]):
@@ -51,6 +56,14 @@ class Job(ABC, Generic[Task, Result]):
     def size(self, task: Task) -> Size:
         """How much work a task is."""
         return Size()
+
+    def group(self, task: Task) -> Hashable:
+        """Tasks of the same group share what a worker keeps for them."""
+        return None
+
+    def smaller(self, task: Task) -> Task:
+        """The task with half the batch, for another attempt after memory has run out."""
+        return task
 
     def name(self, task: Task) -> str:
         """A task's name in messages."""
@@ -143,6 +156,9 @@ class Engine(ABC):
         if what:
             return self.progress.counting(what, total, unit)
         return nullcontext(_unreported)
+
+    def close(self) -> None:  # noqa: B027 - optional
+        """End what was started for this run."""
 
     @abstractmethod
     def _run(self, job: Job[Task, Result], tasks: Sequence[Task]) -> Iterator[Finished]:

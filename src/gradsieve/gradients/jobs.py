@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +95,14 @@ class FeaturesJob(Job["FeatureTask", Any]):
         """Rows of the pool, and all tokens."""
         return task.size(self)
 
+    def group(self, task: FeatureTask) -> int:
+        """Tasks of a checkpoint share its model."""
+        return task.checkpoint
+
+    def smaller(self, task: FeatureTask) -> FeatureTask:
+        """The task with half the tokens in a batch."""
+        return replace(task, halvings=task.halvings + 1)
+
     def name(self, task: FeatureTask) -> str:
         """Which files it writes."""
         return f"{task}, checkpoint {task.checkpoint}"
@@ -118,13 +126,19 @@ class AtCheckpoint:
         self.model = load_adapter(job.model.load(), checkpoint, like_base=True)
         check_pass(self.model)
         self.moments = Moments(*load_moments(checkpoint, self.model))
-        self.budget = TokenBudget(job.settings.tokens_per_batch)
+        self._budget = TokenBudget(job.settings.tokens_per_batch)
         self._extractors: dict[Any, FeatureExtractor] = {}
 
     @cached_property
     def pool(self) -> Any:
         """The pool, memory-mapped."""
         return open_pool(self.job.pool)
+
+    def budget(self, task: FeatureTask) -> TokenBudget:
+        """Tokens of a batch."""
+        if task.halvings:
+            return TokenBudget(max(1, self._budget.tokens >> task.halvings))
+        return self._budget
 
     def extractor(
         self, of_adam: bool, directions: Sequence[Path] = (), projected: bool = True
@@ -181,9 +195,11 @@ class FeatureTask(ABC):
 
     Attributes:
         checkpoint: Its number, from 1.
+        halvings: How often its batches were halved, after memory had run out.
     """
 
     checkpoint: int
+    halvings: int = field(default=0, kw_only=True)
 
     @abstractmethod
     def run(self, at: AtCheckpoint) -> Any:
@@ -255,7 +271,7 @@ class ShardTask(FeatureTask):
         """Write the shard."""
         encoded = at.pool.tokenized(self.numbers)
         extractor = at.extractor(self.of_adam, self.directions)
-        features, norms, _ = extract(extractor, encoded, at.budget)
+        features, norms, _ = extract(extractor, encoded, at.budget(self))
         if self.directions:
             # Inner products to cosines; a row of length 0 has cosines of 0.
             features = features / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
@@ -287,7 +303,7 @@ class TargetTask(FeatureTask):
     def run(self, at: AtCheckpoint) -> None:
         """Write them."""
         ids, subtasks, encoded = at.job.targets[self.target]
-        features, norms, _ = extract(at.extractor(of_adam=False), encoded, at.budget)
+        features, norms, _ = extract(at.extractor(of_adam=False), encoded, at.budget(self))
         gradients = TargetGradients(ids, subtasks, features, self.identity)
         write_target_gradients(self.file, gradients, norms)
 
@@ -319,7 +335,7 @@ class DirectionTask(FeatureTask):
         """Write it."""
         examples = self._examples(at.job)
         at.check_memory(len(at.job.subtasks) + len(examples))
-        rows = extract(at.extractor(of_adam=False, projected=False), examples, at.budget).rows
+        rows = extract(at.extractor(of_adam=False, projected=False), examples, at.budget(self)).rows
         mean = at.job.target_mean
         direction = subtask_directions(rows, ["all"] * len(rows), mean)[1]
         with atomic(self.file) as temporary:

@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from gradsieve.runs.context import Context
 from gradsieve.runs.files import Fault, Read
 from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder, State
 from gradsieve.runs.lineage import changed_settings, outdated
-from gradsieve.stages import all_stages
+from gradsieve.stages import all_stages, features
 from gradsieve.stages.base import Stage
 
 STAGES = all_stages()
@@ -83,6 +83,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
         context.progress.running(wanted, run.log if leads else None),
         _logged(context.progress),
         _reporting_disk_errors(run),
+        closing(context),
     ):
         earlier = STAGE_NAMES[: STAGE_NAMES.index(start)]
         taken = [name for name in needed if name in earlier and name not in wanted]
@@ -120,6 +121,51 @@ def _refuse_faults(stage: Stage, context: Context) -> None:
     for fault in faults:
         if artifact.is_dispensable(fault.file):
             context.progress.warn(f"{stage.name}: {fault}; it was for display, and is left out")
+
+
+def run_share(
+    recipe: Recipe, out: str | Path, share: tuple[int, int], progress: Progress
+) -> RunFolder:
+    """Take one of several shares of the features; whoever ends last finishes the stage.
+
+    Args:
+        recipe: The recipe, the same in all processes.
+        out: The run folder, shared; pool and warm-up are finished.
+        share: Which of how many, from 1.
+        progress: Where to report progress.
+    """
+    run, stage = RunFolder(out), STAGES["features"]
+    context = Context(recipe, run, progress, share=share)
+    with (
+        run.locked(shared=True),
+        progress.running([stage.name], run.log),
+        _logged(progress),
+        _reporting_disk_errors(run),
+        closing(context),
+    ):
+        with run.turn():
+            for name in ("pool", "warmup"):
+                run.require(name)
+            _refuse_faults(STAGES["warmup"], context)
+            check(context, [STAGES["pool"], stage])
+            _run_stage(STAGES["pool"], context, False)
+            context.report_warnings()
+            inputs = stage.fingerprint_inputs(context)
+            state = _state(stage, context, inputs)
+            if state.kind == "done":
+                progress.end(stage.name, "up to date")
+                return run
+            _clear(stage, context, state.faults)
+            _prepare(stage, state, context)
+            run.begin(stage.name, inputs)
+        features.take_share(context)
+        with run.turn():
+            context.share = None
+            if features.is_missing(context):
+                progress.end(stage.name, f"share {share[0]} of {share[1]} is done, others are not")
+            else:
+                _run_stage(stage, context, False)
+    return run
 
 
 def _other_settings(context: Context, taken: Sequence[str]) -> bool:

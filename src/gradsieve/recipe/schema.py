@@ -527,6 +527,44 @@ class ReportConfig(Section):
     )
 
 
+class EngineConfig(Section):
+    """Where the work of a stage runs; the results are the same."""
+
+    kind: Literal["auto", "local", "ray"] = Field(
+        "auto",
+        description="`local`: this process, on one device; `ray`: workers on every GPU of this "
+        "machine or of a cluster (`gradsieve[ray]`); `auto`: ray if it is installed and this "
+        "machine has several GPUs or RAY_ADDRESS is set.",
+        json_schema_extra=NO,
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="Worker processes; null: as many as the GPUs allow, without GPUs one per 4 "
+        "cores. With a number, workers also wait for nodes that join later.",
+        json_schema_extra=NO,
+    )
+    gpus_per_worker: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs of a worker, such as 0.5 for two workers on each; null: 1 where there "
+        "are GPUs.",
+        json_schema_extra=NO,
+    )
+    cpus_per_worker: float | None = Field(
+        None,
+        gt=0,
+        description="CPUs reserved for a worker; null: 1 next to a GPU, else an equal share.",
+        json_schema_extra=NO,
+    )
+    address: str | None = Field(
+        None,
+        description="Of a Ray cluster, or `auto` for one on this machine; null: RAY_ADDRESS, else "
+        "Ray is started for this run.",
+        json_schema_extra=NO,
+    )
+
+
 class Recipe(Section):
     """All settings of a run."""
 
@@ -546,6 +584,7 @@ class Recipe(Section):
     train: TrainConfig | None = Field(None, description="null: stop after the selection.")
     evaluate: EvaluateConfig | None = Field(None, description="null: no evaluation.")
     report: ReportConfig = Field(default_factory=ReportConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig, json_schema_extra=NO)
 
     @property
     def training(self) -> TrainingConfig:

@@ -78,6 +78,9 @@ SECONDS = ".seconds.json"
 SEAL = "# gradsieve wrote this: "
 """Starts the first line of `recipe.yaml`; a hash of the lines below follows."""
 
+TURN = ".turn"
+"""Held by the process that starts or finishes a stage which several processes share."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -344,16 +347,23 @@ class RunFolder:
             )
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for one process.
+    def locked(self, shared: bool = False) -> Iterator[None]:
+        """Hold the folder for one process, or for several that share a stage.
 
         Raises:
             RunError: If another process holds it, or as `claim`.
         """
         self.claim()
-        with locked(self.path):
-            for left in self.path.rglob(".*.tmp"):  # half a file, of a process that was killed
+        with locked(self.path, shared):
+            # Half a file, of a process that was killed; with others here it may be theirs.
+            for left in () if shared else self.path.rglob(".*.tmp"):
                 left.unlink()
+            yield
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until no other process that shares the folder has its turn."""
+        with locked(self.path, name=TURN, wait=True):
             yield
 
 

@@ -131,14 +131,8 @@ class Features(Stage):
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Take the features of every row at every checkpoint, as far as they are not there yet."""
-        pool, features, job = context.pool, context.artifacts.features, _job(context)
-        numbers = by_length(pool.lengths, pool.usable)
-        keys = pool.store_keys(numbers)
-        work = [CheckpointWork(context, job, number, numbers, keys) for number in job.checkpoints]
-        # A direction is as large as the adapter: those of one checkpoint at a time.
-        exact = job.settings.mode == "exact"
-        for some in [[one] for one in work] if exact else [work]:
-            _map(context, job, some)
+        pool, features, work = context.pool, context.artifacts.features, _work(context)
+        _hand_out(context, work)
         facts = [one.finish() for one in work]
         table = _by_key(pa.concat_tables([skipped for one in work for skipped in one.skipped]))
         features.write_skipped(table)
@@ -153,6 +147,16 @@ class Features(Stage):
                 for name in facts[0][part]
             },
         }
+
+
+def take_share(context: Context) -> None:
+    """Take the features of this process's share, while others take theirs."""
+    _hand_out(context, _work(context))
+
+
+def is_missing(context: Context) -> bool:
+    """Whether shards or targets' gradients are missing; `share` is not looked at."""
+    return any(not isinstance(task, AdamTask) for one in _work(context) for task in one.tasks())
 
 
 def stores(context: Context) -> dict[str, bool]:
@@ -180,27 +184,37 @@ def _job(context: Context) -> FeaturesJob:
     )
 
 
-def _map(context: Context, job: FeaturesJob, some: Sequence[CheckpointWork]) -> None:
-    """Hand out the work at some checkpoints, as far as it is not done."""
-    count = len(job.checkpoints)
-    of = f", checkpoint {some[0].number} of {count}" if len(some) < count else ""
-    for one in some:
-        one.clear_directions()
-    directions = [task for one in some for task in one.directions()]
-    for _ in context.engine.map(job, directions):
-        pass
-    tasks: list[FeatureTask] = [task for one in some for task in one.tasks()]
-    done = sum(one.rows_done for one in some)
-    for found in context.engine.map(job, tasks, f"features{of}", done):
-        if isinstance(found, AdamFacts):
-            some[found.checkpoint - some[0].number].adam = found
-            if found.share_below_eps is not None:
-                context.progress.say(
-                    f"  features, checkpoint {found.checkpoint} of {count}: "
-                    f"v' < {found.eps} in {found.share_below_eps:.1%} of coordinates"
-                )
-    for one in some:
-        one.clear_directions()
+def _work(context: Context) -> list[CheckpointWork]:
+    job = _job(context)
+    numbers = by_length(context.pool.lengths, context.pool.usable)
+    keys = context.pool.store_keys(numbers)
+    return [CheckpointWork(context, job, number, numbers, keys) for number in job.checkpoints]
+
+
+def _hand_out(context: Context, work: Sequence[CheckpointWork]) -> None:
+    """Hand out what is missing."""
+    job = work[0].job
+    # A direction is as large as the adapter: those of one checkpoint at a time.
+    rounds = [[one] for one in work] if job.settings.mode == "exact" else [work]
+    for some in rounds:
+        of = f", checkpoint {some[0].number} of {len(work)}" if len(rounds) > 1 else ""
+        for one in some:
+            one.clear_directions()
+        directions = [task for one in some for task in one.directions()]
+        for _ in context.engine.map(job, directions):
+            pass
+        tasks: list[FeatureTask] = [task for one in some for task in one.tasks()]
+        done = sum(one.rows_done for one in some)
+        for found in context.engine.map(job, tasks, f"features{of}", done):
+            if isinstance(found, AdamFacts):
+                work[found.checkpoint - 1].adam = found
+                if found.share_below_eps is not None:
+                    context.progress.say(
+                        f"  features, checkpoint {found.checkpoint} of {len(work)}: "
+                        f"v' < {found.eps} in {found.share_below_eps:.1%} of coordinates"
+                    )
+        for one in some:
+            one.clear_directions()
 
 
 class CheckpointWork:
@@ -245,7 +259,7 @@ class CheckpointWork:
 
     def clear_directions(self) -> None:
         """Remove the directions: they are as large as a datastore."""
-        shutil.rmtree(self.where.directions, ignore_errors=True)
+        shutil.rmtree(self.where.directions(self.context.share), ignore_errors=True)
 
     def directions(self) -> list[DirectionTask]:
         """Exact mode's directions, if there are rows to compare with them."""
@@ -257,18 +271,25 @@ class CheckpointWork:
         ]
 
     def _direction_files(self) -> tuple[Path, ...]:
-        return tuple(map(self.where.direction_file, range(len(self.job.subtasks))))
+        folder = self.where.directions(self.context.share)
+        return tuple(folder / f"{n}.safetensors" for n in range(len(self.job.subtasks)))
 
     def tasks(self) -> Iterator[FeatureTask]:
         """What is missing: Adam's facts first, then shards, then targets."""
         of_adam = any(stores(self.context).values())
-        yield AdamTask(self.number, self._numbers[: 8 if of_adam else 0])
+        if self.context.share is None:
+            yield AdamTask(self.number, self._numbers[: 8 if of_adam else 0])
         for kind in self._stores:
             yield from self._shards(kind)
-        for target in () if self._exact else self.context.targets:
-            if not self._has_target(target):
+        for place, target in enumerate(() if self._exact else self.context.targets):
+            if self._is_ours(place) and not self._has_target(target):
                 file = self.where.target_file(target.name)
                 yield TargetTask(self.number, target.name, _identity(target), file)
+
+    def _is_ours(self, place: int) -> bool:
+        """Whether this process's share has the shard or target of this number."""
+        share, count = self.context.share or (1, 1)
+        return place % count == share - 1
 
     def _shards(self, kind: str) -> Iterator[ShardTask]:
         missing, lengths = self._missing[kind], self.context.pool.lengths
@@ -277,7 +298,7 @@ class CheckpointWork:
             part = self._numbers[start : start + size]
             wanted = missing[start : start + size]
             part = part if wanted.all() else part[wanted]
-            if len(part):
+            if len(part) and self._is_ours(shard):
                 yield ShardTask(
                     self.number,
                     self.where.store_folder(kind),

@@ -136,14 +136,9 @@ class CheckpointFeatures:
         """Create a datastore, or continue one that was made with the same settings."""
         return create_store(self.store_folder(kind), settings)
 
-    @property
-    def directions(self) -> Path:
-        """Exact mode's directions, while the stage runs."""
-        return self.folder / "directions"
-
-    def direction_file(self, number: int) -> Path:
-        """Where the direction of a subtask is, by its number."""
-        return self.directions / f"{number}.safetensors"
+    def directions(self, share: tuple[int, int] | None) -> Path:
+        """Exact mode's directions, while the stage runs; of a process that takes a share."""
+        return self.folder / ("directions" if share is None else f"directions-{share[0]}")
 
     @property
     def targets(self) -> Path:
