@@ -229,6 +229,9 @@ class AdamTask(FeatureTask):
 
     numbers: NDArray[np.int64] = field(repr=False)
 
+    def __str__(self) -> str:
+        return "Adam's step and eps"
+
     def run(self, at: AtCheckpoint) -> AdamFacts:
         """Measure."""
         share = None

@@ -19,6 +19,7 @@ from gradsieve.data.content import text_of
 from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool import Pool
 from gradsieve.data.pool.mapped import ExampleKey
+from gradsieve.engine import Engine
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe.schema import AcrossSubtasks, Recipe
 
@@ -55,6 +56,8 @@ class ScoringTask:
         seed: Of what is random.
         progress: Where to report.
         features: For methods that use gradients.
+        engine: Runs passes over the pool; None: this process.
+        work: Where these keep what they have done; None: a temporary folder.
     """
 
     pool: Pool
@@ -65,6 +68,8 @@ class ScoringTask:
     seed: int
     progress: Progress
     features: Features | None = None
+    engine: Engine | None = None
+    work: Path | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -32,6 +32,7 @@ from gradsieve.methods.base import (
     mean_by_subtask,
     over_subtasks,
 )
+from gradsieve.methods.forward import forward
 from gradsieve.models.device import device
 from gradsieve.selection.ranking import round_robin
 
@@ -87,21 +88,12 @@ class HiddenStates:
 
     def __call__(self, task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
         """Of the pool, and of each target."""
-        model = task.model.load().eval()
+        targets = {name: [row.encoded for row in rows] for name, rows in task.targets.items()}
+        return forward(task, "representations", self.encode, TOKENS_PER_BATCH, targets)
 
-        def encode(encoded: Sequence[TokenizedExample]) -> Vectors:
-            with task.progress.counting("representations", len(encoded), "rows") as report:
-                return self._encode(model, encoded, report)
-
-        return encode(task.tokens()), {
-            name: encode([row.encoded for row in rows]) for name, rows in task.targets.items()
-        }
-
-    def _encode(
-        self, model: Any, encoded: Sequence[TokenizedExample], report: Callable[[float], None]
-    ) -> Vectors:
+    def encode(self, model: Any, encoded: Sequence[TokenizedExample]) -> Vectors:
+        """Vectors of examples."""
         made: Vectors = np.empty((len(encoded), 0), dtype=np.float32)
-        done = 0
         with torch.inference_mode():
             for batch, tensors in batches_of(encoded, TOKENS_PER_BATCH):
                 on = {key: value.to(device()) for key, value in tensors.items() if key != "labels"}
@@ -111,8 +103,6 @@ class HiddenStates:
                 if not made.size:
                     made = np.empty((len(made), unit.shape[1]), dtype=np.float32)
                 made[batch] = unit
-                done += len(batch)
-                report(done)
         return made
 
 

@@ -57,18 +57,18 @@ class Context:
         run: Where to write.
         progress: Where to report.
         in_memory: Inputs that are not read from files.
-        share: Which of how many equal parts of the features this process takes, from 1; None: all.
         cache: What is expensive to find out again, such as checks that several stages share.
         warnings: What reading the inputs found, in order; `report_warnings` reports each once.
+        share: Which of how many equal parts of the features this process takes, from 1; None: all.
     """
 
     recipe: Recipe
     run: RunFolder
     progress: Progress = field(default_factory=Progress)
     in_memory: InMemoryInputs = field(default_factory=InMemoryInputs)
-    share: tuple[int, int] | None = None
     warnings: list[str] = field(default_factory=list)
     cache: dict[Any, Any] = field(default_factory=dict)
+    share: tuple[int, int] | None = None
     _target_rows: dict[str, list[Row]] = field(default_factory=dict)
     _reported: int = 0
 

@@ -115,11 +115,8 @@ class Evaluate(Stage):
         }
         missing = [task for name, task in wanted.items() if not results.is_complete(name, task.of)]
         done = len(wanted) - len(missing)
-        with context.progress.counting("evaluation", len(wanted), "models") as report:
-            report(done)
-            for _ in context.engine.map(_job(context, missing), missing):
-                done += 1
-                report(done)
+        for _ in context.engine.map(_job(context, missing), missing, "evaluation", done):
+            pass
         rows = [row for name in wanted for row in _summary(name, results.result(name))]
         results.write_rows(rows)
         return {"results": len(rows), "output": fingerprint(rows)}
@@ -246,10 +243,16 @@ class EvaluationJob(Job[EvaluationTask, None]):
         batch_size: Questions answered at a time.
     """
 
+    unit = "models"
+
     source: ModelSource
     template: ChatTemplate
     questions: Mapping[str, Questions]
     batch_size: int
+
+    def name(self, task: EvaluationTask) -> str:
+        """The result's."""
+        return f"evaluation of {task.name}"
 
     def setup(self, progress: Progress) -> Callable[[EvaluationTask], None]:
         """Nothing is shared: each task loads a model of its own."""

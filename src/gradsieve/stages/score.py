@@ -197,6 +197,8 @@ def _task(context: Context, name: str) -> ScoringTask:
         seed=split_seed(name)[1],
         progress=context.progress,
         features=features,
+        engine=context.engine,
+        work=context.artifacts.scores.work,
     )
 
 

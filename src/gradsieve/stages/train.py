@@ -88,7 +88,8 @@ class Train(Stage):
             for task in tasks.values():
                 _make_room(context, task)
             missing = [task for task in first.values() if not task.out.exists()]
-        for _ in context.engine.map(training_job(context), distributed.agreed(missing)):
+        missing, done = distributed.agreed(missing), len(first) - len(missing)
+        for _ in context.engine.map(training_job(context), missing, "training", done):
             pass
         for task in tasks.values() if distributed.is_first() else ():
             if not task.out.exists():  # the same rows, for another target

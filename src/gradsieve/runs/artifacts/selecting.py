@@ -234,6 +234,11 @@ class ScoresArtifact(StageArtifact):
             found = pa.concat_tables([found, features.cast(found.schema)])
         return found.sort_by([("source", "ascending"), ("id", "ascending")])
 
+    @property
+    def work(self) -> Path:
+        """What methods keep while they run."""
+        return self.folder / "work"
+
     def table_file(self, target: str, method: str) -> Path:
         """Where a target's scores by a method are."""
         return self.folder / target / f"{method}.parquet"
