@@ -1,8 +1,9 @@
 """The command line: `run`, a command for each stage, `plan`, `explain`, `compare`, `store`, `demo`.
 
 Standard output carries the result, standard error the progress. Exit status 0: done; 1: failed;
-2: wrong usage or recipe; 130: stopped by Ctrl-C. Nothing heavy is imported before a command needs
-it. All text is printed by `_echo`, which replaces what a terminal would obey.
+2: wrong usage or recipe; 128 and its number: stopped by a signal (130: Ctrl-C). Nothing heavy is
+imported before a command needs it. All text is printed by `_echo`, which replaces what a terminal
+would obey.
 """
 
 from __future__ import annotations
@@ -386,9 +387,17 @@ def _run(
         _print_result(done, as_json)
 
 
+STOPPING = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGUSR1: signal.SIG_DFL,
+}
+"""Signals that end a run, and their usual handlers: Ctrl-C, and the warnings of clusters."""
+
+
 @contextmanager
 def _interruptible(out: Path | None = None) -> Iterator[None]:
-    """Ctrl-C ends with the status that shells expect, and a line on what a run has kept.
+    """A signal ends with the status that shells expect, and a line on what a run has kept.
 
     A second one, while the first is still closing files and processes, ends at once: what is on
     disk is complete at any moment.
@@ -396,23 +405,27 @@ def _interruptible(out: Path | None = None) -> Iterator[None]:
     kept = f"\nstopped. Finished stages, epochs and shards are kept in {out}: "
     kept += "run the same command again to resume."
 
-    def stop(*_: Any) -> None:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-        raise KeyboardInterrupt
+    def stop(number: int, _: Any) -> None:
+        for one in STOPPING:
+            signal.signal(one, lambda number, _: os._exit(128 + number))
+        raise KeyboardInterrupt(*[signal.Signals(number).name] * (number != signal.SIGINT))
 
-    previous = signal.getsignal(signal.SIGINT)
-    ours = previous is signal.default_int_handler
-    if ours and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, stop)
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = {one: signal.getsignal(one) for one in STOPPING if in_main}
+    for one, handler in previous.items():
+        if handler == STOPPING[one]:
+            signal.signal(one, stop)
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if out is not None:
             _echo(kept, err=True)
-        raise typer.Exit(130) from None
+        number = signal.Signals[error.args[0]] if error.args else signal.SIGINT
+        raise typer.Exit(128 + number) from None
     finally:
-        if signal.getsignal(signal.SIGINT) is stop:
-            signal.signal(signal.SIGINT, previous)
+        for one, handler in previous.items():
+            if signal.getsignal(one) is stop:
+                signal.signal(one, handler)
 
 
 def _share(text: str) -> tuple[int, int]:
