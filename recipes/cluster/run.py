@@ -1,4 +1,4 @@
-"""A run on the cluster that this script is submitted to: `ray submit CLUSTER.yaml run.py RECIPE RUN`.
+"""A run on the cluster that this script is submitted to: `ray submit CLUSTER.yaml run.py`.
 
 With a number of workers, those without a node make the autoscaler start nodes.
 """

@@ -195,6 +195,10 @@ def plan(
         str | None,
         typer.Option("--gpu", metavar="NAME", help="Predict for this GPU, e.g. H100."),
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option("--workers", metavar="N", min=1, help="Workers of the engine, a GPU each."),
+    ] = 1,
     no_calibration: Annotated[
         bool,
         typer.Option("--no-calibration", help="Load no model; predict no seconds."),
@@ -209,7 +213,14 @@ def plan(
     from gradsieve.console import Progress
     from gradsieve.pipeline.plan import plan as make_plan
 
-    found = make_plan(checked, out, gpu=gpu, calibrate=not no_calibration, progress=Progress(quiet))
+    found = make_plan(
+        checked,
+        out,
+        gpu=gpu,
+        workers=workers,
+        calibrate=not no_calibration,
+        progress=Progress(quiet),
+    )
     _echo(asdict(found) if as_json else found.table())
 
 

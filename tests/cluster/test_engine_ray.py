@@ -59,7 +59,7 @@ def test_memory_that_runs_out_halves_the_batch(engine: RayEngine, tmp_path: Path
 
 def test_a_task_that_fails_three_times_stops_the_run(engine: RayEngine, tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
-        list(engine.map(ToyJob(tmp_path), [Toy(1), Toy(5, "bug")]))
+        list(engine.map(ToyJob(tmp_path), [Toy(1), Toy(2), Toy(5, "bug")]))
     assert "LookupError: no such thing" in caught.value.what
     assert f"toy 5: failed {ATTEMPTS} times, on " in caught.value.where
     assert "resumes" in caught.value.todo

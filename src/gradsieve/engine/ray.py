@@ -80,11 +80,11 @@ class _Waiting:
     def take(self, seat: _Seat, seats: Sequence[_Seat]) -> _Attempt | None:
         """The next task for a worker: of the group it has loaded, else where workers are fewest.
 
-        Not one that has failed on its node, if there are others.
+        Not one that has failed on its node, if there are workers where it hasn't.
         """
         node = seat.node
         assert node is not None
-        elsewhere = any(other.node and other.node.id != node.id for other in seats)
+        nodes = {other.node.id for other in seats if other.node}
         busy = Counter(other.group for other in seats if other.attempt is not None)
         for group in sorted(
             self._groups,
@@ -92,8 +92,8 @@ class _Waiting:
         ):
             attempts = self._groups[group]
             for place in range(len(attempts) - 1, -1, -1):
-                failed_here = any(node.id == other.id for other, _ in attempts[place].failures)
-                if not (elsewhere and failed_here):
+                failed_on = {other.id for other, _ in attempts[place].failures}
+                if node.id not in failed_on or nodes <= failed_on:
                     found = attempts.pop(place)
                     if not attempts:
                         del self._groups[group]

@@ -288,6 +288,7 @@ def _run_stage(stage: Stage, context: Context, others: bool) -> None:
             "inputs": inputs,
             "seconds": round(before + seconds, 3),
             "versions": _versions(),
+            "workers": context.take_work(),
             **metadata,
         },
     )

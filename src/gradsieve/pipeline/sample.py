@@ -49,11 +49,11 @@ class Times(NamedTuple):
     start: float
     unit: float
 
-    def seconds(self, estimate: Estimate) -> float:
-        """What a run with this estimate takes."""
-        start = self.start * max(1, estimate.loads)
+    def seconds(self, estimate: Estimate, workers: int) -> float:
+        """What a run with this estimate takes, with workers like this process."""
+        own = self.start * max(1, estimate.loads) + self.unit * estimate.units
         reading = estimate.read_bytes / DISK_BYTES_A_SECOND
-        return self.once + start + self.unit * estimate.units + reading
+        return self.once + own * estimate.share(workers) + reading
 
 
 class Silent(Progress):
@@ -80,8 +80,8 @@ class Samples:
     _warmup: Path | None = None
     _spent: float = 0.0
 
-    def seconds(self, name: str, estimate: Estimate) -> float:
-        """What a stage will take here.
+    def seconds(self, name: str, estimate: Estimate, workers: int = 1) -> float:
+        """What a stage will take here, or with several workers like this process.
 
         Raises:
             ModelError: If memory runs out.
@@ -91,7 +91,7 @@ class Samples:
             return 0.0
         if like not in self._times:
             self._times[like] = self._measured(self._stages[like])
-        return self._times[like].seconds(estimate)
+        return self._times[like].seconds(estimate, workers)
 
     def _measured(self, stage: Stage) -> Times:
         first, few = self._run(stage, FIRST_ROWS)

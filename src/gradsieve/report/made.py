@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,7 +84,17 @@ def provenance(context: Context) -> dict[str, Any]:
             name: method["seconds"] for name, method in stages["score"]["methods"].items()
         },
         "versions": stages["select"]["versions"],
+        "workers": {name: _workers(stage.get("workers", [])) for name, stage in stages.items()},
     }
+
+
+def _workers(work: Sequence[Mapping[str, Any]]) -> str:
+    """Devices and nodes that a stage's tasks ran on, such as `8 x NVIDIA H100 on node-1`."""
+    counts = Counter((one["device"], one["node"]) for one in work)
+    return ", ".join(
+        f"{count} x {device} on {node}" if count > 1 else f"{device} on {node}"
+        for (device, node), count in sorted(counts.items())
+    )
 
 
 def checkpoints(stages: Stages) -> list[dict[str, Any]]:

@@ -83,6 +83,10 @@ class Context:
         """Runs the tasks that a stage hands out."""
         return choose_engine(self.recipe.engine, self.progress)
 
+    def take_work(self) -> list[dict[str, Any]]:
+        """What each worker has done since the last call."""
+        return self.engine.take_work() if "engine" in vars(self) else []
+
     def close(self) -> None:
         """End the engine's workers, if it was used; it may be used again."""
         if "engine" in vars(self):

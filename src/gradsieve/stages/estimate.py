@@ -50,6 +50,7 @@ class Estimate:
         weight_bytes: The weights of its model.
         generated_bytes: What generating answers token by token reads of GPU memory.
         like: The stage whose sample it is timed by; None: its own.
+        tasks: Into how many it is cut for workers.
     """
 
     units: float = 0.0
@@ -63,6 +64,11 @@ class Estimate:
     weight_bytes: int = 0
     generated_bytes: float = 0.0
     like: str | None = None
+    tasks: int = 1
+
+    def share(self, workers: int) -> float:
+        """Of its time, what the busiest of several workers takes."""
+        return math.ceil(self.tasks / workers) / self.tasks
 
 
 # --- models -------------------------------------------------------------------------------------

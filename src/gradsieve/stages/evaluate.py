@@ -93,6 +93,7 @@ class Evaluate(Stage):
             units=models * (read + GENERATED * written),
             flops=models * flops,
             loads=models * len(context.targets),
+            tasks=models * len(context.targets),
             disk_bytes=models * ROW_BYTES * (len(rows) + sum(one.number for one in asked)),
             memory_bytes=shape.weight_bytes,
             weight_bytes=shape.weight_bytes,

@@ -14,6 +14,7 @@ that a killed run resumes with the next shard and ends with the same bytes.
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -118,12 +119,14 @@ class Features(Stage):
         flops = checkpoints(context) * float(made * own + of_targets)
         wanted = settings.tokens_per_batch
         tokens = max(int(lengths(context).max()), wanted if isinstance(wanted, int) else 8192)
+        size = rows_a_shard(len(pool.usable), width(context))
         held = shape.weight_bytes + (13 + (4 * values if exact else 0)) * shape.adapter
         left = made * store_bytes(context) + (0 if exact else 4 * values * len(rows))
         return Estimate(
             units=flops,
             flops=flops,
             loads=checkpoints(context),
+            tasks=checkpoints(context) * made * math.ceil(len(pool.usable) / size),
             disk_bytes=checkpoints(context) * left,
             memory_bytes=held + shape.activation_bytes(tokens, tokens),
             weight_bytes=shape.weight_bytes,

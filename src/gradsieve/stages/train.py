@@ -68,6 +68,7 @@ class Train(Stage):
             units=sum(one.units for one in every),
             flops=sum(one.flops for one in every),
             loads=len(every),
+            tasks=len(every),
             steps=sum(one.steps for one in every),
             disk_bytes=sum(one.folders for one in made) * shape.trained_weight_bytes,
             like="warmup" if same and not shape.full and not recipe.warmup.checkpoints else None,

@@ -222,7 +222,9 @@ function showRun() {
     element("li", {}, element("span", { class: "name" }, name), element("span", { class: "track" }, element("i", { "width%": (100 * seconds) / most })), element("span", { class: "value" }, clock(seconds)))));
   const cost = Object.entries(made.scoring_seconds).map(([name, seconds]) => `${name} ${clock(seconds)}`).join(", ");
   const versions = Object.entries(made.versions).map(([name, version]) => `${name} ${version}`).join(" \u00b7 ");
-  const cards = [card("Time", "Seconds per stage, all runs of it together.", times, element("p", { class: "small" }, `Scoring only: ${cost}.`), element("p", { class: "small" }, versions))];
+  const places = Object.entries(made.workers).filter(([, place]) => place).map(([name, place]) => `${name}: ${place}`).join(" \u00b7 ");
+  const lines = [`Scoring only: ${cost}.`, places, versions].filter(Boolean);
+  const cards = [card("Time", "Seconds per stage, all runs of it together.", times, ...lines.map((line) => element("p", { class: "small" }, line)))];
   if (report.checkpoints.length) {
     const heads = ["checkpoint", "mean learning rate", "Adam steps", "v\u2019 < 1e-8"].map((name, place) => element("th", { scope: "col", class: place ? "number" : "" }, name));
     const rows = report.checkpoints.map((one, place) => element("tr", {},
