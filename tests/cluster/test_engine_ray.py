@@ -18,13 +18,27 @@ def listening() -> world.Listening:
     return world.Listening()
 
 
-@pytest.fixture
-def engine(cluster: Any, listening: world.Listening) -> Iterator[RayEngine]:
-    made = RayEngine(
-        EngineConfig(kind="ray", address=cluster.address, cpus_per_worker=1), listening
-    )
+@pytest.fixture(scope="module")
+def shared(cluster: Any) -> Iterator[RayEngine]:
+    settings = EngineConfig(kind="ray", address=cluster.address, cpus_per_worker=1)
+    made = RayEngine(settings, world.Listening())
     yield made
     made.close()
+
+
+@pytest.fixture
+def engine(
+    shared: RayEngine, listening: world.Listening, tmp_path_factory: pytest.TempPathFactory
+) -> RayEngine:
+    """With a worker on each of three nodes."""
+    scratch = tmp_path_factory.mktemp("scratch")
+    nodes: set[str] = set()
+    while len(nodes) < 3:
+        list(shared.map(ToyJob(scratch), [Toy(number, seconds=0.2) for number in range(6)]))
+        nodes = {node for _, node in attempts(scratch)[-6:]}
+    shared.take_work()
+    shared.progress = listening
+    return shared
 
 
 def files(folder: Path) -> set[str]:
@@ -37,11 +51,13 @@ def test_every_node_takes_tasks_the_largest_first(engine: RayEngine, tmp_path: P
     assert sorted(found) == list(range(20))
     assert len({node for _, node in attempts(tmp_path)}) == 3
     assert attempts(tmp_path)[0][0] >= 17
-    assert sum(worker.tasks for worker in engine.workers) == 20
-    assert sum(worker.tokens for worker in engine.workers) == sum(range(20))
-    # The same workers take the next job.
+    workers = len(engine.workers)
     assert list(engine.map(ToyJob(tmp_path), [Toy(99)])) == [99]
-    assert len(engine.workers) == 3
+    assert len(engine.workers) == workers  # the same ones take the next job
+    work = engine.take_work()
+    assert sum(one["tasks"] for one in work) == 21
+    assert sum(one["tokens"] for one in work) == sum(range(20)) + 99
+    assert engine.take_work() == []
 
 
 def test_a_killed_worker_is_replaced(

@@ -32,7 +32,7 @@ def test_shares_make_the_bytes_of_one_process(
     monkeypatch.setattr(features, "ROWS_A_SHARD", (16, 16))
     plain = gradsieve.run(recipe, tmp_path / "plain", last="score", progress=world.Listening())
     out = tmp_path / "shared"
-    with pytest.raises(RunError, match="warmup is not finished"):
+    with pytest.raises(RunError, match="pool is not finished"):
         share(recipe, out, 1, 3)
     gradsieve.run(recipe, out, last="warmup", progress=world.Listening())
     run = RunFolder(out)
