@@ -167,7 +167,7 @@ def _features(
 
         checked = load_recipe(recipe, set_ or ())
         from gradsieve.console import Progress
-        from gradsieve.pipeline.run import run_share
+        from gradsieve.pipeline.share import run_share
 
         _print_result(run_share(checked, out, share, Progress(quiet)), as_json)
 

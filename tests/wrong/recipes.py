@@ -57,6 +57,7 @@ RECIPES = (
         key("targets.1.name", "results.json"),
         "results.json is a reserved name",
     ),
+    wrong("an unknown engine", key("engine", {"kind": "dask"}), "auto, local or ray; got 'dask'"),
     wrong("an unknown task", key("targets.0.task", "mmmlu"), "mmlu, bbh, tydiqa or custom"),
     wrong("an unknown method", key("score.methods", ["lesss"]), "no method lesss", "mean less?"),
     wrong("a method that exact mode lacks", exact_dot, "score.methods: less, dot", "mode: store"),
@@ -125,6 +126,13 @@ COMMANDS = (
         "select, score",
         "The order is pool, warmup",
         command=f"{RUN} --from select --until score",
+    ),
+    wrong(
+        "a share of the features that isn't one",
+        nothing,
+        "4/3 is not a share",
+        "--shard-of",
+        command="features recipe.yaml --out run --shard-of 4/3",
     ),
     wrong("no --out", nothing, "Missing option '--out'", command="run recipe.yaml"),
     wrong(

@@ -16,14 +16,13 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gradsieve.console import Progress, clock
 from gradsieve.engine.base import Engine, Finished, Job, Result, Task, Worker
+from gradsieve.engine.waiting import Attempt, Seat, Waiting
 from gradsieve.engine.worker import VERSION, Failure, Node, Outcome, RayWorker
 from gradsieve.errors import GradsieveError, RunError, UsageError
 from gradsieve.io import needed
@@ -44,63 +43,6 @@ CORES_A_WORKER = 4
 RESUME = "The run's log.txt has details. Run the same command again: it resumes."
 
 
-@dataclass
-class _Attempt:
-    """A task that waits or runs, and how it has failed."""
-
-    task: Any
-    group: Hashable
-    failures: list[tuple[Node, Failure]] = field(default_factory=list)
-
-
-@dataclass
-class _Seat:
-    """A worker that starts, waits or runs an attempt."""
-
-    actor: Any
-    worker: Worker
-    node: Node | None = None
-    attempt: _Attempt | None = None
-    group: Hashable = None
-    has_job: bool = False
-
-
-class _Waiting:
-    """Tasks that wait, by group: tasks of a group share what a worker has loaded."""
-
-    def __init__(self, job: Job[Any, Any], tasks: Sequence[Any]) -> None:
-        self._groups: dict[Hashable, list[_Attempt]] = {}
-        for task in sorted(tasks, key=lambda task: job.size(task).work):
-            self.add(_Attempt(task, job.group(task)))
-
-    def add(self, attempt: _Attempt) -> None:
-        """The attempt is the next one of its group."""
-        self._groups.setdefault(attempt.group, []).append(attempt)
-
-    def take(self, seat: _Seat, seats: Sequence[_Seat]) -> _Attempt | None:
-        """The next task for a worker: of the group it has loaded, else where workers are fewest.
-
-        Not one that has failed on its node, if there are workers where it hasn't.
-        """
-        node = seat.node
-        assert node is not None
-        nodes = {other.node.id for other in seats if other.node}
-        busy = Counter(other.group for other in seats if other.attempt is not None)
-        for group in sorted(
-            self._groups,
-            key=lambda one: (one != seat.group, -len(self._groups[one]) / (1 + busy[one])),
-        ):
-            attempts = self._groups[group]
-            for place in range(len(attempts) - 1, -1, -1):
-                failed_on = {other.id for other, _ in attempts[place].failures}
-                if node.id not in failed_on or nodes <= failed_on:
-                    found = attempts.pop(place)
-                    if not attempts:
-                        del self._groups[group]
-                    return found
-        return None
-
-
 class RayEngine(Engine):
     """Workers of a Ray cluster, or of a Ray that is started on this machine.
 
@@ -113,8 +55,8 @@ class RayEngine(Engine):
         super().__init__(progress)
         self._ray: Any = needed("ray", "ray")
         self._settings = settings
-        self._seats: list[_Seat] = []
-        self._calls: dict[Any, _Seat] = {}
+        self._seats: list[Seat] = []
+        self._calls: dict[Any, Seat] = {}
         self._bad_nodes: dict[str, int] = {}
         self._failed_starts = 0
         self._started = False
@@ -131,7 +73,7 @@ class RayEngine(Engine):
 
     def _run(self, job: Job[Task, Result], tasks: Sequence[Task]) -> Iterator[Finished]:
         self._connect()
-        waiting, left = _Waiting(job, tasks), len(tasks)
+        waiting, left = Waiting(job, tasks), len(tasks)
         reference = self._ray.put(job)
         for seat in self._seats:
             seat.has_job = False
@@ -222,13 +164,13 @@ class RayEngine(Engine):
         )
         worker = Worker(f"worker {len(self.workers) + 1}", "")
         self.workers.append(worker)
-        seat = _Seat(actor, worker)
+        seat = Seat(actor, worker)
         self._seats.append(seat)
         self._calls[actor.node.remote()] = seat
 
     # --- tasks ----------------------------------------------------------------------------------
 
-    def _hand_out(self, job: Any, waiting: _Waiting) -> None:
+    def _hand_out(self, job: Any, waiting: Waiting) -> None:
         for seat in self._seats:
             if seat.node is None or seat.attempt is not None:
                 continue
@@ -241,7 +183,7 @@ class RayEngine(Engine):
                 seat.has_job = True
             self._calls[seat.actor.run.remote(seat.attempt.task)] = seat
 
-    def _ended(self) -> Iterator[tuple[_Seat, Outcome | Exception]]:
+    def _ended(self) -> Iterator[tuple[Seat, Outcome | Exception]]:
         """Calls that have ended since; waits a moment for the first."""
         self._warn_if_idle()
         ready, _ = self._ray.wait(list(self._calls), timeout=SECONDS_BETWEEN_LOOKS)
@@ -262,7 +204,7 @@ class RayEngine(Engine):
             elif isinstance(found, Outcome):
                 yield seat, found
 
-    def _welcome(self, seat: _Seat, found: Node) -> None:
+    def _welcome(self, seat: Seat, found: Node) -> None:
         """A worker has started."""
         self._failed_starts = 0
         seat.node, seat.worker.node = found, found.name
@@ -274,7 +216,7 @@ class RayEngine(Engine):
                 "Install the same version on every node.",
             )
 
-    def _count_failed_start(self, seat: _Seat, error: Exception) -> None:
+    def _count_failed_start(self, seat: Seat, error: Exception) -> None:
         self._failed_starts += 1
         self.progress.warn(f"{seat.worker.name} did not start: {_first(error)}")
         if self._failed_starts >= ATTEMPTS and not any(other.node for other in self._seats):
@@ -299,9 +241,9 @@ class RayEngine(Engine):
     def _finish(
         self,
         job: Job[Any, Any],
-        seat: _Seat,
+        seat: Seat,
         outcome: Outcome | Exception,
-        waiting: _Waiting,
+        waiting: Waiting,
     ) -> Finished | None:
         """Report a call; a task that failed waits again."""
         attempt, node, worker = seat.attempt, seat.node, seat.worker
@@ -327,7 +269,7 @@ class RayEngine(Engine):
         waiting.add(attempt)
         return None
 
-    def _failed(self, job: Job[Any, Any], attempt: _Attempt, seat: _Seat, failure: Failure) -> None:
+    def _failed(self, job: Job[Any, Any], attempt: Attempt, seat: Seat, failure: Failure) -> None:
         """Count a failure.
 
         Raises:
@@ -367,19 +309,19 @@ class RayEngine(Engine):
     def _is_alive(self, node: Node) -> bool:
         return any(one["NodeID"] == node.id and one["Alive"] for one in self._ray.nodes())
 
-    def _lose(self, seat: _Seat) -> None:
+    def _lose(self, seat: Seat) -> None:
         if seat in self._seats:
             self._seats.remove(seat)
 
     def _free(self) -> None:
-        """Workers that are still busy end with their task; others free what they hold."""
+        """End workers that are busy; others free what they hold, or go on starting."""
         for seat in list(self._seats):
-            if seat.attempt is not None or seat.node is None:
+            if seat.attempt is not None:
                 self._ray.kill(seat.actor)
                 self._lose(seat)
-            else:
+            elif seat.node is not None:
                 seat.actor.begin.remote(None)
-        self._calls = {}
+        self._calls = {call: seat for call, seat in self._calls.items() if seat.node is None}
 
     def _note(self, job: Job[Any, Any], task: Any, worker: Worker, seconds: float) -> None:
         size = job.size(task)
@@ -398,7 +340,7 @@ def _first(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error) else type(error).__name__
 
 
-def _stopped(name: str, attempt: _Attempt) -> GradsieveError:
+def _stopped(name: str, attempt: Attempt) -> GradsieveError:
     """The last failure's message, with the task and the nodes where it failed."""
     error = attempt.failures[-1][1].error
     nodes = ", ".join(node.name for node, _ in attempt.failures)

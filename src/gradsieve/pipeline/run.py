@@ -31,7 +31,7 @@ from gradsieve.runs.context import Context
 from gradsieve.runs.files import Fault, Read
 from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder, State
 from gradsieve.runs.lineage import changed_settings, outdated
-from gradsieve.stages import all_stages, features
+from gradsieve.stages import all_stages
 from gradsieve.stages.base import Stage
 
 STAGES = all_stages()
@@ -81,8 +81,8 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     with (
         run.locked() if leads else nullcontext(),
         context.progress.running(wanted, run.log if leads else None),
-        _logged(context.progress),
-        _reporting_disk_errors(run),
+        logged(context.progress),
+        reporting_disk_errors(run),
         closing(context),
     ):
         earlier = STAGE_NAMES[: STAGE_NAMES.index(start)]
@@ -96,10 +96,10 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
         check(context, [STAGES[name] for name in wanted])
         others = _other_settings(context, taken)
         for name in taken if leads else ():
-            _refuse_faults(STAGES[name], context)
+            refuse_faults(STAGES[name], context)
         for name in wanted:
             if leads or STAGES[name].distributed:
-                _run_stage(STAGES[name], context, others)
+                run_stage(STAGES[name], context, others)
             context.report_warnings()
             distributed.wait()
             if name == "pool":  # what could not be checked without it
@@ -112,7 +112,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     return run
 
 
-def _refuse_faults(stage: Stage, context: Context) -> None:
+def refuse_faults(stage: Stage, context: Context) -> None:
     """Refuse a stage that is taken as it is if its files are not what was written."""
     artifact = stage.artifact(context)
     faults = artifact.faults("unnamed")
@@ -121,51 +121,6 @@ def _refuse_faults(stage: Stage, context: Context) -> None:
     for fault in faults:
         if artifact.is_dispensable(fault.file):
             context.progress.warn(f"{stage.name}: {fault}; it was for display, and is left out")
-
-
-def run_share(
-    recipe: Recipe, out: str | Path, share: tuple[int, int], progress: Progress
-) -> RunFolder:
-    """Take one of several shares of the features; whoever ends last finishes the stage.
-
-    Args:
-        recipe: The recipe, the same in all processes.
-        out: The run folder, shared; pool and warm-up are finished.
-        share: Which of how many, from 1.
-        progress: Where to report progress.
-    """
-    run, stage = RunFolder(out), STAGES["features"]
-    context = Context(recipe, run, progress, share=share)
-    with (
-        run.locked(shared=True),
-        progress.running([stage.name], run.log),
-        _logged(progress),
-        _reporting_disk_errors(run),
-        closing(context),
-    ):
-        with run.turn():
-            for name in ("pool", "warmup"):
-                run.require(name)
-            _refuse_faults(STAGES["warmup"], context)
-            check(context, [STAGES["pool"], stage])
-            _run_stage(STAGES["pool"], context, False)
-            context.report_warnings()
-            inputs = stage.fingerprint_inputs(context)
-            state = _state(stage, context, inputs)
-            if state.kind == "done":
-                progress.end(stage.name, "up to date")
-                return run
-            _clear(stage, context, state.faults)
-            _prepare(stage, state, context)
-            run.begin(stage.name, inputs)
-        features.take_share(context)
-        with run.turn():
-            context.share = None
-            if features.is_missing(context):
-                progress.end(stage.name, f"share {share[0]} of {share[1]} is done, others are not")
-            else:
-                _run_stage(stage, context, False)
-    return run
 
 
 def _other_settings(context: Context, taken: Sequence[str]) -> bool:
@@ -196,7 +151,7 @@ def states(context: Context, names: Sequence[str]) -> dict[str, State]:
         if waits_for is None:
             stage = STAGES[name]
             inputs = stage.fingerprint_inputs(context)
-            found[name] = _state(stage, context, inputs, read="none")
+            found[name] = state_of(stage, context, inputs, read="none")
         elif context.run.started_with(name) is None:
             found[name] = State("new")
         else:
@@ -204,7 +159,7 @@ def states(context: Context, names: Sequence[str]) -> dict[str, State]:
     return found
 
 
-def _state(stage: Stage, context: Context, inputs: dict[str, Any], read: Read = "all") -> State:
+def state_of(stage: Stage, context: Context, inputs: dict[str, Any], read: Read = "all") -> State:
     """The state of a stage.
 
     Args:
@@ -233,7 +188,7 @@ def _state(stage: Stage, context: Context, inputs: dict[str, Any], read: Read = 
     return State("redo", because(changes))
 
 
-def _run_stage(stage: Stage, context: Context, others: bool) -> None:
+def run_stage(stage: Stage, context: Context, others: bool) -> None:
     """Run a stage, if it has to.
 
     Args:
@@ -243,11 +198,11 @@ def _run_stage(stage: Stage, context: Context, others: bool) -> None:
     """
     run, progress, leads, name = context.run, context.progress, distributed.is_first(), stage.name
     inputs = stage.fingerprint_inputs(context)
-    state = _state(stage, context, inputs) if leads else State("new")
+    state = state_of(stage, context, inputs) if leads else State("new")
     if state.kind in ("new", "redo") and leads and run.take_back(name, inputs):
         progress.say(f"{name}: these settings' outputs are taken back from the archive")
-        state = _state(stage, context, inputs)
-    _clear(stage, context, state.faults)
+        state = state_of(stage, context, inputs)
+    clear_faults(stage, context, state.faults)
     done = state.kind == "done"
     if distributed.agreed(done) if stage.distributed else done:
         progress.end(
@@ -258,7 +213,7 @@ def _run_stage(stage: Stage, context: Context, others: bool) -> None:
     # What is extended or resumed took its earlier seconds, too.
     kept = state.kind in ("extend", "resume")
     before = run.seconds(name) if kept else 0.0
-    archived = _prepare(stage, state, context) if leads else None
+    archived = prepare(stage, state, context) if leads else None
     progress.begin(name)
     if leads:
         run.write_recipe(dump_recipe(context.recipe))
@@ -311,7 +266,7 @@ def _timed(context: Context, name: str, before: float) -> Iterator[None]:
             raise
 
 
-def _clear(stage: Stage, context: Context, faults: Sequence[Fault]) -> None:
+def clear_faults(stage: Stage, context: Context, faults: Sequence[Fault]) -> None:
     """Archive what is not as it was written, so that it is not used, and report it."""
     artifact, warn = stage.artifact(context), context.progress.warn
     for fault in faults:
@@ -330,7 +285,7 @@ def _clear(stage: Stage, context: Context, faults: Sequence[Fault]) -> None:
                 context.run.archive_part(part)
 
 
-def _prepare(stage: Stage, state: State, context: Context) -> Path | None:
+def prepare(stage: Stage, state: State, context: Context) -> Path | None:
     """Say why a stage runs again, and archive what was made with other settings.
 
     Returns:
@@ -382,7 +337,7 @@ def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
 
 
 @contextmanager
-def _logged(progress: Progress) -> Iterator[None]:
+def logged(progress: Progress) -> Iterator[None]:
     """Log the command, the versions, and how it ended."""
     versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
     progress.note(f"--- {' '.join(sys.argv)} ({versions})")
@@ -401,7 +356,8 @@ def _versions() -> dict[str, str]:
 
 
 @contextmanager
-def _reporting_disk_errors(run: RunFolder) -> Iterator[None]:
+def reporting_disk_errors(run: RunFolder) -> Iterator[None]:
+    """Turn errors of the file system, and of a disk that is full, into messages."""
     try:
         yield
     except OSError as error:

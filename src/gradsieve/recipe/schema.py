@@ -547,6 +547,7 @@ class EngineConfig(Section):
     gpus_per_worker: float | None = Field(
         None,
         ge=0,
+        le=1,
         description="GPUs of a worker, such as 0.5 for two workers on each; null: 1 where there "
         "are GPUs.",
         json_schema_extra=NO,

@@ -8,7 +8,7 @@ import pytest
 import gradsieve
 import world
 from gradsieve.errors import RunError
-from gradsieve.pipeline.run import run_share
+from gradsieve.pipeline.share import run_share
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.folder import RunFolder
 from gradsieve.stages import features
