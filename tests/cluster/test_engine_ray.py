@@ -33,9 +33,12 @@ def engine(
     """With a worker on each of three nodes."""
     scratch = tmp_path_factory.mktemp("scratch")
     nodes: set[str] = set()
-    while len(nodes) < 3:
+    for _ in range(500):
+        if len(nodes) == 3:
+            break
         list(shared.map(ToyJob(scratch), [Toy(number, seconds=0.2) for number in range(6)]))
         nodes = {node for _, node in attempts(scratch)[-6:]}
+    assert len(nodes) == 3
     shared.take_work()
     shared.progress = listening
     return shared

@@ -75,6 +75,7 @@ class RayEngine(Engine):
         self._connect()
         waiting, left = Waiting(job, tasks), len(tasks)
         reference = self._ray.put(job)
+        self._bad_nodes = {}  # by now its disk may have room
         for seat in self._seats:
             seat.has_job = False
         try:
