@@ -100,7 +100,7 @@ def _put_back(before: Before, path: str, old_path: str | None) -> None:
 def _spoil(file: Path, rng: random.Random) -> str:
     content, how = file.read_bytes(), rng.choice(("emptied", "halved", "holed"))
     middle = len(content) // 2
-    quarter = max(1, len(content) // 4)
-    holed = content[:quarter] + bytes(min(quarter, len(content) - quarter)) + content[2 * quarter :]
+    quarter = len(content) // 4
+    holed = content[:quarter] + bytes(quarter) + content[2 * quarter :]
     file.write_bytes({"emptied": b"", "halved": content[:middle], "holed": holed}[how])
     return f"{how} {file.name}"
