@@ -238,8 +238,10 @@ class RunFolder:
     def restore_inputs(self, name: str) -> None:
         """Write a finished stage's `inputs.json` again from `meta.json` if they differ."""
         inputs = (self.metadata(name) or {}).get("inputs")
+        if inputs is None:
+            return
         with suppress(_Damaged):
-            if inputs is None or self.started_with(name) == inputs:
+            if self.started_with(name) == inputs:
                 return
         write_sealed(self.stage(name) / INPUTS, inputs)
 
