@@ -87,9 +87,12 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     ):
         earlier = STAGE_NAMES[: STAGE_NAMES.index(start)]
         taken = [name for name in needed if name in earlier and name not in wanted]
-        for name in taken:
+        for name in list(taken):
             if name not in STAGES[start].optional_before:
                 run.require(name)
+            elif run.metadata(name) is None:
+                taken.remove(name)
+                context.progress.warn(f"{name} is not finished, and left out: {run.stage(name)}")
         for name in wanted if leads else ():
             if damage := run.repair(name):
                 context.progress.warn(damage)
@@ -115,6 +118,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
 def refuse_faults(stage: Stage, context: Context) -> None:
     """Refuse a stage that is taken as it is if its files are not what was written."""
     artifact = stage.artifact(context)
+    context.run.restore_inputs(stage.name)
     faults = artifact.faults("unnamed")
     if used := [*filter(artifact.matters, faults)]:
         raise damaged_error(used, stage.name)

@@ -227,15 +227,23 @@ class RunFolder:
             self.archive_part(folder / META)
             return f"{error.where} is damaged: what it lists is checked, and made if it is missing"
         try:
-            started = self.started_with(name)
+            self.started_with(name)
         except _Damaged as error:
             if found is None:  # nothing tells what was made
                 self._to_archive(folder, f"{folder.name}-damaged")
                 return f"{error.where} is damaged: the stage starts again"
-            started = None
-        if found is not None and "inputs" in found and started != found["inputs"]:
-            write_sealed(folder / INPUTS, found["inputs"])
+        self.restore_inputs(name)
         return None
+
+    def restore_inputs(self, name: str) -> None:
+        """Write a finished stage's `inputs.json` again from `meta.json` if they differ."""
+        inputs = (self.metadata(name) or {}).get("inputs")
+        if inputs is None:
+            return
+        with suppress(_Damaged):
+            if self.started_with(name) == inputs:
+                return
+        write_sealed(self.stage(name) / INPUTS, inputs)
 
     def archive(self, name: str) -> Path | None:
         """Move a stage's folder to the archive; returns where it went, None if there was none."""
@@ -355,9 +363,11 @@ class RunFolder:
         """
         self.claim()
         with locked(self.path, shared):
-            # Half a file, of a process that was killed; with others here it may be theirs.
-            for left in () if shared else self.path.rglob(".*.tmp"):
-                left.unlink()
+            # Half a file of a process that was killed: ours, or one of another library. With others
+            # here it may be theirs.
+            left_over = () if shared else (*self.path.rglob(".*.tmp"), *self.path.rglob(".tmp*"))
+            for left in left_over:
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             yield
 
     @contextmanager
