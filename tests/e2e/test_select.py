@@ -111,7 +111,7 @@ def test_near_duplicates_need_a_datastore(inputs: dict[str, Any], tmp_path: Path
 
 
 def test_each_subtask_gets_its_turn(inputs: dict[str, Any], out: Path) -> None:
-    run, _ = select(inputs, out, count=20, round_robin=True)
+    run, _ = select(inputs, out, count=20, turns="subtasks")
     chosen = lines(run, "selected")
     assert [row["subtask"] for row in chosen] == ["letters", "numbers"] * 10
     plain = lines(select(inputs, out, count=20)[0], "selected")

@@ -22,7 +22,7 @@ from gradsieve.analysis.bootstrap import difference
 from gradsieve.analysis.tables import Cell, Comparison
 from gradsieve.errors import RunError
 from gradsieve.io import differences, first_few, read_lines
-from gradsieve.methods import split_seed, uses_gradients
+from gradsieve.methods import split_seed
 from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import TOGETHER, Effect
 from gradsieve.runs.artifacts import Artifacts
@@ -210,10 +210,10 @@ def _by_question(results: list[dict[str, Any]]) -> NDArray[np.float64]:
 
 def _add_selections(comparison: Comparison, run: RunFolder) -> None:
     """Sizes, overlaps and costs of a run's selections."""
-    scored, select = run.require("score"), run.require("select")
+    scores, select = Artifacts(run).scores, run.require("select")
     steps = [meta["seconds"] for name in ("warmup", "features") if (meta := run.metadata(name))]
-    for name, facts in scored["methods"].items():
-        cost = facts["seconds"] + (sum(steps) if uses_gradients(name) else 0)
+    for name, facts in scores.metadata["methods"].items():
+        cost = facts["seconds"] + (sum(steps) if scores.reads_gradients(name) else 0)
         comparison.seconds.setdefault(split_seed(name)[0], cost)
     for name, methods in select["targets"].items():
         shares = _overlaps(run, name, methods)

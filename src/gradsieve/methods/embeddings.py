@@ -28,9 +28,9 @@ from gradsieve.methods.base import (
     Scores,
     ScoringTask,
     Uses,
+    by_rank,
     full_text,
-    mean_by_subtask,
-    over_subtasks,
+    over_examples,
 )
 from gradsieve.methods.forward import forward
 from gradsieve.models.device import device
@@ -66,13 +66,9 @@ class Representations:
         scores = {}
         for name, examples in task.targets.items():
             cosines = pool @ targets[name].T
-            subtasks, by_subtask = mean_by_subtask(examples, cosines)
-            scores[name] = over_subtasks(task, subtasks, by_subtask)
+            scores[name] = over_examples(task, examples, cosines)
             if self.in_turn:
-                place = np.empty(len(pool), dtype=np.float32)
-                place[round_robin(cosines)[0]] = np.arange(len(pool))
-                ranks = 1 - place / np.float32(len(pool))
-                scores[name] = Scores(ranks, subtasks, by_subtask)
+                scores[name] = by_rank(scores[name], round_robin(cosines)[0])
         return scores
 
 

@@ -374,6 +374,18 @@ class ScoreConfig(Section):
         "`standardized_max`: the maximum after each subtask's scores are standardized over the "
         "pool (mean 0, deviation 1), so that no subtask wins by its level; `mean`.",
     )
+    fusion: list[Name] = Field(
+        ["less", "bm25", "rds_plus"],
+        min_length=2,
+        description="The methods that method `fusion` joins by their ranks.",
+        json_schema_extra=ADDS,
+    )
+    files: dict[Name, str] = Field(
+        {},
+        description="Methods in Python files of yours, by name: `{Longest: my.py:Longest}`. "
+        "`methods: [my.py:Longest]` is short for both. The file is run: read it first.",
+        json_schema_extra=ADDS,
+    )
     embedding: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
         description="The model of method `embedding`: a folder, or a model id on the hub.",
@@ -389,6 +401,26 @@ class ScoreConfig(Section):
             raise ValueError("expected one of method, methods; got both")
         rest = {key: value for key, value in given.items() if key != "method"}
         return {**rest, "methods": [given["method"]]}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _methods_of_files_are_named(cls, given: Any) -> Any:
+        """`my.py:Longest` to the method `Longest` and its file."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("methods"), list):
+            return given
+        places = [name for name in given["methods"] if isinstance(name, str) and ".py:" in name]
+        files = {place.rpartition(":")[2]: place for place in places}
+        if not files:
+            return given
+        names = [n.rpartition(":")[2] if n in places else n for n in given["methods"]]
+        return {**given, "methods": names, "files": {**given.get("files", {}), **files}}
+
+    @field_validator("fusion")
+    @classmethod
+    def _fusion_is_of_others(cls, names: list[str]) -> list[str]:
+        if "fusion" in names:
+            raise ValueError("fusion cannot be a part of itself")
+        return _unique(names)
 
     @field_validator("methods")
     @classmethod
@@ -419,10 +451,10 @@ class SelectConfig(Section):
     )
     count: int | None = Field(None, ge=1, description="Number of rows.")
     tokens: int | None = Field(None, ge=1, description="Most tokens of the selected rows.")
-    round_robin: bool = Field(
-        False,
-        description="Subtasks take turns in choosing their best remaining row, so that each gets "
-        "an equal share.",
+    turns: Literal["none", "subtasks", "examples"] = Field(
+        "none",
+        description="`subtasks`: a target's subtasks take turns in choosing their best remaining "
+        "row, so that each gets an equal share; `examples`: its examples do.",
     )
     together: bool = Field(
         False,
@@ -447,6 +479,8 @@ class SelectConfig(Section):
     def _paper_share_by_default(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
+        if "round_robin" in given:
+            raise ValueError("`round_robin: true` is called `turns: subtasks`")
         set_here = [key for key in SIZES if given.get(key) is not None]
         if len(set_here) > 1:
             raise ValueError(f"expected one of {', '.join(SIZES)}; got {', '.join(set_here)}")

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from gradsieve.analysis.decompose import can_decompose
 from gradsieve.analysis.results import compare
 from gradsieve.io import read_lines
-from gradsieve.methods import find_method
 from gradsieve.report.contributions import Decomposition
 from gradsieve.report.made import checkpoints, current_stages, loss_curve
 from gradsieve.report.numbers import short
@@ -81,7 +80,7 @@ def _view(
     view = {
         "target": target.name,
         "method": method,
-        "about": find_method(method).source,
+        "about": artifacts.scores.metadata["methods"][method]["source"],
         **selection.summary(),
         "shown": selection.columns(shown),
         "agreement": None,

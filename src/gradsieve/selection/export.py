@@ -223,7 +223,7 @@ class Card:
             shown=shown,
             model=shown(recipe.model.name),
             targets=targets,
-            proposed=find_method(self.method).source,
+            proposed=find_method(self.method, recipe).source,
             metadata=_yaml(self._metadata()),
             settings=_yaml(self._settings()),
             rows_file=ROWS,
@@ -252,7 +252,7 @@ class Card:
     def _settings(self) -> dict[str, Any]:
         """What of the recipe decides the selection: by the marks in the schema."""
         recipe = self.recipe
-        of_gradients = ("warmup", "features") if uses_gradients(self.method) else ()
+        of_gradients = ("warmup", "features") if uses_gradients(self.method, recipe) else ()
         sections = ("model", *of_gradients, "score", "select")
         tree = {name: getattr(recipe, name).results(SHOWN) for name in sections}
         tree["model"]["name"] = shown(recipe.model.name)

@@ -186,8 +186,9 @@ def _identity(context: Context, known: dict[str, Any], name: str, folder: Path |
 def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     """The warm-up's last checkpoint, if it is of the model that is trained; and its identity."""
     meta = context.run.metadata("warmup")
-    own = any(map(uses_gradients, context.recipe.score.methods))  # or is it an older recipe's?
-    if meta is None or not own or context.student.recipe.model != context.recipe.model:
+    recipe = context.recipe
+    own = any(uses_gradients(name, recipe) for name in recipe.score.methods)  # or an older one's?
+    if meta is None or not own or context.student.recipe.model != recipe.model:
         return None, None
     return context.artifacts.warmup.checkpoints[-1], meta["fingerprints"][-1]
 

@@ -248,7 +248,12 @@ def _scored(context: Context, target: str, method: str) -> _Scored:
     rankings = []
     for name in names:  # one table at a time: each may have 57 columns
         table = context.artifacts.scores.table(name, method)
-        if recipe.select.round_robin and table.subtasks:
+        turns, examples = recipe.select.turns, None
+        if turns == "examples":
+            examples = context.artifacts.scores.examples(name, method)
+        if examples is not None:
+            rankings.append(in_turns(examples.values, examples.subtasks))
+        elif turns == "subtasks" and table.subtasks:
             rankings.append(in_turns(table.by_subtask, table.subtasks))
         else:
             order = table.order
