@@ -65,12 +65,24 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
         if result["method"] not in UNTRAINED or not any(same):
             group.append(result)
     for (target, metric, method), found in groups.items():
-        random = groups.get((target, metric, "random"), []) if method != "random" else []
+        random = _random_of(groups, target, metric, method)
         cell = _cell(found, random)
         comparison.cells.setdefault(target, {}).setdefault(metric, {})[method] = cell
     for run in folders:
         _add_selections(comparison, run)
     return comparison
+
+
+def _random_of(
+    groups: Mapping[tuple[str, str, str], list[dict[str, Any]]],
+    target: str,
+    metric: str,
+    method: str,
+) -> list[dict[str, Any]]:
+    """The results of `random`, of the same size where selections have several."""
+    base, mark, size = method.partition("@")
+    random = f"random{mark}{size}"
+    return groups.get((target, metric, random), []) if base != "random" else []
 
 
 def records_of(file: Path) -> Iterator[pa.Table]:
@@ -239,7 +251,9 @@ def _overlaps(
         if method == split_seed(method)[0] != "full"
     }
     return {
-        (one, other): overlap(chosen[one], chosen[other]) for one, other in combinations(chosen, 2)
+        (one, other): overlap(chosen[one], chosen[other])
+        for one, other in combinations(chosen, 2)
+        if one.partition("@")[2] == other.partition("@")[2]  # of the same size
     }
 
 

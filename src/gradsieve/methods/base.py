@@ -160,6 +160,7 @@ class Method(Protocol):
         source: Who proposed it, and with which settings it is run here.
         uses: What it needs.
         library: Optionally, the name of a library that may be missing and is looked for first.
+        check: Optionally, a function of the recipe that raises what is wrong with its settings.
     """
 
     source: str

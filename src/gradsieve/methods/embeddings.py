@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -34,9 +37,13 @@ from gradsieve.methods.base import (
 )
 from gradsieve.methods.forward import forward
 from gradsieve.models.device import device
+from gradsieve.recipe.schema import Recipe
 from gradsieve.selection.ranking import round_robin
 
 TOKENS_PER_BATCH = 8192
+
+SECONDS = 5
+"""To wait for the hub before an embedding model counts as not to be had."""
 
 Vectors = NDArray[np.float32]
 """Unit vectors [n, h]."""
@@ -52,6 +59,7 @@ class Representations:
         in_turn: Each target example takes its nearest example in turn; otherwise examples are
             ranked by their mean cosine to a subtask's.
         library: An optional one that it needs.
+        check: What can be wrong with its settings, found before anything is spent.
     """
 
     source: str
@@ -59,6 +67,7 @@ class Representations:
     uses: Uses
     in_turn: bool = False
     library: str | None = None
+    check: Callable[[Recipe], None] | None = None
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
         """The pool is represented once, then compared with each target."""
@@ -112,6 +121,33 @@ def _by_position(mask: Tensor) -> Tensor:
     return mask.cumsum(1) * mask
 
 
+def check_embedding(recipe: Recipe) -> None:
+    """Look for the embedding model's configuration, without loading the model.
+
+    Raises:
+        ModelError: If it is neither here nor on the hub.
+    """
+    name = recipe.score.embedding
+    try:
+        if Path(name).is_dir():
+            if not any(Path(name, file).is_file() for file in ("modules.json", "config.json")):
+                raise FileNotFoundError("the folder has neither modules.json nor config.json")
+        else:
+            hf_hub_download(name, "modules.json", etag_timeout=SECONDS)
+    except RemoteEntryNotFoundError:
+        pass  # a model of transformers alone, which is read too
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from None
+
+
+def _not_loaded(name: str, error: Exception) -> ModelError:
+    return ModelError(
+        "The embedding model cannot be loaded.",
+        f"score.embedding {name}: {str(error).splitlines()[0]}",
+        "Give a folder, or a hub name that this machine can reach or has in its cache.",
+    )
+
+
 def _embeddings(task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
     """Vectors by a sentence-transformers model, some thousand texts at a time."""
     library = needed("sentence_transformers", "baselines")
@@ -119,11 +155,7 @@ def _embeddings(task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
     try:
         model = library.SentenceTransformer(name, device=str(device()))
     except (OSError, ValueError) as error:
-        raise ModelError(
-            "The embedding model cannot be loaded.",
-            f"score.embedding {name}: {str(error).splitlines()[0]}",
-            "Give a folder, or a hub name that this machine can reach or has in its cache.",
-        ) from None
+        raise _not_loaded(name, error) from None
 
     def encode(texts: Sequence[str]) -> Vectors:
         made: Vectors = model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
@@ -152,4 +184,5 @@ EMBEDDING = Representations(
     _embeddings,
     "data",
     library="sentence_transformers",
+    check=check_embedding,
 )

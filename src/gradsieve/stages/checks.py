@@ -135,9 +135,12 @@ def methods(recipe: Recipe, libraries: bool = False) -> Problems:
             continue
         if "gradients" in method.uses:
             gradients.append(name)
-        library = getattr(method, "library", None)
-        if library is not None and libraries:
-            yield from problem_of(partial(installed, library, "baselines"))
+        library, check = (getattr(method, part, None) for part in ("library", "check"))
+        missing = list(problem_of(partial(installed, library, "baselines"))) if library else []
+        if libraries:
+            yield from missing
+        if libraries and check is not None and not missing:
+            yield from problem_of(partial(check, recipe))
     if recipe.features.mode != "exact" or not gradients:
         return
     if set(gradients) - {"less"}:

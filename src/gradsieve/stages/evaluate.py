@@ -82,7 +82,7 @@ class Evaluate(Stage):
         seeds = context.recipe.train.seeds if context.recipe.train else [0]
         same = context.student.recipe.model == context.recipe.model
         models = 1 + (same and needs_gradients(context.recipe))
-        models += len(context.recipe.score.methods) * len(seeds)
+        models += len(context.recipe.selections_for("any")) * len(seeds)
         rows, asked = target_rows(context), questions(context).values()
         read = float(sum(len(row.encoded.input_ids) for row in rows))
         read += sum(one.number * one.prompt for one in asked)
