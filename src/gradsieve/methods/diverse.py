@@ -45,10 +45,13 @@ class KnnKde:
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
         """One pass over the datastore for the cosines; one over the neighbors for densities."""
-        sums, scores = LESS.sums(task, examples=True), LESS.score(task)
+        sums = LESS.sums(task, examples=True)
         return {
-            target: by_rank(found, self._order(task, sums.values[:, sums.of(target, True)]))
-            for target, found in scores.items()
+            target: by_rank(
+                LESS.scores(task, target, sums),
+                self._order(task, sums.values[:, sums.of(target, True)]),
+            )
+            for target in task.targets
         }
 
     def _order(self, task: ScoringTask, cosines: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -77,8 +80,9 @@ def nearest(cosines: NDArray[np.float64], most: int) -> NDArray[np.int64]:
         cosines: [n, k].
         most: Rows.
     """
-    order = np.argsort(-cosines, axis=0, kind="stable")
     count = min(NEAREST, max(2, len(cosines) // 10), len(cosines))
+    columns = [np.argsort(-column, kind="stable")[:count] for column in cosines.T]
+    order = np.stack(columns, axis=1)
     while count > 2 and len(np.unique(order[:count])) > most:
         count = max(2, count * 9 // 10)
     return order[:count]

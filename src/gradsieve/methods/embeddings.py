@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub import model_info, try_to_load_from_cache
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -127,23 +126,21 @@ def check_embedding(recipe: Recipe) -> None:
     Raises:
         ModelError: If it is neither here nor on the hub.
     """
-    name = recipe.score.embedding
+    name, files = recipe.score.embedding, ("modules.json", "config.json")
     try:
         if Path(name).is_dir():
-            if not any(Path(name, file).is_file() for file in ("modules.json", "config.json")):
-                raise FileNotFoundError("the folder has neither modules.json nor config.json")
-        else:
-            hf_hub_download(name, "modules.json", etag_timeout=SECONDS)
-    except RemoteEntryNotFoundError:
-        pass  # a model of transformers alone, which is read too
-    except (OSError, ValueError) as error:
+            if not any(Path(name, file).is_file() for file in files):
+                raise FileNotFoundError(f"the folder has neither {' nor '.join(files)}")
+        elif not any(isinstance(try_to_load_from_cache(name, file), str) for file in files):
+            model_info(name, timeout=SECONDS)
+    except Exception as error:  # the hub's client raises those of its own HTTP library, too
         raise _not_loaded(name, error) from None
 
 
 def _not_loaded(name: str, error: Exception) -> ModelError:
     return ModelError(
         "The embedding model cannot be loaded.",
-        f"score.embedding {name}: {str(error).splitlines()[0]}",
+        f"score.embedding {name}: {(str(error).splitlines() or [type(error).__name__])[0]}",
         "Give a folder, or a hub name that this machine can reach or has in its cache.",
     )
 

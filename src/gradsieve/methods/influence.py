@@ -105,9 +105,10 @@ class Influence:
     def score(self, task: ScoringTask) -> dict[str, Scores]:
         """Add up the checkpoints' similarities for every target at once."""
         sums = self.sums(task, examples=task.recipe.select.turns == "examples")
-        return {target: self._scores(task, target, sums) for target in task.targets}
+        return {target: self.scores(task, target, sums) for target in task.targets}
 
-    def _scores(self, task: ScoringTask, target: str, sums: Sums) -> Scores:
+    def scores(self, task: ScoringTask, target: str, sums: Sums) -> Scores:
+        """A target's scores."""
         own, each = sums.of(target), sums.of(target, examples=True)
         by_subtask = sums.values[:, own].astype(np.float32)
         columns = sums.columns[each]
