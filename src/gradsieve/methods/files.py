@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import cast
 
 from gradsieve.errors import UsageError
+from gradsieve.io import file_fingerprint
 from gradsieve.methods.base import Method
 
 
@@ -19,15 +22,24 @@ def load_method(place: str) -> Method:
     Raises:
         UsageError: If there is no such file or object, or it is no method.
     """
+    file = Path(place.rpartition(":")[0])
+    if not file.is_file():
+        todo = "Give a Python file as FILE.py:OBJECT, relative to where gradsieve is started."
+        raise UsageError("The file of a method is not there.", f"score.methods: {place}", todo)
+    return _loaded(place, file_fingerprint(file))
+
+
+@cache
+def _loaded(place: str, contents: str) -> Method:
+    """The same; the file is run once as long as its contents stay the same."""
     file, _, name = place.rpartition(":")
     where = f"score.methods: {place}"
-    spec = importlib.util.spec_from_file_location(f"gradsieve_method_{Path(file).stem}", file)
-    if not Path(file).is_file() or spec is None or spec.loader is None:
-        todo = "Give a Python file as FILE.py:OBJECT, relative to where gradsieve is started."
-        raise UsageError("The file of a method is not there.", where, todo)
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(f"gradsieve_method_{Path(file).stem}")
+    module.__file__ = file
+    sys.modules[module.__name__] = module  # as dataclasses expect
     try:
-        spec.loader.exec_module(module)
+        # Not by the import system: its cache of bytecode goes by time and size.
+        exec(compile(Path(file).read_bytes(), file, "exec"), vars(module))
     except Exception as error:  # whatever the user's code raises
         what = f"The file of a method cannot be run: {type(error).__name__}: {error}"
         raise UsageError(what, where, "Correct the file.") from error
