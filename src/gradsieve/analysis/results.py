@@ -22,7 +22,7 @@ from gradsieve.analysis.bootstrap import difference
 from gradsieve.analysis.tables import Cell, Comparison
 from gradsieve.errors import RunError
 from gradsieve.io import differences, first_few, read_lines
-from gradsieve.methods import split_seed, uses_gradients
+from gradsieve.methods import split_seed
 from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import TOGETHER, Effect
 from gradsieve.runs.artifacts import Artifacts
@@ -65,12 +65,24 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
         if result["method"] not in UNTRAINED or not any(same):
             group.append(result)
     for (target, metric, method), found in groups.items():
-        random = groups.get((target, metric, "random"), []) if method != "random" else []
+        random = _random_of(groups, target, metric, method)
         cell = _cell(found, random)
         comparison.cells.setdefault(target, {}).setdefault(metric, {})[method] = cell
     for run in folders:
         _add_selections(comparison, run)
     return comparison
+
+
+def _random_of(
+    groups: Mapping[tuple[str, str, str], list[dict[str, Any]]],
+    target: str,
+    metric: str,
+    method: str,
+) -> list[dict[str, Any]]:
+    """The results of `random`, of the same size where selections have several."""
+    base, mark, size = method.partition("@")
+    random = f"random{mark}{size}"
+    return groups.get((target, metric, random), []) if base != "random" else []
 
 
 def records_of(file: Path) -> Iterator[pa.Table]:
@@ -210,10 +222,10 @@ def _by_question(results: list[dict[str, Any]]) -> NDArray[np.float64]:
 
 def _add_selections(comparison: Comparison, run: RunFolder) -> None:
     """Sizes, overlaps and costs of a run's selections."""
-    scored, select = run.require("score"), run.require("select")
+    scores, select = Artifacts(run).scores, run.require("select")
     steps = [meta["seconds"] for name in ("warmup", "features") if (meta := run.metadata(name))]
-    for name, facts in scored["methods"].items():
-        cost = facts["seconds"] + (sum(steps) if uses_gradients(name) else 0)
+    for name, facts in scores.metadata["methods"].items():
+        cost = facts["seconds"] + (sum(steps) if scores.reads_gradients(name) else 0)
         comparison.seconds.setdefault(split_seed(name)[0], cost)
     for name, methods in select["targets"].items():
         shares = _overlaps(run, name, methods)
@@ -239,7 +251,9 @@ def _overlaps(
         if method == split_seed(method)[0] != "full"
     }
     return {
-        (one, other): overlap(chosen[one], chosen[other]) for one, other in combinations(chosen, 2)
+        (one, other): overlap(chosen[one], chosen[other])
+        for one, other in combinations(chosen, 2)
+        if one.partition("@")[2] == other.partition("@")[2]  # of the same size
     }
 
 

@@ -93,7 +93,7 @@ class Comparison:
             for metric in compared:
                 cell = metrics[metric].get(method)
                 row.append(_interval(cell.over_random) if cell and cell.over_random else none)
-            cost = self.seconds.get(method)
+            cost = self.seconds.get(method.partition("@")[0])
             table.append([*row, none if cost is None else f"{cost:.0f}"])
         return table
 

@@ -209,7 +209,7 @@ def _make(stage: Stage, context: Context) -> None:
 
 def _small(recipe: Recipe, stage: Stage, rows: int, sources: set[str]) -> Recipe:
     """A recipe for a sample: all its rows are trained on for an epoch, in at least two steps."""
-    scored = [name for name in recipe.score.methods if not uses_gradients(name)]
+    scored = [name for name in recipe.score.methods if not uses_gradients(name, recipe)]
     methods = scored if stage.name == "score" and scored else ["random"]
     if stage.name == "features":
         methods = recipe.score.methods

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gradsieve.analysis.decompose import can_decompose
 from gradsieve.analysis.results import compare
 from gradsieve.io import read_lines
-from gradsieve.methods import find_method
+from gradsieve.recipe.schema import SelectionName
 from gradsieve.report.contributions import Decomposition
 from gradsieve.report.made import checkpoints, current_stages, loss_curve
 from gradsieve.report.numbers import short
@@ -42,14 +42,14 @@ def gather(context: Context) -> dict[str, Any]:
     stages = current_stages(context)
     leaks = list(read_lines(context.artifacts.selections.leaks))
     rows = PageRows(context.pool, {(leak["source"], leak["id"]): leak for leak in leaks})
-    names = [(target, method) for target in context.targets for method in recipe.score.methods]
+    names = [(t, name) for t in context.targets for name in recipe.selections_for(t.name)]
     views: list[dict[str, Any]] = []
     chosen: dict[str, Chosen] = {}
     with context.progress.counting("report", len(names), "selections") as report:
-        for target, method in names:
-            view, numbers = _view(context, rows, target, method, len(names))
+        for target, name in names:
+            view, numbers = _view(context, rows, target, name, len(names))
             views.append(view)
-            chosen.setdefault(target.name, {})[method] = numbers
+            chosen.setdefault(target.name, {})[name.short] = numbers
             report(len(views))
     return {
         "model": Path(recipe.model.name).name,
@@ -70,18 +70,18 @@ def gather(context: Context) -> dict[str, Any]:
 
 
 def _view(
-    context: Context, rows: PageRows, target: Target, method: str, views: int
+    context: Context, rows: PageRows, target: Target, name: SelectionName, views: int
 ) -> tuple[dict[str, Any], NDArray[np.int64]]:
     """The content of one selection, and the numbers of its rows in the pool."""
-    recipe, artifacts = context.recipe, context.artifacts
+    recipe, artifacts, method = context.recipe, context.artifacts, name.method
     table = artifacts.scores.table(target.name, method)
-    files = artifacts.selections.of(recipe, target.name, method)
+    files = artifacts.selections.of(recipe, target.name, name.short)
     selection = Selection(files, table, rows, own=not recipe.select.together)
     shown = selection.shown(recipe.report, recipe.report.rows // views)
     view = {
         "target": target.name,
-        "method": method,
-        "about": find_method(method).source,
+        "method": name.short,
+        "about": artifacts.scores.metadata["methods"][method]["source"],
         **selection.summary(),
         "shown": selection.columns(shown),
         "agreement": None,

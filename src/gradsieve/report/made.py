@@ -9,7 +9,6 @@ from typing import Any
 from gradsieve.errors import RunError
 from gradsieve.io import differences
 from gradsieve.recipe.load import dump_recipe
-from gradsieve.recipe.schema import TOGETHER
 from gradsieve.report.numbers import short
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import STAGE_NAMES
@@ -47,8 +46,7 @@ def _check_selection(context: Context, stale: Mapping[str, str]) -> None:
     """Refuse to report on a selection that another recipe has made, or that is out of date."""
     recipe, run = context.recipe, context.run
     score, select = run.require("score"), run.require("select")
-    targets = [TOGETHER] if recipe.select.together else [target.name for target in recipe.targets]
-    wanted = {f"{target}/{method}" for target in targets for method in recipe.score.methods}
+    wanted = {f"{name.target}/{name.short}" for name in recipe.selections}
     missing = [f"no selection {name}" for name in sorted(wanted - select["selections"].keys())]
     sources = {source.name for source in recipe.pool}
     made = {key: score["inputs"][key] for key in ("model", "targets", "pool")}

@@ -21,7 +21,7 @@ from gradsieve.evaluation.prompts import has_answers, metrics_of, write_prompts
 from gradsieve.methods import needs_gradients, split_seed
 from gradsieve.models.load import add_adapter, saved_meta_model
 from gradsieve.models.shape import Shape, shape_of
-from gradsieve.recipe.schema import TrainingConfig
+from gradsieve.recipe.schema import Budget, TrainingConfig
 from gradsieve.runs.context import Context
 
 ROW_BYTES = 100
@@ -144,19 +144,12 @@ def store_bytes(context: Context) -> int:
     return len(context.pool.usable) * (math.ceil(width(context) * bits / 8) + ROW_BYTES)
 
 
-def selections(context: Context) -> int:
-    """Selections of each method: one for each target, or one for all together."""
-    return 1 if context.recipe.select.together else len(context.recipe.targets)
-
-
-def selected(context: Context, method: str) -> int:
-    """Examples that a method selects."""
-    settings, usable = context.recipe.select, len(context.pool.usable)
-    if split_seed(method)[0] == "full":
-        return usable
-    if settings.tokens is not None:
-        return max(1, min(usable, round(settings.tokens / float(lengths(context).mean()))))
-    return min(usable, settings.count or max(1, round((settings.fraction or 0) * usable)))
+def selected(context: Context, budget: Budget) -> int:
+    """Examples of a selection of some size."""
+    usable = len(context.pool.usable)
+    if budget.tokens is not None:
+        return max(1, min(usable, round(budget.tokens / float(lengths(context).mean()))))
+    return min(usable, budget.rows(usable) or usable)
 
 
 class Trained(NamedTuple):
@@ -169,10 +162,12 @@ class Trained(NamedTuple):
 def trainings(context: Context) -> Iterator[Trained]:
     """Each model that is trained on a selection."""
     seeds = context.recipe.train.seeds if context.recipe.train else [0]
-    for method in context.recipe.score.methods:
-        shared = split_seed(method)[0] in SAME_FOR_ALL
-        one = Trained(selected(context, method), selections(context) if shared else 1)
-        yield from [one] * len(seeds) * (1 if shared else selections(context))
+    recipe = context.recipe
+    targets = len({name.target for name in recipe.selections})
+    for name in recipe.selections_for("any"):
+        shared = split_seed(name.method)[0] in SAME_FOR_ALL
+        one = Trained(selected(context, name.budget), targets if shared else 1)
+        yield from [one] * len(seeds) * (1 if shared else targets)
 
 
 def training(

@@ -82,7 +82,7 @@ class Evaluate(Stage):
         seeds = context.recipe.train.seeds if context.recipe.train else [0]
         same = context.student.recipe.model == context.recipe.model
         models = 1 + (same and needs_gradients(context.recipe))
-        models += len(context.recipe.score.methods) * len(seeds)
+        models += len(context.recipe.selections_for("any")) * len(seeds)
         rows, asked = target_rows(context), questions(context).values()
         read = float(sum(len(row.encoded.input_ids) for row in rows))
         read += sum(one.number * one.prompt for one in asked)
@@ -186,8 +186,9 @@ def _identity(context: Context, known: dict[str, Any], name: str, folder: Path |
 def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     """The warm-up's last checkpoint, if it is of the model that is trained; and its identity."""
     meta = context.run.metadata("warmup")
-    own = any(map(uses_gradients, context.recipe.score.methods))  # or is it an older recipe's?
-    if meta is None or not own or context.student.recipe.model != context.recipe.model:
+    recipe = context.recipe
+    own = any(uses_gradients(name, recipe) for name in recipe.score.methods)  # or an older one's?
+    if meta is None or not own or context.student.recipe.model != recipe.model:
         return None, None
     return context.artifacts.warmup.checkpoints[-1], meta["fingerprints"][-1]
 

@@ -37,7 +37,7 @@ from gradsieve.gradients.jobs import (
 )
 from gradsieve.gradients.projection import VERSION
 from gradsieve.io import fingerprint
-from gradsieve.methods import find_method, needs_gradients
+from gradsieve.methods import all_members, find_method, needs_gradients
 from gradsieve.models.checkpoints import checkpoint_fingerprint
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import StageArtifact
@@ -166,7 +166,8 @@ def stores(context: Context) -> dict[str, bool]:
     """Name of each datastore that the recipe's methods read, and whether its rows are Adam's."""
     if context.recipe.features.mode == "exact":
         return {"exact": True}
-    uses = {find_method(name).uses for name in context.recipe.score.methods}
+    recipe = context.recipe
+    uses = {find_method(name, recipe).uses for name in all_members(recipe)}
     plain = {"pool-sgd": False} if "plain gradients" in uses else {}
     return {"pool": True, **plain} if "gradients" in uses or not plain else plain
 
