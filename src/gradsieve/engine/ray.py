@@ -143,6 +143,8 @@ class RayEngine(Engine):
         else:
             cpus = settings.cpus_per_worker or min(CORES_A_WORKER, max(all_cpus, 1))
             count = int(all_cpus / cpus)
+        if self._bad_nodes:  # none can be started in place of those on nodes that are left out
+            count = min(count, int(all_gpus / gpus if gpus else all_cpus / cpus))
         return max(1, count), cpus, gpus
 
     def _look_for_nodes(self, tasks: int) -> None:
@@ -172,8 +174,10 @@ class RayEngine(Engine):
     # --- tasks ----------------------------------------------------------------------------------
 
     def _hand_out(self, job: Any, waiting: Waiting) -> None:
-        for seat in self._seats:
-            if seat.node is None or seat.attempt is not None:
+        for seat in [seat for seat in self._seats if seat.node and seat.attempt is None]:
+            assert seat.node is not None
+            if self._is_left_out(seat.node):
+                self._lose(seat)
                 continue
             seat.attempt = waiting.take(seat, self._seats)
             if seat.attempt is None:
@@ -190,15 +194,16 @@ class RayEngine(Engine):
         ready, _ = self._ray.wait(list(self._calls), timeout=SECONDS_BETWEEN_LOOKS)
         for call in ready:
             seat = self._calls.pop(call)
+            if seat not in self._seats:  # lost by another of its calls
+                continue
             try:
                 found = self._ray.get(call)
             except self._ray.exceptions.RayError as error:
-                if seat.attempt is not None and seat in self._seats:
-                    self._lose(seat)
-                    yield seat, error
-                elif seat in self._seats:
-                    self._lose(seat)
+                self._lose(seat)
+                if seat.attempt is None:
                     self._count_failed_start(seat, error)
+                else:
+                    yield seat, error
                 continue
             if isinstance(found, Node):
                 self._welcome(seat, found)
@@ -297,28 +302,28 @@ class RayEngine(Engine):
             self._count_bad(node)
 
     def _count_bad(self, node: Node) -> None:
-        """Retire a node where tasks fail one after the other, if there are others."""
+        """Leave out a node where tasks fail one after the other, if there are others."""
         self._bad_nodes[node.id] = self._bad_nodes.get(node.id, 0) + 1
-        others = any(seat.node and seat.node.id != node.id for seat in self._seats)
-        if self._bad_nodes[node.id] == ATTEMPTS and others:
+        if self._bad_nodes[node.id] == ATTEMPTS and self._is_left_out(node):
             self.progress.warn(f"node {node.name} is left out: {ATTEMPTS} tasks failed there")
-            for seat in [seat for seat in self._seats if seat.node and seat.node.id == node.id]:
-                if seat.attempt is None:
-                    self._ray.kill(seat.actor)
-                    self._lose(seat)
+
+    def _is_left_out(self, node: Node) -> bool:
+        others = any(
+            seat.node and self._bad_nodes.get(seat.node.id, 0) < ATTEMPTS for seat in self._seats
+        )
+        return others and self._bad_nodes.get(node.id, 0) >= ATTEMPTS
 
     def _is_alive(self, node: Node) -> bool:
         return any(one["NodeID"] == node.id and one["Alive"] for one in self._ray.nodes())
 
     def _lose(self, seat: Seat) -> None:
-        if seat in self._seats:
-            self._seats.remove(seat)
+        self._seats.remove(seat)
+        self._ray.kill(seat.actor)
 
     def _free(self) -> None:
-        """End workers that are busy; others free what they hold, or go on starting."""
+        """End workers that are busy; others free what they hold, or continue to start."""
         for seat in list(self._seats):
             if seat.attempt is not None:
-                self._ray.kill(seat.actor)
                 self._lose(seat)
             elif seat.node is not None:
                 seat.actor.begin.remote(None)

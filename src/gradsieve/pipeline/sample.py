@@ -24,7 +24,7 @@ from gradsieve.console import Progress
 from gradsieve.errors import ModelError
 from gradsieve.methods import uses_gradients
 from gradsieve.pipeline.gpus import DISK_BYTES_A_SECOND
-from gradsieve.recipe.schema import Recipe, SelectConfig, TrainConfig
+from gradsieve.recipe.schema import EngineConfig, Recipe, SelectConfig, TrainConfig
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.stages import all_stages
@@ -223,6 +223,7 @@ def _small(recipe: Recipe, stage: Stage, rows: int, sources: set[str]) -> Recipe
             "pool": [source for source in recipe.pool if source.name in sources],
             "warmup": recipe.warmup.model_copy(update=once),
             "score": recipe.score.model_copy(update={"methods": methods}),
+            "engine": EngineConfig(kind="local"),
             "select": SelectConfig(fraction=1.0, together=True),
             "train": train.model_copy(
                 update={
