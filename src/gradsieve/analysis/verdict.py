@@ -92,7 +92,8 @@ def headline(metrics: Metrics) -> str | None:
 
 
 def _tells_apart(cells: Mapping[str, Cell]) -> bool:
-    reference = next((name for name in REFERENCES if name in cells), None)
+    known = {name for cell in cells.values() for name in cell.over}
+    reference = next((name for name in REFERENCES if name in known), None)
     return reference is not None and any(cell.compared(reference) for cell in cells.values())
 
 
