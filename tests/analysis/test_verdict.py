@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradsieve.analysis.verdict import Cell, Interval, headline, verdict
+from gradsieve.analysis.verdict import Cell, Interval, curve, headline, verdict
 
 Over = dict[str, Interval]
 
@@ -91,7 +91,33 @@ def test_cautions() -> None:
     assert "train.seeds" in one
     assert steps.startswith("optimizer steps differ, from 12 (less) to 30 (bm25)")
     assert "train.max_steps" in steps
-    assert many.startswith("the best of 4 methods")
+    assert many.startswith("the best of 4 selections")
     settled = verdict(f1(less=cell(0.5), random=cell(0.4)), {}, {"less": 12, "random": 12})
     assert settled is not None
     assert settled.cautions == []
+
+
+def test_selections_of_several_sizes() -> None:
+    cells = {
+        "random@0.1": cell(0.30),
+        "random@0.5": cell(0.40),
+        "less@0.5": cell(0.42, random=UNCLEAR),
+        "less@0.1": cell(0.41, random=BETTER),
+        "bm25@0.1": cell(0.35),
+        "base": cell(0.1),
+        "full": cell(0.39),
+    }
+    rows = {"random@0.1": 5, "random@0.5": 25, "less@0.1": 5, "less@0.5": 25, "bm25@0.1": 5}
+    found = curve(f1(**cells), rows)
+    assert found is not None
+    assert (found.metric, found.sizes) == ("f1", ["0.1", "0.5"])
+    assert found.lines == {
+        "random": [(5, 0.30), (25, 0.40)],
+        "less": [(5, 0.41), (25, 0.42)],
+        "bm25": [(5, 0.35), None],
+    }
+    assert found.levels == {"full": 0.39, "base": 0.1}
+    assert curve(f1(less=cell(0.3), random=cell(0.2)), {"less": 5, "random": 5}) is None
+    decided = verdict(f1(**cells), {}, {})
+    assert decided is not None
+    assert decided.best == "less@0.1"  # of 0.5, `less` is not clearly better than random

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gradsieve.analysis.bootstrap import difference
 from gradsieve.analysis.tables import Comparison
 from gradsieve.analysis.validation import read_validation
-from gradsieve.analysis.verdict import REFERENCES, TARGET, UNTRAINED, Cell, verdict
+from gradsieve.analysis.verdict import REFERENCES, TARGET, UNTRAINED, Cell, curve, verdict
 from gradsieve.errors import RunError
 from gradsieve.io import differences, first_few, read_lines
 from gradsieve.methods import split_seed
@@ -76,6 +76,8 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
         selections, steps = comparison.selections.get(target, {}), comparison.steps.get(target, {})
         if found_verdict := verdict(metrics, selections, steps):
             comparison.verdicts[target] = found_verdict
+        if found_curve := curve(metrics, comparison.rows.get(target, {})):
+            comparison.curves[target] = found_curve
     return comparison
 
 

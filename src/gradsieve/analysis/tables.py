@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from gradsieve.analysis.validation import Validation
-from gradsieve.analysis.verdict import HELD_OUT, Cell, Interval, Verdict, headline
+from gradsieve.analysis.verdict import HELD_OUT, Cell, Curve, Interval, Verdict, headline
 
 ByMethod = dict[str, dict[str, int]]
 """Numbers by target and method."""
@@ -20,6 +20,7 @@ class Comparison:
     Attributes:
         cells: By target, metric and method.
         verdicts: By target, for those with held-out questions.
+        curves: By target, where selections have several sizes.
         validation: By run: whether each method's scores predict what training does.
         rows: Selected rows, by target and method.
         steps: Optimizer steps of the training on them, by target and method.
@@ -31,6 +32,7 @@ class Comparison:
 
     cells: dict[str, dict[str, dict[str, Cell]]] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=dict)
     validation: dict[str, list[Validation]] = field(default_factory=dict)
     rows: ByMethod = field(default_factory=dict)
     steps: ByMethod = field(default_factory=dict)
@@ -49,6 +51,8 @@ class Comparison:
         for target in self.cells:
             parts.append(_markdown(f"### {target}", self._table(target, "–")))
             parts.extend(self._said(target))
+            if found := self.curves.get(target):
+                parts.append(_markdown(f"{found.metric} by size:", _sizes(found, "–")))
             if self.overlap.get(target):
                 parts.append(_markdown("Rows that selections share:", self._overlaps(target)))
         if self.validation:
@@ -62,6 +66,9 @@ class Comparison:
         for target in self.cells:
             said = "".join(f"\n% {line}" for line in self._said(target))
             parts.append(_tabular(self._table(target, ""), target) + said)
+            if found := self.curves.get(target):
+                title = f"{target}: {found.metric} by size"
+                parts.append(_tabular(_sizes(found, ""), title))
             if self.overlap.get(target):
                 parts.append(_tabular(self._overlaps(target), f"{target}: rows that are shared"))
         if self.validation:
@@ -119,6 +126,16 @@ class Comparison:
             for place, name in enumerate(names)
             if place
         ]
+
+
+def _sizes(curve: Curve, none: str) -> list[list[str]]:
+    """A line per method with the metric for each size; what has no size is the same for all."""
+    lines = {
+        name: [none if point is None else f"{point[1]:.3f}" for point in points]
+        for name, points in curve.lines.items()
+    }
+    lines |= {name: [f"{level:.3f}"] * len(curve.sizes) for name, level in curve.levels.items()}
+    return [["", *curve.sizes], *([name, *cells] for name, cells in lines.items())]
 
 
 def _shared(shares: Mapping[str, Mapping[str, float]], one: str, other: str) -> str:

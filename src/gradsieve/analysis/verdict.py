@@ -67,7 +67,7 @@ class Verdict:
 
     Attributes:
         metric: By which it was decided: the first that tells models apart.
-        best: The best method that selects, by this metric.
+        best: The best selection by this metric, of those that clearly beat random if some do.
         text: What to do, and why.
         cautions: What to keep in mind, a sentence each.
     """
@@ -112,11 +112,13 @@ def verdict(
     """
     metric = headline(metrics)
     cells = metrics[metric] if metric else {}
-    methods = [name for name in cells if name not in (*UNTRAINED, "random", "full")]
+    aside = (*UNTRAINED, "random", "full")
+    methods = [name for name in cells if split_size(name)[0] not in aside]
     if metric is None or not methods:
         return None
     sign = 1 if cells[methods[0]].higher_is_better else -1
-    best = max(methods, key=lambda name: sign * cells[name].mean)
+    beats = {name: cells[name].compared("random") == 1 for name in methods}
+    best = max(methods, key=lambda name: (beats[name], sign * cells[name].mean))
     text = _decision(best, cells, metric, selections.get(best, best))
     cautions = list(_cautions(cells, len(methods), steps))
     return Verdict(metric, best, text, cautions)
@@ -145,6 +147,59 @@ def _decision(best: str, cells: Mapping[str, Cell], metric: str, folder: str) ->
     return f"no method beats random here: {todo}. {has}."
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A metric against the size of selections.
+
+    Attributes:
+        metric: The headline metric.
+        higher_is_better: Direction.
+        sizes: Of the selections, as in their names, the smallest first.
+        lines: By method: selected rows and mean metric for each size; None where it has none.
+        levels: The metric of `full` and of `base`, where they were evaluated.
+    """
+
+    metric: str
+    higher_is_better: bool
+    sizes: list[str]
+    lines: dict[str, list[tuple[int, float] | None]]
+    levels: dict[str, float]
+
+
+def split_size(method: str) -> tuple[str, str]:
+    """`less@0.05` to ("less", "0.05"), `less` to ("less", "")."""
+    base, _, size = method.partition("@")
+    return base, size
+
+
+def curve(metrics: Metrics, rows: Mapping[str, int]) -> Curve | None:
+    """The headline metric against selected rows; None if all selections have one size.
+
+    Args:
+        metrics: A target's cells.
+        rows: Selected rows of each method.
+    """
+    metric = headline(metrics)
+    cells = metrics[metric] if metric else {}
+    points: dict[str, dict[str, tuple[int, float]]] = {}
+    most: dict[str, int] = {}
+    for method, cell in cells.items():
+        base, size = split_size(method)
+        if size and method in rows:
+            points.setdefault(base, {})[size] = rows[method], cell.mean
+            most[size] = max(most.get(size, 0), rows[method])
+    if metric is None or len(most) < 2:
+        return None
+    sizes = sorted(most, key=most.__getitem__)
+    return Curve(
+        metric,
+        next(iter(cells.values())).higher_is_better,
+        sizes,
+        {base: [found.get(size) for size in sizes] for base, found in points.items()},
+        {name: cells[name].mean for name in ("full", "base") if name in cells},
+    )
+
+
 def _gap(cell: Cell, reference: str) -> str:
     mean, low, high = cell.over[reference]
     doubt = "" if cell.compared(reference) else ", not clear"
@@ -169,6 +224,6 @@ def _cautions(cells: Mapping[str, Cell], methods: int, steps: Mapping[str, int])
         )
     if methods >= MANY:
         yield (
-            f"the best of {methods} methods was picked by these numbers, so its interval is "
+            f"the best of {methods} selections was picked by these numbers, so its interval is "
             "somewhat optimistic"
         )
