@@ -147,11 +147,8 @@ class Validate(Stage):
         missing = [task for task in tasks if task.targets]
         done = len(tasks) - len(missing)
         job = ValidationJob(training_job(context), artifact, asked)
-        with context.progress.counting("validation", len(tasks), "models") as report:
-            report(done)
-            for _ in context.engine.map(job, missing):
-                done += 1
-                report(done)
+        for _ in context.engine.map(job, missing, "validation", done):
+            pass
         found = [
             _validation(context, parts, target.name, method, asked[target.name])
             for target in context.targets
@@ -321,9 +318,15 @@ class ValidationJob(Job[ValidationTask, None]):
         asked: The examples whose loss counts, by target.
     """
 
+    unit = "models"
+
     training: TrainingJob
     artifact: ValidationArtifact
     asked: Mapping[str, Asked]
+
+    def name(self, task: ValidationTask) -> str:
+        """Rows and seed."""
+        return self.training.name(task.training)
 
     def setup(self, progress: Progress) -> Callable[[ValidationTask], None]:
         """Nothing is shared: each training starts from the model's own weights."""
