@@ -49,7 +49,12 @@ class Validation:
 
     def text(self) -> str:
         """What it means, in a sentence or two."""
-        return f"{self.target}, {self.method}: {' '.join(self._sentences())}"
+        return f"{self.target}, {self.method}: {self.meaning}"
+
+    @property
+    def meaning(self) -> str:
+        """What it means, without the names."""
+        return " ".join(self._sentences())
 
     def _sentences(self) -> Sequence[str]:
         if self.lds is None:
