@@ -475,7 +475,7 @@ def _print_result(run: RunFolder, as_json: bool) -> None:
                 f"{target}, {method}: {facts['rows']} rows, {facts['tokens']} tokens "
                 f"({sources}) in {folder}"
             )
-    if "evaluate" in metas and "evaluate" not in stale:
+    if metas.keys() & {"evaluate", "validate"} and "evaluate" not in stale:
         from gradsieve.analysis.results import compare as compared
 
         _echo("\n" + compared([run.path]).markdown())

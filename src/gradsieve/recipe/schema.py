@@ -10,6 +10,7 @@ Rejected: dataclasses with hand-written checks (pydantic's messages and JSON sch
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
@@ -604,6 +605,32 @@ class EvaluateConfig(Section):
     batch_size: int = Field(8, ge=1, description="Questions per batch.", json_schema_extra=NO)
 
 
+class ValidateConfig(Section):
+    """Whether scores predict what training does: many trainings on random subsets of the pool."""
+
+    subsets: int = Field(
+        32,
+        ge=3,
+        description="Random subsets of the pool to train on, with the settings of `train`; more "
+        "narrow the interval.",
+        json_schema_extra=ADDS,
+    )
+    share: float = Field(0.5, gt=0, lt=1, description="Share of the pool's rows in each subset.")
+    leave_out: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.01, 0.05],
+        description="Shares of the pool to leave out, the best rows by each method against random "
+        "ones: a training on the rest for each target, method and share. []: none.",
+        json_schema_extra=ADDS,
+    )
+    seeds: list[Seed] = Field(
+        [0],
+        min_length=1,
+        description="Each trains one model per subset; losses are averaged over them.",
+        json_schema_extra=ADDS,
+    )
+    seed: Seed = Field(0, description="Decides the subsets.", json_schema_extra=REPEATS)
+
+
 class ReportConfig(Section):
     """Step 8: an HTML page on what was selected and why."""
 
@@ -685,6 +712,10 @@ class SelectionName(NamedTuple):
         return f"{self.method}@{self.budget}" if self.of_several else self.method
 
 
+# The field `validate` takes the place of a method that pydantic has deprecated.
+warnings.filterwarnings("ignore", 'Field name "validate" in "Recipe" shadows')
+
+
 class Recipe(Section):
     """All settings of a run."""
 
@@ -703,6 +734,9 @@ class Recipe(Section):
     select: SelectConfig = Field(default_factory=lambda: SelectConfig(fraction=0.05))
     train: TrainConfig | None = Field(None, description="null: stop after the selection.")
     evaluate: EvaluateConfig | None = Field(None, description="null: no evaluation.")
+    validate: ValidateConfig | None = Field(  # type: ignore[assignment]
+        None, description="null: scores are not validated."
+    )
     report: ReportConfig = Field(default_factory=ReportConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig, json_schema_extra=NO)
 

@@ -6,7 +6,7 @@ each target and method, and what all of them share.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 
 from gradsieve.analysis.decompose import can_decompose
 from gradsieve.analysis.results import compare
+from gradsieve.analysis.tables import Comparison
+from gradsieve.analysis.validation import read_validation
 from gradsieve.io import read_lines
 from gradsieve.recipe.schema import SelectionName
 from gradsieve.report.contributions import Decomposition
+from gradsieve.report.findings import findings
 from gradsieve.report.made import checkpoints, current_stages, loss_curve
 from gradsieve.report.numbers import short
 from gradsieve.report.selection import GROUPS, Selection
@@ -51,6 +54,9 @@ def gather(context: Context) -> dict[str, Any]:
             views.append(view)
             chosen.setdefault(target.name, {})[name.short] = numbers
             report(len(views))
+    comparison = compare([context.run.path]) if "evaluate" in stages else Comparison()
+    artifact = context.artifacts.validation
+    validation = read_validation(artifact) if "validate" in stages else []
     return {
         "model": Path(recipe.model.name).name,
         "cut": CUT,
@@ -65,7 +71,8 @@ def gather(context: Context) -> dict[str, Any]:
         "questions": {name: len(test.questions) for name, test in context.full_test_sets.items()},
         "loss": loss_curve(context.artifacts.warmup.losses()) if "warmup" in stages else [],
         "checkpoints": checkpoints(stages),
-        "results": _results(context) if "evaluate" in stages else {},
+        "results": _results(comparison),
+        "findings": findings(comparison, validation),
     }
 
 
@@ -115,7 +122,7 @@ def _overlaps(chosen: Chosen) -> dict[str, Any]:
     return {"methods": list(chosen), "shares": shares}
 
 
-def _results(context: Context) -> dict[str, list[dict[str, Any]]]:
+def _results(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
     """For each target its metrics, with each method's numbers."""
     return {
         target: [
@@ -130,12 +137,14 @@ def _results(context: Context) -> dict[str, list[dict[str, Any]]]:
             }
             for metric, methods in metrics.items()
         ]
-        for target, metrics in compare([context.run.path]).cells.items()
+        for target, metrics in comparison.cells.items()
     }  # fmt: skip
 
 
-def _short(value: float | Sequence[float] | None) -> Any:
+def _short(value: float | Sequence[float] | Mapping[str, Any] | None) -> Any:
     """With six digits."""
+    if isinstance(value, Mapping):
+        return {name: _short(one) for name, one in value.items()}
     if value is None or isinstance(value, int | float):
         return value if value is None else short(value)
     return [short(float(one)) for one in value]

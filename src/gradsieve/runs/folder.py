@@ -61,6 +61,7 @@ STAGES = (
     StageEntry("select", "04-select", "Select the best examples."),
     StageEntry("train", "05-train", "Train on the selections."),
     StageEntry("evaluate", "06-evaluate", "Evaluate the trained models on held-out examples."),
+    StageEntry("validate", "07-validate", "Measure whether scores predict what training does."),
     StageEntry("report", "08-report", "Write an HTML report of what was selected and why."),
 )
 """All stages in order. Each is a class in `gradsieve.stages.NAME`; a new stage is that file and one

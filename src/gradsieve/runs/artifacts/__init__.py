@@ -13,6 +13,7 @@ from gradsieve.runs.artifacts.evaluating import (
     ReportArtifact,
     ResultsArtifact,
     TrainedModel,
+    ValidationArtifact,
 )
 from gradsieve.runs.artifacts.selecting import (
     CheckpointFeatures,
@@ -31,6 +32,7 @@ __all__ = [
     "SelectionFiles",
     "StageArtifact",
     "TrainedModel",
+    "ValidationArtifact",
     "damaged_error",
 ]
 
@@ -51,4 +53,5 @@ class Artifacts:
         self.selections = SelectionsArtifact(run)
         self.models = ModelsArtifact(run)
         self.results = ResultsArtifact(run)
+        self.validation = ValidationArtifact(run)
         self.report = ReportArtifact(run)
