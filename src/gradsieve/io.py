@@ -1,22 +1,28 @@
 """Files, hashes and optional libraries.
 
-Files are written atomically: a file appears with all of its bytes or not at all.
+Files are written atomically: a file appears with all of its bytes or not at all, after a power cut
+too. A folder that a library fills is published in the same way. Entries of folders are synced
+before a mark that relies on them is written, once: a sync of each rename would double the cost.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from gradsieve.errors import UsageError
+import xxhash
+
+from gradsieve.errors import GradsieveError, RunError, UsageError
 
 
 def fingerprint(value: Any) -> str:
@@ -31,6 +37,12 @@ def file_fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_hash(path: Path) -> str:
+    """XXH3 of 128 bits of a file's bytes: against damage, not malice, at memory speed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
 def folder_fingerprint(folder: Path, patterns: tuple[str, ...] = ("*",)) -> str:
     """SHA-256 of names and bytes of a folder's own files that match a pattern."""
     files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
@@ -38,12 +50,27 @@ def folder_fingerprint(folder: Path, patterns: tuple[str, ...] = ("*",)) -> str:
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """A line such as `warmup.epochs: 4 -> 2` for each leaf in which two trees of data differ."""
+    """A line such as `warmup.epochs: 4 -> 2` for each leaf in which two trees of data differ.
+
+    Fingerprints are named in words: "target `code` was added".
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = list(dict.fromkeys([*old, *new]))
         below = (differences(old.get(key), new.get(key), f"{at}.{key}".strip(".")) for key in keys)
         return [line for lines in below for line in lines]
-    return [] if old == new else [f"{at}: {_short(old)} -> {_short(new)}"]
+    if old == new:
+        return []
+    if not (_is_hashed(old) or _is_hashed(new)):
+        return [f"{at}: {_short(old)} -> {_short(new)}"]
+    change = "was added" if old is None else "was removed" if new is None else "has changed"
+    section, _, name = at.partition(".")
+    return [f"{THINGS[section]} `{name}` {change}" if section in THINGS else f"{at} {change}"]
+
+
+def because(changes: Sequence[str]) -> str:
+    """`differences` as a reason."""
+    words = all(" -> " not in change for change in changes[:3])
+    return f"because{'' if words else ' of'} {first_few(list(changes))}"
 
 
 def first_few(changes: list[str]) -> str:
@@ -56,10 +83,28 @@ def agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return all(new[key] == value for key, value in old.items() if key in new)
 
 
+THINGS = {
+    "pool": "source",
+    "sources": "source",
+    "targets": "target",
+    "questions": "the test set of target",
+    "selections": "selection",
+    "models": "model",
+    "stages": "stage",
+}
+"""What the names are of, under which fingerprints are kept."""
+
+
+def _is_hashed(value: Any) -> bool:
+    """Whether a value says nothing to people: a fingerprint, or a list with one."""
+    if isinstance(value, list | tuple):
+        return any(map(_is_hashed, value))
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32,64}", value) is not None
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    is_hash = isinstance(value, str) and len(value) == 64
-    return value[:8] if is_hash else text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 @contextmanager
@@ -73,10 +118,72 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+            _on_disk.add(_identity(os.fstat(file.fileno())))
         temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_on_disk: set[tuple[int, ...]] = set()
+"""Files that `atomic` has synced: each sync takes milliseconds, and a datastore has many files."""
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def sync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's entries, to disk."""
+    if _identity(path.stat()) in _on_disk:
+        return
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.EBADF):
+            raise  # some file systems have nothing to sync in a folder
+    finally:
+        os.close(opened)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring everything below a folder to disk, and the folder's own entries."""
+    for below, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            sync(Path(below, name))
+        sync(Path(below))
+
+
+def publish(partial: Path, folder: Path) -> None:
+    """Give a filled folder its final name, once all of it is on disk."""
+    sync_tree(partial)
+    partial.rename(folder)
+    sync(folder.parent)
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON with a fingerprint of its content, so that `read_sealed` finds damage."""
+    value = json.loads(json.dumps(value))  # as it will be read: keys are strings
+    write_json(path, {**value, "seal": fingerprint(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """Read what `write_sealed` wrote; None if there is no file.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    value = json.loads(content)
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    if "seal" in value and value.pop("seal") != fingerprint(value):
+        raise ValueError("its content is not what was written")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -91,9 +198,34 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """The values of a JSONL file."""
-    with path.open("rb") as lines:
+    """The values of a run's JSONL file.
+
+    Raises:
+        RunError: If a line is not JSON.
+    """
+    with reading(path), path.open("rb") as lines:
         yield from map(json.loads, lines)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Report a run's file that can't be read, whatever a library raises, as damaged.
+
+    Raises:
+        RunError: Naming the file.
+    """
+    try:
+        yield
+    except GradsieveError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:200]
+        raise RunError(
+            "A file of the run is missing or damaged.", f"{path}: {reason}", MAKE_AGAIN
+        ) from None
+
+
+MAKE_AGAIN = "Run `gradsieve run` with the run's recipe and --out: what is damaged is made again."
 
 
 def needed(module: str, extra: str) -> Any:

@@ -17,8 +17,10 @@ from gradsieve.analysis.results import compare
 from gradsieve.cli import app
 from gradsieve.demo.skills import make_examples, make_questions
 from gradsieve.errors import DataError, RunError
+from gradsieve.evaluation.metrics import judge
 from gradsieve.models.load import load_trained
 from gradsieve.models.source import ModelSource
+from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 
 ADAPTER = "adapter_model.safetensors"
@@ -86,8 +88,6 @@ def test_a_model_for_each_target_method_and_seed(run: RunFolder) -> None:
 
 def test_held_out_loss_is_the_models_own(inputs: dict[str, Any], run: RunFolder) -> None:
     recipe = settings(inputs)
-    from gradsieve.runs.context import Context
-
     context = Context(recipe, run, world.Listening())
     rows = context.encode([question.example for question in context.test_sets["mine"].questions])
     folder = run.stage("train") / "mine" / "bm25" / "seed-1"
@@ -163,6 +163,7 @@ def test_a_model_that_is_lost_is_trained_again(
         "04-select/mine/bm25/selected.jsonl",
         "04-select/plain/random-1/messages.jsonl",
         "06-evaluate/mine/base/seed-0.json",
+        "06-evaluate/mine/bm25/seed-1.samples.jsonl",
         "06-evaluate/results.json",
     ],
 )
@@ -317,3 +318,56 @@ def test_compare_on_the_command_line(run: RunFolder) -> None:
     assert r"held\_out\_loss $\downarrow$" in latex
     wrong = shell.invoke(app, ["compare", str(run.path), "--format", "html"])
     assert wrong.exit_code != 0
+
+
+def test_every_answer_is_kept(inputs: dict[str, Any], run: RunFolder) -> None:
+    folder = run.stage("evaluate") / "mine" / "bm25"
+    numbers = json.loads((folder / "seed-1.json").read_text(encoding="utf-8"))
+    file = folder / "seed-1.samples.jsonl"
+    samples = [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
+    lines = Path(inputs["targets"][0]["test"]).read_bytes().split(b"\n")[:-1]
+    for sample, line in zip(samples, lines, strict=True):
+        asked, answer = json.loads(line)["messages"]
+        assert asked["content"] in sample["prompt"]
+        assert sample["references"] == [answer["content"]]
+        assert sample["exact_match"] == float(sample["final"] == answer["content"])
+        assert sample["final"] == sample["answer"].strip()
+    for metric in ("exact_match", "f1"):
+        assert [sample[metric] for sample in samples] == numbers["metrics"][metric]
+    assert [sample["id"] for sample in samples] == numbers["ids"]
+
+
+def test_losses_alone_generate_nothing(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradsieve.stages.evaluate.model_answers", None)  # would fail if called
+    monkeypatch.setattr("gradsieve.stages.evaluate.write_prompts", None)
+    few = {"score__methods": ["random"], "train": {"epochs": 1}}
+    recipe = settings(inputs, **few, evaluate={"metrics": ["held_out_loss"]})
+    run = gradsieve.run(recipe, tmp_path, progress=world.Listening())
+    assert {(row["target"], row["metric"]) for row in results(run)} == {("mine", "held_out_loss")}
+    assert not list(tmp_path.rglob("*.samples.jsonl"))
+    wrong = settings(inputs, **few, evaluate={"metrics": ["f1", "accuracy"]})
+    with pytest.raises(DataError, match="accuracy; the targets have f1"):
+        gradsieve.run(wrong, tmp_path, progress=world.Listening())
+
+
+def test_the_final_answer_is_found_by_the_targets_pattern(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": f"{a} + {b}", "completion": f"{a} + {b} = {a + b}\n#### {a + b}"}
+        for a, b in ((1, 2), (3, 4))
+    ]
+    world.write(tmp_path / "test.jsonl", rows)
+    target = {**inputs["targets"][1], "test": str(tmp_path / "test.jsonl"), "answer": r"#### (\d+)"}
+    test = Context(world.recipe({**inputs, "targets": [target]}), RunFolder(tmp_path)).test_sets[
+        "plain"
+    ]
+    assert [question.answers for question in test.questions] == [("3",), ("7",)]
+    for text, score in (("so it is\n#### 3", 1.0), ("3", 1.0), ("3\n#### 4", 0.0)):
+        assert judge(test, text, ("3",))["exact_match"] == score
+    world.write(tmp_path / "test.jsonl", [*rows, {"prompt": "5 + 6", "completion": "it is 11"}])
+    with pytest.raises(DataError, match="1 of 3 reference answers") as caught:
+        _ = Context(world.recipe({**inputs, "targets": [target]}), RunFolder(tmp_path)).test_sets
+    assert "test.jsonl:3" in caught.value.where

@@ -11,9 +11,9 @@ import pytest
 import gradsieve
 import world
 from gradsieve.errors import StoreError
+from gradsieve.gradients import jobs
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
-from gradsieve.stages import features
 from gradsieve.store.targets import read_target_gradients
 
 ROWS = 40
@@ -35,14 +35,14 @@ def inputs(tmp_path: Path) -> dict[str, Any]:
 def extracted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each call that takes features, the measuring ones apart."""
     counts: list[int] = []
-    real = features.extract
+    real = jobs.extract
 
     def counting(extractor: Any, encoded: Any, *others: Any, **named: Any) -> Any:
         if not named.get("measure_eps"):
             counts.append(len(encoded))
         return real(extractor, encoded, *others, **named)
 
-    monkeypatch.setattr(features, "extract", counting)
+    monkeypatch.setattr(jobs, "extract", counting)
     return counts
 
 

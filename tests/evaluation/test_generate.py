@@ -12,7 +12,7 @@ from lm_eval.models import huggingface
 import tiny
 from gradsieve.data.examples import Example
 from gradsieve.demo.model import make_tokenizer
-from gradsieve.evaluation.generate import answers
+from gradsieve.evaluation.generate import Answer, answers
 from gradsieve.tasks import Question, QuestionSet, load_test_set
 
 
@@ -38,9 +38,7 @@ class Parrot(LM):
         raise NotImplementedError
 
 
-def ask(
-    monkeypatch: pytest.MonkeyPatch, test: QuestionSet, says: list[str]
-) -> list[dict[str, float]]:
+def ask(monkeypatch: pytest.MonkeyPatch, test: QuestionSet, says: list[str]) -> list[Answer]:
     prompts = [f"prompt {number}" for number in range(len(test.questions))]
     Parrot.says = dict(zip(prompts, says, strict=True))
     monkeypatch.setattr(huggingface, "HFLM", Parrot)
@@ -57,6 +55,10 @@ def ask(
     )
 
 
+def scored(*given: Any) -> list[dict[str, float]]:
+    return [answer.metrics for answer in ask(*given)]
+
+
 def questions(gold: list[str], choices: tuple[str, ...] = ()) -> tuple[Question, ...]:
     made = []
     for number, answer in enumerate(gold):
@@ -68,10 +70,10 @@ def questions(gold: list[str], choices: tuple[str, ...] = ()) -> tuple[Question,
 def test_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     gold = ["A", "D", "B", "C", "A"]
     test = QuestionSet(questions(gold, ("A", "B", "C", "D")), ("accuracy",))
-    assert ask(monkeypatch, test, gold) == [{"accuracy": 1.0}] * 5
+    assert scored(monkeypatch, test, gold) == [{"accuracy": 1.0}] * 5
     wrong = ["B", "C", "A", "D", "D"]
-    assert ask(monkeypatch, test, wrong) == [{"accuracy": 0.0}] * 5
-    assert [r["accuracy"] for r in ask(monkeypatch, test, [*gold[:2], *wrong[2:]])] == [
+    assert scored(monkeypatch, test, wrong) == [{"accuracy": 0.0}] * 5
+    assert [r["accuracy"] for r in scored(monkeypatch, test, [*gold[:2], *wrong[2:]])] == [
         1,
         1,
         0,
@@ -82,15 +84,15 @@ def test_choices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_choice_is_tried_after_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
     test = QuestionSet(questions(["None"], ("None", "nan")), ("accuracy",))
-    assert ask(monkeypatch, test, ["None"]) == [{"accuracy": 1.0}]
+    assert scored(monkeypatch, test, ["None"]) == [{"accuracy": 1.0}]
     assert Parrot.seen == [("prompt 0", " None"), ("prompt 0", " nan")]
 
 
 def test_free_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     gold = ["Ann Lee", "1912", "in Seoul"]
     test = QuestionSet(questions(gold), ("f1", "exact_match"), stops=("\n",))
-    assert ask(monkeypatch, test, gold) == [{"f1": 1.0, "exact_match": 1.0}] * 3
-    assert ask(monkeypatch, test, ["x", "y", "z"]) == [{"f1": 0.0, "exact_match": 0.0}] * 3
+    assert scored(monkeypatch, test, gold) == [{"f1": 1.0, "exact_match": 1.0}] * 3
+    assert scored(monkeypatch, test, ["x", "y", "z"]) == [{"f1": 0.0, "exact_match": 0.0}] * 3
     settings = Parrot.seen[0][1]
     assert (settings["until"], settings["max_gen_toks"]) == (["\n"], 7)
     assert not settings["do_sample"]
@@ -121,11 +123,11 @@ def test_gold_on_real_questions(
     ]
     if task == "tydiqa":  # the model goes on after the language's "Answer:"
         right = [question.answers[0] for question in test.questions]
-    for scores in ask(monkeypatch, test, right):
+    for scores in scored(monkeypatch, test, right):
         assert set(scores.values()) == {1.0}
     for never in ("never", "", ". . ."):
         wrong = ["ABCDA"["ABCD".index(said) + 1] if task == "mmlu" else never for said in right]
-        for scores in ask(monkeypatch, test, wrong):
+        for scores in scored(monkeypatch, test, wrong):
             assert set(scores.values()) == {0.0}
 
 
@@ -151,7 +153,7 @@ def test_with_a_model(capsys: pytest.CaptureFixture[str]) -> None:
         with torch.no_grad():
             logits = model(ids).logits[0, -1]
         best = max("abc", key=lambda letter: float(logits[tokenizer.convert_tokens_to_ids(letter)]))
-        assert scores == {"accuracy": float(best == "a")}
+        assert scores.metrics == {"accuracy": float(best == "a")}
     assert capsys.readouterr() == ("", "")
 
 

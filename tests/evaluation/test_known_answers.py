@@ -13,7 +13,7 @@ from conversations import byte_tokenizer, said, user
 from gradsieve.data.batching import collate
 from gradsieve.data.examples import Example
 from gradsieve.data.template import ChatTemplate
-from gradsieve.evaluation.generate import answer_metrics
+from gradsieve.evaluation.generate import model_answers
 from gradsieve.evaluation.prompts import write_prompts
 from gradsieve.recipe.schema import EvaluateConfig
 from gradsieve.tasks import Question, QuestionSet
@@ -92,5 +92,7 @@ def check(name: str, kind: str) -> None:
         template=template, positions=512, recipe=SimpleNamespace(evaluate=EvaluateConfig())
     )
     model = trained(template, examples)
-    found = answer_metrics(template, model, test, write_prompts(context, test), 8)
-    assert found[metric] == [1.0] * len(ANSWERS)
+    found = model_answers(template, model, test, write_prompts(context, test), 8)
+    assert [answer.metrics for answer in found] == [{metric: 1.0}] * len(ANSWERS)
+    if not choices:
+        assert [answer.final for answer in found] == list(ANSWERS.values())

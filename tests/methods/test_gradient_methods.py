@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 import gradsieve
 import world
+from gradsieve.gradients.projection import Projection
 from gradsieve.gradients.similarity import influence
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
@@ -72,3 +73,73 @@ def test_exact_mode_refuses_what_needs_a_datastore(tmp_path: Path) -> None:
     with pytest.raises(gradsieve.errors.UsageError) as caught:
         gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
     assert "dot" in caught.value.where
+
+
+def noise(run: RunFolder, method: str) -> dict[str, float]:
+    facts = run.require("score")["tables"][f"plain/{method}"]["signal_to_noise"]
+    (found,) = facts.values()  # of its only subtask
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    ("method", "store"), [("less", "pool"), ("dot", "pool"), ("sgd", "pool-sgd")]
+)
+def test_signal_to_noise(run: RunFolder, method: str, store: str) -> None:
+    rows, means, rates = stored(run, store)
+    weights, mean = rates / rates.sum(), means[:, 0]
+    if method != "dot":
+        rows, mean = (part / part.norm(dim=-1, keepdim=True) for part in (rows, mean))
+    products = torch.einsum("ind,id->in", rows, mean)
+    squares = (rows.norm(dim=2) * mean.norm(dim=1, keepdim=True)) ** 2 + products**2
+    variance = (weights**2 * squares.mean(1)).sum() / 2048
+    found = noise(run, method)
+    assert found["error"] == pytest.approx(float(variance.sqrt()), rel=1e-3)
+    assert found["spread"] == pytest.approx(float(np.std(scores(run, method))), rel=1e-4)
+    assert found["ratio"] == pytest.approx(found["spread"] / found["error"])
+    if method != "dot":  # cosines err by 1 / sqrt(d), or a little more
+        assert found["error"] >= float((weights**2).sum().sqrt()) / 2048**0.5
+
+
+def test_the_known_error_is_the_measured_one() -> None:
+    """Of cosines that are projected with different seeds, at two dims."""
+    rng = np.random.default_rng(0)
+    row, mean = torch.tensor(rng.normal(size=(2, 1, 4000)), dtype=torch.float32)
+    exact = float(torch.cosine_similarity(row, mean))
+    for dim in (64, 256):
+        found = []
+        for seed in range(300):
+            projection = Projection("sketch", dim, seed)
+            projected = [projection.project({"w": part.clone()})[0] for part in (row, mean)]
+            found.append(float(torch.dot(*projected)) / float(row.norm() * mean.norm()))
+        expected = ((1 + exact**2) / dim) ** 0.5
+        assert np.std(found) == pytest.approx(expected, rel=0.15)
+
+
+def test_scores_that_are_noise_are_a_warning(tmp_path: Path) -> None:
+    data = world.make(tmp_path / "inputs", rows=40)
+    data["features"]["projection"]["dim"] = 8
+    progress = world.Listening()
+    run = gradsieve.run(world.recipe(data), tmp_path / "run", last="score", progress=progress)
+    (line,) = [line for line in progress.lines if "warning: less, target plain: " in line]
+    ratio = noise(run, "less")["ratio"]
+    assert ratio < 2
+    assert f"spread over rows {ratio:.1f} times as much as the projection to 8 dims errs" in line
+    assert "features.mode: exact" in line
+
+
+def test_gist_is_a_cosine_in_the_targets_subspace(tmp_path: Path) -> None:
+    data = world.make(tmp_path / "inputs", rows=40)
+    recipe = world.recipe(data, score__methods=["gist", "sgd"], features__bits=32)
+    run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
+    rows, _, rates = stored(run, "pool-sgd")
+    expected = np.zeros(len(rows[0]))
+    for number, rate in enumerate(rates / rates.sum()):
+        file = run.stage("features") / f"checkpoint-{number + 1}" / "targets" / "plain.safetensors"
+        with safe_open(file, "pt") as opened:
+            target = opened.get_tensor("features").double()
+        basis = torch.linalg.svd(target, full_matrices=False).Vh
+        inside, mean = rows[number].double() @ basis.T, target.mean(0) @ basis.T
+        cosines = torch.cosine_similarity(inside, mean[None])
+        expected += float(rate) * cosines.numpy()
+    assert scores(run, "gist") == pytest.approx(expected, abs=1e-5)
+    assert np.abs(scores(run, "gist")).max() > np.abs(scores(run, "sgd")).max()

@@ -20,8 +20,15 @@ from gradsieve.data.batching import collate
 from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import ModelError, UsageError
 from gradsieve.io import file_fingerprint
+from gradsieve.models.checkpoints import save_adapter
 from gradsieve.models.load import add_adapter
-from gradsieve.models.training import MARK, check_trackers, clear_work, train_model
+from gradsieve.models.training import (
+    MARK,
+    check_trackers,
+    clear_work,
+    seconds_before,
+    train_model,
+)
 from gradsieve.recipe import schema as recipe
 
 SETTINGS = recipe.WarmupConfig(
@@ -109,6 +116,47 @@ def test_killed_and_resumed_is_byte_for_byte_the_same(tmp_path: Path, kill_at: i
     assert prints(tmp_path / "killed") == prints(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    ["trainer/checkpoint-6/optimizer.pt", "trainer/checkpoint-6/gradsieve-whole",
+     "checkpoint-1/adam.safetensors"],
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["flipped", "cut off", "removed"])
+def test_a_damaged_checkpoint_is_not_resumed(tmp_path: Path, damaged: str, how: str) -> None:
+    train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", 8)
+    file = tmp_path / "killed" / damaged
+    content = file.read_bytes()
+    middle = len(content) // 2
+    file.write_bytes(content[:middle])
+    if how == "flipped":
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :])
+    elif how == "removed":
+        file.unlink()
+    train(tmp_path / "killed")
+    assert prints(tmp_path / "killed") == prints(tmp_path / "whole")
+
+
+def test_a_training_of_other_rows_is_not_resumed(tmp_path: Path) -> None:
+    def trained(folder: Path, of: str, some: list[TokenizedExample], kill_at: int = 0) -> Any:
+        def on_step(done: int, _: int) -> None:
+            if done == kill_at:
+                raise Killed
+
+        model = fresh()
+        train_model(model, some, SETTINGS, 0, folder, collate, on_step, of=of)
+        return {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    whole = trained(tmp_path / "whole", "b", rows()[::-1])
+    with pytest.raises(Killed):
+        trained(tmp_path / "killed", "a", rows(), kill_at=5)
+    assert seconds_before(tmp_path / "killed", "a") > 0
+    found = trained(tmp_path / "killed", "b", rows()[::-1])
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert seconds_before(tmp_path / "killed", "a") == 0
+
+
 def test_what_is_trained_but_not_saved_is_not_trained_again(tmp_path: Path) -> None:
     steps: list[int] = []
     adapters = []
@@ -122,6 +170,29 @@ def test_what_is_trained_but_not_saved_is_not_trained_again(tmp_path: Path) -> N
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
     clear_work(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["loss.jsonl"]
+
+
+@pytest.mark.parametrize("steps", [2, 7])  # less than an epoch, and into the third
+def test_max_steps_are_made_whatever_the_epochs(tmp_path: Path, steps: int) -> None:
+    def trained(folder: Path, kill_at: int | None = None) -> int:
+        def on_step(done: int, total: int) -> None:
+            assert total == steps
+            if done == kill_at:
+                raise Killed
+
+        model, settings = fresh(), SETTINGS.model_copy(update={"epochs": 1})
+        made = train_model(model, rows(), settings, 0, folder, collate, on_step, max_steps=steps)
+        clear_work(folder)
+        save_adapter(model, folder)
+        return made
+
+    assert trained(tmp_path / "whole") == steps
+    with pytest.raises(Killed):
+        trained(tmp_path / "killed", kill_at=steps - 1)
+    assert trained(tmp_path / "killed") == steps
+    assert prints(tmp_path / "killed") == prints(tmp_path / "whole")
+    losses = (tmp_path / "whole" / "loss.jsonl").read_text().splitlines()
+    assert len(losses) == steps
 
 
 def test_a_torn_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:

@@ -108,6 +108,16 @@ def test_epochs_multiply_and_a_larger_pool_costs_more(
         assert four[stage].disk_bytes == 4 * one[stage].disk_bytes
 
 
+def test_max_steps_give_all_trainings_the_same_budget(
+    inputs: dict[str, Any], run: RunFolder
+) -> None:
+    few, many = (
+        estimates(context_of(inputs, run, train__max_steps=steps))["train"] for steps in (10, 30)
+    )
+    assert few.steps == 10 * few.loads
+    assert many.units == pytest.approx(3 * few.units)
+
+
 def test_padded_tokens_of_random_batches() -> None:
     assert padded_tokens(np.full(50, 7.0), 10, 4) == 70
     both = padded_tokens(np.tile([1.0, 9.0], 500), 1000, 2)

@@ -7,7 +7,7 @@ import world
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.stages import evaluate
-from gradsieve.stages.train import TrainingJob
+from gradsieve.stages.jobs import training_job
 
 
 def test_jobs_survive_pickling(tmp_path: Path) -> None:
@@ -15,13 +15,14 @@ def test_jobs_survive_pickling(tmp_path: Path) -> None:
     data["targets"][0]["test"] = data["targets"][0]["path"]
     recipe = world.recipe(data, train={}, evaluate={})
     context = Context(recipe, RunFolder(tmp_path / "run"), world.Listening())
-    student = context.student
-    training = TrainingJob(student.model, student.template, recipe.training, False)
+    training = training_job(context)
     copied = pickle.loads(pickle.dumps(training))
     examples = context.targets[0].examples
     assert copied.template.encode_all(examples) == training.template.encode_all(examples)
     assert (copied.model, copied.settings) == (training.model, training.settings)
-    task = evaluate.EvaluationTask("mine/base/seed-0", None, "", tmp_path / "result.json")
+    task = evaluate.EvaluationTask(
+        "mine/base/seed-0", None, "", tmp_path / "r.json", tmp_path / "s.jsonl"
+    )
     job = evaluate._job(context, [task])
     assert {*job.questions["mine"].losses} == {"target_loss", "held_out_loss"}
     assert pickle.loads(pickle.dumps(job)).questions == job.questions

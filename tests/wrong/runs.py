@@ -43,11 +43,36 @@ def stage_is_a_file(desk: Desk) -> None:
     desk.write("run/01-warmup", "")
 
 
-def damaged_shard(desk: Desk) -> None:
-    shard = next(Path("run/02-features/checkpoint-1/pool").glob("shard-*"))
-    content = shard.read_bytes()
-    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    desk.set("score.target_mean", "mean_of_cosines")
+def damaged(pattern: str) -> Spoil:
+    def spoil(desk: Desk) -> None:
+        file = next(Path("run").glob(pattern))
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    return spoil
+
+
+def shortened(pattern: str) -> Spoil:
+    def spoil(desk: Desk) -> None:
+        file = next(Path("run").glob(pattern))
+        file.write_bytes(file.read_bytes()[:-20])
+
+    return spoil
+
+
+def linked(name: str) -> Spoil:
+    def spoil(desk: Desk) -> None:
+        desk.write("theirs", "theirs")
+        Path("run").mkdir(exist_ok=True)
+        Path("run/.lock").touch()
+        Path(f"run/{name}").unlink(missing_ok=True)
+        Path(f"run/{name}").symlink_to("../theirs")
+
+    return spoil
+
+
+def foreign(desk: Desk) -> None:
+    desk.write(f"{STORE}/keys-of-mine.parquet", "")
 
 
 def old_format(desk: Desk) -> None:
@@ -74,6 +99,10 @@ FOLDERS = (
          command="run recipe.yaml --out .", on=("new",)),
     Case("no write permission", nothing, ("cannot be written", "/proc/run", "may write to"),
          command="run recipe.yaml --out /proc/run"),
+    Case("a lock that is a link to somebody's file", linked(".lock"),
+         ("symbolic link that leads out", "run/.lock", "Replace it")),
+    Case("a log that is a link to somebody's file", linked("log.txt"),
+         ("symbolic link that leads out", "run/log.txt", "Replace it")),
     Case("a run folder in use by another process", in_use,
          ("Another gradsieve process", "run", "Wait for it or stop it")),
     Case("a full disk", full,
@@ -85,12 +114,28 @@ FOLDERS = (
 )  # fmt: skip
 
 DAMAGED = (
-    wrong("a broken meta.json", meta("{"), "not JSON", "01-warmup/meta.json", "Delete run/01-"),
-    wrong("a binary meta.json", meta(b"\xff"), "not JSON", "01-warmup/meta.json", "Delete run/01-"),
+    wrong("a broken meta.json", meta("{"), "it is damaged", "01-warmup/meta.json",
+          "what is damaged is made again", command="select recipe.yaml --out run"),
+    wrong("a binary meta.json", meta(b"\xff"), "it is damaged", "01-warmup/meta.json",
+          "what is damaged is made again", command="select recipe.yaml --out run"),
     wrong("a meta.json of another version", meta('{"schema": 99}'), "schema 2", "another --out"),
     wrong("a stage's folder that is a file", stage_is_a_file, "File exists", "run/01-warmup"),
-    wrong("a damaged shard", damaged_shard, "damaged", STORE, "only its rows are computed again"),
-)
+    wrong("a damaged shard", damaged("02-*/*-1/pool/shard-*"), "is damaged", STORE,
+          "only its rows are computed again", command="score recipe.yaml --out run"),
+    wrong("a damaged adapter", damaged("01-*/*-2/adapter_model.safetensors"), "is damaged",
+          "checkpoint-2/adapter_model.safetensors", command="features recipe.yaml --out run"),
+    wrong("a truncated table of scores", shortened("03-*/mine/less.parquet"), "is damaged",
+          "03-score/mine/less.parquet", command="select recipe.yaml --out run"),
+    wrong("a truncated selection", shortened("04-*/mine/less/messages.jsonl"), "is damaged",
+          "04-select/mine/less/messages.jsonl", command="report recipe.yaml --out run"),
+    wrong("a foreign file in a datastore", foreign, "was not written by gradsieve",
+          "keys-of-mine.parquet", "archives what is foreign",
+          command="score recipe.yaml --out run"),
+    wrong("a run's recipe that was edited", damaged("recipe.yaml"), "damaged, or was edited",
+          "run/recipe.yaml", command="explain run --target mine --id 1"),
+    wrong("a run folder that is none to verify", nothing, "not a run folder",
+          command="verify model"),
+)  # fmt: skip
 
 OTHERS = (
     wrong("nothing to compare", nothing, "evaluate is not finished", "run/06-evaluate",

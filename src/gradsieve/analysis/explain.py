@@ -24,6 +24,7 @@ from gradsieve.data.pool import Pool
 from gradsieve.errors import DataError, RunError, UsageError
 from gradsieve.io import read_lines
 from gradsieve.recipe.load import load_recipe
+from gradsieve.recipe.schema import SelectionName
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.lineage import outdated
@@ -78,8 +79,11 @@ def explain(
     recipe = context.recipe
     context.run.require("score")
     target = _one_of(target, [t.name for t in recipe.targets], "--target")
-    method = _one_of(method or recipe.score.methods[0], recipe.score.methods, "--method")
-    return _Explainer(context, target, method).explain(_find(context.pool, id, source))
+    names = {name.short: name for name in recipe.selections_for(target)}
+    first = {name.method: name for name in reversed(names.values())}  # of several sizes the first
+    names = {**first, **names}
+    method = _one_of(method or recipe.score.methods[0], list(names), "--method")
+    return _Explainer(context, names[method]).explain(_find(context.pool, id, source))
 
 
 def _context(run: RunFolder | str | Path) -> Context:
@@ -87,7 +91,7 @@ def _context(run: RunFolder | str | Path) -> Context:
     if not run.recipe.is_file():
         todo = "Give the folder that was --out of `gradsieve run`."
         raise RunError("This is not a run folder: it has no recipe.yaml.", str(run.path), todo)
-    return Context(load_recipe(run.recipe), run)
+    return Context(load_recipe(run.checked_recipe()), run)
 
 
 def _one_of(name: str | None, known: Sequence[str], option: str) -> str:
@@ -136,8 +140,9 @@ def _nearest_id(pool: Pool, id: str) -> str:
 class _Explainer:
     """Reads what a run has on an example, for one target and method."""
 
-    def __init__(self, context: Context, target: str, method: str) -> None:
-        self._context, self._target, self._method = context, target, method
+    def __init__(self, context: Context, name: SelectionName) -> None:
+        self._context, self._target, self._method = context, name.target, name.method
+        self._selection = name.short
         self._pool, self._artifacts = context.pool, context.artifacts
         self._notes = [
             f"{stage} is out of date: {reason}; run `gradsieve run` with the run's recipe"
@@ -157,18 +162,19 @@ class _Explainer:
         contributions: list[Contribution] = []
         neighbors: list[Neighbor] = []
         if self._target in targets:
-            checkpoints, contributions = self._decomposed(number, targets[self._target].subtasks)
+            checkpoints, contributions = self._decomposed(number, targets[self._target].compared)
             neighbors = self._neighbors(number, tables[self._target])
         else:
             reason = self._skip_reason(*key)
         return Explanation(
             *key,
             target=self._target,
-            method=self._method,
+            method=self._selection,
             selected=rank,
             reason=reason,
             tokens=int(self._pool.lengths[number]),
             targets=targets,
+            selected_by_subtask=self._selected_by_subtask(),
             checkpoints=checkpoints,
             positive=_strongest([one for one in contributions if one.value > 0]),
             negative=_strongest([one for one in contributions if one.value < 0]),
@@ -191,7 +197,7 @@ class _Explainer:
 
     def _selected(self, source: str, id: str) -> tuple[int | None, str | None]:
         """The example's rank in the selection; or why it has none."""
-        files = self._artifacts.selections.of(self._context.recipe, self._target, self._method)
+        files = self._artifacts.selections.of(self._context.recipe, self._target, self._selection)
         if self._context.run.metadata("select") is None or not files.messages.is_file():
             return None, "nothing has been selected yet"
         count = 0
@@ -204,6 +210,14 @@ class _Explainer:
                 return None, record["reason"]
         return None, f"the {count} selected rows rank before it"
 
+    def _selected_by_subtask(self) -> dict[str, int]:
+        """Rows that the selection has for each subtask, the most first."""
+        recipe, metadata = self._context.recipe, self._context.run.metadata("select") or {}
+        if recipe.select.together:  # subtasks of all targets
+            return {}
+        facts = metadata.get("targets", {}).get(self._target, {}).get(self._selection, {})
+        return dict(facts.get("subtasks", {}))
+
     def _decomposed(
         self, number: int, scores: Mapping[str, float]
     ) -> tuple[dict[str, list[float]], list[Contribution]]:
@@ -211,7 +225,7 @@ class _Explainer:
 
         Args:
             number: Of the example.
-            scores: By subtask.
+            scores: By which subtasks are compared.
         """
         recipe, method = self._context.recipe, self._method
         if not can_decompose(recipe, method) and method != "less":
@@ -310,7 +324,11 @@ class _Explainer:
 
 def _score(table: ScoreTable, line: int) -> TargetScore:
     subtasks = dict(zip(table.subtasks, table.by_subtask[line].tolist(), strict=True))
-    return TargetScore(float(table.total[line]), int(table.ranks[line]), len(table.total), subtasks)
+    standardized: dict[str, float] = {}
+    if table.standardized is not None:
+        standardized = dict(zip(table.subtasks, table.standardized[line].tolist(), strict=True))
+    total, rank = float(table.total[line]), int(table.ranks[line])
+    return TargetScore(total, rank, len(table.total), subtasks, standardized)
 
 
 def _strongest(contributions: Sequence[Contribution]) -> list[Contribution]:

@@ -76,12 +76,19 @@ class TargetScore:
         rank: By score, from 1; equal scores by (source, id).
         of: Scored examples.
         subtasks: The score for each subtask; empty for methods without subtasks.
+        standardized: The same as the subtasks are compared; empty if they are not standardized.
     """
 
     score: float
     rank: int
     of: int
     subtasks: dict[str, float]
+    standardized: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def compared(self) -> dict[str, float]:
+        """The scores by which subtasks are compared."""
+        return self.standardized or self.subtasks
 
 
 class _Part(NamedTuple):
@@ -105,6 +112,7 @@ class Explanation:
         reason: Why it was not selected; None if it was.
         tokens: Its length in tokens.
         targets: Its scores, by target; empty if it could not be scored.
+        selected_by_subtask: Rows that the selection has for each subtask of the target.
         checkpoints: By subtask of the target, what each checkpoint adds to the score; empty for
             methods without checkpoints.
         positive: The target examples with the largest positive contributions, grouped by subtask:
@@ -123,6 +131,7 @@ class Explanation:
     reason: str | None
     tokens: int
     targets: dict[str, TargetScore] = field(default_factory=dict)
+    selected_by_subtask: dict[str, int] = field(default_factory=dict)
     checkpoints: dict[str, list[float]] = field(default_factory=dict)
     positive: list[Contribution] = field(default_factory=list)
     negative: list[Contribution] = field(default_factory=list)
@@ -203,21 +212,34 @@ class Explanation:
 
     def _subtasks(self) -> _Part:
         """Subtasks by score; if there are checkpoints, a column for each."""
-        subtasks = self.score.subtasks if self.score else {}
+        score, taken = self.score, self.selected_by_subtask
         count = max((len(parts) for parts in self.checkpoints.values()), default=0)
+        standardized = score.standardized if score else {}
         rows = [
-            (clean(name), _number(score), *map(_number, self.checkpoints.get(name, ())))
-            for name, score in sorted(subtasks.items(), key=lambda one: -one[1])
-        ]
+            (
+                clean(name),
+                *map(_number, [compared] if standardized else []),
+                _number(score.subtasks[name]),
+                *([str(taken.get(name, 0))] if taken else []),
+                *map(_number, self.checkpoints.get(name, ())),
+            )
+            for name, compared in sorted(score.compared.items(), key=lambda one: -one[1])
+        ] if score else []  # fmt: skip
         added = ", and what each checkpoint adds" if count else ""
-        head = ("subtask", "score", *(f"checkpoint {number + 1}" for number in range(count)))
+        head = [
+            "subtask",
+            *(["standardized"] if standardized else []),
+            "score",
+            *(["selected rows"] if taken else []),
+            *(f"checkpoint {number + 1}" for number in range(count)),
+        ]
         return _Part(f"Scores by subtask of {self.target}{added}", head, rows)
 
     def _turns(self) -> Iterator[str]:
         for turn in self.messages:
             text = text_of(turn["content"])
             more = f" ... ({len(text) - OWN_CUT} more)" if len(text) > OWN_CUT else ""
-            yield f"{turn['role']}: {clean_lines(text[:OWN_CUT])}{more}"
+            yield f"{clean(turn['role'])}: {clean_lines(text[:OWN_CUT])}{more}"
 
 
 def cut(text: str | None, most: int = CUT) -> str:

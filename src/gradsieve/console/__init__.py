@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import TaskID
@@ -36,6 +37,17 @@ Report = Callable[[float], None]
 """Called with the units done so far."""
 
 
+class Counter(Protocol):
+    """A `Report` that may add text to its progress line."""
+
+    def __call__(self, done: float, also: str = "") -> None:
+        """Report the units done so far."""
+
+
+def _nothing() -> None:
+    pass
+
+
 class Progress:
     """Reports what a run does: bars and lines on a terminal, lines elsewhere, and the log file.
 
@@ -53,6 +65,7 @@ class Progress:
         self._lines = ConsoleHandler(self._console, logging.WARNING if quiet else logging.INFO)
         self._stages: TaskID | None = None
         self._active = False
+        self._on_line = _nothing
 
     @contextmanager
     def running(self, stages: Sequence[str], log_file: Path | None) -> Iterator[None]:
@@ -132,7 +145,16 @@ class Progress:
                 log.log(level, text)
 
     @contextmanager
-    def counting(self, what: str, total: int | None, unit: str) -> Iterator[Report]:
+    def on_line(self, call: Callable[[], None]) -> Iterator[None]:
+        """Call something as often as work is reported."""
+        self._on_line = call
+        try:
+            yield
+        finally:
+            self._on_line = _nothing
+
+    @contextmanager
+    def counting(self, what: str, total: int | None, unit: str) -> Iterator[Counter]:
         """Count units of work, with rate and time left.
 
         Args:
@@ -145,18 +167,20 @@ class Progress:
             if not self._active:
                 stack.enter_context(self._activated())
             # A task is timed by rich also where no bar is shown.
-            row = self._bars.add_task(shortened(what), total=total or None, unit=unit)
+            row = self._bars.add_task(shortened(what), total=total or None, unit=unit, also="")
             stack.callback(self._bars.remove_task, row)
             task = next(task for task in self._bars.tasks if task.id == row)
             shown = time.monotonic()
 
-            def report(done: float) -> None:
+            def report(done: float, also: str = "") -> None:
                 nonlocal shown
-                self._bars.update(row, completed=done)
+                self._bars.update(row, completed=done, also=also)
                 if time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
                     shown = time.monotonic()
+                    self._on_line()
                     say(f"  {what}: {status(task)}")
 
             yield report
             if task.completed:
-                say(f"  {what}: {amount(task)} in {clock(task.elapsed or 0.0)}")
+                also = f", {task.fields['also']}" if task.fields["also"] else ""
+                say(f"  {what}: {amount(task)} in {clock(task.elapsed or 0.0)}{also}")

@@ -63,6 +63,8 @@ def status(task: Task) -> str:
     parts = [amount(task)]
     if task.speed:
         parts.append(rate(task.speed, task.fields["unit"]))
+        if also := task.fields.get("also"):
+            parts.append(also)
         if task.remaining:
             parts.append(f"{clock(task.remaining / task.speed)} left")
     return ", ".join(parts)

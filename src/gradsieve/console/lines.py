@@ -8,11 +8,13 @@ wraps and pads lines, so that a path copied from a terminal is broken.
 from __future__ import annotations
 
 import logging
+import os
 import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 
 import tqdm
@@ -65,7 +67,12 @@ class ConsoleHandler(logging.Handler):
 
 
 class _FileHandler(logging.FileHandler):
-    """A log file; if it cannot be written, the run continues."""
+    """A log file, never another's by a symbolic link; if it can't be written, the run continues."""
+
+    def _open(self) -> TextIOWrapper:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        opened = os.open(self.baseFilename, flags, 0o666)
+        return os.fdopen(opened, "a", encoding=self.encoding, errors=self.errors)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Nothing can be done, and nothing needs to be."""

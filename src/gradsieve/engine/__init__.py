@@ -1,6 +1,6 @@
 """Where a stage's tasks run: an engine decides where and when, never what."""
 
-from gradsieve.engine.base import Engine, Job
+from gradsieve.engine.base import Engine, Job, Size
 from gradsieve.engine.local import LocalEngine
 
-__all__ = ["Engine", "Job", "LocalEngine"]
+__all__ = ["Engine", "Job", "LocalEngine", "Size"]

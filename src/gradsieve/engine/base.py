@@ -1,43 +1,199 @@
 """What a stage hands to an engine: a job, and the tasks to run with it.
 
-In: a `Job`, which can be pickled, and its tasks, which can be pickled too. Out: each task's result,
-in the order of the tasks. A task writes its own file or folder atomically and may run twice with
-the same bytes, so a stage that was killed hands out only the tasks whose files are missing.
+In: a `Job`, which can be pickled, and its tasks, which can be pickled too. Out: each task's result
+as soon as the task has ended. A task writes its own file or folder atomically and may run twice
+with the same bytes, so a stage that was killed hands out only the tasks whose files are missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from gradsieve.console import Progress
+from gradsieve.console import Progress, clock
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Task_contra = TypeVar("Task_contra", contravariant=True)
-Result_co = TypeVar("Result_co", covariant=True)
 
 
-class Job(Protocol[Task_contra, Result_co]):
-    """A description of work that is the same for many tasks."""
+class Size(NamedTuple):
+    """How much work a task is: units of the job, and tokens where these are counted."""
 
-    def setup(self, progress: Progress) -> Callable[[Task_contra], Result_co]:
+    units: int = 1
+    tokens: int = 0
+
+    @property
+    def work(self) -> int:
+        """By which tasks are compared."""
+        return self.tokens or self.units
+
+
+class Job(ABC, Generic[Task, Result]):
+    """A description of work that is the same for many tasks.
+
+    Attributes:
+        unit: What progress counts, in the plural.
+    """
+
+    unit: str = "tasks"
+
+    @abstractmethod
+    def setup(self, progress: Progress) -> Callable[[Task], Result]:
         """Load what all tasks need, once per worker.
 
         Args:
             progress: Where the worker reports.
 
         Returns:
-            A function that runs one task.
+            A function that runs one task; it may keep what later tasks need too.
         """
 
+    def size(self, task: Task) -> Size:
+        """How much work a task is."""
+        return Size()
 
-class Engine(Protocol):
-    """Runs tasks. The bytes they write don't depend on the engine."""
+    def group(self, task: Task) -> Hashable:
+        """Tasks of the same group share what a worker keeps for them."""
+        return None
 
-    def map(self, job: Job[Task, Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """Run a job's tasks; yields their results in order, each when it is ready.
+    def smaller(self, task: Task) -> Task:
+        """The task with half the batch, for another attempt after memory has run out."""
+        return task
+
+    def name(self, task: Task) -> str:
+        """A task's name in messages."""
+        return str(task)
+
+
+@dataclass
+class Worker:
+    """A process that runs tasks, and what it has done.
+
+    Attributes:
+        name: Unique in the run.
+        node: Name of its machine.
+        device: What it computes on.
+        tasks: Finished ones.
+        units: Of these tasks.
+        tokens: Likewise.
+        seconds: That these tasks took.
+    """
+
+    name: str
+    node: str
+    device: str = "cpu"
+    tasks: int = 0
+    units: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, size: Size, seconds: float) -> None:
+        """Count a finished task."""
+        self.tasks += 1
+        self.units += size.units
+        self.tokens += size.tokens
+        self.seconds += seconds
+
+    def take(self) -> dict[str, Any]:
+        """What it has done as JSON data, and count from here."""
+        done = asdict(self)
+        self.tasks = self.units = self.tokens = 0
+        self.seconds = 0.0
+        return {**done, "seconds": round(done["seconds"], 3)}
+
+
+class Finished(NamedTuple):
+    """A task that has ended, its result, and where and how long it ran."""
+
+    task: Any
+    result: Any
+    worker: Worker
+    seconds: float
+
+
+class Engine(ABC):
+    """Runs tasks. The bytes they write don't depend on the engine.
+
+    Args:
+        progress: Where progress is reported.
+
+    Attributes:
+        workers: Those that have run tasks.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.workers: list[Worker] = []
+        self._seconds = 0.0
+
+    def map(
+        self, job: Job[Task, Result], tasks: Sequence[Task], what: str = "", done: int = 0
+    ) -> Iterator[Result]:
+        """Run a job's tasks; without tasks nothing is set up.
+
+        Args:
+            job: Sent to each worker once.
+            tasks: In order of one worker; several workers take the largest first.
+            what: Label of the progress line; empty: there is none.
+            done: Units that were finished before.
+
+        Yields:
+            Each task's result when it is ready.
 
         Raises:
             GradsieveError: What a task raises; tasks that were finished before keep their files.
         """
+        total = done + sum(job.size(task).units for task in tasks)
+        start, tokens = time.monotonic(), 0
+        with self._counting(what, total, job.unit) as report:
+            report(done)
+            for task, result, worker, seconds in self._run(job, tasks) if tasks else ():
+                size = job.size(task)
+                worker.add(size, seconds)
+                done, tokens = done + size.units, tokens + size.tokens
+                rate = tokens / max(time.monotonic() - start, 1e-9)
+                report(done, f"{rate:,.0f} tokens/s" if tokens else "")
+                yield result
+        self._seconds += time.monotonic() - start
+
+    def take_work(self) -> list[dict[str, Any]]:
+        """What each worker has done since the last call, as JSON data; it is logged too."""
+        wall, self._seconds = max(self._seconds, 1e-9), 0.0
+        work = [worker.take() for worker in self.workers if worker.tasks]
+        for one in work:
+            speed = f", {one['tokens'] / max(one['seconds'], 1e-9):,.0f} tokens/s"
+            self.progress.note(
+                f"  {one['name']} ({one['node']}, {one['device']}): {one['tasks']} tasks in "
+                f"{clock(one['seconds'])}{speed if one['tokens'] else ''}, "
+                f"busy {one['seconds'] / wall:.0%}"
+            )
+        return work
+
+    def _counting(self, what: str, total: int, unit: str) -> Any:
+        if what:
+            return self.progress.counting(what, total, unit)
+        return nullcontext(_unreported)
+
+    def close(self) -> None:  # noqa: B027 - optional
+        """End what was started for this run."""
+
+    @abstractmethod
+    def _run(self, job: Job[Task, Result], tasks: Sequence[Task]) -> Iterator[Finished]:
+        """Run a job's tasks, at least one, and yield each that has ended."""
+
+
+def _unreported(done: float, also: str = "") -> None:
+    """In place of a progress line."""
+
+
+def device_name() -> str:
+    """What this process computes on, once it has computed."""
+    torch = sys.modules.get("torch")  # where nothing has imported it, no GPU is in use
+    if torch is not None and torch.cuda.is_initialized():
+        return str(torch.cuda.get_device_name())
+    return "cpu"

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from gradsieve.console import Progress
-from gradsieve.engine.base import Job, Result, Task
+from gradsieve.engine.base import Engine, Finished, Job, Result, Task, Worker, device_name
 
 
-@dataclass(frozen=True)
-class LocalEngine:
-    """One worker, this process.
+class LocalEngine(Engine):
+    """One worker: this process."""
 
-    Attributes:
-        progress: Where tasks report.
-    """
-
-    progress: Progress
-
-    def map(self, job: Job[Task, Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """Run a job's tasks; without tasks nothing is set up."""
-        if tasks:
-            yield from map(job.setup(self.progress), tasks)
+    def _run(self, job: Job[Task, Result], tasks: Sequence[Task]) -> Iterator[Finished]:
+        run = job.setup(self.progress)
+        if not self.workers:
+            self.workers.append(Worker("this process", platform.node()))
+        worker = self.workers[0]
+        for task in tasks:
+            start = time.monotonic()
+            result = run(task)
+            worker.device = device_name()
+            yield Finished(task, result, worker, time.monotonic() - start)

@@ -1,9 +1,9 @@
 """Answers to a test set's questions, by lm-eval, in this process.
 
-In: a model, its tokenizer, questions and their prompts. Out: each question's metrics. The task
-files in this folder configure lm-eval; prompts (prompts.py) hold the model's chat template and the
-benchmark's few-shot examples. lm-eval's own tasks are not used: they have no TyDiQA, and ask
-without chat template and from the hub.
+In: a model, its tokenizer, questions and their prompts. Out: each question's answer with its
+metrics. The task files in this folder configure lm-eval; prompts (prompts.py) hold the model's chat
+template and the benchmark's few-shot examples. lm-eval's own tasks are not used: they have no
+TyDiQA, and ask without chat template and from the hub.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import contextlib
 import copy
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,37 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsieve.data.template import ChatTemplate
-from gradsieve.evaluation.metrics import judge
+from gradsieve.evaluation.metrics import final_answer, judge
 from gradsieve.evaluation.prompts import Prompts
 from gradsieve.io import needed
-from gradsieve.tasks.questions import QuestionSet
+from gradsieve.tasks.questions import Question, QuestionSet
 
 HERE = Path(__file__).parent
 
 
-def answer_metrics(
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer to a question.
+
+    Attributes:
+        text: As it was generated; of choices, the most likely one.
+        final: What was compared with the references.
+        metrics: Of this answer.
+    """
+
+    text: str
+    final: str
+    metrics: dict[str, float]
+
+
+def model_answers(
     template: ChatTemplate,
     model: PreTrainedModel,
     test: QuestionSet,
     prompts: Prompts,
     batch_size: int,
-) -> dict[str, list[float]]:
-    """Each metric of a model's answer to each question.
+) -> list[Answer]:
+    """A model's answer to each question.
 
     Args:
         template: The model's chat template.
@@ -48,7 +64,7 @@ def answer_metrics(
     Raises:
         UsageError: If lm-eval is not installed.
     """
-    found = answers(
+    return answers(
         test,
         prompts.texts,
         model,
@@ -60,7 +76,6 @@ def answer_metrics(
         ends=template.ends,
         stops=template.end_texts,
     )
-    return {metric: [scores[metric] for scores in found] for metric in test.metrics}
 
 
 def answers(
@@ -75,7 +90,7 @@ def answers(
     add_bos_token: bool,
     ends: Sequence[int] = (),
     stops: Sequence[str] = (),
-) -> list[dict[str, float]]:
+) -> list[Answer]:
     """Ask all questions; a prompt too long for the model loses its start.
 
     Args:
@@ -91,7 +106,7 @@ def answers(
         stops: Texts that end an answer, in addition to the test set's.
 
     Returns:
-        Metrics of each question, in order.
+        The answer to each question, in order.
 
     Raises:
         UsageError: If lm-eval is not installed.
@@ -120,12 +135,20 @@ def answers(
         )["samples"]["task"]
     by_number = {sample["doc_id"]: sample for sample in samples}
     ordered = [by_number[number] for number in range(len(docs))]
-    if test.questions[0].choices:
-        return [{"accuracy": float(sample["acc"])} for sample in ordered]
     return [
-        judge(test, sample["filtered_resps"][0], question.answers)
+        _answer(test, question, sample)
         for sample, question in zip(ordered, test.questions, strict=True)
     ]
+
+
+def _answer(test: QuestionSet, question: Question, sample: Mapping[str, Any]) -> Answer:
+    """From what lm-eval logs of a question."""
+    found = sample["filtered_resps"]
+    if question.choices:
+        likelihoods = [likelihood for likelihood, _ in found]
+        choice = question.choices[likelihoods.index(max(likelihoods))]
+        return Answer(choice, choice, {"accuracy": float(sample["acc"])})
+    return Answer(found[0], final_answer(test, found[0]), judge(test, found[0], question.answers))
 
 
 def _copied(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> PreTrainedTokenizerBase:

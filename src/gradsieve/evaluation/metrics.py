@@ -12,23 +12,27 @@ from collections import Counter
 from collections.abc import Callable
 
 from gradsieve.data.content import after_reasoning
-from gradsieve.tasks.questions import QuestionSet
+from gradsieve.tasks.questions import QuestionSet, matched
 
 
 def judge(test: QuestionSet, answer: str, right: tuple[str, ...]) -> dict[str, float]:
     """Score a free-text answer against the right ones: the best match counts.
 
-    Reasoning before the answer is not compared.
+    Only the final answer is compared, not the reasoning before it.
     """
-    answer = after_reasoning(answer)
-    found = re.search(test.extract, answer) if test.extract else None
-    answer = found[1] if found else answer
+    answer = final_answer(test, answer)
     reduce = _REDUCTIONS[test.match]
     scores = {
         "exact_match": max(float(same(answer, gold, reduce)) for gold in right),
         "f1": max(f1(answer, gold) for gold in right),
     }
     return {metric: scores[metric] for metric in test.metrics}
+
+
+def final_answer(test: QuestionSet, text: str) -> str:
+    """The answer within a generated text, without the reasoning before it."""
+    text = after_reasoning(text)
+    return (matched(test.extract, text) or text).strip()
 
 
 def words(text: str) -> str:

@@ -14,10 +14,29 @@ from gradsieve.recipe.schema import EvaluateConfig
 from gradsieve.runs.context import Context
 from gradsieve.tasks import Question, QuestionSet
 
+LOSSES = ("target_loss", "held_out_loss")
+"""Mean loss of the answers of the target's examples, and of its held-out ones; lower is better."""
+
 
 def settings(context: Context) -> EvaluateConfig:
     """The recipe's section, or its defaults."""
     return context.recipe.evaluate or EvaluateConfig()
+
+
+def metrics_of(context: Context, target: str) -> list[str]:
+    """What is measured of a target: its losses, and the metrics of its questions' answers."""
+    tasks, wanted = settings(context).tasks, settings(context).metrics
+    test, found = context.test_sets.get(target), list[str]()
+    if tasks is None or "target_loss" in tasks:
+        found += LOSSES if test else LOSSES[:1]
+    if test and (tasks is None or target in tasks):
+        found += test.metrics
+    return [metric for metric in found if wanted is None or metric in wanted]
+
+
+def has_answers(metrics: Sequence[str]) -> bool:
+    """Whether some of these metrics are of answers."""
+    return bool({*metrics} - {*LOSSES})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Letters: n examples of the pool, k examples of a target, S its subtasks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -19,8 +19,9 @@ from gradsieve.data.content import text_of
 from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool import Pool
 from gradsieve.data.pool.mapped import ExampleKey
+from gradsieve.engine import Engine
 from gradsieve.models.source import ModelSource
-from gradsieve.recipe.schema import Recipe
+from gradsieve.recipe.schema import AcrossSubtasks, Recipe
 
 Uses = Literal["data", "model", "gradients", "plain gradients"]
 """What a method needs beyond the data: decides which stages a run takes."""
@@ -55,6 +56,9 @@ class ScoringTask:
         seed: Of what is random.
         progress: Where to report.
         features: For methods that use gradients.
+        engine: Runs passes over the pool; None: this process.
+        work: Where these keep what they have done; None: a temporary folder.
+        known: Scores of the same examples by other methods, by their names and the targets'.
     """
 
     pool: Pool
@@ -65,6 +69,15 @@ class ScoringTask:
     seed: int
     progress: Progress
     features: Features | None = None
+    engine: Engine | None = None
+    work: Path | None = None
+    known: Mapping[str, Mapping[str, Scores]] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> list[float]:
+        """The checkpoints' learning rates, which sum to 1: eta_i of the method."""
+        rates = np.array(self.features.weights if self.features else (), dtype=np.float64)
+        return list((rates / rates.sum()).tolist())
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -88,6 +101,21 @@ class ScoringTask:
 
 
 @dataclass(frozen=True)
+class ExampleScores:
+    """Scores for each target example, kept where examples take turns in selecting.
+
+    Attributes:
+        ids: Of the examples [k].
+        subtasks: The subtask of each [k].
+        values: float32 [n, k].
+    """
+
+    ids: Sequence[str]
+    subtasks: Sequence[str]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Scores:
     """A pool scored for one target, aligned with the task's `numbers`: higher is better.
 
@@ -95,18 +123,33 @@ class Scores:
         total: float32 [n], by which examples are ranked.
         subtasks: Names of the columns; none for methods that look at no subtask.
         by_subtask: float32 [n, S].
+        standardized: The same with mean 0 and deviation 1 over the pool, float32 [n, S], if the
+            best subtask is found by these; 0 for a subtask whose scores are all equal.
+        errors: Standard error of each subtask's scores, if it is known [S].
+        examples: Scores for each target example, if they are wanted.
     """
 
     total: NDArray[np.float32]
     subtasks: Sequence[str] = ()
     by_subtask: NDArray[np.float32] | None = None
+    standardized: NDArray[np.float32] | None = None
+    errors: NDArray[np.float64] | None = None
+    examples: ExampleScores | None = None
+
+    @property
+    def compared(self) -> NDArray[np.float32] | None:
+        """By which an example's subtasks are compared [n, S]."""
+        return self.by_subtask if self.standardized is None else self.standardized
 
     @property
     def best(self) -> NDArray[np.int32]:
         """The subtask with each example's highest score [n]; -1 where there is none."""
-        if self.by_subtask is None:
+        if (compared := self.compared) is None:
             return np.full(len(self.total), -1, dtype=np.int32)
-        best: NDArray[np.int32] = self.by_subtask.argmax(axis=1).astype(np.int32)
+        if self.standardized is not None:  # a subtask whose scores are all equal ranks nothing
+            ranks = compared.any(axis=0)
+            compared = np.where(ranks, compared, np.float32(-np.inf)) if ranks.any() else compared
+        best: NDArray[np.int32] = compared.argmax(axis=1).astype(np.int32)
         return best
 
 
@@ -117,6 +160,7 @@ class Method(Protocol):
         source: Who proposed it, and with which settings it is run here.
         uses: What it needs.
         library: Optionally, the name of a library that may be missing and is looked for first.
+        check: Optionally, a function of the recipe that raises what is wrong with its settings.
     """
 
     source: str
@@ -127,12 +171,66 @@ class Method(Protocol):
 
 
 def over_subtasks(
-    task: ScoringTask, subtasks: Sequence[str], by_subtask: NDArray[np.float32]
+    task: ScoringTask,
+    subtasks: Sequence[str],
+    by_subtask: NDArray[np.float32],
+    *,
+    errors: NDArray[np.float64] | None = None,
+    examples: ExampleScores | None = None,
 ) -> Scores:
-    """Scores whose total is the best (or mean, as the recipe says) over subtasks."""
-    best = task.recipe.score.across_subtasks == "max"
-    total = by_subtask.max(axis=1) if best else by_subtask.mean(axis=1)
-    return Scores(total, subtasks, by_subtask)
+    """Scores whose total follows from those by subtask as the recipe says."""
+    found = combine(task.recipe.score.across_subtasks, subtasks, by_subtask)
+    return replace(found, errors=errors, examples=examples)
+
+
+def over_examples(
+    task: ScoringTask, examples: Sequence[Row], by_example: NDArray[np.float32]
+) -> Scores:
+    """Scores for subtasks that are means over their examples, from scores for each [n, k]."""
+    subtasks, by_subtask = mean_by_subtask(examples, by_example)
+    kept = None
+    if task.recipe.select.turns == "examples":
+        ids = [row.example.id for row in examples]
+        kept = ExampleScores(ids, [row.example.subtask for row in examples], by_example)
+    return over_subtasks(task, subtasks, by_subtask, examples=kept)
+
+
+def by_rank(scores: Scores, order: NDArray[np.int64]) -> Scores:
+    """The same examples in another order, best first [n]: totals fall evenly from 1."""
+    place = np.empty(len(order), dtype=np.float32)
+    place[order] = np.arange(len(order))
+    return replace(scores, total=1 - place / np.float32(len(order)), examples=None)
+
+
+def combine(
+    across: AcrossSubtasks, subtasks: Sequence[str], by_subtask: NDArray[np.float32]
+) -> Scores:
+    """Scores whose total is the maximum or the mean over subtasks."""
+    if across == "mean":
+        return Scores(by_subtask.mean(axis=1), subtasks, by_subtask)
+    found = Scores(by_subtask.max(axis=1), subtasks, by_subtask)
+    if across == "max":
+        return found
+    standardized = standardize(by_subtask)
+    found = replace(found, standardized=standardized)
+    total = np.take_along_axis(standardized, found.best[:, None], axis=1)[:, 0]
+    return replace(found, total=total)
+
+
+def standardize(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each column with mean 0 and standard deviation 1; 0 where all its scores are equal.
+
+    Rows are in order of (source, id) and sums in float64, so nothing else changes the result.
+
+    Args:
+        scores: [n, S].
+    """
+    found = np.zeros_like(scores)
+    for column, result in zip(scores.T, found.T, strict=True):
+        values = column.astype(np.float64)
+        if np.ptp(values) > 0:
+            result[:] = (values - values.mean()) / values.std()
+    return found
 
 
 def mean_by_subtask(

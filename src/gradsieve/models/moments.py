@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import TrainerCallback
 
 from gradsieve.errors import ModelError
+from gradsieve.io import publish
 from gradsieve.models.adapters import start_problem
 from gradsieve.models.checkpoints import adam_states, save_checkpoint
 
@@ -102,7 +103,7 @@ class KeepMoments(TrainerCallback):
         for leftover in (partial, complete):
             shutil.rmtree(leftover, ignore_errors=True)
         save_checkpoint(model, optimizer, partial, sum(self._rates) / len(self._rates))
-        partial.rename(complete)
+        publish(partial, complete)
         self._numbers.add(number)
         self._rates.clear()
 

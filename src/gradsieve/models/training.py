@@ -3,8 +3,10 @@
 In: a model and tokenized rows. Out: the trained model, its loss curve, and optionally a
 checkpoint with Adam's moments after each epoch. A killed training resumes after its last complete
 epoch and ends with the same weights: Trainer keeps the optimizer, the schedule and all random
-states; a mark is left in complete checkpoints. Under `accelerate launch` the processes share each
-batch. The caller's random states are the same afterwards.
+states. A mark is left in complete checkpoints, with what the training is of and the hashes of all
+that was saved: another training, or one whose files are damaged, starts from the beginning. Under
+`accelerate launch` the processes share each batch. The caller's random states are the same
+afterwards.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import importlib
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ from transformers import (
 from transformers.integrations import get_available_reporting_integrations
 
 from gradsieve.errors import ModelError, UsageError
-from gradsieve.io import write_json, write_text
+from gradsieve.io import file_hash, read_sealed, sync_tree, write_sealed, write_text
 from gradsieve.models import distributed
 from gradsieve.models.load import own_randomness
 from gradsieve.models.moments import KeepMoments
@@ -49,7 +52,9 @@ def train_model(
     collate: Callable[[Sequence[Any]], dict[str, Tensor]],
     on_step: Callable[[int, int], None],
     keep_checkpoints: bool = False,
-) -> None:
+    max_steps: int | None = None,
+    of: str = "",
+) -> int:
     """Train; writes `loss.jsonl`, and `checkpoint-1..N` with Adam's moments on request.
 
     Args:
@@ -62,24 +67,38 @@ def train_model(
         collate: Makes a batch of rows.
         on_step: Called with the steps made and all steps.
         keep_checkpoints: Keep a checkpoint after each epoch.
+        max_steps: Optimizer steps to make, in as many epochs as they take; None: by epochs.
+        of: What is trained on, if `folder` may hold an unfinished training of something else.
+
+    Returns:
+        The optimizer steps made.
     """
     work = folder / "trainer"
+    last, earlier = _last_complete(work, of) if distributed.is_first() else (None, 0.0)
     with own_randomness():
         trainer = Trainer(
             model=model,
-            args=_arguments(settings, seed, work),
+            args=_arguments(settings, seed, work, max_steps),
             train_dataset=rows,
             data_collator=collate,
-            callbacks=[*([KeepMoments(folder)] if keep_checkpoints else []), _Resumable(on_step)],
+            callbacks=[
+                *([KeepMoments(folder)] if keep_checkpoints else []),
+                _Resumable(on_step, of, earlier),
+            ],
         )
         trainer.remove_callback(PrinterCallback)  # it prints each log on standard output
-        last = distributed.agreed(_last_complete(work) if distributed.is_first() else None)
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=distributed.agreed(last))
     if distributed.is_first():
         if "wandb" in settings.report_to:
             importlib.import_module("wandb").finish()  # its callback leaves the run open
         _write_losses(trainer, folder)
     distributed.wait()
+    return int(trainer.state.global_step)
+
+
+def seconds_before(folder: Path, of: str) -> float:
+    """What an unfinished training in a folder has taken so far, if it is the same one."""
+    return _last_complete(folder / "trainer", of)[1]
 
 
 def clear_work(folder: Path) -> None:
@@ -116,7 +135,9 @@ def check_trackers(names: Sequence[str]) -> None:
         )
 
 
-def _arguments(settings: recipe.TrainingConfig, seed: int, work: Path) -> TrainingArguments:
+def _arguments(
+    settings: recipe.TrainingConfig, seed: int, work: Path, max_steps: int | None
+) -> TrainingArguments:
     shares = distributed.count()
     micro = settings.micro_batch_size or max(1, settings.batch_size // shares)
     if settings.batch_size % (micro * shares):
@@ -131,6 +152,7 @@ def _arguments(settings: recipe.TrainingConfig, seed: int, work: Path) -> Traini
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=settings.batch_size // (micro * shares),
         num_train_epochs=settings.epochs,
+        max_steps=max_steps or -1,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup_ratio,
@@ -155,6 +177,9 @@ class _Resumable(TrainerCallback):
     """Reports progress, and marks Trainer's own checkpoints as complete; keeps the last one."""
 
     on_step: Callable[[int, int], None]
+    of: str
+    earlier: float
+    started: float = field(default_factory=time.monotonic)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report progress."""
@@ -176,17 +201,37 @@ class _Resumable(TrainerCallback):
         if not distributed.is_first():
             return
         current = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_json(current / MARK, {})
+        folder = current.parent.parent
+        sync_tree(folder)
+        seconds = self.earlier + time.monotonic() - self.started
+        # Of KeepMoments' checkpoints, too: they are not made again by a training that resumes.
+        saved = [*current.rglob("*"), *folder.glob("checkpoint-*/*")]
+        files = {str(f.relative_to(folder)): file_hash(f) for f in saved if f.is_file()}
+        write_sealed(current / MARK, {"of": self.of, "seconds": seconds, "files": files})
         for older in set(current.parent.glob("checkpoint-*")) - {current}:
             shutil.rmtree(older)
 
 
-def _last_complete(work: Path) -> str | None:
-    """The newest complete checkpoint; incomplete ones are removed."""
-    complete: dict[int, Path] = {}
+def _last_complete(work: Path, of: str) -> tuple[str | None, float]:
+    """The newest sound checkpoint of this training, and its seconds; others are removed."""
+    found: dict[int, tuple[str, float]] = {}
     for folder in work.glob("checkpoint-*"):
-        if (folder / MARK).is_file():
-            complete[int(folder.name.rpartition("-")[2])] = folder
-        else:
+        seconds = _seconds_of(folder, of)
+        if seconds is None:
             shutil.rmtree(folder)
-    return str(complete[max(complete)]) if complete else None
+        else:
+            found[int(folder.name.rpartition("-")[2])] = (str(folder), seconds)
+    return found[max(found)] if found else (None, 0.0)
+
+
+def _seconds_of(checkpoint: Path, of: str) -> float | None:
+    """What a checkpoint's training has taken; None if it is another's, incomplete or damaged."""
+    try:
+        mark = read_sealed(checkpoint / MARK)
+        if mark is None or mark["of"] != of:
+            return None
+        folder = checkpoint.parent.parent
+        sound = all(file_hash(folder / name) == h for name, h in mark["files"].items())
+        return float(mark["seconds"]) if sound else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,15 @@ from safetensors import SafetensorError
 
 from gradsieve.console import Progress, clock
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
-from gradsieve.io import differences, fingerprint, first_few, write_text
+from gradsieve.io import because, differences, fingerprint, first_few
 from gradsieve.models import distributed
 from gradsieve.pipeline.preflight import check, check_stages
 from gradsieve.recipe.load import dump_recipe, load_recipe
 from gradsieve.recipe.schema import Recipe
+from gradsieve.runs.artifacts import damaged_error
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import STAGE_NAMES, RunFolder, State
+from gradsieve.runs.files import Fault, Read
+from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder, State
 from gradsieve.runs.lineage import changed_settings, outdated
 from gradsieve.stages import all_stages
 from gradsieve.stages.base import Stage
@@ -79,26 +81,50 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     with (
         run.locked() if leads else nullcontext(),
         context.progress.running(wanted, run.log if leads else None),
-        _logged(context.progress),
-        _reporting_disk_errors(run),
+        logged(context.progress),
+        reporting_disk_errors(run),
+        closing(context),
     ):
         earlier = STAGE_NAMES[: STAGE_NAMES.index(start)]
         taken = [name for name in needed if name in earlier and name not in wanted]
-        for name in taken:
+        for name in list(taken):
             if name not in STAGES[start].optional_before:
                 run.require(name)
+            elif run.metadata(name) is None:
+                taken.remove(name)
+                context.progress.warn(f"{name} is not finished, and left out: {run.stage(name)}")
+        for name in wanted if leads else ():
+            if damage := run.repair(name):
+                context.progress.warn(damage)
         check(context, [STAGES[name] for name in wanted])
         others = _other_settings(context, taken)
+        for name in taken if leads else ():
+            refuse_faults(STAGES[name], context)
         for name in wanted:
             if leads or STAGES[name].distributed:
-                _run_stage(STAGES[name], context, others)
+                run_stage(STAGES[name], context, others)
             context.report_warnings()
             distributed.wait()
             if name == "pool":  # what could not be checked without it
                 check_stages(context, [STAGES[later] for later in wanted if later != "pool"])
+        for name in wanted if leads else ():
+            for warning in STAGES[name].after_run(context):
+                context.progress.warn(warning)
         if leads:
-            write_text(run.recipe, dump_recipe(recipe))
+            run.write_recipe(dump_recipe(recipe))
     return run
+
+
+def refuse_faults(stage: Stage, context: Context) -> None:
+    """Refuse a stage that is taken as it is if its files are not what was written."""
+    artifact = stage.artifact(context)
+    context.run.restore_inputs(stage.name)
+    faults = artifact.faults("unnamed")
+    if used := [*filter(artifact.matters, faults)]:
+        raise damaged_error(used, stage.name)
+    for fault in faults:
+        if artifact.is_dispensable(fault.file):
+            context.progress.warn(f"{stage.name}: {fault}; it was for display, and is left out")
 
 
 def _other_settings(context: Context, taken: Sequence[str]) -> bool:
@@ -128,7 +154,8 @@ def states(context: Context, names: Sequence[str]) -> dict[str, State]:
         waits_for = next((other for other, state in found.items() if state.kind != "done"), None)
         if waits_for is None:
             stage = STAGES[name]
-            found[name] = _state(stage, context, stage.fingerprint_inputs(context))
+            inputs = stage.fingerprint_inputs(context)
+            found[name] = state_of(stage, context, inputs, read="none")
         elif context.run.started_with(name) is None:
             found[name] = State("new")
         else:
@@ -136,23 +163,36 @@ def states(context: Context, names: Sequence[str]) -> dict[str, State]:
     return found
 
 
-def _state(stage: Stage, context: Context, inputs: dict[str, Any]) -> State:
-    metadata = context.run.metadata(stage.name)
+def state_of(stage: Stage, context: Context, inputs: dict[str, Any], read: Read = "all") -> State:
+    """The state of a stage.
+
+    Args:
+        stage: The stage.
+        context: The run.
+        inputs: Its fingerprint inputs now.
+        read: Which of a finished stage's files are read, to find those that are damaged.
+    """
+    run, name = context.run, stage.name
+    artifact, metadata, old = stage.artifact(context), run.metadata(name), run.started_with(name)
     if metadata is not None and metadata.get("fingerprint") == fingerprint(inputs):
-        missing = stage.missing_outputs(context)
-        if not missing:
-            return State("done")
-        return State("resume", f"{len(missing)} files are missing, e.g. {missing[0]}")
-    old = context.run.started_with(stage.name)
+        faults = artifact.faults(read)
+        broken = [f for f in faults if f.what != "foreign" and artifact.matters(f)]
+        if not broken:
+            return State("done", faults=faults)
+        more = f", and {len(broken) - 1} more files are" if broken[1:] else ""
+        return State("resume", f"{broken[0]}{more}", faults)
     if old is None:
         return State("new")
     changes = differences(old, inputs)
     if not changes:
         return State("resume")
-    return State("extend" if stage.can_extend(old, inputs) else "redo", first_few(changes))
+    if stage.can_extend(old, inputs):
+        faults = artifact.faults(read) if metadata is not None else []
+        return State("extend", because(changes), faults)
+    return State("redo", because(changes))
 
 
-def _run_stage(stage: Stage, context: Context, others: bool) -> None:
+def run_stage(stage: Stage, context: Context, others: bool) -> None:
     """Run a stage, if it has to.
 
     Args:
@@ -162,7 +202,11 @@ def _run_stage(stage: Stage, context: Context, others: bool) -> None:
     """
     run, progress, leads, name = context.run, context.progress, distributed.is_first(), stage.name
     inputs = stage.fingerprint_inputs(context)
-    state = _state(stage, context, inputs) if leads else State("new")
+    state = state_of(stage, context, inputs) if leads else State("new")
+    if state.kind in ("new", "redo") and leads and run.take_back(name, inputs):
+        progress.say(f"{name}: these settings' outputs are taken back from the archive")
+        state = state_of(stage, context, inputs)
+    clear_faults(stage, context, state.faults)
     done = state.kind == "done"
     if distributed.agreed(done) if stage.distributed else done:
         progress.end(
@@ -170,19 +214,21 @@ def _run_stage(stage: Stage, context: Context, others: bool) -> None:
         )
         return
     snapshot = run.snapshot(name)
-    # What is extended took its earlier seconds, too.
-    before = (run.metadata(name) or {}).get("seconds", 0.0) if state.kind == "extend" else 0.0
-    archived = _prepare(stage, state, context) if leads else None
+    # What is extended or resumed took its earlier seconds, too.
+    kept = state.kind in ("extend", "resume")
+    before = run.seconds(name) if kept else 0.0
+    archived = prepare(stage, state, context) if leads else None
     progress.begin(name)
     if leads:
-        write_text(run.recipe, dump_recipe(context.recipe))
+        run.write_recipe(dump_recipe(context.recipe))
     start = time.monotonic()
     folder = run.begin(name, inputs) if leads else run.stage(name)
     if archived:
         stage.reuse(archived, folder)
     existing = _written(folder) if leads else {}
     try:
-        metadata = stage.run(context, folder)
+        with _timed(context, name, before) if leads else nullcontext():
+            metadata = stage.run(context, folder)
     except GradsieveError:
         # A mistake leaves what was there as it was.
         undo = archived is not None and stage.undo_failed
@@ -201,13 +247,49 @@ def _run_stage(stage: Stage, context: Context, others: bool) -> None:
             "inputs": inputs,
             "seconds": round(before + seconds, 3),
             "versions": _versions(),
+            "workers": context.take_work(),
             **metadata,
         },
     )
     progress.end(name, f"done in {clock(seconds)}")
 
 
-def _prepare(stage: Stage, state: State, context: Context) -> Path | None:
+@contextmanager
+def _timed(context: Context, name: str, before: float) -> Iterator[None]:
+    """Keep the seconds that a stage has taken so far, for when it is stopped and resumed."""
+    start = time.monotonic()
+
+    def keep() -> None:
+        context.run.keep_seconds(name, before + time.monotonic() - start)
+
+    with context.progress.on_line(keep):
+        try:
+            yield
+        except BaseException:
+            keep()
+            raise
+
+
+def clear_faults(stage: Stage, context: Context, faults: Sequence[Fault]) -> None:
+    """Archive what is not as it was written, so that it is not used, and report it."""
+    artifact, warn = stage.artifact(context), context.progress.warn
+    for fault in faults:
+        parts = artifact.made_with(fault.file)
+        if fault.what == "foreign":
+            if not artifact.matters(fault):
+                continue
+            kept = context.run.archive_part(fault.file)
+            warn(f"{stage.name}: {fault.file} was not written by this run: moved to {kept}")
+            continue
+        if artifact.is_dispensable(fault.file):
+            warn(f"{stage.name}: {fault}; it was for display, and is left out")
+            parts = [fault.file] if fault.what == "damaged" else []
+        for part in parts:
+            if part.exists() and part.is_relative_to(context.run.path):
+                context.run.archive_part(part)
+
+
+def prepare(stage: Stage, state: State, context: Context) -> Path | None:
     """Say why a stage runs again, and archive what was made with other settings.
 
     Returns:
@@ -217,10 +299,10 @@ def _prepare(stage: Stage, state: State, context: Context) -> Path | None:
     if state.kind == "resume":
         say(f"{name}: {state.why}" if state.why else f"{name}: resuming where it stopped")
     elif state.kind == "extend":
-        say(f"{name}: extending, because of {state.why}")
+        say(f"{name}: extending, {state.why}")
     elif state.kind == "redo":
         archived = context.run.archive(name)
-        say(f"{name}: running again, because of {state.why} (the old outputs are in {archived})")
+        say(f"{name}: running again, {state.why} (the old outputs are in {archived})")
         return archived
     return None
 
@@ -230,6 +312,7 @@ def _written(folder: Path) -> dict[Path, tuple[int, int] | None]:
     return {
         path: (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
         for path in folder.rglob("*")
+        if path.name != SECONDS
     }
 
 
@@ -258,7 +341,7 @@ def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
 
 
 @contextmanager
-def _logged(progress: Progress) -> Iterator[None]:
+def logged(progress: Progress) -> Iterator[None]:
     """Log the command, the versions, and how it ended."""
     versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
     progress.note(f"--- {' '.join(sys.argv)} ({versions})")
@@ -277,7 +360,8 @@ def _versions() -> dict[str, str]:
 
 
 @contextmanager
-def _reporting_disk_errors(run: RunFolder) -> Iterator[None]:
+def reporting_disk_errors(run: RunFolder) -> Iterator[None]:
+    """Turn errors of the file system, and of a disk that is full, into messages."""
     try:
         yield
     except OSError as error:

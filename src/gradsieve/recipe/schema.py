@@ -10,10 +10,20 @@ Rejected: dataclasses with hand-written checks (pydantic's messages and JSON sch
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, Self
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 """A name that becomes part of a file name."""
@@ -24,12 +34,21 @@ TOGETHER = "together"
 RESERVED = (TOGETHER, "target_loss")
 """Names that a target can't have: they mean something else in its place."""
 
+FILE_NAMES = (".json", ".jsonl", ".parquet", ".tmp")
+"""Ends of the names of files next to targets' folders; what ends in .tmp is unfinished work."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed of training; NumPy's generator accepts no larger one."""
 
 
 SIZES = ("fraction", "count", "tokens")
 """Keys for the size of a selection; a recipe sets one of them."""
+
+AcrossSubtasks = Literal["max", "standardized_max", "mean"]
+
+ACROSS_SUBTASKS: AcrossSubtasks = "standardized_max"
+"""The default of `score.across_subtasks`. The paper's is `max`, which found 20% fewer planted rows
+with a real model (benchmarks/real_model)."""
 
 Effect = Literal["yes", "no", "contents", "adds", "repeats"]
 """A key's effect on results: it changes them; it doesn't; only the contents that it names do (a
@@ -171,18 +190,24 @@ class TargetConfig(Section):
         description=f"`custom` only. {SUPERVISE}",
         json_schema_extra=CONTENTS,
     )
+    answer: str | None = Field(
+        None,
+        description="`custom` only: a regular expression whose first group is the final answer in "
+        "`test` and in generated texts, e.g. `#### (\\S+)`; null: the full text.",
+    )
 
     @model_validator(mode="after")
-    def _supervise_is_for_custom(self) -> TargetConfig:
-        if self.supervise != "completion" and self.task != "custom":
-            raise ValueError(f"`supervise` is for task: custom; {self.task} has its own format")
+    def _keys_of_custom(self) -> TargetConfig:
+        own = {"supervise": "format", "subtask": "subtasks", "answer": "answers"}
+        for key, what in own.items():
+            if self.task != "custom" and getattr(self, key) not in (None, "completion"):
+                raise ValueError(f"`{key}` is for task: custom; {self.task} has its own {what}")
         return self
 
-    @model_validator(mode="after")
-    def _subtask_is_for_custom(self) -> TargetConfig:
-        if self.subtask is not None and self.task != "custom":
-            raise ValueError(f"`subtask` is for task: custom; {self.task} has its own subtasks")
-        return self
+    @field_validator("answer")
+    @classmethod
+    def _answer_is_a_regular_expression(cls, value: str | None) -> str | None:
+        return _regular_expression(value)
 
 
 class LoraConfig(Section):
@@ -210,10 +235,7 @@ class LoraConfig(Section):
     @classmethod
     def _is_a_regular_expression(cls, value: list[str] | str | None) -> list[str] | str | None:
         if isinstance(value, str):
-            try:
-                re.compile(value)
-            except re.error as error:
-                raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+            _regular_expression(value)
         return value
 
 
@@ -357,9 +379,23 @@ class ScoreConfig(Section):
         description="Cosine similarity to a subtask's mean gradient (the paper), or the mean of "
         "the similarities to each of its examples (the released code).",
     )
-    across_subtasks: Literal["max", "mean"] = Field(
-        "max",
-        description="How a row's score follows from its scores on subtasks. max as in the paper.",
+    across_subtasks: AcrossSubtasks = Field(
+        ACROSS_SUBTASKS,
+        description="How a row's score follows from its scores on subtasks. `max` as in the paper; "
+        "`standardized_max`: the maximum after each subtask's scores are standardized over the "
+        "pool (mean 0, deviation 1), so that no subtask wins by its level; `mean`.",
+    )
+    fusion: list[Name] = Field(
+        ["less", "bm25", "rds_plus"],
+        min_length=2,
+        description="The methods that method `fusion` joins by their ranks.",
+        json_schema_extra=ADDS,
+    )
+    files: dict[Name, str] = Field(
+        {},
+        description="Methods in Python files of yours, by name: `{Longest: my.py:Longest}`. "
+        "`methods: [my.py:Longest]` is short for both. The file is run: read it first.",
+        json_schema_extra=ADDS,
     )
     embedding: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
@@ -376,6 +412,26 @@ class ScoreConfig(Section):
             raise ValueError("expected one of method, methods; got both")
         rest = {key: value for key, value in given.items() if key != "method"}
         return {**rest, "methods": [given["method"]]}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _methods_of_files_are_named(cls, given: Any) -> Any:
+        """`my.py:Longest` to the method `Longest` and its file."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("methods"), list):
+            return given
+        places = [name for name in given["methods"] if isinstance(name, str) and ".py:" in name]
+        files = {place.rpartition(":")[2]: place for place in places}
+        if not files:
+            return given
+        names = [n.rpartition(":")[2] if n in places else n for n in given["methods"]]
+        return {**given, "methods": names, "files": {**given.get("files", {}), **files}}
+
+    @field_validator("fusion")
+    @classmethod
+    def _fusion_is_of_others(cls, names: list[str]) -> list[str]:
+        if "fusion" in names:
+            raise ValueError("fusion cannot be a part of itself")
+        return _unique(names)
 
     @field_validator("methods")
     @classmethod
@@ -398,18 +454,56 @@ Cap = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
 """A number of rows, or a share such as 0.4."""
 
 
+T = TypeVar("T")
+
+ONE, SEVERAL = "(one)", "(several)"
+"""Tags of `OneOrSeveral`; they are no part of a key's path in messages."""
+
+OneOrSeveral = Annotated[
+    Annotated[T, Tag(ONE)] | Annotated[list[T], Tag(SEVERAL), Field(min_length=1)],
+    Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE),
+]
+"""A value, or a list of values; what is wrong is reported for the one that was written."""
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The size of a selection: one of these."""
+
+    fraction: float | None = None
+    count: int | None = None
+    tokens: int | None = None
+
+    def __str__(self) -> str:
+        """As in the name of a selection."""
+        if self.tokens is not None:
+            return f"{self.tokens}-tokens"
+        return str(self.count if self.fraction is None else self.fraction)
+
+    def rows(self, scored: int) -> int | None:
+        """Rows to select of so many; None: the budget is in tokens."""
+        return self.count if self.fraction is None else max(1, round(self.fraction * scored))
+
+
 class SelectConfig(Section):
     """Step 5: the size of the selection (one of the first three keys) and its constraints."""
 
-    fraction: float | None = Field(
-        None, gt=0, le=1, description="Share of the scored rows. Default: 0.05, as in the paper."
+    fraction: OneOrSeveral[Fraction] | None = Field(
+        None,
+        description="Share of the scored rows. Default: 0.05, as in the paper. A list, here and in "
+        "the next two: one selection, training and evaluation for each.",
     )
-    count: int | None = Field(None, ge=1, description="Number of rows.")
-    tokens: int | None = Field(None, ge=1, description="Most tokens of the selected rows.")
-    round_robin: bool = Field(
-        False,
-        description="Subtasks take turns in choosing their best remaining row, so that each gets "
-        "an equal share.",
+    count: OneOrSeveral[Count] | None = Field(None, description="Number of rows.")
+    tokens: OneOrSeveral[Count] | None = Field(
+        None, description="Most tokens of the selected rows."
+    )
+    turns: Literal["none", "subtasks", "examples"] = Field(
+        "none",
+        description="`subtasks`: a target's subtasks take turns in choosing their best remaining "
+        "row, so that each gets an equal share; `examples`: its examples do.",
     )
     together: bool = Field(
         False,
@@ -434,10 +528,29 @@ class SelectConfig(Section):
     def _paper_share_by_default(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
+        if "round_robin" in given:
+            raise ValueError("`round_robin: true` is called `turns: subtasks`")
         set_here = [key for key in SIZES if given.get(key) is not None]
         if len(set_here) > 1:
             raise ValueError(f"expected one of {', '.join(SIZES)}; got {', '.join(set_here)}")
         return given if set_here else {**given, "fraction": 0.05}
+
+    @field_validator(*SIZES)
+    @classmethod
+    def _sizes_are_unique(cls, sizes: Any) -> Any:
+        _unique([str(size) for size in sizes] if isinstance(sizes, list) else [])
+        return sizes
+
+    @property
+    def budgets(self) -> list[Budget]:
+        """The sizes of selections, in order."""
+        (key,) = (key for key in SIZES if getattr(self, key) is not None)
+        sizes = getattr(self, key)
+        return [Budget(**{key: size}) for size in (sizes if isinstance(sizes, list) else [sizes])]
+
+    def of(self, budget: Budget) -> SelectConfig:
+        """The same settings for one budget."""
+        return self.model_copy(update=asdict(budget))
 
 
 class TrainConfig(Section):
@@ -453,9 +566,19 @@ class TrainConfig(Section):
     )
     epochs: int | None = Field(None, ge=1, description="null: the warm-up's.")
     learning_rate: float | None = Field(None, gt=0, description="Peak; null: the warm-up's.")
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Optimizer steps of each training, `full` included, in as many epochs as they "
+        "take; so selections of different sizes get the same budget. null: `epochs` decide.",
+    )
     full_parameters: bool = Field(
         False, description="Train all weights, in the model's dtype, instead of an adapter."
     )
+
+
+Metric = Literal["target_loss", "held_out_loss", "accuracy", "exact_match", "f1"]
+"""What is measured of a trained model."""
 
 
 class EvaluateConfig(Section):
@@ -467,6 +590,13 @@ class EvaluateConfig(Section):
         "targets' answers; null: everything that has held-out examples.",
         json_schema_extra=ADDS,
     )
+    metrics: list[Metric] | None = Field(
+        None,
+        min_length=1,
+        description="Of each target those that it has; null: all. With `[target_loss, "
+        "held_out_loss]` nothing is generated, which takes most of the time.",
+        json_schema_extra=ADDS,
+    )
     limit: int | None = Field(
         None, ge=1, description="Held-out examples per subtask, the first ones; null: all."
     )
@@ -474,6 +604,32 @@ class EvaluateConfig(Section):
         True, description="Put the benchmark's few-shot examples before each question."
     )
     batch_size: int = Field(8, ge=1, description="Questions per batch.", json_schema_extra=NO)
+
+
+class ValidateConfig(Section):
+    """Whether scores predict what training does: many trainings on random subsets of the pool."""
+
+    subsets: int = Field(
+        32,
+        ge=3,
+        description="Random subsets of the pool to train on, with the settings of `train`; more "
+        "narrow the interval.",
+        json_schema_extra=ADDS,
+    )
+    share: float = Field(0.5, gt=0, lt=1, description="Share of the pool's rows in each subset.")
+    leave_out: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.01, 0.05],
+        description="Shares of the pool to leave out, the best rows by each method against random "
+        "ones: a training on the rest for each target, method and share. []: none.",
+        json_schema_extra=ADDS,
+    )
+    seeds: list[Seed] = Field(
+        [0],
+        min_length=1,
+        description="Each trains one model per subset; losses are averaged over them.",
+        json_schema_extra=ADDS,
+    )
+    seed: Seed = Field(0, description="Decides the subsets.", json_schema_extra=REPEATS)
 
 
 class ReportConfig(Section):
@@ -497,6 +653,70 @@ class ReportConfig(Section):
     )
 
 
+class EngineConfig(Section):
+    """Where the work of a stage runs; the results are the same."""
+
+    kind: Literal["auto", "local", "ray"] = Field(
+        "auto",
+        description="`local`: this process, on one device; `ray`: workers on every GPU of this "
+        "machine or of a cluster (`gradsieve[ray]`); `auto`: ray if it is installed and this "
+        "machine has several GPUs or RAY_ADDRESS is set.",
+        json_schema_extra=NO,
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="Worker processes; null: as many as the GPUs allow, without GPUs one per 4 "
+        "cores. With a number, workers also wait for nodes that join later.",
+        json_schema_extra=NO,
+    )
+    gpus_per_worker: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="GPUs of a worker, such as 0.5 for two workers on each; null: 1 where there "
+        "are GPUs.",
+        json_schema_extra=NO,
+    )
+    cpus_per_worker: float | None = Field(
+        None,
+        gt=0,
+        description="CPUs reserved for a worker; null: 1 next to a GPU, else an equal share.",
+        json_schema_extra=NO,
+    )
+    address: str | None = Field(
+        None,
+        description="Of a Ray cluster, or `auto` for one on this machine; null: RAY_ADDRESS, else "
+        "Ray is started for this run.",
+        json_schema_extra=NO,
+    )
+
+
+class SelectionName(NamedTuple):
+    """What a selection is for, by which method, and of which size.
+
+    Attributes:
+        target: A target's name, or `together`.
+        method: The method.
+        budget: The size.
+        of_several: Whether there are selections of other sizes, so that the name has the size.
+    """
+
+    target: str
+    method: str
+    budget: Budget
+    of_several: bool = False
+
+    @property
+    def short(self) -> str:
+        """METHOD, or METHOD@BUDGET; with a folder for the target this is the selection's path."""
+        return f"{self.method}@{self.budget}" if self.of_several else self.method
+
+
+# The field `validate` takes the place of a method that pydantic has deprecated.
+warnings.filterwarnings("ignore", 'Field name "validate" in "Recipe" shadows')
+
+
 class Recipe(Section):
     """All settings of a run."""
 
@@ -515,7 +735,11 @@ class Recipe(Section):
     select: SelectConfig = Field(default_factory=lambda: SelectConfig(fraction=0.05))
     train: TrainConfig | None = Field(None, description="null: stop after the selection.")
     evaluate: EvaluateConfig | None = Field(None, description="null: no evaluation.")
+    validate: ValidateConfig | None = Field(  # type: ignore[assignment]
+        None, description="null: scores are not validated."
+    )
     report: ReportConfig = Field(default_factory=ReportConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig, json_schema_extra=NO)
 
     @property
     def training(self) -> TrainingConfig:
@@ -523,6 +747,22 @@ class Recipe(Section):
         own = self.train.model_dump(include={"epochs", "learning_rate"}) if self.train else {}
         shared = {key: getattr(self.warmup, key) for key in TrainingConfig.model_fields}
         return TrainingConfig(**{**shared, **{k: v for k, v in own.items() if v is not None}})
+
+    @property
+    def selections(self) -> list[SelectionName]:
+        """All selections: for each target, or all together, by each method, of each size."""
+        targets = [TOGETHER] if self.select.together else [target.name for target in self.targets]
+        return [name for target in targets for name in self.selections_for(target)]
+
+    def selections_for(self, target: str) -> list[SelectionName]:
+        """The selections that serve a target, named as if it had its own."""
+        budgets = self.select.budgets
+        full = Budget(fraction=1.0)
+        return [
+            SelectionName(target, method, budget, len(budgets) > 1 and method != "full")
+            for method in self.score.methods
+            for budget in ([full] if method == "full" else budgets)
+        ]
 
     @field_validator("pool", "targets")
     @classmethod
@@ -534,6 +774,7 @@ class Recipe(Section):
     @classmethod
     def _names_mean_nothing_else(cls, targets: list[TargetConfig]) -> list[TargetConfig]:
         taken = [target.name for target in targets if target.name in RESERVED]
+        taken += [target.name for target in targets if target.name.endswith(FILE_NAMES)]
         if taken:
             raise ValueError(f"{taken[0]} is a reserved name: rename the target")
         return targets
@@ -574,6 +815,14 @@ class Recipe(Section):
         if wrong:
             raise ValueError(f"evaluate.tasks: no target is called {wrong[0]}; one of {known}")
         return self
+
+
+def _regular_expression(value: str | None) -> str | None:
+    try:
+        re.compile(value or "")
+    except re.error as error:
+        raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+    return value
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -1,8 +1,9 @@
 """Which target examples contribute to the shown scores, and whether checkpoints agree.
 
 In: the datastores, through `analysis.decompose`. A row's contributions are those of the examples of
-the subtask that it was selected for, so that they add up to the score that is shown; with
-`across_subtasks: mean`, those of all examples, each divided by the number of subtasks.
+the subtask that it was selected for, so that they add up to the score for it before it is
+standardized; with `across_subtasks: mean`, those of all examples, each divided by the number of
+subtasks.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradsieve.analysis.bootstrap import spearman
 from gradsieve.analysis.decompose import Contributions, decompose
-from gradsieve.report.numbers import overlap_of_top, short, spearman
+from gradsieve.methods.base import combine
+from gradsieve.report.numbers import overlap_of_top, short
 from gradsieve.runs.context import Context
 from gradsieve.tasks import Target
 
@@ -43,7 +46,7 @@ class Decomposition:
     def __init__(self, context: Context, target: Target, method: str) -> None:
         self._context, self._target, self._method = context, target.name, method
         self._places = {(e.subtask, e.id): place for place, e in enumerate(target.examples)}
-        self._mean = context.recipe.score.across_subtasks == "mean"
+        self._across = context.recipe.score.across_subtasks
         self._checkpoints = len(context.artifacts.warmup.learning_rates)
 
     def _blocks(self, numbers: NDArray[np.int64]) -> Iterator[Contributions]:
@@ -70,7 +73,7 @@ class Decomposition:
         """For each subtask, the examples that make up its rows' scores, and by how much each."""
         of = np.array(block.subtasks)
         names = sorted(set(block.subtasks))
-        if self._mean:
+        if self._across == "mean":
             return dict.fromkeys(names, (np.arange(len(of)), 1 / len(names)))
         return {name: (np.flatnonzero(of == name), 1.0) for name in names}
 
@@ -101,18 +104,18 @@ class Decomposition:
             return None
         count = min(SAMPLE, len(numbers))
         drawn = np.sort(np.random.default_rng(0).choice(len(numbers), count, replace=False))
-        found = [self._by_checkpoint(block) for block in self._blocks(numbers[drawn])]
-        lists = [*np.concatenate(found, axis=1), scores[drawn]]
+        found = [self._by_subtask(block) for block in self._blocks(numbers[drawn])]
+        by_checkpoint = np.concatenate(found, axis=1)
+        lists = [*(combine(self._across, (), one).total for one in by_checkpoint), scores[drawn]]
         return {
             "rows": count,
             "spearman": [[short(spearman(one, other)) for other in lists] for one in lists],
             "top": [[short(overlap_of_top(one, other, TOP)) for other in lists] for one in lists],
         }
 
-    def _by_checkpoint(self, block: Contributions) -> NDArray[np.float32]:
-        """Each row's score from one checkpoint alone [N, n]."""
+    def _by_subtask(self, block: Contributions) -> NDArray[np.float32]:
+        """Each row's score for each subtask from one checkpoint alone [N, n, S]."""
         names = sorted(set(block.subtasks))
         member = np.array([[name == of for name in names] for of in block.subtasks], np.float32)
-        by_subtask = block.values @ member
-        found: NDArray[np.float32] = by_subtask.mean(2) if self._mean else by_subtask.max(2)
+        found: NDArray[np.float32] = block.values @ member
         return found

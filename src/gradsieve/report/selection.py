@@ -150,7 +150,7 @@ class Selection:
             "score": [short(score) for score in shown.scores.tolist()],
             "subtask": shown.subtasks.tolist(),
             "reason": {str(place): reason for place, reason in shown.reasons.items()},
-            "by_subtask": [_highest(self.table.by_subtask[line]) for line in shown.lines],
+            "by_subtask": [_highest(self.table.compared[line]) for line in shown.lines],
         }
 
 

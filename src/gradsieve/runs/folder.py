@@ -1,30 +1,42 @@
 """Where each stage lives in a run folder, and how it is known to be complete.
 
-A stage writes `inputs.json` before it starts and `meta.json` last; both appear atomically. So
-`meta.json` means done, and `inputs.json` alone means that the same command resumes. Each stage's
-fingerprint inputs hold the output fingerprints of the stages before it: a change anywhere is seen
-by all that follow. Nothing that took time is deleted: outputs of other settings move to
-`RUN/archive/`.
+A stage writes `inputs.json` before it starts and `meta.json` last, once all else is on disk; both
+appear atomically and hold a fingerprint of themselves. So `meta.json` means done, and `inputs.json`
+alone means that the same command resumes. `meta.json` lists the stage's files with their hashes.
+Each stage's fingerprint inputs hold the output fingerprints of the stages before it: a change
+anywhere is seen by all that follow. Nothing that took time is deleted: outputs of other settings,
+and damaged files, move to `RUN/archive/`, where settings that are put back find theirs.
 
 Rejected: file times (a copy changes them), and a database (a folder can be read with `ls`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gradsieve.errors import RunError
-from gradsieve.io import atomic, fingerprint, write_json
+from gradsieve.io import (
+    MAKE_AGAIN,
+    atomic,
+    fingerprint,
+    read_sealed,
+    sync,
+    sync_tree,
+    write_sealed,
+    write_text,
+)
+from gradsieve.runs.files import INPUTS, META, Fault, FileList, Read, faults, list_files
+from gradsieve.runs.lock import LOCK, locked, mark, refuse_links
 
 SCHEMA = 2
-"""Of `meta.json`; 1 was written before the pool was a stage."""
+"""Of `meta.json`; 1 was written before the pool was a stage. A run without lists of files, from
+earlier versions, is used unverified."""
 
 
 class StageEntry(NamedTuple):
@@ -49,6 +61,7 @@ STAGES = (
     StageEntry("select", "04-select", "Select the best examples."),
     StageEntry("train", "05-train", "Train on the selections."),
     StageEntry("evaluate", "06-evaluate", "Evaluate the trained models on held-out examples."),
+    StageEntry("validate", "07-validate", "Measure whether scores predict what training does."),
     StageEntry("report", "08-report", "Write an HTML report of what was selected and why."),
 )
 """All stages in order. Each is a class in `gradsieve.stages.NAME`; a new stage is that file and one
@@ -60,8 +73,14 @@ _FOLDERS = {entry.name: entry.folder for entry in STAGES}
 ARCHIVE = "archive"
 """Folder of a run that keeps the outputs of other settings."""
 
-LOCK = ".lock"
-"""Held while a process works in a run folder; its presence marks the folder as a run."""
+SECONDS = ".seconds.json"
+"""What an unfinished stage has taken so far."""
+
+SEAL = "# gradsieve wrote this: "
+"""Starts the first line of `recipe.yaml`; a hash of the lines below follows."""
+
+TURN = ".turn"
+"""Held by the process that starts or finishes a stage which several processes share."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +92,12 @@ class State:
             fewer examples, targets, methods or seeds; `redo`, in a new folder; `wait`: another
             stage comes first, and only then is it known what can be kept.
         why: What has changed, or what comes first.
+        faults: Files that are not as the finished stage wrote them.
     """
 
     kind: Literal["done", "new", "resume", "extend", "redo", "wait"]
     why: str = ""
+    faults: Sequence[Fault] = ()
 
 
 class RunFolder:
@@ -98,6 +119,23 @@ class RunFolder:
         """
         return self.path / "recipe.yaml"
 
+    def write_recipe(self, text: str) -> None:
+        """Write the resolved recipe, below a line with its hash."""
+        write_text(self.recipe, f"{SEAL}{fingerprint(text)}\n{text}")
+
+    def checked_recipe(self) -> Path:
+        """The resolved recipe, once it is known to be what was written.
+
+        Raises:
+            RunError: If it is damaged, or was edited.
+        """
+        with suppress(OSError, ValueError):  # whoever parses it names these
+            first, _, text = self.recipe.read_text(encoding="utf-8").partition("\n")
+            if first.startswith(SEAL) and first.removeprefix(SEAL) != fingerprint(text):
+                what = "The run's recipe is not what was written: it is damaged, or was edited."
+                raise RunError(what, str(self.recipe), MAKE_AGAIN)
+        return self.recipe
+
     @property
     def log(self) -> Path:
         """The log of all commands."""
@@ -108,12 +146,30 @@ class RunFolder:
         return self.path / _FOLDERS[name]
 
     def metadata(self, name: str) -> dict[str, Any] | None:
-        """The `meta.json` of a finished stage; None if it is not finished."""
-        return _read_json(self.stage(name) / "meta.json")
+        """What a finished stage recorded; None if it is not finished.
+
+        Raises:
+            RunError: If it can't be read.
+        """
+        found = _read(self.stage(name) / META)
+        return None if found is None else {k: v for k, v in found.items() if k != "files"}
+
+    def files(self, name: str) -> FileList | None:
+        """The files of a finished stage; None if it is not finished, or has no list of them."""
+        return (_read(self.stage(name) / META) or {}).get("files")
+
+    def faults(self, name: str, within: Path | None = None, read: Read = "all") -> list[Fault]:
+        """Where a finished stage's folder differs from its list, if it has one (`files.faults`)."""
+        listed = self.files(name)
+        return [] if listed is None else faults(self.stage(name), listed, within, read)
 
     def started_with(self, name: str) -> dict[str, Any] | None:
-        """The fingerprint inputs with which a stage last started; None if it never did."""
-        return _read_json(self.stage(name) / "inputs.json")
+        """The fingerprint inputs with which a stage last started; None if it never did.
+
+        Raises:
+            RunError: If they can't be read.
+        """
+        return _read(self.stage(name) / INPUTS)
 
     def require(self, name: str) -> dict[str, Any]:
         """The metadata of a finished stage.
@@ -131,24 +187,91 @@ class RunFolder:
         """Record that a stage starts with these fingerprint inputs; returns its folder."""
         folder = self.stage(name)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "meta.json").unlink(missing_ok=True)
-        write_json(folder / "inputs.json", inputs)
+        (folder / META).unlink(missing_ok=True)
+        write_sealed(folder / INPUTS, inputs)
         return folder
 
     def finish(self, name: str, metadata: Mapping[str, Any]) -> None:
-        """Mark a stage as done."""
-        write_json(self.stage(name) / "meta.json", {"schema": SCHEMA, "stage": name, **metadata})
+        """Mark a stage as done, once all of its files are on disk."""
+        folder = self.stage(name)
+        listed = list_files(folder)
+        sync_tree(folder)
+        known = {"schema": SCHEMA, "stage": name, **metadata, "files": listed}
+        write_sealed(folder / META, known)
+        (folder / SECONDS).unlink(missing_ok=True)
+        sync(folder)
+        sync(self.path)
+
+    def seconds(self, name: str) -> float:
+        """What a stage has taken so far, finished or stopped."""
+        with suppress(RunError, ValueError):
+            found = self.metadata(name) or _read(self.stage(name) / SECONDS) or {}
+            return float(found.get("seconds", 0.0))
+        return 0.0
+
+    def keep_seconds(self, name: str, seconds: float) -> None:
+        """Record what an unfinished stage has taken so far; not synced: little depends on it."""
+        file = self.stage(name) / SECONDS
+        with suppress(OSError):
+            file.write_text(json.dumps({"seconds": round(seconds, 3)}), encoding="utf-8")
+
+    def repair(self, name: str) -> str | None:
+        """Put right what records a stage's state, so that the stage can resume.
+
+        Returns:
+            What was wrong, if something was.
+        """
+        folder = self.stage(name)
+        try:
+            found = _read(folder / META)
+        except _Damaged as error:
+            self.archive_part(folder / META)
+            return f"{error.where} is damaged: what it lists is checked, and made if it is missing"
+        try:
+            self.started_with(name)
+        except _Damaged as error:
+            if found is None:  # nothing tells what was made
+                self._to_archive(folder, f"{folder.name}-damaged")
+                return f"{error.where} is damaged: the stage starts again"
+        self.restore_inputs(name)
+        return None
+
+    def restore_inputs(self, name: str) -> None:
+        """Write a finished stage's `inputs.json` again from `meta.json` if they differ."""
+        inputs = (self.metadata(name) or {}).get("inputs")
+        if inputs is None:
+            return
+        with suppress(_Damaged):
+            if self.started_with(name) == inputs:
+                return
+        write_sealed(self.stage(name) / INPUTS, inputs)
 
     def archive(self, name: str) -> Path | None:
         """Move a stage's folder to the archive; returns where it went, None if there was none."""
         folder = self.stage(name)
         if not folder.exists():
             return None
-        return self._to_archive(folder, f"{folder.name}-{fingerprint(self.started_with(name))[:8]}")
+        return self._to_archive(folder, self._archived(name, self.started_with(name)))
 
-    def archive_part(self, part: Path) -> None:
+    def _archived(self, name: str, inputs: Mapping[str, Any] | None) -> str:
+        return f"{_FOLDERS[name]}-{fingerprint(inputs)[:8]}"
+
+    def take_back(self, name: str, inputs: Mapping[str, Any]) -> bool:
+        """Take a stage's folder that was made with these inputs from the archive, if there is one.
+
+        What is in its place is archived.
+        """
+        for kept in sorted((self.path / ARCHIVE).glob(self._archived(name, inputs) + "*")):
+            with suppress(RunError):
+                if fingerprint(_read(kept / INPUTS)) == fingerprint(inputs):
+                    self.archive(name)
+                    kept.rename(self.stage(name))
+                    return True
+        return False
+
+    def archive_part(self, part: Path) -> Path:
         """Move a part of a stage's folder to the same place in the archive."""
-        self._to_archive(part, str(part.relative_to(self.path)))
+        return self._to_archive(part, str(part.relative_to(self.path)))
 
     def _to_archive(self, folder: Path, name: str) -> Path:
         kept = self.path / ARCHIVE / name
@@ -160,7 +283,7 @@ class RunFolder:
 
     def snapshot(self, name: str) -> dict[Path, bytes]:
         """The bytes of the files that record a stage's progress, and of the recipe."""
-        files = [self.stage(name) / "inputs.json", self.stage(name) / "meta.json", self.recipe]
+        files = [self.stage(name) / INPUTS, self.stage(name) / META, self.recipe]
         return {file: file.read_bytes() for file in files if file.is_file()}
 
     def clear(self, name: str) -> None:
@@ -168,7 +291,7 @@ class RunFolder:
         for item in self.stage(name).iterdir():
             if item.is_dir():
                 shutil.rmtree(item)
-            elif item.name != "inputs.json":
+            elif item.name != INPUTS:
                 item.unlink()
 
     def restore(self, name: str, snapshot: Mapping[Path, bytes], archived: Path | None) -> None:
@@ -180,7 +303,8 @@ class RunFolder:
             archived: Where `archive` had moved it.
         """
         folder = self.stage(name)
-        (folder / "inputs.json").unlink()
+        for file in (folder / INPUTS, folder / SECONDS):
+            file.unlink(missing_ok=True)
         with suppress(OSError):  # files that it had before
             folder.rmdir()
         if archived is not None:
@@ -200,7 +324,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.check_is_run()
-            (self.path / LOCK).touch()
+            refuse_links(self.path)
+            mark(self.path)
         except OSError as error:
             raise RunError(
                 f"The run folder cannot be written: {error.strerror}.",
@@ -209,11 +334,17 @@ class RunFolder:
             ) from None
 
     def check_is_run(self) -> None:
-        """See that the folder, if there is one, is a run or empty.
+        """See that the folder, if there is one, is a run or empty; and that libraries can write it.
 
         Raises:
-            RunError: If it holds something else.
+            RunError: If it holds something else, or its path is not UTF-8.
         """
+        try:
+            str(self.path.absolute()).encode()
+        except UnicodeEncodeError:
+            todo = "Give --out a folder whose path is UTF-8: some libraries can write no other."
+            where = str(self.path.absolute()).encode(errors="backslashreplace").decode()
+            raise RunError("The run folder's path is not UTF-8.", where, todo) from None
         there = sorted(item.name for item in self.path.iterdir()) if self.path.is_dir() else []
         ours = {LOCK, *_FOLDERS.values()}
         if there and ours.isdisjoint(there):
@@ -225,40 +356,41 @@ class RunFolder:
             )
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for one process.
+    def locked(self, shared: bool = False) -> Iterator[None]:
+        """Hold the folder for one process, or for several that share a stage.
 
         Raises:
             RunError: If another process holds it, or as `claim`.
         """
         self.claim()
-        with (self.path / LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunError(
-                    "Another gradsieve process is working in this run folder.",
-                    str(self.path),
-                    "Wait for it or stop it; or give another --out.",
-                ) from None
-            for left in self.path.rglob(".*.tmp"):  # half a file, of a process that was killed
-                left.unlink()
+        with locked(self.path, shared):
+            # Half a file of a process that was killed: ours, or one of another library. With others
+            # here it may be theirs.
+            left_over = () if shared else (*self.path.rglob(".*.tmp"), *self.path.rglob(".tmp*"))
+            for left in left_over:
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            yield
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until no other process that shares the folder has its turn."""
+        with locked(self.path, name=TURN, wait=True):
             yield
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+class _Damaged(RunError):
+    """A file that records a stage's state is not what was written."""
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A sealed file; None if it is not there."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, OSError) as error:
-        found = error.strerror if isinstance(error, OSError) else f"it is not JSON ({error})"
-        raise RunError(
-            f"A file of the run cannot be read: {found}.",
-            str(path),
-            f"Delete {path.parent} to have that stage made again.",
-        ) from None
-    if not isinstance(value, dict) or (path.name == "meta.json" and value.get("schema") != SCHEMA):
+        value = read_sealed(path)
+    except (OSError, ValueError) as error:
+        found = error.strerror if isinstance(error, OSError) else f"it is damaged ({error})"
+        what = f"A file of the run cannot be read: {found}."
+        raise _Damaged(what, str(path), MAKE_AGAIN) from None
+    if path.name == META and value is not None and value.get("schema") != SCHEMA:
         raise RunError(
             f"This was not written by this version of gradsieve (schema {SCHEMA}).",
             str(path),

@@ -1,7 +1,8 @@
 """Which stages of a run belong together, and which are out of date.
 
 In: the metadata that finished stages left. A stage's inputs hold fingerprints of the outputs that
-it read, so a later change of any of them shows. Neither models nor data are read.
+it read, so a later change of any of them shows. Neither models nor data are read, except for
+checkpoints that the recipe names by other paths than before.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gradsieve.io import agree, differences
+from gradsieve.models.checkpoints import checkpoint_fingerprint
 from gradsieve.recipe.schema import CHANGES, Recipe
 from gradsieve.runs.folder import STAGE_NAMES, RunFolder
 
@@ -68,14 +70,20 @@ def changed_settings(run: RunFolder, recipe: Recipe, name: str) -> list[str]:
         if (section := getattr(recipe, key)) is not None
     }
     if name == "warmup":  # whose checkpoints are trained, or named by the recipe
-        used = [folder for folder, _ in inputs.get("checkpoints") or ()]
+        used = metadata["checkpoints"] if inputs.get("checkpoints") else None
         named = [str(Path(folder).resolve()) for folder in recipe.warmup.checkpoints or ()]
-        made["warmup"] = {**made.get("warmup", {}), "checkpoints": used or None}
+        if used and named != used and [*map(_print, named)] == metadata.get("fingerprints"):
+            named = used  # the same at another path
+        made["warmup"] = {**made.get("warmup", {}), "checkpoints": used}
         now["warmup"] = {**recipe.warmup.results(), "checkpoints": named or None}
     return differences(
         {key: made[key] for key in now},
         {key: {part: values.get(part) for part in made[key]} for key, values in now.items()},
     )
+
+
+def _print(folder: str) -> str | None:
+    return checkpoint_fingerprint(Path(folder)) if Path(folder).is_dir() else None
 
 
 def _read_by(run: RunFolder, name: str) -> dict[str, tuple[Any, Any]]:

@@ -1,7 +1,9 @@
 """A table of scores, `03-score/TARGET/METHOD.parquet`, and the names of its columns.
 
-The first four are fixed, the others are subtasks by their names. A subtask that is called like one
-of the four, or like a marked name, has a mark before its name; no two share a column.
+The first four are fixed, the others are subtasks by their names, `standardized:SUBTASK` where
+subtasks are compared by standardized scores, and `example:NUMBER:SUBTASK/ID` where target examples
+take turns. A subtask that is called like one of the four, or like a marked name, has a mark before
+its name; no two share a column.
 """
 
 from __future__ import annotations
@@ -20,14 +22,18 @@ from numpy.typing import NDArray
 from gradsieve.data.pool import Pool
 from gradsieve.data.pool.mapped import ExampleKey
 from gradsieve.io import atomic
+from gradsieve.methods.base import ExampleScores
 
 FIXED = ("source", "id", "score", "subtask")
 MARK = "subtask:"
+STANDARDIZED = "standardized:"
+EXAMPLE = "example:"
 
 
 def column_of(subtask: str) -> str:
     """The column of a subtask."""
-    return MARK + subtask if subtask in FIXED or subtask.startswith(MARK) else subtask
+    taken = subtask in FIXED or subtask.startswith((MARK, STANDARDIZED, EXAMPLE))
+    return MARK + subtask if taken else subtask
 
 
 def subtask_of(column: str) -> str:
@@ -45,6 +51,7 @@ class ScoreTable:
         best: Each example's best subtask, an index into `subtasks`; -1: none. int32 [n].
         subtasks: Names of the columns [S].
         by_subtask: Scores, float32 [n, S].
+        standardized: The same with mean 0 and deviation 1, if they decide the best subtask.
     """
 
     keys: pa.Table
@@ -52,9 +59,15 @@ class ScoreTable:
     best: NDArray[np.int32]
     subtasks: list[str]
     by_subtask: NDArray[np.float32]
+    standardized: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.total)
+
+    @property
+    def compared(self) -> NDArray[np.float32]:
+        """The scores by which an example's subtasks are compared, float32 [n, S]."""
+        return self.by_subtask if self.standardized is None else self.standardized
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
@@ -95,11 +108,11 @@ def read_scores(file: Path) -> ScoreTable:
     """Read a table."""
     with pq.ParquetFile(file) as opened:
         columns = [name for name in opened.schema_arrow.names if name not in FIXED]
-        values = np.empty((opened.metadata.num_rows, len(columns)), dtype=np.float32)
-        for index, name in enumerate(columns):  # one at a time: there may be 57
-            values[:, index] = opened.read([name])[name].to_numpy()
+        raw = [name for name in columns if not name.startswith((STANDARDIZED, EXAMPLE))]
+        standardized = [name for name in columns if name.startswith(STANDARDIZED)]
+        values, compared = _matrix(opened, raw), _matrix(opened, standardized)
         fixed = opened.read(list(FIXED))
-    subtasks = [subtask_of(name) for name in columns]
+    subtasks = [subtask_of(name) for name in raw]
     best = pc.index_in(fixed["subtask"], pa.array(subtasks, pa.string()))
     return ScoreTable(
         fixed.select(["source", "id"]),
@@ -107,11 +120,29 @@ def read_scores(file: Path) -> ScoreTable:
         pc.fill_null(best, -1).to_numpy(),
         subtasks,
         values,
+        compared if standardized else None,
     )
 
 
-def write_scores(file: Path, table: ScoreTable) -> None:
-    """Write a table."""
+def _matrix(opened: pq.ParquetFile, columns: list[str]) -> NDArray[np.float32]:
+    values = np.empty((opened.metadata.num_rows, len(columns)), dtype=np.float32)
+    for index, name in enumerate(columns):  # one at a time: there may be 57
+        values[:, index] = opened.read([name])[name].to_numpy()
+    return values
+
+
+def read_example_scores(file: Path) -> ExampleScores | None:
+    """Scores for each target example; None if the table has none."""
+    with pq.ParquetFile(file) as opened:
+        fields = [field for field in opened.schema_arrow if field.name.startswith(EXAMPLE)]
+        values = _matrix(opened, [field.name for field in fields])
+    facts = [field.metadata for field in fields]
+    ids, subtasks = ([fact[key].decode() for fact in facts] for key in (b"id", b"subtask"))
+    return ExampleScores(ids, subtasks, values) if fields else None
+
+
+def write_scores(file: Path, table: ScoreTable, examples: ExampleScores | None = None) -> None:
+    """Write a table; `examples` are scores for each target example."""
     names = pa.array([*table.subtasks, ""], pa.string())
     columns = {
         "source": table.keys["source"],
@@ -121,5 +152,14 @@ def write_scores(file: Path, table: ScoreTable) -> None:
     }
     for index, name in enumerate(table.subtasks):
         columns[column_of(name)] = table.by_subtask[:, index]
+    if table.standardized is not None:
+        for index, name in enumerate(table.subtasks):
+            columns[STANDARDIZED + name] = table.standardized[:, index]
+    found = pa.table(columns)
+    if examples is not None:
+        for index, (id, subtask) in enumerate(zip(examples.ids, examples.subtasks, strict=True)):
+            name = f"{EXAMPLE}{index + 1}:{subtask}/{id}"
+            field = pa.field(name, pa.float32(), metadata={"id": id, "subtask": subtask})
+            found = found.append_column(field, pa.array(examples.values[:, index]))
     with atomic(file) as temporary:
-        pq.write_table(pa.table(columns).combine_chunks(), temporary)
+        pq.write_table(found.combine_chunks(), temporary)

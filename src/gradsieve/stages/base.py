@@ -62,9 +62,9 @@ class Stage(ABC):
     def reuse(self, archived: Path, folder: Path) -> None:  # noqa: B027 - optional
         """Take over from archived outputs what still holds; by default nothing."""
 
-    def missing_outputs(self, context: Context) -> list[str]:
-        """Files of the finished stage that are not there any more."""
-        return self.artifact(context).missing()
+    def after_run(self, context: Context) -> Iterator[str]:
+        """Warnings at the end of a run that had the stage; by default none."""
+        yield from ()
 
     def estimate(self, context: Context) -> Estimate:
         """What it would take; by default nothing worth counting."""

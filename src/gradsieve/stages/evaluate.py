@@ -1,8 +1,9 @@
 """Stage 7: evaluate each trained model on the targets' held-out questions (method.md, step 6).
 
 In: the trained models, the model before training (`base`) and after the warm-up (`warmed_up`).
-Out: `06-evaluate/TARGET/METHOD/seed-S.json` with a number for each question, and `results.json`:
-each metric's average, its standard error and its value by subtask.
+Out: `06-evaluate/TARGET/METHOD/seed-S.json` with a number for each question,
+`seed-S.samples.jsonl` with each answer, as lm-eval logs it, and `results.json`: each metric's
+average, its standard error and its value by subtask.
 """
 
 from __future__ import annotations
@@ -22,8 +23,15 @@ from gradsieve.data.examples import Example, Row
 from gradsieve.data.template import ChatTemplate
 from gradsieve.engine import Job
 from gradsieve.errors import DataError, GradsieveError, ModelError
-from gradsieve.evaluation.generate import answer_metrics
-from gradsieve.evaluation.prompts import Prompts, settings, write_prompts
+from gradsieve.evaluation.generate import Answer, model_answers
+from gradsieve.evaluation.prompts import (
+    LOSSES,
+    Prompts,
+    has_answers,
+    metrics_of,
+    settings,
+    write_prompts,
+)
 from gradsieve.gradients.objectives import example_losses
 from gradsieve.io import agree, fingerprint, installed, write_json
 from gradsieve.methods import needs_gradients, uses_gradients
@@ -32,13 +40,11 @@ from gradsieve.models.source import ModelSource
 from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
+from gradsieve.selection.export import write_lines
 from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage
 from gradsieve.stages.estimate import ROW_BYTES, Estimate, questions, student_shape, target_rows
 from gradsieve.tasks import QuestionSet
-
-LOSSES = ("target_loss", "held_out_loss")
-"""Mean loss of the answers of the target's examples, and of its held-out ones; lower is better."""
 
 GENERATED = 10
 """What a generated token costs, in tokens of a prompt: an assumption."""
@@ -76,7 +82,7 @@ class Evaluate(Stage):
         seeds = context.recipe.train.seeds if context.recipe.train else [0]
         same = context.student.recipe.model == context.recipe.model
         models = 1 + (same and needs_gradients(context.recipe))
-        models += len(context.recipe.score.methods) * len(seeds)
+        models += len(context.recipe.selections_for("any")) * len(seeds)
         rows, asked = target_rows(context), questions(context).values()
         read = float(sum(len(row.encoded.input_ids) for row in rows))
         read += sum(one.number * one.prompt for one in asked)
@@ -87,6 +93,7 @@ class Evaluate(Stage):
             units=models * (read + GENERATED * written),
             flops=models * flops,
             loads=models * len(context.targets),
+            tasks=models * len(context.targets),
             disk_bytes=models * ROW_BYTES * (len(rows) + sum(one.number for one in asked)),
             memory_bytes=shape.weight_bytes,
             weight_bytes=shape.weight_bytes,
@@ -99,19 +106,18 @@ class Evaluate(Stage):
         known = self.fingerprint_inputs(context)
         wanted = {
             name: EvaluationTask(
-                name, model, _identity(context, known, name, model), results.result_file(name)
+                name,
+                model,
+                _identity(context, known, name, model),
+                results.result_file(name),
+                results.samples_file(name),
             )
             for name, model in _wanted(context).items()
         }
-        missing = [
-            task for name, task in wanted.items() if results.result(name).get("of") != task.of
-        ]
+        missing = [task for name, task in wanted.items() if not results.is_complete(name, task.of)]
         done = len(wanted) - len(missing)
-        with context.progress.counting("evaluation", len(wanted), "models") as report:
-            report(done)
-            for _ in context.engine.map(_job(context, missing), missing):
-                done += 1
-                report(done)
+        for _ in context.engine.map(_job(context, missing), missing, "evaluation", done):
+            pass
         rows = [row for name in wanted for row in _summary(name, results.result(name))]
         results.write_rows(rows)
         return {"results": len(rows), "output": fingerprint(rows)}
@@ -128,7 +134,8 @@ class Evaluate(Stage):
         yield from problems
         if problems:
             return
-        if asks_questions(context):
+        measured = {m for t in context.recipe.targets for m in metrics_of(context, t.name)}
+        if has_answers([*measured]):
             yield from checks.problem_of(partial(installed, "lm_eval", "evaluate"))
         tasks = settings(context).tasks or []
         bare = [task for task in tasks if task != "target_loss" and task not in context.test_sets]
@@ -138,6 +145,13 @@ class Evaluate(Stage):
                 f"evaluate.tasks: {bare[0]}",
                 "Give the target `test: FILE`, or the benchmark's test files in its path.",
             )
+        unknown = [name for name in settings(context).metrics or () if name not in measured]
+        if unknown:
+            yield DataError(
+                "No target has this metric.",
+                f"evaluate.metrics: {unknown[0]}; the targets have {', '.join(sorted(measured))}",
+                "Use one of these, or give a target held-out examples (`test`).",
+            )
 
 
 def _wanted(context: Context) -> dict[str, Path | None]:
@@ -145,12 +159,7 @@ def _wanted(context: Context) -> dict[str, Path | None]:
 
     A model that was trained for all targets together is evaluated on each.
     """
-    tasks = settings(context).tasks
-    targets = [
-        target.name
-        for target in context.recipe.targets
-        if tasks is None or "target_loss" in tasks or target.name in tasks
-    ]
+    targets = [t.name for t in context.recipe.targets if metrics_of(context, t.name)]
     wanted: dict[str, Path | None] = {f"{target}/base/seed-0": None for target in targets}
     if (warmed_up := _warmed_up(context)[0]) is not None:
         wanted.update({f"{target}/warmed_up/seed-0": warmed_up for target in targets})
@@ -177,16 +186,11 @@ def _identity(context: Context, known: dict[str, Any], name: str, folder: Path |
 def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     """The warm-up's last checkpoint, if it is of the model that is trained; and its identity."""
     meta = context.run.metadata("warmup")
-    own = any(map(uses_gradients, context.recipe.score.methods))  # or is it an older recipe's?
-    if meta is None or not own or context.student.recipe.model != context.recipe.model:
+    recipe = context.recipe
+    own = any(uses_gradients(name, recipe) for name in recipe.score.methods)  # or an older one's?
+    if meta is None or not own or context.student.recipe.model != recipe.model:
         return None, None
     return context.artifacts.warmup.checkpoints[-1], meta["fingerprints"][-1]
-
-
-def asks_questions(context: Context) -> bool:
-    """Whether any answers are wanted, for which lm-eval is needed."""
-    tasks = settings(context).tasks
-    return any(tasks is None or name in tasks for name in context.full_test_sets)
 
 
 @dataclass(frozen=True)
@@ -198,12 +202,14 @@ class EvaluationTask:
         model: The trained model's folder; None: before training.
         of: Changes if the result would.
         file: Where the result is written.
+        samples: Where the answers are written.
     """
 
     name: str
     model: Path | None
     of: str
     file: Path
+    samples: Path
 
     @property
     def target(self) -> str:
@@ -217,10 +223,12 @@ class Questions:
 
     Attributes:
         test: Its held-out questions, if it has some.
+        metrics: Names of what is measured.
         prompts: Of the questions; None: no answers are wanted.
         losses: Tokenized examples by the name of their loss.
     """
 
+    metrics: Sequence[str]
     test: QuestionSet | None
     prompts: Prompts | None
     losses: Mapping[str, Sequence[Row]]
@@ -237,10 +245,16 @@ class EvaluationJob(Job[EvaluationTask, None]):
         batch_size: Questions answered at a time.
     """
 
+    unit = "models"
+
     source: ModelSource
     template: ChatTemplate
     questions: Mapping[str, Questions]
     batch_size: int
+
+    def name(self, task: EvaluationTask) -> str:
+        """The result's."""
+        return f"evaluation of {task.name}"
 
     def setup(self, progress: Progress) -> Callable[[EvaluationTask], None]:
         """Nothing is shared: each task loads a model of its own."""
@@ -265,9 +279,13 @@ class EvaluationJob(Job[EvaluationTask, None]):
                 weights=test.weights(),
             )
             if questions.prompts is not None:
-                metrics.update(
-                    answer_metrics(self.template, model, test, questions.prompts, self.batch_size)
-                )
+                prompts = questions.prompts
+                answers = model_answers(self.template, model, test, prompts, self.batch_size)
+                for name in test.metrics:
+                    if name in questions.metrics:
+                        metrics[name] = [answer.metrics[name] for answer in answers]
+                write_lines(task.samples, _samples(test, prompts, answers))
+                found["samples"] = True
         values = [value for metric in metrics.values() for value in metric]
         if not all(value is None or math.isfinite(value) for value in values):
             raise ModelError(
@@ -291,18 +309,36 @@ def _job(context: Context, tasks: Sequence[EvaluationTask]) -> EvaluationJob:
 
 
 def _questions(context: Context, target: str) -> Questions:
-    tasks, test = settings(context).tasks, context.test_sets.get(target)
-    losses: dict[str, Sequence[Example]] = {}
-    if tasks is None or "target_loss" in tasks:
-        own = next(t.examples for t in context.targets if t.name == target)
-        held_out = [question.example for question in test.questions] if test else []
-        losses = {name: some for name, some in zip(LOSSES, (own, held_out), strict=True) if some}
-    student, asked = context.student, tasks is None or target in tasks
+    metrics, test = metrics_of(context, target), context.test_sets.get(target)
+    own: Sequence[Example] = next(t.examples for t in context.targets if t.name == target)
+    held_out = [question.example for question in test.questions] if test else []
+    student = context.student
     return Questions(
+        metrics,
         test,
-        write_prompts(student, test) if test and asked else None,
-        {name: student.encode(examples) for name, examples in losses.items()},
+        write_prompts(student, test) if test and has_answers(metrics) else None,
+        {
+            name: student.encode(examples)
+            for name, examples in zip(LOSSES, (own, held_out), strict=True)
+            if name in metrics
+        },
     )
+
+
+def _samples(
+    test: QuestionSet, prompts: Prompts, answers: Sequence[Answer]
+) -> Iterator[dict[str, Any]]:
+    """A record for each question: what was asked, what is right, and what the model answered."""
+    for question, prompt, answer in zip(test.questions, prompts.texts, answers, strict=True):
+        yield {
+            "id": question.example.id,
+            "subtask": question.example.subtask,
+            "prompt": prompt,
+            "references": list(question.answers),
+            "answer": answer.text,
+            "final": answer.final,
+            **answer.metrics,
+        }
 
 
 def _losses(model: PreTrainedModel, rows: Sequence[Row]) -> list[float | None]:

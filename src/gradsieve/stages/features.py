@@ -14,31 +14,33 @@ that a killed run resumes with the next shard and ends with the same bytes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from gradsieve.data.template import TokenizedExample
-from gradsieve.errors import GradsieveError, ModelError
-from gradsieve.gradients.exact import ExactProducts
-from gradsieve.gradients.extract import TokenBudget, extract
-from gradsieve.gradients.features import FeatureExtractor, Moments
-from gradsieve.gradients.per_example import check_pass, lora_layers
-from gradsieve.gradients.projection import VERSION, Projection
-from gradsieve.gradients.similarity import subtask_directions
+from gradsieve.errors import GradsieveError
+from gradsieve.gradients.jobs import (
+    AdamFacts,
+    AdamTask,
+    DirectionTask,
+    FeaturesJob,
+    FeatureTask,
+    ShardTask,
+    TargetExamples,
+    TargetTask,
+)
+from gradsieve.gradients.projection import VERSION
 from gradsieve.io import fingerprint
-from gradsieve.methods import find_method, needs_gradients
-from gradsieve.models.checkpoints import checkpoint_fingerprint, load_moments
-from gradsieve.models.device import device, free_memory
-from gradsieve.models.load import load_adapter
+from gradsieve.methods import all_members, find_method, needs_gradients
+from gradsieve.models.checkpoints import checkpoint_fingerprint
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.artifacts import CheckpointFeatures, StageArtifact
+from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage
@@ -51,9 +53,7 @@ from gradsieve.stages.estimate import (
     target_rows,
     width,
 )
-from gradsieve.store import StoreWriter
 from gradsieve.store.format import key_hashes
-from gradsieve.store.targets import TargetGradients
 from gradsieve.tasks import Target
 
 SHARDS_WANTED = 50
@@ -119,12 +119,14 @@ class Features(Stage):
         flops = checkpoints(context) * float(made * own + of_targets)
         wanted = settings.tokens_per_batch
         tokens = max(int(lengths(context).max()), wanted if isinstance(wanted, int) else 8192)
+        size = rows_a_shard(len(pool.usable), width(context))
         held = shape.weight_bytes + (13 + (4 * values if exact else 0)) * shape.adapter
         left = made * store_bytes(context) + (0 if exact else 4 * values * len(rows))
         return Estimate(
             units=flops,
             flops=flops,
             loads=checkpoints(context),
+            tasks=checkpoints(context) * made * math.ceil(len(pool.usable) / size),
             disk_bytes=checkpoints(context) * left,
             memory_bytes=held + shape.activation_bytes(tokens, tokens),
             weight_bytes=shape.weight_bytes,
@@ -132,16 +134,10 @@ class Features(Stage):
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Take the features of every row at every checkpoint, as far as they are not there yet."""
-        pool, features = context.pool, context.artifacts.features
-        checkpoints = context.artifacts.warmup.checkpoints
-        facts, skipped = [], []
-        for number, checkpoint in enumerate(checkpoints, start=1):
-            where = features.checkpoint(number)
-            name = f"features, checkpoint {number} of {len(checkpoints)}"
-            made, not_finite = _checkpoint(context, checkpoint, where, name)
-            facts.append(made)
-            skipped += not_finite
-        table = _by_key(pa.concat_tables(skipped))
+        pool, features, work = context.pool, context.artifacts.features, _work(context)
+        _hand_out(context, work)
+        facts = [one.finish() for one in work]
+        table = _by_key(pa.concat_tables([skipped for one in work for skipped in one.skipped]))
         features.write_skipped(table)
         return {
             "rows": len(pool),
@@ -156,54 +152,195 @@ class Features(Stage):
         }
 
 
+def take_share(context: Context) -> None:
+    """Take the features of this process's share, while others take theirs."""
+    _hand_out(context, _work(context))
+
+
+def is_missing(context: Context) -> bool:
+    """Whether shards or targets' gradients are missing; `share` is not looked at."""
+    return any(not isinstance(task, AdamTask) for one in _work(context) for task in one.tasks())
+
+
 def stores(context: Context) -> dict[str, bool]:
     """Name of each datastore that the recipe's methods read, and whether its rows are Adam's."""
     if context.recipe.features.mode == "exact":
         return {"exact": True}
-    uses = {find_method(name).uses for name in context.recipe.score.methods}
+    recipe = context.recipe
+    uses = {find_method(name, recipe).uses for name in all_members(recipe)}
     plain = {"pool-sgd": False} if "plain gradients" in uses else {}
     return {"pool": True, **plain} if "gradients" in uses or not plain else plain
 
 
-def _checkpoint(
-    context: Context, checkpoint: Path, where: CheckpointFeatures, name: str
-) -> tuple[dict[str, Any], list[pa.Table]]:
-    """Features of pool and targets at one checkpoint: facts, and examples that are not finite."""
-    settings, pool = context.recipe.features, context.pool
-    model = load_adapter(context.model.load(), checkpoint, like_base=True)
-    check_pass(model)
-    moments = Moments(*load_moments(checkpoint, model))
-    projection = Projection(**settings.projection.model_dump())
-    identity = checkpoint_fingerprint(checkpoint)
-    numbers = by_length(pool.lengths, pool.usable)
-    keys = pool.store_keys(numbers)
-    hashes = np.sort(key_hashes(keys))
-    facts: dict[str, Any] = {"adam_step": moments.step, "stores": {}}
-    not_finite: list[pa.Table] = []
-    for kind, of_adam in stores(context).items():
-        exact = kind == "exact"
-        columns, products = _exact_products(context, model) if exact else ([], None)
-        adam = (moments, settings.adam, settings.momentum) if of_adam else ()
-        extractor = FeatureExtractor(model, products or projection, *adam)
-        if of_adam:
-            few = pool.tokenized(numbers[:8])
-            below_eps = extract(extractor, few, TokenBudget(1), measure_eps=True).share_below_eps
-            facts["share_of_coordinates_below_eps"] = below_eps
-            context.progress.say(f"  {name}: v' < {moments.eps} in {below_eps:.1%} of coordinates")
-        store_settings = _store_settings(context, identity, columns, of_adam)
-        store = where.create_store(kind, store_settings)
-        what = name if of_adam else f"{name}, {kind}"
-        _fill_store(context, extractor, numbers, keys, store, what)
-        skipped = store.reader().skipped()
-        not_finite.append(skipped.filter(np.isin(key_hashes(skipped), hashes)))
-        rows = hashlib.sha256(hashes.tobytes()).hexdigest()
-        facts["stores"][kind] = fingerprint([store_settings, rows])
-    of_targets = FeatureExtractor(model, projection)
-    wanted = [] if settings.mode == "exact" else context.targets
-    targets = [_target(context, of_targets, target, where) for target in wanted]
-    facts["not_finite"] = len(_by_key(pa.concat_tables(not_finite)))
-    facts["targets"] = dict(zip((target.name for target in wanted), targets, strict=True))
-    return facts, not_finite
+def _job(context: Context) -> FeaturesJob:
+    recipe, targets = context.recipe, {}
+    for target in context.targets:
+        rows = context.target_rows(target)
+        ids, subtasks = [row.example.id for row in rows], [row.example.subtask for row in rows]
+        targets[target.name] = TargetExamples(ids, subtasks, [row.encoded for row in rows])
+    return FeaturesJob(
+        context.model,
+        dict(enumerate(context.artifacts.warmup.checkpoints, start=1)),
+        context.artifacts.pool.folder,
+        targets,
+        recipe.features,
+        recipe.score.target_mean,
+    )
+
+
+def _work(context: Context) -> list[CheckpointWork]:
+    job = _job(context)
+    numbers = by_length(context.pool.lengths, context.pool.usable)
+    keys = context.pool.store_keys(numbers)
+    return [CheckpointWork(context, job, number, numbers, keys) for number in job.checkpoints]
+
+
+def _hand_out(context: Context, work: Sequence[CheckpointWork]) -> None:
+    """Hand out what is missing."""
+    job = work[0].job
+    # A direction is as large as the adapter: those of one checkpoint at a time.
+    rounds = [[one] for one in work] if job.settings.mode == "exact" else [work]
+    for some in rounds:
+        of = f", checkpoint {some[0].number} of {len(work)}" if len(rounds) > 1 else ""
+        for one in some:
+            one.clear_directions()
+        directions = [task for one in some for task in one.directions()]
+        for _ in context.engine.map(job, directions):
+            pass
+        tasks: list[FeatureTask] = [task for one in some for task in one.tasks()]
+        done = sum(one.rows_done for one in some)
+        for found in context.engine.map(job, tasks, f"features{of}", done):
+            if isinstance(found, AdamFacts):
+                work[found.checkpoint - 1].adam = found
+                if found.share_below_eps is not None:
+                    context.progress.say(
+                        f"  features, checkpoint {found.checkpoint} of {len(work)}: "
+                        f"v' < {found.eps} in {found.share_below_eps:.1%} of coordinates"
+                    )
+        for one in some:
+            one.clear_directions()
+
+
+class CheckpointWork:
+    """The tasks at one checkpoint, and what is recorded when they are done.
+
+    Args:
+        context: The run.
+        job: Of the tasks.
+        number: The checkpoint's, from 1.
+        numbers: The pool's usable examples, shortest first [n].
+        keys: Their keys in a datastore [n].
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        job: FeaturesJob,
+        number: int,
+        numbers: NDArray[np.int64],
+        keys: pa.Table,
+    ) -> None:
+        self.context, self.job, self.number = context, job, number
+        self._numbers, self._hashes = numbers, np.sort(key_hashes(keys))
+        self.where = context.artifacts.features.checkpoint(number)
+        self.adam: AdamFacts | None = None
+        self.skipped: list[pa.Table] = []
+        checkpoint = checkpoint_fingerprint(job.checkpoints[number])
+        self._stores = {
+            kind: self.where.create_store(kind, _store_settings(context, job, checkpoint, of_adam))
+            for kind, of_adam in stores(context).items()
+        }
+        self._missing = {kind: store.missing(keys) for kind, store in self._stores.items()}
+
+    @property
+    def rows_done(self) -> int:
+        """Rows that the datastores have."""
+        return sum(int((~missing).sum()) for missing in self._missing.values())
+
+    @property
+    def _exact(self) -> bool:
+        return self.job.settings.mode == "exact"
+
+    def clear_directions(self) -> None:
+        """Remove the directions: they are as large as a datastore."""
+        shutil.rmtree(self.where.directions(self.context.share), ignore_errors=True)
+
+    def directions(self) -> list[DirectionTask]:
+        """Exact mode's directions, if there are rows to compare with them."""
+        if not self._exact or not any(missing.any() for missing in self._missing.values()):
+            return []
+        return [
+            DirectionTask(self.number, subtask, file)
+            for subtask, file in zip(self.job.subtasks, self._direction_files(), strict=True)
+        ]
+
+    def _direction_files(self) -> tuple[Path, ...]:
+        folder = self.where.directions(self.context.share)
+        return tuple(folder / f"{n}.safetensors" for n in range(len(self.job.subtasks)))
+
+    def tasks(self) -> Iterator[FeatureTask]:
+        """What is missing: Adam's facts first, then shards, then targets."""
+        of_adam = any(stores(self.context).values())
+        if self.context.share is None:
+            yield AdamTask(self.number, self._numbers[: 8 if of_adam else 0])
+        for kind in self._stores:
+            yield from self._shards(kind)
+        for place, target in enumerate(() if self._exact else self.context.targets):
+            if self._is_ours(place) and not self._has_target(target):
+                file = self.where.target_file(target.name)
+                yield TargetTask(self.number, target.name, _identity(target), file)
+
+    def _is_ours(self, place: int) -> bool:
+        """Whether this process's share has the shard or target of this number."""
+        share, count = self.context.share or (1, 1)
+        return place % count == share - 1
+
+    def _shards(self, kind: str) -> Iterator[ShardTask]:
+        missing, lengths = self._missing[kind], self.context.pool.lengths
+        size = rows_a_shard(len(self._numbers), width(self.context))
+        for shard, start in enumerate(range(0, len(self._numbers), size)):
+            part = self._numbers[start : start + size]
+            wanted = missing[start : start + size]
+            part = part if wanted.all() else part[wanted]
+            if len(part) and self._is_ours(shard):
+                yield ShardTask(
+                    self.number,
+                    self.where.store_folder(kind),
+                    self._stores[kind].settings,
+                    stores(self.context)[kind],
+                    shard,
+                    part,
+                    int(lengths[part].sum()),
+                    self._direction_files() if self._exact else (),
+                )
+
+    def _has_target(self, target: Target) -> bool:
+        file = self.where.target_file(target.name)
+        if not file.is_file():
+            return False
+        return self.where.target_gradients(target.name).identity == _identity(target)
+
+    def finish(self) -> dict[str, Any]:
+        """Seal the datastores; returns what is recorded of the checkpoint."""
+        assert self.adam is not None, "every checkpoint has this task"
+        facts: dict[str, Any] = {"adam_step": self.adam.step, "stores": {}}
+        if self.adam.share_below_eps is not None:
+            facts["share_of_coordinates_below_eps"] = self.adam.share_below_eps
+        rows = hashlib.sha256(self._hashes.tobytes()).hexdigest()
+        for kind, store in self._stores.items():
+            store.finish()
+            skipped = store.reader().skipped()
+            self.skipped.append(skipped.filter(np.isin(key_hashes(skipped), self._hashes)))
+            facts["stores"][kind] = fingerprint([store.settings, rows])
+        facts["not_finite"] = len(_by_key(pa.concat_tables(self.skipped)))
+        targets = () if self._exact else self.context.targets
+        facts["targets"] = {target.name: _identity(target) for target in targets}
+        return facts
+
+
+def _identity(target: Target) -> str:
+    """Of a target's gradients."""
+    return fingerprint([target.fingerprint, target.name])
 
 
 def by_length(lengths: NDArray[np.int32], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -219,9 +356,9 @@ def _by_key(skipped: pa.Table) -> pa.Table:
 
 
 def _store_settings(
-    context: Context, checkpoint: str, columns: list[tuple[str, str]], of_adam: bool
+    context: Context, job: FeaturesJob, checkpoint: str, of_adam: bool
 ) -> dict[str, Any]:
-    """What all rows of a datastore share; `columns` are the subtasks of exact mode."""
+    """What all rows of a datastore share."""
     settings = context.recipe.features
     shared = {
         "adam": settings.adam if of_adam else None,
@@ -233,109 +370,14 @@ def _store_settings(
         projection = {**settings.projection.model_dump(), "version": VERSION}
         return {"bits": settings.bits, "projection": projection, **shared}
     targets = {target.name: target.fingerprint for target in context.targets}
-    target_mean = context.recipe.score.target_mean
-    exact = {"columns": columns, "targets": targets, "target_mean": target_mean}
+    exact = {"columns": job.subtasks, "targets": targets, "target_mean": job.target_mean}
     return {"bits": 32, "exact": exact, **shared}
-
-
-def _exact_products(
-    context: Context, model: nn.Module
-) -> tuple[list[tuple[str, str]], ExactProducts]:
-    """Directions of all subtasks, unprojected; (target, subtask) of each.
-
-    Raises:
-        ModelError: If they don't fit into memory.
-    """
-    sizes = {name: layer.weight.numel() for name, layer in lora_layers(model).items()}
-    groups: dict[tuple[str, str], list[TokenizedExample]] = {}
-    for target in context.targets:
-        for row in context.target_rows(target):
-            groups.setdefault((target.name, row.example.subtask), []).append(row.encoded)
-    most = max(len(group) for group in groups.values())
-    _check_memory(4 * (len(groups) + most) * sum(sizes.values()), context)
-    extractor = FeatureExtractor(model, Projection("none"))
-    directions = []
-    for group in groups.values():
-        rows = extract(extractor, group, _budget(context)).rows
-        mean = context.recipe.score.target_mean
-        directions.append(subtask_directions(rows, ["all"] * len(rows), mean)[1])
-    return list(groups), ExactProducts(torch.cat(directions).to(device()), sizes)
-
-
-def _check_memory(wanted_bytes: int, context: Context) -> None:
-    """Report what exact mode will take, and refuse more than there is."""
-    wanted, free = wanted_bytes / 2**30, free_memory() / 2**30
-    context.progress.say(f"  exact mode holds {wanted:.2f} GiB of target gradients")
-    if wanted > free:
-        raise ModelError(
-            "The targets' gradients don't fit into memory.",
-            f"features.mode exact: {wanted:.1f} GiB wanted, {free:.1f} GiB free",
-            "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
-        )
-
-
-def _fill_store(
-    context: Context,
-    extractor: FeatureExtractor,
-    numbers: NDArray[np.int64],
-    keys: pa.Table,
-    store: StoreWriter,
-    name: str,
-) -> None:
-    """Add the examples that the store doesn't have yet."""
-    missing = store.missing(keys)
-    done = len(keys) - int(missing.sum())
-    size = rows_a_shard(len(keys), extractor.width)
-    budget = _budget(context)
-    with context.progress.counting(name, len(keys), "rows") as report:
-        report(done)
-        for start in range(0, len(keys), size):
-            part = start + np.flatnonzero(missing[start : start + size])
-            if not len(part):
-                continue
-            encoded = context.pool.tokenized(numbers[part])
-            features, norms, _ = extract(extractor, encoded, budget)
-            if "exact" in store.settings:
-                # Inner products to cosines; a row of length 0 has cosines of 0.
-                features = features / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
-            store.write_shard(keys.take(part), features, norms)
-            done += len(part)
-            report(done)
-    store.finish()
 
 
 def rows_a_shard(rows: int, width: int) -> int:
     """Rows of a shard, for a pool of so many rows with so many values each."""
     size = min(max(rows // SHARDS_WANTED, ROWS_A_SHARD[0]), ROWS_A_SHARD[1])
     return min(size, max(1, SHARD_VALUES // width))
-
-
-def _target(
-    context: Context, extractor: FeatureExtractor, target: Target, where: CheckpointFeatures
-) -> str:
-    """Write a target's projected gradients, if they are not there; returns their identity.
-
-    Raises:
-        StoreError: If what is there is damaged.
-    """
-    identity = fingerprint([target.fingerprint, target.name])
-    if (
-        where.target_file(target.name).is_file()
-        and where.target_gradients(target.name).identity == identity
-    ):
-        return identity
-    rows = context.target_rows(target)
-    features, norms, _ = extract(extractor, [row.encoded for row in rows], _budget(context))
-    ids = [row.example.id for row in rows]
-    subtasks = [row.example.subtask for row in rows]
-    where.write_target_gradients(
-        target.name, TargetGradients(ids, subtasks, features, identity), norms
-    )
-    return identity
-
-
-def _budget(context: Context) -> TokenBudget:
-    return TokenBudget(context.recipe.features.tokens_per_batch)
 
 
 STAGE = Features()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gradsieve.data.pool import SourceSpec, build_pool, link_parts, source_key
+from gradsieve.data.pool.build import changed_error, source_state
 from gradsieve.errors import GradsieveError
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
@@ -51,6 +52,11 @@ class Pool(Stage):
             yield from checks.problem_of(partial(_key, context, spec))
         yield from checks.models(context)
 
+    def after_run(self, context: Context) -> Iterator[str]:
+        """Sources that changed while the run's later stages worked."""
+        for path in _changed(context):
+            yield f"{path} has changed since this run read it: run again to use what it holds now"
+
     def estimate(self, context: Context) -> Estimate:
         """Its bytes; `plan` builds the pool, and so knows its seconds."""
         files = (file for file in context.pool.folder.rglob("*") if file.is_file())
@@ -67,6 +73,8 @@ class Pool(Stage):
                 on_bad_row=context.recipe.on_bad_row,
                 report=report,
             )
+        if changed := _changed(context):  # between the check and the reading
+            raise changed_error(changed[0])
         for source in pool.sources.values():
             if source.skipped:
                 context.warn_of_bad_rows(source.name, source.skipped, source.first_skipped)
@@ -85,10 +93,17 @@ class Pool(Stage):
         }
 
 
+def _changed(context: Context) -> list[str]:
+    """Sources that were written to since this run first read them."""
+    states = ((spec, context.cache.get(("state", spec.name))) for spec in context.source_specs)
+    return [str(spec.path) for spec, state in states if state not in (None, source_state(spec))]
+
+
 def _key(context: Context, spec: SourceSpec) -> str:
     """The source's key; computing it reads the full source, so it is kept for the run."""
     key = ("source", spec.name)
     if key not in context.cache:
+        context.cache["state", spec.name] = source_state(spec)
         context.cache[key] = source_key(spec)
     return str(context.cache[key])
 

@@ -9,7 +9,6 @@ on the pool's order, and examples that are added later change it little.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsieve.data.batching import PoolTokens
-from gradsieve.data.pool import Pool
+from gradsieve.data.pool.shares import random_share, share_size
 from gradsieve.errors import GradsieveError, RunError
 from gradsieve.gradients.objectives import SFT
 from gradsieve.gradients.per_example import check_pass
@@ -41,8 +40,6 @@ from gradsieve.stages.estimate import (
     selecting_shape,
     training,
 )
-
-HASHED_AT_ONCE = 10_000
 
 
 class Warmup(Stage):
@@ -67,7 +64,7 @@ class Warmup(Stage):
         pool, _ = context.pool_inputs, context.targets
         if settings.checkpoints is not None:
             folders = [checks.existing(Path(folder)) for folder in settings.checkpoints]
-            return {"checkpoints": [[str(f), checkpoint_fingerprint(f)] for f in folders]}
+            return {"checkpoints": [checkpoint_fingerprint(folder) for folder in folders]}
         return {
             "model": context.model_inputs,
             "pool": pool,
@@ -96,59 +93,36 @@ class Warmup(Stage):
             return _describe(
                 [checks.existing(Path(path)) for path in settings.checkpoints], context
             )
-        pool = context.pool
+        pool, artifact = context.pool, context.artifacts.warmup
         chosen = random_share(pool, pool.usable, settings.fraction, settings.seed)
-        base = context.model.load()
-        check_vocabulary(base, context.template.tokenizer)
-        model = add_adapter(base, settings.lora, settings.seed)
-        check_pass(model)
-        if warning := few_steps(optimizer_steps(len(chosen), settings)):
-            context.progress.warn(warning)
-        with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
-            train_model(
-                model,
-                PoolTokens(pool, chosen),
-                settings,
-                settings.seed,
-                folder,
-                collate=SFT.collate,
-                on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
-                keep_checkpoints=True,
-            )
-        folders = [
-            context.artifacts.warmup.own_checkpoint(epoch + 1) for epoch in range(settings.epochs)
-        ]
+        folders = [artifact.own_checkpoint(epoch + 1) for epoch in range(settings.epochs)]
+        if not artifact.is_trained(settings.epochs):
+            _train(context, chosen, folder)
         described = _describe(folders, context)
         if distributed.is_first():
             clear_work(folder)
         return {**described, "rows": len(chosen), "seed": settings.seed}
 
 
-def random_share(
-    pool: Pool, numbers: NDArray[np.int64], fraction: float, seed: int
-) -> NDArray[np.int64]:
-    """The examples with the smallest hashes, smallest first; at least one.
-
-    Args:
-        pool: The pool.
-        numbers: Of the examples to choose from [n].
-        fraction: The share of them.
-        seed: Another seed chooses others.
-    """
-    hashes = np.empty(len(numbers), dtype="S32")
-    for start in range(0, len(numbers), HASHED_AT_ONCE):
-        part = slice(start, start + HASHED_AT_ONCE)
-        texts = ("\x1f".join((str(seed), *key)) for key in pool.keys(numbers[part]))
-        hashes[part] = [
-            hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts
-        ]
-    order = np.argsort(hashes, kind="stable")
-    return numbers[order[: share_size(len(numbers), fraction)]]
-
-
-def share_size(rows: int, fraction: float) -> int:
-    """Rows of the random share."""
-    return max(1, round(fraction * rows))
+def _train(context: Context, chosen: NDArray[np.int64], folder: Path) -> None:
+    settings, pool = context.recipe.warmup, context.pool
+    base = context.model.load()
+    check_vocabulary(base, context.template.tokenizer)
+    model = add_adapter(base, settings.lora, settings.seed)
+    check_pass(model)
+    if warning := few_steps(optimizer_steps(len(chosen), settings)):
+        context.progress.warn(warning)
+    with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
+        train_model(
+            model,
+            PoolTokens(pool, chosen),
+            settings,
+            settings.seed,
+            folder,
+            collate=SFT.collate,
+            on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
+            keep_checkpoints=True,
+        )
 
 
 def _describe(folders: list[Path], context: Context) -> dict[str, Any]:

@@ -142,6 +142,7 @@ def load_test_set(
     test: str | Iterable[Any] | None,
     subtask_field: str | None,
     supervise: Supervise = "completion",
+    answer: str | None = None,
 ) -> QuestionSet | None:
     """Read a target's held-out questions; None if there are none.
 
@@ -152,6 +153,7 @@ def load_test_set(
         test: A file of held-out examples, or rows; for a benchmark, another folder than `path`.
         subtask_field: custom only.
         supervise: custom only.
+        answer: custom only: regular expression of the final answer within an answer.
 
     Raises:
         DataError: If they can't be read.
@@ -163,7 +165,9 @@ def load_test_set(
             what = "There are no test questions here."
             raise missing(what, name, Path(folder), f"the folder that holds {task}'s questions")
         return found
-    return custom.test_set(name, test, subtask_field, supervise) if test is not None else None
+    if test is None:
+        return None
+    return custom.test_set(name, test, subtask_field, supervise, answer)
 
 
 def _folder(name: str, path: str | Iterable[Any]) -> str:

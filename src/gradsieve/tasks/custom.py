@@ -15,7 +15,7 @@ from gradsieve.data.examples import Example
 from gradsieve.data.formats import Supervise, is_unicode
 from gradsieve.data.readers import Source, place_of, read_source
 from gradsieve.errors import DataError
-from gradsieve.tasks.questions import Question, QuestionSet
+from gradsieve.tasks.questions import Question, QuestionSet, matched
 
 ONE_SUBTASK = "all"
 """Name of the only subtask, if no field names subtasks."""
@@ -50,24 +50,50 @@ def test_set(
     path: str | Iterable[Any],
     subtask_field: str | None,
     supervise: Supervise,
+    answer: str | None,
 ) -> QuestionSet:
-    """Held-out examples: each conversation up to its last turn, which is the reference answer.
+    """Held-out examples: each conversation up to its last turn, which has the reference answer.
+
+    Args:
+        name: As in `read`.
+        path: As in `read`.
+        subtask_field: As in `read`.
+        supervise: As in `read`.
+        answer: Regular expression of the final answer; None: the full turn without its reasoning.
 
     Raises:
-        DataError: As `read`.
+        DataError: As `read`, or if a reference has no final answer.
     """
     examples, _ = read(name, path, subtask_field, "fail", supervise)
+    references = [after_reasoning(text_of(example.messages[-1]["content"])) for example in examples]
+    if answer is not None:
+        finals = [matched(answer, reference) for reference in references]
+        _refuse_unmatched(examples, references, finals, answer)
+        references = [final or "" for final in finals]
     questions = [
         Question(
             example,
-            (after_reasoning(text_of(example.messages[-1]["content"])),),
+            (reference,),
             texts=tuple(
                 text_of(turn["content"]) for turn in example.messages if turn["role"] != "system"
             ),
         )
-        for example in examples
+        for example, reference in zip(examples, references, strict=True)
     ]
-    return QuestionSet(tuple(questions), ("exact_match", "f1"), max_tokens=None)
+    return QuestionSet(tuple(questions), ("exact_match", "f1"), max_tokens=None, extract=answer)
+
+
+def _refuse_unmatched(
+    examples: list[Example], references: list[str], finals: list[str | None], answer: str
+) -> None:
+    bare = [place for place, final in enumerate(finals) if not final]
+    if bare:
+        first, end = examples[bare[0]], references[bare[0]].rstrip()[-60:]
+        raise DataError(
+            f"{len(bare)} of {len(examples)} reference answers do not match the target's `answer`.",
+            f"{first.where or first.id}: {answer!r} is not in '...{end}'",
+            "Correct the regular expression, or the reference answers.",
+        )
 
 
 def _refuse_missing(examples: list[Example], field: str, path: str) -> None:

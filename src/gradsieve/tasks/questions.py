@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from gradsieve.data.examples import Example
 from gradsieve.io import fingerprint
+
+
+def matched(pattern: str | None, text: str) -> str | None:
+    """The first match of a regular expression: its first group, if it has one; else None."""
+    found = re.search(pattern, text) if pattern else None
+    return found[found.re.groups and 1] if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +70,8 @@ class QuestionSet:
         average: Over all questions, or over the subtasks' means, as the benchmark reports it.
         stops: Stop sequences of an answer.
         max_tokens: Most tokens of an answer; None: as many as the longest reference answer takes.
-        extract: Regular expression whose group 1 is the answer within the generated text; the full
-            text if it is None or doesn't match.
+        extract: Regular expression that finds the answer within the generated text (`matched`);
+            the full text is the answer if it is None or doesn't match.
         match: What an exact match ignores: case and space (`words`), punctuation too (`letters`),
             or articles too (`squad`).
     """

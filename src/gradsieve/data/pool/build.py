@@ -169,7 +169,7 @@ class _SourceBuild:
         self, writer: PartWriter, workers: Workers, report: Callable[[int], object]
     ) -> None:
         ids = IdIndex(self._spec.where)
-        before, left_out = _state_of(self._spec), LeftOut()
+        before, left_out = source_state(self._spec), LeftOut()
         try:
             if self.progress.rows:
                 _restore_ids(ids, self._part.table())
@@ -180,12 +180,8 @@ class _SourceBuild:
                 report(self._rows_seen)
         finally:
             ids.close()
-        if _state_of(self._spec) != before:
-            raise DataError(
-                "The file was changed while it was read.",
-                self._place,
-                "Run again when nothing writes to it.",
-            )
+        if source_state(self._spec) != before:
+            raise changed_error(self._place)
         if not self._only_checks:
             writer.finish(left_out.warnings())
             self.progress = writer.progress
@@ -244,13 +240,20 @@ def _restore_ids(ids: IdIndex, table: pa.Table) -> None:
             ids.make(id.partition("-")[0], line) if is_made else ids.keep(id, line)
 
 
-def _state_of(spec: SourceSpec) -> tuple[int, int] | None:
-    """Size and time of a source's file, which change if it is written to."""
-    file = Path(spec.path) if isinstance(spec.path, str) else None
-    if not file or not file.is_file():
-        return None
-    state = file.stat()
-    return state.st_size, state.st_mtime_ns
+def changed_error(place: str) -> DataError:
+    """A source was written to while a run was reading it."""
+    todo = "Run again when nothing writes to it."
+    return DataError("The file was changed while it was read.", place, todo)
+
+
+def source_state(spec: SourceSpec) -> list[tuple[str, int, int]]:
+    """Sizes and times of a source's files, which change if they are written to."""
+    path = Path(spec.path) if isinstance(spec.path, str) else None
+    if path is None or not path.exists():
+        return []
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    states = [(file, file.stat()) for file in files]
+    return [(str(file), state.st_size, state.st_mtime_ns) for file, state in states]
 
 
 def _finish(folder: Path, specs: Mapping[str, SourceSpec]) -> None:

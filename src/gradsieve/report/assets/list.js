@@ -119,8 +119,9 @@ function contributions(n) {
   const { examples } = targetOf(state.view), parts = shown.contributions[n];
   const most = Math.max(...parts.map(([, part]) => Math.abs(part)), 1e-12);
   const list = (title, chosen) => chosen.length ? [element("h3", {}, title), element("ul", { class: "contributions" }, ...chosen.map((part) => contribution(part, examples, most)))] : [];
-  const rest = shown.score[n] - parts.reduce((sum, [, part]) => sum + part, 0);
-  const others = Math.abs(rest) > 0.01 * most ? [element("p", { class: "small" }, `All others: ${signed(rest, score)}. Contributions add up to the score, ${score(shown.score[n])}.`)] : [];
+  const total = shown.by_checkpoint[n].reduce((sum, part) => sum + part, 0), rest = total - parts.reduce((sum, [, part]) => sum + part, 0);
+  const what = Math.abs(total - shown.score[n]) > 0.01 * most ? "the score for the subtask, which is not standardized" : "the score";
+  const others = Math.abs(rest) > 0.01 * most ? [element("p", { class: "small" }, `All others: ${signed(rest, score)}. Contributions add up to ${what}, ${score(total)}.`)] : [];
   return [...list("Target examples with positive contributions", parts.filter(([, part]) => part > 0)),
     ...list("Target examples with negative contributions", parts.filter(([, part]) => part < 0).reverse()), ...others];
 }

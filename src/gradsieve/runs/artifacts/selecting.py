@@ -1,14 +1,9 @@
-"""What each stage leaves in its folder: the only place that knows a path below a stage's folder.
-
-In: a run folder. Out: one typed artifact per stage, with `paths`, `missing`, and methods that read
-and write. Stages, analysis and report open each other's results through these types alone.
-"""
+"""What the stages up to the selection leave: pool, checkpoints, features, scores, selections."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,56 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradsieve.data.pool import Pool, open_pool
-from gradsieve.io import (
-    atomic,
-    file_fingerprint,
-    fingerprint,
-    folder_fingerprint,
-    read_lines,
-    write_json,
-)
-from gradsieve.methods import uses_gradients
+from gradsieve.io import atomic, file_fingerprint, fingerprint, read_lines, reading, write_json
+from gradsieve.methods.base import ExampleScores
 from gradsieve.recipe.schema import TOGETHER, Recipe
-from gradsieve.runs.folder import RunFolder
-from gradsieve.runs.score_table import ScoreTable, read_scores, write_scores
+from gradsieve.runs.artifacts.base import LOSSES, StageArtifact, is_curve
+from gradsieve.runs.files import Fault, Read
+from gradsieve.runs.score_table import (
+    ScoreTable,
+    read_example_scores,
+    read_scores,
+    write_scores,
+)
 from gradsieve.selection.export import MESSAGES, ROWS
 from gradsieve.store import Store, StoreWriter, create_store, open_store, store_files
 from gradsieve.store.targets import TargetGradients, read_target_gradients, write_target_gradients
-
-
-@dataclass(frozen=True)
-class StageArtifact:
-    """A stage's folder in a run.
-
-    Attributes:
-        run: The run folder.
-        stage: The stage's name.
-    """
-
-    run: RunFolder
-    stage: str
-
-    @property
-    def folder(self) -> Path:
-        """The stage's folder."""
-        return self.run.stage(self.stage)
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Of the finished stage.
-
-        Raises:
-            RunError: If it is not finished.
-        """
-        return self.run.require(self.stage)
-
-    def paths(self) -> list[Path]:
-        """The files and folders that a finished stage has left."""
-        raise NotImplementedError
-
-    def missing(self) -> list[str]:
-        """Those of `paths` that are not there any more."""
-        return [str(path) for path in self.paths() if not path.exists()]
 
 
 @dataclass(frozen=True)
@@ -82,7 +41,7 @@ class PoolArtifact(StageArtifact):
     def read(self) -> Pool:
         """Map the finished pool."""
         self.run.require(self.stage)
-        return open_pool(self.folder)
+        return open_pool(self.verified(self.folder))
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -99,6 +58,10 @@ class PoolArtifact(StageArtifact):
         parts = [self.folder / "dataset" / f"{name}.arrow" for name in self.metadata["sources"]]
         return [self.skipped, self.folder / "order.npy", *parts]
 
+    def made_with(self, file: Path) -> list[Path]:
+        """The files of all sources together are made again if `state.json` is missing."""
+        return [file, self.folder / "dataset" / "state.json"]
+
 
 @dataclass(frozen=True)
 class WarmupArtifact(StageArtifact):
@@ -110,10 +73,16 @@ class WarmupArtifact(StageArtifact):
         """Where the warm-up's checkpoint of an epoch is, from 1."""
         return self.folder / f"checkpoint-{number}"
 
+    def is_trained(self, epochs: int) -> bool:
+        """Whether a training of so many epochs has ended: its losses are written last."""
+        last = self.own_checkpoint(epochs)
+        return (self.folder / LOSSES).is_file() and last.is_dir()
+
     @property
     def checkpoints(self) -> list[Path]:
         """In order; relative names are below the stage's folder, so that a run may be moved."""
-        return [self.folder / name for name in self.metadata["checkpoints"]]
+        folders = [self.folder / name for name in self.metadata["checkpoints"]]
+        return [self.verified(f) if f.parent == self.folder else f for f in folders]
 
     @property
     def learning_rates(self) -> list[float]:
@@ -128,12 +97,27 @@ class WarmupArtifact(StageArtifact):
 
     def losses(self) -> list[dict[str, Any]]:
         """One record per logged step; empty where nothing was trained here."""
-        file = self.folder / "loss.jsonl"
-        return list(read_lines(file)) if file.is_file() else []
+        file = self.folder / LOSSES
+        if not file.is_file() or self.run.faults(self.stage, file):
+            return []
+        return list(read_lines(file))
 
     def paths(self) -> list[Path]:
         """The checkpoints."""
-        return self.checkpoints
+        return [self.folder / name for name in self.metadata["checkpoints"]]
+
+    def faults(self, read: Read = "all") -> list[Fault]:
+        """As of any stage; and checkpoints that the recipe named and that have moved."""
+        moved = [path for path in self.paths() if path.parent != self.folder and not path.exists()]
+        return super().faults(read) + [Fault(path, "missing") for path in moved]
+
+    def made_with(self, file: Path) -> list[Path]:
+        """A training is made again as a whole."""
+        return [self.folder]
+
+    def is_dispensable(self, file: Path) -> bool:
+        """Curves."""
+        return is_curve(file)
 
 
 @dataclass(frozen=True)
@@ -158,9 +142,18 @@ class CheckpointFeatures:
         """Create a datastore, or continue one that was made with the same settings."""
         return create_store(self.store_folder(kind), settings)
 
+    def directions(self, share: tuple[int, int] | None) -> Path:
+        """Exact mode's directions, while the stage runs; of a process that takes a share."""
+        return self.folder / ("directions" if share is None else f"directions-{share[0]}")
+
+    @property
+    def targets(self) -> Path:
+        """The folder of the targets' gradients."""
+        return self.folder / "targets"
+
     def target_file(self, target: str) -> Path:
         """Where a target's gradients are."""
-        return self.folder / "targets" / f"{target}.safetensors"
+        return self.targets / f"{target}.safetensors"
 
     def target_gradients(self, target: str) -> TargetGradients:
         """Read a target's gradients."""
@@ -186,7 +179,10 @@ class FeaturesArtifact(StageArtifact):
     @property
     def checkpoints(self) -> list[CheckpointFeatures]:
         """Features at each checkpoint of a finished stage."""
-        return [self.checkpoint(n + 1) for n in range(len(self.metadata["checkpoints"]))]
+        found = [self.checkpoint(n + 1) for n in range(len(self.metadata["checkpoints"]))]
+        for checkpoint in found:
+            self.verified(checkpoint.folder)
+        return found
 
     @property
     def skipped_file(self) -> Path:
@@ -195,7 +191,8 @@ class FeaturesArtifact(StageArtifact):
 
     def skipped(self) -> pa.Table:
         """Source, id and `skip_reason` of the examples whose features are not finite, by key."""
-        return pq.read_table(self.skipped_file)
+        with reading(self.skipped_file):
+            return pq.read_table(self.verified(self.skipped_file))
 
     def write_skipped(self, skipped: pa.Table) -> None:
         """Write what `skipped` reads."""
@@ -238,10 +235,20 @@ class ScoresArtifact(StageArtifact):
         reasons = pc.is_valid(pool.skip_reasons).to_numpy()
         numbers = pool.order[reasons[pool.order]]
         found = pool.take(numbers, ["source", "id", "skip_reason"])
-        if uses_gradients(method):
+        if self.reads_gradients(method):
             features = FeaturesArtifact(self.run).skipped()
             found = pa.concat_tables([found, features.cast(found.schema)])
         return found.sort_by([("source", "ascending"), ("id", "ascending")])
+
+    @property
+    def work(self) -> Path:
+        """What methods keep while they run."""
+        return self.folder / "work"
+
+    def reads_gradients(self, method: str) -> bool:
+        """Whether a method's scores are of gradients; no method's code is run to know it."""
+        facts = self.metadata["methods"][method]
+        return bool(facts.get("gradients", method in ("less", "dot", "sgd")))  # an older run
 
     def table_file(self, target: str, method: str) -> Path:
         """Where a target's scores by a method are."""
@@ -249,20 +256,44 @@ class ScoresArtifact(StageArtifact):
 
     def table(self, target: str, method: str) -> ScoreTable:
         """Read a target's scores by a method."""
-        return read_scores(self.table_file(target, method))
+        file = self.table_file(target, method)
+        with reading(file):
+            return read_scores(self.verified(file))
 
-    def write_table(self, target: str, method: str, table: ScoreTable) -> None:
-        """Write a target's scores by a method."""
-        write_scores(self.table_file(target, method), table)
+    def is_scored(self, target: str, method: str) -> bool:
+        """Whether a table is there; one that was cut off isn't."""
+        try:
+            pq.read_metadata(self.table_file(target, method))
+        except (OSError, ValueError):
+            return False
+        return True
 
-    def seconds(self) -> dict[str, float]:
-        """What each method has taken."""
+    def examples(self, target: str, method: str) -> ExampleScores | None:
+        """Read a method's scores for each target example, if they are kept."""
+        file = self.table_file(target, method)
+        with reading(file):
+            return read_example_scores(self.verified(file))
+
+    def write_table(
+        self, target: str, method: str, table: ScoreTable, examples: ExampleScores | None = None
+    ) -> None:
+        """Write a target's scores by a method, and those for each target example."""
+        write_scores(self.table_file(target, method), table, examples)
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """For each method `seconds`, `own` parts and `noise`, as the score stage found them."""
         file = self.folder / "seconds.json"
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # of a run that lost it: nothing else depends on it
+            return {}
+        return {  # in older runs seconds alone
+            name: of if isinstance(of, dict) else {"seconds": of} for name, of in found.items()
+        }
 
-    def add_seconds(self, method: str, seconds: float) -> None:
-        """Record what a method has taken."""
-        write_json(self.folder / "seconds.json", {**self.seconds(), method: seconds})
+    def add_facts(self, method: str, facts: Mapping[str, Any]) -> None:
+        """Record what is known of a method's scores."""
+        write_json(self.folder / "seconds.json", {**self.facts(), method: facts})
 
     def paths(self) -> list[Path]:
         """The tables."""
@@ -314,7 +345,7 @@ class SelectionsArtifact(StageArtifact):
 
     def selection(self, target: str, method: str) -> SelectionFiles:
         """A selection's files, for a target or `together`."""
-        return SelectionFiles(self.folder / target / method)
+        return SelectionFiles(self.verified(self.folder / target / method))
 
     def of(self, recipe: Recipe, target: str, method: str) -> SelectionFiles:
         """The selection that serves a target: its own, or the one for all targets."""
@@ -328,182 +359,10 @@ class SelectionsArtifact(StageArtifact):
     @property
     def leaks(self) -> Path:
         """Examples that share 13 words in a row with a test question."""
-        return self.folder / "leaks.jsonl"
+        return self.verified(self.folder / "leaks.jsonl")
 
     def paths(self) -> list[Path]:
         """Rows and messages of each selection."""
         names = (name.split("/") for name in self.metadata["selections"])
         files = [self.selection(target, method) for target, method in names]
         return [path for file in files for path in (file.selected, file.messages)]
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A trained adapter, or a full model.
-
-    Attributes:
-        folder: `RUN/05-train/TARGET/METHOD/seed-S`.
-    """
-
-    folder: Path
-
-    @property
-    def partial(self) -> Path:
-        """Where it is trained, before its folder appears."""
-        return self.folder.with_name(f"{self.folder.name}.tmp")
-
-    def exists(self) -> bool:
-        """Whether its weights are there."""
-        return any(self.folder.glob("*.safetensors"))
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the weights."""
-        return folder_fingerprint(self.folder, ("*.safetensors",))
-
-    def training(self) -> dict[str, Any]:
-        """Seconds, rows and the fingerprint of the selection that it was trained on."""
-        found: dict[str, Any] = json.loads((self.folder / "training.json").read_text("utf-8"))
-        return found
-
-    def publish(self, training: Mapping[str, Any]) -> None:
-        """Make what is in `partial` the model."""
-        write_json(self.partial / "training.json", training)
-        self.partial.rename(self.folder)
-
-    def copy_from(self, other: TrainedModel) -> None:
-        """Take the weights of a model that was trained on the same rows with the same seed."""
-        shutil.rmtree(self.partial, ignore_errors=True)
-        shutil.copytree(other.folder, self.partial)
-        self.partial.rename(self.folder)
-
-
-@dataclass(frozen=True)
-class ModelsArtifact(StageArtifact):
-    """The models trained on selections."""
-
-    stage: str = "train"
-
-    def model(self, name: str) -> TrainedModel:
-        """A model by its name, TARGET/METHOD/seed-S."""
-        return TrainedModel(self.folder / name)
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """Of each model, by name."""
-        return dict(self.metadata["models"])
-
-    def paths(self) -> list[Path]:
-        """The models' folders."""
-        return [self.folder / name for name in self.metadata["models"]]
-
-    def missing(self) -> list[str]:
-        """Models without weights."""
-        return [str(path) for path in self.paths() if not TrainedModel(path).exists()]
-
-
-@dataclass(frozen=True)
-class ResultsArtifact(StageArtifact):
-    """Metrics of each model, question by question and on average."""
-
-    stage: str = "evaluate"
-
-    @property
-    def summary(self) -> Path:
-        """Averages, standard errors and subtasks of every model and metric."""
-        return self.folder / "results.json"
-
-    def result_file(self, name: str) -> Path:
-        """Of one model on one target: TARGET/METHOD/seed-S."""
-        return self.folder / f"{name}.json"
-
-    def result(self, name: str) -> dict[str, Any]:
-        """A number per question and metric; empty if it is not there yet."""
-        file = self.result_file(name)
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The summary: a record per model and metric."""
-        return list(json.loads(self.summary.read_text(encoding="utf-8"))["rows"])
-
-    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the summary."""
-        write_json(self.summary, {"rows": rows})
-
-    @staticmethod
-    def name(row: Mapping[str, Any]) -> str:
-        """Of the result that a row of the summary is an average of."""
-        return f"{row['target']}/{row['method']}/seed-{row['seed']}"
-
-    def paths(self) -> list[Path]:
-        """The summary and what it was made from."""
-        if not self.summary.is_file():
-            return [self.summary]
-        return [self.summary, *sorted({self.result_file(self.name(row)) for row in self.rows()})]
-
-
-@dataclass(frozen=True)
-class ReportArtifact(StageArtifact):
-    """The page."""
-
-    stage: str = "report"
-
-    @property
-    def page(self) -> Path:
-        """One HTML file."""
-        return self.folder / "index.html"
-
-    def paths(self) -> list[Path]:
-        """The page."""
-        return [self.page]
-
-
-@dataclass(frozen=True)
-class Artifacts:
-    """What every stage of a run leaves.
-
-    Attributes:
-        run: The run folder.
-    """
-
-    run: RunFolder
-
-    @property
-    def pool(self) -> PoolArtifact:
-        """The candidate pool."""
-        return PoolArtifact(self.run)
-
-    @property
-    def warmup(self) -> WarmupArtifact:
-        """Checkpoints."""
-        return WarmupArtifact(self.run)
-
-    @property
-    def features(self) -> FeaturesArtifact:
-        """Datastores and target gradients."""
-        return FeaturesArtifact(self.run)
-
-    @property
-    def scores(self) -> ScoresArtifact:
-        """Tables of scores."""
-        return ScoresArtifact(self.run)
-
-    @property
-    def selections(self) -> SelectionsArtifact:
-        """Selected rows."""
-        return SelectionsArtifact(self.run)
-
-    @property
-    def models(self) -> ModelsArtifact:
-        """Trained models."""
-        return ModelsArtifact(self.run)
-
-    @property
-    def results(self) -> ResultsArtifact:
-        """Results of evaluation."""
-        return ResultsArtifact(self.run)
-
-    @property
-    def report(self) -> ReportArtifact:
-        """The report."""
-        return ReportArtifact(self.run)

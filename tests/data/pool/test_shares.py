@@ -1,4 +1,4 @@
-"""The warm-up trains on a random share that neither order nor later examples change much."""
+"""Random shares of a pool, which neither order nor later examples change much."""
 
 import hashlib
 from typing import Any
@@ -8,8 +8,8 @@ import pytest
 import gradsieve
 import world
 from gradsieve.data.pool import Pool
+from gradsieve.data.pool.shares import random_share
 from gradsieve.runs.artifacts import Artifacts
-from gradsieve.stages.warmup import random_share
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def made(inputs: dict[str, Any], folders: pytest.TempPathFactory) -> Pool:
 
 
 def test_the_examples_with_the_smallest_hashes(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradsieve.stages.warmup.HASHED_AT_ONCE", 7)
+    monkeypatch.setattr("gradsieve.data.pool.shares.HASHED_AT_ONCE", 7)
     keys = sorted(
         pool.keys(pool.usable),
         key=lambda key: hashlib.sha256("\x1f".join(("3", *key)).encode()).digest(),

@@ -1,0 +1,42 @@
+"""Random shares of a pool: the examples with the smallest hashes of (seed, source, id).
+
+So a share doesn't depend on the pool's order, and examples that are added later change it little.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsieve.data.pool.mapped import Pool
+
+HASHED_AT_ONCE = 10_000
+
+
+def random_share(
+    pool: Pool, numbers: NDArray[np.int64], fraction: float, seed: int | str
+) -> NDArray[np.int64]:
+    """The examples with the smallest hashes, smallest first; at least one.
+
+    Args:
+        pool: The pool.
+        numbers: Of the examples to choose from [n].
+        fraction: The share of them.
+        seed: Another seed chooses others.
+    """
+    hashes = np.empty(len(numbers), dtype="S32")
+    for start in range(0, len(numbers), HASHED_AT_ONCE):
+        part = slice(start, start + HASHED_AT_ONCE)
+        texts = ("\x1f".join((str(seed), *key)) for key in pool.keys(numbers[part]))
+        hashes[part] = [
+            hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts
+        ]
+    order = np.argsort(hashes, kind="stable")
+    return numbers[order[: share_size(len(numbers), fraction)]]
+
+
+def share_size(rows: int, fraction: float) -> int:
+    """Rows of the random share."""
+    return max(1, round(fraction * rows))

@@ -1,0 +1,345 @@
+"""Features as tasks of an engine: what any worker can do on its own.
+
+In: a `FeaturesJob`, and tasks of one checkpoint each. Out: files that the worker writes itself (a
+shard of a datastore, a target's gradients, a subtask's direction). A worker keeps the model of a
+checkpoint until a task of another one comes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from gradsieve.console import Progress
+from gradsieve.data.pool import open_pool
+from gradsieve.data.template import TokenizedExample
+from gradsieve.engine.base import Job, Size
+from gradsieve.errors import ModelError
+from gradsieve.gradients.exact import ExactProducts
+from gradsieve.gradients.extract import TokenBudget, extract
+from gradsieve.gradients.features import FeatureExtractor, Moments
+from gradsieve.gradients.per_example import check_pass, lora_layers
+from gradsieve.gradients.projection import Projection
+from gradsieve.gradients.similarity import TargetMean, subtask_directions
+from gradsieve.io import atomic
+from gradsieve.models.checkpoints import load_moments
+from gradsieve.models.device import device, free_memory
+from gradsieve.models.load import load_adapter
+from gradsieve.models.source import ModelSource
+from gradsieve.recipe.schema import FeaturesConfig
+from gradsieve.store import create_store
+from gradsieve.store.targets import TargetGradients, write_target_gradients
+
+Subtask = tuple[str, str]
+"""(target, subtask)."""
+
+
+class TargetExamples(NamedTuple):
+    """A target's examples with label tokens: id, subtask and tokens of each [k]."""
+
+    ids: list[str]
+    subtasks: list[str]
+    encoded: list[TokenizedExample]
+
+    def of(self, subtask: str) -> list[TokenizedExample]:
+        """Those of a subtask."""
+        pairs = zip(self.encoded, self.subtasks, strict=True)
+        return [encoded for encoded, own in pairs if own == subtask]
+
+
+@dataclass(frozen=True)
+class FeaturesJob(Job["FeatureTask", Any]):
+    """What all tasks share.
+
+    Attributes:
+        model: The model that selects.
+        checkpoints: By number.
+        pool: Its folder.
+        targets: By name.
+        settings: The recipe's section.
+        target_mean: For directions.
+    """
+
+    unit = "rows"
+
+    model: ModelSource
+    checkpoints: Mapping[int, Path]
+    pool: Path
+    targets: Mapping[str, TargetExamples]
+    settings: FeaturesConfig
+    target_mean: TargetMean
+
+    def setup(self, progress: Progress) -> Callable[[FeatureTask], Any]:
+        """Models are loaded by the first task that needs them."""
+        at: AtCheckpoint | None = None
+
+        def run(task: FeatureTask) -> Any:
+            nonlocal at
+            if at is None or at.number != task.checkpoint:
+                at = None  # frees its memory first
+                at = AtCheckpoint(self, task.checkpoint, progress)
+            return task.run(at)
+
+        return run
+
+    def size(self, task: FeatureTask) -> Size:
+        """Rows of the pool, and all tokens."""
+        return task.size(self)
+
+    def group(self, task: FeatureTask) -> int:
+        """Tasks of a checkpoint share its model."""
+        return task.checkpoint
+
+    def smaller(self, task: FeatureTask) -> FeatureTask:
+        """The task with half the tokens in a batch."""
+        return replace(task, halvings=task.halvings + 1)
+
+    def name(self, task: FeatureTask) -> str:
+        """Which files it writes."""
+        return f"{task}, checkpoint {task.checkpoint}"
+
+    @property
+    def subtasks(self) -> list[Subtask]:
+        """Of all targets: the columns of exact mode."""
+        return [
+            (name, subtask)
+            for name, target in self.targets.items()
+            for subtask in dict.fromkeys(target.subtasks)
+        ]
+
+
+class AtCheckpoint:
+    """What a worker keeps between tasks of a checkpoint."""
+
+    def __init__(self, job: FeaturesJob, number: int, progress: Progress) -> None:
+        self.job, self.number, self.progress = job, number, progress
+        checkpoint = job.checkpoints[number]
+        self.model = load_adapter(job.model.load(), checkpoint, like_base=True)
+        check_pass(self.model)
+        self.moments = Moments(*load_moments(checkpoint, self.model))
+        self._budget = TokenBudget(job.settings.tokens_per_batch)
+        self._extractors: dict[Any, FeatureExtractor] = {}
+
+    @cached_property
+    def pool(self) -> Any:
+        """The pool, memory-mapped."""
+        return open_pool(self.job.pool)
+
+    def budget(self, task: FeatureTask) -> TokenBudget:
+        """Tokens of a batch."""
+        if task.halvings:
+            return TokenBudget(max(1, self._budget.tokens >> task.halvings))
+        return self._budget
+
+    def extractor(
+        self, of_adam: bool, directions: Sequence[Path] = (), projected: bool = True
+    ) -> FeatureExtractor:
+        """What makes rows of batches.
+
+        Args:
+            of_adam: Adam's updates, instead of plain gradients.
+            directions: Files of the directions whose products are the rows.
+            projected: Whether gradients are projected, where there are no directions.
+        """
+        key = (of_adam, tuple(directions), projected)
+        if key not in self._extractors:
+            settings = self.job.settings
+            projection: Projection | ExactProducts = Projection("none")
+            if directions:
+                projection = self._products(directions)
+            elif projected:
+                projection = Projection(**settings.projection.model_dump())
+            adam = (self.moments, settings.adam, settings.momentum) if of_adam else ()
+            self._extractors[key] = FeatureExtractor(self.model, projection, *adam)
+        return self._extractors[key]
+
+    def _products(self, files: Sequence[Path]) -> ExactProducts:
+        wanted = self.check_memory(len(files))
+        self.progress.say(f"  exact mode holds {wanted:.2f} GiB of target gradients")
+        sizes = {name: layer.weight.numel() for name, layer in lora_layers(self.model).items()}
+        directions = torch.cat([load_file(file)["direction"] for file in files])
+        return ExactProducts(directions.to(device()), sizes)
+
+    def check_memory(self, rows: int) -> float:
+        """Refuse more unprojected rows than fit.
+
+        Returns:
+            What they take, in GiB.
+
+        Raises:
+            ModelError: If there is less memory.
+        """
+        values = sum(layer.weight.numel() for layer in lora_layers(self.model).values())
+        wanted, free = 4 * rows * values / 2**30, free_memory() / 2**30
+        if wanted > free:
+            raise ModelError(
+                "The targets' gradients don't fit into memory.",
+                f"features.mode exact: {wanted:.1f} GiB wanted, {free:.1f} GiB free",
+                "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
+            )
+        return wanted
+
+
+@dataclass(frozen=True)
+class FeatureTask(ABC):
+    """A piece of work at one checkpoint.
+
+    Attributes:
+        checkpoint: Its number, from 1.
+        halvings: How often its batches were halved, after memory had run out.
+    """
+
+    checkpoint: int
+    halvings: int = field(default=0, kw_only=True)
+
+    @abstractmethod
+    def run(self, at: AtCheckpoint) -> Any:
+        """Do it."""
+
+    def size(self, job: FeaturesJob) -> Size:
+        """Rows of the pool, and all tokens."""
+        return Size(0)
+
+
+class AdamFacts(NamedTuple):
+    """Of a checkpoint: Adam's step, its eps, and the mean share of coordinates with v' < eps."""
+
+    checkpoint: int
+    step: int
+    eps: float
+    share_below_eps: float | None
+
+
+@dataclass(frozen=True)
+class AdamTask(FeatureTask):
+    """How much Adam's eps matters, measured on a few examples.
+
+    Attributes:
+        numbers: Of these examples; none where only plain gradients are wanted.
+    """
+
+    numbers: NDArray[np.int64] = field(repr=False)
+
+    def __str__(self) -> str:
+        return "Adam's step and eps"
+
+    def run(self, at: AtCheckpoint) -> AdamFacts:
+        """Measure."""
+        share = None
+        if len(self.numbers):
+            few, extractor = at.pool.tokenized(self.numbers), at.extractor(of_adam=True)
+            share = extract(extractor, few, TokenBudget(1), measure_eps=True).share_below_eps
+        return AdamFacts(self.checkpoint, at.moments.step, at.moments.eps, share)
+
+
+@dataclass(frozen=True)
+class ShardTask(FeatureTask):
+    """Rows of a datastore.
+
+    Attributes:
+        store: The datastore's folder.
+        settings: Of the datastore.
+        of_adam: Whether rows are Adam's updates.
+        number: Of the shard, from 0, in the order of all shards of the pool.
+        numbers: Of its examples.
+        tokens: That these have.
+        directions: In exact mode, files of the directions whose cosines are stored.
+    """
+
+    store: Path
+    settings: Mapping[str, Any] = field(repr=False)
+    of_adam: bool
+    number: int
+    numbers: NDArray[np.int64] = field(repr=False)
+    tokens: int
+    directions: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        return f"shard {self.number + 1} of {self.store.name}"
+
+    def size(self, job: FeaturesJob) -> Size:
+        """Rows and tokens."""
+        return Size(len(self.numbers), self.tokens)
+
+    def run(self, at: AtCheckpoint) -> None:
+        """Write the shard."""
+        encoded = at.pool.tokenized(self.numbers)
+        extractor = at.extractor(self.of_adam, self.directions)
+        features, norms, _ = extract(extractor, encoded, at.budget(self))
+        if self.directions:
+            # Inner products to cosines; a row of length 0 has cosines of 0.
+            features = features / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
+        store = create_store(self.store, self.settings)
+        store.write_shard(at.pool.store_keys(self.numbers), features, norms)
+
+
+@dataclass(frozen=True)
+class TargetTask(FeatureTask):
+    """A target's projected gradients.
+
+    Attributes:
+        target: Its name.
+        identity: Fingerprint of the target.
+        file: Where they are written.
+    """
+
+    target: str
+    identity: str
+    file: Path
+
+    def __str__(self) -> str:
+        return f"target {self.target}"
+
+    def size(self, job: FeaturesJob) -> Size:
+        """Tokens; its examples are not rows of the pool."""
+        return Size(0, sum(len(one.input_ids) for one in job.targets[self.target].encoded))
+
+    def run(self, at: AtCheckpoint) -> None:
+        """Write them."""
+        ids, subtasks, encoded = at.job.targets[self.target]
+        features, norms, _ = extract(at.extractor(of_adam=False), encoded, at.budget(self))
+        gradients = TargetGradients(ids, subtasks, features, self.identity)
+        write_target_gradients(self.file, gradients, norms)
+
+
+@dataclass(frozen=True)
+class DirectionTask(FeatureTask):
+    """The direction of a subtask, unprojected, for exact mode.
+
+    Attributes:
+        subtask: Target and subtask.
+        file: Where it is written.
+    """
+
+    subtask: Subtask
+    file: Path
+
+    def __str__(self) -> str:
+        return f"direction of {' '.join(self.subtask)}"
+
+    def _examples(self, job: FeaturesJob) -> list[TokenizedExample]:
+        target, subtask = self.subtask
+        return job.targets[target].of(subtask)
+
+    def size(self, job: FeaturesJob) -> Size:
+        """Tokens; its examples are not rows of the pool."""
+        return Size(0, sum(len(one.input_ids) for one in self._examples(job)))
+
+    def run(self, at: AtCheckpoint) -> None:
+        """Write it."""
+        examples = self._examples(at.job)
+        at.check_memory(len(at.job.subtasks) + len(examples))
+        rows = extract(at.extractor(of_adam=False, projected=False), examples, at.budget(self)).rows
+        mean = at.job.target_mean
+        direction = subtask_directions(rows, ["all"] * len(rows), mean)[1]
+        with atomic(self.file) as temporary:
+            save_file({"direction": direction}, temporary)

@@ -1,0 +1,57 @@
+"""What each stage leaves in its folder: the only place that knows a path below a stage's folder.
+
+In: a run folder. Out: one typed artifact per stage, with `paths`, `missing`, and methods that read
+and write. Stages, analysis and report open each other's results through these types alone, which
+verify what a finished stage left before it is used.
+"""
+
+from __future__ import annotations
+
+from gradsieve.runs.artifacts.base import StageArtifact, damaged_error
+from gradsieve.runs.artifacts.evaluating import (
+    ModelsArtifact,
+    ReportArtifact,
+    ResultsArtifact,
+    TrainedModel,
+    ValidationArtifact,
+)
+from gradsieve.runs.artifacts.selecting import (
+    CheckpointFeatures,
+    FeaturesArtifact,
+    PoolArtifact,
+    ScoresArtifact,
+    SelectionFiles,
+    SelectionsArtifact,
+    WarmupArtifact,
+)
+from gradsieve.runs.folder import RunFolder
+
+__all__ = [
+    "Artifacts",
+    "CheckpointFeatures",
+    "SelectionFiles",
+    "StageArtifact",
+    "TrainedModel",
+    "ValidationArtifact",
+    "damaged_error",
+]
+
+
+class Artifacts:
+    """What every stage of a run leaves.
+
+    Args:
+        run: The run folder.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.pool = PoolArtifact(run)
+        self.warmup = WarmupArtifact(run)
+        self.features = FeaturesArtifact(run)
+        self.scores = ScoresArtifact(run)
+        self.selections = SelectionsArtifact(run)
+        self.models = ModelsArtifact(run)
+        self.results = ResultsArtifact(run)
+        self.validation = ValidationArtifact(run)
+        self.report = ReportArtifact(run)

@@ -1,0 +1,98 @@
+"""What every stage's artifact has: where it is, what is missing, and files that are verified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradsieve.errors import RunError
+from gradsieve.runs.files import Fault, Read
+from gradsieve.runs.folder import RunFolder
+
+FOUND_BY_PATTERN = (".safetensors", ".parquet", ".bin", ".pt", ".arrow")
+LOSSES, TENSORBOARD, TRAINING = "loss.jsonl", "tensorboard", "training.json"
+
+
+@dataclass(frozen=True)
+class StageArtifact:
+    """A stage's folder in a run.
+
+    Attributes:
+        run: The run folder.
+        stage: The stage's name.
+    """
+
+    run: RunFolder
+    stage: str
+
+    @property
+    def folder(self) -> Path:
+        """The stage's folder."""
+        return self.run.stage(self.stage)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Of the finished stage.
+
+        Raises:
+            RunError: If it is not finished.
+        """
+        return self.run.require(self.stage)
+
+    def paths(self) -> list[Path]:
+        """The files and folders that a finished stage has left."""
+        raise NotImplementedError
+
+    def missing(self) -> list[str]:
+        """Those of `paths` that are not there any more."""
+        return [str(path) for path in self.paths() if not path.exists()]
+
+    def faults(self, read: Read = "all") -> list[Fault]:
+        """Where the finished stage's folder is not what was written."""
+        if self.run.files(self.stage) is None:  # of an earlier version
+            return [Fault(Path(path), "missing") for path in self.missing()]
+        return self.run.faults(self.stage, read=read)
+
+    def made_with(self, file: Path) -> list[Path]:
+        """What is made again if a file is damaged: by default that file alone."""
+        return [file]
+
+    def is_dispensable(self, file: Path) -> bool:
+        """Whether nothing but a display is lost with a file that takes long to make again."""
+        return False
+
+    def matters(self, fault: Fault) -> bool:
+        """Whether a fault changes results. Foreign files do where files are found by patterns."""
+        if fault.what == "foreign":
+            return fault.file.suffix in FOUND_BY_PATTERN
+        return not self.is_dispensable(fault.file)
+
+    def verified(self, path: Path, read: Read = "unnamed") -> Path:
+        """A file or folder, once it is known to be what the finished stage wrote.
+
+        Raises:
+            RunError: If it is not; it says what makes it again.
+        """
+        if faults := [*filter(self.matters, self.run.faults(self.stage, path, read))]:
+            raise damaged_error(faults, self.stage)
+        return path
+
+
+def is_curve(file: Path) -> bool:
+    """Whether a file is a training's loss curve, which only the report shows."""
+    return file.name == LOSSES or TENSORBOARD in file.parts
+
+
+def damaged_error(faults: Sequence[Fault], stage: str) -> RunError:
+    """What a finished stage left is not what it wrote."""
+    first, more = faults[0], f"; and {len(faults) - 1} more" if faults[1:] else ""
+    return RunError(
+        "A file in the run was not written by gradsieve."
+        if first.what == "foreign"
+        else f"A file of the run is {first.what}.",
+        f"{stage}: {first.file}{more}",
+        "Run `gradsieve run` with the run's recipe and --out: it makes again what is damaged or "
+        "missing, archives what is foreign, and keeps the rest.",
+    )

@@ -1,0 +1,220 @@
+"""What the stages after the selection leave: trained models, results, the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradsieve.errors import RunError
+from gradsieve.io import folder_fingerprint, publish, read_lines, reading, write_json
+from gradsieve.runs.artifacts.base import TRAINING, StageArtifact, is_curve
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained adapter, or a full model.
+
+    Attributes:
+        folder: `RUN/05-train/TARGET/METHOD/seed-S`.
+    """
+
+    folder: Path
+
+    @property
+    def partial(self) -> Path:
+        """Where it is trained, before its folder appears."""
+        return self.folder.with_name(f"{self.folder.name}.tmp")
+
+    def exists(self) -> bool:
+        """Whether its weights are there."""
+        return any(self.folder.glob("*.safetensors")) and (self.folder / TRAINING).is_file()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights."""
+        return folder_fingerprint(self.folder, ("*.safetensors",))
+
+    def training(self) -> dict[str, Any]:
+        """Seconds, rows and the fingerprint of the selection that it was trained on."""
+        return _json(self.folder / TRAINING)
+
+    def publish(self, training: Mapping[str, Any]) -> None:
+        """Make what is in `partial` the model."""
+        write_json(self.partial / TRAINING, training)
+        publish(self.partial, self.folder)
+
+    def copy_from(self, other: TrainedModel) -> None:
+        """Take the weights of a model that was trained on the same rows with the same seed."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+        shutil.copytree(other.folder, self.partial)
+        publish(self.partial, self.folder)
+
+
+@dataclass(frozen=True)
+class ModelsArtifact(StageArtifact):
+    """The models trained on selections."""
+
+    stage: str = "train"
+
+    def model(self, name: str) -> TrainedModel:
+        """A model by its name, TARGET/METHOD/seed-S."""
+        return TrainedModel(self.verified(self.folder / name))
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each model, by name."""
+        return dict(self.metadata["models"])
+
+    def paths(self) -> list[Path]:
+        """The models' folders."""
+        return [self.folder / name for name in self.metadata["models"]]
+
+    def missing(self) -> list[str]:
+        """Models without weights."""
+        return [str(path) for path in self.paths() if not TrainedModel(path).exists()]
+
+    def made_with(self, file: Path) -> list[Path]:
+        """A model is made again as a whole."""
+        return [self.folder.joinpath(*file.relative_to(self.folder).parts[:3])]
+
+    def is_dispensable(self, file: Path) -> bool:
+        """Curves."""
+        return is_curve(file)
+
+
+@dataclass(frozen=True)
+class ResultsArtifact(StageArtifact):
+    """Metrics of each model, question by question and on average."""
+
+    stage: str = "evaluate"
+
+    @property
+    def summary(self) -> Path:
+        """Averages, standard errors and subtasks of every model and metric."""
+        return self.folder / "results.json"
+
+    def result_file(self, name: str) -> Path:
+        """Of one model on one target: TARGET/METHOD/seed-S."""
+        return self.folder / f"{name}.json"
+
+    def samples_file(self, name: str) -> Path:
+        """Generated answers of one model on one target: TARGET/METHOD/seed-S."""
+        return self.folder / f"{name}.samples.jsonl"
+
+    def samples(self, name: str) -> list[dict[str, Any]]:
+        """Prompt, references, answer and metrics of each question; empty if none was answered."""
+        file = self.verified(self.samples_file(name))
+        return list(read_lines(file)) if file.is_file() else []
+
+    def is_complete(self, name: str, of: str) -> bool:
+        """Whether the result is there, of this model and these questions, with its answers."""
+        try:
+            found = self.result(name)
+        except RunError:  # half a file, of a run that is not finished
+            return False
+        lost = found.get("samples") and not self.samples_file(name).is_file()
+        return found.get("of") == of and not lost
+
+    def result(self, name: str) -> dict[str, Any]:
+        """A number per question and metric; empty if it is not there yet."""
+        file = self.verified(self.result_file(name))
+        return _json(file) if file.is_file() else {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The summary: a record per model and metric."""
+        return list(_json(self.verified(self.summary))["rows"])
+
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the summary."""
+        write_json(self.summary, {"rows": rows})
+
+    @staticmethod
+    def name(row: Mapping[str, Any]) -> str:
+        """Of the result that a row of the summary is an average of."""
+        return f"{row['target']}/{row['method']}/seed-{row['seed']}"
+
+    def paths(self) -> list[Path]:
+        """The summary, which all is made for; the stage's list has the others."""
+        return [self.summary]
+
+
+@dataclass(frozen=True)
+class ValidationArtifact(StageArtifact):
+    """Losses of models trained on parts of the pool, and what they say of each method's scores.
+
+    A part is named by a hash of its members: each is trained on once, whichever methods it serves.
+    """
+
+    stage: str = "validate"
+
+    @property
+    def summary(self) -> Path:
+        """A record for each target and method."""
+        return self.folder / "results.json"
+
+    def model(self, part: str, seed: int) -> TrainedModel:
+        """The model trained on a part of the pool."""
+        return TrainedModel(self.folder / "models" / part / f"seed-{seed}")
+
+    def loss_file(self, part: str, seed: int, target: str) -> Path:
+        """That model's losses on a target."""
+        return self.folder / "losses" / part / f"seed-{seed}" / f"{target}.json"
+
+    def losses(self, part: str, seed: int, target: str) -> list[float]:
+        """A loss per example."""
+        return list(_json(self.loss_file(part, seed, target))["losses"])
+
+    def has_losses(self, part: str, seed: int, target: str, of: str) -> bool:
+        """Whether they are there, of these examples."""
+        file = self.loss_file(part, seed, target)
+        try:
+            return file.is_file() and _json(file).get("of") == of
+        except RunError:  # half a file, of a run that is not finished
+            return False
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The summary."""
+        return list(_json(self.verified(self.summary))["rows"])
+
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the summary."""
+        write_json(self.summary, {"rows": rows})
+
+    def paths(self) -> list[Path]:
+        """The summary, which all is made for; the stage's list has the others."""
+        return [self.summary]
+
+    def made_with(self, file: Path) -> list[Path]:
+        """A model is made again as a whole."""
+        parts = file.relative_to(self.folder).parts
+        return [self.folder.joinpath(*parts[:3]) if parts[0] == "models" else file]
+
+    def is_dispensable(self, file: Path) -> bool:
+        """Curves."""
+        return is_curve(file)
+
+
+@dataclass(frozen=True)
+class ReportArtifact(StageArtifact):
+    """The page."""
+
+    stage: str = "report"
+
+    @property
+    def page(self) -> Path:
+        """One HTML file."""
+        return self.folder / "index.html"
+
+    def paths(self) -> list[Path]:
+        """The page."""
+        return [self.page]
+
+
+def _json(file: Path) -> dict[str, Any]:
+    with reading(file):
+        found: dict[str, Any] = json.loads(file.read_bytes())
+    return found

@@ -1,0 +1,117 @@
+"""One process at a time in a run folder, and nothing outside of it is touched.
+
+In: a folder that anybody may have prepared. Out: a lock that ends with the process that holds it.
+Symbolic links that lead out of the folder are refused, and the lock's file is never truncated.
+Where the file system has no `flock` (some network ones), a file that names the holder is the lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+import psutil
+
+from gradsieve.errors import RunError
+
+LOCK = ".lock"
+"""Held while a process works in a run folder; its presence marks the folder as a run."""
+
+HOLDER = ".lock-holder"
+"""Where there is no `flock`: host and process that work in the folder."""
+
+BUSY = (errno.EAGAIN, errno.EACCES)
+
+
+def mark(folder: Path) -> None:
+    """Mark a folder as a run."""
+    os.close(_opened(folder / LOCK))
+
+
+def _opened(file: Path) -> int:
+    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+@contextmanager
+def locked(
+    folder: Path, shared: bool = False, *, name: str = LOCK, wait: bool = False
+) -> Iterator[None]:
+    """Hold a run folder.
+
+    Args:
+        folder: The run folder.
+        shared: Together with others who share it; where there is no `flock` nothing is held.
+        name: Of the lock.
+        wait: Until others have let go.
+
+    Raises:
+        RunError: If another process holds it.
+    """
+    file = _opened(folder / name)
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        try:
+            fcntl.flock(file, how)
+        except OSError as error:
+            if error.errno in BUSY:
+                raise _busy(folder, "Wait for it or stop it; or give another --out.") from None
+            with nullcontext() if shared or wait else _held_by_name(folder):
+                yield
+            return
+        yield
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _held_by_name(folder: Path) -> Iterator[None]:
+    file, own = folder / HOLDER, f"{socket.gethostname()} {os.getpid()}"
+    _remove_stale(file)
+    try:
+        opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except FileExistsError:
+        todo = f"Wait for it or stop it. If none is, delete {file} (there is no flock here)."
+        raise _busy(folder, todo) from None
+    try:
+        os.write(opened, own.encode())
+        os.close(opened)
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _remove_stale(file: Path) -> None:
+    """Remove the mark of a process of this host that has ended."""
+    with suppress(OSError, ValueError):
+        host, number = file.read_text().split()
+        if host == socket.gethostname() and not psutil.pid_exists(int(number)):
+            file.unlink()
+
+
+def _busy(folder: Path, todo: str) -> RunError:
+    what = "Another gradsieve process is working in this run folder."
+    return RunError(what, str(folder), todo)
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a folder with symbolic links that lead out of it: writing would change others' files.
+
+    Raises:
+        RunError: Naming the link.
+    """
+    home = folder.resolve()
+    for below, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(below, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                raise RunError(
+                    "The run folder holds a symbolic link that leads out of it.",
+                    f"{path} -> {path.resolve()}",
+                    "Replace it by what it links to, or give another --out. The run folder itself "
+                    "may be a link.",
+                )

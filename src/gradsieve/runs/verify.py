@@ -1,0 +1,103 @@
+"""Checks a run's files against what was written (`gradsieve verify`).
+
+In: a run folder. Out: what is damaged, missing or foreign, stage by stage, as fast as the files can
+be read. Neither models nor sources are read, and nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from gradsieve.errors import GradsieveError, RunError
+from gradsieve.runs.files import INPUTS, META
+from gradsieve.runs.folder import STAGE_NAMES, RunFolder
+from gradsieve.runs.lineage import outdated
+from gradsieve.store import open_store
+
+
+@dataclass
+class Verification:
+    """What is known of a run's files.
+
+    Attributes:
+        run: The run folder.
+        stages: By stage: `verified`, `unfinished`, or `not listed` (of an earlier version).
+        problems: Stage, file and problem of each file that is not what was written.
+        files: Files read.
+        bytes: Bytes read.
+    """
+
+    run: str
+    stages: dict[str, str] = field(default_factory=dict)
+    problems: list[dict[str, str]] = field(default_factory=list)
+    files: int = 0
+    bytes: int = 0
+
+    def add(self, stage: str, file: str, problem: str) -> None:
+        """Note a problem."""
+        self.problems.append({"stage": stage, "file": file, "problem": problem})
+
+    def text(self) -> str:
+        """For people: a line per problem, and one on what was read."""
+        lines = [f"{one['stage']}: {one['file']}: {one['problem']}" for one in self.problems]
+        lines += [f"{name}: {state}" for name, state in self.stages.items() if state != "verified"]
+        count = f"{len(self.problems)} problems" if self.problems else "no problems"
+        verified = list(self.stages.values()).count("verified")
+        read = f"{verified} stages, {self.files} files, {self.bytes / 2**20:.1f} MiB"
+        return "\n".join([*lines, f"{count} in {read}"])
+
+
+def verify(run: RunFolder, report: Callable[[float], None] = lambda stages: None) -> Verification:
+    """Read a run's files and compare them with the lists in `meta.json`.
+
+    Args:
+        run: The run folder.
+        report: Called with the number of stages that are done.
+
+    Raises:
+        RunError: If the folder is no run.
+    """
+    found = Verification(str(run.path))
+    there = [name for name in STAGE_NAMES if run.stage(name).is_dir()]
+    if not there:
+        todo = "Give the folder that was --out of `gradsieve run`."
+        raise RunError("This is not a run folder: it has no stage.", str(run.path), todo)
+    try:
+        if not run.checked_recipe().is_file():
+            found.add("run", str(run.recipe), "missing")
+    except RunError as error:
+        found.add("run", error.where, error.what)
+    for done, name in enumerate(there, start=1):
+        try:
+            _stage(run, name, found)
+        except GradsieveError as error:
+            found.add(name, error.where, error.what)
+        report(done)
+    with suppress(RunError):  # what can't be read is among the problems
+        for reason in outdated(run).values():
+            name, _, rest = reason.partition(" ")
+            if rest == "is not finished":  # though a later stage has read it
+                found.add(name, str(run.stage(name) / META), "missing")
+    return found
+
+
+def _stage(run: RunFolder, name: str, found: Verification) -> None:
+    metadata, listed = run.metadata(name), run.files(name)
+    if listed is not None:
+        found.stages[name] = "verified"
+        found.files += len(listed)
+        found.bytes += sum(int(size) for size, _ in listed.values())
+        for fault in run.faults(name):
+            found.add(name, str(fault.file), fault.what)
+        if metadata is not None and run.started_with(name) != metadata.get("inputs"):
+            found.add(name, str(run.stage(name) / INPUTS), "not of this stage")
+        return
+    found.stages[name] = "unfinished" if metadata is None else "not listed"
+    run.started_with(name)
+    if name == "features":  # whose shards can be verified all the same
+        for settings in sorted(run.stage(name).glob("*/*/settings.json")):
+            for problem in open_store(settings.parent).verify():
+                file, _, what = problem.partition(": ")
+                found.add(name, file, what)

@@ -1,0 +1,177 @@
+"""Training as work for an engine, shared by the stages `train` and `validate`.
+
+In: rows, as messages on disk or numbers in the pool. Out: a `TrainedModel`, which appears complete
+or not at all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsieve.console import Progress
+from gradsieve.data.batching import PoolTokens
+from gradsieve.data.examples import Example
+from gradsieve.data.formats import conversation_of
+from gradsieve.data.pool import open_pool
+from gradsieve.data.template import ChatTemplate, TokenizedExample
+from gradsieve.engine import Job
+from gradsieve.gradients.objectives import SFT
+from gradsieve.io import read_lines
+from gradsieve.models import distributed
+from gradsieve.models.checkpoints import save_adapter
+from gradsieve.models.load import add_adapter
+from gradsieve.models.source import ModelSource
+from gradsieve.models.training import clear_work, seconds_before, train_model
+from gradsieve.recipe.schema import TrainConfig, TrainingConfig
+from gradsieve.runs.artifacts import TrainedModel
+from gradsieve.runs.context import Context
+
+ReadRows = Callable[[ChatTemplate], Sequence[TokenizedExample]]
+"""Gives the rows to train on, tokenized; can be pickled."""
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """One model to train; models of the same rows and seed are equal.
+
+    Attributes:
+        selection: Fingerprint of the rows.
+        seed: Of the adapter's start, the order and the dropout.
+        rows: Reads the rows.
+        label: What the rows are, for progress.
+        out: The model's folder, which appears complete or not at all.
+    """
+
+    selection: str
+    seed: int
+    rows: ReadRows
+    label: str
+    out: TrainedModel
+
+
+@dataclass(frozen=True)
+class TrainingJob(Job[TrainingTask, None]):
+    """Training on selections.
+
+    Attributes:
+        model: The model to train.
+        template: Its chat template.
+        settings: Epochs, learning rate, batch size, adapter.
+        full_parameters: Train all weights instead of an adapter.
+        max_steps: Optimizer steps, whatever the number of rows; None: by epochs.
+    """
+
+    unit = "models"
+
+    model: ModelSource
+    template: ChatTemplate
+    settings: TrainingConfig
+    full_parameters: bool = False
+    max_steps: int | None = None
+
+    def setup(self, progress: Progress) -> Callable[[TrainingTask], None]:
+        """Nothing is shared: each training starts from the model's own weights."""
+        return lambda task: self._train(task, progress)
+
+    def name(self, task: TrainingTask) -> str:
+        """Rows and seed."""
+        return f"training {task.label}, seed {task.seed}"
+
+    def _train(self, task: TrainingTask, progress: Progress) -> None:
+        out, seed, start = task.out, task.seed, time.monotonic()
+        rows = task.rows(self.template)
+        earlier = seconds_before(out.partial, task.selection)
+        model = self._untrained(seed)
+        total, unit = self.settings.epochs, "epochs"
+        if self.max_steps is not None:
+            total, unit = self.max_steps, "steps"
+        with progress.counting(self.name(task), total, unit) as report:
+            steps = train_model(
+                model,
+                rows,
+                self.settings,
+                seed,
+                out.partial,
+                collate=SFT.collate,
+                on_step=lambda done, steps: report(round(total * done / steps, 2)),
+                max_steps=self.max_steps,
+                of=task.selection,
+            )
+        if distributed.is_first():
+            self._save(model, out.partial)
+            seconds = round(earlier + time.monotonic() - start, 3)
+            clear_work(out.partial)
+            facts = {"seconds": seconds, "rows": len(rows), "steps": steps}
+            out.publish({**facts, "selection": task.selection})
+        distributed.wait()
+
+    def _untrained(self, seed: int) -> Any:
+        model = self.model.load(will_change=self.full_parameters)
+        if self.full_parameters:
+            return model.requires_grad_(True)
+        return add_adapter(model, self.settings.lora, seed)
+
+    def _save(self, model: Any, folder: Path) -> None:
+        if self.full_parameters:
+            model.save_pretrained(str(folder))
+            self.template.tokenizer.save_pretrained(str(folder))
+        else:
+            save_adapter(model, folder)
+
+
+def training_job(context: Context) -> TrainingJob:
+    """Training as the recipe has it for selections."""
+    settings, student = context.recipe.train or TrainConfig(), context.student
+    return TrainingJob(
+        student.model,
+        student.template,
+        context.recipe.training,
+        settings.full_parameters,
+        settings.max_steps,
+    )
+
+
+def rows_of_messages(file: Path) -> ReadRows:
+    """The rows of `messages.jsonl`, in which each turn is marked as supervised or not."""
+    return partial(_read_messages, file)
+
+
+def rows_of_pool(context: Context, numbers: NDArray[np.int64]) -> ReadRows:
+    """Rows of the pool by their numbers, in this order."""
+    same = context.student is context  # else the student tokenizes them its own way
+    return partial(_read_pool, context.pool.folder, numbers, same)
+
+
+def _read_messages(file: Path, template: ChatTemplate) -> list[TokenizedExample]:
+    examples = []
+    for rank, row in enumerate(read_lines(file), start=1):
+        found = conversation_of(row)
+        examples.append(
+            Example(
+                "selected",
+                str(rank),
+                found.messages,
+                tools=found.tools,
+                supervised=found.supervised,
+            )
+        )
+    return _with_labels(examples, template)
+
+
+def _read_pool(
+    folder: Path, numbers: NDArray[np.int64], same: bool, template: ChatTemplate
+) -> Sequence[TokenizedExample]:
+    pool = open_pool(folder)
+    return PoolTokens(pool, numbers) if same else _with_labels(pool.examples(numbers), template)
+
+
+def _with_labels(examples: Sequence[Example], template: ChatTemplate) -> list[TokenizedExample]:
+    return [tokens for tokens in template.encode_all(examples) if tokens.n_labels]

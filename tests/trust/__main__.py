@@ -1,0 +1,3 @@
+from trust.program import main
+
+main()
