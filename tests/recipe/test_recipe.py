@@ -37,7 +37,7 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
     assert recipe.warmup.lora.r == 128
     assert recipe.features.projection.dim == 8192
     assert recipe.select.fraction == 0.05
-    assert recipe.score.across_subtasks == "max"
+    assert recipe.score.across_subtasks == "standardized_max"
 
 
 def test_is_frozen(tmp_path: Path) -> None:
