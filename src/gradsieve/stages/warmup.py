@@ -119,7 +119,7 @@ def _train(context: Context, chosen: NDArray[np.int64], folder: Path) -> None:
             settings,
             settings.seed,
             folder,
-            collate=SFT.collate,
+            objective=SFT,
             on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
             keep_checkpoints=True,
         )
