@@ -36,6 +36,7 @@ from gradsieve.errors import ModelError, UsageError
 from gradsieve.gradients.objectives import Objective
 from gradsieve.io import file_hash, read_sealed, sync_tree, write_sealed, write_text
 from gradsieve.models import distributed
+from gradsieve.models.dropout import Begin, example_dropout
 from gradsieve.models.load import own_randomness
 from gradsieve.models.moments import KeepMoments
 from gradsieve.recipe import schema as recipe
@@ -76,9 +77,10 @@ def train_model(
     """
     work = folder / "trainer"
     last, earlier = _last_complete(work, of) if distributed.is_first() else (None, 0.0)
-    with own_randomness():
+    with own_randomness(), example_dropout(model, seed) as begin:
         trainer = _Trainer(
             objective,
+            begin,
             model=model,
             args=_arguments(settings, seed, work, max_steps),
             train_dataset=rows,
@@ -106,8 +108,10 @@ def seconds_before(folder: Path, of: str) -> float:
 class _Trainer(Trainer):
     """Trainer with an objective's loss; a model that it doesn't fit computes its own."""
 
-    def __init__(self, objective: Objective, *, model: nn.Module, **others: Any) -> None:
-        self.objective = objective if objective.fits(model) else None
+    def __init__(
+        self, objective: Objective, begin: Begin, *, model: nn.Module, **others: Any
+    ) -> None:
+        self.objective, self.begin = objective if objective.fits(model) else None, begin
         super().__init__(model=model, **others)
 
     def compute_loss(
@@ -118,6 +122,7 @@ class _Trainer(Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """The loss of a micro-batch, normalized over its step as Trainer does."""
+        self.begin(inputs["input_ids"], inputs["attention_mask"], self.state.global_step)
         if self.objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = self.objective.batch_loss(model, inputs, num_items_in_batch)
