@@ -92,7 +92,8 @@ class ModelConfig(Section):
     """The model whose gradients are computed."""
 
     name: str = Field(
-        description="A folder, or a model id on the Hugging Face hub.", json_schema_extra=CONTENTS
+        description="A folder, a GGUF file, or a model id on the Hugging Face hub.",
+        json_schema_extra=CONTENTS,
     )
     revision: str | None = Field(
         None, description="Branch, tag or commit of a hub model.", json_schema_extra=CONTENTS
@@ -248,7 +249,11 @@ class TrainingConfig(Section):
     )
     batch_size: int = Field(32, ge=1, description="Examples per optimizer step.")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="Examples per forward pass, a divisor of batch_size; null: all."
+        None,
+        ge=1,
+        description="Examples per forward pass, a divisor of batch_size; null: all. Changes "
+        "results by rounding only.",
+        json_schema_extra=NO,
     )
     lora: LoraConfig = Field(default_factory=LoraConfig, description="The adapter.")
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(

@@ -179,7 +179,8 @@ def training(
 ) -> Estimate:
     """One training on this many of the pool's examples."""
     tokens = padded_tokens(lengths(context), rows, settings.batch_size)
-    passes = shape.forward_and_backward(rows, tokens / rows, tokens)
+    labels = rows * float(context.pool.n_label_tokens[context.pool.usable].mean())
+    passes = shape.forward_and_backward(rows, tokens / rows, labels)
     together = lengths(context).max() * (settings.micro_batch_size or settings.batch_size)
     activations = shape.activation_bytes(round(together), round(together))
     steps = optimizer_steps(rows, settings)

@@ -32,6 +32,7 @@ from gradsieve.methods import (
     split_seed,
     uses_gradients,
 )
+from gradsieve.models.saved import model_fingerprint
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
@@ -159,11 +160,16 @@ def _needs_features(context: Context) -> bool:
 
 
 def _identity(recipe: Recipe, name: str) -> list[str]:
-    """What a method consists of besides this package: other methods, and files of the user's."""
+    """What a method consists of besides this package: other methods, files, an embedding model.
+
+    A model of the hub is identified by its name.
+    """
     parts = members(name, recipe)
     files = [recipe.score.files[part].rpartition(":") for part in parts
              if part in recipe.score.files]  # fmt: skip
     of_files = [f"{place}:{file_fingerprint(Path(file))}" for file, _, place in files]
+    if "embedding" in parts:
+        of_files.append(model_fingerprint(recipe.score.embedding) or recipe.score.embedding)
     return [*(parts if parts != [name] else []), *of_files]
 
 
