@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +26,10 @@ from gradsieve.engine.base import Job, Size
 from gradsieve.errors import ModelError
 from gradsieve.gradients.exact import ExactProducts
 from gradsieve.gradients.extract import TokenBudget, extract
-from gradsieve.gradients.features import FeatureExtractor, Moments
+from gradsieve.gradients.features import FeatureExtractor, Moments, Projected
 from gradsieve.gradients.per_example import check_pass, lora_layers
-from gradsieve.gradients.projection import Projection
-from gradsieve.gradients.similarity import TargetMean, subtask_directions
+from gradsieve.gradients.projection import Balance, Projection
+from gradsieve.gradients.similarity import Norms, TargetMean, subtask_directions
 from gradsieve.io import atomic
 from gradsieve.models.checkpoints import load_moments
 from gradsieve.models.device import device, free_memory
@@ -119,34 +119,50 @@ class AtCheckpoint:
         check_pass(self.model)
         self.moments = Moments(*load_moments(checkpoint, self.model))
         self.budget = TokenBudget(job.settings.tokens_per_batch)
-        self._extractors: dict[Any, FeatureExtractor] = {}
+        self._extractors: dict[tuple[bool, tuple[Path, ...]], FeatureExtractor] = {}
 
     @cached_property
     def pool(self) -> Any:
         """The pool, memory-mapped."""
         return open_pool(self.job.pool)
 
-    def extractor(
-        self, of_adam: bool, directions: Sequence[Path] = (), projected: bool = True
-    ) -> FeatureExtractor:
-        """What makes rows of batches.
+    @cached_property
+    def plain(self) -> Projection:
+        """The projection without scales."""
+        return Projection(**self.job.settings.projection.model_dump(exclude={"balanced"}))
+
+    @cached_property
+    def balance(self) -> Balance | None:
+        """The scales of updates; their inverse are those of targets. None: there are none."""
+        settings, moments = self.job.settings, self.moments
+        if not settings.projection.balanced:
+            return None
+        return Balance.of(moments.exp_avg_sq, moments.eps if settings.adam == "official" else 0.0)
+
+    def rows(self, of_adam: bool, directions: tuple[Path, ...] = ()) -> FeatureExtractor:
+        """What makes the pool's rows: Adam's updates or plain gradients.
 
         Args:
-            of_adam: Adam's updates, instead of plain gradients.
-            directions: Files of the directions whose products are the rows.
-            projected: Whether gradients are projected, where there are no directions.
+            of_adam: Adam's updates, which are scaled, or plain gradients, which never are: they are
+                as large as the targets'.
+            directions: Files of the directions whose products are the rows, unprojected.
         """
-        key = (of_adam, tuple(directions), projected)
-        if key not in self._extractors:
-            settings = self.job.settings
-            projection: Projection | ExactProducts = Projection("none")
+        settings = self.job.settings
+        if (of_adam, directions) not in self._extractors:
+            projected: Projected = replace(self.plain, balance=self.balance if of_adam else None)
             if directions:
-                projection = self._products(directions)
-            elif projected:
-                projection = Projection(**settings.projection.model_dump())
+                projected = self._products(directions)
             adam = (self.moments, settings.adam, settings.momentum) if of_adam else ()
-            self._extractors[key] = FeatureExtractor(self.model, projection, *adam)
-        return self._extractors[key]
+            made = FeatureExtractor(self.model, projected, *adam)
+            self._extractors[of_adam, directions] = made
+        return self._extractors[of_adam, directions]
+
+    def targets(self, of_adam: bool) -> FeatureExtractor:
+        """What makes a target's rows: for scaled updates, both scaled and plain gradients."""
+        if of_adam and self.balance is not None:
+            scaled = replace(self.plain, balance=self.balance.of_targets())
+            return FeatureExtractor(self.model, [scaled, self.plain])
+        return FeatureExtractor(self.model, self.plain)
 
     def _products(self, files: Sequence[Path]) -> ExactProducts:
         wanted = self.check_memory(len(files))
@@ -217,7 +233,7 @@ class AdamTask(FeatureTask):
         """Measure."""
         share = None
         if len(self.numbers):
-            few, extractor = at.pool.tokenized(self.numbers), at.extractor(of_adam=True)
+            few, extractor = at.pool.tokenized(self.numbers), at.rows(of_adam=True)
             share = extract(extractor, few, TokenBudget(1), measure_eps=True).share_below_eps
         return AdamFacts(self.checkpoint, at.moments.step, at.moments.eps, share)
 
@@ -254,8 +270,7 @@ class ShardTask(FeatureTask):
     def run(self, at: AtCheckpoint) -> None:
         """Write the shard."""
         encoded = at.pool.tokenized(self.numbers)
-        extractor = at.extractor(self.of_adam, self.directions)
-        features, norms, _ = extract(extractor, encoded, at.budget)
+        features, norms, _ = extract(at.rows(self.of_adam, self.directions), encoded, at.budget)
         if self.directions:
             # Inner products to cosines; a row of length 0 has cosines of 0.
             features = features / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
@@ -265,17 +280,19 @@ class ShardTask(FeatureTask):
 
 @dataclass(frozen=True)
 class TargetTask(FeatureTask):
-    """A target's projected gradients.
+    """A target's projected gradients, for one datastore.
 
     Attributes:
         target: Its name.
         identity: Fingerprint of the target.
         file: Where they are written.
+        of_adam: Whether the datastore's rows are Adam's updates.
     """
 
     target: str
     identity: str
     file: Path
+    of_adam: bool
 
     def __str__(self) -> str:
         return f"target {self.target}"
@@ -287,9 +304,12 @@ class TargetTask(FeatureTask):
     def run(self, at: AtCheckpoint) -> None:
         """Write them."""
         ids, subtasks, encoded = at.job.targets[self.target]
-        features, norms, _ = extract(at.extractor(of_adam=False), encoded, at.budget)
-        gradients = TargetGradients(ids, subtasks, features, self.identity)
-        write_target_gradients(self.file, gradients, norms)
+        extractor = at.targets(self.of_adam)
+        features, norms, _ = extract(extractor, encoded, at.budget)
+        rows, *plain = (part.contiguous() for part in features.split(extractor.widths, dim=1))
+        means = Norms.of(plain[0], norms, subtasks).of_means if plain else None
+        gradients = TargetGradients(ids, subtasks, rows, self.identity, norms, means)
+        write_target_gradients(self.file, gradients)
 
 
 @dataclass(frozen=True)
@@ -319,7 +339,7 @@ class DirectionTask(FeatureTask):
         """Write it."""
         examples = self._examples(at.job)
         at.check_memory(len(at.job.subtasks) + len(examples))
-        rows = extract(at.extractor(of_adam=False, projected=False), examples, at.budget).rows
+        rows = extract(FeatureExtractor(at.model, Projection("none")), examples, at.budget).rows
         mean = at.job.target_mean
         direction = subtask_directions(rows, ["all"] * len(rows), mean)[1]
         with atomic(self.file) as temporary:

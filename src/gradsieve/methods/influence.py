@@ -23,7 +23,7 @@ from gradsieve.errors import StoreError
 from gradsieve.gradients.similarity import subtask_directions
 from gradsieve.methods.base import Features, Scores, ScoringTask, Uses, over_subtasks
 from gradsieve.store import Store, open_store
-from gradsieve.store.targets import read_target_gradients
+from gradsieve.store.targets import read_target_gradients, target_file
 
 Column = tuple[str, str]
 """(target, subtask) of a column of scores."""
@@ -94,22 +94,23 @@ class Influence:
         """The columns at one checkpoint, and blocks of rows with their similarity to each."""
         if task.recipe.features.mode == "exact":
             return _exact(store, positions)
-        columns, directions = self._directions(task, where / "targets")
-        found = store.similarities(directions, positions)
+        columns, directions = self._directions(task, where)
+        found = store.similarities(directions, positions, store.balanced)
         if self.cosine:
             return columns, ((part.positions, part.cosines) for part in found)
-        return columns, ((p.positions, p.cosines * p.feature_norms[:, None]) for p in found)
+        return columns, ((p.positions, p.cosines * p.norms[:, None]) for p in found)
 
     def _directions(
-        self, task: ScoringTask, folder: Path
+        self, task: ScoringTask, where: Path
     ) -> tuple[list[Column], NDArray[np.float32]]:
         """The columns and the direction of each, all targets together."""
         columns: list[Column] = []
         parts = []
         for target in task.targets:
-            gradients = read_target_gradients(folder / f"{target}.safetensors")
+            file = target_file(where, self._store_name(task), target)
+            made = read_target_gradients(file)
             mean = task.recipe.score.target_mean if self.cosine else "mean"
-            found, directions = subtask_directions(gradients.rows, gradients.subtasks, mean)
+            found, directions = subtask_directions(made.rows, made.subtasks, mean, made.norms)
             columns += [(target, subtask) for subtask in found]
             parts.append(directions.numpy())
         return columns, np.concatenate(parts)

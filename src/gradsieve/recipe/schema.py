@@ -297,6 +297,12 @@ class ProjectionConfig(Section):
         "and finds 76% of the best rows instead of 56% (benchmarks/store).",
     )
     seed: int = Field(0, ge=0, description="Seed of the signs.")
+    balanced: bool = Field(
+        True,
+        description="Multiply updates by v^(1/4) and divide target gradients by it before the "
+        "projection (v: Adam's second moment): the same inner products with a smaller error "
+        "(docs/method.md). `false`: as in the paper.",
+    )
 
 
 class FeaturesConfig(Section):

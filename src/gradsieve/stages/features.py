@@ -265,10 +265,11 @@ class CheckpointWork:
         yield AdamTask(self.number, self._numbers[: 8 if of_adam else 0])
         for kind in self._stores:
             yield from self._shards(kind)
-        for target in () if self._exact else self.context.targets:
-            if not self._has_target(target):
-                file = self.where.target_file(target.name)
-                yield TargetTask(self.number, target.name, _identity(target), file)
+            for target in () if self._exact else self.context.targets:
+                if not self._has_target(kind, target):
+                    file = self.where.target_file(kind, target.name)
+                    of_adam = stores(self.context)[kind]
+                    yield TargetTask(self.number, target.name, _identity(target), file, of_adam)
 
     def _shards(self, kind: str) -> Iterator[ShardTask]:
         missing, lengths = self._missing[kind], self.context.pool.lengths
@@ -289,11 +290,10 @@ class CheckpointWork:
                     self._direction_files() if self._exact else (),
                 )
 
-    def _has_target(self, target: Target) -> bool:
-        file = self.where.target_file(target.name)
-        if not file.is_file():
+    def _has_target(self, kind: str, target: Target) -> bool:
+        if not self.where.target_file(kind, target.name).is_file():
             return False
-        return self.where.target_gradients(target.name).identity == _identity(target)
+        return self.where.target_gradients(kind, target.name).identity == _identity(target)
 
     def finish(self) -> dict[str, Any]:
         """Seal the datastores; returns what is recorded of the checkpoint."""
@@ -342,7 +342,9 @@ def _store_settings(
         "checkpoint": checkpoint,
     }
     if settings.mode == "store":
-        projection = {**settings.projection.model_dump(), "version": VERSION}
+        balanced = of_adam and settings.projection.balanced
+        projection = settings.projection.model_dump(exclude={"balanced"})
+        projection |= {"version": VERSION[balanced], **({"balanced": True} if balanced else {})}
         return {"bits": settings.bits, "projection": projection, **shared}
     targets = {target.name: target.fingerprint for target in context.targets}
     exact = {"columns": job.subtasks, "targets": targets, "target_mean": job.target_mean}

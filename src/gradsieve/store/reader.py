@@ -67,14 +67,15 @@ class Block(NamedTuple):
 
 
 class Similarities(NamedTuple):
-    """Some of a shard's rows: positions [n], cosines to directions [n, S], and norms [n].
+    """Some of a shard's rows: positions [n], cosines to directions [n, S], and the norms [n] whose
+    product with the cosines are inner products.
 
     A row of norm 0 has cosines of 0.
     """
 
     positions: NDArray[np.int64]
     cosines: NDArray[np.float32]
-    feature_norms: NDArray[np.float32]
+    norms: NDArray[np.float32]
 
 
 def open_store(path: str | Path) -> Store:
@@ -118,6 +119,11 @@ class Store:
     def bits(self) -> int:
         """Bits a value."""
         return int(self.settings["bits"])
+
+    @property
+    def balanced(self) -> bool:
+        """Whether rows were scaled before their projection, and targets inversely."""
+        return bool(self.settings.get("projection", {}).get("balanced", False))
 
     def __len__(self) -> int:
         return len(self._index[1])
@@ -226,13 +232,18 @@ class Store:
         return np.concatenate([*blocks])[places]
 
     def similarities(
-        self, directions: NDArray[np.float32], positions: NDArray[np.int64] | None = None
+        self,
+        directions: NDArray[np.float32],
+        positions: NDArray[np.int64] | None = None,
+        balanced: bool = False,
     ) -> Iterator[Similarities]:
         """Inner products of each UNIT row with each direction, straight from the codes.
 
         Args:
             directions: [S, d] float32.
             positions: Only these rows.
+            balanced: Divide by the rows' norms before scaling and projection instead of those
+                after: for directions of targets whose scales are the inverse of the rows'.
 
         Raises:
             StoreError: If a shard is damaged.
@@ -240,8 +251,12 @@ class Store:
         cosines = Cosines(directions, self.bits)
         for found, tensors in self._read(positions):
             values = cosines(tensors["codes"], tensors["code_norms"])
-            values[tensors["feature_norms"] == 0] = 0
-            yield Similarities(found, values, tensors["feature_norms"])
+            norms = tensors["feature_norms"]
+            values[norms == 0] = 0
+            if balanced:
+                values *= (norms / np.maximum(tensors["gradient_norms"], quantize.TINY))[:, None]
+                norms = tensors["gradient_norms"]
+            yield Similarities(found, values, norms)
 
     def _read(self, positions: NDArray[np.int64] | None) -> Iterator[tuple[Any, Tensors]]:
         """Positions and tensors of each shard's wanted rows, one shard read ahead."""

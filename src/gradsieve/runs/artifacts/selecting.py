@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gradsieve.data.pool import Pool, open_pool
 from gradsieve.io import atomic, file_fingerprint, fingerprint, read_lines, reading, write_json
@@ -23,7 +22,7 @@ from gradsieve.runs.files import Fault, Read
 from gradsieve.runs.score_table import ScoreTable, read_scores, write_scores
 from gradsieve.selection.export import MESSAGES, ROWS
 from gradsieve.store import Store, StoreWriter, create_store, open_store, store_files
-from gradsieve.store.targets import TargetGradients, read_target_gradients, write_target_gradients
+from gradsieve.store.targets import TargetGradients, read_target_gradients, target_file
 
 
 @dataclass(frozen=True)
@@ -145,24 +144,13 @@ class CheckpointFeatures:
         """Where the direction of a subtask is, by its number."""
         return self.directions / f"{number}.safetensors"
 
-    @property
-    def targets(self) -> Path:
-        """The folder of the targets' gradients."""
-        return self.folder / "targets"
+    def target_file(self, kind: str, target: str) -> Path:
+        """Where a target's gradients for a datastore are."""
+        return target_file(self.folder, kind, target)
 
-    def target_file(self, target: str) -> Path:
-        """Where a target's gradients are."""
-        return self.targets / f"{target}.safetensors"
-
-    def target_gradients(self, target: str) -> TargetGradients:
-        """Read a target's gradients."""
-        return read_target_gradients(self.target_file(target))
-
-    def write_target_gradients(
-        self, target: str, gradients: TargetGradients, norms: Tensor
-    ) -> None:
-        """Write a target's gradients and their unprojected norms."""
-        write_target_gradients(self.target_file(target), gradients, norms)
+    def target_gradients(self, kind: str, target: str) -> TargetGradients:
+        """Read a target's gradients for a datastore."""
+        return read_target_gradients(self.target_file(kind, target))
 
 
 @dataclass(frozen=True)
@@ -213,13 +201,13 @@ class FeaturesArtifact(StageArtifact):
 
     def paths(self) -> list[Path]:
         """Tables, target gradients, and every file of the datastores."""
-        inputs = self.metadata["inputs"]
-        targets = inputs["targets"] if inputs["features"]["mode"] == "store" else ()
+        targets = self.metadata["inputs"]["targets"]
         found = [self.skipped_file]
         for checkpoint in self.checkpoints:
-            found += [checkpoint.target_file(target) for target in targets]
             for kind in self.kinds:
                 found += store_files(checkpoint.store_folder(kind))
+                if kind != "exact":
+                    found += [checkpoint.target_file(kind, target) for target in targets]
         return found
 
 
