@@ -301,8 +301,14 @@ class ProjectionConfig(Section):
         True,
         description="Multiply updates by v^(1/4) and divide target gradients by it before the "
         "projection (v: Adam's second moment): the same inner products with a smaller error "
-        "(docs/method.md). `false`: as in the paper.",
+        "(docs/method.md). `false`: as in the paper; default of `none`.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_projection_unscaled(cls, values: Any) -> Any:
+        unprojected = isinstance(values, dict) and values.get("kind") == "none"
+        return {"balanced": False, **values} if unprojected else values
 
 
 class FeaturesConfig(Section):
