@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gradsieve.errors import ModelError
 from gradsieve.gradients import adam
 from gradsieve.gradients.exact import ExactProducts
+from gradsieve.gradients.objectives import SFT, Objective
 from gradsieve.gradients.per_example import lora_layers, per_example_pass, without_mask
 from gradsieve.gradients.projection import Projection
 
@@ -75,6 +76,7 @@ class FeatureExtractor:
         moments: Adam's state for rows of the pool; None for plain gradients (targets).
         reading: The place of Adam's eps.
         momentum: Whether m is part of the update.
+        objective: Whose losses are differentiated.
 
     Raises:
         ModelError: If the moments' names or shapes are not the model's.
@@ -87,18 +89,20 @@ class FeatureExtractor:
         moments: Moments | None = None,
         reading: adam.Reading = "torch",
         momentum: adam.Momentum = "keep",
+        objective: Objective = SFT,
     ) -> None:
         self.model, self.moments = model, moments
         self.projections = projections if isinstance(projections, Sequence) else [projections]
-        self.reading, self.momentum = reading, momentum
+        self.reading, self.momentum, self.objective = reading, momentum, objective
         if moments is not None:
             _check_shapes(model, moments)
 
     def __call__(self, batch: Mapping[str, Tensor], measure_eps: bool = False) -> FeatureRows:
-        """Features of a batch of `input_ids` (on the model's device) and `labels` [B, T].
+        """Features of a batch.
 
         Args:
-            batch: Padded on the right; each example has a label after its first position.
+            batch: As the objective's `collate` makes it, on the model's device; labels may stay on
+                the CPU.
             measure_eps: Also take the share of coordinates with v' < eps (one more pass).
         """
         input_ids = batch["input_ids"]
@@ -114,7 +118,7 @@ class FeatureExtractor:
                 values += gradient[0].numel()
             totals.add(name, gradient)
 
-        with per_example_pass(self.model, take) as losses:
+        with per_example_pass(self.model, take, self.objective) as losses:
             losses(without_mask(batch)).sum().backward()
         share = below / values if values else float("nan")
         return FeatureRows(totals.rows(), totals.norms(), share)
