@@ -44,7 +44,7 @@ class Contributions:
 
 def can_decompose(recipe: Recipe, method: str) -> bool:
     """Whether a method's scores can be decomposed: exact mode keeps no gradients."""
-    return method in METHODS and recipe.features.mode == "store"
+    return method in METHODS and recipe.features.mode != "exact"
 
 
 def decompose(

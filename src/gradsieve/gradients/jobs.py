@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -119,7 +120,7 @@ class AtCheckpoint:
         check_pass(self.model)
         self.moments = Moments(*load_moments(checkpoint, self.model))
         self.budget = TokenBudget(job.settings.tokens_per_batch)
-        self._extractors: dict[tuple[bool, tuple[Path, ...]], FeatureExtractor] = {}
+        self._extractors: dict[tuple[bool, bool, tuple[Path, ...]], FeatureExtractor] = {}
 
     @cached_property
     def pool(self) -> Any:
@@ -139,23 +140,27 @@ class AtCheckpoint:
             return None
         return Balance.of(moments.exp_avg_sq, moments.eps if settings.adam == "official" else 0.0)
 
-    def rows(self, of_adam: bool, directions: tuple[Path, ...] = ()) -> FeatureExtractor:
+    def rows(
+        self, of_adam: bool, projected: bool = True, directions: tuple[Path, ...] = ()
+    ) -> FeatureExtractor:
         """What makes the pool's rows: Adam's updates or plain gradients.
 
         Args:
             of_adam: Adam's updates, which are scaled, or plain gradients, which never are: they are
                 as large as the targets'.
-            directions: Files of the directions whose products are the rows, unprojected.
+            projected: Whether rows have their projection.
+            directions: Files of the directions whose exact products come after it.
         """
-        settings = self.job.settings
-        if (of_adam, directions) not in self._extractors:
-            projected: Projected = replace(self.plain, balance=self.balance if of_adam else None)
+        settings, key = self.job.settings, (of_adam, projected, directions)
+        if key not in self._extractors:
+            parts: list[Projected] = []
+            if projected:
+                parts.append(replace(self.plain, balance=self.balance if of_adam else None))
             if directions:
-                projected = self._products(directions)
+                parts.append(self._products(directions))
             adam = (self.moments, settings.adam, settings.momentum) if of_adam else ()
-            made = FeatureExtractor(self.model, projected, *adam)
-            self._extractors[of_adam, directions] = made
-        return self._extractors[of_adam, directions]
+            self._extractors[key] = FeatureExtractor(self.model, parts, *adam)
+        return self._extractors[key]
 
     def targets(self, of_adam: bool) -> FeatureExtractor:
         """What makes a target's rows: for scaled updates, both scaled and plain gradients."""
@@ -183,9 +188,10 @@ class AtCheckpoint:
         values = sum(layer.weight.numel() for layer in lora_layers(self.model).values())
         wanted, free = 4 * rows * values / 2**30, free_memory() / 2**30
         if wanted > free:
+            where = f"features.mode {self.job.settings.mode}"
             raise ModelError(
                 "The targets' gradients don't fit into memory.",
-                f"features.mode exact: {wanted:.1f} GiB wanted, {free:.1f} GiB free",
+                f"{where}: {wanted:.1f} GiB wanted, {free:.1f} GiB free",
                 "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
             )
         return wanted
@@ -238,22 +244,39 @@ class AdamTask(FeatureTask):
         return AdamFacts(self.checkpoint, at.moments.step, at.moments.eps, share)
 
 
-@dataclass(frozen=True)
-class ShardTask(FeatureTask):
-    """Rows of a datastore.
+class Output(NamedTuple):
+    """A datastore that rows are written to.
 
     Attributes:
-        store: The datastore's folder.
-        settings: Of the datastore.
+        store: Its folder.
+        settings: Its settings.
+        lacks: Which of the task's rows it lacks [n].
+    """
+
+    store: Path
+    settings: Mapping[str, Any]
+    lacks: NDArray[np.bool_]
+
+    @property
+    def exact(self) -> bool:
+        """Whether its rows are exact cosines."""
+        return "exact" in self.settings
+
+
+@dataclass(frozen=True)
+class ShardTask(FeatureTask):
+    """Rows of a datastore, or of one of gradients and one of exact cosines, in one pass.
+
+    Attributes:
+        outputs: Where they are written; exact cosines last.
         of_adam: Whether rows are Adam's updates.
         number: Of the shard, from 0, in the order of all shards of the pool.
         numbers: Of its examples.
         tokens: That these have.
-        directions: In exact mode, files of the directions whose cosines are stored.
+        directions: Files of the directions whose exact cosines are stored.
     """
 
-    store: Path
-    settings: Mapping[str, Any] = field(repr=False)
+    outputs: tuple[Output, ...] = field(repr=False)
     of_adam: bool
     number: int
     numbers: NDArray[np.int64] = field(repr=False)
@@ -261,21 +284,24 @@ class ShardTask(FeatureTask):
     directions: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
-        return f"shard {self.number + 1} of {self.store.name}"
+        return f"shard {self.number + 1} of {' and '.join(o.store.name for o in self.outputs)}"
 
     def size(self, job: FeaturesJob) -> Size:
         """Rows and tokens."""
         return Size(len(self.numbers), self.tokens)
 
     def run(self, at: AtCheckpoint) -> None:
-        """Write the shard."""
-        encoded = at.pool.tokenized(self.numbers)
-        features, norms, _ = extract(at.rows(self.of_adam, self.directions), encoded, at.budget)
-        if self.directions:
-            # Inner products to cosines; a row of length 0 has cosines of 0.
-            features = features / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
-        store = create_store(self.store, self.settings)
-        store.write_shard(at.pool.store_keys(self.numbers), features, norms)
+        """Write the shard to each datastore."""
+        encoded, keys = at.pool.tokenized(self.numbers), at.pool.store_keys(self.numbers)
+        extractor = at.rows(self.of_adam, not self.outputs[0].exact, self.directions)
+        features, norms, _ = extract(extractor, encoded, at.budget)
+        parts = features.split(extractor.widths, dim=1)
+        for output, part in zip(self.outputs, parts, strict=True):
+            if output.exact:
+                # Inner products to cosines; a row of length 0 has cosines of 0.
+                part = part / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
+            store, lacks = create_store(output.store, output.settings), output.lacks
+            store.write_shard(keys.filter(pa.array(lacks)), part[lacks], norms[lacks])
 
 
 @dataclass(frozen=True)

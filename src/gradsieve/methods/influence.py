@@ -47,32 +47,43 @@ class Influence:
     cosine: bool = True
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """Add up the checkpoints' similarities for every target at once."""
+        """Add up the checkpoints' similarities, for all targets of a datastore at once."""
         assert task.features is not None, "the features stage comes first"
-        columns, total = self._total(task, task.features, task.pool.store_keys(task.numbers))
-        scores = {}
-        for target in task.targets:
-            own = [index for index, (owner, _) in enumerate(columns) if owner == target]
-            subtasks = [columns[index][1] for index in own]
-            # Columns of a target are neighbors: a slice is no copy.
-            by_subtask = total[:, own[0] : own[-1] + 1].astype(np.float32)
-            scores[target] = over_subtasks(task, subtasks, by_subtask)
+        keys, scores = task.pool.store_keys(task.numbers), {}
+        of_updates = self.cosine and self.uses == "gradients"
+        exact = [name for name in task.targets if of_updates and name in task.features.exact]
+        others = [name for name in task.targets if name not in exact]
+        kind = "pool-sgd" if self.uses == "plain gradients" else "pool"
+        for store, targets in (("exact", exact), (kind, others)):
+            if not targets:
+                continue
+            columns, total = self._total(task, task.features, keys, store, targets)
+            for target in targets:
+                own = [index for index, (owner, _) in enumerate(columns) if owner == target]
+                subtasks = [columns[index][1] for index in own]
+                # Columns of a target are neighbors: a slice is no copy.
+                by_subtask = total[:, own[0] : own[-1] + 1].astype(np.float32)
+                scores[target] = over_subtasks(task, subtasks, by_subtask)
         return scores
 
     def _total(
-        self, task: ScoringTask, features: Features, keys: pa.Table
+        self, task: ScoringTask, features: Features, keys: pa.Table, kind: str, targets: list[str]
     ) -> tuple[list[Column], NDArray[np.float64]]:
         columns: list[Column] = []
         total = np.zeros((0, 0))
         rates = np.array(features.weights, dtype=np.float64)
         for number, rate in enumerate(rates / rates.sum(), start=1):
             where = features.folders[number - 1]
-            store = open_store(where / self._store_name(task))
+            store = open_store(where / kind)
             positions = store.positions(keys)
             if (positions < 0).any():
                 raise _rows_missing(where, keys.filter(positions < 0), len(keys))
             order, done = np.argsort(positions), 0
-            columns, blocks = self._similarities(task, where, store, positions)
+            if kind == "exact":
+                columns, blocks = _exact(store, positions)
+            else:
+                columns, directions = self._directions(task, where, kind, targets)
+                blocks = self._similarities(store, directions, positions)
             total = total if total.size else np.zeros((len(keys), len(columns)))
             what = f"scores, checkpoint {number} of {len(rates)}"
             with task.progress.counting(what, len(keys), "rows") as report:
@@ -83,32 +94,22 @@ class Influence:
                     report(done)
         return columns, total
 
-    def _store_name(self, task: ScoringTask) -> str:
-        if task.recipe.features.mode == "exact":
-            return "exact"
-        return "pool-sgd" if self.uses == "plain gradients" else "pool"
-
     def _similarities(
-        self, task: ScoringTask, where: Path, store: Store, positions: NDArray[np.int64]
-    ) -> tuple[list[Column], Blocks]:
-        """The columns at one checkpoint, and blocks of rows with their similarity to each."""
-        if task.recipe.features.mode == "exact":
-            return _exact(store, positions)
-        columns, directions = self._directions(task, where)
-        found = store.similarities(directions, positions, store.balanced)
-        if self.cosine:
-            return columns, ((part.positions, part.cosines) for part in found)
-        return columns, ((p.positions, p.cosines * p.norms[:, None]) for p in found)
+        self, store: Store, directions: NDArray[np.float32], positions: NDArray[np.int64]
+    ) -> Blocks:
+        """Blocks of rows with their similarity to each direction."""
+        for part in store.similarities(directions, positions, store.balanced):
+            values = part.cosines if self.cosine else part.cosines * part.norms[:, None]
+            yield part.positions, values
 
     def _directions(
-        self, task: ScoringTask, where: Path
+        self, task: ScoringTask, where: Path, kind: str, targets: list[str]
     ) -> tuple[list[Column], NDArray[np.float32]]:
-        """The columns and the direction of each, all targets together."""
+        """The columns at one checkpoint and the direction of each, all targets together."""
         columns: list[Column] = []
         parts = []
-        for target in task.targets:
-            file = target_file(where, self._store_name(task), target)
-            made = read_target_gradients(file)
+        for target in targets:
+            made = read_target_gradients(target_file(where, kind, target))
             mean = task.recipe.score.target_mean if self.cosine else "mean"
             found, directions = subtask_directions(made.rows, made.subtasks, mean, made.norms)
             columns += [(target, subtask) for subtask in found]

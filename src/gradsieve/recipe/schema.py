@@ -328,10 +328,11 @@ class FeaturesConfig(Section):
     bits: Literal[1, 2, 4, 8, 16, 32] = Field(
         16, description="Bits per value in the datastore. 16 as in the paper."
     )
-    mode: Literal["store", "exact"] = Field(
+    mode: Literal["store", "exact", "both"] = Field(
         "store",
         description="`store`: write a datastore, reusable for other targets; `exact`: compute "
-        "exact products with these targets' gradients, without projection or datastore.",
+        "exact products with these targets' gradients, without projection or datastore; `both`: in "
+        "one pass, exact products for these targets and a datastore for those added later.",
     )
     tokens_per_batch: int | Literal["auto"] = Field(
         "auto",

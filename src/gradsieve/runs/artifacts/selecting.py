@@ -194,6 +194,13 @@ class FeaturesArtifact(StageArtifact):
         """
         return list(self.metadata["inputs"]["stores"])
 
+    @property
+    def exact_targets(self) -> list[str]:
+        """Targets whose exact cosines are stored."""
+        if self.metadata["inputs"]["features"]["mode"] == "exact":
+            return list(self.metadata["inputs"]["targets"])
+        return list(self.metadata.get("exact_targets", ()))
+
     def last_stores(self) -> list[Path]:
         """Folders of the datastores of gradients at the last checkpoint; none in exact mode."""
         last = self.checkpoints[-1]
