@@ -6,7 +6,7 @@ PEERS := .venv-peers
 # The peers' versions that were measured. One that can't be installed is left out, with a line.
 PEER_PACKAGES := traker==0.3.2 bergson==2.5.1 dattri==0.3.0
 
-.PHONY: demo test test-slow test-trust test-gpu check docs format bench bench-gpu clean
+.PHONY: demo test test-slow test-trust test-gpu test-cluster check docs format bench bench-gpu clean
 
 demo: $(STAMP)          ## the main job on a small built-in example
 	$(BIN)/gradsieve demo --out runs/demo
@@ -22,6 +22,9 @@ test-trust: $(STAMP)    ## kills, power cuts and damaged files; writes docs/reli
 
 test-gpu: $(STAMP)      ## the ones that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+test-cluster: $(STAMP)  ## whole runs on a Ray cluster of three nodes on this machine: kills, lost nodes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster -m "cluster or not cluster"
 
 bench: $(PEERS)/installed   ## features beside peers (about an hour), and the datastore, on this CPU
 	$(PEERS)/bin/python benchmarks/features/run.py --out benchmarks/features/cpu.json
@@ -50,7 +53,7 @@ format: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,baselines,evaluate,quantized,docs]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,baselines,evaluate,quantized,ray,docs]'
 	touch $(STAMP)
 
 $(PEERS)/installed: pyproject.toml constraints.txt

@@ -12,11 +12,12 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import Tag
 from pydantic_core import PydanticUndefined
 
 from gradsieve.cli import app
 from gradsieve.recipe.load import section_of
-from gradsieve.recipe.schema import Recipe, Section
+from gradsieve.recipe.schema import SEVERAL, Recipe, Section
 
 HERE = Path(__file__).parent
 
@@ -71,6 +72,8 @@ def _first_line(section: type[Section] | None) -> str:
 def _type(annotation: Any) -> str:
     """A type in plain words: `list of int`, `str or null`, `1 / 2 / 4`."""
     origin, inner = get_origin(annotation), get_args(annotation)
+    if Tag(SEVERAL) in inner:  # the list of a value or a list of them
+        return "a list"
     if origin is Annotated:
         return _type(inner[0])
     if origin is Literal:

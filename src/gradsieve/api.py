@@ -111,8 +111,8 @@ def select(
     if out is None:
         weakref.finalize(context, shutil.rmtree, folder, ignore_errors=True)
     run_stages(context)
-    first = TOGETHER if recipe.select.together else recipe.targets[0].name
-    return Selection(context, first, recipe.score.methods[0])
+    first = recipe.selections[0]
+    return Selection(context, first.target, first.short)
 
 
 class Selection:
@@ -120,7 +120,7 @@ class Selection:
 
     Attributes:
         target: The target's name, or `together`.
-        method: The selection method.
+        method: The selection method; METHOD@SIZE if the recipe asks for several sizes.
     """
 
     def __init__(self, context: Context, target: str, method: str) -> None:
@@ -182,8 +182,8 @@ class Selection:
             names = ", ".join(t.name for t in self._context.recipe.targets)
             what = "A selection for all targets together has no scores of its own."
             raise UsageError(what, "scores", f"Read RUN/03-score/TARGET; targets: {names}.")
-        scores = Artifacts(self.run).scores
-        file = scores.verified(scores.table_file(self.target, self.method))
+        scores, method = Artifacts(self.run).scores, self.method.partition("@")[0]
+        file = scores.verified(scores.table_file(self.target, method))
         table = pd.read_parquet(file)
         # Stable: the table is in order of (source, id), and equal scores stay so.
         return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)

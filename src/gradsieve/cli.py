@@ -1,8 +1,9 @@
 """The command line: `run`, a command for each stage, `plan`, `explain`, `compare`, `store`, `demo`.
 
 Standard output carries the result, standard error the progress. Exit status 0: done; 1: failed;
-2: wrong usage or recipe; 130: stopped by Ctrl-C. Nothing heavy is imported before a command needs
-it. All text is printed by `_echo`, which replaces what a terminal would obey.
+2: wrong usage or recipe; 128 and its number: stopped by a signal (130: Ctrl-C). Nothing heavy is
+imported before a command needs it. All text is printed by `_echo`, which replaces what a terminal
+would obey.
 """
 
 from __future__ import annotations
@@ -141,10 +142,43 @@ def _stage_command(name: str, summary: str) -> Callable[..., None]:
     return command
 
 
+def _features(
+    recipe: RecipeFile,
+    out: Out,
+    set_: Set = None,
+    shard_of: Annotated[
+        str | None,
+        typer.Option(
+            "--shard-of",
+            metavar="I/N",
+            help="Take every N-th shard only, from the I-th: N such commands, in any order or at "
+            "once, do the stage. Pool and warm-up come first.",
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    if shard_of is None:
+        _run(recipe, out, set_, "features", "features", quiet, as_json)
+        return
+    share = _share(shard_of)
+    with _interruptible(out):
+        from gradsieve.recipe.load import load_recipe
+
+        checked = load_recipe(recipe, set_ or ())
+        from gradsieve.console import Progress
+        from gradsieve.pipeline.share import run_share
+
+        _print_result(run_share(checked, out, share, Progress(quiet)), as_json)
+
+
 for _stage in STAGES:
+    _command = _stage_command(_stage.name, _stage.summary)
+    if _stage.name == "features":
+        _features.__doc__, _command = _stage.summary, _features
     app.command(
         _stage.name, epilog=f"Example: gradsieve {_stage.name} recipe.yaml --out runs/first"
-    )(_stage_command(_stage.name, _stage.summary))
+    )(_command)
 
 
 @app.command(epilog="Example: gradsieve plan recipes/llama2-7b.yaml --out runs/llama2 --gpu H100")
@@ -161,6 +195,10 @@ def plan(
         str | None,
         typer.Option("--gpu", metavar="NAME", help="Predict for this GPU, e.g. H100."),
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option("--workers", metavar="N", min=1, help="Workers of the engine, a GPU each."),
+    ] = 1,
     no_calibration: Annotated[
         bool,
         typer.Option("--no-calibration", help="Load no model; predict no seconds."),
@@ -175,7 +213,14 @@ def plan(
     from gradsieve.console import Progress
     from gradsieve.pipeline.plan import plan as make_plan
 
-    found = make_plan(checked, out, gpu=gpu, calibrate=not no_calibration, progress=Progress(quiet))
+    found = make_plan(
+        checked,
+        out,
+        gpu=gpu,
+        workers=workers,
+        calibrate=not no_calibration,
+        progress=Progress(quiet),
+    )
     _echo(asdict(found) if as_json else found.table())
 
 
@@ -353,9 +398,17 @@ def _run(
         _print_result(done, as_json)
 
 
+STOPPING = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGUSR1: signal.SIG_DFL,
+}
+"""Signals that end a run, and their usual handlers: Ctrl-C, and the warnings of clusters."""
+
+
 @contextmanager
 def _interruptible(out: Path | None = None) -> Iterator[None]:
-    """Ctrl-C ends with the status that shells expect, and a line on what a run has kept.
+    """A signal ends with the status that shells expect, and a line on what a run has kept.
 
     A second one, while the first is still closing files and processes, ends at once: what is on
     disk is complete at any moment.
@@ -363,23 +416,36 @@ def _interruptible(out: Path | None = None) -> Iterator[None]:
     kept = f"\nstopped. Finished stages, epochs and shards are kept in {out}: "
     kept += "run the same command again to resume."
 
-    def stop(*_: Any) -> None:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-        raise KeyboardInterrupt
+    def stop(number: int, _: Any) -> None:
+        for one in STOPPING:
+            signal.signal(one, lambda number, _: os._exit(128 + number))
+        raise KeyboardInterrupt(*[signal.Signals(number).name] * (number != signal.SIGINT))
 
-    previous = signal.getsignal(signal.SIGINT)
-    ours = previous is signal.default_int_handler
-    if ours and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, stop)
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = {one: signal.getsignal(one) for one in STOPPING if in_main}
+    for one, handler in previous.items():
+        if handler == STOPPING[one]:
+            signal.signal(one, stop)
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if out is not None:
             _echo(kept, err=True)
-        raise typer.Exit(130) from None
+        number = signal.Signals[error.args[0]] if error.args else signal.SIGINT
+        raise typer.Exit(128 + number) from None
     finally:
-        if signal.getsignal(signal.SIGINT) is stop:
-            signal.signal(signal.SIGINT, previous)
+        for one, handler in previous.items():
+            if signal.getsignal(one) is stop:
+                signal.signal(one, handler)
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise UsageError(
+        f"{text} is not a share.", "--shard-of", "Write the number of the share, from 1: 3/8."
+    )
 
 
 def _known_stage(name: str | None) -> str | None:
@@ -409,7 +475,7 @@ def _print_result(run: RunFolder, as_json: bool) -> None:
                 f"{target}, {method}: {facts['rows']} rows, {facts['tokens']} tokens "
                 f"({sources}) in {folder}"
             )
-    if "evaluate" in metas and "evaluate" not in stale:
+    if metas.keys() & {"evaluate", "validate"} and "evaluate" not in stale:
         from gradsieve.analysis.results import compare as compared
 
         _echo("\n" + compared([run.path]).markdown())

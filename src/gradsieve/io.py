@@ -118,14 +118,25 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+            _on_disk.add(_identity(os.fstat(file.fileno())))
         temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+_on_disk: set[tuple[int, ...]] = set()
+"""Files that `atomic` has synced: each sync takes milliseconds, and a datastore has many files."""
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def sync(path: Path) -> None:
     """Bring a file's bytes, or a folder's entries, to disk."""
+    if _identity(path.stat()) in _on_disk:
+        return
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

@@ -1,9 +1,10 @@
 """Intervals of differences, on numbers whose interval is known."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from gradsieve.analysis.bootstrap import difference
+from gradsieve.analysis.bootstrap import _correlations, difference, spearman, spearman_interval
 
 Values = list[float | None] | list[float]
 
@@ -69,3 +70,33 @@ def test_no_question_in_common_has_no_difference() -> None:
 def test_questions_that_some_model_could_not_be_asked_are_left_out() -> None:
     found = interval([[1.0, None, 3.0]], [[0.0, 5.0, None]])
     assert found == (1.0, 1.0, 1.0)
+
+
+def test_rank_correlation_with_and_without_equal_values() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=500)
+    for other in (one + rng.normal(size=500), np.round(one, 0)):
+        wanted = pd.Series(one).rank().corr(pd.Series(other).rank())
+        assert spearman(one, other) == pytest.approx(wanted, abs=1e-12)
+    assert np.isnan(spearman(one, np.zeros(500)))
+
+
+def test_resampled_rank_correlations_are_those_of_the_repeated_pairs() -> None:
+    one, other = np.array([3.0, 1.0, 2.0, 2.0]), np.array([1.0, 4.0, 2.0, 3.0])
+    counts = np.array([[2, 0, 1, 1], [0, 3, 1, 0], [1, 1, 1, 1]])
+    found = _correlations(one, other, counts.astype(float))
+    wanted = [spearman(np.repeat(one, often), np.repeat(other, often)) for often in counts]
+    assert found.tolist() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5])
+def test_the_interval_of_a_rank_correlation_covers_it(rho: float) -> None:
+    rng = np.random.default_rng(3)
+    truth = 6 / np.pi * np.arcsin(rho / 2)  # of a normal distribution
+    hits = 0
+    for _ in range(100):
+        one, noise = rng.normal(size=(2, 32))
+        value, low, high = spearman_interval(one, rho * one + (1 - rho**2) ** 0.5 * noise)
+        assert low <= value <= high
+        hits += low <= truth <= high
+    assert 0.88 <= hits / 100 <= 1

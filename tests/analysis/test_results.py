@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import world
 from gradsieve.analysis.results import compare
+from gradsieve.analysis.validation import Validation
 from gradsieve.cli import app
 from gradsieve.errors import RunError
 from gradsieve.io import write_json
@@ -180,3 +181,46 @@ def test_rows_are_told_apart_whatever_id_they_came_with(tmp_path: Path, own_id: 
         folder = RunFolder(run).stage("select") / "mine" / method
         world.write(folder / "selected.jsonl", [{"source": "a", "id": own_id}] * 2)
     assert compare([run]).overlap == {"mine": {"random": {"bm25": 0.5}}}
+
+
+def test_the_verdict_and_the_steps(tmp_path: Path) -> None:
+    run = finished(tmp_path, ["less", "random", "full", "base"])  # a lower loss by 1, 2, 3
+    counts = {"less": 12, "random": 12, "full": 240}
+    steps = {f"mine/{name}/seed-0": count for name, count in counts.items()}
+    RunFolder(run).finish("train", {"steps_by_model": steps})
+    found = compare([run])
+    cells = found.cells["mine"]["held_out_loss"]
+    assert cells["less"].over == {
+        "random": (-1.0, -1.0, -1.0), "full": (-2.0, -2.0, -2.0), "base": (-3.0, -3.0, -3.0)
+    }  # fmt: skip
+    assert cells["random"].over.keys() == {"full", "base"}
+    text = found.markdown()
+    assert "| method | rows | steps | held_out_loss ↓ |" in text
+    assert "| less | 2 | 12 | 0.500 |" in text
+    assert "| base | – | – | 3.500 |" in text
+    assert "Verdict: use 04-select/mine/less: held_out_loss (lower is better) -1.000 over" in text
+    assert "Caution: one trained model of less, random, full: the intervals are over" in text
+    assert "Caution: optimizer steps differ, from 12 (less) to 240 (full)" in text
+    assert "% Verdict: use 04-select" in found.latex()
+    two = compare([run, finished(tmp_path / "two", ["less", "random"])])
+    assert two.verdicts["mine"].text.startswith(f"use {run}/04-select/mine/less")
+    assert not any(caution.startswith("one") for caution in two.verdicts["mine"].cautions[1:])
+
+
+def test_what_validate_has_found(tmp_path: Path) -> None:
+    """Also of a run that was not evaluated; what is of earlier scores is left out."""
+    folder, lds = RunFolder(tmp_path), (0.31, 0.05, 0.52)
+    row = Validation("mine", "less", "held_out_loss", 4, 1, lds, {}, [1.0], [2.0]).json()
+    write_json(folder.stage("validate") / "results.json", {"rows": [row]})
+    folder.finish("score", {"output": "now"})
+    folder.finish("validate", {"inputs": {"scores": "now"}})
+    found = compare([tmp_path])
+    assert found.markdown() == (
+        "### Validation\n\n- mine, less: LDS 0.31 [0.05, 0.52]: the scores predict which rows "
+        "lower the loss."
+    )
+    assert found.latex().startswith("% mine, less: LDS 0.31")
+    folder.finish("score", {"output": "later"})
+    found = compare([tmp_path])
+    assert found.validation == {}
+    assert "validate is out of date" in found.notes[0]

@@ -34,6 +34,16 @@ NOT_RUN = {
         "docs/howto/several-gpus.md",
         "accelerate launch --num_processes 4 -m gradsieve warmup recipe.yaml --out runs/first",
     ): "needs several GPUs; tests/e2e/test_processes.py runs it with two processes",
+    ("docs/howto/several-gpus.md", "pip install 'gradsieve[ray]'"): "installs over the network",
+    **{
+        ("docs/howto/cluster.md", line): "needs a cluster; tests/cluster runs it as far as it can"
+        for line in (
+            "RECIPE=recipe.yaml RUN=/shared/runs/first sbatch recipes/cluster/slurm.sbatch",
+            "RECIPE=recipe.yaml RUN=/shared/runs/first SHARES=16 recipes/cluster/slurm-array.sh",
+            "kubectl apply -f recipes/cluster/kuberay-rayjob.yaml",
+            "ray up recipes/cluster/autoscaling.yaml",
+        )
+    },
     (
         "docs/howto/add-data.md",
         "gradsieve store merge half-1 half-2 --into all",

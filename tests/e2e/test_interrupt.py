@@ -31,8 +31,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "recipe.yaml"
 
 
-def run_until(recipe: Path, out: Path, said: str | None, *more: str) -> tuple[int, str, str]:
-    """Start the command and press Ctrl-C after this line; status, stdout, stderr."""
+def run_until(
+    recipe: Path, out: Path, said: str | None, *more: str, number: int = signal.SIGINT
+) -> tuple[int, str, str]:
+    """Start the command and send a signal after this line; status, stdout, stderr."""
     code = "import gradsieve.console as p; p.SECONDS_BETWEEN_LINES = 0.0\n"
     code += "from gradsieve.__main__ import main; main()"
     command = [sys.executable, "-c", code, "run", str(recipe), "--out", str(out), *more]
@@ -53,7 +55,7 @@ def run_until(recipe: Path, out: Path, said: str | None, *more: str) -> tuple[in
         for line in process.stderr:
             told.append(line)
             if said is not None and line.startswith(said):
-                os.killpg(process.pid, signal.SIGINT)  # as a terminal does, workers too
+                os.killpg(process.pid, number)  # as a terminal does, workers too
                 said = None
         reader.join()
     assert said is None, told
@@ -83,3 +85,17 @@ def test_in_every_stage(recipe: Path, tmp_path: Path) -> None:
     whole = world.results(RunFolder(tmp_path / "whole"))
     found = world.results(RunFolder(tmp_path / "run"))
     assert {name: found.get(name) for name in whole} == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_warnings_of_a_cluster(recipe: Path, tmp_path: Path, number: int) -> None:
+    """A job that is to end, or is preempted, ends like Ctrl-C, with its own status."""
+    status, out, told = run_until(recipe, tmp_path / "run", STARTS["features"], number=number)
+    assert status == 128 + number
+    assert out == ""
+    assert "Traceback" not in told
+    assert told.splitlines()[-1].startswith("stopped. Finished stages")
+    status, _, told = run_until(recipe, tmp_path / "run", None)
+    assert status == 0
+    assert "warmup: up to date" in told

@@ -94,7 +94,7 @@ def kill_until_done(
     raise AssertionError("no run got through")
 
 
-@pytest.mark.parametrize("files", [1, 12, 40])
+@pytest.mark.parametrize("files", [1, 12, 120])
 def test_a_full_disk_is_told_and_nothing_done_is_lost(
     whole: tuple[dict[str, Any], RunFolder],
     tmp_path: Path,
@@ -123,7 +123,7 @@ def test_a_full_disk_is_told_and_nothing_done_is_lost(
     assert found == world.results(run)
     kept = [name for name in there if "shard-" in name]
     assert all(found[name] == there[name] for name in kept)
-    assert bool(kept) == (files == 40)
+    assert bool(kept) == (files == 120)
 
 
 @pytest.mark.parametrize(

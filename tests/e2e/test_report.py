@@ -100,7 +100,7 @@ def test_a_lost_page_is_made_again(inputs: dict[str, Any], tmp_path: Path) -> No
     [
         {"features": {"mode": "exact"}},
         {"score": {"methods": ["less"], "across_subtasks": "mean"}},
-        {"score": {"methods": ["dot", "sgd"]}, "select": {"count": 6, "round_robin": True}},
+        {"score": {"methods": ["dot", "sgd"]}, "select": {"count": 6, "turns": "subtasks"}},
         {"score": {"methods": ["less", "full"]}, "select": {"count": 6, "together": True}},
         {"score": {"methods": ["random"]}, "report": {"rows": 0, "near_misses": 0, "lowest": 1}},
     ],

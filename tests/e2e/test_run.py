@@ -276,9 +276,8 @@ def test_a_damaged_shard_is_named_and_only_its_rows_are_made_again(
     shard.write_bytes(content)
     again = world.recipe(inputs, score__across_subtasks="mean")
     with pytest.raises(StoreError, match="damaged") as caught:
-        gradsieve.run(again, tmp_path, progress=world.Listening())
+        gradsieve.run(again, tmp_path, first="score", progress=world.Listening())
     assert str(shard) == caught.value.where
-    shard.unlink()  # as the message says
     told = world.Listening()
     gradsieve.run(world.recipe(inputs), tmp_path, progress=told)
     assert any(shard.name in line for line in told.lines)

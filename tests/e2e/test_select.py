@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import gradsieve
@@ -111,12 +113,46 @@ def test_near_duplicates_need_a_datastore(inputs: dict[str, Any], tmp_path: Path
 
 
 def test_each_subtask_gets_its_turn(inputs: dict[str, Any], out: Path) -> None:
-    run, _ = select(inputs, out, count=20, round_robin=True)
+    run, _ = select(inputs, out, count=20, turns="subtasks")
     chosen = lines(run, "selected")
     assert [row["subtask"] for row in chosen] == ["letters", "numbers"] * 10
     plain = lines(select(inputs, out, count=20)[0], "selected")
     assert chosen[0]["id"] in {row["id"] for row in plain}
     assert len({(row["source"], row["id"]) for row in chosen}) == 20
+
+
+def test_each_target_example_gets_its_turn(inputs: dict[str, Any], tmp_path: Path) -> None:
+    recipe = world.recipe(
+        inputs, select={"count": 20, "turns": "examples"}, score__methods=["less", "bm25", "random"]
+    )
+    run = gradsieve.run(recipe, tmp_path, last="select", progress=world.Listening())
+    text = Path(inputs["targets"][0]["path"]).read_text("utf-8")
+    examples = [json.loads(line) for line in text.split("\n")[:-1]]
+    for method in ("less", "bm25"):
+        table = pq.read_table(run.stage("score") / "mine" / f"{method}.parquet")
+        columns = [name for name in table.column_names if name.startswith("example:")]
+        assert columns == [
+            f"example:{n}:{example['kind']}/{example['id']}"
+            for n, example in enumerate(examples, start=1)
+        ]
+        values = np.stack([table[name].to_numpy() for name in columns], axis=1)
+        for kind in ("letters", "numbers"):
+            own = [n for n, name in enumerate(columns) if f":{kind}/" in name]
+            if method == "bm25":  # a subtask's score is the mean over its examples
+                assert table[kind].to_numpy() == pytest.approx(values[:, own].mean(axis=1))
+        keys = list(zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True))
+        expected: list[tuple[str, str]] = []
+        while len(expected) < 20:
+            column = len(expected) % len(columns)
+            left = [line for line, key in enumerate(keys) if key not in expected]
+            expected.append(keys[max(left, key=lambda line: values[line, column])])
+        file = run.stage("select") / "mine" / method / "messages.jsonl"
+        found = [json.loads(line) for line in file.read_text("utf-8").split("\n")[:-1]]
+        assert [(row["source"], row["id"]) for row in found] == expected
+        kinds = [examples[turn % len(examples)]["kind"] for turn in range(20)]
+        assert [row["subtask"] for row in found] == kinds
+    # A method without scores for examples selects by its score.
+    assert run.require("select")["targets"]["mine"]["random"]["rows"] == 20
 
 
 def test_a_sources_cap(inputs: dict[str, Any], out: Path) -> None:

@@ -1,9 +1,12 @@
 """The table of GPUs, and what it predicts."""
 
+from dataclasses import replace
+
 import pytest
 
 from gradsieve.errors import UsageError
-from gradsieve.pipeline.gpus import GPUS, find_gpu
+from gradsieve.pipeline.gpus import DISK_BYTES_A_SECOND, GPUS, find_gpu
+from gradsieve.stages.estimate import Estimate
 
 
 def test_found_by_name_in_any_case() -> None:
@@ -23,3 +26,13 @@ def test_every_gpu_has_a_source_and_plausible_numbers() -> None:
         assert gpu.name == name
         assert gpu.source
         assert 20 < gpu.teraflops / gpu.gigabytes_a_second * 1000 < 600
+
+
+def test_workers_share_the_tasks_and_not_the_disk() -> None:
+    gpu = find_gpu("H100")
+    one = Estimate(flops=1e18, loads=4, weight_bytes=10**10, disk_bytes=10**11, tasks=200)
+    alone, eight = gpu.seconds(one), gpu.seconds(one, 8)
+    fixed = 20.0 + 1e11 / DISK_BYTES_A_SECOND
+    assert eight - fixed == pytest.approx((alone - fixed) / 8)
+    assert gpu.seconds(one, 150) - fixed == pytest.approx((alone - fixed) * 2 / 200)
+    assert gpu.seconds(replace(one, tasks=1), 8) == alone

@@ -1,25 +1,13 @@
 """Numbers of the report, beside another library's."""
 
 import numpy as np
-import pandas as pd
-import pytest
 
 from gradsieve.report.numbers import (
     histogram,
     length_histogram,
     overlap_of_top,
     short,
-    spearman,
 )
-
-
-def test_spearman_with_and_without_equal_values() -> None:
-    rng = np.random.default_rng(0)
-    one = rng.normal(size=500)
-    for other in (one + rng.normal(size=500), np.round(one, 0)):
-        wanted = pd.Series(one).rank().corr(pd.Series(other).rank())
-        assert spearman(one, other) == pytest.approx(wanted, abs=1e-12)
-    assert np.isnan(spearman(one, np.zeros(500)))
 
 
 def test_overlap_of_top() -> None:

@@ -97,6 +97,8 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
     folder = tmp_path / "02-features" / "pool"
     folder.mkdir(parents=True)
     (folder / ".shard-1.safetensors.abc.tmp").touch()
+    (folder / ".tmpX1y2").touch()  # as Rust's tempfile names them
+    (folder / ".tmpdir").mkdir()
     (folder / "shard-1.safetensors").touch()
     with RunFolder(tmp_path).locked():
         assert [file.name for file in folder.iterdir()] == ["shard-1.safetensors"]

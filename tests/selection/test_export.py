@@ -13,7 +13,7 @@ import gradsieve
 import world
 from gradsieve.data.formats import conversation_of
 from gradsieve.recipe.load import check_recipe
-from gradsieve.recipe.schema import Recipe
+from gradsieve.recipe.schema import Recipe, SelectionName
 from gradsieve.selection.export import Card, features_of, message_features, shown
 
 MIXED = [
@@ -183,11 +183,10 @@ def recipe(**changes: Any) -> Recipe:
     return check_recipe(tree)
 
 
-def card(recipe: Recipe, **changes: Any) -> str:
+def card(recipe: Recipe, target: str = "t", method: str = "less", **changes: Any) -> str:
     settings = {
         "recipe": recipe,
-        "target": "t",
-        "method": "less",
+        "name": SelectionName(target, method, recipe.select.budgets[0]),
         "tokens": 14,
         "selected": {"a": 2},
         "scored": {"a": 4, "b": 1},

@@ -10,12 +10,12 @@ from gradsieve.recipe.schema import SelectConfig
 from gradsieve.selection.ranking import (
     Check,
     Choice,
-    Ranking,
+    Ranked,
     choose,
     in_turns,
     interleave,
+    ranking_of,
     round_robin,
-    together,
 )
 
 
@@ -62,22 +62,53 @@ def test_an_order_is_arrays() -> None:
     assert (found.dtype, turns.dtype) == (np.int64, np.int32)
 
 
+def walk(parts: list[Ranked], passed: tuple[int, ...] = ()) -> list[tuple[int, float, str]]:
+    """Line, score and subtask of all lines in order; some are passed over."""
+    ranking = ranking_of(parts)
+    found = []
+    while (offer := ranking.offer()) is not None:
+        if offer.line not in passed:
+            ranking.end_turn()
+            found.append((offer.line, round(offer.score, 5), ranking.subtask(offer.column)))
+    return found
+
+
 def test_targets_take_turns_with_their_own_scores_and_subtasks() -> None:
     first = in_turns(np.array([[9, 1], [8, 9], [7, 8]], dtype=np.float32), ["x", "y"])
-    second = Ranking(
-        np.array([2, 1, 0]),
-        np.array([0.3, 0.2, 0.1], dtype=np.float32),
-        np.array([0, -1, 0], dtype=np.int32),
-        ["z"],
-    )
-    merged = together([first, second])
-    assert merged.lines.tolist() == [0, 2, 1]
-    assert merged.scores.tolist() == pytest.approx([9, 0.3, 9])
-    assert [merged.subtask(place) for place in range(3)] == ["x", "z", "y"]
-    other = together([second, first])
-    assert other.lines.tolist() == [2, 0, 1]
-    assert [other.subtask(place) for place in range(3)] == ["z", "x", ""]
-    assert together([first]) is first
+    scores, columns = np.array([0.1, 0.2, 0.3], dtype=np.float32), np.array([0, -1, 0], np.int32)
+    second = Ranked(scores, columns, ["z"])
+    assert walk([first, second]) == [(0, 9, "x"), (2, 0.3, "z"), (1, 9, "y")]
+    assert walk([second, first]) == [(2, 0.3, "z"), (0, 9, "x"), (1, 0.2, "")]
+    assert walk([second]) == [(2, 0.3, "z"), (1, 0.2, ""), (0, 0.1, "z")]
+
+
+@given(arrays(np.float32, (13, 4), elements=st.integers(0, 5)))
+def test_turns_are_those_of_round_robin_if_all_is_taken(scores: np.ndarray) -> None:
+    names = ["a", "b", "c", "d"]
+    expected = [(line, names[column]) for line, column in pairs(round_robin(scores))]
+    assert [(line, name) for line, _, name in walk([in_turns(scores, names)])] == expected
+
+
+def test_a_line_that_is_passed_over_does_not_cost_a_turn() -> None:
+    scores = np.array([[9, 1], [8, 2], [7, 3], [1, 9], [2, 8]], dtype=np.float32)
+    part = in_turns(scores, ["x", "y"])
+    assert walk([part]) == [(0, 9, "x"), (3, 9, "y"), (1, 8, "x"), (4, 8, "y"), (2, 7, "x")]
+    # Without line 0 the next best of x comes at once: x and y go on in turn.
+    assert walk([part], (0,)) == [(1, 8, "x"), (3, 9, "y"), (2, 7, "x"), (4, 8, "y")]
+    # Line 3 is the third of x and the first of y.
+    assert walk([part], (3,)) == [(0, 9, "x"), (4, 8, "y"), (1, 8, "x"), (2, 3, "y")]
+
+
+@given(
+    arrays(np.float32, (13, 3), elements=st.integers(0, 5)), st.sets(st.integers(0, 12), max_size=6)
+)
+def test_shares_are_equal_whatever_is_passed_over(scores: np.ndarray, passed: set[int]) -> None:
+    found = walk([in_turns(scores, ["a", "b", "c"])], tuple(passed))
+    assert [name for _, _, name in found] == (["a", "b", "c"] * 5)[: 13 - len(passed)]
+    left = set(range(13)) - passed
+    for turn, (line, _, _) in enumerate(found):
+        assert scores[line, turn % 3] == max(scores[other, turn % 3] for other in left)
+        left.remove(line)
 
 
 def taken(
@@ -86,7 +117,9 @@ def taken(
     names = sorted(set(sources))
     codes = np.array([names.index(source) for source in sources], dtype=np.int32)
     lengths = np.full(len(sources), tokens, dtype=np.int32)
-    return choose(codes, lengths, names, settings, checks or [])
+    falling = -np.arange(len(sources), dtype=np.float32)
+    ranking = ranking_of([Ranked(falling, np.full(len(sources), -1, np.int32), [])])
+    return choose(ranking, codes, lengths, names, settings, settings.budgets[0], checks or [])
 
 
 def places(sources: str, settings: SelectConfig) -> str:

@@ -44,7 +44,12 @@ def test_the_best_of_a_group_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     store.write_shard(pool.store_keys(range(300)), rows[ids].astype(np.float32), np.ones(300))
     order = rng.permutation(300)
     monkeypatch.setattr(rules, "AHEAD", 37)
-    check = NearDuplicates(open_store(tmp_path / "store"), pool, order, 0.95)
+    place = 0
+
+    def ahead(count: int) -> np.ndarray:
+        return np.arange(place + 1, min(place + 1 + count, 300))
+
+    check = NearDuplicates(open_store(tmp_path / "store"), pool, order, ahead, 0.95)
     kept, seen = [], set()
     for place, number in enumerate(order.tolist()):
         reason = check(place)
@@ -60,11 +65,16 @@ def test_the_best_of_a_group_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(kept) == len(set(group.tolist()))
 
 
+def nothing(count: int) -> np.ndarray:
+    """No lines that come next are known."""
+    return np.empty(0, np.int64)
+
+
 def test_a_row_without_a_gradient_is_kept(tmp_path: Path) -> None:
     pool = pool_of(tmp_path, ["rising : a b", "rising : c d"])
     store = create_store(tmp_path / "store", {"bits": 8})
     store.write_shard(pool.store_keys([0]), np.ones((1, DIM), np.float32), np.ones(1))
-    check = NearDuplicates(open_store(tmp_path / "store"), pool, np.array([0, 1]), 0.5)
+    check = NearDuplicates(open_store(tmp_path / "store"), pool, np.array([0, 1]), nothing, 0.5)
     assert [check(place) for place in range(2)] == [None, None]
 
 
@@ -72,7 +82,7 @@ def test_rows_that_are_not_asked_after_are_not_kept(tmp_path: Path) -> None:
     pool = pool_of(tmp_path, ["rising : a b"] * 3)
     store = create_store(tmp_path / "store", {"bits": 8})
     store.write_shard(pool.store_keys(range(3)), np.ones((3, DIM), np.float32), np.ones(3))
-    check = NearDuplicates(open_store(tmp_path / "store"), pool, np.array([2, 1, 0]), 0.5)
+    check = NearDuplicates(open_store(tmp_path / "store"), pool, np.array([2, 1, 0]), nothing, 0.5)
     assert check(1) is None
     assert check(2) == f"near_duplicates: cosine 1.000 with s {pool.keys([1])[0].id}"
 

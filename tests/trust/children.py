@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import builtins
 import io
+import json
 import os
 import signal
+import stat
 import sys
 import time
 import traceback
@@ -107,6 +109,16 @@ def _status_of(
     return 0
 
 
+def _synced(opened: int) -> dict[str, Any]:
+    """What is on disk of a file or folder once it is synced."""
+    found = os.fstat(opened)
+    record: dict[str, Any] = {"number": found.st_ino, "time": found.st_mtime_ns}
+    if stat.S_ISDIR(found.st_mode):
+        with os.scandir(opened) as entries:
+            record["entries"] = {entry.name: entry.inode() for entry in entries}
+    return record
+
+
 def _follow(log: Path, kill: Kill | None) -> None:
     """Count this process's file operations, log what is synced, and die where it is wanted."""
     own, count = os.getpid(), [0]
@@ -125,8 +137,7 @@ def _follow(log: Path, kill: Kill | None) -> None:
                 os.kill(own, signal.SIGKILL)
             result = real(*args, **kwargs)
             if name == "fsync":
-                found = os.fstat(args[0])
-                os.write(synced, f"{found.st_ino} {found.st_mtime_ns}\n".encode())
+                os.write(synced, json.dumps(_synced(args[0])).encode() + b"\n")
             if now:
                 os.kill(own, signal.SIGKILL)
             return result

@@ -8,6 +8,7 @@ before, or not; each by itself, which is harsher than file systems that keep the
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -52,7 +53,9 @@ def _numbers(folder: Path) -> dict[str, tuple[int, int]]:
 
 def cut(before: Before, synced: Path, rng: random.Random) -> list[str]:
     """Lose what was not synced; returns what was lost."""
-    durable = {tuple(map(int, line.split())) for line in synced.read_text().splitlines()}
+    records = [json.loads(line) for line in synced.read_text().splitlines()]
+    contents = {(record["number"], record["time"]) for record in records}
+    entries = {r["number"]: r["entries"] for r in records if "entries" in r}
     now = _numbers(before.folder)
     was_at = {number: path for path, (number, _) in before.numbers.items()}
     lost: list[str] = []
@@ -60,26 +63,26 @@ def cut(before: Before, synced: Path, rng: random.Random) -> list[str]:
         file = before.folder / path
         if path == "." or not file.exists():
             continue
-        parent = str(Path(path).parent)
-        entries_kept = now[parent] in durable or before.numbers.get(parent) == now[parent]
-        is_old = before.numbers.get(path, (0, 0))[0] == state[0]
-        if not entries_kept and not is_old and rng.random() < LOST:
+        known = entries.get(now[str(Path(path).parent)][0], {}).get(file.name) == state[0]
+        was_there = before.numbers.get(path, (0, 0))[0] == state[0]
+        if not known and not was_there and rng.random() < LOST:
             lost.append(f"name {path}")
             _put_back(before, path, was_at.get(state[0]))
             continue
-        written = state not in durable and before.numbers.get(path) != state
+        written = state not in contents and before.numbers.get(path) != state
         if written and file.is_file() and rng.random() < LOST:
             lost.append(_spoil(file, rng))
-    for path in before.numbers:
-        parent = str(Path(path).parent)
-        kept = now.get(parent) in durable or before.numbers.get(parent) == now.get(parent)
-        number = before.numbers[path][0]
+    for path, (number, _) in before.numbers.items():
+        parent, name = now.get(str(Path(path).parent)), Path(path).name
         moved = any(number == other for other, _ in now.values())
-        if path not in now and not kept and not moved and rng.random() < LOST:
-            old, new = before.copy / path, before.folder / path
-            if old.is_file() and new.parent.is_dir() and not new.exists():
-                lost.append(f"removal of {path}")
-                shutil.copy2(old, new)
+        if path in now or parent is None or moved or rng.random() > LOST:
+            continue
+        if name not in entries.get(parent[0], {name: 0}):
+            continue  # that it was removed is on disk
+        old, new = before.copy / path, before.folder / path
+        if old.is_file() and new.parent.is_dir() and not new.exists():
+            lost.append(f"removal of {path}")
+            shutil.copy2(old, new)
     return lost
 
 
@@ -100,7 +103,7 @@ def _put_back(before: Before, path: str, old_path: str | None) -> None:
 def _spoil(file: Path, rng: random.Random) -> str:
     content, how = file.read_bytes(), rng.choice(("emptied", "halved", "holed"))
     middle = len(content) // 2
-    quarter = max(1, len(content) // 4)
-    holed = content[:quarter] + bytes(min(quarter, len(content) - quarter)) + content[2 * quarter :]
+    quarter = len(content) // 4
+    holed = content[:quarter] + bytes(quarter) + content[2 * quarter :]
     file.write_bytes({"emptied": b"", "halved": content[:middle], "holed": holed}[how])
     return f"{how} {file.name}"

@@ -33,6 +33,16 @@ def exact_dot(desk: Desk) -> None:
     desk.set("score.methods", ["less", "dot"])
 
 
+def exact_turns(desk: Desk) -> None:
+    desk.set("features", {"mode": "exact"})
+    desk.set("select", {"count": 3, "turns": "examples"})
+
+
+def own_method(desk: Desk) -> None:
+    desk.write("my.py", "class Longest: ...\n")
+    desk.set("score.methods", ["my.py:Longest"])
+
+
 def wrong(name: str, spoil: Spoil, *says: str, command: str = RUN) -> Case:
     return Case(name, spoil, says, 2, command)
 
@@ -57,9 +67,27 @@ RECIPES = (
         key("targets.1.name", "results.json"),
         "results.json is a reserved name",
     ),
+    wrong("an unknown engine", key("engine", {"kind": "dask"}), "auto, local or ray; got 'dask'"),
     wrong("an unknown task", key("targets.0.task", "mmmlu"), "mmlu, bbh, tydiqa or custom"),
     wrong("an unknown method", key("score.methods", ["lesss"]), "no method lesss", "mean less?"),
     wrong("a method that exact mode lacks", exact_dot, "score.methods: less, dot", "mode: store"),
+    wrong("turns that exact mode lacks", exact_turns, "no cosines to single target examples"),
+    wrong("a file of a method that isn't there", key("score.methods", ["m.py:M"]), "is not there"),
+    wrong("a class that is no method", own_method, "Longest is no method", "source, uses, score"),
+    wrong(
+        "a fusion of itself",
+        key("score", {"methods": ["fusion"], "fusion": ["less", "fusion"]}),
+        "fusion cannot be a part of itself",
+    ),
+    wrong(
+        "a fusion of what is no method",
+        key("score", {"methods": ["fusion"], "fusion": ["less", "bm52"]}),
+        "no method bm52",
+        "mean bm25?",
+    ),
+    wrong("a size that is no number", key("select.fraction", [0.1, "x"]), "fraction.1", "got 'x'"),
+    wrong("a size written twice", key("select.fraction", [0.1, 0.1]), "0.1 is used twice"),
+    wrong("the old name of turns", key("select.round_robin", True), "called `turns: subtasks`"),
     wrong(
         "a target to evaluate that isn't one",
         key("evaluate", {"tasks": ["mien"]}),
@@ -125,6 +153,13 @@ COMMANDS = (
         "select, score",
         "The order is pool, warmup",
         command=f"{RUN} --from select --until score",
+    ),
+    wrong(
+        "a share of the features that isn't one",
+        nothing,
+        "4/3 is not a share",
+        "--shard-of",
+        command="features recipe.yaml --out run --shard-of 4/3",
     ),
     wrong("no --out", nothing, "Missing option '--out'", command="run recipe.yaml"),
     wrong(

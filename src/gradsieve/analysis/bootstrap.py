@@ -1,17 +1,21 @@
-"""Confidence intervals of differences between two methods, by a paired bootstrap.
+"""Confidence intervals by the bootstrap: of differences between methods, and of rank correlations.
 
-In: a number per model and question. Out: the mean difference over questions and models, and its
-95% interval. Each resample draws questions, the same for both methods, and models of each method:
-another seed would have selected, or trained, otherwise. With one model on a side, its seed counts
-as the only one there is.
+Differences: in, a number per model and question; out, the mean difference over questions and
+models, and its 95% interval. Each resample draws questions, the same for both methods, and models
+of each method: another seed would have selected, or trained, otherwise. With one model on a side,
+its seed counts as the only one there is. Rank correlations (Spearman): pairs are resampled.
 
-Letters: m models, Q questions.
+Letters: m models, Q questions, n pairs, B resamples.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
 
 BOOTSTRAPS = 2000
 """Resamples; the interval is between their 2.5% and 97.5% quantiles."""
@@ -61,6 +65,42 @@ def _resampled(
         table = mean + (table - mean) * (models / (models - 1)) ** 0.5
     means: NDArray[np.float64] = (questions @ table.T * _counts(rng, models)).mean(1)
     return means
+
+
+def spearman(one: Floats, other: Floats) -> float:
+    """Rank correlation of n pairs; equal values share their mean rank. NaN if one is constant."""
+    return float(_correlations(one, other, np.ones((1, len(one))))[0])
+
+
+def spearman_interval(one: Floats, other: Floats) -> tuple[float, float, float]:
+    """Rank correlation of n pairs, neither side constant, and the ends of its interval."""
+    rng = np.random.default_rng(0)
+    rounds = range(BOOTSTRAPS // AT_ONCE)
+    found = np.concatenate([_correlations(one, other, _counts(rng, len(one))) for _ in rounds])
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return spearman(one, other), float(low), float(high)
+
+
+def _correlations(one: Floats, other: Floats, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rank correlations of resamples in which pairs occur this often [B, n]; NaN if constant."""
+    first, second = (
+        ranks - (counts * ranks).sum(1, keepdims=True) / counts.sum(1, keepdims=True)
+        for ranks in (_ranks(one, counts), _ranks(other, counts))
+    )
+    sizes = (counts * first**2).sum(1) * (counts * second**2).sum(1)
+    with np.errstate(invalid="ignore"):
+        found: NDArray[np.float64] = (counts * first * second).sum(1) / np.sqrt(sizes)
+    return found
+
+
+def _ranks(values: Floats, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean ranks of values [n] in resamples [B, n]."""
+    order = np.argsort(values, kind="stable")
+    _, starts, places = np.unique(values[order], return_index=True, return_inverse=True)
+    equal = np.add.reduceat(counts[:, order], starts, axis=1)
+    ranks = np.empty_like(counts)
+    ranks[:, order] = (np.cumsum(equal, axis=1) - (equal - 1) / 2)[:, places]
+    return ranks
 
 
 def _counts(rng: np.random.Generator, of: int) -> NDArray[np.float64]:

@@ -24,6 +24,7 @@ from gradsieve.data.pool import Pool
 from gradsieve.errors import DataError, RunError, UsageError
 from gradsieve.io import read_lines
 from gradsieve.recipe.load import load_recipe
+from gradsieve.recipe.schema import SelectionName
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.lineage import outdated
@@ -78,8 +79,11 @@ def explain(
     recipe = context.recipe
     context.run.require("score")
     target = _one_of(target, [t.name for t in recipe.targets], "--target")
-    method = _one_of(method or recipe.score.methods[0], recipe.score.methods, "--method")
-    return _Explainer(context, target, method).explain(_find(context.pool, id, source))
+    names = {name.short: name for name in recipe.selections_for(target)}
+    first = {name.method: name for name in reversed(names.values())}  # of several sizes the first
+    names = {**first, **names}
+    method = _one_of(method or recipe.score.methods[0], list(names), "--method")
+    return _Explainer(context, names[method]).explain(_find(context.pool, id, source))
 
 
 def _context(run: RunFolder | str | Path) -> Context:
@@ -136,8 +140,9 @@ def _nearest_id(pool: Pool, id: str) -> str:
 class _Explainer:
     """Reads what a run has on an example, for one target and method."""
 
-    def __init__(self, context: Context, target: str, method: str) -> None:
-        self._context, self._target, self._method = context, target, method
+    def __init__(self, context: Context, name: SelectionName) -> None:
+        self._context, self._target, self._method = context, name.target, name.method
+        self._selection = name.short
         self._pool, self._artifacts = context.pool, context.artifacts
         self._notes = [
             f"{stage} is out of date: {reason}; run `gradsieve run` with the run's recipe"
@@ -164,7 +169,7 @@ class _Explainer:
         return Explanation(
             *key,
             target=self._target,
-            method=self._method,
+            method=self._selection,
             selected=rank,
             reason=reason,
             tokens=int(self._pool.lengths[number]),
@@ -192,7 +197,7 @@ class _Explainer:
 
     def _selected(self, source: str, id: str) -> tuple[int | None, str | None]:
         """The example's rank in the selection; or why it has none."""
-        files = self._artifacts.selections.of(self._context.recipe, self._target, self._method)
+        files = self._artifacts.selections.of(self._context.recipe, self._target, self._selection)
         if self._context.run.metadata("select") is None or not files.messages.is_file():
             return None, "nothing has been selected yet"
         count = 0
@@ -210,7 +215,7 @@ class _Explainer:
         recipe, metadata = self._context.recipe, self._context.run.metadata("select") or {}
         if recipe.select.together:  # subtasks of all targets
             return {}
-        facts = metadata.get("targets", {}).get(self._target, {}).get(self._method, {})
+        facts = metadata.get("targets", {}).get(self._target, {}).get(self._selection, {})
         return dict(facts.get("subtasks", {}))
 
     def _decomposed(

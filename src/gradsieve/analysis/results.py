@@ -1,9 +1,10 @@
 """The paper's table: how models trained on each method's selection do on each target.
 
-In: the folders of runs with an evaluate stage. Out: a `Comparison`: method x target with mean and
-deviation over seeds, the difference to `random` with an interval, the overlap of selections and
-each method's cost. A method's seeds (`random`, `random-1`, ...) and the training's seeds count as
-repetitions of one method, and so do several runs. Results of an earlier selection are left out.
+In: the folders of runs. Out: a `Comparison`: method x target with mean and deviation over seeds,
+differences to `random`, all rows and the untrained model with intervals, a verdict, the overlap of
+selections, each method's cost, and what the stage `validate` has found. A method's seeds (`random`,
+`random-1`, ...) and the training's seeds count as repetitions of one method, and so do several
+runs. Results of an earlier selection are left out.
 """
 
 from __future__ import annotations
@@ -19,18 +20,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradsieve.analysis.bootstrap import difference
-from gradsieve.analysis.tables import Cell, Comparison
+from gradsieve.analysis.tables import Comparison
+from gradsieve.analysis.validation import read_validation
+from gradsieve.analysis.verdict import REFERENCES, TARGET, UNTRAINED, Cell, curve, verdict
 from gradsieve.errors import RunError
 from gradsieve.io import differences, first_few, read_lines
-from gradsieve.methods import split_seed, uses_gradients
+from gradsieve.methods import split_seed
 from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import TOGETHER, Effect
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.lineage import outdated
-
-UNTRAINED = ("base", "warmed_up")
-"""Models that runs may share: one model is no repetition of itself."""
 
 DECISIVE: tuple[Effect, ...] = ("yes", "contents")
 """Effects of keys in which repetitions must agree; seeds, methods and targets may differ."""
@@ -61,16 +61,40 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     for result in (result for found in by_run for result in found):
         key = (result["target"], result["metric"], split_seed(result["method"])[0])
         group = groups.setdefault(key, [])
+        # Runs may share a model that is not trained: it is no repetition of itself.
         same = (other["by_question"] == result["by_question"] for other in group)
         if result["method"] not in UNTRAINED or not any(same):
             group.append(result)
     for (target, metric, method), found in groups.items():
-        random = groups.get((target, metric, "random"), []) if method != "random" else []
-        cell = _cell(found, random)
+        cell = _cell(found, _references(groups, target, metric, method))
         comparison.cells.setdefault(target, {}).setdefault(metric, {})[method] = cell
-    for run in folders:
-        _add_selections(comparison, run)
+    for run, results in zip(folders, by_run, strict=True):
+        if results:
+            _add_selections(comparison, run, is_alone=len(folders) == 1)
+        _add_validation(comparison, run)
+    for target, metrics in comparison.cells.items():
+        selections, steps = comparison.selections.get(target, {}), comparison.steps.get(target, {})
+        if found_verdict := verdict(metrics, selections, steps):
+            comparison.verdicts[target] = found_verdict
+        if found_curve := curve(metrics, comparison.rows.get(target, {})):
+            comparison.curves[target] = found_curve
     return comparison
+
+
+def _references(
+    groups: Mapping[tuple[str, str, str], list[dict[str, Any]]],
+    target: str,
+    metric: str,
+    method: str,
+) -> dict[str, list[dict[str, Any]]]:
+    """Results that a method is compared with; `random` of its size where there are several."""
+    base, mark, size = method.partition("@")
+    named = {name: f"{name}{mark}{size}" if name == "random" else name for name in REFERENCES}
+    return {
+        name: groups.get((target, metric, other), [])
+        for name, other in named.items()
+        if name != base
+    }
 
 
 def records_of(file: Path) -> Iterator[pa.Table]:
@@ -86,6 +110,8 @@ def records_of(file: Path) -> Iterator[pa.Table]:
 
 def _results(run: RunFolder, notes: list[str]) -> list[dict[str, Any]]:
     """The current rows of results.json, each with its numbers by question."""
+    if run.metadata("validate") is not None and run.metadata("evaluate") is None:
+        return []
     run.require("evaluate")
     artifact, stale = Artifacts(run).results, _outdated_models(run)
     found: list[dict[str, Any]] = []
@@ -96,7 +122,7 @@ def _results(run: RunFolder, notes: list[str]) -> list[dict[str, Any]]:
             continue
         result = artifact.result(artifact.name(row))
         row["by_question"] = result["metrics"][row["metric"]]
-        own = row["metric"] == "target_loss"  # of the target's examples, not of the questions
+        own = row["metric"] == TARGET  # of the target's examples, not of the questions
         row["weights"], row["ids"] = (
             None if own else result.get(key) for key in ("weights", "ids")
         )
@@ -172,18 +198,21 @@ def _settings(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _cell(found: list[dict[str, Any]], random: list[dict[str, Any]]) -> Cell:
-    _check_questions([*found, *random])
-    values = [result["value"] for result in found]
-    gap, weights = None, found[0]["weights"]
-    if random and weights is not None:
-        gap = difference(_by_question(found), _by_question(random), np.array(weights))
+def _cell(found: list[dict[str, Any]], references: Mapping[str, list[dict[str, Any]]]) -> Cell:
+    _check_questions([*found, *(one for some in references.values() for one in some)])
+    values, weights = [result["value"] for result in found], found[0]["weights"]
+    over = {
+        name: gap
+        for name, others in references.items()
+        if others and weights is not None
+        if (gap := difference(_by_question(found), _by_question(others), np.array(weights)))
+    }
     return Cell(
         values=values,
         mean=statistics.fmean(values),
         deviation=statistics.stdev(values) if len(values) > 1 else None,
-        over_random=gap,
         higher_is_better=found[0]["higher_is_better"],
+        over=over,
     )
 
 
@@ -208,19 +237,39 @@ def _by_question(results: list[dict[str, Any]]) -> NDArray[np.float64]:
     return np.array(table, dtype=np.float64)
 
 
-def _add_selections(comparison: Comparison, run: RunFolder) -> None:
-    """Sizes, overlaps and costs of a run's selections."""
-    scored, select = run.require("score"), run.require("select")
-    steps = [meta["seconds"] for name in ("warmup", "features") if (meta := run.metadata(name))]
-    for name, facts in scored["methods"].items():
-        cost = facts["seconds"] + (sum(steps) if uses_gradients(name) else 0)
+def _add_validation(comparison: Comparison, run: RunFolder) -> None:
+    """What the stage `validate` has found, if it is of the current scores."""
+    if run.metadata("validate") is None:
+        return
+    if reason := outdated(run).get("validate"):
+        comparison.notes.append(f"{run.path}: validate is out of date and left out: {reason}")
+    else:
+        found = read_validation(Artifacts(run).validation)
+        comparison.validation[str(run.path)] = found
+
+
+def _add_selections(comparison: Comparison, run: RunFolder, is_alone: bool) -> None:
+    """Sizes, folders, steps, overlaps and costs of a run's selections."""
+    scores, select = Artifacts(run).scores, run.require("select")
+    before = [meta["seconds"] for name in ("warmup", "features") if (meta := run.metadata(name))]
+    trained = (run.metadata("train") or {}).get("steps_by_model", {})
+    selections = Artifacts(run).selections
+    for name, facts in scores.metadata["methods"].items():
+        cost = facts["seconds"] + (sum(before) if scores.reads_gradients(name) else 0)
         comparison.seconds.setdefault(split_seed(name)[0], cost)
     for name, methods in select["targets"].items():
         shares = _overlaps(run, name, methods)
         for target in list(comparison.cells) if name == TOGETHER else [name]:
             for method, facts in methods.items():
-                rows = comparison.rows.setdefault(target, {})
-                rows.setdefault(split_seed(method)[0], facts["rows"])
+                base, folder = split_seed(method)[0], selections.selection(name, method).folder
+                folder = folder.relative_to(run.path) if is_alone else folder
+                comparison.rows.setdefault(target, {}).setdefault(base, facts["rows"])
+                comparison.selections.setdefault(target, {}).setdefault(base, str(folder))
+                made = [
+                    count for of, count in trained.items() if of.startswith(f"{name}/{method}/")
+                ]
+                if made:
+                    comparison.steps.setdefault(target, {}).setdefault(base, made[0])
             for (one, other), share in shares.items():
                 found = comparison.overlap.setdefault(target, {}).setdefault(one, {})
                 found.setdefault(other, share)
@@ -239,7 +288,9 @@ def _overlaps(
         if method == split_seed(method)[0] != "full"
     }
     return {
-        (one, other): overlap(chosen[one], chosen[other]) for one, other in combinations(chosen, 2)
+        (one, other): overlap(chosen[one], chosen[other])
+        for one, other in combinations(chosen, 2)
+        if one.partition("@")[2] == other.partition("@")[2]  # of the same size
     }
 
 

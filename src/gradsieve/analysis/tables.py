@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-HELD_OUT = "held_out_loss"
+from gradsieve.analysis.validation import Validation
+from gradsieve.analysis.verdict import HELD_OUT, Cell, Curve, Interval, Verdict, headline
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One method on one target by one metric.
-
-    Attributes:
-        values: One for each model: seeds of selection and of training.
-        mean: Of the values.
-        deviation: Standard deviation over them; None for one.
-        over_random: Mean difference to `random`, and its 95% interval over questions and over
-            models; None if there is no `random`, or no question that both were asked.
-        higher_is_better: Direction.
-    """
-
-    values: list[float]
-    mean: float
-    deviation: float | None
-    over_random: tuple[float, float, float] | None
-    higher_is_better: bool
+ByMethod = dict[str, dict[str, int]]
+"""Numbers by target and method."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +19,24 @@ class Comparison:
 
     Attributes:
         cells: By target, metric and method.
+        verdicts: By target, for those with held-out questions.
+        curves: By target, where selections have several sizes.
+        validation: By run: whether each method's scores predict what training does.
         rows: Selected rows, by target and method.
+        steps: Optimizer steps of the training on them, by target and method.
+        selections: Folder of each selection, by target and method.
         overlap: Shared rows over the smaller selection, by target and method and method.
         seconds: Cost of a method before training, by method: warm-up, features, scores.
         notes: How the runs differ, and which results are left out, a line each.
     """
 
     cells: dict[str, dict[str, dict[str, Cell]]] = field(default_factory=dict)
-    rows: dict[str, dict[str, int]] = field(default_factory=dict)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=dict)
+    validation: dict[str, list[Validation]] = field(default_factory=dict)
+    rows: ByMethod = field(default_factory=dict)
+    steps: ByMethod = field(default_factory=dict)
+    selections: dict[str, dict[str, str]] = field(default_factory=dict)
     overlap: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -52,22 +46,44 @@ class Comparison:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1)
 
     def markdown(self) -> str:
-        """As Markdown tables."""
+        """As Markdown tables, with what they say below them."""
         parts = []
         for target in self.cells:
             parts.append(_markdown(f"### {target}", self._table(target, "–")))
+            parts.extend(self._said(target))
+            if found := self.curves.get(target):
+                parts.append(_markdown(f"{found.metric} by size:", _sizes(found, "–")))
             if self.overlap.get(target):
                 parts.append(_markdown("Rows that selections share:", self._overlaps(target)))
+        if self.validation:
+            lines = (f"- {line}" for line in self._validated())
+            parts.append("\n".join(["### Validation", "", *lines]))
         return "\n\n".join(parts)
 
     def latex(self) -> str:
-        """As LaTeX tables (package booktabs)."""
+        """As LaTeX tables (package booktabs), with what they say as comments."""
         parts = []
         for target in self.cells:
-            parts.append(_tabular(self._table(target, ""), target))
+            said = "".join(f"\n% {line}" for line in self._said(target))
+            parts.append(_tabular(self._table(target, ""), target) + said)
+            if found := self.curves.get(target):
+                title = f"{target}: {found.metric} by size"
+                parts.append(_tabular(_sizes(found, ""), title))
             if self.overlap.get(target):
                 parts.append(_tabular(self._overlaps(target), f"{target}: rows that are shared"))
+        if self.validation:
+            parts.append("\n".join(f"% {line}" for line in self._validated()))
         return "\n\n".join(parts)
+
+    def _said(self, target: str) -> Iterator[str]:
+        if found := self.verdicts.get(target):
+            yield f"Verdict: {found.text}"
+            yield from (f"Caution: {caution}." for caution in found.cautions)
+
+    def _validated(self) -> Iterator[str]:
+        for run, found in self.validation.items():
+            where = f"{run}: " if len(self.validation) > 1 else ""
+            yield from (f"{where}{one.text()}" for one in found)
 
     def _table(self, target: str, none: str) -> list[list[str]]:
         metrics = self.cells[target]
@@ -75,25 +91,28 @@ class Comparison:
             name: "↑" if next(iter(cells.values())).higher_is_better else "↓"
             for name, cells in metrics.items()
         }
-        # The loss, and the metric that the task reports first, are compared with random.
-        first = next((name for name in metrics if not name.endswith("_loss")), None)
+        # The loss, and the metric that tells models apart, are compared with random.
         compared = [
             name
             for name in metrics
-            if name in (HELD_OUT, first) and any(c.over_random for c in metrics[name].values())
+            if name in (HELD_OUT, headline(metrics))
+            and any(c.over_random for c in metrics[name].values())
         ]
-        head = ["method", "rows", *(f"{name} {arrows[name]}" for name in metrics)]
+        steps = self.steps.get(target, {})
+        head = ["method", "rows", *["steps"] * bool(steps)]
+        head += [f"{name} {arrows[name]}" for name in metrics]
         head += [f"{name}, over random" for name in compared] + ["cost (s)"]
         table = [head]
         for method in dict.fromkeys(method for cells in metrics.values() for method in cells):
             row = [method, str(self.rows.get(target, {}).get(method, none))]
+            row += [str(steps.get(method, none))] * bool(steps)
             for cells in metrics.values():
                 cell = cells.get(method)
                 row.append(_mean(cell) if cell else none)
             for metric in compared:
                 cell = metrics[metric].get(method)
                 row.append(_interval(cell.over_random) if cell and cell.over_random else none)
-            cost = self.seconds.get(method)
+            cost = self.seconds.get(method.partition("@")[0])
             table.append([*row, none if cost is None else f"{cost:.0f}"])
         return table
 
@@ -109,6 +128,16 @@ class Comparison:
         ]
 
 
+def _sizes(curve: Curve, none: str) -> list[list[str]]:
+    """A line per method with the metric for each size; what has no size is the same for all."""
+    lines = {
+        name: [none if point is None else f"{point[1]:.3f}" for point in points]
+        for name, points in curve.lines.items()
+    }
+    lines |= {name: [f"{level:.3f}"] * len(curve.sizes) for name, level in curve.levels.items()}
+    return [["", *curve.sizes], *([name, *cells] for name, cells in lines.items())]
+
+
 def _shared(shares: Mapping[str, Mapping[str, float]], one: str, other: str) -> str:
     """A share as text; empty where no run has both methods."""
     share = shares.get(one, {}).get(other, shares.get(other, {}).get(one))
@@ -120,7 +149,7 @@ def _mean(cell: Cell) -> str:
     return f"{cell.mean:.3f}{deviation}"
 
 
-def _interval(found: tuple[float, float, float]) -> str:
+def _interval(found: Interval) -> str:
     mean, low, high = found
     return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 

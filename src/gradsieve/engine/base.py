@@ -10,12 +10,12 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from gradsieve.console import Progress
+from gradsieve.console import Progress, clock
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -26,6 +26,11 @@ class Size(NamedTuple):
 
     units: int = 1
     tokens: int = 0
+
+    @property
+    def work(self) -> int:
+        """By which tasks are compared."""
+        return self.tokens or self.units
 
 
 class Job(ABC, Generic[Task, Result]):
@@ -51,6 +56,14 @@ class Job(ABC, Generic[Task, Result]):
     def size(self, task: Task) -> Size:
         """How much work a task is."""
         return Size()
+
+    def group(self, task: Task) -> Hashable:
+        """Tasks of the same group share what a worker keeps for them."""
+        return None
+
+    def smaller(self, task: Task) -> Task:
+        """The task with half the batch, for another attempt after memory has run out."""
+        return task
 
     def name(self, task: Task) -> str:
         """A task's name in messages."""
@@ -86,6 +99,13 @@ class Worker:
         self.tokens += size.tokens
         self.seconds += seconds
 
+    def take(self) -> dict[str, Any]:
+        """What it has done as JSON data, and count from here."""
+        done = asdict(self)
+        self.tasks = self.units = self.tokens = 0
+        self.seconds = 0.0
+        return {**done, "seconds": round(done["seconds"], 3)}
+
 
 class Finished(NamedTuple):
     """A task that has ended, its result, and where and how long it ran."""
@@ -109,6 +129,7 @@ class Engine(ABC):
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.workers: list[Worker] = []
+        self._seconds = 0.0
 
     def map(
         self, job: Job[Task, Result], tasks: Sequence[Task], what: str = "", done: int = 0
@@ -138,11 +159,28 @@ class Engine(ABC):
                 rate = tokens / max(time.monotonic() - start, 1e-9)
                 report(done, f"{rate:,.0f} tokens/s" if tokens else "")
                 yield result
+        self._seconds += time.monotonic() - start
+
+    def take_work(self) -> list[dict[str, Any]]:
+        """What each worker has done since the last call, as JSON data; it is logged too."""
+        wall, self._seconds = max(self._seconds, 1e-9), 0.0
+        work = [worker.take() for worker in self.workers if worker.tasks]
+        for one in work:
+            speed = f", {one['tokens'] / max(one['seconds'], 1e-9):,.0f} tokens/s"
+            self.progress.note(
+                f"  {one['name']} ({one['node']}, {one['device']}): {one['tasks']} tasks in "
+                f"{clock(one['seconds'])}{speed if one['tokens'] else ''}, "
+                f"busy {one['seconds'] / wall:.0%}"
+            )
+        return work
 
     def _counting(self, what: str, total: int, unit: str) -> Any:
         if what:
             return self.progress.counting(what, total, unit)
         return nullcontext(_unreported)
+
+    def close(self) -> None:  # noqa: B027 - optional
+        """End what was started for this run."""
 
     @abstractmethod
     def _run(self, job: Job[Task, Result], tasks: Sequence[Task]) -> Iterator[Finished]:

@@ -96,6 +96,14 @@ class FeaturesJob(Job["FeatureTask", Any]):
         """Rows of the pool, and all tokens."""
         return task.size(self)
 
+    def group(self, task: FeatureTask) -> int:
+        """Tasks of a checkpoint share its model."""
+        return task.checkpoint
+
+    def smaller(self, task: FeatureTask) -> FeatureTask:
+        """The task with half the tokens in a batch."""
+        return replace(task, halvings=task.halvings + 1)
+
     def name(self, task: FeatureTask) -> str:
         """Which files it writes."""
         return f"{task}, checkpoint {task.checkpoint}"
@@ -119,13 +127,19 @@ class AtCheckpoint:
         self.model = load_adapter(job.model.load(), checkpoint, like_base=True)
         check_pass(self.model)
         self.moments = Moments(*load_moments(checkpoint, self.model))
-        self.budget = TokenBudget(job.settings.tokens_per_batch)
+        self._budget = TokenBudget(job.settings.tokens_per_batch)
         self._extractors: dict[tuple[bool, bool, tuple[Path, ...]], FeatureExtractor] = {}
 
     @cached_property
     def pool(self) -> Any:
         """The pool, memory-mapped."""
         return open_pool(self.job.pool)
+
+    def budget(self, task: FeatureTask) -> TokenBudget:
+        """Tokens of a batch."""
+        if task.halvings:
+            return TokenBudget(max(1, self._budget.tokens >> task.halvings))
+        return self._budget
 
     @cached_property
     def plain(self) -> Projection:
@@ -203,9 +217,11 @@ class FeatureTask(ABC):
 
     Attributes:
         checkpoint: Its number, from 1.
+        halvings: How often its batches were halved, after memory had run out.
     """
 
     checkpoint: int
+    halvings: int = field(default=0, kw_only=True)
 
     @abstractmethod
     def run(self, at: AtCheckpoint) -> Any:
@@ -234,6 +250,9 @@ class AdamTask(FeatureTask):
     """
 
     numbers: NDArray[np.int64] = field(repr=False)
+
+    def __str__(self) -> str:
+        return "Adam's step and eps"
 
     def run(self, at: AtCheckpoint) -> AdamFacts:
         """Measure."""
@@ -294,7 +313,7 @@ class ShardTask(FeatureTask):
         """Write the shard to each datastore."""
         encoded, keys = at.pool.tokenized(self.numbers), at.pool.store_keys(self.numbers)
         extractor = at.rows(self.of_adam, not self.outputs[0].exact, self.directions)
-        features, norms, _ = extract(extractor, encoded, at.budget)
+        features, norms, _ = extract(extractor, encoded, at.budget(self))
         parts = features.split(extractor.widths, dim=1)
         for output, part in zip(self.outputs, parts, strict=True):
             if output.exact:
@@ -331,7 +350,7 @@ class TargetTask(FeatureTask):
         """Write them."""
         ids, subtasks, encoded = at.job.targets[self.target]
         extractor = at.targets(self.of_adam)
-        features, norms, _ = extract(extractor, encoded, at.budget)
+        features, norms, _ = extract(extractor, encoded, at.budget(self))
         rows, *plain = (part.contiguous() for part in features.split(extractor.widths, dim=1))
         means = Norms.of(plain[0], norms, subtasks).of_means if plain else None
         gradients = TargetGradients(ids, subtasks, rows, self.identity, norms, means)
@@ -365,7 +384,9 @@ class DirectionTask(FeatureTask):
         """Write it."""
         examples = self._examples(at.job)
         at.check_memory(len(at.job.subtasks) + len(examples))
-        rows = extract(FeatureExtractor(at.model, Projection("none")), examples, at.budget).rows
+        rows = extract(
+            FeatureExtractor(at.model, Projection("none")), examples, at.budget(self)
+        ).rows
         mean = at.job.target_mean
         direction = subtask_directions(rows, ["all"] * len(rows), mean)[1]
         with atomic(self.file) as temporary:

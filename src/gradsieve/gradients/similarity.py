@@ -74,11 +74,11 @@ def subtask_directions(
     position = {name: index for index, name in enumerate(names)}
     of_row = torch.tensor([position[name] for name in subtasks], device=rows.device)
     if target_mean == "mean_of_cosines":
-        rows = _divided(rows, norms and norms.of_rows)
+        rows = divided(rows, norms and norms.of_rows)
     sums = torch.zeros(len(names), rows.shape[1], device=rows.device).index_add(0, of_row, rows)
     means = sums / torch.bincount(of_row, minlength=len(names)).unsqueeze(1)
     if target_mean == "cosine_of_mean":
-        means = _divided(means, norms and norms.of_means)
+        means = divided(means, norms and norms.of_means)
     return names, means
 
 
@@ -92,7 +92,7 @@ def example_directions(
     position = {name: index for index, name in enumerate(sorted(set(subtasks)))}
     of_row = torch.tensor([position[name] for name in subtasks], device=rows.device)
     if target_mean == "mean_of_cosines":
-        rows = _divided(rows, norms and norms.of_rows)
+        rows = divided(rows, norms and norms.of_rows)
     parts = rows / torch.bincount(of_row)[of_row].unsqueeze(1)
     if target_mean != "cosine_of_mean":
         return parts
@@ -101,7 +101,7 @@ def example_directions(
     return parts / lengths.clamp_min(TINY)[of_row].unsqueeze(1)
 
 
-def _divided(rows: Float[Tensor, "n d"], norms: Float[Tensor, " n"] | None) -> Tensor:
+def divided(rows: Float[Tensor, "n d"], norms: Float[Tensor, " n"] | None) -> Tensor:
     """Rows divided by norms, by default their own."""
     if norms is None:
         return functional.normalize(rows, dim=1, eps=TINY)

@@ -2,9 +2,11 @@
 
 In: a `ScoringTask`: the pool, the target examples, and for some methods gradients. Out: `Scores`
 for each target. A method is an object with `source`, `uses` and `score`; the built-in ones are
-below, others are found by the entry-point group `gradsieve.methods`.
+below, others are found by the entry-point group `gradsieve.methods`, or in a file that the recipe
+names (`my.py:Longest`).
 
-A name may end in a number that seeds what is random in it: `random-1` is `random` with seed 1.
+A name may end in a number that seeds what is random in it: `random-1` is `random` with seed 1; and
+in the budget of a selection: `random-1@0.05`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from importlib.metadata import entry_points
 from typing import cast
 
 from gradsieve.errors import UsageError, did_you_mean
-from gradsieve.methods.base import Features, Method, Scores, ScoringTask
+from gradsieve.methods.base import Features, Method, Scores, ScoringTask, Uses
+from gradsieve.methods.files import load_method
 from gradsieve.recipe.schema import Recipe
 
 __all__ = [
@@ -25,9 +28,12 @@ __all__ = [
     "Method",
     "Scores",
     "ScoringTask",
+    "all_members",
     "find_method",
+    "members",
     "needs_gradients",
     "split_seed",
+    "uses",
     "uses_gradients",
 ]
 
@@ -35,6 +41,10 @@ METHODS = {
     "less": "influence:LESS",
     "dot": "influence:DOT",
     "sgd": "influence:SGD",
+    "gist": "influence:GIST",
+    "knn_kde": "diverse:KNN_KDE",
+    "less_greedy": "diverse:LESS_GREEDY",
+    "fusion": "fusion:FUSION",
     "random": "random:RANDOM",
     "random_balanced": "random:RANDOM_BALANCED",
     "full": "random:FULL",
@@ -49,22 +59,25 @@ METHODS = {
 """Name: module and object in this package. Imported when used: some need seconds to load."""
 
 GROUP = "gradsieve.methods"
-_SEEDED = re.compile(r"(.+?)-(\d+)")
+_SEEDED = re.compile(r"(.+?)-(\d+)(@.+)?")
 
 
 def split_seed(name: str) -> tuple[str, int]:
-    """`random-1` to ("random", 1), `less` to ("less", 0)."""
+    """`random-1` to ("random", 1), `less` to ("less", 0), `random-1@0.05` to ("random@0.05", 1)."""
     found = _SEEDED.fullmatch(name)
-    return (found[1], int(found[2])) if found else (name, 0)
+    return (found[1] + (found[3] or ""), int(found[2])) if found else (name, 0)
 
 
-def find_method(name: str) -> Method:
-    """A method by its name in the recipe.
+def find_method(name: str, recipe: Recipe | None = None) -> Method:
+    """A method by its name in the recipe, or by the name of a selection.
 
     Raises:
         UsageError: If there is none; it names the nearest.
     """
-    base, _ = split_seed(name)
+    base = split_seed(name)[0].partition("@")[0]
+    files = recipe.score.files if recipe else {}
+    if base in files:
+        return load_method(files[base])
     if base in METHODS:
         module, _, attribute = METHODS[base].partition(":")
         return cast(Method, getattr(importlib.import_module(f"{__name__}.{module}"), attribute))
@@ -75,15 +88,30 @@ def find_method(name: str) -> Method:
     raise UsageError(f"There is no method {base}.", "score.methods", todo)
 
 
-def uses_gradients(name: str) -> bool:
+def members(name: str, recipe: Recipe) -> list[str]:
+    """The methods that a method is made of: itself, or those of `score.fusion`."""
+    return recipe.score.fusion if name.partition("@")[0] == "fusion" else [name]
+
+
+def all_members(recipe: Recipe) -> list[str]:
+    """Every method that has to score, each once."""
+    return list(dict.fromkeys(m for name in recipe.score.methods for m in members(name, recipe)))
+
+
+def uses(name: str, recipe: Recipe) -> set[Uses]:
+    """What a method needs beyond the data."""
+    return {find_method(member, recipe).uses for member in members(name, recipe)}
+
+
+def uses_gradients(name: str, recipe: Recipe) -> bool:
     """Whether a method reads a datastore, of Adam's updates or of plain gradients."""
-    return "gradients" in find_method(name).uses
+    return any("gradients" in use for use in uses(name, recipe))
 
 
 def needs_gradients(recipe: Recipe) -> bool:
     """Whether a recipe needs a warm-up and features; an unknown method is no reason."""
-    for name in recipe.score.methods:
+    for name in all_members(recipe):
         with suppress(UsageError):  # `check` reports it, with everything else that is wrong
-            if uses_gradients(name):
+            if uses_gradients(name, recipe):
                 return True
     return recipe.select.near_duplicates is not None

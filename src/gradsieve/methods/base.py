@@ -6,7 +6,7 @@ Letters: n examples of the pool, k examples of a target, S its subtasks.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -19,6 +19,7 @@ from gradsieve.data.content import text_of
 from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool import Pool
 from gradsieve.data.pool.mapped import ExampleKey
+from gradsieve.engine import Engine
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe.schema import AcrossSubtasks, Recipe
 
@@ -57,6 +58,9 @@ class ScoringTask:
         seed: Of what is random.
         progress: Where to report.
         features: For methods that use gradients.
+        engine: Runs passes over the pool; None: this process.
+        work: Where these keep what they have done; None: a temporary folder.
+        known: Scores of the same examples by other methods, by their names and the targets'.
     """
 
     pool: Pool
@@ -67,6 +71,15 @@ class ScoringTask:
     seed: int
     progress: Progress
     features: Features | None = None
+    engine: Engine | None = None
+    work: Path | None = None
+    known: Mapping[str, Mapping[str, Scores]] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> list[float]:
+        """The checkpoints' learning rates, which sum to 1: eta_i of the method."""
+        rates = np.array(self.features.weights if self.features else (), dtype=np.float64)
+        return list((rates / rates.sum()).tolist())
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -90,6 +103,21 @@ class ScoringTask:
 
 
 @dataclass(frozen=True)
+class ExampleScores:
+    """Scores for each target example, kept where examples take turns in selecting.
+
+    Attributes:
+        ids: Of the examples [k].
+        subtasks: The subtask of each [k].
+        values: float32 [n, k].
+    """
+
+    ids: Sequence[str]
+    subtasks: Sequence[str]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Scores:
     """A pool scored for one target, aligned with the task's `numbers`: higher is better.
 
@@ -99,12 +127,16 @@ class Scores:
         by_subtask: float32 [n, S].
         standardized: The same with mean 0 and deviation 1 over the pool, float32 [n, S], if the
             best subtask is found by these; 0 for a subtask whose scores are all equal.
+        errors: Standard error of each subtask's scores, if it is known [S].
+        examples: Scores for each target example, if they are wanted.
     """
 
     total: NDArray[np.float32]
     subtasks: Sequence[str] = ()
     by_subtask: NDArray[np.float32] | None = None
     standardized: NDArray[np.float32] | None = None
+    errors: NDArray[np.float64] | None = None
+    examples: ExampleScores | None = None
 
     @property
     def compared(self) -> NDArray[np.float32] | None:
@@ -130,6 +162,7 @@ class Method(Protocol):
         source: Who proposed it, and with which settings it is run here.
         uses: What it needs.
         library: Optionally, the name of a library that may be missing and is looked for first.
+        check: Optionally, a function of the recipe that raises what is wrong with its settings.
     """
 
     source: str
@@ -140,10 +173,35 @@ class Method(Protocol):
 
 
 def over_subtasks(
-    task: ScoringTask, subtasks: Sequence[str], by_subtask: NDArray[np.float32]
+    task: ScoringTask,
+    subtasks: Sequence[str],
+    by_subtask: NDArray[np.float32],
+    *,
+    errors: NDArray[np.float64] | None = None,
+    examples: ExampleScores | None = None,
 ) -> Scores:
     """Scores whose total follows from those by subtask as the recipe says."""
-    return combine(task.recipe.score.across_subtasks, subtasks, by_subtask)
+    found = combine(task.recipe.score.across_subtasks, subtasks, by_subtask)
+    return replace(found, errors=errors, examples=examples)
+
+
+def over_examples(
+    task: ScoringTask, examples: Sequence[Row], by_example: NDArray[np.float32]
+) -> Scores:
+    """Scores for subtasks that are means over their examples, from scores for each [n, k]."""
+    subtasks, by_subtask = mean_by_subtask(examples, by_example)
+    kept = None
+    if task.recipe.select.turns == "examples":
+        ids = [row.example.id for row in examples]
+        kept = ExampleScores(ids, [row.example.subtask for row in examples], by_example)
+    return over_subtasks(task, subtasks, by_subtask, examples=kept)
+
+
+def by_rank(scores: Scores, order: NDArray[np.int64]) -> Scores:
+    """The same examples in another order, best first [n]: totals fall evenly from 1."""
+    place = np.empty(len(order), dtype=np.float32)
+    place[order] = np.arange(len(order))
+    return replace(scores, total=1 - place / np.float32(len(order)), examples=None)
 
 
 def combine(

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import model_info, try_to_load_from_cache
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -28,14 +30,19 @@ from gradsieve.methods.base import (
     Scores,
     ScoringTask,
     Uses,
+    by_rank,
     full_text,
-    mean_by_subtask,
-    over_subtasks,
+    over_examples,
 )
+from gradsieve.methods.forward import forward
 from gradsieve.models.device import device
+from gradsieve.recipe.schema import Recipe
 from gradsieve.selection.ranking import round_robin
 
 TOKENS_PER_BATCH = 8192
+
+SECONDS = 5
+"""To wait for the hub before an embedding model counts as not to be had."""
 
 Vectors = NDArray[np.float32]
 """Unit vectors [n, h]."""
@@ -51,6 +58,7 @@ class Representations:
         in_turn: Each target example takes its nearest example in turn; otherwise examples are
             ranked by their mean cosine to a subtask's.
         library: An optional one that it needs.
+        check: What can be wrong with its settings, found before anything is spent.
     """
 
     source: str
@@ -58,6 +66,7 @@ class Representations:
     uses: Uses
     in_turn: bool = False
     library: str | None = None
+    check: Callable[[Recipe], None] | None = None
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
         """The pool is represented once, then compared with each target."""
@@ -65,13 +74,9 @@ class Representations:
         scores = {}
         for name, examples in task.targets.items():
             cosines = pool @ targets[name].T
-            subtasks, by_subtask = mean_by_subtask(examples, cosines)
-            scores[name] = over_subtasks(task, subtasks, by_subtask)
+            scores[name] = over_examples(task, examples, cosines)
             if self.in_turn:
-                place = np.empty(len(pool), dtype=np.float32)
-                place[round_robin(cosines)[0]] = np.arange(len(pool))
-                ranks = 1 - place / np.float32(len(pool))
-                scores[name] = Scores(ranks, subtasks, by_subtask)
+                scores[name] = by_rank(scores[name], round_robin(cosines)[0])
         return scores
 
 
@@ -87,21 +92,12 @@ class HiddenStates:
 
     def __call__(self, task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
         """Of the pool, and of each target."""
-        model = task.model.load().eval()
+        targets = {name: [row.encoded for row in rows] for name, rows in task.targets.items()}
+        return forward(task, "representations", self.encode, TOKENS_PER_BATCH, targets)
 
-        def encode(encoded: Sequence[TokenizedExample]) -> Vectors:
-            with task.progress.counting("representations", len(encoded), "rows") as report:
-                return self._encode(model, encoded, report)
-
-        return encode(task.tokens()), {
-            name: encode([row.encoded for row in rows]) for name, rows in task.targets.items()
-        }
-
-    def _encode(
-        self, model: Any, encoded: Sequence[TokenizedExample], report: Callable[[float], None]
-    ) -> Vectors:
+    def encode(self, model: Any, encoded: Sequence[TokenizedExample]) -> Vectors:
+        """Vectors of examples."""
         made: Vectors = np.empty((len(encoded), 0), dtype=np.float32)
-        done = 0
         with torch.inference_mode():
             for batch, tensors in batches_of(encoded, TOKENS_PER_BATCH):
                 on = {key: value.to(device()) for key, value in tensors.items() if key != "labels"}
@@ -111,8 +107,6 @@ class HiddenStates:
                 if not made.size:
                     made = np.empty((len(made), unit.shape[1]), dtype=np.float32)
                 made[batch] = unit
-                done += len(batch)
-                report(done)
         return made
 
 
@@ -126,6 +120,31 @@ def _by_position(mask: Tensor) -> Tensor:
     return mask.cumsum(1) * mask
 
 
+def check_embedding(recipe: Recipe) -> None:
+    """Look for the embedding model's configuration, without loading the model.
+
+    Raises:
+        ModelError: If it is neither here nor on the hub.
+    """
+    name, files = recipe.score.embedding, ("modules.json", "config.json")
+    try:
+        if Path(name).is_dir():
+            if not any(Path(name, file).is_file() for file in files):
+                raise FileNotFoundError(f"the folder has neither {' nor '.join(files)}")
+        elif not any(isinstance(try_to_load_from_cache(name, file), str) for file in files):
+            model_info(name, timeout=SECONDS)
+    except Exception as error:  # the hub's client raises those of its own HTTP library, too
+        raise _not_loaded(name, error) from None
+
+
+def _not_loaded(name: str, error: Exception) -> ModelError:
+    return ModelError(
+        "The embedding model cannot be loaded.",
+        f"score.embedding {name}: {(str(error).splitlines() or [type(error).__name__])[0]}",
+        "Give a folder, or a hub name that this machine can reach or has in its cache.",
+    )
+
+
 def _embeddings(task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
     """Vectors by a sentence-transformers model, some thousand texts at a time."""
     library = needed("sentence_transformers", "baselines")
@@ -133,11 +152,7 @@ def _embeddings(task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
     try:
         model = library.SentenceTransformer(name, device=str(device()))
     except (OSError, ValueError) as error:
-        raise ModelError(
-            "The embedding model cannot be loaded.",
-            f"score.embedding {name}: {str(error).splitlines()[0]}",
-            "Give a folder, or a hub name that this machine can reach or has in its cache.",
-        ) from None
+        raise _not_loaded(name, error) from None
 
     def encode(texts: Sequence[str]) -> Vectors:
         made: Vectors = model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
@@ -166,4 +181,5 @@ EMBEDDING = Representations(
     _embeddings,
     "data",
     library="sentence_transformers",
+    check=check_embedding,
 )

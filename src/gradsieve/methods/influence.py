@@ -1,35 +1,94 @@
-"""LESS and its two ablations: without the cosine, and without Adam (method.md, steps 4 and 5).
+"""LESS and its variants without the cosine, without Adam, and in the target's own subspace.
 
 In: the datastores, and the targets' projected gradients, of each checkpoint. Out: for each row and
-subtask sum_i eta_i cos(gbar_j,i , Gamma_i(z)), all targets in one pass over each datastore. Several
-subtasks become one score by their maximum (or mean).
+subtask sum_i eta_i cos(gbar_j,i , Gamma_i(z)), all targets in one pass over each datastore
+(method.md, steps 4 and 5). Several subtasks become one score as `score.across_subtasks` says.
 
 - `less`: the paper's.
 - `dot`: inner products instead of cosines; long gradients, of short answers, count more.
 - `sgd`: rows' plain gradients instead of Adam's updates, from a datastore of their own.
+- `gist`: as `sgd`, after both sides are projected to the subspace that the gradients of the
+  target's examples span; the part of a row's gradient that is outside does not count.
+
+Letters: N checkpoints, n rows, S columns (subtasks, or target examples), k target examples, d dims.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from gradsieve.data.examples import Row
 from gradsieve.errors import StoreError
 from gradsieve.gradients.similarity import subtask_directions
-from gradsieve.methods.base import Features, Scores, ScoringTask, Uses, over_subtasks
+from gradsieve.methods.base import ExampleScores, Scores, ScoringTask, Uses, over_subtasks
 from gradsieve.store import Store, open_store
-from gradsieve.store.targets import read_target_gradients, target_file
+from gradsieve.store.quantize import TINY
+from gradsieve.store.targets import TargetGradients, read_target_gradients, target_file
 
-Column = tuple[str, str]
-"""(target, subtask) of a column of scores."""
+RANK = 50
+"""The largest subspace of `gist`: `target_dim` of its authors' code."""
 
-Blocks = Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]
-"""Positions of rows in the datastore, and what they add to each column [n, S]."""
+
+class Column(NamedTuple):
+    """What a column of scores is for: a subtask of a target, or one of its examples by id."""
+
+    target: str
+    subtask: str
+    example: str | None = None
+
+
+class Checkpoint(NamedTuple):
+    """A datastore, its weight, and the positions in it of the task's rows [n]."""
+
+    weight: float
+    folder: Path
+    kind: str
+    store: Store
+    positions: NDArray[np.int64]
+
+    def gradients(self, target: str) -> TargetGradients:
+        """A target's gradients for this datastore."""
+        return read_target_gradients(target_file(self.folder, self.kind, target))
+
+
+class Part(NamedTuple):
+    """Some rows: their positions [m], similarities [m, S], and the sums of the variances that
+    projection gives these [S].
+    """
+
+    positions: NDArray[np.int64]
+    similarities: NDArray[np.float32]
+    variances: NDArray[np.float64]
+
+
+class Sums(NamedTuple):
+    """Similarities summed over checkpoints.
+
+    Attributes:
+        columns: What they are for [S].
+        values: float64 [n, S].
+        errors: Standard error of a value due to projection, the root mean square over rows [S].
+    """
+
+    columns: list[Column]
+    values: NDArray[np.float64]
+    errors: NDArray[np.float64]
+
+    def of(self, target: str, examples: bool = False) -> slice:
+        """A target's columns, for its subtasks or for its examples; they are neighbors."""
+        own = [
+            place
+            for place, column in enumerate(self.columns)
+            if column.target == target and (column.example is not None) == examples
+        ]
+        return slice(own[0], own[-1] + 1) if own else slice(0)
 
 
 @dataclass(frozen=True)
@@ -48,80 +107,198 @@ class Influence:
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
         """Add up the checkpoints' similarities, for all targets of a datastore at once."""
-        assert task.features is not None, "the features stage comes first"
-        keys, scores = task.pool.store_keys(task.numbers), {}
-        of_updates = self.cosine and self.uses == "gradients"
-        exact = [name for name in task.targets if of_updates and name in task.features.exact]
-        others = [name for name in task.targets if name not in exact]
-        kind = "pool-sgd" if self.uses == "plain gradients" else "pool"
-        for store, targets in (("exact", exact), (kind, others)):
-            if not targets:
-                continue
-            columns, total = self._total(task, task.features, keys, store, targets)
-            for target in targets:
-                own = [index for index, (owner, _) in enumerate(columns) if owner == target]
-                subtasks = [columns[index][1] for index in own]
-                # Columns of a target are neighbors: a slice is no copy.
-                by_subtask = total[:, own[0] : own[-1] + 1].astype(np.float32)
-                scores[target] = over_subtasks(task, subtasks, by_subtask)
-        return scores
+        examples = task.recipe.select.turns == "examples"
+        exact = set() if examples else self.exact(task)
+        others = [target for target in task.targets if target not in exact]
+        found: dict[str, Scores] = {}
+        for kind, targets in (("exact", exact), (self.kind(task), others)):
+            if targets:
+                sums = self.sums(replace(task, targets=_some(task, targets)), examples, kind)
+                found |= {target: self.scores(task, target, sums) for target in targets}
+        return {target: found[target] for target in task.targets}
 
-    def _total(
-        self, task: ScoringTask, features: Features, keys: pa.Table, kind: str, targets: list[str]
-    ) -> tuple[list[Column], NDArray[np.float64]]:
+    def exact(self, task: ScoringTask) -> set[str]:
+        """Targets whose exact cosines are stored, for the method that reads these."""
+        assert task.features is not None, "the features stage comes first"
+        of_updates = self.cosine and self.uses == "gradients"
+        return {*task.features.exact} & {*task.targets} if of_updates else set()
+
+    def scores(self, task: ScoringTask, target: str, sums: Sums) -> Scores:
+        """A target's scores."""
+        own, each = sums.of(target), sums.of(target, examples=True)
+        by_subtask = sums.values[:, own].astype(np.float32)
+        columns = sums.columns[each]
+        examples = ExampleScores(
+            [column.example or "" for column in columns],
+            [column.subtask for column in columns],
+            sums.values[:, each].astype(np.float32),
+        )
+        subtasks = [column.subtask for column in sums.columns[own]]
+        errors = sums.errors[own] if sums.errors.any() else None
+        return over_subtasks(
+            task, subtasks, by_subtask, errors=errors, examples=examples if columns else None
+        )
+
+    def sums(self, task: ScoringTask, examples: bool = False, kind: str | None = None) -> Sums:
+        """Similarities to every subtask; with `examples` also to every target example."""
         columns: list[Column] = []
-        total = np.zeros((0, 0))
-        rates = np.array(features.weights, dtype=np.float64)
-        for number, rate in enumerate(rates / rates.sum(), start=1):
-            where = features.folders[number - 1]
-            store = open_store(where / kind)
-            positions = store.positions(keys)
-            if (positions < 0).any():
-                raise _rows_missing(where, keys.filter(positions < 0), len(keys))
+        total, variance = np.zeros((0, 0)), np.zeros(0)
+        for number, checkpoint in enumerate(checkpoints(task, kind or self.kind(task)), start=1):
+            positions = checkpoint.positions
             order, done = np.argsort(positions), 0
-            if kind == "exact":
-                columns, blocks = _exact(store, positions)
-            else:
-                columns, directions = self._directions(task, where, kind, targets)
-                blocks = self._similarities(store, directions, positions)
-            total = total if total.size else np.zeros((len(keys), len(columns)))
-            what = f"scores, checkpoint {number} of {len(rates)}"
-            with task.progress.counting(what, len(keys), "rows") as report:
-                for block, similarities in blocks:
-                    # Blocks come in order of position.
-                    total[order[done : done + len(block)]] += rate * similarities
-                    done += len(block)
+            columns, parts = self._similarities(task, checkpoint, examples)
+            total = total if total.size else np.zeros((len(positions), len(columns)))
+            variance = variance if variance.size else np.zeros(len(columns))
+            what = f"scores, checkpoint {number} of {len(task.weights)}"
+            with task.progress.counting(what, len(positions), "rows") as report:
+                for part in parts:  # in order of position
+                    rows = order[done : done + len(part.positions)]
+                    total[rows] += checkpoint.weight * part.similarities
+                    variance += checkpoint.weight**2 * part.variances / len(positions)
+                    done += len(rows)
                     report(done)
-        return columns, total
+        return Sums(columns, total, np.sqrt(variance))
+
+    def kind(self, task: ScoringTask) -> str:
+        """The datastore of gradients that it reads."""
+        return "pool-sgd" if self.uses == "plain gradients" else "pool"
 
     def _similarities(
-        self, store: Store, directions: NDArray[np.float32], positions: NDArray[np.int64]
-    ) -> Blocks:
-        """Blocks of rows with their similarity to each direction."""
-        for part in store.similarities(directions, positions, store.balanced):
-            values = part.cosines if self.cosine else part.cosines * part.norms[:, None]
-            yield part.positions, values
+        self, task: ScoringTask, checkpoint: Checkpoint, examples: bool
+    ) -> tuple[list[Column], Iterator[Part]]:
+        """The columns at one checkpoint, and blocks of rows with their similarity to each."""
+        if checkpoint.kind == "exact":
+            return _exact(checkpoint)
+        columns, directions = self.directions(task, checkpoint, examples)
+        return columns, self._parts(checkpoint, directions)
 
-    def _directions(
-        self, task: ScoringTask, where: Path, kind: str, targets: list[str]
+    def _parts(self, checkpoint: Checkpoint, directions: NDArray[np.float32]) -> Iterator[Part]:
+        """Similarities to directions, with the variance of a projection to d dims.
+
+        That of an inner product of x and y is (|x|^2 |y|^2 + <x,y>^2) / d; the lengths are those of
+        the projected vectors, which estimate the lengths of what was projected.
+        """
+        store = checkpoint.store
+        dims = projected_dims(store)
+        squares = np.square(directions, dtype=np.float64).sum(axis=1)
+        for found in store.similarities(directions, checkpoint.positions, store.balanced):
+            values = found.cosines
+            lengths: NDArray[Any] = found.feature_norms
+            if self.cosine:
+                lengths = lengths / np.maximum(found.norms, TINY)
+            else:
+                values = values * found.norms[:, None]
+            variances = np.zeros(len(directions))
+            if dims:
+                both = np.square(lengths, dtype=np.float64).sum() * squares
+                variances = (both + np.square(values, dtype=np.float64).sum(axis=0)) / dims
+            yield Part(found.positions, values, variances)
+
+    def directions(
+        self, task: ScoringTask, checkpoint: Checkpoint, examples: bool = False
     ) -> tuple[list[Column], NDArray[np.float32]]:
-        """The columns at one checkpoint and the direction of each, all targets together."""
+        """The columns and the direction of each [S, d], all targets together."""
         columns: list[Column] = []
         parts = []
-        for target in targets:
-            made = read_target_gradients(target_file(where, kind, target))
-            mean = task.recipe.score.target_mean if self.cosine else "mean"
-            found, directions = subtask_directions(made.rows, made.subtasks, mean, made.norms)
-            columns += [(target, subtask) for subtask in found]
+        mean = task.recipe.score.target_mean if self.cosine else "mean"
+        for target in task.targets:
+            found = checkpoint.gradients(target)
+            subtasks, directions = subtask_directions(found.rows, found.subtasks, mean, found.norms)
+            columns += [Column(target, subtask) for subtask in subtasks]
             parts.append(directions.numpy())
+            if examples:
+                columns += map(Column, [target] * len(found.ids), found.subtasks, found.ids)
+                parts.append((found.units() if self.cosine else found.rows).numpy())
         return columns, np.concatenate(parts)
 
 
-def _exact(store: Store, positions: NDArray[np.int64]) -> tuple[list[Column], Blocks]:
+def checkpoints(task: ScoringTask, kind: str) -> Iterator[Checkpoint]:
+    """The datastores of one kind, checkpoint by checkpoint.
+
+    Raises:
+        StoreError: If one lacks a row.
+    """
+    assert task.features is not None, "the features stage comes first"
+    keys = task.pool.store_keys(task.numbers)
+    for folder, weight in zip(task.features.folders, task.weights, strict=True):
+        store = open_store(folder / kind)
+        positions = store.positions(keys)
+        if (positions < 0).any():
+            raise _rows_missing(folder, keys.filter(positions < 0), len(keys))
+        yield Checkpoint(weight, folder, kind, store, positions)
+
+
+def projected_dims(store: Store) -> int | None:
+    """Dims that a datastore's rows were projected to; None if they were not."""
+    projection: dict[str, Any] = store.settings.get("projection") or {"kind": "none"}
+    return None if projection["kind"] == "none" else int(projection["dim"])
+
+
+def _exact(checkpoint: Checkpoint) -> tuple[list[Column], Iterator[Part]]:
     """The cosines that exact mode has stored; its columns are the rows' subtasks."""
-    columns = [(target, subtask) for target, subtask in store.settings["exact"]["columns"]]
-    blocks = store.shards(positions)
-    return columns, ((b.positions, b.directions * b.feature_norms[:, None]) for b in blocks)
+    store = checkpoint.store
+    columns = [Column(*column) for column in store.settings["exact"]["columns"]]
+    none = np.zeros(len(columns))
+    return columns, (
+        Part(block.positions, block.directions * block.feature_norms[:, None], none)
+        for block in store.shards(checkpoint.positions)
+    )
+
+
+@dataclass(frozen=True)
+class Gist(Influence):
+    """Cosines in the subspace of the target's gradients.
+
+    At each checkpoint the subspace is spanned by the first `RANK` right singular vectors of the
+    gradients of all the target's examples; rows and mean gradients are projected to it, then
+    compared.
+    """
+
+    def _similarities(
+        self, task: ScoringTask, checkpoint: Checkpoint, examples: bool
+    ) -> tuple[list[Column], Iterator[Part]]:
+        columns, directions = self.directions(task, checkpoint, examples)
+        bases = {
+            target: _basis(checkpoint.gradients(target).rows.numpy()) for target in task.targets
+        }
+        return columns, self._inside(checkpoint, columns, directions, bases)
+
+    def _inside(
+        self,
+        checkpoint: Checkpoint,
+        columns: Sequence[Column],
+        directions: NDArray[np.float32],
+        bases: dict[str, NDArray[np.float32]],
+    ) -> Iterator[Part]:
+        owners = np.array([column.target for column in columns])
+        inside = {t: _unit(directions[owners == t] @ basis.T) for t, basis in bases.items()}
+        ends = np.cumsum([len(basis) for basis in bases.values()])
+        none = np.zeros(len(columns))
+        together = np.concatenate([*bases.values()])
+        for found in checkpoint.store.similarities(together, checkpoint.positions):
+            values = np.empty((len(found.positions), len(columns)), dtype=np.float32)
+            for target, own in zip(bases, np.split(found.cosines, ends[:-1], axis=1), strict=True):
+                values[:, owners == target] = _unit(own) @ inside[target].T
+            yield Part(found.positions, values, none)
+
+
+def _some(task: ScoringTask, targets: Collection[str]) -> dict[str, Sequence[Row]]:
+    return {target: rows for target, rows in task.targets.items() if target in targets}
+
+
+def _basis(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The first right singular vectors of some rows, without those of no weight [r, d]."""
+    _, values, vectors = np.linalg.svd(rows, full_matrices=False)
+    count = int((values[:RANK] > 1e-5 * values[0]).sum())
+    found: NDArray[np.float32] = vectors[: max(count, 1)]
+    return found
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows of length 1; a row of length 0 stays."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    found: NDArray[np.float32] = (rows / np.where(norms > 0, norms, 1)).astype(np.float32)
+    return found
 
 
 def _rows_missing(where: Path, missing: pa.Table, rows: int) -> StoreError:
@@ -136,3 +313,4 @@ def _rows_missing(where: Path, missing: pa.Table, rows: int) -> StoreError:
 LESS = Influence("LESS (Xia et al., ICML 2024, arXiv 2402.04333)")
 DOT = Influence("LESS without the cosine (the paper's section 6)", cosine=False)
 SGD = Influence("LESS without Adam: plain gradients of the rows", "plain gradients")
+GIST = Gist("GIST (Min et al., ICML 2026, arXiv 2602.18584), rank up to 50", "plain gradients")

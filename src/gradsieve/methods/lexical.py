@@ -27,8 +27,7 @@ from gradsieve.methods.base import (
     ScoringTask,
     Uses,
     full_text,
-    mean_by_subtask,
-    over_subtasks,
+    over_examples,
 )
 from gradsieve.methods.random import draws
 
@@ -60,8 +59,7 @@ class Bm25:
                 index.get_scores(query).astype(np.float32) if query else nothing
                 for query in (_words(full_text(row.example)) for row in examples)
             ]
-            subtasks, by_subtask = mean_by_subtask(examples, np.stack(columns, axis=1))
-            scores[name] = over_subtasks(task, subtasks, by_subtask)
+            scores[name] = over_examples(task, examples, np.stack(columns, axis=1))
         return scores
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradsieve.gradients.objectives import example_losses
+from gradsieve.gradients.objectives import TOKENS_PER_BATCH, example_losses
 from gradsieve.methods.base import Scores, ScoringTask, Uses
+from gradsieve.methods.forward import forward
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,7 @@ class Perplexity:
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
         """The same numbers for every target."""
-        model = task.model.load()
-        with task.progress.counting("perplexity", len(task), "rows") as report:
-            losses = example_losses(model, task.tokens(), report)
+        losses, _ = forward(task, "perplexity", example_losses, TOKENS_PER_BATCH, {})
         if self.middle:
             place = np.argsort(np.argsort(losses, kind="stable"))
             losses = -np.abs(place - (len(losses) - 1) / 2)

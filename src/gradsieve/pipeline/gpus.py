@@ -42,13 +42,15 @@ class Gpu:
     gigabytes_a_second: int
     source: str
 
-    def seconds(self, estimate: Estimate) -> float:
-        """What a stage takes on it."""
+    def seconds(self, estimate: Estimate, workers: int = 1) -> float:
+        """What a stage takes on it, or on several."""
         compute = estimate.flops / (self.teraflops * 1e12 * UTILIZATION)
         generating = estimate.generated_bytes / (self.gigabytes_a_second * 1e9)
         starting = STARTUP_SECONDS if estimate.loads else 0.0
-        read = estimate.loads * estimate.weight_bytes + estimate.read_bytes
-        return compute + generating + starting + (read + estimate.disk_bytes) / DISK_BYTES_A_SECOND
+        read = estimate.loads * estimate.weight_bytes
+        disk = (estimate.read_bytes + estimate.disk_bytes) / DISK_BYTES_A_SECOND  # shared
+        own = compute + generating + read / DISK_BYTES_A_SECOND
+        return own * estimate.share(workers) + starting + disk
 
 
 GPUS = {

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,6 +102,8 @@ class Plan:
         stages: Those that the recipe needs, in order.
         seconds_reading: What reading and tokenizing the pool just took.
         seconds: Of all stages to run; None if a stage's is unknown.
+        workers: That share the stages' tasks.
+        gpu_hours: That the workers' GPUs are held; None on a CPU, or if a stage's time is unknown.
         disk_bytes: Of all stages to run.
         disk_free_bytes: Where the run's folder is or would be; None without one.
         memory_bytes: This process's peak while stages were timed; None if none were.
@@ -115,6 +117,8 @@ class Plan:
     stages: tuple[StagePlan, ...]
     seconds_reading: float
     seconds: float | None
+    workers: int
+    gpu_hours: float | None
     disk_bytes: int
     disk_free_bytes: int | None
     memory_bytes: int | None
@@ -131,6 +135,7 @@ def plan(
     out: str | Path | None = None,
     *,
     gpu: str | None = None,
+    workers: int = 1,
     calibrate: bool = True,
     progress: Progress | None = None,
 ) -> Plan:
@@ -140,6 +145,7 @@ def plan(
         recipe: A recipe or its file.
         out: The run folder: shows what is up to date, and the disk's free space.
         gpu: Predict for a GPU of the table; None: for this machine.
+        workers: Of the engine, a GPU each.
         calibrate: Time each stage on a sample; otherwise there are no seconds.
         progress: Where to report progress; standard error by default.
 
@@ -161,16 +167,21 @@ def plan(
         free = shutil.disk_usage(_existing(folder)).free if folder is not None else None
         _refuse_what_does_not_fit(context, estimates, found, folder, free, named)
         samples = Samples(context, Path(scratch)) if calibrate and named is None else None
-        stages = list(_stages(context, estimates, found, named, samples, reading.seconds))
+        timed = _timed(named, samples, workers)
+        stages = list(_stages(context, estimates, found, timed, named, reading.seconds))
     left = [stage for stage in stages if stage.state != "done"]
     known = [stage.seconds for stage in left if stage.seconds is not None]
+    seconds = sum(known) if len(known) == len(left) else None
+    has_gpu = named is not None or _on_gpu()
     return Plan(
-        machine=_machine(named),
+        machine=f"{workers} x {_machine(named)}" if workers > 1 else _machine(named),
         sources=tuple(_source(source.name, context) for source in recipe.pool),
         targets=tuple(_target(target, context) for target in context.targets),
         stages=tuple(stages),
         seconds_reading=reading.seconds,
-        seconds=sum(known) if len(known) == len(left) else None,
+        seconds=seconds,
+        workers=workers,
+        gpu_hours=None if seconds is None or not has_gpu else seconds * workers / 3600,
         disk_bytes=sum(stage.disk_bytes for stage in left),
         disk_free_bytes=free,
         memory_bytes=_peak_memory() if samples is not None else None,
@@ -198,12 +209,23 @@ class Reading:
         self.seconds = time.perf_counter() - start
 
 
+def _timed(
+    gpu: Gpu | None, samples: Samples | None, workers: int
+) -> Callable[[str, Estimate], float] | None:
+    """Gives a stage's seconds; None: they are not asked for."""
+    if gpu is not None:
+        return lambda _, estimate: gpu.seconds(estimate, workers)
+    if samples is not None:
+        return lambda name, estimate: samples.seconds(name, estimate, workers)
+    return None
+
+
 def _stages(
     context: Context,
     estimates: Mapping[str, Estimate],
     found: Mapping[str, State],
+    timed: Callable[[str, Estimate], float] | None,
     gpu: Gpu | None,
-    samples: Samples | None,
     reading: float,
 ) -> Iterator[StagePlan]:
     with context.progress.counting("planning", len(estimates), "stages") as report:
@@ -213,11 +235,8 @@ def _stages(
             seconds: float | None = None
             if state.kind == "done":
                 seconds, memory = context.run.require(name)["seconds"], None
-            elif gpu is not None or samples is not None:
-                timed = gpu.seconds(estimate) if gpu is not None else None
-                if samples is not None:
-                    timed = samples.seconds(name, estimate)
-                seconds = reading if name == "pool" else timed
+            elif timed is not None:
+                seconds = reading if name == "pool" else timed(name, estimate)
             yield StagePlan(
                 name,
                 state.kind,

@@ -67,7 +67,8 @@ def _time(stage: StagePlan) -> str:
 def _sums(plan: Plan) -> Iterator[str]:
     seconds = "?" if plan.seconds is None else clock(plan.seconds)
     free = "" if plan.disk_free_bytes is None else f" ({size(plan.disk_free_bytes)} free)"
-    yield f"to run: {seconds} on {plan.machine}, {size(plan.disk_bytes)} on disk{free}"
+    held = "" if plan.gpu_hours is None else f" ({plan.gpu_hours:,.1f} GPU-hours)"
+    yield f"to run: {seconds} on {plan.machine}{held}, {size(plan.disk_bytes)} on disk{free}"
     yield f"trainable parameters: {plan.trainable:,}"
     if plan.memory_bytes is not None:
         yield f"peak memory while stages were timed: {size(plan.memory_bytes)}"

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from gradsieve.data.pool import SourceSpec, build_pool
 from gradsieve.data.readers import read_source
 from gradsieve.errors import ErrorGroup, GradsieveError, RunError, UsageError
+from gradsieve.io import installed
 from gradsieve.runs.context import Context
 from gradsieve.stages.base import Stage
 from gradsieve.stages.checks import problem_of
@@ -38,6 +39,8 @@ def check(context: Context, wanted: Sequence[Stage], also: Sequence[Check] = ())
     found: list[GradsieveError] = []
     stages = [stage.name for stage in wanted]
     found += _versions()
+    if context.recipe.engine.kind == "ray":
+        found += problem_of(partial(installed, "ray", "ray"))
     for stage in wanted:
         found += _reported(stage, context)
     for part in also:

@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -81,24 +81,28 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     with (
         run.locked() if leads else nullcontext(),
         context.progress.running(wanted, run.log if leads else None),
-        _logged(context.progress),
-        _reporting_disk_errors(run),
+        logged(context.progress),
+        reporting_disk_errors(run),
+        closing(context),
     ):
         earlier = STAGE_NAMES[: STAGE_NAMES.index(start)]
         taken = [name for name in needed if name in earlier and name not in wanted]
-        for name in taken:
+        for name in list(taken):
             if name not in STAGES[start].optional_before:
                 run.require(name)
+            elif run.metadata(name) is None:
+                taken.remove(name)
+                context.progress.warn(f"{name} is not finished, and left out: {run.stage(name)}")
         for name in wanted if leads else ():
             if damage := run.repair(name):
                 context.progress.warn(damage)
         check(context, [STAGES[name] for name in wanted])
         others = _other_settings(context, taken)
         for name in taken if leads else ():
-            _refuse_faults(STAGES[name], context)
+            refuse_faults(STAGES[name], context)
         for name in wanted:
             if leads or STAGES[name].distributed:
-                _run_stage(STAGES[name], context, others)
+                run_stage(STAGES[name], context, others)
             context.report_warnings()
             distributed.wait()
             if name == "pool":  # what could not be checked without it
@@ -111,9 +115,10 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     return run
 
 
-def _refuse_faults(stage: Stage, context: Context) -> None:
+def refuse_faults(stage: Stage, context: Context) -> None:
     """Refuse a stage that is taken as it is if its files are not what was written."""
     artifact = stage.artifact(context)
+    context.run.restore_inputs(stage.name)
     faults = artifact.faults("unnamed")
     if used := [*filter(artifact.matters, faults)]:
         raise damaged_error(used, stage.name)
@@ -150,7 +155,7 @@ def states(context: Context, names: Sequence[str]) -> dict[str, State]:
         if waits_for is None:
             stage = STAGES[name]
             inputs = stage.fingerprint_inputs(context)
-            found[name] = _state(stage, context, inputs, read="none")
+            found[name] = state_of(stage, context, inputs, read="none")
         elif context.run.started_with(name) is None:
             found[name] = State("new")
         else:
@@ -158,7 +163,7 @@ def states(context: Context, names: Sequence[str]) -> dict[str, State]:
     return found
 
 
-def _state(stage: Stage, context: Context, inputs: dict[str, Any], read: Read = "all") -> State:
+def state_of(stage: Stage, context: Context, inputs: dict[str, Any], read: Read = "all") -> State:
     """The state of a stage.
 
     Args:
@@ -187,7 +192,7 @@ def _state(stage: Stage, context: Context, inputs: dict[str, Any], read: Read = 
     return State("redo", because(changes))
 
 
-def _run_stage(stage: Stage, context: Context, others: bool) -> None:
+def run_stage(stage: Stage, context: Context, others: bool) -> None:
     """Run a stage, if it has to.
 
     Args:
@@ -197,11 +202,11 @@ def _run_stage(stage: Stage, context: Context, others: bool) -> None:
     """
     run, progress, leads, name = context.run, context.progress, distributed.is_first(), stage.name
     inputs = stage.fingerprint_inputs(context)
-    state = _state(stage, context, inputs) if leads else State("new")
+    state = state_of(stage, context, inputs) if leads else State("new")
     if state.kind in ("new", "redo") and leads and run.take_back(name, inputs):
         progress.say(f"{name}: these settings' outputs are taken back from the archive")
-        state = _state(stage, context, inputs)
-    _clear(stage, context, state.faults)
+        state = state_of(stage, context, inputs)
+    clear_faults(stage, context, state.faults)
     done = state.kind == "done"
     if distributed.agreed(done) if stage.distributed else done:
         progress.end(
@@ -212,7 +217,7 @@ def _run_stage(stage: Stage, context: Context, others: bool) -> None:
     # What is extended or resumed took its earlier seconds, too.
     kept = state.kind in ("extend", "resume")
     before = run.seconds(name) if kept else 0.0
-    archived = _prepare(stage, state, context) if leads else None
+    archived = prepare(stage, state, context) if leads else None
     progress.begin(name)
     if leads:
         run.write_recipe(dump_recipe(context.recipe))
@@ -242,6 +247,7 @@ def _run_stage(stage: Stage, context: Context, others: bool) -> None:
             "inputs": inputs,
             "seconds": round(before + seconds, 3),
             "versions": _versions(),
+            "workers": context.take_work(),
             **metadata,
         },
     )
@@ -264,7 +270,7 @@ def _timed(context: Context, name: str, before: float) -> Iterator[None]:
             raise
 
 
-def _clear(stage: Stage, context: Context, faults: Sequence[Fault]) -> None:
+def clear_faults(stage: Stage, context: Context, faults: Sequence[Fault]) -> None:
     """Archive what is not as it was written, so that it is not used, and report it."""
     artifact, warn = stage.artifact(context), context.progress.warn
     for fault in faults:
@@ -283,7 +289,7 @@ def _clear(stage: Stage, context: Context, faults: Sequence[Fault]) -> None:
                 context.run.archive_part(part)
 
 
-def _prepare(stage: Stage, state: State, context: Context) -> Path | None:
+def prepare(stage: Stage, state: State, context: Context) -> Path | None:
     """Say why a stage runs again, and archive what was made with other settings.
 
     Returns:
@@ -335,7 +341,7 @@ def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
 
 
 @contextmanager
-def _logged(progress: Progress) -> Iterator[None]:
+def logged(progress: Progress) -> Iterator[None]:
     """Log the command, the versions, and how it ended."""
     versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
     progress.note(f"--- {' '.join(sys.argv)} ({versions})")
@@ -354,7 +360,8 @@ def _versions() -> dict[str, str]:
 
 
 @contextmanager
-def _reporting_disk_errors(run: RunFolder) -> Iterator[None]:
+def reporting_disk_errors(run: RunFolder) -> Iterator[None]:
+    """Turn errors of the file system, and of a disk that is full, into messages."""
     try:
         yield
     except OSError as error:

@@ -24,7 +24,7 @@ from gradsieve.console import Progress
 from gradsieve.errors import ModelError
 from gradsieve.methods import uses_gradients
 from gradsieve.pipeline.gpus import DISK_BYTES_A_SECOND
-from gradsieve.recipe.schema import Recipe, SelectConfig, TrainConfig
+from gradsieve.recipe.schema import EngineConfig, Recipe, SelectConfig, TrainConfig
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.stages import all_stages
@@ -49,11 +49,11 @@ class Times(NamedTuple):
     start: float
     unit: float
 
-    def seconds(self, estimate: Estimate) -> float:
-        """What a run with this estimate takes."""
-        start = self.start * max(1, estimate.loads)
+    def seconds(self, estimate: Estimate, workers: int) -> float:
+        """What a run with this estimate takes, with workers like this process."""
+        own = self.start * max(1, estimate.loads) + self.unit * estimate.units
         reading = estimate.read_bytes / DISK_BYTES_A_SECOND
-        return self.once + start + self.unit * estimate.units + reading
+        return self.once + own * estimate.share(workers) + reading
 
 
 class Silent(Progress):
@@ -80,8 +80,8 @@ class Samples:
     _warmup: Path | None = None
     _spent: float = 0.0
 
-    def seconds(self, name: str, estimate: Estimate) -> float:
-        """What a stage will take here.
+    def seconds(self, name: str, estimate: Estimate, workers: int = 1) -> float:
+        """What a stage will take here, or with several workers like this process.
 
         Raises:
             ModelError: If memory runs out.
@@ -91,7 +91,7 @@ class Samples:
             return 0.0
         if like not in self._times:
             self._times[like] = self._measured(self._stages[like])
-        return self._times[like].seconds(estimate)
+        return self._times[like].seconds(estimate, workers)
 
     def _measured(self, stage: Stage) -> Times:
         first, few = self._run(stage, FIRST_ROWS)
@@ -209,7 +209,7 @@ def _make(stage: Stage, context: Context) -> None:
 
 def _small(recipe: Recipe, stage: Stage, rows: int, sources: set[str]) -> Recipe:
     """A recipe for a sample: all its rows are trained on for an epoch, in at least two steps."""
-    scored = [name for name in recipe.score.methods if not uses_gradients(name)]
+    scored = [name for name in recipe.score.methods if not uses_gradients(name, recipe)]
     methods = scored if stage.name == "score" and scored else ["random"]
     if stage.name == "features":
         methods = recipe.score.methods
@@ -223,6 +223,7 @@ def _small(recipe: Recipe, stage: Stage, rows: int, sources: set[str]) -> Recipe
             "pool": [source for source in recipe.pool if source.name in sources],
             "warmup": recipe.warmup.model_copy(update=once),
             "score": recipe.score.model_copy(update={"methods": methods}),
+            "engine": EngineConfig(kind="local"),
             "select": SelectConfig(fraction=1.0, together=True),
             "train": train.model_copy(
                 update={

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from gradsieve.errors import RecipeError
-from gradsieve.recipe.schema import SIZES, Recipe, Section
+from gradsieve.recipe.schema import ONE, SEVERAL, SIZES, Recipe, Section
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -211,7 +211,7 @@ def _position(items: list[Any], key: str, override: str) -> int:
 
 def _problem(error: dict[str, Any], lines: Mapping[tuple[str, ...], str]) -> str:
     """One line: where in the recipe, what is wrong, what was expected or meant."""
-    path = tuple(str(part) for part in error["loc"])
+    path = tuple(str(part) for part in error["loc"] if part not in (ONE, SEVERAL))
     section = section_at(path[:-1])
     is_ours = path and (path[-1].isdigit() or (section and path[-1] in section.model_fields))
     if not is_ours and error["type"] not in ("extra_forbidden", "missing"):

@@ -10,10 +10,20 @@ Rejected: dataclasses with hand-written checks (pydantic's messages and JSON sch
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, Self
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 """A name that becomes part of a file name."""
@@ -387,6 +397,18 @@ class ScoreConfig(Section):
         "`standardized_max`: the maximum after each subtask's scores are standardized over the "
         "pool (mean 0, deviation 1), so that no subtask wins by its level; `mean`.",
     )
+    fusion: list[Name] = Field(
+        ["less", "bm25", "rds_plus"],
+        min_length=2,
+        description="The methods that method `fusion` joins by their ranks.",
+        json_schema_extra=ADDS,
+    )
+    files: dict[Name, str] = Field(
+        {},
+        description="Methods in Python files of yours, by name: `{Longest: my.py:Longest}`. "
+        "`methods: [my.py:Longest]` is short for both. The file is run: read it first.",
+        json_schema_extra=ADDS,
+    )
     embedding: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
         description="The model of method `embedding`: a folder, or a model id on the hub.",
@@ -402,6 +424,26 @@ class ScoreConfig(Section):
             raise ValueError("expected one of method, methods; got both")
         rest = {key: value for key, value in given.items() if key != "method"}
         return {**rest, "methods": [given["method"]]}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _methods_of_files_are_named(cls, given: Any) -> Any:
+        """`my.py:Longest` to the method `Longest` and its file."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("methods"), list):
+            return given
+        places = [name for name in given["methods"] if isinstance(name, str) and ".py:" in name]
+        files = {place.rpartition(":")[2]: place for place in places}
+        if not files:
+            return given
+        names = [n.rpartition(":")[2] if n in places else n for n in given["methods"]]
+        return {**given, "methods": names, "files": {**given.get("files", {}), **files}}
+
+    @field_validator("fusion")
+    @classmethod
+    def _fusion_is_of_others(cls, names: list[str]) -> list[str]:
+        if "fusion" in names:
+            raise ValueError("fusion cannot be a part of itself")
+        return _unique(names)
 
     @field_validator("methods")
     @classmethod
@@ -424,18 +466,56 @@ Cap = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
 """A number of rows, or a share such as 0.4."""
 
 
+T = TypeVar("T")
+
+ONE, SEVERAL = "(one)", "(several)"
+"""Tags of `OneOrSeveral`; they are no part of a key's path in messages."""
+
+OneOrSeveral = Annotated[
+    Annotated[T, Tag(ONE)] | Annotated[list[T], Tag(SEVERAL), Field(min_length=1)],
+    Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE),
+]
+"""A value, or a list of values; what is wrong is reported for the one that was written."""
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The size of a selection: one of these."""
+
+    fraction: float | None = None
+    count: int | None = None
+    tokens: int | None = None
+
+    def __str__(self) -> str:
+        """As in the name of a selection."""
+        if self.tokens is not None:
+            return f"{self.tokens}-tokens"
+        return str(self.count if self.fraction is None else self.fraction)
+
+    def rows(self, scored: int) -> int | None:
+        """Rows to select of so many; None: the budget is in tokens."""
+        return self.count if self.fraction is None else max(1, round(self.fraction * scored))
+
+
 class SelectConfig(Section):
     """Step 5: the size of the selection (one of the first three keys) and its constraints."""
 
-    fraction: float | None = Field(
-        None, gt=0, le=1, description="Share of the scored rows. Default: 0.05, as in the paper."
+    fraction: OneOrSeveral[Fraction] | None = Field(
+        None,
+        description="Share of the scored rows. Default: 0.05, as in the paper. A list, here and in "
+        "the next two: one selection, training and evaluation for each.",
     )
-    count: int | None = Field(None, ge=1, description="Number of rows.")
-    tokens: int | None = Field(None, ge=1, description="Most tokens of the selected rows.")
-    round_robin: bool = Field(
-        False,
-        description="Subtasks take turns in choosing their best remaining row, so that each gets "
-        "an equal share.",
+    count: OneOrSeveral[Count] | None = Field(None, description="Number of rows.")
+    tokens: OneOrSeveral[Count] | None = Field(
+        None, description="Most tokens of the selected rows."
+    )
+    turns: Literal["none", "subtasks", "examples"] = Field(
+        "none",
+        description="`subtasks`: a target's subtasks take turns in choosing their best remaining "
+        "row, so that each gets an equal share; `examples`: its examples do.",
     )
     together: bool = Field(
         False,
@@ -460,10 +540,29 @@ class SelectConfig(Section):
     def _paper_share_by_default(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
+        if "round_robin" in given:
+            raise ValueError("`round_robin: true` is called `turns: subtasks`")
         set_here = [key for key in SIZES if given.get(key) is not None]
         if len(set_here) > 1:
             raise ValueError(f"expected one of {', '.join(SIZES)}; got {', '.join(set_here)}")
         return given if set_here else {**given, "fraction": 0.05}
+
+    @field_validator(*SIZES)
+    @classmethod
+    def _sizes_are_unique(cls, sizes: Any) -> Any:
+        _unique([str(size) for size in sizes] if isinstance(sizes, list) else [])
+        return sizes
+
+    @property
+    def budgets(self) -> list[Budget]:
+        """The sizes of selections, in order."""
+        (key,) = (key for key in SIZES if getattr(self, key) is not None)
+        sizes = getattr(self, key)
+        return [Budget(**{key: size}) for size in (sizes if isinstance(sizes, list) else [sizes])]
+
+    def of(self, budget: Budget) -> SelectConfig:
+        """The same settings for one budget."""
+        return self.model_copy(update=asdict(budget))
 
 
 class TrainConfig(Section):
@@ -519,6 +618,32 @@ class EvaluateConfig(Section):
     batch_size: int = Field(8, ge=1, description="Questions per batch.", json_schema_extra=NO)
 
 
+class ValidateConfig(Section):
+    """Whether scores predict what training does: many trainings on random subsets of the pool."""
+
+    subsets: int = Field(
+        32,
+        ge=3,
+        description="Random subsets of the pool to train on, with the settings of `train`; more "
+        "narrow the interval.",
+        json_schema_extra=ADDS,
+    )
+    share: float = Field(0.5, gt=0, lt=1, description="Share of the pool's rows in each subset.")
+    leave_out: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.01, 0.05],
+        description="Shares of the pool to leave out, the best rows by each method against random "
+        "ones: a training on the rest for each target, method and share. []: none.",
+        json_schema_extra=ADDS,
+    )
+    seeds: list[Seed] = Field(
+        [0],
+        min_length=1,
+        description="Each trains one model per subset; losses are averaged over them.",
+        json_schema_extra=ADDS,
+    )
+    seed: Seed = Field(0, description="Decides the subsets.", json_schema_extra=REPEATS)
+
+
 class ReportConfig(Section):
     """Step 8: an HTML page on what was selected and why."""
 
@@ -540,6 +665,70 @@ class ReportConfig(Section):
     )
 
 
+class EngineConfig(Section):
+    """Where the work of a stage runs; the results are the same."""
+
+    kind: Literal["auto", "local", "ray"] = Field(
+        "auto",
+        description="`local`: this process, on one device; `ray`: workers on every GPU of this "
+        "machine or of a cluster (`gradsieve[ray]`); `auto`: ray if it is installed and this "
+        "machine has several GPUs or RAY_ADDRESS is set.",
+        json_schema_extra=NO,
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="Worker processes; null: as many as the GPUs allow, without GPUs one per 4 "
+        "cores. With a number, workers also wait for nodes that join later.",
+        json_schema_extra=NO,
+    )
+    gpus_per_worker: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="GPUs of a worker, such as 0.5 for two workers on each; null: 1 where there "
+        "are GPUs.",
+        json_schema_extra=NO,
+    )
+    cpus_per_worker: float | None = Field(
+        None,
+        gt=0,
+        description="CPUs reserved for a worker; null: 1 next to a GPU, else an equal share.",
+        json_schema_extra=NO,
+    )
+    address: str | None = Field(
+        None,
+        description="Of a Ray cluster, or `auto` for one on this machine; null: RAY_ADDRESS, else "
+        "Ray is started for this run.",
+        json_schema_extra=NO,
+    )
+
+
+class SelectionName(NamedTuple):
+    """What a selection is for, by which method, and of which size.
+
+    Attributes:
+        target: A target's name, or `together`.
+        method: The method.
+        budget: The size.
+        of_several: Whether there are selections of other sizes, so that the name has the size.
+    """
+
+    target: str
+    method: str
+    budget: Budget
+    of_several: bool = False
+
+    @property
+    def short(self) -> str:
+        """METHOD, or METHOD@BUDGET; with a folder for the target this is the selection's path."""
+        return f"{self.method}@{self.budget}" if self.of_several else self.method
+
+
+# The field `validate` takes the place of a method that pydantic has deprecated.
+warnings.filterwarnings("ignore", 'Field name "validate" in "Recipe" shadows')
+
+
 class Recipe(Section):
     """All settings of a run."""
 
@@ -558,7 +747,11 @@ class Recipe(Section):
     select: SelectConfig = Field(default_factory=lambda: SelectConfig(fraction=0.05))
     train: TrainConfig | None = Field(None, description="null: stop after the selection.")
     evaluate: EvaluateConfig | None = Field(None, description="null: no evaluation.")
+    validate: ValidateConfig | None = Field(  # type: ignore[assignment]
+        None, description="null: scores are not validated."
+    )
     report: ReportConfig = Field(default_factory=ReportConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig, json_schema_extra=NO)
 
     @property
     def training(self) -> TrainingConfig:
@@ -566,6 +759,22 @@ class Recipe(Section):
         own = self.train.model_dump(include={"epochs", "learning_rate"}) if self.train else {}
         shared = {key: getattr(self.warmup, key) for key in TrainingConfig.model_fields}
         return TrainingConfig(**{**shared, **{k: v for k, v in own.items() if v is not None}})
+
+    @property
+    def selections(self) -> list[SelectionName]:
+        """All selections: for each target, or all together, by each method, of each size."""
+        targets = [TOGETHER] if self.select.together else [target.name for target in self.targets]
+        return [name for target in targets for name in self.selections_for(target)]
+
+    def selections_for(self, target: str) -> list[SelectionName]:
+        """The selections that serve a target, named as if it had its own."""
+        budgets = self.select.budgets
+        full = Budget(fraction=1.0)
+        return [
+            SelectionName(target, method, budget, len(budgets) > 1 and method != "full")
+            for method in self.score.methods
+            for budget in ([full] if method == "full" else budgets)
+        ]
 
     @field_validator("pool", "targets")
     @classmethod

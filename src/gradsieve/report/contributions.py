@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradsieve.analysis.bootstrap import spearman
 from gradsieve.analysis.decompose import Contributions, decompose
 from gradsieve.methods.base import combine
-from gradsieve.report.numbers import overlap_of_top, short, spearman
+from gradsieve.report.numbers import overlap_of_top, short
 from gradsieve.runs.context import Context
 from gradsieve.tasks import Target
 

@@ -6,7 +6,7 @@ each target and method, and what all of them share.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 
 from gradsieve.analysis.decompose import can_decompose
 from gradsieve.analysis.results import compare
+from gradsieve.analysis.tables import Comparison
+from gradsieve.analysis.validation import read_validation
 from gradsieve.io import read_lines
-from gradsieve.methods import find_method
+from gradsieve.recipe.schema import SelectionName
 from gradsieve.report.contributions import Decomposition
+from gradsieve.report.findings import findings
 from gradsieve.report.made import checkpoints, current_stages, loss_curve
 from gradsieve.report.numbers import short
 from gradsieve.report.selection import GROUPS, Selection
@@ -42,15 +45,18 @@ def gather(context: Context) -> dict[str, Any]:
     stages = current_stages(context)
     leaks = list(read_lines(context.artifacts.selections.leaks))
     rows = PageRows(context.pool, {(leak["source"], leak["id"]): leak for leak in leaks})
-    names = [(target, method) for target in context.targets for method in recipe.score.methods]
+    names = [(t, name) for t in context.targets for name in recipe.selections_for(t.name)]
     views: list[dict[str, Any]] = []
     chosen: dict[str, Chosen] = {}
     with context.progress.counting("report", len(names), "selections") as report:
-        for target, method in names:
-            view, numbers = _view(context, rows, target, method, len(names))
+        for target, name in names:
+            view, numbers = _view(context, rows, target, name, len(names))
             views.append(view)
-            chosen.setdefault(target.name, {})[method] = numbers
+            chosen.setdefault(target.name, {})[name.short] = numbers
             report(len(views))
+    comparison = compare([context.run.path]) if "evaluate" in stages else Comparison()
+    artifact = context.artifacts.validation
+    validation = read_validation(artifact) if "validate" in stages else []
     return {
         "model": Path(recipe.model.name).name,
         "cut": CUT,
@@ -65,23 +71,24 @@ def gather(context: Context) -> dict[str, Any]:
         "questions": {name: len(test.questions) for name, test in context.full_test_sets.items()},
         "loss": loss_curve(context.artifacts.warmup.losses()) if "warmup" in stages else [],
         "checkpoints": checkpoints(stages),
-        "results": _results(context) if "evaluate" in stages else {},
+        "results": _results(comparison),
+        "findings": findings(comparison, validation),
     }
 
 
 def _view(
-    context: Context, rows: PageRows, target: Target, method: str, views: int
+    context: Context, rows: PageRows, target: Target, name: SelectionName, views: int
 ) -> tuple[dict[str, Any], NDArray[np.int64]]:
     """The content of one selection, and the numbers of its rows in the pool."""
-    recipe, artifacts = context.recipe, context.artifacts
+    recipe, artifacts, method = context.recipe, context.artifacts, name.method
     table = artifacts.scores.table(target.name, method)
-    files = artifacts.selections.of(recipe, target.name, method)
+    files = artifacts.selections.of(recipe, target.name, name.short)
     selection = Selection(files, table, rows, own=not recipe.select.together)
     shown = selection.shown(recipe.report, recipe.report.rows // views)
     view = {
         "target": target.name,
-        "method": method,
-        "about": find_method(method).source,
+        "method": name.short,
+        "about": artifacts.scores.metadata["methods"][method]["source"],
         **selection.summary(),
         "shown": selection.columns(shown),
         "agreement": None,
@@ -115,7 +122,7 @@ def _overlaps(chosen: Chosen) -> dict[str, Any]:
     return {"methods": list(chosen), "shares": shares}
 
 
-def _results(context: Context) -> dict[str, list[dict[str, Any]]]:
+def _results(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
     """For each target its metrics, with each method's numbers."""
     return {
         target: [
@@ -130,12 +137,14 @@ def _results(context: Context) -> dict[str, list[dict[str, Any]]]:
             }
             for metric, methods in metrics.items()
         ]
-        for target, metrics in compare([context.run.path]).cells.items()
+        for target, metrics in comparison.cells.items()
     }  # fmt: skip
 
 
-def _short(value: float | Sequence[float] | None) -> Any:
+def _short(value: float | Sequence[float] | Mapping[str, Any] | None) -> Any:
     """With six digits."""
+    if isinstance(value, Mapping):
+        return {name: _short(one) for name, one in value.items()}
     if value is None or isinstance(value, int | float):
         return value if value is None else short(value)
     return [short(float(one)) for one in value]

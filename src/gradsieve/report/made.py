@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradsieve.errors import RunError
 from gradsieve.io import differences
 from gradsieve.recipe.load import dump_recipe
-from gradsieve.recipe.schema import TOGETHER
 from gradsieve.report.numbers import short
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import STAGE_NAMES
@@ -46,8 +46,7 @@ def _check_selection(context: Context, stale: Mapping[str, str]) -> None:
     """Refuse to report on a selection that another recipe has made, or that is out of date."""
     recipe, run = context.recipe, context.run
     score, select = run.require("score"), run.require("select")
-    targets = [TOGETHER] if recipe.select.together else [target.name for target in recipe.targets]
-    wanted = {f"{target}/{method}" for target in targets for method in recipe.score.methods}
+    wanted = {f"{name.target}/{name.short}" for name in recipe.selections}
     missing = [f"no selection {name}" for name in sorted(wanted - select["selections"].keys())]
     sources = {source.name for source in recipe.pool}
     made = {key: score["inputs"][key] for key in ("model", "targets", "pool")}
@@ -83,7 +82,17 @@ def provenance(context: Context) -> dict[str, Any]:
             name: method["seconds"] for name, method in stages["score"]["methods"].items()
         },
         "versions": stages["select"]["versions"],
+        "workers": {name: _workers(stage.get("workers", [])) for name, stage in stages.items()},
     }
+
+
+def _workers(work: Sequence[Mapping[str, Any]]) -> str:
+    """Devices and nodes that a stage's tasks ran on, such as `8 x NVIDIA H100 on node-1`."""
+    counts = Counter((one["device"], one["node"]) for one in work)
+    return ", ".join(
+        f"{count} x {device} on {node}" if count > 1 else f"{device} on {node}"
+        for (device, node), count in sorted(counts.items())
+    )
 
 
 def checkpoints(stages: Stages) -> list[dict[str, Any]]:

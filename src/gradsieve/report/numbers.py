@@ -44,20 +44,6 @@ def _counted(
     }
 
 
-def spearman(one: Floats, other: Floats) -> float:
-    """Rank correlation; equal values share their mean rank. NaN if either is constant."""
-    first, second = _ranks(one), _ranks(other)
-    if first.std() == 0 or second.std() == 0:
-        return math.nan
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _ranks(values: Floats) -> NDArray[np.float64]:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    mean_ranks: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
-    return mean_ranks[places]
-
-
 def overlap_of_top(one: Floats, other: Floats, share: float) -> float:
     """Share of one's highest values that are among the other's highest."""
     count = max(1, round(share * len(one)))

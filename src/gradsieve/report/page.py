@@ -29,7 +29,7 @@ def page(data: Any, provenance: Any) -> str:
         provenance: As JSON: recipe, times and versions.
     """
     style = _asset("report.css")
-    script = "".join(_asset(f"{name}.js") for name in ("charts", "report", "list"))
+    script = "".join(_asset(f"{name}.js") for name in ("charts", "report", "verdict", "list"))
     return Template(_asset("report.html")).substitute(
         style=style,
         script=script,

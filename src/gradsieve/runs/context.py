@@ -19,7 +19,8 @@ from gradsieve.console import Progress
 from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool import Pool, SourceSpec
 from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample, refused_error
-from gradsieve.engine import Engine, LocalEngine
+from gradsieve.engine import Engine
+from gradsieve.engine.choose import choose_engine
 from gradsieve.errors import DataError
 from gradsieve.models.source import ModelSource, model_source
 from gradsieve.recipe.schema import Recipe
@@ -58,6 +59,7 @@ class Context:
         in_memory: Inputs that are not read from files.
         cache: What is expensive to find out again, such as checks that several stages share.
         warnings: What reading the inputs found, in order; `report_warnings` reports each once.
+        share: Which of how many equal parts of the features this process takes, from 1; None: all.
     """
 
     recipe: Recipe
@@ -66,6 +68,7 @@ class Context:
     in_memory: InMemoryInputs = field(default_factory=InMemoryInputs)
     warnings: list[str] = field(default_factory=list)
     cache: dict[Any, Any] = field(default_factory=dict)
+    share: tuple[int, int] | None = None
     _target_rows: dict[str, list[Row]] = field(default_factory=dict)
     _reported: int = 0
 
@@ -78,7 +81,16 @@ class Context:
     @cached_property
     def engine(self) -> Engine:
         """Runs the tasks that a stage hands out."""
-        return LocalEngine(self.progress)
+        return choose_engine(self.recipe.engine, self.progress)
+
+    def take_work(self) -> list[dict[str, Any]]:
+        """What each worker has done since the last call."""
+        return self.engine.take_work() if "engine" in vars(self) else []
+
+    def close(self) -> None:
+        """End the engine's workers, if it was used; it may be used again."""
+        if "engine" in vars(self):
+            self.engine.close()
 
     @property
     def artifacts(self) -> Artifacts:

@@ -61,6 +61,7 @@ STAGES = (
     StageEntry("select", "04-select", "Select the best examples."),
     StageEntry("train", "05-train", "Train on the selections."),
     StageEntry("evaluate", "06-evaluate", "Evaluate the trained models on held-out examples."),
+    StageEntry("validate", "07-validate", "Measure whether scores predict what training does."),
     StageEntry("report", "08-report", "Write an HTML report of what was selected and why."),
 )
 """All stages in order. Each is a class in `gradsieve.stages.NAME`; a new stage is that file and one
@@ -77,6 +78,9 @@ SECONDS = ".seconds.json"
 
 SEAL = "# gradsieve wrote this: "
 """Starts the first line of `recipe.yaml`; a hash of the lines below follows."""
+
+TURN = ".turn"
+"""Held by the process that starts or finishes a stage which several processes share."""
 
 
 @dataclass(frozen=True)
@@ -224,15 +228,23 @@ class RunFolder:
             self.archive_part(folder / META)
             return f"{error.where} is damaged: what it lists is checked, and made if it is missing"
         try:
-            started = self.started_with(name)
+            self.started_with(name)
         except _Damaged as error:
             if found is None:  # nothing tells what was made
                 self._to_archive(folder, f"{folder.name}-damaged")
                 return f"{error.where} is damaged: the stage starts again"
-            started = None
-        if found is not None and "inputs" in found and started != found["inputs"]:
-            write_sealed(folder / INPUTS, found["inputs"])
+        self.restore_inputs(name)
         return None
+
+    def restore_inputs(self, name: str) -> None:
+        """Write a finished stage's `inputs.json` again from `meta.json` if they differ."""
+        inputs = (self.metadata(name) or {}).get("inputs")
+        if inputs is None:
+            return
+        with suppress(_Damaged):
+            if self.started_with(name) == inputs:
+                return
+        write_sealed(self.stage(name) / INPUTS, inputs)
 
     def archive(self, name: str) -> Path | None:
         """Move a stage's folder to the archive; returns where it went, None if there was none."""
@@ -344,16 +356,25 @@ class RunFolder:
             )
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for one process.
+    def locked(self, shared: bool = False) -> Iterator[None]:
+        """Hold the folder for one process, or for several that share a stage.
 
         Raises:
             RunError: If another process holds it, or as `claim`.
         """
         self.claim()
-        with locked(self.path):
-            for left in self.path.rglob(".*.tmp"):  # half a file, of a process that was killed
-                left.unlink()
+        with locked(self.path, shared):
+            # Half a file of a process that was killed: ours, or one of another library. With others
+            # here it may be theirs.
+            left_over = () if shared else (*self.path.rglob(".*.tmp"), *self.path.rglob(".tmp*"))
+            for left in left_over:
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            yield
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until no other process that shares the folder has its turn."""
+        with locked(self.path, name=TURN, wait=True):
             yield
 
 

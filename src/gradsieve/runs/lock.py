@@ -12,7 +12,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import psutil
@@ -38,20 +38,29 @@ def _opened(file: Path) -> int:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(
+    folder: Path, shared: bool = False, *, name: str = LOCK, wait: bool = False
+) -> Iterator[None]:
     """Hold a run folder.
+
+    Args:
+        folder: The run folder.
+        shared: Together with others who share it; where there is no `flock` nothing is held.
+        name: Of the lock.
+        wait: Until others have let go.
 
     Raises:
         RunError: If another process holds it.
     """
-    file = _opened(folder / LOCK)
+    file = _opened(folder / name)
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, how)
         except OSError as error:
             if error.errno in BUSY:
                 raise _busy(folder, "Wait for it or stop it; or give another --out.") from None
-            with _held_by_name(folder):
+            with nullcontext() if shared or wait else _held_by_name(folder):
                 yield
             return
         yield

@@ -1,8 +1,9 @@
 """A table of scores, `03-score/TARGET/METHOD.parquet`, and the names of its columns.
 
-The first four are fixed, the others are subtasks by their names, and `standardized:` and a
-subtask's name where subtasks are compared by standardized scores. A subtask that is called like one
-of the four, or like a marked name, has a mark before its name; no two share a column.
+The first four are fixed, the others are subtasks by their names, `standardized:SUBTASK` where
+subtasks are compared by standardized scores, and `example:NUMBER:SUBTASK/ID` where target examples
+take turns. A subtask that is called like one of the four, or like a marked name, has a mark before
+its name; no two share a column.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from numpy.typing import NDArray
 from gradsieve.data.pool import Pool
 from gradsieve.data.pool.mapped import ExampleKey
 from gradsieve.io import atomic
+from gradsieve.methods.base import ExampleScores
 
 FIXED = ("source", "id", "score", "subtask")
 MARK = "subtask:"
 STANDARDIZED = "standardized:"
+EXAMPLE = "example:"
 
 
 def column_of(subtask: str) -> str:
     """The column of a subtask."""
-    taken = subtask in FIXED or subtask.startswith((MARK, STANDARDIZED))
+    taken = subtask in FIXED or subtask.startswith((MARK, STANDARDIZED, EXAMPLE))
     return MARK + subtask if taken else subtask
 
 
@@ -105,7 +108,7 @@ def read_scores(file: Path) -> ScoreTable:
     """Read a table."""
     with pq.ParquetFile(file) as opened:
         columns = [name for name in opened.schema_arrow.names if name not in FIXED]
-        raw = [name for name in columns if not name.startswith(STANDARDIZED)]
+        raw = [name for name in columns if not name.startswith((STANDARDIZED, EXAMPLE))]
         standardized = [name for name in columns if name.startswith(STANDARDIZED)]
         values, compared = _matrix(opened, raw), _matrix(opened, standardized)
         fixed = opened.read(list(FIXED))
@@ -128,8 +131,18 @@ def _matrix(opened: pq.ParquetFile, columns: list[str]) -> NDArray[np.float32]:
     return values
 
 
-def write_scores(file: Path, table: ScoreTable) -> None:
-    """Write a table."""
+def read_example_scores(file: Path) -> ExampleScores | None:
+    """Scores for each target example; None if the table has none."""
+    with pq.ParquetFile(file) as opened:
+        fields = [field for field in opened.schema_arrow if field.name.startswith(EXAMPLE)]
+        values = _matrix(opened, [field.name for field in fields])
+    facts = [field.metadata for field in fields]
+    ids, subtasks = ([fact[key].decode() for fact in facts] for key in (b"id", b"subtask"))
+    return ExampleScores(ids, subtasks, values) if fields else None
+
+
+def write_scores(file: Path, table: ScoreTable, examples: ExampleScores | None = None) -> None:
+    """Write a table; `examples` are scores for each target example."""
     names = pa.array([*table.subtasks, ""], pa.string())
     columns = {
         "source": table.keys["source"],
@@ -142,5 +155,11 @@ def write_scores(file: Path, table: ScoreTable) -> None:
     if table.standardized is not None:
         for index, name in enumerate(table.subtasks):
             columns[STANDARDIZED + name] = table.standardized[:, index]
+    found = pa.table(columns)
+    if examples is not None:
+        for index, (id, subtask) in enumerate(zip(examples.ids, examples.subtasks, strict=True)):
+            name = f"{EXAMPLE}{index + 1}:{subtask}/{id}"
+            field = pa.field(name, pa.float32(), metadata={"id": id, "subtask": subtask})
+            found = found.append_column(field, pa.array(examples.values[:, index]))
     with atomic(file) as temporary:
-        pq.write_table(pa.table(columns).combine_chunks(), temporary)
+        pq.write_table(found.combine_chunks(), temporary)

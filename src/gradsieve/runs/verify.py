@@ -7,11 +7,13 @@ be read. Neither models nor sources are read, and nothing is changed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gradsieve.errors import GradsieveError, RunError
-from gradsieve.runs.files import INPUTS
+from gradsieve.runs.files import INPUTS, META
 from gradsieve.runs.folder import STAGE_NAMES, RunFolder
+from gradsieve.runs.lineage import outdated
 from gradsieve.store import open_store
 
 
@@ -63,7 +65,8 @@ def verify(run: RunFolder, report: Callable[[float], None] = lambda stages: None
         todo = "Give the folder that was --out of `gradsieve run`."
         raise RunError("This is not a run folder: it has no stage.", str(run.path), todo)
     try:
-        run.checked_recipe()
+        if not run.checked_recipe().is_file():
+            found.add("run", str(run.recipe), "missing")
     except RunError as error:
         found.add("run", error.where, error.what)
     for done, name in enumerate(there, start=1):
@@ -72,6 +75,11 @@ def verify(run: RunFolder, report: Callable[[float], None] = lambda stages: None
         except GradsieveError as error:
             found.add(name, error.where, error.what)
         report(done)
+    with suppress(RunError):  # what can't be read is among the problems
+        for reason in outdated(run).values():
+            name, _, rest = reason.partition(" ")
+            if rest == "is not finished":  # though a later stage has read it
+                found.add(name, str(run.stage(name) / META), "missing")
     return found
 
 

@@ -29,7 +29,7 @@ from gradsieve.data.formats import is_unicode
 from gradsieve.data.pool.sources import json_text
 from gradsieve.io import atomic
 from gradsieve.methods import find_method, uses_gradients
-from gradsieve.recipe.schema import TOGETHER, Effect, Recipe
+from gradsieve.recipe.schema import TOGETHER, Effect, Recipe, SelectionName
 
 ROWS = "selected.jsonl"
 MESSAGES = "messages.jsonl"
@@ -189,8 +189,7 @@ class Card:
 
     Attributes:
         recipe: The run's.
-        target: Its name, or `together`.
-        method: Its name.
+        name: Of the selection.
         tokens: Of the selected rows.
         selected: Selected rows by source.
         scored: Scored rows by source.
@@ -201,8 +200,7 @@ class Card:
     """
 
     recipe: Recipe
-    target: str
-    method: str
+    name: SelectionName
     tokens: int
     selected: Mapping[str, int]
     scored: Mapping[str, int]
@@ -210,6 +208,16 @@ class Card:
     features: datasets.Features
     message_features: datasets.Features
     date: str | None = None
+
+    @property
+    def target(self) -> str:
+        """Its target, or `together`."""
+        return self.name.target
+
+    @property
+    def method(self) -> str:
+        """The method that it was selected by."""
+        return self.name.method
 
     def text(self) -> str:
         """The card."""
@@ -223,7 +231,7 @@ class Card:
             shown=shown,
             model=shown(recipe.model.name),
             targets=targets,
-            proposed=find_method(self.method).source,
+            proposed=find_method(self.method, recipe).source,
             metadata=_yaml(self._metadata()),
             settings=_yaml(self._settings()),
             rows_file=ROWS,
@@ -234,7 +242,7 @@ class Card:
     def _metadata(self) -> dict[str, Any]:
         model, rows = self.recipe.model.name, sum(self.selected.values())
         return {
-            "pretty_name": f"Selected for {self.target} by {self.method}",
+            "pretty_name": f"Selected for {self.target} by {self.name.short}",
             "task_categories": ["text-generation"],
             "size_categories": [SIZES[min(max(len(str(rows)), 3), 8) - 3]],
             "tags": ["gradsieve", "less", "data-selection", "instruction-tuning"],
@@ -252,13 +260,14 @@ class Card:
     def _settings(self) -> dict[str, Any]:
         """What of the recipe decides the selection: by the marks in the schema."""
         recipe = self.recipe
-        of_gradients = ("warmup", "features") if uses_gradients(self.method) else ()
+        of_gradients = ("warmup", "features") if uses_gradients(self.method, recipe) else ()
         sections = ("model", *of_gradients, "score", "select")
         tree = {name: getattr(recipe, name).results(SHOWN) for name in sections}
         tree["model"]["name"] = shown(recipe.model.name)
         tree["model"]["chat_template"] = shown(recipe.model.chat_template)
         tree["score"]["embedding"] = shown(recipe.score.embedding)
         tree["score"]["methods"] = [self.method]
+        tree["select"] = recipe.select.of(self.name.budget).results(SHOWN)
         if of_gradients and recipe.warmup.checkpoints is not None:
             names = [Path(path).name for path in recipe.warmup.checkpoints]
             tree["warmup"] = {"checkpoints": names}

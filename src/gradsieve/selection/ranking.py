@@ -1,10 +1,11 @@
 """The order in which a pool's examples are considered, and taking them until a selection is full.
 
-In: scores as arrays. Out: a `Ranking` of all scored examples, and the places in it that are chosen
-or passed over. The order of a million examples is three arrays; only those that are looked at cost
-more.
+In: scores as arrays. Out: the lines that are chosen, and those passed over on the way. A `Ranking`
+offers one line after the other. Where subtasks, target examples or targets take turns, a turn ends
+only when a line is taken: one that is passed over (a cap, a near duplicate, a leak) is followed by
+the next best for the same subtask, so that each gets its share.
 
-Letters: n scored examples, S columns of scores, k orders.
+Letters: n scored examples (lines of the score table), S columns of scores, k orders.
 """
 
 from __future__ import annotations
@@ -12,73 +13,176 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsieve.recipe.schema import SelectConfig
+from gradsieve.recipe.schema import Budget, SelectConfig
 from gradsieve.selection.rules import Caps
 
 Check = Callable[[int], str | None]
-"""Why the example at a place of the ranking is passed over; None: it is taken. Called only for
-examples that would be taken."""
+"""Why a line is passed over; None: it is taken. Called only for lines that would be taken."""
 
 
-@dataclass(frozen=True)
+class Offer(NamedTuple):
+    """A line, what it was ranked by, and the subtask that it helps most or whose turn it is; an
+    index into the ranking's subtasks, -1: none.
+    """
+
+    line: int
+    score: float
+    column: int
+
+
+class Order:
+    """Lines by their scores, best first; equal scores in order of lines.
+
+    Args:
+        scores: [n].
+        columns: The subtask of each line [n], or of all.
+    """
+
+    def __init__(self, scores: NDArray[np.float32], columns: NDArray[np.int32] | int) -> None:
+        self._scores, self._columns = scores, np.broadcast_to(columns, len(scores))
+        self._order = np.argsort(-scores, kind="stable").astype(np.int32)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin with the best again."""
+        self._place = 0
+
+    def offer(self, gone: NDArray[np.bool_]) -> Offer | None:
+        """The best line that is left."""
+        order, place = self._order, self._place
+        while place < len(order) and gone[order[place]]:
+            place += 1
+        self._place = place
+        if place == len(order):
+            return None
+        line = int(order[place])
+        return Offer(line, float(self._scores[line]), int(self._columns[line]))
+
+    def end_turn(self) -> None:
+        """Nothing changes: it has one order."""
+
+    def ahead(self, count: int) -> NDArray[np.int32]:
+        """The lines that come next, some of which may be gone."""
+        return self._order[self._place : self._place + count]
+
+
+class Turns:
+    """Orders (or turns of orders) that take turns, each offering its best line that is left."""
+
+    def __init__(self, parts: Sequence[Order | Turns]) -> None:
+        self._parts = parts
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin with the first part again."""
+        self._turn = 0
+        for part in self._parts:
+            part.restart()
+
+    def offer(self, gone: NDArray[np.bool_]) -> Offer | None:
+        """The line of the part whose turn it is; a part without lines is passed over."""
+        for _ in self._parts:
+            if (found := self._parts[self._turn].offer(gone)) is not None:
+                return found
+            self._next()
+        return None
+
+    def end_turn(self) -> None:
+        """A line was taken: the next part is next."""
+        self._parts[self._turn].end_turn()
+        self._next()
+
+    def _next(self) -> None:
+        self._turn = (self._turn + 1) % len(self._parts)
+
+    def ahead(self, count: int) -> NDArray[np.int32]:
+        """The lines that come next, about."""
+        share = -(-count // len(self._parts))
+        return np.concatenate([part.ahead(share) for part in self._parts])
+
+
 class Ranking:
-    """All scored examples, best first.
+    """All scored lines, offered one by one.
 
-    Attributes:
-        lines: Lines of the score table [n].
-        scores: What each was ranked by [n].
-        columns: The subtask that it helps most, or whose turn it was, an index into `subtasks`;
-            -1: none [n].
+    Args:
+        lines: How many.
+        turns: Their order.
         subtasks: Names.
     """
 
-    lines: NDArray[np.int64]
+    def __init__(self, lines: int, turns: Order | Turns, subtasks: Sequence[str]) -> None:
+        self.subtasks, self._turns = subtasks, turns
+        self._gone = np.zeros(lines, dtype=bool)
+
+    def __len__(self) -> int:
+        return len(self._gone)
+
+    def restart(self) -> None:
+        """Begin again."""
+        self._gone[:] = False
+        self._turns.restart()
+
+    def offer(self) -> Offer | None:
+        """The line that is next; None if all are gone."""
+        found = self._turns.offer(self._gone)
+        if found is not None:
+            self._gone[found.line] = True
+        return found
+
+    def end_turn(self) -> None:
+        """The line that was offered is taken."""
+        self._turns.end_turn()
+
+    def ahead(self, count: int) -> NDArray[np.int64]:
+        """Lines that come soon."""
+        lines = np.unique(self._turns.ahead(count))
+        return lines[~self._gone[lines]].astype(np.int64)
+
+    def subtask(self, column: int) -> str:
+        """A subtask's name; empty: none."""
+        return "" if column < 0 else self.subtasks[column]
+
+
+class Ranked(NamedTuple):
+    """Scores for one target: by which lines are ranked, or columns that take turns.
+
+    Attributes:
+        scores: [n] with the subtask of each line, an index into `subtasks`; or [n, S] with one of
+            each column.
+        columns: [n] or [S].
+        subtasks: Names.
+    """
+
     scores: NDArray[np.float32]
     columns: NDArray[np.int32]
     subtasks: Sequence[str]
 
-    def __len__(self) -> int:
-        return len(self.lines)
 
-    def subtask(self, place: int) -> str:
-        """The subtask of the example at a place; empty: none."""
-        column = int(self.columns[place])
-        return "" if column < 0 else self.subtasks[column]
-
-
-def in_turns(by_subtask: NDArray[np.float32], subtasks: Sequence[str]) -> Ranking:
-    """Subtasks take turns.
-
-    Args:
-        by_subtask: Scores [n, S].
-        subtasks: Names of the columns.
-    """
-    lines, columns = round_robin(by_subtask)
-    return Ranking(lines, by_subtask[lines, columns], columns, subtasks)
-
-
-def together(rankings: Sequence[Ranking]) -> Ranking:
-    """Rankings of the same lines (by the scores of several targets) take turns."""
-    if len(rankings) == 1:
-        return rankings[0]
-    lines, turns = interleave([ranking.lines for ranking in rankings])
-    scores = np.empty(len(lines), dtype=np.float32)
-    columns = np.empty(len(lines), dtype=np.int32)
+def ranking_of(parts: Sequence[Ranked]) -> Ranking:
+    """The ranking by the scores of several targets, for the same lines, which take turns."""
+    turns: list[Order | Turns] = []
     subtasks: list[str] = []
-    for turn, ranking in enumerate(rankings):
-        places = np.empty(len(lines), dtype=np.int64)
-        places[ranking.lines] = np.arange(len(lines))
-        own = np.flatnonzero(turns == turn)
-        taken = places[lines[own]]
-        scores[own], columns[own] = ranking.scores[taken], ranking.columns[taken]
-        columns[own[columns[own] >= 0]] += len(subtasks)
-        subtasks += ranking.subtasks
-    return Ranking(lines, scores, columns, subtasks)
+    for scores, columns, names in parts:
+        own = np.where(columns < 0, columns, columns + len(subtasks)).astype(np.int32)
+        if scores.ndim == 1:
+            turns.append(Order(scores, own))
+        else:
+            pairs = zip(scores.T, own.tolist(), strict=True)
+            turns.append(Turns([Order(column, number) for column, number in pairs]))
+        subtasks += names
+    first = turns[0] if len(turns) == 1 else Turns(turns)
+    return Ranking(len(parts[0].scores), first, subtasks)
+
+
+def in_turns(scores: NDArray[np.float32], subtasks: Sequence[str]) -> Ranked:
+    """Columns take turns; `subtasks` names that of each, and may repeat."""
+    return Ranked(scores, np.arange(len(subtasks), dtype=np.int32), subtasks)
 
 
 def round_robin(scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -137,55 +241,75 @@ def _interleave(
 
 @dataclass(frozen=True)
 class Choice:
-    """Places of a ranking.
+    """Lines of a score table.
 
     Attributes:
         chosen: In order.
+        scores: By which each was chosen, aligned with `chosen`.
+        columns: The subtask that each was chosen for, an index into the ranking's.
         passed: Those passed over on the way, in order.
         reasons: Why, aligned with `passed`.
+        first: The line that was considered first.
     """
 
     chosen: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    columns: NDArray[np.int32]
     passed: NDArray[np.int64]
     reasons: Sequence[str]
+    first: int
 
 
 def choose(
+    ranking: Ranking,
     sources: NDArray[np.integer],
     tokens: NDArray[np.int32],
     names: Sequence[str],
     settings: SelectConfig,
+    budget: Budget,
     checks: Sequence[Check] = (),
 ) -> Choice:
-    """Take examples in order until there are enough.
+    """Take lines in order until there are enough.
 
-    With a budget of tokens, examples are taken until the next one would exceed it.
+    With a budget of tokens, lines are taken until the next one would exceed it.
 
     Args:
-        sources: The source of each example, an index into `names`, best first [n].
-        tokens: The length of each example [n].
+        ranking: The order.
+        sources: The source of each line, an index into `names` [n].
+        tokens: The length of each line [n].
         names: Of the sources.
-        settings: How many, and the most of each source.
-        checks: Reasons to pass over an example, cheapest first.
+        settings: The most of each source.
+        budget: How many.
+        checks: Reasons to pass over a line, cheapest first.
     """
-    count = settings.count
-    if settings.fraction is not None:
-        count = max(1, round(settings.fraction * len(tokens)))
-    caps = Caps(settings, count, names)
-    chosen, passed = array("q"), array("q")
+    count = budget.rows(len(tokens))
+    caps = Caps(settings.per_source, count, budget.tokens, names)
+    chosen, scores, columns, passed = array("q"), array("d"), array("i"), array("q")
     reasons: list[str] = []
-    spent = 0
-    for place, row in enumerate(zip(sources.data, tokens.data, strict=True)):
-        if len(chosen) == count:
-            break
-        reason = caps.full(*row) or next(filter(None, (check(place) for check in checks)), None)
+    spent, first = 0, -1
+    ranking.restart()
+    while len(chosen) != count and (found := ranking.offer()) is not None:
+        line = found.line
+        row = int(sources[line]), int(tokens[line])
+        first = line if first < 0 else first
+        reason = caps.full(*row) or next(filter(None, (check(line) for check in checks)), None)
         if reason is not None:
-            passed.append(place)
+            passed.append(line)
             reasons.append(reason)
             continue
         spent += row[1]
-        if settings.tokens is not None and spent > settings.tokens:
+        if budget.tokens is not None and spent > budget.tokens:
             break
         caps.take(*row)
-        chosen.append(place)
-    return Choice(np.array(chosen, np.int64), np.array(passed, np.int64), reasons)
+        ranking.end_turn()
+        chosen.append(line)
+        scores.append(found.score)
+        columns.append(found.column)
+    return Choice(
+        np.array(chosen, np.int64),
+        np.array(scores, np.float64),
+        np.array(columns, np.int32),
+        np.array(passed, np.int64),
+        reasons,
+        first,
+    )

@@ -9,7 +9,7 @@ question itself says is compared, not the words that a benchmark puts around eve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from gradsieve.data.pool import Pool
 from gradsieve.data.words import split_words
-from gradsieve.recipe.schema import SelectConfig
 from gradsieve.store import Store
 
 AHEAD = 2048
@@ -36,15 +35,21 @@ class Caps:
     """The most that each source may have: rows, or a share of the selection's rows or tokens.
 
     Args:
-        settings: The caps.
+        caps: For every source, or by name.
         count: Rows to select; None: the budget is in tokens.
+        tokens: To select.
         sources: Names.
     """
 
-    def __init__(self, settings: SelectConfig, count: int | None, sources: Sequence[str]) -> None:
-        caps = settings.per_source
+    def __init__(
+        self,
+        caps: float | Mapping[str, float] | None,
+        count: int | None,
+        tokens: int | None,
+        sources: Sequence[str],
+    ) -> None:
         of = caps if isinstance(caps, Mapping) else dict.fromkeys(sources, caps)
-        self._caps = [_cap(name, of.get(name), count, settings.tokens) for name in sources]
+        self._caps = [_cap(name, of.get(name), count, tokens) for name in sources]
         self._spent = [0] * len(sources)
 
     def full(self, source: int, tokens: int) -> str | None:
@@ -84,55 +89,63 @@ def _cap(name: str, cap: float | None, count: int | None, budget: int | None) ->
 
 
 class NearDuplicates:
-    """A check for `choose`: every example that passes it is taken as kept.
+    """A check for `choose`: every line that passes it is taken as kept.
 
     Args:
         store: The datastore of one checkpoint.
         pool: The pool.
-        order: The pool's row numbers in the order in which examples are considered [n].
+        numbers: The pool's row number of each line [n].
+        ahead: Gives some lines, at most so many, that will be considered next.
         cosine: At or above it two examples are near duplicates.
     """
 
-    def __init__(self, store: Store, pool: Pool, order: NDArray[np.int64], cosine: float) -> None:
-        self._store, self._pool, self._order, self._cosine = store, pool, order, cosine
-        self._ahead: dict[int, NDArray[np.float32]] = {}
-        self._read_to = 0
+    def __init__(
+        self,
+        store: Store,
+        pool: Pool,
+        numbers: NDArray[np.int64],
+        ahead: Callable[[int], NDArray[np.int64]],
+        cosine: float,
+    ) -> None:
+        self._store, self._pool, self._numbers, self._cosine = store, pool, numbers, cosine
+        self._coming = ahead
+        self._read: dict[int, NDArray[np.float32] | None] = {}
         self._kept: list[int] = []
         self._units = np.empty((0, 0), dtype=np.float32)
 
-    def __call__(self, place: int) -> str | None:
-        """Why the example at a place of the order is passed over; None: it is kept."""
-        unit = self._unit(place)
+    def __call__(self, line: int) -> str | None:
+        """Why a line is passed over; None: it is kept."""
+        unit = self._unit(line)
         if unit is None:  # it has no gradient to compare
             return None
         if self._kept:
             cosines = self._units[: len(self._kept)] @ unit
             nearest = int(cosines.argmax())
             if cosines[nearest] >= self._cosine:
-                ((source, id),) = self._pool.keys(self._order[[self._kept[nearest]]])
+                ((source, id),) = self._pool.keys(self._numbers[[self._kept[nearest]]])
                 return f"near_duplicates: cosine {cosines[nearest]:.3f} with {source} {id}"
-        self._keep(place, unit)
+        self._keep(line, unit)
         return None
 
-    def _unit(self, place: int) -> NDArray[np.float32] | None:
-        if place >= self._read_to:
-            coming = self._order[place : place + AHEAD]
-            positions = self._store.positions(self._pool.store_keys(coming))
+    def _unit(self, line: int) -> NDArray[np.float32] | None:
+        if line not in self._read:
+            lines = np.concatenate([[line], self._coming(AHEAD)])
+            positions = self._store.positions(self._pool.store_keys(self._numbers[lines]))
             found = np.flatnonzero(positions >= 0)
-            self._ahead, self._read_to = {}, place + len(coming)
+            self._read = dict.fromkeys(lines.tolist())
             if len(found):
                 rows = self._store.read(positions[found])
                 rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
-                self._ahead = dict(zip((place + found).tolist(), rows, strict=True))
-        return self._ahead.get(place)
+                self._read |= zip(lines[found].tolist(), rows, strict=True)
+        return self._read[line]
 
-    def _keep(self, place: int, unit: NDArray[np.float32]) -> None:
+    def _keep(self, line: int, unit: NDArray[np.float32]) -> None:
         if len(self._kept) == len(self._units):  # twice the room
             larger = np.empty((max(256, 2 * len(self._units)), len(unit)), dtype=np.float32)
             larger[: len(self._units)] = self._units.reshape(-1, len(unit))
             self._units = larger
         self._units[len(self._kept)] = unit
-        self._kept.append(place)
+        self._kept.append(line)
 
 
 @dataclass(frozen=True, slots=True)

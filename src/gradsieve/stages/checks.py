@@ -14,7 +14,7 @@ from typing import Any
 
 from gradsieve.errors import DataError, GradsieveError, ModelError, UsageError
 from gradsieve.io import installed
-from gradsieve.methods import find_method
+from gradsieve.methods import all_members, find_method
 from gradsieve.models.load import check_vocabulary
 from gradsieve.models.support import check_support
 from gradsieve.models.training import check_trackers
@@ -127,22 +127,33 @@ def students(context: Context) -> Problems:
 def methods(recipe: Recipe, libraries: bool = False) -> Problems:
     """Methods that are unknown, don't fit `features.mode`, or lack their library."""
     gradients = []
-    for name in recipe.score.methods:
+    for name in all_members(recipe):
         try:
-            method = find_method(name)
+            method = find_method(name, recipe)
         except GradsieveError as error:
             yield error
             continue
         if "gradients" in method.uses:
             gradients.append(name)
-        library = getattr(method, "library", None)
-        if library is not None and libraries:
-            yield from problem_of(partial(installed, library, "baselines"))
-    if recipe.features.mode == "exact" and set(gradients) - {"less"}:
+        library, check = (getattr(method, part, None) for part in ("library", "check"))
+        missing = list(problem_of(partial(installed, library, "baselines"))) if library else []
+        if libraries:
+            yield from missing
+        if libraries and check is not None and not missing:
+            yield from problem_of(partial(check, recipe))
+    if recipe.features.mode != "exact" or not gradients:
+        return
+    if set(gradients) - {"less"}:
         yield UsageError(
             "Exact mode takes LESS's cosines only.",
             f"features.mode: exact, score.methods: {', '.join(gradients)}",
             "Use features.mode: store or both, or leave the other methods out.",
+        )
+    elif recipe.select.turns == "examples":
+        yield UsageError(
+            "Exact mode takes no cosines to single target examples.",
+            "features.mode: exact, select.turns: examples",
+            "Use features.mode: store, or select.turns: subtasks.",
         )
 
 

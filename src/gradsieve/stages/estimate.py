@@ -21,7 +21,7 @@ from gradsieve.evaluation.prompts import has_answers, metrics_of, write_prompts
 from gradsieve.methods import needs_gradients, split_seed
 from gradsieve.models.load import add_adapter, saved_meta_model
 from gradsieve.models.shape import Shape, shape_of
-from gradsieve.recipe.schema import TrainingConfig
+from gradsieve.recipe.schema import Budget, TrainingConfig
 from gradsieve.runs.context import Context
 
 ROW_BYTES = 100
@@ -50,6 +50,7 @@ class Estimate:
         weight_bytes: The weights of its model.
         generated_bytes: What generating answers token by token reads of GPU memory.
         like: The stage whose sample it is timed by; None: its own.
+        tasks: Into how many it is cut for workers.
     """
 
     units: float = 0.0
@@ -63,6 +64,11 @@ class Estimate:
     weight_bytes: int = 0
     generated_bytes: float = 0.0
     like: str | None = None
+    tasks: int = 1
+
+    def share(self, workers: int) -> float:
+        """Of its time, what the busiest of several workers takes."""
+        return math.ceil(self.tasks / workers) / self.tasks
 
 
 # --- models -------------------------------------------------------------------------------------
@@ -145,19 +151,12 @@ def exact_bytes(context: Context) -> int:
     return len(context.pool.usable) * (4 * subtasks(context) + ROW_BYTES)
 
 
-def selections(context: Context) -> int:
-    """Selections of each method: one for each target, or one for all together."""
-    return 1 if context.recipe.select.together else len(context.recipe.targets)
-
-
-def selected(context: Context, method: str) -> int:
-    """Examples that a method selects."""
-    settings, usable = context.recipe.select, len(context.pool.usable)
-    if split_seed(method)[0] == "full":
-        return usable
-    if settings.tokens is not None:
-        return max(1, min(usable, round(settings.tokens / float(lengths(context).mean()))))
-    return min(usable, settings.count or max(1, round((settings.fraction or 0) * usable)))
+def selected(context: Context, budget: Budget) -> int:
+    """Examples of a selection of some size."""
+    usable = len(context.pool.usable)
+    if budget.tokens is not None:
+        return max(1, min(usable, round(budget.tokens / float(lengths(context).mean()))))
+    return min(usable, budget.rows(usable) or usable)
 
 
 class Trained(NamedTuple):
@@ -170,10 +169,12 @@ class Trained(NamedTuple):
 def trainings(context: Context) -> Iterator[Trained]:
     """Each model that is trained on a selection."""
     seeds = context.recipe.train.seeds if context.recipe.train else [0]
-    for method in context.recipe.score.methods:
-        shared = split_seed(method)[0] in SAME_FOR_ALL
-        one = Trained(selected(context, method), selections(context) if shared else 1)
-        yield from [one] * len(seeds) * (1 if shared else selections(context))
+    recipe = context.recipe
+    targets = len({name.target for name in recipe.selections})
+    for name in recipe.selections_for("any"):
+        shared = split_seed(name.method)[0] in SAME_FOR_ALL
+        one = Trained(selected(context, name.budget), targets if shared else 1)
+        yield from [one] * len(seeds) * (1 if shared else targets)
 
 
 def training(

@@ -82,7 +82,7 @@ class Evaluate(Stage):
         seeds = context.recipe.train.seeds if context.recipe.train else [0]
         same = context.student.recipe.model == context.recipe.model
         models = 1 + (same and needs_gradients(context.recipe))
-        models += len(context.recipe.score.methods) * len(seeds)
+        models += len(context.recipe.selections_for("any")) * len(seeds)
         rows, asked = target_rows(context), questions(context).values()
         read = float(sum(len(row.encoded.input_ids) for row in rows))
         read += sum(one.number * one.prompt for one in asked)
@@ -93,6 +93,7 @@ class Evaluate(Stage):
             units=models * (read + GENERATED * written),
             flops=models * flops,
             loads=models * len(context.targets),
+            tasks=models * len(context.targets),
             disk_bytes=models * ROW_BYTES * (len(rows) + sum(one.number for one in asked)),
             memory_bytes=shape.weight_bytes,
             weight_bytes=shape.weight_bytes,
@@ -115,11 +116,8 @@ class Evaluate(Stage):
         }
         missing = [task for name, task in wanted.items() if not results.is_complete(name, task.of)]
         done = len(wanted) - len(missing)
-        with context.progress.counting("evaluation", len(wanted), "models") as report:
-            report(done)
-            for _ in context.engine.map(_job(context, missing), missing):
-                done += 1
-                report(done)
+        for _ in context.engine.map(_job(context, missing), missing, "evaluation", done):
+            pass
         rows = [row for name in wanted for row in _summary(name, results.result(name))]
         results.write_rows(rows)
         return {"results": len(rows), "output": fingerprint(rows)}
@@ -188,8 +186,9 @@ def _identity(context: Context, known: dict[str, Any], name: str, folder: Path |
 def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     """The warm-up's last checkpoint, if it is of the model that is trained; and its identity."""
     meta = context.run.metadata("warmup")
-    own = any(map(uses_gradients, context.recipe.score.methods))  # or is it an older recipe's?
-    if meta is None or not own or context.student.recipe.model != context.recipe.model:
+    recipe = context.recipe
+    own = any(uses_gradients(name, recipe) for name in recipe.score.methods)  # or an older one's?
+    if meta is None or not own or context.student.recipe.model != recipe.model:
         return None, None
     return context.artifacts.warmup.checkpoints[-1], meta["fingerprints"][-1]
 
@@ -246,10 +245,16 @@ class EvaluationJob(Job[EvaluationTask, None]):
         batch_size: Questions answered at a time.
     """
 
+    unit = "models"
+
     source: ModelSource
     template: ChatTemplate
     questions: Mapping[str, Questions]
     batch_size: int
+
+    def name(self, task: EvaluationTask) -> str:
+        """The result's."""
+        return f"evaluation of {task.name}"
 
     def setup(self, progress: Progress) -> Callable[[EvaluationTask], None]:
         """Nothing is shared: each task loads a model of its own."""

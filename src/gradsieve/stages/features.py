@@ -15,6 +15,7 @@ that a killed run resumes with the next shard and ends with the same bytes.
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ from gradsieve.gradients.jobs import (
 )
 from gradsieve.gradients.projection import VERSION
 from gradsieve.io import fingerprint
-from gradsieve.methods import find_method, needs_gradients
+from gradsieve.methods import all_members, find_method, needs_gradients
 from gradsieve.models.checkpoints import checkpoint_fingerprint
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import StageArtifact
@@ -58,7 +59,7 @@ from gradsieve.stages.estimate import (
     width,
 )
 from gradsieve.store import Store, StoreWriter
-from gradsieve.store.format import key_hashes
+from gradsieve.store.format import SETTINGS, key_hashes
 from gradsieve.tasks import Target
 
 SHARDS_WANTED = 50
@@ -127,6 +128,7 @@ class Features(Stage):
         wanted = settings.tokens_per_batch
         tokens = max(int(lengths(context).max()), wanted if isinstance(wanted, int) else 8192)
         balanced = 4 * settings.projection.balanced
+        size = rows_a_shard(len(pool.usable), width(context))
         held = shape.weight_bytes + (13 + balanced + 4 * columns) * shape.adapter
         gradients = len(names) - ("exact" in names)
         left = gradients * (store_bytes(context) + 4 * values * len(rows))
@@ -135,6 +137,7 @@ class Features(Stage):
             units=flops,
             flops=flops,
             loads=checkpoints(context),
+            tasks=checkpoints(context) * made * math.ceil(len(pool.usable) / size),
             disk_bytes=checkpoints(context) * left,
             memory_bytes=held + shape.activation_bytes(tokens, tokens),
             weight_bytes=shape.weight_bytes,
@@ -142,13 +145,8 @@ class Features(Stage):
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Take the features of every row at every checkpoint, as far as they are not there yet."""
-        pool, features, job = context.pool, context.artifacts.features, _job(context)
-        numbers = by_length(pool.lengths, pool.usable)
-        keys = pool.store_keys(numbers)
-        work = [CheckpointWork(context, job, number, numbers, keys) for number in job.checkpoints]
-        # A direction is as large as the adapter: those of one checkpoint at a time.
-        for some in [[one] for one in work] if "exact" in stores(context) else [work]:
-            _map(context, job, some)
+        pool, features, work = context.pool, context.artifacts.features, _work(context)
+        _hand_out(context, work)
         facts = [one.finish() for one in work]
         table = _by_key(pa.concat_tables([skipped for one in work for skipped in one.skipped]))
         features.write_skipped(table)
@@ -166,11 +164,22 @@ class Features(Stage):
         }
 
 
+def take_share(context: Context) -> None:
+    """Take the features of this process's share, while others take theirs."""
+    _hand_out(context, _work(context))
+
+
+def is_missing(context: Context) -> bool:
+    """Whether shards or targets' gradients are missing; `share` is not looked at."""
+    return any(not isinstance(task, AdamTask) for one in _work(context) for task in one.tasks())
+
+
 def stores(context: Context) -> dict[str, bool]:
     """Name of each datastore that the recipe's methods read, and whether its rows are Adam's."""
     if context.recipe.features.mode == "exact":
         return {"exact": True}
-    uses = {find_method(name).uses for name in context.recipe.score.methods}
+    recipe = context.recipe
+    uses = {find_method(name, recipe).uses for name in all_members(recipe)}
     plain = {"pool-sgd": False} if "plain gradients" in uses else {}
     if context.recipe.features.mode == "both":
         return {"pool": True, **plain, "exact": True}
@@ -200,27 +209,37 @@ def _job(context: Context) -> FeaturesJob:
     )
 
 
-def _map(context: Context, job: FeaturesJob, some: Sequence[CheckpointWork]) -> None:
-    """Hand out the work at some checkpoints, as far as it is not done."""
-    count = len(job.checkpoints)
-    of = f", checkpoint {some[0].number} of {count}" if len(some) < count else ""
-    for one in some:
-        one.clear_directions()
-    directions = [task for one in some for task in one.directions()]
-    for _ in context.engine.map(job, directions):
-        pass
-    tasks: list[FeatureTask] = [task for one in some for task in one.tasks()]
-    done = sum(one.rows_done for one in some)
-    for found in context.engine.map(job, tasks, f"features{of}", done):
-        if isinstance(found, AdamFacts):
-            some[found.checkpoint - some[0].number].adam = found
-            if found.share_below_eps is not None:
-                context.progress.say(
-                    f"  features, checkpoint {found.checkpoint} of {count}: "
-                    f"v' < {found.eps} in {found.share_below_eps:.1%} of coordinates"
-                )
-    for one in some:
-        one.clear_directions()
+def _work(context: Context) -> list[CheckpointWork]:
+    job = _job(context)
+    numbers = by_length(context.pool.lengths, context.pool.usable)
+    keys = context.pool.store_keys(numbers)
+    return [CheckpointWork(context, job, number, numbers, keys) for number in job.checkpoints]
+
+
+def _hand_out(context: Context, work: Sequence[CheckpointWork]) -> None:
+    """Hand out what is missing."""
+    job = work[0].job
+    # A direction is as large as the adapter: those of one checkpoint at a time.
+    rounds = [[one] for one in work] if "exact" in stores(context) else [work]
+    for some in rounds:
+        of = f", checkpoint {some[0].number} of {len(work)}" if len(rounds) > 1 else ""
+        for one in some:
+            one.clear_directions()
+        directions = [task for one in some for task in one.directions()]
+        for _ in context.engine.map(job, directions):
+            pass
+        tasks: list[FeatureTask] = [task for one in some for task in one.tasks()]
+        done = sum(one.rows_done for one in some)
+        for found in context.engine.map(job, tasks, f"features{of}", done):
+            if isinstance(found, AdamFacts):
+                work[found.checkpoint - 1].adam = found
+                if found.share_below_eps is not None:
+                    context.progress.say(
+                        f"  features, checkpoint {found.checkpoint} of {len(work)}: "
+                        f"v' < {found.eps} in {found.share_below_eps:.1%} of coordinates"
+                    )
+        for one in some:
+            one.clear_directions()
 
 
 class CheckpointWork:
@@ -258,7 +277,8 @@ class CheckpointWork:
     def _opened(self, kind: str, settings: dict[str, Any], keys: pa.Table) -> StoreWriter:
         """A datastore; the exact one that exists, if it serves these rows and some targets."""
         folder = self.where.store_folder(kind)
-        if kind != "exact" or self.job.settings.mode == "exact" or not folder.is_dir():
+        resumes = self.job.settings.mode == "both" and (folder / SETTINGS).is_file()
+        if kind != "exact" or not resumes:
             return self.where.create_store(kind, settings)
         existing = self.where.store(kind)
         known, wanted = existing.settings["exact"]["targets"], settings["exact"]["targets"]
@@ -298,7 +318,7 @@ class CheckpointWork:
 
     def clear_directions(self) -> None:
         """Remove the directions: they are as large as a datastore."""
-        shutil.rmtree(self.where.directions, ignore_errors=True)
+        shutil.rmtree(self.where.directions(self.context.share), ignore_errors=True)
 
     def directions(self) -> list[DirectionTask]:
         """Exact mode's directions, if there are rows to compare with them."""
@@ -310,20 +330,27 @@ class CheckpointWork:
         ]
 
     def _direction_files(self) -> tuple[Path, ...]:
-        return tuple(map(self.where.direction_file, range(len(self._columns))))
+        folder = self.where.directions(self.context.share)
+        return tuple(folder / f"{n}.safetensors" for n in range(len(self._columns)))
 
     def tasks(self) -> Iterator[FeatureTask]:
         """What is missing: Adam's facts first, then shards, then targets."""
         of_adam = any(stores(self.context).values())
-        yield AdamTask(self.number, self._numbers[: 8 if of_adam else 0])
+        if self.context.share is None:
+            yield AdamTask(self.number, self._numbers[: 8 if of_adam else 0])
         for kinds in self._groups:
             yield from self._shards(kinds)
         for kind in self._stores:
-            for target in () if kind == "exact" else self.context.targets:
-                if not self._has_target(kind, target):
+            for place, target in enumerate(() if kind == "exact" else self.context.targets):
+                if self._is_ours(place) and not self._has_target(kind, target):
                     file = self.where.target_file(kind, target.name)
                     of_adam = stores(self.context)[kind]
                     yield TargetTask(self.number, target.name, _identity(target), file, of_adam)
+
+    def _is_ours(self, place: int) -> bool:
+        """Whether this process's share has the shard or target of this number."""
+        share, count = self.context.share or (1, 1)
+        return place % count == share - 1
 
     def _shards(self, kinds: tuple[str, ...]) -> Iterator[ShardTask]:
         lacking, lengths = self._lacking(kinds), self.context.pool.lengths
@@ -335,7 +362,7 @@ class CheckpointWork:
                 for kind in kinds
                 if (rows := self._missing[kind][places]).any()
             )
-            if outputs:
+            if outputs and self._is_ours(shard):
                 part = self._numbers[places]
                 yield ShardTask(
                     self.number,

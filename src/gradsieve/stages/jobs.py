@@ -69,6 +69,8 @@ class TrainingJob(Job[TrainingTask, None]):
         max_steps: Optimizer steps, whatever the number of rows; None: by epochs.
     """
 
+    unit = "models"
+
     model: ModelSource
     template: ChatTemplate
     settings: TrainingConfig
@@ -79,6 +81,10 @@ class TrainingJob(Job[TrainingTask, None]):
         """Nothing is shared: each training starts from the model's own weights."""
         return lambda task: self._train(task, progress)
 
+    def name(self, task: TrainingTask) -> str:
+        """Rows and seed."""
+        return f"training {task.label}, seed {task.seed}"
+
     def _train(self, task: TrainingTask, progress: Progress) -> None:
         out, seed, start = task.out, task.seed, time.monotonic()
         rows = task.rows(self.template)
@@ -87,7 +93,7 @@ class TrainingJob(Job[TrainingTask, None]):
         total, unit = self.settings.epochs, "epochs"
         if self.max_steps is not None:
             total, unit = self.max_steps, "steps"
-        with progress.counting(f"training {task.label}, seed {seed}", total, unit) as report:
+        with progress.counting(self.name(task), total, unit) as report:
             steps = train_model(
                 model,
                 rows,

@@ -9,13 +9,15 @@ the features know which examples have no score, and why (`artifacts.scores.skipp
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from gradsieve.console import clock
 from gradsieve.errors import GradsieveError
@@ -24,10 +26,13 @@ from gradsieve.methods import (
     Features,
     Scores,
     ScoringTask,
+    all_members,
     find_method,
+    members,
     split_seed,
     uses_gradients,
 )
+from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import ScoreTable
@@ -47,6 +52,10 @@ from gradsieve.stages.estimate import (
 KEY_BYTES = 40
 """A row of a table of scores apart from its subtasks, compressed: an assumption."""
 
+LOW_SIGNAL = 2.0
+"""Spread of scores over the projection's error: the ratio is 1 if scores are error alone, and at 2
+a quarter of their variance is."""
+
 
 class Score(Stage):
     """A score per example, target and method."""
@@ -60,20 +69,23 @@ class Score(Stage):
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         """What this stage depends on."""
-        names = context.recipe.score.methods
+        recipe, names = context.recipe, context.recipe.score.methods
         gradients = _needs_features(context)
+        own = {name: found for name in names if (found := _identity(recipe, name))}
         return {
-            "score": context.recipe.score.results(),
+            "score": recipe.score.results(),
             "methods": names,
             "targets": {target.name: target.fingerprint for target in context.targets},
             "pool": context.pool_inputs,
             "model": context.model_inputs,
             "features": _features(context) if gradients else {},
+            **({"own": own} if own else {}),
+            **({"examples": True} if recipe.select.turns == "examples" else {}),
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
         """Whether scores are kept: other methods and targets may come."""
-        grows: dict[str, Any] = {"methods": None, "targets": {}, "features": {}}
+        grows: dict[str, Any] = {"methods": None, "targets": {}, "features": {}, "own": {}}
         return {**old, **grows} == {**new, **grows} and all(
             new[part].get(name) == value
             for part in ("targets", "features")
@@ -90,10 +102,13 @@ class Score(Stage):
 
     def estimate(self, context: Context) -> Estimate:
         """Passes of methods that use a model; reading the datastores for the others."""
-        methods, rows = context.recipe.score.methods, len(context.pool.usable)
+        recipe, rows = context.recipe, len(context.pool.usable)
+        methods = all_members(recipe)
         shape, names = selecting_shape(context), subtasks(context)
-        stored = sum(map(uses_gradients, methods)) * checkpoints(context)
-        passes = sum(find_method(name).uses == "model" for name in methods)
+        if recipe.select.turns == "examples":
+            names += len(target_rows(context))
+        stored = sum(uses_gradients(name, recipe) for name in methods) * checkpoints(context)
+        passes = sum(find_method(name, recipe).uses == "model" for name in methods)
         tokens = float(lengths(context).sum())
         tokens += sum(len(row.encoded.input_ids) for row in target_rows(context))
         products = 2.0 * width(context) * names * rows if stored else 0.0
@@ -106,32 +121,50 @@ class Score(Stage):
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Score the pool by every method; tables that are there are kept."""
-        scores = context.artifacts.scores
-        names = context.recipe.score.methods
-        for name in names:
-            if not all(scores.is_scored(target.name, name) for target in context.targets):
+        scores, recipe = context.artifacts.scores, context.recipe
+        names = recipe.score.methods
+        for name in sorted(names, key="fusion".__eq__):  # it takes the others' scores
+            made_of = scores.facts().get(name, {}).get("own", [])
+            is_scored = all(scores.is_scored(target.name, name) for target in context.targets)
+            if not is_scored or made_of != _identity(recipe, name):
                 _score(context, name)
-        tables = {
-            f"{target.name}/{name}": scores.table_file(target.name, name)
-            for target in context.targets
-            for name in names
-        }
-        made = [*tables.values()]
+        made = [scores.table_file(t.name, name) for t in context.targets for name in names]
         if _needs_features(context):  # which examples have no score
             made.append(context.artifacts.features.skipped_file)
-        seconds = scores.seconds()
+        facts = scores.facts()
         return {
             "methods": {
-                name: {"source": find_method(name).source, "seconds": seconds.get(name, 0.0)}
+                name: {
+                    "source": find_method(name, recipe).source,
+                    "seconds": facts.get(name, {}).get("seconds", 0.0),
+                    "gradients": uses_gradients(name, recipe),
+                }
                 for name in names
             },
-            "tables": {name: _spread(file) for name, file in tables.items()},
+            "tables": {
+                f"{target.name}/{name}": {
+                    **_spread(scores.table_file(target.name, name)),
+                    "signal_to_noise": facts.get(name, {}).get("noise", {}).get(target.name, {}),
+                }
+                for target in context.targets
+                for name in names
+            },
             "output": fingerprint([file_fingerprint(file) for file in made]),
         }
 
 
 def _needs_features(context: Context) -> bool:
-    return any(map(uses_gradients, context.recipe.score.methods))
+    recipe = context.recipe
+    return any(uses_gradients(name, recipe) for name in recipe.score.methods)
+
+
+def _identity(recipe: Recipe, name: str) -> list[str]:
+    """What a method consists of besides this package: other methods, and files of the user's."""
+    parts = members(name, recipe)
+    files = [recipe.score.files[part].rpartition(":") for part in parts
+             if part in recipe.score.files]  # fmt: skip
+    of_files = [f"{place}:{file_fingerprint(Path(file))}" for file, _, place in files]
+    return [*(parts if parts != [name] else []), *of_files]
 
 
 def _features(context: Context) -> dict[str, Any]:
@@ -144,14 +177,20 @@ def _score(context: Context, name: str) -> None:
     artifact = context.artifacts.scores
     task = _task(context, name)
     start = time.monotonic()
-    scores = find_method(name).score(task)
+    scores = find_method(name, context.recipe).score(task)
     seconds = round(time.monotonic() - start, 3)
-    artifact.add_seconds(name, seconds)
+    noise = {target: _noise(of) for target, of in scores.items() if of.errors is not None}
+    own = _identity(context.recipe, name)
+    facts = {"seconds": seconds, **({"own": own} if own else {}), "noise": noise}
+    artifact.add_facts(name, facts)
     keys = task.pool.take(task.numbers, ["source", "id"])
     for target in context.targets:
-        artifact.write_table(target.name, name, _table(keys, scores[target.name]))
+        found, what = scores[target.name], f"{name}, target {target.name}"
+        artifact.write_table(target.name, name, _table(keys, found), found.examples)
         if split_seed(name)[0] != "full":
-            _warn_of_ties(context, f"{name}, target {target.name}", scores[target.name])
+            _warn_of_ties(context, what, found)
+        if warning := _noise_warning(context.recipe, noise.get(target.name, {})):
+            context.progress.warn(f"{what}: {warning}")
     context.progress.say(f"  {name}: scored in {clock(seconds)}")
 
 
@@ -161,6 +200,33 @@ def _table(keys: pa.Table, scores: Scores) -> ScoreTable:
         by_subtask = np.zeros((len(keys), 0), dtype=np.float32)
     return ScoreTable(
         keys, scores.total, scores.best, list(scores.subtasks), by_subtask, scores.standardized
+    )
+
+
+def _noise(scores: Scores) -> dict[str, dict[str, float]]:
+    """Each subtask's spread of scores over rows, the projection's error, and their ratio."""
+    assert scores.by_subtask is not None
+    assert scores.errors is not None
+    spread = scores.by_subtask.std(axis=0, dtype=np.float64).tolist()
+    return {
+        name: {"spread": one, "error": error, "ratio": one / error}
+        for name, one, error in zip(scores.subtasks, spread, scores.errors.tolist(), strict=True)
+    }
+
+
+def _noise_warning(recipe: Recipe, noise: Mapping[str, Mapping[str, float]]) -> str | None:
+    """The warning of scores that are mostly the projection's error."""
+    low = {name: found["ratio"] for name, found in noise.items() if found["ratio"] < LOW_SIGNAL}
+    if not low:
+        return None
+    worst = min(low, key=lambda name: low[name])
+    settings = recipe.features.projection.model_dump()
+    balanced = "" if settings.get("balanced") else "features.projection.balanced, "
+    return (
+        f"scores spread over rows {low[worst]:.1f} times as much as the projection to "
+        f"{settings['dim']} dims errs (subtask {worst}; {len(low)} of {len(noise)} are below "
+        f"{LOW_SIGNAL:g}), so much of the ranking is noise: use features.mode: exact, {balanced}"
+        "or a larger features.projection.dim"
     )
 
 
@@ -181,8 +247,8 @@ def _warn_of_ties(context: Context, name: str, scores: Scores) -> None:
 
 
 def _task(context: Context, name: str) -> ScoringTask:
-    numbers, features = context.pool.usable, None
-    if uses_gradients(name):
+    numbers, features, recipe = context.pool.usable, None, context.recipe
+    if uses_gradients(name, recipe):
         checkpoints = context.artifacts.features.checkpoints
         skipped = context.pool.locate(context.artifacts.features.skipped())
         numbers = numbers[~np.isin(numbers, skipped)]
@@ -193,12 +259,31 @@ def _task(context: Context, name: str) -> ScoringTask:
         pool=context.pool,
         numbers=numbers,
         targets={target.name: context.target_rows(target) for target in context.targets},
-        recipe=context.recipe,
+        recipe=recipe,
         model=context.model,
         seed=split_seed(name)[1],
         progress=context.progress,
         features=features,
-    )
+        engine=context.engine,
+        work=context.artifacts.scores.work,
+        known={
+            part: {target.name: _known(context, target.name, part, numbers)
+                   for target in context.targets}
+            for part in members(name, recipe)
+            if part != name and part in recipe.score.methods
+        },
+    )  # fmt: skip
+
+
+def _known(context: Context, target: str, name: str, numbers: NDArray[np.int64]) -> Scores:
+    """Scores that have been written, of some of the pool's examples."""
+    artifact = context.artifacts.scores
+    table, examples = artifact.table(target, name), artifact.examples(target, name)
+    kept = np.isin(table.numbers(context.pool), numbers)  # both are in order of (source, id)
+    if examples is not None:
+        examples = replace(examples, values=examples.values[kept])
+    by_subtask = table.by_subtask[kept] if table.subtasks else None
+    return Scores(table.total[kept], table.subtasks, by_subtask, examples=examples)
 
 
 def _spread(file: Path) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Stage 5: the best rows, given back as they came in (method.md, step 5).
 
-In: scores and the pool. Out, in `04-select/TARGET/METHOD/` (or `together/METHOD/`):
+In: scores and the pool. Out, in `04-select/TARGET/METHOD/` (or `together/METHOD/`; METHOD@SIZE if
+the recipe asks for several sizes):
 `selected.jsonl` (rows in rank order, plus rank, score, subtask and source), `messages.jsonl` (the
 same rows as chat messages, alike whatever format they came in), `dropped.jsonl` (rows that could
 not be scored or were passed over, with the reason) and `README.md`, a card for the hub; and
@@ -13,7 +14,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,11 @@ from numpy.typing import NDArray
 from gradsieve.data.pool import Pool
 from gradsieve.errors import DataError, GradsieveError, RunError
 from gradsieve.io import fingerprint, read_lines, write_text
-from gradsieve.recipe.schema import TOGETHER, SelectConfig
+from gradsieve.methods.base import ExampleScores
+from gradsieve.recipe.schema import TOGETHER, SelectConfig, SelectionName
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
+from gradsieve.runs.score_table import ScoreTable
 from gradsieve.selection.export import (
     Card,
     Selected,
@@ -35,11 +39,19 @@ from gradsieve.selection.export import (
     write_lines,
     write_selected,
 )
-from gradsieve.selection.ranking import Check, Choice, Ranking, choose, in_turns, together
+from gradsieve.selection.ranking import (
+    Check,
+    Choice,
+    Ranked,
+    Ranking,
+    choose,
+    in_turns,
+    ranking_of,
+)
 from gradsieve.selection.rules import Leak, NearDuplicates, find_leaks
 from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
-from gradsieve.stages.estimate import Estimate, selected, selections
+from gradsieve.stages.estimate import Estimate, selected
 from gradsieve.store import Store, open_store
 
 AT_ONCE = 4096
@@ -82,12 +94,12 @@ class Select(Stage):
 
     def estimate(self, context: Context) -> Estimate:
         """Looking for leaks in the pool, and writing each selection twice."""
-        pool, methods = context.pool, context.recipe.score.methods
+        pool, names = context.pool, context.recipe.selections
         text = sum(
             pc.sum(pc.binary_length(pool.table[name])).as_py() for name in ("row", "messages")
         )
-        share = sum(selected(context, method) for method in methods) / len(pool)
-        written = round(selections(context) * share * text)
+        share = sum(selected(context, name.budget) for name in names) / len(pool)
+        written = round(share * text)
         return Estimate(units=len(pool), disk_bytes=written)
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
@@ -95,9 +107,14 @@ class Select(Stage):
         artifact, leaks = context.artifacts.selections, _leaks(context)
         facts: dict[str, dict[str, Any]] = {}
         prints: dict[str, str] = {}
-        for target, method in _wanted(context):
-            facts.setdefault(target, {})[method] = _select(context, target, method, leaks)
-            prints[f"{target}/{method}"] = artifact.selection(target, method).fingerprint
+        order = attrgetter("target", "method")
+        for (target, method), names in groupby(context.recipe.selections, order):
+            scored = _scored(context, target, method)  # ranked once for all sizes
+            for name in names:
+                facts.setdefault(target, {})[name.short] = _select(context, name, scored, leaks)
+                prints[f"{target}/{name.short}"] = artifact.selection(
+                    target, name.short
+                ).fingerprint
         write_lines(artifact.leaks, _leak_records(context.pool, leaks))
         return {
             "targets": facts,
@@ -108,42 +125,36 @@ class Select(Stage):
 
 
 def _refuse_too_many(context: Context, rows: int) -> None:
-    count = context.recipe.select.count
-    if count is not None and count > rows and set(context.recipe.score.methods) != {"full"}:
-        raise DataError(
-            "There are fewer rows than are to be selected.",
-            f"select.count {count}, rows {rows}",
-            "Lower select.count.",
-        )
-
-
-def _wanted(context: Context) -> list[tuple[str, str]]:
-    """(target, method) of each selection."""
-    recipe = context.recipe
-    targets = [TOGETHER] if recipe.select.together else [target.name for target in recipe.targets]
-    return [(target, method) for target in targets for method in recipe.score.methods]
+    for name in context.recipe.selections:
+        count = name.budget.count
+        if count is not None and count > rows:
+            raise DataError(
+                "There are fewer rows than are to be selected.",
+                f"select.count {count}, rows {rows}",
+                "Lower select.count.",
+            )
 
 
 def _select(
-    context: Context, target: str, method: str, leaks: Mapping[int, Leak]
+    context: Context, name: SelectionName, scored: _Scored, leaks: Mapping[int, Leak]
 ) -> dict[str, Any]:
     """Write one selection; returns what the metadata records of it."""
-    out = context.artifacts.selections.selection(target, method)
-    scored = _scored(context, target, method)
-    choice = _chosen(context, method, scored, leaks)
-    write_selected(scored.selected(choice.chosen), out.selected, out.messages)
+    target, method = name.target, name.method
+    out = context.artifacts.selections.selection(target, name.short)
+    choice = _chosen(context, name, scored, leaks)
+    write_selected(scored.selected(choice), out.selected, out.messages)
     write_lines(out.dropped, chain(_unscored(context, method), scored.dropped(choice)))
     tokens, sources = int(scored.tokens[choice.chosen].sum()), scored.count(choice.chosen)
-    subtasks = scored.count_subtasks(choice.chosen)
-    if warning := dominated(subtasks, len(scored.ranking.subtasks)):
-        context.progress.warn(f"{method}, target {target}: {warning}")
+    columns = choice.columns[choice.columns >= 0]
+    subtasks = _counted(columns, scored.ranking.subtasks)
+    if warning := dominated(subtasks, len(set(scored.ranking.subtasks))):
+        context.progress.warn(f"{name.short}, target {target}: {warning}")
     card = Card(
         context.recipe,
-        target,
-        method,
+        name,
         tokens,
         sources,
-        scored.count(np.arange(len(scored.order))),
+        scored.count(slice(None)),
         {t.name: (len(t.examples), len(t.subtasks)) for t in context.targets},
         features_of(read_lines(out.selected)),
         message_features(read_lines(out.messages)),
@@ -183,108 +194,114 @@ def dominated(rows: Mapping[str, int], subtasks: int) -> str | None:
 
 @dataclass(frozen=True)
 class _Scored:
-    """All scored rows, best first.
+    """All scored rows, by their lines in the score table.
 
     Attributes:
         pool: The pool.
-        ranking: Their scores.
-        order: Their numbers in the pool [n].
+        ranking: The order in which they are considered.
+        numbers: Their numbers in the pool [n].
         sources: Their sources, an index into `names` [n].
         names: Of the sources.
     """
 
     pool: Pool
     ranking: Ranking
-    order: NDArray[np.int64]
+    numbers: NDArray[np.int64]
     sources: NDArray[np.int32]
     names: Sequence[str]
 
     @property
     def tokens(self) -> NDArray[np.int32]:
         """Their lengths [n]."""
-        return self.pool.lengths[self.order]
+        return self.pool.lengths[self.numbers]
 
-    def count(self, places: NDArray[np.int64]) -> dict[str, int]:
+    def count(self, lines: NDArray[np.int64] | slice) -> dict[str, int]:
         """Rows of each source that has some, the most frequent first."""
-        counts = np.bincount(self.sources[places], minlength=len(self.names)).tolist()
-        named = {name: count for name, count in zip(self.names, counts, strict=True) if count}
-        return dict(Counter(named).most_common())
+        return _counted(self.sources[lines], self.names)
 
-    def count_subtasks(self, places: NDArray[np.int64]) -> dict[str, int]:
-        """Rows of each subtask that has some, the most frequent first."""
-        columns, names = self.ranking.columns[places], self.ranking.subtasks
-        counts = np.bincount(columns[columns >= 0], minlength=len(names)).tolist()
-        found: Counter[str] = Counter()
-        for name, count in zip(names, counts, strict=True):
-            found[name] += count
-        return {name: count for name, count in found.most_common() if count}
-
-    def selected(self, places: NDArray[np.int64]) -> Iterator[Selected]:
-        """The rows at some places of the order, in that order."""
-        rank = 0
-        for part in _parts(places):
-            examples = self.pool.examples(self.order[part])
-            for place, example in zip(part.tolist(), examples, strict=True):
-                rank += 1
-                score, subtask = float(self.ranking.scores[place]), self.ranking.subtask(place)
-                yield Selected(example, rank, score, subtask)
+    def selected(self, choice: Choice) -> Iterator[Selected]:
+        """The chosen rows, in order."""
+        ranks = np.arange(len(choice.chosen))
+        for part in _parts(ranks):
+            examples = self.pool.examples(self.numbers[choice.chosen[part]])
+            for rank, example in zip(part.tolist(), examples, strict=True):
+                subtask = self.ranking.subtask(int(choice.columns[rank]))
+                yield Selected(example, rank + 1, float(choice.scores[rank]), subtask)
 
     def dropped(self, choice: Choice) -> Iterator[dict[str, Any]]:
         """The rows that were passed over, and why."""
         reasons = iter(choice.reasons)
         for part in _parts(choice.passed):
-            for key in self.pool.keys(self.order[part]):
+            for key in self.pool.keys(self.numbers[part]):
                 yield {**key._asdict(), "reason": next(reasons)}
 
 
-def _parts(places: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    return (places[start : start + AT_ONCE] for start in range(0, len(places), AT_ONCE))
+def _counted(of: NDArray[np.int32], names: Sequence[str]) -> dict[str, int]:
+    """How often each name occurs, if it does, the most frequent first; names may repeat."""
+    found: Counter[str] = Counter()
+    for name, count in zip(names, np.bincount(of, minlength=len(names)).tolist(), strict=True):
+        found[name] += count
+    return {name: count for name, count in found.most_common() if count}
+
+
+def _parts(values: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    return (values[start : start + AT_ONCE] for start in range(0, len(values), AT_ONCE))
 
 
 def _scored(context: Context, target: str, method: str) -> _Scored:
-    """All scored rows, best first; several targets take turns."""
+    """All scored rows; several targets take turns."""
     pool, recipe = context.pool, context.recipe
     names = [t.name for t in recipe.targets] if target == TOGETHER else [target]
-    rankings = []
+    scores, parts = context.artifacts.scores, []
     for name in names:  # one table at a time: each may have 57 columns
-        table = context.artifacts.scores.table(name, method)
-        if recipe.select.round_robin and table.subtasks:
-            rankings.append(in_turns(table.by_subtask, table.subtasks))
-        else:
-            order = table.order
-            rankings.append(Ranking(order, table.total[order], table.best[order], table.subtasks))
-    ranking = together(rankings)
-    order = table.numbers(pool)[ranking.lines]
+        table = scores.table(name, method)
+        numbers = table.numbers(pool)  # the same in each
+        examples = scores.examples(name, method) if recipe.select.turns == "examples" else None
+        parts.append(_ranked(table, examples, recipe.select.turns))
     ends = np.cumsum([source.rows for source in pool.sources.values()])
-    sources = np.searchsorted(ends, order, side="right").astype(np.int32)
-    return _Scored(pool, ranking, order, sources, list(pool.sources))
+    sources = np.searchsorted(ends, numbers, side="right").astype(np.int32)
+    return _Scored(pool, ranking_of(parts), numbers, sources, list(pool.sources))
 
 
-def _chosen(context: Context, method: str, scored: _Scored, leaks: Mapping[int, Leak]) -> Choice:
-    settings, order = context.recipe.select, scored.order
-    if method == "full":  # whatever the recipe says; but what leaks stays out
+def _ranked(table: ScoreTable, examples: ExampleScores | None, turns: str) -> Ranked:
+    """What a target's rows are ranked by."""
+    if examples is not None:
+        return in_turns(examples.values, examples.subtasks)
+    if turns == "subtasks" and table.subtasks:
+        return in_turns(table.by_subtask, table.subtasks)
+    return Ranked(table.total, table.best, table.subtasks)
+
+
+def _chosen(
+    context: Context, name: SelectionName, scored: _Scored, leaks: Mapping[int, Leak]
+) -> Choice:
+    settings, budget, numbers = context.recipe.select, name.budget, scored.numbers
+    if name.method == "full":  # whatever the recipe says; but what leaks stays out
         settings = SelectConfig(fraction=1.0, drop_leaks=settings.drop_leaks)
     else:
-        _refuse_too_many(context, len(order))
+        _refuse_too_many(context, len(numbers))
     checks: list[Check] = []
     if settings.drop_leaks and leaks:
         reasons = {number: leak.reason for number, leak in leaks.items()}
-        checks.append(lambda place: reasons.get(int(order[place])))
+        checks.append(lambda line: reasons.get(int(numbers[line])))
     if settings.near_duplicates is not None:
+        store, ahead = _last_store(context), scored.ranking.ahead
         cosine = settings.near_duplicates.cosine
-        checks.append(NearDuplicates(_last_store(context), scored.pool, order, cosine))
-    choice = choose(scored.sources, scored.tokens, scored.names, settings, checks)
+        checks.append(NearDuplicates(store, scored.pool, numbers, ahead, cosine))
+    choice = choose(
+        scored.ranking, scored.sources, scored.tokens, scored.names, settings, budget, checks
+    )
     if not len(choice.chosen):
-        (key,) = scored.pool.keys(order[:1])
+        (key,) = scored.pool.keys(numbers[[choice.first]])
         raise DataError(
             "Not even the best row can be selected.",
-            f"select, {key.source} {key.id}: {scored.tokens[0]} tokens"
+            f"select, {key.source} {key.id}: {scored.tokens[choice.first]} tokens"
             + (f"; {choice.reasons[0]}" if choice.reasons else ""),
             "Raise select.tokens, or loosen the other keys of select.",
         )
-    if settings.count is not None and len(choice.chosen) < settings.count:
+    if budget.count is not None and len(choice.chosen) < budget.count:
         context.progress.warn(
-            f"{method}: {len(choice.chosen)} rows instead of {settings.count}, since "
+            f"{name.short}: {len(choice.chosen)} rows instead of {budget.count}, since "
             f"{len(choice.passed)} were passed over; dropped.jsonl lists the reasons"
         )
     return choice

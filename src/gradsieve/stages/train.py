@@ -68,6 +68,7 @@ class Train(Stage):
             units=sum(one.units for one in every),
             flops=sum(one.flops for one in every),
             loads=len(every),
+            tasks=len(every),
             steps=sum(one.steps for one in every),
             disk_bytes=sum(one.folders for one in made) * shape.trained_weight_bytes,
             like="warmup" if same and not shape.full and not recipe.warmup.checkpoints else None,
@@ -88,7 +89,8 @@ class Train(Stage):
             for task in tasks.values():
                 _make_room(context, task)
             missing = [task for task in first.values() if not task.out.exists()]
-        for _ in context.engine.map(training_job(context), distributed.agreed(missing)):
+        missing, done = distributed.agreed(missing), len(first) - len(missing)
+        for _ in context.engine.map(training_job(context), missing, "training", done):
             pass
         for task in tasks.values() if distributed.is_first() else ():
             if not task.out.exists():  # the same rows, for another target

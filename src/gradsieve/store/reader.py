@@ -67,8 +67,8 @@ class Block(NamedTuple):
 
 
 class Similarities(NamedTuple):
-    """Some of a shard's rows: positions [n], cosines to directions [n, S], and the norms [n] whose
-    product with the cosines are inner products.
+    """Some of a shard's rows: positions [n], cosines to directions [n, S], the norms [n] whose
+    product with the cosines are inner products, and norms after projection [n].
 
     A row of norm 0 has cosines of 0.
     """
@@ -76,6 +76,7 @@ class Similarities(NamedTuple):
     positions: NDArray[np.int64]
     cosines: NDArray[np.float32]
     norms: NDArray[np.float32]
+    feature_norms: NDArray[np.float32]
 
 
 def open_store(path: str | Path) -> Store:
@@ -251,12 +252,12 @@ class Store:
         cosines = Cosines(directions, self.bits)
         for found, tensors in self._read(positions):
             values = cosines(tensors["codes"], tensors["code_norms"])
-            norms = tensors["feature_norms"]
-            values[norms == 0] = 0
+            own = norms = tensors["feature_norms"]
+            values[own == 0] = 0
             if balanced:
-                values *= (norms / np.maximum(tensors["gradient_norms"], quantize.TINY))[:, None]
                 norms = tensors["gradient_norms"]
-            yield Similarities(found, values, norms)
+                values *= (own / np.maximum(norms, quantize.TINY))[:, None]
+            yield Similarities(found, values, norms, own)
 
     def _read(self, positions: NDArray[np.int64] | None) -> Iterator[tuple[Any, Tensors]]:
         """Positions and tensors of each shard's wanted rows, one shard read ahead."""

@@ -15,7 +15,7 @@ from safetensors.torch import safe_open, save_file
 from torch import Tensor
 
 from gradsieve.errors import StoreError
-from gradsieve.gradients.similarity import Norms
+from gradsieve.gradients.similarity import Norms, divided
 from gradsieve.io import atomic
 
 
@@ -44,6 +44,10 @@ class TargetGradients:
     def norms(self) -> Norms | None:
         """Norms by which cosines are taken; None: those of the projected rows."""
         return None if self.mean_norms is None else Norms(self.gradient_norms, self.mean_norms)
+
+    def units(self) -> Tensor:
+        """Rows whose inner product with a row of length 1 is the cosine [k, d]."""
+        return divided(self.rows, self.norms and self.norms.of_rows)
 
 
 def target_file(checkpoint: Path, store: str, target: str) -> Path:

@@ -16,7 +16,7 @@ HASHED_AT_ONCE = 10_000
 
 
 def random_share(
-    pool: Pool, numbers: NDArray[np.int64], fraction: float, seed: int
+    pool: Pool, numbers: NDArray[np.int64], fraction: float, seed: int | str
 ) -> NDArray[np.int64]:
     """The examples with the smallest hashes, smallest first; at least one.
 

@@ -80,10 +80,11 @@ function showSummary(view) {
     ...bestResult(view));
 }
 
-// The first metric of the results, next to that of random selection.
+// The metric that tells models apart, next to that of random selection.
 function bestResult(view) {
   const metrics = report.results[view.target] || [];
-  const metric = metrics.find((one) => !one.metric.endsWith("_loss")) || metrics[0];
+  const { verdict } = foundOf(view);
+  const metric = metrics.find((one) => verdict && one.metric === verdict.metric) || metrics.find((one) => !one.metric.endsWith("_loss")) || metrics[0];
   const of = (name) => metric && metric.methods.find((one) => one.method === name);
   const found = of(view.method), other = (view.method !== "random" && of("random")) || of("base");
   return found ? [tile(metric.metric, fixed(found.mean), other ? `${other.method}: ${fixed(other.mean)}` : "after training")] : [];
@@ -135,18 +136,23 @@ function showCharts(view) {
 
 function showResults(view) {
   const metrics = report.results[view.target] || [];
-  at("results").hidden = !metrics.length;
-  document.querySelector('nav a[href="#results"]').hidden = !metrics.length;
-  at("results-hint").textContent = "After training on each method\u2019s selection. A dot is one trained model, the line the mean. In brackets: 95% interval of the difference to random, over questions and models.";
+  const none = !metrics.length && !foundOf(view).validation.length;
+  at("results").hidden = none;
+  document.querySelector('nav a[href="#results"]').hidden = none;
+  at("results-hint").textContent = !metrics.length ? "" : "After training on each method\u2019s selection. A dot is one trained model, the line the mean. In brackets: 95% interval of the difference to random, over questions and models.";
   at("metrics").replaceChildren(...metrics.map((metric) => element("div", { class: "card" })));
   metrics.forEach((metric, place) => showMetric(at("metrics").children[place], metric, view.method));
+  showVerdict(view);
+  showFindings(view, view.method.replace(/(-\d+)?(@.*)?$/, ""));
 }
 
 function showMetric(card, metric, current) {
   const values = metric.methods.flatMap((one) => one.values).filter((value) => value !== null);
   const low = Math.min(...values), high = Math.max(...values), sign = metric.higher_is_better ? 1 : -1;
-  const against = metric.methods.some((one) => one.over_random);
+  const against = metric.methods.some((one) => one.over.random);
   const heads = [element("th", { scope: "col" }, "method"), element("td", { class: "strip" }), element("th", { scope: "col", class: "number" }, "mean")];
+  const { steps } = foundOf(state.view), trained = metric.methods.some((one) => one.method in steps);
+  if (trained) heads.push(element("th", { scope: "col", class: "number" }, "steps"));
   if (against) heads.push(element("th", { scope: "col", class: "number" }, "minus random"));
   const table = element("table", {}, element("tr", {}, ...heads));
   card.append(element("h3", {}, `${metric.metric} `, element("span", { class: "small" }, metric.higher_is_better ? "higher is better" : "lower is better")),
@@ -155,7 +161,8 @@ function showMetric(card, metric, current) {
     const strip = element("div"), here = one.method === current;
     const mean = fixed(one.mean) + (one.deviation === null ? "" : ` \u00b1 ${fixed(one.deviation)}`);
     const cells = [element("th", { scope: "row" }, one.method), element("td", { class: "strip" }, strip), element("td", { class: "number" }, mean)];
-    const gap = one.over_random;
+    const gap = one.over.random;
+    if (trained) cells.push(element("td", { class: "number" }, one.method in steps ? whole.format(steps[one.method]) : "\u2013"));
     if (against) cells.push(element("td", { class: "number gap" }, ...(gap ? [signed(gap[0], fixed), " ", element("span", {}, `[${fixed(gap[1])}, ${fixed(gap[2])}]`)] : [])));
     table.append(element("tr", { class: here ? "current" : "" }, ...cells));
     stripChart(strip, one.values, one.mean, low, high, here);
@@ -222,7 +229,9 @@ function showRun() {
     element("li", {}, element("span", { class: "name" }, name), element("span", { class: "track" }, element("i", { "width%": (100 * seconds) / most })), element("span", { class: "value" }, clock(seconds)))));
   const cost = Object.entries(made.scoring_seconds).map(([name, seconds]) => `${name} ${clock(seconds)}`).join(", ");
   const versions = Object.entries(made.versions).map(([name, version]) => `${name} ${version}`).join(" \u00b7 ");
-  const cards = [card("Time", "Seconds per stage, all runs of it together.", times, element("p", { class: "small" }, `Scoring only: ${cost}.`), element("p", { class: "small" }, versions))];
+  const places = Object.entries(made.workers).filter(([, place]) => place).map(([name, place]) => `${name}: ${place}`).join(" \u00b7 ");
+  const lines = [`Scoring only: ${cost}.`, places, versions].filter(Boolean);
+  const cards = [card("Time", "Seconds per stage, all runs of it together.", times, ...lines.map((line) => element("p", { class: "small" }, line)))];
   if (report.checkpoints.length) {
     const heads = ["checkpoint", "mean learning rate", "Adam steps", "v\u2019 < 1e-8"].map((name, place) => element("th", { scope: "col", class: place ? "number" : "" }, name));
     const rows = report.checkpoints.map((one, place) => element("tr", {},

@@ -7,14 +7,13 @@ verify what a finished stage left before it is used.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from gradsieve.runs.artifacts.base import StageArtifact, damaged_error
 from gradsieve.runs.artifacts.evaluating import (
     ModelsArtifact,
     ReportArtifact,
     ResultsArtifact,
     TrainedModel,
+    ValidationArtifact,
 )
 from gradsieve.runs.artifacts.selecting import (
     CheckpointFeatures,
@@ -33,56 +32,26 @@ __all__ = [
     "SelectionFiles",
     "StageArtifact",
     "TrainedModel",
+    "ValidationArtifact",
     "damaged_error",
 ]
 
 
-@dataclass(frozen=True)
 class Artifacts:
     """What every stage of a run leaves.
 
-    Attributes:
+    Args:
         run: The run folder.
     """
 
-    run: RunFolder
-
-    @property
-    def pool(self) -> PoolArtifact:
-        """The candidate pool."""
-        return PoolArtifact(self.run)
-
-    @property
-    def warmup(self) -> WarmupArtifact:
-        """Checkpoints."""
-        return WarmupArtifact(self.run)
-
-    @property
-    def features(self) -> FeaturesArtifact:
-        """Datastores and target gradients."""
-        return FeaturesArtifact(self.run)
-
-    @property
-    def scores(self) -> ScoresArtifact:
-        """Tables of scores."""
-        return ScoresArtifact(self.run)
-
-    @property
-    def selections(self) -> SelectionsArtifact:
-        """Selected rows."""
-        return SelectionsArtifact(self.run)
-
-    @property
-    def models(self) -> ModelsArtifact:
-        """Trained models."""
-        return ModelsArtifact(self.run)
-
-    @property
-    def results(self) -> ResultsArtifact:
-        """Results of evaluation."""
-        return ResultsArtifact(self.run)
-
-    @property
-    def report(self) -> ReportArtifact:
-        """The report."""
-        return ReportArtifact(self.run)
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.pool = PoolArtifact(run)
+        self.warmup = WarmupArtifact(run)
+        self.features = FeaturesArtifact(run)
+        self.scores = ScoresArtifact(run)
+        self.selections = SelectionsArtifact(run)
+        self.models = ModelsArtifact(run)
+        self.results = ResultsArtifact(run)
+        self.validation = ValidationArtifact(run)
+        self.report = ReportArtifact(run)

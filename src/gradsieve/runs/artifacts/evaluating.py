@@ -40,10 +40,7 @@ class TrainedModel:
 
     def training(self) -> dict[str, Any]:
         """Seconds, rows and the fingerprint of the selection that it was trained on."""
-        file = self.folder / TRAINING
-        with reading(file):
-            found: dict[str, Any] = json.loads(file.read_bytes())
-        return found
+        return _json(self.folder / TRAINING)
 
     def publish(self, training: Mapping[str, Any]) -> None:
         """Make what is in `partial` the model."""
@@ -125,13 +122,11 @@ class ResultsArtifact(StageArtifact):
     def result(self, name: str) -> dict[str, Any]:
         """A number per question and metric; empty if it is not there yet."""
         file = self.verified(self.result_file(name))
-        with reading(file):
-            return json.loads(file.read_bytes()) if file.is_file() else {}
+        return _json(file) if file.is_file() else {}
 
     def rows(self) -> list[dict[str, Any]]:
         """The summary: a record per model and metric."""
-        with reading(self.verified(self.summary)):
-            return list(json.loads(self.summary.read_bytes())["rows"])
+        return list(_json(self.verified(self.summary))["rows"])
 
     def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the summary."""
@@ -148,6 +143,62 @@ class ResultsArtifact(StageArtifact):
 
 
 @dataclass(frozen=True)
+class ValidationArtifact(StageArtifact):
+    """Losses of models trained on parts of the pool, and what they say of each method's scores.
+
+    A part is named by a hash of its members: each is trained on once, whichever methods it serves.
+    """
+
+    stage: str = "validate"
+
+    @property
+    def summary(self) -> Path:
+        """A record for each target and method."""
+        return self.folder / "results.json"
+
+    def model(self, part: str, seed: int) -> TrainedModel:
+        """The model trained on a part of the pool."""
+        return TrainedModel(self.folder / "models" / part / f"seed-{seed}")
+
+    def loss_file(self, part: str, seed: int, target: str) -> Path:
+        """That model's losses on a target."""
+        return self.folder / "losses" / part / f"seed-{seed}" / f"{target}.json"
+
+    def losses(self, part: str, seed: int, target: str) -> list[float]:
+        """A loss per example."""
+        return list(_json(self.loss_file(part, seed, target))["losses"])
+
+    def has_losses(self, part: str, seed: int, target: str, of: str) -> bool:
+        """Whether they are there, of these examples."""
+        file = self.loss_file(part, seed, target)
+        try:
+            return file.is_file() and _json(file).get("of") == of
+        except RunError:  # half a file, of a run that is not finished
+            return False
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The summary."""
+        return list(_json(self.verified(self.summary))["rows"])
+
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the summary."""
+        write_json(self.summary, {"rows": rows})
+
+    def paths(self) -> list[Path]:
+        """The summary, which all is made for; the stage's list has the others."""
+        return [self.summary]
+
+    def made_with(self, file: Path) -> list[Path]:
+        """A model is made again as a whole."""
+        parts = file.relative_to(self.folder).parts
+        return [self.folder.joinpath(*parts[:3]) if parts[0] == "models" else file]
+
+    def is_dispensable(self, file: Path) -> bool:
+        """Curves."""
+        return is_curve(file)
+
+
+@dataclass(frozen=True)
 class ReportArtifact(StageArtifact):
     """The page."""
 
@@ -161,3 +212,9 @@ class ReportArtifact(StageArtifact):
     def paths(self) -> list[Path]:
         """The page."""
         return [self.page]
+
+
+def _json(file: Path) -> dict[str, Any]:
+    with reading(file):
+        found: dict[str, Any] = json.loads(file.read_bytes())
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,16 @@ from numpy.typing import NDArray
 
 from gradsieve.data.pool import Pool, open_pool
 from gradsieve.io import atomic, file_fingerprint, fingerprint, read_lines, reading, write_json
-from gradsieve.methods import uses_gradients
+from gradsieve.methods.base import ExampleScores
 from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.runs.artifacts.base import LOSSES, StageArtifact, is_curve
 from gradsieve.runs.files import Fault, Read
-from gradsieve.runs.score_table import ScoreTable, read_scores, write_scores
+from gradsieve.runs.score_table import (
+    ScoreTable,
+    read_example_scores,
+    read_scores,
+    write_scores,
+)
 from gradsieve.selection.export import MESSAGES, ROWS
 from gradsieve.store import Store, StoreWriter, create_store, open_store, store_files
 from gradsieve.store.targets import TargetGradients, read_target_gradients, target_file
@@ -135,14 +141,9 @@ class CheckpointFeatures:
         """Create a datastore, or continue one that was made with the same settings."""
         return create_store(self.store_folder(kind), settings)
 
-    @property
-    def directions(self) -> Path:
-        """Exact mode's directions, while the stage runs."""
-        return self.folder / "directions"
-
-    def direction_file(self, number: int) -> Path:
-        """Where the direction of a subtask is, by its number."""
-        return self.directions / f"{number}.safetensors"
+    def directions(self, share: tuple[int, int] | None) -> Path:
+        """Exact mode's directions, while the stage runs; of a process that takes a share."""
+        return self.folder / ("directions" if share is None else f"directions-{share[0]}")
 
     def target_file(self, kind: str, target: str) -> Path:
         """Where a target's gradients for a datastore are."""
@@ -229,10 +230,20 @@ class ScoresArtifact(StageArtifact):
         reasons = pc.is_valid(pool.skip_reasons).to_numpy()
         numbers = pool.order[reasons[pool.order]]
         found = pool.take(numbers, ["source", "id", "skip_reason"])
-        if uses_gradients(method):
+        if self.reads_gradients(method):
             features = FeaturesArtifact(self.run).skipped()
             found = pa.concat_tables([found, features.cast(found.schema)])
         return found.sort_by([("source", "ascending"), ("id", "ascending")])
+
+    @property
+    def work(self) -> Path:
+        """What methods keep while they run."""
+        return self.folder / "work"
+
+    def reads_gradients(self, method: str) -> bool:
+        """Whether a method's scores are of gradients; no method's code is run to know it."""
+        facts = self.metadata["methods"][method]
+        return bool(facts.get("gradients", method in ("less", "dot", "sgd")))  # an older run
 
     def table_file(self, target: str, method: str) -> Path:
         """Where a target's scores by a method are."""
@@ -252,21 +263,32 @@ class ScoresArtifact(StageArtifact):
             return False
         return True
 
-    def write_table(self, target: str, method: str, table: ScoreTable) -> None:
-        """Write a target's scores by a method."""
-        write_scores(self.table_file(target, method), table)
+    def examples(self, target: str, method: str) -> ExampleScores | None:
+        """Read a method's scores for each target example, if they are kept."""
+        file = self.table_file(target, method)
+        with reading(file):
+            return read_example_scores(self.verified(file))
 
-    def seconds(self) -> dict[str, float]:
-        """What each method has taken."""
+    def write_table(
+        self, target: str, method: str, table: ScoreTable, examples: ExampleScores | None = None
+    ) -> None:
+        """Write a target's scores by a method, and those for each target example."""
+        write_scores(self.table_file(target, method), table, examples)
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """For each method `seconds`, `own` parts and `noise`, as the score stage found them."""
         file = self.folder / "seconds.json"
         try:
-            return dict(json.loads(file.read_text(encoding="utf-8")))
+            found = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # of a run that lost it: nothing else depends on it
             return {}
+        return {  # in older runs seconds alone
+            name: of if isinstance(of, dict) else {"seconds": of} for name, of in found.items()
+        }
 
-    def add_seconds(self, method: str, seconds: float) -> None:
-        """Record what a method has taken."""
-        write_json(self.folder / "seconds.json", {**self.seconds(), method: seconds})
+    def add_facts(self, method: str, facts: Mapping[str, Any]) -> None:
+        """Record what is known of a method's scores."""
+        write_json(self.folder / "seconds.json", {**self.facts(), method: facts})
 
     def paths(self) -> list[Path]:
         """The tables."""

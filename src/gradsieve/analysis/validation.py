@@ -1,0 +1,84 @@
+"""What the stage `validate` has found, in plain words.
+
+In: `07-validate/results.json`. Out: for each target and method a `Validation` with a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gradsieve.runs.artifacts import ValidationArtifact
+
+Interval = tuple[float, float, float]
+"""A value, and the ends of its 95% interval."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How well a method's scores predict the loss on a target after training.
+
+    Attributes:
+        target: The target.
+        method: The method.
+        loss: Which loss: of held-out examples, or of the target's own.
+        examples: How many they are.
+        seeds: Trainings of each part of the pool.
+        lds: Rank correlation of summed scores and negated loss over subsets, with its interval
+            over subsets; None if the scores, or the losses, are all equal.
+        without: By share left out: loss without the best rows minus loss without random ones, with
+            its interval over examples and trainings.
+        summed: Sum of the scores of each subset's rows, less the mean score of as many rows.
+        losses: The loss after training on each subset.
+    """
+
+    target: str
+    method: str
+    loss: str
+    examples: int
+    seeds: int
+    lds: Interval | None
+    without: Mapping[str, Interval]
+    summed: Sequence[float]
+    losses: Sequence[float]
+
+    def json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """What it means, in a sentence or two."""
+        return f"{self.target}, {self.method}: {self.meaning}"
+
+    @property
+    def meaning(self) -> str:
+        """What it means, without the names."""
+        return " ".join(self._sentences())
+
+    def _sentences(self) -> Sequence[str]:
+        if self.lds is None:
+            return ["all scores, or all losses, are equal: there is nothing to validate."]
+        value, low, high = self.lds
+        head = f"LDS {value:.2f} [{low:.2f}, {high:.2f}]"
+        if low > 0:
+            first = f"{head}: the scores predict which rows lower the loss."
+        elif high < 0:
+            first = f"{head}: rows with higher scores raise the loss."
+        else:
+            first = f"{head}: the interval includes 0, no evidence that the scores mean anything."
+        return [first, *(_left_out(share, gap) for share, gap in self.without.items())]
+
+
+def _left_out(share: str, gap: Interval) -> str:
+    mean, low, high = gap
+    doubt = "" if low > 0 or high < 0 else ", no clear difference"
+    return (
+        f"Without its best {float(share):.0%} the loss is {mean:+.4f} [{low:+.4f}, {high:+.4f}] "
+        f"against leaving out random rows{doubt}."
+    )
+
+
+def read_validation(artifact: ValidationArtifact) -> list[Validation]:
+    """Read a finished stage's results."""
+    return [Validation(**row) for row in artifact.rows()]

@@ -1,0 +1,229 @@
+"""Which selection is best on a target, by how much, with what certainty, and what to do.
+
+In: a comparison's cells. Out: a `Verdict`: one metric, one recommendation, and what to keep in mind
+when reading it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+Interval = tuple[float, float, float]
+"""A difference, and the ends of its 95% interval."""
+
+HELD_OUT, TARGET = "held_out_loss", "target_loss"
+
+UNTRAINED = ("base", "warmed_up")
+"""Models before training on a selection."""
+
+REFERENCES = {"random": "random", "full": "all rows", "base": "the untrained model"}
+"""What selections are compared with, and what it is called."""
+
+MANY = 4
+"""From so many methods on, the best one's interval is called optimistic: an assumption."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one target by one metric.
+
+    Attributes:
+        values: One for each model: seeds of selection and of training.
+        mean: Of the values.
+        deviation: Standard deviation over them; None for one.
+        higher_is_better: Direction.
+        over: Mean difference to each of `REFERENCES` that was evaluated, and its 95% interval over
+            questions and over models.
+    """
+
+    values: list[float]
+    mean: float
+    deviation: float | None
+    higher_is_better: bool
+    over: Mapping[str, Interval] = field(default_factory=dict)
+
+    @property
+    def over_random(self) -> Interval | None:
+        """The difference to `random`."""
+        return self.over.get("random")
+
+    def compared(self, reference: str) -> int | None:
+        """1: clearly better, -1: clearly worse, 0: not clear; None: not known."""
+        if reference not in self.over:
+            return None
+        _, low, high = self.over[reference]
+        sign = 1 if self.higher_is_better else -1
+        return sign if low > 0 else -sign if high < 0 else 0
+
+
+Metrics = Mapping[str, Mapping[str, Cell]]
+"""Cells by metric and method."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a comparison says about a target.
+
+    Attributes:
+        metric: By which it was decided: the first that tells models apart.
+        best: The best selection by this metric, of those that clearly beat random if some do.
+        text: What to do, and why.
+        cautions: What to keep in mind, a sentence each.
+    """
+
+    metric: str
+    best: str
+    text: str
+    cautions: list[str]
+
+
+def headline(metrics: Metrics) -> str | None:
+    """The metric that tells models apart: the task's own, or else the loss of held-out examples.
+
+    A metric that is the same for all, such as the exact match of models that never answer, decides
+    nothing.
+    """
+    names = [name for name in metrics if not name.endswith("_loss")]
+    names += [HELD_OUT] if HELD_OUT in metrics else []
+    telling = [name for name in names if _tells_apart(metrics[name])]
+    varying = [name for name in names if len({cell.mean for cell in metrics[name].values()}) > 1]
+    return next(iter([*telling, *varying, *names]), None)
+
+
+def _tells_apart(cells: Mapping[str, Cell]) -> bool:
+    known = {name for cell in cells.values() for name in cell.over}
+    reference = next((name for name in REFERENCES if name in known), None)
+    return reference is not None and any(cell.compared(reference) for cell in cells.values())
+
+
+def verdict(
+    metrics: Metrics, selections: Mapping[str, str], steps: Mapping[str, int]
+) -> Verdict | None:
+    """Decide.
+
+    Args:
+        metrics: A target's cells.
+        selections: The folder of each method's selection.
+        steps: Optimizer steps of each method's training.
+
+    Returns:
+        None if no method was evaluated on held-out questions.
+    """
+    metric = headline(metrics)
+    cells = metrics[metric] if metric else {}
+    aside = (*UNTRAINED, "random", "full")
+    methods = [name for name in cells if split_size(name)[0] not in aside]
+    if metric is None or not methods:
+        return None
+    sign = 1 if cells[methods[0]].higher_is_better else -1
+    beats = {name: cells[name].compared("random") == 1 for name in methods}
+    best = max(methods, key=lambda name: (beats[name], sign * cells[name].mean))
+    text = _decision(best, cells, metric, selections.get(best, best))
+    cautions = list(_cautions(cells, len(methods), steps))
+    return Verdict(metric, best, text, cautions)
+
+
+def _decision(best: str, cells: Mapping[str, Cell], metric: str, folder: str) -> str:
+    cell, full, against_random = cells[best], cells.get("full"), cells[best].compared("random")
+    others = [reference for reference in ("full", "base") if reference in cell.over]
+    rest = "".join(f"; {_gap(cell, other)}" for other in others)
+    name = metric if cell.higher_is_better else f"{metric} (lower is better)"
+    if full and cell.compared("full") == -1 and full.compared("base") != -1:
+        random = f"; {_gap(cell, 'random')}" if "random" in cell.over else ""
+        return f"use all rows: {best}, the best selection, has {name} {_gap(cell, 'full')}{random}."
+    if cell.compared("base") == -1:
+        has = f"{best}, the best selection, has {name} {_gap(cell, 'base')}"
+        return f"keep the untrained model: {has}."
+    if against_random == 1:
+        return f"use {folder}: {name} {_gap(cell, 'random')}{rest}."
+    if against_random is None:
+        return (
+            f"add random to score.methods to know whether selecting pays; the best, {best}, has "
+            f"{name} {cell.mean:.3f}{rest}."
+        )
+    todo = "use random rows" if full and full.compared("random") == -1 else "use all rows"
+    has = f"The best, {best}, has {name} {_gap(cell, 'random')}{rest}"
+    return f"no method beats random here: {todo}. {has}."
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric against the size of selections.
+
+    Attributes:
+        metric: The headline metric.
+        higher_is_better: Direction.
+        sizes: Of the selections, as in their names, the smallest first.
+        lines: By method: selected rows and mean metric for each size; None where it has none.
+        levels: The metric of `full` and of `base`, where they were evaluated.
+    """
+
+    metric: str
+    higher_is_better: bool
+    sizes: list[str]
+    lines: dict[str, list[tuple[int, float] | None]]
+    levels: dict[str, float]
+
+
+def split_size(method: str) -> tuple[str, str]:
+    """`less@0.05` to ("less", "0.05"), `less` to ("less", "")."""
+    base, _, size = method.partition("@")
+    return base, size
+
+
+def curve(metrics: Metrics, rows: Mapping[str, int]) -> Curve | None:
+    """The headline metric against selected rows; None if all selections have one size.
+
+    Args:
+        metrics: A target's cells.
+        rows: Selected rows of each method.
+    """
+    metric = headline(metrics)
+    cells = metrics[metric] if metric else {}
+    points: dict[str, dict[str, tuple[int, float]]] = {}
+    most: dict[str, int] = {}
+    for method, cell in cells.items():
+        base, size = split_size(method)
+        if size and method in rows:
+            points.setdefault(base, {})[size] = rows[method], cell.mean
+            most[size] = max(most.get(size, 0), rows[method])
+    if metric is None or len(most) < 2:
+        return None
+    sizes = sorted(most, key=most.__getitem__)
+    return Curve(
+        metric,
+        next(iter(cells.values())).higher_is_better,
+        sizes,
+        {base: [found.get(size) for size in sizes] for base, found in points.items()},
+        {name: cells[name].mean for name in ("full", "base") if name in cells},
+    )
+
+
+def _gap(cell: Cell, reference: str) -> str:
+    mean, low, high = cell.over[reference]
+    doubt = "" if cell.compared(reference) else ", not clear"
+    return f"{mean:+.3f} over {REFERENCES[reference]} [{low:+.3f}, {high:+.3f}]{doubt}"
+
+
+def _cautions(cells: Mapping[str, Cell], methods: int, steps: Mapping[str, int]) -> Iterator[str]:
+    trained = {name: cell for name, cell in cells.items() if name not in UNTRAINED}
+    single = [name for name, cell in trained.items() if len(cell.values) == 1]
+    if single:
+        yield (
+            f"one trained model of {', '.join(single)}: the intervals are over questions only, and "
+            "another seed may change more than they show. Train several: train.seeds: [0, 1, 2], "
+            "and random-1, random-2 in score.methods"
+        )
+    made = {name: steps[name] for name in trained if name in steps}
+    if made and max(made.values()) > min(made.values()):
+        low, high = min(made, key=made.__getitem__), max(made, key=made.__getitem__)
+        yield (
+            f"optimizer steps differ, from {made[low]} ({low}) to {made[high]} ({high}): some of a "
+            "difference may be due to them. train.max_steps gives every training as many"
+        )
+    if methods >= MANY:
+        yield (
+            f"the best of {methods} selections was picked by these numbers, so its interval is "
+            "somewhat optimistic"
+        )

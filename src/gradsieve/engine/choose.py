@@ -1,0 +1,44 @@
+"""Which engine a run uses, and why."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+
+from gradsieve.console import Progress
+from gradsieve.engine.base import Engine
+from gradsieve.engine.local import LocalEngine
+from gradsieve.engine.ray import RayEngine
+from gradsieve.models import distributed
+from gradsieve.recipe.schema import EngineConfig
+
+INSTALL = "pip install 'gradsieve[ray]'"
+
+
+def choose_engine(settings: EngineConfig, progress: Progress) -> Engine:
+    """The engine of a recipe; the choice and its reason are logged.
+
+    Raises:
+        UsageError: If Ray is wanted and not installed.
+    """
+    gpus, address = torch.cuda.device_count(), os.environ.get("RAY_ADDRESS")
+    if distributed.count() > 1:
+        kind, why = "local", "a launcher has started several processes"
+    elif settings.kind != "auto":
+        kind, why = settings.kind, "as the recipe says"
+    elif not (address or settings.address or gpus > 1):
+        kind, why = "local", f"{gpus or 'no'} GPU{'s' * (gpus != 1)} here, no RAY_ADDRESS"
+    elif importlib.util.find_spec("ray") is None:
+        kind, why = "local", f"Ray is not installed ({INSTALL})"
+    else:
+        kind, why = "ray", f"RAY_ADDRESS is {address}" if address else f"{gpus} GPUs here"
+    progress.note(f"engine: {kind}, because {why}")
+    if kind == "ray":
+        return RayEngine(settings, progress)
+    if gpus > 1 and distributed.count() == 1:
+        progress.warn(
+            f"{gpus - 1} of {gpus} GPUs are idle: {INSTALL} and engine.kind: auto use them all"
+        )
+    return LocalEngine(progress)

@@ -1,0 +1,360 @@
+"""Tasks on every GPU and node that Ray has: a pool of actors, and a driver that hands out.
+
+In: a job and its tasks. Out: each task's outcome when it is ready. The largest tasks go first, and
+a worker gets the next one when it has finished, so fast and slow GPUs end together. Only tasks and
+small results pass through the driver.
+
+A task that fails runs again, elsewhere if possible, and with smaller batches if memory ran out;
+after `ATTEMPTS` the run stops. A worker that is lost is replaced; a node that joins is used.
+Rejected: `ray.data` (its blocks pass through the object store), and Ray's own retries (they know
+neither nodes nor batches).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradsieve.console import Progress, clock
+from gradsieve.engine.base import Engine, Finished, Job, Result, Task, Worker
+from gradsieve.engine.waiting import Attempt, Seat, Waiting
+from gradsieve.engine.worker import VERSION, Failure, Node, Outcome, RayWorker
+from gradsieve.errors import GradsieveError, RunError, UsageError
+from gradsieve.io import needed
+from gradsieve.recipe.schema import EngineConfig
+
+ATTEMPTS = 3
+"""Failures of a task that stop the run, and of a node that retire its workers."""
+
+SECONDS_BETWEEN_LOOKS = 2.0
+"""How often the driver looks for nodes that have joined."""
+
+SECONDS_TO_WARN = 60.0
+"""Without any worker."""
+
+CORES_A_WORKER = 4
+"""On machines without GPUs: more threads gain little on small models, more workers take memory."""
+
+RESUME = "The run's log.txt has details. Run the same command again: it resumes."
+
+
+class RayEngine(Engine):
+    """Workers of a Ray cluster, or of a Ray that is started on this machine.
+
+    Args:
+        settings: The recipe's section.
+        progress: Where progress is reported.
+    """
+
+    def __init__(self, settings: EngineConfig, progress: Progress) -> None:
+        super().__init__(progress)
+        self._ray: Any = needed("ray", "ray")
+        self._settings = settings
+        self._seats: list[Seat] = []
+        self._calls: dict[Any, Seat] = {}
+        self._bad_nodes: dict[str, int] = {}
+        self._failed_starts = 0
+        self._started = False
+        self._looked = self._idle_since = 0.0
+
+    def close(self) -> None:
+        """End the workers, and Ray if it was started here."""
+        for seat in self._seats:
+            self._ray.kill(seat.actor)
+        self._seats, self._calls = [], {}
+        if self._started:
+            self._ray.shutdown()
+            self._started = False
+
+    def _run(self, job: Job[Task, Result], tasks: Sequence[Task]) -> Iterator[Finished]:
+        self._connect()
+        waiting, left = Waiting(job, tasks), len(tasks)
+        reference = self._ray.put(job)
+        self._bad_nodes = {}  # by now its disk may have room
+        for seat in self._seats:
+            seat.has_job = False
+        try:
+            while left:
+                self._look_for_nodes(left)
+                self._hand_out(reference, waiting)
+                for seat, outcome in self._ended():
+                    finished = self._finish(job, seat, outcome, waiting)
+                    if finished is not None:
+                        left -= 1
+                        yield finished
+        finally:
+            self._free()
+
+    # --- the cluster ----------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        """Use the cluster of the settings or of RAY_ADDRESS, else start Ray here."""
+        if self._ray.is_initialized():
+            return
+        address = self._settings.address or os.environ.get("RAY_ADDRESS")
+        before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            # By default Ray's workers give way to every other process: niceness 15.
+            own = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
+            self._ray.init(
+                address=address,
+                log_to_driver=False,
+                configure_logging=False,
+                **({} if address else own),
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UsageError(
+                "The Ray cluster cannot be reached.",
+                f"engine.address {address}: {str(error).splitlines()[0]}",
+                "Start it (`ray start --head`), or leave engine.address out to use this machine.",
+            ) from None
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                for one, handler in before.items():
+                    signal.signal(one, handler)
+        self._started = True
+        self._idle_since = time.monotonic()
+
+    def _resources(self) -> tuple[float, float]:
+        """CPUs and GPUs of the nodes that are alive and in use."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if self._is_usable(node)]
+        return sum(n.get("CPU", 0) for n in nodes), sum(n.get("GPU", 0) for n in nodes)
+
+    def _is_usable(self, node: dict[str, Any]) -> bool:
+        return bool(node["Alive"]) and self._bad_nodes.get(node["NodeID"], 0) < ATTEMPTS
+
+    def _shape(self) -> tuple[int, float, float]:
+        """Workers that the cluster has room for or the recipe wants; CPUs and GPUs of each."""
+        settings = self._settings
+        all_cpus, all_gpus = self._resources()
+        gpus = settings.gpus_per_worker
+        gpus = gpus if gpus is not None else float(all_gpus > 0)
+        if gpus:
+            count = settings.workers or int(all_gpus / gpus)
+            cpus = settings.cpus_per_worker or 1.0
+        elif settings.workers:
+            count = settings.workers
+            cpus = settings.cpus_per_worker or _share(all_cpus, count)
+        else:
+            cpus = settings.cpus_per_worker or min(CORES_A_WORKER, max(all_cpus, 1))
+            count = int(all_cpus / cpus)
+        if self._bad_nodes:  # none can be started in place of those on nodes that are left out
+            count = min(count, int(all_gpus / gpus if gpus else all_cpus / cpus))
+        return max(1, count), cpus, gpus
+
+    def _look_for_nodes(self, tasks: int) -> None:
+        """Start workers where there is room: at first, where some were lost, on new nodes."""
+        now = time.monotonic()
+        if self._looked and now - self._looked < SECONDS_BETWEEN_LOOKS:
+            return
+        self._looked = now
+        count, cpus, gpus = self._shape()
+        for _ in range(min(count, tasks) - len(self._seats)):
+            self._start_worker(cpus, gpus)
+
+    def _start_worker(self, cpus: float, gpus: float) -> None:
+        all_cpus, all_gpus = self._resources()
+        threads = int(all_cpus / all_gpus * gpus if gpus and all_gpus else cpus)
+        actor = (
+            self._ray.remote(RayWorker)
+            .options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
+            .remote(str(Path.cwd()), max(1, threads))
+        )
+        worker = Worker(f"worker {len(self.workers) + 1}", "")
+        self.workers.append(worker)
+        seat = Seat(actor, worker)
+        self._seats.append(seat)
+        self._calls[actor.node.remote()] = seat
+
+    # --- tasks ----------------------------------------------------------------------------------
+
+    def _hand_out(self, job: Any, waiting: Waiting) -> None:
+        for seat in [seat for seat in self._seats if seat.node and seat.attempt is None]:
+            assert seat.node is not None
+            if self._is_left_out(seat.node):
+                self._lose(seat)
+                continue
+            seat.attempt = waiting.take(seat, self._seats)
+            if seat.attempt is None:
+                continue
+            seat.group = seat.attempt.group
+            if not seat.has_job:
+                self._calls[seat.actor.begin.remote(job)] = seat
+                seat.has_job = True
+            self._calls[seat.actor.run.remote(seat.attempt.task)] = seat
+
+    def _ended(self) -> Iterator[tuple[Seat, Outcome | Exception]]:
+        """Calls that have ended since; waits a moment for the first."""
+        self._warn_if_idle()
+        ready, _ = self._ray.wait(list(self._calls), timeout=SECONDS_BETWEEN_LOOKS)
+        for call in ready:
+            seat = self._calls.pop(call)
+            if seat not in self._seats:  # lost by another of its calls
+                continue
+            try:
+                found = self._ray.get(call)
+            except self._ray.exceptions.RayError as error:
+                self._lose(seat)
+                if seat.attempt is None:
+                    self._count_failed_start(seat, error)
+                else:
+                    yield seat, error
+                continue
+            if isinstance(found, Node):
+                self._welcome(seat, found)
+            elif isinstance(found, Outcome):
+                yield seat, found
+
+    def _welcome(self, seat: Seat, found: Node) -> None:
+        """A worker has started."""
+        self._failed_starts = 0
+        seat.node, seat.worker.node = found, found.name
+        self.progress.note(f"  {seat.worker.name} is on {found.name}, process {found.process}")
+        if found.version != VERSION:
+            raise RunError(
+                "The nodes have different versions of gradsieve.",
+                f"{found.name} {found.version}, here {VERSION}",
+                "Install the same version on every node.",
+            )
+
+    def _count_failed_start(self, seat: Seat, error: Exception) -> None:
+        self._failed_starts += 1
+        self.progress.warn(f"{seat.worker.name} did not start: {_first(error)}")
+        if self._failed_starts >= ATTEMPTS and not any(other.node for other in self._seats):
+            raise RunError(
+                "No worker starts.",
+                _first(error),
+                "Install gradsieve with its libraries on every node, and free some memory there.",
+            )
+
+    def _warn_if_idle(self) -> None:
+        """Say so once if the cluster has no room for a worker."""
+        if any(seat.node for seat in self._seats):
+            self._idle_since = time.monotonic()
+        elif time.monotonic() - self._idle_since > SECONDS_TO_WARN:
+            _, cpus, gpus = self._shape()
+            self.progress.warn(
+                f"waiting for a worker of {cpus:g} CPUs and {gpus:g} GPUs: the cluster has "
+                f"{self._ray.available_resources()}"
+            )
+            self._idle_since = float("inf")
+
+    def _finish(
+        self,
+        job: Job[Any, Any],
+        seat: Seat,
+        outcome: Outcome | Exception,
+        waiting: Waiting,
+    ) -> Finished | None:
+        """Report a call; a task that failed waits again."""
+        attempt, node, worker = seat.attempt, seat.node, seat.worker
+        assert attempt is not None
+        assert node is not None
+        seat.attempt = None
+        if isinstance(outcome, Outcome):
+            worker.device = outcome.device
+            for line in outcome.lines:
+                report = self.progress.warn if line.is_warning else self.progress.note
+                report(f"{line.text} ({worker.name})")
+            if outcome.failure is None:
+                self._bad_nodes.pop(node.id, None)
+                self._note(job, attempt.task, worker, outcome.seconds)
+                return Finished(attempt.task, outcome.result, worker, outcome.seconds)
+            failure = outcome.failure
+        else:
+            failure = Failure(GradsieveError(f"Its worker was lost: {_first(outcome)}."))
+            failure.memory = isinstance(outcome, self._ray.exceptions.OutOfMemoryError)
+            # The kernel's killer leaves no message: a second loss is taken for lack of memory.
+            failure.memory |= bool(attempt.failures)
+        self._failed(job, attempt, seat, failure)
+        waiting.add(attempt)
+        return None
+
+    def _failed(self, job: Job[Any, Any], attempt: Attempt, seat: Seat, failure: Failure) -> None:
+        """Count a failure.
+
+        Raises:
+            GradsieveError: If it is the last one.
+        """
+        node = seat.node
+        assert node is not None
+        name = job.name(attempt.task)
+        if failure.details:
+            self.progress.note(failure.details)
+        if not self._is_alive(node):
+            self.progress.warn(f"node {node.name} was lost; {name} runs again")
+            return
+        attempt.failures.append((node, failure))
+        if not failure.again or len(attempt.failures) >= ATTEMPTS:
+            raise _stopped(name, attempt)
+        cause = failure.error.what
+        self.progress.warn(
+            f"{name} failed on {node.name} ({seat.worker.name}) and runs again: {cause}"
+        )
+        if failure.memory:
+            attempt.task = job.smaller(attempt.task)
+        elif seat in self._seats:  # the machine fails, not the worker
+            self._count_bad(node)
+
+    def _count_bad(self, node: Node) -> None:
+        """Leave out a node where tasks fail one after the other, if there are others."""
+        self._bad_nodes[node.id] = self._bad_nodes.get(node.id, 0) + 1
+        if self._bad_nodes[node.id] == ATTEMPTS and self._is_left_out(node):
+            self.progress.warn(f"node {node.name} is left out: {ATTEMPTS} tasks failed there")
+
+    def _is_left_out(self, node: Node) -> bool:
+        others = any(
+            seat.node and self._bad_nodes.get(seat.node.id, 0) < ATTEMPTS for seat in self._seats
+        )
+        return others and self._bad_nodes.get(node.id, 0) >= ATTEMPTS
+
+    def _is_alive(self, node: Node) -> bool:
+        return any(one["NodeID"] == node.id and one["Alive"] for one in self._ray.nodes())
+
+    def _lose(self, seat: Seat) -> None:
+        self._seats.remove(seat)
+        self._ray.kill(seat.actor)
+
+    def _free(self) -> None:
+        """End workers that are busy; others free what they hold, or continue to start."""
+        for seat in list(self._seats):
+            if seat.attempt is not None:
+                self._lose(seat)
+            elif seat.node is not None:
+                seat.actor.begin.remote(None)
+        self._calls = {call: seat for call, seat in self._calls.items() if seat.node is None}
+
+    def _note(self, job: Job[Any, Any], task: Any, worker: Worker, seconds: float) -> None:
+        size = job.size(task)
+        speed = f", {size.tokens / max(seconds, 1e-9):,.0f} tokens/s" if size.tokens else ""
+        amount = f"{size.units:,} {job.unit} in {clock(seconds)}{speed}"
+        self.progress.note(f"  {worker.name} on {worker.node}: {job.name(task)}: {amount}")
+
+
+def _share(all_cpus: float, workers: int) -> float:
+    """CPUs of each worker: whole ones, unless there are more workers."""
+    share = all_cpus / workers
+    return float(int(share)) if share >= 1 else share
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+
+
+def _stopped(name: str, attempt: Attempt) -> GradsieveError:
+    """The last failure's message, with the task and the nodes where it failed."""
+    error = attempt.failures[-1][1].error
+    nodes = ", ".join(node.name for node, _ in attempt.failures)
+    times = f"failed {len(attempt.failures)} times, " if len(attempt.failures) > 1 else ""
+    where = f"{name}: {times}on {nodes}"
+    kind = RunError if type(error) is GradsieveError else type(error)
+    found = GradsieveError.__new__(kind)
+    GradsieveError.__init__(
+        found, error.what, f"{error.where}; {where}".lstrip("; "), error.todo or RESUME
+    )
+    return found

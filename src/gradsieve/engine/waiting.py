@@ -1,0 +1,72 @@
+"""Tasks that wait for a worker, and which one a worker gets.
+
+In: a job's tasks, and the workers there are. Out: the next task for a worker: of what it has loaded
+already, the largest first, and not where it has failed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradsieve.engine.base import Job, Worker
+from gradsieve.engine.worker import Failure, Node
+
+
+@dataclass
+class Attempt:
+    """A task that waits or runs, and how it has failed."""
+
+    task: Any
+    group: Hashable
+    failures: list[tuple[Node, Failure]] = field(default_factory=list)
+
+
+@dataclass
+class Seat:
+    """A worker that starts, waits or runs an attempt."""
+
+    actor: Any
+    worker: Worker
+    node: Node | None = None
+    attempt: Attempt | None = None
+    group: Hashable = None
+    has_job: bool = False
+
+
+class Waiting:
+    """Tasks that wait, by group: tasks of a group share what a worker has loaded."""
+
+    def __init__(self, job: Job[Any, Any], tasks: Sequence[Any]) -> None:
+        self._groups: dict[Hashable, list[Attempt]] = {}
+        for task in sorted(tasks, key=lambda task: job.size(task).work):
+            self.add(Attempt(task, job.group(task)))
+
+    def add(self, attempt: Attempt) -> None:
+        """The attempt is the next one of its group."""
+        self._groups.setdefault(attempt.group, []).append(attempt)
+
+    def take(self, seat: Seat, seats: Sequence[Seat]) -> Attempt | None:
+        """The next task for a worker: of the group it has loaded, else where workers are fewest.
+
+        Not one that has failed on its node, if there are workers where it hasn't.
+        """
+        node = seat.node
+        assert node is not None
+        nodes = {other.node.id for other in seats if other.node}
+        busy = Counter(other.group for other in seats if other.attempt is not None)
+        for group in sorted(
+            self._groups,
+            key=lambda one: (one != seat.group, -len(self._groups[one]) / (1 + busy[one])),
+        ):
+            attempts = self._groups[group]
+            for place in range(len(attempts) - 1, -1, -1):
+                failed_on = {other.id for other, _ in attempts[place].failures}
+                if node.id not in failed_on or nodes <= failed_on:
+                    found = attempts.pop(place)
+                    if not attempts:
+                        del self._groups[group]
+                    return found
+        return None

@@ -1,0 +1,57 @@
+"""Methods from a user's Python file, which the recipe names as `FILE.py:OBJECT`."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+from gradsieve.errors import UsageError
+from gradsieve.io import file_fingerprint
+from gradsieve.methods.base import Method
+
+
+def load_method(place: str) -> Method:
+    """Run a Python file and take a method from it; a class is instantiated.
+
+    Args:
+        place: `FILE.py:OBJECT`, relative to where gradsieve is started.
+
+    Raises:
+        UsageError: If there is no such file or object, or it is no method.
+    """
+    file = Path(place.rpartition(":")[0])
+    if not file.is_file():
+        todo = "Give a Python file as FILE.py:OBJECT, relative to where gradsieve is started."
+        raise UsageError("The file of a method is not there.", f"score.methods: {place}", todo)
+    return _loaded(place, file_fingerprint(file))
+
+
+@cache
+def _loaded(place: str, contents: str) -> Method:
+    """The same; the file is run once as long as its contents stay the same."""
+    file, _, name = place.rpartition(":")
+    where = f"score.methods: {place}"
+    module = ModuleType(f"gradsieve_method_{Path(file).stem}")
+    module.__file__ = file
+    sys.modules[module.__name__] = module  # as dataclasses expect
+    try:
+        # Not by the import system: its cache of bytecode goes by time and size.
+        exec(compile(Path(file).read_bytes(), file, "exec"), vars(module))
+    except Exception as error:  # whatever the user's code raises
+        what = f"The file of a method cannot be run: {type(error).__name__}: {error}"
+        raise UsageError(what, where, "Correct the file.") from error
+    found = getattr(module, name, None)
+    try:
+        method = found() if isinstance(found, type) else found
+    except TypeError as error:
+        what = f"The method cannot be made: {error}"
+        raise UsageError(what, where, "Give an object, or a class without arguments.") from error
+    lacks = [part for part in ("source", "uses", "score") if not hasattr(method, part)]
+    if lacks:
+        known = [key for key, value in vars(module).items() if hasattr(value, "score")]
+        todo = f"One of {', '.join(known)}." if known else "See docs/methods.md."
+        raise UsageError(f"{name} is no method: it lacks {', '.join(lacks)}.", where, todo)
+    return cast(Method, method)

@@ -1,0 +1,165 @@
+"""Forward passes over the pool and the targets as tasks of an engine.
+
+In: what to make of a batch of examples. Out: its rows for the pool and for each target. Each task
+writes a file of its own, which outlives a kill and is removed when all are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsieve.console import Progress
+from gradsieve.data.batching import PoolTokens, length_sorted_batches
+from gradsieve.data.pool import open_pool
+from gradsieve.data.template import TokenizedExample
+from gradsieve.engine import Job, LocalEngine, Size
+from gradsieve.io import atomic, fingerprint
+from gradsieve.methods.base import ScoringTask
+from gradsieve.models.source import ModelSource
+
+MakeRows = Callable[[Any, Sequence[TokenizedExample]], NDArray[Any]]
+"""A row for each example, by a model; can be pickled."""
+
+TASKS_WANTED = 50
+ROWS_A_TASK = (64, 4096)
+"""Rows of a task, as of a shard of features: what a kill can cost."""
+
+
+@dataclass(frozen=True)
+class ForwardTask:
+    """Some examples.
+
+    Attributes:
+        file: Where the rows are written.
+        examples: Those of a target, or numbers of the pool.
+        tokens: That they have.
+    """
+
+    file: Path
+    examples: Sequence[TokenizedExample] | NDArray[np.int64] = field(repr=False)
+    tokens: int
+
+
+@dataclass(frozen=True)
+class ForwardJob(Job[ForwardTask, None]):
+    """What all tasks share.
+
+    Attributes:
+        model: The model that selects, without an adapter.
+        pool: Its folder.
+        make: What to make of examples.
+    """
+
+    unit = "rows"
+
+    model: ModelSource
+    pool: Path
+    make: MakeRows
+
+    def setup(self, progress: Progress) -> Callable[[ForwardTask], None]:
+        """Load the model and map the pool."""
+        model, pool = self.model.load().eval(), open_pool(self.pool)
+
+        def run(task: ForwardTask) -> None:
+            some = task.examples
+            examples = PoolTokens(pool, some) if isinstance(some, np.ndarray) else some
+            with atomic(task.file) as temporary, temporary.open("wb") as file:
+                np.save(file, self.make(model, examples))
+
+        return run
+
+    def size(self, task: ForwardTask) -> Size:
+        """Rows and tokens."""
+        return Size(len(task.examples), task.tokens)
+
+    def name(self, task: ForwardTask) -> str:
+        """Its file, which is what it makes."""
+        return f"rows {task.file.stem}"
+
+
+def forward(
+    task: ScoringTask,
+    what: str,
+    make: MakeRows,
+    tokens_per_batch: int,
+    targets: Mapping[str, Sequence[TokenizedExample]],
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """Rows of the pool's examples [n, ...] and of each target's [k, ...].
+
+    Args:
+        task: The pool and the model.
+        what: Label of the progress line.
+        make: What to make of a batch.
+        tokens_per_batch: As `make` has it: tasks hold full batches, so that results are the same
+            however many there are.
+        targets: Examples by the target's name.
+    """
+    with _folder(task, what) as folder:
+        job = ForwardJob(task.model, task.pool.folder, make)
+        parts = [
+            (place, _of_pool(folder, task, task.numbers[place]))
+            for place in _parts(task.pool.lengths[task.numbers], tokens_per_batch)
+        ]
+        of_targets = {name: _of_target(folder, name, some) for name, some in targets.items()}
+        tasks = [*(one for _, one in parts), *of_targets.values()]
+        missing = [one for one in tasks if not one.file.is_file()]
+        done = sum(len(one.examples) for one in tasks) - sum(len(one.examples) for one in missing)
+        engine = task.engine or LocalEngine(task.progress)
+        for _ in engine.map(job, missing, what, done):
+            pass
+        rows = np.empty(0)
+        for place, one in parts:
+            part = np.load(one.file)
+            if not len(rows):
+                rows = np.empty((len(task), *part.shape[1:]), dtype=part.dtype)
+            rows[place] = part
+        return rows, {name: np.load(one.file) for name, one in of_targets.items()}
+
+
+def _parts(lengths: NDArray[np.int32], tokens_per_batch: int) -> Iterator[NDArray[np.int64]]:
+    """Positions of full batches, shortest examples first, some batches at a time."""
+    size = min(max(len(lengths) // TASKS_WANTED, ROWS_A_TASK[0]), ROWS_A_TASK[1])
+    some: list[NDArray[np.int64]] = []
+    for batch in length_sorted_batches(lengths, tokens_per_batch):
+        some.append(batch)
+        if sum(map(len, some)) >= size:
+            yield np.concatenate(some)
+            some = []
+    if some:
+        yield np.concatenate(some)
+
+
+def _of_pool(folder: Path, task: ScoringTask, numbers: NDArray[np.int64]) -> ForwardTask:
+    own = hashlib.sha256(task.pool.content_hashes[numbers].tobytes()).hexdigest()
+    tokens = int(task.pool.lengths[numbers].sum())
+    return ForwardTask(folder / f"{own[:32]}.npy", numbers, tokens)
+
+
+def _of_target(folder: Path, name: str, examples: Sequence[TokenizedExample]) -> ForwardTask:
+    own = fingerprint([name, [one.input_ids.tolist() for one in examples]])
+    tokens = sum(len(one.input_ids) for one in examples)
+    return ForwardTask(folder / f"{own[:32]}.npy", examples, tokens)
+
+
+@contextmanager
+def _folder(task: ScoringTask, what: str) -> Iterator[Path]:
+    """Where rows are kept until all are there; removed then, and kept for the next try if not."""
+    if task.work is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    settings = task.model.settings
+    own = fingerprint([task.model.fingerprint(), settings.dtype, settings.quantization])
+    folder = task.work / f"{what.replace(' ', '-')}-{own[:16]}"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,73 @@
+"""One share of the features, taken by one of several processes: a job array needs no engine.
+
+In: a run folder with pool and warm-up, and which of how many shares. Out: that share's shards.
+Starting and finishing the stage is one process's turn at a time, the work between is not. Whoever
+ends last finds that nothing is missing and finishes the stage; `gradsieve run` does so too.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from gradsieve.console import Progress
+from gradsieve.pipeline.preflight import check
+from gradsieve.pipeline.run import (
+    STAGES,
+    clear_faults,
+    logged,
+    prepare,
+    refuse_faults,
+    reporting_disk_errors,
+    run_stage,
+    state_of,
+)
+from gradsieve.recipe.schema import Recipe
+from gradsieve.runs.context import Context
+from gradsieve.runs.folder import RunFolder
+from gradsieve.stages import features
+
+
+def run_share(
+    recipe: Recipe, out: str | Path, share: tuple[int, int], progress: Progress
+) -> RunFolder:
+    """Take one of several shares of the features; whoever ends last finishes the stage.
+
+    Args:
+        recipe: The recipe, the same in all processes.
+        out: The run folder, shared; pool and warm-up are finished.
+        share: Which of how many, from 1.
+        progress: Where to report progress.
+    """
+    run, stage = RunFolder(out), STAGES["features"]
+    context = Context(recipe, run, progress, share=share)
+    with (
+        run.locked(shared=True),
+        progress.running([stage.name], run.log),
+        logged(progress),
+        reporting_disk_errors(run),
+        closing(context),
+    ):
+        with run.turn():
+            for name in ("pool", "warmup"):
+                run.require(name)
+            refuse_faults(STAGES["warmup"], context)
+            check(context, [STAGES["pool"], stage])
+            run_stage(STAGES["pool"], context, False)
+            context.report_warnings()
+            inputs = stage.fingerprint_inputs(context)
+            state = state_of(stage, context, inputs)
+            if state.kind == "done":
+                progress.end(stage.name, "up to date")
+                return run
+            clear_faults(stage, context, state.faults)
+            prepare(stage, state, context)
+            run.begin(stage.name, inputs)
+        features.take_share(context)
+        with run.turn():
+            context.share = None
+            if features.is_missing(context):
+                progress.end(stage.name, f"share {share[0]} of {share[1]} is done, others are not")
+            else:
+                run_stage(stage, context, False)
+    return run

@@ -1,0 +1,408 @@
+"""Stage 8: whether scores predict what training does, on this data (docs/howto/validate.md).
+
+In: scores, the pool, and the model to train. Out: models trained on random subsets of the pool, and
+on all of it but a few rows, with their losses on each target; and `07-validate/results.json`, for
+each target and method:
+
+- LDS, the linear datamodeling score (Park et al., TRAK, ICML 2023, arXiv 2303.14186): the rank
+  correlation, over subsets, of the summed scores of a subset's rows with the true loss, negated;
+- for each share in `leave_out`, the loss after leaving out the best rows, minus that after leaving
+  out as many random ones: the leave-out check of bergson's leaderboard, there called QLD.
+
+The loss is that of the target's held-out examples (`held_out_loss`) or, if it has none, of the
+target's examples themselves (`target_loss`). A part of the pool is named by a hash of its members:
+it is trained on once, whichever methods need it, and again for none that come later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsieve.analysis.bootstrap import difference, spearman_interval
+from gradsieve.analysis.validation import Validation
+from gradsieve.console import Progress
+from gradsieve.data.examples import Row
+from gradsieve.data.pool.shares import random_share, share_size
+from gradsieve.engine import Job
+from gradsieve.errors import DataError, GradsieveError, ModelError
+from gradsieve.gradients.objectives import example_losses
+from gradsieve.io import fingerprint, write_json
+from gradsieve.methods import needs_gradients, split_seed
+from gradsieve.models.load import load_trained
+from gradsieve.recipe.schema import Recipe, TrainConfig, ValidateConfig
+from gradsieve.runs.artifacts import StageArtifact, ValidationArtifact
+from gradsieve.runs.context import Context
+from gradsieve.runs.score_table import ScoreTable
+from gradsieve.stages import checks
+from gradsieve.stages.base import Inputs, Stage
+from gradsieve.stages.estimate import (
+    SAME_FOR_ALL,
+    Estimate,
+    student_shape,
+    target_rows,
+    training,
+)
+from gradsieve.stages.jobs import TrainingJob, TrainingTask, rows_of_pool, training_job
+
+RANDOM_PARTS = 3
+"""Random parts of each size of `leave_out`, with which leaving out the best rows is compared."""
+
+Numbers = NDArray[np.int64]
+
+
+class Validate(Stage):
+    """LDS, and losses without the best rows, of every method on every target."""
+
+    name = "validate"
+    optional_before = ("select", "train", "evaluate")
+
+    def needed(self, recipe: Recipe) -> bool:
+        """If the recipe asks for it."""
+        return recipe.validate is not None
+
+    def artifact(self, context: Context) -> StageArtifact:
+        """What it leaves."""
+        return context.artifacts.validation
+
+    def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
+        """What this stage depends on."""
+        train = context.recipe.train or TrainConfig()
+        return {
+            "validate": _settings(context).results(("yes", "repeats", "adds")),
+            "train": train.results(),
+            "training": context.recipe.training.results(),
+            "model": context.student.model_inputs,
+            "pool": context.pool_inputs,
+            "targets": {target.name: target.fingerprint for target in context.targets},
+            "questions": {name: test.fingerprint for name, test in context.test_sets.items()},
+            "scores": context.artifacts.scores.metadata["output"],
+        }
+
+    def can_extend(self, old: Inputs, new: Inputs) -> bool:
+        """Whether models are kept: they depend on subsets and training alone, not on scores."""
+        adds = dict.fromkeys(("subsets", "leave_out", "seeds"))
+        varies = dict.fromkeys(("scores", "targets", "questions"))
+        one, other = (
+            {**inputs, **varies, "validate": {**inputs["validate"], **adds}}
+            for inputs in (old, new)
+        )
+        return one == other
+
+    def check(self, context: Context) -> Iterator[GradsieveError]:
+        """The model to train, targets and held-out examples."""
+        yield from checks.students(context)
+        yield from checks.targets(context)
+        yield from checks.test_sets(context)
+
+    def estimate(self, context: Context) -> Estimate:
+        """A training for each part of the pool and seed, and losses of each."""
+        recipe, settings, shape = context.recipe, _settings(context), student_shape(context)
+        train, usable = recipe.train or TrainConfig(), len(context.pool.usable)
+        rankings = sum(
+            1 if split_seed(name)[0] in SAME_FOR_ALL else len(recipe.targets)
+            for name in recipe.score.methods
+            if split_seed(name)[0] != "full"
+        )
+        sizes = [share_size(usable, settings.share)] * settings.subsets
+        for share in settings.leave_out:
+            sizes += [usable - share_size(usable, share)] * (rankings + RANDOM_PARTS)
+        each = {
+            rows: training(shape, context, rows, recipe.training, train.max_steps)
+            for rows in {*sizes}
+        }
+        made = [each[rows] for rows in sizes for _ in settings.seeds]
+        tokens = sum(len(row.encoded.input_ids) for row in target_rows(context))
+        for test in context.test_sets.values():  # as long as the target's examples: assumed
+            tokens += len(test.questions) * tokens // max(1, len(target_rows(context)))
+        losses = len(made) * shape.forward(1, tokens, tokens)
+        same = context.student is context and needs_gradients(recipe)
+        timed_as_warmup = same and not shape.full and not recipe.warmup.checkpoints
+        return replace(
+            made[0],
+            units=sum(one.units for one in made) + losses,
+            flops=sum(one.flops for one in made) + losses,
+            loads=2 * len(made),
+            steps=sum(one.steps for one in made),
+            disk_bytes=0 if shape.full else len(made) * shape.trained_weight_bytes,
+            like="warmup" if timed_as_warmup else "train",
+        )
+
+    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+        """Train on each part and measure losses; what is there is kept."""
+        artifact, parts = context.artifacts.validation, _parts(context)
+        asked = {target.name: _asked(context, target.name) for target in context.targets}
+        tasks = [
+            _task(context, part, seed, asked)
+            for part in {part.name: part for part in parts.all()}.values()
+            for seed in _settings(context).seeds
+        ]
+        missing = [task for task in tasks if task.targets]
+        done = len(tasks) - len(missing)
+        job = ValidationJob(training_job(context), artifact, asked)
+        for _ in context.engine.map(job, missing, "validation", done):
+            pass
+        found = [
+            _validation(context, parts, target.name, method, asked[target.name])
+            for target in context.targets
+            for method in context.recipe.score.methods
+        ]
+        rows = [one.json() for one in found]
+        artifact.write_rows(rows)
+        for one in found:
+            context.progress.say(f"  {one.text()}")
+        return {"models": len(tasks), "output": fingerprint(rows)}
+
+
+def _settings(context: Context) -> ValidateConfig:
+    return context.recipe.validate or ValidateConfig()
+
+
+# --- parts of the pool --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of the pool to train on.
+
+    Attributes:
+        name: A hash of its members.
+        label: What it is, for progress.
+        numbers: Of its rows, by (source, id).
+    """
+
+    name: str
+    label: str
+    numbers: Numbers
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All parts of the pool to train on.
+
+    Attributes:
+        subsets: Random ones.
+        random: Without random rows, by share left out.
+        best: Without the best rows, by target, method and share left out.
+    """
+
+    subsets: list[Part]
+    random: dict[float, list[Part]]
+    best: dict[tuple[str, str, float], Part]
+
+    def all(self) -> Iterator[Part]:
+        """Every part."""
+        yield from self.subsets
+        for some in self.random.values():
+            yield from some
+        yield from self.best.values()
+
+
+def _parts(context: Context) -> Parts:
+    """The parts of the pool, the same for the same seed, pool and scores."""
+    pool, settings = context.pool, _settings(context)
+    usable, seed = pool.usable, settings.seed
+    if len(usable) < 2:
+        raise DataError(
+            "The pool has too few rows to train on parts of it.",
+            f"validate, {len(usable)} rows with label tokens",
+            "Add rows, or remove the section validate.",
+        )
+
+    def part(label: str, members: NDArray[np.bool_]) -> Part:
+        name = hashlib.sha256(np.packbits(members).tobytes()).hexdigest()[:16]
+        return Part(name, label, usable[members])
+
+    def share(size: float, of: str) -> NDArray[np.bool_]:
+        return np.isin(usable, random_share(pool, usable, size, f"{of} {seed}"))
+
+    found = Parts([], {}, {})
+    for number in range(1, settings.subsets + 1):
+        members = share(settings.share, f"subset {number}")
+        found.subsets.append(part(f"subset {number}", members))
+    for size in settings.leave_out:
+        found.random[size] = [
+            part(f"without {size:.0%} at random", ~share(size, f"left out {number}"))
+            for number in range(RANDOM_PARTS)
+        ]
+        for target, method, table in _rankings(context):
+            best = table.numbers(pool)[table.order[: share_size(len(usable), size)]]
+            label = f"without the best {size:.0%} for {target} by {method}"
+            found.best[target, method, size] = part(label, ~np.isin(usable, best))
+    return found
+
+
+def _rankings(context: Context) -> Iterator[tuple[str, str, ScoreTable]]:
+    """The tables of scores that rank something."""
+    for target in context.recipe.targets:
+        for method in context.recipe.score.methods:
+            table = context.artifacts.scores.table(target.name, method)
+            if np.ptp(table.total) > 0:
+                yield target.name, method, table
+
+
+# --- losses -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The examples whose loss counts for a target.
+
+    Attributes:
+        loss: `held_out_loss` or `target_loss`.
+        of: Changes if their losses would, with the same model.
+        rows: Tokenized; each has label tokens.
+        weights: Of each in the mean.
+    """
+
+    loss: str
+    of: str
+    rows: Sequence[Row]
+    weights: NDArray[np.float64]
+
+
+def _asked(context: Context, name: str) -> Asked:
+    target = next(target for target in context.targets if target.name == name)
+    test = context.test_sets.get(name)
+    of = fingerprint([target.fingerprint, test.fingerprint if test else None])
+    if test is not None:
+        rows = context.student.encode([question.example for question in test.questions])
+        usable = [place for place, row in enumerate(rows) if not row.skip_reason]
+        if usable:
+            weights = np.array(test.weights())[usable]
+            return Asked("held_out_loss", of, [rows[place] for place in usable], weights)
+    own = context.student.target_rows(target)
+    return Asked("target_loss", of, own, np.ones(len(own)))
+
+
+@dataclass(frozen=True)
+class ValidationTask:
+    """One model to train, and to measure.
+
+    Attributes:
+        part: Name of the rows.
+        training: The training.
+        targets: Those whose losses are not there yet.
+    """
+
+    part: str
+    training: TrainingTask
+    targets: Sequence[str]
+
+
+def _task(context: Context, part: Part, seed: int, asked: Mapping[str, Asked]) -> ValidationTask:
+    artifact = context.artifacts.validation
+    rows, out = rows_of_pool(context, part.numbers), artifact.model(part.name, seed)
+    targets = [
+        name
+        for name, target in asked.items()
+        if not artifact.has_losses(part.name, seed, name, target.of)
+    ]
+    return ValidationTask(part.name, TrainingTask(part.name, seed, rows, part.label, out), targets)
+
+
+@dataclass(frozen=True)
+class ValidationJob(Job[ValidationTask, None]):
+    """Training on parts of the pool, and the losses on targets.
+
+    Attributes:
+        training: How models are trained.
+        artifact: Where losses are written.
+        asked: The examples whose loss counts, by target.
+    """
+
+    unit = "models"
+
+    training: TrainingJob
+    artifact: ValidationArtifact
+    asked: Mapping[str, Asked]
+
+    def name(self, task: ValidationTask) -> str:
+        """Rows and seed."""
+        return self.training.name(task.training)
+
+    def setup(self, progress: Progress) -> Callable[[ValidationTask], None]:
+        """Nothing is shared: each training starts from the model's own weights."""
+        train = self.training.setup(progress)
+
+        def run(task: ValidationTask) -> None:
+            out = task.training.out
+            if not out.exists():
+                shutil.rmtree(out.folder, ignore_errors=True)
+                train(task.training)
+            self._measure(task, out.folder)
+            if self.training.full_parameters:  # a copy of the model for each part fills disks
+                shutil.rmtree(out.folder)
+
+        return run
+
+    def _measure(self, task: ValidationTask, folder: Path) -> None:
+        model = load_trained(self.training.model, folder)
+        for target in task.targets:
+            asked = self.asked[target]
+            losses = example_losses(model, [row.encoded for row in asked.rows])
+            if not np.isfinite(losses).all():
+                raise ModelError(
+                    "A model's losses are not finite numbers.",
+                    f"target {target}, {folder}",
+                    "Lower the learning rate of `train`.",
+                )
+            file = self.artifact.loss_file(task.part, task.training.seed, target)
+            write_json(file, {"of": asked.of, "losses": losses.tolist()})
+
+
+# --- what they say ------------------------------------------------------------------------------
+
+
+def _validation(
+    context: Context, parts: Parts, target: str, method: str, asked: Asked
+) -> Validation:
+    settings, artifact = _settings(context), context.artifacts.validation
+
+    def losses(*some: Part) -> NDArray[np.float64]:
+        """A row per part and seed."""
+        return np.array(
+            [artifact.losses(part.name, s, target) for part in some for s in settings.seeds]
+        )
+
+    table = context.artifacts.scores.table(target, method)
+    means = [losses(part).mean(0) for part in parts.subsets]
+    true = [float(np.average(mean, weights=asked.weights)) for mean in means]
+    summed = _summed(context, table, parts.subsets)
+    lds = None
+    if np.ptp(table.total) > 0 and np.ptp(summed) > 0 and np.ptp(true) > 0:
+        lds = spearman_interval(np.array(summed), -np.array(true))
+    without = {
+        str(share): gap
+        for share, random in parts.random.items()
+        if (best := parts.best.get((target, method, share)))
+        and (gap := difference(losses(best), losses(*random), asked.weights))
+    }
+    return Validation(
+        target,
+        method,
+        asked.loss,
+        examples=len(asked.rows),
+        seeds=len(settings.seeds),
+        lds=lds,
+        without=without,
+        summed=summed,
+        losses=true,
+    )
+
+
+def _summed(context: Context, table: ScoreTable, subsets: Sequence[Part]) -> list[float]:
+    """Sums of scores over subsets; a row without a score counts as one with the mean score."""
+    centered = np.zeros(len(context.pool))
+    centered[table.numbers(context.pool)] = table.total - table.total.mean(dtype=np.float64)
+    return [float(centered[part.numbers].sum()) for part in subsets]
+
+
+STAGE = Validate()

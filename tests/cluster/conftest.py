@@ -1,0 +1,26 @@
+"""A cluster of three nodes on this machine, for the tests of this folder."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+ray = pytest.importorskip("ray", reason="the engine on Ray needs gradsieve[ray]")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # no token in the home folder
+    import toys
+    from ray.cluster_utils import Cluster
+
+    ray.cloudpickle.register_pickle_by_value(toys)
+    head = {"num_cpus": 1, "_system_config": {"worker_niceness": 0}, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(2):
+        made.add_node(num_cpus=1)
+    try:
+        yield made
+    finally:
+        made.shutdown()

@@ -1,0 +1,120 @@
+"""The engine on Ray with tasks that need no model: results, every kind of failure, nodes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import Toy, ToyJob, attempts
+
+import world
+from gradsieve.engine.ray import ATTEMPTS, RayEngine
+from gradsieve.errors import ModelError, RunError
+from gradsieve.recipe.schema import EngineConfig
+
+
+@pytest.fixture
+def listening() -> world.Listening:
+    return world.Listening()
+
+
+@pytest.fixture(scope="module")
+def shared(cluster: Any) -> Iterator[RayEngine]:
+    settings = EngineConfig(kind="ray", address=cluster.address, cpus_per_worker=1)
+    made = RayEngine(settings, world.Listening())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def engine(
+    shared: RayEngine, listening: world.Listening, tmp_path_factory: pytest.TempPathFactory
+) -> RayEngine:
+    """With a worker on each of three nodes."""
+    scratch = tmp_path_factory.mktemp("scratch")
+    nodes: set[str] = set()
+    for _ in range(500):
+        if len(nodes) == 3:
+            break
+        list(shared.map(ToyJob(scratch), [Toy(number, seconds=0.2) for number in range(6)]))
+        nodes = {node for _, node in attempts(scratch)[-6:]}
+    assert len(nodes) == 3
+    shared.take_work()
+    shared.progress = listening
+    return shared
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.name.isdecimal()}
+
+
+def test_every_node_takes_tasks_the_largest_first(engine: RayEngine, tmp_path: Path) -> None:
+    tasks = [Toy(number, seconds=0.3) for number in range(20)]
+    found = list(engine.map(ToyJob(tmp_path), tasks))
+    assert sorted(found) == list(range(20))
+    assert len({node for _, node in attempts(tmp_path)}) == 3
+    assert attempts(tmp_path)[0][0] >= 17
+    workers = len(engine.workers)
+    assert list(engine.map(ToyJob(tmp_path), [Toy(99)])) == [99]
+    assert len(engine.workers) == workers  # the same ones take the next job
+    work = engine.take_work()
+    assert sum(one["tasks"] for one in work) == 21
+    assert sum(one["tokens"] for one in work) == sum(range(20)) + 99
+    assert engine.take_work() == []
+
+
+def test_a_killed_worker_is_replaced(
+    engine: RayEngine, listening: world.Listening, tmp_path: Path
+) -> None:
+    tasks = [Toy(7, "killed once"), *(Toy(number, seconds=0.2) for number in range(6))]
+    assert sorted(engine.map(ToyJob(tmp_path), tasks)) == [0, 1, 2, 3, 4, 5, 7]
+    assert any("toy 7 failed on" in line and "runs again" in line for line in listening.lines)
+
+
+def test_memory_that_runs_out_halves_the_batch(engine: RayEngine, tmp_path: Path) -> None:
+    assert list(engine.map(ToyJob(tmp_path), [Toy(3, "memory")])) == [3]
+    assert len(attempts(tmp_path)) == 3
+
+
+def test_a_task_that_fails_three_times_stops_the_run(engine: RayEngine, tmp_path: Path) -> None:
+    with pytest.raises(RunError) as caught:
+        list(engine.map(ToyJob(tmp_path), [Toy(1), Toy(2), Toy(5, "bug")]))
+    assert "LookupError: no such thing" in caught.value.what
+    assert f"toy 5: failed {ATTEMPTS} times, on " in caught.value.where
+    assert "resumes" in caught.value.todo
+    nodes = [node for number, node in attempts(tmp_path) if number == 5]
+    assert len(set(nodes)) == ATTEMPTS  # elsewhere, where there is another node
+
+
+def test_a_mistake_stops_the_run_at_once(engine: RayEngine, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="The model is wrong") as caught:
+        list(engine.map(ToyJob(tmp_path), [Toy(2, "mistake")]))
+    assert "toy 2: on " in caught.value.where
+    assert len(attempts(tmp_path)) == 1
+
+
+def test_a_full_disk_on_one_node(
+    engine: RayEngine, listening: world.Listening, cluster: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "full-node").write_text(cluster.head_node.node_id)
+    tasks = [Toy(number, seconds=0.1) for number in range(30)]
+    assert sorted(engine.map(ToyJob(tmp_path), tasks)) == list(range(30))
+    assert files(tmp_path) == {str(number) for number in range(30)}
+    assert any("is left out" in line for line in listening.lines)
+    there = [node for _, node in attempts(tmp_path)].count(cluster.head_node.node_id)
+    assert there == ATTEMPTS
+
+
+def test_a_node_that_joins_takes_work_and_one_that_is_lost_does_not_matter(
+    engine: RayEngine, listening: world.Listening, cluster: Any, tmp_path: Path
+) -> None:
+    joined = None
+    tasks = [Toy(number, seconds=0.4) for number in range(60)]
+    for done, _ in enumerate(engine.map(ToyJob(tmp_path), tasks), start=1):
+        if done == 3:
+            joined = cluster.add_node(num_cpus=1)
+        if done == 40:
+            cluster.remove_node(joined, allow_graceful=False)
+    assert joined is not None
+    assert files(tmp_path) == {str(number) for number in range(60)}
+    assert joined.node_id in {node for _, node in attempts(tmp_path)}

@@ -1,0 +1,74 @@
+"""Jobs without a model, whose tasks fail in the ways that clusters do."""
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ray
+
+from gradsieve.console import Progress
+from gradsieve.engine import Job, Size
+from gradsieve.errors import ModelError, StoreError
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Writes a file; `how` says what happens before."""
+
+    number: int
+    how: str = ""
+    seconds: float = 0.0
+    halvings: int = 0
+
+
+@dataclass(frozen=True)
+class ToyJob(Job[Toy, int]):
+    folder: Path
+
+    def setup(self, progress: Progress) -> Callable[[Toy], int]:
+        return self._run
+
+    def size(self, task: Toy) -> Size:
+        return Size(1, task.number)
+
+    def smaller(self, task: Toy) -> Toy:
+        return replace(task, halvings=task.halvings + 1)
+
+    def name(self, task: Toy) -> str:
+        return f"toy {task.number}"
+
+    def _run(self, task: Toy) -> int:
+        node = ray.get_runtime_context().get_node_id()
+        with (self.folder / "attempts.txt").open("a") as file:
+            file.write(f"{task.number} {node}\n")
+        time.sleep(task.seconds)
+        tries = (
+            (self.folder / "attempts.txt").read_text().split("\n").count(f"{task.number} {node}")
+        )
+        if task.how == "killed once" and not (self.folder / "killed").exists():
+            (self.folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task.how == "memory" and task.halvings < 2:
+            raise MemoryError
+        if task.how == "bug":
+            raise LookupError("no such thing")
+        if task.how == "mistake":
+            raise ModelError("The model is wrong.", f"try {tries}", "Give another one.")
+        full = self.folder / "full-node"
+        if full.exists() and full.read_text() == node:
+            cause = OSError(errno.ENOSPC, "No space left on device")
+            raise StoreError(
+                "A shard cannot be written.", str(self.folder), "Free space."
+            ) from cause
+        (self.folder / f"{task.number}").write_text(str(task.number))
+        return task.number
+
+
+def attempts(folder: Path) -> list[tuple[int, str]]:
+    """(task, node) of each attempt."""
+    lines = (folder / "attempts.txt").read_text().split("\n")[:-1]
+    return [(int(line.split()[0]), line.split()[1]) for line in lines]

@@ -1,0 +1,61 @@
+"""Several processes take shares of the features: each writes its own, the last one finishes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradsieve
+import world
+from gradsieve.errors import RunError
+from gradsieve.pipeline.share import run_share
+from gradsieve.recipe.schema import Recipe
+from gradsieve.runs.folder import RunFolder
+from gradsieve.stages import features
+
+
+@pytest.fixture(scope="module", params=["store", "exact"])
+def recipe(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    inputs = world.make(tmp_path_factory.mktemp("inputs"))
+    return world.recipe(inputs, features={"mode": request.param})
+
+
+def share(recipe: Recipe, out: Path, number: int, count: int) -> list[str]:
+    listening = world.Listening()
+    run_share(recipe, out, (number, count), listening)
+    return listening.lines
+
+
+def test_shares_make_the_bytes_of_one_process(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "ROWS_A_SHARD", (16, 16))
+    plain = gradsieve.run(recipe, tmp_path / "plain", last="score", progress=world.Listening())
+    out = tmp_path / "shared"
+    with pytest.raises(RunError, match="pool is not finished"):
+        share(recipe, out, 1, 3)
+    gradsieve.run(recipe, out, last="warmup", progress=world.Listening())
+    run = RunFolder(out)
+    counts = []
+    for number in (3, 1, 2):
+        assert run.metadata("features") is None
+        said = share(recipe, out, number, 3)
+        counts.append(len(list(out.glob("02-features/checkpoint-1/*/shard-*"))))
+    assert 0 < counts[0] < counts[1] < counts[2]
+    assert "features: share 1 of 3 is done, others are not" not in said
+    assert run.metadata("features") is not None
+    assert share(recipe, out, 1, 3)[-1] == "features: up to date"
+    found = gradsieve.run(recipe, out, last="score", progress=world.Listening())
+    theirs = {name: c for name, c in world.results(found).items() if name != ".turn"}
+    assert theirs == world.results(plain)
+
+
+def test_a_run_refuses_while_shares_work(recipe: Recipe, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with (
+        run.locked(shared=True),
+        run.locked(shared=True),
+        pytest.raises(RunError, match="Another gradsieve process"),
+        run.locked(),
+    ):
+        pass

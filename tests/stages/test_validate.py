@@ -1,0 +1,256 @@
+"""Whether scores predict training: in a world where it is known, killed, and extended."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gradsieve
+import world
+from gradsieve import methods
+from gradsieve.analysis.validation import Validation, read_validation
+from gradsieve.demo.skills import Row, make_examples, make_rows
+from gradsieve.errors import DataError
+from gradsieve.methods import Scores, ScoringTask
+from gradsieve.runs.artifacts import Artifacts
+from gradsieve.runs.context import Context
+from gradsieve.runs.folder import RunFolder
+from gradsieve.stages import jobs
+from gradsieve.stages.validate import STAGE
+
+SETTINGS: dict[str, Any] = {
+    "warmup": {"batch_size": 2, "epochs": 1, "learning_rate": 1e-2, "lora": {"r": 2, "alpha": 8}},
+    "score": {"methods": ["planted", "random-1"]},
+    "select": {"count": 6},
+    "validate": {"subsets": 3, "share": 0.25, "leave_out": [0.1]},
+}
+
+
+class Killed(BaseException):
+    """As little caught as a kill is."""
+
+
+class Planted:
+    """Knows which rows are of the target's kind."""
+
+    source = "tests, this very file"
+    uses = "data"
+
+    def score(self, task: ScoringTask) -> dict[str, Scores]:
+        planted = [key.id.startswith("planted") for key in task.example_keys()]
+        return {name: Scores(np.array(planted, np.float32)) for name in task.targets}
+
+
+PLANTED = Planted()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        entry = EntryPoint("planted", f"{__name__}:PLANTED", methods.GROUP)
+        patch.setattr(methods, "entry_points", lambda group: [entry])
+        patch.setitem(sys.modules, __name__, sys.modules[__name__])
+        yield
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A pool of 24 rows, of which 6 have the target's answer, and the others answer in numbers."""
+    folder = tmp_path_factory.mktemp("inputs")
+    data = world.make(folder, rows=24)
+    others = [replace(row, answer="10 11 12 13") for row in make_rows(18, 0)]
+    planted = [
+        replace(row, id=f"planted-{number}") for number, row in enumerate(answered_in_letters(3, 1))
+    ]
+    for name, rows in {
+        "one": others,
+        "two": planted,
+        "target": answered_in_letters(2, 0),
+        "test": answered_in_letters(4, 2),
+    }.items():
+        world.write(folder / f"{name}.jsonl", [world.record(row) for row in rows])
+    target = {"name": "mine", "path": str(folder / "target.jsonl")}
+    return {**data, "targets": [{**target, "test": str(folder / "test.jsonl")}]}
+
+
+def answered_in_letters(count: int, seed: int) -> list[Row]:
+    return [replace(row, answer="a b c d") for row in make_examples("reverse", count, seed)]
+
+
+def run(inputs: dict[str, Any], out: Path, **changes: Any) -> RunFolder:
+    recipe = world.recipe({**inputs, **SETTINGS}, **changes)
+    return gradsieve.run(recipe, out, last="validate", progress=world.Listening())
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows of each training."""
+    counts: list[int] = []
+    real = jobs.train_model
+
+    def train(model: Any, rows: Any, *others: Any, **more: Any) -> int:
+        counts.append(len(rows))
+        return real(model, rows, *others, **more)
+
+    monkeypatch.setattr(jobs, "train_model", train)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return run(inputs, tmp_path_factory.mktemp("whole"))
+
+
+def found(folder: RunFolder) -> dict[str, Validation]:
+    return {one.method: one for one in read_validation(Artifacts(folder).validation)}
+
+
+def test_scores_that_are_known_to_predict(
+    inputs: dict[str, Any], tmp_path: Path, trained: list[int]
+) -> None:
+    """All weights are trained, for as many steps whatever the rows, and no model is kept."""
+    train = {"full_parameters": True, "learning_rate": 1e-2, "max_steps": 6}
+    settings = {"subsets": 12, "share": 0.25, "leave_out": [0.25]}
+    folder = run(inputs, tmp_path, train=train, validate=settings)
+    rows = found(folder)
+    lds = rows["planted"].lds
+    assert lds is not None
+    assert lds[0] > 0.9
+    assert lds[1] > 0.8
+    assert "predict which rows lower the loss" in rows["planted"].text()
+    other = rows["random-1"].lds
+    assert other is not None
+    assert other[1] < 0 < other[2]
+    assert "no evidence" in rows["random-1"].text()
+    assert rows["planted"].without["0.25"][1] > 0  # without any planted row it is far worse
+    assert trained.count(6) >= 11  # subsets that are equal are trained on once
+    assert {*trained} == {6, 18}
+    assert not list(folder.stage("validate").rglob("*.safetensors"))
+
+
+def test_the_loss_is_of_held_out_examples(whole: RunFolder, inputs: dict[str, Any]) -> None:
+    rows = found(whole)
+    assert rows.keys() == {"planted", "random-1"}
+    assert rows["planted"].loss == "held_out_loss"
+    assert rows["planted"].examples == 8
+    assert len(rows["planted"].losses) == len(rows["planted"].summed) == 3
+    assert rows["planted"].losses == rows["random-1"].losses
+    assert whole.require("validate")["models"] == 3 + 3 + 2
+
+
+def test_killed_again_and_again(
+    inputs: dict[str, Any], whole: RunFolder, tmp_path: Path, trained: list[int]
+) -> None:
+    for kills in range(40):
+        with pytest.MonkeyPatch.context() as patch:
+            kill_at_file(patch, 5 + kills)
+            try:
+                run(inputs, tmp_path)
+                break
+            except Killed:
+                continue
+    assert kills > 4
+    left = world.results(RunFolder(tmp_path))
+    assert left == world.results(whole)
+    assert len(trained) < 8 + 2 + kills  # a training that was finished is not repeated
+
+
+def kill_at_file(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Die at a file of the stage, before or after it is there."""
+    count = [0]
+
+    def counting(name: str) -> None:
+        real = getattr(Path, name)
+
+        def move(self: Path, target: Any) -> Path:
+            if "07-validate" in str(target):
+                count[0] += 1
+            if count[0] == number and number % 2:
+                raise Killed
+            moved = real(self, target)
+            if count[0] == number:
+                raise Killed
+            return moved
+
+        patch.setattr(Path, name, move)
+
+    counting("replace")
+    counting("rename")
+
+
+def test_order_makes_no_difference(
+    inputs: dict[str, Any], whole: RunFolder, tmp_path: Path
+) -> None:
+    other = run(world.shuffled(inputs, tmp_path / "rows"), tmp_path / "run")
+    names = [name for name in world.results(whole) if name.startswith("07-validate")]
+    assert len(names) > 10
+    one, two = world.results(whole), world.results(other)
+    assert [name for name in names if one[name] != two[name]] == []
+
+
+def test_what_comes_later_is_added(
+    inputs: dict[str, Any], whole: RunFolder, tmp_path: Path, trained: list[int]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole.path, folder)
+    run(inputs, folder)
+    assert trained == []
+    run(inputs, folder, score__methods=["planted", "random-1", "full", "random-2"])
+    assert trained == [22]  # without the best by random-2; `full` ranks nothing
+    rows = found(RunFolder(folder))
+    assert rows["full"].lds is None
+    assert rows["full"].without == {}
+    assert "nothing to validate" in rows["full"].text()
+    assert rows["planted"] == found(whole)["planted"]
+    run(inputs, folder, validate__subsets=4)
+    assert trained == [22, 6]
+    second = {**inputs["targets"][0], "name": "second", "test": None}
+    more = {**inputs, "targets": [*inputs["targets"], second]}
+    run(more, folder, validate__subsets=4)
+    assert trained == [22, 6]  # models are kept, and measured on the new target
+    (row,) = [
+        one
+        for one in read_validation(Artifacts(RunFolder(folder)).validation)
+        if (one.target, one.method) == ("second", "planted")
+    ]
+    assert (row.loss, row.examples) == ("target_loss", 4)
+    run(inputs, folder, validate__share=0.5)
+    assert trained[2:5] == [12, 12, 12]
+    assert list((folder / "archive").glob("07-validate*"))
+
+
+def test_another_model_reads_the_rows_itself(
+    inputs: dict[str, Any], whole: RunFolder, tmp_path: Path, trained: list[int]
+) -> None:
+    shutil.copytree(inputs["model"]["name"], tmp_path / "other")
+    train = {"model": str(tmp_path / "other")}
+    other = run(inputs, tmp_path / "run", train=train, validate__leave_out=[])
+    assert trained == [6] * 5  # two of them by the stage train
+    assert found(other)["planted"].losses == found(whole)["planted"].losses
+
+
+def test_plan_counts_the_trainings(inputs: dict[str, Any], whole: RunFolder) -> None:
+    recipe = world.recipe({**inputs, **SETTINGS})
+    context = Context(recipe, whole, world.Listening())
+    estimate = STAGE.estimate(context)
+    folders = list(whole.stage("validate").glob("models/*/seed-0"))
+    assert estimate.loads == 2 * len(folders)
+    steps = [json.loads((one / "training.json").read_text())["steps"] for one in folders]
+    assert estimate.steps == sum(steps)
+    size = sum(file.stat().st_size for file in whole.stage("validate").rglob("*.safetensors"))
+    assert size / 3 < estimate.disk_bytes < 3 * size
+
+
+def test_a_pool_of_one_row_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
+    (pool,) = [part for part in inputs["pool"] if part["name"] == "two"]
+    first = Path(pool["path"]).read_text(encoding="utf-8").split("\n")[0]
+    (tmp_path / "two.jsonl").write_text(first + "\n", encoding="utf-8")
+    alone = {**inputs, "pool": [{**pool, "path": str(tmp_path / "two.jsonl")}]}
+    with pytest.raises(DataError, match="too few rows"):
+        run(alone, tmp_path / "run", select={"count": 1})
