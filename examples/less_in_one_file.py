@@ -139,7 +139,10 @@ def random_bits(key: int, count: int) -> np.ndarray:
 
 
 def project(values: dict[str, Tensor]) -> Tensor:
-    """Steps 2 and 3: random signs, cut into blocks of DIM, each block rotated, all added up."""
+    """Steps 2 and 3: random signs, cut into blocks of DIM, each block rotated, all added up.
+
+    As in the paper; the package scales both sides first (`features.projection.balanced`).
+    """
     total = torch.zeros(DIM)
     for name, value in values.items():
         flat = value.flatten()

@@ -311,7 +311,7 @@ def _refuse_what_does_not_fit(
             )
         )
     if (
-        context.recipe.features.mode == "exact"
+        context.recipe.features.mode != "store"
         and found.get("features", State("done")).kind != "done"
     ):
         groups = Counter((row.example.source, row.example.subtask) for row in target_rows(context))
@@ -322,8 +322,8 @@ def _refuse_what_does_not_fit(
             problems.append(
                 ModelError(
                     "The targets' gradients don't fit into memory.",
-                    f"features.mode exact: {size(wanted)} needed next to the model's "
-                    f"{size(shape.weight_bytes)}, {size(round(there))} free",
+                    f"features.mode {context.recipe.features.mode}: {size(wanted)} needed next to "
+                    f"the model's {size(shape.weight_bytes)}, {size(round(there))} free",
                     "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
                 )
             )

@@ -312,6 +312,18 @@ class ProjectionConfig(Section):
         "and finds 76% of the best rows instead of 56% (benchmarks/store).",
     )
     seed: int = Field(0, ge=0, description="Seed of the signs.")
+    balanced: bool = Field(
+        True,
+        description="Multiply updates by v^(1/4) and divide target gradients by it before the "
+        "projection (v: Adam's second moment): the same inner products with a smaller error "
+        "(docs/method.md). `false`: as in the paper; default of `none`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_projection_unscaled(cls, values: Any) -> Any:
+        unprojected = isinstance(values, dict) and values.get("kind") == "none"
+        return {"balanced": False, **values} if unprojected else values
 
 
 class FeaturesConfig(Section):
@@ -331,10 +343,11 @@ class FeaturesConfig(Section):
     bits: Literal[1, 2, 4, 8, 16, 32] = Field(
         16, description="Bits per value in the datastore. 16 as in the paper."
     )
-    mode: Literal["store", "exact"] = Field(
+    mode: Literal["store", "exact", "both"] = Field(
         "store",
         description="`store`: write a datastore, reusable for other targets; `exact`: compute "
-        "exact products with these targets' gradients, without projection or datastore.",
+        "exact products with these targets' gradients, without projection or datastore; `both`: in "
+        "one pass, exact products for these targets and a datastore for those added later.",
     )
     tokens_per_batch: int | Literal["auto"] = Field(
         "auto",

@@ -259,7 +259,8 @@ def _task(context: Context, name: str) -> ScoringTask:
         skipped = context.pool.locate(context.artifacts.features.skipped())
         numbers = numbers[~np.isin(numbers, skipped)]
         rates = context.artifacts.warmup.learning_rates
-        features = Features([checkpoint.folder for checkpoint in checkpoints], rates)
+        exact = context.artifacts.features.exact_targets
+        features = Features([checkpoint.folder for checkpoint in checkpoints], rates, exact)
     return ScoringTask(
         pool=context.pool,
         numbers=numbers,
