@@ -71,10 +71,12 @@ class Trials:
         files = sorted(Path(gradsieve.__path__[0]).rglob("*.py"))
         version = fingerprint([file_hash(file) for file in files])
         mark = self.out / "version"
-        if not mark.is_file() or mark.read_text() != version:
-            shutil.rmtree(self.out, ignore_errors=True)
-            self.out.mkdir(parents=True)
-            mark.write_text(version)
+        if mark.is_file() and mark.read_text() != version:
+            shutil.rmtree(self.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not mark.is_file() and list(self.out.iterdir()):
+            raise SystemExit(f"{self.out} holds something else: give --out a new folder")
+        mark.write_text(version)
 
     def _recipe(self, name: str, seed: int) -> Recipe:
         folder = self.out / name
