@@ -48,7 +48,7 @@ def example_dropout(model: nn.Module, seed: int) -> Iterator[Begin]:
 
     layers = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p]
     for number, layer in enumerate(layers):
-        layer.forward = _dropout(layer, number, now)  # type: ignore[method-assign]
+        layer.forward = _dropout(layer, number, now)  # type: ignore[assignment,method-assign]
     try:
         yield begin
     finally:
