@@ -19,13 +19,15 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -69,7 +71,6 @@ def warm_up(model: Any, rows: list[dict[str, Any]]) -> Iterator[tuple[Any, float
     steps = EPOCHS * math.ceil(len(rows) / BATCH)
     ramp = math.ceil(RAMP * steps)
     step = 0
-    set_seed(SEED)  # of the dropout
     for epoch in range(EPOCHS):
         model.train()
         shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED + epoch))
@@ -77,6 +78,7 @@ def warm_up(model: Any, rows: list[dict[str, Any]]) -> Iterator[tuple[Any, float
         for batch in DataLoader(rows, BATCH, sampler=shuffled.tolist(), collate_fn=list):
             ids = torch.nn.utils.rnn.pad_sequence([row["tokens"] for row in batch], True)
             labels = torch.nn.utils.rnn.pad_sequence([row["labels"] for row in batch], True, -100)
+            drop_by_example(model, [row["tokens"] for row in batch], step)
             logits = model(input_ids=ids).logits  # a causal model doesn't see the padding after it
             loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
             loss.backward()
@@ -89,6 +91,27 @@ def warm_up(model: Any, rows: list[dict[str, Any]]) -> Iterator[tuple[Any, float
             step += 1
         model.eval()
         yield optimizer.state, sum(rates) / len(rates)
+
+
+def drop_by_example(model: Any, examples: list[Tensor], step: int) -> None:
+    """Make dropout depend on the example and the step, not on the batch."""
+    seeds = [
+        xxhash.xxh3_64_intdigest(tokens.numpy().tobytes(), SEED << 32 | step) >> 1
+        for tokens in examples
+    ]
+
+    def drop(layer: nn.Dropout, number: int, x: Tensor) -> Tensor:
+        if not layer.training:
+            return x
+        keep = torch.ones(x.shape, dtype=torch.bool)
+        for row, seed, tokens in zip(keep, seeds, examples, strict=True):
+            generator = torch.Generator().manual_seed(seed + number)
+            row[: len(tokens)].bernoulli_(1 - layer.p, generator=generator)
+        return x.masked_fill(~keep, 0.0) / (1 - layer.p)
+
+    layers = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p]
+    for number, layer in enumerate(layers):
+        layer.forward = partial(drop, layer, number)
 
 
 def gradient(model: Any, row: dict[str, Any]) -> dict[str, Tensor]:
@@ -116,7 +139,10 @@ def random_bits(key: int, count: int) -> np.ndarray:
 
 
 def project(values: dict[str, Tensor]) -> Tensor:
-    """Steps 2 and 3: random signs, cut into blocks of DIM, each block rotated, all added up."""
+    """Steps 2 and 3: random signs, cut into blocks of DIM, each block rotated, all added up.
+
+    As in the paper; the package scales both sides first (`features.projection.balanced`).
+    """
     total = torch.zeros(DIM)
     for name, value in values.items():
         flat = value.flatten()

@@ -30,8 +30,7 @@ from safetensors import safe_open
 
 import gradsieve
 from gradsieve.console import Progress
-from gradsieve.data.batching import collate
-from gradsieve.gradients.objectives import example_losses
+from gradsieve.gradients.objectives import SFT, example_losses
 from gradsieve.gradients.projection import Projection
 from gradsieve.gradients.similarity import subtask_directions
 from gradsieve.io import fingerprint, write_json
@@ -141,7 +140,7 @@ class Trial:
             settings = recipe.warmup.model_copy(update={"epochs": 1})
             rows = [self.usable[key] for key in keys]
             with tempfile.TemporaryDirectory() as folder:
-                train_model(model, rows, settings, seed, Path(folder), collate, lambda *_: None)
+                train_model(model, rows, settings, seed, Path(folder), SFT, lambda *_: None)
             loss = float(np.mean(example_losses(model.eval(), self.questions[target])))
             write_json(file, {"loss": loss, "target": target, "seed": seed})
         return float(json.loads(file.read_text())["loss"])

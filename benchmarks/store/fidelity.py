@@ -50,23 +50,6 @@ TARGETS = ("mmlu", "tydiqa", "bbh")
 SHARE = 0.05
 
 
-class Every:
-    """Exact products, and projections to all numbers of dims, of the same values."""
-
-    def __init__(self, parts: list[Any]) -> None:
-        self.parts = parts
-
-    def accumulator(self, batch: int, device: torch.device) -> Every:
-        return Every([part.accumulator(batch, device) for part in self.parts])
-
-    def add(self, name: str, values: torch.Tensor, overwrite: bool = False) -> None:
-        for part in self.parts:
-            part.add(name, values)
-
-    def result(self) -> list[torch.Tensor]:
-        return [part.result() for part in self.parts]
-
-
 def recipe(data: Path, inputs: Path) -> Any:
     pool = sorted(file.stem for file in (inputs / "pool").glob("*.jsonl"))
     return check_recipe(
@@ -117,8 +100,7 @@ def main() -> None:
     usable = context.pool.usable
     drawn = usable[np.random.default_rng(0).permutation(len(usable))[: given.rows]]
     rows = context.pool.tokenized(drawn)
-    every = Every([exact, *projections])
-    extractor = FeatureExtractor(model, every, moments)  # type: ignore[arg-type]
+    extractor = FeatureExtractor(model, [exact, *projections], moments)
     scorers = {(dim, bits): Cosines(directions[dim], bits) for dim in DIMS for bits in BITS}
     scores = {key: np.empty((len(rows), len(columns)), "f4") for key in ["exact", *scorers]}
     batches = length_sorted_batches(context.pool.lengths[drawn], 4096)
@@ -126,7 +108,7 @@ def main() -> None:
     with context.progress.counting("rows", len(rows), "rows") as report:
         for batch in batches:
             made = extractor(collate([rows[i] for i in batch]))
-            products, *projected = made.rows
+            products, *projected = made.rows.split(extractor.widths, dim=1)
             scores["exact"][batch] = (products / made.gradient_norms[:, None]).numpy()
             for dim, values in zip(DIMS, projected, strict=True):
                 for bits in BITS:

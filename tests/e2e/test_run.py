@@ -88,11 +88,14 @@ def test_scores_are_the_formulas(run: RunFolder, inputs: dict[str, Any]) -> None
     total: dict[tuple[str, str], float] = {}
     for number, weight in enumerate(rates / rates.sum(), start=1):
         folder = run.stage("features") / f"checkpoint-{number}"
-        mean = load_file(folder / "targets" / "plain.safetensors")["features"].mean(axis=0)
+        target = load_file(folder / "targets" / "plain.safetensors")
+        mean = target["features"].mean(axis=0) / target["mean_norms"]
         store = gradsieve.open_store(folder / "pool")
         names = store.keys().to_pylist()
-        for name, row in zip(names, store.read(np.arange(len(store))), strict=True):
-            cosine = row @ mean / np.linalg.norm(row) / np.linalg.norm(mean)
+        norms = np.concatenate([block.gradient_norms for block in store.shards()])
+        rows = store.read(np.arange(len(store)))
+        for name, row, norm in zip(names, rows, norms, strict=True):
+            cosine = row @ mean / norm
             key = (name["source"], name["id"])
             total[key] = total.get(key, 0.0) + weight * float(cosine)
     for key, row in scores(run, "plain").items():

@@ -44,7 +44,7 @@ def recipe(tmp_path: Path) -> dict[str, Any]:
     made["targets"] = [
         {"name": "mine", "path": str(tmp_path / "target.jsonl"), "subtask": "subtask"}
     ]
-    made["features"] = {"projection": {"dim": 1000}, "bits": 32}
+    made["features"] = {"projection": {"dim": 1000, "balanced": False}, "bits": 32}
     made["select"] = {"fraction": 0.05}
     return made
 

@@ -1,6 +1,7 @@
 """The fused path gives what its three steps give one after the other."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import tiny
 from gradsieve.errors import ModelError
 from gradsieve.gradients import adam
 from gradsieve.gradients.features import FeatureExtractor, Moments
+from gradsieve.gradients.objectives import Sft
 from gradsieve.gradients.per_example import per_example, per_example_loop
 from gradsieve.gradients.projection import Projection
 
@@ -66,6 +68,18 @@ def test_without_moments_rows_are_plain_gradients() -> None:
     found = FeatureExtractor(model, projection)(batch).rows
     wanted = projection.project(per_example(model, batch))
     assert float((found - wanted).norm() / wanted.norm()) <= 1e-6
+
+
+def test_gradients_are_those_of_the_objective() -> None:
+    class Doubled(Sft):
+        def losses(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+            assert "attention_mask" not in batch
+            return 2 * super().losses(model, batch)
+
+    model, batch, projection = tiny.adapted(), tiny.batch(), Projection("none")
+    once = FeatureExtractor(model, projection)(batch)
+    twice = FeatureExtractor(model, projection, objective=Doubled())(batch)
+    torch.testing.assert_close(twice.rows, 2 * once.rows)
 
 
 def test_batch_order_and_padding_do_not_matter() -> None:

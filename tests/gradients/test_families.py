@@ -1,4 +1,6 @@
-"""Per-example gradients of many model families equal the loop's to 1e-5, with LoRA on every layer.
+"""Model families: per-example gradients equal the loop's, the training loss the model's own.
+
+To 1e-5, with LoRA on every layer; among them are models that scale logits or cap them.
 
 Models are tiny and random, made from transformers' own configurations.
 """
@@ -11,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny
+from gradsieve.gradients.objectives import SFT
 from gradsieve.gradients.per_example import check_pass, per_example, per_example_loop
 
 SMALL_AS_THEY_ARE = (
@@ -59,6 +62,31 @@ def test_equals_the_loop(family: str) -> None:
     for name, gradient in wanted.items():
         error = (found[name] - gradient).flatten(1).norm(dim=1) / gradient.flatten(1).norm(dim=1)
         assert float(error.max()) <= 1e-5, name
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_training_loss_is_the_models_own(family: str) -> None:
+    model, batch = adapted(family).eval(), tiny.batch()
+    assert SFT.fits(model)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for count in (None, torch.tensor(150)):
+        own = model(**batch).loss
+        if count is not None:
+            own = own * (batch["labels"][:, 1:] != -100).sum() / count
+        found = SFT.batch_loss(model, batch, count)
+        assert float(found) == pytest.approx(float(own), rel=1e-5)
+        both = (torch.autograd.grad(loss, weights) for loss in (found, own))
+        for mine, theirs in zip(*both, strict=True):
+            assert float((mine - theirs).norm()) <= 1e-5 * float(theirs.norm())
+
+
+def test_a_loss_of_a_router_is_left_to_the_model() -> None:
+    config = AutoConfig.for_model("mixtral", **tiny.SMALL, num_local_experts=2)
+    model = AutoModelForCausalLM.from_config(config)
+    assert SFT.fits(model)
+    config.output_router_logits = True
+    assert not SFT.fits(model)
 
 
 def test_there_are_enough_families() -> None:

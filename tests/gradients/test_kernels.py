@@ -15,7 +15,7 @@ import torch
 
 from gradsieve.gradients import adam
 from gradsieve.gradients.features import Moments, Totals
-from gradsieve.gradients.projection import Projection
+from gradsieve.gradients.projection import SMALLEST_SCALE, Balance, Projection
 
 CONSTANTS = {"betas": (0.8, 0.95), "eps": 1e-5}
 """Of an optimizer that doesn't have torch's defaults."""
@@ -23,27 +23,25 @@ CONSTANTS = {"betas": (0.8, 0.95), "eps": 1e-5}
 SHAPES = {"q.lora_A": (4, 37), "q.lora_B": (50, 4), "v.lora_A": (3, 7)}
 
 
-def largest_gap(dim: int, batch: int, reading: str, momentum: str, plain: bool) -> float:
+def largest_gap(
+    dim: int, batch: int, reading: str, momentum: str, plain: bool, balanced: bool
+) -> float:
     """Relative errors of rows and lengths against the path in PyTorch; the larger one."""
     from gradsieve.gradients.kernels import FusedTotals
 
     generator = torch.Generator().manual_seed(0)
     draw = {name: torch.randn(batch, *shape, generator=generator) for name, shape in SHAPES.items()}
     gradients = {name: values * 1e-3 for name, values in draw.items()}
-    moments = (
-        None
-        if plain
-        else Moments(
-            {
-                name: torch.randn(shape, generator=generator) * 1e-3
-                for name, shape in SHAPES.items()
-            },
-            {name: torch.rand(shape, generator=generator) * 1e-6 for name, shape in SHAPES.items()},
-            step=7,
-            **CONSTANTS,
-        )
+    m, v = (
+        {name: function(shape, generator=generator) * size for name, shape in SHAPES.items()}
+        for function, size in ((torch.randn, 1e-3), (torch.rand, 1e-6))
     )
+    v["v.lora_A"].zero_()  # as of a weight that has not had a gradient
+    moments = None if plain else Moments(m, v, step=7, **CONSTANTS)
+    balance = Balance.of(v, CONSTANTS["eps"] if reading == "official" else 0.0)
     projection, device = Projection("sketch", dim, 5), torch.device("cpu")
+    if balanced:
+        projection.balance = balance.of_targets() if plain else balance
 
     def update(name: str, g: torch.Tensor) -> torch.Tensor:
         if moments is None:
@@ -52,7 +50,7 @@ def largest_gap(dim: int, batch: int, reading: str, momentum: str, plain: bool) 
         return adam.update(g, m, v, 7, reading, momentum, **CONSTANTS)  # type: ignore[arg-type]
 
     fused = FusedTotals(projection, moments, reading, momentum, batch, device)  # type: ignore[arg-type]
-    wanted = Totals(projection, update, batch, device)
+    wanted = Totals([projection], update, batch, device)
     for name, g in gradients.items():
         fused.add(name, g.clone())
         wanted.add(name, g.clone())
@@ -64,13 +62,15 @@ def largest_gap(dim: int, batch: int, reading: str, momentum: str, plain: bool) 
 
 
 CASES = [
-    (64, 5, "torch", "keep", False),
-    (8, 1, "torch", "drop", False),
-    (24, 4, "official", "keep", False),
-    (512, 3, "official", "drop", False),
-    (40, 6, "torch", "keep", True),
+    (64, 5, "torch", "keep", False, False),
+    (8, 1, "torch", "drop", False, True),
+    (24, 4, "official", "keep", False, False),
+    (512, 3, "official", "drop", False, True),
+    (40, 6, "torch", "keep", True, False),
+    (64, 5, "official", "keep", True, True),
 ]
-"""dim, examples, and how the update is made: smaller and larger than a weight or a program."""
+"""dim, examples, and how the update is made and scaled: smaller and larger than a weight or a
+program."""
 
 
 def test_equals_the_steps_in_pytorch() -> None:
@@ -100,10 +100,19 @@ def test_compiles_for_gpus_that_are_not_here(architecture: int) -> None:
         **dict.fromkeys(("gradient_pointer", "m_pointer", "v_pointer", "rows_pointer"), "*fp32"),
         **dict.fromkeys(("sign_key", "rotation_key"), "i64"),
         **dict.fromkeys(("p", "dim", "batch"), "i32"),
-        **{"squares_pointer": "*fp64", "first": "fp32", "second": "fp32"},
+        **dict.fromkeys(("first", "second", "unit", "added"), "fp32"),
+        "squares_pointer": "*fp64",
     }
-    switches = {"OFFICIAL": False, "KEEP": True, "ADAM": True, "BLOCK": 256, "EXAMPLES": 4}
-    constants = {**switches, "BETA1": 0.9, "BETA2": 0.999, "EPS": 1e-8}
+    switches = {"OFFICIAL": False, "KEEP": True, "ADAM": True, "SCALED": True, "INVERSE": False}
+    constants = {
+        **switches,
+        "BLOCK": 256,
+        "EXAMPLES": 4,
+        "SMALLEST": SMALLEST_SCALE,
+        "BETA1": 0.9,
+        "BETA2": 0.999,
+        "EPS": 1e-8,
+    }
     source = ASTSource(
         fn=kernel,
         signature={name: types.get(name, "constexpr") for name in kernel.arg_names},

@@ -12,17 +12,17 @@ from safetensors import safe_open
 import gradsieve
 import world
 from gradsieve.gradients.projection import Projection
-from gradsieve.gradients.similarity import influence
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
-from gradsieve.store import open_store
+from gradsieve.store import Store, open_store
 
 METHODS = ["less", "dot", "sgd"]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "balanced"])
+def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> RunFolder:
     data = world.make(tmp_path_factory.mktemp("inputs"), rows=60)
+    data["features"]["projection"]["balanced"] = request.param
     recipe = world.recipe(data, score__methods=METHODS, features__bits=32)
     return gradsieve.run(
         recipe, tmp_path_factory.mktemp("run"), last="score", progress=world.Listening()
@@ -38,10 +38,38 @@ def stored(run: RunFolder, store: str) -> tuple[torch.Tensor, torch.Tensor, torc
         folder = run.stage("features") / f"checkpoint-{number}"
         opened = open_store(folder / store)
         rows.append(torch.from_numpy(opened.read(opened.find(keys))))
-        with safe_open(folder / "targets" / "plain.safetensors", "pt") as file:
+        with safe_open(target_file(folder, store), "pt") as file:
             means.append(file.get_tensor("features").mean(0, keepdim=True))
     rates = torch.tensor(run.require("warmup")["learning_rates"], dtype=torch.float32)
     return torch.stack(rows), torch.stack(means), rates
+
+
+def target_file(checkpoint: Path, store: str) -> Path:
+    """Each datastore has target gradients of its own."""
+    return checkpoint / store.replace("pool", "targets") / "plain.safetensors"
+
+
+def norms(run: RunFolder, store: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """By which cosines are taken: of rows [N, n, 1], and of the target's mean gradients [N, 1, 1].
+
+    Those before scaling and projection where rows were scaled.
+    """
+    rows, means, _ = stored(run, store)
+    if not open_store(run.stage("features") / "checkpoint-1" / store).balanced:
+        return rows.norm(dim=2, keepdim=True), means.norm(dim=2, keepdim=True)
+    pool = Artifacts(run).pool.read()
+    keys, of_rows, of_means = pool.store_keys(pool.usable), [], []
+    for number in (1, 2):
+        folder = run.stage("features") / f"checkpoint-{number}"
+        opened = open_store(folder / store)
+        of_rows.append(gradient_norms(opened)[opened.find(keys)])
+        with safe_open(target_file(folder, store), "pt") as file:
+            of_means.append(file.get_tensor("mean_norms"))
+    return torch.stack(of_rows)[..., None], torch.stack(of_means)[..., None]
+
+
+def gradient_norms(store: Store) -> torch.Tensor:
+    return torch.cat([torch.from_numpy(block.gradient_norms) for block in store.shards()])
 
 
 def scores(run: RunFolder, method: str) -> np.ndarray:
@@ -51,7 +79,10 @@ def scores(run: RunFolder, method: str) -> np.ndarray:
 
 @pytest.mark.parametrize(("method", "store"), [("less", "pool"), ("sgd", "pool-sgd")])
 def test_cosines_summed_over_checkpoints(run: RunFolder, method: str, store: str) -> None:
-    expected = influence(*stored(run, store))[:, 0]
+    rows, means, rates = stored(run, store)
+    of_rows, of_means = norms(run, store)
+    cosines = ((rows / of_rows) @ (means / of_means).mT)[..., 0]
+    expected = torch.einsum("i,in->n", rates / rates.sum(), cosines)
     assert scores(run, method) == pytest.approx(expected.numpy(), abs=1e-6)
 
 
@@ -62,8 +93,19 @@ def test_dot_is_the_sum_of_inner_products(run: RunFolder) -> None:
 
 
 def test_plain_gradients_have_another_length_than_updates(run: RunFolder) -> None:
-    adam, plain = stored(run, "pool")[0], stored(run, "pool-sgd")[0]
-    assert float(adam.norm(dim=2).median()) > 10 * float(plain.norm(dim=2).median())
+    folder = run.stage("features") / "checkpoint-1"
+    adam, plain = (gradient_norms(open_store(folder / name)) for name in ("pool", "pool-sgd"))
+    assert float(adam.median()) > 10 * float(plain.median())
+
+
+def test_plain_gradients_are_never_scaled(run: RunFolder) -> None:
+    """They are as large as the targets' gradients already; both keep their projection."""
+    folder = run.stage("features") / "checkpoint-1"
+    assert not open_store(folder / "pool-sgd").balanced
+    with safe_open(target_file(folder, "pool-sgd"), "pt") as file:
+        assert "mean_norms" not in file.keys()  # noqa: SIM118
+        rows, of_rows = file.get_tensor("features"), file.get_tensor("gradient_norms")
+    torch.testing.assert_close(rows.norm(dim=1), of_rows, rtol=0.1, atol=0)
 
 
 def test_exact_mode_refuses_what_needs_a_datastore(tmp_path: Path) -> None:
@@ -88,7 +130,8 @@ def test_signal_to_noise(run: RunFolder, method: str, store: str) -> None:
     rows, means, rates = stored(run, store)
     weights, mean = rates / rates.sum(), means[:, 0]
     if method != "dot":
-        rows, mean = (part / part.norm(dim=-1, keepdim=True) for part in (rows, mean))
+        of_rows, of_means = norms(run, store)
+        rows, mean = rows / of_rows, mean / of_means[:, 0]
     products = torch.einsum("ind,id->in", rows, mean)
     squares = (rows.norm(dim=2) * mean.norm(dim=1, keepdim=True)) ** 2 + products**2
     variance = (weights**2 * squares.mean(1)).sum() / 2048
@@ -96,7 +139,8 @@ def test_signal_to_noise(run: RunFolder, method: str, store: str) -> None:
     assert found["error"] == pytest.approx(float(variance.sqrt()), rel=1e-3)
     assert found["spread"] == pytest.approx(float(np.std(scores(run, method))), rel=1e-4)
     assert found["ratio"] == pytest.approx(found["spread"] / found["error"])
-    if method != "dot":  # cosines err by 1 / sqrt(d), or a little more
+    balanced = open_store(run.stage("features") / "checkpoint-1" / store).balanced
+    if method != "dot" and not balanced:  # cosines err by 1 / sqrt(d), or a little more
         assert found["error"] >= float((weights**2).sum().sqrt()) / 2048**0.5
 
 
@@ -134,7 +178,7 @@ def test_gist_is_a_cosine_in_the_targets_subspace(tmp_path: Path) -> None:
     rows, _, rates = stored(run, "pool-sgd")
     expected = np.zeros(len(rows[0]))
     for number, rate in enumerate(rates / rates.sum()):
-        file = run.stage("features") / f"checkpoint-{number + 1}" / "targets" / "plain.safetensors"
+        file = target_file(run.stage("features") / f"checkpoint-{number + 1}", "pool-sgd")
         with safe_open(file, "pt") as opened:
             target = opened.get_tensor("features").double()
         basis = torch.linalg.svd(target, full_matrices=False).Vh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 from gradsieve.errors import UsageError
-from gradsieve.models import saved
 from gradsieve.models.load import add_adapter, load_adapter, load_trained
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe import schema as recipe
@@ -80,19 +80,32 @@ def test_without_bitsandbytes_it_is_told_how_to_get_it(
     assert caught.value.todo == "pip install 'gradsieve[quantized]'"
 
 
-def test_a_large_file_is_known_by_samples_of_all_of_it(
+def test_a_model_is_known_by_every_byte_wherever_it_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saved, "SAMPLES", 16)
-    monkeypatch.setattr(saved, "SAMPLE_BYTES", 64)
-    weights = bytearray(20_000)
-    prints = set()
-    for layer in range(10):  # each in turn is another one
+    def print_of(name: str) -> str:
+        return ModelSource(recipe.ModelConfig(name=name)).fingerprint()
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "1_Pooling").mkdir(parents=True)
+    (here / "1_Pooling" / "config.json").write_text("{}")
+    weights = bytearray(20_000_000)  # above what was once sampled
+    (here / "model.safetensors").write_bytes(weights)
+    shutil.copytree(here, there)
+    monkeypatch.chdir(tmp_path)
+    first = print_of(str(here))
+    assert print_of(str(there)) == print_of("here") == print_of("./there") == first
+    for at in (0, 10_000_001, 19_999_999):
         changed = weights.copy()
-        changed[layer * 2000 : (layer + 1) * 2000] = b"\x01" * 2000
-        (tmp_path / "model.safetensors").write_bytes(changed)
-        prints.add(ModelSource(recipe.ModelConfig(name=str(tmp_path))).fingerprint())
-    assert len(prints) == 10
+        changed[at] = 1
+        (there / "model.safetensors").write_bytes(changed)
+        assert print_of(str(there)) != first
+    (here / "1_Pooling" / "config.json").write_text("{ }")
+    assert print_of(str(here)) != first
+    (here / "1_Pooling" / "config.json").write_text("{}")
+    (here / "checkpoint-3").mkdir()  # of a training that wrote the model
+    (here / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    assert print_of(str(here)) == first
 
 
 def test_importing_and_loading_leave_warnings_and_loggers_alone(folder: Path) -> None:

@@ -16,10 +16,10 @@ from transformers import TrainerCallback, set_seed
 from transformers.integrations import integration_utils
 
 import tiny
-from gradsieve.data.batching import collate
 from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import ModelError, UsageError
-from gradsieve.io import file_fingerprint
+from gradsieve.gradients.objectives import SFT, Sft
+from gradsieve.io import file_fingerprint, read_lines
 from gradsieve.models.checkpoints import save_adapter
 from gradsieve.models.load import add_adapter
 from gradsieve.models.training import (
@@ -60,7 +60,7 @@ def train(
         if done == kill_at:
             raise Killed
 
-    train_model(fresh(), rows(), settings, 0, folder, collate, on_step, keep_checkpoints=True)
+    train_model(fresh(), rows(), settings, 0, folder, SFT, on_step, keep_checkpoints=True)
     clear_work(folder)
 
 
@@ -85,7 +85,7 @@ def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad).fill_(math.nan)
     with pytest.raises(ModelError, match="its loss is nan") as caught:
-        train_model(model, rows(), SETTINGS, 0, tmp_path, collate, lambda *_: None)
+        train_model(model, rows(), SETTINGS, 0, tmp_path, SFT, lambda *_: None)
     assert "step 1 of 9" in caught.value.where
     assert "learning rate" in caught.value.todo
 
@@ -103,7 +103,7 @@ def test_the_callers_random_states_are_restored(tmp_path: Path) -> None:
     before = states()
     model = add_adapter(base, SETTINGS.lora, seed=0)
     assert states() == before
-    train_model(model, examples, SETTINGS, 0, tmp_path, collate, lambda *_: None)
+    train_model(model, examples, SETTINGS, 0, tmp_path, SFT, lambda *_: None)
     assert states() == before
 
 
@@ -145,7 +145,7 @@ def test_a_training_of_other_rows_is_not_resumed(tmp_path: Path) -> None:
                 raise Killed
 
         model = fresh()
-        train_model(model, some, SETTINGS, 0, folder, collate, on_step, of=of)
+        train_model(model, some, SETTINGS, 0, folder, SFT, on_step, of=of)
         return {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
 
     whole = trained(tmp_path / "whole", "b", rows()[::-1])
@@ -162,9 +162,7 @@ def test_what_is_trained_but_not_saved_is_not_trained_again(tmp_path: Path) -> N
     adapters = []
     for _ in range(2):  # the second one finds what the first left when it was killed in saving
         model = fresh()
-        train_model(
-            model, rows(), SETTINGS, 0, tmp_path, collate, lambda done, _: steps.append(done)
-        )
+        train_model(model, rows(), SETTINGS, 0, tmp_path, SFT, lambda done, _: steps.append(done))
         adapters.append({name: p.clone() for name, p in model.named_parameters()})
     assert steps == list(range(1, 10))
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
@@ -181,7 +179,7 @@ def test_max_steps_are_made_whatever_the_epochs(tmp_path: Path, steps: int) -> N
                 raise Killed
 
         model, settings = fresh(), SETTINGS.model_copy(update={"epochs": 1})
-        made = train_model(model, rows(), settings, 0, folder, collate, on_step, max_steps=steps)
+        made = train_model(model, rows(), settings, 0, folder, SFT, on_step, max_steps=steps)
         clear_work(folder)
         save_adapter(model, folder)
         return made
@@ -216,14 +214,51 @@ def test_learning_rates_fall_from_epoch_to_epoch(tmp_path: Path) -> None:
     assert rates[2] < 1e-3 / 3
 
 
+@pytest.mark.parametrize("counts_tokens", [True, False])
+@pytest.mark.parametrize("name", ["llama-gqa-tied", "gemma2-soft-caps", "gpt2"])
+def test_losses_are_those_of_full_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, counts_tokens: bool
+) -> None:
+    """Over accumulated micro-batches too, whether the model counts a step's tokens or not."""
+    settings = SETTINGS.model_copy(update={"micro_batch_size": 2})
+
+    def losses(folder: Path) -> list[float]:
+        model = tiny.adapted(name, dropout=0.0)
+        model.get_base_model().accepts_loss_kwargs = counts_tokens
+        train_model(model, rows(), settings, 0, folder, SFT, lambda *_: None)
+        return [row["loss"] for row in read_lines(folder / "loss.jsonl")]
+
+    found = losses(tmp_path / "labels")
+    monkeypatch.setattr(Sft, "fits", lambda *_: False)
+    wanted = losses(tmp_path / "full")
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert len(set(wanted)) == 9
+
+
+def test_a_models_own_loss_is_trained_where_it_is_another(tmp_path: Path) -> None:
+    """One that can't be computed from the output layer alone."""
+    model = fresh()
+    base = model.get_base_model()
+    own = base.loss_function
+    base.loss_function = lambda *given, **named: 2 * own(*given, **named)
+    train_model(model, rows(), SETTINGS, 0, tmp_path, SFT, lambda *_: None)
+    train_model(fresh(), rows(), SETTINGS, 0, tmp_path / "plain", SFT, lambda *_: None)
+    first, plain = (
+        next(iter(read_lines(folder / "loss.jsonl")))["loss"]
+        for folder in (tmp_path, tmp_path / "plain")
+    )
+    assert first == pytest.approx(2 * plain, rel=1e-5)
+
+
 def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    settings = SETTINGS.model_copy(update={"lora": recipe.LoraConfig(r=2, alpha=8, dropout=0.0)})
+    """At a dropout of 0.2."""
+    settings = SETTINGS
     cut = settings.model_copy(update={"micro_batch_size": 2})
     for name, chosen in (("whole", settings), ("cut", cut)):
         model = add_adapter(tiny.model(), chosen.lora, seed=0)
-        train_model(model, rows(), chosen, 0, tmp_path / name, collate, lambda *_: None, True)
+        train_model(model, rows(), chosen, 0, tmp_path / name, SFT, lambda *_: None, True)
     whole, halves = (
         load_file(tmp_path / name / "checkpoint-3" / "adapter_model.safetensors")
         for name in ("whole", "cut")

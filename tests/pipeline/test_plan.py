@@ -39,7 +39,7 @@ def _one_sample_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(inputs: dict[str, Any], out: Path | None = None, **given: Any) -> Any:
-    options = {key: given.pop(key) for key in ("gpu", "calibrate") if key in given}
+    options = {key: given.pop(key) for key in ("gpu", "workers", "calibrate") if key in given}
     told = world.Listening()
     return make_plan(world.recipe(inputs, **given), out, progress=told, **options)
 
@@ -132,6 +132,19 @@ def test_a_named_gpu(inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) ->
             assert one.seconds < other.seconds
     assert quick.stages[2].memory_bytes > 0
     assert any("an assumption" in note for note in quick.notes)
+
+
+def test_several_workers(inputs: dict[str, Any]) -> None:
+    one, eight = (plan(inputs, gpu="H100", workers=n, train={"seeds": [0, 1]}) for n in (1, 8))
+    assert (one.machine, eight.machine) == ("H100", "8 x H100")
+    assert eight.gpu_hours == pytest.approx(eight.seconds * 8 / 3600)
+    for alone, shared in zip(one.stages, eight.stages, strict=True):
+        if alone.stage in ("features", "train"):
+            assert shared.seconds < alone.seconds
+        elif alone.stage == "warmup":
+            assert shared.seconds == alone.seconds
+    assert "on 8 x H100 (" in eight.table()
+    assert "GPU-hours)" in eight.table()
 
 
 def test_memory_that_may_not_suffice_is_told(inputs: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from gradsieve.runs.verify import verify
 def run(tmp_path: Path) -> RunFolder:
     """A stage with files of two folders, as a finished one leaves them."""
     run = RunFolder(tmp_path / "run")
+    run.write_recipe("a: 1\n")
     folder = run.begin("select", {"a": 1})
     for name in ("mine/less/selected.jsonl", "mine/less/messages.jsonl", "leaks.jsonl"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +120,6 @@ def test_settings_that_are_put_back_find_their_outputs(run: RunFolder) -> None:
 
 
 def test_the_recipe_is_what_was_written(run: RunFolder) -> None:
-    run.write_recipe("a: 1\n")
     assert run.checked_recipe() == run.recipe
     run.recipe.write_text(run.recipe.read_text().replace("a: 1", "a: 2"))
     with pytest.raises(RunError, match="damaged, or was edited"):

@@ -13,7 +13,6 @@ from gradsieve.selection.ranking import (
     Ranked,
     choose,
     in_turns,
-    interleave,
     ranking_of,
     round_robin,
 )
@@ -50,13 +49,6 @@ def test_each_column_gets_its_share(scores: np.ndarray) -> None:
         assert scores[line, column] == max(scores[other, column] for other in left)
 
 
-def test_orders_of_different_lengths() -> None:
-    a, b, c, d = range(4)
-    orders = [np.array(order) for order in ([a, b, c], [b], [a, d])]
-    assert pairs(interleave(orders)) == [(a, 0), (b, 1), (d, 2), (c, 0)]
-    assert pairs(interleave([np.empty(0, np.int64)] * 2)) == []
-
-
 def test_an_order_is_arrays() -> None:
     found, turns = round_robin(np.zeros((3, 2), dtype=np.float32))
     assert (found.dtype, turns.dtype) == (np.int64, np.int32)
@@ -80,13 +72,6 @@ def test_targets_take_turns_with_their_own_scores_and_subtasks() -> None:
     assert walk([first, second]) == [(0, 9, "x"), (2, 0.3, "z"), (1, 9, "y")]
     assert walk([second, first]) == [(2, 0.3, "z"), (0, 9, "x"), (1, 0.2, "")]
     assert walk([second]) == [(2, 0.3, "z"), (1, 0.2, ""), (0, 0.1, "z")]
-
-
-@given(arrays(np.float32, (13, 4), elements=st.integers(0, 5)))
-def test_turns_are_those_of_round_robin_if_all_is_taken(scores: np.ndarray) -> None:
-    names = ["a", "b", "c", "d"]
-    expected = [(line, names[column]) for line, column in pairs(round_robin(scores))]
-    assert [(line, name) for line, _, name in walk([in_turns(scores, names)])] == expected
 
 
 def test_a_line_that_is_passed_over_does_not_cost_a_turn() -> None:

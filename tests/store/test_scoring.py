@@ -32,20 +32,66 @@ def test_as_in_double_precision(bits: int, count: int, subtasks: int, dim: int) 
     np.testing.assert_allclose(found, wanted, atol=1e-5 if bits <= 8 else 1e-6)
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2, 1])
-def test_integers_give_the_same_in_any_tile_and_order(
-    bits: int, monkeypatch: pytest.MonkeyPatch
+def misaligned(values: np.ndarray, by: int) -> np.ndarray:
+    """A copy that starts some bytes after a multiple of 64."""
+    room = np.empty(values.nbytes + 128, dtype=np.uint8)
+    start = -room.ctypes.data % 64 + by
+    copy = room[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
+    copy[...] = values
+    return copy
+
+
+@pytest.fixture(scope="module", params=BITS)
+def whole(request: pytest.FixtureRequest) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """Bits, codes, their norms and cosines to 57 directions."""
+    codes, norms = made(70, 2048, request.param)
+    return request.param, codes, norms, Cosines(directions(57, 2048), request.param)(codes, norms)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 16, 69])
+def test_same_bytes_with_any_number_of_rows_at_a_time(
+    whole: tuple[int, np.ndarray, np.ndarray, np.ndarray],
+    rows: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    codes, norms = made(70, 512, bits)
-    cosines = Cosines(directions(5, 512), bits)
-    whole = cosines(codes, norms)
-    monkeypatch.setattr(scoring, "ROWS", 16)
-    np.testing.assert_array_equal(Cosines(directions(5, 512), bits)(codes, norms), whole)
-    np.testing.assert_array_equal(cosines(codes[::-1], norms[::-1])[::-1], whole)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    np.testing.assert_array_equal(cosines(codes, norms), whole)
+    bits, codes, norms, wanted = whole
+    monkeypatch.setattr(scoring, "ROWS", rows)
+    cosines = Cosines(directions(57, 2048), bits)
+    np.testing.assert_array_equal(cosines(codes, norms), wanted)
+    np.testing.assert_array_equal(cosines(codes[::-1].copy(), norms[::-1])[::-1], wanted)
+    np.testing.assert_array_equal(cosines(codes[rows:], norms[rows:]), wanted[rows:])
+
+
+@pytest.mark.parametrize("by", [4, 8, 20, 60])
+def test_same_bytes_in_misaligned_buffers(
+    whole: tuple[int, np.ndarray, np.ndarray, np.ndarray], by: int
+) -> None:
+    bits, codes, norms, wanted = whole
+    cosines = Cosines(misaligned(directions(57, 2048), by), bits)
+    np.testing.assert_array_equal(cosines(misaligned(codes, by), misaligned(norms, by)), wanted)
+
+
+@pytest.mark.parametrize("subtasks", [1, 2, 9])
+def test_same_bytes_with_any_number_of_directions(
+    whole: tuple[int, np.ndarray, np.ndarray, np.ndarray], subtasks: int
+) -> None:
+    bits, codes, norms, wanted = whole
+    found = Cosines(directions(57, 2048)[:subtasks], bits)(codes, norms)
+    np.testing.assert_array_equal(found, wanted[:, :subtasks])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_same_bytes_with_any_number_of_threads(
+    whole: tuple[int, np.ndarray, np.ndarray, np.ndarray], threads: int
+) -> None:
+    bits, codes, norms, wanted = whole
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    try:
+        found = Cosines(directions(57, 2048), bits)(codes, norms)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("bits", [8, 1])

@@ -107,7 +107,7 @@ def test_similarities_are_cosines_of_what_is_stored(tmp_path: Path, bits: int) -
     store = open_store(tmp_path)
     directions = rows(3, seed=5) / np.float32(1e3)
     found = {}
-    for positions, values, _ in store.similarities(directions):
+    for positions, values, *_ in store.similarities(directions):
         found.update(zip(positions.tolist(), values, strict=True))
     stored = store.read(store.find(keys(0, 20))).astype(np.float64)
     wanted = stored @ directions.T / np.linalg.norm(stored, axis=1, keepdims=True)

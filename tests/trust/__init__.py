@@ -4,5 +4,6 @@
 
 Each trial is a whole run, pool to report, for two targets, by three methods, with two seeds, of a
 model that is small enough; in a fork of this process, which loads the libraries once. What is found
-is added to FOLDER/trials.jsonl, so that the program may be stopped and started again.
+is added to FOLDER/trials.jsonl, so that the program may be stopped and started again; it starts
+from nothing if the code of gradsieve has changed.
 """

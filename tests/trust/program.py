@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gradsieve
 import world
 from gradsieve.demo.skills import make_questions
+from gradsieve.io import file_hash, fingerprint
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.folder import RunFolder
 from trust.children import Kill, run_child
@@ -50,12 +52,12 @@ class Trials:
     """Trials in a folder, with their record.
 
     Args:
-        out: The folder; what it has already is not tried again.
+        out: The folder; what it has already, of the same code, is not tried again.
     """
 
     def __init__(self, out: Path) -> None:
         self.out = out.resolve()
-        self.out.mkdir(parents=True, exist_ok=True)
+        self._start()
         self._file = self.out / "trials.jsonl"
         lines = self._file.read_text().splitlines() if self._file.exists() else []
         self.records: list[dict[str, Any]] = [json.loads(line) for line in lines]
@@ -63,6 +65,18 @@ class Trials:
         self.whole = self._finished("whole", self.recipe)
         self.wanted = world.results(RunFolder(self.whole))
         self.operations = int((self.out / "whole.ops").read_text())
+
+    def _start(self) -> None:
+        """Make the folder; what is there is of no use if gradsieve has changed since."""
+        files = sorted(Path(gradsieve.__path__[0]).rglob("*.py"))
+        version = fingerprint([file_hash(file) for file in files])
+        mark = self.out / "version"
+        if mark.is_file() and mark.read_text() != version:
+            shutil.rmtree(self.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not mark.is_file() and list(self.out.iterdir()):
+            raise SystemExit(f"{self.out} holds something else: give --out a new folder")
+        mark.write_text(version)
 
     def _recipe(self, name: str, seed: int) -> Recipe:
         folder = self.out / name

@@ -44,7 +44,7 @@ class Contributions:
 
 def can_decompose(recipe: Recipe, method: str) -> bool:
     """Whether a method's scores can be decomposed: exact mode keeps no gradients."""
-    return method in METHODS and recipe.features.mode == "store"
+    return method in METHODS and recipe.features.mode != "exact"
 
 
 def decompose(
@@ -69,21 +69,25 @@ def decompose(
             f"score.methods {method}, features.mode {recipe.features.mode}",
             f"Use one of {', '.join(METHODS)} with features.mode: store.",
         )
+    kind = "pool-sgd" if method == "sgd" else "pool"
     keys = context.pool.store_keys(numbers)
     mean = recipe.score.target_mean if method != "dot" else "mean"
     found: list[NDArray[np.float32]] = []
     checkpoints, weights = artifacts.features.checkpoints, artifacts.warmup.weights
     for checkpoint, weight in zip(checkpoints, weights, strict=True):
-        gradients = checkpoint.target_gradients(target)
-        directions = example_directions(gradients.rows, gradients.subtasks, mean).numpy()
-        store = checkpoint.store("pool-sgd" if method == "sgd" else "pool")
-        cosines, lengths = similarities(store, directions, store.find(keys))
+        gradients = checkpoint.target_gradients(kind, target)
+        parts = example_directions(gradients.rows, gradients.subtasks, mean, gradients.norms)
+        store = checkpoint.store(kind)
+        cosines, lengths = similarities(store, parts.numpy(), store.find(keys), store.balanced)
         found.append(weight * cosines * (lengths[:, None] if method == "dot" else 1.0))
     return Contributions(gradients.ids, gradients.subtasks, np.stack(found).astype(np.float32))
 
 
 def similarities(
-    store: Store, directions: NDArray[np.float32], positions: NDArray[np.int64]
+    store: Store,
+    directions: NDArray[np.float32],
+    positions: NDArray[np.int64],
+    balanced: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosines [n, S] of a datastore's rows with UNIT directions, and the rows' lengths [n].
 
@@ -91,11 +95,12 @@ def similarities(
         store: The datastore.
         directions: [S, d].
         positions: Of the rows [n], each once.
+        balanced: Whether the directions are a target's, scaled inversely to the rows.
     """
     cosines = np.zeros((len(positions), len(directions)), dtype=np.float32)
     lengths = np.zeros(len(positions), dtype=np.float32)
     order = np.argsort(positions)
-    for block in store.similarities(directions, positions):
+    for block in store.similarities(directions, positions, balanced):
         at = order[np.searchsorted(positions, block.positions, sorter=order)]
-        cosines[at], lengths[at] = block.cosines, block.feature_norms
+        cosines[at], lengths[at] = block.cosines, block.norms
     return cosines, lengths

@@ -245,6 +245,12 @@ class _Explainer:
         by_subtask = {
             name: values[:, of == name].sum(axis=1).tolist() for name in sorted(set(of.tolist()))
         }
+        if method == "less" and self._target in self._artifacts.features.exact_targets:
+            by_subtask = self._exact(number)
+            self._notes.append(
+                "scores are exact; contributions of target examples are estimates from the "
+                "datastore (features.mode: both)"
+            )
         examples = self._target_examples()
         total = values.sum(axis=0).tolist()
         contributions = [

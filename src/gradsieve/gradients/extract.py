@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gradsieve.data.batching import collate, fill_batch
+from gradsieve.data.batching import fill_batch
 from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import ModelError
 from gradsieve.gradients.features import FeatureExtractor, FeatureRows
@@ -113,7 +113,7 @@ def _batches(
     start = 0
     while start < len(order):
         batch = fill_batch(order, lengths, start, budget.tokens)
-        tensors = collate([encoded[i] for i in batch])
+        tensors = extractor.objective.collate([encoded[i] for i in batch])
         made = _unless_memory_runs_out(extractor, tensors, measure_eps)
         if made is None:
             if len(batch) == 1:
@@ -136,8 +136,9 @@ def _unless_memory_runs_out(
 ) -> FeatureRows | None:
     """Features of a batch. Returns before a caller frees memory: an exception would hold it."""
     try:
-        ids = send(tensors["input_ids"], device())
-        return extractor({"input_ids": ids, "labels": tensors["labels"]}, measure_eps)
+        # Labels stay on the CPU, so that nothing waits for the GPU to find their positions.
+        sent = {k: t if k == "labels" else send(t, device()) for k, t in tensors.items()}
+        return extractor(sent, measure_eps)
     except torch.OutOfMemoryError:
         return None
 

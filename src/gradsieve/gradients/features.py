@@ -8,7 +8,7 @@ largest weight, never batch x P. On a GPU a sketch is made by one kernel (kernel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gradsieve.errors import ModelError
 from gradsieve.gradients import adam
 from gradsieve.gradients.exact import ExactProducts
+from gradsieve.gradients.objectives import SFT, Objective
 from gradsieve.gradients.per_example import lora_layers, per_example_pass, without_mask
 from gradsieve.gradients.projection import Projection
 
@@ -25,6 +26,10 @@ try:
     from gradsieve.gradients.kernels import FusedTotals
 except ImportError:  # without Triton, as in builds of PyTorch for CPUs
     FusedTotals = None  # type: ignore[misc, assignment]
+
+
+Projected = Projection | ExactProducts
+"""What turns updates into rows."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class FeatureRows:
     """Features of a batch.
 
     Attributes:
-        rows: Projected updates (or gradients), float32 [B, d]; or inner products [B, S].
+        rows: Projected updates (or gradients), float32 [B, d]; or inner products [B, S]; or
+            several of these, side by side.
         gradient_norms: Lengths before projection [B].
         share_below_eps: Mean share of coordinates with v' < eps; NaN without moments.
     """
@@ -66,10 +72,11 @@ class FeatureExtractor:
 
     Args:
         model: A peft model whose LoRA weights are trainable.
-        projection: What rows are made of updates: a projection, or products with directions.
+        projections: What rows are made of updates: projections, or products with directions.
         moments: Adam's state for rows of the pool; None for plain gradients (targets).
         reading: The place of Adam's eps.
         momentum: Whether m is part of the update.
+        objective: Whose losses are differentiated.
 
     Raises:
         ModelError: If the moments' names or shapes are not the model's.
@@ -78,21 +85,24 @@ class FeatureExtractor:
     def __init__(
         self,
         model: nn.Module,
-        projection: Projection | ExactProducts,
+        projections: Projected | Sequence[Projected],
         moments: Moments | None = None,
         reading: adam.Reading = "torch",
         momentum: adam.Momentum = "keep",
+        objective: Objective = SFT,
     ) -> None:
-        self.model, self.projection, self.moments = model, projection, moments
-        self.reading, self.momentum = reading, momentum
+        self.model, self.moments = model, moments
+        self.projections = projections if isinstance(projections, Sequence) else [projections]
+        self.reading, self.momentum, self.objective = reading, momentum, objective
         if moments is not None:
             _check_shapes(model, moments)
 
     def __call__(self, batch: Mapping[str, Tensor], measure_eps: bool = False) -> FeatureRows:
-        """Features of a batch of `input_ids` (on the model's device) and `labels` [B, T].
+        """Features of a batch.
 
         Args:
-            batch: Padded on the right; each example has a label after its first position.
+            batch: As the objective's `collate` makes it, on the model's device; labels may stay on
+                the CPU.
             measure_eps: Also take the share of coordinates with v' < eps (one more pass).
         """
         input_ids = batch["input_ids"]
@@ -108,30 +118,34 @@ class FeatureExtractor:
                 values += gradient[0].numel()
             totals.add(name, gradient)
 
-        with per_example_pass(self.model, take) as losses:
+        with per_example_pass(self.model, take, self.objective) as losses:
             losses(without_mask(batch)).sum().backward()
         share = below / values if values else float("nan")
         return FeatureRows(totals.rows(), totals.norms(), share)
 
     def _totals(self, batch: int, device: torch.device) -> Totals | FusedTotals:
-        projection = self.projection
+        first, *others = self.projections
         if (
             device.type == "cuda"
-            and isinstance(projection, Projection)
-            and projection.kind == "sketch"
+            and isinstance(first, Projection)
+            and first.kind == "sketch"
+            and not others
             and FusedTotals is not None
         ):
-            return FusedTotals(projection, self.moments, self.reading, self.momentum, batch, device)
-        return Totals(projection, self._update, batch, device)
+            return FusedTotals(first, self.moments, self.reading, self.momentum, batch, device)
+        return Totals(self.projections, self._update, batch, device)
 
     @property
-    def width(self) -> int:
-        """Values of a row: d, or P where nothing is projected, or S."""
-        if isinstance(self.projection, ExactProducts):
-            return self.projection.subtasks
-        if self.projection.kind == "none":
+    def widths(self) -> list[int]:
+        """Values of a row, for each projection: d, or P where nothing is projected, or S."""
+        return [self._width(projection) for projection in self.projections]
+
+    def _width(self, projection: Projected) -> int:
+        if isinstance(projection, ExactProducts):
+            return projection.subtasks
+        if projection.kind == "none":
             return sum(layer.weight.numel() for layer in lora_layers(self.model).values())
-        return self.projection.dim
+        return projection.dim
 
     def _update(self, name: str, gradient: Tensor) -> Tensor:
         state = self.moments
@@ -153,7 +167,7 @@ class Totals:
     """Projections and lengths of a batch's updates, added up weight by weight.
 
     Args:
-        projection: What rows are made of updates.
+        projections: What rows are made of updates.
         update: The update that a weight's gradients would cause.
         batch: Examples.
         device: Where gradients come from.
@@ -161,12 +175,12 @@ class Totals:
 
     def __init__(
         self,
-        projection: Projection | ExactProducts,
+        projections: Sequence[Projected],
         update: Callable[[str, Tensor], Tensor],
         batch: int,
         device: torch.device,
     ) -> None:
-        self._total = projection.accumulator(batch, device)
+        self._totals = [each.accumulator(batch, device) for each in projections]
         self._update = update
         self._squares = torch.zeros(batch, dtype=torch.float64, device=device)
 
@@ -174,11 +188,12 @@ class Totals:
         """Add one weight's updates; the gradients may be overwritten."""
         update = self._update(name, gradient)
         self._squares.add_(torch.linalg.vector_norm(update.flatten(1), dim=1).double().square_())
-        self._total.add(name, update, overwrite=True)
+        for total in self._totals:
+            total.add(name, update, overwrite=total is self._totals[-1])
 
     def rows(self) -> Float[Tensor, "B d"]:
-        """The projections so far."""
-        return self._total.result()
+        """The projections so far, side by side."""
+        return torch.cat([total.result() for total in self._totals], dim=1)
 
     def norms(self) -> Float[Tensor, " B"]:
         """Lengths of the updates so far."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -26,10 +27,10 @@ from gradsieve.engine.base import Job, Size
 from gradsieve.errors import ModelError
 from gradsieve.gradients.exact import ExactProducts
 from gradsieve.gradients.extract import TokenBudget, extract
-from gradsieve.gradients.features import FeatureExtractor, Moments
+from gradsieve.gradients.features import FeatureExtractor, Moments, Projected
 from gradsieve.gradients.per_example import check_pass, lora_layers
-from gradsieve.gradients.projection import Projection
-from gradsieve.gradients.similarity import TargetMean, subtask_directions
+from gradsieve.gradients.projection import Balance, Projection
+from gradsieve.gradients.similarity import Norms, TargetMean, subtask_directions
 from gradsieve.io import atomic
 from gradsieve.models.checkpoints import load_moments
 from gradsieve.models.device import device, free_memory
@@ -127,7 +128,7 @@ class AtCheckpoint:
         check_pass(self.model)
         self.moments = Moments(*load_moments(checkpoint, self.model))
         self._budget = TokenBudget(job.settings.tokens_per_batch)
-        self._extractors: dict[Any, FeatureExtractor] = {}
+        self._extractors: dict[tuple[bool, bool, tuple[Path, ...]], FeatureExtractor] = {}
 
     @cached_property
     def pool(self) -> Any:
@@ -140,27 +141,47 @@ class AtCheckpoint:
             return TokenBudget(max(1, self._budget.tokens >> task.halvings))
         return self._budget
 
-    def extractor(
-        self, of_adam: bool, directions: Sequence[Path] = (), projected: bool = True
+    @cached_property
+    def plain(self) -> Projection:
+        """The projection without scales."""
+        return Projection(**self.job.settings.projection.model_dump(exclude={"balanced"}))
+
+    @cached_property
+    def balance(self) -> Balance | None:
+        """The scales of updates; their inverse are those of targets. None: there are none."""
+        settings, moments = self.job.settings, self.moments
+        if not settings.projection.balanced:
+            return None
+        return Balance.of(moments.exp_avg_sq, moments.eps if settings.adam == "official" else 0.0)
+
+    def rows(
+        self, of_adam: bool, projected: bool = True, directions: tuple[Path, ...] = ()
     ) -> FeatureExtractor:
-        """What makes rows of batches.
+        """What makes the pool's rows: Adam's updates or plain gradients.
 
         Args:
-            of_adam: Adam's updates, instead of plain gradients.
-            directions: Files of the directions whose products are the rows.
-            projected: Whether gradients are projected, where there are no directions.
+            of_adam: Adam's updates, which are scaled, or plain gradients, which never are: they are
+                as large as the targets'.
+            projected: Whether rows have their projection.
+            directions: Files of the directions whose exact products come after it.
         """
-        key = (of_adam, tuple(directions), projected)
+        settings, key = self.job.settings, (of_adam, projected, directions)
         if key not in self._extractors:
-            settings = self.job.settings
-            projection: Projection | ExactProducts = Projection("none")
+            parts: list[Projected] = []
+            if projected:
+                parts.append(replace(self.plain, balance=self.balance if of_adam else None))
             if directions:
-                projection = self._products(directions)
-            elif projected:
-                projection = Projection(**settings.projection.model_dump())
+                parts.append(self._products(directions))
             adam = (self.moments, settings.adam, settings.momentum) if of_adam else ()
-            self._extractors[key] = FeatureExtractor(self.model, projection, *adam)
+            self._extractors[key] = FeatureExtractor(self.model, parts, *adam)
         return self._extractors[key]
+
+    def targets(self, of_adam: bool) -> FeatureExtractor:
+        """What makes a target's rows: for scaled updates, both scaled and plain gradients."""
+        if of_adam and self.balance is not None:
+            scaled = replace(self.plain, balance=self.balance.of_targets())
+            return FeatureExtractor(self.model, [scaled, self.plain])
+        return FeatureExtractor(self.model, self.plain)
 
     def _products(self, files: Sequence[Path]) -> ExactProducts:
         wanted = self.check_memory(len(files))
@@ -181,9 +202,10 @@ class AtCheckpoint:
         values = sum(layer.weight.numel() for layer in lora_layers(self.model).values())
         wanted, free = 4 * rows * values / 2**30, free_memory() / 2**30
         if wanted > free:
+            where = f"features.mode {self.job.settings.mode}"
             raise ModelError(
                 "The targets' gradients don't fit into memory.",
-                f"features.mode exact: {wanted:.1f} GiB wanted, {free:.1f} GiB free",
+                f"{where}: {wanted:.1f} GiB wanted, {free:.1f} GiB free",
                 "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
             )
         return wanted
@@ -236,27 +258,44 @@ class AdamTask(FeatureTask):
         """Measure."""
         share = None
         if len(self.numbers):
-            few, extractor = at.pool.tokenized(self.numbers), at.extractor(of_adam=True)
+            few, extractor = at.pool.tokenized(self.numbers), at.rows(of_adam=True)
             share = extract(extractor, few, TokenBudget(1), measure_eps=True).share_below_eps
         return AdamFacts(self.checkpoint, at.moments.step, at.moments.eps, share)
 
 
-@dataclass(frozen=True)
-class ShardTask(FeatureTask):
-    """Rows of a datastore.
+class Output(NamedTuple):
+    """A datastore that rows are written to.
 
     Attributes:
-        store: The datastore's folder.
-        settings: Of the datastore.
+        store: Its folder.
+        settings: Its settings.
+        lacks: Which of the task's rows it lacks [n].
+    """
+
+    store: Path
+    settings: Mapping[str, Any]
+    lacks: NDArray[np.bool_]
+
+    @property
+    def exact(self) -> bool:
+        """Whether its rows are exact cosines."""
+        return "exact" in self.settings
+
+
+@dataclass(frozen=True)
+class ShardTask(FeatureTask):
+    """Rows of a datastore, or of one of gradients and one of exact cosines, in one pass.
+
+    Attributes:
+        outputs: Where they are written; exact cosines last.
         of_adam: Whether rows are Adam's updates.
         number: Of the shard, from 0, in the order of all shards of the pool.
         numbers: Of its examples.
         tokens: That these have.
-        directions: In exact mode, files of the directions whose cosines are stored.
+        directions: Files of the directions whose exact cosines are stored.
     """
 
-    store: Path
-    settings: Mapping[str, Any] = field(repr=False)
+    outputs: tuple[Output, ...] = field(repr=False)
     of_adam: bool
     number: int
     numbers: NDArray[np.int64] = field(repr=False)
@@ -264,37 +303,41 @@ class ShardTask(FeatureTask):
     directions: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
-        return f"shard {self.number + 1} of {self.store.name}"
+        return f"shard {self.number + 1} of {' and '.join(o.store.name for o in self.outputs)}"
 
     def size(self, job: FeaturesJob) -> Size:
         """Rows and tokens."""
         return Size(len(self.numbers), self.tokens)
 
     def run(self, at: AtCheckpoint) -> None:
-        """Write the shard."""
-        encoded = at.pool.tokenized(self.numbers)
-        extractor = at.extractor(self.of_adam, self.directions)
+        """Write the shard to each datastore."""
+        encoded, keys = at.pool.tokenized(self.numbers), at.pool.store_keys(self.numbers)
+        extractor = at.rows(self.of_adam, not self.outputs[0].exact, self.directions)
         features, norms, _ = extract(extractor, encoded, at.budget(self))
-        if self.directions:
-            # Inner products to cosines; a row of length 0 has cosines of 0.
-            features = features / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
-        store = create_store(self.store, self.settings)
-        store.write_shard(at.pool.store_keys(self.numbers), features, norms)
+        parts = features.split(extractor.widths, dim=1)
+        for output, part in zip(self.outputs, parts, strict=True):
+            if output.exact:
+                # Inner products to cosines; a row of length 0 has cosines of 0.
+                part = part / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
+            store, lacks = create_store(output.store, output.settings), output.lacks
+            store.write_shard(keys.filter(pa.array(lacks)), part[lacks], norms[lacks])
 
 
 @dataclass(frozen=True)
 class TargetTask(FeatureTask):
-    """A target's projected gradients.
+    """A target's projected gradients, for one datastore.
 
     Attributes:
         target: Its name.
         identity: Fingerprint of the target.
         file: Where they are written.
+        of_adam: Whether the datastore's rows are Adam's updates.
     """
 
     target: str
     identity: str
     file: Path
+    of_adam: bool
 
     def __str__(self) -> str:
         return f"target {self.target}"
@@ -306,9 +349,12 @@ class TargetTask(FeatureTask):
     def run(self, at: AtCheckpoint) -> None:
         """Write them."""
         ids, subtasks, encoded = at.job.targets[self.target]
-        features, norms, _ = extract(at.extractor(of_adam=False), encoded, at.budget(self))
-        gradients = TargetGradients(ids, subtasks, features, self.identity)
-        write_target_gradients(self.file, gradients, norms)
+        extractor = at.targets(self.of_adam)
+        features, norms, _ = extract(extractor, encoded, at.budget(self))
+        rows, *plain = (part.contiguous() for part in features.split(extractor.widths, dim=1))
+        means = Norms.of(plain[0], norms, subtasks).of_means if plain else None
+        gradients = TargetGradients(ids, subtasks, rows, self.identity, norms, means)
+        write_target_gradients(self.file, gradients)
 
 
 @dataclass(frozen=True)
@@ -338,7 +384,9 @@ class DirectionTask(FeatureTask):
         """Write it."""
         examples = self._examples(at.job)
         at.check_memory(len(at.job.subtasks) + len(examples))
-        rows = extract(at.extractor(of_adam=False, projected=False), examples, at.budget(self)).rows
+        rows = extract(
+            FeatureExtractor(at.model, Projection("none")), examples, at.budget(self)
+        ).rows
         mean = at.job.target_mean
         direction = subtask_directions(rows, ["all"] * len(rows), mean)[1]
         with atomic(self.file) as temporary:

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradsieve.gradients.adam import BETA1, BETA2, EPS, Momentum, Reading
-from gradsieve.gradients.projection import Projection
+from gradsieve.gradients.projection import SMALLEST_SCALE, Projection
 
 if TYPE_CHECKING:
     from gradsieve.gradients.features import Moments
@@ -47,7 +47,7 @@ def _random_word(key, position):
     return state ^ (state >> 31)
 
 
-@triton.jit(do_not_specialize=["sign_key", "rotation_key", "first", "second"])
+@triton.jit(do_not_specialize=["sign_key", "rotation_key", "first", "second", "unit", "added"])
 def _update_and_sketch(
     gradient_pointer,
     m_pointer,
@@ -61,9 +61,14 @@ def _update_and_sketch(
     batch,
     first,
     second,
+    unit,
+    added,
     OFFICIAL: tl.constexpr,
     KEEP: tl.constexpr,
     ADAM: tl.constexpr,
+    SCALED: tl.constexpr,
+    INVERSE: tl.constexpr,
+    SMALLEST: tl.constexpr,
     BETA1: tl.constexpr,
     BETA2: tl.constexpr,
     EPS: tl.constexpr,
@@ -82,8 +87,9 @@ def _update_and_sketch(
         inside = (column < dim) & (position < p)
         here = (example < batch)[:, None] & inside[None, :]
         update = tl.load(gradient_pointer + example[:, None] * p + position[None, :], here, 0.0)
-        if ADAM:
+        if ADAM or SCALED:
             v = tl.load(v_pointer + position, inside, 1.0)[None, :]
+        if ADAM:
             denominator = update * update * (1 - BETA2) + v * BETA2
             update = update * (1 - BETA1)
             if KEEP:
@@ -95,6 +101,9 @@ def _update_and_sketch(
                 denominator = (tl.sqrt(denominator / second) + EPS) * first
             update = tl.where(here, update / denominator, 0.0)
         square += tl.sum(update * update, 1)
+        if SCALED:
+            scale = tl.sqrt(tl.maximum(tl.sqrt(v + added) / unit, SMALLEST * SMALLEST))
+            update = update / scale if INVERSE else update * scale
         bit = (_random_word(sign_key, position >> 6) >> (position & 63).to(tl.uint64)) & 1
         total += tl.where((bit == 1)[None, :], update, -update)
     kept = (example < batch)[:, None] & (column < dim)[None, :]
@@ -128,11 +137,19 @@ class FusedTotals:
         self._projection = projection
         self._exp_avg: Mapping[str, Tensor] = moments.exp_avg if moments else {}
         self._exp_avg_sq: Mapping[str, Tensor] = moments.exp_avg_sq if moments else {}
+        balance = projection.balance
+        if balance is not None:
+            self._exp_avg_sq = balance.exp_avg_sq
         step = moments.step + 1 if moments else 1
         beta1, beta2 = moments.betas if moments else (BETA1, BETA2)
         self._settings: dict[str, Any] = {
             "first": 1 - beta1**step,
             "second": 1 - beta2**step,
+            "unit": balance.unit if balance else 1.0,
+            "added": balance.added if balance else 0.0,
+            "SCALED": balance is not None,
+            "INVERSE": balance is not None and balance.inverse,
+            "SMALLEST": SMALLEST_SCALE,
             "OFFICIAL": reading == "official",
             "KEEP": momentum == "keep",
             "ADAM": moments is not None,

@@ -11,12 +11,13 @@ Letters: B examples, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from accelerate.utils import extract_model_from_parallel
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -48,6 +49,19 @@ class Objective(Protocol):
     def losses(self, model: nn.Module, batch: Batch) -> Float[Tensor, " B"]:
         """Each example's loss, in nats; differentiable."""
 
+    def fits(self, model: Any) -> bool:
+        """Whether `batch_loss` can be used; else the model's own loss is."""
+
+    def batch_loss(self, model: nn.Module, batch: Batch, count: Tensor | None = None) -> Tensor:
+        """What a training step minimizes on a micro-batch.
+
+        Args:
+            model: A causal language model, possibly wrapped for training on several devices.
+            batch: What `collate` makes.
+            count: What all micro-batches of the step hold of what the loss is a mean over (`sft`:
+                label tokens); None: a mean over this micro-batch.
+        """
+
 
 class Sft:
     """Supervised fine-tuning: the mean cross-entropy over an example's label tokens."""
@@ -76,20 +90,37 @@ class Sft:
         Raises:
             ModelError: If the model has no output layer.
         """
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        labels = batch["labels"]
-        wanted = functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
-        positions = (wanted != IGNORED).nonzero().squeeze(1)
-        example = positions // labels.shape[1]
-        counts = example.bincount(minlength=len(labels))
-        with _logits_at(model, send(positions, batch["input_ids"].device)):
-            logits = model(**inputs, use_cache=False).logits[0]
-        wanted, example, counts = (
-            send(each, logits.device) for each in (wanted[positions], example, counts)
-        )
-        of_token = functional.cross_entropy(logits.float(), wanted, reduction="none")
-        sums = torch.zeros(len(labels), device=logits.device).index_add(0, example, of_token)
+        of_token, example = _token_losses(model, batch)
+        counts = example.bincount(minlength=len(batch["labels"]))
+        sums = torch.zeros(len(counts), device=of_token.device).index_add(0, example, of_token)
         return sums / counts
+
+    def fits(self, model: Any) -> bool:
+        """Whether the model's own loss is this one: it has an output layer and adds nothing.
+
+        Mixtures of experts may add a loss of their router, and code that comes with a model may do
+        anything, so that both losses of a few tokens are compared.
+        """
+        if getattr(model.config.get_text_config(), "output_router_logits", False):
+            return False
+        ids = torch.arange(8, device=model.device).view(2, 4)
+        batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                own, found = model(**batch).loss, self.batch_loss(model, batch)
+        except (ModelError, RuntimeError, ValueError, TypeError):
+            return False
+        finally:
+            model.train(was_training)
+        room = 1e-5 if found.dtype == model.dtype else 1e-2  # half precision is given room
+        return abs(float(own) - float(found)) <= room * abs(float(own))
+
+    def batch_loss(self, model: nn.Module, batch: Batch, count: Tensor | None = None) -> Tensor:
+        """The mean over label tokens, as models compute it from labels themselves."""
+        of_token, _ = _token_losses(model, batch)
+        return of_token.mean() if count is None else of_token.sum() / count.to(of_token.device)
 
 
 SFT = Sft()
@@ -125,6 +156,58 @@ def example_losses(
     return losses
 
 
+def _token_losses(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " n"], Tensor]:
+    """The loss of each label token, and the position of its example in the batch [n]."""
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    labels = batch["labels"]
+    wanted = functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+    positions = (wanted != IGNORED).nonzero().squeeze(1)
+    with _logits_at(model, send(positions, batch["input_ids"].device)):
+        logits = model(**inputs, use_cache=False).logits[0]
+    wanted, example = (
+        send(each, logits.device) for each in (wanted[positions], positions // labels.shape[1])
+    )
+    of_token: Tensor = _CrossEntropy.apply(logits, wanted)  # type: ignore[no-untyped-call]
+    return of_token, example
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy of each token in float32, a block of tokens at a time.
+
+    Only the logits are kept for going backward, in their own dtype. PyTorch keeps their copy in
+    float32 and its log softmax too: four times as much in half precision.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Float[Tensor, "n V"], wanted: Tensor) -> Float[Tensor, " n"]:
+        ctx.save_for_backward(logits, wanted)
+        losses = (
+            functional.cross_entropy(block.float(), tokens, reduction="none")
+            for block, tokens in _blocks(logits, wanted)
+        )
+        return torch.cat(list(losses))
+
+    @staticmethod
+    def backward(ctx: Any, d_losses: Tensor) -> tuple[Tensor, None]:
+        logits, wanted = ctx.saved_tensors
+        d_logits = torch.empty_like(logits)
+        for block, tokens, d_block, out in _blocks(logits, wanted, d_losses, d_logits):
+            d = functional.softmax(block, dim=1, dtype=torch.float32)
+            d[torch.arange(len(tokens), device=d.device), tokens] -= 1
+            out.copy_(d.mul_(d_block.unsqueeze(1)))
+        return d_logits, None
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors' rows, in blocks of about BLOCK logits."""
+    rows = max(1, BLOCK // tensors[0].shape[1])
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+
+
+BLOCK = 1 << 22
+"""Logits whose loss is computed at once: 16 MiB in float32."""
+
+
 def _logits_at(model: nn.Module, positions: Tensor) -> AbstractContextManager[Any]:
     """Within the block only these positions, of the batch as one row, reach the head: [1, n, V].
 
@@ -145,6 +228,7 @@ def output_layer(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: If there is none.
     """
+    model = extract_model_from_parallel(model)
     get: Callable[[], object] = getattr(model, "get_output_embeddings", lambda: None)
     head = get()
     if not isinstance(head, nn.Module):

@@ -246,8 +246,8 @@ def _check_head(model: nn.Module) -> None:
 
 
 def without_mask(batch: Batch) -> dict[str, Tensor]:
-    """What a causal model needs of a batch that is padded on the right."""
-    return {key: batch[key] for key in ("input_ids", "labels")}
+    """A batch that is padded on the right: its causal model needs no mask."""
+    return {key: tensor for key, tensor in batch.items() if key != "attention_mask"}
 
 
 def per_example(model: nn.Module, batch: Batch) -> dict[str, Float[Tensor, "B out in"]]:

@@ -9,6 +9,9 @@ unbiased estimates of those before, with variance about (|x|^2 |y|^2 + <x,y>^2) 
 - `rademacher`: a dense matrix of signs over sqrt(dim), the paper's kind; O(P dim). Made in tiles.
 - `none`: all values, side by side.
 
+With a `Balance` the values are scaled first, those of rows and those of targets inversely: the
+inner products are the same, their error is smaller.
+
 Signs and rotations are a hash of (seed, weight's name, position), integer arithmetic alone: the
 same on every device, with any number of threads and in any order of the weights. Rejected: a
 generator per block (fast_jl's matrix depends on the GPU's number of multiprocessors), FFT-based
@@ -23,17 +26,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int8, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 Kind = Literal["sketch", "rademacher", "none"]
 
-VERSION = 1
-"""Changes whenever the same settings would give other values; kept in the datastore."""
+VERSION = {False: 1, True: 2}
+"""Of the plain and of the balanced projection. Changes whenever the same settings would give other
+values; kept in the datastore."""
 
 TILE_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
 """Values of the dense matrix made at a time. On a CPU 2 MiB in float32, what a core's cache holds
@@ -44,6 +48,54 @@ KEPT_BYTES = 1 << 29
 sixth of its time (measured, see LOG). 512 MiB is an assumption about what a machine can spare."""
 
 
+SMALLEST_SCALE = 0.1
+"""Smallest scale of a coordinate, where the mean of their squares is about 1. A coordinate with
+v = 0 (as all of LoRA's A after one step) needs one; this adds at most 1% to the squared length of
+updates of equal coordinates, and bounds what such a coordinate adds to a target's length."""
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Scales s by which updates are multiplied and gradients are divided before their projection.
+
+    <s x, y / s> is <x, y> for every s > 0. The projection's error goes with |s x| |y / s|, which is
+    least where s^2 is |y| / |x| in each coordinate (Cauchy-Schwarz). Adam's updates x are about
+    equally large everywhere and gradients y about sqrt(v), so s = v^(1/4): known before any target
+    is, and the same for all of them.
+
+    Attributes:
+        exp_avg_sq: Adam's second moments v at the checkpoint, by weight's name.
+        added: To v: eps where Adam's eps is under the root (`official`), else 0.
+        unit: About the mean of sqrt(v + added), which makes scales about 1. A power of 2, so that
+            it doesn't depend on the order in which values are added up.
+        inverse: For gradients: the scales are 1 / s.
+    """
+
+    exp_avg_sq: Mapping[str, Tensor]
+    added: float
+    unit: float
+    inverse: bool = False
+
+    @classmethod
+    def of(cls, exp_avg_sq: Mapping[str, Tensor], added: float = 0.0) -> Balance:
+        """The scales of updates."""
+        roots = [(v.float() + added).sqrt() for v in exp_avg_sq.values()]
+        values = sum(root.numel() for root in roots)
+        mean = math.fsum(float(root.double().sum()) for root in roots) / max(1, values)
+        usable = 0 < mean < math.inf
+        return cls(exp_avg_sq, added, 2.0 ** round(math.log2(mean)) if usable else 1.0)
+
+    def of_targets(self) -> Balance:
+        """The scales of gradients, inverse to those of updates."""
+        return replace(self, inverse=True)
+
+    def scale(self, name: str) -> Float[Tensor, " p"]:
+        """One weight's scales."""
+        squares = (self.exp_avg_sq[name].flatten().float() + self.added).sqrt_().div_(self.unit)
+        squares.clamp_min_(SMALLEST_SCALE**2)
+        return squares.rsqrt_() if self.inverse else squares.sqrt_()
+
+
 @dataclass
 class Projection:
     """A random projection, the same for every checkpoint, source and target.
@@ -52,13 +104,17 @@ class Projection:
         kind: `sketch`, `rademacher` or `none`.
         dim: Values kept, a multiple of 8; unused by `none`.
         seed: Chooses the matrix.
+        balance: Scales of the values, at one checkpoint; None: they are projected as they are.
     """
 
     kind: Kind = "sketch"
     dim: int = 8192
     seed: int = 0
-    _signs: dict[tuple[str, int, torch.device], Tensor] = field(default_factory=dict, repr=False)
-    _kept_bytes: int = field(default=0, repr=False)
+    balance: Balance | None = None
+    _signs: dict[tuple[str, int, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _kept_bytes: int = field(default=0, init=False, repr=False)
 
     def accumulator(self, batch: int, device: torch.device) -> Accumulator:
         """The projection of a batch, to be added up weight by weight."""
@@ -112,11 +168,14 @@ class Projection:
                 self._kept_bytes += words.nbytes
         return words
 
-    def _sketch_signs(self, name: str, p: int, device: torch.device) -> Int8[Tensor, " p"]:
+    def _sketch_signs(self, name: str, p: int, device: torch.device) -> Shaped[Tensor, " p"]:
+        """Signs, int8; times the scales, float32, so that scaling costs no pass over the values."""
         signs = self._signs.get((name, p, device))
         if signs is None:
             words = random_words(self.key(name), 0, math.ceil(p / 64), device)
-            signs = self._signs[name, p, device] = unpack_signs(words)[:p].to(torch.int8)
+            signs = unpack_signs(words)[:p]
+            signs = signs.mul_(self.balance.scale(name)) if self.balance else signs.to(torch.int8)
+            self._signs[name, p, device] = signs
         return signs
 
 
@@ -137,13 +196,15 @@ class Accumulator:
 
     def add(self, name: str, values: Float[Tensor, "B ..."], overwrite: bool = False) -> None:
         """Add one weight's values; with `overwrite` they may be used as scratch memory."""
-        values = values.flatten(1)
+        values, balance = values.flatten(1), self.projection.balance
         if self.projection.kind == "sketch":
             self.projection.add_sketch_(self._out, name, values if overwrite else values.clone())
-        elif self.projection.kind == "rademacher":
+            return
+        values = values * balance.scale(name) if balance else values
+        if self.projection.kind == "rademacher":
             self.projection.add_rademacher_(self._out, name, values)
         else:
-            self._pieces[name] = values
+            self._pieces[name] = values if overwrite or balance else values.clone()
 
     def result(self) -> Float[Tensor, "B d"]:
         """The sum so far; for `none` all values, in order of the weights' names."""

@@ -9,7 +9,7 @@ Letters: N checkpoints, n rows, S subtasks, k target examples, d dimensions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,11 +18,44 @@ from torch.nn import functional
 
 TargetMean = Literal["cosine_of_mean", "mean_of_cosines"]
 
+TINY = 1e-12
+"""Shorter rows have a cosine of 0 with everything, as in torch's `normalize`."""
+
+
+class Norms(NamedTuple):
+    """Norms of gradients before scaling and projection.
+
+    Attributes:
+        of_rows: Of each target example's [k].
+        of_means: Of each subtask's mean [S], in alphabetical order.
+    """
+
+    of_rows: Float[Tensor, " k"]
+    of_means: Float[Tensor, " S"]
+
+    @classmethod
+    def of(
+        cls, plain: Float[Tensor, "k d"], norms: Float[Tensor, " k"], subtasks: Sequence[str]
+    ) -> Norms:
+        """The means' norms as their plain projection estimates them, error 1 / sqrt(2 d).
+
+        Args:
+            plain: Projected without scales; each row is brought to its norm before projection, so
+                that the mean of a single example has its exact norm.
+            norms: Before projection.
+            subtasks: The subtask of each row.
+        """
+        rows = functional.normalize(plain, dim=1, eps=TINY) * norms.unsqueeze(1)
+        return cls(
+            norms, torch.linalg.vector_norm(subtask_directions(rows, subtasks, "mean")[1], dim=1)
+        )
+
 
 def subtask_directions(
     rows: Float[Tensor, "k d"],
     subtasks: Sequence[str],
     target_mean: TargetMean | Literal["mean"] = "cosine_of_mean",
+    norms: Norms | None = None,
 ) -> tuple[list[str], Float[Tensor, "S d"]]:
     """One direction for each subtask, such that its inner product with a UNIT row is the cosine.
 
@@ -32,6 +65,7 @@ def subtask_directions(
         target_mean: `cosine_of_mean` averages a subtask's gradients, then takes the cosine (the
             paper); `mean_of_cosines` averages the cosines to each example (the released code);
             `mean` is the mean gradient with its length, for inner products.
+        norms: Of the gradients that the rows are projections of; None: the rows' own.
 
     Returns:
         The subtasks' names in alphabetical order, and their directions.
@@ -39,27 +73,39 @@ def subtask_directions(
     names = sorted(set(subtasks))
     position = {name: index for index, name in enumerate(names)}
     of_row = torch.tensor([position[name] for name in subtasks], device=rows.device)
-    rows = functional.normalize(rows, dim=1) if target_mean == "mean_of_cosines" else rows
+    if target_mean == "mean_of_cosines":
+        rows = divided(rows, norms and norms.of_rows)
     sums = torch.zeros(len(names), rows.shape[1], device=rows.device).index_add(0, of_row, rows)
     means = sums / torch.bincount(of_row, minlength=len(names)).unsqueeze(1)
-    return names, functional.normalize(means, dim=1) if target_mean == "cosine_of_mean" else means
+    if target_mean == "cosine_of_mean":
+        means = divided(means, norms and norms.of_means)
+    return names, means
 
 
 def example_directions(
     rows: Float[Tensor, "k d"],
     subtasks: Sequence[str],
     target_mean: TargetMean | Literal["mean"] = "cosine_of_mean",
+    norms: Norms | None = None,
 ) -> Float[Tensor, "k d"]:
     """What each example adds to its subtask's direction: they sum to `subtask_directions`."""
     position = {name: index for index, name in enumerate(sorted(set(subtasks)))}
     of_row = torch.tensor([position[name] for name in subtasks], device=rows.device)
-    rows = functional.normalize(rows, dim=1) if target_mean == "mean_of_cosines" else rows
+    if target_mean == "mean_of_cosines":
+        rows = divided(rows, norms and norms.of_rows)
     parts = rows / torch.bincount(of_row)[of_row].unsqueeze(1)
     if target_mean != "cosine_of_mean":
         return parts
     sums = torch.zeros(len(position), rows.shape[1], device=rows.device).index_add(0, of_row, parts)
-    lengths: Tensor = torch.linalg.vector_norm(sums, dim=1).clamp_min(1e-12)
-    return parts.div(lengths[of_row].unsqueeze(1))
+    lengths = norms.of_means if norms else torch.linalg.vector_norm(sums, dim=1)
+    return parts / lengths.clamp_min(TINY)[of_row].unsqueeze(1)
+
+
+def divided(rows: Float[Tensor, "n d"], norms: Float[Tensor, " n"] | None) -> Tensor:
+    """Rows divided by norms, by default their own."""
+    if norms is None:
+        return functional.normalize(rows, dim=1, eps=TINY)
+    return rows / norms.clamp_min(TINY).unsqueeze(1)
 
 
 def influence(

@@ -5,7 +5,7 @@ Letters: n examples of the pool, k examples of a target, S its subtasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -37,10 +37,12 @@ class Features:
     Attributes:
         folders: `RUN/02-features/checkpoint-i`.
         weights: Mean learning rates, which needn't sum to 1.
+        exact: Targets whose exact cosines are stored.
     """
 
     folders: Sequence[Path]
     weights: Sequence[float]
+    exact: Collection[str] = ()
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ Letters: N checkpoints, n rows, S columns (subtasks, or target examples), k targ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +24,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from gradsieve.data.examples import Row
 from gradsieve.errors import StoreError
 from gradsieve.gradients.similarity import subtask_directions
 from gradsieve.methods.base import ExampleScores, Scores, ScoringTask, Uses, over_subtasks
 from gradsieve.store import Store, open_store
-from gradsieve.store.targets import TargetGradients, read_target_gradients
+from gradsieve.store.quantize import TINY
+from gradsieve.store.targets import TargetGradients, read_target_gradients, target_file
 
 RANK = 50
 """The largest subspace of `gist`: `target_dim` of its authors' code."""
@@ -47,12 +49,13 @@ class Checkpoint(NamedTuple):
 
     weight: float
     folder: Path
+    kind: str
     store: Store
     positions: NDArray[np.int64]
 
     def gradients(self, target: str) -> TargetGradients:
-        """A target's gradients."""
-        return read_target_gradients(self.folder / "targets" / f"{target}.safetensors")
+        """A target's gradients for this datastore."""
+        return read_target_gradients(target_file(self.folder, self.kind, target))
 
 
 class Part(NamedTuple):
@@ -103,9 +106,22 @@ class Influence:
     cosine: bool = True
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """Add up the checkpoints' similarities for every target at once."""
-        sums = self.sums(task, examples=task.recipe.select.turns == "examples")
-        return {target: self.scores(task, target, sums) for target in task.targets}
+        """Add up the checkpoints' similarities, for all targets of a datastore at once."""
+        examples = task.recipe.select.turns == "examples"
+        exact = set() if examples else self.exact(task)
+        others = [target for target in task.targets if target not in exact]
+        found: dict[str, Scores] = {}
+        for kind, targets in (("exact", exact), (self.kind(task), others)):
+            if targets:
+                sums = self.sums(replace(task, targets=_some(task, targets)), examples, kind)
+                found |= {target: self.scores(task, target, sums) for target in targets}
+        return {target: found[target] for target in task.targets}
+
+    def exact(self, task: ScoringTask) -> set[str]:
+        """Targets whose exact cosines are stored, for the method that reads these."""
+        assert task.features is not None, "the features stage comes first"
+        of_updates = self.cosine and self.uses == "gradients"
+        return {*task.features.exact} & {*task.targets} if of_updates else set()
 
     def scores(self, task: ScoringTask, target: str, sums: Sums) -> Scores:
         """A target's scores."""
@@ -123,11 +139,11 @@ class Influence:
             task, subtasks, by_subtask, errors=errors, examples=examples if columns else None
         )
 
-    def sums(self, task: ScoringTask, examples: bool = False) -> Sums:
+    def sums(self, task: ScoringTask, examples: bool = False, kind: str | None = None) -> Sums:
         """Similarities to every subtask; with `examples` also to every target example."""
         columns: list[Column] = []
         total, variance = np.zeros((0, 0)), np.zeros(0)
-        for number, checkpoint in enumerate(checkpoints(task, self.kind(task)), start=1):
+        for number, checkpoint in enumerate(checkpoints(task, kind or self.kind(task)), start=1):
             positions = checkpoint.positions
             order, done = np.argsort(positions), 0
             columns, parts = self._similarities(task, checkpoint, examples)
@@ -144,16 +160,14 @@ class Influence:
         return Sums(columns, total, np.sqrt(variance))
 
     def kind(self, task: ScoringTask) -> str:
-        """The datastore that it reads."""
-        if task.recipe.features.mode == "exact":
-            return "exact"
+        """The datastore of gradients that it reads."""
         return "pool-sgd" if self.uses == "plain gradients" else "pool"
 
     def _similarities(
         self, task: ScoringTask, checkpoint: Checkpoint, examples: bool
     ) -> tuple[list[Column], Iterator[Part]]:
         """The columns at one checkpoint, and blocks of rows with their similarity to each."""
-        if task.recipe.features.mode == "exact":
+        if checkpoint.kind == "exact":
             return _exact(checkpoint)
         columns, directions = self.directions(task, checkpoint, examples)
         return columns, self._parts(checkpoint, directions)
@@ -167,11 +181,13 @@ class Influence:
         store = checkpoint.store
         dims = projected_dims(store)
         squares = np.square(directions, dtype=np.float64).sum(axis=1)
-        for found in store.similarities(directions, checkpoint.positions):
+        for found in store.similarities(directions, checkpoint.positions, store.balanced):
             values = found.cosines
-            lengths = np.ones(len(values)) if self.cosine else found.feature_norms
-            if not self.cosine:
-                values = values * found.feature_norms[:, None]
+            lengths: NDArray[Any] = found.feature_norms
+            if self.cosine:
+                lengths = lengths / np.maximum(found.norms, TINY)
+            else:
+                values = values * found.norms[:, None]
             variances = np.zeros(len(directions))
             if dims:
                 both = np.square(lengths, dtype=np.float64).sum() * squares
@@ -187,12 +203,12 @@ class Influence:
         mean = task.recipe.score.target_mean if self.cosine else "mean"
         for target in task.targets:
             found = checkpoint.gradients(target)
-            subtasks, directions = subtask_directions(found.rows, found.subtasks, mean)
+            subtasks, directions = subtask_directions(found.rows, found.subtasks, mean, found.norms)
             columns += [Column(target, subtask) for subtask in subtasks]
             parts.append(directions.numpy())
             if examples:
                 columns += map(Column, [target] * len(found.ids), found.subtasks, found.ids)
-                parts.append(_unit(found.rows.numpy()) if self.cosine else found.rows.numpy())
+                parts.append((found.units() if self.cosine else found.rows).numpy())
         return columns, np.concatenate(parts)
 
 
@@ -209,7 +225,7 @@ def checkpoints(task: ScoringTask, kind: str) -> Iterator[Checkpoint]:
         positions = store.positions(keys)
         if (positions < 0).any():
             raise _rows_missing(folder, keys.filter(positions < 0), len(keys))
-        yield Checkpoint(weight, folder, store, positions)
+        yield Checkpoint(weight, folder, kind, store, positions)
 
 
 def projected_dims(store: Store) -> int | None:
@@ -264,6 +280,10 @@ class Gist(Influence):
             for target, own in zip(bases, np.split(found.cosines, ends[:-1], axis=1), strict=True):
                 values[:, owners == target] = _unit(own) @ inside[target].T
             yield Part(found.positions, values, none)
+
+
+def _some(task: ScoringTask, targets: Collection[str]) -> dict[str, Sequence[Row]]:
+    return {target: rows for target, rows in task.targets.items() if target in targets}
 
 
 def _basis(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,7 +7,6 @@ code that comes with a model runs only if the recipe has `trust_remote_code: tru
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,30 +14,28 @@ from pickle import UnpicklingError  # noqa: TID251 - only to catch it
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging
 
 from gradsieve.errors import ModelError
-from gradsieve.io import file_fingerprint, fingerprint, needed
+from gradsieve.io import file_hash, fingerprint, needed
 from gradsieve.models.device import device
 from gradsieve.recipe.schema import ModelConfig
 
 LFS = b"version https://git-lfs"
 """The first bytes of a file that git-lfs has not fetched."""
 
-SAMPLES, SAMPLE_BYTES = 256, 1 << 16
-"""Larger files are fingerprinted by their size and samples spread over all of it: a training moves
-nearly every weight, and a layer is larger than the distance between two samples."""
-
 GIVE_A_MODEL = (
-    "Give a folder with a causal language model in the hub's layout, or its hub name; for a gated "
-    "one log in with `hf auth login`."
+    "Give a folder with a causal language model in the hub's layout, its hub name, or a GGUF file; "
+    "for a gated one log in with `hf auth login`."
 )
 
 _UNLOADABLE = (
     *(OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError),
+    *(AttributeError, IndexError, OverflowError, ZeroDivisionError, RecursionError),
     *(SafetensorError, StrictDataclassError),
 )
 """What transformers raises for folders that are no model: each file has a reader of its own."""
@@ -56,10 +53,15 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
     Raises:
         ModelError: If it can't be read.
     """
-    _refuse_missing_folder(model.name)
+    file = gguf_file(model.name)
+    if file is None:
+        _refuse_missing_folder(model.name)
+    else:
+        needed("gguf", "gguf")
+        options["gguf_file"] = file.name
     try:
         return kind.from_pretrained(
-            model.name,
+            model.name if file is None else str(file.parent),
             revision=model.revision or "main",
             trust_remote_code=model.trust_remote_code,
             **options,
@@ -70,7 +72,11 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
             f"model.name {model.name}",
             "Give the model as safetensors.",
         ) from None
+    except MemoryError:
+        raise _no_memory(model) from None
     except _UNLOADABLE as error:
+        if "can't allocate memory" in str(error):  # PyTorch's, on a CPU
+            raise _no_memory(model) from None
         raise ModelError(
             f"The {noun} cannot be loaded.",
             f"model.name {model.name}: {first_line(error)}",
@@ -78,6 +84,35 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
             if "trust_remote_code" in str(error)
             else GIVE_A_MODEL,
         ) from None
+
+
+def _no_memory(model: ModelConfig) -> ModelError:
+    return ModelError(
+        "There is not enough memory for the model.",
+        f"model.name {model.name}, {model.dtype}",
+        "Use a smaller model, model.dtype: bfloat16, or a machine with more memory.",
+    )
+
+
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file that a name stands for: itself, or the only one of a folder without config.
+
+    Raises:
+        ModelError: If there are several.
+    """
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    if not path.is_dir() or (path / "config.json").exists():
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        raise ModelError(
+            "The model's folder holds several GGUF files.",
+            f"model.name {name}: {', '.join(file.name for file in files[:5])}",
+            "Name one file as model.name; merge a split one with llama.cpp's llama-gguf-split.",
+        )
+    return files[0] if files else None
 
 
 def read_model(model: ModelConfig) -> PreTrainedModel:
@@ -88,7 +123,17 @@ def read_model(model: ModelConfig) -> PreTrainedModel:
     """
     check_weights(model)
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
-    if model.quantization:
+    is_gguf = gguf_file(model.name) is not None
+    if is_gguf:
+        if model.quantization:
+            raise ModelError(
+                "A GGUF file is dequantized, and cannot be quantized again.",
+                f"model.name {model.name}, model.quantization {model.quantization}",
+                "Leave model.quantization out, or give the original model.",
+            )
+        if hasattr(transformers, "GgufConfig"):  # older versions always dequantize
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    elif model.quantization:
         options |= {"quantization_config": _bitsandbytes(model), "device_map": {"": device()}}
     loaded: PreTrainedModel
     with _quiet_transformers():
@@ -101,6 +146,9 @@ def read_model(model: ModelConfig) -> PreTrainedModel:
             **options,
         )
     _refuse_random_weights(model, report)
+    if is_gguf:  # what is loaded is an ordinary model
+        loaded.is_quantized, loaded.hf_quantizer = False, None
+        loaded.config.__dict__.pop("quantization_config", None)
     return loaded
 
 
@@ -137,7 +185,10 @@ def check_weights(model: ModelConfig) -> None:
     Raises:
         ModelError: Naming the file.
     """
-    folder = Path(model.name)
+    folder, file = Path(model.name), gguf_file(model.name)
+    if file is not None:
+        _check_magic(file)
+        return
     if not folder.is_dir():
         return
     files = sorted(folder.glob("*.safetensors"))
@@ -145,21 +196,32 @@ def check_weights(model: ModelConfig) -> None:
         raise ModelError(
             "The model's folder holds no weights.",
             f"model.name {model.name}: neither *.safetensors nor *.bin",
-            "Give a folder that save_pretrained wrote, or a hub name.",
+            "Give a folder that save_pretrained wrote, a hub name, or a GGUF file.",
         )
     for file in files:
         _check_header(file)
 
 
-def _check_header(file: Path) -> None:
+def _check_magic(file: Path) -> None:
+    """Refuse a pointer of git-lfs, and a GGUF file that is none."""
     with file.open("rb") as opened:
-        is_pointer = opened.read(len(LFS)) == LFS
-    if is_pointer:
+        start = opened.read(len(LFS))
+    if start == LFS:
         raise ModelError(
             "A weight file is a pointer of git-lfs, not the weights.",
             str(file),
             "Run `git lfs pull` in the model's folder.",
         )
+    if file.suffix == ".gguf" and start[:4] != b"GGUF":
+        raise ModelError(
+            "A weight file is damaged.",
+            f"{file}: it doesn't start with GGUF",
+            "Copy or download it again.",
+        )
+
+
+def _check_header(file: Path) -> None:
+    _check_magic(file)
     try:
         with safe_open(file, "pt"):
             pass
@@ -184,23 +246,23 @@ def _refuse_random_weights(model: ModelConfig, report: dict[str, Any]) -> None:
         )
 
 
-def files_fingerprint(folder: Path) -> str:
-    """What identifies the model in a folder: its JSON files and weights."""
-    kinds = ("*.json", "*.safetensors", "*.bin", "*.model")
-    files = sorted({file for kind in kinds for file in folder.glob(kind)})
-    return fingerprint([(file.name, _quick_fingerprint(file)) for file in files])
+def model_fingerprint(name: str) -> str | None:
+    """What identifies a local model wherever it lies: every byte that is read; None if not local.
 
-
-def _quick_fingerprint(file: Path) -> list[Any]:
-    size = file.stat().st_size
-    if size <= SAMPLES * SAMPLE_BYTES:
-        return [size, file_fingerprint(file)]
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        for number in range(SAMPLES):
-            opened.seek(number * (size - SAMPLE_BYTES) // (SAMPLES - 1))
-            digest.update(opened.read(SAMPLE_BYTES))
-    return [size, digest.hexdigest()]
+    A folder's configurations, weights and code count, and those of folders in it, as
+    sentence-transformers has them, but for checkpoints that a training left there.
+    """
+    folder, file = Path(name), gguf_file(name)
+    if file is not None:
+        return fingerprint([file_hash(file)])
+    if not folder.is_dir():
+        return None
+    kinds = ("*.json", "*.safetensors", "*.bin", "*.model", "*.py")
+    files = [file for kind in kinds for below in ("", "*/") for file in folder.glob(below + kind)]
+    files = [file for file in files if not file.parent.name.startswith("checkpoint-")]
+    return fingerprint(
+        [(file.relative_to(folder).as_posix(), file_hash(file)) for file in sorted(files)]
+    )
 
 
 def _refuse_missing_folder(name: str) -> None:

@@ -81,10 +81,10 @@ class Shape:
     def activation_bytes(self, tokens: int, logits: int) -> int:
         """What a pass keeps for going backward: an estimate for blocks with a gated feed-forward
         layer and attention that keeps no T x T matrix (2 bytes: about 34 h, as Korthikanti et al.,
-        2022, arXiv 2205.05198, count for GPT's).
+        2022, arXiv 2205.05198, count for GPT's), and the logits with their gradient.
         """  # fmt: skip
         kept = self.bytes_a_value * (10 * self.hidden + 4 * self.inner) + 8 * self.hidden
-        return self.layers * tokens * kept + logits * self.vocabulary * (self.bytes_a_value + 8)
+        return self.layers * tokens * kept + logits * self.vocabulary * 2 * self.bytes_a_value
 
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

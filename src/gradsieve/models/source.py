@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ from transformers import (
 from gradsieve.errors import ModelError
 from gradsieve.io import fingerprint
 from gradsieve.models.device import device
-from gradsieve.models.saved import check_weights, files_fingerprint, first_line, read, read_model
+from gradsieve.models.saved import check_weights, first_line, model_fingerprint, read, read_model
 from gradsieve.recipe.schema import ModelConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -123,10 +122,14 @@ class ModelSource:
         check_weights(self.settings)
 
     def fingerprint(self) -> str:
-        """What identifies the weights: a folder's files, or the hub's name and commit."""
+        """What identifies the weights: of local files their bytes, of the hub name and commit."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         name = self.settings.name
-        if Path(name).is_dir():
-            return files_fingerprint(Path(name))
+        if (found := model_fingerprint(name)) is not None:
+            return found
         commit = getattr(self.config(), "_commit_hash", None)
         return fingerprint([name, commit or self.settings.revision])
 
@@ -163,12 +166,9 @@ class InMemoryModel(ModelSource):
             module.__dict__.pop("forward", None)
         return view.requires_grad_(False).eval()
 
-    def fingerprint(self) -> str:
-        """A hash of all parameters and buffers, by name."""
-        return self._fingerprint
-
     @cached_property
     def _fingerprint(self) -> str:
+        """A hash of all parameters and buffers, by name."""
         return fingerprint(
             [
                 (name, str(tensor.dtype), tuple(tensor.shape), _hash(tensor))

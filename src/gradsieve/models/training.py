@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -33,8 +33,10 @@ from transformers import (
 from transformers.integrations import get_available_reporting_integrations
 
 from gradsieve.errors import ModelError, UsageError
+from gradsieve.gradients.objectives import Objective
 from gradsieve.io import file_hash, read_sealed, sync_tree, write_sealed, write_text
 from gradsieve.models import distributed
+from gradsieve.models.dropout import Begin, example_dropout
 from gradsieve.models.load import own_randomness
 from gradsieve.models.moments import KeepMoments
 from gradsieve.recipe import schema as recipe
@@ -49,7 +51,7 @@ def train_model(
     settings: recipe.TrainingConfig,
     seed: int,
     folder: Path,
-    collate: Callable[[Sequence[Any]], dict[str, Tensor]],
+    objective: Objective,
     on_step: Callable[[int, int], None],
     keep_checkpoints: bool = False,
     max_steps: int | None = None,
@@ -64,7 +66,7 @@ def train_model(
         seed: Of the order and the dropout.
         folder: Where to write. Working files are in `folder/trainer`, from which a training
             resumes; once the result is saved, `clear_work` removes them.
-        collate: Makes a batch of rows.
+        objective: Makes batches of rows, and computes their loss.
         on_step: Called with the steps made and all steps.
         keep_checkpoints: Keep a checkpoint after each epoch.
         max_steps: Optimizer steps to make, in as many epochs as they take; None: by epochs.
@@ -75,12 +77,14 @@ def train_model(
     """
     work = folder / "trainer"
     last, earlier = _last_complete(work, of) if distributed.is_first() else (None, 0.0)
-    with own_randomness():
-        trainer = Trainer(
+    with own_randomness(), example_dropout(model, seed) as begin:
+        trainer = _Trainer(
+            objective,
+            begin,
             model=model,
             args=_arguments(settings, seed, work, max_steps),
             train_dataset=rows,
-            data_collator=collate,
+            data_collator=objective.collate,
             callbacks=[
                 *([KeepMoments(folder)] if keep_checkpoints else []),
                 _Resumable(on_step, of, earlier),
@@ -99,6 +103,32 @@ def train_model(
 def seconds_before(folder: Path, of: str) -> float:
     """What an unfinished training in a folder has taken so far, if it is the same one."""
     return _last_complete(folder / "trainer", of)[1]
+
+
+class _Trainer(Trainer):
+    """Trainer with an objective's loss; a model that it doesn't fit computes its own."""
+
+    def __init__(
+        self, objective: Objective, begin: Begin, *, model: nn.Module, **others: Any
+    ) -> None:
+        self.objective, self.begin = objective if objective.fits(model) else None, begin
+        super().__init__(model=model, **others)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """The loss of a micro-batch, normalized over its step as Trainer does."""
+        self.begin(inputs["input_ids"], inputs["attention_mask"], self.state.global_step)
+        if self.objective is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = self.objective.batch_loss(model, inputs, num_items_in_batch)
+        if num_items_in_batch is not None:  # of all processes, whose gradients are averaged
+            loss = loss * distributed.count()
+        return loss
 
 
 def clear_work(folder: Path) -> None:

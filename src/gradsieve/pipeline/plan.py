@@ -27,8 +27,9 @@ from gradsieve.models.device import device, free_memory
 from gradsieve.pipeline.gpus import UTILIZATION, Gpu, find_gpu
 from gradsieve.pipeline.plan_text import plan_text, size
 from gradsieve.pipeline.preflight import Check, check, rows, writable
-from gradsieve.pipeline.run import STAGES, stages_of, states
+from gradsieve.pipeline.run import STAGES, stages_of
 from gradsieve.pipeline.sample import MOST_ANSWER_TOKENS, Samples
+from gradsieve.pipeline.state import states
 from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
@@ -163,7 +164,7 @@ def plan(
         also: list[Check] = [reading, *([writable] if folder else [])]
         check(context, [STAGES[name] for name in needed], also)
         estimates = {name: STAGES[name].estimate(context) for name in needed}
-        found = states(context, needed)
+        found = states(context, [STAGES[name] for name in needed])
         free = shutil.disk_usage(_existing(folder)).free if folder is not None else None
         _refuse_what_does_not_fit(context, estimates, found, folder, free, named)
         samples = Samples(context, Path(scratch)) if calibrate and named is None else None
@@ -311,7 +312,7 @@ def _refuse_what_does_not_fit(
             )
         )
     if (
-        context.recipe.features.mode == "exact"
+        context.recipe.features.mode != "store"
         and found.get("features", State("done")).kind != "done"
     ):
         groups = Counter((row.example.source, row.example.subtask) for row in target_rows(context))
@@ -322,8 +323,8 @@ def _refuse_what_does_not_fit(
             problems.append(
                 ModelError(
                     "The targets' gradients don't fit into memory.",
-                    f"features.mode exact: {size(wanted)} needed next to the model's "
-                    f"{size(shape.weight_bytes)}, {size(round(there))} free",
+                    f"features.mode {context.recipe.features.mode}: {size(wanted)} needed next to "
+                    f"the model's {size(shape.weight_bytes)}, {size(round(there))} free",
                     "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
                 )
             )

@@ -15,20 +15,18 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
 from gradsieve.console import Progress, clock
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
-from gradsieve.io import because, differences, fingerprint, first_few
+from gradsieve.io import fingerprint, first_few
 from gradsieve.models import distributed
 from gradsieve.pipeline.preflight import check, check_stages
+from gradsieve.pipeline.state import clear_faults, prepare, refuse_faults, state_of
 from gradsieve.recipe.load import dump_recipe, load_recipe
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.artifacts import damaged_error
 from gradsieve.runs.context import Context
-from gradsieve.runs.files import Fault, Read
 from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder, State
 from gradsieve.runs.lineage import changed_settings, outdated
 from gradsieve.stages import all_stages
@@ -115,18 +113,6 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     return run
 
 
-def refuse_faults(stage: Stage, context: Context) -> None:
-    """Refuse a stage that is taken as it is if its files are not what was written."""
-    artifact = stage.artifact(context)
-    context.run.restore_inputs(stage.name)
-    faults = artifact.faults("unnamed")
-    if used := [*filter(artifact.matters, faults)]:
-        raise damaged_error(used, stage.name)
-    for fault in faults:
-        if artifact.is_dispensable(fault.file):
-            context.progress.warn(f"{stage.name}: {fault}; it was for display, and is left out")
-
-
 def _other_settings(context: Context, taken: Sequence[str]) -> bool:
     """Whether stages that are taken as they are were made with other settings; warns of them."""
     run, stale = context.run, outdated(context.run)
@@ -145,51 +131,6 @@ def _other_settings(context: Context, taken: Sequence[str]) -> bool:
 def stages_of(recipe: Recipe) -> list[str]:
     """The stages that a recipe needs, in order."""
     return [name for name, stage in STAGES.items() if stage.needed(recipe)]
-
-
-def states(context: Context, names: Sequence[str]) -> dict[str, State]:
-    """What a run would find, stage by stage; nothing is changed."""
-    found: dict[str, State] = {}
-    for name in names:
-        waits_for = next((other for other, state in found.items() if state.kind != "done"), None)
-        if waits_for is None:
-            stage = STAGES[name]
-            inputs = stage.fingerprint_inputs(context)
-            found[name] = state_of(stage, context, inputs, read="none")
-        elif context.run.started_with(name) is None:
-            found[name] = State("new")
-        else:
-            found[name] = State("wait", f"{waits_for} comes first")
-    return found
-
-
-def state_of(stage: Stage, context: Context, inputs: dict[str, Any], read: Read = "all") -> State:
-    """The state of a stage.
-
-    Args:
-        stage: The stage.
-        context: The run.
-        inputs: Its fingerprint inputs now.
-        read: Which of a finished stage's files are read, to find those that are damaged.
-    """
-    run, name = context.run, stage.name
-    artifact, metadata, old = stage.artifact(context), run.metadata(name), run.started_with(name)
-    if metadata is not None and metadata.get("fingerprint") == fingerprint(inputs):
-        faults = artifact.faults(read)
-        broken = [f for f in faults if f.what != "foreign" and artifact.matters(f)]
-        if not broken:
-            return State("done", faults=faults)
-        more = f", and {len(broken) - 1} more files are" if broken[1:] else ""
-        return State("resume", f"{broken[0]}{more}", faults)
-    if old is None:
-        return State("new")
-    changes = differences(old, inputs)
-    if not changes:
-        return State("resume")
-    if stage.can_extend(old, inputs):
-        faults = artifact.faults(read) if metadata is not None else []
-        return State("extend", because(changes), faults)
-    return State("redo", because(changes))
 
 
 def run_stage(stage: Stage, context: Context, others: bool) -> None:
@@ -268,43 +209,6 @@ def _timed(context: Context, name: str, before: float) -> Iterator[None]:
         except BaseException:
             keep()
             raise
-
-
-def clear_faults(stage: Stage, context: Context, faults: Sequence[Fault]) -> None:
-    """Archive what is not as it was written, so that it is not used, and report it."""
-    artifact, warn = stage.artifact(context), context.progress.warn
-    for fault in faults:
-        parts = artifact.made_with(fault.file)
-        if fault.what == "foreign":
-            if not artifact.matters(fault):
-                continue
-            kept = context.run.archive_part(fault.file)
-            warn(f"{stage.name}: {fault.file} was not written by this run: moved to {kept}")
-            continue
-        if artifact.is_dispensable(fault.file):
-            warn(f"{stage.name}: {fault}; it was for display, and is left out")
-            parts = [fault.file] if fault.what == "damaged" else []
-        for part in parts:
-            if part.exists() and part.is_relative_to(context.run.path):
-                context.run.archive_part(part)
-
-
-def prepare(stage: Stage, state: State, context: Context) -> Path | None:
-    """Say why a stage runs again, and archive what was made with other settings.
-
-    Returns:
-        Where it was archived.
-    """
-    say, name = context.progress.say, stage.name
-    if state.kind == "resume":
-        say(f"{name}: {state.why}" if state.why else f"{name}: resuming where it stopped")
-    elif state.kind == "extend":
-        say(f"{name}: extending, {state.why}")
-    elif state.kind == "redo":
-        archived = context.run.archive(name)
-        say(f"{name}: running again, {state.why} (the old outputs are in {archived})")
-        return archived
-    return None
 
 
 def _written(folder: Path) -> dict[Path, tuple[int, int] | None]:

@@ -12,16 +12,8 @@ from pathlib import Path
 
 from gradsieve.console import Progress
 from gradsieve.pipeline.preflight import check
-from gradsieve.pipeline.run import (
-    STAGES,
-    clear_faults,
-    logged,
-    prepare,
-    refuse_faults,
-    reporting_disk_errors,
-    run_stage,
-    state_of,
-)
+from gradsieve.pipeline.run import STAGES, logged, reporting_disk_errors, run_stage
+from gradsieve.pipeline.state import clear_faults, prepare, refuse_faults, state_of
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder

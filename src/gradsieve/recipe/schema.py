@@ -93,7 +93,8 @@ class ModelConfig(Section):
     """The model whose gradients are computed."""
 
     name: str = Field(
-        description="A folder, or a model id on the Hugging Face hub.", json_schema_extra=CONTENTS
+        description="A folder, a GGUF file, or a model id on the Hugging Face hub.",
+        json_schema_extra=CONTENTS,
     )
     revision: str | None = Field(
         None, description="Branch, tag or commit of a hub model.", json_schema_extra=CONTENTS
@@ -249,7 +250,11 @@ class TrainingConfig(Section):
     )
     batch_size: int = Field(32, ge=1, description="Examples per optimizer step.")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="Examples per forward pass, a divisor of batch_size; null: all."
+        None,
+        ge=1,
+        description="Examples per forward pass, a divisor of batch_size; null: all. Changes "
+        "results by rounding only.",
+        json_schema_extra=NO,
     )
     lora: LoraConfig = Field(default_factory=LoraConfig, description="The adapter.")
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
@@ -308,6 +313,18 @@ class ProjectionConfig(Section):
         "and finds 76% of the best rows instead of 56% (benchmarks/store).",
     )
     seed: int = Field(0, ge=0, description="Seed of the signs.")
+    balanced: bool = Field(
+        True,
+        description="Multiply updates by v^(1/4) and divide target gradients by it before the "
+        "projection (v: Adam's second moment): the same inner products with a smaller error "
+        "(docs/method.md). `false`: as in the paper; default of `none`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_projection_unscaled(cls, values: Any) -> Any:
+        unprojected = isinstance(values, dict) and values.get("kind") == "none"
+        return {"balanced": False, **values} if unprojected else values
 
 
 class FeaturesConfig(Section):
@@ -327,10 +344,11 @@ class FeaturesConfig(Section):
     bits: Literal[1, 2, 4, 8, 16, 32] = Field(
         16, description="Bits per value in the datastore. 16 as in the paper."
     )
-    mode: Literal["store", "exact"] = Field(
+    mode: Literal["store", "exact", "both"] = Field(
         "store",
         description="`store`: write a datastore, reusable for other targets; `exact`: compute "
-        "exact products with these targets' gradients, without projection or datastore.",
+        "exact products with these targets' gradients, without projection or datastore; `both`: in "
+        "one pass, exact products for these targets and a datastore for those added later.",
     )
     tokens_per_batch: int | Literal["auto"] = Field(
         "auto",

@@ -5,7 +5,7 @@ offers one line after the other. Where subtasks, target examples or targets take
 only when a line is taken: one that is passed over (a cap, a near duplicate, a leak) is followed by
 the next best for the same subtask, so that each gets its share.
 
-Letters: n scored examples (lines of the score table), S columns of scores, k orders.
+Letters: n scored examples (lines of the score table), S columns of scores.
 """
 
 from __future__ import annotations
@@ -55,13 +55,10 @@ class Order:
 
     def offer(self, gone: NDArray[np.bool_]) -> Offer | None:
         """The best line that is left."""
-        order, place = self._order, self._place
-        while place < len(order) and gone[order[place]]:
-            place += 1
-        self._place = place
-        if place == len(order):
+        self._place = _first_left(self._order, gone, self._place)
+        if self._place == len(self._order):
             return None
-        line = int(order[place])
+        line = int(self._order[self._place])
         return Offer(line, float(self._scores[line]), int(self._columns[line]))
 
     def end_turn(self) -> None:
@@ -70,6 +67,14 @@ class Order:
     def ahead(self, count: int) -> NDArray[np.int32]:
         """The lines that come next, some of which may be gone."""
         return self._order[self._place : self._place + count]
+
+
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+def _first_left(order: NDArray[np.int32], gone: NDArray[np.bool_], place: int) -> int:
+    """The first place from here on whose line is left: with many columns most lines are gone."""
+    while place < len(order) and gone[order[place]]:
+        place += 1
+    return place
 
 
 class Turns:
@@ -194,49 +199,14 @@ def round_robin(scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray
     Returns:
         Each line once [n], and the column whose turn it was [n].
     """
-    orders = np.empty(scores.T.shape, dtype=np.int32)
-    for column, order in zip(scores.T, orders, strict=True):
-        order[:] = np.argsort(-column, kind="stable")
-    return interleave(orders)
-
-
-def interleave(
-    orders: Sequence[NDArray[np.integer]] | NDArray[np.integer],
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Several orders of the same items made one: they take turns, each giving its next new item.
-
-    Args:
-        orders: Numbers from 0 [k, n]; some orders may be shorter.
-
-    Returns:
-        Each item once [n], and the number of the order that gave it [n].
-    """
-    ends = np.cumsum([0, *map(len, orders)])
-    merged: tuple[NDArray[np.int64], NDArray[np.int32]] = _interleave(np.concatenate(orders), ends)
-    return merged
-
-
-@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _interleave(
-    items: NDArray[np.int64], ends: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Orders, one after the other in `items`; `ends` says where each starts and ends [k + 1]."""
-    size = items.max() + 1 if len(items) else 0
-    taken, coming = np.zeros(size, np.bool_), ends[:-1].copy()
-    merged, turns = np.empty(size, np.int64), np.empty(size, np.int32)
-    count, before = 0, -1
-    while before < count:
-        before = count
-        for order in range(len(coming)):
-            place, end = coming[order], ends[order + 1]
-            while place < end and taken[items[place]]:
-                place += 1
-            if place < end:
-                taken[items[place]] = True
-                merged[count], turns[count] = items[place], order
-                count += 1
-            coming[order] = place
-    return merged[:count], turns[:count]
+    ranking = ranking_of([in_turns(scores, [""] * scores.shape[1])])
+    lines, columns = np.empty(len(scores), np.int64), np.empty(len(scores), np.int32)
+    for place in range(len(scores)):
+        offer = ranking.offer()
+        assert offer is not None
+        lines[place], _, columns[place] = offer
+        ranking.end_turn()
+    return lines, columns
 
 
 @dataclass(frozen=True)

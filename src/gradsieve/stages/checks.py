@@ -147,7 +147,7 @@ def methods(recipe: Recipe, libraries: bool = False) -> Problems:
         yield UsageError(
             "Exact mode takes LESS's cosines only.",
             f"features.mode: exact, score.methods: {', '.join(gradients)}",
-            "Use features.mode: store, or leave the other methods out.",
+            "Use features.mode: store or both, or leave the other methods out.",
         )
     elif recipe.select.turns == "examples":
         yield UsageError(

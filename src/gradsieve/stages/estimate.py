@@ -138,10 +138,17 @@ def width(context: Context) -> int:
 
 
 def store_bytes(context: Context) -> int:
-    """Bytes of a datastore."""
+    """Bytes of a datastore of gradients; in exact mode of one of cosines."""
     settings = context.recipe.features
-    bits = 32 if settings.mode == "exact" else settings.bits
-    return len(context.pool.usable) * (math.ceil(width(context) * bits / 8) + ROW_BYTES)
+    if settings.mode == "exact":
+        return exact_bytes(context)
+    a_row = math.ceil(width(context) * settings.bits / 8) + ROW_BYTES
+    return len(context.pool.usable) * a_row
+
+
+def exact_bytes(context: Context) -> int:
+    """Bytes of a datastore of exact cosines."""
+    return len(context.pool.usable) * (4 * subtasks(context) + ROW_BYTES)
 
 
 def selected(context: Context, budget: Budget) -> int:
@@ -179,7 +186,8 @@ def training(
 ) -> Estimate:
     """One training on this many of the pool's examples."""
     tokens = padded_tokens(lengths(context), rows, settings.batch_size)
-    passes = shape.forward_and_backward(rows, tokens / rows, tokens)
+    labels = rows * float(context.pool.n_label_tokens[context.pool.usable].mean())
+    passes = shape.forward_and_backward(rows, tokens / rows, labels)
     together = lengths(context).max() * (settings.micro_batch_size or settings.batch_size)
     activations = shape.activation_bytes(round(together), round(together))
     steps = optimizer_steps(rows, settings)

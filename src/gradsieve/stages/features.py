@@ -5,7 +5,8 @@ datastore), `checkpoint-i/targets/NAME.safetensors` (the target examples' projec
 `skipped.parquet` (the examples whose features are not finite).
 
 With `features.mode: exact` the datastore is `checkpoint-i/exact/`, whose rows are the exact cosines
-to the targets' subtasks, and the targets' gradients are not kept.
+to the targets' subtasks, and the targets' gradients are not kept. `both` writes both in one pass;
+the exact cosines stay those to the targets of the first pass, as long as these are in the recipe.
 
 Work is cut into shards of examples of about equal length. The cut depends on the pool alone, so
 that a killed run resumes with the next shard and ends with the same bytes.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from gradsieve.gradients.jobs import (
     DirectionTask,
     FeaturesJob,
     FeatureTask,
+    Output,
     ShardTask,
+    Subtask,
     TargetExamples,
     TargetTask,
 )
@@ -47,13 +50,16 @@ from gradsieve.stages.base import Inputs, Stage
 from gradsieve.stages.estimate import (
     Estimate,
     checkpoints,
+    exact_bytes,
     lengths,
     selecting_shape,
     store_bytes,
+    subtasks,
     target_rows,
     width,
 )
-from gradsieve.store.format import key_hashes
+from gradsieve.store import Store, StoreWriter
+from gradsieve.store.format import SETTINGS, key_hashes
 from gradsieve.tasks import Target
 
 SHARDS_WANTED = 50
@@ -86,14 +92,14 @@ class Features(Stage):
             "checkpoints": context.artifacts.warmup.metadata["output"],
             "pool": context.pool_inputs,
             "targets": {target.name: target.fingerprint for target in context.targets},
-            "target_mean": context.recipe.score.target_mean if settings.mode == "exact" else None,
+            "target_mean": context.recipe.score.target_mean if settings.mode != "store" else None,
             "stores": list(stores(context)),
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
         """Whether what was made for old inputs serves new ones: other rows or targets may come."""
         grows: dict[str, Any] = {"pool": None}
-        if new["features"]["mode"] == "store":
+        if new["features"]["mode"] != "exact":
             grows.update(targets=None, stores=None)
         return {**old, **grows} == {**new, **grows}
 
@@ -106,22 +112,27 @@ class Features(Stage):
     def estimate(self, context: Context) -> Estimate:
         """At each checkpoint a pass over the pool for each datastore, and one over the targets."""
         settings, shape, pool = context.recipe.features, selecting_shape(context), context.pool
-        made, values, rows = len(stores(context)), width(context), target_rows(context)
+        names, values, rows = stores(context), width(context), target_rows(context)
+        made = len(groups(names))
         of_values = {"sketch": 4, "none": 2, "rademacher": 2 * values}[settings.projection.kind]
-        exact = settings.mode == "exact"
+        columns = subtasks(context) if "exact" in names else 0
+        work = 2 * columns + (0 if settings.mode == "exact" else made * of_values)
         labels = pool.n_label_tokens[pool.usable].astype(np.float64)
-        own = shape.forward_and_backward(1, lengths(context), labels).sum()
-        own += ((2 * values if exact else of_values) + 10) * shape.adapter * len(pool.usable)
+        own = made * shape.forward_and_backward(1, lengths(context), labels).sum()
+        own += (work + 10 * made) * shape.adapter * len(pool.usable)
         of_targets = sum(
             shape.forward_and_backward(1, len(row.encoded.input_ids), row.encoded.n_labels)
             for row in rows
         )
-        flops = checkpoints(context) * float(made * own + of_targets)
+        flops = checkpoints(context) * float(own + of_targets)
         wanted = settings.tokens_per_batch
         tokens = max(int(lengths(context).max()), wanted if isinstance(wanted, int) else 8192)
+        balanced = 4 * settings.projection.balanced
         size = rows_a_shard(len(pool.usable), width(context))
-        held = shape.weight_bytes + (13 + (4 * values if exact else 0)) * shape.adapter
-        left = made * store_bytes(context) + (0 if exact else 4 * values * len(rows))
+        held = shape.weight_bytes + (13 + balanced + 4 * columns) * shape.adapter
+        gradients = len(names) - ("exact" in names)
+        left = gradients * (store_bytes(context) + 4 * values * len(rows))
+        left += exact_bytes(context) if "exact" in names else 0
         return Estimate(
             units=flops,
             flops=flops,
@@ -144,6 +155,7 @@ class Features(Stage):
             "skipped": len(pool) - len(pool.usable) + len(table),
             "truncated": int(pool.column("truncated").sum()),
             "checkpoints": facts,
+            "exact_targets": work[0].exact_targets,
             "output": {
                 f"{part}.{name}": fingerprint([fact[part][name] for fact in facts])
                 for part in ("stores", "targets")
@@ -169,7 +181,16 @@ def stores(context: Context) -> dict[str, bool]:
     recipe = context.recipe
     uses = {find_method(name, recipe).uses for name in all_members(recipe)}
     plain = {"pool-sgd": False} if "plain gradients" in uses else {}
+    if context.recipe.features.mode == "both":
+        return {"pool": True, **plain, "exact": True}
     return {"pool": True, **plain} if "gradients" in uses or not plain else plain
+
+
+def groups(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Datastores that are filled by one pass: `pool` with `exact`, the others alone."""
+    if {"pool", "exact"} <= {*names}:
+        return [("pool", "exact"), *((name,) for name in names if name not in ("pool", "exact"))]
+    return [(name,) for name in names]
 
 
 def _job(context: Context) -> FeaturesJob:
@@ -199,7 +220,7 @@ def _hand_out(context: Context, work: Sequence[CheckpointWork]) -> None:
     """Hand out what is missing."""
     job = work[0].job
     # A direction is as large as the adapter: those of one checkpoint at a time.
-    rounds = [[one] for one in work] if job.settings.mode == "exact" else [work]
+    rounds = [[one] for one in work] if "exact" in stores(context) else [work]
     for some in rounds:
         of = f", checkpoint {some[0].number} of {len(work)}" if len(rounds) > 1 else ""
         for one in some:
@@ -246,20 +267,54 @@ class CheckpointWork:
         self.adam: AdamFacts | None = None
         self.skipped: list[pa.Table] = []
         checkpoint = checkpoint_fingerprint(job.checkpoints[number])
-        self._stores = {
-            kind: self.where.create_store(kind, _store_settings(context, job, checkpoint, of_adam))
-            for kind, of_adam in stores(context).items()
-        }
+        self._stores: dict[str, StoreWriter] = {}
+        for kind, of_adam in stores(context).items():
+            settings = _store_settings(context, job, checkpoint, kind, of_adam)
+            self._stores[kind] = self._opened(kind, settings, keys)
         self._missing = {kind: store.missing(keys) for kind, store in self._stores.items()}
+        self._groups = groups(self._stores)
+
+    def _opened(self, kind: str, settings: dict[str, Any], keys: pa.Table) -> StoreWriter:
+        """A datastore; the exact one that exists, if it serves these rows and some targets."""
+        folder = self.where.store_folder(kind)
+        resumes = self.job.settings.mode == "both" and (folder / SETTINGS).is_file()
+        if kind != "exact" or not resumes:
+            return self.where.create_store(kind, settings)
+        existing = self.where.store(kind)
+        known, wanted = existing.settings["exact"]["targets"], settings["exact"]["targets"]
+        if known.items() <= wanted.items() or not self._writer(existing).missing(keys).any():
+            return self._writer(existing)
+        # New rows can't be compared with targets that the recipe no longer has.
+        shutil.rmtree(folder)
+        return self.where.create_store(kind, settings)
+
+    @staticmethod
+    def _writer(store: Store) -> StoreWriter:
+        return StoreWriter(store.folder, store.settings)
+
+    @property
+    def exact_targets(self) -> list[str]:
+        """Targets whose exact cosines are stored."""
+        if "exact" not in self._stores:
+            return []
+        known = self._stores["exact"].settings["exact"]["targets"]
+        return [t.name for t in self.context.targets if known.get(t.name) == t.fingerprint]
 
     @property
     def rows_done(self) -> int:
-        """Rows that the datastores have."""
-        return sum(int((~missing).sum()) for missing in self._missing.values())
+        """Rows that need no pass, for each group of datastores."""
+        return sum(int((~self._lacking(kinds)).sum()) for kinds in self._groups)
+
+    def _lacking(self, kinds: tuple[str, ...]) -> NDArray[np.bool_]:
+        """Rows that one of these datastores lacks [n]."""
+        lacking: NDArray[np.bool_] = np.any([self._missing[kind] for kind in kinds], axis=0)
+        return lacking
 
     @property
-    def _exact(self) -> bool:
-        return self.job.settings.mode == "exact"
+    def _columns(self) -> list[Subtask]:
+        """Target and subtask of each exact cosine."""
+        exact = self._stores["exact"].settings["exact"]
+        return [(target, subtask) for target, subtask in exact["columns"]]
 
     def clear_directions(self) -> None:
         """Remove the directions: they are as large as a datastore."""
@@ -267,58 +322,62 @@ class CheckpointWork:
 
     def directions(self) -> list[DirectionTask]:
         """Exact mode's directions, if there are rows to compare with them."""
-        if not self._exact or not any(missing.any() for missing in self._missing.values()):
+        if "exact" not in self._stores or not self._missing["exact"].any():
             return []
         return [
             DirectionTask(self.number, subtask, file)
-            for subtask, file in zip(self.job.subtasks, self._direction_files(), strict=True)
+            for subtask, file in zip(self._columns, self._direction_files(), strict=True)
         ]
 
     def _direction_files(self) -> tuple[Path, ...]:
         folder = self.where.directions(self.context.share)
-        return tuple(folder / f"{n}.safetensors" for n in range(len(self.job.subtasks)))
+        return tuple(folder / f"{n}.safetensors" for n in range(len(self._columns)))
 
     def tasks(self) -> Iterator[FeatureTask]:
         """What is missing: Adam's facts first, then shards, then targets."""
         of_adam = any(stores(self.context).values())
         if self.context.share is None:
             yield AdamTask(self.number, self._numbers[: 8 if of_adam else 0])
+        for kinds in self._groups:
+            yield from self._shards(kinds)
         for kind in self._stores:
-            yield from self._shards(kind)
-        for place, target in enumerate(() if self._exact else self.context.targets):
-            if self._is_ours(place) and not self._has_target(target):
-                file = self.where.target_file(target.name)
-                yield TargetTask(self.number, target.name, _identity(target), file)
+            for place, target in enumerate(() if kind == "exact" else self.context.targets):
+                if self._is_ours(place) and not self._has_target(kind, target):
+                    file = self.where.target_file(kind, target.name)
+                    of_adam = stores(self.context)[kind]
+                    yield TargetTask(self.number, target.name, _identity(target), file, of_adam)
 
     def _is_ours(self, place: int) -> bool:
         """Whether this process's share has the shard or target of this number."""
         share, count = self.context.share or (1, 1)
         return place % count == share - 1
 
-    def _shards(self, kind: str) -> Iterator[ShardTask]:
-        missing, lengths = self._missing[kind], self.context.pool.lengths
+    def _shards(self, kinds: tuple[str, ...]) -> Iterator[ShardTask]:
+        lacking, lengths = self._lacking(kinds), self.context.pool.lengths
         size = rows_a_shard(len(self._numbers), width(self.context))
         for shard, start in enumerate(range(0, len(self._numbers), size)):
-            part = self._numbers[start : start + size]
-            wanted = missing[start : start + size]
-            part = part if wanted.all() else part[wanted]
-            if len(part) and self._is_ours(shard):
+            places = start + np.flatnonzero(lacking[start : start + size])
+            outputs = tuple(
+                Output(self.where.store_folder(kind), self._stores[kind].settings, rows)
+                for kind in kinds
+                if (rows := self._missing[kind][places]).any()
+            )
+            if outputs and self._is_ours(shard):
+                part = self._numbers[places]
                 yield ShardTask(
                     self.number,
-                    self.where.store_folder(kind),
-                    self._stores[kind].settings,
-                    stores(self.context)[kind],
+                    outputs,
+                    stores(self.context)[kinds[0]],
                     shard,
                     part,
                     int(lengths[part].sum()),
-                    self._direction_files() if self._exact else (),
+                    self._direction_files() if outputs[-1].exact else (),
                 )
 
-    def _has_target(self, target: Target) -> bool:
-        file = self.where.target_file(target.name)
-        if not file.is_file():
+    def _has_target(self, kind: str, target: Target) -> bool:
+        if not self.where.target_file(kind, target.name).is_file():
             return False
-        return self.where.target_gradients(target.name).identity == _identity(target)
+        return self.where.target_gradients(kind, target.name).identity == _identity(target)
 
     def finish(self) -> dict[str, Any]:
         """Seal the datastores; returns what is recorded of the checkpoint."""
@@ -333,7 +392,7 @@ class CheckpointWork:
             self.skipped.append(skipped.filter(np.isin(key_hashes(skipped), self._hashes)))
             facts["stores"][kind] = fingerprint([store.settings, rows])
         facts["not_finite"] = len(_by_key(pa.concat_tables(self.skipped)))
-        targets = () if self._exact else self.context.targets
+        targets = () if {*self._stores} == {"exact"} else self.context.targets
         facts["targets"] = {target.name: _identity(target) for target in targets}
         return facts
 
@@ -356,7 +415,7 @@ def _by_key(skipped: pa.Table) -> pa.Table:
 
 
 def _store_settings(
-    context: Context, job: FeaturesJob, checkpoint: str, of_adam: bool
+    context: Context, job: FeaturesJob, checkpoint: str, kind: str, of_adam: bool
 ) -> dict[str, Any]:
     """What all rows of a datastore share."""
     settings = context.recipe.features
@@ -366,8 +425,10 @@ def _store_settings(
         "model": context.model_inputs,
         "checkpoint": checkpoint,
     }
-    if settings.mode == "store":
-        projection = {**settings.projection.model_dump(), "version": VERSION}
+    if kind != "exact":
+        balanced = of_adam and settings.projection.balanced
+        projection = settings.projection.model_dump(exclude={"balanced"})
+        projection |= {"version": VERSION[balanced], **({"balanced": True} if balanced else {})}
         return {"bits": settings.bits, "projection": projection, **shared}
     targets = {target.name: target.fingerprint for target in context.targets}
     exact = {"columns": job.subtasks, "targets": targets, "target_mean": job.target_mean}

@@ -100,7 +100,7 @@ class TrainingJob(Job[TrainingTask, None]):
                 self.settings,
                 seed,
                 out.partial,
-                collate=SFT.collate,
+                objective=SFT,
                 on_step=lambda done, steps: report(round(total * done / steps, 2)),
                 max_steps=self.max_steps,
                 of=task.selection,

@@ -32,6 +32,7 @@ from gradsieve.methods import (
     split_seed,
     uses_gradients,
 )
+from gradsieve.models.saved import model_fingerprint
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
@@ -159,11 +160,16 @@ def _needs_features(context: Context) -> bool:
 
 
 def _identity(recipe: Recipe, name: str) -> list[str]:
-    """What a method consists of besides this package: other methods, and files of the user's."""
+    """What a method consists of besides this package: other methods, files, an embedding model.
+
+    A model of the hub is identified by its name.
+    """
     parts = members(name, recipe)
     files = [recipe.score.files[part].rpartition(":") for part in parts
              if part in recipe.score.files]  # fmt: skip
     of_files = [f"{place}:{file_fingerprint(Path(file))}" for file, _, place in files]
+    if "embedding" in parts:
+        of_files.append(model_fingerprint(recipe.score.embedding) or recipe.score.embedding)
     return [*(parts if parts != [name] else []), *of_files]
 
 
@@ -253,7 +259,8 @@ def _task(context: Context, name: str) -> ScoringTask:
         skipped = context.pool.locate(context.artifacts.features.skipped())
         numbers = numbers[~np.isin(numbers, skipped)]
         rates = context.artifacts.warmup.learning_rates
-        features = Features([checkpoint.folder for checkpoint in checkpoints], rates)
+        exact = context.artifacts.features.exact_targets
+        features = Features([checkpoint.folder for checkpoint in checkpoints], rates, exact)
     return ScoringTask(
         pool=context.pool,
         numbers=numbers,

@@ -64,7 +64,8 @@ class Warmup(Stage):
         pool, _ = context.pool_inputs, context.targets
         if settings.checkpoints is not None:
             folders = [checks.existing(Path(folder)) for folder in settings.checkpoints]
-            return {"checkpoints": [checkpoint_fingerprint(folder) for folder in folders]}
+            prints = [checkpoint_fingerprint(folder) for folder in folders]
+            return {"checkpoints": prints, "learning_rates": load_learning_rates(folders)}
         return {
             "model": context.model_inputs,
             "pool": pool,
@@ -119,7 +120,7 @@ def _train(context: Context, chosen: NDArray[np.int64], folder: Path) -> None:
             settings,
             settings.seed,
             folder,
-            collate=SFT.collate,
+            objective=SFT,
             on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
             keep_checkpoints=True,
         )

@@ -67,13 +67,15 @@ class Block(NamedTuple):
 
 
 class Similarities(NamedTuple):
-    """Some of a shard's rows: positions [n], cosines to directions [n, S], and norms [n].
+    """Some of a shard's rows: positions [n], cosines to directions [n, S], the norms [n] whose
+    product with the cosines are inner products, and norms after projection [n].
 
     A row of norm 0 has cosines of 0.
     """
 
     positions: NDArray[np.int64]
     cosines: NDArray[np.float32]
+    norms: NDArray[np.float32]
     feature_norms: NDArray[np.float32]
 
 
@@ -118,6 +120,11 @@ class Store:
     def bits(self) -> int:
         """Bits a value."""
         return int(self.settings["bits"])
+
+    @property
+    def balanced(self) -> bool:
+        """Whether rows were scaled before their projection, and targets inversely."""
+        return bool(self.settings.get("projection", {}).get("balanced", False))
 
     def __len__(self) -> int:
         return len(self._index[1])
@@ -226,13 +233,18 @@ class Store:
         return np.concatenate([*blocks])[places]
 
     def similarities(
-        self, directions: NDArray[np.float32], positions: NDArray[np.int64] | None = None
+        self,
+        directions: NDArray[np.float32],
+        positions: NDArray[np.int64] | None = None,
+        balanced: bool = False,
     ) -> Iterator[Similarities]:
         """Inner products of each UNIT row with each direction, straight from the codes.
 
         Args:
             directions: [S, d] float32.
             positions: Only these rows.
+            balanced: Divide by the rows' norms before scaling and projection instead of those
+                after: for directions of targets whose scales are the inverse of the rows'.
 
         Raises:
             StoreError: If a shard is damaged.
@@ -240,8 +252,12 @@ class Store:
         cosines = Cosines(directions, self.bits)
         for found, tensors in self._read(positions):
             values = cosines(tensors["codes"], tensors["code_norms"])
-            values[tensors["feature_norms"] == 0] = 0
-            yield Similarities(found, values, tensors["feature_norms"])
+            own = norms = tensors["feature_norms"]
+            values[own == 0] = 0
+            if balanced:
+                norms = tensors["gradient_norms"]
+                values *= (own / np.maximum(norms, quantize.TINY))[:, None]
+            yield Similarities(found, values, norms, own)
 
     def _read(self, positions: NDArray[np.int64] | None) -> Iterator[tuple[Any, Tensors]]:
         """Positions and tensors of each shard's wanted rows, one shard read ahead."""

@@ -1,4 +1,8 @@
-"""Target gradients at one checkpoint: one safetensors file per target, next to the datastore."""
+"""Target gradients at one checkpoint: one safetensors file per target, next to each datastore.
+
+Each datastore has its own: rows that were scaled before their projection need gradients that were
+scaled inversely, and rows of plain gradients need plain ones.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from safetensors.torch import safe_open, save_file
 from torch import Tensor
 
 from gradsieve.errors import StoreError
+from gradsieve.gradients.similarity import Norms, divided
 from gradsieve.io import atomic
 
 
@@ -23,16 +28,35 @@ class TargetGradients:
         subtasks: The subtask of each [k].
         rows: Projected gradients, float32 [k, d].
         identity: Fingerprint of the target that they are of.
+        gradient_norms: Before scaling and projection [k].
+        mean_norms: Of each subtask's mean before scaling and projection [S]; None where nothing
+            was scaled.
     """
 
     ids: list[str]
     subtasks: list[str]
     rows: Tensor
     identity: str
+    gradient_norms: Tensor
+    mean_norms: Tensor | None = None
+
+    @property
+    def norms(self) -> Norms | None:
+        """Norms by which cosines are taken; None: those of the projected rows."""
+        return None if self.mean_norms is None else Norms(self.gradient_norms, self.mean_norms)
+
+    def units(self) -> Tensor:
+        """Rows whose inner product with a row of length 1 is the cosine [k, d]."""
+        return divided(self.rows, self.norms and self.norms.of_rows)
+
+
+def target_file(checkpoint: Path, store: str, target: str) -> Path:
+    """Where a target's gradients for a datastore are: `targets/` for `pool`, `targets-sgd/`..."""
+    return checkpoint / store.replace("pool", "targets", 1) / f"{target}.safetensors"
 
 
 def read_target_gradients(file: Path) -> TargetGradients:
-    """Read `02-features/checkpoint-i/targets/NAME.safetensors`.
+    """Read what `write_target_gradients` wrote.
 
     Raises:
         StoreError: If it is damaged, or not there.
@@ -40,8 +64,8 @@ def read_target_gradients(file: Path) -> TargetGradients:
     try:
         with safe_open(file, "pt") as opened:
             about = json.loads(opened.metadata()["gradsieve"])
-            rows = opened.get_tensor("features")
-        return TargetGradients(about["ids"], about["subtasks"], rows, about["identity"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return TargetGradients(**about, rows=tensors.pop("features"), **tensors)
     except FileNotFoundError:
         what, todo = "The gradients of a target are not there.", "Run"
     except (SafetensorError, ValueError, LookupError, TypeError):
@@ -51,8 +75,8 @@ def read_target_gradients(file: Path) -> TargetGradients:
     )
 
 
-def write_target_gradients(file: Path, gradients: TargetGradients, norms: Tensor) -> None:
-    """Write a target's gradients; `norms` [k] are those before the projection."""
+def write_target_gradients(file: Path, gradients: TargetGradients) -> None:
+    """Write a target's gradients."""
     about = {
         "identity": gradients.identity,
         "ids": gradients.ids,
@@ -60,5 +84,8 @@ def write_target_gradients(file: Path, gradients: TargetGradients, norms: Tensor
     }
     # One key: safetensors writes several in an order that changes from run to run.
     metadata = {"gradsieve": json.dumps(about)}
+    tensors = {"features": gradients.rows, "gradient_norms": gradients.gradient_norms}
+    if gradients.mean_norms is not None:
+        tensors["mean_norms"] = gradients.mean_norms
     with atomic(file) as temporary:
-        save_file({"features": gradients.rows, "gradient_norms": norms}, temporary, metadata)
+        save_file(tensors, temporary, metadata)

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gradsieve.data.pool import Pool, open_pool
 from gradsieve.io import atomic, file_fingerprint, fingerprint, read_lines, reading, write_json
@@ -29,7 +28,7 @@ from gradsieve.runs.score_table import (
 )
 from gradsieve.selection.export import MESSAGES, ROWS
 from gradsieve.store import Store, StoreWriter, create_store, open_store, store_files
-from gradsieve.store.targets import TargetGradients, read_target_gradients, write_target_gradients
+from gradsieve.store.targets import TargetGradients, read_target_gradients, target_file
 
 
 @dataclass(frozen=True)
@@ -146,24 +145,13 @@ class CheckpointFeatures:
         """Exact mode's directions, while the stage runs; of a process that takes a share."""
         return self.folder / ("directions" if share is None else f"directions-{share[0]}")
 
-    @property
-    def targets(self) -> Path:
-        """The folder of the targets' gradients."""
-        return self.folder / "targets"
+    def target_file(self, kind: str, target: str) -> Path:
+        """Where a target's gradients for a datastore are."""
+        return target_file(self.folder, kind, target)
 
-    def target_file(self, target: str) -> Path:
-        """Where a target's gradients are."""
-        return self.targets / f"{target}.safetensors"
-
-    def target_gradients(self, target: str) -> TargetGradients:
-        """Read a target's gradients."""
-        return read_target_gradients(self.target_file(target))
-
-    def write_target_gradients(
-        self, target: str, gradients: TargetGradients, norms: Tensor
-    ) -> None:
-        """Write a target's gradients and their unprojected norms."""
-        write_target_gradients(self.target_file(target), gradients, norms)
+    def target_gradients(self, kind: str, target: str) -> TargetGradients:
+        """Read a target's gradients for a datastore."""
+        return read_target_gradients(self.target_file(kind, target))
 
 
 @dataclass(frozen=True)
@@ -207,6 +195,13 @@ class FeaturesArtifact(StageArtifact):
         """
         return list(self.metadata["inputs"]["stores"])
 
+    @property
+    def exact_targets(self) -> list[str]:
+        """Targets whose exact cosines are stored."""
+        if self.metadata["inputs"]["features"]["mode"] == "exact":
+            return list(self.metadata["inputs"]["targets"])
+        return list(self.metadata.get("exact_targets", ()))
+
     def last_stores(self) -> list[Path]:
         """Folders of the datastores of gradients at the last checkpoint; none in exact mode."""
         last = self.checkpoints[-1]
@@ -214,13 +209,13 @@ class FeaturesArtifact(StageArtifact):
 
     def paths(self) -> list[Path]:
         """Tables, target gradients, and every file of the datastores."""
-        inputs = self.metadata["inputs"]
-        targets = inputs["targets"] if inputs["features"]["mode"] == "store" else ()
+        targets = self.metadata["inputs"]["targets"]
         found = [self.skipped_file]
         for checkpoint in self.checkpoints:
-            found += [checkpoint.target_file(target) for target in targets]
             for kind in self.kinds:
                 found += store_files(checkpoint.store_folder(kind))
+                if kind != "exact":
+                    found += [checkpoint.target_file(kind, target) for target in targets]
         return found
 
 

@@ -1,0 +1,85 @@
+"""Dropout by example: what is dropped depends on seed, step and example, on nothing else."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gradsieve.models.dropout import example_dropout
+
+P = 0.3
+
+
+class Two(nn.Module):
+    """Two dropout layers after each other, which show what they drop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Dropout(P), nn.Dropout(P)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.first(x), self.second(x)])
+
+
+def batch(lengths: tuple[int, ...], longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Examples whose tokens are 100 a, 100 a + 1, ... where a is their length."""
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    ids = (100 * torch.tensor(lengths)[:, None] + torch.arange(longest)) * mask
+    return ids, mask
+
+
+def dropped(lengths: tuple[int, ...], longest: int, seed: int = 0, step: int = 0) -> Any:
+    """Each example's output of both layers, without its padding."""
+    model, (ids, mask) = Two(), batch(lengths, longest)
+    with example_dropout(model, seed) as begin:
+        begin(ids, mask, step)
+        out = model(torch.ones(*ids.shape, 50))
+    return {length: out[:, row, :length] for row, length in enumerate(lengths)}
+
+
+def test_batches_and_padding_make_no_difference() -> None:
+    together = dropped((8, 20, 13), 20)
+    for length, longest in ((8, 8), (20, 31), (13, 14)):
+        (alone,) = dropped((length,), longest).values()
+        assert torch.equal(alone, together[length])
+
+
+def test_layers_steps_seeds_and_examples_differ() -> None:
+    found = [
+        *dropped((20,), 20)[20],
+        *dropped((20,), 20, step=1)[20],
+        *dropped((20,), 20, seed=1)[20],
+        *dropped((21,), 21)[21][:, :20],
+    ]
+    for at, one in enumerate(found):
+        for other in found[:at]:
+            assert float(((one == 0) == (other == 0)).float().mean()) < 0.7  # by chance 0.58
+
+
+def test_the_share_and_the_mean_are_dropouts() -> None:
+    out = dropped((400,), 400)[400]
+    assert float((out == 0).float().mean()) == pytest.approx(P, abs=0.01)
+    assert float(out.mean()) == pytest.approx(1, abs=0.02)
+    assert out.unique().tolist() == pytest.approx([0.0, 1 / (1 - P)])
+
+
+def test_tokens_laid_out_as_one_row_are_the_same() -> None:
+    ids, mask = batch((8, 12), 12)
+    model = Two()
+    with example_dropout(model, 0) as begin:
+        begin(ids, mask, 0)
+        rows, flat = model(torch.ones(2, 12, 5)), model(torch.ones(24, 5))
+    assert torch.equal(rows.flatten(1, 2), flat)
+
+
+def test_gradients_pass_what_is_kept_and_evaluation_drops_nothing() -> None:
+    model, (ids, mask) = Two(), batch((8,), 8)
+    x = torch.ones(1, 8, 5, requires_grad=True)
+    with example_dropout(model, 0) as begin:
+        begin(ids, mask, 0)
+        out = model(x)
+        assert torch.equal(model.eval()(x)[0], x)
+    out[0].sum().backward()
+    assert torch.equal(x.grad, out[0].detach())
+    assert "forward" not in vars(model.first)
