@@ -52,7 +52,8 @@ def test_on_the_page(visit: Callable[..., Any], tmp_path: Path) -> None:
     metric = {"metric": "f1", "higher_is_better": True, "methods": [{"method": "less", **cell}]}
     data["results"] = {"t": [metric]}
     file = tmp_path / "index.html"
-    made = {"recipe": "", "seconds": {}, "scoring_seconds": {}, "versions": {}}
+    empty = {key: {} for key in ("seconds", "scoring_seconds", "versions", "workers")}
+    made = {"recipe": "", **empty}
     file.write_text(page(data, made), encoding="utf-8")
     tab = visit(file)
     assert VERDICT.text in tab.locator("#verdict").inner_text()
