@@ -1,0 +1,209 @@
+"""One pass over the pool at a checkpoint, in which everything about scores is measured at once.
+
+    python benchmarks/real_model/gradients.py --run runs/real_model/W --checkpoint 4 --out FOLDER
+
+For each row of the pool and each of Adam's readings: the exact inner products with every target
+example's gradient and the update's length; and the sketches, plain and balanced, of several
+dimensions. Rows are taken in shards that each become a file, so a stopped pass resumes. The tables
+(finding.py, fidelity.py) are made of these files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradsieve.data.batching import collate, fill_batch
+from gradsieve.gradients import adam
+from gradsieve.gradients.per_example import lora_layers, per_example_pass, without_mask
+from gradsieve.gradients.projection import Projection
+from gradsieve.models.checkpoints import load_moments
+from gradsieve.models.load import load_adapter
+from gradsieve.recipe.load import load_recipe
+from gradsieve.runs.context import Context
+from gradsieve.runs.folder import RunFolder
+
+READINGS = {
+    "sgd": None,
+    "torch": ("torch", "keep"),
+    "torch_drop": ("torch", "drop"),
+    "official": ("official", "keep"),
+    "official_drop": ("official", "drop"),
+}
+PROJECTIONS = [
+    *(("torch", balanced, dim) for balanced in (False, True) for dim in (2048, 8192, 32768, 65536)),
+    *(("official", False, dim) for dim in (8192, 32768)),
+    *(("official", True, dim) for dim in (2048, 8192, 32768)),
+    *(("torch_drop", balanced, 8192) for balanced in (False, True)),
+    *(("sgd", balanced, 8192) for balanced in (False, True)),
+]
+SHARD, TOKENS = 64, 1536
+
+
+def name_of(reading: str, balanced: bool, dim: int) -> str:
+    """The key of a projection in the files."""
+    return f"{reading}-{'balanced' if balanced else 'plain'}-{dim}"
+
+
+class Checkpoint:
+    """A model at a checkpoint, with Adam's moments and the scales of the balanced projections."""
+
+    def __init__(self, context: Context, folder: Path) -> None:
+        self.model = load_adapter(context.model.load(), folder, like_base=True)
+        self.m, self.v, self.step, self.betas, self.eps = load_moments(folder, self.model)
+        # The square root of the update's denominator, eps included, so that nothing is zero.
+        self.scales = {
+            "torch": {n: (v.sqrt() + self.eps).sqrt() for n, v in self.v.items()},
+            "official": {n: (v + self.eps).sqrt().sqrt() for n, v in self.v.items()},
+        }
+        self.projections = {dim: Projection("sketch", dim) for dim in {p[2] for p in PROJECTIONS}}
+        self.sizes = {n: layer.weight.numel() for n, layer in lora_layers(self.model).items()}
+
+    def scale(self, reading: str, name: str) -> Tensor:
+        return self.scales["official" if "official" in reading else "torch"][name]
+
+    def update(self, reading: str, name: str, g: Tensor) -> Tensor:
+        if READINGS[reading] is None:
+            return g
+        kind, momentum = READINGS[reading]
+        return adam.update(
+            g, self.m[name], self.v[name], self.step, kind, momentum, betas=self.betas, eps=self.eps
+        )
+
+
+def batches(encoded):
+    lengths = [len(one.input_ids) for one in encoded]
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    start = 0
+    while start < len(order):
+        batch = fill_batch(order, lengths, start, TOKENS)
+        start += len(batch)
+        yield batch, collate([encoded[i] for i in batch])
+
+
+def target_pass(at: Checkpoint, encoded) -> dict[str, np.ndarray]:
+    """Target examples: full gradients [k, P], and their projections."""
+    gradients = torch.zeros(len(encoded), sum(at.sizes.values()))
+    starts = dict(zip(sorted(at.sizes), np.cumsum([0, *(at.sizes[n] for n in sorted(at.sizes))])))
+    rows = {name_of(*p): torch.zeros(len(encoded), p[2]) for p in PROJECTIONS}
+    for batch, tensors in batches(encoded):
+
+        def take(name: str, g: Tensor) -> None:
+            start = starts[name]
+            gradients[batch, start : start + at.sizes[name]] = g.flatten(1)
+            for reading, balanced, dim in PROJECTIONS:
+                piece = g / at.scale(reading, name) if balanced else g.clone()
+                part = torch.zeros(len(batch), dim)
+                at.projections[dim].add_sketch_(part, name, piece.flatten(1))
+                rows[name_of(reading, balanced, dim)][batch] += part
+
+        with per_example_pass(at.model, take) as losses:
+            losses(without_mask(tensors)).sum().backward()
+    return {"gradients": gradients, **rows}
+
+
+def pool_pass(at: Checkpoint, encoded, directions: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """A shard of the pool: products with each target example, lengths, projections."""
+    n, k = len(encoded), len(next(iter(directions.values())))
+    out = {f"products-{r}": torch.zeros(n, k) for r in READINGS}
+    squares = {r: torch.zeros(n, dtype=torch.float64) for r in READINGS}
+    rows = {name_of(*p): torch.zeros(n, p[2]) for p in PROJECTIONS}
+    found = torch.zeros(n)
+    for batch, tensors in batches(encoded):
+        part = {key: torch.zeros(len(batch), value.shape[1]) for key, value in rows.items()}
+
+        def take(name: str, g: Tensor) -> None:
+            for reading in READINGS:
+                update = at.update(reading, name, g).flatten(1)
+                out[f"products-{reading}"][batch] += update @ directions[name].T
+                squares[reading][batch] += update.double().square().sum(1)
+                for own, balanced, dim in PROJECTIONS:
+                    if own == reading:
+                        piece = update.clone()
+                        if balanced:
+                            piece *= at.scale(reading, name).flatten()
+                        at.projections[dim].add_sketch_(
+                            part[name_of(own, balanced, dim)], name, piece
+                        )
+
+        with per_example_pass(at.model, take) as losses:
+            loss = losses(without_mask(tensors))
+            loss.sum().backward()
+        found[batch] = loss.detach().float()
+        for key, value in part.items():
+            rows[key][batch] = value
+    for key, value in rows.items():
+        lengths = value.norm(dim=1)
+        out[f"length-{key}"] = lengths
+        out[f"row-{key}"] = (value / lengths.clamp_min(1e-30).unsqueeze(1)).half()
+    out |= {f"norm-{r}": value.sqrt().float() for r, value in squares.items()}
+    return {key: value.numpy() for key, value in out.items()} | {"loss": found.numpy()}
+
+
+def save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    temporary = file.with_suffix(".tmp.npz")
+    np.savez(temporary, **arrays)
+    os.replace(temporary, file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run", type=Path, required=True, help="a run with its warm-up")
+    parser.add_argument("--checkpoint", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    recipe = load_recipe(arguments.run / "recipe.yaml")
+    context = Context(recipe, RunFolder(arguments.run))
+    at = Checkpoint(context, context.artifacts.warmup.checkpoints[arguments.checkpoint - 1])
+    examples = [
+        (target.name, row.example.subtask, row.example.id, row.encoded)
+        for target in context.targets
+        for row in context.target_rows(target)
+    ]
+    if not (out / "targets.pt").exists():
+        made = target_pass(at, [encoded for *_, encoded in examples])
+        torch.save(made, out / "targets.tmp")
+        os.replace(out / "targets.tmp", out / "targets.pt")
+    gradients = torch.load(out / "targets.pt", weights_only=True)["gradients"]
+    names = sorted(at.sizes)
+    split = gradients.split([at.sizes[n] for n in names], dim=1)
+    directions = dict(zip(names, split, strict=True))
+    pool = context.pool
+    numbers = pool.usable
+    keys = [tuple(key) for key in pool.keys(numbers)]
+    facts = {
+        "examples": [one[:3] for one in examples],
+        "keys": keys,
+        "numbers": numbers.tolist(),
+        "step": at.step,
+        "parameters": sum(at.sizes.values()),
+        "tokens": int(pool.lengths[numbers].sum()),
+        "lengths": pool.lengths[numbers].tolist(),
+        "labels": pool.n_label_tokens[numbers].tolist(),
+        "below_eps": float(
+            np.mean([float((v < at.eps).float().mean()) for v in at.v.values()])
+        ),
+    }
+    (out / "facts.json").write_text(json.dumps(facts))
+    order = numbers[np.argsort(pool.lengths[numbers], kind="stable")]
+    # A fixed shuffle of shards, so that a pass that is stopped has seen all lengths.
+    shards = np.random.default_rng(0).permutation(range(0, len(order), SHARD))
+    for done, start in enumerate(shards):
+        file = out / f"shard-{start:05}.npz"
+        if not file.exists():
+            part = order[start : start + SHARD]
+            arrays = pool_pass(at, pool.tokenized(part), directions)
+            save(file, arrays | {"numbers": part})
+        print(f"{done + 1} of {len(shards)} shards", flush=True)
+
+
+if __name__ == "__main__":
+    main()

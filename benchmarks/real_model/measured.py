@@ -1,0 +1,138 @@
+"""What a pass of gradients.py has left, as arrays: read by finding.py and fidelity.py.
+
+Letters: n rows of the pool, k target examples, S subtasks of a target, d dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gradsieve.store.quantize import decode, encode
+
+SHARE = 0.05
+
+
+@dataclass(eq=False)
+class Pass:
+    """One checkpoint's files; rows in the order of the shards that are there."""
+
+    folder: Path
+
+    @cached_property
+    def facts(self) -> dict:
+        return json.loads((self.folder / "facts.json").read_text())
+
+    @cached_property
+    def shards(self) -> list[Path]:
+        return sorted(self.folder.glob("shard-?????.npz"))
+
+    @lru_cache(maxsize=4)
+    def array(self, name: str) -> np.ndarray:
+        return np.concatenate([np.load(file)[name] for file in self.shards])
+
+    @cached_property
+    def targets(self) -> dict[str, torch.Tensor]:
+        return torch.load(self.folder / "targets.pt", weights_only=True, mmap=True)
+
+    @cached_property
+    def sources(self) -> np.ndarray:
+        """Source of each row [n]; numbers of rows are positions in the order of keys."""
+        names = np.array([source for source, _ in self.facts["keys"]])
+        position = {number: i for i, number in enumerate(self.numbers_in_order)}
+        return names[[position[number] for number in self.array("numbers")]]
+
+    @cached_property
+    def keys(self) -> list[tuple[str, str]]:
+        """(source, id) of each row [n]."""
+        position = {number: i for i, number in enumerate(self.numbers_in_order)}
+        keys = [tuple(key) for key in self.facts["keys"]]
+        return [keys[position[number]] for number in self.array("numbers")]
+
+    @cached_property
+    def numbers_in_order(self) -> list[int]:
+        return self.facts["numbers"]
+
+    def columns(self, target: str) -> tuple[list[int], list[str]]:
+        """Positions of a target's examples, and the subtask of each."""
+        found = [(i, one[1]) for i, one in enumerate(self.facts["examples"]) if one[0] == target]
+        return [i for i, _ in found], [subtask for _, subtask in found]
+
+    def exact(self, reading: str, target: str, by_example: bool = False) -> np.ndarray:
+        """Exact cosines to each subtask's mean gradient [n, S], or to each example's [n, k]."""
+        columns, subtasks = self.columns(target)
+        products = self.array(f"products-{reading}")[:, columns].astype(np.float64)
+        norms = self.array(f"norm-{reading}").astype(np.float64)[:, None]
+        gradients = self.targets["gradients"][columns].numpy()
+        if by_example:
+            return products / norms / np.linalg.norm(gradients, axis=1)
+        names = sorted(set(subtasks))
+        means = np.stack([gradients[np.array(subtasks) == s].mean(0) for s in names])
+        sums = np.stack([products[:, np.array(subtasks) == s].mean(1) for s in names], axis=1)
+        return sums / norms / np.linalg.norm(means, axis=1)
+
+    def projected(self, key: str, target: str, bits: int = 16) -> np.ndarray:
+        """Cosines from sketches with unscaled lengths [n, S]."""
+        columns, subtasks = self.columns(target)
+        reading = key.split("-")[0]
+        rows = self.array(f"row-{key}").astype(np.float32)
+        if bits < 16:
+            rows = quantized(rows, bits)
+        rows *= self.array(f"length-{key}")[:, None] / self.array(f"norm-{reading}")[:, None]
+        names = sorted(set(subtasks))
+        of = np.array(subtasks)
+        sketches = self.targets[key][columns].numpy()
+        gradients = self.targets["gradients"][columns]
+        means = np.stack([sketches[of == s].mean(0) for s in names])
+        norms = np.array([float(gradients[torch.tensor(of == s)].mean(0).norm()) for s in names])
+        return rows @ means.T / norms
+
+
+def quantized(rows: np.ndarray, bits: int) -> np.ndarray:
+    """Unit rows as the datastore gives them back."""
+    codes, norms, _ = encode(rows, bits)
+    return decode(codes, bits) / norms[:, None]
+
+
+def across(by_subtask: np.ndarray, how: str) -> np.ndarray:
+    """One score for each row."""
+    if how == "mean":
+        return by_subtask.mean(1)
+    if how == "standardized_max":
+        spread = by_subtask.std(0)
+        by_subtask = (by_subtask - by_subtask.mean(0)) / np.where(spread > 0, spread, 1)
+    return by_subtask.max(1)
+
+
+def top(scores: np.ndarray, share: float = SHARE) -> np.ndarray:
+    """Positions of the best rows."""
+    return np.argsort(-scores, kind="stable")[: round(share * len(scores))]
+
+
+def fused(*scores: np.ndarray) -> np.ndarray:
+    """Reciprocal rank fusion (Cormack et al., 2009)."""
+    ranks = [np.argsort(np.argsort(-one, kind="stable")) + 1 for one in scores]
+    return sum(1 / (60 + rank) for rank in ranks)
+
+
+def in_turns(columns: np.ndarray, share: float = SHARE) -> np.ndarray:
+    """Each column in turn takes its best row that is left."""
+    orders = np.argsort(-columns, axis=0, kind="stable")
+    taken: list[int] = []
+    seen, at = set(), [0] * columns.shape[1]
+    wanted = round(share * len(columns))
+    while len(taken) < wanted:
+        for column in range(columns.shape[1]):
+            while orders[at[column], column] in seen:
+                at[column] += 1
+            best = int(orders[at[column], column])
+            seen.add(best)
+            taken.append(best)
+            if len(taken) == wanted:
+                break
+    return np.array(taken)

@@ -1,0 +1,112 @@
+"""The pool, targets and recipe of the measurements on a real pretrained model.
+
+    python benchmarks/real_model/prepare.py --data ../shared/data --model SMOLLM2 --out runs/real_model
+
+The pool is 3,000 rows drawn at random from eleven public sources, and 240 needles: TyDiQA's training
+rows in English, Swahili and Korean (40 each) and MMLU's validation questions (120). Targets: TyDiQA,
+MMLU and BBH in the paper's layout, and eight examples each of GSM8K and of GPTeacher's code, the rest
+of whose held-out rows is for evaluation. Writes `pool/`, `targets/` and `recipe.yaml`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import yaml
+
+LANGUAGES = ("english", "swahili", "korean")
+EACH_LANGUAGE, MMLU_ROWS, REAL_ROWS = 40, 120, 3000
+
+
+def lines_of(file: Path) -> list[bytes]:
+    """The file's rows, as they are."""
+    return [line for line in file.read_bytes().split(b"\n") if line]
+
+
+def write(file: Path, lines: list[bytes]) -> None:
+    """Write rows as a JSONL file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"\n".join(lines) + b"\n")
+
+
+def write_pool(data: Path, out: Path) -> list[dict[str, str]]:
+    """Draw and write the pool; returns the recipe's `pool` section."""
+    rng = random.Random(0)
+    sources = {file.stem: lines_of(file) for file in sorted((data / "train").glob("*.jsonl"))}
+    code = sources["gpteacher_code"]
+    rng.shuffle(code)
+    # The last 400 rows of code are for the target and its evaluation.
+    sources["gpteacher_code"], held_out = code[:-400], code[-400:]
+    everything = [(name, line) for name, lines in sources.items() for line in lines]
+    drawn = rng.sample(everything, REAL_ROWS)
+    needles = lines_of(data / "planted" / "planted_tydiqa_train.jsonl")
+    for language in LANGUAGES:
+        own = [line for line in needles if json.loads(line)["id"].startswith(language)]
+        drawn += [(f"planted_{language}", line) for line in rng.sample(own, EACH_LANGUAGE)]
+    questions = lines_of(data / "planted" / "planted_mmlu_val.jsonl")
+    drawn += [("planted_mmlu", line) for line in rng.sample(questions, MMLU_ROWS)]
+    names = sorted({name for name, _ in drawn})
+    for name in names:
+        write(out / "pool" / f"{name}.jsonl", [line for own, line in drawn if own == name])
+    write(out / "targets" / "code.jsonl", held_out[:8])
+    write(out / "targets" / "code-test.jsonl", held_out[8:])
+    return [{"name": name, "path": str(out / "pool" / f"{name}.jsonl")} for name in names]
+
+
+def write_gsm8k(data: Path, out: Path) -> None:
+    """Eight examples of GSM8K, and the others for evaluation."""
+    rows = [json.loads(line) for line in lines_of(data / "eval" / "gsm8k" / "test.jsonl")]
+    turns = [
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": row["question"]},
+                    {"role": "assistant", "content": row["answer"]},
+                ]
+            }
+        ).encode()
+        for row in rows
+    ]
+    write(out / "targets" / "gsm8k.jsonl", turns[:8])
+    write(out / "targets" / "gsm8k-test.jsonl", turns[8:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    data, out = arguments.data.resolve(), arguments.out.resolve()
+    pool = write_pool(data, out)
+    write_gsm8k(data, out)
+    benchmarks = [
+        {"name": name, "task": name, "path": str(data / "eval" / name)}
+        for name in ("tydiqa", "mmlu", "bbh")
+    ]
+    own = [
+        {
+            "name": name,
+            "path": str(out / "targets" / f"{name}.jsonl"),
+            "test": str(out / "targets" / f"{name}-test.jsonl"),
+        }
+        for name in ("gsm8k", "code")
+    ]
+    recipe = {
+        "model": {"name": str(arguments.model.resolve()), "max_length": 1024},
+        "pool": pool,
+        "targets": benchmarks + own,
+        "warmup": {
+            "learning_rate": 1e-4,
+            "micro_batch_size": 2,
+            "lora": {"r": 8, "alpha": 32},
+        },
+    }
+    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+
+
+if __name__ == "__main__":
+    main()
