@@ -1,8 +1,8 @@
-"""The command line: `run`, a command for each stage, `plan`, `explain`, `compare`, `store`, `demo`.
+"""The command line: `init`, `run`, each stage, `plan`, `explain`, `compare`, `store`, `demo`.
 
 Standard output carries the result, standard error the progress. Exit status 0: done; 1: failed;
 2: wrong usage or recipe; 128 and its number: stopped by a signal (130: Ctrl-C). Nothing heavy is
-imported before a command needs it. All text is printed by `_echo`, which replaces what a terminal
+imported before a command needs it. All text is printed by `echo`, which replaces what a terminal
 would obey.
 """
 
@@ -22,6 +22,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from gradsieve.cli.shared import Json, Quiet
+from gradsieve.cli.shared import echo as _echo
+from gradsieve.cli.stores import store_app
 from gradsieve.errors import GradsieveError, UsageError
 from gradsieve.runs.folder import STAGE_NAMES, STAGES, RunFolder
 
@@ -41,7 +44,6 @@ app = typer.Typer(
     help="Find the few percent of an instruction pool that teach a language model a chosen skill.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -60,18 +62,6 @@ def main() -> None:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-
-
-def _echo(result: Any, err: bool = False) -> None:
-    """Print text, or other data as JSON, without what a terminal would obey in names and rows."""
-    from gradsieve.console import clean_lines
-
-    if isinstance(result, str):
-        text = clean_lines(result)
-    else:
-        text = json.dumps(result, ensure_ascii=False)
-        text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
-    typer.echo(text, err=err)
 
 
 def _print_version(wanted: bool) -> None:
@@ -103,12 +93,10 @@ Set = Annotated[
         "--set", metavar="SECTION.KEY=VALUE", help="Override a key of the recipe; repeatable."
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print only warnings and the result.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command(
-    epilog="Example: gradsieve run recipes/llama2-7b.yaml --out runs/llama2 --set warmup.seed=1"
+    epilog="Example: gradsieve run llama2-7b.yaml --out runs/llama2-7b --set warmup.seed=1"
 )
 def run(
     recipe: RecipeFile,
@@ -126,6 +114,57 @@ def run(
 ) -> None:
     """Run all stages of a recipe; those that are up to date are kept."""
     _run(recipe, out, set_, _known_stage(from_), _known_stage(until), quiet, as_json)
+
+
+@app.command(
+    epilog="Example: gradsieve init --model Qwen/Qwen3-0.6B --pool a.jsonl --target t.jsonl"
+)
+def init(
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="M", help="A folder or a hub id.")
+    ] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option("--pool", metavar="FILE", help="A source of candidate rows; repeatable."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="FILE", help="Examples of the skill.")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option("--test", metavar="FILE", help="Held-out examples, to evaluate.")
+    ] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="NAME", help="Copy a ready recipe instead.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the ready recipes.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Default: recipe.yaml; with --from NAME.yaml."),
+    ] = None,
+) -> None:
+    """Write a recipe to start from; what no option gives is asked."""
+    from gradsieve.recipe import starter
+
+    if list_:
+        names = starter.ready_recipes()
+        _echo("\n".join(f"{name:{max(map(len, names))}}  {what}" for name, what in names.items()))
+        return
+    if from_ is not None:
+        files = starter.copy_ready(from_, out or Path(f"{from_}.yaml"))
+    else:
+        out = out or Path("recipe.yaml")
+        model = _answer(model, "--model", "Model: a folder, or a hub id")
+        pool = pool or _answer(None, "--pool", "Pool: files of candidate rows, with spaces").split()
+        target = _answer(target, "--target", "Target: a file with examples of the skill")
+        files = [starter.write_recipe(starter.starter(model, pool, target, test, str(out)), out)]
+    _echo(f"{', '.join(map(str, files))} written. Next: gradsieve plan {files[0]}")
+
+
+def _answer(given: str | None, option: str, question: str) -> str:
+    if given is None and not sys.stdin.isatty():
+        todo = f"Give {option}, or a ready recipe's name: --from NAME (--list shows them)."
+        raise UsageError("A recipe needs a model, a pool and a target.", option, todo)
+    return given or str(typer.prompt(question, err=True))
 
 
 def _stage_command(name: str, summary: str) -> Callable[..., None]:
@@ -181,7 +220,7 @@ for _stage in STAGES:
     )(_command)
 
 
-@app.command(epilog="Example: gradsieve plan recipes/llama2-7b.yaml --out runs/llama2 --gpu H100")
+@app.command(epilog="Example: gradsieve plan llama2-7b.yaml --out runs/llama2-7b --gpu H100")
 def plan(
     recipe: RecipeFile,
     out: Annotated[
@@ -297,81 +336,7 @@ def demo(out: Out = Path("runs/demo"), quiet: Quiet = False, as_json: Json = Fal
     _echo(asdict(result) if as_json else result.table())
 
 
-store_app = typer.Typer(
-    name="store",
-    help="Inspect, verify, convert or merge gradient datastores.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 app.add_typer(store_app)
-
-A_STORE = "runs/first/02-features/checkpoint-1/pool"
-
-StorePath = Annotated[
-    str, typer.Argument(metavar="STORE", help="A datastore's folder, or a URL of fsspec.")
-]
-
-
-@store_app.command(epilog=f"Example: gradsieve store inspect {A_STORE}")
-def inspect(store: StorePath, as_json: Json = False) -> None:
-    """Summarize a datastore without reading its features."""
-    from gradsieve.store import inspect as inspected
-
-    summary = inspected(store)
-    if as_json:
-        _echo(summary)
-        return
-    sources = ", ".join(f"{name} {count}" for name, count in summary["sources"].items())
-    state = "finished" if summary["finished"] else "unfinished"
-    _echo(
-        f"{summary['rows']} rows ({sources}), {summary['skipped']} skipped; {state}\n"
-        f"{summary['shards']} shards, {summary['bytes'] / 2**20:.1f} MiB, "
-        f"{summary['bits']} bits per value\n"
-        f"{json.dumps(summary['settings'], ensure_ascii=False, indent=1)}"
-    )
-
-
-@store_app.command(epilog=f"Example: gradsieve store verify {A_STORE}")
-def verify(store: StorePath, as_json: Json = False) -> None:
-    """Check each file's hash, row counts and values; exit status 1 if any is wrong."""
-    from gradsieve.store import open_store
-
-    problems = open_store(store).verify()
-    _echo(problems if as_json else "\n".join(problems or ["no problems"]))
-    if problems:
-        raise typer.Exit(1)
-
-
-@store_app.command(epilog=f"Example: gradsieve store convert {A_STORE} small --bits 4")
-def convert(
-    store: StorePath,
-    into: Annotated[str, typer.Argument(metavar="INTO", help="The new datastore.")],
-    bits: Annotated[int, typer.Option("--bits", metavar="BITS", help="16, 8, 4, 2 or 1.")],
-    quiet: Quiet = False,
-) -> None:
-    """Write a copy of a datastore with fewer bits."""
-    from gradsieve.console import Progress
-    from gradsieve.store import convert as converted
-    from gradsieve.store import open_store
-
-    with Progress(quiet).counting("convert", len(open_store(store)), "rows") as report:
-        converted(store, into, bits, report)
-
-
-@store_app.command(epilog="Example: gradsieve store merge part-1 part-2 --into all")
-def merge(
-    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Datastores.")],
-    into: Annotated[str, typer.Option("--into", metavar="INTO", help="The new datastore.")],
-    quiet: Quiet = False,
-) -> None:
-    """Merge datastores that have the same settings and no row in common."""
-    from gradsieve.console import Progress
-    from gradsieve.store import inspect as inspected
-    from gradsieve.store import merge as merged
-
-    shards = sum(inspected(store)["shards"] for store in stores)
-    with Progress(quiet).counting("merge", shards, "shards") as report:
-        merged(stores, into, report)
 
 
 def _run(
