@@ -26,6 +26,7 @@ def test_its_comments_are_right_too(tmp_path: Path) -> None:
     """Each key that is a comment may be used."""
     text = starter("m", ["a.jsonl"], "t.jsonl", None, "recipe.yaml")
     for start in ("chat_template", "max_length", "subtask", "test", "answer", "micro_batch_size",
+                  "learning_rate", "lora",
                   "train", "evaluate"):  # fmt: skip
         assert f"# {start}:" in text
         text = text.replace(f"# {start}:", f"{start}:")

@@ -15,7 +15,7 @@ import hostile
 import world
 from gradsieve.analysis.decompose import decompose
 from gradsieve.recipe.schema import Recipe
-from gradsieve.report.gather import gather
+from gradsieve.report.gather import _tells, gather
 from gradsieve.report.page import embedded
 from gradsieve.report.texts import CUT, turns
 from gradsieve.runs.context import Context
@@ -189,3 +189,44 @@ def test_the_same_inputs_give_the_same_bytes_but_for_one_line(
     name = "08-report/index.html"
     assert world.results(again)[name] == world.results(run)[name]
     assert (again.path / name).read_bytes() != (run.path / name).read_bytes()
+
+
+def test_ranks_are_those_of_the_tables(
+    made: tuple[Recipe, RunFolder], content: dict[str, Any]
+) -> None:
+    _, run = made
+    ranks = {row: places for row, *places in content["ranks"]["mine"]}
+    own = [view for view in content["views"] if view["target"] == "mine"]
+    assert {row for view in own for row in view["shown"]["row"]} == {*ranks}
+    for column, view in enumerate(own):
+        table = pq.read_table(run.stage("score") / "mine" / f"{view['method']}.parquet").to_pylist()
+        order = sorted(table, key=lambda row: (-row["score"], row["source"], row["id"]))
+        place = {(row["source"], row["id"]): rank for rank, row in enumerate(order, start=1)}
+        folder = run.stage("select") / "mine" / view["method"]
+        selected = {(row["source"], row["id"]) for row in lines(folder / "messages.jsonl")}
+        for row, places in ranks.items():
+            source, id = content["rows"][row][:2]
+            key = (content["sources"][source], id)
+            assert abs(places[column]) == place[key]
+            assert (places[column] < 0) == (key in selected)
+
+
+def test_the_map_has_the_selected_rows(
+    made: tuple[Recipe, RunFolder], content: dict[str, Any]
+) -> None:
+    points = content["map"]["points"]
+    for method in ("less", "random"):
+        found = {(content["sources"][points[n][0]], points[n][1])
+                 for n in content["map"]["selected"]["mine"][method]}  # fmt: skip
+        rows = lines(made[1].stage("select") / "mine" / method / "messages.jsonl")
+        assert found == {(row["source"], row["id"]) for row in rows}
+
+
+def test_the_telling_metric_has_the_clearest_difference() -> None:
+    def metric(*gaps: tuple[float, float, float] | None) -> dict[str, Any]:
+        return {"methods": [{"over_random": gap} for gap in gaps]}
+
+    flat, noisy = metric((0.0, 0.0, 0.0)), metric((0.2, -0.1, 0.5), None)
+    clear = metric((-0.01, -0.012, -0.008), (0.0, -0.1, 0.1))
+    assert _tells(flat) == _tells(metric(None)) == 0
+    assert _tells(flat) < _tells(noisy) < _tells(clear)

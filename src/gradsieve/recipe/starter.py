@@ -38,6 +38,8 @@ warmup:                  # LoRA on a random share of the pool: 50 to 100 steps o
   epochs: 4
   batch_size: 32
   # micro_batch_size: 4  # if memory runs out
+  # learning_rate: 2.0e-4  # for models below about 2 billion parameters,
+  # lora: {{r: 32, alpha: 64}}  # and their rank; the defaults are the paper's, for 7 billion
 score:
   methods: [less, random]  # docs/methods.md; `random` is what the others have to beat
 select:

@@ -128,7 +128,7 @@ def _side_by_side(
 ) -> list[list[int]]:
     """[row, rank by each method] of a target's rows, as in `Ranks`."""
     places = sorted({place for view in views for place in view["shown"]["row"]})
-    numbers = np.array(rows.numbers)[places]
+    numbers = np.array(rows.numbers, np.int64)[np.array(places, np.int64)]
     columns = [places, *(of_pool[numbers].tolist() for of_pool in ranks.values())]
     return [list(row) for row in zip(*columns, strict=True)]
 

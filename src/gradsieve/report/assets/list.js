@@ -122,7 +122,7 @@ function ranksOf(n) {
   const { methods } = report.overlaps[state.view.target];
   if (methods.length < 2) return [];
   const list = methods.map((name, place) => element("li", { class: ranks(n)[place] < 0 ? "chosen" : "" }, element("span", { class: "amount" }, ranked(ranks(n)[place])), named(name)));
-  return [element("h3", {}, "Rank by each method, \u2713 selected"), element("ul", { class: "contributions" }, ...list)];
+  return [element("h3", {}, "Rank by each method, \u2713 selected"), element("ul", { class: "contributions ranks" }, ...list)];
 }
 
 // Rows against methods: a table of ranks, those of selected rows in color.
