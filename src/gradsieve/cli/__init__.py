@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +21,9 @@ from typer.core import TyperGroup
 
 from gradsieve.cli.shared import Json, Quiet
 from gradsieve.cli.shared import echo as _echo
+from gradsieve.cli.signals import interruptible
+from gradsieve.cli.starter import EXAMPLE as INIT_EXAMPLE
+from gradsieve.cli.starter import init
 from gradsieve.cli.stores import store_app
 from gradsieve.errors import GradsieveError, UsageError
 from gradsieve.runs.folder import STAGE_NAMES, STAGES, RunFolder
@@ -34,7 +34,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        with _interruptible():
+        with interruptible():
             return super().invoke(ctx)
 
 
@@ -116,57 +116,6 @@ def run(
     _run(recipe, out, set_, _known_stage(from_), _known_stage(until), quiet, as_json)
 
 
-@app.command(
-    epilog="Example: gradsieve init --model Qwen/Qwen3-0.6B --pool a.jsonl --target t.jsonl"
-)
-def init(
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="M", help="A folder or a hub id.")
-    ] = None,
-    pool: Annotated[
-        list[str] | None,
-        typer.Option("--pool", metavar="FILE", help="A source of candidate rows; repeatable."),
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", metavar="FILE", help="Examples of the skill.")
-    ] = None,
-    test: Annotated[
-        str | None, typer.Option("--test", metavar="FILE", help="Held-out examples, to evaluate.")
-    ] = None,
-    from_: Annotated[
-        str | None, typer.Option("--from", metavar="NAME", help="Copy a ready recipe instead.")
-    ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the ready recipes.")] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="Default: recipe.yaml; with --from NAME.yaml."),
-    ] = None,
-) -> None:
-    """Write a recipe to start from; what no option gives is asked."""
-    from gradsieve.recipe import starter
-
-    if list_:
-        names = starter.ready_recipes()
-        _echo("\n".join(f"{name:{max(map(len, names))}}  {what}" for name, what in names.items()))
-        return
-    if from_ is not None:
-        files = starter.copy_ready(from_, out or Path(f"{from_}.yaml"))
-    else:
-        out = out or Path("recipe.yaml")
-        model = _answer(model, "--model", "Model: a folder, or a hub id")
-        pool = pool or _answer(None, "--pool", "Pool: files of candidate rows, with spaces").split()
-        target = _answer(target, "--target", "Target: a file with examples of the skill")
-        files = [starter.write_recipe(starter.starter(model, pool, target, test, str(out)), out)]
-    _echo(f"{', '.join(map(str, files))} written. Next: gradsieve plan {files[0]}")
-
-
-def _answer(given: str | None, option: str, question: str) -> str:
-    if given is None and not sys.stdin.isatty():
-        todo = f"Give {option}, or a ready recipe's name: --from NAME (--list shows them)."
-        raise UsageError("A recipe needs a model, a pool and a target.", option, todo)
-    return given or str(typer.prompt(question, err=True))
-
-
 def _stage_command(name: str, summary: str) -> Callable[..., None]:
     def command(
         recipe: RecipeFile,
@@ -201,7 +150,7 @@ def _features(
         _run(recipe, out, set_, "features", "features", quiet, as_json)
         return
     share = _share(shard_of)
-    with _interruptible(out):
+    with interruptible(out):
         from gradsieve.recipe.load import load_recipe
 
         checked = load_recipe(recipe, set_ or ())
@@ -210,6 +159,8 @@ def _features(
 
         _print_result(run_share(checked, out, share, Progress(quiet)), as_json)
 
+
+app.command("init", epilog=f"Example: {INIT_EXAMPLE}")(init)
 
 for _stage in STAGES:
     _command = _stage_command(_stage.name, _stage.summary)
@@ -331,7 +282,7 @@ def demo(out: Out = Path("runs/demo"), quiet: Quiet = False, as_json: Json = Fal
     from gradsieve.console import Progress
     from gradsieve.demo import main as run_demo
 
-    with _interruptible(out):
+    with interruptible(out):
         result = run_demo(out, Progress(quiet))
     _echo(asdict(result) if as_json else result.table())
 
@@ -348,7 +299,7 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    with _interruptible(out):
+    with interruptible(out):
         from gradsieve.recipe.load import load_recipe
 
         checked = load_recipe(recipe, overrides or ())
@@ -361,47 +312,6 @@ def _run(
 
     if distributed.is_first():
         _print_result(done, as_json)
-
-
-STOPPING = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: signal.SIG_DFL,
-    signal.SIGUSR1: signal.SIG_DFL,
-}
-"""Signals that end a run, and their usual handlers: Ctrl-C, and the warnings of clusters."""
-
-
-@contextmanager
-def _interruptible(out: Path | None = None) -> Iterator[None]:
-    """A signal ends with the status that shells expect, and a line on what a run has kept.
-
-    A second one, while the first is still closing files and processes, ends at once: what is on
-    disk is complete at any moment.
-    """
-    kept = f"\nstopped. Finished stages, epochs and shards are kept in {out}: "
-    kept += "run the same command again to resume."
-
-    def stop(number: int, _: Any) -> None:
-        for one in STOPPING:
-            signal.signal(one, lambda number, _: os._exit(128 + number))
-        raise KeyboardInterrupt(*[signal.Signals(number).name] * (number != signal.SIGINT))
-
-    in_main = threading.current_thread() is threading.main_thread()
-    previous = {one: signal.getsignal(one) for one in STOPPING if in_main}
-    for one, handler in previous.items():
-        if handler == STOPPING[one]:
-            signal.signal(one, stop)
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        if out is not None:
-            _echo(kept, err=True)
-        number = signal.Signals[error.args[0]] if error.args else signal.SIGINT
-        raise typer.Exit(128 + number) from None
-    finally:
-        for one, handler in previous.items():
-            if signal.getsignal(one) is stop:
-                signal.signal(one, handler)
 
 
 def _share(text: str) -> tuple[int, int]:
