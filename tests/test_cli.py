@@ -185,6 +185,10 @@ def test_init_writes_a_recipe_or_copies_one(tmp_path: Path) -> None:
 
 
 def test_shells_can_complete() -> None:
-    done = call("--show-completion", "bash")
-    assert done.returncode == 0, done.stderr
-    assert "_GRADSIEVE_COMPLETE" in done.stdout
+    assert "--install-completion" in call("--help").stdout
+    code = "import sys, gradsieve.cli as cli; sys.argv[0] = 'gradsieve'; cli.main()"
+    words = {"COMP_WORDS": "gradsieve ex", "COMP_CWORD": "1"}
+    asked = {**os.environ, **words, "_GRADSIEVE_COMPLETE": "complete_bash"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=asked)
+    assert done.stdout.split() == ["explain"], done.stderr

@@ -23,7 +23,7 @@ function showAnswers(view) {
   const list = questions.filter((question) => !differ || different(question));
   const pages = Math.max(1, Math.ceil(list.length / ANSWERS));
   state.answers = Math.min(state.answers, pages - 1);
-  at("answers-hint").textContent = `${questions.length < of ? `${whole.format(questions.length)} of ${whole.format(of)}` : `The ${whole.format(of)}`} held-out questions, with the answer and ${metric} of each method\u2019s first model. All answers are in 06-evaluate.`;
+  at("answers-hint").textContent = `${questions.length < of ? `${whole.format(questions.length)} of ${whole.format(of)}` : `The ${whole.format(of)}`} held-out questions, with the answer and ${metric} of each method\u2019s first model. All answers are in the run folder (samples.jsonl).`;
   at("asked").replaceChildren(...list.slice(state.answers * ANSWERS, (state.answers + 1) * ANSWERS).map(([id, subtask, more, turns, references, given]) =>
     element("li", {},
       element("div", {}, ...conversation(turns, more, []), element("p", { class: "small" }, "Reference: ", ...references.flatMap((text, place) => [place ? " or " : "", named(text, "b")]), ` \u00b7 `, named(subtask), ", id ", named(id))),
