@@ -330,7 +330,7 @@ def test_answers_side_by_side(visit: Visit, tmp_path: Path) -> None:
         [*question, [[0.0, 0, evil, None], [1.0, 7, "#### right", "right"]]],
         [*question, [[0.0, 0, "", None], [0.0, 0, "no", None]]],
     ]}}  # fmt: skip
-    data["results"] = {"t": [{"metric": "f1", "higher_is_better": True, "telling": True,
+    data["results"] = {"t": [{"metric": "f1", "higher_is_better": True,
                               "methods": []}]}  # fmt: skip
     tab = visit(written(data, tmp_path))
     (right,) = tab.locator("#asked .answer.right").all_inner_texts()

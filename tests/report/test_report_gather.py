@@ -15,7 +15,7 @@ import hostile
 import world
 from gradsieve.analysis.decompose import decompose
 from gradsieve.recipe.schema import Recipe
-from gradsieve.report.gather import _tells, gather
+from gradsieve.report.gather import gather
 from gradsieve.report.page import embedded
 from gradsieve.report.texts import CUT, turns
 from gradsieve.runs.context import Context
@@ -220,13 +220,3 @@ def test_the_map_has_the_selected_rows(
                  for n in content["map"]["selected"]["mine"][method]}  # fmt: skip
         rows = lines(made[1].stage("select") / "mine" / method / "messages.jsonl")
         assert found == {(row["source"], row["id"]) for row in rows}
-
-
-def test_the_telling_metric_has_the_clearest_difference() -> None:
-    def metric(*gaps: tuple[float, float, float] | None) -> dict[str, Any]:
-        return {"methods": [{"over_random": gap} for gap in gaps]}
-
-    flat, noisy = metric((0.0, 0.0, 0.0)), metric((0.2, -0.1, 0.5), None)
-    clear = metric((-0.01, -0.012, -0.008), (0.0, -0.1, 0.1))
-    assert _tells(flat) == _tells(metric(None)) == 0
-    assert _tells(flat) < _tells(noisy) < _tells(clear)
