@@ -21,7 +21,7 @@ BROUGHT = (
     "LOG.md",
     "benchmarks/*/*.md",
     "examples/*.py",
-    "recipes/*.yaml",
+    "src/gradsieve/recipe/ready/*.yaml",
 )
 
 _LINK = re.compile(r"\]\(([^)#\s:]+)")

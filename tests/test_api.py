@@ -87,6 +87,8 @@ def test_the_selection_is_the_command_lines(found: gradsieve.Selection, run: Run
 def test_the_result_holds_what_a_notebook_wants(found: gradsieve.Selection) -> None:
     assert len(found) == len(found.selected) == len(found.messages) == 3
     assert "rows=3" in repr(found)
+    assert "3 rows for" in found._repr_html_()
+    assert found._repr_html_().count("<tr>") == 4
     assert found.selected["rank"] == [1, 2, 3]
     assert found.selected[0]["note"] == "\u2028 é"
     assert found.messages[0]["messages"] == found.selected[0]["messages"]

@@ -13,7 +13,7 @@ import pytest
 import gradsieve
 import world
 from gradsieve import cli
-from gradsieve.recipe.load import dump_recipe
+from gradsieve.recipe.load import dump_recipe, load_recipe
 from gradsieve.runs.folder import STAGE_NAMES
 
 
@@ -164,3 +164,31 @@ def test_explain_is_plain_text_or_json(tmp_path: Path) -> None:
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "Did you mean" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_init_writes_a_recipe_or_copies_one(tmp_path: Path) -> None:
+    listed = call("init", "--list", cwd=tmp_path)
+    assert "qwen3-0.6b " in listed.stdout
+    given = ("--model", "m", "--pool", "a.jsonl", "--pool", "b.jsonl", "--target", "t.jsonl")
+    done = call("init", *given, cwd=tmp_path)
+    assert done.stdout == "recipe.yaml written. Next: gradsieve plan recipe.yaml\n", done.stderr
+    assert [source.name for source in load_recipe(tmp_path / "recipe.yaml").pool] == ["a", "b"]
+    copied = call("init", "--from", "less-t-mistral-7b", cwd=tmp_path)
+    assert copied.stdout.startswith("less-t-mistral-7b.yaml, llama2-7b.yaml written.")
+    assert load_recipe(tmp_path / "less-t-mistral-7b.yaml").train is not None
+    again = call("init", *given, cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "there already" in again.stderr
+    bare = call("init", cwd=tmp_path)
+    assert bare.returncode == 2
+    assert "Give --model" in bare.stderr
+
+
+def test_shells_can_complete() -> None:
+    assert "--install-completion" in call("--help").stdout
+    code = "import sys, gradsieve.cli as cli; sys.argv[0] = 'gradsieve'; cli.main()"
+    words = {"COMP_WORDS": "gradsieve ex", "COMP_CWORD": "1"}
+    asked = {**os.environ, **words, "_GRADSIEVE_COMPLETE": "complete_bash"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=asked)
+    assert done.stdout.split() == ["explain"], done.stderr

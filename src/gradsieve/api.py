@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsieve.analysis import Explanation, explain
 from gradsieve.console import Progress
+from gradsieve.data.content import text_of
 from gradsieve.data.readers import IN_MEMORY
 from gradsieve.errors import DataError, UsageError
 from gradsieve.models.source import section_of
@@ -31,11 +32,15 @@ from gradsieve.recipe.schema import TOGETHER
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.context import Context, InMemoryInputs
 from gradsieve.runs.folder import RunFolder
+from gradsieve.runs.notebook import html_table
 from gradsieve.selection.export import MESSAGES, ROWS, features_of, message_features
 
 Rows = Any
 """A `datasets.Dataset`, any other iterable of rows, or a path or hub name; or a mapping with the
 keys of the recipe's section, in which `path` is one of these."""
+
+SHOWN = 5
+"""Rows of a selection that a notebook shows."""
 
 
 def select(
@@ -128,6 +133,17 @@ class Selection:
 
     def __repr__(self) -> str:
         return f"Selection(target={self.target!r}, method={self.method!r}, rows={len(self)})"
+
+    def _repr_html_(self) -> str:
+        """The best rows as a table, in a notebook."""
+        best = self.messages.select(range(min(SHOWN, len(self.messages))))
+        rows = [
+            [row["rank"], f"{row['score']:.4g}", row["subtask"], row["source"], row["id"],
+             " / ".join(text_of(turn["content"]) for turn in row["messages"])]
+            for row in best
+        ]  # fmt: skip
+        title = f"{len(self)} rows for {self.target} by {self.method}, the best {len(rows)}"
+        return html_table(title, [["rank", "score", "subtask", "source", "id", "text"], *rows])
 
     def __len__(self) -> int:
         return int(self.run.require("select")["targets"][self.target][self.method]["rows"])

@@ -58,6 +58,13 @@ def test_both_forms_hold_everything(
             assert control not in text
 
 
+def test_a_notebook_gets_tables() -> None:
+    made = FOUND._repr_html_()
+    assert "selected for target mine, method less, rank 3" in made
+    assert "<td>t.jsonl:3</td>" in made
+    assert "\x1b" not in made
+
+
 def test_subtasks_are_in_order_of_score() -> None:
     lines = str(FOUND).split("\n")
     assert lines.index("  b        +0.2500       +0.2000       +0.0500") < lines.index(

@@ -109,7 +109,8 @@ def test_a_node_that_joins_takes_work_and_one_that_is_lost_does_not_matter(
     engine: RayEngine, listening: world.Listening, cluster: Any, tmp_path: Path
 ) -> None:
     joined = None
-    tasks = [Toy(number, seconds=0.4) for number in range(60)]
+    # The largest go first; the others wait for the node that joins.
+    tasks = [Toy(n, "with a fourth node" if n < 50 else "", 0.1) for n in range(60)]
     for done, _ in enumerate(engine.map(ToyJob(tmp_path), tasks), start=1):
         if done == 3:
             joined = cluster.add_node(num_cpus=1)

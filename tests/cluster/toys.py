@@ -46,6 +46,11 @@ class ToyJob(Job[Toy, int]):
         with (self.folder / "attempts.txt").open("a") as file:
             file.write(f"{task.number} {node}\n")
         time.sleep(task.seconds)
+        deadline = time.monotonic() + 300
+        while task.how == "with a fourth node" and time.monotonic() < deadline:
+            if len({node for _, node in attempts(self.folder)}) == 4:
+                break
+            time.sleep(0.1)
         tries = (
             (self.folder / "attempts.txt").read_text().split("\n").count(f"{task.number} {node}")
         )

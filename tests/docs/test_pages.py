@@ -137,9 +137,12 @@ def test_what_is_not_run_is_there() -> None:
     assert set(NOT_RUN) <= there
 
 
-@pytest.mark.parametrize("recipe", sorted((pages.ROOT / "recipes").glob("*.yaml")), ids=name)
+READY = "src/gradsieve/recipe/ready"
+
+
+@pytest.mark.parametrize("recipe", sorted((pages.ROOT / READY).glob("*.yaml")), ids=name)
 def test_recipes_load_and_name_themselves(recipe: Path) -> None:
     load_recipe(recipe)
     text = recipe.read_text(encoding="utf-8")
     commands = re.findall(r"^#\s+(gradsieve run .*)$", text, re.MULTILINE)
-    assert commands == [f"gradsieve run {name(recipe)} --out runs/{recipe.stem}"]
+    assert commands == [f"gradsieve run {recipe.name} --out runs/{recipe.stem}"]

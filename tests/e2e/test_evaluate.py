@@ -294,6 +294,13 @@ def test_the_table(run: RunFolder) -> None:
     assert found.cells["plain"].keys() == {"target_loss"}  # it has no held-out questions
 
 
+def test_a_notebook_shows_stages_selections_and_results(run: RunFolder) -> None:
+    made = run._repr_html_()
+    assert f"<td>train</td><td>{run.require('train')['seconds']}</td>" in made
+    assert "<td>mine</td><td>bm25</td><td>12</td>" in made
+    assert "<caption>mine</caption>" in compare([run.path])._repr_html_()
+
+
 def test_two_runs_are_more_values(run: RunFolder) -> None:
     once, twice = compare([run.path]), compare([run.path, run.path])
     one, two = (c.cells["mine"]["held_out_loss"]["bm25"] for c in (once, twice))

@@ -74,6 +74,15 @@ def test_it_grows_with_the_run(inputs: dict[str, Any], tmp_path: Path) -> None:
             (cell,) = (one for one in results[row["metric"]]["methods"]
                        if one["method"] == row["method"])  # fmt: skip
             assert cell["mean"] == pytest.approx(row["value"], rel=1e-5)
+    answers = content(made)["answers"]["mine"]
+    assert answers["models"] == ["base", "random", "bm25"]
+    for place, model in enumerate(answers["models"]):
+        file = made.stage("evaluate") / "mine" / model / "seed-0.samples.jsonl"
+        samples = map(json.loads, file.read_bytes().split(b"\n")[:-1])
+        for question, sample in zip(answers["questions"], samples, strict=True):
+            assert question[0] == sample["id"]
+            assert question[5][place][0] == sample[answers["metric"]]
+            assert question[5][place][2] == sample["answer"]
     stages = ["pool", "score", "select", "train", "evaluate"]
     assert list(content(made, "provenance")["seconds"]) == stages
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+import gradsieve.recipe
 from gradsieve.errors import RecipeError
 from gradsieve.recipe.load import check_recipe, dump_recipe, load_recipe
 from gradsieve.recipe.schema import Recipe
@@ -220,7 +221,7 @@ def test_every_field_is_described() -> None:
     assert undescribed(Recipe, "") == []
 
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(gradsieve.recipe.__file__).parent / "ready").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)

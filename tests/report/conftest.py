@@ -36,7 +36,9 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     """Open a file; at the end nothing may have been said on the console, asked for, or run."""
     contexts, complaints = [], []
 
-    def opened(file: Path, width: int = 1200, height: int = 900, scheme: str = "light") -> Any:
+    def opened(
+        file: Path, width: int = 1200, height: int = 900, scheme: str = "light", hash: str = ""
+    ) -> Any:
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme
         )
@@ -45,8 +47,13 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         page.on("console", lambda said: complaints.append(said.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.on("request", lambda asked: asked.url == file.as_uri() or complaints.append(asked.url))
-        page.goto(file.as_uri())
+        page.on(
+            "request",
+            lambda asked: (
+                asked.url.startswith((file.as_uri(), "blob:")) or complaints.append(asked.url)
+            ),
+        )
+        page.goto(file.as_uri() + hash)
         page.wait_for_selector("#rows li")
         return page
 

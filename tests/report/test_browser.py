@@ -4,6 +4,7 @@ Each test ends with a check that nothing was written to the console, asked for, 
 (conftest.py).
 """
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -190,6 +191,158 @@ def test_a_phone_needs_no_scrolling_sideways(visit: Visit, report: Path, width: 
     assert box["x"] + box["width"] <= width
 
 
+def key_of_open_row(tab: Any) -> str:
+    return str(tab.locator("#rows .detail:visible p.small").last.inner_text())
+
+
+def test_the_address_holds_what_is_shown(visit: Visit, report: Path) -> None:
+    tab = visit(report)
+    assert tab.evaluate("location.hash") == ""
+    tab.select_option("#target", "evil")
+    tab.select_option("#method", "bm25")
+    tab.get_by_text(re.compile("^All ")).click()
+    tab.select_option("#source", label="hostile")
+    tab.select_option("#sort", label="longest")
+    tab.locator("#query").fill("a b")
+    tab.locator("#rows .head").nth(2).click()
+    opened, rows = key_of_open_row(tab), count(tab)
+    tab.wait_for_function("location.hash.includes('row=')")
+    other = visit(report, hash=tab.evaluate("location.hash"))
+    assert other.locator("h1").inner_text().endswith("evil")
+    assert "bm25" in other.locator("#lead").inner_text()
+    assert other.locator("#source").evaluate("one => one.selectedOptions[0].text") == "hostile"
+    assert (other.locator("#query").input_value(), count(other)) == ("a b", rows)
+    assert other.locator("#sort").input_value() == "long"
+    assert key_of_open_row(other) == opened
+    for wrong in (
+        "#results",
+        "#target=none&method=%00&group=x&page=-7&row=1",
+        "#target=mine&page=9e9",
+    ):
+        assert visit(report, hash=wrong).locator("#rows > li").count() > 0
+
+
+def test_the_page_of_the_open_row_is_shown(visit: Visit, report: Path) -> None:
+    tab = visit(report)
+    tab.get_by_text(re.compile("^All ")).click()
+    tab.locator("#next").click()
+    tab.locator("#rows .head").nth(3).click()
+    opened = key_of_open_row(tab)
+    tab.wait_for_function("location.hash.includes('row=')")
+    hash = re.sub("&page=[0-9]+", "", tab.evaluate("location.hash"))
+    assert key_of_open_row(visit(report, hash=hash)) == opened
+
+
+def test_filtered_rows_are_exported(visit: Visit, report: Path) -> None:
+    tab = visit(report)
+    tab.get_by_text(re.compile("^All ")).click()
+    tab.select_option("#source", label="hostile")
+    with tab.expect_download() as download:
+        tab.locator("#export").click()
+    assert download.value.suggested_filename == "mine-less.jsonl"
+    lines = Path(download.value.path()).read_bytes().split(b"\n")[:-1]
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == count(tab)
+    assert {row["source"] for row in rows} == {"hostile"}
+    texts = {row["messages"][0]["content"] for row in rows}
+    assert {hostile.TEXTS[name] for name in ("script", "lines", "rtl")} <= texts
+    assert [f"{row['rank']:,}" for row in rows] == tab.locator("#rows .rank").all_inner_texts()
+
+
+def test_rows_against_methods(visit: Visit, report: Path) -> None:
+    tab = visit(report)
+    tab.select_option("#layout", "methods")
+    heads = tab.locator("#by-method th[scope=col]").all_inner_texts()
+    assert heads == ["row", "less", "bm25"]
+    own = tab.locator("#by-method td:nth-child(2)").all_inner_texts()
+    assert all(text.endswith("\u2713") for text in own)
+    tab.select_option("#layout", "list")
+    assert tab.locator("#rows .rank").all_inner_texts() == [text.split()[0] for text in own]
+    tab.select_option("#method", "bm25")
+    ranks = tab.locator("#rows .rank").all_inner_texts()
+    tab.select_option("#layout", "methods")
+    cells = tab.locator("#by-method td:nth-child(3)").all_inner_texts()
+    assert [text.split()[0] for text in cells] == ranks
+    tab.locator("#by-method .row").nth(1).click()
+    assert "Rank by each method" in tab.locator("#rows .detail:visible").inner_text()
+
+
+def test_the_targets_examples_are_listed(visit: Visit, report: Path) -> None:
+    tab = visit(report)
+    subtasks = tab.locator("#subtask-list summary")
+    assert subtasks.all_inner_texts() == ["letters 3 examples", "numbers 3 examples"]
+    subtasks.first.click()
+    tab.wait_for_function("document.querySelectorAll('#subtask-list .turn').length === 6")
+    tab.select_option("#target", "evil")
+    for subtask in tab.locator("#subtask-list summary").all():
+        subtask.click()
+    tab.locator("#subtask-list .turn").nth(3).wait_for()
+    assert hostile.TEXTS["script"] in tab.locator("#subtask-list").inner_text()
+    assert tab.evaluate("window.hacked") is None
+
+
+def test_the_map_shows_the_selected_rows(visit: Visit, report: Path) -> None:
+    tab = visit(report)
+    selected = count(tab, "Selected")
+    assert tab.locator("#map circle.is").count() == selected
+    assert tab.locator("#map circle").count() > selected
+    assert set(tab.locator("#legend li").all_inner_texts()) == {"one", "two", "hostile"}
+
+
+MARKDOWN = """Intro **bold** `x = 1`
+# not lost
+```python
+def f():
+    return "<b>"  # **kept**
+```
+- one
+  - two
+1. three
+| a | b |
+|---|---|
+> said
+last **open"""
+
+
+def test_markdown_is_laid_out_and_inert(visit: Visit, tmp_path: Path) -> None:
+    data = few_rows()
+    data["rows"][0][6] = [["user", MARKDOWN], ["assistant", "".join(hostile.TEXTS.values())[:4000]]]
+    tab = visit(written(data, tmp_path))
+    tab.locator("#rows .head").first.click()
+    text = tab.locator("#rows .detail .text").first
+    kinds = text.evaluate("e => [...e.children].map(one => one.className)")
+    assert kinds == ["plain", "heading", "block code", "item depth-0", "item depth-1",
+                     "item depth-0", "block code", "quote", "plain"]  # fmt: skip
+    code = text.locator(".block.code").first
+    assert code.inner_text() == 'def f():\n    return "<b>"  # **kept**'
+    assert text.locator("b").all_inner_texts() == ["bold"]
+    assert "# not lost" in text.inner_text()
+    assert "last **open" in text.inner_text()
+    tab.locator("#plain").check()
+    assert tab.locator("#rows .detail:visible .text").first.inner_text() == MARKDOWN
+
+
+def test_answers_side_by_side(visit: Visit, tmp_path: Path) -> None:
+    data = few_rows()
+    evil = hostile.TEXTS["broken"]
+    question = ["q", "all", 0, [["user", evil]], ["right"]]
+    data["answers"] = {"t": {"models": ["base", "less"], "metric": "f1", "of": 2, "questions": [
+        [*question, [[0.0, 0, evil, None], [1.0, 7, "#### right", "right"]]],
+        [*question, [[0.0, 0, "", None], [0.0, 0, "no", None]]],
+    ]}}  # fmt: skip
+    data["results"] = {"t": [{"metric": "f1", "higher_is_better": True,
+                              "methods": []}]}  # fmt: skip
+    tab = visit(written(data, tmp_path))
+    (right,) = tab.locator("#asked .answer.right").all_inner_texts()
+    for part in ("less \u2713 1.00", "#### right", "\u2026 7 more characters", "compared: right"):
+        assert part in right
+    assert tab.locator("#asked > li").count() == 2
+    tab.locator("#differ").check()
+    assert tab.locator("#asked > li").count() == 1
+    assert evil in tab.locator("#asked").inner_text()
+    assert tab.evaluate("window.hacked") is None
+
+
 def luminance(color: str) -> float:
     channels = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
@@ -244,21 +397,32 @@ def many_rows() -> dict[str, Any]:
         "targets": [{"name": "t", "examples": [["x", "all", 0, [["user", "q"]]]]}],
         "views": [view], "rows": rows, "overlaps": {"t": {"methods": ["less"], "shares": [[1]]}},
         "leaks": {"rows": 0, "shown": []}, "questions": {}, "loss": [], "checkpoints": [],
-        "results": {},
+        "results": {}, "answers": {}, "map": None, "turns": False,
+        "ranks": {"t": [[n, -n - 1] for n in range(ROWS)]},
     }  # fmt: skip
 
 
-def test_scores_that_do_not_differ(visit: Visit, tmp_path: Path) -> None:
-    """Edges that are equal, as pages of old had them, make no number that is none."""
+def few_rows() -> dict[str, Any]:
     data = many_rows()
     data["rows"] = data["rows"][:3]
     (view,) = data["views"]
     view["shown"] = {name: values and values[:3] for name, values in view["shown"].items()}
-    view["scores"] = {"edges": [1, 1, 1], "all": [0, 3], "selected": [0, 2]}
-    file = tmp_path / "index.html"
-    file.write_text(page(data, {"recipe": "", "seconds": {}, "scoring_seconds": {},
-                                "versions": {}}), encoding="utf-8")  # fmt: skip
-    tab = visit(file)
+    data["ranks"] = {"t": data["ranks"]["t"][:3]}
+    return data
+
+
+def written(data: dict[str, Any], folder: Path) -> Path:
+    file = folder / "index.html"
+    made = {"recipe": "", "seconds": {}, "scoring_seconds": {}, "versions": {}}
+    file.write_text(page(data, made), encoding="utf-8")
+    return file
+
+
+def test_scores_that_do_not_differ(visit: Visit, tmp_path: Path) -> None:
+    """Edges that are equal, as pages of old had them, make no number that is none."""
+    data = few_rows()
+    data["views"][0]["scores"] = {"edges": [1, 1, 1], "all": [0, 3], "selected": [0, 2]}
+    tab = visit(written(data, tmp_path))
     markup = tab.locator("body").inner_html()
     assert tab.locator("#rows > li").count() == 3
     assert not re.search(r'="[^"]*(NaN|Infinity)', markup)

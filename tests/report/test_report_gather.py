@@ -189,3 +189,34 @@ def test_the_same_inputs_give_the_same_bytes_but_for_one_line(
     name = "08-report/index.html"
     assert world.results(again)[name] == world.results(run)[name]
     assert (again.path / name).read_bytes() != (run.path / name).read_bytes()
+
+
+def test_ranks_are_those_of_the_tables(
+    made: tuple[Recipe, RunFolder], content: dict[str, Any]
+) -> None:
+    _, run = made
+    ranks = {row: places for row, *places in content["ranks"]["mine"]}
+    own = [view for view in content["views"] if view["target"] == "mine"]
+    assert {row for view in own for row in view["shown"]["row"]} == {*ranks}
+    for column, view in enumerate(own):
+        table = pq.read_table(run.stage("score") / "mine" / f"{view['method']}.parquet").to_pylist()
+        order = sorted(table, key=lambda row: (-row["score"], row["source"], row["id"]))
+        place = {(row["source"], row["id"]): rank for rank, row in enumerate(order, start=1)}
+        folder = run.stage("select") / "mine" / view["method"]
+        selected = {(row["source"], row["id"]) for row in lines(folder / "messages.jsonl")}
+        for row, places in ranks.items():
+            source, id = content["rows"][row][:2]
+            key = (content["sources"][source], id)
+            assert abs(places[column]) == place[key]
+            assert (places[column] < 0) == (key in selected)
+
+
+def test_the_map_has_the_selected_rows(
+    made: tuple[Recipe, RunFolder], content: dict[str, Any]
+) -> None:
+    points = content["map"]["points"]
+    for method in ("less", "random"):
+        found = {(content["sources"][points[n][0]], points[n][1])
+                 for n in content["map"]["selected"]["mine"][method]}  # fmt: skip
+        rows = lines(made[1].stage("select") / "mine" / method / "messages.jsonl")
+        assert found == {(row["source"], row["id"]) for row in rows}

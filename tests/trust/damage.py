@@ -85,7 +85,8 @@ def try_damage(
     name = kinds(whole)[kind]
     if not damage(copy / name, way, older / name):
         return None
-    if not verify(RunFolder(copy)).problems:
+    # An older meta.json of the same files is as good.
+    if not verify(RunFolder(copy)).problems and (way, Path(name).name) != ("older", "meta.json"):
         return Outcome("silent", "verify finds nothing")
     stage = _next_stage(name) if command == COMMANDS[1] else None
     if command == COMMANDS[1] and stage is None:

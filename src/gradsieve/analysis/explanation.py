@@ -19,6 +19,7 @@ from rich.text import Text
 from gradsieve.console import clean, clean_lines
 from gradsieve.data.content import text_of
 from gradsieve.data.examples import Message
+from gradsieve.runs.notebook import html_table
 
 CUT = 160
 """Characters shown of a target example's or neighbor's text."""
@@ -179,6 +180,12 @@ class Explanation:
             console.print(Text(f"note: {clean(note)}", style="dim"))
         text = Text("\n".join(self._turns()))
         console.print(Panel(text, title="the example", title_align="left"))
+
+    def _repr_html_(self) -> str:
+        """As tables, in a notebook."""
+        turns = [["role", "text"], *([t["role"], text_of(t["content"])] for t in self.messages)]
+        parts = [html_table(part.title, [part.head, *part.rows]) for part in self._parts()]
+        return "".join([html_table(self._headline(), turns), *parts])
 
     def _headline(self) -> str:
         name = f"{clean(self.source)} {clean(self.id)}, {self.tokens} tokens"

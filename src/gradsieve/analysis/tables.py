@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from gradsieve.analysis.validation import Validation
 from gradsieve.analysis.verdict import HELD_OUT, Cell, Curve, Interval, Verdict, headline
+from gradsieve.runs.notebook import html_table
 
 ByMethod = dict[str, dict[str, int]]
 """Numbers by target and method."""
@@ -74,6 +75,10 @@ class Comparison:
         if self.validation:
             parts.append("\n".join(f"% {line}" for line in self._validated()))
         return "\n\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        """As tables, in a notebook."""
+        return "".join(html_table(target, self._table(target, "–")) for target in self.cells)
 
     def _said(self, target: str) -> Iterator[str]:
         if found := self.verdicts.get(target):

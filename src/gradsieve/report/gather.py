@@ -20,9 +20,11 @@ from gradsieve.analysis.tables import Comparison
 from gradsieve.analysis.validation import read_validation
 from gradsieve.io import read_lines
 from gradsieve.recipe.schema import SelectionName
+from gradsieve.report.answers import answers
 from gradsieve.report.contributions import Decomposition
 from gradsieve.report.findings import findings
 from gradsieve.report.made import checkpoints, current_stages, loss_curve
+from gradsieve.report.map import Chosen, feature_map
 from gradsieve.report.numbers import short
 from gradsieve.report.selection import GROUPS, Selection
 from gradsieve.report.texts import CUT, PageRows, turns
@@ -31,8 +33,9 @@ from gradsieve.tasks import Target
 
 LEAKS_SHOWN = 50
 
-Chosen = dict[str, NDArray[np.int64]]
-"""Numbers in the pool of the selected rows, by method."""
+Ranks = Mapping[str, NDArray[np.int32]]
+"""By method, each row's rank by score in the order of the pool: of a selected row it is negative,
+of one without a score 0."""
 
 
 def gather(context: Context) -> dict[str, Any]:
@@ -47,13 +50,17 @@ def gather(context: Context) -> dict[str, Any]:
     rows = PageRows(context.pool, {(leak["source"], leak["id"]): leak for leak in leaks})
     names = [(t, name) for t in context.targets for name in recipe.selections_for(t.name)]
     views: list[dict[str, Any]] = []
-    chosen: dict[str, Chosen] = {}
+    ranks: dict[str, dict[str, NDArray[np.int32]]] = {}
     with context.progress.counting("report", len(names), "selections") as report:
         for target, name in names:
-            view, numbers = _view(context, rows, target, name, len(names))
+            view, of_pool = _view(context, rows, target, name, len(names))
             views.append(view)
-            chosen.setdefault(target.name, {})[name.short] = numbers
+            ranks.setdefault(target.name, {})[name.short] = of_pool
             report(len(views))
+    chosen = {
+        name: {method: np.flatnonzero(of_pool < 0) for method, of_pool in methods.items()}
+        for name, methods in ranks.items()
+    }
     comparison = compare([context.run.path]) if "evaluate" in stages else Comparison()
     artifact = context.artifacts.validation
     validation = read_validation(artifact) if "validate" in stages else []
@@ -62,10 +69,16 @@ def gather(context: Context) -> dict[str, Any]:
         "cut": CUT,
         "groups": GROUPS,
         "together": recipe.select.together,
+        "turns": recipe.select.turns != "none",
         "sources": rows.sources,
         "targets": [_target(target) for target in context.targets],
         "views": views,
         "rows": rows.content(),
+        "ranks": {
+            name: _side_by_side(rows, [view for view in views if view["target"] == name], methods)
+            for name, methods in ranks.items()
+        },
+        "map": feature_map(context, chosen) if "features" in stages else None,
         "overlaps": {name: _overlaps(numbers) for name, numbers in chosen.items()},
         "leaks": {"rows": len(leaks), "shown": leaks[:LEAKS_SHOWN]},
         "questions": {name: len(test.questions) for name, test in context.full_test_sets.items()},
@@ -73,13 +86,18 @@ def gather(context: Context) -> dict[str, Any]:
         "checkpoints": checkpoints(stages),
         "results": _results(comparison),
         "findings": findings(comparison, validation),
+        "answers": {
+            name: found
+            for name, metrics in comparison.cells.items()
+            if (found := answers(context, name, {m for cells in metrics.values() for m in cells}))
+        },
     }
 
 
 def _view(
     context: Context, rows: PageRows, target: Target, name: SelectionName, views: int
-) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    """The content of one selection, and the numbers of its rows in the pool."""
+) -> tuple[dict[str, Any], NDArray[np.int32]]:
+    """The content of one selection, and the pool's ranks as in `Ranks`."""
     recipe, artifacts, method = context.recipe, context.artifacts, name.method
     table = artifacts.scores.table(target.name, method)
     files = artifacts.selections.of(recipe, target.name, name.short)
@@ -98,7 +116,21 @@ def _view(
         subtasks = [table.subtasks[index] for index in shown.subtasks.tolist()]
         view["shown"] |= scores.of_rows(selection.numbers[shown.lines], subtasks)
         view["agreement"] = scores.agreement(selection.numbers, table.total)
-    return view, selection.numbers[selection.lines]
+    of_pool = np.zeros(len(context.pool), np.int32)
+    known = selection.numbers >= 0
+    signs = np.where(selection.chosen, -1, 1)
+    of_pool[selection.numbers[known]] = (table.ranks * signs)[known]
+    return view, of_pool
+
+
+def _side_by_side(
+    rows: PageRows, views: Sequence[Mapping[str, Any]], ranks: Ranks
+) -> list[list[int]]:
+    """[row, rank by each method] of a target's rows, as in `Ranks`."""
+    places = sorted({place for view in views for place in view["shown"]["row"]})
+    numbers = np.array(rows.numbers, np.int64)[np.array(places, np.int64)]
+    columns = [places, *(of_pool[numbers].tolist() for of_pool in ranks.values())]
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _target(target: Target) -> dict[str, Any]:

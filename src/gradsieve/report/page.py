@@ -18,6 +18,9 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+SCRIPTS = ("charts", "text", "report", "verdict", "answers", "list", "address")
+"""In order: the last one starts the page."""
+
 _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -29,7 +32,7 @@ def page(data: Any, provenance: Any) -> str:
         provenance: As JSON: recipe, times and versions.
     """
     style = _asset("report.css")
-    script = "".join(_asset(f"{name}.js") for name in ("charts", "report", "verdict", "list"))
+    script = "".join(_asset(f"{name}.js") for name in SCRIPTS)
     return Template(_asset("report.html")).substitute(
         style=style,
         script=script,

@@ -46,9 +46,14 @@ class PageRows:
         """Add rows by their numbers in the pool; returns their places in the page."""
         return [self._places.setdefault(number, len(self._places)) for number in numbers]
 
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers in the pool, by place in the page."""
+        return list(self._places)
+
     def content(self) -> list[list[Any]]:
         """[source, id, tokens, truncated, leak, characters left out, turns] of each row."""
-        numbers = list(self._places)
+        numbers = self.numbers
         blocks = (numbers[start : start + AT_ONCE] for start in range(0, len(numbers), AT_ONCE))
         return [row for block in blocks for row in self._block(block)]
 

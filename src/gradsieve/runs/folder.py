@@ -33,6 +33,7 @@ from gradsieve.io import (
 )
 from gradsieve.runs.files import INPUTS, META, Fault, FileList, Read, faults, list_files
 from gradsieve.runs.lock import LOCK, locked, mark, refuse_links
+from gradsieve.runs.notebook import html_table
 
 SCHEMA = 2
 """Of `meta.json`; 1 was written before the pool was a stage. A run without lists of files, from
@@ -109,6 +110,15 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+
+    def _repr_html_(self) -> str:
+        """Stages and selections as tables, in a notebook; `compare` shows the results."""
+        metas = {name: meta for name in STAGE_NAMES if (meta := self.metadata(name)) is not None}
+        stages = [["stage", "seconds"], *([name, meta["seconds"]] for name, meta in metas.items())]
+        rows = [["target", "method", "rows", "tokens"]]
+        for target, methods in metas.get("select", {}).get("targets", {}).items():
+            rows += [[target, name, its["rows"], its["tokens"]] for name, its in methods.items()]
+        return html_table(f"Run {self.path}", stages) + html_table("Selections", rows)
 
     @property
     def recipe(self) -> Path:

@@ -33,7 +33,7 @@ from gradsieve.evaluation.prompts import (
     write_prompts,
 )
 from gradsieve.gradients.objectives import example_losses
-from gradsieve.io import agree, fingerprint, installed, write_json
+from gradsieve.io import agree, file_fingerprint, fingerprint, installed, write_json
 from gradsieve.methods import needs_gradients, uses_gradients
 from gradsieve.models.load import load_trained
 from gradsieve.models.source import ModelSource
@@ -120,7 +120,9 @@ class Evaluate(Stage):
             pass
         rows = [row for name in wanted for row in _summary(name, results.result(name))]
         results.write_rows(rows)
-        return {"results": len(rows), "output": fingerprint(rows)}
+        samples = [results.samples_file(name) for name in wanted]
+        answers = [file_fingerprint(file) for file in samples if file.is_file()]
+        return {"results": len(rows), "output": fingerprint([rows, answers])}
 
     def needed(self, recipe: Recipe) -> bool:
         """If the recipe asks for it."""

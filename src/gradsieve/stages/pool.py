@@ -7,11 +7,13 @@ memory-mapped Arrow data set with each row as it came in, its messages, token id
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gradsieve.data.pool import Pool as MappedPool
 from gradsieve.data.pool import SourceSpec, build_pool, link_parts, source_key
 from gradsieve.data.pool.build import changed_error, source_state
 from gradsieve.errors import GradsieveError
@@ -20,6 +22,9 @@ from gradsieve.runs.context import Context
 from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
 from gradsieve.stages.estimate import Estimate
+
+NOTABLE = 0.1
+"""Share of rows above which a run says how many are truncated, or can't be scored."""
 
 
 class Pool(Stage):
@@ -80,6 +85,7 @@ class Pool(Stage):
                 context.warn_of_bad_rows(source.name, source.skipped, source.first_skipped)
             for warning in source.warnings:
                 context.progress.warn(f"{source.name}: {warning}")
+        _warn_of_shares(context, pool)
         return {
             "rows": len(pool),
             "usable": len(pool.usable),
@@ -97,6 +103,19 @@ def _changed(context: Context) -> list[str]:
     """Sources that were written to since this run first read them."""
     states = ((spec, context.cache.get(("state", spec.name))) for spec in context.source_specs)
     return [str(spec.path) for spec, state in states if state not in (None, source_state(spec))]
+
+
+def _warn_of_shares(context: Context, pool: MappedPool) -> None:
+    """Warn where many rows lose text, or have no gradient."""
+    reasons = Counter(pool.skip_reasons.drop_null().to_pylist()).most_common(1)
+    found = {
+        f"are truncated to {context.template.max_length:,} tokens": pool.column("truncated").sum(),
+        f"are skipped: {reasons[0][0] if reasons else ''}": len(pool) - len(pool.usable),
+    }
+    for what, count in found.items():
+        if count > NOTABLE * len(pool):
+            share = f"{count:,} of {len(pool):,} rows ({count / len(pool):.0%})"
+            context.warnings.append(f"pool: {share} {what}; model.max_length is the limit")
 
 
 def _key(context: Context, spec: SourceSpec) -> str:

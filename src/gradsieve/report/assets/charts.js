@@ -98,7 +98,7 @@ function labels(svg, marks, place, y, format) {
   }
 }
 
-const charts = [];
+const charts = [], COLORS = 7;
 
 // Draw into a box now, and again whenever its width changes.
 function chart(box, height, label, draw) {
@@ -204,6 +204,26 @@ function stripChart(box, values, mean, low, high, here) {
     svg.append(drawn("line", { x1: 0, x2: width, y1: 9, y2: 9, class: "axis" }));
     for (const value of values) if (value !== null) svg.append(drawn("circle", { cx: x(value), cy: 9, r: 4, class: here ? "dot here" : "dot" }));
     if (mean !== null) svg.append(drawn("line", { x1: x(mean), x2: x(mean), y1: 2, y2: 16, class: "mean" }));
+  });
+}
+
+// Points in the colors of their sources, the most frequent ones; selected points are larger.
+function mapChart(box, legend, points, chosen, sources) {
+  const counts = sources.map(() => 0);
+  for (const [source] of points) counts[source]++;
+  const order = counts.map((_, source) => source).filter((source) => counts[source]).sort((one, other) => counts[other] - counts[one]);
+  const color = (source) => `s${Math.min(order.indexOf(source), COLORS)}`;
+  legend.replaceChildren(...order.slice(0, COLORS).map((source) => element("li", {}, element("i", { class: `swatch ${color(source)}` }), named(sources[source]))),
+    ...(order.length > COLORS ? [element("li", {}, element("i", { class: `swatch s${COLORS}` }), `${order.length - COLORS} others`)] : []));
+  const places = points.map((_, place) => place).sort((one, other) => chosen.has(one) - chosen.has(other));
+  const range = (values) => [Math.min(...values), Math.max(...values)];
+  const across = range(points.map((point) => point[2])), up = range(points.map((point) => point[3]));
+  chart(box, 360, `Map of ${points.length} rows, ${chosen.size} of them selected`, (svg, width, height) => {
+    for (const place of places) {
+      const [source, id, x, y] = points[place], is = chosen.has(place);
+      svg.append(drawn("circle", { cx: 8 + within(x, ...across) * (width - 16), cy: height - 8 - within(y, ...up) * (height - 16), r: is ? 4.5 : 2.2, class: `point ${color(source)} ${is ? "is" : ""}` },
+        drawn("title", {}, `${clipped(sources[source])}, id ${clipped(id)}${is ? ", selected" : ""}`)));
+    }
   });
 }
 

@@ -46,12 +46,17 @@ function refresh() {
 function showPage() {
   const { found } = state, pages = Math.max(1, Math.ceil(found.length / PAGE)), words = wanted();
   const first = state.page * PAGE, last = Math.min(found.length, first + PAGE);
-  at("rows").replaceChildren(...found.slice(first, last).map((n) => listed(n, words)));
+  const { layout } = state, page = found.slice(first, last);
+  at("rows").hidden = layout === "methods";
+  at("rows").replaceChildren(...(layout === "methods" ? [] : page.map((n) => listed(n, words))));
+  at("by-method").replaceChildren(...(layout === "methods" && page.length ? [byMethod(page, words)] : []));
   at("count").textContent = found.length ? `Rows ${whole.format(first + 1)} to ${whole.format(last)} of ${whole.format(found.length)}` : "No row matches: use fewer words, or other filters.";
   at("page").textContent = `Page ${whole.format(state.page + 1)} of ${whole.format(pages)}`;
   at("previous").disabled = state.page === 0;
   at("next").disabled = state.page >= pages - 1;
-  document.querySelector(".pages").hidden = pages === 1;
+  at("pages").hidden = pages === 1;
+  at("export").disabled = !found.length;
+  save();
 }
 
 function turnPage(by) {
@@ -75,11 +80,17 @@ function listed(n, words) {
     element("span", { class: "rank", title: `rank ${shown.rank[n]} by score` }, whole.format(shown.rank[n])), bar,
     element("span", { class: "snippet", dir: "auto" }, ...marked(snippet(turns, words), words)), about);
   const box = element("div", { class: "detail", id: `detail-${n}`, hidden: true });
-  head.addEventListener("click", () => {
+  const toggle = () => {
     box.hidden = !box.hidden;
     head.setAttribute("aria-expanded", String(!box.hidden));
     if (!box.firstChild) box.append(...detail(n, words));
+  };
+  head.addEventListener("click", () => {
+    toggle();
+    state.open = box.hidden ? null : keyOf(n);
+    save();
   });
+  if (isOpen(n)) toggle();
   return element("li", { class: group === 0 ? "chosen" : "" }, head, box);
 }
 
@@ -91,8 +102,61 @@ function detail(n, words) {
   const reason = shown.reason[n];
   if (reason) why.append(element("h3", {}, "Why it was passed over"), named(reason, "p", { class: "small" }));
   if (leak) why.append(element("h3", {}, "Leak"), named(leak, "p", { class: "small" }));
-  why.append(...contributions(n), ...byPart("By subtask", subtaskScores(n)), ...byPart("By checkpoint", checkpointScores(n)));
+  why.append(...contributions(n), ...ranksOf(n), ...byPart("By subtask", subtaskScores(n)), ...byPart("By checkpoint", checkpointScores(n)));
   return [text, why];
+}
+
+const keyOf = (n) => [report.sources[report.rows[state.view.shown.row[n]][0]], report.rows[state.view.shown.row[n]][1]];
+const isOpen = (n) => state.open !== null && keyOf(n).every((part, place) => part === state.open[place]);
+
+// Ranks of a row by every method: negative if it is selected, 0 without a score.
+function ranks(n) {
+  const { target, shown } = state.view;
+  if (!ranks[target]) ranks[target] = new Map(report.ranks[target].map(([row, ...places]) => [row, places]));
+  return ranks[target].get(shown.row[n]);
+}
+
+const ranked = (place) => (place ? whole.format(Math.abs(place)) : "\u2013") + (place < 0 ? " \u2713" : "");
+
+function ranksOf(n) {
+  const { methods } = report.overlaps[state.view.target];
+  if (methods.length < 2) return [];
+  const list = methods.map((name, place) => element("li", { class: ranks(n)[place] < 0 ? "chosen" : "" }, element("span", { class: "amount" }, ranked(ranks(n)[place])), named(name)));
+  return [element("h3", {}, "Rank by each method, \u2713 selected"), element("ul", { class: "contributions ranks" }, ...list)];
+}
+
+// Rows against methods: a table of ranks, those of selected rows in color.
+function byMethod(page, words) {
+  const { methods } = report.overlaps[state.view.target];
+  const head = element("tr", {}, element("th", { scope: "col" }, "row"), ...methods.map((name) => element("th", { scope: "col", class: name === state.view.method ? "number key-selected" : "number" }, named(name))));
+  const rows = page.map((n) => {
+    const [source, , , , , , turns] = report.rows[state.view.shown.row[n]];
+    const name = element("button", { type: "button", class: "row" }, element("span", { dir: "auto" }, ...marked(snippet(turns, words), words)), named(report.sources[source], "span", { class: "small" }));
+    name.addEventListener("click", () => {
+      state.open = keyOf(n);
+      at("layout").value = state.layout = "list";
+      showPage();
+    });
+    return element("tr", {}, element("th", { scope: "row" }, name), ...ranks(n).map((place) => element("td", { class: place < 0 ? "number chosen" : "number" }, ranked(place))));
+  });
+  return element("div", { class: "card scroll" }, element("table", { class: "by-method" }, head, ...rows));
+}
+
+// The rows that fit the filters, in their order, as JSON lines.
+function download() {
+  const { target, method, shown, subtasks } = state.view;
+  const lines = state.found.map((n) => {
+    const [source, id, tokens, , leak, more, turns] = report.rows[shown.row[n]], subtask = subtasks[shown.subtask[n]];
+    const row = {
+      target, method, source: report.sources[source], id, group: report.groups[shown.group[n]], rank: shown.rank[n], score: shown.score[n],
+      subtask: subtask ? subtask[0] : null, reason: shown.reason[n] || null, leak, tokens,
+      messages: turns.map(([role, content]) => ({ role, content })), characters_cut: more,
+    };
+    return `${JSON.stringify(row)}\n`;
+  });
+  const url = URL.createObjectURL(new Blob(lines, { type: "application/jsonl" }));
+  element("a", { href: url, download: `${target}-${method}.jsonl` }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
 }
 
 function subtaskScores(n) {
@@ -173,8 +237,10 @@ function showList(view) {
   const shown = view.shown.group.filter((kind) => kind === 0).length;
   const selected = shown < view.selected ? `the best ${whole.format(shown)} of ${whole.format(view.selected)}` : `all ${whole.format(shown)}`;
   at("examples-hint").textContent = `Here are ${selected} selected rows, the best that were not selected, and those with the lowest scores. Open a row to read it${view.shown.contributions ? " and to see which target examples contribute to its score" : ""}.`;
+  const kept = at("source").value;
   const places = report.sources.map((name, place) => [place, name]).filter(([place]) => view.sources[place][1]);
   options(at("source"), [[-1, "all"], ...places]);
+  choose("source", kept);
   options(at("subtask"), [[-1, "all"], ...view.subtasks.map(([name], place) => [place, name])]);
   at("subtask").disabled = !view.subtasks.length;
   showGroups();
@@ -185,7 +251,8 @@ function show() {
   const method = at("method").value, target = at("target").value;
   state.view = report.views.find((view) => view.target === target && view.method === method);
   forget([document.querySelector("main")]);
-  for (const part of [showSummary, showShares, showCharts, showResults, showList, showChecks]) part(state.view);
+  state.answers = 0;
+  for (const part of [showSummary, showShares, showCharts, showMap, showResults, showAnswers, showList, showTarget, showChecks]) part(state.view);
   showRun();
 }
 
@@ -220,6 +287,14 @@ function start() {
   at("method").disabled = methods.length === 1;
   for (const id of ["target", "method"]) at(id).addEventListener("change", show);
   for (const id of ["source", "subtask", "sort"]) at(id).addEventListener("change", refresh);
+  at("layout").parentElement.hidden = methods.length === 1;
+  at("layout").addEventListener("change", () => { state.layout = at("layout").value; showPage(); });
+  at("plain").addEventListener("change", () => { state.plain = at("plain").checked; showPage(); showTarget(state.view); showAnswers(state.view); });
+  at("export").addEventListener("click", download);
+  at("differ").addEventListener("change", () => { state.answers = 0; showAnswers(state.view); });
+  at("answers-previous").addEventListener("click", () => turnAnswers(-1));
+  at("answers-next").addEventListener("click", () => turnAnswers(1));
+  window.addEventListener("hashchange", restore);
   at("query").addEventListener("input", refresh);
   at("groups").addEventListener("change", (event) => { state.group = Number(event.target.value); refresh(); });
   document.querySelector(".tools").addEventListener("submit", (event) => event.preventDefault());
@@ -236,6 +311,8 @@ function start() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", nameTheme);
   nameTheme();
   show();
+  state.address = address();
+  restore();
   // Searching is fast from the first letter: texts are prepared while the page is idle.
   let next = 0;
   const prepare = () => {
@@ -244,5 +321,3 @@ function start() {
   };
   setTimeout(prepare);
 }
-
-start();

@@ -1,4 +1,4 @@
-// The page, except its list of rows (list.js): all of it shows the selection named at its top.
+// Summary, charts, results, checks and the run: all of the page shows the selection named at its top.
 // A row is [source, id, tokens, truncated, leak, characters left out, [[role, text], ...]].
 
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
@@ -9,7 +9,7 @@ const SORTS = {
   best: "as selected, best first", "score down": "highest score", "score up": "lowest score",
   short: "shortest", long: "longest", source: "by source",
 };
-const state = { view: report.views[0], group: 0, page: 0 };
+const state = { view: report.views[0], group: 0, page: 0, answers: 0, layout: "list", open: null, plain: false };
 
 // Scores of a view, all with as many digits as its range asks for.
 function score(value) {
@@ -18,6 +18,8 @@ function score(value) {
   return minus(value.toFixed(Math.max(0, Math.min(8, 2 - Math.floor(Math.log10(range))))));
 }
 
+// `random-1` is `random` with another seed: results are by method.
+const baseOf = (method) => method.replace(/-\d+(?=@|$)/, "");
 const targetOf = (view) => report.targets.find((target) => target.name === view.target);
 const texts = [];
 
@@ -32,13 +34,6 @@ function searched(row) {
 
 const wanted = () => at("query").value.toLowerCase().split(/\s+/).filter(Boolean);
 
-// Text with the searched words marked.
-function marked(text, words) {
-  if (!words.length) return [text];
-  const pattern = words.map((word) => word.replace(/[.*+?^$()|{}[\]\\]/g, "\\$&")).join("|");
-  return text.split(new RegExp(`(${pattern})`, "giu")).map((part, place) => (place % 2 ? element("mark", {}, part) : part));
-}
-
 function snippet(turns, words) {
   const first = turns.find((turn) => turn[0] === "user") || turns[0] || ["", ""];
   for (const word of words) {
@@ -48,14 +43,6 @@ function snippet(turns, words) {
     }
   }
   return first[1].slice(0, 300);
-}
-
-function conversation(turns, more, words) {
-  const shown = turns.map(([role, text]) =>
-    element("div", { class: `turn ${role === "assistant" ? "assistant" : ""}` },
-      element("b", {}, role), element("div", { class: "text", dir: "auto", ...(text.length > 1500 ? { tabindex: "0" } : {}) }, ...marked(text, words))));
-  if (more) shown.push(element("p", { class: "small" }, `Cut here: ${whole.format(more)} more characters; a page holds the first ${whole.format(report.cut)} of a row.`));
-  return shown;
 }
 
 // --- the selection ------------------------------------------------------------------------------
@@ -86,7 +73,7 @@ function bestResult(view) {
   const { verdict } = foundOf(view);
   const metric = metrics.find((one) => verdict && one.metric === verdict.metric) || metrics.find((one) => !one.metric.endsWith("_loss")) || metrics[0];
   const of = (name) => metric && metric.methods.find((one) => one.method === name);
-  const found = of(view.method), other = (view.method !== "random" && of("random")) || of("base");
+  const found = of(baseOf(view.method)), other = (baseOf(view.method) !== "random" && of("random")) || of("base");
   return found ? [tile(metric.metric, fixed(found.mean), other ? `${other.method}: ${fixed(other.mean)}` : "after training")] : [];
 }
 
@@ -112,6 +99,13 @@ function bars(box, items) {
   }
 }
 
+function withoutRows(view) {
+  const bare = view.subtasks.filter(([, chosen]) => !chosen).map(([name]) => clipped(name));
+  if (!bare.length || report.turns) return "";
+  const which = bare.length > 3 ? `${bare.slice(0, 3).join(", ")} and ${bare.length - 3} more` : bare.join(", ");
+  return ` No row was selected for ${which}: with select.turns: subtasks each has its turn.`;
+}
+
 function showShares(view) {
   const counts = (one, other) => `${whole.format(one)} of ${whole.format(view.selected)} selected; ${whole.format(other)} of ${whole.format(view.scored)} in the pool`;
   const items = (rows) => rows
@@ -119,7 +113,7 @@ function showShares(view) {
     .sort((one, other) => other[1] - one[1] || other[2] - one[2]);
   bars(at("sources"), items(view.sources.map(([chosen, pool], place) => [report.sources[place], chosen, pool])));
   at("subtasks-hint").textContent = view.subtasks.length
-    ? "The subtask for which a row has its highest score: share of the selection, above that of the pool."
+    ? `The subtask for which a row has its highest score: share of the selection, above that of the pool.${withoutRows(view)}`
     : "This method does not use subtasks.";
   bars(at("subtasks"), items(view.subtasks));
 }
@@ -141,7 +135,7 @@ function showResults(view) {
   document.querySelector('nav a[href="#results"]').hidden = none;
   at("results-hint").textContent = !metrics.length ? "" : "After training on each method\u2019s selection. A dot is one trained model, the line the mean. In brackets: 95% interval of the difference to random, over questions and models.";
   at("metrics").replaceChildren(...metrics.map((metric) => element("div", { class: "card" })));
-  metrics.forEach((metric, place) => showMetric(at("metrics").children[place], metric, view.method));
+  metrics.forEach((metric, place) => showMetric(at("metrics").children[place], metric, baseOf(view.method)));
   showVerdict(view);
   showFindings(view, view.method.replace(/(-\d+)?(@.*)?$/, ""));
 }
@@ -211,7 +205,11 @@ function showChecks(view) {
     curve = element("div", { class: "chart" });
     cards.push(card("Warm-up", "Training loss by step.", curve));
   }
-  if (overlap.methods.length > 1) cards.push(card("Overlap of methods", "Shared rows, divided by the smaller selection.", matrix(overlap.methods, overlap.shares, percent)));
+  if (overlap.methods.length > 1) {
+    const shared = card("Overlap of methods", "Shared rows, divided by the smaller selection.", matrix(overlap.methods, overlap.shares, percent));
+    if (overlap.methods.length > 5) shared.classList.add("broad");
+    cards.push(shared);
+  }
   cards.push(passed.length
     ? card("Passed over", "Rows that would have been selected, by the rule that excluded them.", counted(passed))
     : card("Passed over", "No row was excluded by a rule (near duplicates, leaks, caps of sources)."));

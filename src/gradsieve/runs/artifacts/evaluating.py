@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,10 @@ class ResultsArtifact(StageArtifact):
         """Generated answers of one model on one target: TARGET/METHOD/seed-S."""
         return self.folder / f"{name}.samples.jsonl"
 
-    def samples(self, name: str) -> list[dict[str, Any]]:
-        """Prompt, references, answer and metrics of each question; empty if none was answered."""
+    def samples(self, name: str) -> Iterator[dict[str, Any]]:
+        """Prompt, references, answer and metrics of each question; none, if none was answered."""
         file = self.verified(self.samples_file(name))
-        return list(read_lines(file)) if file.is_file() else []
+        return read_lines(file) if file.is_file() else iter(())
 
     def is_complete(self, name: str, of: str) -> bool:
         """Whether the result is there, of this model and these questions, with its answers."""

@@ -1,8 +1,8 @@
-"""The command line: `run`, a command for each stage, `plan`, `explain`, `compare`, `store`, `demo`.
+"""The command line: `init`, `run`, each stage, `plan`, `explain`, `compare`, `store`, `demo`.
 
 Standard output carries the result, standard error the progress. Exit status 0: done; 1: failed;
 2: wrong usage or recipe; 128 and its number: stopped by a signal (130: Ctrl-C). Nothing heavy is
-imported before a command needs it. All text is printed by `_echo`, which replaces what a terminal
+imported before a command needs it. All text is printed by `echo`, which replaces what a terminal
 would obey.
 """
 
@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +19,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from gradsieve.cli.shared import Json, Quiet
+from gradsieve.cli.shared import echo as _echo
+from gradsieve.cli.signals import interruptible
+from gradsieve.cli.starter import EXAMPLE as INIT_EXAMPLE
+from gradsieve.cli.starter import init
+from gradsieve.cli.stores import store_app
 from gradsieve.errors import GradsieveError, UsageError
 from gradsieve.runs.folder import STAGE_NAMES, STAGES, RunFolder
 
@@ -31,7 +34,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        with _interruptible():
+        with interruptible():
             return super().invoke(ctx)
 
 
@@ -41,7 +44,6 @@ app = typer.Typer(
     help="Find the few percent of an instruction pool that teach a language model a chosen skill.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -60,18 +62,6 @@ def main() -> None:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-
-
-def _echo(result: Any, err: bool = False) -> None:
-    """Print text, or other data as JSON, without what a terminal would obey in names and rows."""
-    from gradsieve.console import clean_lines
-
-    if isinstance(result, str):
-        text = clean_lines(result)
-    else:
-        text = json.dumps(result, ensure_ascii=False)
-        text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
-    typer.echo(text, err=err)
 
 
 def _print_version(wanted: bool) -> None:
@@ -103,12 +93,10 @@ Set = Annotated[
         "--set", metavar="SECTION.KEY=VALUE", help="Override a key of the recipe; repeatable."
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print only warnings and the result.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command(
-    epilog="Example: gradsieve run recipes/llama2-7b.yaml --out runs/llama2 --set warmup.seed=1"
+    epilog="Example: gradsieve run llama2-7b.yaml --out runs/llama2-7b --set warmup.seed=1"
 )
 def run(
     recipe: RecipeFile,
@@ -162,7 +150,7 @@ def _features(
         _run(recipe, out, set_, "features", "features", quiet, as_json)
         return
     share = _share(shard_of)
-    with _interruptible(out):
+    with interruptible(out):
         from gradsieve.recipe.load import load_recipe
 
         checked = load_recipe(recipe, set_ or ())
@@ -171,6 +159,8 @@ def _features(
 
         _print_result(run_share(checked, out, share, Progress(quiet)), as_json)
 
+
+app.command("init", epilog=f"Example: {INIT_EXAMPLE}")(init)
 
 for _stage in STAGES:
     _command = _stage_command(_stage.name, _stage.summary)
@@ -181,7 +171,7 @@ for _stage in STAGES:
     )(_command)
 
 
-@app.command(epilog="Example: gradsieve plan recipes/llama2-7b.yaml --out runs/llama2 --gpu H100")
+@app.command(epilog="Example: gradsieve plan llama2-7b.yaml --out runs/llama2-7b --gpu H100")
 def plan(
     recipe: RecipeFile,
     out: Annotated[
@@ -292,86 +282,12 @@ def demo(out: Out = Path("runs/demo"), quiet: Quiet = False, as_json: Json = Fal
     from gradsieve.console import Progress
     from gradsieve.demo import main as run_demo
 
-    with _interruptible(out):
+    with interruptible(out):
         result = run_demo(out, Progress(quiet))
     _echo(asdict(result) if as_json else result.table())
 
 
-store_app = typer.Typer(
-    name="store",
-    help="Inspect, verify, convert or merge gradient datastores.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 app.add_typer(store_app)
-
-A_STORE = "runs/first/02-features/checkpoint-1/pool"
-
-StorePath = Annotated[
-    str, typer.Argument(metavar="STORE", help="A datastore's folder, or a URL of fsspec.")
-]
-
-
-@store_app.command(epilog=f"Example: gradsieve store inspect {A_STORE}")
-def inspect(store: StorePath, as_json: Json = False) -> None:
-    """Summarize a datastore without reading its features."""
-    from gradsieve.store import inspect as inspected
-
-    summary = inspected(store)
-    if as_json:
-        _echo(summary)
-        return
-    sources = ", ".join(f"{name} {count}" for name, count in summary["sources"].items())
-    state = "finished" if summary["finished"] else "unfinished"
-    _echo(
-        f"{summary['rows']} rows ({sources}), {summary['skipped']} skipped; {state}\n"
-        f"{summary['shards']} shards, {summary['bytes'] / 2**20:.1f} MiB, "
-        f"{summary['bits']} bits per value\n"
-        f"{json.dumps(summary['settings'], ensure_ascii=False, indent=1)}"
-    )
-
-
-@store_app.command(epilog=f"Example: gradsieve store verify {A_STORE}")
-def verify(store: StorePath, as_json: Json = False) -> None:
-    """Check each file's hash, row counts and values; exit status 1 if any is wrong."""
-    from gradsieve.store import open_store
-
-    problems = open_store(store).verify()
-    _echo(problems if as_json else "\n".join(problems or ["no problems"]))
-    if problems:
-        raise typer.Exit(1)
-
-
-@store_app.command(epilog=f"Example: gradsieve store convert {A_STORE} small --bits 4")
-def convert(
-    store: StorePath,
-    into: Annotated[str, typer.Argument(metavar="INTO", help="The new datastore.")],
-    bits: Annotated[int, typer.Option("--bits", metavar="BITS", help="16, 8, 4, 2 or 1.")],
-    quiet: Quiet = False,
-) -> None:
-    """Write a copy of a datastore with fewer bits."""
-    from gradsieve.console import Progress
-    from gradsieve.store import convert as converted
-    from gradsieve.store import open_store
-
-    with Progress(quiet).counting("convert", len(open_store(store)), "rows") as report:
-        converted(store, into, bits, report)
-
-
-@store_app.command(epilog="Example: gradsieve store merge part-1 part-2 --into all")
-def merge(
-    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Datastores.")],
-    into: Annotated[str, typer.Option("--into", metavar="INTO", help="The new datastore.")],
-    quiet: Quiet = False,
-) -> None:
-    """Merge datastores that have the same settings and no row in common."""
-    from gradsieve.console import Progress
-    from gradsieve.store import inspect as inspected
-    from gradsieve.store import merge as merged
-
-    shards = sum(inspected(store)["shards"] for store in stores)
-    with Progress(quiet).counting("merge", shards, "shards") as report:
-        merged(stores, into, report)
 
 
 def _run(
@@ -383,7 +299,7 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    with _interruptible(out):
+    with interruptible(out):
         from gradsieve.recipe.load import load_recipe
 
         checked = load_recipe(recipe, overrides or ())
@@ -396,47 +312,6 @@ def _run(
 
     if distributed.is_first():
         _print_result(done, as_json)
-
-
-STOPPING = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: signal.SIG_DFL,
-    signal.SIGUSR1: signal.SIG_DFL,
-}
-"""Signals that end a run, and their usual handlers: Ctrl-C, and the warnings of clusters."""
-
-
-@contextmanager
-def _interruptible(out: Path | None = None) -> Iterator[None]:
-    """A signal ends with the status that shells expect, and a line on what a run has kept.
-
-    A second one, while the first is still closing files and processes, ends at once: what is on
-    disk is complete at any moment.
-    """
-    kept = f"\nstopped. Finished stages, epochs and shards are kept in {out}: "
-    kept += "run the same command again to resume."
-
-    def stop(number: int, _: Any) -> None:
-        for one in STOPPING:
-            signal.signal(one, lambda number, _: os._exit(128 + number))
-        raise KeyboardInterrupt(*[signal.Signals(number).name] * (number != signal.SIGINT))
-
-    in_main = threading.current_thread() is threading.main_thread()
-    previous = {one: signal.getsignal(one) for one in STOPPING if in_main}
-    for one, handler in previous.items():
-        if handler == STOPPING[one]:
-            signal.signal(one, stop)
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        if out is not None:
-            _echo(kept, err=True)
-        number = signal.Signals[error.args[0]] if error.args else signal.SIGINT
-        raise typer.Exit(128 + number) from None
-    finally:
-        for one, handler in previous.items():
-            if signal.getsignal(one) is stop:
-                signal.signal(one, handler)
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -1,0 +1,23 @@
+"""Options that several commands have, and how they print."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only warnings and the result.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def echo(result: Any, err: bool = False) -> None:
+    """Print text, or other data as JSON, without what a terminal would obey in names and rows."""
+    from gradsieve.console import clean_lines
+
+    if isinstance(result, str):
+        text = clean_lines(result)
+    else:
+        text = json.dumps(result, ensure_ascii=False)
+        text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    typer.echo(text, err=err)

@@ -1,0 +1,55 @@
+"""Signals that end a command: with the status that shells expect, and a line on what was kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from gradsieve.cli.shared import echo
+
+STOPPING = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGUSR1: signal.SIG_DFL,
+}
+"""Signals that end a run, and their usual handlers: Ctrl-C, and the warnings of clusters."""
+
+
+@contextmanager
+def interruptible(out: Path | None = None) -> Iterator[None]:
+    """A signal ends with the status that shells expect, and a line on what a run has kept.
+
+    A second one, while the first is still closing files and processes, ends at once: what is on
+    disk is complete at any moment.
+    """
+    kept = f"\nstopped. Finished stages, epochs and shards are kept in {out}: "
+    kept += "run the same command again to resume."
+
+    def stop(number: int, _: Any) -> None:
+        for one in STOPPING:
+            signal.signal(one, lambda number, _: os._exit(128 + number))
+        raise KeyboardInterrupt(*[signal.Signals(number).name] * (number != signal.SIGINT))
+
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = {one: signal.getsignal(one) for one in STOPPING if in_main}
+    for one, handler in previous.items():
+        if handler == STOPPING[one]:
+            signal.signal(one, stop)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if out is not None:
+            echo(kept, err=True)
+        number = signal.Signals[error.args[0]] if error.args else signal.SIGINT
+        raise typer.Exit(128 + number) from None
+    finally:
+        for one, handler in previous.items():
+            if signal.getsignal(one) is stop:
+                signal.signal(one, handler)

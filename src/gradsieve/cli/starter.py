@@ -1,0 +1,62 @@
+"""`gradsieve init`: a recipe to start from."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradsieve.cli.shared import echo
+from gradsieve.errors import UsageError
+
+EXAMPLE = "gradsieve init --model Qwen/Qwen3-0.6B --pool a.jsonl --target t.jsonl"
+
+
+def init(
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="M", help="A folder or a hub id.")
+    ] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option("--pool", metavar="FILE", help="A source of candidate rows; repeatable."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="FILE", help="Examples of the skill.")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option("--test", metavar="FILE", help="Held-out examples, to evaluate.")
+    ] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="NAME", help="Copy a ready recipe instead.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the ready recipes.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Default: recipe.yaml; with --from NAME.yaml."),
+    ] = None,
+) -> None:
+    """Write a recipe to start from; what no option gives is asked."""
+    from gradsieve.recipe import starter
+
+    if list_:
+        names = starter.ready_recipes()
+        echo("\n".join(f"{name:{max(map(len, names))}}  {what}" for name, what in names.items()))
+        return
+    if from_ is not None:
+        files = starter.copy_ready(from_, out or Path(f"{from_}.yaml"))
+    else:
+        out = out or Path("recipe.yaml")
+        model = _answer(model, "--model", "Model: a folder, or a hub id")
+        pool = pool or _answer(None, "--pool", "Pool: files of candidate rows, with spaces").split()
+        target = _answer(target, "--target", "Target: a file with examples of the skill")
+        files = [starter.write_recipe(starter.starter(model, pool, target, test, str(out)), out)]
+    echo(f"{', '.join(map(str, files))} written. Next: gradsieve plan {files[0]}")
+
+
+def _answer(given: str | None, option: str, question: str) -> str:
+    if given is None and not sys.stdin.isatty():
+        todo = f"Give {option}, or a ready recipe's name: --from NAME (--list shows them)."
+        raise UsageError("A recipe needs a model, a pool and a target.", option, todo)
+    return given or str(typer.prompt(question, err=True))

@@ -1,0 +1,68 @@
+"""Answers to held-out questions, side by side by model.
+
+In: the samples of the evaluate stage, of each method the first seed's. Out: for each target some of
+its questions, with references, answers and what each answer scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradsieve.methods import split_seed
+from gradsieve.report.texts import turns
+from gradsieve.runs.context import Context
+
+QUESTIONS = 100
+"""Questions of a target on the page, at equal distances: what a person may read."""
+
+ANSWER = 600
+"""Characters of an answer on the page; the rest is counted."""
+
+
+def answers(context: Context, target: str, methods: Collection[str]) -> dict[str, Any] | None:
+    """The answers of a target's models; None if no question was answered.
+
+    Args:
+        context: The run, with finished results.
+        target: The target's name.
+        methods: Those whose results are current.
+    """
+    results, test = context.artifacts.results, context.test_sets.get(target)
+    names: dict[str, str] = {}
+    for row in results.rows():
+        method = split_seed(row["method"])[0]
+        if row["target"] == target and method in methods:
+            names.setdefault(method, results.name(row))
+    names = {method: name for method, name in names.items() if results.samples_file(name).is_file()}
+    if test is None or not names:
+        return None
+    count = len(test.questions)
+    places = np.linspace(0, count - 1, min(count, QUESTIONS)).round().astype(int).tolist()
+    samples = [
+        [one for place, one in enumerate(results.samples(name)) if place in {*places}]
+        for name in names.values()
+    ]
+    metric = next((name for name in test.metrics if _differs(samples, name)), test.metrics[0])
+    questions = []
+    for place, *found in zip(places, *samples, strict=True):
+        example = test.questions[place].example
+        kept, more = turns(example.messages[:-1])
+        references = [text[:ANSWER] for text in test.questions[place].answers]
+        shown = [_shown(sample, metric) for sample in found]
+        questions.append([example.id, example.subtask, more, kept, references, shown])
+    return {"models": list(names), "metric": metric, "of": count, "questions": questions}
+
+
+def _differs(samples: Sequence[Sequence[Mapping[str, Any]]], metric: str) -> bool:
+    """Whether a metric is not the same for all answers."""
+    return len({sample[metric] for of_model in samples for sample in of_model}) > 1
+
+
+def _shown(sample: Mapping[str, Any], metric: str) -> list[Any]:
+    """[score, characters left out, text, final answer; null if it is all of the text]."""
+    text, final = sample["answer"], sample["final"]
+    own = None if final == text.strip() else final[:ANSWER]
+    return [sample[metric], max(0, len(text) - ANSWER), text[:ANSWER], own]

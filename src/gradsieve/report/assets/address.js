@@ -1,0 +1,52 @@
+// What is shown is in the address, so that it can be sent as a link: target, method, filters, page, open row.
+
+const GROUPS = () => ["all", ...report.groups];
+
+function address() {
+  const { view, group, page, layout, open } = state, { value: query } = at("query");
+  const source = report.sources[Number(at("source").value)], subtask = view.subtasks[Number(at("subtask").value)];
+  const found = {
+    target: view.target, method: view.method, group: GROUPS()[group + 1], q: query, source: source || "", subtask: subtask ? subtask[0] : "",
+    sort: at("sort").value, layout, page: page ? page + 1 : "", row: open ? open[1] : "", from: open ? open[0] : "",
+  };
+  return new URLSearchParams(Object.entries(found).filter(([, value]) => value !== "")).toString();
+}
+
+let saving;
+function save() {
+  clearTimeout(saving);
+  saving = setTimeout(() => {
+    const now = address();
+    if (now !== state.address) history.replaceState(null, "", `#${now}`);
+    state.address = now;
+  }, 200);
+}
+
+function choose(id, value) {
+  if ([...at(id).options].some((option) => option.value === value)) at(id).value = value;
+}
+
+// Show what an address names; names that the page lacks are passed over.
+function restore() {
+  const given = new URLSearchParams(location.hash.slice(1)), of = (key) => given.get(key) || "";
+  if (!given.has("target")) return;
+  choose("target", of("target"));
+  choose("method", of("method"));
+  choose("sort", of("sort") || "best");
+  at("query").value = of("q");
+  state.group = GROUPS().indexOf(of("group") || "selected") - 1;
+  at("layout").value = state.layout = of("layout") === "methods" ? "methods" : "list";
+  state.open = given.has("row") ? [of("from"), of("row")] : null;
+  const { open } = state;
+  show();
+  choose("source", String(report.sources.indexOf(of("source"))));
+  choose("subtask", String(state.view.subtasks.findIndex(([name]) => name === of("subtask"))));
+  refresh();
+  state.open = open;
+  const place = open ? state.found.findIndex(isOpen) : -1;
+  state.page = place >= 0 ? Math.floor(place / PAGE) : Math.max(0, Math.min(Number(of("page") || 1), Math.ceil(state.found.length / PAGE)) - 1);
+  showPage();
+  if (place >= 0) at("rows").children[place % PAGE].scrollIntoView({ block: "center" });
+}
+
+start();

@@ -1,0 +1,98 @@
+"""A map of the pool by its stored features: rows with similar updates are close to each other.
+
+In: the datastore at the last checkpoint. Out: a point for each row of a sample, half of it selected
+rows if there are as many. The axes are the sample's first two principal components. Rejected: t-SNE
+and UMAP, whose distances change with a seed, and all rows, which would fill page and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsieve.runs.context import Context
+from gradsieve.store import open_store
+
+POINTS = 1500
+"""Rows on the map, at most: the axes take seconds, and points can still be distinguished."""
+
+VALUES = 1 << 26
+"""Values of features read, at most: a quarter of a GiB. Fewer rows if each has more dimensions."""
+
+Chosen = Mapping[str, NDArray[np.int64]]
+"""Numbers in the pool of the selected rows, by method."""
+
+
+def feature_map(context: Context, chosen: Mapping[str, Chosen]) -> dict[str, Any] | None:
+    """The map; None if there is no datastore, or too few rows.
+
+    Args:
+        context: The run, with finished features.
+        chosen: The selections by target.
+    """
+    stores = context.artifacts.features.last_stores()
+    if not stores:
+        return None
+    store, pool = open_store(stores[0]), context.pool
+    selections = [numbers for methods in chosen.values() for numbers in methods.values()]
+    dimensions = store.read(np.arange(1)).shape[1] if len(store) else 1
+    numbers = _sample(pool.usable, np.concatenate(selections), min(POINTS, VALUES // dimensions))
+    positions = store.positions(pool.store_keys(numbers))
+    numbers, positions = numbers[positions >= 0], positions[positions >= 0]
+    if len(numbers) < 3:
+        return None
+    places, share = principal_axes(store.read(positions))
+    keys = pool.take(numbers, ["source", "id"]).to_pylist()
+    sources = sorted(pool.sources)
+    return {
+        "points": [
+            [sources.index(key["source"]), key["id"], *place]
+            for key, place in zip(keys, places.round(3).tolist(), strict=True)
+        ],
+        "selected": {
+            target: {
+                method: np.flatnonzero(np.isin(numbers, rows)).tolist()
+                for method, rows in methods.items()
+            }
+            for target, methods in chosen.items()
+        },
+        "share": round(share, 4),
+        "rows": len(pool.usable),
+    }
+
+
+def _sample(usable: NDArray[np.int64], selected: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Numbers of rows, in their order by (source, id): up to half of them selected, others random.
+
+    Args:
+        usable: Numbers by (source, id), which don't depend on the order of lines.
+        selected: Numbers of rows that are selected by some method.
+        most: Rows.
+    """
+    random = np.random.default_rng(0)
+    is_selected = np.isin(usable, selected)
+    places = np.flatnonzero(is_selected)
+    places = random.choice(places, min(len(places), most // 2), replace=False)
+    others = np.flatnonzero(~is_selected)
+    others = random.choice(others, min(len(others), most - len(places)), replace=False)
+    return np.asarray(usable[np.sort(np.concatenate([places, others]))])
+
+
+def principal_axes(features: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
+    """Places [n, 2] within -1 and 1 on the two axes of most variance; these axes' share of it.
+
+    Args:
+        features: Rows of any length [n, d]; their directions count.
+    """
+    rows = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-30)
+    rows -= rows.mean(axis=0)
+    values, vectors = np.linalg.eigh((rows @ rows.T).astype(np.float64))
+    top = np.maximum(values[-2:][::-1], 0)
+    places = vectors[:, -2:][:, ::-1] * np.sqrt(top)
+    largest = places[np.abs(places).argmax(axis=0), [0, 1]]
+    places *= np.where(largest < 0, -1, 1)  # an axis has no sign of its own
+    size, total = float(np.abs(places).max()), float(values.sum())
+    return places / max(size, 1e-30), float(top.sum()) / max(total, 1e-30)
