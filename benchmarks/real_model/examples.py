@@ -25,10 +25,7 @@ def share(one: Pass, target: str, count: int, rng: np.random.Generator) -> float
     columns, subtasks = one.columns(target)
     of = np.array(subtasks)
     chosen = np.concatenate(
-        [
-            rng.permutation(np.flatnonzero(of == name))[:count]
-            for name in sorted(set(subtasks))
-        ]
+        [rng.permutation(np.flatnonzero(of == name))[:count] for name in sorted(set(subtasks))]
     )
     names = sorted(set(of[chosen]))
     gradients = one.targets["gradients"][np.array(columns)[chosen]].numpy()

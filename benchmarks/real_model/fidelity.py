@@ -1,6 +1,6 @@
 """Error of sketched scores against exact ones: plain and balanced, by dimensions and bits.
 
-    python benchmarks/real_model/fidelity.py --passes runs/real_model/W20-4 ... --out benchmarks/real_model
+python benchmarks/real_model/fidelity.py --passes runs/real_model/W20-4 ... --out benchmarks/real_model
 """
 
 from __future__ import annotations
@@ -56,12 +56,16 @@ def main() -> None:
     lines = []
     for name, part in result.items():
         lines += [f"## {name}: {part['rows']} rows, means over {', '.join(TARGETS)}", ""]
-        lines += ["| projection | bits | error | spread of true cosines | Spearman | recall of the top 5% |"]
+        lines += [
+            "| projection | bits | error | spread of true cosines | Spearman | recall of the top 5% |"
+        ]
         lines += ["|" + " --- |" * 6]
         seen = dict.fromkeys((row["projection"], row["bits"]) for row in part["table"])
         for key, bits in seen:
             own = [r for r in part["table"] if (r["projection"], r["bits"]) == (key, bits)]
-            mean = {k: np.mean([r[k] for r in own]) for k in ("error", "spread", "spearman", "recall")}
+            mean = {
+                k: np.mean([r[k] for r in own]) for k in ("error", "spread", "spearman", "recall")
+            }
             lines.append(
                 f"| {key} | {bits} | {mean['error']:.4f} | {mean['spread']:.4f} | "
                 f"{mean['spearman']:.3f} | {mean['recall']:.0%} |"

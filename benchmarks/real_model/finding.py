@@ -1,6 +1,6 @@
 """Planted rows among the best 5%, by reading of Adam, way over subtasks, and sketch.
 
-    python benchmarks/real_model/finding.py --passes runs/real_model/W20-4 ... --out benchmarks/real_model
+python benchmarks/real_model/finding.py --passes runs/real_model/W20-4 ... --out benchmarks/real_model
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ WAYS = ("max", "mean", "standardized_max")
 def found(sources: np.ndarray, selected: np.ndarray, target: str) -> dict[str, float]:
     """Share of each kind of planted row that is selected, and of all of them over chance."""
     kinds = PLANTED[target]
-    shares = {kind: float((sources[selected] == kind).sum() / (sources == kind).sum()) for kind in kinds}
+    shares = {
+        kind: float((sources[selected] == kind).sum() / (sources == kind).sum()) for kind in kinds
+    }
     among = float(np.isin(sources[selected], kinds).mean() / np.isin(sources, kinds).mean())
     return {**shares, "times chance": among}
 
@@ -38,7 +40,14 @@ def measure(one: Pass, baselines: Path | None) -> list[dict]:
         for what, by_subtask in columns.items():
             for way in WAYS:
                 selected = top(across(by_subtask, way))
-                rows.append({"target": target, "scores": what, "way": way, **found(one.sources, selected, target)})
+                rows.append(
+                    {
+                        "target": target,
+                        "scores": what,
+                        "way": way,
+                        **found(one.sources, selected, target),
+                    }
+                )
             rows.append(
                 {"target": target, "scores": what, "way": "turns of subtasks"}
                 | found(one.sources, in_turns(by_subtask), target)
@@ -92,7 +101,10 @@ def main() -> None:
     (arguments.out / "finding.json").write_text(json.dumps(result, indent=1) + "\n")
     lines = []
     for name, part in result.items():
-        lines += [f"## {name}: {part['rows']} of {part['of']} rows, step {part['step']}, top {SHARE:.0%}", ""]
+        lines += [
+            f"## {name}: {part['rows']} of {part['of']} rows, step {part['step']}, top {SHARE:.0%}",
+            "",
+        ]
         for target in PLANTED:
             own = [row for row in part["table"] if row["target"] == target]
             keys = [key for key in own[0] if key not in ("target", "scores", "way")]

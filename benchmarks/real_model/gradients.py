@@ -188,9 +188,7 @@ def main() -> None:
         "tokens": int(pool.lengths[numbers].sum()),
         "lengths": pool.lengths[numbers].tolist(),
         "labels": pool.n_label_tokens[numbers].tolist(),
-        "below_eps": float(
-            np.mean([float((v < at.eps).float().mean()) for v in at.v.values()])
-        ),
+        "below_eps": float(np.mean([float((v < at.eps).float().mean()) for v in at.v.values()])),
     }
     (out / "facts.json").write_text(json.dumps(facts))
     order = numbers[np.argsort(pool.lengths[numbers], kind="stable")]

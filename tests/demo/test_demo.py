@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 import world
 from gradsieve import demo
-from gradsieve.recipe.load import load_recipe
+from gradsieve.recipe.load import check_recipe, load_recipe
 
 
 @pytest.mark.slow
@@ -18,8 +19,17 @@ def test_the_selection_finds_the_skill(tmp_path: Path) -> None:
     assert result.of_skill > 3 * result.of_twin
     assert result.loss["less"] < result.loss["bm25"] < result.loss["base"]
     assert result.loss["less"] < result.loss["random"]
-    assert result.accuracy["full"] > result.accuracy["less"] > result.accuracy["random"]
-    assert "Target skill: reverse" in result.table()
+    assert result.loss["less"] < result.loss["full"]  # with as many steps
+    assert result.accuracy["less"] > result.accuracy["random"]
+    assert "5% by LESS taught the skill best" in result.table()
+
+
+def test_what_is_not_installed_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    recipe = check_recipe(yaml.safe_load(demo.recipe_text(tmp_path)))
+    assert recipe.score.methods == ["less", "random", "full"]
+    assert recipe.evaluate is not None
+    assert recipe.evaluate.metrics == ["held_out_loss"]
 
 
 def test_the_truth_is_hidden_from_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
