@@ -1,6 +1,6 @@
 """How many target examples are enough: relevant rows among the best 5%, by examples a subtask.
 
-    python benchmarks/real_model/examples.py --passes runs/real_model/W20-4 ... --out benchmarks/real_model
+    python benchmarks/real_model/examples.py --passes PASS ... --out benchmarks/real_model
 
 Rows of a target's own kind are: planted MMLU questions for MMLU, GSM8K's training rows for GSM8K,
 GPTeacher's code for code. Exact cosines of the default reading; subsets of the examples at random.

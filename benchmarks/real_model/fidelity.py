@@ -1,6 +1,6 @@
 """Error of sketched scores against exact ones: plain and balanced, by dimensions and bits.
 
-python benchmarks/real_model/fidelity.py --passes runs/real_model/W20-4 ... --out benchmarks/real_model
+python benchmarks/real_model/fidelity.py --passes PASS ... --out benchmarks/real_model
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from gradients import PROJECTIONS, name_of
 from measured import Pass, across, top
 from scipy.stats import spearmanr
+
+from gradients import PROJECTIONS, name_of
 
 TARGETS = ("tydiqa", "mmlu", "bbh", "gsm8k", "code")
 
@@ -57,7 +58,7 @@ def main() -> None:
     for name, part in result.items():
         lines += [f"## {name}: {part['rows']} rows, means over {', '.join(TARGETS)}", ""]
         lines += [
-            "| projection | bits | error | spread of true cosines | Spearman | recall of the top 5% |"
+            "| projection | bits | error | spread of cosines | Spearman | recall of the top 5% |"
         ]
         lines += ["|" + " --- |" * 6]
         seen = dict.fromkeys((row["projection"], row["bits"]) for row in part["table"])

@@ -1,6 +1,6 @@
 """Planted rows among the best 5%, by reading of Adam, way over subtasks, and sketch.
 
-python benchmarks/real_model/finding.py --passes runs/real_model/W20-4 ... --out benchmarks/real_model
+python benchmarks/real_model/finding.py --passes PASS ... --out benchmarks/real_model
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from gradients import PROJECTIONS, READINGS, name_of
 from measured import SHARE, Pass, across, fused, in_turns, top
+
+from gradients import PROJECTIONS, READINGS, name_of
 
 PLANTED = {
     "tydiqa": ("planted_english", "planted_swahili", "planted_korean"),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor
 from gradsieve.data.batching import collate, fill_batch
 from gradsieve.gradients import adam
 from gradsieve.gradients.per_example import lora_layers, per_example_pass, without_mask
-from gradsieve.gradients.projection import Projection
+from gradsieve.gradients.projection import Accumulator, Projection
 from gradsieve.models.checkpoints import load_moments
 from gradsieve.models.load import load_adapter
 from gradsieve.recipe.load import load_recipe
@@ -45,6 +44,8 @@ PROJECTIONS = [
 ]
 SHARD, TOKENS = 64, 1536
 
+Parts = dict[str, Accumulator]
+
 
 def name_of(reading: str, balanced: bool, dim: int) -> str:
     """The key of a projection in the files."""
@@ -64,6 +65,11 @@ class Checkpoint:
         }
         self.projections = {dim: Projection("sketch", dim) for dim in {p[2] for p in PROJECTIONS}}
         self.sizes = {n: layer.weight.numel() for n, layer in lora_layers(self.model).items()}
+
+    def accumulators(self, batch: int) -> Parts:
+        """A sum of a batch's sketches for each projection."""
+        cpu = torch.device("cpu")
+        return {name_of(*p): self.projections[p[2]].accumulator(batch, cpu) for p in PROJECTIONS}
 
     def scale(self, reading: str, name: str) -> Tensor:
         return self.scales["official" if "official" in reading else "torch"][name]
@@ -90,21 +96,23 @@ def batches(encoded):
 def target_pass(at: Checkpoint, encoded) -> dict[str, np.ndarray]:
     """Target examples: full gradients [k, P], and their projections."""
     gradients = torch.zeros(len(encoded), sum(at.sizes.values()))
-    starts = dict(zip(sorted(at.sizes), np.cumsum([0, *(at.sizes[n] for n in sorted(at.sizes))])))
+    names = sorted(at.sizes)
+    starts = dict(zip(names, np.cumsum([0, *(at.sizes[n] for n in names[:-1])]), strict=True))
     rows = {name_of(*p): torch.zeros(len(encoded), p[2]) for p in PROJECTIONS}
     for batch, tensors in batches(encoded):
+        part = at.accumulators(len(batch))
 
-        def take(name: str, g: Tensor) -> None:
+        def take(name: str, g: Tensor, batch: list[int] = batch, part: Parts = part) -> None:
             start = starts[name]
             gradients[batch, start : start + at.sizes[name]] = g.flatten(1)
             for reading, balanced, dim in PROJECTIONS:
-                piece = g / at.scale(reading, name) if balanced else g.clone()
-                part = torch.zeros(len(batch), dim)
-                at.projections[dim].add_sketch_(part, name, piece.flatten(1))
-                rows[name_of(reading, balanced, dim)][batch] += part
+                piece = g / at.scale(reading, name) if balanced else g
+                part[name_of(reading, balanced, dim)].add(name, piece)
 
         with per_example_pass(at.model, take) as losses:
             losses(without_mask(tensors)).sum().backward()
+        for key, sums in part.items():
+            rows[key][batch] = sums.result()
     return {"gradients": gradients, **rows}
 
 
@@ -116,28 +124,24 @@ def pool_pass(at: Checkpoint, encoded, directions: dict[str, Tensor]) -> dict[st
     rows = {name_of(*p): torch.zeros(n, p[2]) for p in PROJECTIONS}
     found = torch.zeros(n)
     for batch, tensors in batches(encoded):
-        part = {key: torch.zeros(len(batch), value.shape[1]) for key, value in rows.items()}
+        part = at.accumulators(len(batch))
 
-        def take(name: str, g: Tensor) -> None:
+        def take(name: str, g: Tensor, batch: list[int] = batch, part: Parts = part) -> None:
             for reading in READINGS:
                 update = at.update(reading, name, g).flatten(1)
                 out[f"products-{reading}"][batch] += update @ directions[name].T
                 squares[reading][batch] += update.double().square().sum(1)
                 for own, balanced, dim in PROJECTIONS:
                     if own == reading:
-                        piece = update.clone()
-                        if balanced:
-                            piece *= at.scale(reading, name).flatten()
-                        at.projections[dim].add_sketch_(
-                            part[name_of(own, balanced, dim)], name, piece
-                        )
+                        scale = at.scale(reading, name).flatten() if balanced else 1.0
+                        part[name_of(own, balanced, dim)].add(name, update * scale)
 
         with per_example_pass(at.model, take) as losses:
             loss = losses(without_mask(tensors))
             loss.sum().backward()
         found[batch] = loss.detach().float()
-        for key, value in part.items():
-            rows[key][batch] = value
+        for key, sums in part.items():
+            rows[key][batch] = sums.result()
     for key, value in rows.items():
         lengths = value.norm(dim=1)
         out[f"length-{key}"] = lengths
@@ -149,7 +153,7 @@ def pool_pass(at: Checkpoint, encoded, directions: dict[str, Tensor]) -> dict[st
 def save(file: Path, arrays: dict[str, np.ndarray]) -> None:
     temporary = file.with_suffix(".tmp.npz")
     np.savez(temporary, **arrays)
-    os.replace(temporary, file)
+    temporary.replace(file)
 
 
 def main() -> None:
@@ -171,7 +175,7 @@ def main() -> None:
     if not (out / "targets.pt").exists():
         made = target_pass(at, [encoded for *_, encoded in examples])
         torch.save(made, out / "targets.tmp")
-        os.replace(out / "targets.tmp", out / "targets.pt")
+        (out / "targets.tmp").replace(out / "targets.pt")
     gradients = torch.load(out / "targets.pt", weights_only=True)["gradients"]
     names = sorted(at.sizes)
     split = gradients.split([at.sizes[n] for n in names], dim=1)

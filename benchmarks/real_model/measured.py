@@ -32,7 +32,7 @@ class Pass:
     def shards(self) -> list[Path]:
         return sorted(self.folder.glob("shard-?????.npz"))
 
-    @lru_cache(maxsize=4)
+    @lru_cache(maxsize=4)  # noqa: B019 - lives as long as the program
     def array(self, name: str) -> np.ndarray:
         return np.concatenate([np.load(file)[name] for file in self.shards])
 

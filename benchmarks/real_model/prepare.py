@@ -1,11 +1,12 @@
 """The pool, targets and recipe of the measurements on a real pretrained model.
 
-    python benchmarks/real_model/prepare.py --data ../shared/data --model SMOLLM2 --out runs/real_model
+    python benchmarks/real_model/prepare.py --data ../shared/data --model SMOLLM2 --out OUT
 
-The pool is 3,000 rows drawn at random from eleven public sources, and 240 needles: TyDiQA's training
-rows in English, Swahili and Korean (40 each) and MMLU's validation questions (120). Targets: TyDiQA,
-MMLU and BBH in the paper's layout, and eight examples each of GSM8K and of GPTeacher's code, the rest
-of whose held-out rows is for evaluation. Writes `pool/`, `targets/` and `recipe.yaml`.
+The pool is 3,000 rows drawn at random from eleven public sources, and 240 needles: TyDiQA's
+training rows in English, Swahili and Korean (40 each) and MMLU's validation questions (120).
+Targets: TyDiQA, MMLU and BBH in the paper's layout, and eight examples each of GSM8K and of
+GPTeacher's code, the rest of whose held-out rows is for evaluation. Writes `pool/`, `targets/` and
+`recipe.yaml`. The warm-ups: `gradsieve run OUT/recipe.yaml --out OUT/W20 --until warmup`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import os
 # times slower on a machine that is busy with something else.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from gradsieve.cli import main  # noqa: E402
+from gradsieve.cli import main
 
 __all__ = ["main"]
 
