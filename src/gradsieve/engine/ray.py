@@ -102,7 +102,7 @@ class RayEngine(Engine):
             # By default Ray's workers give way to every other process: niceness 15.
             own = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
             self._ray.init(
-                address=address,
+                address=address or "local",  # never another run's cluster on this machine
                 log_to_driver=False,
                 configure_logging=False,
                 **({} if address else own),
