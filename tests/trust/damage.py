@@ -96,7 +96,9 @@ def try_damage(
     ended = run_child(recipe, copy, work / "child", first=stage, last=stage)
     if "Traceback" in ended.said or ended.status not in (0, 1, 2):
         return Outcome("silent", f"status {ended.status}: {ended.said[-600:]}")
-    says = name in ended.said or (way == "delete" and str(Path(name).parent) in ended.said)
+    # Without the right meta.json it is the stage, or the files that meta.json lists, that is named.
+    is_meta = Path(name).name == "meta.json"
+    says = name in ended.said or (is_meta and str(Path(name).parent) in ended.said)
     wanted, there = world.results(RunFolder(whole)), world.results(RunFolder(copy))
     differing = [one for one in wanted if there.get(one) != wanted[one]]
     if ended.status == 0 and not differing and _is_sound(copy):
