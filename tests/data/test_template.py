@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gradsieve.data.examples import Example, Message
-from gradsieve.data.readers import read_source
 from gradsieve.data.rendering import TULU
+from gradsieve.data.sources import read_source
 from gradsieve.data.template import ChatTemplate, Refusal
 from gradsieve.errors import DataError, ModelError
 

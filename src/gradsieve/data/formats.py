@@ -93,6 +93,32 @@ def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversati
     raise BadRow(f"expected {KNOWN}; found the keys {', '.join(map(str, row)) or '(none)'}")
 
 
+def renamed(row: Any, columns: Mapping[str, str]) -> Any:
+    """A row with a format's own keys, where the row has others.
+
+    Keys of formats that `columns` names no field of are left out: they are another text.
+
+    Args:
+        row: As read.
+        columns: The row's key for each field that has another name.
+
+    Raises:
+        BadRow: If the row lacks such a key.
+    """
+    if not isinstance(row, Mapping):
+        return row
+    needed = [keys for keys, _ in _FORMATS if not columns.keys().isdisjoint(keys)]
+    others = {key for keys, _ in _FORMATS if needed and keys not in needed for key in keys}
+    for name, key in columns.items():
+        if key not in row and any(name in keys for keys in needed):
+            keys = ", ".join(row) or "(none)"
+            raise BadRow(
+                f"there is no {key}, which columns names for {name}; found the keys {keys}"
+            )
+    kept = {key: value for key, value in row.items() if key not in others}
+    return kept | {name: row[key] for name, key in columns.items() if key in row}
+
+
 # --- formats ------------------------------------------------------------------------------------
 
 

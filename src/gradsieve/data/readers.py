@@ -1,8 +1,7 @@
-"""Reading a source of examples: JSONL, JSON, Parquet, a saved `datasets` folder, or a hub name.
+"""The rows of a file, folder or hub data set: JSONL, JSON, Parquet, saved `datasets` folders.
 
-In: a path or name, or rows that are in memory. Out: examples with stable ids, the rows as they came
-in (as JSON values, see `values`), and the rows that could not be read, each with its place and
-reason. All bad rows are found before the first is reported.
+In: a path or name. Out: numbered rows, in a stream: the bytes of a line of JSON, or a Python value;
+a `BadRow` where there is none.
 
 Rejected: `datasets`' own JSON reader (it gives every row the same columns, so rows don't come back
 as they came in, and it doesn't name the line of a bad row).
@@ -12,24 +11,20 @@ from __future__ import annotations
 
 import difflib
 import gzip
-import hashlib
 import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.features.features import _visit
 
-from gradsieve.data.examples import Example
-from gradsieve.data.formats import BadRow, Supervise, conversation_of, kind_of
-from gradsieve.data.ids import Ids
-from gradsieve.data.values import LeftOut, json_row
+from gradsieve.data.formats import BadRow, kind_of
 from gradsieve.errors import DataError
 
 IN_MEMORY = "(in memory)"
@@ -41,184 +36,35 @@ ROWS_AT_ONCE = 1000
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 """Ends of the names of files with one JSON object a line."""
 
-LISTED_AT_ONCE = 10
-"""Bad rows that a message lists; the others are counted."""
+Rows = Iterator[tuple[int, Any]]
+"""The line of a file of JSON lines and its bytes, or the number and value of a row; from 1."""
 
 
-class Rejected(NamedTuple):
-    """A row that could not be read.
-
-    Attributes:
-        where: File and line, or file and row.
-        reason: What is wrong with it.
-    """
-
-    where: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What was read.
-
-    Attributes:
-        name: As the recipe has it.
-        examples: In the order they came.
-        bad_rows: Rows left out (`on_bad_row="skip"`).
-        fingerprint: SHA-256 of the rows, whatever their order, path and format.
-        warnings: What the user should know of how it was read, a line each.
-    """
-
-    name: str
-    examples: tuple[Example, ...]
-    bad_rows: tuple[Rejected, ...]
-    fingerprint: str
-    warnings: tuple[str, ...] = ()
-
-
-def read_source(
-    name: str,
-    path: str | Iterable[Any],
-    *,
-    on_bad_row: Literal["fail", "skip"] = "fail",
-    split: str = "train",
-    revision: str | None = None,
-    supervise: Supervise = "completion",
-) -> Source:
-    """Read a source of examples.
-
-    Args:
-        name: Becomes the examples' `source`.
-        path: A .jsonl (or .jsonl.gz, .jsonl.zst), .json or .parquet file, a folder written by
-            `Dataset.save_to_disk`, or a data set that `datasets.load_dataset` knows; or rows.
-        on_bad_row: Stop at rows that can't be read, or leave them out.
-        split: Of a saved data set with splits, or of one on the hub.
-        revision: Of a data set on the hub.
-        supervise: What is supervised of a prompt/completion row.
+def rows_of(path: str | Iterable[Any], split: str = "train", revision: str | None = None) -> Rows:
+    """All rows of a file, folder or hub data set, or of those in memory, in a stream.
 
     Raises:
-        DataError: If the file can't be read, or has bad rows and `on_bad_row` is "fail".
+        DataError: If it can't be read.
     """
-    examples: list[Example] = []
-    bad: list[Rejected] = []
-    ids, left_out = Ids(), LeftOut()
-    place = place_of(name, path)
-    rows = rows_of(path, split, revision) if isinstance(path, str) else _given_rows(place, path)
-    for where, row in rows:
-        try:
-            examples.append(example_of(name, where, row, ids, left_out, supervise))
-        except BadRow as error:
-            bad.append(Rejected(where, str(error)))
-    if bad and on_bad_row == "fail":
-        raise bad_rows_error(place, bad[:LISTED_AT_ONCE], len(bad), len(bad) + len(examples))
-    if not examples:
-        raise no_row_error(place, len(bad))
-    warnings = left_out.warnings()
-    return Source(name, tuple(examples), tuple(bad), _fingerprint(examples), warnings)
-
-
-def example_of(
-    source: str, where: str, row: Any, ids: Ids, left_out: LeftOut, supervise: Supervise
-) -> Example:
-    """The example that a row is.
-
-    Args:
-        source: Name of the row's source.
-        where: File and line, or file and row.
-        row: As a reader gives it.
-        ids: Those of the source so far; the row's is added.
-        left_out: The source's columns that JSON cannot hold; the row's are added.
-        supervise: What is supervised of a prompt/completion row.
-
-    Raises:
-        BadRow: If it holds no usable conversation, or its id is taken.
-    """
-    kept, lost = json_row(row)
-    conversation = conversation_of(kept, supervise)
-    id = ids.of(kept, where)
-    left_out.add(lost, where)
-    return Example(
-        source,
-        id,
-        conversation.messages,
-        kept,
-        tools=conversation.tools,
-        supervised=conversation.supervised,
-        where=where,
-    )
-
-
-def place_of(name: str, path: str | Iterable[Any]) -> str:
-    """Where rows are, for messages."""
-    return path if isinstance(path, str) else f"{name} {IN_MEMORY}"
-
-
-def _fingerprint(examples: list[Example]) -> str:
-    rows = sorted(json.dumps(_identity(example), sort_keys=True) for example in examples)
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
-
-
-def _identity(example: Example) -> list[Any]:
-    """What a row's tokens and labels depend on; the usual row's is as short as it was."""
-    flags = [] if example.supervised is None else [example.supervised]
-    return [example.id, example.row, *flags]
-
-
-def bad_rows_error(place: str, first: list[Rejected], bad: int, rows: int) -> DataError:
-    """What to raise for bad rows: how many there are, and the first of them."""
-    listed = [f"{row.where}: {row.reason}" for row in first]
-    more = [f"and {bad - len(first)} more"] if bad > len(first) else []
-    return DataError(
-        f"{bad} of {rows} rows of {place} cannot be read.",
-        "\n              ".join(listed + more),
-        "Fix the rows, or set on_bad_row: skip to leave them out.",
-    )
-
-
-def no_row_error(place: str, bad: int) -> DataError:
-    """What to raise for a source without a single good row."""
-    found = f"all of its {bad} rows are bad" if bad else "it has no rows"
-    return DataError("There is no usable row.", f"{place}: {found}", "Give at least one good row.")
-
-
-# --- rows of each kind of file ------------------------------------------------------------------
-
-Rows = Iterator[tuple[str, Any]]
-"""(where, row); a row that can't be parsed is a BadRow."""
-
-
-def _given_rows(place: str, rows: Iterable[Any]) -> Rows:
-    if isinstance(rows, datasets.Dataset):
-        yield from _dataset_rows(place, rows)
-        return
-    for number, row in enumerate(rows, start=1):
-        yield f"{place} row {number}", row
-
-
-def refuse_empty(file: Path) -> None:
-    """Raise a `DataError` for a file of no bytes."""
-    if file.stat().st_size == 0:
-        raise DataError("The file is empty.", str(file), "Give a file with rows.")
-
-
-def rows_of(path: str, split: str = "train", revision: str | None = None) -> Rows:
-    """Place and row of all rows of a file, folder or hub data set, in a stream."""
+    if not isinstance(path, str):
+        rows = _dataset_rows(path) if isinstance(path, datasets.Dataset) else path
+        return enumerate(rows, start=1)
     if path == IN_MEMORY:
         todo = "Call gradsieve.select again with the same `out`, or give a file."
         raise DataError("These rows were given in memory, and are not kept.", IN_MEMORY, todo)
     file = Path(path)
     if file.is_dir():
-        return _folder_rows(file, split)
+        return enumerate(_folder_rows(file, split), start=1)
     if not file.is_file():
-        return _hub_rows(path, split, revision)
-    refuse_empty(file)
+        return enumerate(_hub_rows(path, split, revision), start=1)
+    if file.stat().st_size == 0:
+        raise DataError("The file is empty.", str(file), "Give a file with rows.")
     name = file.name.lower()
     if name.endswith(JSON_LINES):
-        return _jsonl_rows(file)
-    if name.endswith(".json"):
-        return _json_rows(file)
-    if name.endswith(".parquet"):
-        return _parquet_rows(file)
+        return _json_lines(file)
+    if name.endswith((".json", ".parquet")):
+        read = _json_rows if name.endswith(".json") else _parquet_rows
+        return enumerate(read(file), start=1)
     raise DataError(
         "The kind of file is not known by its name.",
         path,
@@ -226,17 +72,8 @@ def rows_of(path: str, split: str = "train", revision: str | None = None) -> Row
     )
 
 
-def _jsonl_rows(file: Path) -> Rows:
-    for number, line in json_lines(file):
-        yield f"{file}:{number}", parsed(line)
-
-
-def json_lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbers and bytes of the lines with a row; lines end at a line feed alone (U+2028 is text).
-
-    Raises:
-        DataError: If the file can't be unpacked, or is JSON over several lines.
-    """
+def _json_lines(file: Path) -> Rows:
+    """The lines with a row; they end at a line feed alone (U+2028 is text)."""
     for number, line in enumerate(_lines(file), start=1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
@@ -281,31 +118,39 @@ def _refuse_spread_json(first_line: bytes, where: str) -> None:
         )
 
 
-def parsed(line: bytes) -> Any:
-    """The row of a line; a BadRow if it is not JSON."""
-    try:
-        return json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-    except BadRow as error:
-        return error
-    except UnicodeDecodeError as error:
-        return BadRow(f"not UTF-8 at byte {error.start + 1} of the line")
-    except json.JSONDecodeError as error:
-        return BadRow(f"not JSON: {error.msg} at column {error.colno}")
-    except RecursionError:
-        return BadRow("not JSON that can be read: nested too deeply")
-    except ValueError:
-        return BadRow("not JSON that can be read: a number of thousands of digits")
+def _bad_constant(name: str) -> BadRow:
+    return BadRow(f"not JSON: {name} is no value of JSON; write null where there is none")
 
 
 def _refuse_constant(name: str) -> Any:
     raise _bad_constant(name)
 
 
-def _bad_constant(name: str) -> BadRow:
-    return BadRow(f"not JSON: {name} is no value of JSON; write null where there is none")
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def _json_rows(file: Path) -> Rows:
+def parsed(line: bytes) -> Any:
+    """The row of a line.
+
+    Raises:
+        BadRow: If it is not JSON.
+    """
+    try:
+        return _DECODER.decode(line.decode("utf-8"))
+    except BadRow:
+        raise
+    except UnicodeDecodeError as error:
+        found = f"not UTF-8 at byte {error.start + 1} of the line"
+    except json.JSONDecodeError as error:
+        found = f"not JSON: {error.msg} at column {error.colno}"
+    except RecursionError:
+        found = "not JSON that can be read: nested too deeply"
+    except ValueError:
+        found = "not JSON that can be read: a number of thousands of digits"
+    raise BadRow(found) from None
+
+
+def _json_rows(file: Path) -> Iterator[Any]:
     try:
         # A bad constant stands in its row until the row's values are checked.
         text = file.read_bytes().decode("utf-8-sig")
@@ -321,18 +166,15 @@ def _json_rows(file: Path) -> Rows:
             str(file),
             "Write the rows as a JSON array, or one a line in a .jsonl file.",
         )
-    yield from _given_rows(str(file), rows)
+    yield from rows
 
 
-def _parquet_rows(file: Path) -> Rows:
+def _parquet_rows(file: Path) -> Iterator[Any]:
     try:
         with pq.ParquetFile(file) as table:
             features = _undecoded(_features_of(table.schema_arrow))
-            batches = map(
-                pa.Table.from_batches, ([batch] for batch in table.iter_batches(ROWS_AT_ONCE))
-            )
-            rows = (row for batch in batches for row in _table_rows(batch, features))
-            yield from _given_rows(str(file), rows)
+            for batch in table.iter_batches(ROWS_AT_ONCE):
+                yield from _table_rows(pa.Table.from_batches([batch]), features)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"The file is not Parquet: {str(error).splitlines()[0].rstrip('.')}.",
@@ -379,7 +221,7 @@ def _table_rows(table: pa.Table, features: datasets.Features | None) -> Iterator
         yield row if features is None else features.decode_example(row)
 
 
-def _folder_rows(folder: Path, split: str) -> Rows:
+def _folder_rows(folder: Path, split: str) -> Iterator[Any]:
     """A folder of `Dataset.save_to_disk`, or one of data files as on the hub."""
     saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
     if not saved:
@@ -394,10 +236,10 @@ def _folder_rows(folder: Path, split: str) -> Rows:
             todo = f"Set its split to one of {', '.join(loaded)}."
             raise DataError(f"The data set has no split {split}.", str(folder), todo)
         loaded = loaded[split]
-    return _dataset_rows(str(folder), loaded)
+    return _dataset_rows(loaded)
 
 
-def _hub_rows(name: str, split: str, revision: str | None) -> Rows:
+def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[Any]:
     """Anything that `datasets.load_dataset` knows; it runs no code that comes with data."""
     _refuse_missing_file(name)
     try:
@@ -410,7 +252,7 @@ def _hub_rows(name: str, split: str, revision: str | None) -> Rows:
             f"{name}, split {split}",
             "Give a file that exists, a folder with data files, or a name on the hub.",
         ) from None
-    return _dataset_rows(name, loaded)
+    return _dataset_rows(loaded)
 
 
 def _refuse_missing_file(name: str) -> None:
@@ -431,8 +273,8 @@ def _refuse_missing_file(name: str) -> None:
     )
 
 
-def _dataset_rows(name: str, loaded: datasets.Dataset) -> Rows:
+def _dataset_rows(loaded: datasets.Dataset) -> Iterator[Any]:
     """Rows from the Arrow table itself: whatever the data set's format is, no value changes."""
     features = _undecoded(loaded.features)
-    tables = loaded.with_format("arrow").iter(batch_size=ROWS_AT_ONCE)
-    return _given_rows(name, (row for table in tables for row in _table_rows(table, features)))
+    for table in loaded.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
+        yield from _table_rows(table, features)

@@ -16,6 +16,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
@@ -231,6 +233,23 @@ class ChatTemplate:
             return self._finder.find(self._conversation(example))
         except TEMPLATE_ERRORS as error:
             return Refusal(example, str(error) or type(error).__name__)
+
+    def pieces(self, example: Example) -> list[tuple[str, bool]]:
+        """The text of an example's tokens, in pieces that are supervised or not.
+
+        Raises:
+            DataError: If the template refuses it.
+        """
+        rendered = self.render(example)
+        text = shortened(rendered.text, self._backend, self.max_length)
+        [encoding] = self._backend.encode_batch([text], add_special_tokens=self.adds_special_tokens)
+        at, pieces = 0, list[tuple[str, bool]]()
+        flags = [label != -100 for label in self._labeled(rendered, encoding).labels]
+        for flag, tokens in groupby(zip(flags, encoding.offsets, strict=False), itemgetter(0)):
+            end = max(at, *(last for _, (_, last) in tokens))
+            pieces.append((text[at:end], flag))
+            at = end
+        return [piece for piece in pieces if piece[0]]
 
     @cached_property
     def ends(self) -> list[int]:

@@ -140,6 +140,18 @@ SUPERVISE = (
 )
 
 
+RowField = Literal[
+    "id", "messages", "conversations", "prompt", "completion", "instruction", "input", "output",
+    "history", "system", "tools",
+]  # fmt: skip
+"""Fields of the formats of rows (`data.formats`) that `columns` can name."""
+
+COLUMNS = (
+    "The row's own key for a field of docs/howto/row-formats.md or `id`, where its name differs: "
+    "{prompt: question, completion: answer}."
+)
+
+
 class SourceConfig(Section):
     """One source of the candidate pool."""
 
@@ -159,6 +171,13 @@ class SourceConfig(Section):
     )
     supervise: Literal["completion", "all"] = Field(
         "completion", description=SUPERVISE, json_schema_extra=CONTENTS
+    )
+    columns: dict[RowField, str] = Field({}, description=COLUMNS, json_schema_extra=CONTENTS)
+    source_field: str | None = Field(
+        None,
+        description="The row's key that names its source, for a file with many (`dataset`, as in "
+        "Tulu): `NAME/VALUE` is a source of its own in caps, report and card.",
+        json_schema_extra=CONTENTS,
     )
 
 
@@ -190,6 +209,9 @@ class TargetConfig(Section):
         description=f"`custom` only. {SUPERVISE}",
         json_schema_extra=CONTENTS,
     )
+    columns: dict[RowField, str] = Field(
+        {}, description=f"`custom` only. {COLUMNS}", json_schema_extra=CONTENTS
+    )
     answer: str | None = Field(
         None,
         description="`custom` only: a regular expression whose first group is the final answer in "
@@ -198,9 +220,14 @@ class TargetConfig(Section):
 
     @model_validator(mode="after")
     def _keys_of_custom(self) -> TargetConfig:
-        own = {"supervise": "format", "subtask": "subtasks", "answer": "answers"}
+        own = {
+            "supervise": "format",
+            "columns": "format",
+            "subtask": "subtasks",
+            "answer": "answers",
+        }
         for key, what in own.items():
-            if self.task != "custom" and getattr(self, key) not in (None, "completion"):
+            if self.task != "custom" and getattr(self, key) not in (None, "completion", {}):
                 raise ValueError(f"`{key}` is for task: custom; {self.task} has its own {what}")
         return self
 
@@ -798,11 +825,13 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _caps_are_of_sources(self) -> Recipe:
-        known = [source.name for source in self.pool]
+        # Of a file with many sources, the values of its field are known once it is read.
+        known = [s.name if s.source_field is None else f"{s.name}/VALUE" for s in self.pool]
         caps = self.select.per_source
-        wrong = [name for name in caps if name not in known] if isinstance(caps, dict) else []
-        if wrong:
-            raise ValueError(f"select.per_source: no source is called {wrong[0]}; one of {known}")
+        for name in caps if isinstance(caps, dict) else ():
+            start, slash, _ = name.partition("/")
+            if (f"{start}/VALUE" if slash else name) not in known:
+                raise ValueError(f"select.per_source: no source is called {name}; one of {known}")
         return self
 
     @model_validator(mode="after")

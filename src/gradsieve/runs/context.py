@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsieve.console import Progress
 from gradsieve.data.examples import Example, Row
-from gradsieve.data.pool import Pool, SourceSpec
+from gradsieve.data.pool import Pool
+from gradsieve.data.sources import SourceSpec
 from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample, refused_error
 from gradsieve.engine import Engine
 from gradsieve.engine.choose import choose_engine
@@ -127,6 +128,8 @@ class Context:
                 source.split,
                 source.revision,
                 source.supervise,
+                source.columns,
+                source.source_field,
             )
             for source in self.recipe.pool
         ]
@@ -147,6 +150,7 @@ class Context:
                 subtask_field=target.subtask,
                 on_bad_row=self.recipe.on_bad_row,
                 supervise=target.supervise,
+                columns=target.columns,
             )
             for target in self.recipe.targets
         ]
@@ -177,8 +181,9 @@ class Context:
                 self.in_memory.targets.get(target.name, target.path),
                 self.in_memory.tests.get(target.name, target.test),
                 target.subtask,
-                target.supervise,
                 target.answer,
+                supervise=target.supervise,
+                columns=target.columns,
             )
             for target in self.recipe.targets
         }
