@@ -34,7 +34,7 @@ def test_supervised_text_is_marked(recipe: Recipe) -> None:
     [row] = show(recipe, id="two")
     assert (row.name, row.skip_reason) == ("mine two", None)
     assert row.where.endswith("mine.jsonl:1")
-    assert [text.split() for text, flag in row.pieces if flag] == [["a", "b", "<eos>"]]
+    assert [text.split() for text, flag in row.pieces if flag] == [["a", "b", "</s>"]]
     assert "".join(text for text, _ in row.pieces).count("a b") == 2
     assert str(row).count("[[") == str(row).count("]]") == 1
     assert 0 < row.labels < row.tokens

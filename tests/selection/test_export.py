@@ -105,6 +105,7 @@ def test_messages_are_alike_whatever_the_format_was(folder: Path, tmp_path: Path
     assert ("mixed", "m1") in keys
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_trl_supervises_the_completions_alone(folder: Path, tmp_path: Path) -> None:
     from trl import SFTConfig, SFTTrainer
 
@@ -191,7 +192,7 @@ def test_the_metadata_is_what_the_hub_reads(folder: Path) -> None:
     block = parsed.data.to_dict()
     assert block["task_categories"] == ["text-generation"]
     assert block["size_categories"] == ["n<1K"]
-    assert {config["config_name"] for config in block["configs"]} == {"default", "messages"}
+    assert {config["config_name"] for config in block["configs"]} == {"default", "messages", "prompt_completion"}
     assert "gradsieve" in block["tags"]
     assert "license" not in block  # only the user knows
     text = (folder / "README.md").read_text(encoding="utf-8")
@@ -228,6 +229,7 @@ def card(recipe: Recipe, target: str = "t", method: str = "less", **changes: Any
         "examples": {"t": (5, 1), "u": (6, 2)},
         "features": features_of([{"a": 1}]),
         "message_features": message_features(),
+        "answer_features": message_features(columns=("prompt", "completion")),
     }
     return Card(**{**settings, **changes}).text()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from gradsieve.data.examples import Example
 from gradsieve.data.formats import BadRow, Supervise, conversation_of, is_unicode, kind_of, renamed
 from gradsieve.data.ids import IdIndex, content_digest, given_id, made_id
 from gradsieve.data.readers import IN_MEMORY, JSON_LINES, parsed, rows_of
-from gradsieve.data.values import LeftOut, json_row
+from gradsieve.data.values import MAX_DEPTH, LeftOut, json_row
 from gradsieve.errors import DataError
 from gradsieve.io import fingerprint
 
@@ -82,6 +83,10 @@ class SourceSpec:
         return f"{file if file and file.exists() else self.place} row "
 
 
+_MAYBE_INFINITE = re.compile(rb"\d[eE]\+?\d\d|\d{200}")
+"""In a number beyond doubles, which Python reads as infinity."""
+
+
 class RawRow(NamedTuple):
     """A row that is not parsed yet.
 
@@ -94,6 +99,16 @@ class RawRow(NamedTuple):
     line: int
     text: bytes | BadRow
     left_out: Mapping[str, str] = {}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its values are those of JSON for certain: not nested too deeply, all finite."""
+        text = self.text
+        return (
+            isinstance(text, bytes)
+            and text.count(b"{") + text.count(b"[") <= MAX_DEPTH
+            and not _MAYBE_INFINITE.search(text)
+        )
 
 
 class ParsedRow(NamedTuple):
@@ -142,7 +157,9 @@ def parse(spec: SourceSpec, raw: RawRow) -> ParsedRow:
     """
     if isinstance(raw.text, BadRow):
         raise raw.text
-    row, left_out = json_row(parsed(raw.text))
+    row, left_out = parsed(raw.text), dict[str, str]()
+    if not (raw.is_plain and isinstance(row, dict)):
+        row, left_out = json_row(row)
     fields = renamed(row, spec.columns) if spec.columns else row
     conversation = conversation_of(fields, spec.supervise)
     given, digest = given_id(fields), content_digest(row)

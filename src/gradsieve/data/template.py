@@ -338,7 +338,7 @@ class ChatTemplate:
     def _labeled(self, rendered: Rendered, encoding: Encoding) -> TokenizedExample:
         ids = encoding.ids
         kept = array("i", ids[: self.max_length])
-        labels = _labels(kept, encoding.offsets, rendered.spans)
+        labels = _labels(kept, encoding, rendered.spans)
         return TokenizedExample(kept, labels, truncated=len(ids) > len(kept))
 
     def _render_answer(self, example: Example, prefix: str) -> Rendered:
@@ -376,18 +376,25 @@ def _with_full_offsets(backend: dict[str, Any]) -> dict[str, Any]:
     return {**backend, **{step: untrimmed(backend.get(step)) for step in steps}}
 
 
-def _labels(
-    ids: array[int],
-    offsets: Sequence[tuple[int, int]],
-    spans: Sequence[tuple[int, int]],
-) -> array[int]:
-    """The tokens that overlap a span; tokens without characters never do."""
+def _labels(ids: array[int], encoding: Encoding, spans: Sequence[tuple[int, int]]) -> array[int]:
+    """The tokens that overlap a span; tokens without characters never do.
+
+    Tokens are asked for by their characters: a list of all offsets takes ten times as long.
+    """
     labels = array("i", [-100]) * len(ids)
-    waiting = iter(spans)
-    start, end = next(waiting, (0, 0))
-    for position, (token, (first, last)) in enumerate(zip(ids, offsets, strict=False)):
-        while first >= end > 0:
-            start, end = next(waiting, (0, 0))
-        if first < end and start < last:
-            labels[position] = token
+    for start, end in spans:
+        first = _token_at(encoding, range(start, end))
+        last = _token_at(encoding, range(end - 1, start - 1, -1))
+        if first is None or last is None:
+            continue
+        # Several tokens may stand for the last character: its bytes, or white space before it.
+        while (there := encoding.token_to_chars(last + 1)) and start < there[1] and there[0] < end:
+            last += 1
+        labels[first : last + 1] = ids[first : last + 1]
     return labels
+
+
+def _token_at(encoding: Encoding, characters: range) -> int | None:
+    """The first token of the first of some characters that has one."""
+    found = (encoding.char_to_token(character) for character in characters)
+    return next((token for token in found if token is not None), None)
