@@ -192,7 +192,11 @@ def test_the_metadata_is_what_the_hub_reads(folder: Path) -> None:
     block = parsed.data.to_dict()
     assert block["task_categories"] == ["text-generation"]
     assert block["size_categories"] == ["n<1K"]
-    assert {config["config_name"] for config in block["configs"]} == {"default", "messages", "prompt_completion"}
+    assert {config["config_name"] for config in block["configs"]} == {
+        "default",
+        "messages",
+        "prompt_completion",
+    }
     assert "gradsieve" in block["tags"]
     assert "license" not in block  # only the user knows
     text = (folder / "README.md").read_text(encoding="utf-8")
