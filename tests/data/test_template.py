@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from gradsieve.data.examples import Example, Message
 from gradsieve.data.rendering import TULU
 from gradsieve.data.sources import read_source
-from gradsieve.data.template import ChatTemplate, Refusal, _labels
+from gradsieve.data.template import ChatTemplate, Refusal
+from gradsieve.data.tokens import labels_of
 from gradsieve.errors import DataError, ModelError
 
 QWEN3 = """{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
@@ -379,7 +380,7 @@ def test_labels_are_the_tokens_that_overlap_a_span(name: str) -> None:
         spans = [(cuts[0], cuts[1]), (cuts[2], cuts[3])]
         encoding = backend.encode(text)
         expected = labels_by_offsets(encoding.ids, encoding.offsets, spans)
-        assert _labels(array("i", encoding.ids), encoding, spans).tolist() == expected, (
+        assert labels_of(array("i", encoding.ids), encoding, spans).tolist() == expected, (
             text,
             spans,
         )

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, cast
 from gradsieve.data.examples import Message
 
 Supervise = Literal["completion", "all"]
-"""Of a prompt/completion row: the completion's assistant turns, or the prompt's as well."""
+"""Of a prompt/completion row: the completion alone, as in TRL, or all assistant turns."""
 
 ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
 FUNCTION_CALL = "function_call"
@@ -60,7 +60,7 @@ class BadRow(ValueError):
 
 
 class Conversation(NamedTuple):
-    """What a row says; the fields are those of `Example`."""
+    """What a row says, as in `Example`."""
 
     messages: tuple[Message, ...]
     tools: tuple[Any, ...]
@@ -77,11 +77,10 @@ def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversati
 
     Args:
         row: As read.
-        supervise: Of a prompt/completion row: the completion alone, as TRL does, or `all`
-            assistant turns.
+        supervise: Of a prompt/completion row.
 
     Raises:
-        BadRow: Saying what was expected and what was found.
+        BadRow: Says what was expected and what was found.
     """
     if not isinstance(row, Mapping):
         raise BadRow(f"expected an object, found {kind_of(row)}")
@@ -94,16 +93,9 @@ def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversati
 
 
 def renamed(row: Any, columns: Mapping[str, str]) -> Any:
-    """A row with a format's own keys, where the row has others.
+    """A row with a format's own keys, where it has those of `columns`.
 
     Keys of formats that `columns` names no field of are left out: they are another text.
-
-    Args:
-        row: As read.
-        columns: The row's key for each field that has another name.
-
-    Raises:
-        BadRow: If the row lacks such a key.
     """
     if not isinstance(row, Mapping):
         return row
@@ -371,7 +363,7 @@ def _parsed(text: str, key: str) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
-    """An object without keys that are null: Arrow fills up with the keys of other rows."""
+    """An object without keys that are null, which Arrow adds."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

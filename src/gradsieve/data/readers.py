@@ -17,12 +17,13 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.features.features import _visit
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from gradsieve.data.formats import BadRow, kind_of
 from gradsieve.errors import DataError
@@ -36,35 +37,72 @@ ROWS_AT_ONCE = 1000
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 """Ends of the names of files with one JSON object a line."""
 
+UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
+    *(OverflowError, pa.ArrowException, datasets.exceptions.DatasetsError),
+)
+"""What `datasets` and pyarrow raise for files that are damaged or not theirs."""
+
+
+class Limits(NamedTuple):
+    """What is refused as too large, since reading it would take all memory or hours.
+
+    Attributes:
+        row_bytes: Bytes of a row. The longest in use, books, have some MB.
+        unpacked_times: Bytes of an unpacked file, in times its own size; JSON packs 3 to 50 times.
+            Files of less than UNPACKED_BYTES are not looked at.
+    """
+
+    row_bytes: int = 256 << 20
+    unpacked_times: int = 200
+
+
+LIMITS = Limits()
+"""The default."""
+
+ARRAY_BYTES = 2 << 30
+"""Of a .json file, whose values take about ten times as much memory."""
+
+UNPACKED_BYTES = 1 << 30
+"""What every packed file may unpack to: it takes seconds."""
+
 Rows = Iterator[tuple[int, Any]]
 """The line of a file of JSON lines and its bytes, or the number and value of a row; from 1."""
 
 
-def rows_of(path: str | Iterable[Any], split: str = "train", revision: str | None = None) -> Rows:
+def rows_of(
+    path: str | Iterable[Any],
+    split: str = "train",
+    revision: str | None = None,
+    limits: Limits = LIMITS,
+) -> Rows:
     """All rows of a file, folder or hub data set, or of those in memory, in a stream.
 
     Raises:
         DataError: If it can't be read.
     """
     if not isinstance(path, str):
-        rows = _dataset_rows(path) if isinstance(path, datasets.Dataset) else path
+        rows = _dataset_rows(path, IN_MEMORY) if isinstance(path, datasets.Dataset) else path
         return enumerate(rows, start=1)
     if path == IN_MEMORY:
         todo = "Call gradsieve.select again with the same `out`, or give a file."
         raise DataError("These rows were given in memory, and are not kept.", IN_MEMORY, todo)
     file = Path(path)
     if file.is_dir():
+        for inside in file.rglob("*"):
+            _refuse_special(inside)
         return enumerate(_folder_rows(file, split), start=1)
+    _refuse_special(file)
     if not file.is_file():
         return enumerate(_hub_rows(path, split, revision), start=1)
     if file.stat().st_size == 0:
         raise DataError("The file is empty.", str(file), "Give a file with rows.")
     name = file.name.lower()
     if name.endswith(JSON_LINES):
-        return _json_lines(file)
+        return _json_lines(file, limits)
     if name.endswith((".json", ".parquet")):
         read = _json_rows if name.endswith(".json") else _parquet_rows
-        return enumerate(read(file), start=1)
+        return enumerate(read(file, limits), start=1)
     raise DataError(
         "The kind of file is not known by its name.",
         path,
@@ -72,9 +110,16 @@ def rows_of(path: str | Iterable[Any], split: str = "train", revision: str | Non
     )
 
 
-def _json_lines(file: Path) -> Rows:
+def _refuse_special(file: Path) -> None:
+    """A pipe or device would be read forever."""
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        todo = "Write the rows to a file: they are read more than once."
+        raise DataError("This is a pipe, a socket or a device, not a file.", str(file), todo)
+
+
+def _json_lines(file: Path, limits: Limits) -> Rows:
     """The lines with a row; they end at a line feed alone (U+2028 is text)."""
-    for number, line in enumerate(_lines(file), start=1):
+    for number, line in enumerate(_lines(file, limits), start=1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
             _refuse_spread_json(line, f"{file}:1")
@@ -82,25 +127,52 @@ def _json_lines(file: Path) -> Rows:
             yield number, line
 
 
-def _lines(file: Path) -> Iterator[bytes]:
+def _lines(file: Path, limits: Limits) -> Iterator[bytes]:
     packed = {".gz": "gzip", ".zst": "zstd"}.get(file.suffix.lower())
     if packed is None:
         with file.open("rb") as lines:
-            yield from lines
+            yield from _limited(lines, file, limits)
         return
+    most = max(UNPACKED_BYTES, limits.unpacked_times * file.stat().st_size)
     try:
         if packed == "gzip":
             with gzip.open(file) as lines:
-                yield from lines
+                yield from _limited(lines, file, limits, most)
         else:
             with pa.CompressedInputStream(pa.OSFile(str(file)), packed) as stream:
-                yield from io.BufferedReader(stream)
+                yield from _limited(io.BufferedReader(stream), file, limits, most)
     except (gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
         raise DataError(
             f"The file cannot be unpacked: {str(error).rstrip('.')}.",
             str(file),
             f"Give a whole {packed} file, or take {file.suffix} off its name if it is not packed.",
         ) from None
+
+
+def _limited(lines: Any, file: Path, limits: Limits, most: float = float("inf")) -> Iterator[bytes]:
+    """The lines of a file, as long as each of them and all together are not too long."""
+    number = size = 0
+    while line := lines.readline(limits.row_bytes + 1):
+        number, size = number + 1, size + len(line)
+        if len(line) > limits.row_bytes:
+            raise row_bytes_error(f"{file}:{number}", limits)
+        if size > most:
+            _refuse_unpacked(file, limits)
+        yield line
+
+
+def row_bytes_error(where: str, limits: Limits) -> DataError:
+    """What to raise for a row that is too long."""
+    todo = "Split or remove it, or raise limits.row_bytes."
+    return DataError(f"A row has more than {limits.row_bytes} bytes.", where, todo)
+
+
+def _refuse_unpacked(file: Path, limits: Limits) -> None:
+    raise DataError(
+        f"The file unpacks to more than {limits.unpacked_times} times its size.",
+        f"{file}, {file.stat().st_size} bytes",
+        "Check what is in it, or raise limits.unpacked_times.",
+    )
 
 
 def _refuse_spread_json(first_line: bytes, where: str) -> None:
@@ -150,9 +222,12 @@ def parsed(line: bytes) -> Any:
     raise BadRow(found) from None
 
 
-def _json_rows(file: Path) -> Iterator[Any]:
+def _json_rows(file: Path, limits: Limits) -> Iterator[Any]:
     try:
         # A bad constant stands in its row until the row's values are checked.
+        if file.stat().st_size > ARRAY_BYTES:
+            todo = "Write it as .jsonl, one row a line, which is read in a stream (jq -c '.[]')."
+            raise DataError("The JSON array is too large to be read at once.", str(file), todo)
         text = file.read_bytes().decode("utf-8-sig")
         rows = json.loads(text, parse_constant=_bad_constant)
     except (ValueError, RecursionError) as error:
@@ -169,11 +244,16 @@ def _json_rows(file: Path) -> Iterator[Any]:
     yield from rows
 
 
-def _parquet_rows(file: Path) -> Iterator[Any]:
+def _parquet_rows(file: Path, limits: Limits) -> Iterator[Any]:
     try:
         with pq.ParquetFile(file) as table:
             features = _undecoded(_features_of(table.schema_arrow))
-            for batch in table.iter_batches(ROWS_AT_ONCE):
+            at_once, most = _rows_at_once(table), limits.unpacked_times * file.stat().st_size
+            size = 0
+            for batch in table.iter_batches(at_once):
+                size += batch.nbytes
+                if size > max(UNPACKED_BYTES, most):
+                    _refuse_unpacked(file, limits)
                 yield from _table_rows(pa.Table.from_batches([batch]), features)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
@@ -181,6 +261,13 @@ def _parquet_rows(file: Path) -> Iterator[Any]:
             str(file),
             "Give a whole Parquet file, or rename it to what it is.",
         ) from None
+
+
+def _rows_at_once(file: pq.ParquetFile) -> int:
+    """Rows that take at most UNPACKED_BYTES, were each the largest value of its columns."""
+    groups = range(file.metadata.num_row_groups)
+    largest = max((file.metadata.row_group(group).total_byte_size for group in groups), default=1)
+    return max(1, min(ROWS_AT_ONCE, UNPACKED_BYTES // max(1, largest)))
 
 
 def _features_of(schema: pa.Schema) -> datasets.Features | None:
@@ -228,23 +315,25 @@ def _folder_rows(folder: Path, split: str) -> Iterator[Any]:
         return _hub_rows(str(folder), split, None)
     try:
         loaded = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        todo = "Give a folder that Dataset.save_to_disk wrote."
-        raise DataError(f"The data set cannot be read: {error}.", str(folder), todo) from None
+    except UNREADABLE as error:
+        raise _unreadable(error, str(folder)) from None
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             todo = f"Set its split to one of {', '.join(loaded)}."
             raise DataError(f"The data set has no split {split}.", str(folder), todo)
         loaded = loaded[split]
-    return _dataset_rows(loaded)
+    return _dataset_rows(loaded, str(folder))
 
 
 def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[Any]:
     """Anything that `datasets.load_dataset` knows; it runs no code that comes with data."""
     _refuse_missing_file(name)
+    if name in _PACKAGED_DATASETS_MODULES:  # `datasets` would read the current directory
+        todo = "Give a file, a folder, or a name on the hub such as org/name."
+        raise DataError(f"{name} is a kind of file, not a data set.", f"path: {name}", todo)
     try:
         loaded = datasets.load_dataset(name, split=split, revision=revision)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except UNREADABLE as error:
         # What a file's reader says is the cause of "An error occurred".
         said = str(error.__cause__ or error).strip() or type(error).__name__
         raise DataError(
@@ -252,7 +341,7 @@ def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[Any]:
             f"{name}, split {split}",
             "Give a file that exists, a folder with data files, or a name on the hub.",
         ) from None
-    return _dataset_rows(loaded)
+    return _dataset_rows(loaded, name)
 
 
 def _refuse_missing_file(name: str) -> None:
@@ -273,8 +362,22 @@ def _refuse_missing_file(name: str) -> None:
     )
 
 
-def _dataset_rows(loaded: datasets.Dataset) -> Iterator[Any]:
+def _dataset_rows(loaded: datasets.Dataset, place: str) -> Iterator[Any]:
     """Rows from the Arrow table itself: whatever the data set's format is, no value changes."""
     features = _undecoded(loaded.features)
-    for table in loaded.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
-        yield from _table_rows(table, features)
+    tables = iter(loaded.with_format("arrow").iter(batch_size=ROWS_AT_ONCE))
+    while True:
+        try:
+            table = next(tables, None)
+            rows = [] if table is None else list(_table_rows(table, features))
+        except UNREADABLE as error:
+            raise _unreadable(error, place) from None
+        if table is None:
+            return
+        yield from rows
+
+
+def _unreadable(error: BaseException, place: str) -> DataError:
+    said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    todo = "Give a folder that Dataset.save_to_disk wrote, with all of its files."
+    return DataError(f"The data set cannot be read: {said}.", place, todo)

@@ -23,7 +23,15 @@ import xxhash
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import BadRow, Supervise, conversation_of, is_unicode, kind_of, renamed
 from gradsieve.data.ids import IdIndex, content_digest, given_id, made_id
-from gradsieve.data.readers import IN_MEMORY, JSON_LINES, parsed, rows_of
+from gradsieve.data.readers import (
+    IN_MEMORY,
+    JSON_LINES,
+    LIMITS,
+    Limits,
+    parsed,
+    row_bytes_error,
+    rows_of,
+)
 from gradsieve.data.values import MAX_DEPTH, LeftOut, json_row
 from gradsieve.errors import DataError
 from gradsieve.io import fingerprint
@@ -46,6 +54,7 @@ class SourceSpec:
         supervise: What is supervised of prompt/completion rows.
         columns: The row's key for each field of a format, where names differ.
         source_field: The row's key whose text is added to `name`: a file with many sources.
+        limits: What is refused as too large.
     """
 
     name: str
@@ -55,6 +64,7 @@ class SourceSpec:
     supervise: Supervise = "completion"
     columns: Mapping[Any, str] = field(default_factory=dict)
     source_field: str | None = None
+    limits: Limits = LIMITS
 
     def __post_init__(self) -> None:
         if isinstance(self.path, Iterator):
@@ -137,14 +147,17 @@ def raw_rows(spec: SourceSpec) -> Iterator[RawRow]:
     Raises:
         DataError: If the source can't be read.
     """
-    for line, row in rows_of(spec.path, spec.split, spec.revision):
-        yield RawRow(line, row) if isinstance(row, bytes) else _as_json(line, row)
+    for line, row in rows_of(spec.path, spec.split, spec.revision, spec.limits):
+        yield RawRow(line, row) if isinstance(row, bytes) else _as_json(line, row, spec)
 
 
-def _as_json(line: int, row: Any) -> RawRow:
+def _as_json(line: int, row: Any, spec: SourceSpec) -> RawRow:
     try:
         kept, left_out = json_row(row)
-        return RawRow(line, json_text(kept).encode(), left_out)
+        text = json_text(kept).encode()
+        if len(text) > spec.limits.row_bytes:
+            raise row_bytes_error(spec.where(line), spec.limits)
+        return RawRow(line, text, left_out)
     except BadRow as error:
         return RawRow(line, error)
 

@@ -18,15 +18,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from gradsieve.data.content import common_prefix, in_parts, in_text, text_of
 from gradsieve.data.examples import Example, Message
-from gradsieve.data.long_texts import shortened
-from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, template_text
+from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, TimeLimit, template_text
 from gradsieve.data.spans import (
     TEMPLATE_ERRORS,
     Conversation,
@@ -34,6 +32,7 @@ from gradsieve.data.spans import (
     SpanFinder,
     Turn,
 )
+from gradsieve.data.tokens import labels_of, shortened, with_full_offsets
 from gradsieve.errors import DataError, ModelError
 from gradsieve.io import fingerprint
 
@@ -130,6 +129,7 @@ class ChatTemplate:
         tokenizer: Never changed.
         template: `tokenizer` (its own), `tulu`, or the path of a Jinja file.
         max_length: Tokens that are kept.
+        render_seconds: Time that the template may take for a conversation.
 
     Raises:
         ModelError: If the tokenizer has no template, no offsets, or no end-of-sequence token where
@@ -141,7 +141,9 @@ class ChatTemplate:
         tokenizer: PreTrainedTokenizerBase,
         template: str = "tokenizer",
         max_length: int = 2048,
+        render_seconds: float = 10.0,
     ) -> None:
+        self._render_seconds = render_seconds
         self.tokenizer, self.max_length = tokenizer, max_length
         self.template = template_text(tokenizer, template)
         # A chat template writes special tokens itself; the paper's leaves it to the tokenizer.
@@ -166,7 +168,7 @@ class ChatTemplate:
         how = [self.template, self.adds_special_tokens, max_length, LABELS_VERSION, DATE_STRING]
         self.fingerprint: str = fingerprint([*how, fingerprint(backend), special])
         """Changes if the same messages would give other tokens or labels."""
-        self._backend = Tokenizer.from_str(json.dumps(_with_full_offsets(backend)))
+        self._backend = Tokenizer.from_str(json.dumps(with_full_offsets(backend)))
 
     @property
     def date(self) -> str | None:
@@ -177,7 +179,8 @@ class ChatTemplate:
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know of how the template writes answers."""
-        wrote_answer = self._finder.around(({"role": "user", "content": "?"},)) != ("", "")
+        with self._time_limit("a question of one turn"):
+            wrote_answer = self._finder.around(({"role": "user", "content": "?"},)) != ("", "")
         marked = self._finder.renderer.marks_generation
         if marked or not wrote_answer or self._finder.ending.strip():
             return ()
@@ -228,11 +231,15 @@ class ChatTemplate:
     def try_render(self, example: Example) -> Rendered | Refusal:
         """The text of an example and what of it is supervised, or why there is none."""
         try:
-            if example.answer_prefix is not None:
-                return self._render_answer(example, example.answer_prefix)
-            return self._finder.find(self._conversation(example))
+            with self._time_limit(f"{example.source} {example.id}"):
+                if example.answer_prefix is not None:
+                    return self._render_answer(example, example.answer_prefix)
+                return self._finder.find(self._conversation(example))
         except TEMPLATE_ERRORS as error:
             return Refusal(example, str(error) or type(error).__name__)
+
+    def _time_limit(self, where: str) -> TimeLimit:
+        return TimeLimit(self._render_seconds, where)
 
     def pieces(self, example: Example) -> list[tuple[str, bool]]:
         """The text of an example's tokens, in pieces that are supervised or not.
@@ -338,7 +345,7 @@ class ChatTemplate:
     def _labeled(self, rendered: Rendered, encoding: Encoding) -> TokenizedExample:
         ids = encoding.ids
         kept = array("i", ids[: self.max_length])
-        labels = _labels(kept, encoding, rendered.spans)
+        labels = labels_of(kept, encoding, rendered.spans)
         return TokenizedExample(kept, labels, truncated=len(ids) > len(kept))
 
     def _render_answer(self, example: Example, prefix: str) -> Rendered:
@@ -356,45 +363,3 @@ class ChatTemplate:
 
 def _is_empty_system(turn: Message) -> bool:
     return turn["role"] == "system" and not text_of(turn.get("content")).strip()
-
-
-def _with_full_offsets(backend: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer whose tokens stand for their white space too.
-
-    GPT-2's and others' leave it out of offsets, so that a newline stands for no character.
-    """
-
-    def untrimmed(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {
-                key: False if key == "trim_offsets" else untrimmed(value)
-                for key, value in part.items()
-            }
-        return [untrimmed(item) for item in part] if isinstance(part, list) else part
-
-    steps = ("pre_tokenizer", "post_processor")
-    return {**backend, **{step: untrimmed(backend.get(step)) for step in steps}}
-
-
-def _labels(ids: array[int], encoding: Encoding, spans: Sequence[tuple[int, int]]) -> array[int]:
-    """The tokens that overlap a span; tokens without characters never do.
-
-    Tokens are asked for by their characters: a list of all offsets takes ten times as long.
-    """
-    labels = array("i", [-100]) * len(ids)
-    for start, end in spans:
-        first = _token_at(encoding, range(start, end))
-        last = _token_at(encoding, range(end - 1, start - 1, -1))
-        if first is None or last is None:
-            continue
-        # Several tokens may stand for the last character: its bytes, or white space before it.
-        while (there := encoding.token_to_chars(last + 1)) and start < there[1] and there[0] < end:
-            last += 1
-        labels[first : last + 1] = ids[first : last + 1]
-    return labels
-
-
-def _token_at(encoding: Encoding, characters: range) -> int | None:
-    """The first token of the first of some characters that has one."""
-    found = (encoding.char_to_token(character) for character in characters)
-    return next((token for token in found if token is not None), None)

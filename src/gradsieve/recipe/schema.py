@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
@@ -736,6 +737,27 @@ class EngineConfig(Section):
     )
 
 
+class LimitsConfig(Section):
+    """What is refused as too large before it takes all memory or hours."""
+
+    row_bytes: int = Field(
+        256 << 20, ge=1, description="Bytes of a row of the pool.", json_schema_extra=NO
+    )
+    unpacked_times: int = Field(
+        200,
+        ge=1,
+        description="Bytes of an unpacked file (gzip, zstd, Parquet), in times its own size; what "
+        "unpacks to less than 1 GiB is never refused.",
+        json_schema_extra=NO,
+    )
+    render_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="Time that the chat template may take for a row.",
+        json_schema_extra=NO,
+    )
+
+
 class SelectionName(NamedTuple):
     """What a selection is for, by which method, and of which size.
 
@@ -783,6 +805,7 @@ class Recipe(Section):
         None, description="null: scores are not validated."
     )
     report: ReportConfig = Field(default_factory=ReportConfig)
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig, json_schema_extra=NO)
 
     @property
@@ -872,7 +895,7 @@ def _regular_expression(value: str | None) -> str | None:
 
 
 def _unique(names: list[str]) -> list[str]:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise ValueError(f"the name {', '.join(twice)} is used twice")
     return names
