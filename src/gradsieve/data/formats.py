@@ -75,10 +75,6 @@ class _Turn(NamedTuple):
 def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversation:
     """The conversation of a row; the last turn is the assistant's and not empty.
 
-    Args:
-        row: As read.
-        supervise: Of a prompt/completion row.
-
     Raises:
         BadRow: Says what was expected and what was found.
     """

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import datasets
 import pyarrow as pa
@@ -65,6 +65,12 @@ ARRAY_BYTES = 2 << 30
 
 UNPACKED_BYTES = 1 << 30
 """What every packed file may unpack to: it takes seconds."""
+
+LOOKED_AT = 64 << 20
+"""Of an unpacked file, to see how much it unpacks to."""
+
+BATCH_BYTES = 256 << 20
+"""Of Parquet rows that are unpacked at a time, were each the largest value of its row group."""
 
 Rows = Iterator[tuple[int, Any]]
 """The line of a file of JSON lines and its bytes, or the number and value of a row; from 1."""
@@ -135,18 +141,28 @@ def _lines(file: Path, limits: Limits) -> Iterator[bytes]:
         return
     most = max(UNPACKED_BYTES, limits.unpacked_times * file.stat().st_size)
     try:
-        if packed == "gzip":
-            with gzip.open(file) as lines:
-                yield from _limited(lines, file, limits, most)
-        else:
-            with pa.CompressedInputStream(pa.OSFile(str(file)), packed) as stream:
-                yield from _limited(io.BufferedReader(stream), file, limits, most)
+        with file.open("rb") as raw, _unpacked(raw, packed) as lines:
+            size = 0  # before a row is read: those of a file of repetitions would take hours
+            while block := lines.read(1 << 20):
+                size += len(block)
+                if size > most:
+                    _refuse_unpacked(file, limits)
+                if size >= LOOKED_AT and size < limits.unpacked_times * raw.tell():
+                    break
+        with file.open("rb") as raw, _unpacked(raw, packed) as lines:
+            yield from _limited(lines, file, limits, most)
     except (gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
         raise DataError(
             f"The file cannot be unpacked: {str(error).rstrip('.')}.",
             str(file),
             f"Give a whole {packed} file, or take {file.suffix} off its name if it is not packed.",
         ) from None
+
+
+def _unpacked(raw: IO[bytes], packed: str) -> IO[bytes]:
+    if packed == "gzip":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), packed))
 
 
 def _limited(lines: Any, file: Path, limits: Limits, most: float = float("inf")) -> Iterator[bytes]:
@@ -264,10 +280,10 @@ def _parquet_rows(file: Path, limits: Limits) -> Iterator[Any]:
 
 
 def _rows_at_once(file: pq.ParquetFile) -> int:
-    """Rows that take at most UNPACKED_BYTES, were each the largest value of its columns."""
+    """Rows that take at most BATCH_BYTES in any case: one value may stand for all of them."""
     groups = range(file.metadata.num_row_groups)
     largest = max((file.metadata.row_group(group).total_byte_size for group in groups), default=1)
-    return max(1, min(ROWS_AT_ONCE, UNPACKED_BYTES // max(1, largest)))
+    return max(1, min(ROWS_AT_ONCE, BATCH_BYTES // max(1, largest)))
 
 
 def _features_of(schema: pa.Schema) -> datasets.Features | None:
