@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gradsieve.api import _rows as in_memory_rows
+from gradsieve.data.readers import Limits
 from gradsieve.data.sources import Source, read_source
 from gradsieve.errors import DataError
 
@@ -427,3 +428,42 @@ def test_a_row_without_its_source_is_bad(value: Any) -> None:
     assert [one.source for one in source.examples] == ["mix/org/cot"]
     [(_, reason)] = source.bad_rows
     assert reason.startswith("expected text in dataset (source_field), found ")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_a_row_that_is_too_long_ends_reading(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path, kind)
+    longest = max(len(line) for line in Path(jsonl(tmp_path, ROWS)).read_bytes().splitlines(True))
+    assert len(read_source("s", path, limits=Limits(longest)).examples) == 3
+    with pytest.raises(DataError, match=f"more than {longest - 1} bytes"):
+        read_source("s", path, limits=Limits(longest - 1))
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "parquet"])
+def test_a_file_that_unpacks_to_too_much_is_refused(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradsieve.data.readers.UNPACKED_BYTES", 1 << 20)
+    rows = [{"prompt": "p", "completion": "same " * 2000}] * 300
+    path, text = tmp_path / f"rows.{kind}", Path(jsonl(tmp_path, rows)).read_bytes()
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        packer = "gzip" if kind.endswith("gz") else "zstd"
+        with pa.CompressedOutputStream(str(path), packer) as packed:
+            packed.write(text)
+    assert len(text) > 50 * path.stat().st_size
+    with pytest.raises(DataError, match="unpacks to more than 50 times its size"):
+        read_source("s", str(path), limits=Limits(unpacked_times=50))
+    assert len(read_source("s", str(path), limits=Limits(unpacked_times=10**6)).examples) == 300
+
+
+def test_a_large_file_that_packs_as_text_does_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradsieve.data.readers.UNPACKED_BYTES", 1 << 10)
+    monkeypatch.setattr("gradsieve.data.readers.LOOKED_AT", 1 << 11)
+    rows = [{"id": n, "prompt": f"{n * 7919}", "completion": "yes"} for n in range(5000)]
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(Path(jsonl(tmp_path, rows)).read_bytes()))
+    assert len(read_source("s", str(path)).examples) == 5000

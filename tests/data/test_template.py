@@ -1,6 +1,7 @@
 """Labels are the assistant's words and the end of its turns, in every kind of template."""
 
 import random
+import signal
 from array import array
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -384,3 +385,16 @@ def test_labels_are_the_tokens_that_overlap_a_span(name: str) -> None:
             text,
             spans,
         )
+
+
+def test_a_template_that_loops_is_ended(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    loop = "{% for i in range(99999) %}"
+    (tmp_path / "loop.jinja").write_text(loop * 3 + "{% endfor %}" * 3)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backends()["bytes"], eos_token="</s>")
+    template = ChatTemplate(tokenizer, str(tmp_path / "loop.jinja"), render_seconds=0.1)
+    turns: tuple[Message, ...] = ({"role": "user", "content": "q"},)
+    with pytest.raises(DataError, match=r"more than 0.1 s") as caught:
+        template.render(Example("s", "7", turns))
+    assert caught.value.where == "s 7"
+    assert signal.getsignal(signal.SIGALRM) is before
