@@ -24,7 +24,7 @@ import prepare
 
 from gradsieve.console import Progress
 from gradsieve.data.examples import Example, Row
-from gradsieve.data.readers import read_source
+from gradsieve.data.sources import read_source
 from gradsieve.methods import ScoringTask, find_method, lexical
 from gradsieve.methods.base import full_text
 from gradsieve.models.source import model_source

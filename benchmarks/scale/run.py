@@ -33,7 +33,7 @@ from transformers import AutoTokenizer
 
 import gradsieve
 from gradsieve.console import Progress
-from gradsieve.data.readers import read_source
+from gradsieve.data.sources import read_source
 from gradsieve.data.template import ChatTemplate
 from gradsieve.methods import uses_gradients
 from gradsieve.recipe.load import check_recipe

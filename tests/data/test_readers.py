@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gradsieve.api import _rows as in_memory_rows
-from gradsieve.data.readers import Source, read_source
+from gradsieve.data.readers import Limits
+from gradsieve.data.sources import Source, read_source
 from gradsieve.errors import DataError
 
 ROWS = [
@@ -23,6 +24,12 @@ ROWS = [
     {"id": "b", "prompt": "Zwei", "completion": "2", "extra": {"x": [2, None]}},
     {"id": "c", "prompt": "三", "completion": "3", "extra": {"x": [3, None]}},
 ]
+
+
+def identity(source: Source) -> list[str]:
+    """What a source's tokens and labels depend on, whatever the order of its rows."""
+    parts = ([one.id, one.row, one.supervised] for one in source.examples)
+    return sorted(json.dumps(part, sort_keys=True) for part in parts)
 
 
 def jsonl(folder: Path, rows: list, name: str = "rows.jsonl") -> str:
@@ -72,14 +79,14 @@ def test_all_kinds_of_files_give_the_same(
     assert [dict(example.row) for example in source.examples] == ROWS
     assert [example.id for example in source.examples] == ["a", "b", "c"]
     assert source.examples[2].messages[0]["content"] == "三"
-    assert source.fingerprint == read_source("t", jsonl(tmp_path, ROWS)).fingerprint
+    assert identity(source) == identity(read_source("t", jsonl(tmp_path, ROWS)))
 
 
 def test_fingerprint_ignores_order_and_sees_content(tmp_path: Path) -> None:
     first = read_source("s", jsonl(tmp_path, ROWS))
-    assert read_source("s", jsonl(tmp_path, ROWS[::-1], "b.jsonl")).fingerprint == first.fingerprint
+    assert identity(read_source("s", jsonl(tmp_path, ROWS[::-1], "b.jsonl"))) == identity(first)
     changed = [*ROWS[:2], {**ROWS[2], "completion": "4"}]
-    assert read_source("s", jsonl(tmp_path, changed)).fingerprint != first.fingerprint
+    assert identity(read_source("s", jsonl(tmp_path, changed))) != identity(first)
 
 
 def ids(source: Source) -> dict[str, str]:
@@ -246,7 +253,7 @@ def test_image_columns_are_left_out_with_a_word(
     )
     plain = read_source("s", [{"messages": TURNS, "n": n} for n in range(3)])
     assert [e.id for e in plain.examples] == [e.id for e in source.examples]
-    assert (plain.fingerprint, plain.warnings) == (source.fingerprint, ())
+    assert (identity(plain), plain.warnings) == (identity(source), ())
 
 
 TYPED = {
@@ -301,7 +308,7 @@ def test_records_of_pandas_are_as_the_file(tmp_path: Path) -> None:
     records = pd.read_parquet(file).to_dict("records")
     in_memory, from_file = read_source("s", records), read_source("s", str(file))
     assert [example.row for example in in_memory.examples] == rows
-    assert in_memory.fingerprint == from_file.fingerprint
+    assert identity(in_memory) == identity(from_file)
 
 
 @pytest.mark.parametrize("empty", [float("nan"), None, np.nan, pd.NA])
@@ -364,7 +371,7 @@ def test_what_is_supervised_is_in_the_fingerprint() -> None:
     completion, both = (read_source("s", [row], supervise=how) for how in ("completion", "all"))
     assert completion.examples[0].supervised == (False, False, False, True)
     assert both.examples[0].supervised is None
-    assert completion.fingerprint != both.fingerprint
+    assert identity(completion) != identity(both)
     assert completion.examples[0].id == both.examples[0].id
 
 
@@ -377,3 +384,86 @@ def test_a_packed_file_that_is_cut_or_not_packed(tmp_path: Path, kind: str, pack
         with pytest.raises(DataError, match="cannot be unpacked") as caught:
             read_source("s", str(file))
         assert f"Give a whole {packed} file, or take .{kind} off its name" in str(caught.value)
+
+
+COLUMNS = {"prompt": "question", "completion": "answer", "id": "key", "system": "rules"}
+OTHER_NAMES = {"question": "q", "answer": "a", "key": 7, "rules": "Be brief.", "text": "z"}
+
+
+def test_columns_name_the_fields_of_a_format() -> None:
+    [example] = read_source("s", [OTHER_NAMES], columns=COLUMNS).examples
+    same = {"prompt": "q", "completion": "a", "id": 7, "system": "Be brief."}
+    [expected] = read_source("s", [same]).examples
+    assert (example.id, example.messages) == (expected.id, expected.messages)
+    assert example.row == OTHER_NAMES  # it comes back as it came in
+
+
+def test_columns_choose_among_formats_and_may_swap() -> None:
+    turns = [{"role": "user", "content": "m"}, {"role": "assistant", "content": "n"}]
+    row = {"messages": turns, "prompt": "answer", "completion": "question"}
+    swapped = {"prompt": "completion", "completion": "prompt"}
+    [example] = read_source("s", [row], columns=swapped).examples
+    assert [turn["content"] for turn in example.messages] == ["question", "answer"]
+    dolly = {"instruction": "i", "context": "c", "response": "r"}
+    columns = {"input": "context", "output": "response"}
+    [example] = read_source("s", [dolly], columns=columns).examples
+    assert [turn["content"] for turn in example.messages] == ["i\n\nc", "r"]
+
+
+def test_a_row_without_a_mapped_column_is_bad() -> None:
+    bad = {"question": "q", "text": "a"}
+    source = read_source("s", [OTHER_NAMES, bad], columns=COLUMNS, on_bad_row="skip")
+    assert source.bad_rows == (
+        (
+            "s (in memory) row 2",
+            "there is no answer, which columns names for completion; found the keys question, text",
+        ),
+    )
+
+
+@pytest.mark.parametrize("value", [None, 3, "", "a\nb", "\ud800"])
+def test_a_row_without_its_source_is_bad(value: Any) -> None:
+    rows = [{"prompt": "q", "completion": "a", "dataset": name} for name in ("org/cot", value)]
+    source = read_source("mix", rows, source_field="dataset", on_bad_row="skip")
+    assert [one.source for one in source.examples] == ["mix/org/cot"]
+    [(_, reason)] = source.bad_rows
+    assert reason.startswith("expected text in dataset (source_field), found ")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_a_row_that_is_too_long_ends_reading(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path, kind)
+    longest = max(len(line) for line in Path(jsonl(tmp_path, ROWS)).read_bytes().splitlines(True))
+    assert len(read_source("s", path, limits=Limits(longest)).examples) == 3
+    with pytest.raises(DataError, match=f"more than {longest - 1} bytes"):
+        read_source("s", path, limits=Limits(longest - 1))
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "parquet"])
+def test_a_file_that_unpacks_to_too_much_is_refused(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradsieve.data.readers.UNPACKED_BYTES", 1 << 20)
+    rows = [{"prompt": "p", "completion": "same " * 2000}] * 300
+    path, text = tmp_path / f"rows.{kind}", Path(jsonl(tmp_path, rows)).read_bytes()
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        packer = "gzip" if kind.endswith("gz") else "zstd"
+        with pa.CompressedOutputStream(str(path), packer) as packed:
+            packed.write(text)
+    assert len(text) > 50 * path.stat().st_size
+    with pytest.raises(DataError, match="unpacks to more than 50 times its size"):
+        read_source("s", str(path), limits=Limits(unpacked_times=50))
+    assert len(read_source("s", str(path), limits=Limits(unpacked_times=10**6)).examples) == 300
+
+
+def test_a_large_file_that_packs_as_text_does_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradsieve.data.readers.UNPACKED_BYTES", 1 << 10)
+    monkeypatch.setattr("gradsieve.data.readers.LOOKED_AT", 1 << 11)
+    rows = [{"id": n, "prompt": f"{n * 7919}", "completion": "yes"} for n in range(5000)]
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(Path(jsonl(tmp_path, rows)).read_bytes()))
+    assert len(read_source("s", str(path)).examples) == 5000

@@ -1,16 +1,20 @@
 """Labels are the assistant's words and the end of its turns, in every kind of template."""
 
+import random
+import signal
+from array import array
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gradsieve.data.examples import Example, Message
-from gradsieve.data.readers import read_source
 from gradsieve.data.rendering import TULU
+from gradsieve.data.sources import read_source
 from gradsieve.data.template import ChatTemplate, Refusal
+from gradsieve.data.tokens import labels_of
 from gradsieve.errors import DataError, ModelError
 
 QWEN3 = """{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
@@ -340,3 +344,57 @@ def test_real_answers_come_back_from_labels(shared_data: Path, name: str) -> Non
         encoded = template.encode(example)
         kept = made.decode([label for label in encoded.labels if label != -100])
         assert kept.strip() == example.messages[-1]["content"].strip() + made.eos_token
+
+
+def labels_by_offsets(ids: list[int], offsets: list, spans: list) -> list[int]:
+    """The obvious way, token by token."""
+    hit = [any(a < end and start < b for start, end in spans) for a, b in offsets]
+    return [token if flag else -100 for token, flag in zip(ids, hit, strict=True)]
+
+
+def backends() -> dict[str, Tokenizer]:
+    """One token a byte; bytes of characters, as Llama's; words without the white space."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    byte = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    byte.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces = [f"<0x{number:02X}>" for number in range(256)] + ["<unk>", "▁", "a", "b", "▁a"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    llama = Tokenizer(models.BPE(vocabulary, [("▁", "a")], byte_fallback=True, unk_token="<unk>"))
+    replace = normalizers.Replace(" ", "▁")
+    llama.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace])
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<unk>": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    for backend in (byte, llama, words):
+        backend.add_special_tokens(["</s>"])
+        backend.post_processor = processors.TemplateProcessing(
+            single="</s> $A </s>", special_tokens=[("</s>", backend.token_to_id("</s>"))]
+        )
+    return {"bytes": byte, "llama": llama, "words": words}
+
+
+@pytest.mark.parametrize("name", ["bytes", "llama", "words"])
+def test_labels_are_the_tokens_that_overlap_a_span(name: str) -> None:
+    backend, draw = backends()[name], random.Random(0)
+    for _ in range(300):
+        text = "".join(draw.choice(["a", "b", " ", "\n", "é", "三", "</s>"]) for _ in range(20))
+        cuts = sorted(draw.sample(range(len(text) + 1), 4))
+        spans = [(cuts[0], cuts[1]), (cuts[2], cuts[3])]
+        encoding = backend.encode(text)
+        expected = labels_by_offsets(encoding.ids, encoding.offsets, spans)
+        assert labels_of(array("i", encoding.ids), encoding, spans).tolist() == expected, (
+            text,
+            spans,
+        )
+
+
+def test_a_template_that_loops_is_ended(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    loop = "{% for i in range(99999) %}"
+    (tmp_path / "loop.jinja").write_text(loop * 3 + "{% endfor %}" * 3)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backends()["bytes"], eos_token="</s>")
+    template = ChatTemplate(tokenizer, str(tmp_path / "loop.jinja"), render_seconds=0.1)
+    turns: tuple[Message, ...] = ({"role": "user", "content": "q"},)
+    with pytest.raises(DataError, match=r"more than 0.1 s") as caught:
+        template.render(Example("s", "7", turns))
+    assert caught.value.where == "s 7"
+    assert signal.getsignal(signal.SIGALRM) is before

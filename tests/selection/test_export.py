@@ -11,10 +11,11 @@ from huggingface_hub import DatasetCard
 
 import gradsieve
 import world
+from gradsieve.data.examples import Example
 from gradsieve.data.formats import conversation_of
 from gradsieve.recipe.load import check_recipe
 from gradsieve.recipe.schema import Recipe, SelectionName
-from gradsieve.selection.export import Card, features_of, message_features, shown
+from gradsieve.selection.export import Card, Selected, features_of, message_features, shown
 
 MIXED = [
     {"instruction": "falling : b a c", "input": "", "output": "c b a", "id": "m1",
@@ -104,6 +105,41 @@ def test_messages_are_alike_whatever_the_format_was(folder: Path, tmp_path: Path
     assert ("mixed", "m1") in keys
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_trl_supervises_the_completions_alone(folder: Path, tmp_path: Path) -> None:
+    from trl import SFTConfig, SFTTrainer
+
+    rows = datasets.load_dataset(
+        str(folder), "prompt_completion", split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert rows.features == message_features(columns=("prompt", "completion"))
+    model = yaml.safe_load((folder.parents[2] / "recipe.yaml").read_text())["model"]["name"]
+    settings = {"max_steps": 1, "report_to": "none", "per_device_train_batch_size": 2}
+    arguments = SFTConfig(str(tmp_path / "trl"), use_cpu=True, **settings)
+    trainer = SFTTrainer(model, args=arguments, train_dataset=rows)
+    trainer.train()
+    decode = trainer.processing_class.decode
+    for row, made in zip(rows, trainer.train_dataset, strict=True):
+        labels = [label for label in made["labels"] if label != -100]
+        supervised = decode(labels, skip_special_tokens=True)
+        assert supervised.strip() == row["completion"][0]["content"]
+        assert row["prompt"][0]["content"] in decode(made["input_ids"])
+
+
+def test_each_supervised_answer_has_its_prompt(tmp_path: Path) -> None:
+    turns = tuple(
+        {"role": role, "content": content}
+        for role, content in zip(["user", "assistant"] * 2, "abcd", strict=True)
+    )
+    for supervised, places in ((None, [1, 3]), ((False, False, False, True), [3])):
+        example = Example("s", "1", turns, supervised=supervised, tools=({"name": "f"},))
+        found = list(Selected(example, 2, 0.5, "x").as_answers())
+        assert [row["prompt"] for row in found] == [turns[:place] for place in places]
+        assert [row["completion"] for row in found] == [[turns[place]] for place in places]
+        assert all(row["tools"] == example.tools and row["rank"] == 2 for row in found)
+    assert not list(Selected(Example("s", "1", turns[1:2]), 1, 0.5, "x").as_answers())
+
+
 def special(tmp_path: Path, supervise: str) -> Path:
     inputs = world.make(tmp_path, rows=10)
     world.write(tmp_path / "special.jsonl", SPECIAL)
@@ -156,7 +192,11 @@ def test_the_metadata_is_what_the_hub_reads(folder: Path) -> None:
     block = parsed.data.to_dict()
     assert block["task_categories"] == ["text-generation"]
     assert block["size_categories"] == ["n<1K"]
-    assert {config["config_name"] for config in block["configs"]} == {"default", "messages"}
+    assert {config["config_name"] for config in block["configs"]} == {
+        "default",
+        "messages",
+        "prompt_completion",
+    }
     assert "gradsieve" in block["tags"]
     assert "license" not in block  # only the user knows
     text = (folder / "README.md").read_text(encoding="utf-8")
@@ -193,6 +233,7 @@ def card(recipe: Recipe, target: str = "t", method: str = "less", **changes: Any
         "examples": {"t": (5, 1), "u": (6, 2)},
         "features": features_of([{"a": 1}]),
         "message_features": message_features(),
+        "answer_features": message_features(columns=("prompt", "completion")),
     }
     return Card(**{**settings, **changes}).text()
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from wrong import Answer, Case, at, call, make_desk
+from wrong.limits import LIMITS
 from wrong.models import CHECKPOINTS, MODELS, TEMPLATES
 from wrong.recipes import COMMANDS, RECIPES
 from wrong.runs import DAMAGED, FOLDERS, OTHERS
@@ -21,6 +25,7 @@ TABLES: dict[str, tuple[Case, ...]] = {
     "The command": COMMANDS,
     "Files of the pool": FILES,
     "Rows": ROWS,
+    "Limits": LIMITS,
     "Targets and the selection": TARGETS,
     "Benchmarks": BENCHMARKS,
     "Chat templates": TEMPLATES,
@@ -30,6 +35,9 @@ TABLES: dict[str, tuple[Case, ...]] = {
     "Damaged runs": DAMAGED,
     "Other commands": OTHERS,
 }
+
+MEASURED = (" CPU seconds | peak memory, MiB |", " ---: | ---: |")
+"""Of the limits. Memory includes the libraries' own."""
 
 HASHES = re.compile(
     r"(?<=shard-)[0-9a-f]{32}-[0-9a-f]{32}|\b[0-9a-f]{8}(?= ->)|(?<=-> )[0-9a-f]{8}\b"
@@ -59,7 +67,19 @@ def line(case: Case, answer: Answer) -> str:
         escaped = escaped.replace(letter, f"&#{ord(letter)};")
     shown = "<br>".join(part.strip() for part in escaped.splitlines() if part.strip())
     old = " *archive*" if case.keeps == "in archive" else ""
-    return f"| {case.name} | {answer.status}{old} | {shown} |\n"
+    return f"| {case.name} | {answer.status}{old} | {shown} |"
+
+
+def measured(case: Case) -> tuple[Answer, str]:
+    """The answer of a process of its own, with its time and memory as more columns."""
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        os.write(write, json.dumps(asdict(call(case.command))).encode())
+        os._exit(0)
+    _, _, used = os.wait4(child, 0)
+    answer = Answer(**json.loads(os.read(read, 1 << 16)))
+    seconds = used.ru_utime + used.ru_stime
+    return answer, f" {seconds:.1f} | {used.ru_maxrss / 1024:,.0f} |"
 
 
 def main() -> None:
@@ -68,12 +88,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         desk = make_desk(Path(name) / "desk")
         for table, (heading, cases) in enumerate(TABLES.items()):
-            parts.append(f"\n## {heading}\n\n| input | status | message |\n| --- | --- | --- |\n")
+            more = MEASURED if cases is LIMITS else ("", "")
+            parts.append(f"\n## {heading}\n\n| input | status | message |{more[0]}\n")
+            parts.append(f"| --- | --- | --- |{more[1]}\n")
             for number, case in enumerate(cases):
                 where = Path(name) / f"{table}-{number}"
                 with at(desk, where, case.on[0]) as copy:
                     case.spoil(copy)
-                    parts.append(line(case, call(case.command)))
+                    answer, used = measured(case) if more[0] else (call(case.command), "")
+                    parts.append(f"{line(case, answer)}{used}\n")
     PAGE.write_text("".join(parts), encoding="utf-8")
 
 

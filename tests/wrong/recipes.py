@@ -67,6 +67,9 @@ RECIPES = (
         key("targets.1.name", "results.json"),
         "results.json is a reserved name",
     ),
+    wrong(
+        "a column of no format", key("pool.0.columns", {"promt": "q"}), "pool.0.columns", "promt"
+    ),
     wrong("an unknown task", key("targets.0.task", "mmmlu"), "mmlu, bbh, tydiqa or custom"),
     wrong("an unknown method", key("score.methods", ["lesss"]), "no method lesss", "mean less?"),
     wrong("a method that exact mode lacks", exact_dot, "score.methods: less, dot", "mode: store"),

@@ -84,6 +84,27 @@ def empty_folder(desk: Desk) -> None:
     desk.set("pool", [{"name": "one", "path": "data"}])
 
 
+def saved(spoil: Callable[[Path], object]) -> Spoil:
+    """A saved data set, damaged."""
+
+    def whole(desk: Desk) -> None:
+        import datasets
+
+        datasets.disable_progress_bars()
+        datasets.Dataset.from_list([GOOD] * 50).save_to_disk("saved")
+        spoil(Path("saved"))
+        desk.set("pool", [{"name": "one", "path": "saved"}])
+
+    return whole
+
+
+def cut_arrow(folder: Path) -> None:
+    [file] = folder.glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:-900])
+
+
+NAMED = {"prompt": "question", "completion": "answer"}
+
 NOT_THERE = ("pool.0.path", "someone/something")
 
 FILES = (
@@ -139,6 +160,17 @@ FILES = (
         ("expected messages", "found the keys text, label", "pool.parquet row 1", "on_bad_row"),
     ),
     Case("a saved data set's other split", splits, ("no split train", "saved", "one of train_sft")),
+    Case("a saved data set whose Arrow file is cut", saved(cut_arrow), ("cannot be read", "saved")),
+    Case(
+        "a saved data set whose state is a list",
+        saved(lambda folder: (folder / "state.json").write_text("[]")),
+        ("cannot be read", "saved", "Dataset.save_to_disk"),
+    ),
+    Case(
+        "a kind of file in place of a path",
+        lambda desk: desk.set("pool.0.path", "parquet"),
+        ("parquet is a kind of file, not a data set", "path: parquet", "org/name"),
+    ),
     Case("a folder without data", empty_folder, ("any data files", "data, split train", "a file")),
     Case("a folder of broken data", broken_folder, ("JSON parse error", "data, split train")),
     Case(
@@ -154,6 +186,16 @@ ROWS = (
         "a line that is a list", row("[1, 2]"), ("one.jsonl:7", "expected an object, found a list")
     ),
     Case("no messages", row({"text": "a"}), ("one.jsonl:7", "expected messages", "keys text")),
+    Case(
+        "a column that is not there",
+        lambda desk: desk.set("pool.0.columns", NAMED),
+        ("20 of 20 rows", "one.jsonl:1: there is no question, which columns names for prompt"),
+    ),
+    Case(
+        "a row without its source",
+        lambda desk: desk.set("pool.0.source_field", "dataset"),
+        ("one.jsonl:1: expected text in dataset (source_field), found null",),
+    ),
     Case("no turns", row({"messages": []}), ("one.jsonl:7", "messages is empty", "on_bad_row")),
     Case(
         "an unknown role",

@@ -114,8 +114,8 @@ def _nearest(wrong: str, known: Sequence[str], count: int) -> str:
 def _find(pool: Pool, id: str, source: str | None) -> int:
     """The number of an example in the pool."""
     if source is not None:
-        _one_of(source, list(pool.sources), "--source")
-    numbers = {name: pool.find(name, id) for name in pool.sources}
+        _one_of(source, pool.source_names, "--source")
+    numbers = {name: pool.find(name, id) for name in pool.source_names}
     sources = [name for name, number in numbers.items() if number is not None]
     wanted = [numbers[name] for name in sources if source in (None, name)]
     if len(wanted) == 1 and wanted[0] is not None:

@@ -1,4 +1,4 @@
-"""The command line: `init`, `run`, each stage, `plan`, `explain`, `compare`, `store`, `demo`.
+"""The command line: `init`, `run`, each stage, `plan`, `show`, `explain`, `compare`, `store`, ...
 
 Standard output carries the result, standard error the progress. Exit status 0: done; 1: failed;
 2: wrong usage or recipe; 128 and its number: stopped by a signal (130: Ctrl-C). Nothing heavy is
@@ -212,6 +212,40 @@ def plan(
         progress=Progress(quiet),
     )
     _echo(asdict(found) if as_json else found.table())
+
+
+@app.command(epilog="Example: gradsieve show recipe.yaml --first 3")
+def show(
+    recipe: RecipeFile,
+    id_: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="The row with this id.")
+    ] = None,
+    first: Annotated[
+        int, typer.Option("--first", metavar="N", min=1, help="The first rows of each source.")
+    ] = 1,
+    source: Annotated[
+        str | None, typer.Option("--source", metavar="S", help="Rows of this source alone.")
+    ] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Print rows of the pool as the model reads them, with supervised text marked."""
+    from gradsieve.recipe.load import load_recipe
+
+    checked = load_recipe(recipe, set_ or ())
+    from gradsieve.pipeline.show import show as shown
+
+    rows = shown(checked, id=id_, first=first, source=source)
+    if as_json:
+        _echo([row.as_json() for row in rows])
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        for row in rows:
+            Console(soft_wrap=True, highlight=False).print(row.colored())
+    else:
+        for row in rows:
+            _echo(str(row))
 
 
 @app.command(epilog="Example: gradsieve explain runs/first --target legal --id 1204")

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, cast
 from gradsieve.data.examples import Message
 
 Supervise = Literal["completion", "all"]
-"""Of a prompt/completion row: the completion's assistant turns, or the prompt's as well."""
+"""Of a prompt/completion row: the completion alone, as in TRL, or all assistant turns."""
 
 ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
 FUNCTION_CALL = "function_call"
@@ -60,7 +60,7 @@ class BadRow(ValueError):
 
 
 class Conversation(NamedTuple):
-    """What a row says; the fields are those of `Example`."""
+    """What a row says, as in `Example`."""
 
     messages: tuple[Message, ...]
     tools: tuple[Any, ...]
@@ -75,13 +75,8 @@ class _Turn(NamedTuple):
 def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversation:
     """The conversation of a row; the last turn is the assistant's and not empty.
 
-    Args:
-        row: As read.
-        supervise: Of a prompt/completion row: the completion alone, as TRL does, or `all`
-            assistant turns.
-
     Raises:
-        BadRow: Saying what was expected and what was found.
+        BadRow: Says what was expected and what was found.
     """
     if not isinstance(row, Mapping):
         raise BadRow(f"expected an object, found {kind_of(row)}")
@@ -91,6 +86,25 @@ def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversati
             turns = _with_system(row.get("system"), read(row, supervise))
             return _checked(turns, _tools(row.get("tools")))
     raise BadRow(f"expected {KNOWN}; found the keys {', '.join(map(str, row)) or '(none)'}")
+
+
+def renamed(row: Any, columns: Mapping[str, str]) -> Any:
+    """A row with a format's own keys, where it has those of `columns`.
+
+    Keys of formats that `columns` names no field of are left out: they are another text.
+    """
+    if not isinstance(row, Mapping):
+        return row
+    needed = [keys for keys, _ in _FORMATS if not columns.keys().isdisjoint(keys)]
+    others = {key for keys, _ in _FORMATS if needed and keys not in needed for key in keys}
+    for name, key in columns.items():
+        if key not in row and any(name in keys for keys in needed):
+            keys = ", ".join(row) or "(none)"
+            raise BadRow(
+                f"there is no {key}, which columns names for {name}; found the keys {keys}"
+            )
+    kept = {key: value for key, value in row.items() if key not in others}
+    return kept | {name: row[key] for name, key in columns.items() if key in row}
 
 
 # --- formats ------------------------------------------------------------------------------------
@@ -345,7 +359,7 @@ def _parsed(text: str, key: str) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
-    """An object without keys that are null: Arrow fills up with the keys of other rows."""
+    """An object without keys that are null, which Arrow adds."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -1,29 +1,46 @@
-"""The ids of a source's rows: kept from the row, or made from its content.
+"""The ids of a source's rows: kept from the row, or made of its content, each once.
 
-In: rows one by one, in any order. Out: an id for each, unique in the source. Made ids are the first
-16 hexadecimal digits of SHA-256 of the row as JSON, with `-2` and so on for equal rows.
+In: for each row the id that it came with, or a digest of its content. Out: its id, or why it can't
+have it. Made ids are the first 16 hexadecimal digits of SHA-256 of the row as JSON, with `-2` and
+so on for equal rows: stable when rows are reordered or files renamed. Ids are held in a temporary
+database of SQLite, which spills to disk (a dictionary would take 150 bytes of memory a row).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gradsieve.data.formats import BadRow, is_unicode
 
+CACHE_KIB = 64 * 1024
+"""Memory of the database; a million ids take about 40 MB."""
 
-def given_id(row: Mapping[str, Any]) -> str | int | None:
-    """The id that a row comes with; None if it has none that can be used."""
+_TABLE = "CREATE TABLE taken (id TEXT PRIMARY KEY, line INTEGER, equal_rows INTEGER) WITHOUT ROWID"
+"""`equal_rows`: rows without an id that have this content; 0 where a row came with the id."""
+
+_GIVEN = "INSERT OR IGNORE INTO taken VALUES (?, ?, 0)"
+_MADE = """INSERT INTO taken VALUES (?, ?, 1)
+    ON CONFLICT (id) DO UPDATE SET equal_rows = equal_rows + 1 WHERE equal_rows > 0
+    RETURNING equal_rows"""
+
+_SORTED = json.JSONEncoder(sort_keys=True)
+
+
+def given_id(row: Mapping[str, Any]) -> str | None:
+    """The id that a row comes with, as text; None if it has none that can be used."""
     given = row.get("id")
-    usable = isinstance(given, int) or (isinstance(given, str) and is_unicode(given))
-    return None if not usable or isinstance(given, bool) or given == "" else given
+    if isinstance(given, int) and not isinstance(given, bool):
+        return str(given)
+    return given if isinstance(given, str) and given and is_unicode(given) else None
 
 
 def content_digest(row: Mapping[str, Any]) -> bytes:
     """SHA-256 of a row, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()
+    return hashlib.sha256(_SORTED.encode(row).encode()).digest()
 
 
 def made_id(digest: bytes) -> str:
@@ -31,44 +48,59 @@ def made_id(digest: bytes) -> str:
     return digest.hex()[:16]
 
 
-class Ids:
-    """Ids kept from rows, or made from their content: stable under reordering and renaming.
+class IdIndex:
+    """The ids of a source that are taken, and by which lines.
 
     A row's own id and one made for another row can be the same text, e.g. where a selection, whose
     rows were given their ids, is a pool's source together with rows that it was selected from. The
     later of the two is a bad row.
+
+    Args:
+        where: From a line to its place, for messages.
     """
 
-    def __init__(self) -> None:
-        self._given: dict[str, str] = {}
-        self._made: dict[str, str] = {}
-        self._equal: dict[str, int] = {}
+    def __init__(self, where: Callable[[int], str]) -> None:
+        self._where = where
+        self._database = sqlite3.connect("", isolation_level=None)  # a temporary file of its own
+        self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute(_TABLE)
 
-    def of(self, row: Mapping[str, Any], where: str) -> str:
-        """The row's id.
+    def close(self) -> None:
+        """Delete the database."""
+        self._database.close()
+
+    def take(self, id: str, is_made: bool, line: int) -> str:
+        """The id of a row: the one that it came with, or the one made for it, numbered if taken.
+
+        Which of several equal rows gets which number makes no difference.
 
         Raises:
             BadRow: If another row has it; names that row's place.
         """
-        given = given_id(row)
-        if given is None:
-            return self._make(row, where)
-        id = str(given)
-        if id in self._given:
-            raise BadRow(f"the id {given!r} is taken by {self._given[id]}")
-        if id in self._made:
-            raise BadRow(f"the id {given!r} was made for {self._made[id]}, which has none")
-        self._given[id] = where
+        if is_made:
+            equal_rows = self._made(id, line)
+            if equal_rows == 1:
+                return id
+            id = f"{id}-{equal_rows}"
+            self._made(id, line)
+        elif self._database.execute(_GIVEN, (id, line)).rowcount == 0:
+            where, of_made = self._holder(id)
+            if of_made:
+                raise BadRow(f"the id {id!r} was made for {where}, which has none")
+            raise BadRow(f"the id {id!r} is taken by {where}")
         return id
 
-    def _make(self, row: Mapping[str, Any], where: str) -> str:
-        id = digest = made_id(content_digest(row))
-        # A number distinguishes equal rows; which is which makes no difference.
-        count = self._equal.get(digest, 0) + 1
-        if count > 1:
-            id = f"{digest}-{count}"
-        if id in self._given:
-            raise BadRow(f"it has no id, and the one made for it, {id}, is of {self._given[id]}")
-        self._equal[digest] = count
-        self._made[id] = where
-        return id
+    def _made(self, id: str, line: int) -> int:
+        """Rows that have this made id, this one included."""
+        found = self._database.execute(_MADE, (id, line)).fetchone()
+        if found is None:
+            where, _ = self._holder(id)
+            raise BadRow(f"it has no id, and the one made for it, {id}, is of {where}")
+        return int(found[0])
+
+    def _holder(self, id: str) -> tuple[str, bool]:
+        """The place of the row that has an id, and whether it was made."""
+        query = "SELECT line, equal_rows FROM taken WHERE id = ?"
+        line, equal_rows = self._database.execute(query, (id,)).fetchone()
+        return self._where(line), equal_rows > 0

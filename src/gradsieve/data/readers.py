@@ -1,8 +1,7 @@
-"""Reading a source of examples: JSONL, JSON, Parquet, a saved `datasets` folder, or a hub name.
+"""The rows of a file, folder or hub data set: JSONL, JSON, Parquet, saved `datasets` folders.
 
-In: a path or name, or rows that are in memory. Out: examples with stable ids, the rows as they came
-in (as JSON values, see `values`), and the rows that could not be read, each with its place and
-reason. All bad rows are found before the first is reported.
+In: a path or name. Out: numbered rows, in a stream: the bytes of a line of JSON, or a Python value;
+a `BadRow` where there is none.
 
 Rejected: `datasets`' own JSON reader (it gives every row the same columns, so rows don't come back
 as they came in, and it doesn't name the line of a bad row).
@@ -12,24 +11,21 @@ from __future__ import annotations
 
 import difflib
 import gzip
-import hashlib
 import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.features.features import _visit
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
-from gradsieve.data.examples import Example
-from gradsieve.data.formats import BadRow, Supervise, conversation_of, kind_of
-from gradsieve.data.ids import Ids
-from gradsieve.data.values import LeftOut, json_row
+from gradsieve.data.formats import BadRow, kind_of
 from gradsieve.errors import DataError
 
 IN_MEMORY = "(in memory)"
@@ -41,184 +37,78 @@ ROWS_AT_ONCE = 1000
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 """Ends of the names of files with one JSON object a line."""
 
-LISTED_AT_ONCE = 10
-"""Bad rows that a message lists; the others are counted."""
+UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
+    *(OverflowError, pa.ArrowException, datasets.exceptions.DatasetsError),
+)
+"""What `datasets` and pyarrow raise for files that are damaged or not theirs."""
 
 
-class Rejected(NamedTuple):
-    """A row that could not be read.
-
-    Attributes:
-        where: File and line, or file and row.
-        reason: What is wrong with it.
-    """
-
-    where: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What was read.
+class Limits(NamedTuple):
+    """What is refused as too large, since reading it would take all memory or hours.
 
     Attributes:
-        name: As the recipe has it.
-        examples: In the order they came.
-        bad_rows: Rows left out (`on_bad_row="skip"`).
-        fingerprint: SHA-256 of the rows, whatever their order, path and format.
-        warnings: What the user should know of how it was read, a line each.
+        row_bytes: Bytes of a row. The longest in use, books, have some MB.
+        unpacked_times: Bytes of an unpacked file, in times its own size; JSON packs 3 to 50 times.
+            Files of less than UNPACKED_BYTES are not looked at.
     """
 
-    name: str
-    examples: tuple[Example, ...]
-    bad_rows: tuple[Rejected, ...]
-    fingerprint: str
-    warnings: tuple[str, ...] = ()
+    row_bytes: int = 256 << 20
+    unpacked_times: int = 200
 
 
-def read_source(
-    name: str,
+LIMITS = Limits()
+"""The default."""
+
+ARRAY_BYTES = 2 << 30
+"""Of a .json file, whose values take about ten times as much memory."""
+
+UNPACKED_BYTES = 1 << 30
+"""What every packed file may unpack to: it takes seconds."""
+
+LOOKED_AT = 64 << 20
+"""Of an unpacked file, to see how much it unpacks to."""
+
+BATCH_BYTES = 256 << 20
+"""Of Parquet rows that are unpacked at a time, were each the largest value of its row group."""
+
+Rows = Iterator[tuple[int, Any]]
+"""The line of a file of JSON lines and its bytes, or the number and value of a row; from 1."""
+
+
+def rows_of(
     path: str | Iterable[Any],
-    *,
-    on_bad_row: Literal["fail", "skip"] = "fail",
     split: str = "train",
     revision: str | None = None,
-    supervise: Supervise = "completion",
-) -> Source:
-    """Read a source of examples.
-
-    Args:
-        name: Becomes the examples' `source`.
-        path: A .jsonl (or .jsonl.gz, .jsonl.zst), .json or .parquet file, a folder written by
-            `Dataset.save_to_disk`, or a data set that `datasets.load_dataset` knows; or rows.
-        on_bad_row: Stop at rows that can't be read, or leave them out.
-        split: Of a saved data set with splits, or of one on the hub.
-        revision: Of a data set on the hub.
-        supervise: What is supervised of a prompt/completion row.
+    limits: Limits = LIMITS,
+) -> Rows:
+    """All rows of a file, folder or hub data set, or of those in memory, in a stream.
 
     Raises:
-        DataError: If the file can't be read, or has bad rows and `on_bad_row` is "fail".
+        DataError: If it can't be read.
     """
-    examples: list[Example] = []
-    bad: list[Rejected] = []
-    ids, left_out = Ids(), LeftOut()
-    place = place_of(name, path)
-    rows = rows_of(path, split, revision) if isinstance(path, str) else _given_rows(place, path)
-    for where, row in rows:
-        try:
-            examples.append(example_of(name, where, row, ids, left_out, supervise))
-        except BadRow as error:
-            bad.append(Rejected(where, str(error)))
-    if bad and on_bad_row == "fail":
-        raise bad_rows_error(place, bad[:LISTED_AT_ONCE], len(bad), len(bad) + len(examples))
-    if not examples:
-        raise no_row_error(place, len(bad))
-    warnings = left_out.warnings()
-    return Source(name, tuple(examples), tuple(bad), _fingerprint(examples), warnings)
-
-
-def example_of(
-    source: str, where: str, row: Any, ids: Ids, left_out: LeftOut, supervise: Supervise
-) -> Example:
-    """The example that a row is.
-
-    Args:
-        source: Name of the row's source.
-        where: File and line, or file and row.
-        row: As a reader gives it.
-        ids: Those of the source so far; the row's is added.
-        left_out: The source's columns that JSON cannot hold; the row's are added.
-        supervise: What is supervised of a prompt/completion row.
-
-    Raises:
-        BadRow: If it holds no usable conversation, or its id is taken.
-    """
-    kept, lost = json_row(row)
-    conversation = conversation_of(kept, supervise)
-    id = ids.of(kept, where)
-    left_out.add(lost, where)
-    return Example(
-        source,
-        id,
-        conversation.messages,
-        kept,
-        tools=conversation.tools,
-        supervised=conversation.supervised,
-        where=where,
-    )
-
-
-def place_of(name: str, path: str | Iterable[Any]) -> str:
-    """Where rows are, for messages."""
-    return path if isinstance(path, str) else f"{name} {IN_MEMORY}"
-
-
-def _fingerprint(examples: list[Example]) -> str:
-    rows = sorted(json.dumps(_identity(example), sort_keys=True) for example in examples)
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
-
-
-def _identity(example: Example) -> list[Any]:
-    """What a row's tokens and labels depend on; the usual row's is as short as it was."""
-    flags = [] if example.supervised is None else [example.supervised]
-    return [example.id, example.row, *flags]
-
-
-def bad_rows_error(place: str, first: list[Rejected], bad: int, rows: int) -> DataError:
-    """What to raise for bad rows: how many there are, and the first of them."""
-    listed = [f"{row.where}: {row.reason}" for row in first]
-    more = [f"and {bad - len(first)} more"] if bad > len(first) else []
-    return DataError(
-        f"{bad} of {rows} rows of {place} cannot be read.",
-        "\n              ".join(listed + more),
-        "Fix the rows, or set on_bad_row: skip to leave them out.",
-    )
-
-
-def no_row_error(place: str, bad: int) -> DataError:
-    """What to raise for a source without a single good row."""
-    found = f"all of its {bad} rows are bad" if bad else "it has no rows"
-    return DataError("There is no usable row.", f"{place}: {found}", "Give at least one good row.")
-
-
-# --- rows of each kind of file ------------------------------------------------------------------
-
-Rows = Iterator[tuple[str, Any]]
-"""(where, row); a row that can't be parsed is a BadRow."""
-
-
-def _given_rows(place: str, rows: Iterable[Any]) -> Rows:
-    if isinstance(rows, datasets.Dataset):
-        yield from _dataset_rows(place, rows)
-        return
-    for number, row in enumerate(rows, start=1):
-        yield f"{place} row {number}", row
-
-
-def refuse_empty(file: Path) -> None:
-    """Raise a `DataError` for a file of no bytes."""
-    if file.stat().st_size == 0:
-        raise DataError("The file is empty.", str(file), "Give a file with rows.")
-
-
-def rows_of(path: str, split: str = "train", revision: str | None = None) -> Rows:
-    """Place and row of all rows of a file, folder or hub data set, in a stream."""
+    if not isinstance(path, str):
+        rows = _dataset_rows(path, IN_MEMORY) if isinstance(path, datasets.Dataset) else path
+        return enumerate(rows, start=1)
     if path == IN_MEMORY:
         todo = "Call gradsieve.select again with the same `out`, or give a file."
         raise DataError("These rows were given in memory, and are not kept.", IN_MEMORY, todo)
     file = Path(path)
     if file.is_dir():
-        return _folder_rows(file, split)
+        for inside in file.rglob("*"):
+            _refuse_special(inside)
+        return enumerate(_folder_rows(file, split), start=1)
+    _refuse_special(file)
     if not file.is_file():
-        return _hub_rows(path, split, revision)
-    refuse_empty(file)
+        return enumerate(_hub_rows(path, split, revision), start=1)
+    if file.stat().st_size == 0:
+        raise DataError("The file is empty.", str(file), "Give a file with rows.")
     name = file.name.lower()
     if name.endswith(JSON_LINES):
-        return _jsonl_rows(file)
-    if name.endswith(".json"):
-        return _json_rows(file)
-    if name.endswith(".parquet"):
-        return _parquet_rows(file)
+        return _json_lines(file, limits)
+    if name.endswith((".json", ".parquet")):
+        read = _json_rows if name.endswith(".json") else _parquet_rows
+        return enumerate(read(file, limits), start=1)
     raise DataError(
         "The kind of file is not known by its name.",
         path,
@@ -226,18 +116,16 @@ def rows_of(path: str, split: str = "train", revision: str | None = None) -> Row
     )
 
 
-def _jsonl_rows(file: Path) -> Rows:
-    for number, line in json_lines(file):
-        yield f"{file}:{number}", parsed(line)
+def _refuse_special(file: Path) -> None:
+    """A pipe or device would be read forever."""
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        todo = "Write the rows to a file: they are read more than once."
+        raise DataError("This is a pipe, a socket or a device, not a file.", str(file), todo)
 
 
-def json_lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbers and bytes of the lines with a row; lines end at a line feed alone (U+2028 is text).
-
-    Raises:
-        DataError: If the file can't be unpacked, or is JSON over several lines.
-    """
-    for number, line in enumerate(_lines(file), start=1):
+def _json_lines(file: Path, limits: Limits) -> Rows:
+    """The lines with a row; they end at a line feed alone (U+2028 is text)."""
+    for number, line in enumerate(_lines(file, limits), start=1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
             _refuse_spread_json(line, f"{file}:1")
@@ -245,25 +133,62 @@ def json_lines(file: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _lines(file: Path) -> Iterator[bytes]:
+def _lines(file: Path, limits: Limits) -> Iterator[bytes]:
     packed = {".gz": "gzip", ".zst": "zstd"}.get(file.suffix.lower())
     if packed is None:
         with file.open("rb") as lines:
-            yield from lines
+            yield from _limited(lines, file, limits)
         return
+    most = max(UNPACKED_BYTES, limits.unpacked_times * file.stat().st_size)
     try:
-        if packed == "gzip":
-            with gzip.open(file) as lines:
-                yield from lines
-        else:
-            with pa.CompressedInputStream(pa.OSFile(str(file)), packed) as stream:
-                yield from io.BufferedReader(stream)
+        with file.open("rb") as raw, _unpacked(raw, packed) as lines:
+            size = 0  # before a row is read: those of a file of repetitions would take hours
+            while block := lines.read(1 << 20):
+                size += len(block)
+                if size > most:
+                    _refuse_unpacked(file, limits)
+                if size >= LOOKED_AT and size < limits.unpacked_times * raw.tell():
+                    break
+        with file.open("rb") as raw, _unpacked(raw, packed) as lines:
+            yield from _limited(lines, file, limits, most)
     except (gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
         raise DataError(
             f"The file cannot be unpacked: {str(error).rstrip('.')}.",
             str(file),
             f"Give a whole {packed} file, or take {file.suffix} off its name if it is not packed.",
         ) from None
+
+
+def _unpacked(raw: IO[bytes], packed: str) -> IO[bytes]:
+    if packed == "gzip":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), packed))
+
+
+def _limited(lines: Any, file: Path, limits: Limits, most: float = float("inf")) -> Iterator[bytes]:
+    """The lines of a file, as long as each of them and all together are not too long."""
+    number = size = 0
+    while line := lines.readline(limits.row_bytes + 1):
+        number, size = number + 1, size + len(line)
+        if len(line) > limits.row_bytes:
+            raise row_bytes_error(f"{file}:{number}", limits)
+        if size > most:
+            _refuse_unpacked(file, limits)
+        yield line
+
+
+def row_bytes_error(where: str, limits: Limits) -> DataError:
+    """What to raise for a row that is too long."""
+    todo = "Split or remove it, or raise limits.row_bytes."
+    return DataError(f"A row has more than {limits.row_bytes} bytes.", where, todo)
+
+
+def _refuse_unpacked(file: Path, limits: Limits) -> None:
+    raise DataError(
+        f"The file unpacks to more than {limits.unpacked_times} times its size.",
+        f"{file}, {file.stat().st_size} bytes",
+        "Check what is in it, or raise limits.unpacked_times.",
+    )
 
 
 def _refuse_spread_json(first_line: bytes, where: str) -> None:
@@ -281,33 +206,44 @@ def _refuse_spread_json(first_line: bytes, where: str) -> None:
         )
 
 
-def parsed(line: bytes) -> Any:
-    """The row of a line; a BadRow if it is not JSON."""
-    try:
-        return json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-    except BadRow as error:
-        return error
-    except UnicodeDecodeError as error:
-        return BadRow(f"not UTF-8 at byte {error.start + 1} of the line")
-    except json.JSONDecodeError as error:
-        return BadRow(f"not JSON: {error.msg} at column {error.colno}")
-    except RecursionError:
-        return BadRow("not JSON that can be read: nested too deeply")
-    except ValueError:
-        return BadRow("not JSON that can be read: a number of thousands of digits")
+def _bad_constant(name: str) -> BadRow:
+    return BadRow(f"not JSON: {name} is no value of JSON; write null where there is none")
 
 
 def _refuse_constant(name: str) -> Any:
     raise _bad_constant(name)
 
 
-def _bad_constant(name: str) -> BadRow:
-    return BadRow(f"not JSON: {name} is no value of JSON; write null where there is none")
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def _json_rows(file: Path) -> Rows:
+def parsed(line: bytes) -> Any:
+    """The row of a line.
+
+    Raises:
+        BadRow: If it is not JSON.
+    """
+    try:
+        return _DECODER.decode(line.decode("utf-8"))
+    except BadRow:
+        raise
+    except UnicodeDecodeError as error:
+        found = f"not UTF-8 at byte {error.start + 1} of the line"
+    except json.JSONDecodeError as error:
+        found = f"not JSON: {error.msg} at column {error.colno}"
+    except RecursionError:
+        found = "not JSON that can be read: nested too deeply"
+    except ValueError:
+        found = "not JSON that can be read: a number of thousands of digits"
+    raise BadRow(found) from None
+
+
+def _json_rows(file: Path, limits: Limits) -> Iterator[Any]:
     try:
         # A bad constant stands in its row until the row's values are checked.
+        if file.stat().st_size > ARRAY_BYTES:
+            todo = "Write it as .jsonl, one row a line, which is read in a stream (jq -c '.[]')."
+            raise DataError("The JSON array is too large to be read at once.", str(file), todo)
         text = file.read_bytes().decode("utf-8-sig")
         rows = json.loads(text, parse_constant=_bad_constant)
     except (ValueError, RecursionError) as error:
@@ -321,24 +257,33 @@ def _json_rows(file: Path) -> Rows:
             str(file),
             "Write the rows as a JSON array, or one a line in a .jsonl file.",
         )
-    yield from _given_rows(str(file), rows)
+    yield from rows
 
 
-def _parquet_rows(file: Path) -> Rows:
+def _parquet_rows(file: Path, limits: Limits) -> Iterator[Any]:
     try:
         with pq.ParquetFile(file) as table:
             features = _undecoded(_features_of(table.schema_arrow))
-            batches = map(
-                pa.Table.from_batches, ([batch] for batch in table.iter_batches(ROWS_AT_ONCE))
-            )
-            rows = (row for batch in batches for row in _table_rows(batch, features))
-            yield from _given_rows(str(file), rows)
+            at_once, most = _rows_at_once(table), limits.unpacked_times * file.stat().st_size
+            size = 0
+            for batch in table.iter_batches(at_once):
+                size += batch.nbytes
+                if size > max(UNPACKED_BYTES, most):
+                    _refuse_unpacked(file, limits)
+                yield from _table_rows(pa.Table.from_batches([batch]), features)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"The file is not Parquet: {str(error).splitlines()[0].rstrip('.')}.",
             str(file),
             "Give a whole Parquet file, or rename it to what it is.",
         ) from None
+
+
+def _rows_at_once(file: pq.ParquetFile) -> int:
+    """Rows that take at most BATCH_BYTES in any case: one value may stand for all of them."""
+    groups = range(file.metadata.num_row_groups)
+    largest = max((file.metadata.row_group(group).total_byte_size for group in groups), default=1)
+    return max(1, min(ROWS_AT_ONCE, BATCH_BYTES // max(1, largest)))
 
 
 def _features_of(schema: pa.Schema) -> datasets.Features | None:
@@ -379,30 +324,32 @@ def _table_rows(table: pa.Table, features: datasets.Features | None) -> Iterator
         yield row if features is None else features.decode_example(row)
 
 
-def _folder_rows(folder: Path, split: str) -> Rows:
+def _folder_rows(folder: Path, split: str) -> Iterator[Any]:
     """A folder of `Dataset.save_to_disk`, or one of data files as on the hub."""
     saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
     if not saved:
         return _hub_rows(str(folder), split, None)
     try:
         loaded = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        todo = "Give a folder that Dataset.save_to_disk wrote."
-        raise DataError(f"The data set cannot be read: {error}.", str(folder), todo) from None
+    except UNREADABLE as error:
+        raise _unreadable(error, str(folder)) from None
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             todo = f"Set its split to one of {', '.join(loaded)}."
             raise DataError(f"The data set has no split {split}.", str(folder), todo)
         loaded = loaded[split]
-    return _dataset_rows(str(folder), loaded)
+    return _dataset_rows(loaded, str(folder))
 
 
-def _hub_rows(name: str, split: str, revision: str | None) -> Rows:
+def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[Any]:
     """Anything that `datasets.load_dataset` knows; it runs no code that comes with data."""
     _refuse_missing_file(name)
+    if name in _PACKAGED_DATASETS_MODULES:  # `datasets` would read the current directory
+        todo = "Give a file, a folder, or a name on the hub such as org/name."
+        raise DataError(f"{name} is a kind of file, not a data set.", f"path: {name}", todo)
     try:
         loaded = datasets.load_dataset(name, split=split, revision=revision)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except UNREADABLE as error:
         # What a file's reader says is the cause of "An error occurred".
         said = str(error.__cause__ or error).strip() or type(error).__name__
         raise DataError(
@@ -410,7 +357,7 @@ def _hub_rows(name: str, split: str, revision: str | None) -> Rows:
             f"{name}, split {split}",
             "Give a file that exists, a folder with data files, or a name on the hub.",
         ) from None
-    return _dataset_rows(name, loaded)
+    return _dataset_rows(loaded, name)
 
 
 def _refuse_missing_file(name: str) -> None:
@@ -431,8 +378,22 @@ def _refuse_missing_file(name: str) -> None:
     )
 
 
-def _dataset_rows(name: str, loaded: datasets.Dataset) -> Rows:
+def _dataset_rows(loaded: datasets.Dataset, place: str) -> Iterator[Any]:
     """Rows from the Arrow table itself: whatever the data set's format is, no value changes."""
     features = _undecoded(loaded.features)
-    tables = loaded.with_format("arrow").iter(batch_size=ROWS_AT_ONCE)
-    return _given_rows(name, (row for table in tables for row in _table_rows(table, features)))
+    tables = iter(loaded.with_format("arrow").iter(batch_size=ROWS_AT_ONCE))
+    while True:
+        try:
+            table = next(tables, None)
+            rows = [] if table is None else list(_table_rows(table, features))
+        except UNREADABLE as error:
+            raise _unreadable(error, place) from None
+        if table is None:
+            return
+        yield from rows
+
+
+def _unreadable(error: BaseException, place: str) -> DataError:
+    said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    todo = "Give a folder that Dataset.save_to_disk wrote, with all of its files."
+    return DataError(f"The data set cannot be read: {said}.", place, todo)

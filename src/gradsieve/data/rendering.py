@@ -14,7 +14,10 @@ comparing renderings of shorter conversations (templates write a last turn diffe
 from __future__ import annotations
 
 import datetime
+import errno
 import re
+import signal
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +28,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from gradsieve.errors import ModelError
+from gradsieve.errors import DataError, ModelError
 
 TULU = Path(__file__).parent / "templates" / "tulu.jinja"
 """The format of the paper's training data (open-instruct's Tulu), as the released code writes it:
@@ -59,6 +62,42 @@ _GENERATION = re.compile(r"\{#.*?#\}|\{%[-+]?\s*generation\s*[-+]?%\}", re.DOTAL
 Span = tuple[int, int]
 
 
+class TimeLimit:
+    """Ends a template that loops for too long; it is a program of somebody else's.
+
+    A signal ends it, so nothing is limited outside the main thread and on Windows.
+
+    Args:
+        seconds: For what is inside.
+        where: For the message.
+
+    Raises:
+        DataError: When they are over.
+    """
+
+    def __init__(self, seconds: float, where: str) -> None:
+        self._seconds, self._where = seconds, where
+        is_main = threading.current_thread() is threading.main_thread()
+        self._works = is_main and hasattr(signal, "setitimer")
+
+    def __enter__(self) -> None:
+        if self._works:
+            self._before = signal.signal(signal.SIGALRM, self._stop)
+            signal.setitimer(signal.ITIMER_REAL, self._seconds)
+
+    def __exit__(self, *_: object) -> None:
+        if self._works:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._before)
+
+    def _stop(self, *_: object) -> None:
+        raise DataError(
+            f"The chat template takes more than {self._seconds:g} s for a conversation.",
+            self._where,
+            "Set model.chat_template to another one, or raise limits.render_seconds.",
+        )
+
+
 def template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     """The Jinja of a template.
 
@@ -83,6 +122,8 @@ def template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
         return str(own)
     file = TULU if template == "tulu" else Path(template)
     try:
+        if file.exists() and not file.is_file():  # a pipe would be read forever
+            raise IsADirectoryError(errno.EISDIR, "it is a folder, a pipe or a device")
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         todo = "Give tokenizer, tulu, or the path of a Jinja file."

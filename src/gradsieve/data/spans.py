@@ -29,7 +29,7 @@ PLACEHOLDER = "q7xq0answer0qx7q"
 
 TEMPLATE_ERRORS = (
     *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
-    *(ArithmeticError, RecursionError),
+    *(ArithmeticError, RecursionError, MemoryError),
 )
 """What a template, a program of its own, may raise for a conversation."""
 

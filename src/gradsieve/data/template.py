@@ -16,15 +16,15 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
 
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from gradsieve.data.content import common_prefix, in_parts, in_text, text_of
 from gradsieve.data.examples import Example, Message
-from gradsieve.data.long_texts import shortened
-from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, template_text
+from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, TimeLimit, template_text
 from gradsieve.data.spans import (
     TEMPLATE_ERRORS,
     Conversation,
@@ -32,6 +32,7 @@ from gradsieve.data.spans import (
     SpanFinder,
     Turn,
 )
+from gradsieve.data.tokens import labels_of, shortened, with_full_offsets
 from gradsieve.errors import DataError, ModelError
 from gradsieve.io import fingerprint
 
@@ -128,6 +129,7 @@ class ChatTemplate:
         tokenizer: Never changed.
         template: `tokenizer` (its own), `tulu`, or the path of a Jinja file.
         max_length: Tokens that are kept.
+        render_seconds: Time that the template may take for a conversation.
 
     Raises:
         ModelError: If the tokenizer has no template, no offsets, or no end-of-sequence token where
@@ -139,7 +141,9 @@ class ChatTemplate:
         tokenizer: PreTrainedTokenizerBase,
         template: str = "tokenizer",
         max_length: int = 2048,
+        render_seconds: float = 10.0,
     ) -> None:
+        self._render_seconds = render_seconds
         self.tokenizer, self.max_length = tokenizer, max_length
         self.template = template_text(tokenizer, template)
         # A chat template writes special tokens itself; the paper's leaves it to the tokenizer.
@@ -164,7 +168,7 @@ class ChatTemplate:
         how = [self.template, self.adds_special_tokens, max_length, LABELS_VERSION, DATE_STRING]
         self.fingerprint: str = fingerprint([*how, fingerprint(backend), special])
         """Changes if the same messages would give other tokens or labels."""
-        self._backend = Tokenizer.from_str(json.dumps(_with_full_offsets(backend)))
+        self._backend = Tokenizer.from_str(json.dumps(with_full_offsets(backend)))
 
     @property
     def date(self) -> str | None:
@@ -175,7 +179,8 @@ class ChatTemplate:
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know of how the template writes answers."""
-        wrote_answer = self._finder.around(({"role": "user", "content": "?"},)) != ("", "")
+        with self._time_limit("a question of one turn"):
+            wrote_answer = self._finder.around(({"role": "user", "content": "?"},)) != ("", "")
         marked = self._finder.renderer.marks_generation
         if marked or not wrote_answer or self._finder.ending.strip():
             return ()
@@ -226,11 +231,32 @@ class ChatTemplate:
     def try_render(self, example: Example) -> Rendered | Refusal:
         """The text of an example and what of it is supervised, or why there is none."""
         try:
-            if example.answer_prefix is not None:
-                return self._render_answer(example, example.answer_prefix)
-            return self._finder.find(self._conversation(example))
+            with self._time_limit(f"{example.source} {example.id}"):
+                if example.answer_prefix is not None:
+                    return self._render_answer(example, example.answer_prefix)
+                return self._finder.find(self._conversation(example))
         except TEMPLATE_ERRORS as error:
             return Refusal(example, str(error) or type(error).__name__)
+
+    def _time_limit(self, where: str) -> TimeLimit:
+        return TimeLimit(self._render_seconds, where)
+
+    def pieces(self, example: Example) -> list[tuple[str, bool]]:
+        """The text of an example's tokens, in pieces that are supervised or not.
+
+        Raises:
+            DataError: If the template refuses it.
+        """
+        rendered = self.render(example)
+        text = shortened(rendered.text, self._backend, self.max_length)
+        [encoding] = self._backend.encode_batch([text], add_special_tokens=self.adds_special_tokens)
+        at, pieces = 0, list[tuple[str, bool]]()
+        flags = [label != -100 for label in self._labeled(rendered, encoding).labels]
+        for flag, tokens in groupby(zip(flags, encoding.offsets, strict=False), itemgetter(0)):
+            end = max(at, *(last for _, (_, last) in tokens))
+            pieces.append((text[at:end], flag))
+            at = end
+        return [piece for piece in pieces if piece[0]]
 
     @cached_property
     def ends(self) -> list[int]:
@@ -319,7 +345,7 @@ class ChatTemplate:
     def _labeled(self, rendered: Rendered, encoding: Encoding) -> TokenizedExample:
         ids = encoding.ids
         kept = array("i", ids[: self.max_length])
-        labels = _labels(kept, encoding.offsets, rendered.spans)
+        labels = labels_of(kept, encoding, rendered.spans)
         return TokenizedExample(kept, labels, truncated=len(ids) > len(kept))
 
     def _render_answer(self, example: Example, prefix: str) -> Rendered:
@@ -337,38 +363,3 @@ class ChatTemplate:
 
 def _is_empty_system(turn: Message) -> bool:
     return turn["role"] == "system" and not text_of(turn.get("content")).strip()
-
-
-def _with_full_offsets(backend: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer whose tokens stand for their white space too.
-
-    GPT-2's and others' leave it out of offsets, so that a newline stands for no character.
-    """
-
-    def untrimmed(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {
-                key: False if key == "trim_offsets" else untrimmed(value)
-                for key, value in part.items()
-            }
-        return [untrimmed(item) for item in part] if isinstance(part, list) else part
-
-    steps = ("pre_tokenizer", "post_processor")
-    return {**backend, **{step: untrimmed(backend.get(step)) for step in steps}}
-
-
-def _labels(
-    ids: array[int],
-    offsets: Sequence[tuple[int, int]],
-    spans: Sequence[tuple[int, int]],
-) -> array[int]:
-    """The tokens that overlap a span; tokens without characters never do."""
-    labels = array("i", [-100]) * len(ids)
-    waiting = iter(spans)
-    start, end = next(waiting, (0, 0))
-    for position, (token, (first, last)) in enumerate(zip(ids, offsets, strict=False)):
-        while first >= end > 0:
-            start, end = next(waiting, (0, 0))
-        if first < end and start < last:
-            labels[position] = token
-    return labels

@@ -23,7 +23,7 @@ import datetime
 import decimal
 import math
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,23 +41,31 @@ class Unrepresentable(ValueError):
 
 
 class LeftOut:
-    """Columns of a source that are left out of its rows."""
+    """Columns of a source that are left out of its rows.
 
-    def __init__(self) -> None:
-        self._columns: dict[str, tuple[str, str, int]] = {}
+    Args:
+        columns: Those of earlier rows.
+
+    Attributes:
+        columns: By name: the place of the first row that has it, the kind of what it holds, and the
+            number of such rows.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]] | None = None) -> None:
+        self.columns: dict[str, Sequence[Any]] = dict(columns or {})
 
     def add(self, columns: Mapping[str, str], where: str) -> None:
         """Add a row's columns, each with the kind of what it holds."""
         for column, kind in columns.items():
-            first, first_kind, rows = self._columns.get(column, (where, kind, 0))
-            self._columns[column] = (first, first_kind, rows + 1)
+            first, first_kind, rows = self.columns.get(column, (where, kind, 0))
+            self.columns[column] = (first, first_kind, rows + 1)
 
     def warnings(self) -> tuple[str, ...]:
         """A line for each column."""
         return tuple(
             f"the column {column} is left out of {rows} rows, the first {where}: it holds {kind}, "
             "which JSON cannot hold"
-            for column, (where, kind, rows) in self._columns.items()
+            for column, (where, kind, rows) in self.columns.items()
         )
 
 

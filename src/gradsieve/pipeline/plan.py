@@ -253,7 +253,7 @@ def _stages(
 
 def _source(name: str, context: Context) -> SourcePlan:
     pool = context.pool
-    of = np.asarray(pool.table["source"]) == name
+    of = np.array([one.partition("/")[0] == name for one in pool.source_names])[pool.source_codes]
     used = of.copy()
     used[np.setdiff1d(np.arange(len(pool)), pool.usable)] = False
     return SourcePlan(

@@ -12,15 +12,16 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from gradsieve.data.pool import SourceSpec, build_pool
-from gradsieve.data.readers import read_source
+from gradsieve.data.pool import build_pool, check_rows
 from gradsieve.errors import ErrorGroup, GradsieveError, RunError, UsageError
 from gradsieve.io import installed
 from gradsieve.runs.context import Context
+from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
 from gradsieve.stages.checks import problem_of
 
@@ -60,7 +61,10 @@ def check_stages(context: Context, wanted: Sequence[Stage]) -> None:
 
 
 def _raise(found: Sequence[GradsieveError]) -> None:
-    found = list({str(problem): problem for problem in found}.values())  # reported once
+    each = chain.from_iterable(
+        problem.errors if isinstance(problem, ErrorGroup) else [problem] for problem in found
+    )
+    found = list({str(problem): problem for problem in each}.values())  # reported once
     if len(found) == 1:
         raise found[0]
     if found:
@@ -101,25 +105,20 @@ def _versions() -> Iterator[GradsieveError]:
 
 def rows(context: Context, folder: Path) -> Iterator[GradsieveError]:
     """Every row of the pool can be used; the pool is built in `folder`, unless it is in the run."""
-    if context.run.metadata("pool") is not None:
-        return
-    if not list(problem_of(partial(_build, context, context.source_specs, folder / "all"))):
-        return
-    for spec in context.source_specs:
-        yield from problem_of(partial(_build, context, [spec], folder / spec.name))
+    if context.run.metadata("pool") is None:
+        yield from problem_of(partial(_build, context, folder))
+
+
+def _build(context: Context, folder: Path) -> None:
+    policy = context.recipe.on_bad_row
+    context.pool = build_pool(folder, context.source_specs, context.template, on_bad_row=policy)
 
 
 def _bad_rows(context: Context) -> Iterator[GradsieveError]:
-    """Rows of each source that can't be read, whether or not there is a chat template."""
-    policy = context.recipe.on_bad_row
-    for spec in context.source_specs:
-        read = partial(read_source, split=spec.split, revision=spec.revision)
-        rows = partial(read, spec.name, spec.path, on_bad_row=policy, supervise=spec.supervise)
-        yield from problem_of(rows)
-
-
-def _build(context: Context, specs: Sequence[SourceSpec], folder: Path) -> None:
-    context.pool = build_pool(folder, specs, context.template, on_bad_row=context.recipe.on_bad_row)
+    """Rows of each source that can't be used, whether or not there is a chat template."""
+    template = None if checks.models(context) else context.template
+    skips = context.recipe.on_bad_row == "skip"
+    yield from check_rows(context.source_specs, template, skips=skips)
 
 
 def writable(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:

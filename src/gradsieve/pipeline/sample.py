@@ -156,7 +156,7 @@ class Samples:
         numbers = spread(by_length, rows)
         sources: dict[str, list[object]] = {}
         for key, row in zip(pool.keys(numbers), pool.rows(numbers), strict=True):
-            sources.setdefault(key.source, []).append(row)
+            sources.setdefault(key.source.partition("/")[0], []).append(row)
         context = Context(
             _small(original.recipe, stage, rows, set(sources)),
             RunFolder(self.scratch / str(next(self._numbers))),

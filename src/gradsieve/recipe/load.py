@@ -75,8 +75,35 @@ def _alternatives(section: str, key: str) -> set[str]:
     return {*group} - {key} if key in group else set()
 
 
+MOST_BYTES = 16 << 20
+"""Of a recipe: ten thousand sources take 1 MB."""
+
+MOST_VALUES = 500_000
+"""Of a recipe with its aliases and merges written out, of which a few lines can make billions."""
+
+
+def _refuse_expanding(root: yaml.Node | None, where: str) -> None:
+    known: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if isinstance(node, tuple):
+            return sum(map(size, node))
+        if id(node) not in known:
+            below = node.value if isinstance(node.value, list) else []
+            known[id(node)] = 1 + sum(map(size, below))
+        return known[id(node)]
+
+    if root is not None and size(root) > MOST_VALUES:
+        problem = f"its aliases stand for more than {MOST_VALUES} values"
+        raise RecipeError([problem], where, "Write them out, or remove the aliases.")
+
+
 def _text(path: Path) -> str:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise RecipeError(["it is a pipe or a device"], str(path), "Use a YAML file.")
+        if path.is_file() and path.stat().st_size > MOST_BYTES:
+            raise RecipeError([f"it has more than {MOST_BYTES} bytes"], str(path), "Use a recipe.")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         problem, todo = f"it cannot be read: {error.strerror}", "Check the path."
@@ -118,6 +145,7 @@ def _parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[str, 
     """The file's data, and the line of each key; a key written twice is an error."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_expanding(root, where)
         tree = yaml.safe_load(text)
         keys = list(_key_lines(root, ()))
     except yaml.YAMLError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
@@ -141,6 +142,18 @@ SUPERVISE = (
 )
 
 
+RowField = Literal[
+    "id", "messages", "conversations", "prompt", "completion", "instruction", "input", "output",
+    "history", "system", "tools",
+]  # fmt: skip
+"""Fields of the formats of rows (`data.formats`) that `columns` can name."""
+
+COLUMNS = (
+    "The row's own key for a field of docs/howto/row-formats.md or `id`, where its name differs: "
+    "{prompt: question, completion: answer}."
+)
+
+
 class SourceConfig(Section):
     """One source of the candidate pool."""
 
@@ -160,6 +173,13 @@ class SourceConfig(Section):
     )
     supervise: Literal["completion", "all"] = Field(
         "completion", description=SUPERVISE, json_schema_extra=CONTENTS
+    )
+    columns: dict[RowField, str] = Field({}, description=COLUMNS, json_schema_extra=CONTENTS)
+    source_field: str | None = Field(
+        None,
+        description="The row's key that names its source, for a file with many (`dataset`, as in "
+        "Tulu): `NAME/VALUE` is a source of its own in caps, report and card.",
+        json_schema_extra=CONTENTS,
     )
 
 
@@ -191,6 +211,9 @@ class TargetConfig(Section):
         description=f"`custom` only. {SUPERVISE}",
         json_schema_extra=CONTENTS,
     )
+    columns: dict[RowField, str] = Field(
+        {}, description=f"`custom` only. {COLUMNS}", json_schema_extra=CONTENTS
+    )
     answer: str | None = Field(
         None,
         description="`custom` only: a regular expression whose first group is the final answer in "
@@ -199,9 +222,14 @@ class TargetConfig(Section):
 
     @model_validator(mode="after")
     def _keys_of_custom(self) -> TargetConfig:
-        own = {"supervise": "format", "subtask": "subtasks", "answer": "answers"}
+        own = {
+            "supervise": "format",
+            "columns": "format",
+            "subtask": "subtasks",
+            "answer": "answers",
+        }
         for key, what in own.items():
-            if self.task != "custom" and getattr(self, key) not in (None, "completion"):
+            if self.task != "custom" and getattr(self, key) not in (None, "completion", {}):
                 raise ValueError(f"`{key}` is for task: custom; {self.task} has its own {what}")
         return self
 
@@ -710,6 +738,27 @@ class EngineConfig(Section):
     )
 
 
+class LimitsConfig(Section):
+    """What is refused as too large before it takes all memory or hours."""
+
+    row_bytes: int = Field(
+        256 << 20, ge=1, description="Bytes of a row of the pool.", json_schema_extra=NO
+    )
+    unpacked_times: int = Field(
+        200,
+        ge=1,
+        description="Bytes of an unpacked file (gzip, zstd, Parquet), in times its own size; what "
+        "unpacks to less than 1 GiB is never refused.",
+        json_schema_extra=NO,
+    )
+    render_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="Time that the chat template may take for a row.",
+        json_schema_extra=NO,
+    )
+
+
 class SelectionName(NamedTuple):
     """What a selection is for, by which method, and of which size.
 
@@ -757,6 +806,7 @@ class Recipe(Section):
         None, description="null: scores are not validated."
     )
     report: ReportConfig = Field(default_factory=ReportConfig)
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig, json_schema_extra=NO)
 
     @property
@@ -799,11 +849,13 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _caps_are_of_sources(self) -> Recipe:
-        known = [source.name for source in self.pool]
+        # Of a file with many sources, the values of its field are known once it is read.
+        known = [s.name if s.source_field is None else f"{s.name}/VALUE" for s in self.pool]
         caps = self.select.per_source
-        wrong = [name for name in caps if name not in known] if isinstance(caps, dict) else []
-        if wrong:
-            raise ValueError(f"select.per_source: no source is called {wrong[0]}; one of {known}")
+        for name in caps if isinstance(caps, dict) else ():
+            start, slash, _ = name.partition("/")
+            if (f"{start}/VALUE" if slash else name) not in known:
+                raise ValueError(f"select.per_source: no source is called {name}; one of {known}")
         return self
 
     @model_validator(mode="after")
@@ -844,7 +896,7 @@ def _regular_expression(value: str | None) -> str | None:
 
 
 def _unique(names: list[str]) -> list[str]:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise ValueError(f"the name {', '.join(twice)} is used twice")
     return names

@@ -46,7 +46,7 @@ def feature_map(context: Context, chosen: Mapping[str, Chosen]) -> dict[str, Any
         return None
     places, share = principal_axes(store.read(positions))
     keys = pool.take(numbers, ["source", "id"]).to_pylist()
-    sources = sorted(pool.sources)
+    sources = sorted(pool.source_names)
     return {
         "points": [
             [sources.index(key["source"]), key["id"], *place]

@@ -39,7 +39,7 @@ class PageRows:
 
     def __init__(self, pool: Pool, leaks: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
         self.pool, self._leaks = pool, leaks
-        self.sources = sorted(pool.sources)
+        self.sources = sorted(pool.source_names)
         self._places: dict[int, int] = {}
 
     def places(self, numbers: Iterable[int]) -> list[int]:

@@ -17,7 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsieve.console import Progress
 from gradsieve.data.examples import Example, Row
-from gradsieve.data.pool import Pool, SourceSpec
+from gradsieve.data.pool import Pool
+from gradsieve.data.readers import Limits
+from gradsieve.data.sources import SourceSpec
 from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample, refused_error
 from gradsieve.engine import Engine
 from gradsieve.engine.choose import choose_engine
@@ -127,6 +129,9 @@ class Context:
                 source.split,
                 source.revision,
                 source.supervise,
+                source.columns,
+                source.source_field,
+                Limits(self.recipe.limits.row_bytes, self.recipe.limits.unpacked_times),
             )
             for source in self.recipe.pool
         ]
@@ -147,6 +152,7 @@ class Context:
                 subtask_field=target.subtask,
                 on_bad_row=self.recipe.on_bad_row,
                 supervise=target.supervise,
+                columns=target.columns,
             )
             for target in self.recipe.targets
         ]
@@ -177,8 +183,9 @@ class Context:
                 self.in_memory.targets.get(target.name, target.path),
                 self.in_memory.tests.get(target.name, target.test),
                 target.subtask,
-                target.supervise,
                 target.answer,
+                supervise=target.supervise,
+                columns=target.columns,
             )
             for target in self.recipe.targets
         }
@@ -211,7 +218,12 @@ class Context:
                 f"model.max_length {model.max_length} is more than the model's {self.positions} "
                 f"positions: examples are cut to {max_length} tokens"
             )
-        template = ChatTemplate(self.model.tokenizer(), model.chat_template, max_length)
+        template = ChatTemplate(
+            self.model.tokenizer(),
+            model.chat_template,
+            max_length,
+            self.recipe.limits.render_seconds,
+        )
         self.warnings += template.warnings
         return template
 

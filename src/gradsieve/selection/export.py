@@ -1,4 +1,4 @@
-"""A selection as a data set: rows as they came in, as messages, types of columns, and the card.
+"""A selection as a data set: as rows came in, as messages, as prompts with completions; its card.
 
 In: the selected examples. Out: JSON lines, and a README.md with the metadata block that the Hugging
 Face hub and `datasets.load_dataset(FOLDER)` read. The card names no path of the machine that it was
@@ -13,7 +13,8 @@ time comes back in another form. Rejected: making rows alike (they are to come b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ from datasets.features.features import generate_from_arrow_type
 
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import is_unicode
-from gradsieve.data.pool.sources import json_text
+from gradsieve.data.sources import json_text
 from gradsieve.io import atomic
 from gradsieve.methods import find_method, uses_gradients
 from gradsieve.recipe.schema import TOGETHER, Effect, Recipe, SelectionName
 
 ROWS = "selected.jsonl"
 MESSAGES = "messages.jsonl"
+ANSWERS = "prompt_completion.jsonl"
 
 SHOWN: tuple[Effect, ...] = ("yes", "repeats", "contents", "adds")
 """Effects of the settings that a card shows: all but those that change no result."""
@@ -92,22 +94,34 @@ class Selected:
         key = {"source": example.source, "id": example.id}
         return {"messages": turns, **tools, **key, **self._added}
 
+    def as_answers(self) -> Iterator[dict[str, Any]]:
+        """A prompt and its completion for each supervised answer: the turns before it, and it.
+
+        An answer without a turn before it is left out: there is no prompt.
+        """
+        turns = self.example.messages
+        flags = self.example.supervised or [turn["role"] == "assistant" for turn in turns]
+        tools = {"tools": self.example.tools} if self.example.tools else {}
+        key = {"source": self.example.source, "id": self.example.id}
+        for place, turn in enumerate(turns):
+            if flags[place] and place:
+                pair = {"prompt": turns[:place], "completion": [turn]}
+                yield {**pair, **tools, **key, **self._added}
+
     @property
     def _added(self) -> dict[str, Any]:
         return {"rank": self.rank, "score": self.score, "subtask": self.subtask}
 
 
-def write_selected(selected: Iterable[Selected], rows: Path, messages: Path) -> None:
-    """Write the files of rows and of messages, in one pass."""
-    with (
-        atomic(rows) as first,
-        atomic(messages) as second,
-        first.open("wb") as of_rows,
-        second.open("wb") as of_messages,
-    ):
+def write_selected(selected: Iterable[Selected], rows: Path, messages: Path, answers: Path) -> None:
+    """Write the files of rows, of messages, and of prompts with completions, in one pass."""
+    with ExitStack() as stack:
+        temporary = [stack.enter_context(atomic(path)) for path in (rows, messages, answers)]
+        files = [stack.enter_context(path.open("wb")) for path in temporary]
         for one in selected:
-            of_rows.write(_line(one.as_row()))
-            of_messages.write(_line(one.as_messages()))
+            files[0].write(_line(one.as_row()))
+            files[1].write(_line(one.as_messages()))
+            files[2].writelines(map(_line, one.as_answers()))
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -159,8 +173,10 @@ def _type(shapes: Sequence[Any]) -> Any:
     return generate_from_arrow_type(array.type)
 
 
-def message_features(records: Iterable[Mapping[str, Any]] = ()) -> datasets.Features:
-    """Types of the columns of `messages.jsonl`.
+def message_features(
+    records: Iterable[Mapping[str, Any]] = (), columns: Sequence[str] = ("messages",)
+) -> datasets.Features:
+    """Types of the columns of `messages.jsonl`, or of another file whose `columns` hold turns.
 
     Turns that have more than a role and text are `Json`: a column of objects with the same keys
     would give each turn the keys of all.
@@ -168,11 +184,13 @@ def message_features(records: Iterable[Mapping[str, Any]] = ()) -> datasets.Feat
     text = datasets.Value("string")
     is_plain, has_tools = True, False
     for record in records:
-        is_plain &= all(turn.keys() == {"role", "content"} for turn in record["messages"])
+        turns = (turn for column in columns for turn in record[column])
+        is_plain &= all(turn.keys() == {"role", "content"} for turn in turns)
         has_tools |= "tools" in record
+    plain = [{"role": text, "content": text}]
     return datasets.Features(
         {
-            "messages": [{"role": text, "content": text}] if is_plain else datasets.Json(),
+            **dict.fromkeys(columns, plain if is_plain else datasets.Json()),
             **({"tools": datasets.Json()} if has_tools else {}),
             "source": text,
             "id": text,
@@ -196,6 +214,7 @@ class Card:
         examples: Each target's number of examples and of subtasks.
         features: Types of the columns of `selected.jsonl`.
         message_features: Types of the columns of `messages.jsonl`.
+        answer_features: Types of the columns of `prompt_completion.jsonl`.
         date: What the chat template was given as today's date; None if it writes none.
     """
 
@@ -207,6 +226,7 @@ class Card:
     examples: Mapping[str, tuple[int, int]]
     features: datasets.Features
     message_features: datasets.Features
+    answer_features: datasets.Features
     date: str | None = None
 
     @property
@@ -236,6 +256,7 @@ class Card:
             settings=_yaml(self._settings()),
             rows_file=ROWS,
             messages_file=MESSAGES,
+            answers_file=ANSWERS,
         )
         return text
 
@@ -250,10 +271,15 @@ class Card:
             "configs": [
                 {"config_name": "default", "data_files": ROWS, "default": True},
                 {"config_name": "messages", "data_files": MESSAGES},
+                {"config_name": "prompt_completion", "data_files": ANSWERS},
             ],
             "dataset_info": [
                 {"config_name": "default", "features": self.features._to_yaml_list()},
                 {"config_name": "messages", "features": self.message_features._to_yaml_list()},
+                {
+                    "config_name": "prompt_completion",
+                    "features": self.answer_features._to_yaml_list(),
+                },
             ],
         }
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gradsieve.data.pool import Pool as MappedPool
-from gradsieve.data.pool import SourceSpec, build_pool, link_parts, source_key
-from gradsieve.data.pool.build import changed_error, source_state
+from gradsieve.data.pool import build_pool, link_parts
+from gradsieve.data.sources import SourceKey, SourceSpec, source_key, state_of
 from gradsieve.errors import GradsieveError
 from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
@@ -41,7 +41,8 @@ class Pool(Stage):
         """What this stage depends on."""
         return {
             "sources": {
-                spec.name: [_key(context, spec), spec.supervise] for spec in context.source_specs
+                spec.name: [_key(context, spec).digest, *spec.reading]
+                for spec in context.source_specs
             },
             "template": context.template.fingerprint,
             "on_bad_row": context.recipe.on_bad_row,
@@ -77,9 +78,8 @@ class Pool(Stage):
                 context.template,
                 on_bad_row=context.recipe.on_bad_row,
                 report=report,
+                keys={spec.name: _key(context, spec) for spec in specs},
             )
-        if changed := _changed(context):  # between the check and the reading
-            raise changed_error(changed[0])
         for source in pool.sources.values():
             if source.skipped:
                 context.warn_of_bad_rows(source.name, source.skipped, source.first_skipped)
@@ -101,8 +101,8 @@ class Pool(Stage):
 
 def _changed(context: Context) -> list[str]:
     """Sources that were written to since this run first read them."""
-    states = ((spec, context.cache.get(("state", spec.name))) for spec in context.source_specs)
-    return [str(spec.path) for spec, state in states if state not in (None, source_state(spec))]
+    keys = ((spec, context.cache.get(("source", spec.name))) for spec in context.source_specs)
+    return [str(spec.path) for spec, key in keys if key and key.state != state_of(spec)]
 
 
 def _warn_of_shares(context: Context, pool: MappedPool) -> None:
@@ -118,13 +118,13 @@ def _warn_of_shares(context: Context, pool: MappedPool) -> None:
             context.warnings.append(f"pool: {share} {what}; model.max_length is the limit")
 
 
-def _key(context: Context, spec: SourceSpec) -> str:
+def _key(context: Context, spec: SourceSpec) -> SourceKey:
     """The source's key; computing it reads the full source, so it is kept for the run."""
     key = ("source", spec.name)
     if key not in context.cache:
-        context.cache["state", spec.name] = source_state(spec)
         context.cache[key] = source_key(spec)
-    return str(context.cache[key])
+    found: SourceKey = context.cache[key]
+    return found
 
 
 STAGE = Pool()

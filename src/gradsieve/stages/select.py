@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gradsieve.data.pool import Pool
-from gradsieve.errors import DataError, GradsieveError, RunError
+from gradsieve.errors import DataError, GradsieveError, RunError, did_you_mean
 from gradsieve.io import fingerprint, read_lines, write_text
 from gradsieve.methods.base import ExampleScores
 from gradsieve.recipe.schema import TOGETHER, SelectConfig, SelectionName
@@ -91,6 +91,7 @@ class Select(Stage):
         yield from checks.test_sets(context)
         if metadata := context.run.metadata("pool"):
             _refuse_too_many(context, metadata["rows"])
+            _refuse_unknown_caps(context)
 
     def estimate(self, context: Context) -> Estimate:
         """Looking for leaks in the pool, and writing each selection twice."""
@@ -135,6 +136,15 @@ def _refuse_too_many(context: Context, rows: int) -> None:
             )
 
 
+def _refuse_unknown_caps(context: Context) -> None:
+    """Caps on sources that no row of a file with many names; others are refused with the recipe."""
+    caps, known = context.recipe.select.per_source, context.pool.source_names
+    for name in caps if isinstance(caps, dict) else ():
+        if "/" in name and name not in known:
+            where = f"select.per_source: {name}"
+            raise DataError("No row is of this source.", where, did_you_mean(name, known))
+
+
 def _select(
     context: Context, name: SelectionName, scored: _Scored, leaks: Mapping[int, Leak]
 ) -> dict[str, Any]:
@@ -142,7 +152,7 @@ def _select(
     target, method = name.target, name.method
     out = context.artifacts.selections.selection(target, name.short)
     choice = _chosen(context, name, scored, leaks)
-    write_selected(scored.selected(choice), out.selected, out.messages)
+    write_selected(scored.selected(choice), out.selected, out.messages, out.answers)
     write_lines(out.dropped, chain(_unscored(context, method), scored.dropped(choice)))
     tokens, sources = int(scored.tokens[choice.chosen].sum()), scored.count(choice.chosen)
     columns = choice.columns[choice.columns >= 0]
@@ -158,6 +168,7 @@ def _select(
         {t.name: (len(t.examples), len(t.subtasks)) for t in context.targets},
         features_of(read_lines(out.selected)),
         message_features(read_lines(out.messages)),
+        message_features(read_lines(out.answers), ("prompt", "completion")),
         context.template.date,
     )
     write_text(out.card, card.text())
@@ -258,9 +269,8 @@ def _scored(context: Context, target: str, method: str) -> _Scored:
         numbers = table.numbers(pool)  # the same in each
         examples = scores.examples(name, method) if recipe.select.turns == "examples" else None
         parts.append(_ranked(table, examples, recipe.select.turns))
-    ends = np.cumsum([source.rows for source in pool.sources.values()])
-    sources = np.searchsorted(ends, numbers, side="right").astype(np.int32)
-    return _Scored(pool, ranking_of(parts), numbers, sources, list(pool.sources))
+    sources, names = pool.source_codes[numbers], pool.source_names
+    return _Scored(pool, ranking_of(parts), numbers, sources, names)
 
 
 def _ranked(table: ScoreTable, examples: ExampleScores | None, turns: str) -> Ranked:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from gradsieve.data.examples import Example
-from gradsieve.data.formats import Supervise
-from gradsieve.data.readers import place_of
+from gradsieve.data.sources import SourceSpec
 from gradsieve.errors import DataError, did_you_mean
 from gradsieve.io import fingerprint
 from gradsieve.tasks import bbh, custom, mmlu, tydiqa
@@ -94,7 +93,7 @@ def load_target(
     *,
     subtask_field: str | None = None,
     on_bad_row: Literal["fail", "skip"] = "fail",
-    supervise: Supervise = "completion",
+    **reading: Any,
 ) -> Target:
     """Read a target.
 
@@ -105,7 +104,7 @@ def load_target(
             as the path of a pool's source, or rows.
         subtask_field: custom only: the field that names a row's subtask.
         on_bad_row: custom only: stop at rows that can't be read, or skip them.
-        supervise: custom only: the supervised part of a prompt/completion row.
+        **reading: custom only: `supervise` and `columns`, as in `SourceSpec`.
 
     Raises:
         DataError: If the task is unknown, or the path yields no examples.
@@ -115,12 +114,12 @@ def load_target(
     if task in BENCHMARKS:
         target = _benchmark(name, task, _folder(name, path))
     else:
-        examples, source = custom.read(name, path, subtask_field, on_bad_row, supervise)
+        examples, source = custom.read(name, path, subtask_field, on_bad_row, **reading)
         target = Target(name, task, tuple(examples), source.bad_rows, source.warnings)
     if not target.examples:
         raise DataError(
             "The target has no examples.",
-            f"target {name}: {place_of(name, path)}",
+            f"target {name}: {SourceSpec(name, path).place}",
             "Add at least one example.",
         )
     return target
@@ -141,8 +140,8 @@ def load_test_set(
     path: str | Iterable[Any],
     test: str | Iterable[Any] | None,
     subtask_field: str | None,
-    supervise: Supervise = "completion",
     answer: str | None = None,
+    **reading: Any,
 ) -> QuestionSet | None:
     """Read a target's held-out questions; None if there are none.
 
@@ -152,8 +151,8 @@ def load_test_set(
         path: The target's path, which also holds a benchmark's questions.
         test: A file of held-out examples, or rows; for a benchmark, another folder than `path`.
         subtask_field: custom only.
-        supervise: custom only.
         answer: custom only: regular expression of the final answer within an answer.
+        **reading: custom only, as for `load_target`.
 
     Raises:
         DataError: If they can't be read.
@@ -167,11 +166,11 @@ def load_test_set(
         return found
     if test is None:
         return None
-    return custom.test_set(name, test, subtask_field, supervise, answer)
+    return custom.test_set(name, test, subtask_field, answer, **reading)
 
 
 def _folder(name: str, path: str | Iterable[Any]) -> str:
     if not isinstance(path, str):
         todo = "Use the benchmark's folder, or remove `task` for examples of your own."
-        raise DataError("A benchmark is read from its folder.", place_of(name, path), todo)
+        raise DataError("A benchmark is read from its folder.", SourceSpec(name, path).place, todo)
     return path

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from gradsieve.data.content import after_reasoning, text_of
 from gradsieve.data.examples import Example
-from gradsieve.data.formats import Supervise, is_unicode
-from gradsieve.data.readers import Source, place_of, read_source
+from gradsieve.data.formats import is_unicode
+from gradsieve.data.sources import Source, SourceSpec, read_source
 from gradsieve.errors import DataError
 from gradsieve.tasks.questions import Question, QuestionSet, matched
 
@@ -26,19 +26,19 @@ def read(
     path: str | Iterable[Any],
     subtask_field: str | None,
     on_bad_row: Literal["fail", "skip"],
-    supervise: Supervise = "completion",
+    **reading: Any,
 ) -> tuple[list[Example], Source]:
     """The examples with their subtasks, and the source with its warnings.
 
     Raises:
         DataError: If a row has no subtask, or as `read_source`.
     """
-    source = read_source(name, path, on_bad_row=on_bad_row, supervise=supervise)
+    source = read_source(name, path, on_bad_row=on_bad_row, **reading)
     examples = list(source.examples)
     if subtask_field is None:
         examples = [replace(example, subtask=ONE_SUBTASK) for example in examples]
     else:
-        _refuse_missing(examples, subtask_field, place_of(name, path))
+        _refuse_missing(examples, subtask_field, SourceSpec(name, path).place)
         examples = [
             replace(example, subtask=str(example.row[subtask_field])) for example in examples
         ]
@@ -49,8 +49,8 @@ def test_set(
     name: str,
     path: str | Iterable[Any],
     subtask_field: str | None,
-    supervise: Supervise,
     answer: str | None,
+    **reading: Any,
 ) -> QuestionSet:
     """Held-out examples: each conversation up to its last turn, which has the reference answer.
 
@@ -58,13 +58,13 @@ def test_set(
         name: As in `read`.
         path: As in `read`.
         subtask_field: As in `read`.
-        supervise: As in `read`.
         answer: Regular expression of the final answer; None: the full turn without its reasoning.
+        **reading: As in `read`.
 
     Raises:
         DataError: As `read`, or if a reference has no final answer.
     """
-    examples, _ = read(name, path, subtask_field, "fail", supervise)
+    examples, _ = read(name, path, subtask_field, "fail", **reading)
     references = [after_reasoning(text_of(example.messages[-1]["content"])) for example in examples]
     if answer is not None:
         finals = [matched(answer, reference) for reference in references]

@@ -19,10 +19,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gradsieve.data.batching import PoolTokens, batches_of
-from gradsieve.data.pool import Pool, SourceSpec, build_pool, open_pool, source_key
-from gradsieve.data.readers import read_source
+from gradsieve.data.pool import Pool, build_pool, check_rows, open_pool
+from gradsieve.data.sources import SourceSpec, read_source, source_key
 from gradsieve.data.template import ChatTemplate
-from gradsieve.errors import DataError
+from gradsieve.errors import DataError, ErrorGroup
 
 SHORT_CHUNKS = 7
 
@@ -40,7 +40,7 @@ def template() -> ChatTemplate:
 
 @pytest.fixture(autouse=True)
 def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradsieve.data.pool.sources.CHUNK_ROWS", SHORT_CHUNKS)
+    monkeypatch.setattr("gradsieve.data.pool.chunks.CHUNK_ROWS", SHORT_CHUNKS)
     monkeypatch.setattr("gradsieve.data.pool.workers.default_workers", lambda: 1)
 
 
@@ -115,7 +115,7 @@ def test_holds_what_reading_and_tokenizing_gives(tmp_path: Path, template: ChatT
         hashlib.sha256(tokens.input_ids.tobytes() + tokens.labels.tobytes()).hexdigest()[:16]
         for tokens in encoded
     ]
-    assert [f"{number:016x}" for number in pool.content_hashes.tolist()] == hashes
+    assert pool.store_keys(numbers)["content"].to_pylist() == hashes
 
 
 def test_keys_of_a_datastore(tmp_path: Path, template: ChatTemplate) -> None:
@@ -438,9 +438,11 @@ def test_a_file_that_changes_while_it_is_read_is_named(
 def test_a_source_key_is_of_bytes_not_of_the_path(tmp_path: Path) -> None:
     one, two = (jsonl(tmp_path / name, ROWS) for name in ("a.jsonl", "b.jsonl"))
     other = jsonl(tmp_path / "c.jsonl", ROWS[:-1])
-    keys = [source_key(SourceSpec("s", path)) for path in (one, two, other, ROWS, iter(ROWS))]
+    keys = [
+        source_key(SourceSpec("s", path)).digest for path in (one, two, other, ROWS, iter(ROWS))
+    ]
     assert keys[0] == keys[1] != keys[2]
-    assert keys[3] == keys[4] != source_key(SourceSpec("s", ROWS[:-1]))
+    assert keys[3] == keys[4] != source_key(SourceSpec("s", ROWS[:-1])).digest
 
 
 def test_values_that_json_cannot_hold(tmp_path: Path, template: ChatTemplate) -> None:
@@ -488,3 +490,58 @@ def test_rows_that_the_template_refuses_are_bad_rows(
     pool = build_pool(tmp_path / "pool", [SourceSpec("s", ROWS)], strict, on_bad_row="skip")
     assert len(pool) == 1
     assert pool.sources["s"].skipped == 39
+
+
+def named(number: int) -> dict:
+    return {**row(number), "dataset": f"org/{'abc'[number % 3]}"}
+
+
+def test_a_file_with_many_sources(tmp_path: Path, template: ChatTemplate) -> None:
+    rows = [named(number) for number in range(40)]
+    specs = [SourceSpec("mix", rows, source_field="dataset"), SourceSpec("a", ROWS)]
+    pool = build_pool(tmp_path / "pool", specs, template)
+    assert pool.source_names == ["a", "mix/org/a", "mix/org/b", "mix/org/c"]
+    assert np.bincount(pool.source_codes).tolist() == [40, 14, 13, 13]
+    assert {name: source.rows for name, source in pool.sources.items()} == {"a": 40, "mix": 40}
+    number = pool.find("mix/org/b", "id-1")
+    assert number is not None
+    assert pool.rows([number]) == [rows[1]]
+    assert pool.keys(pool.order) == sorted(pool.keys(range(80)))
+    plain = build_pool(tmp_path / "plain", [SourceSpec("mix", rows)], template)
+    assert plain.fingerprints["mix"] != pool.fingerprints["mix"]
+
+
+def test_a_field_with_a_value_for_each_row_is_no_source(
+    tmp_path: Path, template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradsieve.data.pool.build.MOST_SOURCES", 2)
+    spec = SourceSpec("mix", [named(number) for number in range(9)], source_field="dataset")
+    with pytest.raises(DataError, match="The field dataset names 3 sources; at most 2"):
+        build_pool(tmp_path / "pool", [spec], template)
+
+
+def test_columns_are_part_of_the_fingerprint(tmp_path: Path, template: ChatTemplate) -> None:
+    rows = [{"q": "p", "a": "one", "b": "two"}]
+    pools = [
+        build_pool(
+            tmp_path / answer,
+            [SourceSpec("s", rows, columns={"prompt": "q", "completion": answer})],
+            template,
+        )
+        for answer in "ab"
+    ]
+    assert [pool.messages([0])[0][-1]["content"] for pool in pools] == ["one", "two"]
+    assert pools[0].fingerprints != pools[1].fingerprints
+
+
+def test_problems_of_all_sources_are_reported_at_once(
+    tmp_path: Path, template: ChatTemplate
+) -> None:
+    bad = [*ROWS, {"prompt": "no answer"}]
+    specs = [SourceSpec("a", bad), SourceSpec("b", ROWS), SourceSpec("c", [])]
+    with pytest.raises(ErrorGroup) as caught:
+        build_pool(tmp_path / "pool", specs, template)
+    said = [str(error) for error in caught.value.errors]
+    assert [str(error) for error in check_rows(specs, template, skips=False)] == said
+    assert [str(error) for error in check_rows(specs, None, skips=False)] == said
+    assert ["1 of 41 rows of a" in said[0], "no usable row" in said[1]] == [True, True]

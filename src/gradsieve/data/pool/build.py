@@ -17,6 +17,7 @@ before it, as ids do).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -27,36 +28,41 @@ import numpy as np
 import pyarrow as pa
 
 from gradsieve.data.formats import BadRow
-from gradsieve.data.ids import made_id
-from gradsieve.data.pool.chunks import SCHEMA, Chunk, SkippedRow
-from gradsieve.data.pool.ids import IdIndex
-from gradsieve.data.pool.mapped import ORDER, SKIPPED, Pool, open_pool, order_of
-from gradsieve.data.pool.part import Part, PartWriter, Progress
-from gradsieve.data.pool.sources import (
+from gradsieve.data.ids import IdIndex
+from gradsieve.data.pool.chunks import (
     CHUNK_BYTES,
     CHUNK_ROWS,
-    RawChunk,
-    SourceSpec,
-    json_text,
+    SCHEMA,
+    Chunk,
+    SkippedRow,
     raw_chunks,
-    source_key,
 )
-from gradsieve.data.pool.state import read_state, write_state
+from gradsieve.data.pool.mapped import ORDER, SKIPPED, Pool, open_pool, order_of
+from gradsieve.data.pool.part import Part, PartWriter, Progress, read_state, write_state
 from gradsieve.data.pool.workers import Workers
-from gradsieve.data.readers import (
+from gradsieve.data.sources import (
     LISTED_AT_ONCE,
     Rejected,
+    SourceKey,
+    SourceSpec,
     bad_rows_error,
+    changed_error,
+    json_text,
     no_row_error,
-    place_of,
+    source_key,
+    state_of,
 )
 from gradsieve.data.template import ChatTemplate
 from gradsieve.data.values import LeftOut
-from gradsieve.errors import DataError
+from gradsieve.errors import DataError, ErrorGroup
 from gradsieve.io import atomic, fingerprint
 
 VERSION = 1
 """Of what is written; a pool of another version is made again."""
+
+MOST_SOURCES = 1000
+"""Sources that the rows of one file may name. Each is a line of the report, the card and `plan`;
+the largest mixtures have about a hundred, and a field of ids or texts has one for every row."""
 
 
 def build_pool(
@@ -67,6 +73,7 @@ def build_pool(
     on_bad_row: Literal["fail", "skip"] = "fail",
     workers: int | None = None,
     report: Callable[[int], object] = lambda rows: None,
+    keys: Mapping[str, SourceKey] | None = None,
 ) -> Pool:
     """Write the pool, as far as it is not there yet.
 
@@ -74,24 +81,32 @@ def build_pool(
         folder: Of the pool.
         sources: Their names are unique.
         template: Writes and tokenizes the conversations.
-        on_bad_row: Stop at rows that can't be used once all of a source are found, or leave them
-            out.
+        on_bad_row: Stop at rows that can't be used once those of all sources are found, or leave
+            them out.
         workers: Processes; None: a core each. What is written doesn't depend on it.
         report: Called with the number of rows that are finished, skipped ones included.
+        keys: The sources' keys by name, if they are known.
 
     Raises:
-        DataError: If a source can't be read, has bad rows and `on_bad_row` is "fail", or has no
-            row that can be used; or if no row of the pool has label tokens.
+        DataError: If a source can't be read, changes meanwhile, has bad rows and `on_bad_row` is
+            "fail", or has no row that can be used; or if no row of the pool has label tokens.
+        ErrorGroup: If that is so of several sources.
     """
     names = [spec.name for spec in sources]
     if len(set(names)) < len(names):
         raise ValueError(f"sources share a name: {names}")
+    problems: list[DataError] = []
     rows = 0
     with Workers(template, workers) as pool:
         for spec in sources:
-            build = _SourceBuild(folder, spec, template, skips=on_bad_row == "skip")
-            build.run(pool, partial(_report_more, report, rows))
-            rows += build.progress.rows + build.progress.skipped
+            key = (keys or {}).get(spec.name) or source_key(spec)
+            build = _SourceBuild(folder, spec, key, template, skips=on_bad_row == "skip")
+            try:
+                build.run(pool, partial(_report_more, report, rows))
+            except DataError as error:
+                problems.append(error)
+            rows += build.rows_seen
+    _raise(problems)
     _finish(folder, {spec.name: spec for spec in sources})
     found = open_pool(folder)
     if not len(found.usable):
@@ -108,22 +123,94 @@ def _report_more(report: Callable[[int], object], before: int, rows: int) -> Non
     report(before + rows)
 
 
-class _SourceBuild:
-    """Completes one source's part of the pool.
+def check_rows(
+    sources: Sequence[SourceSpec], template: ChatTemplate | None, *, skips: bool
+) -> Iterator[DataError]:
+    """Problems of the sources' rows, found without tokenizing or writing them.
 
-    Attributes:
-        progress: How far it is on disk.
+    Args:
+        sources: To read.
+        template: Writes the conversations; None: they are only parsed.
+        skips: Whether bad rows are left out.
     """
+    with Workers(template) as workers:
+        for spec in sources:
+            try:
+                bad = _BadRows(spec, skips)
+                with closing(IdIndex(spec.where)) as ids:
+                    for chunk in workers.make(raw_chunks(spec), lambda: True):
+                        names, skipped = _names(ids, chunk)
+                        bad.add(len(names) - names.count(None), skipped)
+                bad.raise_if_any()
+            except DataError as error:
+                yield error
+
+
+def _raise(problems: Sequence[DataError]) -> None:
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ErrorGroup(problems)
+
+
+class _BadRows:
+    """Counts a source's rows, and keeps the first that can't be used."""
+
+    def __init__(self, spec: SourceSpec, skips: bool, rows: int = 0, bad: int = 0) -> None:
+        self._spec, self._skips, self._first = spec, skips, list[SkippedRow]()
+        self.rows, self.bad = rows, bad
+
+    def add(self, rows: int, skipped: Sequence[SkippedRow]) -> None:
+        """Add rows that can be used, and rows that can't."""
+        self.rows, self.bad = self.rows + rows, self.bad + len(skipped)
+        self.list_first(skipped)
+
+    def list_first(self, skipped: Iterable[SkippedRow]) -> None:
+        """Keep what a message lists, in the order of the rows."""
+        self._first += islice(skipped, LISTED_AT_ONCE - len(self._first))
+
+    @property
+    def fails(self) -> bool:
+        """Whether these rows stop the run."""
+        return self.bad > 0 and not self._skips
+
+    def raise_if_any(self) -> None:
+        """Report rows that can't be used, or that there are no others."""
+        if self.fails:
+            first = [Rejected(self._spec.where(line), reason) for line, reason in self._first]
+            raise bad_rows_error(self._spec.place, first, self.bad, self.rows + self.bad)
+        if not self.rows:
+            raise no_row_error(self._spec.place, self.bad)
+
+
+class _SourceBuild:
+    """Completes one source's part of the pool."""
 
     def __init__(
-        self, folder: Path, spec: SourceSpec, template: ChatTemplate, *, skips: bool
+        self,
+        folder: Path,
+        spec: SourceSpec,
+        key: SourceKey,
+        template: ChatTemplate,
+        *,
+        skips: bool,
     ) -> None:
-        self._spec, self._skips = spec, skips
+        self._spec, self._key = spec, key
         self._part = Part(folder, spec.name)
-        self._place = place_of(spec.name, spec.path)
-        self.progress = self._restored(template)
-        self._skipped = list(islice(self._part.skipped(), LISTED_AT_ONCE))
-        self._unwritten_rows = self._unwritten_skipped = 0
+        cut = [CHUNK_ROWS, CHUNK_BYTES]
+        made_of = fingerprint([VERSION, cut, key.digest, *spec.reading, template.fingerprint])
+        found = self._part.read_progress()
+        if found is None or found.key != made_of or found.place not in ("", spec.place):
+            self._part.remove()
+            found = Progress(made_of)
+        self._progress = found
+        self._bad = _BadRows(spec, skips, found.rows, found.skipped)
+        self._bad.list_first(self._part.skipped())
+
+    @property
+    def rows_seen(self) -> int:
+        """Rows that are finished, skipped ones included."""
+        return self._bad.rows + self._bad.bad
 
     def run(self, workers: Workers, report: Callable[[int], object]) -> None:
         """Add the chunks that are missing.
@@ -131,93 +218,48 @@ class _SourceBuild:
         Raises:
             DataError: As `build_pool`.
         """
-        report(self._rows_seen)
-        if not self.progress.done:
-            writer = PartWriter(self._part, self.progress, self._place)
-            try:
-                self._add_chunks(writer, workers, report)
-            finally:
-                writer.close()
-        bad = self.progress.skipped + self._unwritten_skipped
-        if bad and not self._skips:
-            first = [Rejected(self._spec.where(line), reason) for line, reason in self._skipped]
-            raise bad_rows_error(self._place, first[:LISTED_AT_ONCE], bad, self._rows_seen)
-        if not self.progress.rows:
-            raise no_row_error(self._place, bad)
-
-    def _restored(self, template: ChatTemplate) -> Progress:
-        cut = [CHUNK_ROWS, CHUNK_BYTES]
-        depends_on = [source_key(self._spec), self._spec.supervise, template.fingerprint]
-        key = fingerprint([VERSION, cut, *depends_on])
-        found = self._part.read_progress()
-        if found and found.key == key and found.place in ("", self._place):
-            return found
-        self._part.remove()
-        return Progress(key)
-
-    @property
-    def _rows_seen(self) -> int:
-        unwritten = self._unwritten_rows + self._unwritten_skipped
-        return self.progress.rows + self.progress.skipped + unwritten
-
-    @property
-    def _only_checks(self) -> bool:
-        """Whether the build will fail, so that nothing more is tokenized or written."""
-        return not self._skips and bool(self._skipped)
+        report(self.rows_seen)
+        if not self._progress.done:
+            with (
+                closing(PartWriter(self._part, self._progress, self._spec.place)) as writer,
+                closing(IdIndex(self._spec.where)) as ids,
+            ):
+                self._add_chunks(writer, ids, workers, report)
+        self._bad.raise_if_any()
 
     def _add_chunks(
-        self, writer: PartWriter, workers: Workers, report: Callable[[int], object]
+        self,
+        writer: PartWriter,
+        ids: IdIndex,
+        workers: Workers,
+        report: Callable[[int], object],
     ) -> None:
-        ids = IdIndex(self._spec.where)
-        before, left_out = source_state(self._spec), LeftOut()
-        try:
-            if self.progress.rows:
-                _restore_ids(ids, self._part.table())
-            every = _noting(raw_chunks(self._spec), left_out, self._spec.where)
-            chunks = islice(every, self.progress.chunks, None)
-            for chunk in workers.make(chunks, lambda: self._only_checks):
-                self._add(writer, ids, chunk)
-                report(self._rows_seen)
-        finally:
-            ids.close()
-        if source_state(self._spec) != before:
-            raise changed_error(self._place)
-        if not self._only_checks:
+        left_out = LeftOut(self._progress.left_out)
+        if self._progress.rows:
+            _restore_ids(ids, self._part.table())
+        chunks = islice(raw_chunks(self._spec), self._progress.chunks, None)
+        for chunk in workers.make(chunks, lambda: self._bad.fails):
+            names, skipped = _names(ids, chunk)
+            self._bad.add(len(names) - names.count(None), skipped)
+            if not self._bad.fails:  # otherwise nothing more is tokenized or written
+                kept = [one for one, name in zip(chunk.identities, names, strict=True) if name]
+                for line, columns in chunk.left_out:
+                    left_out.add(columns, self._spec.where(line))
+                writer.add(_named(chunk, names), kept, skipped, left_out.columns)
+            report(self.rows_seen)
+        if state_of(self._spec) != self._key.state:
+            raise changed_error(self._spec.place)
+        if not self._bad.fails:
             writer.finish(left_out.warnings())
-            self.progress = writer.progress
-
-    def _add(self, writer: PartWriter, ids: IdIndex, chunk: Chunk) -> None:
-        names, skipped = _names(ids, chunk)
-        if len(self._skipped) < LISTED_AT_ONCE:
-            self._skipped += skipped
-        if self._only_checks:
-            self._unwritten_skipped += len(skipped)
-            self._unwritten_rows += len(names) - names.count(None)
-            return
-        kept = [whole for whole, name in zip(chunk.identities, names, strict=True) if name]
-        writer.add(_named(chunk, names), kept, skipped)
-        self.progress = writer.progress
-
-
-def _noting(
-    chunks: Iterable[RawChunk], left_out: LeftOut, where: Callable[[int], str]
-) -> Iterator[RawChunk]:
-    """The same chunks; columns that JSON can't hold are noted."""
-    for chunk in chunks:
-        for row in chunk.rows:
-            if row.left_out:
-                left_out.add(row.left_out, where(row.line))
-        yield chunk
 
 
 def _names(ids: IdIndex, chunk: Chunk) -> tuple[list[str | None], list[SkippedRow]]:
     """The ids of a chunk's rows, None where another row has it; and all rows to skip."""
     names: list[str | None] = []
     skipped = list(chunk.skipped)
-    for line, given, digest in zip(chunk.lines, chunk.given_ids, chunk.digests, strict=True):
+    for id, is_made, line in zip(chunk.ids, chunk.ids_are_made, chunk.lines, strict=True):
         try:
-            made = made_id(digest)
-            names.append(ids.make(made, line) if given is None else ids.keep(given, line))
+            names.append(ids.take(id, is_made, line))
         except BadRow as error:
             names.append(None)
             skipped.append(SkippedRow(line, str(error)))
@@ -237,23 +279,7 @@ def _restore_ids(ids: IdIndex, table: pa.Table) -> None:
     """Hand out again the ids that are on disk."""
     for batch in table.select(["id", "line", "id_is_made"]).to_batches():
         for id, line, is_made in zip(*(column.to_pylist() for column in batch), strict=True):
-            ids.make(id.partition("-")[0], line) if is_made else ids.keep(id, line)
-
-
-def changed_error(place: str) -> DataError:
-    """A source was written to while a run was reading it."""
-    todo = "Run again when nothing writes to it."
-    return DataError("The file was changed while it was read.", place, todo)
-
-
-def source_state(spec: SourceSpec) -> list[tuple[str, int, int]]:
-    """Sizes and times of a source's files, which change if they are written to."""
-    path = Path(spec.path) if isinstance(spec.path, str) else None
-    if path is None or not path.exists():
-        return []
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
-    states = [(file, file.stat()) for file in files]
-    return [(str(file), state.st_size, state.st_mtime_ns) for file, state in states]
+            ids.take(id.partition("-")[0] if is_made else id, is_made, line)
 
 
 def _finish(folder: Path, specs: Mapping[str, SourceSpec]) -> None:
@@ -262,6 +288,9 @@ def _finish(folder: Path, specs: Mapping[str, SourceSpec]) -> None:
         if file.stem not in specs:
             Part(folder, file.stem).remove()
     parts = [Part(folder, name) for name in sorted(specs)]
+    for part in parts:
+        if field := specs[part.name].source_field:
+            _refuse_many_sources(part.table(), specs[part.name].place, field)
     identity = fingerprint([(part.name, asdict(part.finished())) for part in parts])
     for leftover in folder.glob("*/.*.tmp"):  # of a kill
         leftover.unlink()
@@ -275,6 +304,16 @@ def _finish(folder: Path, specs: Mapping[str, SourceSpec]) -> None:
     with atomic(folder / ORDER) as order, order.open("wb") as opened:
         np.save(opened, order_of(pa.concat_tables(part.table() for part in parts)))
     write_state(folder, [part.data_file.name for part in parts], identity)
+
+
+def _refuse_many_sources(table: pa.Table, place: str, field: str) -> None:
+    found = len(table["source"].unique())
+    if found > MOST_SOURCES:
+        raise DataError(
+            f"The field {field} names {found} sources; at most {MOST_SOURCES} can be shown.",
+            f"{place}, source_field: {field}",
+            "Set source_field to the field that names the data set of a row.",
+        )
 
 
 def _skipped_line(source: str, where: Callable[[int], str], row: SkippedRow) -> bytes:

@@ -1,30 +1,26 @@
 """One chunk of a pool: from rows as they came in to an Arrow record batch of tokenized examples.
 
-In: a chunk of rows as bytes of JSON. Out: the record batch as bytes of Arrow's IPC format, what is
-needed to give the rows ids, and the rows that can't be used. A chunk depends on nothing but its
-rows and the chat template, so that chunks are made in any number of processes; what depends on
-other chunks (an id that is taken) is left to build.py.
+In: a source, cut into chunks of rows as bytes of JSON. Out: the record batch as bytes of Arrow's
+IPC format, what is needed to give the rows ids, and the rows that can't be used. A chunk depends on
+nothing but its rows and the chat template, so that chunks are made in any number of processes; what
+depends on other chunks (an id that is taken) is left to build.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gradsieve.data.examples import Example
-from gradsieve.data.formats import BadRow, conversation_of
-from gradsieve.data.ids import content_digest, given_id, made_id
-from gradsieve.data.pool.sources import RawChunk, RawRow, json_text
-from gradsieve.data.readers import parsed
+from gradsieve.data.formats import BadRow
+from gradsieve.data.readers import IN_MEMORY
+from gradsieve.data.sources import ParsedRow, RawRow, SourceSpec, json_text, parse, raw_rows
 from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample
-from gradsieve.data.values import json_row
 
 Flags = NDArray[np.bool_]
 Positions = NDArray[np.int64]
@@ -64,6 +60,14 @@ SCHEMA = pa.schema(
 """
 
 
+CHUNK_ROWS = 2000
+"""Rows of a chunk: about 0.5 s of work, which is what a kill costs each worker."""
+
+CHUNK_BYTES = 4 << 20
+"""Bytes of a chunk's rows, so that long rows don't add up (tokenizing takes about 100 times as much
+memory); a longer row is a chunk of its own."""
+
+
 class SkippedRow(NamedTuple):
     """A row that can't be used: its line and why."""
 
@@ -71,115 +75,106 @@ class SkippedRow(NamedTuple):
     reason: str
 
 
+class RawChunk(NamedTuple):
+    """Some rows of one source, in the order they came in.
+
+    Attributes:
+        spec: The source, without rows in memory.
+        rows: At most CHUNK_ROWS; of CHUNK_BYTES, unless it is one row.
+    """
+
+    spec: SourceSpec
+    rows: list[RawRow]
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """What became of a chunk; the lists are aligned with the rows of the batch.
 
     Attributes:
-        batch: A record batch of SCHEMA, serialized; its ids are missing.
+        batch: A record batch of SCHEMA, serialized; ids that are taken are not known yet.
         lines: As the column.
-        given_ids: Ids that rows came with; None: to be made of the row's content.
-        digests: SHA-256 of each row's content.
+        ids: Ids that rows came with, or that were made of their content.
+        ids_are_made: Whether it is the latter.
         identities: SHA-256 of all that a row's tokens depend on.
         skipped: Rows that are not in the batch.
+        left_out: Lines with columns that JSON can't hold, and what each of these holds.
     """
 
     batch: bytes
     lines: list[int]
-    given_ids: list[str | int | None]
-    digests: list[bytes]
+    ids: list[str]
+    ids_are_made: list[bool]
     identities: list[bytes]
     skipped: list[SkippedRow]
+    left_out: list[tuple[int, Mapping[str, str]]]
 
 
-def make_chunk(raw: RawChunk, template: ChatTemplate, only_check: bool = False) -> Chunk:
+def raw_chunks(spec: SourceSpec) -> Iterator[RawChunk]:
+    """The rows of a source in chunks; where they are cut depends on the rows alone.
+
+    Raises:
+        DataError: If the source can't be read.
+    """
+    sent = spec if isinstance(spec.path, str) else replace(spec, path=IN_MEMORY)
+    rows: list[RawRow] = []
+    room = CHUNK_BYTES
+    for row in raw_rows(spec):
+        size = 0 if isinstance(row.text, BadRow) else len(row.text)
+        if rows and (len(rows) == CHUNK_ROWS or size > room):
+            yield RawChunk(sent, rows)
+            rows, room = [], CHUNK_BYTES
+        rows.append(row)
+        room -= size
+    if rows:
+        yield RawChunk(sent, rows)
+
+
+def make_chunk(raw: RawChunk, template: ChatTemplate | None, only_check: bool = False) -> Chunk:
     """Parse, tokenize and lay out the rows of a chunk.
 
     Args:
         raw: The rows.
-        template: Writes and tokenizes the conversations.
+        template: Writes and tokenizes the conversations; None: they are only parsed.
         only_check: Find the rows that can't be used; the batch stays empty.
     """
-    read = [_read(raw, row) for row in raw.rows]
-    skipped = [row for row in read if isinstance(row, SkippedRow)]
-    rows = [row for row in read if isinstance(row, _Row)]
-    encoded = _encode(template, rows, only_check)
-    skipped += [row for row in encoded if isinstance(row, SkippedRow)]
-    kept = [
-        (row, tokens)
-        for row, tokens in zip(rows, encoded, strict=True)
-        if not isinstance(tokens, SkippedRow)
-    ]
-    batch = b"" if only_check or not kept else _batch(kept).serialize().to_pybytes()
+    rows: list[ParsedRow] = []
+    skipped: list[SkippedRow] = []
+    for row in raw.rows:
+        try:
+            rows.append(parse(raw.spec, row))
+        except BadRow as error:
+            skipped.append(SkippedRow(row.line, str(error)))
+    kept: list[tuple[ParsedRow, Any]] = []
+    for parsed, result in zip(rows, _encode(template, rows, only_check), strict=True):
+        if isinstance(result, Refusal):
+            skipped.append(SkippedRow(parsed.line, result.skip_reason))
+        else:
+            kept.append((parsed, result))
     return Chunk(
-        batch,
+        b"" if only_check or not kept else _batch(kept).serialize().to_pybytes(),
         [row.line for row, _ in kept],
-        [row.given_id for row, _ in kept],
-        [row.digest for row, _ in kept],
+        [row.example.id for row, _ in kept],
+        [row.id_is_made for row, _ in kept],
         [row.identity for row, _ in kept],
         sorted(skipped),
+        [(row.line, row.left_out) for row, _ in kept if row.left_out],
     )
-
-
-class _Row(NamedTuple):
-    """A row that was parsed."""
-
-    line: int
-    text: str
-    given_id: str | int | None
-    digest: bytes
-    example: Example
-
-    @property
-    def identity(self) -> bytes:
-        if self.example.supervised is None:
-            return self.digest
-        return hashlib.sha256(self.digest + bytes(self.example.supervised)).digest()
-
-
-def _read(raw: RawChunk, row: RawRow) -> _Row | SkippedRow:
-    try:
-        if isinstance(row.text, BadRow):
-            raise row.text
-        found = parsed(row.text) if raw.is_users_json else json.loads(row.text)
-        kept, _ = json_row(found)
-        return _row(raw, row.line, row.text.strip().decode(), kept)
-    except BadRow as error:
-        return SkippedRow(row.line, str(error))
-
-
-def _row(raw: RawChunk, line: int, text: str, row: Any) -> _Row:
-    conversation = conversation_of(row, raw.supervise)
-    given, digest = given_id(row), content_digest(row)
-    id = made_id(digest) if given is None else str(given)
-    example = Example(
-        raw.source,
-        id,
-        conversation.messages,
-        row,
-        tools=conversation.tools,
-        supervised=conversation.supervised,
-    )
-    return _Row(line, text, given, digest, example)
 
 
 def _encode(
-    template: ChatTemplate, rows: Sequence[_Row], only_check: bool
-) -> list[TokenizedExample | SkippedRow]:
+    template: ChatTemplate | None, rows: Sequence[ParsedRow], only_check: bool
+) -> Sequence[object]:
     """The tokens of each row, or why the template refuses it."""
     examples = [row.example for row in rows]
-    results: Sequence[Any]
+    if template is None:
+        return examples
     if only_check:
-        results = [template.try_render(example) for example in examples]
-    else:
-        results = template.try_encode_all(examples)
-    return [
-        SkippedRow(row.line, result.skip_reason) if isinstance(result, Refusal) else result
-        for row, result in zip(rows, results, strict=True)
-    ]
+        return [template.try_render(example) for example in examples]
+    return template.try_encode_all(examples)
 
 
-def _batch(kept: Sequence[tuple[_Row, TokenizedExample]]) -> pa.RecordBatch:
+def _batch(kept: Sequence[tuple[ParsedRow, TokenizedExample]]) -> pa.RecordBatch:
     rows, encoded = zip(*kept, strict=True)
     lengths = np.array([len(tokens.input_ids) for tokens in encoded], dtype=np.int32)
     ends = np.cumsum(lengths, dtype=np.int64)
@@ -190,7 +185,7 @@ def _batch(kept: Sequence[tuple[_Row, TokenizedExample]]) -> pa.RecordBatch:
     columns: dict[str, Any] = {
         "source": [row.example.source for row in rows],
         "id": pa.nulls(len(rows), pa.string()),
-        "id_is_made": [row.given_id is None for row in rows],
+        "id_is_made": [row.id_is_made for row in rows],
         "line": [row.line for row in rows],
         "row": [row.text for row in rows],
         "messages": [json_text(row.example.messages) for row in rows],

@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 
 from gradsieve.data.content import text_of
 from gradsieve.data.examples import Example, Message
-from gradsieve.data.pool.part import Part, Progress
-from gradsieve.data.pool.state import read_state
+from gradsieve.data.pool.part import Part, Progress, read_state
 from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import DataError
 from gradsieve.io import read_lines
@@ -48,10 +47,10 @@ class ExampleKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PoolSource:
-    """A source of the pool.
+    """A source that the recipe names.
 
     Attributes:
-        name: The examples' `source`.
+        name: The recipe's.
         rows: Usable rows, those with a `skip_reason` included.
         skipped: Rows that can't be used, listed in skipped.jsonl.
         first_skipped: The place of the first of them, and why it can't be used.
@@ -75,7 +74,7 @@ class Pool:
 
     Attributes:
         table: All rows, memory-mapped; chunks.SCHEMA says what the columns are.
-        sources: By name.
+        sources: The recipe's sources by name.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -114,10 +113,26 @@ class Pool:
         """Labels of each row that are predicted."""
         return self.column("n_label_tokens")
 
-    @cached_property
+    @property
     def content_hashes(self) -> NDArray[np.uint64]:
         """For each row a hash of its tokens and labels; the store has it in hexadecimal."""
         return self.column("content_hash")
+
+    @cached_property
+    def _coded_sources(self) -> pa.DictionaryArray:
+        return self.table["source"].dictionary_encode().combine_chunks()
+
+    @property
+    def source_names(self) -> list[str]:
+        """The examples' sources; a part whose rows name their source has several."""
+        names: list[str] = self._coded_sources.dictionary.to_pylist()
+        return names
+
+    @property
+    def source_codes(self) -> NDArray[np.int32]:
+        """Each row's source, an index into `source_names`."""
+        codes: NDArray[np.int32] = self._coded_sources.indices.to_numpy()
+        return codes
 
     @property
     def skip_reasons(self) -> pa.ChunkedArray:

@@ -3,7 +3,8 @@
 In: chunks, in the order of the source's rows. Out: `dataset/NAME.arrow`, an Arrow stream of
 chunks.SCHEMA; `sources/NAME.skipped.jsonl`, rows that can't be used; and `sources/NAME.json`, which
 is replaced after each chunk and says how many bytes of both are sound. What a kill left behind them
-is cut off.
+is cut off. And of all parts, the files that let `datasets.load_from_disk` load them: `datasets`
+itself writes these only together with a copy of the rows (`Dataset.save_to_disk`).
 
 Rejected: a file for each chunk (thousands of open files for a large pool).
 """
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
+import datasets
 import pyarrow as pa
 
 from gradsieve.data.pool.chunks import SCHEMA, SkippedRow
@@ -37,13 +39,14 @@ class Progress:
         chunks: Chunks that are written.
         rows: Rows that are written.
         skipped: Rows that can't be used.
-        place: The source's path if rows were skipped: reasons may name it.
+        place: The source's path if rows were skipped or columns left out: their places name it.
         data_bytes: Sound bytes of the rows' file.
         skipped_bytes: Sound bytes of the skipped rows' file.
         digest: Sum of the SHA-256 of the rows' identities modulo 2^256, in hexadecimal: their order
             doesn't matter.
         done: Whether that is all.
         warnings: What the user should know of how the source was read, a line each.
+        left_out: `LeftOut.columns` of these rows.
     """
 
     key: str
@@ -56,6 +59,7 @@ class Progress:
     digest: str = "0"
     done: bool = False
     warnings: Sequence[str] = ()
+    left_out: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -149,6 +153,7 @@ class PartWriter:
         batch: pa.RecordBatch | None,
         identities: Sequence[bytes],
         skipped: Sequence[SkippedRow],
+        left_out: Mapping[str, Sequence[Any]],
     ) -> None:
         """Add what became of a chunk.
 
@@ -156,6 +161,7 @@ class PartWriter:
             batch: Its rows; None: all were skipped.
             identities: SHA-256 of each row of the batch.
             skipped: The other rows.
+            left_out: `LeftOut.columns` of all rows so far.
         """
         if not self.progress.data_bytes:
             self._data.write(SCHEMA.serialize())
@@ -170,7 +176,8 @@ class PartWriter:
             chunks=self.progress.chunks + 1,
             rows=self.progress.rows + len(identities),
             skipped=self.progress.skipped + len(skipped),
-            place=self._place if skipped else self.progress.place,
+            place=self._place if skipped or left_out else self.progress.place,
+            left_out=left_out,
             digest=f"{total % 2**256:x}",
         )
 
@@ -220,3 +227,35 @@ def link_parts(old: Path, new: Path) -> None:
             target = new / path.relative_to(old)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.hardlink_to(path)
+
+
+def write_state(folder: Path, files: Sequence[str], identity: str) -> None:
+    """Name the files of a pool's rows; written last.
+
+    Args:
+        folder: Of the pool.
+        files: Within its `dataset/`, in order.
+        identity: Changes if the rows do.
+    """
+    features = datasets.Features.from_arrow_schema(SCHEMA).to_dict()
+    write_json(folder / "dataset" / "dataset_info.json", {"features": features})
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": file} for file in files],
+        "_fingerprint": identity,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    write_json(folder / "dataset" / "state.json", state)
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """The state that `write_state` wrote; None if there is nothing to be read."""
+    try:
+        text = (folder / "dataset" / "state.json").read_text(encoding="utf-8")
+        state: dict[str, Any] = json.loads(text)
+    except (OSError, ValueError):
+        return None
+    return state

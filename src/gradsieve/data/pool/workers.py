@@ -25,8 +25,7 @@ from typing import Any, Self
 
 import psutil
 
-from gradsieve.data.pool.chunks import Chunk, make_chunk
-from gradsieve.data.pool.sources import RawChunk
+from gradsieve.data.pool.chunks import Chunk, RawChunk, make_chunk
 from gradsieve.data.template import ChatTemplate
 from gradsieve.errors import DataError
 
@@ -45,7 +44,7 @@ class Workers:
         count: Processes; None: a core each, as memory allows. 1: this process alone.
     """
 
-    def __init__(self, template: ChatTemplate, count: int | None = None) -> None:
+    def __init__(self, template: ChatTemplate | None, count: int | None = None) -> None:
         self._template = template
         self._count = count or default_workers()
         self._executor: ProcessPoolExecutor | None = None
@@ -83,7 +82,7 @@ class Workers:
         except BrokenProcessPool:
             raise DataError(
                 "A process that tokenizes the pool was killed.",
-                f"source {first[0].source}, {self._count} processes",
+                f"source {first[0].spec.name}, {self._count} processes",
                 "Run the same command again: it resumes. If it is killed again, free some memory.",
             ) from None
 
@@ -134,10 +133,10 @@ def _main_hidden() -> Iterator[None]:
         vars(main).update(hidden)
 
 
-_template: ChatTemplate
+_template: ChatTemplate | None
 
 
-def _start(template: ChatTemplate) -> None:
+def _start(template: ChatTemplate | None) -> None:
     global _template
     _template = template
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core has a process already

@@ -26,7 +26,7 @@ from gradsieve.runs.score_table import (
     read_scores,
     write_scores,
 )
-from gradsieve.selection.export import MESSAGES, ROWS
+from gradsieve.selection.export import ANSWERS, MESSAGES, ROWS
 from gradsieve.store import Store, StoreWriter, create_store, open_store, store_files
 from gradsieve.store.targets import TargetGradients, read_target_gradients, target_file
 
@@ -317,6 +317,11 @@ class SelectionFiles:
         return self.folder / MESSAGES
 
     @property
+    def answers(self) -> Path:
+        """A prompt and its completion for each supervised answer of the same rows."""
+        return self.folder / ANSWERS
+
+    @property
     def dropped(self) -> Path:
         """Examples that have no score or were passed over, with the reason."""
         return self.folder / "dropped.jsonl"
@@ -357,7 +362,7 @@ class SelectionsArtifact(StageArtifact):
         return self.verified(self.folder / "leaks.jsonl")
 
     def paths(self) -> list[Path]:
-        """Rows and messages of each selection."""
+        """The data files of each selection."""
         names = (name.split("/") for name in self.metadata["selections"])
         files = [self.selection(target, method) for target, method in names]
-        return [path for file in files for path in (file.selected, file.messages)]
+        return [path for one in files for path in (one.selected, one.messages, one.answers)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from gradsieve.data.long_texts import CHARACTERS_PER_TOKEN, MARGIN, SHORTEST_CUT, shortened
+from gradsieve.data.tokens import CHARACTERS_PER_TOKEN, MARGIN, SHORTEST_CUT, shortened
 
 MAX_LENGTH = 300
 LENGTH = 60_000

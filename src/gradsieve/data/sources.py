@@ -1,0 +1,367 @@
+"""A source of examples: where its rows are, how they become examples, and what to do with bad ones.
+
+In: a path, a hub name or rows in memory. Out: its rows as JSON, one by one and not parsed yet; each
+as an example with the row as it came in (as JSON values, see `values`); a key that changes if the
+rows do; and for small sources (targets) all examples at once. All bad rows are found before the
+first is reported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import xxhash
+
+from gradsieve.data.examples import Example
+from gradsieve.data.formats import BadRow, Supervise, conversation_of, is_unicode, kind_of, renamed
+from gradsieve.data.ids import IdIndex, content_digest, given_id, made_id
+from gradsieve.data.readers import (
+    IN_MEMORY,
+    JSON_LINES,
+    LIMITS,
+    Limits,
+    parsed,
+    row_bytes_error,
+    rows_of,
+)
+from gradsieve.data.values import MAX_DEPTH, LeftOut, json_row
+from gradsieve.errors import DataError
+from gradsieve.io import fingerprint
+
+LISTED_AT_ONCE = 10
+"""Bad rows that a message lists; the others are counted."""
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """Where a source is and how its rows are read.
+
+    Attributes:
+        name: The examples' `source`; part of file names.
+        path: A .jsonl (.gz, .zst), .json or .parquet file, a folder written by
+            `Dataset.save_to_disk`, or a data set that `datasets.load_dataset` knows; or rows in
+            memory, which are read twice (an iterator is made a list).
+        split: Of a saved data set with splits, or of one on the hub.
+        revision: Of a data set on the hub.
+        supervise: What is supervised of prompt/completion rows.
+        columns: The row's key for each field of a format, where names differ.
+        source_field: The row's key whose text is added to `name`: a file with many sources.
+        limits: What is refused as too large.
+    """
+
+    name: str
+    path: str | Iterable[Any]
+    split: str = "train"
+    revision: str | None = None
+    supervise: Supervise = "completion"
+    columns: Mapping[Any, str] = field(default_factory=dict)
+    source_field: str | None = None
+    limits: Limits = LIMITS
+
+    def __post_init__(self) -> None:
+        if isinstance(self.path, Iterator):
+            object.__setattr__(self, "path", list(self.path))
+
+    @property
+    def place(self) -> str:
+        """Where its rows are, for messages."""
+        return self.path if isinstance(self.path, str) else f"{self.name} {IN_MEMORY}"
+
+    @property
+    def reading(self) -> list[Any]:
+        """What else than the rows decides what their examples are."""
+        named = [dict(sorted(self.columns.items())), self.source_field]
+        return [self.supervise, *(named if any(named) else [])]
+
+    def where(self, line: int) -> str:
+        """A row's place, for messages: file and line, or file and number of the row."""
+        return f"{self._line_start}{line}"
+
+    @cached_property
+    def _line_start(self) -> str:
+        file = Path(self.path) if isinstance(self.path, str) else None
+        if file and file.is_file() and file.name.lower().endswith(JSON_LINES):
+            return f"{file}:"
+        return f"{file if file and file.exists() else self.place} row "
+
+
+_MAYBE_INFINITE = re.compile(rb"\d[eE]\+?\d\d|\d{200}")
+"""In a number beyond doubles, which Python reads as infinity."""
+
+
+class RawRow(NamedTuple):
+    """A row that is not parsed yet.
+
+    Attributes:
+        line: Its line in a file of JSON lines, else its number; from 1.
+        text: JSON; or why there is none.
+        left_out: Columns that JSON can't hold, each with what it holds.
+    """
+
+    line: int
+    text: bytes | BadRow
+    left_out: Mapping[str, str] = {}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its values are those of JSON for certain: not nested too deeply, all finite."""
+        text = self.text
+        return (
+            isinstance(text, bytes)
+            and text.count(b"{") + text.count(b"[") <= MAX_DEPTH
+            and not _MAYBE_INFINITE.search(text)
+        )
+
+
+class ParsedRow(NamedTuple):
+    """A row as an example.
+
+    Attributes:
+        line: As in `RawRow`.
+        text: The row as it came in.
+        example: Its id is the one that the row came with, or the one made of its content.
+        id_is_made: Whether it is the latter.
+        identity: SHA-256 of all that its tokens and labels depend on.
+        left_out: Columns that JSON can't hold, each with what it holds.
+    """
+
+    line: int
+    text: str
+    example: Example
+    id_is_made: bool
+    identity: bytes
+    left_out: Mapping[str, str]
+
+
+def raw_rows(spec: SourceSpec) -> Iterator[RawRow]:
+    """The rows of a source, in a stream.
+
+    Raises:
+        DataError: If the source can't be read.
+    """
+    for line, row in rows_of(spec.path, spec.split, spec.revision, spec.limits):
+        yield RawRow(line, row) if isinstance(row, bytes) else _as_json(line, row, spec)
+
+
+def _as_json(line: int, row: Any, spec: SourceSpec) -> RawRow:
+    try:
+        kept, left_out = json_row(row)
+        text = json_text(kept).encode()
+        if len(text) > spec.limits.row_bytes:
+            raise row_bytes_error(spec.where(line), spec.limits)
+        return RawRow(line, text, left_out)
+    except BadRow as error:
+        return RawRow(line, error)
+
+
+def parse(spec: SourceSpec, raw: RawRow) -> ParsedRow:
+    """The example that a row is.
+
+    Raises:
+        BadRow: If it holds no usable conversation.
+    """
+    if isinstance(raw.text, BadRow):
+        raise raw.text
+    row, left_out = parsed(raw.text), dict[str, str]()
+    if not (raw.is_plain and isinstance(row, dict)):
+        row, left_out = json_row(row)
+    fields = renamed(row, spec.columns) if spec.columns else row
+    conversation = conversation_of(fields, spec.supervise)
+    given, digest = given_id(fields), content_digest(row)
+    source = spec.name if spec.source_field is None else _source_of(row, spec)
+    example = Example(
+        source,
+        made_id(digest) if given is None else given,
+        conversation.messages,
+        row,
+        tools=conversation.tools,
+        supervised=conversation.supervised,
+    )
+    identity = digest
+    if example.supervised is not None:
+        identity = hashlib.sha256(digest + bytes(example.supervised)).digest()
+    if spec.columns or spec.source_field:
+        named = json.dumps([source, example.id, example.messages, example.tools])
+        identity = hashlib.sha256(identity + named.encode()).digest()
+    text = json_text(row) if left_out else raw.text.strip().decode()
+    return ParsedRow(raw.line, text, example, given is None, identity, {**raw.left_out, **left_out})
+
+
+def _source_of(row: Mapping[str, Any], spec: SourceSpec) -> str:
+    """The source of a row of a file with many: the file's name and what the row says."""
+    value = row.get(str(spec.source_field))
+    if not isinstance(value, str) or not value.isprintable() or not is_unicode(value) or not value:
+        found = repr(value) if isinstance(value, str) else kind_of(value)
+        raise BadRow(f"expected text in {spec.source_field} (source_field), found {found}")
+    return f"{spec.name}/{value}"
+
+
+_WRITTEN = json.JSONEncoder(ensure_ascii=False)
+
+
+def json_text(value: Any) -> str:
+    """JSON that UTF-8 can hold."""
+    text = _WRITTEN.encode(value)
+    # Half of a surrogate pair: only an escape can hold it.
+    return text if text.isascii() or is_unicode(text) else json.dumps(value)
+
+
+class SourceKey(NamedTuple):
+    """Identifies the rows of a source.
+
+    Attributes:
+        digest: Changes if the source would give other rows, or the same ones in another order.
+        state: Sizes and times of its files before they were read.
+    """
+
+    digest: str
+    state: object
+
+
+def source_key(spec: SourceSpec) -> SourceKey:
+    """The key of a source. Of a file or folder, the bytes count, not the path."""
+    state, files = state_of(spec), _files_of(spec)
+    if files is not None:
+        return SourceKey(fingerprint(_contents(Path(str(spec.path)), files, spec.split)), state)
+    digest = xxhash.xxh3_128()
+    for row in raw_rows(spec):
+        text = row.text
+        digest.update(str(text).encode() if isinstance(text, BadRow) else text)
+        digest.update(b"\n")
+    return SourceKey(fingerprint(["rows", digest.hexdigest()]), state)
+
+
+def state_of(spec: SourceSpec) -> object:
+    """Sizes and times of a source's files, which change if they are written to."""
+    stats = [(file, file.stat()) for file in _files_of(spec) or ()]
+    return [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+
+
+def changed_error(place: str) -> DataError:
+    """What to raise for a source that was written to while a run was reading it."""
+    todo = "Run again when nothing writes to it."
+    return DataError("The file was changed while it was read.", place, todo)
+
+
+def _files_of(spec: SourceSpec) -> list[Path] | None:
+    """The files of a source that is a file or folder; None if it is neither."""
+    path = Path(spec.path) if isinstance(spec.path, str) else None
+    if path is None or not path.exists():
+        return None
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def _contents(path: Path, files: Sequence[Path], split: str) -> list[Any]:
+    if files == [path]:  # its suffix says how it is read
+        return ["file", "".join(path.suffixes[-2:]), _digest_of_file(path)]
+    names = [(file.relative_to(path).as_posix(), _digest_of_file(file)) for file in files]
+    return ["folder", split, names]
+
+
+def _digest_of_file(file: Path) -> str:
+    with file.open("rb") as opened:
+        return str(hashlib.file_digest(opened, xxhash.xxh3_128).hexdigest())
+
+
+# --- small sources at once -----------------------------------------------------------------------
+
+
+class Rejected(NamedTuple):
+    """A row that could not be read: file and line (or row), and what is wrong with it."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What was read.
+
+    Attributes:
+        name: As the recipe has it.
+        examples: In the order they came.
+        bad_rows: Rows left out (`on_bad_row="skip"`).
+        warnings: What the user should know of how it was read, a line each.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    bad_rows: tuple[Rejected, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def read_source(
+    name: str,
+    path: str | Iterable[Any],
+    *,
+    on_bad_row: Literal["fail", "skip"] = "fail",
+    **settings: Any,
+) -> Source:
+    """Read a source of examples.
+
+    Args:
+        name: Becomes the examples' `source`.
+        path: As in `SourceSpec`.
+        on_bad_row: Stop at rows that can't be read, or leave them out.
+        **settings: The other attributes of `SourceSpec`.
+
+    Raises:
+        DataError: If the file can't be read, or has bad rows and `on_bad_row` is "fail".
+    """
+    spec = SourceSpec(name, path, **settings)
+    left_out = LeftOut()
+    rows = list(examples_of(spec, left_out))
+    examples = [row for row in rows if isinstance(row, Example)]
+    bad = [row for row in rows if isinstance(row, Rejected)]
+    if bad and on_bad_row == "fail":
+        raise bad_rows_error(spec.place, bad, len(bad), len(bad) + len(examples))
+    if not examples:
+        raise no_row_error(spec.place, len(bad))
+    return Source(name, tuple(examples), tuple(bad), left_out.warnings())
+
+
+def examples_of(spec: SourceSpec, left_out: LeftOut) -> Iterator[Example | Rejected]:
+    """The rows of a source as examples, in a stream.
+
+    Args:
+        spec: The source.
+        left_out: Columns that JSON cannot hold are added.
+
+    Raises:
+        DataError: If the source can't be read.
+    """
+    with closing(IdIndex(spec.where)) as ids:
+        for raw in raw_rows(spec):
+            where = spec.where(raw.line)
+            try:
+                row = parse(spec, raw)
+                id = ids.take(row.example.id, row.id_is_made, raw.line)
+                left_out.add(row.left_out, where)
+                yield replace(row.example, id=id, where=where)
+            except BadRow as error:
+                yield Rejected(where, str(error))
+
+
+def bad_rows_error(place: str, first: Sequence[Rejected], bad: int, rows: int) -> DataError:
+    """What to raise for bad rows: how many there are, and the first of them."""
+    listed = [f"{row.where}: {row.reason}" for row in first[:LISTED_AT_ONCE]]
+    more = [f"and {bad - len(listed)} more"] if bad > len(listed) else []
+    return DataError(
+        f"{bad} of {rows} rows of {place} cannot be read.",
+        "\n              ".join(listed + more),
+        "Fix the rows, or set on_bad_row: skip to leave them out.",
+    )
+
+
+def no_row_error(place: str, bad: int) -> DataError:
+    """What to raise for a source without a single good row."""
+    found = f"all of its {bad} rows are bad" if bad else "it has no rows"
+    return DataError("There is no usable row.", f"{place}: {found}", "Give at least one good row.")
