@@ -227,7 +227,7 @@ def test_a_plan_tokenizes_each_source_once(
     made: list[str] = []
     real = workers.make_chunk
     monkeypatch.setattr(
-        workers, "make_chunk", lambda chunk, *a: made.append(chunk.source) or real(chunk, *a)
+        workers, "make_chunk", lambda chunk, *a: made.append(chunk.spec.name) or real(chunk, *a)
     )
     plan(inputs)
     assert made == ["one", "two"]

@@ -21,7 +21,6 @@ from gradsieve.data.pool import build_pool, check_rows
 from gradsieve.errors import ErrorGroup, GradsieveError, RunError, UsageError
 from gradsieve.io import installed
 from gradsieve.runs.context import Context
-from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
 from gradsieve.stages.checks import problem_of
 
@@ -115,10 +114,8 @@ def _build(context: Context, folder: Path) -> None:
 
 
 def _bad_rows(context: Context) -> Iterator[GradsieveError]:
-    """Rows of each source that can't be used, whether or not there is a chat template."""
-    template = None if checks.models(context) else context.template
-    skips = context.recipe.on_bad_row == "skip"
-    yield from check_rows(context.source_specs, template, skips=skips)
+    """Rows of each source that can't be read, whether or not there is a chat template."""
+    yield from check_rows(context.source_specs, skips=context.recipe.on_bad_row == "skip")
 
 
 def writable(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:

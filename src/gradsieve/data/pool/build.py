@@ -123,17 +123,14 @@ def _report_more(report: Callable[[int], object], before: int, rows: int) -> Non
     report(before + rows)
 
 
-def check_rows(
-    sources: Sequence[SourceSpec], template: ChatTemplate | None, *, skips: bool
-) -> Iterator[DataError]:
-    """Problems of the sources' rows, found without tokenizing or writing them.
+def check_rows(sources: Sequence[SourceSpec], *, skips: bool) -> Iterator[DataError]:
+    """Problems of the sources' rows that show without a chat template; nothing is written.
 
     Args:
         sources: To read.
-        template: Writes the conversations; None: they are only parsed.
         skips: Whether bad rows are left out.
     """
-    with Workers(template) as workers:
+    with Workers(None) as workers:
         for spec in sources:
             try:
                 bad = _BadRows(spec, skips)
