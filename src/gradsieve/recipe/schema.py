@@ -48,8 +48,8 @@ SIZES = ("fraction", "count", "tokens")
 AcrossSubtasks = Literal["max", "standardized_max", "mean"]
 
 ACROSS_SUBTASKS: AcrossSubtasks = "standardized_max"
-"""The default of `score.across_subtasks`. The paper's is `max`, which found 20% fewer planted rows
-with a real model (benchmarks/real_model)."""
+"""The default of `score.across_subtasks`. The paper's is `max`, which found 15 to 27% fewer
+planted rows with a real model (benchmarks/real_model)."""
 
 Effect = Literal["yes", "no", "contents", "adds", "repeats"]
 """A key's effect on results: it changes them; it doesn't; only the contents that it names do (a
