@@ -79,8 +79,8 @@ class Result:
     def table(self) -> str:
         """A summary for people."""
         results = "\n".join(
-            f"  {label:26} {loss:16.2f} "
-            + (f"{self.accuracy[method]:20.1%}" if method in self.accuracy else "")
+            f"  {label:26} {loss:16.2f}"
+            + (f"{self.accuracy[method]:21.1%}" if method in self.accuracy else "")
             for method, label in TRAINED_ON.items()
             if (loss := self.loss.get(method)) is not None
         )
