@@ -391,4 +391,5 @@ def _machine(gpu: Gpu | None) -> str:
         return gpu.name
     if _on_gpu():
         return str(torch.cuda.get_device_name())
-    return f"this CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"this CPU, {threads} thread{'' if threads == 1 else 's'}"
