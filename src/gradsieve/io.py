@@ -67,10 +67,9 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
     return [f"{THINGS[section]} `{name}` {change}" if section in THINGS else f"{at} {change}"]
 
 
-def because(changes: Sequence[str]) -> str:
-    """`differences` as a reason."""
-    words = all(" -> " not in change for change in changes[:3])
-    return f"because{'' if words else ' of'} {first_few(list(changes))}"
+def because(changes: str) -> str:
+    """What `first_few` gives, as a reason."""
+    return f"because{' of' if ' -> ' in changes else ''} {changes}"
 
 
 def first_few(changes: list[str]) -> str:

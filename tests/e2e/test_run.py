@@ -14,7 +14,6 @@ from gradsieve.console import Progress
 from gradsieve.errors import DataError, ModelError, RunError, StoreError, UsageError
 from gradsieve.gradients import jobs
 from gradsieve.recipe.load import load_recipe
-from gradsieve.recipe.schema import ScoreConfig
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
 
@@ -212,15 +211,13 @@ def test_bits_and_readings_are_options(inputs: dict[str, Any], tmp_path: Path) -
 
 
 def test_exact_mode_has_no_projection_error(inputs: dict[str, Any], tmp_path: Path) -> None:
-    whole = world.recipe(inputs, features={"projection": {"kind": "none"}, "bits": 32})
+    unprojected = {"projection": {"kind": "none"}, "bits": 32}
     told = world.Listening()
     for mean in ("cosine_of_mean", "mean_of_cosines"):
-        wanted = gradsieve.run(
-            whole.model_copy(update={"score": ScoreConfig(target_mean=mean)}),
-            tmp_path / "whole",
-            progress=told,
-        )
-        recipe = world.recipe(inputs, features={"mode": "exact"}, score={"target_mean": mean})
+        score = {"target_mean": mean}
+        whole = world.recipe(inputs, features=unprojected, score=score)
+        wanted = gradsieve.run(whole, tmp_path / "whole", progress=told)
+        recipe = world.recipe(inputs, features={"mode": "exact"}, score=score)
         found = gradsieve.run(recipe, tmp_path / "exact", progress=told)
         assert_same_scores(wanted, found, 1e-6)
     assert "  exact mode holds 0.00 GiB of target gradients" in told.lines

@@ -8,6 +8,7 @@ import pytest
 
 import gradsieve
 import world
+from gradsieve.recipe.schema import Budget
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.stages import all_stages
@@ -59,7 +60,10 @@ def test_counts_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:
     models = run.require("train")["models"]
     assert sum(one.folders for one in trainings(context)) == len(models) == 16
     rows = run.require("select")["targets"]["mine"]
-    assert [selected(context, name) for name in METHODS] == [rows[name]["rows"] for name in METHODS]
+    names = context.recipe.selections_for("mine")
+    assert [selected(context, name.budget) for name in names] == [
+        rows[name.short]["rows"] for name in names
+    ]
     results = list(run.stage("evaluate").rglob("seed-*.json"))
     assert found["evaluate"].loads == len(results)
 
@@ -82,11 +86,11 @@ def test_bytes_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:
 
 
 def test_selected_by_share_and_by_tokens(inputs: dict[str, Any], run: RunFolder) -> None:
-    assert selected(context_of(inputs, run, select={"fraction": 0.2}), "less") == 12
-    by_tokens = context_of(inputs, run, select={"tokens": 200})
-    mean = by_tokens.pool.lengths.sum() / 60
-    assert selected(by_tokens, "less") == round(200 / mean)
-    assert selected(context_of(inputs, run, select={"count": 70}), "less") == 60
+    context = context_of(inputs, run)
+    assert selected(context, Budget(fraction=0.2)) == 12
+    mean = context.pool.lengths.sum() / 60
+    assert selected(context, Budget(tokens=200)) == round(200 / mean)
+    assert selected(context, Budget(count=70)) == 60
 
 
 def test_existing_checkpoints(inputs: dict[str, Any], run: RunFolder) -> None:

@@ -26,7 +26,7 @@ from gradsieve.errors import ErrorGroup, GradsieveError, ModelError, RunError
 from gradsieve.models.device import device, free_memory
 from gradsieve.pipeline.gpus import UTILIZATION, Gpu, find_gpu
 from gradsieve.pipeline.plan_text import plan_text, size
-from gradsieve.pipeline.preflight import Check, check, rows, writable
+from gradsieve.pipeline.preflight import Check, check, check_pool, rows, writable
 from gradsieve.pipeline.run import STAGES, stages_of
 from gradsieve.pipeline.sample import MOST_ANSWER_TOKENS, Samples
 from gradsieve.pipeline.state import states
@@ -165,6 +165,8 @@ def plan(
         check(context, [STAGES[name] for name in needed], also)
         estimates = {name: STAGES[name].estimate(context) for name in needed}
         found = states(context, [STAGES[name] for name in needed])
+        if found["pool"].kind in ("new", "done"):  # otherwise it has the rows of an earlier recipe
+            check_pool(context, [STAGES[name] for name in needed])
         free = shutil.disk_usage(_existing(folder)).free if folder is not None else None
         _refuse_what_does_not_fit(context, estimates, found, folder, free, named)
         samples = Samples(context, Path(scratch)) if calibrate and named is None else None

@@ -50,13 +50,13 @@ def check(context: Context, wanted: Sequence[Stage], also: Sequence[Check] = ())
     _raise(found)
 
 
-def check_stages(context: Context, wanted: Sequence[Stage]) -> None:
-    """The stages' own checks.
+def check_pool(context: Context, wanted: Sequence[Stage]) -> None:
+    """Check what these stages need of the pool, which is up to date.
 
     Raises:
         GradsieveError: As `check`.
     """
-    _raise([problem for stage in wanted for problem in _reported(stage, context)])
+    _raise([problem for stage in wanted for problem in stage.check_pool(context)])
 
 
 def _raise(found: Sequence[GradsieveError]) -> None:

@@ -22,7 +22,7 @@ from gradsieve.console import Progress, clock
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
 from gradsieve.io import fingerprint, first_few
 from gradsieve.models import distributed
-from gradsieve.pipeline.preflight import check, check_stages
+from gradsieve.pipeline.preflight import check, check_pool
 from gradsieve.pipeline.state import clear_faults, prepare, refuse_faults, state_of
 from gradsieve.recipe.load import dump_recipe, load_recipe
 from gradsieve.recipe.schema import Recipe
@@ -103,8 +103,8 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
                 run_stage(STAGES[name], context, others)
             context.report_warnings()
             distributed.wait()
-            if name == "pool":  # what could not be checked without it
-                check_stages(context, [STAGES[later] for later in wanted if later != "pool"])
+            if name == "pool":
+                check_pool(context, [STAGES[later] for later in wanted])
         for name in wanted if leads else ():
             for warning in STAGES[name].after_run(context):
                 context.progress.warn(warning)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradsieve.io import because, differences, fingerprint
+from gradsieve.io import because, differences, fingerprint, first_few
 from gradsieve.runs.artifacts import damaged_error
 from gradsieve.runs.context import Context
 from gradsieve.runs.files import Fault, Read
@@ -59,8 +59,8 @@ def state_of(stage: Stage, context: Context, inputs: dict[str, Any], read: Read 
         return State("resume")
     if stage.can_extend(old, inputs):
         faults = artifact.faults(read) if metadata is not None else []
-        return State("extend", because(changes), faults)
-    return State("redo", because(changes))
+        return State("extend", first_few(changes), faults)
+    return State("redo", first_few(changes))
 
 
 def refuse_faults(stage: Stage, context: Context) -> None:
@@ -104,9 +104,10 @@ def prepare(stage: Stage, state: State, context: Context) -> Path | None:
     if state.kind == "resume":
         say(f"{name}: {state.why}" if state.why else f"{name}: resuming where it stopped")
     elif state.kind == "extend":
-        say(f"{name}: extending, {state.why}")
+        say(f"{name}: extending, {because(state.why)}")
     elif state.kind == "redo":
         archived = context.run.archive(name)
-        say(f"{name}: running again, {state.why} (the old outputs are in {archived})")
+        why = because(state.why)
+        say(f"{name}: running again, {why} (the old outputs are in {archived})")
         return archived
     return None

@@ -51,6 +51,10 @@ class Stage(ABC):
         """What is wrong with its inputs, found before anything is spent."""
         yield from ()
 
+    def check_pool(self, context: Context) -> Iterator[GradsieveError]:
+        """What is wrong that only the pool shows; called once the pool is up to date."""
+        yield from ()
+
     @abstractmethod
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Make its outputs, as far as they are not there yet.

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
@@ -85,13 +86,15 @@ class Select(Stage):
         }
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Targets and questions; not more rows are selected than there are, once that is known."""
+        """Targets and questions."""
         yield from checks.methods(context.recipe)
         yield from checks.targets(context)
         yield from checks.test_sets(context)
-        if metadata := context.run.metadata("pool"):
-            _refuse_too_many(context, metadata["rows"])
-            _refuse_unknown_caps(context)
+
+    def check_pool(self, context: Context) -> Iterator[GradsieveError]:
+        """Not more rows are selected than there are, and caps are on sources that have rows."""
+        yield from checks.problem_of(partial(_refuse_too_many, context, len(context.pool)))
+        yield from checks.problem_of(partial(_refuse_unknown_caps, context))
 
     def estimate(self, context: Context) -> Estimate:
         """Looking for leaks in the pool, and writing each selection twice."""
