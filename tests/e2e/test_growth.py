@@ -152,6 +152,10 @@ def test_a_datastore_that_was_deleted_is_made_again(
     told = json.loads(settings.read_text(encoding="utf-8"))
     for file in (settings, settings.with_name("manifest.json")):
         file.write_text(json.dumps({**told, "format": "gradsieve-datastore/1"}))
+    meta = done.stage("features") / "meta.json"  # versions of that format listed no files
+    known = json.loads(meta.read_text(encoding="utf-8"))
+    del known["files"]
+    meta.write_text(json.dumps(known))
     with pytest.raises(StoreError, match="datastore/1; this version reads") as caught:
         run(inputs, tmp_path / "run")
     assert "Delete its folder" in caught.value.todo
@@ -177,8 +181,8 @@ def test_targets_gradients_and_tables_that_are_lost_are_made_again(
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", None])
-def test_damaged_gradients_of_a_target_are_told_and_made_again(
-    inputs: dict[str, Any], tmp_path: Path, content: bytes | None
+def test_damaged_gradients_of_a_target_are_reported_and_made_again(
+    inputs: dict[str, Any], extracted: list[int], tmp_path: Path, content: bytes | None
 ) -> None:
     done = run(inputs, tmp_path / "run")
     before = world.results(done)
@@ -186,13 +190,18 @@ def test_damaged_gradients_of_a_target_are_told_and_made_again(
     file.write_bytes(file.read_bytes()[:-8] if content is None else content)
     (done.stage("score") / "mine" / "less.parquet").unlink()
     with pytest.raises(StoreError, match="gradients of a target are damaged") as caught:
-        run(inputs, tmp_path / "run")
+        read_target_gradients(file)
     assert (caught.value.where, caught.value.todo[:15]) == (str(file), "Delete that fil")
-    file.unlink()  # as the message says
+    extracted.clear()
+    told = world.Listening()
+    gradsieve.run(world.recipe(inputs), tmp_path / "run", progress=told)
+    assert any(line.startswith(f"features: {file} is damaged") for line in told.lines)
+    assert extracted == [targets_rows(inputs)]
+    after = world.results(done)
+    assert {name: after[name] for name in before} == before  # and the damaged file's archive
+    file.unlink()
     with pytest.raises(StoreError, match="are not there"):
         read_target_gradients(file)
-    run(inputs, tmp_path / "run")
-    assert world.results(done) == before
 
 
 def test_a_run_that_was_moved_takes_new_features(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ class ModelSource:
             ModelError: If it can't be loaded as a causal language model, or lacks weights.
         """
         loaded = self._weights(will_change).requires_grad_(False)
+        _keep_packing(loaded)
         if self.settings.gradient_checkpointing:
             _checkpoint_activations(loaded)
         return loaded if getattr(loaded, "is_quantized", False) else loaded.to(device())
@@ -245,6 +246,17 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
             f"model.gradient_checkpointing: {first_line(error)}",
             "Leave model.gradient_checkpointing out.",
         ) from None
+
+
+def _keep_packing(model: nn.Module) -> None:
+    """Keep 4-bit weights in the one format that has a backward pass.
+
+    On CPUs with AVX512-BF16, bitsandbytes repacks them in a forward pass without gradients, for
+    good, and no gradient flows through the repacked ones.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _hooks(model: nn.Module) -> Iterator[Mapping[int, object]]:
