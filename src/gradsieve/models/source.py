@@ -255,8 +255,8 @@ def _keep_packing(model: nn.Module) -> None:
     good, and no gradient flows through the repacked ones.
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if "support_avx512bf16_for_cpu" in vars(module):
+            vars(module).update(support_avx512bf16_for_cpu=False)
 
 
 def _hooks(model: nn.Module) -> Iterator[Mapping[int, object]]:
