@@ -45,8 +45,9 @@ def task(
     rows: Sequence[Row], targets: Mapping[str, Sequence[Row]] | None = None, **given: Any
 ) -> ScoringTask:
     """A task without model or gradients."""
-    tree = {"model": {"name": "m"}, "pool": [{"name": "a", "path": "a"}]}
-    recipe = check_recipe({**tree, "targets": [{"name": "t", "path": "t"}], **given.pop("r", {})})
+    tree: dict[str, Any] = {"model": {"name": "m"}, "pool": [{"name": "a", "path": "a"}]}
+    tree |= {"targets": [{"name": "t", "path": "t"}], "score": {"across_subtasks": "max"}}
+    recipe = check_recipe({**tree, **given.pop("r", {})})
     pool: Any = Texts([row.example for row in sorted(rows, key=lambda row: row.key)])
     settings = {"recipe": recipe, "model": ModelSource(recipe.model), "seed": 0, **given}
     settings = {"progress": world.Listening(), **settings}

@@ -66,6 +66,7 @@ def select(inputs: dict[str, Any], model: Any, tokenizer: Any, **given: Any) -> 
         "progress": world.Listening(),
         "warmup": inputs["warmup"],
         "features": inputs["features"],
+        "score": {"across_subtasks": "max"},  # as world.recipe
     }
     return gradsieve.select(model, tokenizer, **{**settings, **given})
 
@@ -217,7 +218,7 @@ def test_a_folder_is_kept_and_gone_on_with(
     model.lm_head.weight.data[0] += 1
     told = world.Listening()
     select(inputs, model, tokenizer, out=tmp_path, progress=told)
-    assert "warmup: running again, because of model.weights" in told.lines[1]
+    assert "warmup: running again, because model.weights has changed" in told.lines[1]
 
 
 def test_every_form_of_pool_and_targets(

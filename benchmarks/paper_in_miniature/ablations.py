@@ -92,6 +92,9 @@ class Trial:
             for file in sorted((self.out / "pool").glob("*.jsonl"))
         ]
         tree["select"] = {"fraction": SHARE}
+        # As in the paper, and as `ranked` combines subtasks and `cosines` projects.
+        tree["score"]["across_subtasks"] = "max"
+        tree["features"]["projection"]["balanced"] = False
         for section, keys in changes.items():
             tree[section] = {**tree[section], **keys}
         return check_recipe(tree)
@@ -191,7 +194,8 @@ def cosines(run: RunFolder, number: int, dim: int | None) -> dict[str, Any]:
         columns, directions = [], []
         for file in sorted((where / "targets").glob("*.safetensors")):
             told = read_target_gradients(file)
-            names, found = subtask_directions(projected(told.rows), told.subtasks)
+            norms = told.norms if dim is None else None
+            names, found = subtask_directions(projected(told.rows), told.subtasks, norms=norms)
             columns += [[file.stem, name] for name in names]
             directions.append(found)
         wanted = torch.cat(directions)
@@ -199,7 +203,10 @@ def cosines(run: RunFolder, number: int, dim: int | None) -> dict[str, Any]:
         store = open_store(where / "pool")
         for block in store.shards():
             rows = projected(torch.from_numpy(block.directions))
-            parts.append((torch.nn.functional.normalize(rows, dim=1) @ wanted.T).numpy())
+            found = (torch.nn.functional.normalize(rows, dim=1) @ wanted.T).numpy()
+            if store.balanced:  # cosines are by the norms before rows were scaled
+                found *= (block.feature_norms / block.gradient_norms)[:, None]
+            parts.append(found)
             names = store.keys().select(["source", "id"]).take(block.positions)
             keys += [list(name.values()) for name in names.to_pylist()]
         np.savez(kept, keys=keys, columns=columns, cosines=np.concatenate(parts))

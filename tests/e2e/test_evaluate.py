@@ -18,6 +18,7 @@ from gradsieve.cli import app
 from gradsieve.demo.skills import make_examples, make_questions
 from gradsieve.errors import DataError, RunError
 from gradsieve.evaluation.metrics import judge
+from gradsieve.io import fingerprint
 from gradsieve.models.load import load_trained
 from gradsieve.models.source import ModelSource
 from gradsieve.runs.context import Context
@@ -154,7 +155,36 @@ def test_a_model_that_is_lost_is_trained_again(
     for out in (run.stage("train") / target / "random" / "seed-0" for target in ("mine", "plain")):
         (shutil.rmtree if whole else os.remove)(out if whole else out / ADAPTER)
     gradsieve.run(recipe, tmp_path, last="train", progress=world.Listening())
-    assert world.results(run) == before
+    now = world.results(run)  # what was left of the models is in archive/
+    assert {name: what for name, what in now.items() if not name.startswith("archive/")} == before
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]], ids=["resumed", "extended"])
+def test_models_of_an_earlier_version_are_kept(
+    inputs: dict[str, Any], tmp_path: Path, seeds: list[int]
+) -> None:
+    """Without `train.max_steps` in their inputs, and without the steps that they made."""
+    of = {"score__methods": ["random"], "select": {"count": 12}}
+    few = settings(inputs, **of, train={"epochs": 1, "seeds": [0]})
+    run = gradsieve.run(few, tmp_path, last="train", progress=world.Listening())
+    made, started = run.require("train"), run.started_with("train")
+    assert set(made.pop("steps_by_model").values()) == {3}
+    del started["train"]["max_steps"]
+    for file in run.stage("train").rglob("training.json"):
+        facts = json.loads(file.read_text())
+        del facts["steps"]
+        file.write_text(json.dumps(facts))
+    run.begin("train", started)
+    run.finish("train", {**made, "inputs": started, "fingerprint": fingerprint(started)})
+    times = {file: file.stat().st_mtime_ns for file in run.stage("train").rglob(ADAPTER)}
+    again = settings(inputs, **of, train={"epochs": 1, "seeds": seeds})
+    gradsieve.run(again, tmp_path, last="train", progress=world.Listening())
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+    now = run.require("train")
+    assert made["models"].items() <= now["models"].items()
+    assert len(now["models"]) == 2 * len(seeds)
+    assert set(now["steps_by_model"]) == {name for name in now["models"] if "seed-1" in name}
+    assert not (tmp_path / "archive").exists()
 
 
 @pytest.mark.parametrize(

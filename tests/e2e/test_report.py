@@ -54,7 +54,8 @@ def test_a_stages_name_is_one_word_everywhere() -> None:
         f"gradsieve.stages.{name}" for name in STAGE_NAMES
     }
     assert {entry.folder.split("-")[1] for entry in ENTRIES} == set(STAGE_NAMES) < commands
-    assert set(STAGE_NAMES) == set(Recipe.model_fields) - {"model", "targets", "on_bad_row"}
+    no_stages = {"model", "targets", "on_bad_row", "engine", "limits"}
+    assert set(STAGE_NAMES) == set(Recipe.model_fields) - no_stages
 
 
 def test_it_grows_with_the_run(inputs: dict[str, Any], tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_the_command(inputs: dict[str, Any], tmp_path: Path) -> None:
     assert "no selection mine/full" in caught.value.where
     fewer = world.recipe({**inputs, "pool": inputs["pool"][:1]}, **QUICK)
     more = world.recipe(inputs, **{**QUICK, "select": {"count": 10}})
-    for recipe, changed in ((fewer, "pool.two: "), (more, "select.count: 9 -> 10")):
+    for recipe, changed in ((fewer, "source `two` was removed"), (more, "select.count: 9 -> 10")):
         with pytest.raises(RunError, match="not of this recipe") as caught:
             run(recipe, out, first="report")
         assert changed in caught.value.where

@@ -186,6 +186,7 @@ def test_trl_warms_up_and_trains_on_what_was_selected(tmp_path: Path) -> None:
         max_length=64,
         warmup={"checkpoints": moments.checkpoints},
         features=data["features"],
+        score={"across_subtasks": "max"},  # as world.recipe
         select={"count": 8},
         progress=world.Listening(),
     )

@@ -33,7 +33,14 @@ from gradsieve.evaluation.prompts import (
     write_prompts,
 )
 from gradsieve.gradients.objectives import example_losses
-from gradsieve.io import agree, file_fingerprint, fingerprint, installed, write_json
+from gradsieve.io import (
+    agree,
+    differences,
+    file_fingerprint,
+    fingerprint,
+    installed,
+    write_json,
+)
 from gradsieve.methods import needs_gradients, uses_gradients
 from gradsieve.models.load import load_trained
 from gradsieve.models.source import ModelSource
@@ -73,7 +80,7 @@ class Evaluate(Stage):
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
         """Whether results are kept: models and targets may be added or removed."""
         varies = dict.fromkeys(("models", "targets", "questions"))
-        same = {**old, **varies} == {**new, **varies}
+        same = not differences({**old, **varies}, {**new, **varies})
         return same and all(agree(old[part], new[part]) for part in varies)
 
     def estimate(self, context: Context) -> Estimate:

@@ -39,7 +39,7 @@ from gradsieve.gradients.jobs import (
     TargetTask,
 )
 from gradsieve.gradients.projection import VERSION
-from gradsieve.io import fingerprint
+from gradsieve.io import differences, fingerprint
 from gradsieve.methods import all_members, find_method, needs_gradients
 from gradsieve.models.checkpoints import checkpoint_fingerprint
 from gradsieve.recipe.schema import Recipe
@@ -101,7 +101,7 @@ class Features(Stage):
         grows: dict[str, Any] = {"pool": None}
         if new["features"]["mode"] != "exact":
             grows.update(targets=None, stores=None)
-        return {**old, **grows} == {**new, **grows}
+        return not differences({**old, **grows}, {**new, **grows})
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
         """Model, targets, and whether the methods fit `features.mode`."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gradsieve.console import clock
 from gradsieve.errors import GradsieveError
-from gradsieve.io import file_fingerprint, fingerprint, reading
+from gradsieve.io import differences, file_fingerprint, fingerprint, reading
 from gradsieve.methods import (
     Features,
     Scores,
@@ -87,7 +87,7 @@ class Score(Stage):
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
         """Whether scores are kept: other methods and targets may come."""
         grows: dict[str, Any] = {"methods": None, "targets": {}, "features": {}, "own": {}}
-        return {**old, **grows} == {**new, **grows} and all(
+        return not differences({**old, **grows}, {**new, **grows}) and all(
             new[part].get(name) == value
             for part in ("targets", "features")
             for name, value in old[part].items()

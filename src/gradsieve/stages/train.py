@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gradsieve.errors import GradsieveError
-from gradsieve.io import agree, fingerprint
+from gradsieve.io import agree, differences, fingerprint
 from gradsieve.methods import needs_gradients
 from gradsieve.models import distributed
 from gradsieve.recipe.schema import Recipe, TrainConfig
@@ -49,7 +49,7 @@ class Train(Stage):
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
         """Whether models are kept: seeds, methods and targets may be added or removed."""
         varies = {"seeds": None, "selections": None}
-        same = {**old, **varies} == {**new, **varies}
+        same = not differences({**old, **varies}, {**new, **varies})
         return same and agree(old["selections"], new["selections"])
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
@@ -101,7 +101,9 @@ class Train(Stage):
         return {
             "models": prints,
             "seconds_by_model": {name: fact["seconds"] for name, fact in facts.items()},
-            "steps_by_model": {name: fact["steps"] for name, fact in facts.items()},
+            "steps_by_model": {  # models of earlier versions lack it
+                name: fact["steps"] for name, fact in facts.items() if "steps" in fact
+            },
             "output": fingerprint(prints),
         }
 

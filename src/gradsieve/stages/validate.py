@@ -34,7 +34,7 @@ from gradsieve.data.pool.shares import random_share, share_size
 from gradsieve.engine import Job
 from gradsieve.errors import DataError, GradsieveError, ModelError
 from gradsieve.gradients.objectives import example_losses
-from gradsieve.io import fingerprint, write_json
+from gradsieve.io import differences, fingerprint, write_json
 from gradsieve.methods import needs_gradients, split_seed
 from gradsieve.models.load import load_trained
 from gradsieve.recipe.schema import Recipe, TrainConfig, ValidateConfig
@@ -94,7 +94,7 @@ class Validate(Stage):
             {**inputs, **varies, "validate": {**inputs["validate"], **adds}}
             for inputs in (old, new)
         )
-        return one == other
+        return not differences(one, other)
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
         """The model to train, targets and held-out examples."""
