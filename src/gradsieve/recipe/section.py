@@ -1,0 +1,93 @@
+"""What all sections of the recipe share: frozen data, and a mark on each key.
+
+Each field's description, with its unit and source, is what docs/recipe.md is made from. Each field
+also carries one mark: whether it changes results (`Effect`). Fingerprints, the card of a selection,
+`compare` and docs/recipe.md all read that mark, through `Section.results`.
+
+Rejected: dataclasses with hand-written checks (pydantic's messages and JSON schema come free).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+)
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+"""A name that becomes part of a file name."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A seed of training; NumPy's generator accepts no larger one."""
+
+Effect = Literal["yes", "no", "contents", "adds", "repeats"]
+"""A key's effect on results: it changes them; it doesn't; only the contents that it names do (a
+path); it adds results and keeps the others (methods, seeds); it makes a repetition (a seed)."""
+
+NO: dict[str, Any] = {"effect": "no"}
+
+CONTENTS: dict[str, Any] = {"effect": "contents"}
+
+ADDS: dict[str, Any] = {"effect": "adds"}
+
+REPEATS: dict[str, Any] = {"effect": "repeats"}
+"""Marks of fields, as `json_schema_extra`; a field without one changes results."""
+
+CHANGES: tuple[Effect, ...] = ("yes", "repeats")
+"""Effects of the keys that a fingerprint holds."""
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, and any key that it doesn't know is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @classmethod
+    def effect(cls, key: str) -> Effect:
+        """A key's effect on results."""
+        extra = cls.model_fields[key].json_schema_extra
+        found: Effect = extra["effect"] if isinstance(extra, dict) else "yes"  # type: ignore[assignment]
+        return found
+
+    def results(self, effects: Collection[Effect] = CHANGES) -> dict[str, Any]:
+        """The keys with these effects and their values, as JSON data, in all sections below."""
+        return {
+            key: value.results(effects) if isinstance(value, Section) else dumped
+            for (key, value), dumped in zip(
+                self, self.model_dump(mode="json").values(), strict=True
+            )
+            if self.effect(key) in effects
+        }
+
+
+def regular_expression(value: str | None) -> str | None:
+    """A value of a recipe that must be a regular expression.
+
+    Raises:
+        ValueError: If it isn't; pydantic reports it with the key.
+    """
+    try:
+        re.compile(value or "")
+    except re.error as error:
+        raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+    return value
+
+
+def unique(names: list[str]) -> list[str]:
+    """Names of which none may occur twice.
+
+    Raises:
+        ValueError: If one does.
+    """
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise ValueError(f"the name {', '.join(twice)} is used twice")
+    return names

@@ -1,0 +1,309 @@
+"""The recipe's sections on gradients, scores and selections."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from gradsieve.recipe.section import (
+    ADDS,
+    CHANGES,
+    CONTENTS,
+    NO,
+    Effect,
+    Name,
+    Section,
+    unique,
+)
+
+SIZES = ("fraction", "count", "tokens")
+"""Keys for the size of a selection; a recipe sets one of them."""
+
+AcrossSubtasks = Literal["max", "standardized_max", "mean"]
+
+ACROSS_SUBTASKS: AcrossSubtasks = "standardized_max"
+"""The default of `score.across_subtasks`. The paper's is `max`, which found 15 to 27% fewer
+planted rows with a real model (benchmarks/real_model)."""
+
+
+class ProjectionConfig(Section):
+    """The random projection of gradients, the same for the pool and the targets."""
+
+    kind: Literal["sketch", "rademacher", "none"] = Field(
+        "sketch",
+        description="`sketch`: a sign sketch of O(P) cost (the error of the paper's matrix); "
+        "`rademacher`: dense random signs, as in the paper; `none`: the full update.",
+    )
+    dim: int = Field(
+        8192,
+        ge=8,
+        multiple_of=8,
+        description="Dimensions. 8192 as in the paper. 32768 with `bits: 4` takes as many bytes "
+        "and finds 76% of the best rows instead of 56% (benchmarks/store).",
+    )
+    seed: int = Field(0, ge=0, description="Seed of the signs.")
+    balanced: bool = Field(
+        True,
+        description="Multiply updates by v^(1/4) and divide target gradients by it before the "
+        "projection (v: Adam's second moment): the same inner products with a smaller error "
+        "(docs/method.md). `false`: as in the paper; default of `none`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_projection_unscaled(cls, values: Any) -> Any:
+        unprojected = isinstance(values, dict) and values.get("kind") == "none"
+        return {"balanced": False, **values} if unprojected else values
+
+
+class FeaturesConfig(Section):
+    """Steps 2 and 3: the gradient datastore and the target gradients."""
+
+    adam: Literal["torch", "official"] = Field(
+        "torch",
+        description="The place of Adam's eps: `torch` is the update that training applies, "
+        "`official` that of the released code (docs/method.md).",
+    )
+    momentum: Literal["keep", "drop"] = Field(
+        "keep", description="`drop` omits beta1 * m, which all examples share, from the update."
+    )
+    projection: ProjectionConfig = Field(
+        default_factory=ProjectionConfig, description="The projection."
+    )
+    bits: Literal[1, 2, 4, 8, 16, 32] = Field(
+        16, description="Bits per value in the datastore. 16 as in the paper."
+    )
+    mode: Literal["store", "exact", "both"] = Field(
+        "store",
+        description="`store`: write a datastore, reusable for other targets; `exact`: compute "
+        "exact products with these targets' gradients, without projection or datastore; `both`: in "
+        "one pass, exact products for these targets and a datastore for those added later.",
+    )
+    tokens_per_batch: int | Literal["auto"] = Field(
+        "auto",
+        description="Tokens per forward pass, including padding. `auto`: increased while memory "
+        "suffices, halved when it runs out. It changes the speed, not the results.",
+        json_schema_extra=NO,
+    )
+
+    @model_validator(mode="after")
+    def _exact_needs_no_projection(self) -> FeaturesConfig:
+        unused = sorted(self.unused & self.model_fields_set)
+        if unused:
+            raise ValueError(f"mode: exact does not use {' and '.join(unused)}: remove it")
+        return self
+
+    @property
+    def unused(self) -> set[str]:
+        """Keys that the mode does not use."""
+        return {"projection", "bits"} if self.mode == "exact" else set()
+
+    def results(self, effects: Collection[Effect] = CHANGES) -> dict[str, Any]:
+        """As for every section, without the keys that the mode does not use."""
+        found = super().results(effects)
+        return {key: value for key, value in found.items() if key not in self.unused}
+
+    @field_validator("tokens_per_batch")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("expected a positive number of tokens, or auto")
+        return value
+
+
+class ScoreConfig(Section):
+    """Step 4: the influence of each example on each subtask."""
+
+    methods: list[Name] = Field(
+        ["less"],
+        min_length=1,
+        description="Selection methods (docs/methods.md); `method: less` is short for a list of "
+        "one. `random-1` is `random` with seed 1.",
+        json_schema_extra=ADDS,
+    )
+    target_mean: Literal["cosine_of_mean", "mean_of_cosines"] = Field(
+        "cosine_of_mean",
+        description="Cosine similarity to a subtask's mean gradient (the paper), or the mean of "
+        "the similarities to each of its examples (the released code).",
+    )
+    across_subtasks: AcrossSubtasks = Field(
+        ACROSS_SUBTASKS,
+        description="How a row's score follows from its scores on subtasks. `max` as in the paper; "
+        "`standardized_max`: the maximum after each subtask's scores are standardized over the "
+        "pool (mean 0, deviation 1), so that no subtask wins by its level; `mean`.",
+    )
+    fusion: list[Name] = Field(
+        ["less", "bm25", "rds_plus"],
+        min_length=2,
+        description="The methods that method `fusion` joins by their ranks.",
+        json_schema_extra=ADDS,
+    )
+    files: dict[Name, str] = Field(
+        {},
+        description="Methods in Python files of yours, by name: `{Longest: my.py:Longest}`. "
+        "`methods: [my.py:Longest]` is short for both. The file is run: read it first.",
+        json_schema_extra=ADDS,
+    )
+    embedding: str = Field(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        description="The model of method `embedding`: a folder, or a model id on the hub.",
+        json_schema_extra=CONTENTS,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_method_is_a_list(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or "method" not in given:
+            return given
+        if "methods" in given:
+            raise ValueError("expected one of method, methods; got both")
+        rest = {key: value for key, value in given.items() if key != "method"}
+        return {**rest, "methods": [given["method"]]}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _methods_of_files_are_named(cls, given: Any) -> Any:
+        """`my.py:Longest` to the method `Longest` and its file."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("methods"), list):
+            return given
+        places = [name for name in given["methods"] if isinstance(name, str) and ".py:" in name]
+        files = {place.rpartition(":")[2]: place for place in places}
+        if not files:
+            return given
+        names = [n.rpartition(":")[2] if n in places else n for n in given["methods"]]
+        return {**given, "methods": names, "files": {**given.get("files", {}), **files}}
+
+    @field_validator("fusion")
+    @classmethod
+    def _fusion_is_of_others(cls, names: list[str]) -> list[str]:
+        if "fusion" in names:
+            raise ValueError("fusion cannot be a part of itself")
+        return unique(names)
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_are_unique(cls, names: list[str]) -> list[str]:
+        return unique(names)
+
+
+class NearDuplicatesConfig(Section):
+    """Rows with almost the same update, of which only the best is selected."""
+
+    cosine: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="Cosine similarity at the last checkpoint from which rows are duplicates.",
+    )
+
+
+Cap = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
+"""A number of rows, or a share such as 0.4."""
+
+T = TypeVar("T")
+
+ONE, SEVERAL = "(one)", "(several)"
+"""Tags of `OneOrSeveral`; they are no part of a key's path in messages."""
+
+OneOrSeveral = Annotated[
+    Annotated[T, Tag(ONE)] | Annotated[list[T], Tag(SEVERAL), Field(min_length=1)],
+    Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE),
+]
+"""A value, or a list of values; what is wrong is reported for the one that was written."""
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The size of a selection: one of these."""
+
+    fraction: float | None = None
+    count: int | None = None
+    tokens: int | None = None
+
+    def __str__(self) -> str:
+        """As in the name of a selection."""
+        if self.tokens is not None:
+            return f"{self.tokens}-tokens"
+        return str(self.count if self.fraction is None else self.fraction)
+
+    def rows(self, scored: int) -> int | None:
+        """Rows to select of so many; None: the budget is in tokens."""
+        return self.count if self.fraction is None else max(1, round(self.fraction * scored))
+
+
+class SelectConfig(Section):
+    """Step 5: the size of the selection (one of the first three keys) and its constraints."""
+
+    fraction: OneOrSeveral[Fraction] | None = Field(
+        None,
+        description="Share of the scored rows. Default: 0.05, as in the paper. A list, here and in "
+        "the next two: one selection, training and evaluation for each.",
+    )
+    count: OneOrSeveral[Count] | None = Field(None, description="Number of rows.")
+    tokens: OneOrSeveral[Count] | None = Field(
+        None, description="Most tokens of the selected rows."
+    )
+    turns: Literal["none", "subtasks", "examples"] = Field(
+        "none",
+        description="`subtasks`: a target's subtasks take turns in choosing their best remaining "
+        "row, so that each gets an equal share; `examples`: its examples do.",
+    )
+    together: bool = Field(
+        False,
+        description="One selection for all targets, which take turns; its name is `together`.",
+    )
+    per_source: Cap | dict[str, Cap] | None = Field(
+        None,
+        description="The most rows of a source: a number (500) or a share of the selection (0.4), "
+        "for every source or by name ({cot: 0.3}).",
+    )
+    near_duplicates: NearDuplicatesConfig | None = Field(
+        None, description="null: near duplicates are kept. Requires the datastore."
+    )
+    drop_leaks: bool = Field(
+        False,
+        description="Skip rows that share 13 consecutive words with a target's test questions; "
+        "they are reported in any case.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paper_share_by_default(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        if "round_robin" in given:
+            raise ValueError("`round_robin: true` is called `turns: subtasks`")
+        set_here = [key for key in SIZES if given.get(key) is not None]
+        if len(set_here) > 1:
+            raise ValueError(f"expected one of {', '.join(SIZES)}; got {', '.join(set_here)}")
+        return given if set_here else {**given, "fraction": 0.05}
+
+    @field_validator(*SIZES)
+    @classmethod
+    def _sizes_are_unique(cls, sizes: Any) -> Any:
+        unique([str(size) for size in sizes] if isinstance(sizes, list) else [])
+        return sizes
+
+    @property
+    def budgets(self) -> list[Budget]:
+        """The sizes of selections, in order."""
+        (key,) = (key for key in SIZES if getattr(self, key) is not None)
+        sizes = getattr(self, key)
+        return [Budget(**{key: size}) for size in (sizes if isinstance(sizes, list) else [sizes])]
+
+    def of(self, budget: Budget) -> SelectConfig:
+        """The same settings for one budget."""
+        return self.model_copy(update=asdict(budget))
