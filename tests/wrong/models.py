@@ -303,7 +303,6 @@ CHECKPOINTS = (
         "moments of another shape",
         checkpoints(moments),
         ("does not fit the adapter", "expected (2, 16), found (1, 16)", "saved with this adapter"),
-        keeps="in archive",
     ),
     Case(
         "moments cut short",
@@ -314,7 +313,6 @@ CHECKPOINTS = (
         "moments that would run code",
         checkpoints(code_for_moments),
         ("cannot be read", "optimizer.pt", "would run code", "Trainer wrote"),
-        keeps="in archive",
     ),
     Case(
         "a broken trainer_state.json",
