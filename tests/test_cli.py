@@ -70,6 +70,8 @@ def test_a_closed_pipe_ends_quietly() -> None:
 def test_ctrl_c_twice_is_quiet() -> None:
     code = (
         "import os, signal, sys, gradsieve.cli as cli, gradsieve.api\n"
+        # Processes in the background of a shell start with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def twice(*_, **__):\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"

@@ -50,7 +50,12 @@ def checkpoint(
     """A user's checkpoint: an adapter that peft saved, with an optimizer state."""
     adapted = get_peft_model(tiny.model(name), config)
     adapted.save_pretrained(str(folder / "adapter"))
-    (folder / "adapter" / "optimizer.pt").write_bytes(b"")
+    weights = [p for p in adapted.parameters() if p.requires_grad]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.AdamW(weights)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), folder / "adapter" / "optimizer.pt")
     return recipe.WarmupConfig(checkpoints=[str(folder / "adapter")])
 
 

@@ -88,7 +88,7 @@ def try_damage(
     # An older meta.json of the same files is as good.
     if not verify(RunFolder(copy)).problems and (way, Path(name).name) != ("older", "meta.json"):
         return Outcome("silent", "verify finds nothing")
-    stage = _next_stage(name) if command == COMMANDS[1] else None
+    stage = _next_stage(name, whole) if command == COMMANDS[1] else None
     if command == COMMANDS[1] and stage is None:
         return None
     if stage is not None:  # it has to run, and to read
@@ -119,10 +119,10 @@ def _displays(whole: Path) -> set[str]:
     return {"08-report/index.html"}
 
 
-def _next_stage(name: str) -> str | None:
-    """The stage after that of a file; of the report and of the recipe there is none."""
-    folders = [stage.folder for stage in STAGES]
-    folder = name.split("/")[0]
+def _next_stage(name: str, whole: Path) -> str | None:
+    """The run's stage after that of a file; of the report and of the recipe there is none."""
+    stages = [stage for stage in STAGES if (whole / stage.folder).is_dir()]
+    folders, folder = [stage.folder for stage in stages], name.split("/")[0]
     if folder not in folders[:-1]:
         return None
-    return STAGES[folders.index(folder) + 1].name
+    return stages[folders.index(folder) + 1].name

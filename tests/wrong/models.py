@@ -108,7 +108,14 @@ def moments(desk: Desk) -> None:
 
 
 def broken_state(desk: Desk) -> None:
-    Path(ADAM).rename("mine/checkpoint-1/optimizer.pt")  # looked at later
+    """Of a Trainer's checkpoint: ours has the learning rate next to the moments."""
+    states: dict[str, dict[str, Any]] = {}
+    with safe_open(ADAM, "pt") as opened:
+        for key in opened.keys():  # noqa: SIM118
+            kind, _, name = key.partition("/")
+            states.setdefault(name, {"step": 1})[kind] = opened.get_tensor(key)
+    Path(ADAM).unlink()
+    torch.save({"state": states}, "mine/checkpoint-1/optimizer.pt")
     desk.write("mine/checkpoint-1/trainer_state.json", "{}")
 
 
@@ -303,7 +310,6 @@ CHECKPOINTS = (
         "moments of another shape",
         checkpoints(moments),
         ("does not fit the adapter", "expected (2, 16), found (1, 16)", "saved with this adapter"),
-        keeps="in archive",
     ),
     Case(
         "moments cut short",
@@ -314,7 +320,6 @@ CHECKPOINTS = (
         "moments that would run code",
         checkpoints(code_for_moments),
         ("cannot be read", "optimizer.pt", "would run code", "Trainer wrote"),
-        keeps="in archive",
     ),
     Case(
         "a broken trainer_state.json",

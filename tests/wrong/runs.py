@@ -52,6 +52,12 @@ def damaged(pattern: str) -> Spoil:
     return spoil
 
 
+def damaged_shard(desk: Desk) -> None:
+    """Scores that are there read no datastore."""
+    damaged("02-*/*-1/pool/shard-*")(desk)
+    shutil.rmtree("run/03-score")
+
+
 def shortened(pattern: str) -> Spoil:
     def spoil(desk: Desk) -> None:
         file = next(Path("run").glob(pattern))
@@ -120,7 +126,7 @@ DAMAGED = (
           "what is damaged is made again", command="select recipe.yaml --out run"),
     wrong("a meta.json of another version", meta('{"schema": 99}'), "schema 2", "another --out"),
     wrong("a stage's folder that is a file", stage_is_a_file, "File exists", "run/01-warmup"),
-    wrong("a damaged shard", damaged("02-*/*-1/pool/shard-*"), "is damaged", STORE,
+    wrong("a damaged shard", damaged_shard, "is damaged", STORE,
           "only its rows are computed again", command="score recipe.yaml --out run"),
     wrong("a damaged adapter", damaged("01-*/*-2/adapter_model.safetensors"), "is damaged",
           "checkpoint-2/adapter_model.safetensors", command="features recipe.yaml --out run"),
@@ -150,6 +156,7 @@ OTHERS = (
           "run `gradsieve features` again to rebuild it", command=f"store inspect {STORE}"),
     wrong("datastores with a row in common to merge", nothing, "the same row", STORE,
           command=f"store merge {STORE} {STORE} --into all"),
-    wrong("datastores of other settings to merge", nothing, "same settings", "checkpoint: ",
+    wrong("datastores of other settings to merge", nothing, "same settings",
+          "checkpoint has changed",
           command=f"store merge {STORE} {STORE.replace('-1', '-2')} --into whole"),
 )  # fmt: skip

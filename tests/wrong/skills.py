@@ -45,14 +45,14 @@ def unasked(desk: Desk) -> None:
 
 def unknown_cap(desk: Desk) -> None:
     desk.set("pool.0.source_field", "kind")
-    desk.set("select", {"count": 2, "per_source": {"one/revers": 1}})
+    desk.set("select", {"count": 2, "per_source": {"one/leters": 1}})
 
 
 TARGETS = (
     Case(
         "a cap on a source that no row names",
         unknown_cap,
-        ("No row is of this source", "select.per_source: one/revers", "Did you mean one/reverse?"),
+        ("No row is of this source", "select.per_source: one/leters", "Did you mean one/letters?"),
         on=("new",),
     ),
     Case("a target without examples", target([]), ("file is empty", "mine.jsonl")),

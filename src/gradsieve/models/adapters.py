@@ -2,8 +2,8 @@
 
 In: folders that peft saved. Out: one error for each thing by which an adapter isn't s B A x on the
 recipe's model: another kind, a variant of LoRA, a start that changed the base model's weights and
-can't be repeated, another model, a resized vocabulary. Only configurations and the shapes in
-adapter files are read.
+can't be repeated, another model, a resized vocabulary; and for an optimizer state that isn't the
+adapter's. Configurations, the shapes in adapter files and optimizer states are read.
 
 Rejected: a list of peft's variants of LoRA: it ages, so what is plain is listed here, and any other
 setting is refused.
@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peft import LoraConfig, PeftType
+from peft import LoraConfig, PeftModel, PeftType
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from gradsieve.errors import ModelError
-from gradsieve.models.checkpoints import optimizer_file, saved_name
+from gradsieve.models.checkpoints import load_moments, optimizer_file, saved_name
 from gradsieve.models.layers import PLAIN_LORA, adapted, layer_problems
 from gradsieve.models.load import adapter_config, adapter_file
 from gradsieve.models.source import ModelSource
@@ -65,10 +65,12 @@ class Expected(NamedTuple):
     """What an adapter file may hold.
 
     Attributes:
+        model: The adapted model, without weights.
         adapter: All of these.
         embeddings: Of the base model; peft saves them too if their number was changed.
     """
 
+    model: PeftModel
     adapter: Shapes
     embeddings: Shapes
 
@@ -95,7 +97,7 @@ def start_problem(start: Any, where: str) -> ModelError | None:
 
 
 def checkpoint_problems(source: ModelSource, folders: Sequence[Path]) -> Iterator[ModelError]:
-    """Adapters that are not plain LoRA of this model, or have no optimizer state."""
+    """Adapters that are not plain LoRA of this model, or have no fitting optimizer state."""
     built: dict[str, Expected | list[ModelError]] = {}
     for folder in folders:
         try:
@@ -112,7 +114,10 @@ def checkpoint_problems(source: ModelSource, folders: Sequence[Path]) -> Iterato
             built[text] = []
             continue
         try:
-            yield from _shape_problems(adapter_file(folder), expected)
+            problems = list(_shape_problems(adapter_file(folder), expected))
+            yield from problems
+            if not problems:
+                load_moments(folder, expected.model)
         except ModelError as error:
             yield error
 
@@ -152,7 +157,7 @@ def _expected(
         return problems
     named = made.named_parameters()
     shapes = {saved_name(name): list(p.shape) for name, p in named if p.requires_grad}
-    return Expected(shapes, embeddings)
+    return Expected(made, shapes, embeddings)
 
 
 def _embeddings(base: PreTrainedModel) -> Shapes:

@@ -4,7 +4,7 @@ In: the recipe's `model` and `warmup`. Out: one error for each thing that the pe
 (gradients/per_example.py) could not follow, by name: a model that is not causal, an adapter that is
 not plain LoRA (adapters.py), a layer that is not linear (layers.py). No weight is read: the model
 is built on PyTorch's `meta` device, which takes a second for 7 billion parameters, and of a
-checkpoint only its configuration and the shapes in its adapter file are read.
+checkpoint its configuration, the shapes in its adapter file and its optimizer state are read.
 
 Whether each layer runs once a pass, and whether attention is causal in fact, only a run of the
 model can show: `gradients.per_example.check_pass` does that once it is loaded.

@@ -207,8 +207,8 @@ class RunFolder:
         listed = list_files(folder)
         sync_tree(folder)
         known = {"schema": SCHEMA, "stage": name, **metadata, "files": listed}
+        (folder / SECONDS).unlink(missing_ok=True)  # before `meta.json`: none stays after a kill
         write_sealed(folder / META, known)
-        (folder / SECONDS).unlink(missing_ok=True)
         sync(folder)
         sync(self.path)
 
