@@ -4,9 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import Linear
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
+import tiny
 from gradsieve.models.dropout import example_dropout
+from gradsieve.models.load import add_adapter
+from gradsieve.recipe.schema import LoraConfig
 
 P = 0.3
 
@@ -83,3 +88,50 @@ def test_gradients_pass_what_is_kept_and_evaluation_drops_nothing() -> None:
     out[0].sum().backward()
     assert torch.equal(x.grad, out[0].detach())
     assert "forward" not in vars(model.first)
+
+
+@pytest.mark.parametrize(("dtype", "room"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_adapters_compute_what_pefts_forward_does(dtype: torch.dtype, room: float) -> None:
+    model = add_adapter(tiny.model().to(dtype), LoraConfig(r=4, alpha=8, dropout=P), seed=0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.1)
+    layer = next(module for module in model.modules() if type(module) is Linear)
+    ids, mask = batch((8, 20, 13), 20)
+    x = torch.randn(3, 20, layer.in_features).to(dtype)
+    found = []
+    with example_dropout(model, 0) as begin:
+        begin(ids, mask, 0)
+        # PEFT's method, whose dropout layer is the example's one, and the one in its place.
+        for forward in (lambda x: Linear.forward(layer, x), layer.forward):
+            layer.zero_grad()
+            given = x.clone().requires_grad_()
+            out = forward(given)
+            (out.float() ** 2).sum().backward()
+            found.append(
+                [out, given.grad, *(w.grad for w in layer.parameters() if w.requires_grad)]
+            )
+    assert len(found[0]) == 4
+    for theirs, ours in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert float(((ours - theirs).norm() / theirs.norm()).detach()) < room
+    assert [type(out.grad_fn).__name__ == "_LowRankBackward" for out, *_ in found] == [False, True]
+
+
+def test_adapters_keep_only_their_input_for_the_backward_pass() -> None:
+    model = add_adapter(tiny.model(), LoraConfig(r=1, alpha=2, dropout=P), seed=0)
+    layer = next(module for module in model.modules() if type(module) is Linear)
+    ids, mask = batch((8, 20), 20)
+    x = torch.randn(2, 20, layer.in_features)
+    kept: set[int] = set()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.numel() >= x.numel():
+            kept.add(tensor.data_ptr())
+        return tensor
+
+    with example_dropout(model, 0) as begin, saved_tensors_hooks(pack, lambda tensor: tensor):
+        begin(ids, mask, 0)
+        layer(x)
+    weights = {weight.data_ptr() for weight in layer.parameters()}
+    assert kept - weights == {x.data_ptr()}

@@ -13,14 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import xxhash
+from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn import functional
 
 Begin = Callable[[Tensor, Tensor, int], None]
 """Called before a pass, with `input_ids` and `attention_mask` [B, T] and the step."""
+
+Mask = Callable[[], Tensor]
+"""Makes a mask, the same one at each call: what is kept."""
 
 
 class _Pass:
@@ -47,32 +52,106 @@ def example_dropout(model: nn.Module, seed: int) -> Iterator[Begin]:
         now.seeds = [xxhash.xxh3_64_intdigest(ids[:n].tobytes(), salt) >> 1 for ids, n in rows]
 
     layers = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p]
+    adapters = [module for module in model.modules() if type(module) is Linear]
     for number, layer in enumerate(layers):
         layer.forward = _dropout(layer, number, now)  # type: ignore[assignment,method-assign]
+    for adapter in adapters:
+        adapter.forward = _adapter(adapter, layers, now)
     try:
         yield begin
     finally:
-        for layer in layers:
-            del layer.__dict__["forward"]
+        for module in [*layers, *adapters]:
+            del module.__dict__["forward"]
 
 
 def _dropout(layer: nn.Dropout, number: int, now: _Pass) -> Callable[[Tensor], Tensor]:
-    generators: dict[torch.device, torch.Generator] = {}
-
     def forward(x: Tensor) -> Tensor:
         if not layer.training:
             return x
-        count = len(now.seeds)
-        # Some models lay all tokens out as one row.
-        rows = x.unflatten(0, (count, -1)) if x.dim() == 2 and len(x) % count == 0 else x
-        if rows.dim() < 3 or len(rows) != count or rows.shape[1] < max(now.lengths):
+        mask = _mask(x, layer.p, number, now)
+        if mask is None:
             return functional.dropout(x, layer.p, training=True)
-        if x.device not in generators:
-            generators[x.device] = torch.Generator(x.device)
-        keep = torch.ones(rows.shape, dtype=torch.bool, device=x.device)
-        for row, seed, length in zip(keep, now.seeds, now.lengths, strict=True):
-            generator = generators[x.device].manual_seed(seed + number)
-            row[:length].bernoulli_(1 - layer.p, generator=generator)
-        return (rows.masked_fill(~keep, 0.0) / (1 - layer.p)).view_as(x)
+        return x.masked_fill(~mask(), 0.0) / (1 - layer.p)
 
     return forward
+
+
+def _adapter(module: Linear, layers: list[nn.Dropout], now: _Pass) -> Callable[..., Tensor]:
+    """PEFT's forward, by `_LowRank` where that computes the same."""
+    numbers = {layer: number for number, layer in enumerate(layers)}
+    whole: Callable[..., Tensor] = module.forward
+
+    def forward(x: Tensor, *args: Any, **others: Any) -> Tensor:
+        names = [name for name in module.active_adapters if name in module.lora_A]
+        special = args or others or module.lora_variant or module.merged or module.disable_adapters
+        if len(names) != 1 or special or not module.training:
+            return whole(x, *args, **others)
+        (name,) = names
+        down, up = module.lora_A[name], module.lora_B[name]
+        dropout, scale = module.lora_dropout[name], module.scaling[name]
+        mask = _mask(x, dropout.p, numbers[dropout], now) if dropout in numbers else None
+        if mask is None or up.bias is not None:
+            return whole(x)
+        result: Tensor = _LowRank.apply(  # type: ignore[no-untyped-call]
+            module.base_layer(x), x, down.weight, up.weight, mask, scale / (1 - dropout.p)
+        )
+        return result
+
+    return forward
+
+
+class _LowRank(torch.autograd.Function):
+    """A base layer's output plus scale * up(down(x with units dropped)).
+
+    PyTorch keeps a copy of x in the adapter's dtype and a mask for each adapter until the backward
+    pass. Here only x is kept, which q, k and v share; copy and mask are made again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, base: Tensor, x: Tensor, down: Tensor, up: Tensor, mask: Mask, scale: float
+    ) -> Tensor:
+        hidden = functional.linear(x.to(down.dtype).mul(mask()), down).mul_(scale)
+        ctx.save_for_backward(x, down, up, hidden)
+        ctx.mask, ctx.scale = mask, scale
+        return functional.linear(hidden, up).add_(base).to(base.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, down, up, hidden = ctx.saved_tensors
+        d = d_out.to(up.dtype).flatten(0, -2)
+        d_up = d.T @ hidden.flatten(0, -2)
+        d_hidden = (d @ up).mul_(ctx.scale)
+        keep = ctx.mask()
+        d_down = d_hidden.T @ x.to(down.dtype).mul(keep).flatten(0, -2)
+        d_x = None
+        if ctx.needs_input_grad[1]:
+            d_x = (d_hidden @ down).view(x.shape).mul_(keep).to(x.dtype)
+        return d_out, d_x, d_down, d_up, None, None
+
+
+def _mask(x: Tensor, p: float, number: int, now: _Pass) -> Mask | None:
+    """What a layer keeps of x in this pass; None if x is not the pass's examples."""
+    count = len(now.seeds)
+    # Some models lay all tokens out as one row.
+    flat = x.dim() == 2 and len(x) % count == 0
+    shape = (count, len(x) // count, x.shape[1]) if flat else tuple(x.shape)
+    if len(shape) < 3 or shape[0] != count or shape[1] < max(now.lengths):
+        return None
+    seeds, lengths, device, full = now.seeds, now.lengths, x.device, x.shape
+
+    def make() -> Tensor:
+        generator = torch.Generator(device)
+        keep = torch.ones(shape, dtype=torch.bool, device=device)
+        for row, seed, length in zip(keep, seeds, lengths, strict=True):
+            _keep(row[:length], 1 - p, generator.manual_seed(seed + number))
+        return keep.view(full)
+
+    return make
+
+
+def _keep(out: Tensor, share: float, generator: torch.Generator) -> None:
+    """Fill with True at this share, by 16 random bits each: six times as fast as `bernoulli_`."""
+    words = torch.empty(-(-out.numel() // 4), dtype=torch.int64, device=out.device)
+    bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)
+    torch.lt(bits[: out.numel()].view_as(out), round(share * 2**16) - 2**15, out=out)
