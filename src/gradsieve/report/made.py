@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby, pairwise
 from typing import Any
 
 from gradsieve.errors import RunError
@@ -14,8 +16,9 @@ from gradsieve.runs.context import Context
 from gradsieve.runs.folder import STAGE_NAMES
 from gradsieve.runs.lineage import changed_settings, outdated, upstream
 
-POINTS = 400
-"""Of a loss curve, at most: as many as a page is wide."""
+STEPS_A_POINT, POINTS_AN_EPOCH = 25, 10
+"""Of a loss curve: means of fewer steps show which batches were hard, not how the training went
+(an assumption)."""
 
 Stages = Mapping[str, dict[str, Any]]
 """Metadata of stages."""
@@ -111,10 +114,13 @@ def checkpoints(stages: Stages) -> list[dict[str, Any]]:
 
 
 def loss_curve(logs: Sequence[dict[str, Any]]) -> list[list[float | None]]:
-    """[step, loss] of a training, averaged over equal stretches if there are many steps."""
-    size = -(-len(logs) // POINTS)
-    stretches = [logs[start : start + size] for start in range(0, len(logs), size or 1)]
-    return [
-        [part[-1]["step"], short(sum(log["loss"] for log in part) / len(part))]
-        for part in stretches
-    ]
+    """[last step, mean loss] of each epoch, or of equal parts of it if it has many steps."""
+    points: list[list[float | None]] = []
+    for _, epoch in groupby(logs, lambda log: math.ceil(round(log["epoch"], 6))):
+        steps = list(epoch)
+        parts = max(1, min(len(steps) // STEPS_A_POINT, POINTS_AN_EPOCH))
+        ends = [len(steps) * part // parts for part in range(parts + 1)]
+        for start, end in pairwise(ends):
+            mean = sum(log["loss"] for log in steps[start:end]) / (end - start)
+            points.append([steps[end - 1]["step"], short(mean)])
+    return points

@@ -192,6 +192,7 @@ function lossChart(box, points) {
       svg.append(drawn("text", { x: left - 6, y: y(mark) + 4, "text-anchor": "end" }, number(mark)));
     }
     svg.append(drawn("path", { d: "M" + known.map(([step, loss]) => `${x(step)} ${y(loss)}`).join("L"), class: "curve" }));
+    for (const [step, loss] of known) svg.append(drawn("circle", { cx: x(step), cy: y(loss), r: 2.5, class: "dot" }));
     const steps = ticks(first, end, Math.max(2, width / 90)).filter(Number.isInteger);
     labels(svg, steps, x, height - 6, (value) => whole.format(value));
   });

@@ -203,7 +203,7 @@ function showChecks(view) {
   let curve = null;
   if (report.loss.length) {
     curve = element("div", { class: "chart" });
-    cards.push(card("Warm-up", "Training loss by step.", curve));
+    cards.push(card("Warm-up", "Training loss, mean of each epoch (of parts of it, if it has many steps).", curve));
   }
   if (overlap.methods.length > 1) {
     const shared = card("Overlap of methods", "Shared rows, divided by the smaller selection.", matrix(overlap.methods, overlap.shares, percent));
