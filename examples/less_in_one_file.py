@@ -106,7 +106,10 @@ def drop_by_example(model: Any, examples: list[Tensor], step: int) -> None:
         keep = torch.ones(x.shape, dtype=torch.bool)
         for row, seed, tokens in zip(keep, seeds, examples, strict=True):
             generator = torch.Generator().manual_seed(seed + number)
-            row[: len(tokens)].bernoulli_(1 - layer.p, generator=generator)
+            size = len(tokens) * x.shape[-1]
+            words = torch.empty(-(-size // 4), dtype=torch.int64)  # 16 random bits a unit
+            bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:size]
+            row[: len(tokens)] = (bits < round((1 - layer.p) * 2**16) - 2**15).view(-1, x.shape[-1])
         return x.masked_fill(~keep, 0.0) / (1 - layer.p)
 
     layers = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p]
