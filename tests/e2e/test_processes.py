@@ -71,7 +71,7 @@ def test_two_processes_warm_up(inputs: dict[str, Any], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     run = gradsieve.run(recipe, tmp_path / "run", last="select", progress=world.Listening())
     alone = gradsieve.run(recipe, tmp_path / "alone", last="warmup", progress=world.Listening())
-    rates = alone.done("warmup")["learning_rates"]
+    rates = alone.require("warmup")["learning_rates"]
     assert run.require("warmup")["learning_rates"] == pytest.approx(rates)
     assert run.require("select")["targets"]["mine"]["less"]["rows"]
 
@@ -81,4 +81,4 @@ def test_other_stages_are_refused(inputs: dict[str, Any], tmp_path: Path) -> Non
     file.write_text(dump_recipe(world.recipe(inputs)))
     done = launched("run", str(file), "--out", str(tmp_path / "run"))
     assert done.returncode != 0
-    assert "Several processes can share a training, not the stage features." in done.stderr
+    assert "Several processes can share a training, not the stage pool." in done.stderr

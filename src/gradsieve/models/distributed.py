@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -32,12 +33,17 @@ def is_first() -> bool:
 def wait() -> None:
     """Wait until every process is here."""
     if count() > 1:
-        PartialState().wait_for_everyone()
+        _state().wait_for_everyone()
 
 
 def agreed(value: Any) -> Any:
     """The first process's value, in all of them."""
     if count() == 1:
         return value
-    PartialState()
+    _state()
     return broadcast_object_list([value])[0]
+
+
+def _state() -> PartialState:
+    """The group of processes; of CPUs accelerate makes one only if it is asked to."""
+    return PartialState(cpu=not torch.cuda.is_available())
