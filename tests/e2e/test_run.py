@@ -194,7 +194,7 @@ def test_bits_and_readings_are_options(inputs: dict[str, Any], tmp_path: Path) -
         recipe = world.recipe(inputs, features__bits=bits, features__projection={"dim": 8192})
         other = gradsieve.run(recipe, tmp_path / str(number), progress=world.Listening())
         found = np.array([row["score"] for row in scores(other).values()])
-        assert np.corrcoef(found, wanted)[0, 1] > (0.75 if bits == 1 else 0.97)
+        assert np.corrcoef(found, wanted)[0, 1] > (0.7 if bits == 1 else 0.97)
     for name, changes in {
         "official": {"features__adam": "official"},
         "drop": {"features__momentum": "drop"},

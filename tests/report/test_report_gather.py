@@ -23,7 +23,7 @@ from gradsieve.runs.folder import RunFolder
 
 SETTINGS: dict[str, Any] = {
     "score": {"methods": ["less", "random"]},
-    "select": {"fraction": 0.3, "per_source": {"one": 2}, "near_duplicates": {"cosine": 0.97}},
+    "select": {"fraction": 0.3, "per_source": {"one": 2}, "near_duplicates": {"cosine": 0.98}},
     "report": {"near_misses": 7, "lowest": 4},
 }
 
