@@ -202,3 +202,14 @@ def test_features_at_existing_checkpoints_are_timed(inputs: dict[str, Any], tmp_
     assert existing.stages[1].seconds == 0
     assert again.stages[2].seconds > 0
     assert existing.stages[2].seconds > 0
+
+
+def test_a_source_that_changed_is_read_again(tmp_path: Path) -> None:
+    data = world.make(tmp_path / "inputs", rows=30)
+    recipe = world.recipe(data)
+    gradsieve.run(recipe, tmp_path / "run", last="pool", progress=world.Listening())
+    file = Path(data["pool"][0]["path"])
+    rows = file.read_bytes().split(b"\n")[:-1]
+    file.write_bytes(b"\n".join(rows[:-5]) + b"\n")
+    found = make_plan(recipe, tmp_path / "run", calibrate=False, progress=world.Listening())
+    assert found.sources[0].rows == len(rows) - 5

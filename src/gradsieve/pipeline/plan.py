@@ -165,8 +165,7 @@ def plan(
         check(context, [STAGES[name] for name in needed], also)
         estimates = {name: STAGES[name].estimate(context) for name in needed}
         found = states(context, [STAGES[name] for name in needed])
-        if found["pool"].kind in ("new", "done"):  # otherwise it has the rows of an earlier recipe
-            check_pool(context, [STAGES[name] for name in needed])
+        check_pool(context, [STAGES[name] for name in needed])
         free = shutil.disk_usage(_existing(folder)).free if folder is not None else None
         _refuse_what_does_not_fit(context, estimates, found, folder, free, named)
         samples = Samples(context, Path(scratch)) if calibrate and named is None else None
@@ -208,7 +207,7 @@ class Reading:
     def __call__(self, context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
         """As every check."""
         start = time.perf_counter()
-        yield from rows(context, self.folder)
+        yield from rows(context, self.folder, STAGES["pool"])
         self.seconds = time.perf_counter() - start
 
 

@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from gradsieve.data.pool import build_pool, check_rows
 from gradsieve.errors import ErrorGroup, GradsieveError, RunError, UsageError
 from gradsieve.io import installed
+from gradsieve.pipeline.state import states
 from gradsieve.runs.context import Context
 from gradsieve.stages.base import Stage
 from gradsieve.stages.checks import problem_of
@@ -102,13 +103,14 @@ def _versions() -> Iterator[GradsieveError]:
 # --- the run folder -----------------------------------------------------------------------------
 
 
-def rows(context: Context, folder: Path) -> Iterator[GradsieveError]:
-    """Every row of the pool can be used; the pool is built in `folder`, unless it is in the run."""
-    if context.run.metadata("pool") is None:
-        yield from problem_of(partial(_build, context, folder))
+def rows(context: Context, folder: Path, pool: Stage) -> Iterator[GradsieveError]:
+    """Every row of the pool can be used; it is built in `folder` if the run's is not up to date."""
+    yield from problem_of(partial(_build, context, folder, pool))
 
 
-def _build(context: Context, folder: Path) -> None:
+def _build(context: Context, folder: Path, pool: Stage) -> None:
+    if states(context, [pool])["pool"].kind == "done":
+        return
     policy = context.recipe.on_bad_row
     context.pool = build_pool(folder, context.source_specs, context.template, on_bad_row=policy)
 
