@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -129,3 +130,33 @@ def _lasting(file: Path) -> bytes:
     kept = [line for line in lines if b' id="provenance">' not in line]
     assert len(kept) == len(lines) - 1
     return b"\n".join(kept)
+
+
+class Killed(BaseException):
+    """As little caught as a kill is."""
+
+
+def kill_at(
+    patch: pytest.MonkeyPatch, number: int, before: bool = True, below: str = ""
+) -> list[int]:
+    """Die just before (or after) the given move to a path with `below`; returns a running count."""
+    count = [0]
+
+    def counting(name: str) -> None:
+        real = getattr(Path, name)
+
+        def move(self: Path, target: Any) -> Path:
+            counts = below in str(target)
+            count[0] += counts
+            if counts and count[0] == number and before:
+                raise Killed
+            moved = real(self, target)
+            if counts and count[0] == number:
+                raise Killed
+            return moved
+
+        patch.setattr(Path, name, move)
+
+    counting("replace")
+    counting("rename")
+    return count

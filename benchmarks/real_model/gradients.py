@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradsieve.data.batching import collate, fill_batch
+from gradsieve.data.batching import batches_of
 from gradsieve.gradients import adam
 from gradsieve.gradients.per_example import lora_layers, per_example_pass, without_mask
 from gradsieve.gradients.projection import Accumulator, Projection
@@ -83,26 +83,16 @@ class Checkpoint:
         )
 
 
-def batches(encoded):
-    lengths = [len(one.input_ids) for one in encoded]
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    start = 0
-    while start < len(order):
-        batch = fill_batch(order, lengths, start, TOKENS)
-        start += len(batch)
-        yield batch, collate([encoded[i] for i in batch])
-
-
 def target_pass(at: Checkpoint, encoded) -> dict[str, np.ndarray]:
     """Target examples: full gradients [k, P], and their projections."""
     gradients = torch.zeros(len(encoded), sum(at.sizes.values()))
     names = sorted(at.sizes)
     starts = dict(zip(names, np.cumsum([0, *(at.sizes[n] for n in names[:-1])]), strict=True))
     rows = {name_of(*p): torch.zeros(len(encoded), p[2]) for p in PROJECTIONS}
-    for batch, tensors in batches(encoded):
+    for batch, tensors in batches_of(encoded, TOKENS):
         part = at.accumulators(len(batch))
 
-        def take(name: str, g: Tensor, batch: list[int] = batch, part: Parts = part) -> None:
+        def take(name: str, g: Tensor, batch: np.ndarray = batch, part: Parts = part) -> None:
             start = starts[name]
             gradients[batch, start : start + at.sizes[name]] = g.flatten(1)
             for reading, balanced, dim in PROJECTIONS:
@@ -123,10 +113,10 @@ def pool_pass(at: Checkpoint, encoded, directions: dict[str, Tensor]) -> dict[st
     squares = {r: torch.zeros(n, dtype=torch.float64) for r in READINGS}
     rows = {name_of(*p): torch.zeros(n, p[2]) for p in PROJECTIONS}
     found = torch.zeros(n)
-    for batch, tensors in batches(encoded):
+    for batch, tensors in batches_of(encoded, TOKENS):
         part = at.accumulators(len(batch))
 
-        def take(name: str, g: Tensor, batch: list[int] = batch, part: Parts = part) -> None:
+        def take(name: str, g: Tensor, batch: np.ndarray = batch, part: Parts = part) -> None:
             for reading in READINGS:
                 update = at.update(reading, name, g).flatten(1)
                 out[f"products-{reading}"][batch] += update @ directions[name].T

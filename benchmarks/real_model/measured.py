@@ -41,22 +41,15 @@ class Pass:
         return torch.load(self.folder / "targets.pt", weights_only=True, mmap=True)
 
     @cached_property
-    def sources(self) -> np.ndarray:
-        """Source of each row [n]; numbers of rows are positions in the order of keys."""
-        names = np.array([source for source, _ in self.facts["keys"]])
-        position = {number: i for i, number in enumerate(self.numbers_in_order)}
-        return names[[position[number] for number in self.array("numbers")]]
-
-    @cached_property
     def keys(self) -> list[tuple[str, str]]:
         """(source, id) of each row [n]."""
-        position = {number: i for i, number in enumerate(self.numbers_in_order)}
-        keys = [tuple(key) for key in self.facts["keys"]]
-        return [keys[position[number]] for number in self.array("numbers")]
+        key_of = dict(zip(self.facts["numbers"], map(tuple, self.facts["keys"]), strict=True))
+        return [key_of[number] for number in self.array("numbers").tolist()]
 
     @cached_property
-    def numbers_in_order(self) -> list[int]:
-        return self.facts["numbers"]
+    def sources(self) -> np.ndarray:
+        """Source of each row [n]."""
+        return np.array([source for source, _ in self.keys])
 
     def columns(self, target: str) -> tuple[list[int], list[str]]:
         """Positions of a target's examples, and the subtask of each."""

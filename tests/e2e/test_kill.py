@@ -20,38 +20,11 @@ from gradsieve.recipe.load import dump_recipe
 from gradsieve.runs.folder import RunFolder
 
 
-class Killed(BaseException):
-    """As little caught as a kill is."""
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], RunFolder]:
     inputs = world.make(tmp_path_factory.mktemp("inputs"), rows=150)
     run = tmp_path_factory.mktemp("whole")
     return inputs, gradsieve.run(world.recipe(inputs), run, progress=world.Listening())
-
-
-def kill_at(patch: pytest.MonkeyPatch, number: int, before: bool = True) -> list[int]:
-    """Die just before (or after) the given move; returns a count that goes on."""
-    count = [0]
-
-    def counting(name: str) -> None:
-        real = getattr(Path, name)
-
-        def move(self: Path, target: Any) -> Path:
-            count[0] += 1
-            if count[0] == number and before:
-                raise Killed
-            moved = real(self, target)
-            if count[0] == number:
-                raise Killed
-            return moved
-
-        patch.setattr(Path, name, move)
-
-    counting("replace")
-    counting("rename")
-    return count
 
 
 def test_killed_again_and_again(
@@ -85,10 +58,10 @@ def kill_until_done(
     """Run with a kill at each of these moves until a run gets through; returns the kills."""
     for kills, number in enumerate(numbers):
         with monkeypatch.context() as patch:
-            kill_at(patch, number, before=number % 2 == 0)
+            world.kill_at(patch, number, before=number % 2 == 0)
             try:
                 gradsieve.run(world.recipe(inputs), folder, progress=world.Listening())
-            except Killed:
+            except world.Killed:
                 continue
         return kills
     raise AssertionError("no run got through")

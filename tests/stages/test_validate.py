@@ -32,10 +32,6 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Killed(BaseException):
-    """As little caught as a kill is."""
-
-
 class Planted:
     """Knows which rows are of the target's kind."""
 
@@ -149,39 +145,17 @@ def test_killed_again_and_again(
 ) -> None:
     for kills in range(40):
         with pytest.MonkeyPatch.context() as patch:
-            kill_at_file(patch, 5 + kills)
+            number = 5 + kills
+            world.kill_at(patch, number, before=number % 2 == 1, below="07-validate")
             try:
                 run(inputs, tmp_path)
                 break
-            except Killed:
+            except world.Killed:
                 continue
     assert kills > 4
     left = world.results(RunFolder(tmp_path))
     assert left == world.results(whole)
     assert len(trained) < 8 + 2 + kills  # a training that was finished is not repeated
-
-
-def kill_at_file(patch: pytest.MonkeyPatch, number: int) -> None:
-    """Die at a file of the stage, before or after it is there."""
-    count = [0]
-
-    def counting(name: str) -> None:
-        real = getattr(Path, name)
-
-        def move(self: Path, target: Any) -> Path:
-            if "07-validate" in str(target):
-                count[0] += 1
-            if count[0] == number and number % 2:
-                raise Killed
-            moved = real(self, target)
-            if count[0] == number:
-                raise Killed
-            return moved
-
-        patch.setattr(Path, name, move)
-
-    counting("replace")
-    counting("rename")
 
 
 def test_order_makes_no_difference(
