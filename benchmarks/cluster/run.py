@@ -99,12 +99,7 @@ def real(data: Path, out: Path, rows: int, planted: int) -> dict[str, Any]:
     }.items():
         recipe = check_recipe(
             {
-                "model": {
-                    "name": str(data / "models" / "stories260K"),
-                    "dtype": "float32",
-                    "chat_template": "tulu",
-                    "max_length": 512,
-                },
+                "model": real_data.small_model(data),
                 "pool": pool,
                 "targets": [{"name": "mmlu", "task": "mmlu", "path": str(data / "eval" / "mmlu")}],
                 "warmup": {"epochs": 1, "fraction": 0.02, "lora": {"r": 8, "alpha": 32}},

@@ -16,6 +16,7 @@ import resource
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -41,6 +42,16 @@ def draw(data: Path, out: Path, rows: int, planted: int) -> list[dict[str, str]]
     return [{"name": name, "path": str(out / f"{name}.jsonl")} for name in names]
 
 
+def small_model(data: Path) -> dict[str, Any]:
+    """The recipe's `model` section."""
+    return {
+        "name": str(data / "models" / "stories260K"),
+        "dtype": "float32",
+        "chat_template": "tulu",
+        "max_length": 512,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
@@ -51,12 +62,7 @@ def main() -> None:
     data, out = arguments.data, arguments.out
     recipe = check_recipe(
         {
-            "model": {
-                "name": str(data / "models" / "stories260K"),
-                "dtype": "float32",
-                "chat_template": "tulu",
-                "max_length": 512,
-            },
+            "model": small_model(data),
             "pool": draw(data, out / "pool", arguments.rows, arguments.planted),
             "targets": [
                 {"name": name, "task": name, "path": str(data / "eval" / name)}
