@@ -4,6 +4,8 @@
 
 The pool is 3,000 rows drawn at random from eleven public sources, and 240 needles: TyDiQA's
 training rows in English, Swahili and Korean (40 each) and MMLU's validation questions (120).
+`--rows`, `--needles` (a share of these 240) and `--characters` make a smaller one, of rows that are
+short enough to train on a hundred times (lds.py).
 Targets: TyDiQA, MMLU and BBH in the paper's layout, and eight examples each of GSM8K and of
 GPTeacher's code, the rest of whose held-out rows is for evaluation. Writes `pool/`, `targets/` and
 `recipe.yaml`. The warm-ups: `gradsieve run OUT/recipe.yaml --out OUT/W20 --until warmup`.
@@ -33,7 +35,9 @@ def write(file: Path, lines: list[bytes]) -> None:
     file.write_bytes(b"\n".join(lines) + b"\n")
 
 
-def write_pool(data: Path, out: Path) -> list[dict[str, str]]:
+def write_pool(
+    data: Path, out: Path, rows: int, needle_share: float, characters: int | None
+) -> list[dict[str, str]]:
     """Draw and write the pool; returns the recipe's `pool` section."""
     rng = random.Random(0)
     sources = {file.stem: lines_of(file) for file in sorted((data / "train").glob("*.jsonl"))}
@@ -42,13 +46,18 @@ def write_pool(data: Path, out: Path) -> list[dict[str, str]]:
     # The last 400 rows of code are for the target and its evaluation.
     sources["gpteacher_code"], held_out = code[:-400], code[-400:]
     everything = [(name, line) for name, lines in sources.items() for line in lines]
-    drawn = rng.sample(everything, REAL_ROWS)
+    short = [one for one in everything if characters is None or len(one[1]) <= characters]
+    drawn = rng.sample(short, rows)
     needles = lines_of(data / "planted" / "planted_tydiqa_train.jsonl")
     for language in LANGUAGES:
         own = [line for line in needles if json.loads(line)["id"].startswith(language)]
-        drawn += [(f"planted_{language}", line) for line in rng.sample(own, EACH_LANGUAGE)]
+        drawn += [
+            (f"planted_{language}", line)
+            for line in rng.sample(own, round(needle_share * EACH_LANGUAGE))
+        ]
     questions = lines_of(data / "planted" / "planted_mmlu_val.jsonl")
-    drawn += [("planted_mmlu", line) for line in rng.sample(questions, MMLU_ROWS)]
+    some = rng.sample(questions, round(needle_share * MMLU_ROWS))
+    drawn += [("planted_mmlu", line) for line in some]
     names = sorted({name for name, _ in drawn})
     for name in names:
         write(out / "pool" / f"{name}.jsonl", [line for own, line in drawn if own == name])
@@ -80,9 +89,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=REAL_ROWS)
+    parser.add_argument("--needles", type=float, default=1.0, help="share of the 240 needles")
+    parser.add_argument("--characters", type=int, help="the most of a real row's JSON")
+    parser.add_argument("--max-length", type=int, default=1024)
     arguments = parser.parse_args()
     data, out = arguments.data.resolve(), arguments.out.resolve()
-    pool = write_pool(data, out)
+    pool = write_pool(data, out, arguments.rows, arguments.needles, arguments.characters)
     write_gsm8k(data, out)
     benchmarks = [
         {"name": name, "task": name, "path": str(data / "eval" / name)}
@@ -97,7 +110,7 @@ def main() -> None:
         for name in ("gsm8k", "code")
     ]
     recipe = {
-        "model": {"name": str(arguments.model.resolve()), "max_length": 1024},
+        "model": {"name": str(arguments.model.resolve()), "max_length": arguments.max_length},
         "pool": pool,
         "targets": benchmarks + own,
         "warmup": {

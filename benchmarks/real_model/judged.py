@@ -1,0 +1,199 @@
+"""Scores judged by what training does: LDS of many methods over the same trained subsets.
+
+    python benchmarks/real_model/prepare.py ... --rows 1080 --needles 0.5 --characters 2500
+    gradsieve run OUT/recipe.yaml --out OUT/W --until warmup, then gradients.py into OUT/W-4
+    python benchmarks/real_model/judged.py prepare --run OUT/W --out OUT/judged
+    python benchmarks/real_model/judged.py methods --gradients OUT/W-4 --out OUT/judged
+    gradsieve run OUT/judged/recipe.yaml --out OUT/judged/run --until score
+    gradsieve validate OUT/judged/recipe.yaml --out OUT/judged/run
+    python benchmarks/real_model/judged.py table --run OUT/judged/run --out benchmarks/real_model
+
+`prepare` writes the run's targets with few held-out questions each, so that a loss takes seconds,
+and a recipe. `methods` adds scores to it, as methods of a Python file: a pass of gradients.py in
+every reading of Adam, way over subtasks and sketch, and the scores of other programs that lie as
+OUT/judged/TARGET/NAME.npy in the order of keys.json. `gradsieve validate` trains on each subset
+once, whatever methods are added later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import yaml
+from measured import Pass, across
+
+from gradients import READINGS
+from gradsieve.recipe.load import load_recipe
+from gradsieve.runs.context import Context
+from gradsieve.runs.folder import RunFolder
+
+TARGETS = {"tydiqa": ("english", "swahili", "korean"), "mmlu": None, "gsm8k": None, "code": None}
+QUESTIONS = 27
+OWN = ["random", "bm25", "dsir", "rds", "rds_plus", "perplexity_middle", "perplexity_top"]
+WAYS = ("max", "mean", "standardized_max")
+SKETCHES = ("torch-plain-8192", "torch-balanced-8192", "torch-balanced-2048", "sgd-plain-8192")
+
+METHODS = '''"""Scores from files, as methods of a recipe; written by judged.py."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from gradsieve.methods.base import Scores
+
+FOLDER = Path({folder!r})
+
+
+class FromFiles:
+    source = "a file"
+    uses = "data"
+
+    def __init__(self, name):
+        self.name = name
+
+    def score(self, task):
+        keys = json.loads((FOLDER / "keys.json").read_text())
+        rows = {{tuple(key): row for row, key in enumerate(keys)}}
+        order = [rows[tuple(key)] for key in task.example_keys()]
+        read = lambda target: np.load(FOLDER / target / (self.name + ".npy")).astype(np.float32)
+        return {{target: Scores(read(target)[order]) for target in task.targets}}
+
+
+for name in {names!r}:
+    globals()[name] = FromFiles(name)
+'''
+
+
+def of_pass(one: Pass, target: str) -> dict[str, np.ndarray]:
+    """Scores of a pass by name [n]."""
+    found = {}
+    for reading in READINGS:
+        by_subtask = one.exact(reading, target)
+        found |= {f"exact_{reading}_{way}": across(by_subtask, way) for way in WAYS}
+        by_example = one.exact(reading, target, by_example=True)
+        found[f"exact_{reading}_examples"] = across(by_example, "standardized_max")
+    for key in SKETCHES:
+        by_subtask = one.projected(key, target)
+        for way in ("max", "standardized_max"):
+            found[f"{key.replace('-', '_')}_{way}"] = across(by_subtask, way)
+    columns, _ = one.columns(target)
+    found["dot_mean"] = one.array("products-sgd")[:, columns].mean(1)
+    return found
+
+
+def methods(gradients: Path, out: Path) -> None:
+    """Write the scores of a pass, and name all that is there in the recipe."""
+    one, recipe = Pass(gradients), yaml.safe_load((out / "recipe.yaml").read_text())
+    (out / "keys.json").write_text(json.dumps(one.keys))
+    for target in TARGETS:
+        (out / target).mkdir(exist_ok=True)
+        for name, scores in of_pass(one, target).items():
+            np.save(out / target / f"{name}.npy", scores.astype(np.float32))
+    names = sorted(set.intersection(*({f.stem for f in (out / t).glob("*.npy")} for t in TARGETS)))
+    (out / "methods.py").write_text(METHODS.format(folder=str(out.resolve()), names=names))
+    recipe["score"]["methods"] = OWN + [f"{out.resolve()}/methods.py:{name}" for name in names]
+    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+
+
+def prepare(run: Path, out: Path) -> None:
+    """Write targets with few held-out questions."""
+    context = Context(load_recipe(run / "recipe.yaml"), RunFolder(run))
+    recipe = yaml.safe_load((run.parent / "recipe.yaml").read_text())
+    targets = []
+    for target in context.targets:
+        if target.name not in TARGETS:
+            continue
+        by_subtask = defaultdict(list)
+        for question in context.test_sets[target.name].questions:
+            by_subtask[question.example.subtask].append(question.example)
+        subtasks = TARGETS[target.name] or sorted(by_subtask)
+        rng = random.Random(target.name)
+        for examples in by_subtask.values():
+            rng.shuffle(examples)
+        rng.shuffle(list(subtasks))
+        few = [by_subtask[subtasks[i % len(subtasks)]].pop() for i in range(QUESTIONS)]
+        own = {"name": target.name, "subtask": "subtask"}
+        for key, name, examples in (
+            ("path", target.name, target.examples),
+            ("test", f"{target.name}-test", few),
+        ):
+            file = out / f"{name}.jsonl"
+            lines = [
+                {
+                    "messages": list(one.messages),
+                    "subtask": one.subtask,
+                }
+                for one in examples
+            ]
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            own[key] = str(file)
+        targets.append(own)
+    recipe |= {
+        "targets": targets,
+        "score": {"methods": OWN},
+        "validate": {"subsets": 48, "share": 0.1, "leave_out": []},
+        "train": {
+            "learning_rate": 2e-4,
+            "epochs": 1,
+            "batch_size": 8,
+            "micro_batch_size": 2,
+            "lora": {"r": 8, "alpha": 32},
+        },
+    }
+    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+
+
+def table(run: Path, out: Path) -> None:
+    """Write each method's LDS by target, the best mean first."""
+    context = Context(load_recipe(run / "recipe.yaml"), RunFolder(run))
+    rows = context.artifacts.validation.rows()
+    lds = defaultdict(dict)
+    for row in rows:
+        lds[row["method"]][row["target"]] = row["lds"]
+    targets = [target for target in TARGETS if any(target in own for own in lds.values())]
+
+    def mean(own: dict) -> float:
+        return float(np.mean([own[t][0] if own.get(t) else 0.0 for t in targets]))
+
+    order = sorted(lds, key=lambda method: -mean(lds[method]))
+    lines = [
+        f"LDS over {len(rows[0]['losses'])} subsets, with 95% intervals; losses of "
+        f"{rows[0]['examples']} held-out examples a target.",
+        "",
+        "| scores | " + " | ".join(targets) + " | mean |",
+        "|" + " --- |" * (len(targets) + 2),
+    ]
+    for method in order:
+        cells = [
+            "-" if not (one := lds[method].get(t)) else f"{one[0]:.2f} [{one[1]:.2f}, {one[2]:.2f}]"
+            for t in targets
+        ]
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {mean(lds[method]):.2f} |")
+    (out / "lds.json").write_text(json.dumps({m: lds[m] for m in order}, indent=1) + "\n")
+    (out / "lds.md").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("prepare", "methods", "table"))
+    parser.add_argument("--run", type=Path, help="a run of prepare.py's recipe; for table: judged")
+    parser.add_argument("--gradients", type=Path, help="what gradients.py has left")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.what == "prepare":
+        prepare(arguments.run, arguments.out)
+    elif arguments.what == "methods":
+        methods(arguments.gradients, arguments.out)
+    else:
+        table(arguments.run, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
