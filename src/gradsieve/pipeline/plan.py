@@ -51,13 +51,10 @@ class StagePlan:
     """One stage.
 
     Attributes:
-        stage: Its name.
         state: As `State.kind`.
         why: As `State.why`.
-        flops: Floating-point operations.
         optimizer_steps: Of all its trainings; None for stages that train nothing.
         seconds: What it will take, or took if it is done; None if unknown.
-        disk_bytes: What it leaves on disk.
         memory_bytes: Estimated peak of GPU memory; None on a CPU.
     """
 
@@ -76,8 +73,6 @@ class SourcePlan:
     """One source of the pool.
 
     Attributes:
-        name: As the recipe has it.
-        rows: Rows that could be read.
         bad_rows: Rows that could not, and are left out.
         tokens: Of the examples that are used.
         truncated: Examples that are used, cut to the longest length.
@@ -98,18 +93,15 @@ class Plan:
 
     Attributes:
         machine: What the seconds hold for.
-        sources: The pool's.
         targets: Name, subtasks, examples, examples left out, and held-out questions.
         stages: Those that the recipe needs, in order.
         seconds_reading: What reading and tokenizing the pool just took.
         seconds: Of all stages to run; None if a stage's is unknown.
-        workers: That share the stages' tasks.
         gpu_hours: That the workers' GPUs are held; None on a CPU, or if a stage's time is unknown.
         disk_bytes: Of all stages to run.
         disk_free_bytes: Where the run's folder is or would be; None without one.
         memory_bytes: This process's peak while stages were timed; None if none were.
         trainable: Parameters of the adapter.
-        notes: Assumptions and warnings.
     """
 
     machine: str

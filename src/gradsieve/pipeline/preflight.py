@@ -27,12 +27,7 @@ from gradsieve.stages.checks import problem_of
 
 
 def check(context: Context, wanted: Sequence[Stage], also: Sequence[Check] = ()) -> None:
-    """Check all that these stages need.
-
-    Args:
-        context: Of the run.
-        wanted: The stages.
-        also: More checks, whose problems are reported together with the others.
+    """Check all that these stages need; problems of more checks are reported with the others.
 
     Raises:
         GradsieveError: The problem, or `ErrorGroup` where there are several.

@@ -65,12 +65,7 @@ class Silent(Progress):
 
 @dataclass
 class Samples:
-    """Runs stages on samples of a run's inputs, as they are asked for.
-
-    Attributes:
-        context: The run's, its pool built.
-        scratch: A folder to work in.
-    """
+    """Runs stages on samples of a run's inputs, as they are asked for."""
 
     context: Context
     scratch: Path

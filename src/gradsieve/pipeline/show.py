@@ -33,13 +33,9 @@ class ShownRow:
     """A row.
 
     Attributes:
-        where: File and line.
         name: Source and id; empty if the row can't be read.
-        tokens: Tokens that are kept.
         labels: Those of them that are supervised.
-        truncated: Whether tokens were cut off.
         pieces: The text of the tokens, and whether they are supervised.
-        skip_reason: Why the row can't be used; None if it can.
     """
 
     where: str

@@ -44,7 +44,11 @@ def state_of(stage: Stage, context: Context, inputs: dict[str, Any], read: Read 
         read: Which of a finished stage's files are read, to find those that are damaged.
     """
     run, name = context.run, stage.name
-    artifact, metadata, old = stage.artifact(context), run.metadata(name), run.started_with(name)
+    artifact, metadata, old = (
+        context.artifacts.of(stage.name),
+        run.metadata(name),
+        run.started_with(name),
+    )
     if metadata is not None and metadata.get("fingerprint") == fingerprint(inputs):
         faults = artifact.faults(read)
         broken = [f for f in faults if f.what != "foreign" and artifact.matters(f)]
@@ -65,7 +69,7 @@ def state_of(stage: Stage, context: Context, inputs: dict[str, Any], read: Read 
 
 def refuse_faults(stage: Stage, context: Context) -> None:
     """Refuse a stage that is taken as it is if its files are not what was written."""
-    artifact = stage.artifact(context)
+    artifact = context.artifacts.of(stage.name)
     context.run.restore_inputs(stage.name)
     faults = artifact.faults("unnamed")
     if used := [*filter(artifact.matters, faults)]:
@@ -77,7 +81,7 @@ def refuse_faults(stage: Stage, context: Context) -> None:
 
 def clear_faults(stage: Stage, context: Context, faults: Sequence[Fault]) -> None:
     """Archive what is not as it was written, so that it is not used, and report it."""
-    artifact, warn = stage.artifact(context), context.progress.warn
+    artifact, warn = context.artifacts.of(stage.name), context.progress.warn
     for fault in faults:
         parts = artifact.made_with(fault.file)
         if fault.what == "foreign":

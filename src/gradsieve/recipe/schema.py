@@ -109,9 +109,6 @@ class SelectionName(NamedTuple):
     """What a selection is for, by which method, and of which size.
 
     Attributes:
-        target: A target's name, or `together`.
-        method: The method.
-        budget: The size.
         of_several: Whether there are selections of other sizes, so that the name has the size.
     """
 

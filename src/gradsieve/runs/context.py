@@ -33,15 +33,7 @@ from gradsieve.tasks import QuestionSet, Target, load_target, load_test_set
 
 @dataclass(frozen=True)
 class InMemoryInputs:
-    """User-supplied objects that take the place of files.
-
-    Attributes:
-        pool: Rows by the name of their source.
-        targets: Examples by the name of their target.
-        tests: Held-out examples by the name of their target.
-        model: Of the recipe's `model` section.
-        tokenizer: Likewise.
-    """
+    """User-supplied objects in place of files; rows by the names of sources and targets."""
 
     pool: Mapping[str, Iterable[Any]] = field(default_factory=dict)
     targets: Mapping[str, Iterable[Any]] = field(default_factory=dict)
@@ -55,10 +47,6 @@ class Context:
     """One run's recipe, folder and inputs.
 
     Attributes:
-        recipe: What to do.
-        run: Where to write.
-        progress: Where to report.
-        in_memory: Inputs that are not read from files.
         cache: What is expensive to find out again, such as checks that several stages share.
         warnings: What reading the inputs found, in order; `report_warnings` reports each once.
         share: Which of how many equal parts of the features this process takes, from 1; None: all.

@@ -41,13 +41,7 @@ earlier versions, is used unverified."""
 
 
 class StageEntry(NamedTuple):
-    """A stage as the command line, the run folder and the pipeline list it.
-
-    Attributes:
-        name: File, command, recipe section, report heading.
-        folder: Name of its folder in a run.
-        summary: One line of help.
-    """
+    """A stage as the command line, the run folder and the pipeline list it."""
 
     name: str
     folder: str

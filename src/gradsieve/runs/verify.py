@@ -22,11 +22,8 @@ class Verification:
     """What is known of a run's files.
 
     Attributes:
-        run: The run folder.
         stages: By stage: `verified`, `unfinished`, or `not listed` (of an earlier version).
         problems: Stage, file and problem of each file that is not what was written.
-        files: Files read.
-        bytes: Bytes read.
     """
 
     run: str

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from gradsieve.errors import GradsieveError
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages.estimate import Estimate
 
@@ -38,10 +37,6 @@ class Stage(ABC):
     def needed(self, recipe: Recipe) -> bool:
         """Whether a run of this recipe has the stage; by default always."""
         return True
-
-    @abstractmethod
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves in its folder."""
 
     @abstractmethod
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:

@@ -40,14 +40,11 @@ class Estimate:
 
     Attributes:
         units: What its seconds grow with, comparable between runs of the same stage only.
-        flops: Floating-point operations of models and projections.
         loads: How often it starts over, and loads its model: checkpoints, trained models.
-        steps: Optimizer steps.
         disk_bytes: What it leaves on disk.
         working_bytes: What else it needs on disk meanwhile: Trainer's last two checkpoints.
         read_bytes: Datastores that it reads from disk.
         memory_bytes: GPU memory at its peak; None where none is used, or as much as there is.
-        weight_bytes: The weights of its model.
         generated_bytes: What generating answers token by token reads of GPU memory.
         like: The stage whose sample it is timed by; None: its own.
         tasks: Into how many it is cut for workers.
@@ -237,7 +234,6 @@ class Questions(NamedTuple):
     """A target's held-out questions.
 
     Attributes:
-        number: Questions.
         prompt: Mean tokens of a prompt.
         answer: Most tokens of an answer.
     """

@@ -45,7 +45,6 @@ from gradsieve.methods import needs_gradients, uses_gradients
 from gradsieve.models.load import load_trained
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe.schema import TOGETHER, Recipe
-from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.selection.export import write_lines
 from gradsieve.stages import checks
@@ -61,10 +60,6 @@ class Evaluate(Stage):
     """Metrics of every model on its target's held-out examples."""
 
     name = "evaluate"
-
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.results
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         """What this stage depends on."""
@@ -210,8 +205,6 @@ class EvaluationTask:
         name: Of the result, TARGET/METHOD/seed-S.
         model: The trained model's folder; None: before training.
         of: Changes if the result would.
-        file: Where the result is written.
-        samples: Where the answers are written.
     """
 
     name: str
@@ -231,8 +224,6 @@ class Questions:
     """What is measured of a target.
 
     Attributes:
-        test: Its held-out questions, if it has some.
-        metrics: Names of what is measured.
         prompts: Of the questions; None: no answers are wanted.
         losses: Tokenized examples by the name of their loss.
     """
@@ -245,14 +236,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class EvaluationJob(Job[EvaluationTask, None]):
-    """Evaluation of trained models.
-
-    Attributes:
-        source: The model before training.
-        template: Its chat template.
-        questions: By target.
-        batch_size: Questions answered at a time.
-    """
+    """Evaluation of trained models."""
 
     unit = "models"
 

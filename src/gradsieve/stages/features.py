@@ -43,7 +43,6 @@ from gradsieve.io import differences, fingerprint
 from gradsieve.methods import all_members, find_method, needs_gradients
 from gradsieve.models.checkpoints import checkpoint_fingerprint
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage
@@ -78,10 +77,6 @@ class Features(Stage):
     def needed(self, recipe: Recipe) -> bool:
         """If a method or the removal of near duplicates reads gradients."""
         return needs_gradients(recipe)
-
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.features
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         """What this stage depends on."""
@@ -246,8 +241,6 @@ class CheckpointWork:
     """The tasks at one checkpoint, and what is recorded when they are done.
 
     Args:
-        context: The run.
-        job: Of the tasks.
         number: The checkpoint's, from 1.
         numbers: The pool's usable examples, shortest first [n].
         keys: Their keys in a datastore [n].

@@ -44,10 +44,6 @@ class TrainingTask:
 
     Attributes:
         selection: Fingerprint of the rows.
-        seed: Of the adapter's start, the order and the dropout.
-        rows: Reads the rows.
-        label: What the rows are, for progress.
-        out: The model's folder, which appears complete or not at all.
     """
 
     selection: str
@@ -59,15 +55,7 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class TrainingJob(Job[TrainingTask, None]):
-    """Training on selections.
-
-    Attributes:
-        model: The model to train.
-        template: Its chat template.
-        settings: Epochs, learning rate, batch size, adapter.
-        full_parameters: Train all weights instead of an adapter.
-        max_steps: Optimizer steps, whatever the number of rows; None: by epochs.
-    """
+    """Training on selections."""
 
     unit = "models"
 

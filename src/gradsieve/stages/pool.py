@@ -17,7 +17,6 @@ from gradsieve.data.pool import Pool as MappedPool
 from gradsieve.data.pool import build_pool, link_parts
 from gradsieve.data.sources import SourceKey, SourceSpec, source_key, state_of
 from gradsieve.errors import GradsieveError
-from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
@@ -32,10 +31,6 @@ class Pool(Stage):
 
     name = "pool"
     undo_failed = True
-
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.pool
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         """What this stage depends on."""

@@ -34,7 +34,6 @@ from gradsieve.methods import (
 )
 from gradsieve.models.saved import model_fingerprint
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import ScoreTable
 from gradsieve.stages import checks
@@ -63,10 +62,6 @@ class Score(Stage):
 
     name = "score"
     refreshes_pool = True
-
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.scores
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         """What this stage depends on."""

@@ -29,7 +29,6 @@ from gradsieve.errors import DataError, GradsieveError, RunError, did_you_mean
 from gradsieve.io import fingerprint, read_lines, write_text
 from gradsieve.methods.base import ExampleScores
 from gradsieve.recipe.schema import TOGETHER, SelectConfig, SelectionName
-from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import ScoreTable
 from gradsieve.selection.export import (
@@ -67,10 +66,6 @@ class Select(Stage):
 
     name = "select"
     refreshes_pool = True
-
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.selections
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         """What this stage depends on."""
@@ -211,11 +206,8 @@ class _Scored:
     """All scored rows, by their lines in the score table.
 
     Attributes:
-        pool: The pool.
-        ranking: The order in which they are considered.
         numbers: Their numbers in the pool [n].
         sources: Their sources, an index into `names` [n].
-        names: Of the sources.
     """
 
     pool: Pool

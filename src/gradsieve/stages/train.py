@@ -18,7 +18,6 @@ from gradsieve.io import agree, differences, fingerprint
 from gradsieve.methods import needs_gradients
 from gradsieve.models import distributed
 from gradsieve.recipe.schema import Recipe, TrainConfig
-from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage
@@ -31,10 +30,6 @@ class Train(Stage):
 
     name = "train"
     distributed = True
-
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.models
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         """What this stage depends on."""

@@ -38,7 +38,7 @@ from gradsieve.io import differences, fingerprint, write_json
 from gradsieve.methods import needs_gradients, split_seed
 from gradsieve.models.load import load_trained
 from gradsieve.recipe.schema import Recipe, TrainConfig, ValidateConfig
-from gradsieve.runs.artifacts import StageArtifact, ValidationArtifact
+from gradsieve.runs.artifacts import ValidationArtifact
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import ScoreTable
 from gradsieve.stages import checks
@@ -67,10 +67,6 @@ class Validate(Stage):
     def needed(self, recipe: Recipe) -> bool:
         """If the recipe asks for it."""
         return recipe.validate is not None
-
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.validation
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         """What this stage depends on."""
@@ -174,7 +170,6 @@ class Part:
 
     Attributes:
         name: A hash of its members.
-        label: What it is, for progress.
         numbers: Of its rows, by (source, id).
     """
 
@@ -256,7 +251,6 @@ class Asked:
     """The examples whose loss counts for a target.
 
     Attributes:
-        loss: `held_out_loss` or `target_loss`.
         of: Changes if their losses would, with the same model.
         rows: Tokenized; each has label tokens.
         weights: Of each in the mean.
@@ -287,8 +281,6 @@ class ValidationTask:
     """One model to train, and to measure.
 
     Attributes:
-        part: Name of the rows.
-        training: The training.
         targets: Those whose losses are not there yet.
     """
 
@@ -310,13 +302,7 @@ def _task(context: Context, part: Part, seed: int, asked: Mapping[str, Asked]) -
 
 @dataclass(frozen=True)
 class ValidationJob(Job[ValidationTask, None]):
-    """Training on parts of the pool, and the losses on targets.
-
-    Attributes:
-        training: How models are trained.
-        artifact: Where losses are written.
-        asked: The examples whose loss counts, by target.
-    """
+    """Training on parts of the pool, and the losses on targets."""
 
     unit = "models"
 

@@ -55,3 +55,8 @@ class Artifacts:
         self.results = ResultsArtifact(run)
         self.validation = ValidationArtifact(run)
         self.report = ReportArtifact(run)
+
+    def of(self, stage: str) -> StageArtifact:
+        """What a stage leaves, by the stage's name."""
+        artifacts = (part for part in vars(self).values() if isinstance(part, StageArtifact))
+        return next(artifact for artifact in artifacts if artifact.stage == stage)
