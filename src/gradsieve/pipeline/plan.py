@@ -11,8 +11,9 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,11 +23,11 @@ import psutil
 import torch
 
 from gradsieve.console import Progress
-from gradsieve.errors import ErrorGroup, GradsieveError, ModelError, RunError
+from gradsieve.errors import GradsieveError, ModelError, RunError, raise_all
 from gradsieve.models.device import device, free_memory
 from gradsieve.pipeline.gpus import UTILIZATION, Gpu, find_gpu
 from gradsieve.pipeline.plan_text import plan_text, size
-from gradsieve.pipeline.preflight import Check, check, check_pool, rows, writable
+from gradsieve.pipeline.preflight import check, check_pool, existing, rows, writable
 from gradsieve.pipeline.run import STAGES, stages_of
 from gradsieve.pipeline.sample import MOST_ANSWER_TOKENS, Samples
 from gradsieve.pipeline.state import states
@@ -150,19 +151,26 @@ def plan(
     folder = Path(out) if out is not None else None
     context = Context(recipe, RunFolder(folder or NOWHERE), progress or Progress())
     # The report takes seconds: nobody needs to know how many before it is made.
-    needed = [name for name in stages_of(recipe) if name != "report"]
+    needed = [STAGES[name] for name in stages_of(recipe) if name != "report"]
+    seconds_reading = 0.0
+
+    def read() -> Iterator[GradsieveError]:
+        """Read and tokenize the pool's rows."""
+        nonlocal seconds_reading
+        start = time.perf_counter()
+        yield from rows(context, Path(scratch), STAGES["pool"])
+        seconds_reading = time.perf_counter() - start
+
     with context.progress.running([], None), TemporaryDirectory() as scratch:
-        reading = Reading(Path(scratch))
-        also: list[Check] = [reading, *([writable] if folder else [])]
-        check(context, [STAGES[name] for name in needed], also)
-        estimates = {name: STAGES[name].estimate(context) for name in needed}
-        found = states(context, [STAGES[name] for name in needed])
-        check_pool(context, [STAGES[name] for name in needed])
-        free = shutil.disk_usage(_existing(folder)).free if folder is not None else None
+        check(context, needed, chain(read(), writable(context.run) if folder else ()))
+        estimates = {stage.name: stage.estimate(context) for stage in needed}
+        found = states(context, needed)
+        check_pool(context, needed)
+        free = shutil.disk_usage(existing(folder)).free if folder is not None else None
         _refuse_what_does_not_fit(context, estimates, found, folder, free, named)
         samples = Samples(context, Path(scratch)) if calibrate and named is None else None
-        timed = _timed(named, samples, workers)
-        stages = list(_stages(context, estimates, found, timed, named, reading.seconds))
+        by = named or samples
+        stages = list(_stages(context, estimates, found, by, workers, seconds_reading))
     left = [stage for stage in stages if stage.state != "done"]
     known = [stage.seconds for stage in left if stage.seconds is not None]
     seconds = sum(known) if len(known) == len(left) else None
@@ -172,7 +180,7 @@ def plan(
         sources=tuple(_source(source.name, context) for source in recipe.pool),
         targets=tuple(_target(target, context) for target in context.targets),
         stages=tuple(stages),
-        seconds_reading=reading.seconds,
+        seconds_reading=seconds_reading,
         seconds=seconds,
         workers=workers,
         gpu_hours=None if seconds is None or not has_gpu else seconds * workers / 3600,
@@ -184,53 +192,27 @@ def plan(
     )
 
 
-@dataclass
-class Reading:
-    """The check of the pool's rows, which reads and tokenizes them.
-
-    Attributes:
-        folder: Where the pool is built.
-        seconds: What it took.
-    """
-
-    folder: Path
-    seconds: float = 0.0
-
-    def __call__(self, context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
-        """As every check."""
-        start = time.perf_counter()
-        yield from rows(context, self.folder, STAGES["pool"])
-        self.seconds = time.perf_counter() - start
-
-
-def _timed(
-    gpu: Gpu | None, samples: Samples | None, workers: int
-) -> Callable[[str, Estimate], float] | None:
-    """Gives a stage's seconds; None: they are not asked for."""
-    if gpu is not None:
-        return lambda _, estimate: gpu.seconds(estimate, workers)
-    if samples is not None:
-        return lambda name, estimate: samples.seconds(name, estimate, workers)
-    return None
-
-
 def _stages(
     context: Context,
     estimates: Mapping[str, Estimate],
     found: Mapping[str, State],
-    timed: Callable[[str, Estimate], float] | None,
-    gpu: Gpu | None,
-    reading: float,
+    by: Gpu | Samples | None,
+    workers: int,
+    seconds_reading: float,
 ) -> Iterator[StagePlan]:
     with context.progress.counting("planning", len(estimates), "stages") as report:
         for done, (name, estimate) in enumerate(estimates.items(), start=1):
-            state = found[name]
-            memory = estimate.memory_bytes if gpu is not None or _on_gpu() else None
+            state, has_gpu = found[name], isinstance(by, Gpu) or _on_gpu()
+            memory = estimate.memory_bytes if has_gpu and state.kind != "done" else None
             seconds: float | None = None
             if state.kind == "done":
-                seconds, memory = context.run.require(name)["seconds"], None
-            elif timed is not None:
-                seconds = reading if name == "pool" else timed(name, estimate)
+                seconds = context.run.require(name)["seconds"]
+            elif by is not None and name == "pool":
+                seconds = seconds_reading
+            elif isinstance(by, Gpu):
+                seconds = by.seconds(estimate, workers)
+            elif by is not None:
+                seconds = by.seconds(name, estimate, workers)
             yield StagePlan(
                 name,
                 state.kind,
@@ -321,8 +303,7 @@ def _refuse_what_does_not_fit(
                     "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
                 )
             )
-    if problems:
-        raise problems[0] if len(problems) == 1 else ErrorGroup(problems)
+    raise_all(problems)
 
 
 def _notes(context: Context, stages: Sequence[StagePlan], gpu: Gpu | None) -> Iterator[str]:
@@ -353,11 +334,6 @@ def _notes(context: Context, stages: Sequence[StagePlan], gpu: Gpu | None) -> It
         most = max((one.answer for one in questions(context).values()), default=0)
         if gpu is not None or most > MOST_ANSWER_TOKENS:
             yield f"assumed: answers take as many tokens as they may, {most}"
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    return folder if folder.exists() else _existing(folder.parent)
 
 
 def _memory_there(gpu: Gpu | None) -> float:

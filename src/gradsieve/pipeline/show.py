@@ -8,9 +8,8 @@ written.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from rich.text import Text
 
@@ -63,10 +62,6 @@ class ShownRow:
         for piece, flag in self.pieces:
             text.append(clean_lines(piece), "not bold green" if flag else "not bold dim")
         return text.append("\n")
-
-    def as_json(self) -> dict[str, Any]:
-        """The same as data."""
-        return asdict(self)
 
 
 def show(

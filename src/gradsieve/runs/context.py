@@ -8,10 +8,10 @@ should know of the inputs is collected in `warnings`, which the pipeline reports
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,6 +29,8 @@ from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
 from gradsieve.tasks import QuestionSet, Target, load_target, load_test_set
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,18 @@ class Context:
     share: tuple[int, int] | None = None
     _target_rows: dict[str, list[Row]] = field(default_factory=dict)
     _reported: int = 0
+
+    def once(self, key: tuple[Any, ...], find: Callable[[], T]) -> T:
+        """What a call finds, kept under a key."""
+        if key not in self.cache:
+            self.cache[key] = find()
+        found: T = self.cache[key]
+        return found
+
+    def takes(self, place: int) -> bool:
+        """Whether this process's share has the shard or target of this number."""
+        share, count = self.share or (1, 1)
+        return place % count == share - 1
 
     def report_warnings(self) -> None:
         """Report the warnings that were not reported yet."""

@@ -96,11 +96,7 @@ class State:
 
 
 class RunFolder:
-    """A run folder.
-
-    Args:
-        path: The folder; created when the first stage writes.
-    """
+    """A run folder, created when the first stage writes."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -299,13 +295,7 @@ class RunFolder:
                 item.unlink()
 
     def restore(self, name: str, snapshot: Mapping[Path, bytes], archived: Path | None) -> None:
-        """Undo `begin` of a stage that has made nothing since.
-
-        Args:
-            name: The stage.
-            snapshot: Its `snapshot` before.
-            archived: Where `archive` had moved it.
-        """
+        """Undo `begin` of a stage that has made nothing since, and `archive` before it."""
         folder = self.stage(name)
         for file in (folder / INPUTS, folder / SECONDS):
             file.unlink(missing_ok=True)

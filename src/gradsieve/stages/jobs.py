@@ -30,7 +30,7 @@ from gradsieve.models.checkpoints import save_adapter
 from gradsieve.models.load import add_adapter
 from gradsieve.models.source import ModelSource
 from gradsieve.models.training import clear_work, seconds_before, train_model
-from gradsieve.recipe.schema import TrainConfig, TrainingConfig
+from gradsieve.recipe.schema import TrainingConfig
 from gradsieve.runs.artifacts import TrainedModel
 from gradsieve.runs.context import Context
 
@@ -117,7 +117,7 @@ class TrainingJob(Job[TrainingTask, None]):
 
 def training_job(context: Context) -> TrainingJob:
     """Training as the recipe has it for selections."""
-    settings, student = context.recipe.train or TrainConfig(), context.student
+    settings, student = context.recipe.train_or_default, context.student
     return TrainingJob(
         student.model,
         student.template,
@@ -139,18 +139,10 @@ def rows_of_pool(context: Context, numbers: NDArray[np.int64]) -> ReadRows:
 
 
 def _read_messages(file: Path, template: ChatTemplate) -> list[TokenizedExample]:
-    examples = []
-    for rank, row in enumerate(read_lines(file), start=1):
-        found = conversation_of(row)
-        examples.append(
-            Example(
-                "selected",
-                str(rank),
-                found.messages,
-                tools=found.tools,
-                supervised=found.supervised,
-            )
-        )
+    examples = [
+        Example("selected", str(rank), of.messages, tools=of.tools, supervised=of.supervised)
+        for rank, of in enumerate(map(conversation_of, read_lines(file)), start=1)
+    ]
     return _with_labels(examples, template)
 
 

@@ -115,11 +115,7 @@ def _warn_of_shares(context: Context, pool: MappedPool) -> None:
 
 def _key(context: Context, spec: SourceSpec) -> SourceKey:
     """The source's key; computing it reads the full source, so it is kept for the run."""
-    key = ("source", spec.name)
-    if key not in context.cache:
-        context.cache[key] = source_key(spec)
-    found: SourceKey = context.cache[key]
-    return found
+    return context.once(("source", spec.name), partial(source_key, spec))
 
 
 STAGE = Pool()

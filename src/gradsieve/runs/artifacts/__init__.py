@@ -29,6 +29,7 @@ from gradsieve.runs.folder import RunFolder
 __all__ = [
     "Artifacts",
     "CheckpointFeatures",
+    "ResultsArtifact",
     "SelectionFiles",
     "StageArtifact",
     "TrainedModel",
