@@ -52,8 +52,6 @@ class StagePlan:
     """One stage.
 
     Attributes:
-        state: As `State.kind`.
-        why: As `State.why`.
         optimizer_steps: Of all its trainings; None for stages that train nothing.
         seconds: What it will take, or took if it is done; None if unknown.
         memory_bytes: Estimated peak of GPU memory; None on a CPU.
@@ -71,13 +69,8 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """One source of the pool.
-
-    Attributes:
-        bad_rows: Rows that could not, and are left out.
-        tokens: Of the examples that are used.
-        truncated: Examples that are used, cut to the longest length.
-        skipped: Examples without a label token.
+    """One source of the pool: rows that could be read, and those that couldn't; of the examples
+    that are used tokens and truncated ones; and examples without a label token (skipped).
     """
 
     name: str

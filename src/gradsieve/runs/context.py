@@ -61,7 +61,6 @@ class Context:
     warnings: list[str] = field(default_factory=list)
     cache: dict[Any, Any] = field(default_factory=dict)
     share: tuple[int, int] | None = None
-    _target_rows: dict[str, list[Row]] = field(default_factory=dict)
     _reported: int = 0
 
     def once(self, key: tuple[Any, ...], find: Callable[[], T]) -> T:
@@ -231,8 +230,9 @@ class Context:
 
     def target_rows(self, target: Target) -> list[Row]:
         """A target's examples, tokenized; those without a label token are left out."""
-        if target.name in self._target_rows:
-            return self._target_rows[target.name]
+        return self.once(("target rows", target.name), lambda: self._encoded(target))
+
+    def _encoded(self, target: Target) -> list[Row]:
         rows = self.encode(target.examples)
         usable = [row for row in rows if not row.skip_reason]
         bare = [row for row in rows if row.skip_reason]
@@ -249,7 +249,6 @@ class Context:
                 f"target {target.name}: {len(bare)} of {len(rows)} examples left out, "
                 f"the first {bare[0].example.id}: {bare[0].skip_reason}{without if lost else ''}"
             )
-        self._target_rows[target.name] = usable
         return usable
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:

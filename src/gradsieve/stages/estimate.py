@@ -254,16 +254,11 @@ def few_steps(steps: int) -> str | None:
 
 
 class Questions(NamedTuple):
-    """A target's held-out questions.
-
-    Attributes:
-        prompt: Mean tokens of a prompt.
-        answer: Most tokens of an answer.
-    """
+    """A target's held-out questions."""
 
     number: int
-    prompt: float
-    answer: int
+    prompt: float  # mean tokens
+    answer: int  # most tokens
 
 
 def questions(context: Context) -> dict[str, Questions]:

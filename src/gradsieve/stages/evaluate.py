@@ -62,7 +62,6 @@ class Evaluate(Stage):
     name = "evaluate"
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         return {
             "evaluate": settings(context).results(("yes", "repeats", "adds")),
             "targets": {target.name: target.fingerprint for target in context.targets},
@@ -212,12 +211,7 @@ class EvaluationTask:
 
 @dataclass(frozen=True)
 class Questions:
-    """What is measured of a target.
-
-    Attributes:
-        prompts: Of the questions; None: no answers are wanted.
-        losses: Tokenized examples by the name of their loss.
-    """
+    """What is measured of a target."""
 
     metrics: Sequence[str]
     test: QuestionSet | None
@@ -238,7 +232,6 @@ class EvaluationJob(Job[EvaluationTask, None]):
     batch_size: int
 
     def name(self, task: EvaluationTask) -> str:
-        """The result's."""
         return f"evaluation of {task.name}"
 
     def setup(self, progress: Progress) -> Callable[[EvaluationTask], None]:

@@ -82,7 +82,6 @@ class Features(Stage):
         return needs_gradients(recipe)
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         settings = context.recipe.features
         return {
             "features": settings.results(),

@@ -40,11 +40,7 @@ ReadRows = Callable[[ChatTemplate], Sequence[TokenizedExample]]
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """One model to train; models of the same rows and seed are equal.
-
-    Attributes:
-        selection: Fingerprint of the rows.
-    """
+    """One model to train; models of the same rows (their fingerprint) and seed are equal."""
 
     selection: str
     seed: int
@@ -127,18 +123,14 @@ def training_job(context: Context) -> TrainingJob:
     )
 
 
-def rows_of_messages(file: Path) -> ReadRows:
-    """The rows of `messages.jsonl`, in which each turn is marked as supervised or not."""
-    return partial(_read_messages, file)
-
-
 def rows_of_pool(context: Context, numbers: NDArray[np.int64]) -> ReadRows:
     """Rows of the pool by their numbers, in this order."""
     same = context.student is context  # else the student tokenizes them its own way
     return partial(_read_pool, context.pool.folder, numbers, same)
 
 
-def _read_messages(file: Path, template: ChatTemplate) -> list[TokenizedExample]:
+def read_messages(file: Path, template: ChatTemplate) -> list[TokenizedExample]:
+    """The rows of `messages.jsonl`, in which each turn is marked as supervised or not."""
     examples = [
         Example("selected", str(rank), of.messages, tools=of.tools, supervised=of.supervised)
         for rank, of in enumerate(map(conversation_of, read_lines(file)), start=1)

@@ -33,7 +33,6 @@ class Pool(Stage):
     undo_failed = True
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         return {
             "sources": {
                 spec.name: [_key(context, spec).digest, *spec.reading]

@@ -25,7 +25,6 @@ class Report(Stage):
     optional_before = ("train", "evaluate")
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         return {
             "recipe": context.recipe.model_dump(mode="json"),
             "pool": context.pool_inputs,

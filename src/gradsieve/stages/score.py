@@ -64,7 +64,6 @@ class Score(Stage):
     refreshes_pool = True
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         recipe, names = context.recipe, context.recipe.score.methods
         gradients = _needs_features(context)
         own = {name: found for name in names if (found := _identity(recipe, name))}

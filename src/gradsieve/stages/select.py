@@ -68,7 +68,6 @@ class Select(Stage):
     refreshes_pool = True
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         settings, features = context.recipe.select, None
         if settings.near_duplicates:
             features = context.artifacts.features.metadata["output"]
@@ -183,10 +182,7 @@ def dominated(rows: Mapping[str, int], subtasks: int) -> str | None:
     """The warning of a selection of which one subtask takes most.
 
     The limit is half-way between an equal share and everything: 75% of two subtasks, 51% of 57.
-
-    Args:
-        rows: Selected rows by subtask, the most frequent first.
-        subtasks: How many could have been chosen for.
+    `rows` has the most frequent subtask first; `subtasks` is how many could have been chosen for.
     """
     total = sum(rows.values())
     if subtasks < 2 or total < ENOUGH:
@@ -203,17 +199,12 @@ def dominated(rows: Mapping[str, int], subtasks: int) -> str | None:
 
 @dataclass(frozen=True)
 class _Scored:
-    """All scored rows, by their lines in the score table.
-
-    Attributes:
-        numbers: Their numbers in the pool [n].
-        sources: Their sources, an index into `names` [n].
-    """
+    """All scored rows, by their lines in the score table."""
 
     pool: Pool
     ranking: Ranking
-    numbers: NDArray[np.int64]
-    sources: NDArray[np.int32]
+    numbers: NDArray[np.int64]  # in the pool [n]
+    sources: NDArray[np.int32]  # an index into `names` [n]
     names: Sequence[str]
 
     @property

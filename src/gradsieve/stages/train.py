@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from gradsieve.stages.estimate import (
     timed_like_warmup,
     trainings,
 )
-from gradsieve.stages.jobs import TrainingTask, rows_of_messages, training_job
+from gradsieve.stages.jobs import TrainingTask, read_messages, training_job
 
 
 class Train(Stage):
@@ -36,7 +37,6 @@ class Train(Stage):
     distributed = True
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         return {
             "train": context.recipe.train_or_default.results(),
             "seeds": context.recipe.train_or_default.seeds,
@@ -103,9 +103,9 @@ class Train(Stage):
 
 
 def _task(context: Context, name: str, selection: str, seed: int) -> TrainingTask:
-    rows = rows_of_messages(context.artifacts.selections.selection(*name.split("/")).messages)
+    file = context.artifacts.selections.selection(*name.split("/")).messages
     out = context.artifacts.models.model(f"{name}/seed-{seed}")
-    return TrainingTask(selection, seed, rows, name.replace("/", ", "), out)
+    return TrainingTask(selection, seed, partial(read_messages, file), name.replace("/", ", "), out)
 
 
 def _make_room(context: Context, task: TrainingTask) -> None:

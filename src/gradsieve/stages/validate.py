@@ -71,7 +71,6 @@ class Validate(Stage):
         return recipe.validate is not None
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         return {
             "validate": _settings(context).results(("yes", "repeats", "adds")),
             "train": context.recipe.train_or_default.results(),
@@ -156,16 +155,11 @@ def _settings(context: Context) -> ValidateConfig:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of the pool to train on.
+    """Rows of the pool to train on."""
 
-    Attributes:
-        name: A hash of its members.
-        numbers: Of its rows, by (source, id).
-    """
-
-    name: str
+    name: str  # a hash of its members
     label: str
-    numbers: Numbers
+    numbers: Numbers  # by (source, id)
 
 
 @dataclass(frozen=True)
@@ -266,15 +260,11 @@ def _asked(context: Context, target: Target) -> Asked:
 
 @dataclass(frozen=True)
 class ValidationTask:
-    """One model to train, and to measure.
-
-    Attributes:
-        targets: Those whose losses are not there yet.
-    """
+    """One model to train, and to measure."""
 
     part: str
     training: TrainingTask
-    targets: Sequence[str]
+    targets: Sequence[str]  # whose losses are not there yet
 
 
 def _task(context: Context, part: Part, seed: int, asked: Mapping[str, Asked]) -> ValidationTask:

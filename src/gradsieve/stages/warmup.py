@@ -53,7 +53,6 @@ class Warmup(Stage):
         return needs_gradients(recipe)
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         settings = context.recipe.warmup
         # All inputs are read before anything is spent, the quickest to check first.
         pool, _ = context.pool_inputs, context.targets

@@ -39,11 +39,7 @@ __all__ = [
 
 
 class Artifacts:
-    """What every stage of a run leaves.
-
-    Args:
-        run: The run folder.
-    """
+    """What every stage of a run leaves."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run

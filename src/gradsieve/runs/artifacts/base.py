@@ -16,11 +16,7 @@ LOSSES, TENSORBOARD, TRAINING = "loss.jsonl", "tensorboard", "training.json"
 
 
 class Below:
-    """A file or folder in the folder of its owner.
-
-    Args:
-        name: Of the file.
-    """
+    """A file or folder in the folder of its owner."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -67,7 +67,6 @@ class ModelsArtifact(StageArtifact):
         return dict(self.metadata["models"])
 
     def paths(self) -> list[Path]:
-        """The models' folders."""
         return [self.folder / name for name in self.metadata["models"]]
 
     def missing(self) -> list[str]:
@@ -180,7 +179,6 @@ class ReportArtifact(StageArtifact):
     page = Below("index.html")
 
     def paths(self) -> list[Path]:
-        """The page."""
         return [self.page]
 
 

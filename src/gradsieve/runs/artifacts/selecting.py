@@ -99,7 +99,6 @@ class WarmupArtifact(StageArtifact):
         return list(read_lines(file))
 
     def paths(self) -> list[Path]:
-        """The checkpoints."""
         return [self.folder / name for name in self.metadata["checkpoints"]]
 
     def faults(self, read: Read = "all") -> list[Fault]:
@@ -272,7 +271,6 @@ class ScoresArtifact(StageArtifact):
         write_json(self._facts, {**self.facts(), method: facts})
 
     def paths(self) -> list[Path]:
-        """The tables."""
         names = (name.split("/") for name in self.metadata["tables"])
         return [self.table_file(target, method) for target, method in names]
 
