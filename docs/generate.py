@@ -88,7 +88,7 @@ def _type(annotation: Any) -> str:
 
 
 def _default(field: Any) -> str:
-    if field.default_factory is not None:
+    if isinstance(field.default, Section):
         return "see below"
     if field.default is PydanticUndefined:
         return "required"

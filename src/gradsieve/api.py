@@ -253,14 +253,11 @@ def _sections(
     sections, rows = [], {}
     for name, value in named.items():
         is_section = isinstance(value, Mapping) and "path" in value
-        section = {"name": name, **value} if is_section else {"name": name, "path": value}
+        section = {"name": name, **(value if is_section else {"path": value})}
         path = section["path"]
-        if isinstance(path, str | Path):
-            section["path"] = str(path)
-        else:
-            rows[str(section["name"])] = _rows(path)
-            section["path"] = IN_MEMORY
-        sections.append(section)
+        if not isinstance(path, str | Path):
+            rows[str(section["name"])], path = _rows(path), IN_MEMORY
+        sections.append({**section, "path": str(path)})
     return sections, rows
 
 

@@ -97,6 +97,14 @@ class ErrorGroup(GradsieveError):
         return "\n".join((f"{len(self.errors)} problems, and nothing was started:", *numbered))
 
 
+def raise_all(problems: Iterable[GradsieveError]) -> None:
+    """Raise what is wrong, if anything is: each problem once, several as one `ErrorGroup`."""
+    each = [e for one in problems for e in (one.errors if isinstance(one, ErrorGroup) else [one])]
+    found = list({str(problem): problem for problem in each}.values())
+    if found:
+        raise found[0] if len(found) == 1 else ErrorGroup(found)
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """A hint with the nearest known name, or with all of them."""
     near = difflib.get_close_matches(given, list(known), n=1)

@@ -14,19 +14,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from gradsieve.cli.shared import Json, Quiet
-from gradsieve.cli.shared import echo as _echo
+from gradsieve.cli.shared import Json, Quiet, echo, option
 from gradsieve.cli.signals import interruptible
 from gradsieve.cli.starter import EXAMPLE as INIT_EXAMPLE
 from gradsieve.cli.starter import init
 from gradsieve.cli.stores import store_app
 from gradsieve.errors import GradsieveError, UsageError
 from gradsieve.runs.folder import STAGE_NAMES, STAGES, RunFolder
+
+if TYPE_CHECKING:
+    from gradsieve.recipe.schema import Recipe
 
 
 class _Commands(TyperGroup):
@@ -57,7 +59,7 @@ def main() -> None:
     try:
         app()
     except GradsieveError as error:
-        _echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,7 +70,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         import gradsieve
 
-        _echo(f"gradsieve {gradsieve.__version__}")
+        echo(f"gradsieve {gradsieve.__version__}")
         raise typer.Exit
 
 
@@ -86,12 +88,10 @@ def _options(
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
-Out = Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder.")]
+Out = Annotated[Path, option("--out", "RUN", "The run folder.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="SECTION.KEY=VALUE", help="Override a key of the recipe; repeatable."
-    ),
+    option("--set", "SECTION.KEY=VALUE", "Override a key of the recipe; repeatable."),
 ]
 
 
@@ -103,12 +103,9 @@ def run(
     out: Out,
     set_: Set = None,
     from_: Annotated[
-        str | None,
-        typer.Option("--from", metavar="STAGE", help="Start here; use earlier stages as they are."),
+        str | None, option("--from", "STAGE", "Start here; use earlier stages as they are.")
     ] = None,
-    until: Annotated[
-        str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
-    ] = None,
+    until: Annotated[str | None, option("--until", "STAGE", "Stop after this stage.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -136,10 +133,10 @@ def _features(
     set_: Set = None,
     shard_of: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--shard-of",
-            metavar="I/N",
-            help="Take every N-th shard only, from the I-th: N such commands, in any order or at "
+            "I/N",
+            "Take every N-th shard only, from the I-th: N such commands, in any order or at "
             "once, do the stage. Pool and warm-up come first.",
         ),
     ] = None,
@@ -151,9 +148,7 @@ def _features(
         return
     share = _share(shard_of)
     with interruptible(out):
-        from gradsieve.recipe.load import load_recipe
-
-        checked = load_recipe(recipe, set_ or ())
+        checked = _checked(recipe, set_)
         from gradsieve.console import Progress
         from gradsieve.pipeline.share import run_share
 
@@ -175,19 +170,12 @@ for _stage in STAGES:
 def plan(
     recipe: RecipeFile,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="RUN", help="The run folder, for finished stages and free disk."
-        ),
+        Path | None, option("--out", "RUN", "The run folder, for finished stages and free disk.")
     ] = None,
     set_: Set = None,
-    gpu: Annotated[
-        str | None,
-        typer.Option("--gpu", metavar="NAME", help="Predict for this GPU, e.g. H100."),
-    ] = None,
+    gpu: Annotated[str | None, option("--gpu", "NAME", "Predict for this GPU, e.g. H100.")] = None,
     workers: Annotated[
-        int,
-        typer.Option("--workers", metavar="N", min=1, help="Workers of the engine, a GPU each."),
+        int, option("--workers", "N", "Workers of the engine, a GPU each.", min=1)
     ] = 1,
     no_calibration: Annotated[
         bool,
@@ -197,9 +185,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Check all inputs, then predict time, memory and disk; write nothing."""
-    from gradsieve.recipe.load import load_recipe
-
-    checked = load_recipe(recipe, set_ or ())
+    checked = _checked(recipe, set_)
     from gradsieve.console import Progress
     from gradsieve.pipeline.plan import plan as make_plan
 
@@ -211,33 +197,25 @@ def plan(
         calibrate=not no_calibration,
         progress=Progress(quiet),
     )
-    _echo(asdict(found) if as_json else found.table())
+    echo(asdict(found) if as_json else found.table())
 
 
 @app.command(epilog="Example: gradsieve show recipe.yaml --first 3")
 def show(
     recipe: RecipeFile,
-    id_: Annotated[
-        str | None, typer.Option("--id", metavar="ID", help="The row with this id.")
-    ] = None,
-    first: Annotated[
-        int, typer.Option("--first", metavar="N", min=1, help="The first rows of each source.")
-    ] = 1,
-    source: Annotated[
-        str | None, typer.Option("--source", metavar="S", help="Rows of this source alone.")
-    ] = None,
+    id_: Annotated[str | None, option("--id", "ID", "The row with this id.")] = None,
+    first: Annotated[int, option("--first", "N", "The first rows of each source.", min=1)] = 1,
+    source: Annotated[str | None, option("--source", "S", "Rows of this source alone.")] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
     """Print rows of the pool as the model reads them, with supervised text marked."""
-    from gradsieve.recipe.load import load_recipe
-
-    checked = load_recipe(recipe, set_ or ())
+    checked = _checked(recipe, set_)
     from gradsieve.pipeline.show import show as shown
 
     rows = shown(checked, id=id_, first=first, source=source)
     if as_json:
-        _echo([row.as_json() for row in rows])
+        echo([asdict(row) for row in rows])
     elif sys.stdout.isatty():
         from rich.console import Console
 
@@ -245,24 +223,20 @@ def show(
             Console(soft_wrap=True, highlight=False).print(row.colored())
     else:
         for row in rows:
-            _echo(str(row))
+            echo(str(row))
 
 
 @app.command(epilog="Example: gradsieve explain runs/first --target legal --id 1204")
 def explain(
     run: Run,
-    id_: Annotated[str, typer.Option("--id", metavar="ID", help="The example's id.")],
+    id_: Annotated[str, option("--id", "ID", "The example's id.")],
     target: Annotated[
-        str | None,
-        typer.Option("--target", metavar="T", help="The target, if there are several."),
+        str | None, option("--target", "T", "The target, if there are several.")
     ] = None,
     source: Annotated[
-        str | None,
-        typer.Option("--source", metavar="S", help="The source, if several have this id."),
+        str | None, option("--source", "S", "The source, if several have this id.")
     ] = None,
-    method: Annotated[
-        str | None, typer.Option("--method", metavar="M", help="Default: the recipe's first.")
-    ] = None,
+    method: Annotated[str | None, option("--method", "M", "Default: the recipe's first.")] = None,
     as_json: Json = False,
 ) -> None:
     """Explain an example's rank: its scores, contributions to them, nearest neighbors."""
@@ -272,15 +246,13 @@ def explain(
     if sys.stdout.isatty() and not as_json:
         explanation.print()
     else:
-        _echo(json.loads(explanation.json()) if as_json else str(explanation))
+        echo(json.loads(explanation.json()) if as_json else str(explanation))
 
 
 @app.command(epilog="Example: gradsieve compare runs/first runs/second --format latex")
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
-    format_: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="markdown, latex or json.")
-    ] = "markdown",
+    format_: Annotated[str, option("--format", "FORMAT", "markdown, latex or json.")] = "markdown",
     as_json: Json = False,
 ) -> None:
     """Compare methods: results over seeds, difference to random, overlap and cost."""
@@ -292,9 +264,9 @@ def compare(
         raise UsageError(f"There is no format {format_}.", "--format", todo)
     comparison = compared(runs)
     for note in comparison.notes:
-        _echo(f"warning: {note}", err=True)
+        echo(f"warning: {note}", err=True)
     text = getattr(comparison, format_)()
-    _echo(json.loads(text) if format_ == "json" else text)
+    echo(json.loads(text) if format_ == "json" else text)
 
 
 @app.command("verify", epilog="Example: gradsieve verify runs/first")
@@ -305,7 +277,7 @@ def verify_run(run: Run, quiet: Quiet = False, as_json: Json = False) -> None:
 
     with Progress(quiet).counting("verify", len(STAGES), "stages") as report:
         found = verified(RunFolder(run), report)
-    _echo(asdict(found) if as_json else found.text())
+    echo(asdict(found) if as_json else found.text())
     if found.problems:
         raise typer.Exit(1)
 
@@ -318,10 +290,17 @@ def demo(out: Out = Path("runs/demo"), quiet: Quiet = False, as_json: Json = Fal
 
     with interruptible(out):
         result = run_demo(out, Progress(quiet))
-    _echo(asdict(result) if as_json else result.table())
+    echo(asdict(result) if as_json else result.table())
 
 
 app.add_typer(store_app)
+
+
+def _checked(recipe: Path, overrides: list[str] | None) -> Recipe:
+    """The recipe, checked before imports that take seconds."""
+    from gradsieve.recipe.load import load_recipe
+
+    return load_recipe(recipe, overrides or ())
 
 
 def _run(
@@ -334,10 +313,7 @@ def _run(
     as_json: bool,
 ) -> None:
     with interruptible(out):
-        from gradsieve.recipe.load import load_recipe
-
-        checked = load_recipe(recipe, overrides or ())
-        # The recipe is checked before this import, which takes seconds.
+        checked = _checked(recipe, overrides)
         from gradsieve.console import Progress
         from gradsieve.pipeline import run as pipeline
 
@@ -373,26 +349,26 @@ def _print_result(run: RunFolder, as_json: bool) -> None:
     metas = {name: meta for name in STAGE_NAMES if (meta := run.metadata(name)) is not None}
     stale = outdated(run)
     if as_json:
-        _echo({"run": str(run.path), "stages": metas, "out_of_date": stale})
+        echo({"run": str(run.path), "stages": metas, "out_of_date": stale})
         return
     selected: dict[str, Any] = metas.get("select", {}).get("targets", {})
     for target, methods in selected.items():
         for method, facts in methods.items():
             sources = ", ".join(f"{name} {count}" for name, count in facts["sources"].items())
             folder = Artifacts(run).selections.selection(target, method).folder
-            _echo(
+            echo(
                 f"{target}, {method}: {facts['rows']} rows, {facts['tokens']} tokens "
                 f"({sources}) in {folder}"
             )
     if metas.keys() & {"evaluate", "validate"} and "evaluate" not in stale:
         from gradsieve.analysis.results import compare as compared
 
-        _echo("\n" + compared([run.path]).markdown())
+        echo("\n" + compared([run.path]).markdown())
     if "report" in metas and "report" not in stale:
-        _echo(f"report: {Artifacts(run).report.page}")
+        echo(f"report: {Artifacts(run).report.page}")
     for name, reason in stale.items():
-        _echo(f"{name}: out of date, because {reason}")
+        echo(f"{name}: out of date, because {reason}")
     if stale:
-        _echo(f"To update: `gradsieve run` with this recipe and --out {run.path}")
+        echo(f"To update: `gradsieve run` with this recipe and --out {run.path}")
     if not selected:
-        _echo(f"done: {', '.join(metas)} in {run.path}")
+        echo(f"done: {', '.join(metas)} in {run.path}")

@@ -7,6 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+
+def option(name: str, metavar: str, help: str, **more: Any) -> Any:
+    """An option with a value."""
+    return typer.Option(name, metavar=metavar, help=help, **more)
+
+
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only warnings and the result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 

@@ -8,33 +8,23 @@ from typing import Annotated
 
 import typer
 
-from gradsieve.cli.shared import echo
+from gradsieve.cli.shared import echo, option
 from gradsieve.errors import UsageError
 
 EXAMPLE = "gradsieve init --model Qwen/Qwen3-0.6B --pool a.jsonl --target t.jsonl"
 
 
 def init(
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="M", help="A folder or a hub id.")
-    ] = None,
+    model: Annotated[str | None, option("--model", "M", "A folder or a hub id.")] = None,
     pool: Annotated[
-        list[str] | None,
-        typer.Option("--pool", metavar="FILE", help="A source of candidate rows; repeatable."),
+        list[str] | None, option("--pool", "FILE", "A source of candidate rows; repeatable.")
     ] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", metavar="FILE", help="Examples of the skill.")
-    ] = None,
-    test: Annotated[
-        str | None, typer.Option("--test", metavar="FILE", help="Held-out examples, to evaluate.")
-    ] = None,
-    from_: Annotated[
-        str | None, typer.Option("--from", metavar="NAME", help="Copy a ready recipe instead.")
-    ] = None,
+    target: Annotated[str | None, option("--target", "FILE", "Examples of the skill.")] = None,
+    test: Annotated[str | None, option("--test", "FILE", "Held-out examples, to evaluate.")] = None,
+    from_: Annotated[str | None, option("--from", "NAME", "Copy a ready recipe instead.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the ready recipes.")] = False,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="Default: recipe.yaml; with --from NAME.yaml."),
+        Path | None, option("--out", "FILE", "Default: recipe.yaml; with --from NAME.yaml.")
     ] = None,
 ) -> None:
     """Write a recipe to start from; what no option gives is asked."""

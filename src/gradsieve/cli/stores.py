@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gradsieve.cli.shared import Json, Quiet, echo
+from gradsieve.cli.shared import Json, Quiet, echo, option
 
 store_app = typer.Typer(
     name="store",
@@ -56,7 +56,7 @@ def verify(store: StorePath, as_json: Json = False) -> None:
 def convert(
     store: StorePath,
     into: Annotated[str, typer.Argument(metavar="INTO", help="The new datastore.")],
-    bits: Annotated[int, typer.Option("--bits", metavar="BITS", help="16, 8, 4, 2 or 1.")],
+    bits: Annotated[int, option("--bits", "BITS", "16, 8, 4, 2 or 1.")],
     quiet: Quiet = False,
 ) -> None:
     """Write a copy of a datastore with fewer bits."""
@@ -71,7 +71,7 @@ def convert(
 @store_app.command(epilog="Example: gradsieve store merge part-1 part-2 --into all")
 def merge(
     stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Datastores.")],
-    into: Annotated[str, typer.Option("--into", metavar="INTO", help="The new datastore.")],
+    into: Annotated[str, option("--into", "INTO", "The new datastore.")],
     quiet: Quiet = False,
 ) -> None:
     """Merge datastores that have the same settings and no row in common."""

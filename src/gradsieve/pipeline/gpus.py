@@ -26,15 +26,7 @@ STARTUP_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU.
-
-    Attributes:
-        name: As in `--gpu`.
-        teraflops: Peak in bf16.
-        gib: Memory.
-        gigabytes_a_second: The memory's rate.
-        source: Which data sheet.
-    """
+    """One GPU."""
 
     name: str
     teraflops: float

@@ -11,8 +11,9 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,11 +23,11 @@ import psutil
 import torch
 
 from gradsieve.console import Progress
-from gradsieve.errors import ErrorGroup, GradsieveError, ModelError, RunError
+from gradsieve.errors import GradsieveError, ModelError, RunError, raise_all
 from gradsieve.models.device import device, free_memory
 from gradsieve.pipeline.gpus import UTILIZATION, Gpu, find_gpu
 from gradsieve.pipeline.plan_text import plan_text, size
-from gradsieve.pipeline.preflight import Check, check, check_pool, rows, writable
+from gradsieve.pipeline.preflight import check, check_pool, existing, rows, writable
 from gradsieve.pipeline.run import STAGES, stages_of
 from gradsieve.pipeline.sample import MOST_ANSWER_TOKENS, Samples
 from gradsieve.pipeline.state import states
@@ -51,13 +52,8 @@ class StagePlan:
     """One stage.
 
     Attributes:
-        stage: Its name.
-        state: As `State.kind`.
-        why: As `State.why`.
-        flops: Floating-point operations.
         optimizer_steps: Of all its trainings; None for stages that train nothing.
         seconds: What it will take, or took if it is done; None if unknown.
-        disk_bytes: What it leaves on disk.
         memory_bytes: Estimated peak of GPU memory; None on a CPU.
     """
 
@@ -73,15 +69,8 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """One source of the pool.
-
-    Attributes:
-        name: As the recipe has it.
-        rows: Rows that could be read.
-        bad_rows: Rows that could not, and are left out.
-        tokens: Of the examples that are used.
-        truncated: Examples that are used, cut to the longest length.
-        skipped: Examples without a label token.
+    """One source of the pool: rows that could be read, and those that couldn't; of the examples
+    that are used tokens and truncated ones; and examples without a label token (skipped).
     """
 
     name: str
@@ -98,18 +87,15 @@ class Plan:
 
     Attributes:
         machine: What the seconds hold for.
-        sources: The pool's.
         targets: Name, subtasks, examples, examples left out, and held-out questions.
         stages: Those that the recipe needs, in order.
         seconds_reading: What reading and tokenizing the pool just took.
         seconds: Of all stages to run; None if a stage's is unknown.
-        workers: That share the stages' tasks.
         gpu_hours: That the workers' GPUs are held; None on a CPU, or if a stage's time is unknown.
         disk_bytes: Of all stages to run.
         disk_free_bytes: Where the run's folder is or would be; None without one.
         memory_bytes: This process's peak while stages were timed; None if none were.
         trainable: Parameters of the adapter.
-        notes: Assumptions and warnings.
     """
 
     machine: str
@@ -158,19 +144,26 @@ def plan(
     folder = Path(out) if out is not None else None
     context = Context(recipe, RunFolder(folder or NOWHERE), progress or Progress())
     # The report takes seconds: nobody needs to know how many before it is made.
-    needed = [name for name in stages_of(recipe) if name != "report"]
+    needed = [STAGES[name] for name in stages_of(recipe) if name != "report"]
+    seconds_reading = 0.0
+
+    def read() -> Iterator[GradsieveError]:
+        """Read and tokenize the pool's rows."""
+        nonlocal seconds_reading
+        start = time.perf_counter()
+        yield from rows(context, Path(scratch), STAGES["pool"])
+        seconds_reading = time.perf_counter() - start
+
     with context.progress.running([], None), TemporaryDirectory() as scratch:
-        reading = Reading(Path(scratch))
-        also: list[Check] = [reading, *([writable] if folder else [])]
-        check(context, [STAGES[name] for name in needed], also)
-        estimates = {name: STAGES[name].estimate(context) for name in needed}
-        found = states(context, [STAGES[name] for name in needed])
-        check_pool(context, [STAGES[name] for name in needed])
-        free = shutil.disk_usage(_existing(folder)).free if folder is not None else None
+        check(context, needed, chain(read(), writable(context.run) if folder else ()))
+        estimates = {stage.name: stage.estimate(context) for stage in needed}
+        found = states(context, needed)
+        check_pool(context, needed)
+        free = shutil.disk_usage(existing(folder)).free if folder is not None else None
         _refuse_what_does_not_fit(context, estimates, found, folder, free, named)
         samples = Samples(context, Path(scratch)) if calibrate and named is None else None
-        timed = _timed(named, samples, workers)
-        stages = list(_stages(context, estimates, found, timed, named, reading.seconds))
+        by = named or samples
+        stages = list(_stages(context, estimates, found, by, workers, seconds_reading))
     left = [stage for stage in stages if stage.state != "done"]
     known = [stage.seconds for stage in left if stage.seconds is not None]
     seconds = sum(known) if len(known) == len(left) else None
@@ -180,7 +173,7 @@ def plan(
         sources=tuple(_source(source.name, context) for source in recipe.pool),
         targets=tuple(_target(target, context) for target in context.targets),
         stages=tuple(stages),
-        seconds_reading=reading.seconds,
+        seconds_reading=seconds_reading,
         seconds=seconds,
         workers=workers,
         gpu_hours=None if seconds is None or not has_gpu else seconds * workers / 3600,
@@ -192,53 +185,27 @@ def plan(
     )
 
 
-@dataclass
-class Reading:
-    """The check of the pool's rows, which reads and tokenizes them.
-
-    Attributes:
-        folder: Where the pool is built.
-        seconds: What it took.
-    """
-
-    folder: Path
-    seconds: float = 0.0
-
-    def __call__(self, context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
-        """As every check."""
-        start = time.perf_counter()
-        yield from rows(context, self.folder, STAGES["pool"])
-        self.seconds = time.perf_counter() - start
-
-
-def _timed(
-    gpu: Gpu | None, samples: Samples | None, workers: int
-) -> Callable[[str, Estimate], float] | None:
-    """Gives a stage's seconds; None: they are not asked for."""
-    if gpu is not None:
-        return lambda _, estimate: gpu.seconds(estimate, workers)
-    if samples is not None:
-        return lambda name, estimate: samples.seconds(name, estimate, workers)
-    return None
-
-
 def _stages(
     context: Context,
     estimates: Mapping[str, Estimate],
     found: Mapping[str, State],
-    timed: Callable[[str, Estimate], float] | None,
-    gpu: Gpu | None,
-    reading: float,
+    by: Gpu | Samples | None,
+    workers: int,
+    seconds_reading: float,
 ) -> Iterator[StagePlan]:
     with context.progress.counting("planning", len(estimates), "stages") as report:
         for done, (name, estimate) in enumerate(estimates.items(), start=1):
-            state = found[name]
-            memory = estimate.memory_bytes if gpu is not None or _on_gpu() else None
+            state, has_gpu = found[name], isinstance(by, Gpu) or _on_gpu()
+            memory = estimate.memory_bytes if has_gpu and state.kind != "done" else None
             seconds: float | None = None
             if state.kind == "done":
-                seconds, memory = context.run.require(name)["seconds"], None
-            elif timed is not None:
-                seconds = reading if name == "pool" else timed(name, estimate)
+                seconds = context.run.require(name)["seconds"]
+            elif by is not None and name == "pool":
+                seconds = seconds_reading
+            elif isinstance(by, Gpu):
+                seconds = by.seconds(estimate, workers)
+            elif by is not None:
+                seconds = by.seconds(name, estimate, workers)
             yield StagePlan(
                 name,
                 state.kind,
@@ -329,8 +296,7 @@ def _refuse_what_does_not_fit(
                     "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
                 )
             )
-    if problems:
-        raise problems[0] if len(problems) == 1 else ErrorGroup(problems)
+    raise_all(problems)
 
 
 def _notes(context: Context, stages: Sequence[StagePlan], gpu: Gpu | None) -> Iterator[str]:
@@ -361,11 +327,6 @@ def _notes(context: Context, stages: Sequence[StagePlan], gpu: Gpu | None) -> It
         most = max((one.answer for one in questions(context).values()), default=0)
         if gpu is not None or most > MOST_ANSWER_TOKENS:
             yield f"assumed: answers take as many tokens as they may, {most}"
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    return folder if folder.exists() else _existing(folder.parent)
 
 
 def _memory_there(gpu: Gpu | None) -> float:

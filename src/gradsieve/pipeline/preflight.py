@@ -10,45 +10,38 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from gradsieve.data.pool import build_pool, check_rows
-from gradsieve.errors import ErrorGroup, GradsieveError, RunError, UsageError
+from gradsieve.errors import GradsieveError, RunError, UsageError, raise_all
 from gradsieve.io import installed
 from gradsieve.pipeline.state import states
 from gradsieve.runs.context import Context
+from gradsieve.runs.folder import RunFolder
 from gradsieve.stages.base import Stage
 from gradsieve.stages.checks import problem_of
 
 
-def check(context: Context, wanted: Sequence[Stage], also: Sequence[Check] = ()) -> None:
-    """Check all that these stages need.
-
-    Args:
-        context: Of the run.
-        wanted: The stages.
-        also: More checks, whose problems are reported together with the others.
+def check(context: Context, wanted: Sequence[Stage], also: Iterable[GradsieveError] = ()) -> None:
+    """Check all that these stages need; problems of more checks are reported with the others.
 
     Raises:
         GradsieveError: The problem, or `ErrorGroup` where there are several.
     """
-    found: list[GradsieveError] = []
-    stages = [stage.name for stage in wanted]
-    found += _versions()
+    found = list(_versions())
     if context.recipe.engine.kind == "ray":
         found += problem_of(partial(installed, "ray", "ray"))
     for stage in wanted:
         found += _reported(stage, context)
-    for part in also:
-        found += part(context, stages)
-    if found and "pool" in stages:  # otherwise the stage itself reports rows that are wrong
-        found += _bad_rows(context)
-    _raise(found)
+    found += also
+    if found and any(stage.name == "pool" for stage in wanted):  # else `pool` reports bad rows
+        skips = context.recipe.on_bad_row == "skip"
+        found += check_rows(context.source_specs, skips=skips)
+    raise_all(found)
 
 
 def check_pool(context: Context, wanted: Sequence[Stage]) -> None:
@@ -57,18 +50,7 @@ def check_pool(context: Context, wanted: Sequence[Stage]) -> None:
     Raises:
         GradsieveError: As `check`.
     """
-    _raise([problem for stage in wanted for problem in stage.check_pool(context)])
-
-
-def _raise(found: Sequence[GradsieveError]) -> None:
-    each = chain.from_iterable(
-        problem.errors if isinstance(problem, ErrorGroup) else [problem] for problem in found
-    )
-    found = list({str(problem): problem for problem in each}.values())  # reported once
-    if len(found) == 1:
-        raise found[0]
-    if found:
-        raise ErrorGroup(found)
+    raise_all(problem for stage in wanted for problem in stage.check_pool(context))
 
 
 def _reported(stage: Stage, context: Context) -> Iterator[GradsieveError]:
@@ -77,9 +59,6 @@ def _reported(stage: Stage, context: Context) -> Iterator[GradsieveError]:
         yield from stage.check(context)
     except GradsieveError as error:
         yield error
-
-
-Check = Callable[[Context, Sequence[str]], Iterator[GradsieveError]]
 
 
 def _versions() -> Iterator[GradsieveError]:
@@ -105,27 +84,24 @@ def _versions() -> Iterator[GradsieveError]:
 
 def rows(context: Context, folder: Path, pool: Stage) -> Iterator[GradsieveError]:
     """Every row of the pool can be used; it is built in `folder` if the run's is not up to date."""
-    yield from problem_of(partial(_build, context, folder, pool))
+
+    def build() -> None:
+        if states(context, [pool])["pool"].kind != "done":
+            specs, policy = context.source_specs, context.recipe.on_bad_row
+            context.pool = build_pool(folder, specs, context.template, on_bad_row=policy)
+
+    yield from problem_of(build)
 
 
-def _build(context: Context, folder: Path, pool: Stage) -> None:
-    if states(context, [pool])["pool"].kind == "done":
-        return
-    policy = context.recipe.on_bad_row
-    context.pool = build_pool(folder, context.source_specs, context.template, on_bad_row=policy)
+def existing(folder: Path) -> Path:
+    """The folder, or the one above it that exists."""
+    there = folder.exists() or folder == folder.parent
+    return folder if there else existing(folder.parent)
 
 
-def _bad_rows(context: Context) -> Iterator[GradsieveError]:
-    """Rows of each source that can't be read, whether or not there is a chat template."""
-    yield from check_rows(context.source_specs, skips=context.recipe.on_bad_row == "skip")
-
-
-def writable(context: Context, stages: Sequence[str]) -> Iterator[GradsieveError]:
+def writable(run: RunFolder) -> Iterator[GradsieveError]:
     """The run's folder can be made or written in, and is a run's; nothing is written."""
-    run = context.run
-    folder = run.path
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
+    folder = existing(run.path)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         yield RunError(
             "The run folder cannot be written.",

@@ -134,13 +134,7 @@ def stages_of(recipe: Recipe) -> list[str]:
 
 
 def run_stage(stage: Stage, context: Context, others: bool) -> None:
-    """Run a stage, if it has to.
-
-    Args:
-        stage: The stage.
-        context: The run.
-        others: Whether it is up to date with stages of other settings, at best.
-    """
+    """Run a stage, if it has to; `others`: the stages before it are of other settings."""
     run, progress, leads, name = context.run, context.progress, distributed.is_first(), stage.name
     inputs = stage.fingerprint_inputs(context)
     state = state_of(stage, context, inputs) if leads else State("new")

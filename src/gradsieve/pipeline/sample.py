@@ -17,19 +17,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from gradsieve.console import Progress
 from gradsieve.errors import ModelError
 from gradsieve.methods import uses_gradients
 from gradsieve.pipeline.gpus import DISK_BYTES_A_SECOND
-from gradsieve.recipe.schema import EngineConfig, Recipe, SelectConfig, TrainConfig
+from gradsieve.recipe.schema import EngineConfig, Recipe, SelectConfig
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.stages import all_stages
 from gradsieve.stages.base import Stage
-from gradsieve.stages.estimate import Estimate, questions, spread
+from gradsieve.stages.estimate import Estimate, by_length, questions, spread
 
 FIRST_ROWS, GROWTH = 2, 3
 CLEAR_SECONDS = 2.0
@@ -65,12 +64,7 @@ class Silent(Progress):
 
 @dataclass
 class Samples:
-    """Runs stages on samples of a run's inputs, as they are asked for.
-
-    Attributes:
-        context: The run's, its pool built.
-        scratch: A folder to work in.
-    """
+    """Runs stages on samples of a run's inputs, as they are asked for."""
 
     context: Context
     scratch: Path
@@ -152,8 +146,7 @@ class Samples:
     def _context(self, stage: Stage, rows: int) -> Context:
         """The run's context with a few of its inputs, which are read and tokenized already."""
         pool, original = self.context.pool, self.context
-        by_length = pool.usable[np.argsort(pool.lengths[pool.usable], kind="stable")]
-        numbers = spread(by_length, rows)
+        numbers = spread(by_length(original), rows)
         sources: dict[str, list[object]] = {}
         for key, row in zip(pool.keys(numbers), pool.rows(numbers), strict=True):
             sources.setdefault(key.source.partition("/")[0], []).append(row)
@@ -217,7 +210,7 @@ def _small(recipe: Recipe, stage: Stage, rows: int, sources: set[str]) -> Recipe
     micro = min(recipe.warmup.micro_batch_size or batch, batch)
     size = {"batch_size": batch - batch % micro, "micro_batch_size": micro}
     once = {"epochs": 1, "warmup_ratio": 0.0, "report_to": [], "fraction": 1.0, **size}
-    train = recipe.train or TrainConfig()
+    seeds: list[int] = [] if stage.name == "evaluate" else [0]
     return recipe.model_copy(
         update={
             "pool": [source for source in recipe.pool if source.name in sources],
@@ -225,12 +218,8 @@ def _small(recipe: Recipe, stage: Stage, rows: int, sources: set[str]) -> Recipe
             "score": recipe.score.model_copy(update={"methods": methods}),
             "engine": EngineConfig(kind="local"),
             "select": SelectConfig(fraction=1.0, together=True),
-            "train": train.model_copy(
-                update={
-                    "epochs": 1,
-                    "max_steps": None,
-                    "seeds": [] if stage.name == "evaluate" else [0],
-                }
+            "train": recipe.train_or_default.model_copy(
+                update={"epochs": 1, "max_steps": None, "seeds": seeds}
             ),
         }
     )

@@ -23,14 +23,7 @@ from gradsieve.stages import features
 def run_share(
     recipe: Recipe, out: str | Path, share: tuple[int, int], progress: Progress
 ) -> RunFolder:
-    """Take one of several shares of the features; whoever ends last finishes the stage.
-
-    Args:
-        recipe: The recipe, the same in all processes.
-        out: The run folder, shared; pool and warm-up are finished.
-        share: Which of how many, from 1.
-        progress: Where to report progress.
-    """
+    """Take one of several shares of the features: number and count, from 1."""
     run, stage = RunFolder(out), STAGES["features"]
     context = Context(recipe, run, progress, share=share)
     with (

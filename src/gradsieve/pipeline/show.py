@@ -8,9 +8,8 @@ written.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from rich.text import Text
 
@@ -33,13 +32,9 @@ class ShownRow:
     """A row.
 
     Attributes:
-        where: File and line.
         name: Source and id; empty if the row can't be read.
-        tokens: Tokens that are kept.
         labels: Those of them that are supervised.
-        truncated: Whether tokens were cut off.
         pieces: The text of the tokens, and whether they are supervised.
-        skip_reason: Why the row can't be used; None if it can.
     """
 
     where: str
@@ -67,10 +62,6 @@ class ShownRow:
         for piece, flag in self.pieces:
             text.append(clean_lines(piece), "not bold green" if flag else "not bold dim")
         return text.append("\n")
-
-    def as_json(self) -> dict[str, Any]:
-        """The same as data."""
-        return asdict(self)
 
 
 def show(

@@ -35,16 +35,13 @@ def states(context: Context, stages: Sequence[Stage]) -> dict[str, State]:
 
 
 def state_of(stage: Stage, context: Context, inputs: dict[str, Any], read: Read = "all") -> State:
-    """The state of a stage.
-
-    Args:
-        stage: The stage.
-        context: The run.
-        inputs: Its fingerprint inputs now.
-        read: Which of a finished stage's files are read, to find those that are damaged.
-    """
+    """The state of a stage with these inputs; `read`: files that are read to find damage."""
     run, name = context.run, stage.name
-    artifact, metadata, old = stage.artifact(context), run.metadata(name), run.started_with(name)
+    artifact, metadata, old = (
+        context.artifacts.of(stage.name),
+        run.metadata(name),
+        run.started_with(name),
+    )
     if metadata is not None and metadata.get("fingerprint") == fingerprint(inputs):
         faults = artifact.faults(read)
         broken = [f for f in faults if f.what != "foreign" and artifact.matters(f)]
@@ -65,7 +62,7 @@ def state_of(stage: Stage, context: Context, inputs: dict[str, Any], read: Read 
 
 def refuse_faults(stage: Stage, context: Context) -> None:
     """Refuse a stage that is taken as it is if its files are not what was written."""
-    artifact = stage.artifact(context)
+    artifact = context.artifacts.of(stage.name)
     context.run.restore_inputs(stage.name)
     faults = artifact.faults("unnamed")
     if used := [*filter(artifact.matters, faults)]:
@@ -77,7 +74,7 @@ def refuse_faults(stage: Stage, context: Context) -> None:
 
 def clear_faults(stage: Stage, context: Context, faults: Sequence[Fault]) -> None:
     """Archive what is not as it was written, so that it is not used, and report it."""
-    artifact, warn = stage.artifact(context), context.progress.warn
+    artifact, warn = context.artifacts.of(stage.name), context.progress.warn
     for fault in faults:
         parts = artifact.made_with(fault.file)
         if fault.what == "foreign":
@@ -95,19 +92,13 @@ def clear_faults(stage: Stage, context: Context, faults: Sequence[Fault]) -> Non
 
 
 def prepare(stage: Stage, state: State, context: Context) -> Path | None:
-    """Say why a stage runs again, and archive what was made with other settings.
-
-    Returns:
-        Where it was archived.
-    """
-    say, name = context.progress.say, stage.name
-    if state.kind == "resume":
-        say(f"{name}: {state.why}" if state.why else f"{name}: resuming where it stopped")
-    elif state.kind == "extend":
-        say(f"{name}: extending, {because(state.why)}")
-    elif state.kind == "redo":
-        archived = context.run.archive(name)
-        why = because(state.why)
-        say(f"{name}: running again, {why} (the old outputs are in {archived})")
-        return archived
-    return None
+    """Say why a stage runs again; archive what was made with other settings, and return where."""
+    archived = context.run.archive(stage.name) if state.kind == "redo" else None
+    how = {
+        "resume": state.why or "resuming where it stopped",
+        "extend": f"extending, {because(state.why)}",
+        "redo": f"running again, {because(state.why)} (the old outputs are in {archived})",
+    }
+    if state.kind in how:
+        context.progress.say(f"{stage.name}: {how[state.kind]}")
+    return archived

@@ -2,59 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import field_validator, model_validator
 
-from gradsieve.recipe.section import CONTENTS, NO, Name, Section, regular_expression
+from gradsieve.recipe.section import Name, Section, key, regular_expression
 
 
 class ModelConfig(Section):
     """The model whose gradients are computed."""
 
-    name: str = Field(
-        description="A folder, a GGUF file, or a model id on the Hugging Face hub.",
-        json_schema_extra=CONTENTS,
-    )
-    revision: str | None = Field(
-        None, description="Branch, tag or commit of a hub model.", json_schema_extra=CONTENTS
-    )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+    name: Annotated[
+        str, key(..., "A folder, a GGUF file, or a model id on the Hugging Face hub.", "contents")
+    ]
+    revision: str | None = key(None, "Branch, tag or commit of a hub model.", "contents")
+    dtype: Literal["float32", "bfloat16", "float16"] = key(
         "bfloat16",
-        description="Precision of the frozen weights and of the forward and backward passes. "
-        "Gradients and all later steps are float32. bfloat16 as in the paper.",
+        "Precision of the frozen weights and of the forward and backward passes. Gradients and all "
+        "later steps are float32. bfloat16 as in the paper.",
     )
-    quantization: Literal["8bit", "4bit"] | None = Field(
+    quantization: Literal["8bit", "4bit"] | None = key(
         None,
-        description="Frozen weights in 8 bits (LLM.int8) or 4 bits (QLoRA's NF4), by bitsandbytes; "
-        "the adapter is not quantized. null: `dtype`. With 8 bits an example's gradient depends "
-        "slightly on its batch (0.4% in a test).",
+        "Frozen weights in 8 bits (LLM.int8) or 4 bits (QLoRA's NF4), by bitsandbytes; the adapter "
+        "is not quantized. null: `dtype`. With 8 bits an example's gradient depends slightly on "
+        "its batch (0.4% in a test).",
     )
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: bool = key(
         False,
-        description="Recompute activations in the backward pass, in training and features: much "
-        "less memory, a third more time, the same results.",
-        json_schema_extra=NO,
+        "Recompute activations in the backward pass, in training and features: much less memory, a "
+        "third more time, the same results.",
+        "no",
     )
-    chat_template: str = Field(
+    chat_template: str = key(
         "tokenizer",
-        description="`tokenizer`: the tokenizer's own template; `tulu`: the paper's format; or the "
-        "path of a Jinja file.",
-        json_schema_extra=CONTENTS,
+        "`tokenizer`: the tokenizer's own template; `tulu`: the paper's format; or the path of a "
+        "Jinja file.",
+        "contents",
     )
-    max_length: int = Field(
-        2048,
-        ge=8,
-        description="Tokens to which an example is truncated, on the right. 2048 as in the paper.",
+    max_length: int = key(
+        2048, "Tokens to which an example is truncated, on the right. 2048 as in the paper.", ge=8
     )
-    trust_remote_code: bool = Field(
-        False,
-        description="Run Python code that comes with the model. Read it first.",
-        json_schema_extra=NO,
+    trust_remote_code: bool = key(
+        False, "Run Python code that comes with the model. Read it first.", "no"
     )
 
 
@@ -79,66 +68,59 @@ COLUMNS = (
 class SourceConfig(Section):
     """One source of the candidate pool."""
 
-    name: Name = Field(description="Written to each selected row; unique in the pool.")
-    path: str = Field(
-        description="A .jsonl (.gz, .zst), .json or .parquet file, a saved `datasets` folder, or a "
-        "data set on the hub.",
-        json_schema_extra=CONTENTS,
-    )
-    split: str = Field(
-        "train",
-        description="Split of a hub or saved data set.",
-        json_schema_extra=CONTENTS,
-    )
-    revision: str | None = Field(
-        None, description="Branch, tag or commit of a hub data set.", json_schema_extra=CONTENTS
-    )
-    supervise: Literal["completion", "all"] = Field(
-        "completion", description=SUPERVISE, json_schema_extra=CONTENTS
-    )
-    columns: dict[RowField, str] = Field({}, description=COLUMNS, json_schema_extra=CONTENTS)
-    source_field: str | None = Field(
+    name: Annotated[Name, key(..., "Written to each selected row; unique in the pool.")]
+    path: Annotated[
+        str,
+        key(
+            ...,
+            "A .jsonl (.gz, .zst), .json or .parquet file, a saved `datasets` folder, or a "
+            "data set on the hub.",
+            "contents",
+        ),
+    ]
+    split: str = key("train", "Split of a hub or saved data set.", "contents")
+    revision: str | None = key(None, "Branch, tag or commit of a hub data set.", "contents")
+    supervise: Literal["completion", "all"] = key("completion", SUPERVISE, "contents")
+    columns: dict[RowField, str] = key({}, COLUMNS, "contents")
+    source_field: str | None = key(
         None,
-        description="The row's key that names its source, for a file with many (`dataset`, as in "
-        "Tulu): `NAME/VALUE` is a source of its own in caps, report and card.",
-        json_schema_extra=CONTENTS,
+        "The row's key that names its source, for a file with many (`dataset`, as in Tulu): "
+        "`NAME/VALUE` is a source of its own in caps, report and card.",
+        "contents",
     )
 
 
 class TargetConfig(Section):
     """A skill, shown by a few examples in one or more subtasks."""
 
-    name: Name = Field(description="Also the name of the selection's folder.")
-    path: str = Field(
-        description="Of a benchmark: a folder in the paper's layout, a data set on the hub, such "
-        "as cais/mmlu, or a copy of it (docs/targets.md). `custom`: as a source's `path`.",
-        json_schema_extra=CONTENTS,
+    name: Annotated[Name, key(..., "Also the name of the selection's folder.")]
+    path: Annotated[
+        str,
+        key(
+            ...,
+            "Of a benchmark: a folder in the paper's layout, a data set on the hub, such "
+            "as cais/mmlu, or a copy of it (docs/targets.md). `custom`: as a source's `path`.",
+            "contents",
+        ),
+    ]
+    task: Literal["mmlu", "bbh", "tydiqa", "custom"] = key(
+        "custom", "The format of `path`: a benchmark of the paper, or your own examples."
     )
-    task: Literal["mmlu", "bbh", "tydiqa", "custom"] = Field(
-        "custom",
-        description="The format of `path`: a benchmark of the paper, or your own examples.",
+    subtask: str | None = key(
+        None, "`custom` only: the field that names a row's subtask; null: one subtask."
     )
-    subtask: str | None = Field(
+    test: str | None = key(
         None,
-        description="`custom` only: the field that names a row's subtask; null: one subtask.",
+        "Held-out examples for evaluation, in the same formats. Benchmarks have theirs in `path`.",
+        "contents",
     )
-    test: str | None = Field(
+    supervise: Literal["completion", "all"] = key(
+        "completion", f"`custom` only. {SUPERVISE}", "contents"
+    )
+    columns: dict[RowField, str] = key({}, f"`custom` only. {COLUMNS}", "contents")
+    answer: str | None = key(
         None,
-        description="Held-out examples for evaluation, in the same formats. Benchmarks have theirs "
-        "in `path`.",
-        json_schema_extra=CONTENTS,
-    )
-    supervise: Literal["completion", "all"] = Field(
-        "completion",
-        description=f"`custom` only. {SUPERVISE}",
-        json_schema_extra=CONTENTS,
-    )
-    columns: dict[RowField, str] = Field(
-        {}, description=f"`custom` only. {COLUMNS}", json_schema_extra=CONTENTS
-    )
-    answer: str | None = Field(
-        None,
-        description="`custom` only: a regular expression whose first group is the final answer in "
+        "`custom` only: a regular expression whose first group is the final answer in "
         "`test` and in generated texts, e.g. `#### (\\S+)`; null: the full text.",
     )
 
@@ -150,9 +132,9 @@ class TargetConfig(Section):
             "subtask": "subtasks",
             "answer": "answers",
         }
-        for key, what in own.items():
-            if self.task != "custom" and getattr(self, key) not in (None, "completion", {}):
-                raise ValueError(f"`{key}` is for task: custom; {self.task} has its own {what}")
+        for name, what in own.items():
+            if self.task != "custom" and getattr(self, name) not in (None, "completion", {}):
+                raise ValueError(f"`{name}` is for task: custom; {self.task} has its own {what}")
         return self
 
     @field_validator("answer")
@@ -164,58 +146,47 @@ class TargetConfig(Section):
 class EngineConfig(Section):
     """Where the work of a stage runs; the results are the same."""
 
-    kind: Literal["auto", "local", "ray"] = Field(
+    kind: Literal["auto", "local", "ray"] = key(
         "auto",
-        description="`local`: this process, on one device; `ray`: workers on every GPU of this "
-        "machine or of a cluster (`gradsieve[ray]`); `auto`: ray if it is installed and this "
-        "machine has several GPUs or RAY_ADDRESS is set.",
-        json_schema_extra=NO,
+        "`local`: this process, on one device; `ray`: workers on every GPU of this machine or of a "
+        "cluster (`gradsieve[ray]`); `auto`: ray if it is installed and this machine has several "
+        "GPUs or RAY_ADDRESS is set.",
+        "no",
     )
-    workers: int | None = Field(
+    workers: int | None = key(
         None,
+        "Worker processes; null: as many as the GPUs allow, without GPUs one per 4 cores. With a "
+        "number, workers also wait for nodes that join later.",
+        "no",
         ge=1,
-        description="Worker processes; null: as many as the GPUs allow, without GPUs one per 4 "
-        "cores. With a number, workers also wait for nodes that join later.",
-        json_schema_extra=NO,
     )
-    gpus_per_worker: float | None = Field(
+    gpus_per_worker: float | None = key(
         None,
+        "GPUs of a worker, such as 0.5 for two workers on each; null: 1 where there are GPUs.",
+        "no",
         ge=0,
         le=1,
-        description="GPUs of a worker, such as 0.5 for two workers on each; null: 1 where there "
-        "are GPUs.",
-        json_schema_extra=NO,
     )
-    cpus_per_worker: float | None = Field(
-        None,
-        gt=0,
-        description="CPUs reserved for a worker; null: 1 next to a GPU, else an equal share.",
-        json_schema_extra=NO,
+    cpus_per_worker: float | None = key(
+        None, "CPUs reserved for a worker; null: 1 next to a GPU, else an equal share.", "no", gt=0
     )
-    address: str | None = Field(
+    address: str | None = key(
         None,
-        description="Of a Ray cluster, or `auto` for one on this machine; null: RAY_ADDRESS, else "
-        "Ray is started for this run.",
-        json_schema_extra=NO,
+        "Of a Ray cluster, or `auto` for one on this machine; null: RAY_ADDRESS, else Ray is "
+        "started for this run.",
+        "no",
     )
 
 
 class LimitsConfig(Section):
     """What is refused as too large before it takes all memory or hours."""
 
-    row_bytes: int = Field(
-        256 << 20, ge=1, description="Bytes of a row of the pool.", json_schema_extra=NO
-    )
-    unpacked_times: int = Field(
+    row_bytes: int = key(256 << 20, "Bytes of a row of the pool.", "no", ge=1)
+    unpacked_times: int = key(
         200,
+        "Bytes of an unpacked file (gzip, zstd, Parquet), in times its own size; what unpacks to "
+        "less than 1 GiB is never refused.",
+        "no",
         ge=1,
-        description="Bytes of an unpacked file (gzip, zstd, Parquet), in times its own size; what "
-        "unpacks to less than 1 GiB is never refused.",
-        json_schema_extra=NO,
     )
-    render_seconds: float = Field(
-        10.0,
-        gt=0,
-        description="Time that the chat template may take for a row.",
-        json_schema_extra=NO,
-    )
+    render_seconds: float = key(10.0, "Time that the chat template may take for a row.", "no", gt=0)

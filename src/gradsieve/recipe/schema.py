@@ -6,13 +6,9 @@ Its sections are in the modules next to this one, and importable from here.
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import field_validator, model_validator
 
 from gradsieve.recipe.inputs import (
     EngineConfig,
@@ -21,7 +17,7 @@ from gradsieve.recipe.inputs import (
     SourceConfig,
     TargetConfig,
 )
-from gradsieve.recipe.section import CHANGES, NO, Effect, Section, unique
+from gradsieve.recipe.section import CHANGES, Effect, Section, key, unique
 from gradsieve.recipe.selecting import (
     ONE,
     SEVERAL,
@@ -87,31 +83,21 @@ FILE_NAMES = (".json", ".jsonl", ".parquet", ".tmp")
 class ReportConfig(Section):
     """Step 8: an HTML page on what was selected and why."""
 
-    rows: int = Field(
+    rows: int = key(
         20000,
+        "Most selected rows shown with their text, the best of each selection in equal shares. A "
+        "row takes 0.5 to 2 kB of the page.",
+        "no",
         ge=0,
-        description="Most selected rows shown with their text, the best of each selection in equal "
-        "shares. A row takes 0.5 to 2 kB of the page.",
-        json_schema_extra=NO,
     )
-    near_misses: int = Field(
-        200,
-        ge=0,
-        description="Best rows that were not selected, per selection.",
-        json_schema_extra=NO,
-    )
-    lowest: int = Field(
-        100, ge=0, description="Rows with the lowest scores, per selection.", json_schema_extra=NO
-    )
+    near_misses: int = key(200, "Best rows that were not selected, per selection.", "no", ge=0)
+    lowest: int = key(100, "Rows with the lowest scores, per selection.", "no", ge=0)
 
 
 class SelectionName(NamedTuple):
     """What a selection is for, by which method, and of which size.
 
     Attributes:
-        target: A target's name, or `together`.
-        method: The method.
-        budget: The size.
         of_several: Whether there are selections of other sizes, so that the name has the size.
     """
 
@@ -134,33 +120,40 @@ class Recipe(Section):
     """All settings of a run."""
 
     model: ModelConfig
-    pool: list[SourceConfig] = Field(min_length=1, description="The candidate pool's sources.")
-    targets: list[TargetConfig] = Field(
-        min_length=1, description="The skills for which rows are selected."
+    pool: Annotated[list[SourceConfig], key(..., "The candidate pool's sources.", min_length=1)]
+    targets: Annotated[
+        list[TargetConfig], key(..., "The skills for which rows are selected.", min_length=1)
+    ]
+    on_bad_row: Literal["fail", "skip"] = key(
+        "fail", "For a row that can't be read: report it and stop, or skip it and count."
     )
-    on_bad_row: Literal["fail", "skip"] = Field(
-        "fail",
-        description="For a row that can't be read: report it and stop, or skip it and count.",
-    )
-    warmup: WarmupConfig = Field(default_factory=WarmupConfig)
-    features: FeaturesConfig = Field(default_factory=FeaturesConfig)
-    score: ScoreConfig = Field(default_factory=ScoreConfig)
-    select: SelectConfig = Field(default_factory=lambda: SelectConfig(fraction=0.05))
-    train: TrainConfig | None = Field(None, description="null: stop after the selection.")
-    evaluate: EvaluateConfig | None = Field(None, description="null: no evaluation.")
-    validate: ValidateConfig | None = Field(  # type: ignore[assignment]
-        None, description="null: scores are not validated."
-    )
-    report: ReportConfig = Field(default_factory=ReportConfig)
-    limits: LimitsConfig = Field(default_factory=LimitsConfig)
-    engine: EngineConfig = Field(default_factory=EngineConfig, json_schema_extra=NO)
+    warmup: WarmupConfig = WarmupConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    score: ScoreConfig = ScoreConfig()
+    select: SelectConfig = SelectConfig(fraction=0.05)
+    train: TrainConfig | None = key(None, "null: stop after the selection.")
+    evaluate: EvaluateConfig | None = key(None, "null: no evaluation.")
+    validate: ValidateConfig | None = key(None, "null: scores are not validated.")  # type: ignore[assignment]
+    report: ReportConfig = ReportConfig()
+    limits: LimitsConfig = LimitsConfig()
+    engine: EngineConfig = key(EngineConfig(), None, "no")
+
+    @property
+    def train_or_default(self) -> TrainConfig:
+        """The section `train`, or its defaults: validation trains without one, too."""
+        return self.train or TrainConfig()
 
     @property
     def training(self) -> TrainingConfig:
         """Training on selections: the warm-up's settings, overridden by those of `train`."""
-        own = self.train.model_dump(include={"epochs", "learning_rate"}) if self.train else {}
+        own = self.train_or_default.model_dump(include={"epochs", "learning_rate"})
         shared = {key: getattr(self.warmup, key) for key in TrainingConfig.model_fields}
         return TrainingConfig(**{**shared, **{k: v for k, v in own.items() if v is not None}})
+
+    @property
+    def scored(self) -> list[tuple[str, str]]:
+        """Target and method of each table of scores."""
+        return [(target.name, method) for target in self.targets for method in self.score.methods]
 
     @property
     def selections(self) -> list[SelectionName]:

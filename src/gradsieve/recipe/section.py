@@ -12,13 +12,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-)
+from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 """A name that becomes part of a file name."""
@@ -30,14 +26,11 @@ Effect = Literal["yes", "no", "contents", "adds", "repeats"]
 """A key's effect on results: it changes them; it doesn't; only the contents that it names do (a
 path); it adds results and keeps the others (methods, seeds); it makes a repetition (a seed)."""
 
-NO: dict[str, Any] = {"effect": "no"}
 
-CONTENTS: dict[str, Any] = {"effect": "contents"}
+def key(default: Any, description: str | None, effect: Effect = "yes", **limits: Any) -> Any:
+    """A key of the recipe, with its mark; without a default it is `...`, required."""
+    return Field(default, description=description, json_schema_extra={"effect": effect}, **limits)
 
-ADDS: dict[str, Any] = {"effect": "adds"}
-
-REPEATS: dict[str, Any] = {"effect": "repeats"}
-"""Marks of fields, as `json_schema_extra`; a field without one changes results."""
 
 CHANGES: tuple[Effect, ...] = ("yes", "repeats")
 """Effects of the keys that a fingerprint holds."""
@@ -54,8 +47,7 @@ class Section(BaseModel):
     def effect(cls, key: str) -> Effect:
         """A key's effect on results."""
         extra = cls.model_fields[key].json_schema_extra
-        found: Effect = extra["effect"] if isinstance(extra, dict) else "yes"  # type: ignore[assignment]
-        return found
+        return cast(Effect, extra["effect"]) if isinstance(extra, dict) else "yes"
 
     def results(self, effects: Collection[Effect] = CHANGES) -> dict[str, Any]:
         """The keys with these effects and their values, as JSON data, in all sections below."""

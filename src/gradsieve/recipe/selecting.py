@@ -6,24 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from gradsieve.recipe.section import (
-    ADDS,
-    CHANGES,
-    CONTENTS,
-    NO,
-    Effect,
-    Name,
-    Section,
-    unique,
-)
+from gradsieve.recipe.section import CHANGES, Effect, Name, Section, key, unique
 
 SIZES = ("fraction", "count", "tokens")
 """Keys for the size of a selection; a recipe sets one of them."""
@@ -38,24 +23,24 @@ planted rows with a real model (benchmarks/real_model)."""
 class ProjectionConfig(Section):
     """The random projection of gradients, the same for the pool and the targets."""
 
-    kind: Literal["sketch", "rademacher", "none"] = Field(
+    kind: Literal["sketch", "rademacher", "none"] = key(
         "sketch",
-        description="`sketch`: a sign sketch of O(P) cost (the error of the paper's matrix); "
-        "`rademacher`: dense random signs, as in the paper; `none`: the full update.",
+        "`sketch`: a sign sketch of O(P) cost (the error of the paper's matrix); `rademacher`: "
+        "dense random signs, as in the paper; `none`: the full update.",
     )
-    dim: int = Field(
+    dim: int = key(
         8192,
+        "Dimensions. 8192 as in the paper. 32768 with `bits: 4` takes as many bytes and finds 76% "
+        "of the best rows instead of 56% (benchmarks/store).",
         ge=8,
         multiple_of=8,
-        description="Dimensions. 8192 as in the paper. 32768 with `bits: 4` takes as many bytes "
-        "and finds 76% of the best rows instead of 56% (benchmarks/store).",
     )
-    seed: int = Field(0, ge=0, description="Seed of the signs.")
-    balanced: bool = Field(
+    seed: int = key(0, "Seed of the signs.", ge=0)
+    balanced: bool = key(
         True,
-        description="Multiply updates by v^(1/4) and divide target gradients by it before the "
-        "projection (v: Adam's second moment): the same inner products with a smaller error "
-        "(docs/method.md). `false`: as in the paper; default of `none`.",
+        "Multiply updates by v^(1/4) and divide target gradients by it before the projection (v: "
+        "Adam's second moment): the same inner products with a smaller error (docs/method.md). "
+        "`false`: as in the paper; default of `none`.",
     )
 
     @model_validator(mode="before")
@@ -68,31 +53,29 @@ class ProjectionConfig(Section):
 class FeaturesConfig(Section):
     """Steps 2 and 3: the gradient datastore and the target gradients."""
 
-    adam: Literal["torch", "official"] = Field(
+    adam: Literal["torch", "official"] = key(
         "torch",
-        description="The place of Adam's eps: `torch` is the update that training applies, "
-        "`official` that of the released code (docs/method.md).",
+        "The place of Adam's eps: `torch` is the update that training applies, `official` that of "
+        "the released code (docs/method.md).",
     )
-    momentum: Literal["keep", "drop"] = Field(
-        "keep", description="`drop` omits beta1 * m, which all examples share, from the update."
+    momentum: Literal["keep", "drop"] = key(
+        "keep", "`drop` omits beta1 * m, which all examples share, from the update."
     )
-    projection: ProjectionConfig = Field(
-        default_factory=ProjectionConfig, description="The projection."
+    projection: ProjectionConfig = key(ProjectionConfig(), "The projection.")
+    bits: Literal[1, 2, 4, 8, 16, 32] = key(
+        16, "Bits per value in the datastore. 16 as in the paper."
     )
-    bits: Literal[1, 2, 4, 8, 16, 32] = Field(
-        16, description="Bits per value in the datastore. 16 as in the paper."
-    )
-    mode: Literal["store", "exact", "both"] = Field(
+    mode: Literal["store", "exact", "both"] = key(
         "store",
-        description="`store`: write a datastore, reusable for other targets; `exact`: compute "
-        "exact products with these targets' gradients, without projection or datastore; `both`: in "
-        "one pass, exact products for these targets and a datastore for those added later.",
+        "`store`: write a datastore, reusable for other targets; `exact`: compute exact products "
+        "with these targets' gradients, without projection or datastore; `both`: in one pass, "
+        "exact products for these targets and a datastore for those added later.",
     )
-    tokens_per_batch: int | Literal["auto"] = Field(
+    tokens_per_batch: int | Literal["auto"] = key(
         "auto",
-        description="Tokens per forward pass, including padding. `auto`: increased while memory "
-        "suffices, halved when it runs out. It changes the speed, not the results.",
-        json_schema_extra=NO,
+        "Tokens per forward pass, including padding. `auto`: increased while memory suffices, "
+        "halved when it runs out. It changes the speed, not the results.",
+        "no",
     )
 
     @model_validator(mode="after")
@@ -123,40 +106,40 @@ class FeaturesConfig(Section):
 class ScoreConfig(Section):
     """Step 4: the influence of each example on each subtask."""
 
-    methods: list[Name] = Field(
+    methods: list[Name] = key(
         ["less"],
+        "Selection methods (docs/methods.md); `method: less` is short for a list of one. "
+        "`random-1` is `random` with seed 1.",
+        "adds",
         min_length=1,
-        description="Selection methods (docs/methods.md); `method: less` is short for a list of "
-        "one. `random-1` is `random` with seed 1.",
-        json_schema_extra=ADDS,
     )
-    target_mean: Literal["cosine_of_mean", "mean_of_cosines"] = Field(
+    target_mean: Literal["cosine_of_mean", "mean_of_cosines"] = key(
         "cosine_of_mean",
-        description="Cosine similarity to a subtask's mean gradient (the paper), or the mean of "
-        "the similarities to each of its examples (the released code).",
+        "Cosine similarity to a subtask's mean gradient (the paper), or the mean of the "
+        "similarities to each of its examples (the released code).",
     )
-    across_subtasks: AcrossSubtasks = Field(
+    across_subtasks: AcrossSubtasks = key(
         ACROSS_SUBTASKS,
-        description="How a row's score follows from its scores on subtasks. `max` as in the paper; "
+        "How a row's score follows from its scores on subtasks. `max` as in the paper; "
         "`standardized_max`: the maximum after each subtask's scores are standardized over the "
         "pool (mean 0, deviation 1), so that no subtask wins by its level; `mean`.",
     )
-    fusion: list[Name] = Field(
+    fusion: list[Name] = key(
         ["less", "bm25", "rds_plus"],
+        "The methods that method `fusion` joins by their ranks.",
+        "adds",
         min_length=2,
-        description="The methods that method `fusion` joins by their ranks.",
-        json_schema_extra=ADDS,
     )
-    files: dict[Name, str] = Field(
+    files: dict[Name, str] = key(
         {},
-        description="Methods in Python files of yours, by name: `{Longest: my.py:Longest}`. "
-        "`methods: [my.py:Longest]` is short for both. The file is run: read it first.",
-        json_schema_extra=ADDS,
+        "Methods in Python files of yours, by name: `{Longest: my.py:Longest}`. `methods: "
+        "[my.py:Longest]` is short for both. The file is run: read it first.",
+        "adds",
     )
-    embedding: str = Field(
+    embedding: str = key(
         "sentence-transformers/all-MiniLM-L6-v2",
-        description="The model of method `embedding`: a folder, or a model id on the hub.",
-        json_schema_extra=CONTENTS,
+        "The model of method `embedding`: a folder, or a model id on the hub.",
+        "contents",
     )
 
     @model_validator(mode="before")
@@ -198,11 +181,8 @@ class ScoreConfig(Section):
 class NearDuplicatesConfig(Section):
     """Rows with almost the same update, of which only the best is selected."""
 
-    cosine: float = Field(
-        0.95,
-        gt=0,
-        le=1,
-        description="Cosine similarity at the last checkpoint from which rows are duplicates.",
+    cosine: float = key(
+        0.95, "Cosine similarity at the last checkpoint from which rows are duplicates.", gt=0, le=1
     )
 
 
@@ -247,36 +227,33 @@ class Budget:
 class SelectConfig(Section):
     """Step 5: the size of the selection (one of the first three keys) and its constraints."""
 
-    fraction: OneOrSeveral[Fraction] | None = Field(
+    fraction: OneOrSeveral[Fraction] | None = key(
         None,
-        description="Share of the scored rows. Default: 0.05, as in the paper. A list, here and in "
-        "the next two: one selection, training and evaluation for each.",
+        "Share of the scored rows. Default: 0.05, as in the paper. A list, here and in the next "
+        "two: one selection, training and evaluation for each.",
     )
-    count: OneOrSeveral[Count] | None = Field(None, description="Number of rows.")
-    tokens: OneOrSeveral[Count] | None = Field(
-        None, description="Most tokens of the selected rows."
-    )
-    turns: Literal["none", "subtasks", "examples"] = Field(
+    count: OneOrSeveral[Count] | None = key(None, "Number of rows.")
+    tokens: OneOrSeveral[Count] | None = key(None, "Most tokens of the selected rows.")
+    turns: Literal["none", "subtasks", "examples"] = key(
         "none",
-        description="`subtasks`: a target's subtasks take turns in choosing their best remaining "
-        "row, so that each gets an equal share; `examples`: its examples do.",
+        "`subtasks`: a target's subtasks take turns in choosing their best remaining row, so that "
+        "each gets an equal share; `examples`: its examples do.",
     )
-    together: bool = Field(
-        False,
-        description="One selection for all targets, which take turns; its name is `together`.",
+    together: bool = key(
+        False, "One selection for all targets, which take turns; its name is `together`."
     )
-    per_source: Cap | dict[str, Cap] | None = Field(
+    per_source: Cap | dict[str, Cap] | None = key(
         None,
-        description="The most rows of a source: a number (500) or a share of the selection (0.4), "
-        "for every source or by name ({cot: 0.3}).",
+        "The most rows of a source: a number (500) or a share of the selection (0.4), for every "
+        "source or by name ({cot: 0.3}).",
     )
-    near_duplicates: NearDuplicatesConfig | None = Field(
-        None, description="null: near duplicates are kept. Requires the datastore."
+    near_duplicates: NearDuplicatesConfig | None = key(
+        None, "null: near duplicates are kept. Requires the datastore."
     )
-    drop_leaks: bool = Field(
+    drop_leaks: bool = key(
         False,
-        description="Skip rows that share 13 consecutive words with a target's test questions; "
-        "they are reported in any case.",
+        "Skip rows that share 13 consecutive words with a target's test questions; they are "
+        "reported in any case.",
     )
 
     @model_validator(mode="before")

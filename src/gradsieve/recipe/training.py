@@ -4,35 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-from gradsieve.recipe.section import ADDS, CONTENTS, NO, REPEATS, Section, Seed, regular_expression
+from gradsieve.recipe.section import Section, Seed, key, regular_expression
 
 
 class LoraConfig(Section):
     """The adapter. Defaults: the paper's section 4.1."""
 
-    r: int = Field(128, ge=1, description="Rank.")
-    alpha: float = Field(
-        512, gt=0, description="Scale: the adapter's output is multiplied by alpha / r."
-    )
-    dropout: float = Field(
-        0.1, ge=0, lt=1, description="Dropout in training; features are computed without."
-    )
-    target_modules: list[str] | str = Field(
+    r: int = key(128, "Rank.", ge=1)
+    alpha: float = key(512, "Scale: the adapter's output is multiplied by alpha / r.", gt=0)
+    dropout: float = key(0.1, "Dropout in training; features are computed without.", ge=0, lt=1)
+    target_modules: list[str] | str = key(
         ["q_proj", "k_proj", "v_proj", "o_proj"],
-        description="Layers with an adapter, as in peft: a list of names, a regular expression for "
-        "the full name, or `all-linear`.",
+        "Layers with an adapter, as in peft: a list of names, a regular expression for the full "
+        "name, or `all-linear`.",
     )
-    exclude_modules: list[str] | str | None = Field(
-        None,
-        description="Layers to exclude from `target_modules`: names, or a regular expression.",
+    exclude_modules: list[str] | str | None = key(
+        None, "Layers to exclude from `target_modules`: names, or a regular expression."
     )
-    rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
+    rslora: bool = key(False, "Scale by alpha / sqrt(r) instead.")
 
     @field_validator("target_modules", "exclude_modules")
     @classmethod
@@ -45,25 +36,22 @@ class LoraConfig(Section):
 class TrainingConfig(Section):
     """Training of an adapter: in the warm-up, and on selections."""
 
-    epochs: int = Field(4, ge=1, description="Epochs; each ends with a checkpoint.")
-    learning_rate: float = Field(2e-5, gt=0, description="Peak; linear decay to 0.")
-    warmup_ratio: float = Field(
-        0.03, ge=0, lt=1, description="Share of steps with an increasing learning rate."
-    )
-    batch_size: int = Field(32, ge=1, description="Examples per optimizer step.")
-    micro_batch_size: int | None = Field(
+    epochs: int = key(4, "Epochs; each ends with a checkpoint.", ge=1)
+    learning_rate: float = key(2e-5, "Peak; linear decay to 0.", gt=0)
+    warmup_ratio: float = key(0.03, "Share of steps with an increasing learning rate.", ge=0, lt=1)
+    batch_size: int = key(32, "Examples per optimizer step.", ge=1)
+    micro_batch_size: int | None = key(
         None,
+        "Examples per forward pass, a divisor of batch_size; null: all. Changes results by "
+        "rounding only.",
+        "no",
         ge=1,
-        description="Examples per forward pass, a divisor of batch_size; null: all. Changes "
-        "results by rounding only.",
-        json_schema_extra=NO,
     )
-    lora: LoraConfig = Field(default_factory=LoraConfig, description="The adapter.")
-    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
+    lora: LoraConfig = key(LoraConfig(), "The adapter.")
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = key(
         [],
-        description="Trackers for the losses of this training and of `train`, by transformers' "
-        "integrations.",
-        json_schema_extra=NO,
+        "Trackers for the losses of this training and of `train`, by transformers' integrations.",
+        "no",
     )
 
     @model_validator(mode="after")
@@ -79,17 +67,15 @@ class TrainingConfig(Section):
 class WarmupConfig(TrainingConfig):
     """Step 1: LoRA training on a random share of the pool."""
 
-    fraction: float = Field(0.05, gt=0, le=1, description="Share of the pool's rows to train on.")
-    seed: Seed = Field(
-        0,
-        description="Decides the rows, the adapter's initial weights and the order of training.",
-        json_schema_extra=REPEATS,
+    fraction: float = key(0.05, "Share of the pool's rows to train on.", gt=0, le=1)
+    seed: Seed = key(
+        0, "Decides the rows, the adapter's initial weights and the order of training.", "repeats"
     )
-    checkpoints: list[str] | None = Field(
+    checkpoints: list[str] | None = key(
         None,
-        description="Checkpoint folders of an existing training (peft adapter and optimizer "
-        "state), in order; then there is no warm-up.",
-        json_schema_extra=CONTENTS,
+        "Checkpoint folders of an existing training (peft adapter and optimizer state), in order; "
+        "then there is no warm-up.",
+        "contents",
     )
 
     @model_validator(mode="after")
@@ -102,24 +88,20 @@ class WarmupConfig(TrainingConfig):
 class TrainConfig(Section):
     """Step 6: training on the selections, with the warm-up's settings unless set here."""
 
-    model: str | None = Field(
-        None,
-        description="Another model than the one that selects (LESS-T); null: the same.",
-        json_schema_extra=CONTENTS,
+    model: str | None = key(
+        None, "Another model than the one that selects (LESS-T); null: the same.", "contents"
     )
-    seeds: list[Seed] = Field(
-        [0], min_length=1, description="Each trains one model.", json_schema_extra=ADDS
-    )
-    epochs: int | None = Field(None, ge=1, description="null: the warm-up's.")
-    learning_rate: float | None = Field(None, gt=0, description="Peak; null: the warm-up's.")
-    max_steps: int | None = Field(
+    seeds: list[Seed] = key([0], "Each trains one model.", "adds", min_length=1)
+    epochs: int | None = key(None, "null: the warm-up's.", ge=1)
+    learning_rate: float | None = key(None, "Peak; null: the warm-up's.", gt=0)
+    max_steps: int | None = key(
         None,
+        "Optimizer steps of each training, `full` included, in as many epochs as they take; so "
+        "selections of different sizes get the same budget. null: `epochs` decide.",
         ge=1,
-        description="Optimizer steps of each training, `full` included, in as many epochs as they "
-        "take; so selections of different sizes get the same budget. null: `epochs` decide.",
     )
-    full_parameters: bool = Field(
-        False, description="Train all weights, in the model's dtype, instead of an adapter."
+    full_parameters: bool = key(
+        False, "Train all weights, in the model's dtype, instead of an adapter."
     )
 
 
@@ -130,49 +112,45 @@ Metric = Literal["target_loss", "held_out_loss", "accuracy", "exact_match", "f1"
 class EvaluateConfig(Section):
     """Step 7: evaluation of each trained model on the targets' held-out examples."""
 
-    tasks: list[str] | None = Field(
+    tasks: list[str] | None = key(
         None,
-        description="Targets, each with its own metric, and `target_loss`, the loss of all "
-        "targets' answers; null: everything that has held-out examples.",
-        json_schema_extra=ADDS,
+        "Targets, each with its own metric, and `target_loss`, the loss of all targets' answers; "
+        "null: everything that has held-out examples.",
+        "adds",
     )
-    metrics: list[Metric] | None = Field(
+    metrics: list[Metric] | None = key(
         None,
+        "Of each target those that it has; null: all. With `[target_loss, held_out_loss]` nothing "
+        "is generated, which takes most of the time.",
+        "adds",
         min_length=1,
-        description="Of each target those that it has; null: all. With `[target_loss, "
-        "held_out_loss]` nothing is generated, which takes most of the time.",
-        json_schema_extra=ADDS,
     )
-    limit: int | None = Field(
-        None, ge=1, description="Held-out examples per subtask, the first ones; null: all."
-    )
-    shots: bool = Field(
-        True, description="Put the benchmark's few-shot examples before each question."
-    )
-    batch_size: int = Field(8, ge=1, description="Questions per batch.", json_schema_extra=NO)
+    limit: int | None = key(None, "Held-out examples per subtask, the first ones; null: all.", ge=1)
+    shots: bool = key(True, "Put the benchmark's few-shot examples before each question.")
+    batch_size: int = key(8, "Questions per batch.", "no", ge=1)
 
 
 class ValidateConfig(Section):
     """Whether scores predict what training does: many trainings on random subsets of the pool."""
 
-    subsets: int = Field(
+    subsets: int = key(
         32,
+        "Random subsets of the pool to train on, with the settings of `train`; more narrow the "
+        "interval.",
+        "adds",
         ge=3,
-        description="Random subsets of the pool to train on, with the settings of `train`; more "
-        "narrow the interval.",
-        json_schema_extra=ADDS,
     )
-    share: float = Field(0.5, gt=0, lt=1, description="Share of the pool's rows in each subset.")
-    leave_out: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+    share: float = key(0.5, "Share of the pool's rows in each subset.", gt=0, lt=1)
+    leave_out: list[Annotated[float, Field(gt=0, lt=1)]] = key(
         [0.01, 0.05],
-        description="Shares of the pool to leave out, the best rows by each method against random "
-        "ones: a training on the rest for each target, method and share. []: none.",
-        json_schema_extra=ADDS,
+        "Shares of the pool to leave out, the best rows by each method against random ones: a "
+        "training on the rest for each target, method and share. []: none.",
+        "adds",
     )
-    seeds: list[Seed] = Field(
+    seeds: list[Seed] = key(
         [0],
+        "Each trains one model per subset; losses are averaged over them.",
+        "adds",
         min_length=1,
-        description="Each trains one model per subset; losses are averaged over them.",
-        json_schema_extra=ADDS,
     )
-    seed: Seed = Field(0, description="Decides the subsets.", json_schema_extra=REPEATS)
+    seed: Seed = key(0, "Decides the subsets.", "repeats")

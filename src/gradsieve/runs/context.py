@@ -8,10 +8,10 @@ should know of the inputs is collected in `warnings`, which the pipeline reports
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,18 +30,12 @@ from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
 from gradsieve.tasks import QuestionSet, Target, load_target, load_test_set
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class InMemoryInputs:
-    """User-supplied objects that take the place of files.
-
-    Attributes:
-        pool: Rows by the name of their source.
-        targets: Examples by the name of their target.
-        tests: Held-out examples by the name of their target.
-        model: Of the recipe's `model` section.
-        tokenizer: Likewise.
-    """
+    """User-supplied objects in place of files; rows by the names of sources and targets."""
 
     pool: Mapping[str, Iterable[Any]] = field(default_factory=dict)
     targets: Mapping[str, Iterable[Any]] = field(default_factory=dict)
@@ -55,10 +49,6 @@ class Context:
     """One run's recipe, folder and inputs.
 
     Attributes:
-        recipe: What to do.
-        run: Where to write.
-        progress: Where to report.
-        in_memory: Inputs that are not read from files.
         cache: What is expensive to find out again, such as checks that several stages share.
         warnings: What reading the inputs found, in order; `report_warnings` reports each once.
         share: Which of how many equal parts of the features this process takes, from 1; None: all.
@@ -71,8 +61,19 @@ class Context:
     warnings: list[str] = field(default_factory=list)
     cache: dict[Any, Any] = field(default_factory=dict)
     share: tuple[int, int] | None = None
-    _target_rows: dict[str, list[Row]] = field(default_factory=dict)
     _reported: int = 0
+
+    def once(self, key: tuple[Any, ...], find: Callable[[], T]) -> T:
+        """What a call finds, kept under a key."""
+        if key not in self.cache:
+            self.cache[key] = find()
+        found: T = self.cache[key]
+        return found
+
+    def takes(self, place: int) -> bool:
+        """Whether this process's share has the shard or target of this number."""
+        share, count = self.share or (1, 1)
+        return place % count == share - 1
 
     def report_warnings(self) -> None:
         """Report the warnings that were not reported yet."""
@@ -229,8 +230,9 @@ class Context:
 
     def target_rows(self, target: Target) -> list[Row]:
         """A target's examples, tokenized; those without a label token are left out."""
-        if target.name in self._target_rows:
-            return self._target_rows[target.name]
+        return self.once(("target rows", target.name), lambda: self._encoded(target))
+
+    def _encoded(self, target: Target) -> list[Row]:
         rows = self.encode(target.examples)
         usable = [row for row in rows if not row.skip_reason]
         bare = [row for row in rows if row.skip_reason]
@@ -247,7 +249,6 @@ class Context:
                 f"target {target.name}: {len(bare)} of {len(rows)} examples left out, "
                 f"the first {bare[0].example.id}: {bare[0].skip_reason}{without if lost else ''}"
             )
-        self._target_rows[target.name] = usable
         return usable
 
     def encode(self, examples: Sequence[Example]) -> list[Row]:

@@ -33,12 +33,7 @@ _verified: dict[Identity, str] = {}
 
 @dataclass(frozen=True)
 class Fault:
-    """Where a stage's folder differs from what was written.
-
-    Attributes:
-        file: Which file.
-        what: How.
-    """
+    """Where a stage's folder differs from what was written."""
 
     file: Path
     what: Literal["damaged", "missing", "foreign"]

@@ -41,13 +41,7 @@ earlier versions, is used unverified."""
 
 
 class StageEntry(NamedTuple):
-    """A stage as the command line, the run folder and the pipeline list it.
-
-    Attributes:
-        name: File, command, recipe section, report heading.
-        folder: Name of its folder in a run.
-        summary: One line of help.
-    """
+    """A stage as the command line, the run folder and the pipeline list it."""
 
     name: str
     folder: str
@@ -102,11 +96,7 @@ class State:
 
 
 class RunFolder:
-    """A run folder.
-
-    Args:
-        path: The folder; created when the first stage writes.
-    """
+    """A run folder, created when the first stage writes."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -305,13 +295,7 @@ class RunFolder:
                 item.unlink()
 
     def restore(self, name: str, snapshot: Mapping[Path, bytes], archived: Path | None) -> None:
-        """Undo `begin` of a stage that has made nothing since.
-
-        Args:
-            name: The stage.
-            snapshot: Its `snapshot` before.
-            archived: Where `archive` had moved it.
-        """
+        """Undo `begin` of a stage that has made nothing since, and `archive` before it."""
         folder = self.stage(name)
         for file in (folder / INPUTS, folder / SECONDS):
             file.unlink(missing_ok=True)

@@ -13,12 +13,7 @@ SHOWN = 200
 
 
 def html_table(title: str, rows: Sequence[Sequence[object]]) -> str:
-    """A table with a caption.
-
-    Args:
-        title: The caption.
-        rows: The head, then the others.
-    """
+    """A table with a caption; the first row is its head."""
     head, *body = ([_cell(cell) for cell in row] for row in rows)
     lines = ["<tr><th>" + "</th><th>".join(head) + "</th></tr>"]
     lines += ["<tr><td>" + "</td><td>".join(row) + "</td></tr>" for row in body]

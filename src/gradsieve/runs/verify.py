@@ -19,17 +19,10 @@ from gradsieve.store import open_store
 
 @dataclass
 class Verification:
-    """What is known of a run's files.
-
-    Attributes:
-        run: The run folder.
-        stages: By stage: `verified`, `unfinished`, or `not listed` (of an earlier version).
-        problems: Stage, file and problem of each file that is not what was written.
-        files: Files read.
-        bytes: Bytes read.
-    """
+    """What is known of a run's files."""
 
     run: str
+    # `verified`, `unfinished`, or `not listed` (of an earlier version)
     stages: dict[str, str] = field(default_factory=dict)
     problems: list[dict[str, str]] = field(default_factory=list)
     files: int = 0
@@ -50,11 +43,7 @@ class Verification:
 
 
 def verify(run: RunFolder, report: Callable[[float], None] = lambda stages: None) -> Verification:
-    """Read a run's files and compare them with the lists in `meta.json`.
-
-    Args:
-        run: The run folder.
-        report: Called with the number of stages that are done.
+    """Read a run's files and compare them with `meta.json`; `report` gets the stages done so far.
 
     Raises:
         RunError: If the folder is no run.

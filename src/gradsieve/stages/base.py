@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gradsieve.errors import GradsieveError
+from gradsieve.io import differences
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages.estimate import Estimate
 
 Inputs = Mapping[str, Any]
 """JSON data that a stage's outputs depend on."""
+
+
+def same_but(old: Inputs, new: Inputs, *keys: str) -> bool:
+    """Whether inputs differ in these keys at most; one that is None may be missing."""
+    without = dict.fromkeys(keys)
+    return not differences({**old, **without}, {**new, **without})
 
 
 class Stage(ABC):
@@ -38,10 +44,6 @@ class Stage(ABC):
     def needed(self, recipe: Recipe) -> bool:
         """Whether a run of this recipe has the stage; by default always."""
         return True
-
-    @abstractmethod
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves in its folder."""
 
     @abstractmethod
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:

@@ -43,11 +43,7 @@ def _once(check: Callable[..., Problems]) -> Callable[..., list[GradsieveError]]
 
     @wraps(check)
     def kept(context: Context, *arguments: Any) -> list[GradsieveError]:
-        key = (check.__name__, *arguments)
-        if key not in context.cache:
-            context.cache[key] = list(check(context, *arguments))
-        found: list[GradsieveError] = context.cache[key]
-        return found
+        return context.once((check.__name__, *arguments), lambda: [*check(context, *arguments)])
 
     return kept
 

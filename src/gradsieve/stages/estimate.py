@@ -8,7 +8,7 @@ know is assumed: a selection's examples are as long as the pool's.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,14 +40,11 @@ class Estimate:
 
     Attributes:
         units: What its seconds grow with, comparable between runs of the same stage only.
-        flops: Floating-point operations of models and projections.
         loads: How often it starts over, and loads its model: checkpoints, trained models.
-        steps: Optimizer steps.
         disk_bytes: What it leaves on disk.
         working_bytes: What else it needs on disk meanwhile: Trainer's last two checkpoints.
         read_bytes: Datastores that it reads from disk.
         memory_bytes: GPU memory at its peak; None where none is used, or as much as there is.
-        weight_bytes: The weights of its model.
         generated_bytes: What generating answers token by token reads of GPU memory.
         like: The stage whose sample it is timed by; None: its own.
         tasks: Into how many it is cut for workers.
@@ -65,6 +62,12 @@ class Estimate:
     generated_bytes: float = 0.0
     like: str | None = None
     tasks: int = 1
+
+    @classmethod
+    def of_trainings(cls, each: Sequence[Estimate], **more: Any) -> Estimate:
+        """Several trainings, a task each, and what else changes with them."""
+        sums = {key: sum(getattr(one, key) for one in each) for key in ("units", "flops", "steps")}
+        return replace(each[0], **{**sums, "loads": len(each), "tasks": len(each), **more})
 
     def share(self, workers: int) -> float:
         """Of its time, what the busiest of several workers takes."""
@@ -90,19 +93,17 @@ def _shape(
     context: Context, adapted: bool, *, folder: str | None = None, full: bool = False
 ) -> Shape:
     """The shape of a context's model, kept in the context: building it takes a second."""
-    key = ("shape", adapted, folder, full)
-    if key not in context.cache:
-        settings = context.recipe.model
+
+    def find() -> Shape:
         if adapted and folder is not None:
-            found = shape_of(saved_meta_model(context.model, Path(folder)), settings)
-        elif adapted:
-            model = add_adapter(context.model.meta_model(), context.recipe.warmup.lora, 0)
-            found = shape_of(model, settings)
+            model: Any = saved_meta_model(context.model, Path(folder))
         else:
-            found = shape_of(context.model.meta_model(), settings, full)
-        context.cache[key] = found
-    kept: Shape = context.cache[key]
-    return kept
+            model = context.model.meta_model()
+            if adapted:
+                model = add_adapter(model, context.recipe.warmup.lora, 0)
+        return shape_of(model, context.recipe.model, full and not adapted)
+
+    return context.once(("shape", adapted, folder, full), find)
 
 
 # --- counts -------------------------------------------------------------------------------------
@@ -111,6 +112,12 @@ def _shape(
 def lengths(context: Context) -> NDArray[np.float64]:
     """Tokens of the pool's usable examples."""
     return context.pool.lengths[context.pool.usable].astype(np.float64)
+
+
+def by_length(context: Context) -> NDArray[np.int64]:
+    """The pool's usable examples, shortest first; equal lengths stay in order of (source, id)."""
+    usable = context.pool.usable
+    return usable[np.argsort(context.pool.lengths[usable], kind="stable")]
 
 
 def target_rows(context: Context) -> list[Row]:
@@ -168,13 +175,26 @@ class Trained(NamedTuple):
 
 def trainings(context: Context) -> Iterator[Trained]:
     """Each model that is trained on a selection."""
-    seeds = context.recipe.train.seeds if context.recipe.train else [0]
     recipe = context.recipe
+    seeds = recipe.train_or_default.seeds
     targets = len({name.target for name in recipe.selections})
     for name in recipe.selections_for("any"):
         shared = split_seed(name.method)[0] in SAME_FOR_ALL
         one = Trained(selected(context, name.budget), targets if shared else 1)
         yield from [one] * len(seeds) * (1 if shared else targets)
+
+
+def timed_like_warmup(context: Context) -> bool:
+    """Whether trainings take what the warm-up's does, which is timed."""
+    recipe = context.recipe
+    same = context.student is context and needs_gradients(recipe)
+    return same and not student_shape(context).full and not recipe.warmup.checkpoints
+
+
+def student_training(context: Context, rows: int) -> Estimate:
+    """One training on a selection of this many examples."""
+    recipe, max_steps = context.recipe, context.recipe.train_or_default.max_steps
+    return training(student_shape(context), context, rows, recipe.training, max_steps)
 
 
 def training(
@@ -234,17 +254,11 @@ def few_steps(steps: int) -> str | None:
 
 
 class Questions(NamedTuple):
-    """A target's held-out questions.
-
-    Attributes:
-        number: Questions.
-        prompt: Mean tokens of a prompt.
-        answer: Most tokens of an answer.
-    """
+    """A target's held-out questions."""
 
     number: int
-    prompt: float
-    answer: int
+    prompt: float  # mean tokens
+    answer: int  # most tokens
 
 
 def questions(context: Context) -> dict[str, Questions]:

@@ -35,7 +35,6 @@ from gradsieve.evaluation.prompts import (
 from gradsieve.gradients.objectives import example_losses
 from gradsieve.io import (
     agree,
-    differences,
     file_fingerprint,
     fingerprint,
     installed,
@@ -45,11 +44,11 @@ from gradsieve.methods import needs_gradients, uses_gradients
 from gradsieve.models.load import load_trained
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe.schema import TOGETHER, Recipe
-from gradsieve.runs.artifacts import StageArtifact
+from gradsieve.runs.artifacts import ResultsArtifact
 from gradsieve.runs.context import Context
 from gradsieve.selection.export import write_lines
 from gradsieve.stages import checks
-from gradsieve.stages.base import Inputs, Stage
+from gradsieve.stages.base import Inputs, Stage, same_but
 from gradsieve.stages.estimate import ROW_BYTES, Estimate, questions, student_shape, target_rows
 from gradsieve.tasks import QuestionSet
 
@@ -62,12 +61,7 @@ class Evaluate(Stage):
 
     name = "evaluate"
 
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.results
-
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         return {
             "evaluate": settings(context).results(("yes", "repeats", "adds")),
             "targets": {target.name: target.fingerprint for target in context.targets},
@@ -79,14 +73,13 @@ class Evaluate(Stage):
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
         """Whether results are kept: models and targets may be added or removed."""
-        varies = dict.fromkeys(("models", "targets", "questions"))
-        same = not differences({**old, **varies}, {**new, **varies})
-        return same and all(agree(old[part], new[part]) for part in varies)
+        varies = ("models", "targets", "questions")
+        return same_but(old, new, *varies) and all(agree(old[key], new[key]) for key in varies)
 
     def estimate(self, context: Context) -> Estimate:
         """Prompts, answers and losses of each model: untrained, warmed up, and trained."""
         shape, batch_size = student_shape(context), settings(context).batch_size
-        seeds = context.recipe.train.seeds if context.recipe.train else [0]
+        seeds = context.recipe.train_or_default.seeds
         same = context.student.recipe.model == context.recipe.model
         models = 1 + (same and needs_gradients(context.recipe))
         models += len(context.recipe.selections_for("any")) * len(seeds)
@@ -111,23 +104,17 @@ class Evaluate(Stage):
         """Evaluate every model on its target; finished results are kept."""
         results = context.artifacts.results
         known = self.fingerprint_inputs(context)
-        wanted = {
-            name: EvaluationTask(
-                name,
-                model,
-                _identity(context, known, name, model),
-                results.result_file(name),
-                results.samples_file(name),
-            )
+        tasks = [
+            EvaluationTask(name, model, _identity(context, known, name, model))
             for name, model in _wanted(context).items()
-        }
-        missing = [task for name, task in wanted.items() if not results.is_complete(name, task.of)]
-        done = len(wanted) - len(missing)
+        ]
+        missing = [task for task in tasks if not results.is_complete(task.name, task.of)]
+        done = len(tasks) - len(missing)
         for _ in context.engine.map(_job(context, missing), missing, "evaluation", done):
             pass
-        rows = [row for name in wanted for row in _summary(name, results.result(name))]
+        rows = [row for task in tasks for row in _summary(task.name, results.result(task.name))]
         results.write_rows(rows)
-        samples = [results.samples_file(name) for name in wanted]
+        samples = [results.samples_file(task.name) for task in tasks]
         answers = [file_fingerprint(file) for file in samples if file.is_file()]
         return {"results": len(rows), "output": fingerprint([rows, answers])}
 
@@ -210,15 +197,11 @@ class EvaluationTask:
         name: Of the result, TARGET/METHOD/seed-S.
         model: The trained model's folder; None: before training.
         of: Changes if the result would.
-        file: Where the result is written.
-        samples: Where the answers are written.
     """
 
     name: str
     model: Path | None
     of: str
-    file: Path
-    samples: Path
 
     @property
     def target(self) -> str:
@@ -228,14 +211,7 @@ class EvaluationTask:
 
 @dataclass(frozen=True)
 class Questions:
-    """What is measured of a target.
-
-    Attributes:
-        test: Its held-out questions, if it has some.
-        metrics: Names of what is measured.
-        prompts: Of the questions; None: no answers are wanted.
-        losses: Tokenized examples by the name of their loss.
-    """
+    """What is measured of a target."""
 
     metrics: Sequence[str]
     test: QuestionSet | None
@@ -245,24 +221,17 @@ class Questions:
 
 @dataclass(frozen=True)
 class EvaluationJob(Job[EvaluationTask, None]):
-    """Evaluation of trained models.
-
-    Attributes:
-        source: The model before training.
-        template: Its chat template.
-        questions: By target.
-        batch_size: Questions answered at a time.
-    """
+    """Evaluation of trained models."""
 
     unit = "models"
 
     source: ModelSource
     template: ChatTemplate
     questions: Mapping[str, Questions]
+    results: ResultsArtifact
     batch_size: int
 
     def name(self, task: EvaluationTask) -> str:
-        """The result's."""
         return f"evaluation of {task.name}"
 
     def setup(self, progress: Progress) -> Callable[[EvaluationTask], None]:
@@ -293,7 +262,7 @@ class EvaluationJob(Job[EvaluationTask, None]):
                 for name in test.metrics:
                     if name in questions.metrics:
                         metrics[name] = [answer.metrics[name] for answer in answers]
-                write_lines(task.samples, _samples(test, prompts, answers))
+                write_lines(self.results.samples_file(task.name), _samples(test, prompts, answers))
                 found["samples"] = True
         values = [value for metric in metrics.values() for value in metric]
         if not all(value is None or math.isfinite(value) for value in values):
@@ -302,7 +271,7 @@ class EvaluationJob(Job[EvaluationTask, None]):
                 f"{task.name}: {task.model or self.source.settings.name}",
                 "Lower the learning rate that it was trained with, or leave its method out.",
             )
-        write_json(task.file, {"of": task.of, **found})
+        write_json(self.results.result_file(task.name), {"of": task.of, **found})
 
 
 def _job(context: Context, tasks: Sequence[EvaluationTask]) -> EvaluationJob:
@@ -314,7 +283,8 @@ def _job(context: Context, tasks: Sequence[EvaluationTask]) -> EvaluationJob:
         if found.prompts is not None and (warning := found.prompts.warning):
             context.warnings.append(f"target {name}: {warning}")
     context.report_warnings()
-    return EvaluationJob(student.model, student.template, questions, settings(context).batch_size)
+    results, batch_size = context.artifacts.results, settings(context).batch_size
+    return EvaluationJob(student.model, student.template, questions, results, batch_size)
 
 
 def _questions(context: Context, target: str) -> Questions:

@@ -39,16 +39,16 @@ from gradsieve.gradients.jobs import (
     TargetTask,
 )
 from gradsieve.gradients.projection import VERSION
-from gradsieve.io import differences, fingerprint
+from gradsieve.io import fingerprint
 from gradsieve.methods import all_members, find_method, needs_gradients
 from gradsieve.models.checkpoints import checkpoint_fingerprint
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
-from gradsieve.stages.base import Inputs, Stage
+from gradsieve.stages.base import Inputs, Stage, same_but
 from gradsieve.stages.estimate import (
     Estimate,
+    by_length,
     checkpoints,
     exact_bytes,
     lengths,
@@ -58,9 +58,11 @@ from gradsieve.stages.estimate import (
     target_rows,
     width,
 )
-from gradsieve.store import Store, StoreWriter
+from gradsieve.store import StoreWriter
 from gradsieve.store.format import SETTINGS, key_hashes
 from gradsieve.tasks import Target
+
+Numbers = NDArray[np.int64]
 
 SHARDS_WANTED = 50
 ROWS_A_SHARD = (64, 4096)
@@ -79,12 +81,7 @@ class Features(Stage):
         """If a method or the removal of near duplicates reads gradients."""
         return needs_gradients(recipe)
 
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.features
-
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         settings = context.recipe.features
         return {
             "features": settings.results(),
@@ -98,10 +95,8 @@ class Features(Stage):
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
         """Whether what was made for old inputs serves new ones: other rows or targets may come."""
-        grows: dict[str, Any] = {"pool": None}
-        if new["features"]["mode"] != "exact":
-            grows.update(targets=None, stores=None)
-        return not differences({**old, **grows}, {**new, **grows})
+        others = () if new["features"]["mode"] == "exact" else ("targets", "stores")
+        return same_but(old, new, "pool", *others)
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
         """Model, targets, and whether the methods fit `features.mode`."""
@@ -113,7 +108,7 @@ class Features(Stage):
         """At each checkpoint a pass over the pool for each datastore, and one over the targets."""
         settings, shape, pool = context.recipe.features, selecting_shape(context), context.pool
         names, values, rows = stores(context), width(context), target_rows(context)
-        made = len(groups(names))
+        made, taken = len(groups(names)), checkpoints(context)
         of_values = {"sketch": 4, "none": 2, "rademacher": 2 * values}[settings.projection.kind]
         columns = subtasks(context) if "exact" in names else 0
         work = 2 * columns + (0 if settings.mode == "exact" else made * of_values)
@@ -124,32 +119,32 @@ class Features(Stage):
             shape.forward_and_backward(1, len(row.encoded.input_ids), row.encoded.n_labels)
             for row in rows
         )
-        flops = checkpoints(context) * float(own + of_targets)
+        flops = taken * float(own + of_targets)
         wanted = settings.tokens_per_batch
         tokens = max(int(lengths(context).max()), wanted if isinstance(wanted, int) else 8192)
-        balanced = 4 * settings.projection.balanced
-        size = rows_a_shard(len(pool.usable), width(context))
-        held = shape.weight_bytes + (13 + balanced + 4 * columns) * shape.adapter
+        size = rows_a_shard(len(pool.usable), values)
+        of_adapter = 13 + 4 * settings.projection.balanced + 4 * columns
+        held = shape.weight_bytes + of_adapter * shape.adapter
         gradients = len(names) - ("exact" in names)
         left = gradients * (store_bytes(context) + 4 * values * len(rows))
         left += exact_bytes(context) if "exact" in names else 0
         return Estimate(
             units=flops,
             flops=flops,
-            loads=checkpoints(context),
-            tasks=checkpoints(context) * made * math.ceil(len(pool.usable) / size),
-            disk_bytes=checkpoints(context) * left,
+            loads=taken,
+            tasks=taken * made * math.ceil(len(pool.usable) / size),
+            disk_bytes=taken * left,
             memory_bytes=held + shape.activation_bytes(tokens, tokens),
             weight_bytes=shape.weight_bytes,
         )
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Take the features of every row at every checkpoint, as far as they are not there yet."""
-        pool, features, work = context.pool, context.artifacts.features, _work(context)
+        pool, work = context.pool, _work(context)
         _hand_out(context, work)
         facts = [one.finish() for one in work]
         table = _by_key(pa.concat_tables([skipped for one in work for skipped in one.skipped]))
-        features.write_skipped(table)
+        context.artifacts.features.write_skipped(table)
         return {
             "rows": len(pool),
             "skipped": len(pool) - len(pool.usable) + len(table),
@@ -176,30 +171,31 @@ def is_missing(context: Context) -> bool:
 
 def stores(context: Context) -> dict[str, bool]:
     """Name of each datastore that the recipe's methods read, and whether its rows are Adam's."""
-    if context.recipe.features.mode == "exact":
+    recipe, mode = context.recipe, context.recipe.features.mode
+    if mode == "exact":
         return {"exact": True}
-    recipe = context.recipe
     uses = {find_method(name, recipe).uses for name in all_members(recipe)}
-    plain = {"pool-sgd": False} if "plain gradients" in uses else {}
-    if context.recipe.features.mode == "both":
-        return {"pool": True, **plain, "exact": True}
-    return {"pool": True, **plain} if "gradients" in uses or not plain else plain
+    found = {"pool-sgd": False} if "plain gradients" in uses else {}
+    if mode == "both" or "gradients" in uses or not found:
+        found = {"pool": True, **found}
+    return {**found, "exact": True} if mode == "both" else found
 
 
 def groups(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Datastores that are filled by one pass: `pool` with `exact`, the others alone."""
-    if {"pool", "exact"} <= {*names}:
-        return [("pool", "exact"), *((name,) for name in names if name not in ("pool", "exact"))]
-    return [(name,) for name in names]
+    together = ("pool", "exact")
+    if not {*together} <= {*names}:
+        return [(name,) for name in names]
+    return [together, *((name,) for name in names if name not in together)]
 
 
-def _job(context: Context) -> FeaturesJob:
+def _work(context: Context) -> list[CheckpointWork]:
     recipe, targets = context.recipe, {}
     for target in context.targets:
         rows = context.target_rows(target)
         ids, subtasks = [row.example.id for row in rows], [row.example.subtask for row in rows]
         targets[target.name] = TargetExamples(ids, subtasks, [row.encoded for row in rows])
-    return FeaturesJob(
+    job = FeaturesJob(
         context.model,
         dict(enumerate(context.artifacts.warmup.checkpoints, start=1)),
         context.artifacts.pool.folder,
@@ -207,13 +203,9 @@ def _job(context: Context) -> FeaturesJob:
         recipe.features,
         recipe.score.target_mean,
     )
-
-
-def _work(context: Context) -> list[CheckpointWork]:
-    job = _job(context)
-    numbers = by_length(context.pool.lengths, context.pool.usable)
-    keys = context.pool.store_keys(numbers)
-    return [CheckpointWork(context, job, number, numbers, keys) for number in job.checkpoints]
+    numbers = by_length(context)
+    keyed = numbers, context.pool.store_keys(numbers)
+    return [CheckpointWork(context, job, number, keyed) for number in job.checkpoints]
 
 
 def _hand_out(context: Context, work: Sequence[CheckpointWork]) -> None:
@@ -223,10 +215,7 @@ def _hand_out(context: Context, work: Sequence[CheckpointWork]) -> None:
     rounds = [[one] for one in work] if "exact" in stores(context) else [work]
     for some in rounds:
         of = f", checkpoint {some[0].number} of {len(work)}" if len(rounds) > 1 else ""
-        for one in some:
-            one.clear_directions()
-        directions = [task for one in some for task in one.directions()]
-        for _ in context.engine.map(job, directions):
+        for _ in context.engine.map(job, [task for one in some for task in one.directions()]):
             pass
         tasks: list[FeatureTask] = [task for one in some for task in one.tasks()]
         done = sum(one.rows_done for one in some)
@@ -243,61 +232,65 @@ def _hand_out(context: Context, work: Sequence[CheckpointWork]) -> None:
 
 
 class CheckpointWork:
-    """The tasks at one checkpoint, and what is recorded when they are done.
+    """The tasks at one checkpoint, counted from 1, and what is recorded when they are done.
 
-    Args:
-        context: The run.
-        job: Of the tasks.
-        number: The checkpoint's, from 1.
-        numbers: The pool's usable examples, shortest first [n].
-        keys: Their keys in a datastore [n].
+    `rows` are the usable examples' numbers in the pool, shortest first, and their keys [n].
     """
 
     def __init__(
-        self,
-        context: Context,
-        job: FeaturesJob,
-        number: int,
-        numbers: NDArray[np.int64],
-        keys: pa.Table,
+        self, context: Context, job: FeaturesJob, number: int, rows: tuple[Numbers, pa.Table]
     ) -> None:
         self.context, self.job, self.number = context, job, number
-        self._numbers, self._hashes = numbers, np.sort(key_hashes(keys))
+        self._numbers, keys = rows
+        self._hashes = np.sort(key_hashes(keys))
         self.where = context.artifacts.features.checkpoint(number)
+        self._own = self.where.directions(context.share)
         self.adam: AdamFacts | None = None
         self.skipped: list[pa.Table] = []
+        self._of_adam = stores(context)
         checkpoint = checkpoint_fingerprint(job.checkpoints[number])
-        self._stores: dict[str, StoreWriter] = {}
-        for kind, of_adam in stores(context).items():
-            settings = _store_settings(context, job, checkpoint, kind, of_adam)
-            self._stores[kind] = self._opened(kind, settings, keys)
+        self._stores = {kind: self._opened(kind, checkpoint, keys) for kind in self._of_adam}
         self._missing = {kind: store.missing(keys) for kind, store in self._stores.items()}
         self._groups = groups(self._stores)
 
-    def _opened(self, kind: str, settings: dict[str, Any], keys: pa.Table) -> StoreWriter:
+    def _opened(self, kind: str, checkpoint: str, keys: pa.Table) -> StoreWriter:
         """A datastore; the exact one that exists, if it serves these rows and some targets."""
-        folder = self.where.store_folder(kind)
-        resumes = self.job.settings.mode == "both" and (folder / SETTINGS).is_file()
-        if kind != "exact" or not resumes:
-            return self.where.create_store(kind, settings)
-        existing = self.where.store(kind)
-        known, wanted = existing.settings["exact"]["targets"], settings["exact"]["targets"]
-        if known.items() <= wanted.items() or not self._writer(existing).missing(keys).any():
-            return self._writer(existing)
-        # New rows can't be compared with targets that the recipe no longer has.
-        shutil.rmtree(folder)
+        settings = self._settings(kind, checkpoint)
+        folder, mode = self.where.store_folder(kind), self.job.settings.mode
+        if kind == "exact" and mode == "both" and (folder / SETTINGS).is_file():
+            store = self.where.store(kind)
+            existing = StoreWriter(store.folder, store.settings)
+            known, wanted = existing.settings["exact"]["targets"], settings["exact"]["targets"]
+            if known.items() <= wanted.items() or not existing.missing(keys).any():
+                return existing
+            # New rows can't be compared with targets that the recipe no longer has.
+            shutil.rmtree(folder)
         return self.where.create_store(kind, settings)
 
-    @staticmethod
-    def _writer(store: Store) -> StoreWriter:
-        return StoreWriter(store.folder, store.settings)
+    def _settings(self, kind: str, checkpoint: str) -> dict[str, Any]:
+        """What all rows of a datastore share."""
+        settings, of_adam = self.job.settings, self._of_adam[kind]
+        shared = {
+            "adam": settings.adam if of_adam else None,
+            "momentum": settings.momentum if of_adam else None,
+            "model": self.context.model_inputs,
+            "checkpoint": checkpoint,
+        }
+        if kind != "exact":
+            balanced = of_adam and settings.projection.balanced
+            projection = settings.projection.model_dump(exclude={"balanced"})
+            projection |= {"version": VERSION[balanced], **({"balanced": True} if balanced else {})}
+            return {"bits": settings.bits, "projection": projection, **shared}
+        targets = {target.name: target.fingerprint for target in self.context.targets}
+        mean = self.job.target_mean
+        exact = {"columns": self.job.subtasks, "targets": targets, "target_mean": mean}
+        return {"bits": 32, "exact": exact, **shared}
 
     @property
     def exact_targets(self) -> list[str]:
         """Targets whose exact cosines are stored."""
-        if "exact" not in self._stores:
-            return []
-        known = self._stores["exact"].settings["exact"]["targets"]
+        exact = self._stores.get("exact")
+        known = exact.settings["exact"]["targets"] if exact else {}
         return [t.name for t in self.context.targets if known.get(t.name) == t.fingerprint]
 
     @property
@@ -307,50 +300,37 @@ class CheckpointWork:
 
     def _lacking(self, kinds: tuple[str, ...]) -> NDArray[np.bool_]:
         """Rows that one of these datastores lacks [n]."""
-        lacking: NDArray[np.bool_] = np.any([self._missing[kind] for kind in kinds], axis=0)
-        return lacking
+        return np.asarray(np.any([self._missing[kind] for kind in kinds], axis=0))
 
     @property
-    def _columns(self) -> list[Subtask]:
-        """Target and subtask of each exact cosine."""
-        exact = self._stores["exact"].settings["exact"]
-        return [(target, subtask) for target, subtask in exact["columns"]]
+    def _directions(self) -> dict[Subtask, Path]:
+        """The file of the direction for each exact cosine, by target and subtask."""
+        columns, folder = self._stores["exact"].settings["exact"]["columns"], self._own
+        return {(of, one): folder / f"{n}.safetensors" for n, (of, one) in enumerate(columns)}
 
     def clear_directions(self) -> None:
         """Remove the directions: they are as large as a datastore."""
-        shutil.rmtree(self.where.directions(self.context.share), ignore_errors=True)
+        shutil.rmtree(self._own, ignore_errors=True)
 
     def directions(self) -> list[DirectionTask]:
-        """Exact mode's directions, if there are rows to compare with them."""
+        """Exact mode's directions, if there are rows to compare with them; old ones are removed."""
+        self.clear_directions()
         if "exact" not in self._stores or not self._missing["exact"].any():
             return []
-        return [
-            DirectionTask(self.number, subtask, file)
-            for subtask, file in zip(self._columns, self._direction_files(), strict=True)
-        ]
-
-    def _direction_files(self) -> tuple[Path, ...]:
-        folder = self.where.directions(self.context.share)
-        return tuple(folder / f"{n}.safetensors" for n in range(len(self._columns)))
+        files = self._directions.items()
+        return [DirectionTask(self.number, subtask, file) for subtask, file in files]
 
     def tasks(self) -> Iterator[FeatureTask]:
         """What is missing: Adam's facts first, then shards, then targets."""
-        of_adam = any(stores(self.context).values())
         if self.context.share is None:
-            yield AdamTask(self.number, self._numbers[: 8 if of_adam else 0])
+            yield AdamTask(self.number, self._numbers[: 8 if any(self._of_adam.values()) else 0])
         for kinds in self._groups:
             yield from self._shards(kinds)
-        for kind in self._stores:
+        for kind, of_adam in self._of_adam.items():
             for place, target in enumerate(() if kind == "exact" else self.context.targets):
-                if self._is_ours(place) and not self._has_target(kind, target):
+                if self.context.takes(place) and not self._has_target(kind, target):
                     file = self.where.target_file(kind, target.name)
-                    of_adam = stores(self.context)[kind]
                     yield TargetTask(self.number, target.name, _identity(target), file, of_adam)
-
-    def _is_ours(self, place: int) -> bool:
-        """Whether this process's share has the shard or target of this number."""
-        share, count = self.context.share or (1, 1)
-        return place % count == share - 1
 
     def _shards(self, kinds: tuple[str, ...]) -> Iterator[ShardTask]:
         lacking, lengths = self._lacking(kinds), self.context.pool.lengths
@@ -362,16 +342,16 @@ class CheckpointWork:
                 for kind in kinds
                 if (rows := self._missing[kind][places]).any()
             )
-            if outputs and self._is_ours(shard):
+            if outputs and self.context.takes(shard):
                 part = self._numbers[places]
                 yield ShardTask(
                     self.number,
                     outputs,
-                    stores(self.context)[kinds[0]],
+                    self._of_adam[kinds[0]],
                     shard,
                     part,
                     int(lengths[part].sum()),
-                    self._direction_files() if outputs[-1].exact else (),
+                    tuple(self._directions.values()) if outputs[-1].exact else (),
                 )
 
     def _has_target(self, kind: str, target: Target) -> bool:
@@ -402,11 +382,6 @@ def _identity(target: Target) -> str:
     return fingerprint([target.fingerprint, target.name])
 
 
-def by_length(lengths: NDArray[np.int32], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Numbers of examples, shortest first; equal lengths stay in their order, that of keys."""
-    return numbers[np.argsort(lengths[numbers], kind="stable")]
-
-
 def _by_key(skipped: pa.Table) -> pa.Table:
     """Source, id and `skip_reason` of each example once, in order of (source, id)."""
     once = skipped.group_by(["source", "id"]).aggregate([("skip_reason", "min")])
@@ -414,30 +389,9 @@ def _by_key(skipped: pa.Table) -> pa.Table:
     return once.sort_by([("source", "ascending"), ("id", "ascending")])
 
 
-def _store_settings(
-    context: Context, job: FeaturesJob, checkpoint: str, kind: str, of_adam: bool
-) -> dict[str, Any]:
-    """What all rows of a datastore share."""
-    settings = context.recipe.features
-    shared = {
-        "adam": settings.adam if of_adam else None,
-        "momentum": settings.momentum if of_adam else None,
-        "model": context.model_inputs,
-        "checkpoint": checkpoint,
-    }
-    if kind != "exact":
-        balanced = of_adam and settings.projection.balanced
-        projection = settings.projection.model_dump(exclude={"balanced"})
-        projection |= {"version": VERSION[balanced], **({"balanced": True} if balanced else {})}
-        return {"bits": settings.bits, "projection": projection, **shared}
-    targets = {target.name: target.fingerprint for target in context.targets}
-    exact = {"columns": job.subtasks, "targets": targets, "target_mean": job.target_mean}
-    return {"bits": 32, "exact": exact, **shared}
-
-
 def rows_a_shard(rows: int, width: int) -> int:
     """Rows of a shard, for a pool of so many rows with so many values each."""
-    size = min(max(rows // SHARDS_WANTED, ROWS_A_SHARD[0]), ROWS_A_SHARD[1])
+    size = int(np.clip(rows // SHARDS_WANTED, *ROWS_A_SHARD))
     return min(size, max(1, SHARD_VALUES // width))
 
 

@@ -30,7 +30,7 @@ from gradsieve.models.checkpoints import save_adapter
 from gradsieve.models.load import add_adapter
 from gradsieve.models.source import ModelSource
 from gradsieve.models.training import clear_work, seconds_before, train_model
-from gradsieve.recipe.schema import TrainConfig, TrainingConfig
+from gradsieve.recipe.schema import TrainingConfig
 from gradsieve.runs.artifacts import TrainedModel
 from gradsieve.runs.context import Context
 
@@ -40,15 +40,7 @@ ReadRows = Callable[[ChatTemplate], Sequence[TokenizedExample]]
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """One model to train; models of the same rows and seed are equal.
-
-    Attributes:
-        selection: Fingerprint of the rows.
-        seed: Of the adapter's start, the order and the dropout.
-        rows: Reads the rows.
-        label: What the rows are, for progress.
-        out: The model's folder, which appears complete or not at all.
-    """
+    """One model to train; models of the same rows (their fingerprint) and seed are equal."""
 
     selection: str
     seed: int
@@ -59,15 +51,7 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class TrainingJob(Job[TrainingTask, None]):
-    """Training on selections.
-
-    Attributes:
-        model: The model to train.
-        template: Its chat template.
-        settings: Epochs, learning rate, batch size, adapter.
-        full_parameters: Train all weights instead of an adapter.
-        max_steps: Optimizer steps, whatever the number of rows; None: by epochs.
-    """
+    """Training on selections."""
 
     unit = "models"
 
@@ -129,7 +113,7 @@ class TrainingJob(Job[TrainingTask, None]):
 
 def training_job(context: Context) -> TrainingJob:
     """Training as the recipe has it for selections."""
-    settings, student = context.recipe.train or TrainConfig(), context.student
+    settings, student = context.recipe.train_or_default, context.student
     return TrainingJob(
         student.model,
         student.template,
@@ -139,30 +123,18 @@ def training_job(context: Context) -> TrainingJob:
     )
 
 
-def rows_of_messages(file: Path) -> ReadRows:
-    """The rows of `messages.jsonl`, in which each turn is marked as supervised or not."""
-    return partial(_read_messages, file)
-
-
 def rows_of_pool(context: Context, numbers: NDArray[np.int64]) -> ReadRows:
     """Rows of the pool by their numbers, in this order."""
     same = context.student is context  # else the student tokenizes them its own way
     return partial(_read_pool, context.pool.folder, numbers, same)
 
 
-def _read_messages(file: Path, template: ChatTemplate) -> list[TokenizedExample]:
-    examples = []
-    for rank, row in enumerate(read_lines(file), start=1):
-        found = conversation_of(row)
-        examples.append(
-            Example(
-                "selected",
-                str(rank),
-                found.messages,
-                tools=found.tools,
-                supervised=found.supervised,
-            )
-        )
+def read_messages(file: Path, template: ChatTemplate) -> list[TokenizedExample]:
+    """The rows of `messages.jsonl`, in which each turn is marked as supervised or not."""
+    examples = [
+        Example("selected", str(rank), of.messages, tools=of.tools, supervised=of.supervised)
+        for rank, of in enumerate(map(conversation_of, read_lines(file)), start=1)
+    ]
     return _with_labels(examples, template)
 
 

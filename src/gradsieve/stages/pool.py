@@ -17,7 +17,6 @@ from gradsieve.data.pool import Pool as MappedPool
 from gradsieve.data.pool import build_pool, link_parts
 from gradsieve.data.sources import SourceKey, SourceSpec, source_key, state_of
 from gradsieve.errors import GradsieveError
-from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
@@ -33,12 +32,7 @@ class Pool(Stage):
     name = "pool"
     undo_failed = True
 
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.pool
-
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         return {
             "sources": {
                 spec.name: [_key(context, spec).digest, *spec.reading]
@@ -120,11 +114,7 @@ def _warn_of_shares(context: Context, pool: MappedPool) -> None:
 
 def _key(context: Context, spec: SourceSpec) -> SourceKey:
     """The source's key; computing it reads the full source, so it is kept for the run."""
-    key = ("source", spec.name)
-    if key not in context.cache:
-        context.cache[key] = source_key(spec)
-    found: SourceKey = context.cache[key]
-    return found
+    return context.once(("source", spec.name), partial(source_key, spec))
 
 
 STAGE = Pool()

@@ -14,7 +14,6 @@ from gradsieve.io import file_fingerprint, write_text
 from gradsieve.report.gather import gather
 from gradsieve.report.made import current_stages, provenance
 from gradsieve.report.page import page
-from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages.base import Inputs, Stage
 
@@ -25,12 +24,7 @@ class Report(Stage):
     name = "report"
     optional_before = ("train", "evaluate")
 
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.report
-
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         return {
             "recipe": context.recipe.model_dump(mode="json"),
             "pool": context.pool_inputs,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gradsieve.console import clock
 from gradsieve.errors import GradsieveError
-from gradsieve.io import differences, file_fingerprint, fingerprint, reading
+from gradsieve.io import file_fingerprint, fingerprint, reading
 from gradsieve.methods import (
     Features,
     Scores,
@@ -34,11 +34,10 @@ from gradsieve.methods import (
 )
 from gradsieve.models.saved import model_fingerprint
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import ScoreTable
 from gradsieve.stages import checks
-from gradsieve.stages.base import Inputs, Stage
+from gradsieve.stages.base import Inputs, Stage, same_but
 from gradsieve.stages.estimate import (
     Estimate,
     checkpoints,
@@ -64,12 +63,7 @@ class Score(Stage):
     name = "score"
     refreshes_pool = True
 
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.scores
-
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         recipe, names = context.recipe, context.recipe.score.methods
         gradients = _needs_features(context)
         own = {name: found for name in names if (found := _identity(recipe, name))}
@@ -86,8 +80,7 @@ class Score(Stage):
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
         """Whether scores are kept: other methods and targets may come."""
-        grows: dict[str, Any] = {"methods": None, "targets": {}, "features": {}, "own": {}}
-        return not differences({**old, **grows}, {**new, **grows}) and all(
+        return same_but(old, new, "methods", "targets", "features", "own") and all(
             new[part].get(name) == value
             for part in ("targets", "features")
             for name, value in old[part].items()
@@ -129,7 +122,7 @@ class Score(Stage):
             is_scored = all(scores.is_scored(target.name, name) for target in context.targets)
             if not is_scored or made_of != _identity(recipe, name):
                 _score(context, name)
-        made = [scores.table_file(t.name, name) for t in context.targets for name in names]
+        made = [scores.table_file(target, name) for target, name in recipe.scored]
         if _needs_features(context):  # which examples have no score
             made.append(context.artifacts.features.skipped_file)
         facts = scores.facts()
@@ -143,12 +136,11 @@ class Score(Stage):
                 for name in names
             },
             "tables": {
-                f"{target.name}/{name}": {
-                    **_spread(scores.table_file(target.name, name)),
-                    "signal_to_noise": facts.get(name, {}).get("noise", {}).get(target.name, {}),
+                f"{target}/{name}": {
+                    **_spread(scores.table_file(target, name)),
+                    "signal_to_noise": facts.get(name, {}).get("noise", {}).get(target, {}),
                 }
-                for target in context.targets
-                for name in names
+                for target, name in recipe.scored
             },
             "output": fingerprint([file_fingerprint(file) for file in made]),
         }

@@ -29,7 +29,6 @@ from gradsieve.errors import DataError, GradsieveError, RunError, did_you_mean
 from gradsieve.io import fingerprint, read_lines, write_text
 from gradsieve.methods.base import ExampleScores
 from gradsieve.recipe.schema import TOGETHER, SelectConfig, SelectionName
-from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import ScoreTable
 from gradsieve.selection.export import (
@@ -68,12 +67,7 @@ class Select(Stage):
     name = "select"
     refreshes_pool = True
 
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.selections
-
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         settings, features = context.recipe.select, None
         if settings.near_duplicates:
             features = context.artifacts.features.metadata["output"]
@@ -188,10 +182,7 @@ def dominated(rows: Mapping[str, int], subtasks: int) -> str | None:
     """The warning of a selection of which one subtask takes most.
 
     The limit is half-way between an equal share and everything: 75% of two subtasks, 51% of 57.
-
-    Args:
-        rows: Selected rows by subtask, the most frequent first.
-        subtasks: How many could have been chosen for.
+    `rows` has the most frequent subtask first; `subtasks` is how many could have been chosen for.
     """
     total = sum(rows.values())
     if subtasks < 2 or total < ENOUGH:
@@ -208,20 +199,12 @@ def dominated(rows: Mapping[str, int], subtasks: int) -> str | None:
 
 @dataclass(frozen=True)
 class _Scored:
-    """All scored rows, by their lines in the score table.
-
-    Attributes:
-        pool: The pool.
-        ranking: The order in which they are considered.
-        numbers: Their numbers in the pool [n].
-        sources: Their sources, an index into `names` [n].
-        names: Of the sources.
-    """
+    """All scored rows, by their lines in the score table."""
 
     pool: Pool
     ranking: Ranking
-    numbers: NDArray[np.int64]
-    sources: NDArray[np.int32]
+    numbers: NDArray[np.int64]  # in the pool [n]
+    sources: NDArray[np.int32]  # an index into `names` [n]
     names: Sequence[str]
 
     @property

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gradsieve.errors import GradsieveError
-from gradsieve.io import agree, differences, fingerprint
-from gradsieve.methods import needs_gradients
+from gradsieve.io import agree, fingerprint
 from gradsieve.models import distributed
-from gradsieve.recipe.schema import Recipe, TrainConfig
-from gradsieve.runs.artifacts import StageArtifact
+from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
-from gradsieve.stages.base import Inputs, Stage
-from gradsieve.stages.estimate import Estimate, student_shape, training, trainings
-from gradsieve.stages.jobs import TrainingTask, rows_of_messages, training_job
+from gradsieve.stages.base import Inputs, Stage, same_but
+from gradsieve.stages.estimate import (
+    Estimate,
+    student_shape,
+    student_training,
+    timed_like_warmup,
+    trainings,
+)
+from gradsieve.stages.jobs import TrainingTask, read_messages, training_job
 
 
 class Train(Stage):
@@ -32,15 +36,10 @@ class Train(Stage):
     name = "train"
     distributed = True
 
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.models
-
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         return {
-            "train": _settings(context).results(),
-            "seeds": _settings(context).seeds,
+            "train": context.recipe.train_or_default.results(),
+            "seeds": context.recipe.train_or_default.seeds,
             "model": context.student.model_inputs,
             "training": context.recipe.training.results(),
             "selections": context.artifacts.selections.fingerprints,
@@ -48,9 +47,8 @@ class Train(Stage):
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
         """Whether models are kept: seeds, methods and targets may be added or removed."""
-        varies = {"seeds": None, "selections": None}
-        same = not differences({**old, **varies}, {**new, **varies})
-        return same and agree(old["selections"], new["selections"])
+        kept = agree(old["selections"], new["selections"])
+        return kept and same_but(old, new, "seeds", "selections")
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
         """The model to train, and trackers."""
@@ -59,19 +57,11 @@ class Train(Stage):
 
     def estimate(self, context: Context) -> Estimate:
         """A training for each selection and seed."""
-        recipe, shape = context.recipe, student_shape(context)
-        made, max_steps = list(trainings(context)), _settings(context).max_steps
-        every = [training(shape, context, one.rows, recipe.training, max_steps) for one in made]
-        same = context.student is context and needs_gradients(recipe)
-        return replace(
-            every[0],
-            units=sum(one.units for one in every),
-            flops=sum(one.flops for one in every),
-            loads=len(every),
-            tasks=len(every),
-            steps=sum(one.steps for one in every),
-            disk_bytes=sum(one.folders for one in made) * shape.trained_weight_bytes,
-            like="warmup" if same and not shape.full and not recipe.warmup.checkpoints else None,
+        made, weights = list(trainings(context)), student_shape(context).trained_weight_bytes
+        return Estimate.of_trainings(
+            [student_training(context, one.rows) for one in made],
+            disk_bytes=sum(one.folders for one in made) * weights,
+            like="warmup" if timed_like_warmup(context) else None,
         )
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
@@ -79,7 +69,7 @@ class Train(Stage):
         tasks = {
             f"{name}/seed-{seed}": _task(context, name, selection, seed)
             for name, selection in context.artifacts.selections.fingerprints.items()
-            for seed in _settings(context).seeds
+            for seed in context.recipe.train_or_default.seeds
         }
         first: dict[tuple[str, int], TrainingTask] = {}
         for task in tasks.values():
@@ -113,9 +103,9 @@ class Train(Stage):
 
 
 def _task(context: Context, name: str, selection: str, seed: int) -> TrainingTask:
-    rows = rows_of_messages(context.artifacts.selections.selection(*name.split("/")).messages)
+    file = context.artifacts.selections.selection(*name.split("/")).messages
     out = context.artifacts.models.model(f"{name}/seed-{seed}")
-    return TrainingTask(selection, seed, rows, name.replace("/", ", "), out)
+    return TrainingTask(selection, seed, partial(read_messages, file), name.replace("/", ", "), out)
 
 
 def _make_room(context: Context, task: TrainingTask) -> None:
@@ -124,10 +114,6 @@ def _make_room(context: Context, task: TrainingTask) -> None:
         shutil.rmtree(task.out.folder, ignore_errors=True)
     elif task.out.training().get("selection") not in (None, task.selection):
         context.run.archive_part(task.out.folder)  # of a method that was removed and added again
-
-
-def _settings(context: Context) -> TrainConfig:
-    return context.recipe.train or TrainConfig()
 
 
 STAGE = Train()

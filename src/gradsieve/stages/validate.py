@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +34,25 @@ from gradsieve.data.pool.shares import random_share, share_size
 from gradsieve.engine import Job
 from gradsieve.errors import DataError, GradsieveError, ModelError
 from gradsieve.gradients.objectives import example_losses
-from gradsieve.io import differences, fingerprint, write_json
-from gradsieve.methods import needs_gradients, split_seed
+from gradsieve.io import fingerprint, write_json
+from gradsieve.methods import split_seed
 from gradsieve.models.load import load_trained
-from gradsieve.recipe.schema import Recipe, TrainConfig, ValidateConfig
-from gradsieve.runs.artifacts import StageArtifact, ValidationArtifact
+from gradsieve.recipe.schema import Recipe, ValidateConfig
+from gradsieve.runs.artifacts import ValidationArtifact
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import ScoreTable
 from gradsieve.stages import checks
-from gradsieve.stages.base import Inputs, Stage
+from gradsieve.stages.base import Inputs, Stage, same_but
 from gradsieve.stages.estimate import (
     SAME_FOR_ALL,
     Estimate,
     student_shape,
+    student_training,
     target_rows,
-    training,
+    timed_like_warmup,
 )
 from gradsieve.stages.jobs import TrainingJob, TrainingTask, rows_of_pool, training_job
+from gradsieve.tasks import Target
 
 RANDOM_PARTS = 3
 """Random parts of each size of `leave_out`, with which leaving out the best rows is compared."""
@@ -68,16 +70,10 @@ class Validate(Stage):
         """If the recipe asks for it."""
         return recipe.validate is not None
 
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.validation
-
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
-        train = context.recipe.train or TrainConfig()
         return {
             "validate": _settings(context).results(("yes", "repeats", "adds")),
-            "train": train.results(),
+            "train": context.recipe.train_or_default.results(),
             "training": context.recipe.training.results(),
             "model": context.student.model_inputs,
             "pool": context.pool_inputs,
@@ -88,13 +84,9 @@ class Validate(Stage):
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
         """Whether models are kept: they depend on subsets and training alone, not on scores."""
-        adds = dict.fromkeys(("subsets", "leave_out", "seeds"))
-        varies = dict.fromkeys(("scores", "targets", "questions"))
-        one, other = (
-            {**inputs, **varies, "validate": {**inputs["validate"], **adds}}
-            for inputs in (old, new)
-        )
-        return not differences(one, other)
+        parts = old["validate"], new["validate"]
+        same = same_but(old, new, "validate", "scores", "targets", "questions")
+        return same and same_but(*parts, "subsets", "leave_out", "seeds")
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
         """The model to train, targets and held-out examples."""
@@ -105,7 +97,7 @@ class Validate(Stage):
     def estimate(self, context: Context) -> Estimate:
         """A training for each part of the pool and seed, and losses of each."""
         recipe, settings, shape = context.recipe, _settings(context), student_shape(context)
-        train, usable = recipe.train or TrainConfig(), len(context.pool.usable)
+        usable = len(context.pool.usable)
         rankings = sum(
             1 if split_seed(name)[0] in SAME_FOR_ALL else len(recipe.targets)
             for name in recipe.score.methods
@@ -114,31 +106,25 @@ class Validate(Stage):
         sizes = [share_size(usable, settings.share)] * settings.subsets
         for share in settings.leave_out:
             sizes += [usable - share_size(usable, share)] * (rankings + RANDOM_PARTS)
-        each = {
-            rows: training(shape, context, rows, recipe.training, train.max_steps)
-            for rows in {*sizes}
-        }
+        each = {rows: student_training(context, rows) for rows in {*sizes}}
         made = [each[rows] for rows in sizes for _ in settings.seeds]
         tokens = sum(len(row.encoded.input_ids) for row in target_rows(context))
         for test in context.test_sets.values():  # as long as the target's examples: assumed
             tokens += len(test.questions) * tokens // max(1, len(target_rows(context)))
         losses = len(made) * shape.forward(1, tokens, tokens)
-        same = context.student is context and needs_gradients(recipe)
-        timed_as_warmup = same and not shape.full and not recipe.warmup.checkpoints
-        return replace(
-            made[0],
+        return Estimate.of_trainings(
+            made,
             units=sum(one.units for one in made) + losses,
             flops=sum(one.flops for one in made) + losses,
             loads=2 * len(made),
-            steps=sum(one.steps for one in made),
             disk_bytes=0 if shape.full else len(made) * shape.trained_weight_bytes,
-            like="warmup" if timed_as_warmup else "train",
+            like="warmup" if timed_like_warmup(context) else "train",
         )
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Train on each part and measure losses; what is there is kept."""
         artifact, parts = context.artifacts.validation, _parts(context)
-        asked = {target.name: _asked(context, target.name) for target in context.targets}
+        asked = {target.name: _asked(context, target) for target in context.targets}
         tasks = [
             _task(context, part, seed, asked)
             for part in {part.name: part for part in parts.all()}.values()
@@ -150,9 +136,8 @@ class Validate(Stage):
         for _ in context.engine.map(job, missing, "validation", done):
             pass
         found = [
-            _validation(context, parts, target.name, method, asked[target.name])
-            for target in context.targets
-            for method in context.recipe.score.methods
+            _validation(context, parts, target, method, asked[target])
+            for target, method in context.recipe.scored
         ]
         rows = [one.json() for one in found]
         artifact.write_rows(rows)
@@ -170,17 +155,11 @@ def _settings(context: Context) -> ValidateConfig:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of the pool to train on.
+    """Rows of the pool to train on."""
 
-    Attributes:
-        name: A hash of its members.
-        label: What it is, for progress.
-        numbers: Of its rows, by (source, id).
-    """
-
-    name: str
+    name: str  # a hash of its members
     label: str
-    numbers: Numbers
+    numbers: Numbers  # by (source, id)
 
 
 @dataclass(frozen=True)
@@ -241,11 +220,10 @@ def _parts(context: Context) -> Parts:
 
 def _rankings(context: Context) -> Iterator[tuple[str, str, ScoreTable]]:
     """The tables of scores that rank something."""
-    for target in context.recipe.targets:
-        for method in context.recipe.score.methods:
-            table = context.artifacts.scores.table(target.name, method)
-            if np.ptp(table.total) > 0:
-                yield target.name, method, table
+    for target, method in context.recipe.scored:
+        table = context.artifacts.scores.table(target, method)
+        if np.ptp(table.total) > 0:
+            yield target, method, table
 
 
 # --- losses -------------------------------------------------------------------------------------
@@ -256,7 +234,6 @@ class Asked:
     """The examples whose loss counts for a target.
 
     Attributes:
-        loss: `held_out_loss` or `target_loss`.
         of: Changes if their losses would, with the same model.
         rows: Tokenized; each has label tokens.
         weights: Of each in the mean.
@@ -268,9 +245,8 @@ class Asked:
     weights: NDArray[np.float64]
 
 
-def _asked(context: Context, name: str) -> Asked:
-    target = next(target for target in context.targets if target.name == name)
-    test = context.test_sets.get(name)
+def _asked(context: Context, target: Target) -> Asked:
+    test = context.test_sets.get(target.name)
     of = fingerprint([target.fingerprint, test.fingerprint if test else None])
     if test is not None:
         rows = context.student.encode([question.example for question in test.questions])
@@ -284,17 +260,11 @@ def _asked(context: Context, name: str) -> Asked:
 
 @dataclass(frozen=True)
 class ValidationTask:
-    """One model to train, and to measure.
-
-    Attributes:
-        part: Name of the rows.
-        training: The training.
-        targets: Those whose losses are not there yet.
-    """
+    """One model to train, and to measure."""
 
     part: str
     training: TrainingTask
-    targets: Sequence[str]
+    targets: Sequence[str]  # whose losses are not there yet
 
 
 def _task(context: Context, part: Part, seed: int, asked: Mapping[str, Asked]) -> ValidationTask:
@@ -310,13 +280,7 @@ def _task(context: Context, part: Part, seed: int, asked: Mapping[str, Asked]) -
 
 @dataclass(frozen=True)
 class ValidationJob(Job[ValidationTask, None]):
-    """Training on parts of the pool, and the losses on targets.
-
-    Attributes:
-        training: How models are trained.
-        artifact: Where losses are written.
-        asked: The examples whose loss counts, by target.
-    """
+    """Training on parts of the pool, and the losses on targets."""
 
     unit = "models"
 

@@ -29,7 +29,6 @@ from gradsieve.models.checkpoints import checkpoint_fingerprint, load_learning_r
 from gradsieve.models.load import add_adapter, check_vocabulary
 from gradsieve.models.training import clear_work, train_model
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.artifacts import StageArtifact
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
@@ -53,12 +52,7 @@ class Warmup(Stage):
         """If a method or the removal of near duplicates reads gradients."""
         return needs_gradients(recipe)
 
-    def artifact(self, context: Context) -> StageArtifact:
-        """What it leaves."""
-        return context.artifacts.warmup
-
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        """What this stage depends on."""
         settings = context.recipe.warmup
         # All inputs are read before anything is spent, the quickest to check first.
         pool, _ = context.pool_inputs, context.targets

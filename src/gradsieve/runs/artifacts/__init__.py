@@ -29,6 +29,7 @@ from gradsieve.runs.folder import RunFolder
 __all__ = [
     "Artifacts",
     "CheckpointFeatures",
+    "ResultsArtifact",
     "SelectionFiles",
     "StageArtifact",
     "TrainedModel",
@@ -38,11 +39,7 @@ __all__ = [
 
 
 class Artifacts:
-    """What every stage of a run leaves.
-
-    Args:
-        run: The run folder.
-    """
+    """What every stage of a run leaves."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -55,3 +52,8 @@ class Artifacts:
         self.results = ResultsArtifact(run)
         self.validation = ValidationArtifact(run)
         self.report = ReportArtifact(run)
+
+    def of(self, stage: str) -> StageArtifact:
+        """What a stage leaves, by the stage's name."""
+        artifacts = (part for part in vars(self).values() if isinstance(part, StageArtifact))
+        return next(artifact for artifact in artifacts if artifact.stage == stage)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gradsieve.errors import RunError
 from gradsieve.runs.files import Fault, Read
@@ -15,14 +15,22 @@ FOUND_BY_PATTERN = (".safetensors", ".parquet", ".bin", ".pt", ".arrow")
 LOSSES, TENSORBOARD, TRAINING = "loss.jsonl", "tensorboard", "training.json"
 
 
+class Below:
+    """A file or folder in the folder of its owner."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner: Any, _: type) -> Path:
+        folder: Path = owner.folder
+        return folder / self.name
+
+
 @dataclass(frozen=True)
 class StageArtifact:
-    """A stage's folder in a run.
+    """A stage's folder in a run."""
 
-    Attributes:
-        run: The run folder.
-        stage: The stage's name.
-    """
+    trains: ClassVar[bool] = False  # so that some of its files are loss curves
 
     run: RunFolder
     stage: str
@@ -61,7 +69,7 @@ class StageArtifact:
 
     def is_dispensable(self, file: Path) -> bool:
         """Whether nothing but a display is lost with a file that takes long to make again."""
-        return False
+        return self.trains and (file.name == LOSSES or TENSORBOARD in file.parts)
 
     def matters(self, fault: Fault) -> bool:
         """Whether a fault changes results. Foreign files do where files are found by patterns."""
@@ -78,11 +86,6 @@ class StageArtifact:
         if faults := [*filter(self.matters, self.run.faults(self.stage, path, read))]:
             raise damaged_error(faults, self.stage)
         return path
-
-
-def is_curve(file: Path) -> bool:
-    """Whether a file is a training's loss curve, which only the report shows."""
-    return file.name == LOSSES or TENSORBOARD in file.parts
 
 
 def damaged_error(faults: Sequence[Fault], stage: str) -> RunError:

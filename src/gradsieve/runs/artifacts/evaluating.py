@@ -11,16 +11,12 @@ from typing import Any
 
 from gradsieve.errors import RunError
 from gradsieve.io import folder_fingerprint, publish, read_lines, reading, write_json
-from gradsieve.runs.artifacts.base import TRAINING, StageArtifact, is_curve
+from gradsieve.runs.artifacts.base import TRAINING, Below, StageArtifact
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained adapter, or a full model.
-
-    Attributes:
-        folder: `RUN/05-train/TARGET/METHOD/seed-S`.
-    """
+    """A trained adapter, or a full model, such as `RUN/05-train/TARGET/METHOD/seed-S`."""
 
     folder: Path
 
@@ -59,6 +55,7 @@ class ModelsArtifact(StageArtifact):
     """The models trained on selections."""
 
     stage: str = "train"
+    trains = True
 
     def model(self, name: str) -> TrainedModel:
         """A model by its name, TARGET/METHOD/seed-S."""
@@ -70,7 +67,6 @@ class ModelsArtifact(StageArtifact):
         return dict(self.metadata["models"])
 
     def paths(self) -> list[Path]:
-        """The models' folders."""
         return [self.folder / name for name in self.metadata["models"]]
 
     def missing(self) -> list[str]:
@@ -81,21 +77,30 @@ class ModelsArtifact(StageArtifact):
         """A model is made again as a whole."""
         return [self.folder.joinpath(*file.relative_to(self.folder).parts[:3])]
 
-    def is_dispensable(self, file: Path) -> bool:
-        """Curves."""
-        return is_curve(file)
+
+class _Summarized(StageArtifact):
+    """Results of a stage, summed up in one file; the stage's list has the other files."""
+
+    summary = Below("results.json")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The summary's records."""
+        return list(_json(self.verified(self.summary))["rows"])
+
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the summary."""
+        write_json(self.summary, {"rows": rows})
+
+    def paths(self) -> list[Path]:
+        """The summary, which all is made for."""
+        return [self.summary]
 
 
 @dataclass(frozen=True)
-class ResultsArtifact(StageArtifact):
-    """Metrics of each model, question by question and on average."""
+class ResultsArtifact(_Summarized):
+    """Metrics of each model, question by question and, in a record per metric, on average."""
 
     stage: str = "evaluate"
-
-    @property
-    def summary(self) -> Path:
-        """Averages, standard errors and subtasks of every model and metric."""
-        return self.folder / "results.json"
 
     def result_file(self, name: str) -> Path:
         """Of one model on one target: TARGET/METHOD/seed-S."""
@@ -124,37 +129,21 @@ class ResultsArtifact(StageArtifact):
         file = self.verified(self.result_file(name))
         return _json(file) if file.is_file() else {}
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The summary: a record per model and metric."""
-        return list(_json(self.verified(self.summary))["rows"])
-
-    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the summary."""
-        write_json(self.summary, {"rows": rows})
-
     @staticmethod
     def name(row: Mapping[str, Any]) -> str:
         """Of the result that a row of the summary is an average of."""
         return f"{row['target']}/{row['method']}/seed-{row['seed']}"
 
-    def paths(self) -> list[Path]:
-        """The summary, which all is made for; the stage's list has the others."""
-        return [self.summary]
-
 
 @dataclass(frozen=True)
-class ValidationArtifact(StageArtifact):
-    """Losses of models trained on parts of the pool, and what they say of each method's scores.
+class ValidationArtifact(_Summarized):
+    """Losses of models trained on parts of the pool; and a record for each target and method.
 
     A part is named by a hash of its members: each is trained on once, whichever methods it serves.
     """
 
     stage: str = "validate"
-
-    @property
-    def summary(self) -> Path:
-        """A record for each target and method."""
-        return self.folder / "results.json"
+    trains = True
 
     def model(self, part: str, seed: int) -> TrainedModel:
         """The model trained on a part of the pool."""
@@ -176,41 +165,20 @@ class ValidationArtifact(StageArtifact):
         except RunError:  # half a file, of a run that is not finished
             return False
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The summary."""
-        return list(_json(self.verified(self.summary))["rows"])
-
-    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the summary."""
-        write_json(self.summary, {"rows": rows})
-
-    def paths(self) -> list[Path]:
-        """The summary, which all is made for; the stage's list has the others."""
-        return [self.summary]
-
     def made_with(self, file: Path) -> list[Path]:
         """A model is made again as a whole."""
         parts = file.relative_to(self.folder).parts
         return [self.folder.joinpath(*parts[:3]) if parts[0] == "models" else file]
 
-    def is_dispensable(self, file: Path) -> bool:
-        """Curves."""
-        return is_curve(file)
-
 
 @dataclass(frozen=True)
 class ReportArtifact(StageArtifact):
-    """The page."""
+    """The page, one HTML file."""
 
     stage: str = "report"
-
-    @property
-    def page(self) -> Path:
-        """One HTML file."""
-        return self.folder / "index.html"
+    page = Below("index.html")
 
     def paths(self) -> list[Path]:
-        """The page."""
         return [self.page]
 
 

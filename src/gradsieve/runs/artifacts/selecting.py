@@ -18,7 +18,7 @@ from gradsieve.data.pool import Pool, open_pool
 from gradsieve.io import atomic, file_fingerprint, fingerprint, read_lines, reading, write_json
 from gradsieve.methods.base import ExampleScores
 from gradsieve.recipe.schema import TOGETHER, Recipe
-from gradsieve.runs.artifacts.base import LOSSES, StageArtifact, is_curve
+from gradsieve.runs.artifacts.base import LOSSES, Below, StageArtifact
 from gradsieve.runs.files import Fault, Read
 from gradsieve.runs.score_table import (
     ScoreTable,
@@ -33,9 +33,10 @@ from gradsieve.store.targets import TargetGradients, read_target_gradients, targ
 
 @dataclass(frozen=True)
 class PoolArtifact(StageArtifact):
-    """The candidate pool."""
+    """The candidate pool, and the rows that can't be used: source, where, reason."""
 
     stage: str = "pool"
+    skipped = Below("skipped.jsonl")
 
     def read(self) -> Pool:
         """Map the finished pool."""
@@ -46,11 +47,6 @@ class PoolArtifact(StageArtifact):
     def fingerprints(self) -> dict[str, str]:
         """Of each source's rows, whatever their order and the path and format of their file."""
         return dict(self.metadata["output"])
-
-    @property
-    def skipped(self) -> Path:
-        """Rows that can't be used: source, where, reason."""
-        return self.folder / "skipped.jsonl"
 
     def paths(self) -> list[Path]:
         """The data set's files."""
@@ -67,6 +63,7 @@ class WarmupArtifact(StageArtifact):
     """Checkpoints of the warm-up, its own or those that the recipe names."""
 
     stage: str = "warmup"
+    trains = True
 
     def own_checkpoint(self, number: int) -> Path:
         """Where the warm-up's checkpoint of an epoch is, from 1."""
@@ -102,7 +99,6 @@ class WarmupArtifact(StageArtifact):
         return list(read_lines(file))
 
     def paths(self) -> list[Path]:
-        """The checkpoints."""
         return [self.folder / name for name in self.metadata["checkpoints"]]
 
     def faults(self, read: Read = "all") -> list[Fault]:
@@ -114,18 +110,10 @@ class WarmupArtifact(StageArtifact):
         """A training is made again as a whole."""
         return [self.folder]
 
-    def is_dispensable(self, file: Path) -> bool:
-        """Curves."""
-        return is_curve(file)
-
 
 @dataclass(frozen=True)
 class CheckpointFeatures:
-    """Features at one checkpoint.
-
-    Attributes:
-        folder: `RUN/02-features/checkpoint-i`.
-    """
+    """Features at one checkpoint, `RUN/02-features/checkpoint-i`."""
 
     folder: Path
 
@@ -159,6 +147,7 @@ class FeaturesArtifact(StageArtifact):
     """The datastores and target gradients of every checkpoint."""
 
     stage: str = "features"
+    skipped_file = Below("skipped.parquet")
 
     def checkpoint(self, number: int) -> CheckpointFeatures:
         """Features at a checkpoint, from 1."""
@@ -171,11 +160,6 @@ class FeaturesArtifact(StageArtifact):
         for checkpoint in found:
             self.verified(checkpoint.folder)
         return found
-
-    @property
-    def skipped_file(self) -> Path:
-        """Examples whose features are not finite."""
-        return self.folder / "skipped.parquet"
 
     def skipped(self) -> pa.Table:
         """Source, id and `skip_reason` of the examples whose features are not finite, by key."""
@@ -221,9 +205,11 @@ class FeaturesArtifact(StageArtifact):
 
 @dataclass(frozen=True)
 class ScoresArtifact(StageArtifact):
-    """A table of scores per target and method, and what each method took."""
+    """A table of scores per target and method; what each took, and what it keeps meanwhile."""
 
     stage: str = "score"
+    work = Below("work")
+    _facts = Below("seconds.json")
 
     def skipped(self, pool: Pool, method: str) -> pa.Table:
         """Source, id and `skip_reason` of the pool's examples that a method can't score, by key."""
@@ -234,11 +220,6 @@ class ScoresArtifact(StageArtifact):
             features = FeaturesArtifact(self.run).skipped()
             found = pa.concat_tables([found, features.cast(found.schema)])
         return found.sort_by([("source", "ascending"), ("id", "ascending")])
-
-    @property
-    def work(self) -> Path:
-        """What methods keep while they run."""
-        return self.folder / "work"
 
     def reads_gradients(self, method: str) -> bool:
         """Whether a method's scores are of gradients; no method's code is run to know it."""
@@ -277,9 +258,8 @@ class ScoresArtifact(StageArtifact):
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """For each method `seconds`, `own` parts and `noise`, as the score stage found them."""
-        file = self.folder / "seconds.json"
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = json.loads(self._facts.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # of a run that lost it: nothing else depends on it
             return {}
         return {  # in older runs seconds alone
@@ -288,48 +268,30 @@ class ScoresArtifact(StageArtifact):
 
     def add_facts(self, method: str, facts: Mapping[str, Any]) -> None:
         """Record what is known of a method's scores."""
-        write_json(self.folder / "seconds.json", {**self.facts(), method: facts})
+        write_json(self._facts, {**self.facts(), method: facts})
 
     def paths(self) -> list[Path]:
-        """The tables."""
         names = (name.split("/") for name in self.metadata["tables"])
         return [self.table_file(target, method) for target, method in names]
 
 
 @dataclass(frozen=True)
 class SelectionFiles:
-    """One selection.
+    """One selection, `RUN/04-select/TARGET/METHOD` (docs/run-folder.md).
 
     Attributes:
-        folder: `RUN/04-select/TARGET/METHOD`.
+        selected: The rows as they came in, in rank order, plus rank, score, subtask and source.
+        messages: The same rows as chat messages, whatever format they came in.
+        answers: A prompt and its completion for each supervised answer of the same rows.
+        dropped: Examples that have no score or were passed over, with the reason.
     """
 
     folder: Path
-
-    @property
-    def selected(self) -> Path:
-        """The rows as they came in, in rank order, plus rank, score, subtask and source."""
-        return self.folder / ROWS
-
-    @property
-    def messages(self) -> Path:
-        """The same rows as chat messages, whatever format they came in."""
-        return self.folder / MESSAGES
-
-    @property
-    def answers(self) -> Path:
-        """A prompt and its completion for each supervised answer of the same rows."""
-        return self.folder / ANSWERS
-
-    @property
-    def dropped(self) -> Path:
-        """Examples that have no score or were passed over, with the reason."""
-        return self.folder / "dropped.jsonl"
-
-    @property
-    def card(self) -> Path:
-        """The data set card."""
-        return self.folder / "README.md"
+    selected = Below(ROWS)
+    messages = Below(MESSAGES)
+    answers = Below(ANSWERS)
+    dropped = Below("dropped.jsonl")
+    card = Below("README.md")
 
     @property
     def fingerprint(self) -> str:
