@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ class Validate(Stage):
             for target in context.targets
             for method in context.recipe.score.methods
         ]
-        rows = [one.json() for one in found]
+        rows = [asdict(one) for one in found]
         artifact.write_rows(rows)
         for one in found:
             context.progress.say(f"  {one.text()}")
