@@ -138,14 +138,9 @@ def prepare(run: Path, out: Path) -> None:
         "targets": targets,
         "score": {"methods": OWN},
         "validate": {"subsets": 48, "share": 0.1, "leave_out": []},
-        "train": {
-            "learning_rate": 2e-4,
-            "epochs": 1,
-            "batch_size": 8,
-            "micro_batch_size": 2,
-            "lora": {"r": 8, "alpha": 32},
-        },
+        "train": {"epochs": 1},
     }
+    recipe["warmup"] |= {"learning_rate": 2e-4, "batch_size": 8}
     (out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
 
 

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 
+Interval = tuple[float, float, float]
+"""A value, and the ends of its 95% interval."""
+
 BOOTSTRAPS = 2000
 """Resamples; the interval is between their 2.5% and 97.5% quantiles."""
 
@@ -24,18 +27,18 @@ AT_ONCE = 100
 """Resamples drawn at a time; bounds memory."""
 
 
+def interval_text(found: Interval, digits: int = 3) -> str:
+    """As text, for tables; a difference has its sign."""
+    mean, low, high = (f"{value:+.{digits}f}" for value in found)
+    return f"{mean} [{low}, {high}]"
+
+
 def difference(
     one: NDArray[np.float64], other: NDArray[np.float64], weights: NDArray[np.float64]
-) -> tuple[float, float, float] | None:
-    """The mean difference of two methods, and the ends of its interval.
+) -> Interval | None:
+    """The mean difference of two methods [m, Q] on the same questions, which have weights [Q].
 
-    Args:
-        one: Values of a method's models [m, Q]; NaN where a model was not asked.
-        other: Those of the other method, on the same questions.
-        weights: Of the questions [Q].
-
-    Returns:
-        None if there is no question that all models were asked.
+    A value is NaN where a model was not asked. None if there is no question that all were asked.
     """
     there = ~np.isnan(one).any(0) & ~np.isnan(other).any(0)
     if not there.any():
@@ -72,7 +75,7 @@ def spearman(one: Floats, other: Floats) -> float:
     return float(_correlations(one, other, np.ones((1, len(one))))[0])
 
 
-def spearman_interval(one: Floats, other: Floats) -> tuple[float, float, float]:
+def spearman_interval(one: Floats, other: Floats) -> Interval:
     """Rank correlation of n pairs, neither side constant, and the ends of its interval."""
     rng = np.random.default_rng(0)
     rounds = range(BOOTSTRAPS // AT_ONCE)

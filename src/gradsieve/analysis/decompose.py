@@ -28,13 +28,10 @@ METHODS = ("less", "dot", "sgd")
 
 @dataclass(frozen=True)
 class Contributions:
-    """What each example of a target contributes to the scores of some examples of the pool.
+    """What each example [k] of a target contributes to the scores of some examples of the pool.
 
-    Attributes:
-        ids: Of the target's examples [k].
-        subtasks: The subtask of each [k].
-        values: float32 [N, n, k]; summed over checkpoints and over a subtask's examples they are
-            the score for that subtask.
+    Values are float32 [N, n, k]; summed over checkpoints and over a subtask's examples they are the
+    score for that subtask.
     """
 
     ids: Sequence[str]
@@ -50,13 +47,7 @@ def can_decompose(recipe: Recipe, method: str) -> bool:
 def decompose(
     context: Context, target: str, numbers: NDArray[np.int64], method: str = "less"
 ) -> Contributions:
-    """Decompose the scores of some examples of a finished features stage.
-
-    Args:
-        context: The run.
-        target: The target's name.
-        numbers: Of the examples in the pool [n].
-        method: `less`, `dot` or `sgd`.
+    """Decompose the scores of some examples, by their numbers in the pool [n].
 
     Raises:
         RunError: If the method's scores can't be decomposed (`can_decompose`).
@@ -89,13 +80,10 @@ def similarities(
     positions: NDArray[np.int64],
     balanced: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines [n, S] of a datastore's rows with UNIT directions, and the rows' lengths [n].
+    """Cosines [n, S] of a datastore's rows with unit directions [S, d], and the rows' lengths [n].
 
-    Args:
-        store: The datastore.
-        directions: [S, d].
-        positions: Of the rows [n], each once.
-        balanced: Whether the directions are a target's, scaled inversely to the rows.
+    Each position [n] occurs once. `balanced`: the directions are a target's, scaled inversely to
+    the rows.
     """
     cosines = np.zeros((len(positions), len(directions)), dtype=np.float32)
     lengths = np.zeros(len(positions), dtype=np.float32)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def explain(
         >>> found.positive[0].value >= found.positive[1].value
         True
     """
-    context = context or _context(run)
+    context = context or _context(run if isinstance(run, RunFolder) else RunFolder(run))
     recipe = context.recipe
     context.run.require("score")
     target = _one_of(target, [t.name for t in recipe.targets], "--target")
@@ -86,8 +87,7 @@ def explain(
     return _Explainer(context, names[method]).explain(_find(context.pool, id, source))
 
 
-def _context(run: RunFolder | str | Path) -> Context:
-    run = run if isinstance(run, RunFolder) else RunFolder(run)
+def _context(run: RunFolder) -> Context:
     if not run.recipe.is_file():
         todo = "Give the folder that was --out of `gradsieve run`."
         raise RunError("This is not a run folder: it has no recipe.yaml.", str(run.path), todo)
@@ -158,29 +158,27 @@ class _Explainer:
             name: _score(tables[name], line) for name, line in lines.items() if line is not None
         }
         rank, reason = self._selected(*key)
-        checkpoints: dict[str, list[float]] = {}
-        contributions: list[Contribution] = []
-        neighbors: list[Neighbor] = []
-        if self._target in targets:
-            checkpoints, contributions = self._decomposed(number, targets[self._target].compared)
-            neighbors = self._neighbors(number, tables[self._target])
-        else:
-            reason = self._skip_reason(*key)
-        return Explanation(
+        found = Explanation(
             *key,
             target=self._target,
             method=self._selection,
             selected=rank,
-            reason=reason,
+            reason=reason if self._target in targets else self._skip_reason(*key),
             tokens=int(self._pool.lengths[number]),
             targets=targets,
             selected_by_subtask=self._selected_by_subtask(),
+            messages=list(self._pool.messages([number])[0]),
+            notes=self._notes,
+        )
+        if found.score is None:
+            return found
+        checkpoints, contributions = self._decomposed(number, found.score.compared)
+        return replace(
+            found,
             checkpoints=checkpoints,
             positive=_strongest([one for one in contributions if one.value > 0]),
             negative=_strongest([one for one in contributions if one.value < 0]),
-            neighbors=neighbors,
-            messages=list(self._pool.messages([number])[0]),
-            notes=self._notes,
+            neighbors=self._neighbors(number, tables[self._target]),
         )
 
     def _table(self, target: str) -> ScoreTable:
@@ -221,12 +219,7 @@ class _Explainer:
     def _decomposed(
         self, number: int, scores: Mapping[str, float]
     ) -> tuple[dict[str, list[float]], list[Contribution]]:
-        """What each checkpoint adds, by subtask; and each target example's contribution.
-
-        Args:
-            number: Of the example.
-            scores: By which subtasks are compared.
-        """
+        """What each checkpoint adds, by subtask; and each target example's contribution."""
         recipe, method = self._context.recipe, self._method
         if not can_decompose(recipe, method) and method != "less":
             self._notes.append(f"scores of {method} can't be decomposed by target example")

@@ -33,11 +33,9 @@ class Contribution:
     """What one of the target's examples contributes to the score for its subtask.
 
     Attributes:
-        id: Of the target example.
-        subtask: Its subtask.
         value: The contributions of a subtask's examples add up to the score for it.
         text: The target example's turns, a line each; None if it can't be read.
-        where: File and line of the target example; empty if not known.
+        where: Its file and line; empty if not known.
     """
 
     id: str
@@ -49,16 +47,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Neighbor:
-    """An example of the pool with a similar update at the last checkpoint.
-
-    Attributes:
-        source: Of the neighbor.
-        id: Of the neighbor.
-        cosine: Of the two updates, from the datastore.
-        score: Of the neighbor, for the target.
-        rank: By score, from 1.
-        text: As in `Contribution`.
-    """
+    """An example of the pool with a similar update: its cosine at the last checkpoint."""
 
     source: str
     id: str
@@ -74,8 +63,7 @@ class TargetScore:
 
     Attributes:
         score: Over subtasks, according to `score.across_subtasks`.
-        rank: By score, from 1; equal scores by (source, id).
-        of: Scored examples.
+        rank: By score, from 1 to `of`; equal scores by (source, id).
         subtasks: The score for each subtask; empty for methods without subtasks.
         standardized: The same as the subtasks are compared; empty if they are not standardized.
     """
@@ -105,10 +93,6 @@ class Explanation:
     """Why an example of the pool was selected, or was not.
 
     Attributes:
-        source: The example's source.
-        id: Its id.
-        target: The target.
-        method: The selection method.
         selected: Its rank in the selection, from 1; None if it is not in it.
         reason: Why it was not selected; None if it was.
         tokens: Its length in tokens.
@@ -120,7 +104,6 @@ class Explanation:
             the one with the highest score first.
         negative: Likewise those with negative contributions.
         neighbors: The examples with the most similar updates, most similar first.
-        messages: Its turns.
         notes: What is out of date or not known, and why.
     """
 
@@ -200,7 +183,7 @@ class Explanation:
             for name, its in self.targets.items()
         ]
         neighbors = [
-            (*map(clean, (n.source, n.id)), _number(n.cosine), _number(n.score), str(n.rank),
+            (clean(n.source), clean(n.id), _number(n.cosine), _number(n.score), str(n.rank),
              cut(n.text))
             for n in self.neighbors
         ]  # fmt: skip
@@ -219,28 +202,20 @@ class Explanation:
 
     def _subtasks(self) -> _Part:
         """Subtasks by score; if there are checkpoints, a column for each."""
-        score, taken = self.score, self.selected_by_subtask
-        count = max((len(parts) for parts in self.checkpoints.values()), default=0)
-        standardized = score.standardized if score else {}
-        rows = [
-            (
-                clean(name),
-                *map(_number, [compared] if standardized else []),
-                _number(score.subtasks[name]),
-                *([str(taken.get(name, 0))] if taken else []),
-                *map(_number, self.checkpoints.get(name, ())),
-            )
-            for name, compared in sorted(score.compared.items(), key=lambda one: -one[1])
-        ] if score else []  # fmt: skip
-        added = ", and what each checkpoint adds" if count else ""
-        head = [
-            "subtask",
-            *(["standardized"] if standardized else []),
-            "score",
-            *(["selected rows"] if taken else []),
-            *(f"checkpoint {number + 1}" for number in range(count)),
-        ]
-        return _Part(f"Scores by subtask of {self.target}{added}", head, rows)
+        score, taken = self.score or TargetScore(0, 0, 0, {}), self.selected_by_subtask
+        names = sorted(score.compared, key=lambda name: -score.compared[name])
+        columns = {"subtask": [clean(name) for name in names]}
+        if score.standardized:
+            columns["standardized"] = [_number(score.standardized[name]) for name in names]
+        columns["score"] = [_number(score.subtasks[name]) for name in names]
+        if taken:
+            columns["selected rows"] = [str(taken.get(name, 0)) for name in names]
+        adds = [self.checkpoints[name] for name in names] if self.checkpoints else []
+        for number, added in enumerate(zip(*adds, strict=True), start=1):
+            columns[f"checkpoint {number}"] = [_number(value) for value in added]
+        also = ", and what each checkpoint adds" if self.checkpoints else ""
+        rows = list(zip(*columns.values(), strict=True))
+        return _Part(f"Scores by subtask of {self.target}{also}", list(columns), rows)
 
     def _turns(self) -> Iterator[str]:
         for turn in self.messages:

@@ -32,6 +32,12 @@ from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.lineage import outdated
 
+Result = dict[str, Any]
+"""A row of results.json, with its numbers by question, their ids and weights, and its run."""
+
+Group = tuple[str, str, str]
+"""Target, metric and method of repetitions."""
+
 DECISIVE: tuple[Effect, ...] = ("yes", "contents")
 """Effects of keys in which repetitions must agree; seeds, methods and targets may differ."""
 
@@ -46,9 +52,6 @@ AT_ONCE = 10_000
 def compare(runs: Sequence[str | Path]) -> Comparison:
     """Read runs and compare their methods.
 
-    Args:
-        runs: Folders of runs.
-
     Raises:
         RunError: If a run has not been evaluated, or not since its selections changed, or two on
             different questions of a target.
@@ -57,7 +60,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     comparison = Comparison()
     by_run = [_results(run, comparison.notes) for run in folders]
     comparison.notes.extend(_differing(folders, by_run))
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[Group, list[Result]] = {}
     for result in (result for found in by_run for result in found):
         key = (result["target"], result["metric"], split_seed(result["method"])[0])
         group = groups.setdefault(key, [])
@@ -82,19 +85,13 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
 
 
 def _references(
-    groups: Mapping[tuple[str, str, str], list[dict[str, Any]]],
-    target: str,
-    metric: str,
-    method: str,
-) -> dict[str, list[dict[str, Any]]]:
+    groups: Mapping[Group, list[Result]], target: str, metric: str, method: str
+) -> dict[str, list[Result]]:
     """Results that a method is compared with; `random` of its size where there are several."""
     base, mark, size = method.partition("@")
     named = {name: f"{name}{mark}{size}" if name == "random" else name for name in REFERENCES}
-    return {
-        name: groups.get((target, metric, other), [])
-        for name, other in named.items()
-        if name != base
-    }
+    found = {name: groups.get((target, metric, other)) for name, other in named.items()}
+    return {name: results for name, results in found.items() if results and name != base}
 
 
 def records_of(file: Path) -> Iterator[pa.Table]:
@@ -108,26 +105,23 @@ def records_of(file: Path) -> Iterator[pa.Table]:
     yield SELECTED.empty_table()
 
 
-def _results(run: RunFolder, notes: list[str]) -> list[dict[str, Any]]:
+def _results(run: RunFolder, notes: list[str]) -> list[Result]:
     """The current rows of results.json, each with its numbers by question."""
     if run.metadata("validate") is not None and run.metadata("evaluate") is None:
         return []
     run.require("evaluate")
     artifact, stale = Artifacts(run).results, _outdated_models(run)
-    found: list[dict[str, Any]] = []
+    found: list[Result] = []
     left_out: dict[str, None] = {}
     for row in artifact.rows():
         if row["method"] not in UNTRAINED and f"{row['target']}/{row['method']}" in stale:
             left_out[f"{row['target']}/{row['method']}"] = None
             continue
         result = artifact.result(artifact.name(row))
-        row["by_question"] = result["metrics"][row["metric"]]
         own = row["metric"] == TARGET  # of the target's examples, not of the questions
-        row["weights"], row["ids"] = (
-            None if own else result.get(key) for key in ("weights", "ids")
-        )
-        row["run"] = str(run.path)
-        found.append(row)
+        about = {key: None if own else result.get(key) for key in ("weights", "ids")}
+        by_question = result["metrics"][row["metric"]]
+        found.append({**row, **about, "by_question": by_question, "run": str(run.path)})
     todo = f"run `gradsieve run` with its recipe and --out {run.path}"
     if left_out and all(row["method"] in UNTRAINED for row in found):
         raise RunError(
@@ -165,7 +159,7 @@ def _outdated_models(run: RunFolder) -> set[str]:
     return found
 
 
-def _differing(runs: Sequence[RunFolder], results: Sequence[list[dict[str, Any]]]) -> list[str]:
+def _differing(runs: Sequence[RunFolder], results: Sequence[list[Result]]) -> list[str]:
     """Notes on runs that count as repetitions of each other though their settings differ."""
     selections = [
         {(row["target"], row["method"]) for row in found if row["method"] not in UNTRAINED}
@@ -198,13 +192,13 @@ def _settings(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _cell(found: list[dict[str, Any]], references: Mapping[str, list[dict[str, Any]]]) -> Cell:
+def _cell(found: list[Result], references: Mapping[str, list[Result]]) -> Cell:
     _check_questions([*found, *(one for some in references.values() for one in some)])
     values, weights = [result["value"] for result in found], found[0]["weights"]
     over = {
         name: gap
         for name, others in references.items()
-        if others and weights is not None
+        if weights is not None
         if (gap := difference(_by_question(found), _by_question(others), np.array(weights)))
     }
     return Cell(
@@ -216,7 +210,7 @@ def _cell(found: list[dict[str, Any]], references: Mapping[str, list[dict[str, A
     )
 
 
-def _check_questions(results: list[dict[str, Any]]) -> None:
+def _check_questions(results: list[Result]) -> None:
     """Refuse results of which the numbers don't stand for the same questions in the same order."""
     first = results[0]
     for other in results[1:]:
@@ -231,7 +225,7 @@ def _check_questions(results: list[dict[str, Any]]) -> None:
             )
 
 
-def _by_question(results: list[dict[str, Any]]) -> NDArray[np.float64]:
+def _by_question(results: list[Result]) -> NDArray[np.float64]:
     """A row per model [m, Q]; NaN where it wasn't asked."""
     table = [[np.nan if v is None else v for v in result["by_question"]] for result in results]
     return np.array(table, dtype=np.float64)
@@ -244,20 +238,18 @@ def _add_validation(comparison: Comparison, run: RunFolder) -> None:
     if reason := outdated(run).get("validate"):
         comparison.notes.append(f"{run.path}: validate is out of date and left out: {reason}")
     else:
-        found = read_validation(Artifacts(run).validation)
-        comparison.validation[str(run.path)] = found
+        comparison.validation[str(run.path)] = read_validation(Artifacts(run).validation)
 
 
 def _add_selections(comparison: Comparison, run: RunFolder, is_alone: bool) -> None:
     """Sizes, folders, steps, overlaps and costs of a run's selections."""
-    scores, select = Artifacts(run).scores, run.require("select")
+    scores, selections = Artifacts(run).scores, Artifacts(run).selections
     before = [meta["seconds"] for name in ("warmup", "features") if (meta := run.metadata(name))]
     trained = (run.metadata("train") or {}).get("steps_by_model", {})
-    selections = Artifacts(run).selections
     for name, facts in scores.metadata["methods"].items():
         cost = facts["seconds"] + (sum(before) if scores.reads_gradients(name) else 0)
         comparison.seconds.setdefault(split_seed(name)[0], cost)
-    for name, methods in select["targets"].items():
+    for name, methods in run.require("select")["targets"].items():
         shares = _overlaps(run, name, methods)
         for target in list(comparison.cells) if name == TOGETHER else [name]:
             for method, facts in methods.items():
@@ -265,11 +257,9 @@ def _add_selections(comparison: Comparison, run: RunFolder, is_alone: bool) -> N
                 folder = folder.relative_to(run.path) if is_alone else folder
                 comparison.rows.setdefault(target, {}).setdefault(base, facts["rows"])
                 comparison.selections.setdefault(target, {}).setdefault(base, str(folder))
-                made = [
-                    count for of, count in trained.items() if of.startswith(f"{name}/{method}/")
-                ]
-                if made:
-                    comparison.steps.setdefault(target, {}).setdefault(base, made[0])
+                steps = [n for of, n in trained.items() if of.startswith(f"{name}/{method}/")]
+                if steps:
+                    comparison.steps.setdefault(target, {}).setdefault(base, steps[0])
             for (one, other), share in shares.items():
                 found = comparison.overlap.setdefault(target, {}).setdefault(one, {})
                 found.setdefault(other, share)
@@ -279,13 +269,14 @@ def _overlaps(
     run: RunFolder, name: str, methods: Mapping[str, Any]
 ) -> dict[tuple[str, str], float]:
     """Shared rows over the smaller selection, for each two methods; of their seeds the first."""
-    selections = Artifacts(run).selections
-    chosen = {
-        method: pa.concat_tables(records_of(selections.selection(name, method).messages)).select(
-            ["source", "id"]
-        )
+    files = {
+        method: Artifacts(run).selections.selection(name, method).messages
         for method in methods
         if method == split_seed(method)[0] != "full"
+    }
+    chosen = {
+        method: pa.concat_tables(records_of(file)).select(["source", "id"])
+        for method, file in files.items()
     }
     return {
         (one, other): overlap(chosen[one], chosen[other])

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from gradsieve.analysis.bootstrap import interval_text
 from gradsieve.analysis.validation import Validation
-from gradsieve.analysis.verdict import HELD_OUT, Cell, Curve, Interval, Verdict, headline
+from gradsieve.analysis.verdict import HELD_OUT, Cell, Curve, Verdict, headline
 from gradsieve.runs.notebook import html_table
 
 ByMethod = dict[str, dict[str, int]]
@@ -68,8 +69,7 @@ class Comparison:
             said = "".join(f"\n% {line}" for line in self._said(target))
             parts.append(_tabular(self._table(target, ""), target) + said)
             if found := self.curves.get(target):
-                title = f"{target}: {found.metric} by size"
-                parts.append(_tabular(_sizes(found, ""), title))
+                parts.append(_tabular(_sizes(found, ""), f"{target}: {found.metric} by size"))
             if self.overlap.get(target):
                 parts.append(_tabular(self._overlaps(target), f"{target}: rows that are shared"))
         if self.validation:
@@ -91,35 +91,24 @@ class Comparison:
             yield from (f"{where}{one.text()}" for one in found)
 
     def _table(self, target: str, none: str) -> list[list[str]]:
-        metrics = self.cells[target]
-        arrows = {
-            name: "↑" if next(iter(cells.values())).higher_is_better else "↓"
-            for name, cells in metrics.items()
-        }
+        metrics, rows, steps = self.cells[target], self.rows.get(target, {}), self.steps.get(target)
+        methods = dict.fromkeys(method for cells in metrics.values() for method in cells)
+        columns = {"method": list(methods), "rows": [str(rows.get(m, none)) for m in methods]}
+        if steps:
+            columns["steps"] = [str(steps.get(method, none)) for method in methods]
+        for name, cells in metrics.items():
+            arrow = "↑" if next(iter(cells.values())).higher_is_better else "↓"
+            found = [cells.get(method) for method in methods]
+            columns[f"{name} {arrow}"] = [_mean(cell) if cell else none for cell in found]
         # The loss, and the metric that tells models apart, are compared with random.
-        compared = [
-            name
-            for name in metrics
-            if name in (HELD_OUT, headline(metrics))
-            and any(c.over_random for c in metrics[name].values())
-        ]
-        steps = self.steps.get(target, {})
-        head = ["method", "rows", *["steps"] * bool(steps)]
-        head += [f"{name} {arrows[name]}" for name in metrics]
-        head += [f"{name}, over random" for name in compared] + ["cost (s)"]
-        table = [head]
-        for method in dict.fromkeys(method for cells in metrics.values() for method in cells):
-            row = [method, str(self.rows.get(target, {}).get(method, none))]
-            row += [str(steps.get(method, none))] * bool(steps)
-            for cells in metrics.values():
-                cell = cells.get(method)
-                row.append(_mean(cell) if cell else none)
-            for metric in compared:
-                cell = metrics[metric].get(method)
-                row.append(_interval(cell.over_random) if cell and cell.over_random else none)
-            cost = self.seconds.get(method.partition("@")[0])
-            table.append([*row, none if cost is None else f"{cost:.0f}"])
-        return table
+        for name in (name for name in metrics if name in (HELD_OUT, headline(metrics))):
+            over = {method: cell.over_random for method, cell in metrics[name].items()}
+            if any(over.values()):
+                gaps = [over.get(method) for method in methods]
+                columns[f"{name}, over random"] = [interval_text(g) if g else none for g in gaps]
+        costs = [self.seconds.get(method.partition("@")[0]) for method in methods]
+        columns["cost (s)"] = [none if cost is None else f"{cost:.0f}" for cost in costs]
+        return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
     def _overlaps(self, target: str) -> list[list[str]]:
         """The lower triangle of the matrix of shares."""
@@ -152,11 +141,6 @@ def _shared(shares: Mapping[str, Mapping[str, float]], one: str, other: str) -> 
 def _mean(cell: Cell) -> str:
     deviation = "" if cell.deviation is None else f" ± {cell.deviation:.3f}"
     return f"{cell.mean:.3f}{deviation}"
-
-
-def _interval(found: Interval) -> str:
-    mean, low, high = found
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _markdown(title: str, rows: Sequence[Sequence[str]]) -> str:

@@ -6,13 +6,10 @@ In: `07-validate/results.json`. Out: for each target and method a `Validation` w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from gradsieve.analysis.bootstrap import Interval, interval_text
 from gradsieve.runs.artifacts import ValidationArtifact
-
-Interval = tuple[float, float, float]
-"""A value, and the ends of its 95% interval."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +17,6 @@ class Validation:
     """How well a method's scores predict the loss on a target after training.
 
     Attributes:
-        target: The target.
-        method: The method.
         loss: Which loss: of held-out examples, or of the target's own.
         examples: How many they are.
         seeds: Trainings of each part of the pool.
@@ -43,10 +38,6 @@ class Validation:
     summed: Sequence[float]
     losses: Sequence[float]
 
-    def json(self) -> dict[str, Any]:
-        """As JSON data."""
-        return asdict(self)
-
     def text(self) -> str:
         """What it means, in a sentence or two."""
         return f"{self.target}, {self.method}: {self.meaning}"
@@ -54,11 +45,8 @@ class Validation:
     @property
     def meaning(self) -> str:
         """What it means, without the names."""
-        return " ".join(self._sentences())
-
-    def _sentences(self) -> Sequence[str]:
         if self.lds is None:
-            return ["all scores, or all losses, are equal: there is nothing to validate."]
+            return "all scores, or all losses, are equal: there is nothing to validate."
         value, low, high = self.lds
         head = f"LDS {value:.2f} [{low:.2f}, {high:.2f}]"
         if low > 0:
@@ -67,15 +55,14 @@ class Validation:
             first = f"{head}: rows with higher scores raise the loss."
         else:
             first = f"{head}: the interval includes 0, no evidence that the scores mean anything."
-        return [first, *(_left_out(share, gap) for share, gap in self.without.items())]
+        return " ".join([first, *(_left_out(share, gap) for share, gap in self.without.items())])
 
 
 def _left_out(share: str, gap: Interval) -> str:
-    mean, low, high = gap
-    doubt = "" if low > 0 or high < 0 else ", no clear difference"
+    doubt = "" if gap[1] > 0 or gap[2] < 0 else ", no clear difference"
     return (
-        f"Without its best {float(share):.0%} the loss is {mean:+.4f} [{low:+.4f}, {high:+.4f}] "
-        f"against leaving out random rows{doubt}."
+        f"Without its best {float(share):.0%} the loss is {interval_text(gap, 4)} against leaving "
+        f"out random rows{doubt}."
     )
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-Interval = tuple[float, float, float]
-"""A difference, and the ends of its 95% interval."""
+from gradsieve.analysis.bootstrap import Interval, interval_text
 
 HELD_OUT, TARGET = "held_out_loss", "target_loss"
 
@@ -30,9 +29,7 @@ class Cell:
 
     Attributes:
         values: One for each model: seeds of selection and of training.
-        mean: Of the values.
         deviation: Standard deviation over them; None for one.
-        higher_is_better: Direction.
         over: Mean difference to each of `REFERENCES` that was evaluated, and its 95% interval over
             questions and over models.
     """
@@ -63,13 +60,11 @@ Metrics = Mapping[str, Mapping[str, Cell]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison says about a target.
+    """What a comparison says about a target: what to do, and cautions, a sentence each.
 
     Attributes:
         metric: By which it was decided: the first that tells models apart.
         best: The best selection by this metric, of those that clearly beat random if some do.
-        text: What to do, and why.
-        cautions: What to keep in mind, a sentence each.
     """
 
     metric: str
@@ -100,15 +95,12 @@ def _tells_apart(cells: Mapping[str, Cell]) -> bool:
 def verdict(
     metrics: Metrics, selections: Mapping[str, str], steps: Mapping[str, int]
 ) -> Verdict | None:
-    """Decide.
+    """Decide; None if no method was evaluated on held-out questions.
 
     Args:
         metrics: A target's cells.
         selections: The folder of each method's selection.
         steps: Optimizer steps of each method's training.
-
-    Returns:
-        None if no method was evaluated on held-out questions.
     """
     metric = headline(metrics)
     cells = metrics[metric] if metric else {}
@@ -149,11 +141,9 @@ def _decision(best: str, cells: Mapping[str, Cell], metric: str, folder: str) ->
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric against the size of selections.
+    """The headline metric against the size of selections.
 
     Attributes:
-        metric: The headline metric.
-        higher_is_better: Direction.
         sizes: Of the selections, as in their names, the smallest first.
         lines: By method: selected rows and mean metric for each size; None where it has none.
         levels: The metric of `full` and of `base`, where they were evaluated.
@@ -173,12 +163,7 @@ def split_size(method: str) -> tuple[str, str]:
 
 
 def curve(metrics: Metrics, rows: Mapping[str, int]) -> Curve | None:
-    """The headline metric against selected rows; None if all selections have one size.
-
-    Args:
-        metrics: A target's cells.
-        rows: Selected rows of each method.
-    """
+    """The headline metric against each method's selected rows; None if all have one size."""
     metric = headline(metrics)
     cells = metrics[metric] if metric else {}
     points: dict[str, dict[str, tuple[int, float]]] = {}
@@ -201,9 +186,9 @@ def curve(metrics: Metrics, rows: Mapping[str, int]) -> Curve | None:
 
 
 def _gap(cell: Cell, reference: str) -> str:
-    mean, low, high = cell.over[reference]
+    mean, interval = interval_text(cell.over[reference]).split(" ", 1)
     doubt = "" if cell.compared(reference) else ", not clear"
-    return f"{mean:+.3f} over {REFERENCES[reference]} [{low:+.3f}, {high:+.3f}]{doubt}"
+    return f"{mean} over {REFERENCES[reference]} {interval}{doubt}"
 
 
 def _cautions(cells: Mapping[str, Cell], methods: int, steps: Mapping[str, int]) -> Iterator[str]:

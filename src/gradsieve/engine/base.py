@@ -7,15 +7,16 @@ with the same bytes, so a stage that was killed hands out only the tasks whose f
 
 from __future__ import annotations
 
+import platform
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from gradsieve.console import Progress, clock
+from gradsieve.console import Counter, Progress, clock
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -34,24 +35,13 @@ class Size(NamedTuple):
 
 
 class Job(ABC, Generic[Task, Result]):
-    """A description of work that is the same for many tasks.
-
-    Attributes:
-        unit: What progress counts, in the plural.
-    """
+    """A description of work that is the same for many tasks; `unit` is what progress counts."""
 
     unit: str = "tasks"
 
     @abstractmethod
     def setup(self, progress: Progress) -> Callable[[Task], Result]:
-        """Load what all tasks need, once per worker.
-
-        Args:
-            progress: Where the worker reports.
-
-        Returns:
-            A function that runs one task; it may keep what later tasks need too.
-        """
+        """Load what all tasks need, once per worker; returns a function that runs one task."""
 
     def size(self, task: Task) -> Size:
         """How much work a task is."""
@@ -72,17 +62,7 @@ class Job(ABC, Generic[Task, Result]):
 
 @dataclass
 class Worker:
-    """A process that runs tasks, and what it has done.
-
-    Attributes:
-        name: Unique in the run.
-        node: Name of its machine.
-        device: What it computes on.
-        tasks: Finished ones.
-        units: Of these tasks.
-        tokens: Likewise.
-        seconds: That these tasks took.
-    """
+    """A process on a node, the device it computes on, and what it has done since `take`."""
 
     name: str
     node: str
@@ -117,14 +97,7 @@ class Finished(NamedTuple):
 
 
 class Engine(ABC):
-    """Runs tasks. The bytes they write don't depend on the engine.
-
-    Args:
-        progress: Where progress is reported.
-
-    Attributes:
-        workers: Those that have run tasks.
-    """
+    """Runs tasks on its `workers`. The bytes they write don't depend on the engine."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -150,7 +123,10 @@ class Engine(ABC):
         """
         total = done + sum(job.size(task).units for task in tasks)
         start, tokens = time.monotonic(), 0
-        with self._counting(what, total, job.unit) as report:
+        counting: AbstractContextManager[Counter] = nullcontext(_unreported)
+        if what:
+            counting = self.progress.counting(what, total, job.unit)
+        with counting as report:
             report(done)
             for task, result, worker, seconds in self._run(job, tasks) if tasks else ():
                 size = job.size(task)
@@ -174,11 +150,6 @@ class Engine(ABC):
             )
         return work
 
-    def _counting(self, what: str, total: int, unit: str) -> Any:
-        if what:
-            return self.progress.counting(what, total, unit)
-        return nullcontext(_unreported)
-
     def close(self) -> None:  # noqa: B027 - optional
         """End what was started for this run."""
 
@@ -189,6 +160,21 @@ class Engine(ABC):
 
 def _unreported(done: float, also: str = "") -> None:
     """In place of a progress line."""
+
+
+class LocalEngine(Engine):
+    """One worker: this process, which runs the tasks one after the other on its device."""
+
+    def _run(self, job: Job[Task, Result], tasks: Sequence[Task]) -> Iterator[Finished]:
+        run = job.setup(self.progress)
+        if not self.workers:
+            self.workers.append(Worker("this process", platform.node()))
+        worker = self.workers[0]
+        for task in tasks:
+            start = time.monotonic()
+            result = run(task)
+            worker.device = device_name()
+            yield Finished(task, result, worker, time.monotonic() - start)
 
 
 def device_name() -> str:

@@ -8,8 +8,7 @@ import os
 import torch
 
 from gradsieve.console import Progress
-from gradsieve.engine.base import Engine
-from gradsieve.engine.local import LocalEngine
+from gradsieve.engine.base import Engine, LocalEngine
 from gradsieve.engine.ray import RayEngine
 from gradsieve.models import distributed
 from gradsieve.recipe.schema import EngineConfig

@@ -44,12 +44,7 @@ RESUME = "The run's log.txt has details. Run the same command again: it resumes.
 
 
 class RayEngine(Engine):
-    """Workers of a Ray cluster, or of a Ray that is started on this machine.
-
-    Args:
-        settings: The recipe's section.
-        progress: Where progress is reported.
-    """
+    """Workers of a Ray cluster, or of a Ray that is started on this machine."""
 
     def __init__(self, settings: EngineConfig, progress: Progress) -> None:
         super().__init__(progress)
@@ -83,8 +78,7 @@ class RayEngine(Engine):
                 self._look_for_nodes(left)
                 self._hand_out(reference, waiting)
                 for seat, outcome in self._ended():
-                    finished = self._finish(job, seat, outcome, waiting)
-                    if finished is not None:
+                    if finished := self._finish(job, seat, outcome, waiting):
                         left -= 1
                         yield finished
         finally:
@@ -130,10 +124,9 @@ class RayEngine(Engine):
 
     def _shape(self) -> tuple[int, float, float]:
         """Workers that the cluster has room for or the recipe wants; CPUs and GPUs of each."""
-        settings = self._settings
-        all_cpus, all_gpus = self._resources()
+        settings, (all_cpus, all_gpus) = self._settings, self._resources()
         gpus = settings.gpus_per_worker
-        gpus = gpus if gpus is not None else float(all_gpus > 0)
+        gpus = float(all_gpus > 0) if gpus is None else gpus
         if gpus:
             count = settings.workers or int(all_gpus / gpus)
             cpus = settings.cpus_per_worker or 1.0
@@ -245,11 +238,7 @@ class RayEngine(Engine):
             self._idle_since = float("inf")
 
     def _finish(
-        self,
-        job: Job[Any, Any],
-        seat: Seat,
-        outcome: Outcome | Exception,
-        waiting: Waiting,
+        self, job: Job[Any, Any], seat: Seat, outcome: Outcome | Exception, waiting: Waiting
     ) -> Finished | None:
         """Report a call; a task that failed waits again."""
         attempt, node, worker = seat.attempt, seat.node, seat.worker
@@ -258,9 +247,9 @@ class RayEngine(Engine):
         seat.attempt = None
         if isinstance(outcome, Outcome):
             worker.device = outcome.device
-            for line in outcome.lines:
-                report = self.progress.warn if line.is_warning else self.progress.note
-                report(f"{line.text} ({worker.name})")
+            for text, is_warning in outcome.lines:
+                report = self.progress.warn if is_warning else self.progress.note
+                report(f"{text} ({worker.name})")
             if outcome.failure is None:
                 self._bad_nodes.pop(node.id, None)
                 self._note(job, attempt.task, worker, outcome.seconds)
@@ -276,11 +265,7 @@ class RayEngine(Engine):
         return None
 
     def _failed(self, job: Job[Any, Any], attempt: Attempt, seat: Seat, failure: Failure) -> None:
-        """Count a failure.
-
-        Raises:
-            GradsieveError: If it is the last one.
-        """
+        """Count a failure, and raise it if it is the last one."""
         node = seat.node
         assert node is not None
         name = job.name(attempt.task)

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,11 +35,8 @@ NO_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAIL
 """In messages of errors that mean that memory has run out."""
 
 
-class Line(NamedTuple):
-    """What a task has reported."""
-
-    text: str
-    is_warning: bool
+Line = tuple[str, bool]
+"""What a task has reported, and whether it is a warning."""
 
 
 @dataclass
@@ -59,23 +56,14 @@ class Failure:
     memory: bool = False
 
 
-@dataclass
-class Outcome:
-    """How a task has ended.
-
-    Attributes:
-        seconds: That it took, loading included.
-        device: What it computed on.
-        result: The task's result.
-        failure: None if it has succeeded.
-        lines: What it has reported.
-    """
+class Outcome(NamedTuple):
+    """How a task has ended: with a result or a failure; the seconds include loading."""
 
     seconds: float
     device: str
-    result: Any = None
-    failure: Failure | None = None
-    lines: list[Line] = field(default_factory=list)
+    result: Any
+    failure: Failure | None
+    lines: list[Line]
 
 
 class Node(NamedTuple):
@@ -156,15 +144,13 @@ class Collected(Progress):
 
     def say(self, text: str) -> None:
         """Keep a line."""
-        self._kept.append(Line(text, is_warning=False))
+        self._kept.append((text, False))
 
     def warn(self, text: str) -> None:
         """Keep a warning."""
-        self._kept.append(Line(text, is_warning=True))
+        self._kept.append((text, True))
 
-    def note(self, text: str) -> None:
-        """Keep a line."""
-        self.say(text)
+    note = say
 
     @contextmanager
     def counting(self, what: str, total: int | None, unit: str) -> Iterator[Counter]:

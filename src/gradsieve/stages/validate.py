@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ class Validate(Stage):
             _validation(context, parts, target, method, asked[target])
             for target, method in context.recipe.scored
         ]
-        rows = [one.json() for one in found]
+        rows = [asdict(one) for one in found]
         artifact.write_rows(rows)
         for one in found:
             context.progress.say(f"  {one.text()}")

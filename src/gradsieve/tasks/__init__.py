@@ -7,7 +7,7 @@ with examples in the format of the paper's released code.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,7 +21,7 @@ from gradsieve.tasks.questions import Question, QuestionSet, Shots
 
 
 class Benchmark(Protocol):
-    """The functions of a benchmark's module."""
+    """A benchmark's module."""
 
     SUBTASKS: int
 
@@ -55,8 +55,6 @@ class Target:
     """A skill for which rows are selected.
 
     Attributes:
-        name: The recipe's.
-        task: One of `TASKS`.
         examples: Each with its `subtask`.
         bad_rows: Skipped rows of a custom target, as (where, reason).
         warnings: About how it was read, a line each.
@@ -99,7 +97,7 @@ def load_target(
 
     Args:
         name: Becomes the examples' `source`.
-        task: mmlu, bbh, tydiqa or custom.
+        task: One of `TASKS`.
         path: A folder in the paper's layout, or a data set on the hub or in its format; for custom,
             as the path of a pool's source, or rows.
         subtask_field: custom only: the field that names a row's subtask.
@@ -112,26 +110,18 @@ def load_target(
     if task not in TASKS:
         raise DataError(f"There is no task {task}.", f"target {name}", did_you_mean(task, TASKS))
     if task in BENCHMARKS:
-        target = _benchmark(name, task, _folder(name, path))
+        examples, warnings = BENCHMARKS[task].read(name, _folder(name, path))
+        found, expected = len({one.subtask for one in examples}), BENCHMARKS[task].SUBTASKS
+        if found < expected:
+            warnings = [*warnings, f"{found} of the benchmark's {expected} subtasks were found"]
+        target = Target(name, task, tuple(examples), warnings=tuple(warnings))
     else:
         examples, source = custom.read(name, path, subtask_field, on_bad_row, **reading)
         target = Target(name, task, tuple(examples), source.bad_rows, source.warnings)
     if not target.examples:
-        raise DataError(
-            "The target has no examples.",
-            f"target {name}: {SourceSpec(name, path).place}",
-            "Add at least one example.",
-        )
+        where = f"target {name}: {SourceSpec(name, path).place}"
+        raise DataError("The target has no examples.", where, "Add at least one example.")
     return target
-
-
-def _benchmark(name: str, task: str, path: str) -> Target:
-    examples, warnings = BENCHMARKS[task].read(name, path)
-    target = Target(name, task, tuple(examples))
-    found, expected = len(target.subtasks), BENCHMARKS[task].SUBTASKS
-    if found < expected:
-        warnings = [*warnings, f"{found} of the benchmark's {expected} subtasks were found"]
-    return replace(target, warnings=tuple(warnings))
 
 
 def load_test_set(
@@ -143,16 +133,10 @@ def load_test_set(
     answer: str | None = None,
     **reading: Any,
 ) -> QuestionSet | None:
-    """Read a target's held-out questions; None if there are none.
+    """Read a target's held-out questions; None if there are none. Arguments as `load_target`.
 
-    Args:
-        name: Becomes the examples' `source`.
-        task: mmlu, bbh, tydiqa or custom.
-        path: The target's path, which also holds a benchmark's questions.
-        test: A file of held-out examples, or rows; for a benchmark, another folder than `path`.
-        subtask_field: custom only.
-        answer: custom only: regular expression of the final answer within an answer.
-        **reading: custom only, as for `load_target`.
+    A benchmark's are in the target's `path`, or in another folder: `test`. Others are in `test`, a
+    file or rows; `answer` is a regular expression of the final answer within an answer.
 
     Raises:
         DataError: If they can't be read.

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -23,7 +22,7 @@ from gradsieve.errors import DataError
 from gradsieve.io import needed
 from gradsieve.tasks import hub
 from gradsieve.tasks.layout import missing, read_json, read_text, shown
-from gradsieve.tasks.questions import Question, QuestionSet, Shots
+from gradsieve.tasks.questions import Question, QuestionSet, Shots, question_and_answer
 
 SHOTS = 3
 SUBTASKS = 27
@@ -44,19 +43,20 @@ ON_ONE_LINE = ("sports_understanding",)
 """Tasks whose published answers continue on the line of `THOUGHT`; in lm-eval, on the next."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A task as it was read.
-
-    Attributes:
-        where: The file of the text.
-        text: An instruction and three worked examples.
-        questions: Held-out questions, each with input and target.
-    """
+class Prompt(NamedTuple):
+    """The text of a task's file: an instruction and three worked examples."""
 
     where: str
     text: str
-    questions: list[dict[str, str]]
+
+    def parts(self) -> tuple[str, list[str]]:
+        """The instruction, and the examples as they stand."""
+        pieces = self.text.split("\n\n")
+        return "\n\n".join(pieces[:-SHOTS]).strip(), pieces[-SHOTS:]
+
+
+Questions = list[dict[str, str]]
+"""Held-out questions, each with input and target."""
 
 
 def read(name: str, path: str) -> tuple[list[Example], list[str]]:
@@ -66,12 +66,9 @@ def read(name: str, path: str) -> tuple[list[Example], list[str]]:
         DataError: If the prompts are missing, or a text doesn't have three examples.
         UsageError: If a copy on the hub needs lm-eval's prompts, and it is not installed.
     """
-    examples = [
-        example
-        for task, found in sorted(_tasks(name, path).items())
-        for example in _examples(name, task, found.where, found.text)
-    ]
-    return examples, []
+    tasks = sorted(_tasks(name, path).items())
+    found = (_examples(name, task, prompt) for task, (prompt, _) in tasks)
+    return [example for examples in found for example in examples], []
 
 
 def test_set(name: str, path: str) -> QuestionSet | None:
@@ -82,9 +79,9 @@ def test_set(name: str, path: str) -> QuestionSet | None:
     (dyck_languages); here it must be the answer's.
     """
     questions = [
-        _question(name, task, number, row, found.text)
-        for task, found in sorted(_tasks(name, path).items())
-        for number, row in enumerate(found.questions)
+        _question(name, task, number, row, prompt)
+        for task, (prompt, rows) in sorted(_tasks(name, path).items())
+        for number, row in enumerate(rows)
     ]
     if not questions:
         return None
@@ -99,105 +96,95 @@ def test_set(name: str, path: str) -> QuestionSet | None:
     )
 
 
-def _question(name: str, task: str, number: int, row: dict[str, str], text: str) -> Question:
-    instruction = "\n\n".join(text.split("\n\n")[:-SHOTS]).strip()
-    question = f"Q: {row['input']}"
-    example = Example(
-        source=name,
-        id=f"{task}-test-{number}",
-        messages=(
-            {"role": "user", "content": f"{instruction}\n\n{question}"},
-            {"role": "assistant", "content": f"{ANSWER_PREFIX} So the answer is {row['target']}."},
-        ),
-        row=row,
-        subtask=task,
-        answer_prefix=ANSWER_PREFIX,
+def _question(name: str, task: str, number: int, row: dict[str, str], prompt: Prompt) -> Question:
+    instruction, shots = prompt.parts()
+    question, answer = f"Q: {row['input']}", f" So the answer is {row['target']}."
+    example = question_and_answer(
+        name,
+        task,
+        f"{task}-test-{number}",
+        f"{instruction}\n\n{question}",
+        ANSWER_PREFIX,
+        answer,
+        row,
     )
-    worked = text.strip().removeprefix(instruction).strip().split("\n\n")
-    shots = Shots(f"{instruction}\n\n", tuple(f"{shot}\n\n" for shot in worked), question)
-    return Question(example, (row["target"],), shots=shots, texts=(row["input"],))
+    worked = tuple(f"{shot}\n\n" for shot in "\n\n".join(shots).strip().split("\n\n"))
+    after = Shots(f"{instruction}\n\n", worked, question)
+    return Question(example, (row["target"],), shots=after, texts=(row["input"],))
 
 
-def _tasks(name: str, path: str) -> dict[str, Task]:
-    folder = Path(path)
-    texts = _texts(folder)
-    if texts is None and hub.is_data_set(path):
-        return _hub_tasks(name, path)
-    if texts is None:
-        expected = f"the folder that holds {THREE_SHOT} or cot-prompts/TASK.txt, or {ON_HUB}"
-        raise missing("There are no BBH prompts here.", name, folder, expected)
-    return {
-        task: Task(where, text, _local_questions(folder, task))
-        for task, (where, text) in texts.items()
-    }
-
-
-def _examples(name: str, task: str, where: str, text: str) -> list[Example]:
-    pieces = text.split("\n\n")
-    instruction, shots = pieces[:-SHOTS], pieces[-SHOTS:]
+def _examples(name: str, task: str, prompt: Prompt) -> list[Example]:
+    instruction, shots = prompt.parts()
     pairs = [shot.split(f"\n{ANSWER_PREFIX}") for shot in shots]
     if len(shots) < SHOTS or any(len(pair) != 2 for pair in pairs):
         raise DataError(
             f"Expected {SHOTS} examples, each a question and an answer after a line's "
             f'"{ANSWER_PREFIX}".',
-            where,
+            prompt.where,
             "Use BBH's published prompts.",
         )
     return [
-        _example(name, task, number, "\n\n".join(instruction).strip(), pairs)
-        for number in range(SHOTS)
+        question_and_answer(
+            name,
+            task,
+            f"{task}-{number}",
+            "\n\n".join([instruction, *shots[:number], *shots[number + 1 :], question]),
+            ANSWER_PREFIX,
+            answer,
+            {"task": task, "question": question, "answer": answer},
+        )
+        for number, (question, answer) in enumerate(pairs)
     ]
 
 
-def _example(
-    name: str, task: str, number: int, instruction: str, pairs: list[list[str]]
-) -> Example:
-    question, answer = pairs[number]
-    others = pairs[:number] + pairs[number + 1 :]
-    shots = "".join(f"{other}\n{ANSWER_PREFIX}{worked}\n\n" for other, worked in others)
-    return Example(
-        source=name,
-        id=f"{task}-{number}",
-        messages=(
-            {"role": "user", "content": f"{instruction}\n\n{shots}{question}"},
-            {"role": "assistant", "content": f"{ANSWER_PREFIX}{answer}"},
-        ),
-        row={"task": task, "question": question, "answer": answer},
-        subtask=task,
-        answer_prefix=ANSWER_PREFIX,
-    )
+def _tasks(name: str, path: str) -> dict[str, tuple[Prompt, Questions]]:
+    folder = Path(path)
+    if (prompts := _prompts(folder)) is not None:
+        return {task: (found, _local_questions(folder, task)) for task, found in prompts.items()}
+    if not hub.is_data_set(path):
+        expected = f"the folder that holds {THREE_SHOT} or cot-prompts/TASK.txt, or {ON_HUB}"
+        raise missing("There are no BBH prompts here.", name, folder, expected)
+    # One saved data set has no configurations: it would be read as every task.
+    saved_alone = (folder / hub.SAVED).is_file()
+    tasks = {
+        task: (prompt, questions)
+        for task, prompt in shipped_prompts().items()
+        if not saved_alone and (questions := _hub_questions(name, path, task))
+    }
+    if not tasks:
+        what = f"The data set has none of BBH's {SUBTASKS} tasks as a configuration."
+        raise DataError(what, f"target {name}: {path}", f"Use {ON_HUB} or a copy of it.")
+    return tasks
 
 
 # --- the published files --------------------------------------------------------------------------
 
 
-def _texts(path: Path) -> dict[str, tuple[str, str]] | None:
-    """Each task's file and text; None if the path has neither layout."""
+def _prompts(path: Path) -> dict[str, Prompt] | None:
+    """Each task's prompt; None if the path has neither layout."""
     folders = (path, path / "bbh")
     for file in (path, *(folder / THREE_SHOT for folder in folders)):
         if file.is_file():
             texts = read_json(file)
-            return {task: (f"{file}, {task}", str(text)) for task, text in texts.items()}
+            return {task: Prompt(f"{file}, {task}", str(text)) for task, text in texts.items()}
     for folder in folders:
         if prompts := sorted((folder / "cot-prompts").glob("*.txt")):
-            return {file.stem: (str(file), _below_rule(file)) for file in prompts}
+            return {file.stem: Prompt(str(file), _below_rule(file)) for file in prompts}
     return None
 
 
 def _below_rule(file: Path) -> str:
-    text = read_text(file).replace("\r\n", "\n")
-    above, *below = RULE.split(text, maxsplit=1)
-    return below[0] if below else above
+    return RULE.split(read_text(file).replace("\r\n", "\n"), maxsplit=1)[-1]
 
 
-def _local_questions(folder: Path, task: str) -> list[dict[str, str]]:
+def _local_questions(folder: Path, task: str) -> Questions:
     for file in (folder / f"{task}.json", folder / "bbh" / f"{task}.json"):
         if file.is_file():
             return _checked(read_json(file).get("examples"), str(file))
     return []
 
 
-def _checked(rows: Any, where: str) -> list[dict[str, str]]:
+def _checked(rows: Any, where: str) -> Questions:
     """The input and target of each row."""
     rows = rows if isinstance(rows, list) else [rows]
     for number, row in enumerate(rows, start=1):
@@ -216,32 +203,16 @@ def _checked(rows: Any, where: str) -> list[dict[str, str]]:
 # --- the hub --------------------------------------------------------------------------------------
 
 
-def _hub_tasks(name: str, path: str) -> dict[str, Task]:
-    """The tasks of a copy on the hub."""
-    # One saved data set has no configurations: it would be read as every task.
-    saved_alone = (Path(path) / hub.SAVED).is_file()
-    tasks = {
-        task: Task(str(file), text, questions)
-        for task, (file, text) in shipped_prompts().items()
-        if not saved_alone and (questions := _hub_questions(name, path, task))
-    }
-    if not tasks:
-        what = f"The data set has none of BBH's {SUBTASKS} tasks as a configuration."
-        todo = f"Use {ON_HUB} or a copy of it."
-        raise DataError(what, f"target {name}: {path}", todo)
-    return tasks
-
-
-def _hub_questions(name: str, path: str, task: str) -> list[dict[str, str]]:
+def _hub_questions(name: str, path: str, task: str) -> Questions:
     for split in SPLITS:
         with suppress(hub.NotThere):
             rows = hub.read_split(name, path, task, split)
-            return _checked(rows, f"target {name}: {path}, configuration {task}, split {split}")
+            return _checked(rows, hub.place(name, path, task, split))
     return []
 
 
-def shipped_prompts() -> dict[str, tuple[Path, str]]:
-    """Each task's file and text in lm-eval, which contains the published prompts.
+def shipped_prompts() -> dict[str, Prompt]:
+    """Each task's prompt in lm-eval's task files, which contain the published ones.
 
     Raises:
         UsageError: If lm-eval is not installed.
@@ -255,7 +226,7 @@ def shipped_prompts() -> dict[str, tuple[Path, str]]:
     return prompts
 
 
-def _shipped_prompt(file: Path) -> tuple[str, tuple[Path, str]]:
+def _shipped_prompt(file: Path) -> tuple[str, Prompt]:
     match yaml.safe_load(read_text(file)):
         case {
             "dataset_name": str(task),
@@ -270,13 +241,11 @@ def _shipped_prompt(file: Path) -> tuple[str, tuple[Path, str]]:
                 + row["target"].removeprefix(THOUGHT).lstrip()
                 for row in _checked(samples, str(file))
             ]
-            return task, (file, instruction + "\n\n".join(shots))
+            return task, Prompt(str(file), instruction + "\n\n".join(shots))
     raise _other_form(file)
 
 
 def _other_form(path: Path) -> DataError:
-    return DataError(
-        "This version of lm-eval has BBH's prompts in another form.",
-        str(path),
-        "Install lm-eval 0.4.13, or use BBH's own folder: docs/targets.md.",
-    )
+    what = "This version of lm-eval has BBH's prompts in another form."
+    todo = "Install lm-eval 0.4.13, or use BBH's own folder: docs/targets.md."
+    return DataError(what, str(path), todo)

@@ -34,15 +34,11 @@ def read(
         DataError: If a row has no subtask, or as `read_source`.
     """
     source = read_source(name, path, on_bad_row=on_bad_row, **reading)
-    examples = list(source.examples)
     if subtask_field is None:
-        examples = [replace(example, subtask=ONE_SUBTASK) for example in examples]
-    else:
-        _refuse_missing(examples, subtask_field, SourceSpec(name, path).place)
-        examples = [
-            replace(example, subtask=str(example.row[subtask_field])) for example in examples
-        ]
-    return examples, source
+        return [replace(example, subtask=ONE_SUBTASK) for example in source.examples], source
+    examples = list(source.examples)
+    _refuse_missing(examples, subtask_field, SourceSpec(name, path).place)
+    return [replace(one, subtask=str(one.row[subtask_field])) for one in examples], source
 
 
 def test_set(
@@ -54,12 +50,7 @@ def test_set(
 ) -> QuestionSet:
     """Held-out examples: each conversation up to its last turn, which has the reference answer.
 
-    Args:
-        name: As in `read`.
-        path: As in `read`.
-        subtask_field: As in `read`.
-        answer: Regular expression of the final answer; None: the full turn without its reasoning.
-        **reading: As in `read`.
+    `answer` is a regular expression of the final answer; None: the full turn without its reasoning.
 
     Raises:
         DataError: As `read`, or if a reference has no final answer.
@@ -70,16 +61,10 @@ def test_set(
         finals = [matched(answer, reference) for reference in references]
         _refuse_unmatched(examples, references, finals, answer)
         references = [final or "" for final in finals]
-    questions = [
-        Question(
-            example,
-            (reference,),
-            texts=tuple(
-                text_of(turn["content"]) for turn in example.messages if turn["role"] != "system"
-            ),
-        )
-        for example, reference in zip(examples, references, strict=True)
-    ]
+    questions = []
+    for example, reference in zip(examples, references, strict=True):
+        turns = (turn["content"] for turn in example.messages if turn["role"] != "system")
+        questions.append(Question(example, (reference,), texts=tuple(map(text_of, turns))))
     return QuestionSet(tuple(questions), ("exact_match", "f1"), max_tokens=None, extract=answer)
 
 

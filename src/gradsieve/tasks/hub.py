@@ -18,15 +18,19 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from gradsieve.errors import DataError
+from gradsieve.tasks.layout import shown
 
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 """OWNER/NAME; anything else that doesn't exist is a mistyped path."""
 
 SAVED = "dataset_dict.json"
 """What `DatasetDict.save_to_disk` writes."""
+
+ABSENT = ("BuilderConfig", "Unknown split", "Couldn't find cache")
+"""How the messages of `datasets` start if there is no such configuration or split."""
 
 Rows = list[dict[str, Any]]
 
@@ -43,43 +47,41 @@ def is_data_set(path: str) -> bool:
     card = folder / "README.md"
     if card.is_file() and card.read_bytes().startswith(b"---"):
         return True
-    patterns = (SAVED, f"*/{SAVED}", "*/*.parquet")
-    return any(True for pattern in patterns for _ in folder.glob(pattern))
+    return any(any(folder.glob(pattern)) for pattern in (SAVED, f"*/{SAVED}", "*/*.parquet"))
+
+
+def place(name: str, path: str, config: str, split: str) -> str:
+    """A split of a target's data set, for messages."""
+    return f"target {name}: {path}, configuration {config}, split {split}"
 
 
 def read_split(name: str, path: str, config: str, split: str) -> Rows:
     """All rows of a split.
 
-    Args:
-        name: The target's name, for messages.
-        path: A folder, or the id of a data set on the hub.
-        config: A configuration.
-        split: A split.
-
     Raises:
         NotThere: If there is no such configuration or split.
         DataError: If the data set can't be read.
     """
-    where = f"target {name}: {path}, configuration {config}, split {split}"
-    unreadable = (pa.ArrowException, datasets.exceptions.DatasetsError, yaml.YAMLError)
+    where = place(name, path, config, split)
+    unreadable = (OSError, RuntimeError, ValueError, KeyError, pa.ArrowException, DatasetsError)
     try:
         return _rows(path, config, split)
-    except (OSError, RuntimeError, ValueError, KeyError, *unreadable) as error:
-        reason = _reason(error)
+    except (*unreadable, yaml.YAMLError) as error:
+        # Of unreadable files `datasets` has the message in the cause.
+        deeper = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+        reason = str(deeper or error).strip().partition("\n")[0] or type(error).__name__
         if reason.startswith(ABSENT):
             what = f"The data set has no such configuration or split: {reason}"
             todo = "Use a copy that has it; docs/targets.md names some."
             raise NotThere(what, where, todo) from None
-        raise DataError(f"{_unreadable(path)}: {reason}", where, TODO) from None
-
-
-ABSENT = ("BuilderConfig", "Unknown split", "Couldn't find cache")
-"""How the messages of `datasets` start in that case."""
-
-TODO = (
-    "Check the name, the network and HF_HUB_OFFLINE; or use a folder in one of the layouts of "
-    "docs/targets.md."
-)
+        what = "There is no such folder, and it cannot be read from the Hugging Face hub"
+        if Path(path).exists():
+            what = "The data set cannot be read"
+        todo = (
+            "Check the name, the network and HF_HUB_OFFLINE; or use a folder in one of the layouts "
+            "of docs/targets.md."
+        )
+        raise DataError(f"{what}: {reason}", where, todo) from None
 
 
 def _rows(path: str, config: str, split: str) -> Rows:
@@ -95,13 +97,7 @@ def _rows(path: str, config: str, split: str) -> Rows:
     return list(datasets.load_dataset(path, config, split=split))
 
 
-def _unreadable(path: str) -> str:
-    if Path(path).exists():
-        return "The data set cannot be read"
-    return "There is no such folder, and it cannot be read from the Hugging Face hub"
-
-
-def _reason(error: Exception) -> str:
-    """The message's first line; for unreadable files `datasets` has it in the cause."""
-    deeper = error.__cause__ if isinstance(error, DatasetGenerationError) else None
-    return str(deeper or error).strip().partition("\n")[0] or type(error).__name__
+def other_columns(expected: str, where: str, row: dict[str, Any], on_hub: str) -> DataError:
+    """The error for a row without a benchmark's columns."""
+    what, todo = f"Expected columns {expected}.", f"Use {on_hub} or a copy of it."
+    return DataError(what, f"{where}: found {shown(row)}", todo)

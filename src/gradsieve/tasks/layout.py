@@ -19,14 +19,7 @@ LISTED = 5
 
 
 def missing(what: str, name: str, path: Path, expected: str) -> DataError:
-    """The error for a target whose path lacks the files of its task.
-
-    Args:
-        what: What is missing, one sentence.
-        name: The target's name.
-        path: The recipe's.
-        expected: What the path should be.
-    """
+    """The error for a target whose path lacks the files of its task."""
     return DataError(what, f"target {name}: {path}: {_found(path)}", f"Use {expected}.")
 
 

@@ -19,14 +19,13 @@ from typing import Any
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.tasks import hub
-from gradsieve.tasks.layout import missing, read_text, shown
-from gradsieve.tasks.questions import Question, QuestionSet, Shots
+from gradsieve.tasks.layout import missing, read_text
+from gradsieve.tasks.questions import Question, QuestionSet, Shots, question_and_answer
 
 SHOTS = 5
 """Development questions per subject, as in the paper."""
 
 LETTERS = ("A", "B", "C", "D")
-ANSWER_PREFIX = "The answer is:"
 SUBTASKS = 57
 ON_HUB, CONFIG = "cais/mmlu", "all"
 TODO = "Use MMLU's published CSV files."
@@ -85,8 +84,7 @@ def _subjects(name: str, path: str, part: str) -> dict[str, list[list[str]]]:
     if subjects or not hub.is_data_set(path):
         return subjects
     for number, row in enumerate(hub.read_split(name, path, CONFIG, part), start=1):
-        where = f"target {name}: {path}, configuration {CONFIG}, split {part}, row {number}"
-        subject, read = _from_hub(row, where)
+        subject, read = _from_hub(row, f"{hub.place(name, path, CONFIG, part)}, row {number}")
         subjects.setdefault(subject, []).append(read)
     return subjects
 
@@ -100,11 +98,8 @@ def _from_hub(row: dict[str, Any], where: str) -> tuple[str, list[str]]:
             "answer": int(answer),
         } if answer in range(len(LETTERS)):
             return subject, [question, a, b, c, d, LETTERS[answer]]
-    raise DataError(
-        "Expected columns subject, question, choices (four texts) and answer (0 to 3).",
-        f"{where}: found {shown(row)}",
-        f"Use {ON_HUB} or a copy of it.",
-    )
+    expected = "subject, question, choices (four texts) and answer (0 to 3)"
+    raise hub.other_columns(expected, where, row, ON_HUB)
 
 
 def read_questions(file: Path) -> list[list[str]]:
@@ -130,19 +125,11 @@ def read_questions(file: Path) -> list[list[str]]:
 
 def _checked(row: list[str], where: str) -> list[str]:
     if len(row) != len(LETTERS) + 2:
-        raise DataError(
-            "Expected 6 columns: a question, four choices and a letter.",
-            f"{where}: {len(row)} columns",
-            TODO,
-        )
+        what = "Expected 6 columns: a question, four choices and a letter."
+        raise DataError(what, f"{where}: {len(row)} columns", TODO)
     if row[-1] not in LETTERS:
         raise DataError(f"Expected a letter from A to D, found {row[-1]!r}.", where, TODO)
     return row
-
-
-def format_question(subject: str, row: list[str]) -> str:
-    """The prompt of one question."""
-    return _header(subject) + _asked(row)
 
 
 def _header(subject: str) -> str:
@@ -157,14 +144,13 @@ def _asked(row: list[str]) -> str:
 
 
 def _example(name: str, subject: str, number: int, row: list[str]) -> Example:
-    return Example(
-        source=name,
-        id=f"{subject}-{number}",
-        messages=(
-            {"role": "user", "content": format_question(subject, row)},
-            {"role": "assistant", "content": f"{ANSWER_PREFIX} {row[-1]}"},
-        ),
-        row={"subject": subject, "question": row[0], "choices": row[1:-1], "answer": row[-1]},
-        subtask=subject,
-        answer_prefix=ANSWER_PREFIX,
+    question, *choices, letter = row
+    return question_and_answer(
+        name,
+        subject,
+        f"{subject}-{number}",
+        _header(subject) + _asked(row),
+        "The answer is:",
+        f" {letter}",
+        {"subject": subject, "question": question, "choices": choices, "answer": letter},
     )

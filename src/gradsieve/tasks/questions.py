@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from gradsieve.data.examples import Example
+from gradsieve.data.examples import Example, Message
 from gradsieve.io import fingerprint
 
 
@@ -17,15 +18,20 @@ def matched(pattern: str | None, text: str) -> str | None:
     return found[found.re.groups and 1] if found else None
 
 
+def question_and_answer(
+    name: str, subtask: str, id: str, prompt: str, prefix: str, answer: str, row: Mapping[str, Any]
+) -> Example:
+    """A benchmark's example: a prompt, and an answer that is supervised after its prefix."""
+    messages: tuple[Message, ...] = (
+        {"role": "user", "content": prompt},
+        {"role": "assistant", "content": prefix + answer},
+    )
+    return Example(name, id, messages, row, subtask, prefix)
+
+
 @dataclass(frozen=True, slots=True)
 class Shots:
-    """A user turn with few-shot examples before the question.
-
-    Attributes:
-        lead: The text before the examples.
-        examples: Each with its separator from the next.
-        question: The question, after the examples.
-    """
+    """A user turn with few-shot examples, each with its separator, before the question."""
 
     lead: str
     examples: tuple[str, ...]
@@ -66,7 +72,7 @@ class QuestionSet:
 
     Attributes:
         questions: In order.
-        metrics: Names of metrics, the main one first; higher is better.
+        metrics: The main one first; higher is better.
         average: Over all questions, or over the subtasks' means, as the benchmark reports it.
         stops: Stop sequences of an answer.
         max_tokens: Most tokens of an answer; None: as many as the longest reference answer takes.
@@ -94,15 +100,8 @@ class QuestionSet:
             ]
             for q in self.questions
         ]
-        settings = [
-            self.metrics,
-            self.average,
-            self.stops,
-            self.max_tokens,
-            self.extract,
-            self.match,
-        ]
-        return fingerprint([questions, *settings])
+        settings = [self.metrics, self.average, self.stops, self.max_tokens]
+        return fingerprint([questions, *settings, self.extract, self.match])
 
     def limited(self, limit: int | None) -> QuestionSet:
         """The first `limit` questions of each subtask."""

@@ -10,14 +10,15 @@ LESS's nine examples are rows of the training set: on the hub they are found by 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError, did_you_mean
 from gradsieve.tasks import hub
-from gradsieve.tasks.layout import missing, read_json, shown
-from gradsieve.tasks.questions import Question, QuestionSet, Shots
+from gradsieve.tasks.layout import missing, read_json
+from gradsieve.tasks.questions import Question, QuestionSet, Shots, question_and_answer
 
 WORDS = {
     "english": ("Answer the following question based on the information in the given passage.",
@@ -41,6 +42,7 @@ WORDS = {
 }  # fmt: skip
 """Instruction, and headings of passage, question and answer, in each language."""
 
+CHINESE = ("根据所给文章中的信息回答以下问题。", "文章:", "问题:", "答案:")
 
 ONE_SHOT, DEV = "tydiqa-one-shot.json", "tydiqa-goldp-v1.1-dev.json"
 IN_CHINESE = "tydiqa-one-shot-zh.json"
@@ -67,10 +69,10 @@ PAPERS = frozenset(
 SHORT_BYTES = 1300
 """Most UTF-8 bytes of a passage in a shot: the paper's longest has 1,292."""
 
-Rows = list[dict[str, Any]]
-
 TODO = "Use the published format: {language: [{context, question, answers: [{text}]}]}."
-CHINESE = ("根据所给文章中的信息回答以下问题。", "文章:", "问题:", "答案:")
+
+Rows = list[dict[str, Any]]
+Words = tuple[str, str, str, str]
 
 
 def read(name: str, path: str) -> tuple[list[Example], list[str]]:
@@ -110,17 +112,15 @@ def test_set(name: str, path: str) -> QuestionSet | None:
         return None
     else:
         file, rows = Path(path), _hub_questions(name, path)
+    if not rows:
+        return None
     shots: dict[str, str] = {}
-    for example in read(name, path)[0] if rows else []:
-        words = WORDS[example.subtask]
-        question = _asked(words, example.row["context"], example.row["question"])
+    for example in read(name, path)[0]:
+        question = _asked(WORDS[example.subtask], example.row)
         answer = example.messages[1]["content"]
         shots.setdefault(example.subtask, f"{question}\n{answer}\n\n")
-    questions = [_question(name, row, shots, file) for row in rows]
-    if not questions:
-        return None
     return QuestionSet(
-        tuple(questions),
+        tuple(_question(name, row, shots, file) for row in rows),
         ("f1", "exact_match"),
         average="subtasks",
         stops=("\n",),
@@ -142,22 +142,18 @@ def _local_questions(file: Path) -> Rows:
     except (KeyError, TypeError):
         is_sound = False
     if not is_sound:
-        raise DataError(
-            "Expected {data: [{paragraphs: [{context, qas: [{id, question, answers}]}]}]}.",
-            str(file),
-            "Use the published file.",
-        )
+        what = "Expected {data: [{paragraphs: [{context, qas: [{id, question, answers}]}]}]}."
+        raise DataError(what, str(file), "Use the published file.")
     return rows
 
 
 def _question(name: str, row: dict[str, Any], shots: dict[str, str], file: Path) -> Question:
     language = _language(row)
-    words = _words(language, file)
     example = _example(name, language, row["id"], row, file)
     after = None
     if language in shots:
-        asked = _asked(words, row["context"], row["question"])
-        after = Shots(f"{words[0]}\n\n", (shots[language],), asked)
+        words = _words(language, file)
+        after = Shots(f"{words[0]}\n\n", (shots[language],), _asked(words, row))
     answers = tuple(answer["text"] for answer in row["answers"])
     return Question(example, answers, shots=after, texts=(row["context"], row["question"]))
 
@@ -178,10 +174,9 @@ def _one_shots(name: str, path: str) -> tuple[dict[str, Rows], list[str]]:
     asked = {row["context"] for row in _hub_questions(name, path)}
 
     def rank(row: dict[str, Any]) -> tuple[bool, bool, bool, str]:
-        context = row["context"]
-        long = len(context.encode()) > SHORT_BYTES
+        long = len(row["context"].encode()) > SHORT_BYTES
         digest = hashlib.sha256(row["id"].encode()).hexdigest()
-        return row["id"] not in PAPERS, context in asked, long, digest
+        return row["id"] not in PAPERS, row["context"] in asked, long, digest
 
     chosen = {language: min(rows, key=rank) for language, rows in languages.items()}
     others = sorted(language for language, row in chosen.items() if row["id"] not in PAPERS)
@@ -201,63 +196,46 @@ def _hub_questions(name: str, path: str) -> Rows:
 
 
 def _hub_rows(name: str, path: str, split: str) -> Rows:
-    where = f"target {name}: {path}, configuration {CONFIG}, split {split}"
+    where = hub.place(name, path, CONFIG, split)
     rows = hub.read_split(name, path, CONFIG, split)
     return [_from_hub(row, f"{where}, row {number}") for number, row in enumerate(rows, start=1)]
 
 
 def _from_hub(row: dict[str, Any], where: str) -> dict[str, Any]:
     """A row in the format of the published files."""
-    match row:
-        case {"id": str(id), "context": str(context), "question": str(question), "answers": found}:
-            answers = _answers_from_hub(found)
-            made = {"id": id, "context": context, "question": question, "answers": answers}
-            if answers and all(isinstance(answer["text"], str) for answer in answers):
-                return made
-    raise DataError(
-        "Expected columns id, context, question and answers (text, answer_start).",
-        f"{where}: found {shown(row)}",
-        f"Use {ON_HUB} or a copy of it.",
-    )
-
-
-def _answers_from_hub(found: Any) -> Rows:
-    """A list of objects; `datasets` may have turned it into an object of lists."""
-    match found:
+    answers = row.get("answers")
+    match answers:  # a list of objects; `datasets` may have turned it into an object of lists
         case {"text": [*texts], "answer_start": [*starts]} if len(texts) == len(starts):
             pairs = zip(texts, starts, strict=True)
-            return [{"text": text, "answer_start": start} for text, start in pairs]
-        case [*answers] if all(isinstance(answer, dict) and "text" in answer for answer in answers):
-            return answers
-    return []
+            answers = [{"text": text, "answer_start": start} for text, start in pairs]
+    match {**row, "answers": answers}:
+        case {"id": str(), "context": str(), "question": str(), "answers": [_, *_] as found}:
+            if all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in found):
+                return {key: row[key] for key in ("id", "context", "question")} | {"answers": found}
+    expected = "id, context, question and answers (text, answer_start)"
+    raise hub.other_columns(expected, where, row, ON_HUB)
 
 
-def format_question(words: tuple[str, str, str, str], context: str, question: str) -> str:
-    """The prompt of one question. As in LESS's code, nothing separates instruction and passage."""
-    return words[0] + _asked(words, context, question)
+# --- the format -----------------------------------------------------------------------------------
 
 
-def _asked(words: tuple[str, str, str, str], context: str, question: str) -> str:
-    return f"{words[1]} {context}\n{words[2]} {question}"
+def _asked(words: Words, row: Mapping[str, Any]) -> str:
+    return f"{words[1]} {row['context']}\n{words[2]} {row['question']}"
 
 
 def _example(name: str, language: str, id: str, row: Any, file: Path) -> Example:
     words = CHINESE if file.name == IN_CHINESE else _words(language, file)
-    answer = _answer(row, f"{file}, {id}")
-    return Example(
-        source=name,
-        id=id,
-        messages=(
-            {"role": "user", "content": format_question(words, row["context"], row["question"])},
-            {"role": "assistant", "content": f"{words[3]} {answer}"},
-        ),
-        row=row,
-        subtask=language,
-        answer_prefix=words[3],
-    )
+    match row:
+        case {"context": str(), "question": str(), "answers": [{"text": str(answer)}, *_]}:
+            # As in LESS's code, nothing separates instruction and passage.
+            prompt = words[0] + _asked(words, row)
+            return question_and_answer(name, language, id, prompt, words[3], f" {answer}", row)
+    found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+    what = "Expected an example with context, question and at least one answer."
+    raise DataError(what, f"{file}, {id}: found {found}", TODO)
 
 
-def _words(language: str, file: Path) -> tuple[str, str, str, str]:
+def _words(language: str, file: Path) -> Words:
     if language not in WORDS:
         todo = did_you_mean(language, WORDS)
         raise DataError(f"The language {language} is unknown.", str(file), todo)
@@ -269,15 +247,3 @@ def _list(rows: Any, file: Path, language: str) -> list[Any]:
         found = "none" if rows == [] else type(rows).__name__
         raise DataError(f"Expected a list of examples, found {found}.", f"{file}, {language}", TODO)
     return rows
-
-
-def _answer(row: Any, where: str) -> str:
-    match row:
-        case {"context": str(), "question": str(), "answers": [{"text": str(text)}, *_]}:
-            return text
-    found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-    raise DataError(
-        "Expected an example with context, question and at least one answer.",
-        f"{where}: found {found}",
-        TODO,
-    )
