@@ -42,6 +42,11 @@ class LoraConfig(Section):
         return value
 
 
+AT_ONCE = 8
+"""Examples per forward pass: the rows of a step are sorted by length, so that few need little
+padding; with more, models run hardly faster."""
+
+
 class TrainingConfig(Section):
     """Training of an adapter: in the warm-up, and on selections."""
 
@@ -54,7 +59,7 @@ class TrainingConfig(Section):
     micro_batch_size: int | None = Field(
         None,
         ge=1,
-        description="Examples per forward pass, a divisor of batch_size; null: all. Changes "
+        description="Examples per forward pass, a divisor of batch_size; null: at most 8. Changes "
         "results by rounding only.",
         json_schema_extra=NO,
     )
@@ -74,6 +79,13 @@ class TrainingConfig(Section):
                 f"batch_size {self.batch_size}"
             )
         return self
+
+    def rows_at_once(self, processes: int = 1) -> int:
+        """Examples of a forward pass of one of so many processes."""
+        if self.micro_batch_size:
+            return self.micro_batch_size
+        share = max(1, self.batch_size // processes)
+        return max(rows for rows in range(1, min(share, AT_ONCE) + 1) if share % rows == 0)
 
 
 class WarmupConfig(TrainingConfig):
