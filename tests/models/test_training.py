@@ -5,12 +5,14 @@ import random
 import sys
 import types
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from peft import PeftModel
 from transformers import TrainerCallback, set_seed
 from transformers.integrations import integration_utils
@@ -24,6 +26,7 @@ from gradsieve.models.checkpoints import save_adapter
 from gradsieve.models.load import add_adapter
 from gradsieve.models.training import (
     MARK,
+    StepsByLength,
     check_trackers,
     clear_work,
     seconds_before,
@@ -265,6 +268,32 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
     )
     for name, weight in whole.items():
         assert float((weight - halves[name]).abs().max()) < 2e-4, name
+
+
+def test_rows_of_a_step_are_those_of_a_random_order_longest_first() -> None:
+    lengths = np.random.default_rng(0).integers(1, 99, 22).astype(np.int32)
+    sampler = StepsByLength(lengths, 8, seed=3)
+    for epoch in range(2):
+        plain = SeedableRandomSampler(lengths, data_seed=3)
+        plain.set_epoch(epoch)
+        sampler.set_epoch(epoch)
+        wanted, found = list(plain), list(sampler)
+        for start in range(0, 22, 8):
+            step = found[start : start + 8]
+            assert sorted(step) == sorted(wanted[start : start + 8])
+            assert np.all(np.diff(lengths[step]) <= 0)
+
+
+def test_each_epoch_has_its_own_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs = []
+
+    def order(sampler: StepsByLength) -> Iterator[int]:
+        epochs.append(sampler.epoch)
+        yield from range(len(sampler))
+
+    monkeypatch.setattr(StepsByLength, "__iter__", order)
+    train(tmp_path)
+    assert epochs == [0, 1, 2]
 
 
 class Tracker(TrainerCallback):

@@ -123,9 +123,12 @@ def test_max_steps_give_all_trainings_the_same_budget(
 
 
 def test_padded_tokens_of_random_batches() -> None:
-    assert padded_tokens(np.full(50, 7.0), 10, 4) == 70
-    both = padded_tokens(np.tile([1.0, 9.0], 500), 1000, 2)
+    assert padded_tokens(np.full(50, 7.0), 10, 4, 2) == 70
+    both = padded_tokens(np.tile([1.0, 9.0], 500), 1000, 2, 2)
     assert both == pytest.approx(1000 * (9 * 3 + 1) / 4, rel=0.15)
+    # Of 100 rows, sorted, about half are in passes of short rows alone.
+    cut = padded_tokens(np.tile([1.0, 9.0], 500), 1000, 100, 2)
+    assert cut == pytest.approx(1000 * (9 + 1) / 2, rel=0.05)
 
 
 def test_spread_keeps_the_distribution() -> None:

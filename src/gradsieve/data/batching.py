@@ -106,13 +106,16 @@ def batches_of(
     encoded: Sequence[TokenizedExample], tokens_per_batch: int, make: Collate = collate
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor]]]:
     """Positions and collated tensors of batches, shortest examples first."""
-    if isinstance(encoded, PoolTokens):
-        lengths, read = encoded.lengths, encoded.__getitems__
-    else:
-        lengths = np.array([len(example.input_ids) for example in encoded], dtype=np.int32)
-        read = partial(_pick, encoded)
-    for batch in length_sorted_batches(lengths, tokens_per_batch):
+    read = encoded.__getitems__ if isinstance(encoded, PoolTokens) else partial(_pick, encoded)
+    for batch in length_sorted_batches(lengths_of(encoded), tokens_per_batch):
         yield batch, make(read(batch.tolist()))
+
+
+def lengths_of(encoded: Sequence[TokenizedExample]) -> NDArray[np.int32]:
+    """Tokens of each example [n]."""
+    if isinstance(encoded, PoolTokens):
+        return encoded.lengths
+    return np.array([len(example.input_ids) for example in encoded], dtype=np.int32)
 
 
 def _pick(encoded: Sequence[TokenizedExample], positions: Sequence[int]) -> list[TokenizedExample]:

@@ -207,7 +207,7 @@ def _small(recipe: Recipe, stage: Stage, rows: int, sources: set[str]) -> Recipe
     if stage.name == "features":
         methods = recipe.score.methods
     batch = min(recipe.warmup.batch_size, max(1, rows // 2))
-    micro = min(recipe.warmup.micro_batch_size or batch, batch)
+    micro = min(recipe.warmup.rows_at_once(), batch)
     size = {"batch_size": batch - batch % micro, "micro_batch_size": micro}
     once = {"epochs": 1, "warmup_ratio": 0.0, "report_to": [], "fraction": 1.0, **size}
     seeds: list[int] = [] if stage.name == "evaluate" else [0]

@@ -33,6 +33,11 @@ class LoraConfig(Section):
         return value
 
 
+AT_ONCE = 8
+"""Examples per forward pass: the rows of a step are sorted by length, so that few need little
+padding; with more, models run hardly faster."""
+
+
 class TrainingConfig(Section):
     """Training of an adapter: in the warm-up, and on selections."""
 
@@ -42,8 +47,8 @@ class TrainingConfig(Section):
     batch_size: int = key(32, "Examples per optimizer step.", ge=1)
     micro_batch_size: int | None = key(
         None,
-        "Examples per forward pass, a divisor of batch_size; null: all. Changes results by "
-        "rounding only.",
+        "Examples per forward pass, a divisor of batch_size; null: at most 8. Changes "
+        "results by rounding only.",
         "no",
         ge=1,
     )
@@ -62,6 +67,13 @@ class TrainingConfig(Section):
                 f"batch_size {self.batch_size}"
             )
         return self
+
+    def rows_at_once(self, processes: int = 1) -> int:
+        """Examples of a forward pass of one of so many processes."""
+        if self.micro_batch_size:
+            return self.micro_batch_size
+        share = max(1, self.batch_size // processes)
+        return max(rows for rows in range(1, min(share, AT_ONCE) + 1) if share % rows == 0)
 
 
 class WarmupConfig(TrainingConfig):

@@ -205,10 +205,10 @@ def training(
     max_steps: int | None = None,
 ) -> Estimate:
     """One training on this many of the pool's examples."""
-    tokens = padded_tokens(lengths(context), rows, settings.batch_size)
+    tokens = padded_tokens(lengths(context), rows, settings.batch_size, settings.rows_at_once())
     labels = rows * float(context.pool.n_label_tokens[context.pool.usable].mean())
     passes = shape.forward_and_backward(rows, tokens / rows, labels)
-    together = lengths(context).max() * (settings.micro_batch_size or settings.batch_size)
+    together = lengths(context).max() * settings.rows_at_once()
     activations = shape.activation_bytes(round(together), round(together))
     steps = optimizer_steps(rows, settings)
     flops = settings.epochs * passes * (max_steps or steps) / steps
@@ -228,18 +228,22 @@ def optimizer_steps(rows: int, settings: TrainingConfig) -> int:
     return settings.epochs * math.ceil(rows / settings.batch_size)
 
 
-def padded_tokens(lengths: NDArray[np.float64], rows: int, batch_size: int) -> float:
-    """Tokens of an epoch of random batches of rows of these lengths, padding included."""
+def padded_tokens(
+    lengths: NDArray[np.float64], rows: int, batch_size: int, rows_at_once: int
+) -> float:
+    """Tokens of an epoch of random batches of rows of these lengths, padding included.
+
+    A batch's rows are sorted by length, and those of a forward pass are padded to the longest.
+    """
     rng = np.random.default_rng(0)
     full, rest = divmod(rows, batch_size)
 
-    def longest(size: int) -> float:
-        size = min(size, len(lengths))
-        drawn = (rng.choice(lengths, size, replace=False).max() for _ in range(64))
-        return float(np.mean(list(drawn)))
+    def padded(size: int) -> float:
+        longest_first = -np.sort(-rng.choice(lengths, (64, size)))
+        of_its_pass = np.arange(size) // rows_at_once * rows_at_once
+        return size * float(longest_first[:, of_its_pass].mean())
 
-    padded = longest(batch_size) * batch_size * full if full else 0.0
-    return padded + (longest(rest) * rest if rest else 0.0)
+    return full * padded(batch_size) + (padded(rest) if rest else 0.0)
 
 
 def few_steps(steps: int) -> str | None:
