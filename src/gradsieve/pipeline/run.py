@@ -27,7 +27,7 @@ from gradsieve.pipeline.state import clear_faults, prepare, refuse_faults, state
 from gradsieve.recipe.load import dump_recipe, load_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder, State
+from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder
 from gradsieve.runs.lineage import changed_settings, outdated
 from gradsieve.stages import all_stages
 from gradsieve.stages.base import Stage
@@ -99,8 +99,10 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
         for name in taken if leads else ():
             refuse_faults(STAGES[name], context)
         for name in wanted:
-            if leads or STAGES[name].distributed:
+            if leads:
                 run_stage(STAGES[name], context, others)
+            elif STAGES[name].distributed:
+                _take_part(STAGES[name], context)
             context.report_warnings()
             distributed.wait()
             if name == "pool":
@@ -135,46 +137,44 @@ def stages_of(recipe: Recipe) -> list[str]:
 
 def run_stage(stage: Stage, context: Context, others: bool) -> None:
     """Run a stage, if it has to; `others`: the stages before it are of other settings."""
-    run, progress, leads, name = context.run, context.progress, distributed.is_first(), stage.name
+    run, progress, name = context.run, context.progress, stage.name
     inputs = stage.fingerprint_inputs(context)
-    state = state_of(stage, context, inputs) if leads else State("new")
-    if state.kind in ("new", "redo") and leads and run.take_back(name, inputs):
+    state = state_of(stage, context, inputs)
+    if state.kind in ("new", "redo") and run.take_back(name, inputs):
         progress.say(f"{name}: these settings' outputs are taken back from the archive")
         state = state_of(stage, context, inputs)
     clear_faults(stage, context, state.faults)
     done = state.kind == "done"
-    if distributed.agreed(done) if stage.distributed else done:
-        progress.end(
-            name, f"up to date{' with the stages before it as they are' if others else ''}"
-        )
+    if stage.distributed:
+        distributed.agreed(done)
+    if done:
+        with_others = " with the stages before it as they are" if others else ""
+        progress.end(name, f"up to date{with_others}")
         return
     snapshot = run.snapshot(name)
     # What is extended or resumed took its earlier seconds, too.
     kept = state.kind in ("extend", "resume")
     before = run.seconds(name) if kept else 0.0
-    archived = prepare(stage, state, context) if leads else None
+    archived = prepare(stage, state, context)
     progress.begin(name)
-    if leads:
-        run.write_recipe(dump_recipe(context.recipe))
+    run.write_recipe(dump_recipe(context.recipe))
     start = time.monotonic()
-    folder = run.begin(name, inputs) if leads else run.stage(name)
+    folder = run.begin(name, inputs)
     if archived:
         stage.reuse(archived, folder)
-    existing = _written(folder) if leads else {}
+    existing = _written(folder)
     try:
-        with _timed(context, name, before) if leads else nullcontext():
+        with _timed(context, name, before):
             metadata = stage.run(context, folder)
     except GradsieveError:
         # A mistake leaves what was there as it was.
         undo = archived is not None and stage.undo_failed
         if undo:
             run.clear(name)
-        if leads and (undo or _written(folder) == existing):
+        if undo or _written(folder) == existing:
             run.restore(name, snapshot, archived)
         raise
     seconds = time.monotonic() - start
-    if not leads:
-        return
     run.finish(
         name,
         {
@@ -187,6 +187,13 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
         },
     )
     progress.end(name, f"done in {clock(seconds)}")
+
+
+def _take_part(stage: Stage, context: Context) -> None:
+    """Share a stage that the first process runs, if it has to."""
+    stage.fingerprint_inputs(context)
+    if not distributed.agreed(False):
+        stage.run(context, context.run.stage(stage.name))
 
 
 @contextmanager

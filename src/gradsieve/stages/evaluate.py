@@ -103,11 +103,7 @@ class Evaluate(Stage):
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Evaluate every model on its target; finished results are kept."""
         results = context.artifacts.results
-        known = self.fingerprint_inputs(context)
-        tasks = [
-            EvaluationTask(name, model, _identity(context, known, name, model))
-            for name, model in _wanted(context).items()
-        ]
+        tasks = list(_tasks(context, self.fingerprint_inputs(context)))
         missing = [task for task in tasks if not results.is_complete(task.name, task.of)]
         done = len(tasks) - len(missing)
         for _ in context.engine.map(_job(context, missing), missing, "evaluation", done):
@@ -150,33 +146,25 @@ class Evaluate(Stage):
             )
 
 
-def _wanted(context: Context) -> dict[str, Path | None]:
-    """TARGET/METHOD/seed-S of each result, and the folder of its model; None before training.
+def _tasks(context: Context, known: Inputs) -> Iterator[EvaluationTask]:
+    """A task for each result.
 
     A model that was trained for all targets together is evaluated on each.
     """
     targets = [t.name for t in context.recipe.targets if metrics_of(context, t.name)]
-    wanted: dict[str, Path | None] = {f"{target}/base/seed-0": None for target in targets}
-    if (warmed_up := _warmed_up(context)[0]) is not None:
-        wanted.update({f"{target}/warmed_up/seed-0": warmed_up for target in targets})
-    for name in context.artifacts.models.fingerprints:
+
+    def task(target: str, name: str, folder: Path | None, model: str) -> EvaluationTask:
+        parts = [known["evaluate"], known["targets"][target], known["questions"].get(target)]
+        return EvaluationTask(f"{target}/{name}", folder, fingerprint([*parts, model]))
+
+    yield from (task(target, "base/seed-0", None, known["base"]) for target in targets)
+    if (folder := _warmed_up(context)[0]) is not None:
+        model = known["warmed_up"]
+        yield from (task(target, "warmed_up/seed-0", folder, model) for target in targets)
+    for name, model in known["models"].items():
         of, _, rest = name.partition("/")
         for target in targets if of == TOGETHER else {of} & {*targets}:
-            wanted[f"{target}/{rest}"] = context.artifacts.models.model(name).folder
-    return wanted
-
-
-def _identity(context: Context, known: dict[str, Any], name: str, folder: Path | None) -> str:
-    """Changes if a result would: with the model, its target or the target's questions."""
-    target = name.partition("/")[0]
-    if folder is None:
-        model = known["base"]
-    elif folder.is_relative_to(context.artifacts.models.folder):
-        model = known["models"][str(folder.relative_to(context.artifacts.models.folder))]
-    else:
-        model = known["warmed_up"]
-    parts = [known["evaluate"], known["targets"][target], known["questions"].get(target)]
-    return fingerprint([*parts, model])
+            yield task(target, rest, context.artifacts.models.model(name).folder, model)
 
 
 def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
@@ -196,7 +184,7 @@ class EvaluationTask:
     Attributes:
         name: Of the result, TARGET/METHOD/seed-S.
         model: The trained model's folder; None: before training.
-        of: Changes if the result would.
+        of: Changes if the result would: with the model, its target or the target's questions.
     """
 
     name: str
