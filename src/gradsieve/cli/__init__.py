@@ -143,16 +143,8 @@ def _features(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    if shard_of is None:
-        _run(recipe, out, set_, "features", "features", quiet, as_json)
-        return
-    share = _share(shard_of)
-    with interruptible(out):
-        checked = _checked(recipe, set_)
-        from gradsieve.console import Progress
-        from gradsieve.pipeline.share import run_share
-
-        _print_result(run_share(checked, out, share, Progress(quiet)), as_json)
+    share = None if shard_of is None else _share(shard_of)
+    _run(recipe, out, set_, "features", "features", quiet, as_json, share)
 
 
 app.command("init", epilog=f"Example: {INIT_EXAMPLE}")(init)
@@ -311,13 +303,18 @@ def _run(
     last: str | None,
     quiet: bool,
     as_json: bool,
+    share: tuple[int, int] | None = None,
 ) -> None:
     with interruptible(out):
         checked = _checked(recipe, overrides)
         from gradsieve.console import Progress
         from gradsieve.pipeline import run as pipeline
+        from gradsieve.pipeline.share import run_share
 
-        done = pipeline.run(checked, out, first=first, last=last, progress=Progress(quiet))
+        if share is None:
+            done = pipeline.run(checked, out, first=first, last=last, progress=Progress(quiet))
+        else:
+            done = run_share(checked, out, share, Progress(quiet))
     from gradsieve.models import distributed
 
     if distributed.is_first():
