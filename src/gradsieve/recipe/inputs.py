@@ -219,3 +219,10 @@ class LimitsConfig(Section):
         description="Time that the chat template may take for a row.",
         json_schema_extra=NO,
     )
+    render_characters: int = Field(
+        1 << 29,
+        ge=1,
+        description="Characters that the chat template may write for a row; twice the bytes of the "
+        "largest row.",
+        json_schema_extra=NO,
+    )
