@@ -65,8 +65,8 @@ def run_child(
     Args:
         recipe: What to run.
         folder: The run folder.
-        log: Prefix of files for what the child says (.err), its number of file operations (.ops)
-            and the files that it synced (.synced).
+        log: Prefix of files for what the child says (.err), its number of file operations (.ops),
+            at which of them each stage starts (.stages) and the files that it synced (.synced).
         kill: When it is killed.
         first: As of `run`.
         last: As of `run`.
@@ -124,6 +124,7 @@ def _follow(log: Path, kill: Kill | None) -> None:
     own, count = os.getpid(), [0]
     operations = os.open(log.with_suffix(".ops"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     synced = os.open(log.with_suffix(".synced"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    stages = os.open(log.with_suffix(".stages"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     wanted = kill.operation if kill else 0
 
     def followed(real: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -136,6 +137,8 @@ def _follow(log: Path, kill: Kill | None) -> None:
             if now and kill is not None and kill.before:
                 os.kill(own, signal.SIGKILL)
             result = real(*args, **kwargs)
+            if name == "replace" and Path(args[1]).name == "inputs.json":
+                os.write(stages, f"{count[0]} {Path(args[1]).parent.name}\n".encode())
             if name == "fsync":
                 os.write(synced, json.dumps(_synced(args[0])).encode() + b"\n")
             if now:

@@ -1,26 +1,39 @@
-"""Every kind of file of a finished run, damaged in five ways.
+"""Every kind of file of a run, damaged in five ways.
 
-In: two finished runs, of which the second, of other data, has the older versions of files. Out: a
-trial for each kind of file, each damage and each command: the same one, or the next stage alone.
+In: runs that are finished, that were killed on the way, or that have an archive. Out: a trial for
+each kind of file, each damage and each command: the same one, or the next stage alone.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import world
-from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.folder import STAGES, RunFolder
+from gradsieve.runs.folder import ARCHIVE, STAGES, RunFolder
 from gradsieve.runs.verify import verify
+from trust.bases import Base
 from trust.children import run_child
 
 WAYS = ("flip", "cut", "empty", "delete", "older")
 COMMANDS = ("the same command", "the next stage")
-LEFT_OUT = {".lock", "log.txt"}
-"""Neither is read."""
+UNREAD = (".lock", "log.txt")
+"""Of these nothing is read: whatever they hold, nothing else changes."""
+
+NAMES = (
+    (r"[0-9a-f]{16,}", "H"),
+    (rf"(?<={ARCHIVE}/)(\d\d-[a-z]+)-[0-9a-f]{{8}}", r"\1-H"),
+    (r"/(mine|plain)(?=[/.])", "/TARGET"),
+    (r"/\.(mine|plain)\.json", "/.TARGET.json"),
+    (r"/(less|random|bm25|sgd|base|warmed_up)(?=[/.])", "/METHOD"),
+    (r"/(one|two)(?=\.)", "/SOURCE"),
+    (r"(checkpoint|seed)-\d+", r"\1-N"),
+    (r"directions/(\.?)\d+", r"directions/\1N"),
+)
+"""What doesn't matter to a file's kind: hashes, numbers and names of inputs."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,7 @@ class Outcome:
 
     Attributes:
         how: `healed`: all bytes are as they were. `found`: a message names the file, and what is
-            there is right. `silent`: neither.
+            there is right. `unread`: nothing depends on the file. `silent`: none of these.
         why: If it is silent, or a traceback was shown.
     """
 
@@ -37,18 +50,55 @@ class Outcome:
     why: str = ""
 
 
-def kinds(run: Path) -> dict[str, str]:
-    """A file of each kind, by the kind's name: hashes, numbers and names of inputs don't matter."""
+@dataclass(frozen=True)
+class Damage:
+    """A damage, and the command that follows.
+
+    Attributes:
+        base: The run before.
+        kind: Of file, for the record.
+        file: Its path in the run.
+        way: One of `WAYS`.
+        command: One of `COMMANDS`.
+    """
+
+    base: Base
+    kind: str
+    file: str
+    way: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.way}, {self.command}"
+
+
+def all_damages(bases: Sequence[Base]) -> Iterator[Damage]:
+    """Each kind of file of each base, in each way, with each command that there is for it."""
+    seen: set[str] = set()
+    for base in bases:
+        for kind, file in kinds(base).items():
+            if kind in seen:
+                continue
+            seen.add(kind)
+            after = base.stage is None and _next_stage(file, base.run) is not None
+            for command in COMMANDS if after else COMMANDS[:1]:
+                yield from (Damage(base, kind, file, way, command) for way in WAYS)
+
+
+def kinds(base: Base) -> dict[str, str]:
+    """A file of each kind, by the kind's name; of a killed run those of the killed stage."""
     found: dict[str, str] = {}
-    for file in sorted(run.rglob("*")):
-        name = file.relative_to(run).as_posix()
-        if not file.is_file() or file.name in LEFT_OUT:
+    for file in sorted(base.run.rglob("*")):
+        name = file.relative_to(base.run).as_posix()
+        if not file.is_file():
             continue
-        kind = re.sub(r"[0-9a-f]{16,}", "H", name)
-        kind = re.sub(r"/(mine|plain)(?=[/.])", "/TARGET", kind)
-        kind = re.sub(r"/(less|random|bm25)(?=[/.])", "/METHOD", kind)
-        kind = re.sub(r"/(one|two)(?=\.)", "/SOURCE", kind)
-        kind = re.sub(r"(checkpoint|seed)-\d+", r"\1-N", kind)
+        kind = name
+        for pattern, same in NAMES:
+            kind = re.sub(pattern, same, kind)
+        if base.stage is not None:
+            if not name.startswith(base.stage.folder):
+                continue
+            kind = f"unfinished {kind}"
         found.setdefault(kind, name)
     return found
 
@@ -75,54 +125,63 @@ def damage(file: Path, way: str, older: Path) -> bool:
     return new != content
 
 
-def try_damage(
-    recipe: Recipe, whole: Path, older: Path, kind: str, way: str, command: str, work: Path
-) -> Outcome | None:
-    """Damage a file of a copy of a finished run, and run; None if that changes nothing."""
-    copy = work / "damaged"
+def try_damage(trial: Damage, work: Path) -> Outcome | None:
+    """Damage a file of a copy of a run, and run; None if that changes nothing."""
+    base, copy = trial.base, work / "damaged"
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(whole, copy)
-    name = kinds(whole)[kind]
-    if not damage(copy / name, way, older / name):
+    shutil.copytree(base.run, copy)
+    now = re.sub(rf"^{ARCHIVE}/([^/]+)-[0-9a-f]{{8}}/", r"\1/", trial.file)  # when taken back
+    if not damage(copy / trial.file, trial.way, base.older / now):
         return None
+    is_listed = base.stage is None and now == trial.file and now not in UNREAD
     # An older meta.json of the same files is as good.
-    if not verify(RunFolder(copy)).problems and (way, Path(name).name) != ("older", "meta.json"):
+    is_as_good = (trial.way, Path(now).name) == ("older", "meta.json")
+    if is_listed and not is_as_good and _is_sound(copy):
         return Outcome("silent", "verify finds nothing")
-    stage = _next_stage(name, whole) if command == COMMANDS[1] else None
-    if command == COMMANDS[1] and stage is None:
-        return None
-    if stage is not None:  # it has to run, and to read
-        shutil.rmtree(RunFolder(copy).stage(stage))
-    ended = run_child(recipe, copy, work / "child", first=stage, last=stage)
+    first, last = None, base.stage.name if base.stage else None
+    if trial.command == COMMANDS[1]:  # the stage has to run, and to read
+        first = last = _next_stage(trial.file, base.run)
+        assert first is not None
+        shutil.rmtree(RunFolder(copy).stage(first))
+    ended = run_child(base.recipe, copy, work / "child", first=first, last=last)
     if "Traceback" in ended.said or ended.status not in (0, 1, 2):
         return Outcome("silent", f"status {ended.status}: {ended.said[-600:]}")
-    # Without the right meta.json it is the stage, or the files that meta.json lists, that is named.
-    is_meta = Path(name).name == "meta.json"
-    says = name in ended.said or (is_meta and str(Path(name).parent) in ended.said)
-    wanted, there = world.results(RunFolder(whole)), world.results(RunFolder(copy))
-    differing = [one for one in wanted if there.get(one) != wanted[one]]
+    differing = _differing(base, copy)
     if ended.status == 0 and not differing and _is_sound(copy):
-        return Outcome("healed")
-    if says and (ended.status or set(differing) <= {name, *_displays(whole)}):
+        return Outcome("unread" if now in UNREAD else "healed")
+    if _is_named(trial.file, now, ended.said) and (
+        ended.status or set(differing) <= {now, "08-report/index.html"}  # which leaves it out
+    ):
         return Outcome("found")
-    return Outcome(
-        "silent", f"status {ended.status}, differs: {differing[:3]}, {ended.said[-300:]}"
+    said = ended.said[-300:]
+    return Outcome("silent", f"status {ended.status}, differs: {differing[:3]}, {said}")
+
+
+def _is_named(file: str, now: str, said: str) -> bool:
+    """Whether a message names a file; without the right meta.json it is the stage, or its files."""
+    return (
+        file in said
+        or now in said
+        or (file.endswith("meta.json") and str(Path(now).parent) in said)
     )
+
+
+def _differing(base: Base, run: Path) -> list[str]:
+    """Results that a run should have and doesn't; of a killed run up to the stage that it ran."""
+    wanted, there = world.results(RunFolder(base.whole)), world.results(RunFolder(run))
+    last = base.stage.folder if base.stage else "~"
+    return [one for one in wanted if one <= f"{last}/~" and there.get(one) != wanted[one]]
 
 
 def _is_sound(run: Path) -> bool:
     return not verify(RunFolder(run)).problems
 
 
-def _displays(whole: Path) -> set[str]:
-    """The report, which leaves out what is lost for display."""
-    return {"08-report/index.html"}
-
-
-def _next_stage(name: str, whole: Path) -> str | None:
-    """The run's stage after that of a file; of the report and of the recipe there is none."""
-    stages = [stage for stage in STAGES if (whole / stage.folder).is_dir()]
-    folders, folder = [stage.folder for stage in stages], name.split("/")[0]
+def _next_stage(file: str, run: Path) -> str | None:
+    """The run's stage that reads a stage's files; of the report's and others' there is none."""
+    there = [stage for stage in STAGES if (run / stage.folder).is_dir()]
+    folders, folder = [stage.folder for stage in there], file.split("/")[0]
     if folder not in folders[:-1]:
         return None
-    return stages[folders.index(folder) + 1].name
+    after = there[folders.index(folder) + 1 :]
+    return next(stage.name for stage in after if stage.name != "validate" or folder < "06")

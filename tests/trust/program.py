@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradsieve
+import trust
 import world
-from gradsieve.demo.skills import make_questions
 from gradsieve.io import file_hash, fingerprint
-from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.folder import RunFolder
+from gradsieve.runs.folder import ARCHIVE, RunFolder
+from trust.bases import Bases
 from trust.children import Kill, run_child
 from trust.cuts import cut, remember
-from trust.damage import COMMANDS, WAYS, kinds, try_damage
+from trust.damage import Damage, all_damages, try_damage
 
-ROWS = 40
-METHODS = ["less", "random", "bm25"]
+HOWS = ("healed", "found", "unread")
+
 BEGIN, END = "<!-- made by `make test-trust` -->", "<!-- end -->"
+
+Records = list[dict[str, Any]]
 
 
 def main() -> None:
@@ -33,147 +39,170 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--cuts", type=int, default=50)
     parser.add_argument("--damages", type=int, help="at most so many; by default all")
+    parser.add_argument("--only", default="", help="damages of files with this in their kind")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--page", type=Path, help="where the table is written")
-    arguments = parser.parse_args()
-    trials = Trials(arguments.out)
-    trials.kill(arguments.kills)
-    trials.cut(arguments.cuts)
-    trials.damage(arguments.damages)
-    print(table(trials.records))
-    if arguments.page:
-        write_table(arguments.page, table(trials.records))
-    bad = [record for record in trials.records if not record["ok"]]
+    given = parser.parse_args()
+    out = given.out.resolve()
+    _start(out)
+    bases = Bases(out)
+    trials: list[Trial] = [
+        *_interruptions(bases, "kill", given.kills),
+        *_interruptions(bases, "cut", given.cuts),
+        *(OneDamage(one) for one in _some_damages(bases, given.damages, given.only)),
+    ]
+    records = run_trials(trials, out, given.jobs)
+    print(table(records))
+    if given.page:
+        write_table(given.page, table(records))
+    bad = [record for record in records if not record["ok"]]
     for record in bad:
         print("FAILED", record)
     raise SystemExit(bool(bad))
 
 
-class Trials:
-    """Trials in a folder, with their record.
+def _start(out: Path) -> None:
+    """Make the folder; what is there is of no use if gradsieve or this program has changed."""
+    folders = Path(gradsieve.__path__[0]), Path(trust.__path__[0])
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    version = fingerprint([file_hash(file) for file in files])
+    mark = out / "version"
+    if mark.is_file() and mark.read_text() != version:
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if not mark.is_file() and list(out.iterdir()):
+        raise SystemExit(f"{out} holds something else: give --out a new folder")
+    mark.write_text(version)
 
-    Args:
-        out: The folder; what it has already, of the same code, is not tried again.
+
+def run_trials(trials: Sequence[Trial], out: Path, jobs: int) -> Records:
+    """Run trials in several processes; their records, in the order of the trials.
+
+    A trial's records are one line of trials.jsonl, written when it has ended: what is there already
+    is not tried again.
+    """
+    file = out / "trials.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    done = {one["trial"]: one["records"] for one in map(json.loads, _whole_lines(lines))}
+    shutil.rmtree(out / "work", ignore_errors=True)
+    forking = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(jobs, mp_context=forking) as pool, file.open("wb") as opened:
+        opened.writelines(_whole_lines(lines))
+        missing = [trial for trial in trials if str(trial) not in done]
+        running = {pool.submit(_run, trial, out / "work"): trial for trial in missing}
+        for ended in as_completed(running):
+            name = str(running[ended])
+            done[name] = ended.result()
+            line = json.dumps({"trial": name, "records": done[name]})
+            opened.write(line.encode() + b"\n")
+            opened.flush()
+    return [record for trial in trials for record in done[str(trial)]]
+
+
+def _whole_lines(lines: Sequence[bytes]) -> list[bytes]:
+    return [line for line in lines if line.endswith(b"\n")]
+
+
+def _run(trial: Trial, work: Path) -> Records:
+    """In a process of the pool, which has a folder of its own."""
+    own = work / str(os.getpid())
+    own.mkdir(parents=True, exist_ok=True)
+    return trial.run(own)
+
+
+@dataclass(frozen=True)
+class Interruption:
+    """A run that is killed several times, and then gets through.
+
+    Attributes:
+        bases: With the recipe and the bytes that are wanted.
+        what: `kill`; or `cut`: what the killed process had not synced is lost.
+        number: Of the run.
+        kills: How often.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out = out.resolve()
-        self._start()
-        self._file = self.out / "trials.jsonl"
-        lines = self._file.read_text().splitlines() if self._file.exists() else []
-        self.records: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        self.recipe = self._recipe("inputs", seed=0)
-        self.whole = self._finished("whole", self.recipe)
-        self.wanted = world.results(RunFolder(self.whole))
-        self.operations = int((self.out / "whole.ops").read_text())
+    bases: Bases
+    what: str
+    number: int
+    kills: int
 
-    def _start(self) -> None:
-        """Make the folder; what is there is of no use if gradsieve has changed since."""
-        files = sorted(Path(gradsieve.__path__[0]).rglob("*.py"))
-        version = fingerprint([file_hash(file) for file in files])
-        mark = self.out / "version"
-        if mark.is_file() and mark.read_text() != version:
-            shutil.rmtree(self.out)
-        self.out.mkdir(parents=True, exist_ok=True)
-        if not mark.is_file() and list(self.out.iterdir()):
-            raise SystemExit(f"{self.out} holds something else: give --out a new folder")
-        mark.write_text(version)
+    def __str__(self) -> str:
+        return f"{self.what} {self.number}, {self.kills} times"
 
-    def _recipe(self, name: str, seed: int) -> Recipe:
-        folder = self.out / name
-        data = world.make(folder, rows=ROWS)
-        test = [world.record(row) for row in make_questions("reverse", 2, 1 + seed)]
-        world.write(folder / "test.jsonl", test)
-        data["targets"] = [{**t, "test": str(folder / "test.jsonl")} for t in data["targets"]]
-        return world.recipe(
-            data,
-            warmup__seed=seed,
-            score={"methods": METHODS},
-            select={"count": 6 + seed},
-            train={"epochs": 2, "seeds": [0, 1]},
-            evaluate={"tasks": ["target_loss"]},
-        )
-
-    def _finished(self, name: str, recipe: Recipe) -> Path:
-        run = self.out / name
-        if not (RunFolder(run).stage("report") / "meta.json").exists():
-            ended = run_child(recipe, run, self.out / name)
-            assert ended.status == 0, ended.said
-        return run
-
-    def _record(self, **record: Any) -> None:
-        self.records.append(record)
-        with self._file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def _count(self, what: str) -> int:
-        return sum(record["what"] == what for record in self.records)
-
-    def kill(self, wanted: int) -> None:
-        """Kill runs until they have been killed so often, and get each of them through."""
-        self._interrupted("kill", wanted, lambda rng: None)
-
-    def cut(self, wanted: int) -> None:
-        """As `kill`; what the killed process had not synced is lost."""
-        self._interrupted("cut", wanted, self._lose)
-
-    def _lose(self, rng: random.Random) -> list[str]:
-        return cut(self._before, self.out / "child.synced", rng)
-
-    def _interrupted(
-        self, what: str, wanted: int, lose: Callable[[random.Random], list[str] | None]
-    ) -> None:
-        while self._count(what) < wanted:
-            number = self._count(what)
-            rng, run = random.Random(f"{what} {number}"), self.out / "interrupted"
+    def run(self, work: Path) -> Records:
+        """Kill a run until it has been killed so often, anew if it gets through before."""
+        tried: Records = []
+        rng, run = random.Random(f"{self.what} {self.number}"), work / "interrupted"
+        while len(tried) < self.kills:
             shutil.rmtree(run, ignore_errors=True)
-            tried, left = [], min(wanted - number, rng.randint(3, 8))
-            while True:
-                kill, how = _kill(rng, self.operations, what) if len(tried) < left else (None, "")
-                self._before = remember(run, self.out / "before")
-                ended = run_child(self.recipe, run, self.out / "child", kill)
-                if ended.status is not None:
-                    break
-                tried.append({"how": how, "lost": lose(rng)})
-            found = world.results(RunFolder(run))
-            differing = [
-                name
-                for name in {**self.wanted, **found}
-                if found.get(name) != self.wanted.get(name)
-            ]
-            ok = ended.status == 0 and not differing and "Traceback" not in ended.said
-            why = "" if ok else f"{ended.status} {differing[:5]} {ended.said[-1500:]}"
-            if not ok:
-                shutil.rmtree(self.out / f"failed-{what}-{number}", ignore_errors=True)
-                shutil.copytree(run, self.out / f"failed-{what}-{number}")
-            for one in tried or [{"how": "none: it got through", "lost": None}]:
-                self._record(what=what, ok=ok, why=why, **one)
+            tried += self._one_run(rng, run, work, self.kills - len(tried))
+        return tried
 
-    def damage(self, most: int | None) -> None:
-        """Damage each kind of file in each way, and run each command."""
-        older = self._finished("older", self._recipe("older-inputs", seed=1))
-        done = {record["how"] for record in self.records if record["what"] == "damage"}
-        every = list(_damages(self.whole))
-        if most is not None:
-            every = random.Random(0).sample(every, most)
-        for kind, way, command in every:
-            how = f"{kind}, {way}, {command}"
-            if how in done:
-                continue
-            outcome = try_damage(self.recipe, self.whole, older, kind, way, command, self.out)
-            if outcome is not None:
-                ok = outcome.how != "silent"
-                self._record(what="damage", how=how, ok=ok, why=outcome.why, outcome=outcome.how)
+    def _one_run(self, rng: random.Random, run: Path, work: Path, left: int) -> Records:
+        tried: Records = []
+        while True:
+            kill, how = _kill(rng, self.bases, self.what) if len(tried) < left else (None, "")
+            before = remember(run, work / "before")
+            ended = run_child(self.bases.recipe, run, work / "child", kill)
+            if ended.status is not None:
+                break
+            lost = cut(before, work / "child.synced", rng) if self.what == "cut" else None
+            tried.append({"what": self.what, "how": how, "lost": lost})
+        wanted, found = (world.results(RunFolder(one)) for one in (self.bases.whole, run))
+        differing = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+        ok = ended.status == 0 and not differing and "Traceback" not in ended.said
+        why = "" if ok else f"{ended.status} {differing[:5]} {ended.said[-1500:]}"
+        if not ok:
+            kept = self.bases.out / f"failed-{self.what}-{self.number}"
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(run, kept)
+        return [{**one, "ok": ok, "why": why} for one in tried]
 
 
-def _damages(whole: Path) -> Iterator[tuple[str, str, str]]:
-    return ((kind, way, command) for kind in kinds(whole) for way in WAYS for command in COMMANDS)
+@dataclass(frozen=True)
+class OneDamage:
+    """A damaged file, and a command."""
+
+    damage: Damage
+
+    def __str__(self) -> str:
+        return str(self.damage)
+
+    def run(self, work: Path) -> Records:
+        """No record if the damage changes nothing."""
+        outcome = try_damage(self.damage, work)
+        if outcome is None:
+            return []
+        ok = outcome.how != "silent"
+        record = {"ok": ok, "why": outcome.why, "outcome": outcome.how}
+        return [{"what": "damage", "how": str(self.damage), **record}]
 
 
-def _kill(rng: random.Random, operations: int, what: str) -> tuple[Kill, str]:
+Trial = Interruption | OneDamage
+
+
+def _interruptions(bases: Bases, what: str, wanted: int) -> Iterator[Interruption]:
+    """Runs that are killed so often, all together."""
+    number, left = 0, wanted
+    while left:
+        kills = min(left, random.Random(f"{what} {number}").randint(3, 8))
+        yield Interruption(bases, what, number, kills)
+        number, left = number + 1, left - kills
+
+
+def _some_damages(bases: Bases, most: int | None, only: str) -> list[Damage]:
+    """All damages, or a sample."""
+    if most == 0:
+        return []
+    every = [one for one in all_damages(bases.damaged) if only in one.kind]
+    return every if most is None else random.Random(0).sample(every, min(most, len(every)))
+
+
+def _kill(rng: random.Random, bases: Bases, what: str) -> tuple[Kill, str]:
     """The next kill: at a random moment, or at a random file operation."""
     if what == "kill" and rng.random() < 0.4:
-        return Kill(after_seconds=rng.uniform(0.05, 8.0)), "at a random moment"
-    kill = Kill(operation=rng.randint(1, operations // 2), before=rng.random() < 0.5)
+        return Kill(after_seconds=rng.uniform(0.05, bases.seconds)), "at a random moment"
+    kill = Kill(operation=rng.randint(1, bases.operations // 2), before=rng.random() < 0.5)
     return kill, f"just {'before' if kill.before else 'after'} a file operation"
 
 
@@ -202,7 +231,11 @@ def _group(record: dict[str, Any]) -> str:
     _, way, command = record["how"].rsplit(", ", 2)
     ways = {"flip": "a bit flipped", "cut": "the end cut off", "empty": "emptied"}
     ways |= {"delete": "deleted", "older": "replaced by an older version"}
-    return f"each kind of file {ways[way]}, then {command}"
+    kind = record["how"]
+    state = "of an unfinished stage " if kind.startswith("unfinished") else ""
+    state = "of the archive " if kind.startswith(ARCHIVE) else state
+    then = "the command with the archived settings" if state == "of the archive " else command
+    return f"each kind of file {state}{ways[way]}, then {then}"
 
 
 def _result(records: list[dict[str, Any]]) -> str:
@@ -210,7 +243,7 @@ def _result(records: list[dict[str, Any]]) -> str:
     if "outcome" not in records[0]:
         return f"{bad} runs failed or differ" if bad else "the same bytes in all"
     counts = Counter(record["outcome"] for record in records)
-    text = ", ".join(f"{counts[how]} {how}" for how in ("healed", "found") if counts[how])
+    text = ", ".join(f"{counts[how]} {how}" for how in HOWS if counts[how])
     return f"{text}; {bad} used silently"
 
 

@@ -80,6 +80,7 @@ def nested(levels: int) -> str:
     return json.dumps(GOOD)[:-1] + f', "deep": {deep}}}'
 
 
+WRITES = "{% for i in range(99999) %}{% for j in range(99) %}{{ x }}{% endfor %}{% endfor %}"
 FIFO, LOOP = "not a file", "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}"
 
 LIMITS = (
@@ -115,6 +116,16 @@ LIMITS = (
         "a template that loops for hours",
         template(LOOP + "{% endfor %}", render_seconds=1),
         ("The chat template takes more than 1 s", "limits.render_seconds"),
+    ),
+    Case(
+        "a template that writes 10 TB, piece by piece",
+        template("{% set x = 'x' * 10**6 %}" + WRITES, render_seconds=60),
+        ("writes more than 536870912 characters", "limits.render_characters"),
+    ),
+    Case(
+        "a template whose macro writes 10 TB",
+        template("{% macro a() %}{% set x = 'x' * 10**6 %}" + WRITES + "{% endmacro %}{{ a() }}"),
+        ("writes more than 536870912 characters", "limits.render_characters"),
     ),
     Case(
         "a template that writes 10 TB",

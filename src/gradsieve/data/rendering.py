@@ -18,7 +18,7 @@ import errno
 import re
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from gradsieve.errors import DataError, ModelError
 
@@ -62,21 +62,26 @@ _GENERATION = re.compile(r"\{#.*?#\}|\{%[-+]?\s*generation\s*[-+]?%\}", re.DOTAL
 Span = tuple[int, int]
 
 
-class TimeLimit:
-    """Ends a template that loops for too long; it is a program of somebody else's.
+class TooLongError(Exception):
+    """A template has written more than it may."""
 
-    A signal ends it, so nothing is limited outside the main thread and on Windows.
+
+class RenderLimit:
+    """Ends a template that loops for too long or writes too much; it is somebody else's program.
+
+    A signal ends a long one, so no time is limited outside the main thread and on Windows.
 
     Args:
         seconds: For what is inside.
+        characters: That the renderer may write, for the message.
         where: For the message.
 
     Raises:
-        DataError: When they are over.
+        DataError: When the seconds are over, or the renderer has raised `TooLongError`.
     """
 
-    def __init__(self, seconds: float, where: str) -> None:
-        self._seconds, self._where = seconds, where
+    def __init__(self, seconds: float, characters: int, where: str) -> None:
+        self._seconds, self._characters, self._where = seconds, characters, where
         is_main = threading.current_thread() is threading.main_thread()
         self._works = is_main and hasattr(signal, "setitimer")
 
@@ -85,17 +90,19 @@ class TimeLimit:
             self._before = signal.signal(signal.SIGALRM, self._stop)
             signal.setitimer(signal.ITIMER_REAL, self._seconds)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._works:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._before)
+        if kind is TooLongError:
+            raise self._error(f"writes more than {self._characters} characters", "characters")
 
     def _stop(self, *_: object) -> None:
-        raise DataError(
-            f"The chat template takes more than {self._seconds:g} s for a conversation.",
-            self._where,
-            "Set model.chat_template to another one, or raise limits.render_seconds.",
-        )
+        raise self._error(f"takes more than {self._seconds:g} s", "seconds")
+
+    def _error(self, what: str, key: str) -> DataError:
+        todo = f"Set model.chat_template to another one, or raise limits.render_{key}."
+        return DataError(f"The chat template {what} for a conversation.", self._where, todo)
 
 
 def template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
@@ -187,9 +194,15 @@ class Renderer:
     Args:
         template: Jinja.
         variables: Special tokens, by name.
+        most_characters: That a conversation may have.
+
+    Rendering raises `TooLongError` before text of more characters is put together.
     """
 
-    def __init__(self, template: str, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, template: str, variables: Mapping[str, str], most_characters: int = 1 << 29
+    ) -> None:
+        self._most_characters = most_characters
         self.template = _with_fixed_date(template)
         self.variables = {**variables, "date_string": DATE_STRING}
 
@@ -223,6 +236,7 @@ class Renderer:
         self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()
     ) -> tuple[str, list[Span]]:
         """The text, and what the template's own `{% generation %}` is around."""
+        self.write(turns, tools)  # the function below joins its text without our limit
         rendered, indices = render_jinja_template(
             [list(turns)],
             tools=list(tools) or None,
@@ -235,6 +249,8 @@ class Renderer:
     def _render(
         self, template: str, turns: Sequence[Any], tools: Sequence[Any], generation_prompt: bool
     ) -> str:
+        environment = _compile_jinja_template(template).environment
+        environment.concat = self._joined  # joins all that a template or a macro has written
         rendered, _ = render_jinja_template(
             [list(turns)],
             tools=list(tools) or None,
@@ -243,6 +259,15 @@ class Renderer:
             **self.variables,
         )
         return str(rendered[0])
+
+    def _joined(self, pieces: Iterable[str]) -> str:
+        kept, length = [], 0
+        for piece in pieces:
+            length += len(piece)
+            if length > self._most_characters:
+                raise TooLongError
+            kept.append(piece)
+        return "".join(kept)
 
     @cached_property
     def _marked(self) -> str:

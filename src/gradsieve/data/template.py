@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gradsieve.data.content import common_prefix, in_parts, in_text, text_of
 from gradsieve.data.examples import Example, Message
-from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, TimeLimit, template_text
+from gradsieve.data.rendering import DATE, DATE_STRING, RenderLimit, Renderer, template_text
 from gradsieve.data.spans import (
     TEMPLATE_ERRORS,
     Conversation,
@@ -130,6 +130,7 @@ class ChatTemplate:
         template: `tokenizer` (its own), `tulu`, or the path of a Jinja file.
         max_length: Tokens that are kept.
         render_seconds: Time that the template may take for a conversation.
+        render_characters: Characters that it may write for one.
 
     Raises:
         ModelError: If the tokenizer has no template, no offsets, or no end-of-sequence token where
@@ -142,8 +143,9 @@ class ChatTemplate:
         template: str = "tokenizer",
         max_length: int = 2048,
         render_seconds: float = 10.0,
+        render_characters: int = 1 << 29,
     ) -> None:
-        self._render_seconds = render_seconds
+        self._limits = render_seconds, render_characters
         self.tokenizer, self.max_length = tokenizer, max_length
         self.template = template_text(tokenizer, template)
         # A chat template writes special tokens itself; the paper's leaves it to the tokenizer.
@@ -161,7 +163,7 @@ class ChatTemplate:
                 "Set eos_token in tokenizer_config.json, or give a template file.",
             )
         special = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
-        self._finder = SpanFinder(Renderer(self.template, special))
+        self._finder = SpanFinder(Renderer(self.template, special, render_characters))
         # Tokens may be cut and padded as the tokenizer's last call asked; here neither is asked.
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         backend = {**backend, "truncation": None, "padding": None}
@@ -179,7 +181,7 @@ class ChatTemplate:
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know of how the template writes answers."""
-        with self._time_limit("a question of one turn"):
+        with self._limit("a question of one turn"):
             wrote_answer = self._finder.around(({"role": "user", "content": "?"},)) != ("", "")
         marked = self._finder.renderer.marks_generation
         if marked or not wrote_answer or self._finder.ending.strip():
@@ -231,15 +233,15 @@ class ChatTemplate:
     def try_render(self, example: Example) -> Rendered | Refusal:
         """The text of an example and what of it is supervised, or why there is none."""
         try:
-            with self._time_limit(f"{example.source} {example.id}"):
+            with self._limit(f"{example.source} {example.id}"):
                 if example.answer_prefix is not None:
                     return self._render_answer(example, example.answer_prefix)
                 return self._finder.find(self._conversation(example))
         except TEMPLATE_ERRORS as error:
             return Refusal(example, str(error) or type(error).__name__)
 
-    def _time_limit(self, where: str) -> TimeLimit:
-        return TimeLimit(self._render_seconds, where)
+    def _limit(self, where: str) -> RenderLimit:
+        return RenderLimit(*self._limits, where)
 
     def pieces(self, example: Example) -> list[tuple[str, bool]]:
         """The text of an example's tokens, in pieces that are supervised or not.
@@ -294,16 +296,17 @@ class ChatTemplate:
         Raises:
             DataError: If the template refuses the messages.
         """
-        turns = self.turns(messages)
         try:
-            prompt = self._finder.renderer.write(turns, generation_prompt=True)
-            before, _ = self._finder.around(turns)
-            if not before or answer_start:
-                return (before or prompt) + answer_start
-            if answer is not None:
-                written = self._finder.renderer.write([*turns, *self.turns([answer])])
-                if not written.startswith(before):
-                    return common_prefix(prompt, written)
+            with self._limit("a question"):
+                turns = self.turns(messages)
+                prompt = self._finder.renderer.write(turns, generation_prompt=True)
+                before, _ = self._finder.around(turns)
+                if not before or answer_start:
+                    return (before or prompt) + answer_start
+                if answer is not None:
+                    written = self._finder.renderer.write([*turns, *self.turns([answer])])
+                    if not written.startswith(before):
+                        return common_prefix(prompt, written)
         except TEMPLATE_ERRORS as error:
             roles = [turn["role"] for turn in messages]
             what = f"The chat template refuses a question: {error}"

@@ -190,3 +190,9 @@ class LimitsConfig(Section):
         ge=1,
     )
     render_seconds: float = key(10.0, "Time that the chat template may take for a row.", "no", gt=0)
+    render_characters: int = key(
+        1 << 29,
+        "Characters that the chat template may write for a row; twice the bytes of the largest row.",
+        "no",
+        ge=1,
+    )

@@ -224,6 +224,7 @@ class Context:
             model.chat_template,
             max_length,
             self.recipe.limits.render_seconds,
+            self.recipe.limits.render_characters,
         )
         self.warnings += template.warnings
         return template
