@@ -1,5 +1,6 @@
 """A table of scores comes back as it was written, and its lines are found in the pool."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,16 @@ def test_lines_are_numbers_of_the_pool(pool: Pool) -> None:
     assert few.numbers(pool).tolist() == pool.usable[[0, 3, 29]].tolist()
     other = pa.concat_tables([few.keys, pa.table({"source": ["z"], "id": ["gone"]})])
     assert scored(other).numbers(pool).tolist() == [*pool.usable[[0, 3, 29]].tolist(), -1]
+
+
+def test_best_examples_come_back(tmp_path: Path) -> None:
+    subtasks = ["letters", "best_example:letters"]
+    ids = [pa.array(["x", "é", "x"]).dictionary_encode(), pa.array(["", "z", "z"])]
+    made = replace(table(subtasks), best_examples=pa.table(dict(zip("ab", ids, strict=True))))
+    write_scores(tmp_path / "scores.parquet", made)
+    found = read_scores(tmp_path / "scores.parquet")
+    assert found.subtasks == subtasks
+    assert found.within.tolist() == made.by_subtask.tolist()
+    assert [found.best_example(line, 0) for line in range(3)] == ["x", "é", "x"]
+    assert [found.best_example(line, 1) for line in range(3)] == ["", "z", "z"]
+    assert table(subtasks).best_example(0, 0) is None

@@ -33,11 +33,6 @@ def exact_dot(desk: Desk) -> None:
     desk.set("score.methods", ["less", "dot"])
 
 
-def exact_turns(desk: Desk) -> None:
-    desk.set("features", {"mode": "exact"})
-    desk.set("select", {"count": 3, "turns": "examples"})
-
-
 def own_method(desk: Desk) -> None:
     desk.write("my.py", "class Longest: ...\n")
     desk.set("score.methods", ["my.py:Longest"])
@@ -73,7 +68,12 @@ RECIPES = (
     wrong("an unknown task", key("targets.0.task", "mmmlu"), "mmlu, bbh, tydiqa or custom"),
     wrong("an unknown method", key("score.methods", ["lesss"]), "no method lesss", "mean less?"),
     wrong("a method that exact mode lacks", exact_dot, "score.methods: less, dot", "mode: store"),
-    wrong("turns that exact mode lacks", exact_turns, "no cosines to single target examples"),
+    wrong(
+        "a mean of best examples",
+        key("score", {"target_mean": "none", "across_subtasks": "mean"}),
+        "target_mean: none takes the best example",
+        "mean_of_cosines",
+    ),
     wrong("a file of a method that isn't there", key("score.methods", ["m.py:M"]), "is not there"),
     wrong("a class that is no method", own_method, "Longest is no method", "source, uses, score"),
     wrong(

@@ -3,7 +3,7 @@
 In: a run's datastores and the gradients of a target's examples. Out: each target example's
 contribution. Inf(z, j) is linear in the target gradients once the length of their mean is fixed, so
 the contributions of a subtask's examples, summed over checkpoints, add up to the score for that
-subtask (docs/method.md).
+subtask (docs/method.md). With `target_mean: none` a subtask's score is one example's contribution.
 
 Letters: N checkpoints, n examples of the pool, k of the target, S directions, d dimensions.
 """
@@ -31,7 +31,7 @@ class Contributions:
     """What each example [k] of a target contributes to the scores of some examples of the pool.
 
     Values are float32 [N, n, k]; summed over checkpoints and over a subtask's examples they are the
-    score for that subtask.
+    score for that subtask; with `target_mean: none` each example's is a score.
     """
 
     ids: Sequence[str]
@@ -62,12 +62,16 @@ def decompose(
         )
     kind = "pool-sgd" if method == "sgd" else "pool"
     keys = context.pool.store_keys(numbers)
-    mean = recipe.score.target_mean if method != "dot" else "mean"
+    mean = recipe.score.target_mean
     found: list[NDArray[np.float32]] = []
     checkpoints, weights = artifacts.features.checkpoints, artifacts.warmup.weights
     for checkpoint, weight in zip(checkpoints, weights, strict=True):
         gradients = checkpoint.target_gradients(kind, target)
-        parts = example_directions(gradients.rows, gradients.subtasks, mean, gradients.norms)
+        if mean == "none":
+            parts = gradients.rows if method == "dot" else gradients.units()
+        else:
+            own = mean if method != "dot" else "mean"
+            parts = example_directions(gradients.rows, gradients.subtasks, own, gradients.norms)
         store = checkpoint.store(kind)
         cosines, lengths = similarities(store, parts.numpy(), store.find(keys), store.balanced)
         found.append(weight * cosines * (lengths[:, None] if method == "dot" else 1.0))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,7 +172,7 @@ class _Explainer:
         )
         if found.score is None:
             return found
-        checkpoints, contributions = self._decomposed(number, found.score.compared)
+        checkpoints, contributions = self._decomposed(number, found.score)
         return replace(
             found,
             checkpoints=checkpoints,
@@ -217,7 +217,7 @@ class _Explainer:
         return dict(facts.get("subtasks", {}))
 
     def _decomposed(
-        self, number: int, scores: Mapping[str, float]
+        self, number: int, score: TargetScore
     ) -> tuple[dict[str, list[float]], list[Contribution]]:
         """What each checkpoint adds, by subtask; and each target example's contribution."""
         recipe, method = self._context.recipe, self._method
@@ -232,14 +232,17 @@ class _Explainer:
             self._notes.append(
                 "features.mode: exact keeps no gradients to decompose scores by target example"
             )
-            return self._exact(number), []
+            return self._exact(number, score), []
         found = decompose(self._context, self._target, np.array([number]), method)
         values, of = found.values[:, 0], np.array(found.subtasks)
+        if best := score.best_examples:  # the others contribute nothing
+            pairs = zip(found.ids, found.subtasks, strict=True)
+            values = values * [best[subtask] == id for id, subtask in pairs]
         by_subtask = {
             name: values[:, of == name].sum(axis=1).tolist() for name in sorted(set(of.tolist()))
         }
         if method == "less" and self._target in self._artifacts.features.exact_targets:
-            by_subtask = self._exact(number)
+            by_subtask = self._exact(number, score)
             self._notes.append(
                 "scores are exact; contributions of target examples are estimates from the "
                 "datastore (features.mode: both)"
@@ -251,10 +254,11 @@ class _Explainer:
             for id, subtask, value in zip(found.ids, found.subtasks, total, strict=True)
             for example in [examples.get((subtask, id))]
         ]
+        scores = score.compared
         contributions.sort(key=lambda one: (-scores[one.subtask], one.subtask, -abs(one.value)))
         return by_subtask, contributions
 
-    def _exact(self, number: int) -> dict[str, list[float]]:
+    def _exact(self, number: int, score: TargetScore) -> dict[str, list[float]]:
         """What each checkpoint adds, from the cosines that exact mode keeps."""
         by_subtask: dict[str, list[float]] = {}
         checkpoints = self._artifacts.features.checkpoints
@@ -262,8 +266,9 @@ class _Explainer:
             store = checkpoint.store("exact")
             cosines = store.read(np.array([self._position(store, number)]))[0].tolist()
             columns = store.settings["exact"]["columns"]
-            for (owner, subtask), cosine in zip(columns, cosines, strict=True):
-                if owner == self._target:
+            for (owner, subtask, *example), cosine in zip(columns, cosines, strict=True):
+                best = score.best_examples.get(subtask)
+                if owner == self._target and example == ([] if best is None else [best]):
                     by_subtask.setdefault(subtask, []).append(float(weight) * cosine)
         return by_subtask
 
@@ -326,8 +331,13 @@ def _score(table: ScoreTable, line: int) -> TargetScore:
     standardized: dict[str, float] = {}
     if table.standardized is not None:
         standardized = dict(zip(table.subtasks, table.standardized[line].tolist(), strict=True))
+    best = {
+        name: id
+        for column, name in enumerate(table.subtasks)
+        if (id := table.best_example(line, column)) is not None
+    }
     total, rank = float(table.total[line]), int(table.ranks[line])
-    return TargetScore(total, rank, len(table.total), subtasks, standardized)
+    return TargetScore(total, rank, len(table.total), subtasks, standardized, best)
 
 
 def _strongest(contributions: Sequence[Contribution]) -> list[Contribution]:

@@ -66,6 +66,8 @@ class TargetScore:
         rank: By score, from 1 to `of`; equal scores by (source, id).
         subtasks: The score for each subtask; empty for methods without subtasks.
         standardized: The same as the subtasks are compared; empty if they are not standardized.
+        best_examples: Id of the target example that gave each subtask's score; empty unless
+            `score.target_mean` is `none`.
     """
 
     score: float
@@ -73,6 +75,7 @@ class TargetScore:
     of: int
     subtasks: dict[str, float]
     standardized: dict[str, float] = field(default_factory=dict)
+    best_examples: dict[str, str] = field(default_factory=dict)
 
     @property
     def compared(self) -> dict[str, float]:
@@ -208,6 +211,8 @@ class Explanation:
         if score.standardized:
             columns["standardized"] = [_number(score.standardized[name]) for name in names]
         columns["score"] = [_number(score.subtasks[name]) for name in names]
+        if score.best_examples:
+            columns["best example"] = [clean(score.best_examples[name]) for name in names]
         if taken:
             columns["selected rows"] = [str(taken.get(name, 0)) for name in names]
         adds = [self.checkpoints[name] for name in names] if self.checkpoints else []

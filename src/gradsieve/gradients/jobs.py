@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ from gradsieve.gradients.extract import TokenBudget, extract
 from gradsieve.gradients.features import FeatureExtractor, Moments, Projected
 from gradsieve.gradients.per_example import check_pass, lora_layers
 from gradsieve.gradients.projection import Balance, Projection
-from gradsieve.gradients.similarity import Norms, TargetMean, subtask_directions
+from gradsieve.gradients.similarity import Norms, TargetMean, divided, subtask_directions
 from gradsieve.io import atomic
 from gradsieve.models.checkpoints import load_moments
 from gradsieve.models.device import device, free_memory
@@ -40,8 +40,8 @@ from gradsieve.recipe.schema import FeaturesConfig
 from gradsieve.store import create_store
 from gradsieve.store.targets import TargetGradients, write_target_gradients
 
-Subtask = tuple[str, str]
-"""(target, subtask)."""
+Column = tuple[str, ...]
+"""What an exact cosine is to: (target, subtask), or (target, subtask, id of an example)."""
 
 
 class TargetExamples(NamedTuple):
@@ -51,10 +51,10 @@ class TargetExamples(NamedTuple):
     subtasks: list[str]
     encoded: list[TokenizedExample]
 
-    def of(self, subtask: str) -> list[TokenizedExample]:
-        """Those of a subtask."""
-        pairs = zip(self.encoded, self.subtasks, strict=True)
-        return [encoded for encoded, own in pairs if own == subtask]
+    def of(self, subtask: str) -> tuple[list[str], list[TokenizedExample]]:
+        """Ids and tokens of those of a subtask."""
+        own = [place for place, name in enumerate(self.subtasks) if name == subtask]
+        return [self.ids[place] for place in own], [self.encoded[place] for place in own]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class FeaturesJob(Job["FeatureTask", Any]):
         targets: By name.
         settings: The recipe's section.
         target_mean: For directions.
+        by_example: Whether exact mode compares rows with single examples too.
     """
 
     unit = "rows"
@@ -77,7 +78,8 @@ class FeaturesJob(Job["FeatureTask", Any]):
     pool: Path
     targets: Mapping[str, TargetExamples]
     settings: FeaturesConfig
-    target_mean: TargetMean
+    target_mean: TargetMean | Literal["none"]
+    by_example: bool
 
     def setup(self, progress: Progress) -> Callable[[FeatureTask], Any]:
         """Models are loaded by the first task that needs them."""
@@ -109,13 +111,18 @@ class FeaturesJob(Job["FeatureTask", Any]):
         return f"{task}, checkpoint {task.checkpoint}"
 
     @property
-    def subtasks(self) -> list[Subtask]:
-        """Of all targets: the columns of exact mode."""
-        return [
+    def columns(self) -> list[Column]:
+        """Of exact mode: means of subtasks of all targets, then examples, subtask by subtask."""
+        subtasks = [
             (name, subtask)
             for name, target in self.targets.items()
             for subtask in dict.fromkeys(target.subtasks)
         ]
+        means: list[Column] = [*subtasks] if self.target_mean != "none" else []
+        if not self.by_example:
+            return means
+        examples = ((*one, id) for one in subtasks for id in self.targets[one[0]].of(one[1])[0])
+        return [*means, *examples]
 
 
 class AtCheckpoint:
@@ -184,11 +191,13 @@ class AtCheckpoint:
         return FeatureExtractor(self.model, self.plain)
 
     def _products(self, files: Sequence[Path]) -> ExactProducts:
-        wanted = self.check_memory(len(files))
+        parts = [load_file(file) for file in files]
+        # In the order of `FeaturesJob.columns`: all means, then all examples.
+        rows = [part[kind] for kind in ("mean", "examples") for part in parts if kind in part]
+        wanted = self.check_memory(sum(map(len, rows)))
         self.progress.say(f"  exact mode holds {wanted:.2f} GiB of target gradients")
         sizes = {name: layer.weight.numel() for name, layer in lora_layers(self.model).items()}
-        directions = torch.cat([load_file(file)["direction"] for file in files])
-        return ExactProducts(directions.to(device()), sizes)
+        return ExactProducts(torch.cat(rows).to(device()), sizes)
 
     def check_memory(self, rows: int) -> float:
         """Refuse more unprojected rows than fit.
@@ -359,35 +368,36 @@ class TargetTask(FeatureTask):
 
 @dataclass(frozen=True)
 class DirectionTask(FeatureTask):
-    """The direction of a subtask, unprojected, for exact mode.
+    """The directions of a subtask, unprojected, for exact mode: its mean's, its examples'.
 
     Attributes:
         subtask: Target and subtask.
-        file: Where it is written.
+        file: Where they are written.
     """
 
-    subtask: Subtask
+    subtask: tuple[str, str]
     file: Path
 
     def __str__(self) -> str:
-        return f"direction of {' '.join(self.subtask)}"
+        return f"directions of {' '.join(self.subtask)}"
 
     def _examples(self, job: FeaturesJob) -> list[TokenizedExample]:
         target, subtask = self.subtask
-        return job.targets[target].of(subtask)
+        return job.targets[target].of(subtask)[1]
 
     def size(self, job: FeaturesJob) -> Size:
         """Tokens; its examples are not rows of the pool."""
         return Size(0, sum(len(one.input_ids) for one in self._examples(job)))
 
     def run(self, at: AtCheckpoint) -> None:
-        """Write it."""
-        examples = self._examples(at.job)
-        at.check_memory(len(at.job.subtasks) + len(examples))
-        rows = extract(
-            FeatureExtractor(at.model, Projection("none")), examples, at.budget(self)
-        ).rows
-        mean = at.job.target_mean
-        direction = subtask_directions(rows, ["all"] * len(rows), mean)[1]
+        """Write them."""
+        job, examples = at.job, self._examples(at.job)
+        at.check_memory(len(job.columns) + len(examples))
+        extractor = FeatureExtractor(at.model, Projection("none"))
+        rows, directions = extract(extractor, examples, at.budget(self)).rows, {}
+        if job.target_mean != "none":
+            directions["mean"] = subtask_directions(rows, ["all"] * len(rows), job.target_mean)[1]
+        if job.by_example:
+            directions["examples"] = divided(rows, None)
         with atomic(self.file) as temporary:
-            save_file({"direction": direction}, temporary)
+            save_file(directions, temporary)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradsieve.console import Progress
@@ -128,7 +129,11 @@ class Scores:
         standardized: The same with mean 0 and deviation 1 over the pool, float32 [n, S], if the
             best subtask is found by these; 0 for a subtask whose scores are all equal.
         errors: Standard error of each subtask's scores, if it is known [S].
+        spreads: Standard deviation over the pool of what has these errors [S]; None: of each
+            subtask's scores.
         examples: Scores for each target example, if they are wanted.
+        best_examples: With `target_mean: none` the id of the target example that gave each
+            subtask's score: n rows, a column for each subtask.
     """
 
     total: NDArray[np.float32]
@@ -136,12 +141,21 @@ class Scores:
     by_subtask: NDArray[np.float32] | None = None
     standardized: NDArray[np.float32] | None = None
     errors: NDArray[np.float64] | None = None
+    spreads: NDArray[np.float64] | None = None
     examples: ExampleScores | None = None
+    best_examples: pa.Table | None = None
 
     @property
     def compared(self) -> NDArray[np.float32] | None:
         """By which an example's subtasks are compared [n, S]."""
         return self.by_subtask if self.standardized is None else self.standardized
+
+    @property
+    def within(self) -> NDArray[np.float32] | None:
+        """By which rows are compared within a subtask [n, S]: as its examples are, if each row was
+        scored by one of them.
+        """
+        return self.by_subtask if self.best_examples is None else self.compared
 
     @property
     def best(self) -> NDArray[np.int32]:
@@ -195,6 +209,53 @@ def over_examples(
         ids = [row.example.id for row in examples]
         kept = ExampleScores(ids, [row.example.subtask for row in examples], by_example)
     return over_subtasks(task, subtasks, by_subtask, examples=kept)
+
+
+def over_best_examples(
+    across: AcrossSubtasks,
+    scores: ExampleScores,
+    errors: NDArray[np.float64] | None = None,
+) -> Scores:
+    """Scores for which each target example is a subtask of its own.
+
+    A subtask's columns are those of its best example, row by row.
+
+    Args:
+        across: How examples are compared.
+        scores: For each example [n, k].
+        errors: Of each example's scores [k].
+    """
+    flat, of = combine(across, (), scores.values), np.array(scores.subtasks)
+    names = sorted(set(scores.subtasks))
+    members = [np.flatnonzero(of == name) for name in names]
+    by_subtask = np.empty((len(scores.values), len(names)), dtype=np.float32)
+    standardized = None if flat.standardized is None else np.empty_like(by_subtask)
+    best = {}
+    for place, (name, own) in enumerate(zip(names, members, strict=True)):
+        part = replace(
+            flat,
+            by_subtask=scores.values[:, own],
+            standardized=None if flat.standardized is None else flat.standardized[:, own],
+        )
+        chosen = part.best
+        for table, values in ((by_subtask, part.by_subtask), (standardized, part.standardized)):
+            if table is not None and values is not None:
+                table[:, place] = np.take_along_axis(values, chosen[:, None], axis=1)[:, 0]
+        ids = [scores.ids[example] for example in own.tolist()]
+        best[name] = pa.DictionaryArray.from_arrays(chosen, pa.array(ids, pa.string()))
+
+    def mean_square(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.array([np.sqrt(np.square(values[own]).mean()) for own in members])
+
+    return replace(
+        flat,
+        subtasks=names,
+        by_subtask=by_subtask,
+        standardized=standardized,
+        errors=None if errors is None else mean_square(errors),
+        spreads=None if errors is None else mean_square(scores.values.std(axis=0, dtype=float)),
+        best_examples=pa.table(best),
+    )
 
 
 def by_rank(scores: Scores, order: NDArray[np.int64]) -> Scores:

@@ -47,7 +47,7 @@ def fuse(parts: Sequence[Scores]) -> Scores:
     subtasks = next((one.subtasks for one in parts if one.subtasks), ())
     by_subtask = examples = None
     if subtasks:
-        by_subtask = _columns(len(subtasks), totals, [one.by_subtask for one in parts])
+        by_subtask = _columns(len(subtasks), totals, [one.within for one in parts])
     if example := next((one.examples for one in parts if one.examples), None):
         tables = [one.examples.values if one.examples else None for one in parts]
         values = _columns(len(example.ids), totals, tables)

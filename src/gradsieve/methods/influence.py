@@ -27,7 +27,14 @@ from numpy.typing import NDArray
 from gradsieve.data.examples import Row
 from gradsieve.errors import StoreError
 from gradsieve.gradients.similarity import subtask_directions
-from gradsieve.methods.base import ExampleScores, Scores, ScoringTask, Uses, over_subtasks
+from gradsieve.methods.base import (
+    ExampleScores,
+    Scores,
+    ScoringTask,
+    Uses,
+    over_best_examples,
+    over_subtasks,
+)
 from gradsieve.store import Store, open_store
 from gradsieve.store.quantize import TINY
 from gradsieve.store.targets import TargetGradients, read_target_gradients, target_file
@@ -107,8 +114,9 @@ class Influence:
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
         """Add up the checkpoints' similarities, for all targets of a datastore at once."""
-        examples = task.recipe.select.turns == "examples"
-        exact = set() if examples else self.exact(task)
+        recipe = task.recipe
+        examples = recipe.select.turns == "examples"
+        exact = self.exact(task) if recipe.exact_by_example or not examples else set()
         others = [target for target in task.targets if target not in exact]
         found: dict[str, Scores] = {}
         for kind, targets in (("exact", exact), (self.kind(task), others)):
@@ -126,15 +134,21 @@ class Influence:
     def scores(self, task: ScoringTask, target: str, sums: Sums) -> Scores:
         """A target's scores."""
         own, each = sums.of(target), sums.of(target, examples=True)
-        by_subtask = sums.values[:, own].astype(np.float32)
         columns = sums.columns[each]
         examples = ExampleScores(
             [column.example or "" for column in columns],
             [column.subtask for column in columns],
             sums.values[:, each].astype(np.float32),
         )
+        score, is_known = task.recipe.score, bool(sums.errors.any())
+        if score.target_mean == "none":
+            errors = sums.errors[each] if is_known else None
+            found = over_best_examples(score.across_subtasks, examples, errors)
+            is_kept = task.recipe.select.turns == "examples"
+            return replace(found, examples=examples if is_kept else None)
+        by_subtask = sums.values[:, own].astype(np.float32)
         subtasks = [column.subtask for column in sums.columns[own]]
-        errors = sums.errors[own] if sums.errors.any() else None
+        errors = sums.errors[own] if is_known else None
         return over_subtasks(
             task, subtasks, by_subtask, errors=errors, examples=examples if columns else None
         )
@@ -200,13 +214,15 @@ class Influence:
         """The columns and the direction of each [S, d], all targets together."""
         columns: list[Column] = []
         parts = []
-        mean = task.recipe.score.target_mean if self.cosine else "mean"
+        mean = task.recipe.score.target_mean
         for target in task.targets:
             found = checkpoint.gradients(target)
-            subtasks, directions = subtask_directions(found.rows, found.subtasks, mean, found.norms)
-            columns += [Column(target, subtask) for subtask in subtasks]
-            parts.append(directions.numpy())
-            if examples:
+            if mean != "none":
+                kind = mean if self.cosine else "mean"
+                names, means = subtask_directions(found.rows, found.subtasks, kind, found.norms)
+                columns += [Column(target, subtask) for subtask in names]
+                parts.append(means.numpy())
+            if examples or mean == "none":
                 columns += map(Column, [target] * len(found.ids), found.subtasks, found.ids)
                 parts.append((found.units() if self.cosine else found.rows).numpy())
         return columns, np.concatenate(parts)
@@ -235,7 +251,7 @@ def projected_dims(store: Store) -> int | None:
 
 
 def _exact(checkpoint: Checkpoint) -> tuple[list[Column], Iterator[Part]]:
-    """The cosines that exact mode has stored; its columns are the rows' subtasks."""
+    """The cosines that exact mode has stored; its columns are the rows' values."""
     store = checkpoint.store
     columns = [Column(*column) for column in store.settings["exact"]["columns"]]
     none = np.zeros(len(columns))

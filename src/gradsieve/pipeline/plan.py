@@ -37,6 +37,7 @@ from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder, State
 from gradsieve.stages.estimate import (
     Estimate,
+    exact_columns,
     few_steps,
     questions,
     selecting_shape,
@@ -284,8 +285,8 @@ def _refuse_what_does_not_fit(
         and found.get("features", State("done")).kind != "done"
     ):
         groups = Counter((row.example.source, row.example.subtask) for row in target_rows(context))
-        # Each subtask's direction, and at first one subtask's examples' gradients.
-        wanted = 4 * (len(groups) + max(groups.values())) * shape.adapter
+        # All directions, and at first one subtask's examples' gradients.
+        wanted = 4 * (exact_columns(context) + max(groups.values())) * shape.adapter
         there = memory if gpu is not None else free_memory()
         if shape.weight_bytes + wanted > there:
             problems.append(

@@ -156,6 +156,12 @@ class Recipe(Section):
         return [(target.name, method) for target in self.targets for method in self.score.methods]
 
     @property
+    def exact_by_example(self) -> bool:
+        """Whether exact cosines are taken to each target example as well as to subtasks' means."""
+        turns = self.features.mode == "exact" and self.select.turns == "examples"
+        return turns or self.score.target_mean == "none"
+
+    @property
     def selections(self) -> list[SelectionName]:
         """All selections: for each target, or all together, by each method, of each size."""
         targets = [TOGETHER] if self.select.together else [target.name for target in self.targets]

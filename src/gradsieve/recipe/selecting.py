@@ -113,10 +113,12 @@ class ScoreConfig(Section):
         "adds",
         min_length=1,
     )
-    target_mean: Literal["cosine_of_mean", "mean_of_cosines"] = key(
+    target_mean: Literal["cosine_of_mean", "mean_of_cosines", "none"] = key(
         "cosine_of_mean",
-        "Cosine similarity to a subtask's mean gradient (the paper), or the mean of the "
-        "similarities to each of its examples (the released code).",
+        "`cosine_of_mean`: cosine similarity to a subtask's mean gradient (the paper); "
+        "`mean_of_cosines`: the mean of the similarities to each of its examples (the released "
+        "code); `none`: no mean, each target example counts as a subtask of its own, and a "
+        "subtask's score is that of its best example.",
     )
     across_subtasks: AcrossSubtasks = key(
         ACROSS_SUBTASKS,
@@ -164,6 +166,15 @@ class ScoreConfig(Section):
             return given
         names = [n.rpartition(":")[2] if n in places else n for n in given["methods"]]
         return {**given, "methods": names, "files": {**given.get("files", {}), **files}}
+
+    @model_validator(mode="after")
+    def _best_example_needs_maximum(self) -> ScoreConfig:
+        if self.target_mean == "none" and self.across_subtasks == "mean":
+            raise ValueError(
+                "target_mean: none takes the best example, across_subtasks: mean does not; use "
+                "target_mean: mean_of_cosines, or another across_subtasks"
+            )
+        return self
 
     @field_validator("fusion")
     @classmethod

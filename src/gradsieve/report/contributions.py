@@ -3,7 +3,7 @@
 In: the datastores, through `analysis.decompose`. A row's contributions are those of the examples of
 the subtask that it was selected for, so that they add up to the score for it before it is
 standardized; with `across_subtasks: mean`, those of all examples, each divided by the number of
-subtasks.
+subtasks; with `target_mean: none`, that of the example that gave it the score.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Decomposition:
         self._context, self._target, self._method = context, target.name, method
         self._places = {(e.subtask, e.id): place for place, e in enumerate(target.examples)}
         self._across = context.recipe.score.across_subtasks
+        self._by_example = context.recipe.score.target_mean == "none"
         self._checkpoints = len(context.artifacts.warmup.learning_rates)
 
     def _blocks(self, numbers: NDArray[np.int64]) -> Iterator[Contributions]:
@@ -56,14 +57,24 @@ class Decomposition:
             block = numbers[start : start + size]
             yield decompose(self._context, self._target, block, self._method)
 
-    def of_rows(self, numbers: NDArray[np.int64], subtasks: list[str]) -> dict[str, Any]:
-        """The strongest [example, contribution] of each row, and its score by checkpoint."""
+    def of_rows(
+        self, numbers: NDArray[np.int64], wanted: list[tuple[str, str | None]]
+    ) -> dict[str, Any]:
+        """The strongest [example, contribution] of each row, and its score by checkpoint.
+
+        Args:
+            numbers: Of the rows.
+            wanted: The subtask of each row's score, and the example that gave it, if one did.
+        """
         strongest, by_checkpoint = [], []
-        wanted = iter(subtasks)
+        pairs = iter(wanted)
         for block in self._blocks(numbers):
             columns = self._columns(block)
             for row in range(block.values.shape[1]):
-                own, scale = columns[next(wanted)]
+                subtask, example = next(pairs)
+                own, scale = columns[subtask]
+                if example is not None:
+                    own = own[[block.ids[place] == example for place in own]]
                 values = block.values[:, row, own] * scale
                 strongest.append(self._strongest(values.sum(axis=0), own, block))
                 by_checkpoint.append([short(value) for value in values.sum(axis=1).tolist()])
@@ -114,7 +125,12 @@ class Decomposition:
         }
 
     def _by_subtask(self, block: Contributions) -> NDArray[np.float32]:
-        """Each row's score for each subtask from one checkpoint alone [N, n, S]."""
+        """Each row's score for each subtask from one checkpoint alone [N, n, S].
+
+        With `target_mean: none` for each example, a subtask of its own.
+        """
+        if self._by_example:
+            return block.values
         names = sorted(set(block.subtasks))
         member = np.array([[name == of for name in names] for of in block.subtasks], np.float32)
         found: NDArray[np.float32] = block.values @ member

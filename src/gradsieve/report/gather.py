@@ -113,8 +113,11 @@ def _view(
     }
     if can_decompose(recipe, method):
         scores = Decomposition(context, target, method)
-        subtasks = [table.subtasks[index] for index in shown.subtasks.tolist()]
-        view["shown"] |= scores.of_rows(selection.numbers[shown.lines], subtasks)
+        wanted = [
+            (table.subtasks[column], table.best_example(line, column))
+            for line, column in zip(shown.lines.tolist(), shown.subtasks.tolist(), strict=True)
+        ]
+        view["shown"] |= scores.of_rows(selection.numbers[shown.lines], wanted)
         view["agreement"] = scores.agreement(selection.numbers, table.total)
     of_pool = np.zeros(len(context.pool), np.int32)
     known = selection.numbers >= 0

@@ -1,9 +1,10 @@
 """A table of scores, `03-score/TARGET/METHOD.parquet`, and the names of its columns.
 
 The first four are fixed, the others are subtasks by their names, `standardized:SUBTASK` where
-subtasks are compared by standardized scores, and `example:NUMBER:SUBTASK/ID` where target examples
-take turns. A subtask that is called like one of the four, or like a marked name, has a mark before
-its name; no two share a column.
+subtasks are compared by standardized scores, `best_example:SUBTASK` (an id) where a subtask's score
+is that of its best target example, and `example:NUMBER:SUBTASK/ID` where target examples take
+turns. A subtask that is called like one of the four, or like a marked name, has a mark before its
+name; no two share a column.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from gradsieve.methods.base import ExampleScores
 FIXED = ("source", "id", "score", "subtask")
 MARK = "subtask:"
 STANDARDIZED = "standardized:"
+BEST_EXAMPLE = "best_example:"
 EXAMPLE = "example:"
+MARKED = (MARK, STANDARDIZED, BEST_EXAMPLE, EXAMPLE)
 
 
 def column_of(subtask: str) -> str:
     """The column of a subtask."""
-    taken = subtask in FIXED or subtask.startswith((MARK, STANDARDIZED, EXAMPLE))
+    taken = subtask in FIXED or subtask.startswith(MARKED)
     return MARK + subtask if taken else subtask
 
 
@@ -52,6 +55,8 @@ class ScoreTable:
         subtasks: Names of the columns [S].
         by_subtask: Scores, float32 [n, S].
         standardized: The same with mean 0 and deviation 1, if they decide the best subtask.
+        best_examples: Ids of the target examples that gave these scores, a column for each subtask,
+            if each was given by one.
     """
 
     keys: pa.Table
@@ -60,6 +65,7 @@ class ScoreTable:
     subtasks: list[str]
     by_subtask: NDArray[np.float32]
     standardized: NDArray[np.float32] | None = None
+    best_examples: pa.Table | None = None
 
     def __len__(self) -> int:
         return len(self.total)
@@ -68,6 +74,18 @@ class ScoreTable:
     def compared(self) -> NDArray[np.float32]:
         """The scores by which an example's subtasks are compared, float32 [n, S]."""
         return self.by_subtask if self.standardized is None else self.standardized
+
+    @property
+    def within(self) -> NDArray[np.float32]:
+        """The scores by which rows are compared within a subtask, as `Scores.within`."""
+        return self.by_subtask if self.best_examples is None else self.compared
+
+    def best_example(self, line: int, column: int) -> str | None:
+        """Id of the target example that gave a line its score for a subtask."""
+        if self.best_examples is None:
+            return None
+        id: str = self.best_examples[column][int(line)].as_py()
+        return id
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
@@ -108,10 +126,11 @@ def read_scores(file: Path) -> ScoreTable:
     """Read a table."""
     with pq.ParquetFile(file) as opened:
         columns = [name for name in opened.schema_arrow.names if name not in FIXED]
-        raw = [name for name in columns if not name.startswith((STANDARDIZED, EXAMPLE))]
+        raw = [name for name in columns if not name.startswith(MARKED[1:])]
         standardized = [name for name in columns if name.startswith(STANDARDIZED)]
+        best_examples = [name for name in columns if name.startswith(BEST_EXAMPLE)]
         values, compared = _matrix(opened, raw), _matrix(opened, standardized)
-        fixed = opened.read(list(FIXED))
+        fixed, ids = opened.read(list(FIXED)), opened.read(best_examples)
     subtasks = [subtask_of(name) for name in raw]
     best = pc.index_in(fixed["subtask"], pa.array(subtasks, pa.string()))
     return ScoreTable(
@@ -121,6 +140,7 @@ def read_scores(file: Path) -> ScoreTable:
         subtasks,
         values,
         compared if standardized else None,
+        ids if best_examples else None,
     )
 
 
@@ -155,6 +175,9 @@ def write_scores(file: Path, table: ScoreTable, examples: ExampleScores | None =
     if table.standardized is not None:
         for index, name in enumerate(table.subtasks):
             columns[STANDARDIZED + name] = table.standardized[:, index]
+    if table.best_examples is not None:
+        for name, ids in zip(table.subtasks, table.best_examples.columns, strict=True):
+            columns[BEST_EXAMPLE + name] = ids
     found = pa.table(columns)
     if examples is not None:
         for index, (id, subtask) in enumerate(zip(examples.ids, examples.subtasks, strict=True)):

@@ -145,12 +145,6 @@ def methods(recipe: Recipe, libraries: bool = False) -> Problems:
             f"features.mode: exact, score.methods: {', '.join(gradients)}",
             "Use features.mode: store or both, or leave the other methods out.",
         )
-    elif recipe.select.turns == "examples":
-        yield UsageError(
-            "Exact mode takes no cosines to single target examples.",
-            "features.mode: exact, select.turns: examples",
-            "Use features.mode: store, or select.turns: subtasks.",
-        )
 
 
 def trackers(recipe: Recipe) -> Problems:

@@ -139,7 +139,7 @@ def width(context: Context) -> int:
     """Values of a row of the datastore."""
     settings = context.recipe.features
     if settings.mode == "exact":
-        return subtasks(context)
+        return exact_columns(context)
     unprojected = settings.projection.kind == "none"
     return selecting_shape(context).adapter if unprojected else settings.projection.dim
 
@@ -155,7 +155,14 @@ def store_bytes(context: Context) -> int:
 
 def exact_bytes(context: Context) -> int:
     """Bytes of a datastore of exact cosines."""
-    return len(context.pool.usable) * (4 * subtasks(context) + ROW_BYTES)
+    return len(context.pool.usable) * (4 * exact_columns(context) + ROW_BYTES)
+
+
+def exact_columns(context: Context) -> int:
+    """Exact cosines of a row: to subtasks' means, to examples, or to both."""
+    recipe = context.recipe
+    means = subtasks(context) if recipe.score.target_mean != "none" else 0
+    return means + (len(target_rows(context)) if recipe.exact_by_example else 0)
 
 
 def selected(context: Context, budget: Budget) -> int:

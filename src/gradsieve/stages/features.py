@@ -5,8 +5,9 @@ datastore), `checkpoint-i/targets/NAME.safetensors` (the target examples' projec
 `skipped.parquet` (the examples whose features are not finite).
 
 With `features.mode: exact` the datastore is `checkpoint-i/exact/`, whose rows are the exact cosines
-to the targets' subtasks, and the targets' gradients are not kept. `both` writes both in one pass;
-the exact cosines stay those to the targets of the first pass, as long as these are in the recipe.
+to the targets' subtasks or examples, and the targets' gradients are not kept. `both` writes both in
+one pass; the exact cosines stay those to the targets of the first pass, as long as these are in the
+recipe.
 
 Work is cut into shards of examples of about equal length. The cut depends on the pool alone, so
 that a killed run resumes with the next shard and ends with the same bytes.
@@ -34,7 +35,6 @@ from gradsieve.gradients.jobs import (
     FeatureTask,
     Output,
     ShardTask,
-    Subtask,
     TargetExamples,
     TargetTask,
 )
@@ -51,10 +51,10 @@ from gradsieve.stages.estimate import (
     by_length,
     checkpoints,
     exact_bytes,
+    exact_columns,
     lengths,
     selecting_shape,
     store_bytes,
-    subtasks,
     target_rows,
     width,
 )
@@ -91,6 +91,7 @@ class Features(Stage):
             "targets": {target.name: target.fingerprint for target in context.targets},
             "target_mean": context.recipe.score.target_mean if settings.mode != "store" else None,
             "stores": list(stores(context)),
+            **({"examples": True} if _exact_by_turns(context.recipe) else {}),
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
@@ -110,7 +111,7 @@ class Features(Stage):
         names, values, rows = stores(context), width(context), target_rows(context)
         made, taken = len(groups(names)), checkpoints(context)
         of_values = {"sketch": 4, "none": 2, "rademacher": 2 * values}[settings.projection.kind]
-        columns = subtasks(context) if "exact" in names else 0
+        columns = exact_columns(context) if "exact" in names else 0
         work = 2 * columns + (0 if settings.mode == "exact" else made * of_values)
         labels = pool.n_label_tokens[pool.usable].astype(np.float64)
         own = made * shape.forward_and_backward(1, lengths(context), labels).sum()
@@ -181,6 +182,11 @@ def stores(context: Context) -> dict[str, bool]:
     return {**found, "exact": True} if mode == "both" else found
 
 
+def _exact_by_turns(recipe: Recipe) -> bool:
+    """Whether `select.turns` decides what exact cosines are taken to."""
+    return recipe.exact_by_example and recipe.score.target_mean != "none"
+
+
 def groups(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Datastores that are filled by one pass: `pool` with `exact`, the others alone."""
     together = ("pool", "exact")
@@ -202,6 +208,7 @@ def _work(context: Context) -> list[CheckpointWork]:
         targets,
         recipe.features,
         recipe.score.target_mean,
+        recipe.exact_by_example,
     )
     numbers = by_length(context)
     keyed = numbers, context.pool.store_keys(numbers)
@@ -283,7 +290,7 @@ class CheckpointWork:
             return {"bits": settings.bits, "projection": projection, **shared}
         targets = {target.name: target.fingerprint for target in self.context.targets}
         mean = self.job.target_mean
-        exact = {"columns": self.job.subtasks, "targets": targets, "target_mean": mean}
+        exact = {"columns": self.job.columns, "targets": targets, "target_mean": mean}
         return {"bits": 32, "exact": exact, **shared}
 
     @property
@@ -303,10 +310,11 @@ class CheckpointWork:
         return np.asarray(np.any([self._missing[kind] for kind in kinds], axis=0))
 
     @property
-    def _directions(self) -> dict[Subtask, Path]:
-        """The file of the direction for each exact cosine, by target and subtask."""
+    def _directions(self) -> dict[tuple[str, str], Path]:
+        """The file of each subtask's directions, by target and subtask."""
         columns, folder = self._stores["exact"].settings["exact"]["columns"], self._own
-        return {(of, one): folder / f"{n}.safetensors" for n, (of, one) in enumerate(columns)}
+        subtasks = dict.fromkeys((of, one) for of, one, *_ in columns)
+        return {subtask: folder / f"{n}.safetensors" for n, subtask in enumerate(subtasks)}
 
     def clear_directions(self) -> None:
         """Remove the directions: they are as large as a datastore."""

@@ -99,13 +99,16 @@ class Score(Stage):
         recipe, rows = context.recipe, len(context.pool.usable)
         methods = all_members(recipe)
         shape, names = selecting_shape(context), subtasks(context)
+        each, compared = len(target_rows(context)), names
+        if recipe.score.target_mean == "none":
+            compared = each
         if recipe.select.turns == "examples":
-            names += len(target_rows(context))
+            names, compared = names + each, names + each
         stored = sum(uses_gradients(name, recipe) for name in methods) * checkpoints(context)
         passes = sum(find_method(name, recipe).uses == "model" for name in methods)
         tokens = float(lengths(context).sum())
         tokens += sum(len(row.encoded.input_ids) for row in target_rows(context))
-        products = 2.0 * width(context) * names * rows if stored else 0.0
+        products = 2.0 * width(context) * compared * rows if stored else 0.0
         return Estimate(
             units=tokens,
             flops=stored * products + passes * shape.forward(1, tokens, tokens),
@@ -197,7 +200,13 @@ def _table(keys: pa.Table, scores: Scores) -> ScoreTable:
     if by_subtask is None:
         by_subtask = np.zeros((len(keys), 0), dtype=np.float32)
     return ScoreTable(
-        keys, scores.total, scores.best, list(scores.subtasks), by_subtask, scores.standardized
+        keys,
+        scores.total,
+        scores.best,
+        list(scores.subtasks),
+        by_subtask,
+        scores.standardized,
+        scores.best_examples,
     )
 
 
@@ -205,7 +214,8 @@ def _noise(scores: Scores) -> dict[str, dict[str, float]]:
     """Each subtask's spread of scores over rows, the projection's error, and their ratio."""
     assert scores.by_subtask is not None
     assert scores.errors is not None
-    spread = scores.by_subtask.std(axis=0, dtype=np.float64).tolist()
+    spreads = scores.spreads
+    spread = (scores.by_subtask.std(axis=0, dtype=float) if spreads is None else spreads).tolist()
     return {
         name: {"spread": one, "error": error, "ratio": one / error}
         for name, one, error in zip(scores.subtasks, spread, scores.errors.tolist(), strict=True)
@@ -281,7 +291,13 @@ def _known(context: Context, target: str, name: str, numbers: NDArray[np.int64])
     if examples is not None:
         examples = replace(examples, values=examples.values[kept])
     by_subtask = table.by_subtask[kept] if table.subtasks else None
-    return Scores(table.total[kept], table.subtasks, by_subtask, examples=examples)
+    scores = Scores(table.total[kept], table.subtasks, by_subtask, examples=examples)
+    if table.best_examples is None:
+        return scores
+    standardized = None if table.standardized is None else table.standardized[kept]
+    return replace(
+        scores, standardized=standardized, best_examples=table.best_examples.filter(kept)
+    )
 
 
 def _spread(file: Path) -> dict[str, float]:

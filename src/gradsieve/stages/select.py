@@ -264,7 +264,7 @@ def _ranked(table: ScoreTable, examples: ExampleScores | None, turns: str) -> Ra
     if examples is not None:
         return in_turns(examples.values, examples.subtasks)
     if turns == "subtasks" and table.subtasks:
-        return in_turns(table.by_subtask, table.subtasks)
+        return in_turns(table.within, table.subtasks)
     return Ranked(table.total, table.best, table.subtasks)
 
 
