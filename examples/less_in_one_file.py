@@ -7,9 +7,8 @@ target of rows `{"id": ..., "messages": [...]}`; target rows may have a `subtask
 of the pool, best first, with `score` and `subtask`. "Step" is that of the paper (Xia et al., ICML
 2024, section 4.1) and of docs/method.md.
 
-Nothing of gradsieve is imported. tests/examples holds all of it equal to `gradsieve run`: the rows,
-order and dropout of the warm-up, its checkpoints, the scores and the selection. It is slow (one
-example at a time) and keeps all features in memory: for a few thousand rows and small models.
+Nothing of gradsieve is imported; tests/examples holds the warm-up, scores and selection equal to
+`gradsieve run`. It takes one example at a time and keeps all features in memory.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ import xxhash
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 SEED, MAX_LENGTH = 0, 2048
@@ -37,51 +35,54 @@ WARMUP_FRACTION, EPOCHS, BATCH, LEARNING_RATE, RAMP = 0.05, 4, 32, 2e-5, 0.03
 LORA = {"r": 128, "lora_alpha": 512, "lora_dropout": 0.1}
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj"]
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # of AdamW
-DIM = 8192
-SELECT_FRACTION = 0.05
+DIM, SELECT_FRACTION = 8192, 0.05
+
+Row = dict[str, Any]
 
 
-def read(file: Path, tokenizer: Any) -> list[dict[str, Any]]:
+def read(file: Path, tokenizer: Any) -> list[Row]:
     """Rows with their token ids and labels (-100: not supervised), in order of their ids."""
     rows = [json.loads(line) for line in file.read_bytes().splitlines()]
     for row in rows:
-        tokens = tokenizer.apply_chat_template(
+        found = tokenizer.apply_chat_template(
             row["messages"], return_dict=True, return_assistant_tokens_mask=True
         )
-        ids = torch.tensor(tokens["input_ids"][:MAX_LENGTH])
-        answers = torch.tensor(tokens["assistant_masks"][:MAX_LENGTH])
-        row["tokens"], row["labels"] = ids, ids.where(answers == 1, -100)
-    usable = [row for row in rows if (row["labels"][1:] != -100).any()]
-    return sorted(usable, key=lambda row: row["id"])
+        row["tokens"] = torch.tensor(found["input_ids"][:MAX_LENGTH])
+        answers = torch.tensor(found["assistant_masks"][:MAX_LENGTH])
+        row["labels"] = row["tokens"].where(answers == 1, -100)[1:]  # the first isn't predicted
+        row["count"] = int((row["labels"] != -100).sum())
+    return sorted((row for row in rows if row["count"]), key=lambda row: row["id"])
 
 
-def random_share(rows: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
+def random_share(rows: list[Row], source: str) -> list[Row]:
     """Step 1: the rows with the smallest hashes, so that the order of the file doesn't matter."""
-
-    def rank(row: dict[str, Any]) -> bytes:
-        return hashlib.sha256(f"{SEED}\x1f{source}\x1f{row['id']}".encode()).digest()
-
-    return sorted(rows, key=rank)[: max(1, round(WARMUP_FRACTION * len(rows)))]
+    texts = {row["id"]: f"{SEED}\x1f{source}\x1f{row['id']}".encode() for row in rows}
+    ranked = sorted(rows, key=lambda row: hashlib.sha256(texts[row["id"]]).digest())
+    return ranked[: max(1, round(WARMUP_FRACTION * len(rows)))]
 
 
-def warm_up(model: Any, rows: list[dict[str, Any]]) -> Iterator[tuple[Any, float]]:
+def loss_of(model: Any, row: Row) -> Tensor:
+    """The mean cross-entropy over an example's label tokens."""
+    logits = model(input_ids=row["tokens"][None]).logits[0]
+    return functional.cross_entropy(logits[:-1], row["labels"])
+
+
+def warm_up(model: Any, rows: list[Row]) -> Iterator[tuple[Any, float]]:
     """Step 1: LoRA; yields Adam's state and the mean learning rate after each epoch."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, betas=(BETA1, BETA2), eps=EPS, weight_decay=0.0)
-    steps = EPOCHS * math.ceil(len(rows) / BATCH)
+    steps, step = EPOCHS * math.ceil(len(rows) / BATCH), 0
     ramp = math.ceil(RAMP * steps)
-    step = 0
     for epoch in range(EPOCHS):
         model.train()
-        shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED + epoch))
         rates = []
-        for batch in DataLoader(rows, BATCH, sampler=shuffled.tolist(), collate_fn=list):
-            ids = torch.nn.utils.rnn.pad_sequence([row["tokens"] for row in batch], True)
-            labels = torch.nn.utils.rnn.pad_sequence([row["labels"] for row in batch], True, -100)
-            drop_by_example(model, [row["tokens"] for row in batch], step)
-            logits = model(input_ids=ids).logits  # a causal model doesn't see the padding after it
-            loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-            loss.backward()
+        shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED + epoch))
+        for places in shuffled.split(BATCH):
+            batch = [rows[place] for place in places]
+            labels = sum(row["count"] for row in batch)
+            for row in batch:  # the loss is the mean over the batch's label tokens
+                drop_by_example(model, row["tokens"], step)
+                (loss_of(model, row) * row["count"] / labels).backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             up, down = step / max(1, ramp), (steps - step) / max(1, steps - ramp)
             rates.append(LEARNING_RATE * (up if step < ramp else down))
@@ -93,23 +94,17 @@ def warm_up(model: Any, rows: list[dict[str, Any]]) -> Iterator[tuple[Any, float
         yield optimizer.state, sum(rates) / len(rates)
 
 
-def drop_by_example(model: Any, examples: list[Tensor], step: int) -> None:
-    """Make dropout depend on the example and the step, not on the batch."""
-    seeds = [
-        xxhash.xxh3_64_intdigest(tokens.numpy().tobytes(), SEED << 32 | step) >> 1
-        for tokens in examples
-    ]
+def drop_by_example(model: Any, tokens: Tensor, step: int) -> None:
+    """Make dropout depend on the example and the step, as in the package."""
+    seed = xxhash.xxh3_64_intdigest(tokens.numpy().tobytes(), SEED << 32 | step) >> 1
 
     def drop(layer: nn.Dropout, number: int, x: Tensor) -> Tensor:
         if not layer.training:
             return x
-        keep = torch.ones(x.shape, dtype=torch.bool)
-        for row, seed, tokens in zip(keep, seeds, examples, strict=True):
-            generator = torch.Generator().manual_seed(seed + number)
-            size = len(tokens) * x.shape[-1]
-            words = torch.empty(-(-size // 4), dtype=torch.int64)  # 16 random bits a unit
-            bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:size]
-            row[: len(tokens)] = (bits < round((1 - layer.p) * 2**16) - 2**15).view(-1, x.shape[-1])
+        generator = torch.Generator().manual_seed(seed + number)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64)  # 16 random bits a unit
+        bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: x.numel()]
+        keep = (bits < round((1 - layer.p) * 2**16) - 2**15).view(x.shape)
         return x.masked_fill(~keep, 0.0) / (1 - layer.p)
 
     layers = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p]
@@ -117,12 +112,11 @@ def drop_by_example(model: Any, examples: list[Tensor], step: int) -> None:
         layer.forward = partial(drop, layer, number)
 
 
-def gradient(model: Any, row: dict[str, Any]) -> dict[str, Tensor]:
-    """The gradient g of one example's loss, the mean cross-entropy over its label tokens."""
-    logits = model(input_ids=row["tokens"][None]).logits[0]
-    loss = functional.cross_entropy(logits[:-1], row["labels"][1:])
+def gradient(model: Any, row: Row) -> dict[str, Tensor]:
+    """The gradient g of one example's loss."""
     weights = {name: w for name, w in model.named_parameters() if w.requires_grad}
-    return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+    found = torch.autograd.grad(loss_of(model, row), list(weights.values()))
+    return dict(zip(weights, found, strict=True))
 
 
 def adam_update(g: Tensor, state: dict[str, Tensor]) -> Tensor:
@@ -152,26 +146,25 @@ def project(values: dict[str, Tensor]) -> Tensor:
         key = int.from_bytes(hashlib.sha256(f"{SEED}/{name}".encode()).digest()[:8], "little")
         words = random_bits(key, math.ceil(len(flat) / 64))
         bits = np.unpackbits(words.view(np.uint8), bitorder="little")[: len(flat)].astype("f4")
-        blocks = functional.pad(flat * torch.from_numpy(1 - 2 * bits), (0, -len(flat) % DIM))
-        blocks = blocks.view(-1, DIM)
+        signed = functional.pad(flat * torch.from_numpy(1 - 2 * bits), (0, -len(flat) % DIM))
+        blocks = signed.view(-1, DIM)
         rotations = random_bits(2**64 - 1 - key, len(blocks)).view(np.int64) % DIM
         for block, rotation in zip(blocks, rotations.tolist(), strict=True):
             total += block.roll(rotation)
     return total
 
 
-def less(model_name: str, pool_file: Path, target_file: Path) -> list[dict[str, Any]]:
+def less(model_name: str, pool_file: Path, target_file: Path) -> list[Row]:
     """All steps: the pool's rows with `score` and `subtask`, best first."""
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     pool, target = read(pool_file, tokenizer), read(target_file, tokenizer)
     subtasks = sorted({row.get("subtask", "all") for row in target})
-
     set_seed(SEED)  # of the adapter's start
     model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32)
-    config = LoraConfig(**LORA, target_modules=MODULES, task_type="CAUSAL_LM")
-    model = get_peft_model(model, config)
+    lora = LoraConfig(**LORA, target_modules=MODULES, task_type="CAUSAL_LM")
+    model = get_peft_model(model, lora)
 
-    influences, rates = [], []
+    influence, rates = torch.zeros(len(pool), len(subtasks)), []
     for state, rate in warm_up(model, random_share(pool, pool_file.stem)):
         adam = {name: state[weight] for name, weight in model.named_parameters() if weight in state}
         updates = []
@@ -182,25 +175,20 @@ def less(model_name: str, pool_file: Path, target_file: Path) -> list[dict[str, 
         for subtask in subtasks:  # Step 3: the plain gradients' mean
             own = [row for row in target if row.get("subtask", "all") == subtask]
             means.append(torch.stack([project(gradient(model, row)) for row in own]).mean(0))
-        # Step 4: cosines [rows, subtasks] at this checkpoint.
+        # Step 4: cosines [rows, subtasks] at this checkpoint, times its learning rate.
         unit = functional.normalize(torch.stack(updates)), functional.normalize(torch.stack(means))
-        influences.append(unit[0] @ unit[1].T)
+        influence += rate * (unit[0] @ unit[1].T)
         rates.append(rate)
 
-    weights = torch.tensor(rates) / sum(rates)
-    influence = torch.einsum("i,ins->ns", weights, torch.stack(influences))
-    scores, best = influence.max(dim=1)  # Step 5: the subtask that a row helps most
+    scores, best = (influence / sum(rates)).max(dim=1)  # Step 5: the subtask that it helps most
     for row, score, number in zip(pool, scores.tolist(), best.tolist(), strict=True):
         row["score"], row["subtask"] = score, subtasks[number]
     return sorted(pool, key=lambda row: (-row["score"], row["id"]))
 
 
-def main() -> None:
-    """Print the best rows."""
+if __name__ == "__main__":
     ranked = less(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
     for row in ranked[: max(1, round(SELECT_FRACTION * len(ranked)))]:
-        print(json.dumps({key: row[key] for key in row if key not in ("tokens", "labels")}))
-
-
-if __name__ == "__main__":
-    main()
+        print(
+            json.dumps({key: row[key] for key in row if key not in ("tokens", "labels", "count")})
+        )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gradsieve.console import Progress
-from gradsieve.evaluation.generate import answer_metrics
+from gradsieve.evaluation.generate import model_answers
 from gradsieve.evaluation.prompts import write_prompts
 from gradsieve.io import write_json
 from gradsieve.methods import split_seed
@@ -49,7 +49,8 @@ def measure(run: RunFolder) -> dict[str, Any]:
             for folder in folders:
                 source = ModelSource(recipe.model)
                 model = load_trained(source, folder) if folder else source.load()
-                found = answer_metrics(context.template, model.eval(), test, asked, 8)[metric]
+                answers = model_answers(context.template, model.eval(), test, asked, 8)
+                found = [answer.metrics[metric] for answer in answers]
                 values.append(sum(w * v for w, v in zip(test.weights(), found, strict=True)))
                 by_question.append(statistics.pstdev(found) / math.sqrt(len(found)))
             error = statistics.fmean(by_question)

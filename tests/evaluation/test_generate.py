@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from lm_eval.api.model import LM
 from lm_eval.models import huggingface
+from transformers import PreTrainedTokenizerBase
 
 import tiny
 from gradsieve.data.examples import Example
 from gradsieve.demo.model import make_tokenizer
-from gradsieve.evaluation.generate import Answer, answers
+from gradsieve.evaluation.generate import Answer, model_answers
+from gradsieve.evaluation.prompts import Prompts
 from gradsieve.tasks import Question, QuestionSet, load_test_set
 
 
@@ -36,6 +38,26 @@ class Parrot(LM):
 
     def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
         raise NotImplementedError
+
+
+def answers(
+    test: QuestionSet,
+    prompts: list[str],
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    max_tokens: int,
+    batch_size: int,
+    add_bos_token: bool,
+    ends: Sequence[int] = (),
+) -> list[Answer]:
+    """Of a chat template of which only this matters."""
+    template: Any = SimpleNamespace(
+        tokenizer=tokenizer, adds_special_tokens=add_bos_token, ends=ends, end_texts=()
+    )
+    asked = Prompts(prompts, [], max_length, max_tokens, fewer=0, cut=0)
+    return model_answers(template, model, test, asked, batch_size)
 
 
 def ask(monkeypatch: pytest.MonkeyPatch, test: QuestionSet, says: list[str]) -> list[Answer]:

@@ -9,7 +9,7 @@ from test_browser import many_rows
 from gradsieve.analysis.tables import Comparison
 from gradsieve.analysis.validation import Validation
 from gradsieve.analysis.verdict import Curve, Verdict
-from gradsieve.report.findings import findings
+from gradsieve.report.gather import findings
 from gradsieve.report.page import page
 
 VERDICT = Verdict("f1", "less@0.1", "use 04-select/t/less@0.1: f1 +0.050.", ["one trained model"])

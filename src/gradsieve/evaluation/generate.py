@@ -32,12 +32,11 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer to a question.
+    """A model's answer to a question, and its metrics.
 
     Attributes:
         text: As it was generated; of choices, the most likely one.
         final: What was compared with the references.
-        metrics: Of this answer.
     """
 
     text: str
@@ -52,61 +51,14 @@ def model_answers(
     prompts: Prompts,
     batch_size: int,
 ) -> list[Answer]:
-    """A model's answer to each question.
+    """A model's answer to each question, in order; a prompt too long for it loses its start.
 
     Args:
-        template: The model's chat template.
-        model: In eval mode.
+        template: The model's chat template, with its tokenizer, which is not changed.
+        model: In eval mode; without an adapter (merge it first).
         test: The questions.
         prompts: As `write_prompts` made them for this model.
         batch_size: Questions at a time.
-
-    Raises:
-        UsageError: If lm-eval is not installed.
-    """
-    return answers(
-        test,
-        prompts.texts,
-        model,
-        template.tokenizer,
-        max_length=prompts.max_length,
-        max_tokens=prompts.max_tokens,
-        batch_size=batch_size,
-        add_bos_token=template.adds_special_tokens,
-        ends=template.ends,
-        stops=template.end_texts,
-    )
-
-
-def answers(
-    test: QuestionSet,
-    prompts: Sequence[str],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    max_tokens: int,
-    batch_size: int,
-    add_bos_token: bool,
-    ends: Sequence[int] = (),
-    stops: Sequence[str] = (),
-) -> list[Answer]:
-    """Ask all questions; a prompt too long for the model loses its start.
-
-    Args:
-        test: The questions.
-        prompts: The text of each, up to where the answer starts.
-        model: In eval mode; without an adapter (merge it first).
-        tokenizer: The model's; never changed.
-        max_length: Tokens of prompt and answer together.
-        max_tokens: Tokens of an answer, fewer than `max_length`.
-        batch_size: Questions at a time.
-        add_bos_token: Whether the tokenizer, not the prompt, adds the first token.
-        ends: Tokens that end an answer, in addition to those that the model names itself.
-        stops: Texts that end an answer, in addition to the test set's.
-
-    Returns:
-        The answer to each question, in order.
 
     Raises:
         UsageError: If lm-eval is not installed.
@@ -117,28 +69,27 @@ def answers(
             "gold": question.choices.index(question.answers[0]) if question.choices else 0,
             "choices": list(question.choices),
         }
-        for question, prompt in zip(test.questions, prompts, strict=True)
+        for question, prompt in zip(test.questions, prompts.texts, strict=True)
     ]
+    ends = list(template.ends)
+    if ends:  # in addition to those that the model names itself
+        own = model.generation_config.eos_token_id
+        ends += own if isinstance(own, list) else [own] if own is not None else []
     with _silent():
         lm = needed("lm_eval.models.huggingface", "evaluate").HFLM(
             pretrained=model,
-            tokenizer=_copied(tokenizer, ends),
+            tokenizer=_copied(template.tokenizer, ends),
             batch_size=batch_size,
-            max_length=max_length,
-            add_bos_token=add_bos_token,
+            max_length=prompts.max_length,
+            add_bos_token=template.adds_special_tokens,
         )
-        own = model.generation_config.eos_token_id if ends else None
-        ends = [*ends, *(own if isinstance(own, list) else [own] if own is not None else [])]
-        task = _task(test, docs, max_tokens, ends, stops)
+        stops = [*test.stops, *template.end_texts]
+        task = _task(bool(test.questions[0].choices), docs, prompts.max_tokens, ends, stops)
         samples = needed("lm_eval.evaluator", "evaluate").evaluate(
             lm=lm, task_dict={"task": task}, log_samples=True, bootstrap_iters=0
         )["samples"]["task"]
-    by_number = {sample["doc_id"]: sample for sample in samples}
-    ordered = [by_number[number] for number in range(len(docs))]
-    return [
-        _answer(test, question, sample)
-        for sample, question in zip(ordered, test.questions, strict=True)
-    ]
+    samples = sorted(samples, key=lambda sample: sample["doc_id"])
+    return [_answer(test, *pair) for pair in zip(test.questions, samples, strict=True)]
 
 
 def _answer(test: QuestionSet, question: Question, sample: Mapping[str, Any]) -> Answer:
@@ -164,19 +115,18 @@ def _copied(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> PreTrain
 
 
 def _task(
-    test: QuestionSet,
+    has_choices: bool,
     docs: list[dict[str, Any]],
     max_tokens: int,
     ends: Sequence[int],
     stops: Sequence[str],
 ) -> Any:
-    kind = "choice" if test.questions[0].choices else "answer"
-    config = yaml.safe_load((HERE / f"{kind}.yaml").read_text(encoding="utf-8"))
-    if kind == "answer":
-        own = {"until": [*test.stops, *stops], "max_gen_toks": max_tokens}
+    file = HERE / ("choice.yaml" if has_choices else "answer.yaml")
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not has_choices:
+        config["generation_kwargs"] |= {"until": list(stops), "max_gen_toks": max_tokens}
         if ends:
-            own["eos_token_id"] = sorted(set(ends))
-        config["generation_kwargs"].update(own)
+            config["generation_kwargs"]["eos_token_id"] = sorted(set(ends))
         config["process_results"] = lambda *_: {"exact_match": 0.0}  # judged by metrics.py
     config["custom_dataset"] = lambda **_: {"test": Dataset.from_list(docs)}
     return needed("lm_eval.api.task", "evaluate").ConfigurableTask(config=config)

@@ -41,11 +41,9 @@ def has_answers(metrics: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class Prompts:
-    """A test set's questions as a model is asked them.
+    """A test set's questions in a model's chat template, and the tokens of each.
 
     Attributes:
-        texts: Of each question, in the model's chat template.
-        lengths: Tokens of each.
         max_length: Tokens of prompt and answer together: the model's context length.
         max_tokens: Tokens of an answer.
         fewer: Questions with fewer few-shot examples than the benchmark has, for lack of room.

@@ -6,7 +6,7 @@ its questions, with references, answers and what each answer scored.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,7 @@ ANSWER = 600
 
 
 def answers(context: Context, target: str, methods: Collection[str]) -> dict[str, Any] | None:
-    """The answers of a target's models; None if no question was answered.
-
-    Args:
-        context: The run, with finished results.
-        target: The target's name.
-        methods: Those whose results are current.
-    """
+    """The answers of a target's models by `methods`; None if no question was answered."""
     results, test = context.artifacts.results, context.test_sets.get(target)
     names: dict[str, str] = {}
     for row in results.rows():
@@ -45,7 +39,9 @@ def answers(context: Context, target: str, methods: Collection[str]) -> dict[str
         [one for place, one in enumerate(results.samples(name)) if place in {*places}]
         for name in names.values()
     ]
-    metric = next((name for name in test.metrics if _differs(samples, name)), test.metrics[0])
+    # The first metric that is not the same for all answers.
+    scores = {m: {one[m] for of_model in samples for one in of_model} for m in test.metrics}
+    metric = next((name for name, found in scores.items() if len(found) > 1), test.metrics[0])
     questions = []
     for place, *found in zip(places, *samples, strict=True):
         example = test.questions[place].example
@@ -54,11 +50,6 @@ def answers(context: Context, target: str, methods: Collection[str]) -> dict[str
         shown = [_shown(sample, metric) for sample in found]
         questions.append([example.id, example.subtask, more, kept, references, shown])
     return {"models": list(names), "metric": metric, "of": count, "questions": questions}
-
-
-def _differs(samples: Sequence[Sequence[Mapping[str, Any]]], metric: str) -> bool:
-    """Whether a metric is not the same for all answers."""
-    return len({sample[metric] for of_model in samples for sample in of_model}) > 1
 
 
 def _shown(sample: Mapping[str, Any], metric: str) -> list[Any]:

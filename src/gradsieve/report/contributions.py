@@ -35,13 +35,7 @@ VALUES = 1 << 27
 
 
 class Decomposition:
-    """A target's scores by one method, decomposed.
-
-    Args:
-        context: The run.
-        target: The target.
-        method: One that `can_decompose`.
-    """
+    """A target's scores by a method that `can_decompose`."""
 
     def __init__(self, context: Context, target: Target, method: str) -> None:
         self._context, self._target, self._method = context, target.name, method
@@ -94,23 +88,16 @@ class Decomposition:
         order = np.argsort(-values, kind="stable").tolist()
         positive = [place for place in order[:SHOWN] if values[place] > 0]
         negative = [place for place in order[-SHOWN:] if values[place] < 0]
+        keys = [(block.subtasks[place], block.ids[place]) for place in own]
         return [
-            [
-                self._places[block.subtasks[own[place]], block.ids[own[place]]],
-                short(float(values[place])),
-            ]
+            [self._places[keys[place]], short(float(values[place]))]
             for place in [*positive, *negative]
         ]
 
     def agreement(
         self, numbers: NDArray[np.int64], scores: NDArray[np.float32]
     ) -> dict[str, Any] | None:
-        """Rank correlation and shared top rows of checkpoints, and of each with the score.
-
-        Args:
-            numbers: Of the scored rows [n].
-            scores: Their scores [n].
-        """
+        """Rank correlation and shared top rows of checkpoints, and of each with the score [n]."""
         if self._checkpoints < 2 or len(numbers) < 2:
             return None
         count = min(SAMPLE, len(numbers))

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from gradsieve.analysis.decompose import can_decompose
 from gradsieve.analysis.results import compare
 from gradsieve.analysis.tables import Comparison
-from gradsieve.analysis.validation import read_validation
+from gradsieve.analysis.validation import Validation, read_validation
+from gradsieve.analysis.verdict import Cell
 from gradsieve.io import read_lines
 from gradsieve.recipe.schema import SelectionName
 from gradsieve.report.answers import answers
 from gradsieve.report.contributions import Decomposition
-from gradsieve.report.findings import findings
 from gradsieve.report.made import checkpoints, current_stages, loss_curve
 from gradsieve.report.map import Chosen, feature_map
 from gradsieve.report.numbers import short
@@ -62,8 +62,7 @@ def gather(context: Context) -> dict[str, Any]:
         for name, methods in ranks.items()
     }
     comparison = compare([context.run.path]) if "evaluate" in stages else Comparison()
-    artifact = context.artifacts.validation
-    validation = read_validation(artifact) if "validate" in stages else []
+    validation = read_validation(context.artifacts.validation) if "validate" in stages else []
     return {
         "model": Path(recipe.model.name).name,
         "cut": CUT,
@@ -138,48 +137,62 @@ def _side_by_side(
 
 def _target(target: Target) -> dict[str, Any]:
     """Its examples as [id, subtask, characters left out, turns]."""
-    examples = []
-    for example in target.examples:
-        kept, more = turns(example.messages)
-        examples.append([example.id, example.subtask, more, kept])
+    examples = [[one.id, one.subtask, *turns(one.messages)[::-1]] for one in target.examples]
     return {"name": target.name, "examples": examples}
 
 
 def _overlaps(chosen: Chosen) -> dict[str, Any]:
     """Shared rows over the smaller selection, for each two methods."""
-    shares = [
-        [
-            short(len(np.intersect1d(one, other, True)) / min(len(one), len(other)))
-            for other in chosen.values()
-        ]
-        for one in chosen.values()
-    ]
+
+    def share(one: NDArray[np.int64], other: NDArray[np.int64]) -> float | None:
+        return short(len(np.intersect1d(one, other, True)) / min(len(one), len(other)))
+
+    shares = [[share(one, other) for other in chosen.values()] for one in chosen.values()]
     return {"methods": list(chosen), "shares": shares}
+
+
+def findings(comparison: Comparison, validation: Sequence[Validation]) -> dict[str, dict[str, Any]]:
+    """By target what results and validation say; empty without both."""
+    targets = dict.fromkeys([*comparison.cells, *(one.target for one in validation)])
+    verdicts, curves = comparison.verdicts, comparison.curves
+    return {
+        target: {
+            "verdict": asdict(verdicts[target]) if target in verdicts else None,
+            "curve": asdict(curves[target]) if target in curves else None,
+            "steps": comparison.steps.get(target, {}),
+            "validation": [
+                {
+                    "method": one.method,
+                    "text": one.meaning,
+                    "loss": one.loss,
+                    "points": _short(list(zip(one.summed, one.losses, strict=True))),
+                }
+                for one in validation
+                if one.target == target
+            ],
+        }
+        for target in targets
+    }
 
 
 def _results(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
     """For each target its metrics, with each method's numbers."""
     return {
-        target: [
-            {
-                "metric": metric,
-                "higher_is_better": next(iter(methods.values())).higher_is_better,
-                "methods": [
-                    {"method": method, **{key: _short(value) for key, value in asdict(cell).items()
-                                          if key != "higher_is_better"}}
-                    for method, cell in methods.items()
-                ],
-            }
-            for metric, methods in metrics.items()
-        ]
+        target: [_metric(metric, cells) for metric, cells in metrics.items()]
         for target, metrics in comparison.cells.items()
-    }  # fmt: skip
+    }
 
 
-def _short(value: float | Sequence[float] | Mapping[str, Any] | None) -> Any:
-    """With six digits."""
+def _metric(metric: str, cells: Mapping[str, Cell]) -> dict[str, Any]:
+    methods = [{"method": method, **_short(asdict(cell))} for method, cell in cells.items()]
+    higher_is_better = [bool(one.pop("higher_is_better")) for one in methods]
+    return {"metric": metric, "higher_is_better": higher_is_better[0], "methods": methods}
+
+
+def _short(value: Any) -> Any:
+    """All numbers with six digits."""
     if isinstance(value, Mapping):
         return {name: _short(one) for name, one in value.items()}
-    if value is None or isinstance(value, int | float):
-        return value if value is None else short(value)
-    return [short(float(one)) for one in value]
+    if isinstance(value, Sequence):
+        return [_short(one) for one in value]
+    return value if value is None else short(value)

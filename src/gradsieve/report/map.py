@@ -27,12 +27,7 @@ Chosen = Mapping[str, NDArray[np.int64]]
 
 
 def feature_map(context: Context, chosen: Mapping[str, Chosen]) -> dict[str, Any] | None:
-    """The map; None if there is no datastore, or too few rows.
-
-    Args:
-        context: The run, with finished features.
-        chosen: The selections by target.
-    """
+    """The map of selections by target; None if there is no datastore, or too few rows."""
     stores = context.artifacts.features.last_stores()
     if not stores:
         return None
@@ -65,12 +60,9 @@ def feature_map(context: Context, chosen: Mapping[str, Chosen]) -> dict[str, Any
 
 
 def _sample(usable: NDArray[np.int64], selected: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Numbers of rows, in their order by (source, id): up to half of them selected, others random.
+    """At most so many numbers of rows: up to half of them selected, others random.
 
-    Args:
-        usable: Numbers by (source, id), which don't depend on the order of lines.
-        selected: Numbers of rows that are selected by some method.
-        most: Rows.
+    They are in the order of `usable`, which is by (source, id): not that of lines.
     """
     random = np.random.default_rng(0)
     is_selected = np.isin(usable, selected)
@@ -84,8 +76,7 @@ def _sample(usable: NDArray[np.int64], selected: NDArray[np.int64], most: int) -
 def principal_axes(features: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
     """Places [n, 2] within -1 and 1 on the two axes of most variance; these axes' share of it.
 
-    Args:
-        features: Rows of any length [n, d]; their directions count.
+    Of the rows [n, d] the directions count.
     """
     rows = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-30)
     rows -= rows.mean(axis=0)

@@ -25,12 +25,7 @@ _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def page(data: Any, provenance: Any) -> str:
-    """The page's HTML.
-
-    Args:
-        data: As JSON; no NaN.
-        provenance: As JSON: recipe, times and versions.
-    """
+    """The page's HTML, of JSON data without NaN."""
     style = _asset("report.css")
     script = "".join(_asset(f"{name}.js") for name in SCRIPTS)
     return Template(_asset("report.html")).substitute(

@@ -54,11 +54,8 @@ class Shown:
 class Selection:
     """A selection's files, next to the score table.
 
-    Args:
-        files: Of the selection for the target, or for all targets together.
-        table: The scores.
-        rows: The page's rows.
-        own: Whether the selection was made by these scores alone, and has score and subtask.
+    `own`: it was made by these scores alone, not for all targets together, and has score and
+    subtask.
     """
 
     def __init__(self, files: SelectionFiles, table: ScoreTable, rows: PageRows, own: bool) -> None:

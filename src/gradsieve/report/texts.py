@@ -30,12 +30,7 @@ def turns(messages: Iterable[Message]) -> tuple[list[list[str]], int]:
 
 
 class PageRows:
-    """The rows of the pool that the page shows, each once.
-
-    Args:
-        pool: The pool.
-        leaks: What rows share with test questions, by (source, id).
-    """
+    """The rows of the pool that the page shows, each once; leaks by (source, id)."""
 
     def __init__(self, pool: Pool, leaks: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
         self.pool, self._leaks = pool, leaks
