@@ -23,7 +23,7 @@ import datetime
 import decimal
 import math
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,19 +40,19 @@ class Unrepresentable(ValueError):
     """A value that JSON cannot hold; its text names the kind."""
 
 
+LeftOutColumn = tuple[str, str, int]
+"""The place of the first row that has the column, the kind of what it holds, number of rows."""
+
+
 class LeftOut:
-    """Columns of a source that are left out of its rows.
+    """Columns of a source that are left out of its rows, by name.
 
     Args:
         columns: Those of earlier rows.
-
-    Attributes:
-        columns: By name: the place of the first row that has it, the kind of what it holds, and the
-            number of such rows.
     """
 
-    def __init__(self, columns: Mapping[str, Sequence[Any]] | None = None) -> None:
-        self.columns: dict[str, Sequence[Any]] = dict(columns or {})
+    def __init__(self, columns: Mapping[str, LeftOutColumn] | None = None) -> None:
+        self.columns = dict(columns or {})
 
     def add(self, columns: Mapping[str, str], where: str) -> None:
         """Add a row's columns, each with the kind of what it holds."""

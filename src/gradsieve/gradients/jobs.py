@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from gradsieve.console import Progress
-from gradsieve.data.pool import open_pool
+from gradsieve.data.pool import Pool
 from gradsieve.data.template import TokenizedExample
 from gradsieve.engine.base import Job, Size
 from gradsieve.errors import ModelError
@@ -140,7 +140,7 @@ class AtCheckpoint:
     @cached_property
     def pool(self) -> Any:
         """The pool, memory-mapped."""
-        return open_pool(self.job.pool)
+        return Pool(self.job.pool)
 
     def budget(self, task: FeatureTask) -> TokenBudget:
         """Tokens of a batch."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gradsieve.console import Progress
 from gradsieve.data.batching import PoolTokens, length_sorted_batches
-from gradsieve.data.pool import open_pool
+from gradsieve.data.pool import Pool
 from gradsieve.data.template import TokenizedExample
 from gradsieve.engine import Job, LocalEngine, Size
 from gradsieve.io import atomic, fingerprint
@@ -68,7 +68,7 @@ class ForwardJob(Job[ForwardTask, None]):
 
     def setup(self, progress: Progress) -> Callable[[ForwardTask], None]:
         """Load the model and map the pool."""
-        model, pool = self.model.load().eval(), open_pool(self.pool)
+        model, pool = self.model.load().eval(), Pool(self.pool)
 
         def run(task: ForwardTask) -> None:
             some = task.examples

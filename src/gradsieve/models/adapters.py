@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from peft import LoraConfig, PeftModel, PeftType
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
 
 from gradsieve.errors import ModelError
 from gradsieve.models.checkpoints import load_moments, optimizer_file, saved_name
@@ -62,13 +61,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 class Expected(NamedTuple):
-    """What an adapter file may hold.
-
-    Attributes:
-        model: The adapted model, without weights.
-        adapter: All of these.
-        embeddings: Of the base model; peft saves them too if their number was changed.
-    """
+    """What an adapter file may hold: `adapter`, and if their number was changed `embeddings`."""
 
     model: PeftModel
     adapter: Shapes
@@ -126,16 +119,10 @@ def _read_adapter_config(folder: Path) -> tuple[str, dict[str, Any]]:
     file = adapter_config(folder)
     try:
         text = file.read_text(encoding="utf-8")
-        adapter = json.loads(text)
-    except ValueError:
-        adapter = None
-    if not isinstance(adapter, dict):
-        raise ModelError(
-            "The adapter's configuration is not JSON.",
-            str(file),
-            "Give a folder that peft has saved.",
-        )
-    return text, adapter
+        return text, {**json.loads(text)}
+    except (ValueError, TypeError):
+        todo = "Give a folder that peft has saved."
+        raise ModelError("The adapter's configuration is not JSON.", str(file), todo) from None
 
 
 def _expected(
@@ -148,7 +135,12 @@ def _expected(
     try:
         plain = LoraConfig(**{key: adapter[key] for key in _SHAPING & adapter.keys()})
         base = source.meta_model()
-        embeddings = _embeddings(base)
+        vocabulary = (base.get_input_embeddings(), base.get_output_embeddings())
+        embeddings = {
+            f"base_model.model.{name}.weight": list(module.weight.shape)
+            for name, module in base.named_modules()
+            if any(module is layer for layer in vocabulary)
+        }
         made = adapted(base, plain, str(folder))
     except ModelError as error:
         return [error]
@@ -158,16 +150,6 @@ def _expected(
     named = made.named_parameters()
     shapes = {saved_name(name): list(p.shape) for name, p in named if p.requires_grad}
     return Expected(made, shapes, embeddings)
-
-
-def _embeddings(base: PreTrainedModel) -> Shapes:
-    """Shapes of the input embeddings and the output layer."""
-    layers = (base.get_input_embeddings(), base.get_output_embeddings())
-    return {
-        f"base_model.model.{name}.weight": list(module.weight.shape)
-        for name, module in base.named_modules()
-        if any(module is layer for layer in layers)
-    }
 
 
 _SHAPING = {
@@ -186,23 +168,18 @@ def _variant_problems(folder: Path, adapter: Mapping[str, Any]) -> Iterator[Mode
         found = [(f"task_type {task}", f"adapters for {task}")]
     else:
         usual = LoraConfig().to_dict()
-        others = {key: adapter[key] for key in sorted(adapter.keys() - PLAIN)}
         found = [
-            (f"{key} {json.dumps(value)[:80]}", CALLED.get(key, key))
-            for key, value in others.items()
-            if value and value != usual.get(key)
+            (f"{key} {json.dumps(adapter[key])[:80]}", CALLED.get(key, key))
+            for key in sorted(adapter.keys() - PLAIN)
+            if adapter[key] and adapter[key] != usual.get(key)
         ]
-    start = start_problem(
-        adapter.get("init_lora_weights", True), str(folder / "adapter_config.json")
-    )
+    file = folder / "adapter_config.json"
+    start = start_problem(adapter.get("init_lora_weights", True), str(file))
     if start and not found:
         yield start
     for where, name in found:
-        yield ModelError(
-            f"The adapter cannot be followed: {name}.",
-            f"{folder / 'adapter_config.json'}: {where}",
-            PLAIN_LORA,
-        )
+        what = f"The adapter cannot be followed: {name}."
+        yield ModelError(what, f"{file}: {where}", PLAIN_LORA)
 
 
 def _shape_problems(file: Path, expected: Expected) -> Iterator[ModelError]:
@@ -219,7 +196,13 @@ def _shape_problems(file: Path, expected: Expected) -> Iterator[ModelError]:
     for name in sorted(expected.embeddings.keys() & found.keys()):
         rows, wanted = found.pop(name), expected.embeddings[name]
         if rows != wanted:
-            yield _resized(f"{file}: {name}, in the file {rows}, in the model {wanted}", rows[0])
+            yield ModelError(
+                "The adapter was trained with a resized vocabulary.",
+                f"{file}: {name}, in the file {rows}, in the model {wanted}",
+                f"Save the model with that vocabulary and use it as model.name: "
+                f"model.resize_token_embeddings({rows[0]}), model.save_pretrained(FOLDER), and "
+                "tokenizer.save_pretrained(FOLDER) of the training.",
+            )
             return
     for name in sorted(expected.adapter.keys() | found.keys()):
         if found.get(name) != expected.adapter.get(name):
@@ -230,13 +213,3 @@ def _shape_problems(file: Path, expected: Expected) -> Iterator[ModelError]:
                 "Give the model that the adapter was trained on, as model.name.",
             )
             return
-
-
-def _resized(where: str, rows: int) -> ModelError:
-    return ModelError(
-        "The adapter was trained with a resized vocabulary.",
-        where,
-        f"Save the model with that vocabulary and use it as model.name: "
-        f"model.resize_token_embeddings({rows}), model.save_pretrained(FOLDER), and "
-        "tokenizer.save_pretrained(FOLDER) of the training.",
-    )

@@ -24,20 +24,13 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer
 
 from gradsieve.errors import ModelError
 from gradsieve.io import atomic, folder_fingerprint, write_json
-from gradsieve.models.optimizers import (
-    AdamState,
-    Constants,
-    Group,
-    State,
-    adam_constants,
-    adam_state,
-)
+from gradsieve.models.optimizers import Constants, Group, State, adam_constants, adam_state
 
 METADATA = "gradsieve"
 """The key of adam.safetensors' metadata, a JSON object: step, betas, eps, learning_rate."""
@@ -46,12 +39,7 @@ METADATA = "gradsieve"
 class AdamStates(NamedTuple):
     """Adam's state at a checkpoint, in the order in which `gradients.features.Moments` takes it.
 
-    Attributes:
-        exp_avg: First moments m by parameter name.
-        exp_avg_sq: Second moments v by parameter name.
-        step: Optimizer steps made.
-        betas: The optimizer's b1 and b2.
-        eps: The optimizer's eps.
+    Moments are by parameter name; `step` counts the optimizer steps made.
     """
 
     exp_avg: dict[str, Tensor]
@@ -76,12 +64,8 @@ def save_checkpoint(
         for kind, moments in (("exp_avg", states.exp_avg), ("exp_avg_sq", states.exp_avg_sq))
         for name, moment in moments.items()
     }
-    facts = {
-        "step": states.step,
-        "betas": states.betas,
-        "eps": states.eps,
-        "learning_rate": learning_rate,
-    }
+    facts: dict[str, Any] = {key: getattr(states, key) for key in ("step", "betas", "eps")}
+    facts["learning_rate"] = learning_rate
     # One key: safetensors writes several in an order that changes from run to run.
     with atomic(folder / "adam.safetensors") as temporary:
         save_file(tensors, temporary, {METADATA: json.dumps(facts)})
@@ -108,10 +92,9 @@ def _states_of(
     exp_avg_sq: dict[str, Tensor] = {}
     steps: set[int] = set()
     for name, weight in _trainable(model).items():
-        found: AdamState = adam_state(states.get(name, {}), weight.shape, f"{where}: {name}")
-        exp_avg[name] = found.exp_avg.to(weight.device)
-        exp_avg_sq[name] = found.exp_avg_sq.to(weight.device)
-        steps.add(found.step)
+        m, v, step = adam_state(states.get(name, {}), weight.shape, f"{where}: {name}")
+        exp_avg[name], exp_avg_sq[name] = m.to(weight.device), v.to(weight.device)
+        steps.add(step)
     if len(steps) > 1:
         raise ModelError(
             "The adapter's weights were trained for different numbers of steps.",
@@ -159,7 +142,7 @@ def load_moments(folder: Path, model: PeftModel) -> AdamStates:
         holds = f"it holds {unknown[1]}, which" if unknown else "it is no pickle, or one that"
         raise _unreadable(file, f"{holds} would run code") from None
     except _UNREADABLE as error:
-        raise _unreadable(file, f"{type(error).__name__}: {str(error)[:200]}") from None
+        raise _unreadable(file, error) from None
 
 
 def optimizer_file(folder: Path) -> Path:
@@ -197,7 +180,8 @@ _SHARDED = {
 """Folders that sharded trainings write instead of one file: what they are, and what to do."""
 
 
-def _unreadable(file: Path, reason: str) -> ModelError:
+def _unreadable(file: Path, error: Exception | str) -> ModelError:
+    reason = error if isinstance(error, str) else f"{type(error).__name__}: {str(error)[:200]}"
     todo = "Use an optimizer.pt or optimizer.bin of AdamW that transformers' Trainer wrote."
     if file.suffix in (".safetensors", ".json"):
         todo = "Copy the checkpoint again."
@@ -223,12 +207,12 @@ def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:
             return None
         try:
             if file == ours:
-                rate: float | None = _our_rate(ours)
+                rate: float | None = float(_our_facts(ours)["learning_rate"])
             else:
                 since = last_steps.get(folder.parent, 0)
                 rate, last_steps[folder.parent] = _mean_rate(file, since)
         except _UNREADABLE as error:
-            raise _unreadable(file, f"{type(error).__name__}: {str(error)[:200]}") from None
+            raise _unreadable(file, error) from None
         if rate is None:
             return None
         if not 0 <= rate < math.inf:
@@ -241,9 +225,9 @@ def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:
     return rates
 
 
-def _our_rate(file: Path) -> float:
+def _our_facts(file: Path) -> dict[str, Any]:
     with safe_open(file, "pt") as opened:
-        return float(json.loads(opened.metadata()[METADATA])["learning_rate"])
+        return dict(json.loads(opened.metadata()[METADATA]))
 
 
 def _mean_rate(file: Path, last_step: int) -> tuple[float | None, int]:
@@ -276,21 +260,14 @@ States = tuple[Mapping[str, State], Constants]
 
 def _read_ours(file: Path, _: PeftModel) -> States:
     states: dict[str, dict[str, Any]] = {}
-    with safe_open(file, "pt") as opened:
-        facts = json.loads(opened.metadata()[METADATA])
-        for key in opened.keys():  # noqa: SIM118 - safe_open is no mapping
-            kind, _, name = key.partition("/")
-            states.setdefault(name, {"step": facts["step"]})[kind] = opened.get_tensor(key)
-    usual = Constants()  # of checkpoints that were written before constants were
-    groups = [
-        {
-            "params": list(states),
-            "betas": facts.get("betas", usual.betas),
-            "eps": facts.get("eps", usual.eps),
-            "amsgrad": False,
-        }
-    ]
-    return states, adam_constants(states.values(), groups, str(file))
+    facts = _our_facts(file)
+    for key, tensor in load_file(file).items():
+        kind, _, name = key.partition("/")
+        states.setdefault(name, {"step": facts["step"]})[kind] = tensor
+    # Checkpoints that were written before constants were have torch's.
+    group: dict[str, Any] = {"params": list(states), "amsgrad": False, **Constants()._asdict()}
+    group |= {key: facts[key] for key in ("betas", "eps") if key in facts}
+    return states, adam_constants(states.values(), [group], str(file))
 
 
 def _read_trainer(file: Path, model: PeftModel) -> States:

@@ -41,11 +41,13 @@ def adapted(base: PreTrainedModel, config: LoraConfig, where: str) -> PeftModel:
             warnings.simplefilter("ignore")  # what is wrong is an error, below
             return get_peft_model(base, config)
     except ValueError as error:
-        raise ModelError(
-            "The adapter does not fit the model.",
-            f"{where}: {first_line(error)}",
-            "Name linear layers of this model, or write all-linear.",
-        ) from None
+        raise misfit(where, error) from None
+
+
+def misfit(where: str, error: ValueError) -> ModelError:
+    """What to raise for an adapter that peft can't attach."""
+    todo = "Name linear layers of this model, or write all-linear."
+    return ModelError("The adapter does not fit the model.", f"{where}: {first_line(error)}", todo)
 
 
 def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> list[ModelError]:
@@ -57,7 +59,14 @@ def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> list[Mod
         where: The recipe's key.
     """
     names = [name for name, _ in base.named_modules()]
-    there = _linear_names(base)
+    head = base.get_output_embeddings()  # type: ignore[operator]
+    linear = [
+        name
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+    lasts = (name.rpartition(".")[2] for name in linear)
+    there = list(dict.fromkeys(name for name in lasts if not name.isdigit()))
     if isinstance(targets, str) and targets != "all-linear":
         if any(re.fullmatch(targets, name) for name in names):
             return []
@@ -66,41 +75,19 @@ def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> list[Mod
                 "The model has no layer whose full name matches the regular expression.",
                 f"{where}: {targets}",
                 f"Its linear layers are {', '.join(there)}; their full names look like "
-                f"{_example(base)}. Names alone are written as a list: [{there[0]}].",
+                f"{linear[0]}. Names alone are written as a list: [{there[0]}].",
             )
         ]
+    wanted = targets if isinstance(targets, list) else []
+    ends = {".".join(name.split(".")[at:]) for name in names for at in range(name.count(".") + 1)}
     problems = []
-    for target in targets if isinstance(targets, list) else []:
-        if any(name == target or name.endswith(f".{target}") for name in names):
-            continue
-        near = difflib.get_close_matches(target, there, n=3, cutoff=0.5) or there
-        problems.append(
-            ModelError(
-                "The model has no layer of this name.",
-                f"{where}: {target}",
-                f"Its linear layers are {', '.join(there)}"
-                + (f"; did you mean {near[0]}?" if near != there else "."),
-            )
-        )
+    for target in (target for target in wanted if target not in ends):
+        near = difflib.get_close_matches(target, there, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        todo = f"Its linear layers are {', '.join(there)}{hint}"
+        what = "The model has no layer of this name."
+        problems.append(ModelError(what, f"{where}: {target}", todo))
     return problems
-
-
-def _linear_names(base: nn.Module) -> list[str]:
-    """Last parts of the names of layers that LoRA can adapt, in the model's order."""
-    head = base.get_output_embeddings()  # type: ignore[operator]
-    linear = [
-        name.rpartition(".")[2]
-        for name, module in base.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
-    ]
-    return list(dict.fromkeys(name for name in linear if not name.isdigit()))
-
-
-def _example(base: nn.Module) -> str:
-    linear = (
-        name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)
-    )
-    return next(linear, "nothing")
 
 
 def layer_problems(model: PeftModel, where: str) -> Iterator[ModelError]:

@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gradsieve.errors import ModelError
 from gradsieve.models.device import device
+from gradsieve.models.layers import adapted, misfit
 from gradsieve.models.saved import first_line
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe import schema as recipe
@@ -65,11 +66,7 @@ def add_adapter(model: PreTrainedModel, lora: recipe.LoraConfig, seed: int) -> P
             set_seed(seed)
             return get_peft_model(model, lora_config(model, lora))
     except ValueError as error:
-        raise ModelError(
-            "The adapter does not fit the model.",
-            f"warmup.lora.target_modules {lora.target_modules}: {first_line(error)}",
-            "Name layers of this model, or write all-linear.",
-        ) from None
+        raise misfit(f"warmup.lora.target_modules {lora.target_modules}", error) from None
 
 
 def lora_config(model: PreTrainedModel, lora: recipe.LoraConfig) -> LoraConfig:
@@ -144,11 +141,7 @@ def load_trained(source: ModelSource, folder: Path) -> PreTrainedModel:
 def saved_meta_model(source: ModelSource, folder: Path) -> PeftModel:
     """The model's modules with a saved adapter's layers, none with weights."""
     config: Any = PeftConfig.from_pretrained(str(folder))
-    config.inference_mode = False
-    config.init_lora_weights = False  # PiSSA and OLoRA start from weights, which are not there
-    config.base_model_name_or_path = None  # where it was trained; peft would warn of a move
-    with peft_warnings_hidden():
-        return get_peft_model(source.meta_model(), config)
+    return adapted(source.meta_model(), config, str(folder))
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -168,11 +161,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def adapter_config(folder: Path) -> Path:
-    """The file with an adapter's configuration.
-
-    Raises:
-        ModelError: If it is missing.
-    """
+    """The file with an adapter's configuration; a `ModelError` if it is missing."""
     file = folder / "adapter_config.json"
     if not file.is_file():
         raise ModelError("There is no adapter here.", f"{file}: no such file", BOTH_FILES)
@@ -180,11 +169,7 @@ def adapter_config(folder: Path) -> Path:
 
 
 def adapter_file(folder: Path) -> Path:
-    """The file with an adapter's weights.
-
-    Raises:
-        ModelError: If it or the configuration is missing.
-    """
+    """The file with an adapter's weights; a `ModelError` if it or the configuration is missing."""
     adapter_config(folder)
     files = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]
     file = next((file for file in files if file.is_file()), None)
@@ -221,8 +206,6 @@ def _check_finite(model: nn.Module, folder: Path) -> None:
     """Refuse LoRA weights that are not finite: no example would have a gradient."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
-            raise ModelError(
-                "The adapter has weights that are not finite.",
-                f"{folder}: {name}",
-                "Use a checkpoint from before the training diverged, or copy it again.",
-            )
+            what = "The adapter has weights that are not finite."
+            todo = "Use a checkpoint from before the training diverged, or copy it again."
+            raise ModelError(what, f"{folder}: {name}", todo)

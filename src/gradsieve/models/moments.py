@@ -60,18 +60,17 @@ class KeepMoments(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuse a model without adapter; keep the checkpoints of an interrupted run."""
-        if not isinstance(kwargs["model"], PeftModel):
+        model, now = kwargs["model"], self._number(state)
+        if not isinstance(model, PeftModel):
             raise ModelError(
                 "The trained model has no adapter, whose moments could be kept.",
-                type(kwargs["model"]).__name__,
+                type(model).__name__,
                 "Give the Trainer a peft model (peft.get_peft_model; SFTTrainer: peft_config=...).",
             )
-        there = (int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*[0-9]"))
-        adapter = kwargs["model"].peft_config[kwargs["model"].active_adapter]
-        problem = start_problem(getattr(adapter, "init_lora_weights", True), "the trained adapter")
-        if problem:
+        start = getattr(model.peft_config[model.active_adapter], "init_lora_weights", True)
+        if problem := start_problem(start, "the trained adapter"):
             raise problem
-        now = self._number(state)
+        there = (int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*[0-9]"))
         self._numbers = {number for number in there if number <= now}
         self._rates.clear()
         self._checked = False

@@ -73,23 +73,10 @@ USE_ADAMW = (
 
 
 class Constants(NamedTuple):
-    """Constants of Adam's step; the defaults are torch's.
-
-    Attributes:
-        betas: b1 and b2.
-        eps: What is added to the square root of v.
-    """
+    """b1 and b2 of Adam's step, and what it adds to the square root of v; torch's defaults."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-
-
-class AdamState(NamedTuple):
-    """One parameter's moments and the number of steps made."""
-
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    step: int
 
 
 def adam_constants(states: Iterable[State], groups: Iterable[Group], where: str) -> Constants:
@@ -109,11 +96,8 @@ def adam_constants(states: Iterable[State], groups: Iterable[Group], where: str)
     trained = [state for state in states if state]
     names = {_other_optimizer(state, used) for state in trained or [{}]}
     for name in sorted(filter(None, names)):
-        raise ModelError(
-            f"The optimizer keeps no moments of Adam's that can be used: it is {name}.",
-            where,
-            USE_ADAMW,
-        )
+        what = f"The optimizer keeps no moments of Adam's that can be used: it is {name}."
+        raise ModelError(what, where, USE_ADAMW)
     # Both: a schedule may end at 0 for all groups, or move them apart.
     now = {float(group["lr"]) for group in used if "lr" in group}
     first = {float(group["initial_lr"]) for group in used if "initial_lr" in group}
@@ -191,8 +175,8 @@ def _constants(group: Group, where: str) -> Constants:
     return found
 
 
-def adam_state(state: State, shape: torch.Size, where: str) -> AdamState:
-    """A parameter's moments, in float32, and its step.
+def adam_state(state: State, shape: torch.Size, where: str) -> tuple[Tensor, Tensor, int]:
+    """A parameter's moments m and v, in float32, and its step.
 
     Args:
         state: Of an optimizer that `adam_constants` has accepted.
@@ -215,7 +199,7 @@ def adam_state(state: State, shape: torch.Size, where: str) -> AdamState:
             f"{where}: step {flat.get('step')}",
             "Give the optimizer state that was saved with this adapter.",
         )
-    return AdamState(exp_avg, exp_avg_sq, int(step))
+    return exp_avg, exp_avg_sq, int(step)
 
 
 def _checked(kind: str, moment: Tensor | None, shape: torch.Size, where: str) -> Tensor:
@@ -226,17 +210,11 @@ def _checked(kind: str, moment: Tensor | None, shape: torch.Size, where: str) ->
             f"found {'nothing' if moment is None else tuple(moment.shape)}",
             "Give the optimizer state that was saved with this adapter, unsharded.",
         )
-    wrong = None
-    if not bool(torch.isfinite(moment).all()):
-        wrong = "has numbers that are not finite"
-    elif kind == "exp_avg_sq" and bool((moment < 0).any()):
-        wrong = "has numbers below 0, which no mean of squares can be"
-    if wrong:
-        raise ModelError(
-            f"Adam's {kind} {wrong}.",
-            where,
-            "Use a checkpoint from before the training diverged, or copy it again.",
-        )
+    finite = bool(torch.isfinite(moment).all())
+    if not finite or (kind == "exp_avg_sq" and bool((moment < 0).any())):
+        wrong = "below 0, which no mean of squares can be" if finite else "that are not finite"
+        todo = "Use a checkpoint from before the training diverged, or copy it again."
+        raise ModelError(f"Adam's {kind} has numbers {wrong}.", where, todo)
     return moment.float()
 
 
@@ -252,7 +230,6 @@ def _dequantized(flat: State, number: int) -> Tensor:
     absmax, code = flat[f"absmax{number}"], flat[f"qmap{number}"]
     block = next(size for size in BLOCKS if math.ceil(values.numel() / size) == len(absmax))
     functional = needed("bitsandbytes.functional", "quantized")
-    found: Tensor = functional.dequantize_blockwise(
-        values, absmax=absmax, code=code, blocksize=block
+    return torch.as_tensor(
+        functional.dequantize_blockwise(values, absmax=absmax, code=code, blocksize=block)
     )
-    return found

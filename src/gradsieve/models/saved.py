@@ -186,13 +186,8 @@ def check_weights(model: ModelConfig) -> None:
         ModelError: Naming the file.
     """
     folder, file = Path(model.name), gguf_file(model.name)
-    if file is not None:
-        _check_magic(file)
-        return
-    if not folder.is_dir():
-        return
-    files = sorted(folder.glob("*.safetensors"))
-    if not files and not any(folder.glob("*.bin")):
+    files = [file] if file else sorted(folder.glob("*.safetensors"))
+    if folder.is_dir() and not files and not any(folder.glob("*.bin")):
         raise ModelError(
             "The model's folder holds no weights.",
             f"model.name {model.name}: neither *.safetensors nor *.bin",
@@ -202,35 +197,22 @@ def check_weights(model: ModelConfig) -> None:
         _check_header(file)
 
 
-def _check_magic(file: Path) -> None:
-    """Refuse a pointer of git-lfs, and a GGUF file that is none."""
+def _check_header(file: Path) -> None:
     with file.open("rb") as opened:
         start = opened.read(len(LFS))
     if start == LFS:
-        raise ModelError(
-            "A weight file is a pointer of git-lfs, not the weights.",
-            str(file),
-            "Run `git lfs pull` in the model's folder.",
-        )
-    if file.suffix == ".gguf" and start[:4] != b"GGUF":
-        raise ModelError(
-            "A weight file is damaged.",
-            f"{file}: it doesn't start with GGUF",
-            "Copy or download it again.",
-        )
-
-
-def _check_header(file: Path) -> None:
-    _check_magic(file)
-    try:
-        with safe_open(file, "pt"):
-            pass
-    except SafetensorError as error:
-        raise ModelError(
-            "A weight file is damaged.",
-            f"{file}, {file.stat().st_size} bytes: {first_line(error)}",
-            "Copy or download it again.",
-        ) from None
+        what = "A weight file is a pointer of git-lfs, not the weights."
+        raise ModelError(what, str(file), "Run `git lfs pull` in the model's folder.")
+    wrong = None
+    if file.suffix == ".gguf":
+        wrong = None if start.startswith(b"GGUF") else f"{file}: it doesn't start with GGUF"
+    else:
+        try:
+            safe_open(file, "pt")
+        except SafetensorError as error:
+            wrong = f"{file}, {file.stat().st_size} bytes: {first_line(error)}"
+    if wrong:
+        raise ModelError("A weight file is damaged.", wrong, "Copy or download it again.")
 
 
 def _refuse_random_weights(model: ModelConfig, report: dict[str, Any]) -> None:

@@ -28,15 +28,12 @@ class Shape:
     Attributes:
         parameters: All weights but the adapter's.
         matmul: Weights that each token is multiplied with, without the head's.
-        head: Weights of the output layer.
-        vocabulary: Its rows.
-        layers: Blocks.
+        head: Weights of the output layer, of `vocabulary` rows.
         hidden: Width of the residual stream.
         inner: Width of the feed-forward layer.
-        adapter: P; of a fully trained model, all its weights.
+        adapter: P; with `full`, of a fully trained model, all its weights.
         bytes_a_value: Of activations, and of weights that aren't quantized.
         bytes_a_weight: Of the frozen weights.
-        full: Whether all weights are trained.
     """
 
     parameters: int
@@ -71,7 +68,7 @@ class Shape:
     @property
     def trained_bytes(self) -> int:
         """Weights, gradients and two moments of what is trained, in memory."""
-        return self.adapter * (self.bytes_a_value if self.full else 4) * (3 if self.full else 4)
+        return self.trained_weight_bytes * (3 if self.full else 4)
 
     @property
     def trained_weight_bytes(self) -> int:
@@ -88,13 +85,13 @@ class Shape:
 
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Of a value, by what a recipe's `model.dtype` may be."""
 QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5}
 
 
 def shape_of(model: nn.Module, settings: ModelConfig, full: bool = False) -> Shape:
     """Sizes of a (peft) model without weights, in the recipe's precision."""
-    config: Any = model.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
     head = model.get_output_embeddings().weight  # type: ignore[operator]
     sizes = {"parameters": 0, "matmul": 0, "adapter": 0}
     seen: set[int] = set()

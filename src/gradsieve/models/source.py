@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -37,42 +37,26 @@ from gradsieve.errors import ModelError
 from gradsieve.io import fingerprint
 from gradsieve.models.device import device
 from gradsieve.models.saved import check_weights, first_line, model_fingerprint, read, read_model
+from gradsieve.models.shape import BYTES
 from gradsieve.recipe.schema import ModelConfig
-
-DTYPES = ("float32", "bfloat16", "float16")
-"""What a recipe's `model.dtype` may be."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that is saved in a folder or on the hub.
-
-    Attributes:
-        settings: The recipe's section.
-        own_tokenizer: A user-supplied one; None: the one saved with the model.
-    """
+    """A model in a folder or on the hub, with its own tokenizer or a user-supplied one."""
 
     settings: ModelConfig
     own_tokenizer: PreTrainedTokenizerBase | None = None
 
     def config(self) -> Any:
-        """The configuration.
-
-        Raises:
-            ModelError: If there is none.
-        """
+        """The configuration; a `ModelError` if there is none."""
         return read(AutoConfig, self.settings, "configuration")
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, to which nothing is added.
-
-        Raises:
-            ModelError: If there is none.
-        """
+        """The tokenizer, to which nothing is added; a `ModelError` if there is none."""
         if self.own_tokenizer is not None:
             return self.own_tokenizer
-        found: PreTrainedTokenizerBase = read(AutoTokenizer, self.settings, "tokenizer")
-        return found
+        return cast(PreTrainedTokenizerBase, read(AutoTokenizer, self.settings, "tokenizer"))
 
     def load(self, *, will_change: bool = False) -> PreTrainedModel:
         """The model with frozen weights, on the machine's device.
@@ -115,11 +99,7 @@ class ModelSource:
         return made.requires_grad_(False)
 
     def check_weights(self) -> None:
-        """Refuse weights that are missing or damaged; only headers are read.
-
-        Raises:
-            ModelError: Naming the file.
-        """
+        """Refuse weights that are missing or damaged, by the file's name; only headers are read."""
         check_weights(self.settings)
 
     def fingerprint(self) -> str:
@@ -137,11 +117,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class InMemoryModel(ModelSource):
-    """A user-supplied model.
-
-    Attributes:
-        model: A causal language model of transformers.
-    """
+    """A user-supplied causal language model of transformers."""
 
     model: PreTrainedModel = field(kw_only=True)
 
@@ -170,12 +146,8 @@ class InMemoryModel(ModelSource):
     @cached_property
     def _fingerprint(self) -> str:
         """A hash of all parameters and buffers, by name."""
-        return fingerprint(
-            [
-                (name, str(tensor.dtype), tuple(tensor.shape), _hash(tensor))
-                for name, tensor in self.model.state_dict().items()
-            ]
-        )
+        tensors = self.model.state_dict().items()
+        return fingerprint([(name, str(t.dtype), tuple(t.shape), _hash(t)) for name, t in tensors])
 
 
 def model_source(
@@ -198,20 +170,15 @@ def section_of(model: PreTrainedModel) -> dict[str, str]:
     """
     _check_kind(model)
     dtype = str(model.dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise ModelError(
-            f"The model's weights are {dtype}.",
-            type(model).__name__,
-            f"Give it in one of {', '.join(DTYPES)}: model.to(torch.bfloat16).",
-        )
+    if dtype not in BYTES:
+        todo = f"Give it in one of {', '.join(BYTES)}: model.to(torch.bfloat16)."
+        raise ModelError(f"The model's weights are {dtype}.", type(model).__name__, todo)
     return {"name": str(model.name_or_path) or type(model).__name__, "dtype": dtype}
 
 
 def _check_kind(model: object) -> None:
-    if isinstance(model, PeftModel) or (
-        isinstance(model, nn.Module)
-        and any(isinstance(module, BaseTunerLayer) for module in model.modules())
-    ):
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    if any(isinstance(module, PeftModel | BaseTunerLayer) for module in modules):
         raise ModelError(
             "The model has an adapter already; gradsieve trains its own in the warm-up.",
             type(model).__name__,

@@ -62,10 +62,12 @@ def check_support(source: ModelSource, warmup: WarmupConfig) -> list[ModelError]
 def _kind_problems(config: Any, model: ModelConfig) -> Iterator[ModelError]:
     """Models that don't predict each token from those before it alone."""
     text = config.get_text_config()
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    known = type(config) in AutoModelForCausalLM._model_mapping
     reason = None
     if config.is_encoder_decoder:
         reason = "an encoder-decoder"
-    elif not _has_causal_class(config, model):
+    elif not known and not (own_code and model.trust_remote_code):
         reason = "no causal language model in transformers"
     elif getattr(text, "use_bidirectional_attention", None) not in (None, False, "vision"):
         reason = "its attention is bidirectional (use_bidirectional_attention)"
@@ -79,12 +81,6 @@ def _kind_problems(config: Any, model: ModelConfig) -> Iterator[ModelError]:
             f"model.name {model.name}, type {config.model_type}: {reason}",
             "Use a decoder that predicts each token from those before it.",
         )
-
-
-def _has_causal_class(config: Any, model: ModelConfig) -> bool:
-    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    known = type(config) in AutoModelForCausalLM._model_mapping
-    return known or (own_code and model.trust_remote_code)
 
 
 def _quantization_problems(config: Any, model: ModelConfig) -> Iterator[ModelError]:

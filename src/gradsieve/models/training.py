@@ -101,7 +101,10 @@ def train_model(
     if distributed.is_first():
         if "wandb" in settings.report_to:
             importlib.import_module("wandb").finish()  # its callback leaves the run open
-        _write_losses(trainer, folder)
+        keys = ("step", "epoch", "loss", "learning_rate")
+        curve = [log for log in trainer.state.log_history if "loss" in log]
+        lines = [json.dumps({key: log[key] for key in keys}) + "\n" for log in curve]
+        write_text(folder / "loss.jsonl", "".join(lines))
     distributed.wait()
     return int(trainer.state.global_step)
 
@@ -184,13 +187,6 @@ def clear_work(folder: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _write_losses(trainer: Trainer, folder: Path) -> None:
-    curve = [log for log in trainer.state.log_history if "loss" in log]
-    keys = ("step", "epoch", "loss", "learning_rate")
-    lines = [json.dumps({key: log[key] for key in keys}) for log in curve]
-    write_text(folder / "loss.jsonl", "".join(line + "\n" for line in lines))
-
-
 def check_trackers(names: Sequence[str]) -> None:
     """Refuse a tracker whose library isn't installed.
 
@@ -200,11 +196,9 @@ def check_trackers(names: Sequence[str]) -> None:
     there = get_available_reporting_integrations()
     missing = [name for name in names if name not in there]
     if missing:
-        raise UsageError(
-            f"The library {missing[0]} is not installed.",
-            f"warmup.report_to: {', '.join(names)}",
-            f"pip install {' '.join(missing)}, or remove it from the list.",
-        )
+        todo = f"pip install {' '.join(missing)}, or remove it from the list."
+        where = f"warmup.report_to: {', '.join(names)}"
+        raise UsageError(f"The library {missing[0]} is not installed.", where, todo)
 
 
 def _arguments(

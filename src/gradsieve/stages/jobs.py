@@ -20,7 +20,7 @@ from gradsieve.console import Progress
 from gradsieve.data.batching import PoolTokens
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import conversation_of
-from gradsieve.data.pool import open_pool
+from gradsieve.data.pool import Pool
 from gradsieve.data.template import ChatTemplate, TokenizedExample
 from gradsieve.engine import Job
 from gradsieve.gradients.objectives import SFT
@@ -141,7 +141,7 @@ def read_messages(file: Path, template: ChatTemplate) -> list[TokenizedExample]:
 def _read_pool(
     folder: Path, numbers: NDArray[np.int64], same: bool, template: ChatTemplate
 ) -> Sequence[TokenizedExample]:
-    pool = open_pool(folder)
+    pool = Pool(folder)
     return PoolTokens(pool, numbers) if same else _with_labels(pool.examples(numbers), template)
 
 

@@ -74,11 +74,11 @@ class Pool(Stage):
                 report=report,
                 keys={spec.name: _key(context, spec) for spec in specs},
             )
-        for source in pool.sources.values():
+        for name, source in pool.sources.items():
             if source.skipped:
-                context.warn_of_bad_rows(source.name, source.skipped, source.first_skipped)
+                context.warn_of_bad_rows(name, source.skipped, pool.first_skipped[name])
             for warning in source.warnings:
-                context.progress.warn(f"{source.name}: {warning}")
+                context.progress.warn(f"{name}: {warning}")
         _warn_of_shares(context, pool)
         return {
             "rows": len(pool),
@@ -86,8 +86,8 @@ class Pool(Stage):
             "truncated": int(pool.column("truncated").sum()),
             "tokens": int(pool.lengths.sum()),
             "sources": {
-                source.name: {"rows": source.rows, "bad_rows": source.skipped}
-                for source in pool.sources.values()
+                name: {"rows": source.rows, "bad_rows": source.skipped}
+                for name, source in pool.sources.items()
             },
             "output": pool.fingerprints,
         }

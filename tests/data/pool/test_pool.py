@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gradsieve.data.batching import PoolTokens, batches_of
-from gradsieve.data.pool import Pool, build_pool, check_rows, open_pool
+from gradsieve.data.pool import Pool, build_pool, check_rows
 from gradsieve.data.sources import SourceSpec, read_source, source_key
 from gradsieve.data.template import ChatTemplate
 from gradsieve.errors import DataError, ErrorGroup
@@ -341,11 +341,11 @@ def test_a_damaged_part_is_made_again(tmp_path: Path, template: ChatTemplate) ->
     data = tmp_path / "pool" / "dataset" / "s.arrow"
     data.write_bytes(data.read_bytes()[:-100])
     with pytest.raises(DataError, match="damaged or not finished"):
-        open_pool(tmp_path / "pool")
+        Pool(tmp_path / "pool")
     build_pool(tmp_path / "pool", sources, template)
     assert bytes_of(tmp_path / "pool") == before
     with pytest.raises(DataError, match="no finished pool"):
-        open_pool(tmp_path)
+        Pool(tmp_path)
 
 
 BAD = [
@@ -386,8 +386,28 @@ def test_bad_rows_can_be_skipped(tmp_path: Path, template: ChatTemplate) -> None
     assert [json.loads(line) for line in lines] == expected
     assert (pool.sources["s"].rows, pool.sources["s"].skipped) == (1, 23)
     assert pool.sources["good"].skipped == 0
+    assert pool.first_skipped == {"s": (expected[0]["where"], expected[0]["reason"])}
     with pytest.raises(DataError, match="23 of 24 rows"):
         build_pool(tmp_path / "pool", sources, template, on_bad_row="fail")
+
+
+def test_the_first_skipped_rows_of_many_sources_are_read_once(
+    tmp_path: Path, template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [ROWS[0], {"prompt": "no answer"}, {"prompt": "no answer"}]
+    names = [f"s{number:02}" for number in range(20)]
+    sources = [SourceSpec(name, rows) for name in names]
+    pool = build_pool(tmp_path / "pool", sources, template, on_bad_row="skip")
+    read: list[Path] = []
+
+    def counted(file: Path) -> Iterator[dict]:
+        read.append(file)
+        yield from map(json.loads, file.read_text().splitlines())
+
+    monkeypatch.setattr("gradsieve.data.pool.mapped.read_lines", counted)
+    found = {name: where for name, (where, _) in pool.first_skipped.items()}
+    assert found == {name: f"{name} (in memory) row 2" for name in names}
+    assert len(read) == 1
 
 
 def test_after_a_bad_row_nothing_is_tokenized(

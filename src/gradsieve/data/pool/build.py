@@ -18,8 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -37,7 +36,7 @@ from gradsieve.data.pool.chunks import (
     SkippedRow,
     raw_chunks,
 )
-from gradsieve.data.pool.mapped import ORDER, SKIPPED, Pool, open_pool, order_of
+from gradsieve.data.pool.mapped import ORDER, SKIPPED, Pool, order_of
 from gradsieve.data.pool.part import Part, PartWriter, Progress, read_state, write_state
 from gradsieve.data.pool.workers import Workers
 from gradsieve.data.sources import (
@@ -96,31 +95,27 @@ def build_pool(
     if len(set(names)) < len(names):
         raise ValueError(f"sources share a name: {names}")
     problems: list[DataError] = []
-    rows = 0
+    counts: list[_Rows] = []
     with Workers(template, workers) as pool:
         for spec in sources:
+            counts.append(_Rows(spec, on_bad_row == "skip"))
             key = (keys or {}).get(spec.name) or source_key(spec)
-            build = _SourceBuild(folder, spec, key, template, skips=on_bad_row == "skip")
+            build = _SourceBuild(folder, counts[-1], key, template)
             try:
-                build.run(pool, partial(_report_more, report, rows))
+                build.run(pool, lambda: report(sum(rows.seen for rows in counts)))
             except DataError as error:
                 problems.append(error)
-            rows += build.rows_seen
-    _raise(problems)
+    if problems:
+        raise problems[0] if len(problems) == 1 else ErrorGroup(problems)
     _finish(folder, {spec.name: spec for spec in sources})
-    found = open_pool(folder)
+    found = Pool(folder)
     if not len(found.usable):
-        first = found.take(found.order[:1], ["skip_reason"])["skip_reason"].to_pylist()[0]
         raise DataError(
             "No row of the pool has label tokens.",
-            f"{len(found)} rows, the first: {first}",
+            f"{len(found)} rows, the first: {found.skip_reasons[int(found.order[0])]}",
             "Raise model.max_length, or check model.chat_template.",
         )
     return found
-
-
-def _report_more(report: Callable[[int], object], before: int, rows: int) -> None:
-    report(before + rows)
 
 
 def check_rows(sources: Sequence[SourceSpec], *, skips: bool) -> Iterator[DataError]:
@@ -133,134 +128,116 @@ def check_rows(sources: Sequence[SourceSpec], *, skips: bool) -> Iterator[DataEr
     with Workers(None) as workers:
         for spec in sources:
             try:
-                bad = _BadRows(spec, skips)
+                rows = _Rows(spec, skips)
                 with closing(IdIndex(spec.where)) as ids:
                     for chunk in workers.make(raw_chunks(spec), lambda: True):
-                        names, skipped = _names(ids, chunk)
-                        bad.add(len(names) - names.count(None), skipped)
-                bad.raise_if_any()
+                        rows.take(chunk, ids)
+                rows.raise_if_any_is_bad()
             except DataError as error:
                 yield error
 
 
-def _raise(problems: Sequence[DataError]) -> None:
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise ErrorGroup(problems)
+@dataclass
+class _Rows:
+    """The rows of a source so far: how many can be used, and the first that can't.
 
+    Attributes:
+        spec: The source.
+        skips: Whether bad rows are left out.
+    """
 
-class _BadRows:
-    """Counts a source's rows, and keeps the first that can't be used."""
-
-    def __init__(self, spec: SourceSpec, skips: bool, rows: int = 0, bad: int = 0) -> None:
-        self._spec, self._skips, self._first = spec, skips, list[SkippedRow]()
-        self.rows, self.bad = rows, bad
-
-    def add(self, rows: int, skipped: Sequence[SkippedRow]) -> None:
-        """Add rows that can be used, and rows that can't."""
-        self.rows, self.bad = self.rows + rows, self.bad + len(skipped)
-        self.list_first(skipped)
-
-    def list_first(self, skipped: Iterable[SkippedRow]) -> None:
-        """Keep what a message lists, in the order of the rows."""
-        self._first += islice(skipped, LISTED_AT_ONCE - len(self._first))
+    spec: SourceSpec
+    skips: bool
+    good: int = 0
+    bad: int = 0
+    first_bad: list[SkippedRow] = field(default_factory=list)
 
     @property
-    def fails(self) -> bool:
-        """Whether these rows stop the run."""
-        return self.bad > 0 and not self._skips
+    def seen(self) -> int:
+        return self.good + self.bad
 
-    def raise_if_any(self) -> None:
-        """Report rows that can't be used, or that there are no others."""
-        if self.fails:
-            first = [Rejected(self._spec.where(line), reason) for line, reason in self._first]
-            raise bad_rows_error(self._spec.place, first, self.bad, self.rows + self.bad)
-        if not self.rows:
-            raise no_row_error(self._spec.place, self.bad)
+    @property
+    def fail(self) -> bool:
+        """Whether these rows stop the run."""
+        return self.bad > 0 and not self.skips
+
+    def add(self, good: int, bad: int, skipped: Iterable[SkippedRow]) -> None:
+        """Count rows; of the bad ones those are kept that a message lists."""
+        self.good, self.bad = self.good + good, self.bad + bad
+        self.first_bad += islice(skipped, LISTED_AT_ONCE - len(self.first_bad))
+
+    def take(self, chunk: Chunk, ids: IdIndex) -> tuple[list[str | None], list[SkippedRow]]:
+        """Add a chunk: the ids of its rows, None where another row has it; and all bad rows."""
+        names: list[str | None] = []
+        skipped = list(chunk.skipped)
+        for row in chunk.rows:
+            try:
+                names.append(ids.take(row.id, row.id_is_made, row.line))
+            except BadRow as error:
+                names.append(None)
+                skipped.append(SkippedRow(row.line, str(error)))
+        skipped.sort()
+        self.add(len(names) - names.count(None), len(skipped), skipped)
+        return names, skipped
+
+    def raise_if_any_is_bad(self) -> None:
+        """Report bad rows, or that there are no others."""
+        if self.fail:
+            first = [Rejected(self.spec.where(line), reason) for line, reason in self.first_bad]
+            raise bad_rows_error(self.spec.place, first, self.bad, self.seen)
+        if not self.good:
+            raise no_row_error(self.spec.place, self.bad)
 
 
 class _SourceBuild:
     """Completes one source's part of the pool."""
 
-    def __init__(
-        self,
-        folder: Path,
-        spec: SourceSpec,
-        key: SourceKey,
-        template: ChatTemplate,
-        *,
-        skips: bool,
-    ) -> None:
-        self._spec, self._key = spec, key
-        self._part = Part(folder, spec.name)
+    def __init__(self, folder: Path, rows: _Rows, key: SourceKey, template: ChatTemplate) -> None:
+        self._rows, self._spec, self._state = rows, rows.spec, key.state
+        self._part = Part(folder, self._spec.name)
         cut = [CHUNK_ROWS, CHUNK_BYTES]
-        made_of = fingerprint([VERSION, cut, key.digest, *spec.reading, template.fingerprint])
+        made_of = fingerprint([VERSION, cut, key.digest, *self._spec.reading, template.fingerprint])
         found = self._part.read_progress()
-        if found is None or found.key != made_of or found.place not in ("", spec.place):
+        if found is None or found.key != made_of or found.place not in ("", self._spec.place):
             self._part.remove()
             found = Progress(made_of)
         self._progress = found
-        self._bad = _BadRows(spec, skips, found.rows, found.skipped)
-        self._bad.list_first(self._part.skipped())
+        rows.add(found.rows, found.skipped, self._part.skipped())
 
-    @property
-    def rows_seen(self) -> int:
-        """Rows that are finished, skipped ones included."""
-        return self._bad.rows + self._bad.bad
-
-    def run(self, workers: Workers, report: Callable[[int], object]) -> None:
+    def run(self, workers: Workers, report: Callable[[], object]) -> None:
         """Add the chunks that are missing.
 
         Raises:
             DataError: As `build_pool`.
         """
-        report(self.rows_seen)
+        report()
         if not self._progress.done:
             with (
                 closing(PartWriter(self._part, self._progress, self._spec.place)) as writer,
                 closing(IdIndex(self._spec.where)) as ids,
             ):
                 self._add_chunks(writer, ids, workers, report)
-        self._bad.raise_if_any()
+        self._rows.raise_if_any_is_bad()
 
     def _add_chunks(
-        self,
-        writer: PartWriter,
-        ids: IdIndex,
-        workers: Workers,
-        report: Callable[[int], object],
+        self, writer: PartWriter, ids: IdIndex, workers: Workers, report: Callable[[], object]
     ) -> None:
         left_out = LeftOut(self._progress.left_out)
         if self._progress.rows:
             _restore_ids(ids, self._part.table())
         chunks = islice(raw_chunks(self._spec), self._progress.chunks, None)
-        for chunk in workers.make(chunks, lambda: self._bad.fails):
-            names, skipped = _names(ids, chunk)
-            self._bad.add(len(names) - names.count(None), skipped)
-            if not self._bad.fails:  # otherwise nothing more is tokenized or written
-                kept = [one for one, name in zip(chunk.identities, names, strict=True) if name]
+        for chunk in workers.make(chunks, lambda: self._rows.fail):
+            names, skipped = self._rows.take(chunk, ids)
+            if not self._rows.fail:  # otherwise nothing more is tokenized or written
+                kept = [row.identity for row, name in zip(chunk.rows, names, strict=True) if name]
                 for line, columns in chunk.left_out:
                     left_out.add(columns, self._spec.where(line))
                 writer.add(_named(chunk, names), kept, skipped, left_out.columns)
-            report(self.rows_seen)
-        if state_of(self._spec) != self._key.state:
+            report()
+        if state_of(self._spec) != self._state:
             raise changed_error(self._spec.place)
-        if not self._bad.fails:
+        if not self._rows.fail:
             writer.finish(left_out.warnings())
-
-
-def _names(ids: IdIndex, chunk: Chunk) -> tuple[list[str | None], list[SkippedRow]]:
-    """The ids of a chunk's rows, None where another row has it; and all rows to skip."""
-    names: list[str | None] = []
-    skipped = list(chunk.skipped)
-    for id, is_made, line in zip(chunk.ids, chunk.ids_are_made, chunk.lines, strict=True):
-        try:
-            names.append(ids.take(id, is_made, line))
-        except BadRow as error:
-            names.append(None)
-            skipped.append(SkippedRow(line, str(error)))
-    return names, sorted(skipped)
 
 
 def _named(chunk: Chunk, names: Sequence[str | None]) -> pa.RecordBatch | None:
@@ -286,8 +263,8 @@ def _finish(folder: Path, specs: Mapping[str, SourceSpec]) -> None:
             Part(folder, file.stem).remove()
     parts = [Part(folder, name) for name in sorted(specs)]
     for part in parts:
-        if field := specs[part.name].source_field:
-            _refuse_many_sources(part.table(), specs[part.name].place, field)
+        if specs[part.name].source_field:
+            _refuse_many_sources(part, specs[part.name])
     identity = fingerprint([(part.name, asdict(part.finished())) for part in parts])
     for leftover in folder.glob("*/.*.tmp"):  # of a kill
         leftover.unlink()
@@ -296,23 +273,24 @@ def _finish(folder: Path, specs: Mapping[str, SourceSpec]) -> None:
         return
     with atomic(folder / SKIPPED) as skipped, skipped.open("wb") as lines:
         for part in parts:
-            where = specs[part.name].where
-            lines.writelines(_skipped_line(part.name, where, row) for row in part.skipped())
+            lines.writelines(_skipped_lines(part, specs[part.name]))
     with atomic(folder / ORDER) as order, order.open("wb") as opened:
         np.save(opened, order_of(pa.concat_tables(part.table() for part in parts)))
     write_state(folder, [part.data_file.name for part in parts], identity)
 
 
-def _refuse_many_sources(table: pa.Table, place: str, field: str) -> None:
-    found = len(table["source"].unique())
+def _refuse_many_sources(part: Part, spec: SourceSpec) -> None:
+    found = len(part.table()["source"].unique())
     if found > MOST_SOURCES:
         raise DataError(
-            f"The field {field} names {found} sources; at most {MOST_SOURCES} can be shown.",
-            f"{place}, source_field: {field}",
+            f"The field {spec.source_field} names {found} sources; at most {MOST_SOURCES} can be "
+            "shown.",
+            f"{spec.place}, source_field: {spec.source_field}",
             "Set source_field to the field that names the data set of a row.",
         )
 
 
-def _skipped_line(source: str, where: Callable[[int], str], row: SkippedRow) -> bytes:
-    record = {"source": source, "where": where(row.line), "reason": row.reason}
-    return json_text(record).encode() + b"\n"
+def _skipped_lines(part: Part, spec: SourceSpec) -> Iterator[bytes]:
+    for line, reason in part.skipped():
+        record = {"source": part.name, "where": spec.where(line), "reason": reason}
+        yield json_text(record).encode() + b"\n"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,25 +87,27 @@ class RawChunk(NamedTuple):
     rows: list[RawRow]
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """What became of a chunk; the lists are aligned with the rows of the batch.
+class RowId(NamedTuple):
+    """A row of a chunk: its id as far as the chunk knows it, and what its tokens depend on."""
+
+    line: int
+    id: str
+    id_is_made: bool
+    identity: bytes
+
+
+class Chunk(NamedTuple):
+    """What became of a chunk.
 
     Attributes:
-        batch: A record batch of SCHEMA, serialized; ids that are taken are not known yet.
-        lines: As the column.
-        ids: Ids that rows came with, or that were made of their content.
-        ids_are_made: Whether it is the latter.
-        identities: SHA-256 of all that a row's tokens depend on.
+        batch: A record batch of SCHEMA, serialized, without ids: others may have taken them.
+        rows: Of the batch, in order.
         skipped: Rows that are not in the batch.
         left_out: Lines with columns that JSON can't hold, and what each of these holds.
     """
 
     batch: bytes
-    lines: list[int]
-    ids: list[str]
-    ids_are_made: list[bool]
-    identities: list[bytes]
+    rows: list[RowId]
     skipped: list[SkippedRow]
     left_out: list[tuple[int, Mapping[str, str]]]
 
@@ -145,33 +147,23 @@ def make_chunk(raw: RawChunk, template: ChatTemplate | None, only_check: bool = 
             rows.append(parse(raw.spec, row))
         except BadRow as error:
             skipped.append(SkippedRow(row.line, str(error)))
+    encoded: list[Any] = [row.example for row in rows]
+    if template and only_check:
+        encoded = [template.try_render(example) for example in encoded]
+    elif template:
+        encoded = template.try_encode_all(encoded)
     kept: list[tuple[ParsedRow, Any]] = []
-    for parsed, result in zip(rows, _encode(template, rows, only_check), strict=True):
+    for parsed, result in zip(rows, encoded, strict=True):
         if isinstance(result, Refusal):
             skipped.append(SkippedRow(parsed.line, result.skip_reason))
         else:
             kept.append((parsed, result))
     return Chunk(
         b"" if only_check or not kept else _batch(kept).serialize().to_pybytes(),
-        [row.line for row, _ in kept],
-        [row.example.id for row, _ in kept],
-        [row.id_is_made for row, _ in kept],
-        [row.identity for row, _ in kept],
-        sorted(skipped),
+        [RowId(row.line, row.example.id, row.id_is_made, row.identity) for row, _ in kept],
+        skipped,
         [(row.line, row.left_out) for row, _ in kept if row.left_out],
     )
-
-
-def _encode(
-    template: ChatTemplate | None, rows: Sequence[ParsedRow], only_check: bool
-) -> Sequence[object]:
-    """The tokens of each row, or why the template refuses it."""
-    examples = [row.example for row in rows]
-    if template is None:
-        return examples
-    if only_check:
-        return [template.try_render(example) for example in examples]
-    return template.try_encode_all(examples)
 
 
 def _batch(kept: Sequence[tuple[ParsedRow, TokenizedExample]]) -> pa.RecordBatch:
@@ -181,7 +173,9 @@ def _batch(kept: Sequence[tuple[ParsedRow, TokenizedExample]]) -> pa.RecordBatch
     ids = np.concatenate([np.asarray(tokens.input_ids, dtype=np.int32) for tokens in encoded])
     labels = np.concatenate([np.asarray(tokens.labels, dtype=np.int32) for tokens in encoded])
     supervised = labels != -100
-    n_labels = _predicted_labels(supervised, ends - lengths, ends)
+    starts = ends - lengths
+    before = np.concatenate([[0], np.cumsum(supervised)])
+    n_labels = before[ends] - before[np.minimum(starts + 1, ends)]  # the first is not predicted
     columns: dict[str, Any] = {
         "source": [row.example.source for row in rows],
         "id": pa.nulls(len(rows), pa.string()),
@@ -192,7 +186,7 @@ def _batch(kept: Sequence[tuple[ParsedRow, TokenizedExample]]) -> pa.RecordBatch
         "tools": [json_text(row.example.tools) if row.example.tools else None for row in rows],
         "supervised": [row.example.supervised for row in rows],
         "input_ids": pa.ListArray.from_arrays(_offsets(ends), pa.array(ids)),
-        "label_spans": _spans(supervised, ends - lengths, ends),
+        "label_spans": _spans(supervised, starts, ends),
         "length": lengths,
         "n_label_tokens": n_labels,
         "truncated": [tokens.truncated for tokens in encoded],
@@ -202,8 +196,8 @@ def _batch(kept: Sequence[tuple[ParsedRow, TokenizedExample]]) -> pa.RecordBatch
         ],
         "content_hash": pa.array(
             [
-                _content_hash(ids[end - length : end], labels[end - length : end])
-                for length, end in zip(lengths, ends, strict=True)
+                _content_hash(ids[start:end], labels[start:end])
+                for start, end in zip(starts, ends, strict=True)
             ],
             pa.uint64(),
         ),
@@ -214,17 +208,7 @@ def _batch(kept: Sequence[tuple[ParsedRow, TokenizedExample]]) -> pa.RecordBatch
 
 
 def _content_hash(ids: NDArray[np.int32], labels: NDArray[np.int32]) -> int:
-    digest = hashlib.sha256(ids.tobytes())
-    digest.update(labels.tobytes())
-    return int.from_bytes(digest.digest()[:8], "big")
-
-
-def _predicted_labels(supervised: Flags, starts: Positions, ends: Positions) -> NDArray[np.int32]:
-    """Supervised tokens of each example after its first token."""
-    before = np.concatenate([[0], np.cumsum(supervised)])
-    first = np.minimum(starts + 1, ends)
-    counts: NDArray[np.int32] = (before[ends] - before[first]).astype(np.int32)
-    return counts
+    return int.from_bytes(hashlib.sha256(ids.tobytes() + labels.tobytes()).digest()[:8], "big")
 
 
 def _spans(supervised: Flags, starts: Positions, ends: Positions) -> pa.ListArray:

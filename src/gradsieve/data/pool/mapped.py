@@ -13,13 +13,11 @@ import json
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +25,7 @@ from numpy.typing import NDArray
 
 from gradsieve.data.content import text_of
 from gradsieve.data.examples import Example, Message
-from gradsieve.data.pool.part import Part, Progress, read_state
+from gradsieve.data.pool.part import Part, read_state
 from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import DataError
 from gradsieve.io import read_lines
@@ -45,27 +43,6 @@ class ExampleKey(NamedTuple):
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class PoolSource:
-    """A source that the recipe names.
-
-    Attributes:
-        name: The recipe's.
-        rows: Usable rows, those with a `skip_reason` included.
-        skipped: Rows that can't be used, listed in skipped.jsonl.
-        first_skipped: The place of the first of them, and why it can't be used.
-        fingerprint: Of the rows, whatever their order and the path and format of their file.
-        warnings: What the user should know of how it was read, a line each.
-    """
-
-    name: str
-    rows: int
-    skipped: int
-    first_skipped: tuple[str, str]
-    fingerprint: str
-    warnings: tuple[str, ...]
-
-
 class Pool:
     """A pool on disk. Rows are named by their numbers, from 0.
 
@@ -74,13 +51,21 @@ class Pool:
 
     Attributes:
         table: All rows, memory-mapped; chunks.SCHEMA says what the columns are.
-        sources: The recipe's sources by name.
+        sources: By the recipe's name of a source, what was read of it.
+
+    Raises:
+        DataError: If it is not there, not finished or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        parts = [Part(folder, name) for name in _source_names(folder)]
-        self.sources = {part.name: _source(folder, part.name, part.finished()) for part in parts}
+        state = read_state(folder)
+        if state is None:
+            raise DataError(
+                "There is no finished pool.", str(folder), "Run the stage pool: gradsieve pool."
+            )
+        parts = [Part(folder, Path(file["filename"]).stem) for file in state["_data_files"]]
+        self.sources = {part.name: part.finished() for part in parts}
         self.table: pa.Table = pa.concat_tables(part.table() for part in parts)
         self._batch_ends = np.cumsum([len(batch) for batch in self.table["id"].chunks])
 
@@ -88,20 +73,22 @@ class Pool:
         return int(self.table.num_rows)
 
     @property
-    def dataset(self) -> datasets.Dataset:
-        """The same rows as a memory-mapped data set of `datasets`."""
-        return datasets.load_from_disk(str(self.folder / "dataset"))
-
-    @property
     def fingerprints(self) -> dict[str, str]:
         """The fingerprint of each source."""
         return {name: source.fingerprint for name, source in self.sources.items()}
 
     @cached_property
+    def first_skipped(self) -> dict[str, tuple[str, str]]:
+        """By source, the place of its first row that can't be used, and why it can't."""
+        first: dict[str, tuple[str, str]] = {}
+        for row in read_lines(self.folder / SKIPPED):
+            first.setdefault(row["source"], (row["where"], row["reason"]))
+        return first
+
+    @cached_property
     def order(self) -> NDArray[np.int64]:
         """All numbers by (source, id): the same rows in the same order, however they came in."""
-        order: NDArray[np.int64] = np.load(self.folder / ORDER, mmap_mode="r")
-        return order
+        return np.asarray(np.load(self.folder / ORDER, mmap_mode="r"))
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
@@ -125,14 +112,12 @@ class Pool:
     @property
     def source_names(self) -> list[str]:
         """The examples' sources; a part whose rows name their source has several."""
-        names: list[str] = self._coded_sources.dictionary.to_pylist()
-        return names
+        return list(self._coded_sources.dictionary.to_pylist())
 
     @property
     def source_codes(self) -> NDArray[np.int32]:
         """Each row's source, an index into `source_names`."""
-        codes: NDArray[np.int32] = self._coded_sources.indices.to_numpy()
-        return codes
+        return np.asarray(self._coded_sources.indices)
 
     @property
     def skip_reasons(self) -> pa.ChunkedArray:
@@ -147,8 +132,7 @@ class Pool:
 
     def column(self, name: str) -> NDArray[Any]:
         """A column of numbers or flags as an array."""
-        values: NDArray[Any] = self.table[name].to_numpy()
-        return values
+        return np.asarray(self.table[name].to_numpy())
 
     def take(self, numbers: Numbers, columns: Sequence[str]) -> pa.Table:
         """Some columns of some rows, in the given order; copies these rows alone.
@@ -174,8 +158,8 @@ class Pool:
         self, batch: int, numbers: NDArray[np.int64], columns: Sequence[str]
     ) -> pa.Table:
         first = self._batch_ends[batch] - len(self.table["id"].chunk(batch))
-        arrays = [self.table[name].chunk(batch).take(pa.array(numbers - first)) for name in columns]
-        return pa.table(arrays, names=list(columns))
+        places = pa.array(numbers - first)
+        return pa.table({name: self.table[name].chunk(batch).take(places) for name in columns})
 
     def keys(self, numbers: Numbers) -> list[ExampleKey]:
         """Sources and ids."""
@@ -209,15 +193,13 @@ class Pool:
         known = self.take(order, columns).append_column("number", pa.array(order))
         lines = keys.select(columns).append_column("line", pa.array(np.arange(len(keys))))
         found = lines.join(known, columns, join_type="left outer").sort_by("line")
-        numbers: NDArray[np.int64] = pc.fill_null(found["number"], -1).to_numpy()
-        return numbers
+        return np.asarray(pc.fill_null(found["number"], -1).to_numpy())
 
     def tokenized(self, numbers: Numbers) -> list[TokenizedExample]:
         """Tokens and labels."""
-        taken = self.take(numbers, ["input_ids", "label_spans", "truncated"])
-        columns = (_slices(taken["input_ids"]), _slices(taken["label_spans"]))
-        flags = taken["truncated"].to_pylist()
-        return [_encoded(*parts) for parts in zip(*columns, flags, strict=True)]
+        ids, spans, truncated = self.take(numbers, ["input_ids", "label_spans", "truncated"])
+        parts = zip(_slices(ids), _slices(spans), truncated.to_pylist(), strict=True)
+        return [_encoded(*part) for part in parts]
 
     def rows(self, numbers: Numbers) -> list[dict[str, Any]]:
         """Rows as they came in."""
@@ -245,46 +227,10 @@ class Pool:
         return self.examples([number])[0]
 
 
-def open_pool(folder: Path) -> Pool:
-    """Map a pool.
-
-    Raises:
-        DataError: If it is not there, not finished or damaged.
-    """
-    return Pool(folder)
-
-
 def order_of(table: pa.Table) -> NDArray[np.int64]:
     """Numbers of a pool's rows by (source, id), in the order of code points."""
     keys = [("source", "ascending"), ("id", "ascending")]
-    order: NDArray[np.int64] = pc.sort_indices(table, sort_keys=keys).to_numpy().astype(np.int64)
-    return order
-
-
-def _source_names(folder: Path) -> list[str]:
-    state = read_state(folder)
-    if state is None:
-        raise DataError(
-            "There is no finished pool.", str(folder), "Run the stage pool: gradsieve pool."
-        )
-    return [Path(file["filename"]).stem for file in state["_data_files"]]
-
-
-def _source(folder: Path, name: str, progress: Progress) -> PoolSource:
-    return PoolSource(
-        name,
-        progress.rows,
-        progress.skipped,
-        _first_skipped(folder, name) if progress.skipped else ("", ""),
-        progress.fingerprint,
-        tuple(progress.warnings),
-    )
-
-
-def _first_skipped(folder: Path, source: str) -> tuple[str, str]:
-    rows = read_lines(folder / SKIPPED)
-    first = next(row for row in rows if row["source"] == source)
-    return first["where"], first["reason"]
+    return np.asarray(pc.sort_indices(table, sort_keys=keys).to_numpy(), dtype=np.int64)
 
 
 def _example(row: dict[str, Any]) -> Example:

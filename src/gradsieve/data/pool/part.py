@@ -21,8 +21,10 @@ from typing import IO, Any
 
 import datasets
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from gradsieve.data.pool.chunks import SCHEMA, SkippedRow
+from gradsieve.data.values import LeftOutColumn
 from gradsieve.errors import DataError
 from gradsieve.io import write_json
 
@@ -37,7 +39,7 @@ class Progress:
     Attributes:
         key: What its part depends on.
         chunks: Chunks that are written.
-        rows: Rows that are written.
+        rows: Rows that are written, those with a `skip_reason` included.
         skipped: Rows that can't be used.
         place: The source's path if rows were skipped or columns left out: their places name it.
         data_bytes: Sound bytes of the rows' file.
@@ -58,8 +60,8 @@ class Progress:
     skipped_bytes: int = 0
     digest: str = "0"
     done: bool = False
-    warnings: Sequence[str] = ()
-    left_out: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    left_out: dict[str, LeftOutColumn] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -79,15 +81,14 @@ class Part:
         self.name = name
         self.data_file = folder / "dataset" / f"{name}.arrow"
         self.skipped_file = folder / "sources" / f"{name}.skipped.jsonl"
-        self._progress_file = folder / "sources" / f"{name}.json"
+        self.progress_file = folder / "sources" / f"{name}.json"
 
     def read_progress(self) -> Progress | None:
         """How far the part is; None if there is none, or its files are shorter than they were."""
         try:
-            found = json.loads(self._progress_file.read_text(encoding="utf-8"))
-            progress = Progress(**found)
+            progress = TypeAdapter(Progress).validate_json(self.progress_file.read_bytes())
             sizes = self.data_file.stat().st_size, self.skipped_file.stat().st_size
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError):
             return None
         whole = (progress.data_bytes, progress.skipped_bytes)
         sound = sizes == whole if progress.done else all(map(int.__ge__, sizes, whole))
@@ -110,10 +111,9 @@ class Part:
 
     def skipped(self) -> Iterator[SkippedRow]:
         """The rows that can't be used, in order."""
-        if not self.skipped_file.exists():
-            return
-        with self.skipped_file.open("rb") as lines:
-            yield from (SkippedRow(**json.loads(line)) for line in lines)
+        if self.skipped_file.exists():
+            with self.skipped_file.open("rb") as lines:
+                yield from (SkippedRow(**json.loads(line)) for line in lines)
 
     def table(self) -> pa.Table:
         """The rows, memory-mapped."""
@@ -121,12 +121,8 @@ class Part:
 
     def remove(self) -> None:
         """Delete the part; how far it is, first."""
-        for file in (self._progress_file, self.data_file, self.skipped_file):
+        for file in (self.progress_file, self.data_file, self.skipped_file):
             file.unlink(missing_ok=True)
-
-    def write_progress(self, progress: Progress) -> None:
-        """Say how far the part is, once all of that is on disk."""
-        write_json(self._progress_file, asdict(progress))
 
 
 class PartWriter:
@@ -139,9 +135,11 @@ class PartWriter:
     """
 
     def __init__(self, part: Part, progress: Progress, place: str) -> None:
-        self._part, self.progress, self._place = part, progress, place
+        self._progress_file, self._progress, self._place = part.progress_file, progress, place
         self._data = _opened_at(part.data_file, progress.data_bytes)
         self._skipped = _opened_at(part.skipped_file, progress.skipped_bytes)
+        if not progress.data_bytes:
+            self._data.write(SCHEMA.serialize())
 
     def close(self) -> None:
         """Close the files."""
@@ -153,7 +151,7 @@ class PartWriter:
         batch: pa.RecordBatch | None,
         identities: Sequence[bytes],
         skipped: Sequence[SkippedRow],
-        left_out: Mapping[str, Sequence[Any]],
+        left_out: Mapping[str, LeftOutColumn],
     ) -> None:
         """Add what became of a chunk.
 
@@ -163,37 +161,33 @@ class PartWriter:
             skipped: The other rows.
             left_out: `LeftOut.columns` of all rows so far.
         """
-        if not self.progress.data_bytes:
-            self._data.write(SCHEMA.serialize())
         if batch is not None:
             self._data.write(batch.serialize())
         self._skipped.writelines(
             json.dumps(row._asdict(), ensure_ascii=False).encode(errors="replace") + b"\n"
             for row in skipped
         )
-        total = int(self.progress.digest, 16) + sum(map(int.from_bytes, identities))
+        before = self._progress
+        total = int(before.digest, 16) + sum(map(int.from_bytes, identities))
         self._commit(
-            chunks=self.progress.chunks + 1,
-            rows=self.progress.rows + len(identities),
-            skipped=self.progress.skipped + len(skipped),
-            place=self._place if skipped or left_out else self.progress.place,
-            left_out=left_out,
+            chunks=before.chunks + 1,
+            rows=before.rows + len(identities),
+            skipped=before.skipped + len(skipped),
+            place=self._place if skipped or left_out else before.place,
+            left_out=dict(left_out),
             digest=f"{total % 2**256:x}",
         )
 
-    def finish(self, warnings: Sequence[str] = ()) -> None:
+    def finish(self, warnings: tuple[str, ...]) -> None:
         """Mark the part as done."""
-        if not self.progress.data_bytes:
-            self._data.write(SCHEMA.serialize())
         self._data.write(END_OF_STREAM)
         self._commit(done=True, warnings=warnings)
 
     def _commit(self, **changed: Any) -> None:
-        sizes = _synced(self._data), _synced(self._skipped)
-        self.progress = replace(
-            self.progress, data_bytes=sizes[0], skipped_bytes=sizes[1], **changed
-        )
-        self._part.write_progress(self.progress)
+        """Record how far the part is, once all of that is on disk."""
+        changed |= {"data_bytes": _synced(self._data), "skipped_bytes": _synced(self._skipped)}
+        self._progress = replace(self._progress, **changed)
+        write_json(self._progress_file, asdict(self._progress))
 
 
 def _opened_at(file: Path, size: int) -> IO[bytes]:
@@ -220,13 +214,11 @@ def link_parts(old: Path, new: Path) -> None:
     """
     for file in (old / "sources").glob("*.json"):
         part = Part(old, file.stem)
-        progress = part.read_progress()
-        if progress is None or not progress.done:
-            continue
-        for path in (part.data_file, part.skipped_file, file):
-            target = new / path.relative_to(old)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.hardlink_to(path)
+        if (progress := part.read_progress()) and progress.done:
+            for path in (part.data_file, part.skipped_file, file):
+                target = new / path.relative_to(old)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.hardlink_to(path)
 
 
 def write_state(folder: Path, files: Sequence[str], identity: str) -> None:
@@ -254,8 +246,7 @@ def write_state(folder: Path, files: Sequence[str], identity: str) -> None:
 def read_state(folder: Path) -> dict[str, Any] | None:
     """The state that `write_state` wrote; None if there is nothing to be read."""
     try:
-        text = (folder / "dataset" / "state.json").read_text(encoding="utf-8")
-        state: dict[str, Any] = json.loads(text)
+        state: dict[str, Any] = json.loads((folder / "dataset" / "state.json").read_bytes())
     except (OSError, ValueError):
         return None
     return state

@@ -20,7 +20,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import chain, islice
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -52,12 +51,7 @@ class Workers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._executor:
             self._executor.shutdown(cancel_futures=True)
 
@@ -77,23 +71,20 @@ class Workers:
             for chunk in chunks:
                 yield make_chunk(chunk, self._template, only_check())
             return
+        pending: deque[Future[Chunk]] = deque()
         try:
-            yield from self._ahead(chunks, only_check)
+            for chunk in chunks:
+                pending.append(self._submit(chunk, only_check()))
+                if len(pending) > 2 * self._count:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         except BrokenProcessPool:
             raise DataError(
                 "A process that tokenizes the pool was killed.",
                 f"source {first[0].spec.name}, {self._count} processes",
                 "Run the same command again: it resumes. If it is killed again, free some memory.",
             ) from None
-
-    def _ahead(self, chunks: Iterator[RawChunk], only_check: Callable[[], bool]) -> Iterator[Chunk]:
-        pending: deque[Future[Chunk]] = deque()
-        for chunk in chunks:
-            pending.append(self._submit(chunk, only_check()))
-            if len(pending) > 2 * self._count:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
     def _submit(self, chunk: RawChunk, only_check: bool) -> Future[Chunk]:
         if self._executor is None:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from gradsieve.data.pool import Pool, open_pool
+from gradsieve.data.pool import Pool
 from gradsieve.io import atomic, file_fingerprint, fingerprint, read_lines, reading, write_json
 from gradsieve.methods.base import ExampleScores
 from gradsieve.recipe.schema import TOGETHER, Recipe
@@ -41,7 +41,7 @@ class PoolArtifact(StageArtifact):
     def read(self) -> Pool:
         """Map the finished pool."""
         self.run.require(self.stage)
-        return open_pool(self.verified(self.folder))
+        return Pool(self.verified(self.folder))
 
     @property
     def fingerprints(self) -> dict[str, str]:
