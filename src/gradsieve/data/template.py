@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gradsieve.data.content import common_prefix, in_parts, in_text, text_of
 from gradsieve.data.examples import Example, Message
-from gradsieve.data.rendering import DATE, DATE_STRING, RenderLimit, Renderer, template_text
+from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, RenderLimit, template_text
 from gradsieve.data.spans import (
     TEMPLATE_ERRORS,
     Conversation,
