@@ -192,7 +192,7 @@ class LimitsConfig(Section):
     render_seconds: float = key(10.0, "Time that the chat template may take for a row.", "no", gt=0)
     render_characters: int = key(
         1 << 29,
-        "Characters that the chat template may write for a row; twice the bytes of the largest row.",
+        "Characters that the chat template may write for a row: twice the largest row's bytes.",
         "no",
         ge=1,
     )
