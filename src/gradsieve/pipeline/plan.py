@@ -161,7 +161,7 @@ def plan(
         found = states(context, needed)
         check_pool(context, needed)
         free = shutil.disk_usage(existing(folder)).free if folder is not None else None
-        _refuse_what_does_not_fit(context, estimates, found, folder, free, named)
+        raise_all(_what_does_not_fit(context, estimates, found, folder, free, named))
         samples = Samples(context, Path(scratch)) if calibrate and named is None else None
         by = named or samples
         stages = list(_stages(context, estimates, found, by, workers, seconds_reading))
@@ -249,36 +249,30 @@ def _target(target: Any, context: Context) -> dict[str, Any]:
 # --- refusals and notes -------------------------------------------------------------------------
 
 
-def _refuse_what_does_not_fit(
+def _what_does_not_fit(
     context: Context,
     estimates: Mapping[str, Estimate],
     found: Mapping[str, State],
     out: Path | None,
     free: int | None,
     gpu: Gpu | None,
-) -> None:
-    problems: list[GradsieveError] = []
+) -> Iterator[GradsieveError]:
     left = [estimate for name, estimate in estimates.items() if found[name].kind != "done"]
     needed = sum(estimate.disk_bytes for estimate in left)
     needed += max((estimate.working_bytes for estimate in left), default=0)
     if free is not None and needed > free:
-        problems.append(
-            RunError(
-                "The run does not fit on the disk.",
-                f"{out}: {size(needed)} needed, {size(free)} free",
-                "Free disk space, or lower features.bits, features.projection.dim or "
-                "warmup.lora.r.",
-            )
+        yield RunError(
+            "The run does not fit on the disk.",
+            f"{out}: {size(needed)} needed, {size(free)} free",
+            "Free disk space, or lower features.bits, features.projection.dim or warmup.lora.r.",
         )
     memory, shape = _memory_there(gpu), selecting_shape(context)
     if shape.weight_bytes > memory:
-        problems.append(
-            ModelError(
-                "The model does not fit into memory.",
-                f"{context.recipe.model.name}: weights {size(shape.weight_bytes)}, memory "
-                f"{size(round(memory))}",
-                "Take a smaller model (train.model may still be this one), or more memory.",
-            )
+        yield ModelError(
+            "The model does not fit into memory.",
+            f"{context.recipe.model.name}: weights {size(shape.weight_bytes)}, memory "
+            f"{size(round(memory))}",
+            "Take a smaller model (train.model may still be this one), or more memory.",
         )
     if (
         context.recipe.features.mode != "store"
@@ -289,15 +283,12 @@ def _refuse_what_does_not_fit(
         wanted = 4 * (exact_columns(context) + max(groups.values())) * shape.adapter
         there = memory if gpu is not None else free_memory()
         if shape.weight_bytes + wanted > there:
-            problems.append(
-                ModelError(
-                    "The targets' gradients don't fit into memory.",
-                    f"features.mode {context.recipe.features.mode}: {size(wanted)} needed next to "
-                    f"the model's {size(shape.weight_bytes)}, {size(round(there))} free",
-                    "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
-                )
+            yield ModelError(
+                "The targets' gradients don't fit into memory.",
+                f"features.mode {context.recipe.features.mode}: {size(wanted)} needed next to "
+                f"the model's {size(shape.weight_bytes)}, {size(round(there))} free",
+                "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
             )
-    raise_all(problems)
 
 
 def _notes(context: Context, stages: Sequence[StagePlan], gpu: Gpu | None) -> Iterator[str]:

@@ -197,13 +197,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     todo = "Write --set section.key=value, e.g. --set warmup.epochs=2 or --set pool.0.path=a.jsonl."
     if not equals or not all(keys):
-        raise RecipeError([f"--set {override}: expected section.key=value"], "command line", todo)
+        raise _override_error(override, "expected section.key=value", todo)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise RecipeError(
-            [f"--set {override}: the value is not YAML"], "command line", todo
-        ) from None
+        raise _override_error(override, "the value is not YAML", todo) from None
     node: Any = tree
     for key in keys[:-1]:
         node = _child(node, key, override)
@@ -222,16 +220,19 @@ def _child(node: Any, key: str, override: str) -> Any:
     if child is None:
         child = node[key] = {}
     if not isinstance(child, dict | list):
-        problem = f"--set {override}: {key} is a value ({child!r}), not a section"
-        raise RecipeError([problem], "command line")
+        raise _override_error(override, f"{key} is a value ({child!r}), not a section")
     return child
 
 
 def _position(items: list[Any], key: str, override: str) -> int:
     if key.isdigit() and int(key) < len(items):
         return int(key)
-    problem = f"--set {override}: {key} is not a position in a list of {len(items)}, counted from 0"
-    raise RecipeError([problem], "command line")
+    problem = f"{key} is not a position in a list of {len(items)}, counted from 0"
+    raise _override_error(override, problem)
+
+
+def _override_error(override: str, problem: str, todo: str = "") -> RecipeError:
+    return RecipeError([f"--set {override}: {problem}"], "command line", todo)
 
 
 # --- reporting problems -------------------------------------------------------------------------

@@ -318,10 +318,9 @@ def _losses(model: PreTrainedModel, rows: Sequence[Row]) -> list[float | None]:
     return losses
 
 
-def _summary(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+def _summary(name: str, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One record a metric: average, standard error, count, and averages by subtask."""
     target, method, seed = name.split("/")
-    rows = []
     for metric, numbers in found["metrics"].items():
         values = np.array([np.nan if value is None else value for value in numbers])
         there = ~np.isnan(values)
@@ -331,23 +330,20 @@ def _summary(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
         weights = np.ones(len(values)) if own else np.array(found["weights"])
         weights = np.where(there, weights, 0) / weights[there].sum()
         of = np.array(["all"] * len(values) if own else found["subtasks"])
-        rows.append(
-            {
-                "target": target,
-                "method": method,
-                "seed": int(seed.removeprefix("seed-")),
-                "metric": metric,
-                "value": float(np.nansum(weights * values)),
-                "standard_error": _standard_error(values[there], weights[there]),
-                "count": int(there.sum()),
-                "higher_is_better": metric not in LOSSES,
-                "by_subtask": {
-                    subtask: float(np.mean(values[there & (of == subtask)]))
-                    for subtask in sorted(set(of[there].tolist()))
-                },
-            }
-        )
-    return rows
+        yield {
+            "target": target,
+            "method": method,
+            "seed": int(seed.removeprefix("seed-")),
+            "metric": metric,
+            "value": float(np.nansum(weights * values)),
+            "standard_error": _standard_error(values[there], weights[there]),
+            "count": int(there.sum()),
+            "higher_is_better": metric not in LOSSES,
+            "by_subtask": {
+                subtask: float(np.mean(values[there & (of == subtask)]))
+                for subtask in sorted(set(of[there].tolist()))
+            },
+        }
 
 
 def _standard_error(values: np.ndarray, weights: np.ndarray) -> float | None:
