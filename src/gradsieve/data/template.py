@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gradsieve.data.content import common_prefix, in_parts, in_text, text_of
 from gradsieve.data.examples import Example, Message
-from gradsieve.data.rendering import DATE, DATE_STRING, RenderLimit, Renderer, template_text
+from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, RenderLimit, template_text
 from gradsieve.data.spans import (
     TEMPLATE_ERRORS,
     Conversation,
@@ -338,10 +338,17 @@ class ChatTemplate:
         return Conversation(tuple(self.turns(example.messages)), example.tools, tuple(supervised))
 
     def _tokenize(self, texts: Sequence[Rendered]) -> Iterator[TokenizedExample]:
-        encodings = self._backend.encode_batch(
-            [shortened(rendered.text, self._backend, self.max_length) for rendered in texts],
-            add_special_tokens=self.adds_special_tokens,
-        )
+        try:
+            encodings = self._backend.encode_batch(
+                [shortened(rendered.text, self._backend, self.max_length) for rendered in texts],
+                add_special_tokens=self.adds_special_tokens,
+            )
+        except Exception as error:  # Rust's, which are of no other class
+            raise ModelError(
+                "The tokenizer cannot tokenize a text.",
+                f"{self.tokenizer.name_or_path}: {error}",
+                "Give the tokenizer that the model was trained with.",
+            ) from None
         for rendered, encoding in zip(texts, encodings, strict=True):
             yield self._labeled(rendered, encoding)
 

@@ -40,7 +40,7 @@ def adapted(base: PreTrainedModel, config: LoraConfig, where: str) -> PeftModel:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong is an error, below
             return get_peft_model(base, config)
-    except ValueError as error:
+    except Exception as error:  # peft takes settings of any type, and fails where it uses them
         raise ModelError(
             "The adapter does not fit the model.",
             f"{where}: {first_line(error)}",
