@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from wrong import Answer, Case, at, call, make_desk
+from wrong.broken import ADAPTERS, CONFIGURATIONS, TOKENIZERS, WEIGHT_FILES
 from wrong.limits import LIMITS
 from wrong.models import CHECKPOINTS, MODELS, TEMPLATES
 from wrong.recipes import COMMANDS, RECIPES
@@ -30,7 +31,11 @@ TABLES: dict[str, tuple[Case, ...]] = {
     "Benchmarks": BENCHMARKS,
     "Chat templates": TEMPLATES,
     "Models": MODELS,
+    "A model's configuration": CONFIGURATIONS,
+    "A model's tokenizer": TOKENIZERS,
+    "A model's weights": WEIGHT_FILES,
     "Existing checkpoints (`warmup.checkpoints`)": CHECKPOINTS,
+    "Files of existing checkpoints": ADAPTERS,
     "Run folders": FOLDERS,
     "Damaged runs": DAMAGED,
     "Other commands": OTHERS,

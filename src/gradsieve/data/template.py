@@ -338,10 +338,17 @@ class ChatTemplate:
         return Conversation(tuple(self.turns(example.messages)), example.tools, tuple(supervised))
 
     def _tokenize(self, texts: Sequence[Rendered]) -> Iterator[TokenizedExample]:
-        encodings = self._backend.encode_batch(
-            [shortened(rendered.text, self._backend, self.max_length) for rendered in texts],
-            add_special_tokens=self.adds_special_tokens,
-        )
+        try:
+            encodings = self._backend.encode_batch(
+                [shortened(rendered.text, self._backend, self.max_length) for rendered in texts],
+                add_special_tokens=self.adds_special_tokens,
+            )
+        except Exception as error:  # Rust's, which are of no other class
+            raise ModelError(
+                "The tokenizer cannot tokenize a text.",
+                f"{self.tokenizer.name_or_path}: {error}",
+                "Give the tokenizer that the model was trained with.",
+            ) from None
         for rendered, encoding in zip(texts, encodings, strict=True):
             yield self._labeled(rendered, encoding)
 

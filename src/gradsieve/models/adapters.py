@@ -12,6 +12,7 @@ setting is refused.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,7 +130,7 @@ def _expected(
     source: ModelSource, folder: Path, adapter: Mapping[str, Any]
 ) -> Expected | list[ModelError]:
     """Shapes of the adapter's weights on this model; or what is wrong with it."""
-    problems = list(_variant_problems(folder, adapter))
+    problems = [*_variant_problems(folder, adapter), *_type_problems(folder, adapter)]
     if problems:
         return problems
     try:
@@ -180,6 +181,34 @@ def _variant_problems(folder: Path, adapter: Mapping[str, Any]) -> Iterator[Mode
     for where, name in found:
         what = f"The adapter cannot be followed: {name}."
         yield ModelError(what, f"{file}: {where}", PLAIN_LORA)
+
+
+NUMBERS = {"r": (1, math.inf), "lora_alpha": (0, math.inf), "lora_dropout": (0, 1)}
+"""Settings that are numbers: the least, and what they stay below."""
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "r": (int,),
+    **dict.fromkeys(("lora_alpha", "lora_dropout"), (int, float)),
+    **dict.fromkeys(("use_rslora", "fan_in_fan_out"), (bool,)),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (dict,)),
+}
+
+
+def _type_problems(folder: Path, adapter: Mapping[str, Any]) -> Iterator[ModelError]:
+    """Values that no training has: peft takes any, and fails later or computes nonsense."""
+    for key, kinds in TYPES.items():
+        value = adapter.get(key)
+        if value is None:
+            continue
+        least, below = NUMBERS.get(key, (0, math.inf))
+        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        if fits and (key not in NUMBERS or least <= value < below):
+            continue
+        yield ModelError(
+            "The adapter's configuration is damaged.",
+            f"{folder / 'adapter_config.json'}: {key} {json.dumps(value)[:80]}",
+            "Copy the file again.",
+        )
 
 
 def _shape_problems(file: Path, expected: Expected) -> Iterator[ModelError]:

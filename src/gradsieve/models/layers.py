@@ -40,11 +40,11 @@ def adapted(base: PreTrainedModel, config: LoraConfig, where: str) -> PeftModel:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong is an error, below
             return get_peft_model(base, config)
-    except ValueError as error:
+    except Exception as error:  # peft takes settings of any type, and fails where it uses them
         raise misfit(where, error) from None
 
 
-def misfit(where: str, error: ValueError) -> ModelError:
+def misfit(where: str, error: Exception) -> ModelError:
     """What to raise for an adapter that peft can't attach."""
     todo = "Name linear layers of this model, or write all-linear."
     return ModelError("The adapter does not fit the model.", f"{where}: {first_line(error)}", todo)

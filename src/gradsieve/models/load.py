@@ -108,7 +108,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) 
             f"{folder}: {first_line(error)}",
             "Copy adapter_model.safetensors again.",
         ) from None
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+    except Exception as error:  # as `layers.adapted`
         raise ModelError(
             "The adapter does not fit the model.",
             f"{folder}: {first_line(error)}",
@@ -151,11 +151,12 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         ModelError: Naming both numbers.
     """
     embeddings = model.get_input_embeddings()
-    rows = embeddings.weight.shape[0] if isinstance(embeddings, nn.Embedding) else len(tokenizer)
-    if len(tokenizer) > rows:
+    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1  # ids may have gaps
+    rows = embeddings.weight.shape[0] if isinstance(embeddings, nn.Embedding) else tokens
+    if tokens > rows:
         raise ModelError(
             "The tokenizer has more tokens than the model has embeddings.",
-            f"tokenizer {len(tokenizer)}, model {rows}",
+            f"tokenizer {tokens}, model {rows}",
             "Give the tokenizer that the model was trained with; gradsieve adds no tokens.",
         )
 

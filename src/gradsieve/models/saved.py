@@ -7,6 +7,7 @@ code that comes with a model runs only if the recipe has `trust_remote_code: tru
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging
@@ -33,12 +33,15 @@ GIVE_A_MODEL = (
     "for a gated one log in with `hf auth login`."
 )
 
-_UNLOADABLE = (
-    *(OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError),
-    *(AttributeError, IndexError, OverflowError, ZeroDivisionError, RecursionError),
-    *(SafetensorError, StrictDataclassError),
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "max_position_embeddings"),
 )
-"""What transformers raises for folders that are no model: each file has a reader of its own."""
+"""Of a configuration: numbers above 0, where it has them."""
+
+MOST_LAYERS = 10_000
+"""Modules are made for each layer before weights are read: millions would take hours. The deepest
+language models have some hundreds."""
 
 
 def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
@@ -74,7 +77,7 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
         ) from None
     except MemoryError:
         raise _no_memory(model) from None
-    except _UNLOADABLE as error:
+    except Exception as error:  # each file has a reader of its own; Rust's raise nothing better
         if "can't allocate memory" in str(error):  # PyTorch's, on a CPU
             raise _no_memory(model) from None
         raise ModelError(
@@ -84,6 +87,24 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
             if "trust_remote_code" in str(error)
             else GIVE_A_MODEL,
         ) from None
+
+
+def check_sizes(config: Any, name: str) -> None:
+    """Refuse a configuration with sizes that no model has.
+
+    Raises:
+        ModelError: Naming the size.
+    """
+    for key in SIZES:
+        size = getattr(config, key, None)
+        most = MOST_LAYERS if key == "num_hidden_layers" else sys.maxsize
+        for one in size if isinstance(size, list) else [size]:  # some models have one per layer
+            if one is not None and not (isinstance(one, int) and 1 <= one <= most):
+                raise ModelError(
+                    "A size in the model's configuration is none that a model can have.",
+                    f"model.name {name}, config.json: {key} {str(one)[:40]}",
+                    "Copy or download config.json again.",
+                )
 
 
 def _no_memory(model: ModelConfig) -> ModelError:

@@ -36,7 +36,14 @@ from transformers import (
 from gradsieve.errors import ModelError
 from gradsieve.io import fingerprint
 from gradsieve.models.device import device
-from gradsieve.models.saved import check_weights, first_line, model_fingerprint, read, read_model
+from gradsieve.models.saved import (
+    check_sizes,
+    check_weights,
+    first_line,
+    model_fingerprint,
+    read,
+    read_model,
+)
 from gradsieve.models.shape import BYTES
 from gradsieve.recipe.schema import ModelConfig
 
@@ -49,8 +56,10 @@ class ModelSource:
     own_tokenizer: PreTrainedTokenizerBase | None = None
 
     def config(self) -> Any:
-        """The configuration; a `ModelError` if there is none."""
-        return read(AutoConfig, self.settings, "configuration")
+        """The configuration; a `ModelError` if there is none, or one with impossible sizes."""
+        found = read(AutoConfig, self.settings, "configuration")
+        check_sizes(found.get_text_config(), self.settings.name)
+        return found
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, to which nothing is added; a `ModelError` if there is none."""
@@ -65,13 +74,16 @@ class ModelSource:
             will_change: Whether the weights will be changed: user-supplied ones are then copied.
 
         Raises:
-            ModelError: If it can't be loaded as a causal language model, or lacks weights.
+            ModelError: If it can't be loaded as a causal language model, or lacks weights or has
+                some that are not finite.
         """
         loaded = self._weights(will_change).requires_grad_(False)
         _keep_packing(loaded)
         if self.settings.gradient_checkpointing:
             _checkpoint_activations(loaded)
-        return loaded if getattr(loaded, "is_quantized", False) else loaded.to(device())
+        loaded = loaded if getattr(loaded, "is_quantized", False) else loaded.to(device())
+        _refuse_infinite(loaded, self.settings.name)
+        return loaded
 
     def _weights(self, will_change: bool) -> PreTrainedModel:
         return read_model(self.settings)
@@ -82,15 +94,16 @@ class ModelSource:
         Raises:
             ModelError: If it is no causal language model that transformers knows.
         """
+        config = self.config()
         try:
             with torch.device("meta"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 made = AutoModelForCausalLM.from_config(
-                    self.config(),
+                    config,
                     dtype=getattr(torch, self.settings.dtype),
                     trust_remote_code=self.settings.trust_remote_code,
                 )
-        except (ValueError, ImportError, OSError) as error:
+        except Exception as error:  # what a model's constructor makes of wrong settings
             raise ModelError(
                 "The model cannot be built.",
                 f"model.name {self.settings.name}: {first_line(error)}",
@@ -213,6 +226,19 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
             f"model.gradient_checkpointing: {first_line(error)}",
             "Leave model.gradient_checkpointing out.",
         ) from None
+
+
+def _refuse_infinite(model: nn.Module, name: str) -> None:
+    """Refuse weights that are not finite, before a training on them; at memory speed."""
+    for key, weight in model.named_parameters():
+        if not weight.is_floating_point() or not weight.numel():
+            continue
+        if not all(bool(end.isfinite()) for end in weight.aminmax()):  # of NaN both are NaN
+            raise ModelError(
+                "The model has weights that are not finite.",
+                f"model.name {name}: {key}",
+                "Copy or download it again; or give it as it was before its training diverged.",
+            )
 
 
 def _keep_packing(model: nn.Module) -> None:
