@@ -78,17 +78,13 @@ class IdIndex:
         Raises:
             BadRow: If another row has it; names that row's place.
         """
-        if is_made:
-            equal_rows = self._made(id, line)
-            if equal_rows == 1:
-                return id
+        if is_made and (equal_rows := self._made(id, line)) > 1:
             id = f"{id}-{equal_rows}"
             self._made(id, line)
-        elif self._database.execute(_GIVEN, (id, line)).rowcount == 0:
+        if not is_made and self._database.execute(_GIVEN, (id, line)).rowcount == 0:
             where, of_made = self._holder(id)
-            if of_made:
-                raise BadRow(f"the id {id!r} was made for {where}, which has none")
-            raise BadRow(f"the id {id!r} is taken by {where}")
+            holds = f"was made for {where}, which has none" if of_made else f"is taken by {where}"
+            raise BadRow(f"the id {id!r} {holds}")
         return id
 
     def _made(self, id: str, line: int) -> int:

@@ -42,16 +42,13 @@ _UNLOADABLE = (
 
 
 def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
-    """Call `from_pretrained` of a class of transformers.
+    """Call `from_pretrained` of a class of transformers; a `ModelError` if it can't be read.
 
     Args:
         kind: The class.
         model: Its name, revision and `trust_remote_code`.
         noun: What is read, for the message.
         **options: Further arguments of `from_pretrained`.
-
-    Raises:
-        ModelError: If it can't be read.
     """
     file = gguf_file(model.name)
     if file is None:
@@ -72,11 +69,13 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
             f"model.name {model.name}",
             "Give the model as safetensors.",
         ) from None
-    except MemoryError:
-        raise _no_memory(model) from None
-    except _UNLOADABLE as error:
-        if "can't allocate memory" in str(error):  # PyTorch's, on a CPU
-            raise _no_memory(model) from None
+    except (MemoryError, *_UNLOADABLE) as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise ModelError(
+                "There is not enough memory for the model.",
+                f"model.name {model.name}, {model.dtype}",
+                "Use a smaller model, model.dtype: bfloat16, or a machine with more memory.",
+            ) from None
         raise ModelError(
             f"The {noun} cannot be loaded.",
             f"model.name {model.name}: {first_line(error)}",
@@ -84,14 +83,6 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
             if "trust_remote_code" in str(error)
             else GIVE_A_MODEL,
         ) from None
-
-
-def _no_memory(model: ModelConfig) -> ModelError:
-    return ModelError(
-        "There is not enough memory for the model.",
-        f"model.name {model.name}, {model.dtype}",
-        "Use a smaller model, model.dtype: bfloat16, or a machine with more memory.",
-    )
 
 
 def gguf_file(name: str) -> Path | None:
@@ -135,16 +126,10 @@ def read_model(model: ModelConfig) -> PreTrainedModel:
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     elif model.quantization:
         options |= {"quantization_config": _bitsandbytes(model), "device_map": {"": device()}}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     loaded: PreTrainedModel
     with _quiet_transformers():
-        loaded, report = read(
-            AutoModelForCausalLM,
-            model,
-            "model",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
+        loaded, report = read(AutoModelForCausalLM, model, "model", **options)
     _refuse_random_weights(model, report)
     if is_gguf:  # what is loaded is an ordinary model
         loaded.is_quantized, loaded.hf_quantizer = False, None
@@ -251,13 +236,9 @@ def _refuse_missing_folder(name: str) -> None:
     """A name that can't be one of the hub is a folder that is missing."""
     path = Path(name)
     is_path = path.is_absolute() or name.startswith(".") or name.count("/") > 1 or path.is_file()
-    if path.is_dir() or not is_path:
-        return
-    raise ModelError(
-        "The model's folder is not there.",
-        f"model.name {name}: {'a file' if path.is_file() else 'no such folder'}",
-        GIVE_A_MODEL,
-    )
+    if is_path and not path.is_dir():
+        found = f"model.name {name}: {'a file' if path.is_file() else 'no such folder'}"
+        raise ModelError("The model's folder is not there.", found, GIVE_A_MODEL)
 
 
 def first_line(error: Exception) -> str:

@@ -76,12 +76,7 @@ class SkippedRow(NamedTuple):
 
 
 class RawChunk(NamedTuple):
-    """Some rows of one source, in the order they came in.
-
-    Attributes:
-        spec: The source, without rows in memory.
-        rows: At most CHUNK_ROWS; of CHUNK_BYTES, unless it is one row.
-    """
+    """Some rows of one source, in the order they came in; of `spec` without rows in memory."""
 
     spec: SourceSpec
     rows: list[RawRow]

@@ -38,7 +38,6 @@ class Progress:
 
     Attributes:
         key: What its part depends on.
-        chunks: Chunks that are written.
         rows: Rows that are written, those with a `skip_reason` included.
         skipped: Rows that can't be used.
         place: The source's path if rows were skipped or columns left out: their places name it.
