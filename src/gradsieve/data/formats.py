@@ -73,11 +73,7 @@ class _Turn(NamedTuple):
 
 
 def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversation:
-    """The conversation of a row; the last turn is the assistant's and not empty.
-
-    Raises:
-        BadRow: Says what was expected and what was found.
-    """
+    """The conversation of a row; a `BadRow` says what was expected and what was found."""
     if not isinstance(row, Mapping):
         raise BadRow(f"expected an object, found {kind_of(row)}")
     for keys, read in _FORMATS:

@@ -54,9 +54,6 @@ class IdIndex:
     A row's own id and one made for another row can be the same text, e.g. where a selection, whose
     rows were given their ids, is a pool's source together with rows that it was selected from. The
     later of the two is a bad row.
-
-    Args:
-        where: From a line to its place, for messages.
     """
 
     def __init__(self, where: Callable[[int], str]) -> None:
@@ -73,10 +70,8 @@ class IdIndex:
     def take(self, id: str, is_made: bool, line: int) -> str:
         """The id of a row: the one that it came with, or the one made for it, numbered if taken.
 
-        Which of several equal rows gets which number makes no difference.
-
-        Raises:
-            BadRow: If another row has it; names that row's place.
+        A `BadRow` if another row has it. Which of several equal rows gets which number makes no
+        difference.
         """
         if is_made and (equal_rows := self._made(id, line)) > 1:
             id = f"{id}-{equal_rows}"

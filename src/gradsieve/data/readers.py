@@ -83,11 +83,7 @@ def rows_of(
     revision: str | None = None,
     limits: Limits = LIMITS,
 ) -> Rows:
-    """All rows of a file, folder or hub data set, or of those in memory, in a stream.
-
-    Raises:
-        DataError: If it can't be read.
-    """
+    """All rows of a file, folder or hub data set, or of those in memory, in a stream."""
     if not isinstance(path, str):
         rows = _dataset_rows(path, IN_MEMORY) if isinstance(path, datasets.Dataset) else path
         return enumerate(rows, start=1)
@@ -214,11 +210,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def parsed(line: bytes) -> Any:
-    """The row of a line.
-
-    Raises:
-        BadRow: If it is not JSON.
-    """
+    """The row of a line; a `BadRow` if it is not JSON."""
     try:
         return _DECODER.decode(line.decode("utf-8"))
     except BadRow:

@@ -181,12 +181,7 @@ class Turns:
 class Renderer:
     """A chat template and what it may write into every conversation.
 
-    Args:
-        template: Jinja.
-        variables: Special tokens, by name.
-        most_characters: That a conversation may have.
-
-    Rendering raises `TooLongError` before text of more characters is put together.
+    Rendering raises `TooLongError` before text of more than `most_characters` is put together.
     """
 
     def __init__(

@@ -140,11 +140,7 @@ class ParsedRow(NamedTuple):
 
 
 def raw_rows(spec: SourceSpec) -> Iterator[RawRow]:
-    """The rows of a source, in a stream.
-
-    Raises:
-        DataError: If the source can't be read.
-    """
+    """The rows of a source, in a stream."""
     for line, row in rows_of(spec.path, spec.split, spec.revision, spec.limits):
         if isinstance(row, bytes):
             yield RawRow(line, row)
@@ -161,11 +157,7 @@ def raw_rows(spec: SourceSpec) -> Iterator[RawRow]:
 
 
 def parse(spec: SourceSpec, raw: RawRow) -> ParsedRow:
-    """The example that a row is.
-
-    Raises:
-        BadRow: If it holds no usable conversation.
-    """
+    """The example that a row is; a `BadRow` if it holds no usable conversation."""
     if isinstance(raw.text, BadRow):
         raise raw.text
     row, left_out = parsed(raw.text), dict[str, str]()
@@ -308,15 +300,7 @@ def read_source(
 
 
 def examples_of(spec: SourceSpec, left_out: LeftOut) -> Iterator[Example | Rejected]:
-    """The rows of a source as examples, in a stream.
-
-    Args:
-        spec: The source.
-        left_out: Columns that JSON cannot hold are added.
-
-    Raises:
-        DataError: If the source can't be read.
-    """
+    """The rows of a source as examples, in a stream; columns left out are added to `left_out`."""
     with closing(IdIndex(spec.where)) as ids:
         for raw in raw_rows(spec):
             where = spec.where(raw.line)

@@ -87,12 +87,7 @@ class Refusal:
 
 
 def refused_error(refused: Sequence[Refusal], count: int) -> DataError:
-    """An error that lists the first refusals.
-
-    Args:
-        refused: At least one.
-        count: Examples that the template was given.
-    """
+    """An error that lists the first refusals."""
     refusals = f"{len(refused)} of {count} examples" if count > 1 else "an example"
     listed = [
         f"{one.where}: {[turn['role'] for turn in one.example.messages]}: {one.reason}"
@@ -180,11 +175,7 @@ class ChatTemplate:
         return self.encode_all([example])[0]
 
     def encode_all(self, examples: Sequence[Example]) -> list[TokenizedExample]:
-        """Tokenize examples, in order.
-
-        Raises:
-            DataError: If the template refuses examples; it counts them and names the first.
-        """
+        """Tokenize examples, in order; a `DataError` lists those that the template refuses."""
         encoded = self.try_encode_all(examples)
         if refused := [one for one in encoded if isinstance(one, Refusal)]:
             raise refused_error(refused, len(encoded))
@@ -204,11 +195,7 @@ class ChatTemplate:
         return found
 
     def render(self, example: Example) -> Rendered:
-        """The text of an example and what of it is supervised.
-
-        Raises:
-            DataError: If the template refuses the example.
-        """
+        """The text of an example and what of it is supervised."""
         rendered = self.try_render(example)
         if isinstance(rendered, Refusal):
             raise refused_error([rendered], 1)
@@ -225,11 +212,7 @@ class ChatTemplate:
             return Refusal(example, str(error) or type(error).__name__)
 
     def pieces(self, example: Example) -> list[tuple[str, bool]]:
-        """The text of an example's tokens, in pieces that are supervised or not.
-
-        Raises:
-            DataError: If the template refuses it.
-        """
+        """The text of an example's tokens, in pieces that are supervised or not."""
         rendered = self.render(example)
         [encoding] = self._tokenize([rendered])
         at, pieces = 0, list[tuple[str, bool]]()

@@ -45,11 +45,7 @@ LeftOutColumn = tuple[str, str, int]
 
 
 class LeftOut:
-    """Columns of a source that are left out of its rows, by name.
-
-    Args:
-        columns: Those of earlier rows.
-    """
+    """Columns of a source that are left out of its rows, by name."""
 
     def __init__(self, columns: Mapping[str, LeftOutColumn] | None = None) -> None:
         self.columns = dict(columns or {})

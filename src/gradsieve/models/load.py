@@ -56,11 +56,7 @@ def peft_warnings_hidden() -> Iterator[None]:
 
 
 def add_adapter(model: PreTrainedModel, lora: recipe.LoraConfig, seed: int) -> PeftModel:
-    """A new LoRA adapter on a model: A random from the seed, B zero (peft's default).
-
-    Raises:
-        ModelError: If the adapter does not fit the model.
-    """
+    """A new LoRA adapter on a model: A random from the seed, B zero (peft's default)."""
     try:
         with own_randomness(), peft_warnings_hidden():
             set_seed(seed)
@@ -125,9 +121,6 @@ def load_trained(source: ModelSource, folder: Path) -> PreTrainedModel:
     """A trained model in eval mode: a folder's adapter merged into the model, or a full model.
 
     Into a quantized model nothing is merged, since that would round it: it keeps its LoRA layers.
-
-    Raises:
-        ModelError: As `load_adapter` and `ModelSource.load`.
     """
     if not (folder / "adapter_config.json").is_file():
         own = {"name": str(folder), "revision": None}

@@ -86,11 +86,7 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
 
 
 def gguf_file(name: str) -> Path | None:
-    """The GGUF file that a name stands for: itself, or the only one of a folder without config.
-
-    Raises:
-        ModelError: If there are several.
-    """
+    """The GGUF file that a name stands for: itself, or the only one of a folder without config."""
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
         return path
@@ -107,11 +103,7 @@ def gguf_file(name: str) -> Path | None:
 
 
 def read_model(model: ModelConfig) -> PreTrainedModel:
-    """The model with all its weights, quantized if the recipe asks for it.
-
-    Raises:
-        ModelError: If it can't be read as a causal language model, or lacks weights.
-    """
+    """The model with all its weights, quantized if the recipe asks for it."""
     check_weights(model)
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
     is_gguf = gguf_file(model.name) is not None
@@ -165,11 +157,7 @@ def _bitsandbytes(model: ModelConfig) -> BitsAndBytesConfig:
 
 
 def check_weights(model: ModelConfig) -> None:
-    """Refuse a folder without weights, or with damaged ones; only headers are read.
-
-    Raises:
-        ModelError: Naming the file.
-    """
+    """Refuse a folder without weights, or with damaged ones; only headers are read."""
     folder, file = Path(model.name), gguf_file(model.name)
     files = [file] if file else sorted(folder.glob("*.safetensors"))
     if folder.is_dir() and not files and not any(folder.glob("*.bin")):

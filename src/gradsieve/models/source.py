@@ -76,11 +76,7 @@ class ModelSource:
         return read_model(self.settings)
 
     def meta_model(self) -> PreTrainedModel:
-        """The model's modules on torch's meta device: shapes without weights, in a second.
-
-        Raises:
-            ModelError: If it is no causal language model that transformers knows.
-        """
+        """The model's modules on torch's meta device: shapes without weights, in a second."""
         try:
             with torch.device("meta"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -188,11 +188,7 @@ def clear_work(folder: Path) -> None:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse a tracker whose library isn't installed.
-
-    Raises:
-        UsageError: If one is not installed; it says how to.
-    """
+    """Refuse a tracker whose library isn't installed."""
     there = get_available_reporting_integrations()
     missing = [name for name in names if name not in there]
     if missing:

@@ -108,11 +108,7 @@ class Chunk(NamedTuple):
 
 
 def raw_chunks(spec: SourceSpec) -> Iterator[RawChunk]:
-    """The rows of a source in chunks; where they are cut depends on the rows alone.
-
-    Raises:
-        DataError: If the source can't be read.
-    """
+    """The rows of a source in chunks; where they are cut depends on the rows alone."""
     sent = spec if isinstance(spec.path, str) else replace(spec, path=IN_MEMORY)
     rows: list[RawRow] = []
     room = CHUNK_BYTES
