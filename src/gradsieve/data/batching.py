@@ -7,7 +7,6 @@ causal model no real token sees padding to its right, so which token pads makes 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import overload
 
 import numpy as np
@@ -23,12 +22,7 @@ Collate = Callable[[Sequence[TokenizedExample]], dict[str, Tensor]]
 
 
 class PoolTokens(Sequence[TokenizedExample]):
-    """Tokenized examples of the pool, read when they are asked for.
-
-    Args:
-        pool: The pool.
-        numbers: Of the examples [n].
-    """
+    """Tokenized examples [n] of the pool, by their numbers, read when they are asked for."""
 
     def __init__(self, pool: Pool, numbers: NDArray[np.int64]) -> None:
         self._pool, self._numbers = pool, numbers
@@ -41,7 +35,7 @@ class PoolTokens(Sequence[TokenizedExample]):
         """Tokens of each example [n]."""
         return self._pool.lengths[self._numbers]
 
-    def __getitems__(self, positions: Sequence[int]) -> list[TokenizedExample]:
+    def __getitems__(self, positions: Sequence[int] | NDArray[np.int64]) -> list[TokenizedExample]:
         """Several examples at once; torch's data loader calls this for a batch."""
         return self._pool.tokenized(self._numbers[positions])
 
@@ -60,10 +54,8 @@ def length_sorted_batches(
 ) -> list[NDArray[np.int64]]:
     """Positions in batches, shortest examples first.
 
-    Args:
-        lengths: Tokens of each example.
-        tokens_per_batch: Most tokens in a batch, padding included; a longer example is a batch of
-            its own.
+    A batch has at most `tokens_per_batch` tokens, padding included; an example of more `lengths`
+    than that is a batch of its own.
     """
     order = np.argsort(np.asarray(lengths), kind="stable")
     batches: list[NDArray[np.int64]] = []
@@ -106,9 +98,10 @@ def batches_of(
     encoded: Sequence[TokenizedExample], tokens_per_batch: int, make: Collate = collate
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor]]]:
     """Positions and collated tensors of batches, shortest examples first."""
-    read = encoded.__getitems__ if isinstance(encoded, PoolTokens) else partial(_pick, encoded)
+    of_pool = encoded if isinstance(encoded, PoolTokens) else None
     for batch in length_sorted_batches(lengths_of(encoded), tokens_per_batch):
-        yield batch, make(read(batch.tolist()))
+        read = of_pool.__getitems__(batch) if of_pool else [encoded[place] for place in batch]
+        yield batch, make(read)
 
 
 def lengths_of(encoded: Sequence[TokenizedExample]) -> NDArray[np.int32]:
@@ -116,7 +109,3 @@ def lengths_of(encoded: Sequence[TokenizedExample]) -> NDArray[np.int32]:
     if isinstance(encoded, PoolTokens):
         return encoded.lengths
     return np.array([len(example.input_ids) for example in encoded], dtype=np.int32)
-
-
-def _pick(encoded: Sequence[TokenizedExample], positions: Sequence[int]) -> list[TokenizedExample]:
-    return [encoded[position] for position in positions]

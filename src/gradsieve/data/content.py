@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-END_OF_REASONING = "</think>"
-"""Up to here an answer is reasoning, to the templates that know it in an answer's text."""
-
 
 def text_of(content: Any) -> str:
     """The text of a turn's content, which may be none, or parts of which some are text."""
@@ -49,8 +46,8 @@ def reasoning_of(turn: Mapping[str, Any]) -> str:
 
 
 def after_reasoning(text: str) -> str:
-    """An answer without the reasoning that a model wrote before it."""
-    return text.rpartition(END_OF_REASONING)[2].strip() if END_OF_REASONING in text else text
+    """An answer without the reasoning that a model wrote before it, as templates know it."""
+    return text.rpartition("</think>")[2].strip() if "</think>" in text else text
 
 
 def common_prefix(one: str, other: str) -> str:

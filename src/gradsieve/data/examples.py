@@ -36,8 +36,7 @@ class Example:
     Attributes:
         source: Name of the pool's source, or of the target.
         id: Unique within the source; kept from the row or made from its content, and stable.
-        messages: The turns.
-        row: The row as it was read, to be given back unchanged.
+        row: As it was read, to be given back unchanged.
         subtask: Target examples only: the subtask they stand for.
         answer_prefix: None: every assistant turn is supervised, its end-of-turn token included.
             A string: only what follows this prefix in the last assistant turn is supervised, and no

@@ -73,11 +73,7 @@ class _Turn(NamedTuple):
 
 
 def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversation:
-    """The conversation of a row; the last turn is the assistant's and not empty.
-
-    Raises:
-        BadRow: Says what was expected and what was found.
-    """
+    """The conversation of a row; a `BadRow` says what was expected and what was found."""
     if not isinstance(row, Mapping):
         raise BadRow(f"expected an object, found {kind_of(row)}")
     for keys, read in _FORMATS:
@@ -142,10 +138,14 @@ def _from_alpaca(row: Mapping[str, Any], _: Supervise) -> list[_Turn]:
             raise BadRow(f"expected text in {key}, found {kind_of(value)}")
     given = _alpaca_input(row.get("input"))
     user = f"{instruction}\n\n{given}" if given else instruction
-    pairs = [*_history(row.get("history")), (user, output)]
+    earlier = row.get("history") or []  # questions and answers, as LLaMA-Factory has them
+    if not isinstance(earlier, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in earlier
+    ):
+        raise BadRow("expected pairs of a question and an answer in history")
     return [
         _Turn(_message(role, text))
-        for pair in pairs
+        for pair in [*earlier, (user, output)]
         for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
 
@@ -156,17 +156,6 @@ def _alpaca_input(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(f"expected text or a number in input, found {kind_of(value)}")
     return json.dumps(value)
-
-
-def _history(value: Any) -> list[tuple[Any, Any]]:
-    """Earlier questions and answers, as LLaMA-Factory has them."""
-    if not value:
-        return []
-    if not isinstance(value, list | tuple) or not all(
-        isinstance(pair, list | tuple) and len(pair) == 2 for pair in value
-    ):
-        raise BadRow("expected pairs of a question and an answer in history")
-    return [(asked, answered) for asked, answered in value]
 
 
 _FORMATS: tuple[
@@ -296,16 +285,12 @@ def _checked(turns: list[_Turn], tools: tuple[Any, ...]) -> Conversation:
         raise BadRow(f"{found}; expected the assistant's")
     if not last["content"].strip() and "tool_calls" not in last:
         raise BadRow("the answer is empty")
-    flags = tuple(turn.in_loss and turn.message["role"] == "assistant" for turn in turns)
-    if not any(flags):
+    answers = [turn.in_loss for turn in turns if turn.message["role"] == "assistant"]
+    if not any(answers):
         raise BadRow("no turn is supervised: each answer is taken out of the loss")
+    flags = tuple(turn.in_loss and turn.message["role"] == "assistant" for turn in turns)
     messages = tuple(turn.message for turn in turns)
-    is_usual = all(
-        flag
-        for flag, message in zip(flags, messages, strict=True)
-        if message["role"] == "assistant"
-    )
-    return Conversation(messages, tools, None if is_usual else flags)
+    return Conversation(messages, tools, None if all(answers) else flags)
 
 
 # --- tools --------------------------------------------------------------------------------------
@@ -370,11 +355,8 @@ def _without_nulls(value: Any) -> Any:
 
 def _refuse_half_pairs(value: Any, where: str) -> None:
     """Refuse text with half of a surrogate pair, which no tokenizer takes."""
-    if isinstance(value, Mapping):
-        for item in value.values():
-            _refuse_half_pairs(item, where)
-    elif isinstance(value, list):
-        for item in value:
+    if isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
             _refuse_half_pairs(item, where)
     elif isinstance(value, str) and not is_unicode(value):
         at = next(place for place, letter in enumerate(value) if not is_unicode(letter))

@@ -54,9 +54,6 @@ class IdIndex:
     A row's own id and one made for another row can be the same text, e.g. where a selection, whose
     rows were given their ids, is a pool's source together with rows that it was selected from. The
     later of the two is a bad row.
-
-    Args:
-        where: From a line to its place, for messages.
     """
 
     def __init__(self, where: Callable[[int], str]) -> None:
@@ -73,22 +70,16 @@ class IdIndex:
     def take(self, id: str, is_made: bool, line: int) -> str:
         """The id of a row: the one that it came with, or the one made for it, numbered if taken.
 
-        Which of several equal rows gets which number makes no difference.
-
-        Raises:
-            BadRow: If another row has it; names that row's place.
+        A `BadRow` if another row has it. Which of several equal rows gets which number makes no
+        difference.
         """
-        if is_made:
-            equal_rows = self._made(id, line)
-            if equal_rows == 1:
-                return id
+        if is_made and (equal_rows := self._made(id, line)) > 1:
             id = f"{id}-{equal_rows}"
             self._made(id, line)
-        elif self._database.execute(_GIVEN, (id, line)).rowcount == 0:
+        if not is_made and self._database.execute(_GIVEN, (id, line)).rowcount == 0:
             where, of_made = self._holder(id)
-            if of_made:
-                raise BadRow(f"the id {id!r} was made for {where}, which has none")
-            raise BadRow(f"the id {id!r} is taken by {where}")
+            holds = f"was made for {where}, which has none" if of_made else f"is taken by {where}"
+            raise BadRow(f"the id {id!r} {holds}")
         return id
 
     def _made(self, id: str, line: int) -> int:

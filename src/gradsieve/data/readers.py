@@ -15,6 +15,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -48,7 +49,7 @@ class Limits(NamedTuple):
     """What is refused as too large, since reading it would take all memory or hours.
 
     Attributes:
-        row_bytes: Bytes of a row. The longest in use, books, have some MB.
+        row_bytes: The longest rows in use, books, have some MB.
         unpacked_times: Bytes of an unpacked file, in times its own size; JSON packs 3 to 50 times.
             Files of less than UNPACKED_BYTES are not looked at.
     """
@@ -82,11 +83,7 @@ def rows_of(
     revision: str | None = None,
     limits: Limits = LIMITS,
 ) -> Rows:
-    """All rows of a file, folder or hub data set, or of those in memory, in a stream.
-
-    Raises:
-        DataError: If it can't be read.
-    """
+    """All rows of a file, folder or hub data set, or of those in memory, in a stream."""
     if not isinstance(path, str):
         rows = _dataset_rows(path, IN_MEMORY) if isinstance(path, datasets.Dataset) else path
         return enumerate(rows, start=1)
@@ -106,14 +103,12 @@ def rows_of(
     name = file.name.lower()
     if name.endswith(JSON_LINES):
         return _json_lines(file, limits)
-    if name.endswith((".json", ".parquet")):
-        read = _json_rows if name.endswith(".json") else _parquet_rows
-        return enumerate(read(file, limits), start=1)
-    raise DataError(
-        "The kind of file is not known by its name.",
-        path,
-        "Give a .jsonl, .jsonl.gz, .jsonl.zst, .json or .parquet file.",
-    )
+    if name.endswith(".json"):
+        return enumerate(_json_rows(file), start=1)
+    if name.endswith(".parquet"):
+        return enumerate(_parquet_rows(file, limits), start=1)
+    todo = "Give a .jsonl, .jsonl.gz, .jsonl.zst, .json or .parquet file."
+    raise DataError("The kind of file is not known by its name.", path, todo)
 
 
 def _refuse_special(file: Path) -> None:
@@ -193,17 +188,14 @@ def _refuse_unpacked(file: Path, limits: Limits) -> None:
 
 def _refuse_spread_json(first_line: bytes, where: str) -> None:
     start = first_line.strip()
-    array = start in (b"[", b"[]") or start.startswith(b"[{")
-    if array or start == b"{":
-        raise DataError(
-            "Expected one JSON object a line, found a JSON array."
-            if array
-            else "Expected one JSON object a line, found one over several lines.",
-            where,
-            "Rename the file to .json, or write one row a line."
-            if array
-            else "Write each row on a line of its own (jq -c . does), or a JSON array as .json.",
-        )
+    if start in (b"[", b"[]") or start.startswith(b"[{"):
+        found, todo = "a JSON array", "Rename the file to .json, or write one row a line."
+    elif start == b"{":
+        found = "one over several lines"
+        todo = "Write each row on a line of its own (jq -c . does), or a JSON array as .json."
+    else:
+        return
+    raise DataError(f"Expected one JSON object a line, found {found}.", where, todo)
 
 
 def _bad_constant(name: str) -> BadRow:
@@ -218,11 +210,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def parsed(line: bytes) -> Any:
-    """The row of a line.
-
-    Raises:
-        BadRow: If it is not JSON.
-    """
+    """The row of a line; a `BadRow` if it is not JSON."""
     try:
         return _DECODER.decode(line.decode("utf-8"))
     except BadRow:
@@ -238,7 +226,7 @@ def parsed(line: bytes) -> Any:
     raise BadRow(found) from None
 
 
-def _json_rows(file: Path, limits: Limits) -> Iterator[Any]:
+def _json_rows(file: Path) -> Iterator[Any]:
     try:
         # A bad constant stands in its row until the row's values are checked.
         if file.stat().st_size > ARRAY_BYTES:
@@ -252,18 +240,17 @@ def _json_rows(file: Path, limits: Limits) -> Iterator[Any]:
         todo = "Fix it, or rename it to .jsonl if it has one row a line."
         raise DataError(f"The file is not JSON: {said}.", f"{file}{line}", todo) from None
     if not isinstance(rows, list):
-        raise DataError(
-            f"Expected an array of rows, found {kind_of(rows)}.",
-            str(file),
-            "Write the rows as a JSON array, or one a line in a .jsonl file.",
-        )
+        todo = "Write the rows as a JSON array, or one a line in a .jsonl file."
+        raise DataError(f"Expected an array of rows, found {kind_of(rows)}.", str(file), todo)
     yield from rows
 
 
 def _parquet_rows(file: Path, limits: Limits) -> Iterator[Any]:
     try:
         with pq.ParquetFile(file) as table:
-            features = _undecoded(_features_of(table.schema_arrow))
+            features = None
+            with suppress(ValueError, TypeError, KeyError):  # types that `datasets` doesn't know
+                features = _undecoded(datasets.Features.from_arrow_schema(table.schema_arrow))
             at_once, most = _rows_at_once(table), limits.unpacked_times * file.stat().st_size
             size = 0
             for batch in table.iter_batches(at_once):
@@ -286,28 +273,17 @@ def _rows_at_once(file: pq.ParquetFile) -> int:
     return max(1, min(ROWS_AT_ONCE, BATCH_BYTES // max(1, largest)))
 
 
-def _features_of(schema: pa.Schema) -> datasets.Features | None:
-    try:
-        return datasets.Features.from_arrow_schema(schema)
-    except (ValueError, TypeError, KeyError):  # types that `datasets` doesn't know
-        return None
-
-
-def _undecoded(features: datasets.Features | None) -> datasets.Features | None:
+def _undecoded(features: datasets.Features) -> datasets.Features:
     """The features whose values are to be decoded: JSON kept as text, not images or sound.
 
     Decoding those needs Pillow and the like, and what comes out is no value of JSON.
     """
-    if features is None:
-        return None
-    still = {name: _visit(feature, _without_decoding) for name, feature in features.items()}
-    return datasets.Features(still)
 
+    def undecoded(feature: Any) -> Any:
+        decodes = getattr(feature, "decode", False) and not isinstance(feature, datasets.Json)
+        return replace(feature, decode=False) if decodes else feature
 
-def _without_decoding(feature: Any) -> Any:
-    if getattr(feature, "decode", False) and not isinstance(feature, datasets.Json):
-        return replace(feature, decode=False)
-    return feature
+    return datasets.Features({name: _visit(one, undecoded) for name, one in features.items()})
 
 
 def _table_rows(table: pa.Table, features: datasets.Features | None) -> Iterator[Any]:
@@ -366,31 +342,23 @@ def _refuse_missing_file(name: str) -> None:
     looks_like_a_file = path.suffix in (".jsonl", ".json", ".parquet", ".gz", ".zst", ".ndjson")
     if path.exists() or not (looks_like_a_file or path.is_absolute() or name.startswith(".")):
         return
-    there = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, there, n=1)
-    missing = path.parent if not path.parent.is_dir() else path
-    raise DataError(
-        "The file is not there." if path.parent.is_dir() else "The folder is not there.",
-        str(missing),
-        f"Did you mean {path.parent / near[0]}?"
-        if near
-        else "Check the path; relative paths start where gradsieve is started.",
-    )
+    todo = "Check the path; relative paths start where gradsieve is started."
+    if not path.parent.is_dir():
+        raise DataError("The folder is not there.", str(path.parent), todo)
+    there = [item.name for item in path.parent.iterdir()]
+    for near in difflib.get_close_matches(path.name, there, n=1):
+        todo = f"Did you mean {path.parent / near}?"
+    raise DataError("The file is not there.", str(path), todo)
 
 
 def _dataset_rows(loaded: datasets.Dataset, place: str) -> Iterator[Any]:
     """Rows from the Arrow table itself: whatever the data set's format is, no value changes."""
     features = _undecoded(loaded.features)
-    tables = iter(loaded.with_format("arrow").iter(batch_size=ROWS_AT_ONCE))
-    while True:
-        try:
-            table = next(tables, None)
-            rows = [] if table is None else list(_table_rows(table, features))
-        except UNREADABLE as error:
-            raise _unreadable(error, place) from None
-        if table is None:
-            return
-        yield from rows
+    try:
+        for table in loaded.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
+            yield from _table_rows(table, features)
+    except UNREADABLE as error:
+        raise _unreadable(error, place) from None
 
 
 def _unreadable(error: BaseException, place: str) -> DataError:

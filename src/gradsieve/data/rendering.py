@@ -18,7 +18,8 @@ import errno
 import re
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,49 +61,43 @@ _TAKEN = re.compile(r"set\s+(\w+)\s*=\s*[\w.]+\[\s*(\w+)(?:\s*[-+]\s*\d+)?\s*\]\
 _GENERATION = re.compile(r"\{#.*?#\}|\{%[-+]?\s*generation\s*[-+]?%\}", re.DOTALL)
 
 Span = tuple[int, int]
+Turn = Mapping[str, Any]
 
 
 class TooLongError(Exception):
     """A template has written more than it may."""
 
 
-class RenderLimit:
-    """Ends a template that loops for too long or writes too much; it is somebody else's program.
+@contextmanager
+def render_limit(seconds: float, characters: int, where: str) -> Iterator[None]:
+    """End a template that loops for too long or writes too much; it is somebody else's program.
 
     A signal ends a long one, so no time is limited outside the main thread and on Windows.
-
-    Args:
-        seconds: For what is inside.
-        characters: That the renderer may write, for the message.
-        where: For the message.
 
     Raises:
         DataError: When the seconds are over, or the renderer has raised `TooLongError`.
     """
 
-    def __init__(self, seconds: float, characters: int, where: str) -> None:
-        self._seconds, self._characters, self._where = seconds, characters, where
-        is_main = threading.current_thread() is threading.main_thread()
-        self._works = is_main and hasattr(signal, "setitimer")
-
-    def __enter__(self) -> None:
-        if self._works:
-            self._before = signal.signal(signal.SIGALRM, self._stop)
-            signal.setitimer(signal.ITIMER_REAL, self._seconds)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._works:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, self._before)
-        if kind is TooLongError:
-            raise self._error(f"writes more than {self._characters} characters", "characters")
-
-    def _stop(self, *_: object) -> None:
-        raise self._error(f"takes more than {self._seconds:g} s", "seconds")
-
-    def _error(self, what: str, key: str) -> DataError:
+    def error(what: str, key: str) -> DataError:
         todo = f"Set model.chat_template to another one, or raise limits.render_{key}."
-        return DataError(f"The chat template {what} for a conversation.", self._where, todo)
+        return DataError(f"The chat template {what} for a conversation.", where, todo)
+
+    def stop(*_: object) -> None:
+        raise error(f"takes more than {seconds:g} s", "seconds")
+
+    is_main = threading.current_thread() is threading.main_thread()
+    works = is_main and hasattr(signal, "setitimer")
+    if works:
+        before = signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except TooLongError:
+        raise error(f"writes more than {characters} characters", "characters") from None
+    finally:
+        if works:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
 def template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
@@ -125,35 +120,33 @@ def template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
                 f"model.chat_template: tokenizer, {tokenizer.name_or_path}",
                 "Set model.chat_template to tulu (the paper's format) or to a Jinja file.",
             )
-        _check_syntax(str(own), f"the chat template of {tokenizer.name_or_path}")
-        return str(own)
+        return _checked(str(own), f"the chat template of {tokenizer.name_or_path}")
     file = TULU if template == "tulu" else Path(template)
     try:
         if file.exists() and not file.is_file():  # a pipe would be read forever
             raise IsADirectoryError(errno.EISDIR, "it is a folder, a pipe or a device")
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        todo = "Give tokenizer, tulu, or the path of a Jinja file."
         said = getattr(error, "strerror", "it is not UTF-8 text")
-        raise ModelError(
-            f"The chat template cannot be read: {said}.",
-            f"model.chat_template: {template}",
-            todo,
-        ) from None
-    _check_syntax(text, template)
-    return text
+        todo = "Give tokenizer, tulu, or the path of a Jinja file."
+        where = f"model.chat_template: {template}"
+        raise ModelError(f"The chat template cannot be read: {said}.", where, todo) from None
+    return _checked(text, template)
 
 
-def _check_syntax(text: str, where: str) -> None:
+def _checked(text: str, where: str) -> str:
     """Refuse what is not Jinja, before the first example is written."""
+    # Only transformers' Jinja knows the block `generation`.
+    usual = re.sub(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}", "", text)
     try:
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_generation(text))
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(usual)
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(
             f"The chat template is not Jinja: {(error.message or '').rstrip('.')}.",
             f"{where}:{error.lineno}",
             "Fix the template, or set model.chat_template to tulu or another file.",
         ) from None
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +168,8 @@ class Turns:
 
     def owner(self, start: int, end: int) -> int:
         """The turn that wrote a span, which is the last one's if it follows all turns."""
-        overlaps = (
-            owner
-            for owner, first, last in self.pieces
-            if first < max(end, start + 1) and last > start
-        )
+        end = max(end, start + 1)
+        overlaps = (owner for owner, first, last in self.pieces if first < end and last > start)
         return next(overlaps, max((owner for owner, _, _ in self.pieces), default=0))
 
     @property
@@ -191,12 +181,7 @@ class Turns:
 class Renderer:
     """A chat template and what it may write into every conversation.
 
-    Args:
-        template: Jinja.
-        variables: Special tokens, by name.
-        most_characters: That a conversation may have.
-
-    Rendering raises `TooLongError` before text of more characters is put together.
+    Rendering raises `TooLongError` before text of more than `most_characters` is put together.
     """
 
     def __init__(
@@ -212,53 +197,40 @@ class Renderer:
         return any(found[0][1] == "%" for found in _GENERATION.finditer(self.template))
 
     def write(
-        self,
-        turns: Sequence[Mapping[str, Any]],
-        tools: Sequence[Any] = (),
-        *,
-        generation_prompt: bool = False,
+        self, turns: Sequence[Turn], tools: Sequence[Any] = (), *, generation_prompt: bool = False
     ) -> str:
         """The text of a conversation."""
-        return self._render(self.template, turns, tools, generation_prompt)
+        return self._render(self.template, turns, tools, add_generation_prompt=generation_prompt)[0]
 
     def write_turns(
-        self,
-        turns: Sequence[Mapping[str, Any]],
-        tools: Sequence[Any] = (),
-        *,
-        generation_prompt: bool = False,
+        self, turns: Sequence[Turn], tools: Sequence[Any] = (), *, generation_prompt: bool = False
     ) -> Turns:
         """The text of a conversation, and where each turn's is."""
         named = [{**turn, _TURN: number} for number, turn in enumerate(turns)]
-        return _taken_apart(self._render(self._marked, named, tools, generation_prompt))
+        asked = {"add_generation_prompt": generation_prompt}
+        return _taken_apart(self._render(self._marked, named, tools, **asked)[0])
 
     def write_generation(
-        self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()
+        self, turns: Sequence[Turn], tools: Sequence[Any] = ()
     ) -> tuple[str, list[Span]]:
         """The text, and what the template's own `{% generation %}` is around."""
-        self.write(turns, tools)  # the function below joins its text without our limit
-        rendered, indices = render_jinja_template(
-            [list(turns)],
-            tools=list(tools) or None,
-            chat_template=self.template,
-            return_assistant_tokens_mask=True,
-            **self.variables,
-        )
-        return str(rendered[0]), [(int(start), int(end)) for start, end in indices[0]]
+        self.write(turns, tools)  # with the mask, the text is joined without our limit
+        text, spans = self._render(self.template, turns, tools, return_assistant_tokens_mask=True)
+        return text, [(int(start), int(end)) for start, end in spans]
 
     def _render(
-        self, template: str, turns: Sequence[Any], tools: Sequence[Any], generation_prompt: bool
-    ) -> str:
+        self, template: str, turns: Sequence[Turn], tools: Sequence[Any], **options: bool
+    ) -> tuple[str, list[Span]]:
         environment = _compile_jinja_template(template).environment
         environment.concat = self._joined  # joins all that a template or a macro has written
-        rendered, _ = render_jinja_template(
+        rendered, spans = render_jinja_template(
             [list(turns)],
             tools=list(tools) or None,
             chat_template=template,
-            add_generation_prompt=generation_prompt,
+            **options,
             **self.variables,
         )
-        return str(rendered[0])
+        return str(rendered[0]), spans[0] if spans else []
 
     def _joined(self, pieces: Iterable[str]) -> str:
         kept, length = [], 0
@@ -272,11 +244,6 @@ class Renderer:
     @cached_property
     def _marked(self) -> str:
         return _with_marks(self.template)
-
-
-def _without_generation(template: str) -> str:
-    """A template without the block that only transformers' Jinja knows."""
-    return re.sub(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}", "", template)
 
 
 def _with_fixed_date(template: str) -> str:
@@ -352,36 +319,22 @@ def _taken_apart(marked: str) -> Turns:
     text: list[str] = []
     pieces: list[tuple[int, int, int]] = []
     open_turns: list[tuple[int, int]] = []  # loop, turn
-    at = length = 0
-
-    def add(piece: str) -> None:
-        nonlocal length
-        if piece and open_turns:
-            pieces.append((open_turns[-1][1], length, length + len(piece)))
-        text.append(piece)
-        length += len(piece)
-
-    for mark in _MARK.finditer(marked):
-        add(marked[at : mark.start()])
-        at = mark.end()
+    at = end = 0
+    for mark in [*_MARK.finditer(marked), None]:
+        text.append(marked[at : mark.start() if mark else None])
+        start, end = end, end + len(text[-1])
+        if start < end and open_turns:
+            turn = open_turns[-1][1]
+            if pieces and pieces[-1][0] == turn and pieces[-1][2] == start:
+                start = pieces.pop()[1]  # one piece with its neighbor
+            pieces.append((turn, start, end))
+        if mark is None:
+            break
+        at, loop = mark.end(), int(mark[1] or mark[3])
         # A turn that the template left by `continue` or `break` has no closing mark.
-        loop = int(mark[1] or mark[3])
-        if (
-            here := next((i for i, (n, _) in enumerate(open_turns) if n == loop), None)
-        ) is not None:
-            del open_turns[here:]
+        loops = [number for number, _ in open_turns]
+        if loop in loops:
+            del open_turns[loops.index(loop) :]
         if mark[2] is not None:
             open_turns.append((loop, int(mark[2])))
-    add(marked[at:])
-    return Turns("".join(text), _joined(pieces))
-
-
-def _joined(pieces: list[tuple[int, int, int]]) -> tuple[tuple[int, int, int], ...]:
-    """Neighboring pieces of one turn as one."""
-    joined: list[tuple[int, int, int]] = []
-    for owner, start, end in pieces:
-        if joined and joined[-1][0] == owner and joined[-1][2] == start:
-            joined[-1] = (owner, joined[-1][1], end)
-        else:
-            joined.append((owner, start, end))
-    return tuple(joined)
+    return Turns("".join(text), tuple(pieces))

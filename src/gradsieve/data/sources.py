@@ -34,7 +34,7 @@ from gradsieve.data.readers import (
 )
 from gradsieve.data.values import MAX_DEPTH, LeftOut, json_row
 from gradsieve.errors import DataError
-from gradsieve.io import fingerprint
+from gradsieve.io import file_hash, fingerprint
 
 LISTED_AT_ONCE = 10
 """Bad rows that a message lists; the others are counted."""
@@ -125,12 +125,10 @@ class ParsedRow(NamedTuple):
     """A row as an example.
 
     Attributes:
-        line: As in `RawRow`.
         text: The row as it came in.
         example: Its id is the one that the row came with, or the one made of its content.
         id_is_made: Whether it is the latter.
         identity: SHA-256 of all that its tokens and labels depend on.
-        left_out: Columns that JSON can't hold, each with what it holds.
     """
 
     line: int
@@ -142,52 +140,37 @@ class ParsedRow(NamedTuple):
 
 
 def raw_rows(spec: SourceSpec) -> Iterator[RawRow]:
-    """The rows of a source, in a stream.
-
-    Raises:
-        DataError: If the source can't be read.
-    """
+    """The rows of a source, in a stream."""
     for line, row in rows_of(spec.path, spec.split, spec.revision, spec.limits):
-        yield RawRow(line, row) if isinstance(row, bytes) else _as_json(line, row, spec)
-
-
-def _as_json(line: int, row: Any, spec: SourceSpec) -> RawRow:
-    try:
-        kept, left_out = json_row(row)
+        if isinstance(row, bytes):
+            yield RawRow(line, row)
+            continue
+        try:
+            kept, left_out = json_row(row)
+        except BadRow as error:
+            yield RawRow(line, error)
+            continue
         text = json_text(kept).encode()
         if len(text) > spec.limits.row_bytes:
             raise row_bytes_error(spec.where(line), spec.limits)
-        return RawRow(line, text, left_out)
-    except BadRow as error:
-        return RawRow(line, error)
+        yield RawRow(line, text, left_out)
 
 
 def parse(spec: SourceSpec, raw: RawRow) -> ParsedRow:
-    """The example that a row is.
-
-    Raises:
-        BadRow: If it holds no usable conversation.
-    """
+    """The example that a row is; a `BadRow` if it holds no usable conversation."""
     if isinstance(raw.text, BadRow):
         raise raw.text
     row, left_out = parsed(raw.text), dict[str, str]()
     if not (raw.is_plain and isinstance(row, dict)):
         row, left_out = json_row(row)
     fields = renamed(row, spec.columns) if spec.columns else row
-    conversation = conversation_of(fields, spec.supervise)
-    given, digest = given_id(fields), content_digest(row)
+    messages, tools, supervised = conversation_of(fields, spec.supervise)
+    given, identity = given_id(fields), content_digest(row)
     source = spec.name if spec.source_field is None else _source_of(row, spec)
-    example = Example(
-        source,
-        made_id(digest) if given is None else given,
-        conversation.messages,
-        row,
-        tools=conversation.tools,
-        supervised=conversation.supervised,
-    )
-    identity = digest
+    id = made_id(identity) if given is None else given
+    example = Example(source, id, messages, row, tools=tools, supervised=supervised)
     if example.supervised is not None:
-        identity = hashlib.sha256(digest + bytes(example.supervised)).digest()
+        identity = hashlib.sha256(identity + bytes(example.supervised)).digest()
     if spec.columns or spec.source_field:
         named = json.dumps([source, example.id, example.messages, example.tools])
         identity = hashlib.sha256(identity + named.encode()).digest()
@@ -215,11 +198,9 @@ def json_text(value: Any) -> str:
 
 
 class SourceKey(NamedTuple):
-    """Identifies the rows of a source.
+    """Identifies the rows of a source: `digest` changes with them, or with their order.
 
-    Attributes:
-        digest: Changes if the source would give other rows, or the same ones in another order.
-        state: Sizes and times of its files before they were read.
+    `state` is that of its files before they were read.
     """
 
     digest: str
@@ -228,9 +209,13 @@ class SourceKey(NamedTuple):
 
 def source_key(spec: SourceSpec) -> SourceKey:
     """The key of a source. Of a file or folder, the bytes count, not the path."""
-    state, files = state_of(spec), _files_of(spec)
+    state, files, path = state_of(spec), _files_of(spec), Path(str(spec.path))
+    if files == [path]:  # its suffix says how it is read
+        contents = ["file", "".join(path.suffixes[-2:]), file_hash(path)]
+        return SourceKey(fingerprint(contents), state)
     if files is not None:
-        return SourceKey(fingerprint(_contents(Path(str(spec.path)), files, spec.split)), state)
+        names = [(file.relative_to(path).as_posix(), file_hash(file)) for file in files]
+        return SourceKey(fingerprint(["folder", spec.split, names]), state)
     digest = xxhash.xxh3_128()
     for row in raw_rows(spec):
         text = row.text
@@ -259,18 +244,6 @@ def _files_of(spec: SourceSpec) -> list[Path] | None:
     return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def _contents(path: Path, files: Sequence[Path], split: str) -> list[Any]:
-    if files == [path]:  # its suffix says how it is read
-        return ["file", "".join(path.suffixes[-2:]), _digest_of_file(path)]
-    names = [(file.relative_to(path).as_posix(), _digest_of_file(file)) for file in files]
-    return ["folder", split, names]
-
-
-def _digest_of_file(file: Path) -> str:
-    with file.open("rb") as opened:
-        return str(hashlib.file_digest(opened, xxhash.xxh3_128).hexdigest())
-
-
 # --- small sources at once -----------------------------------------------------------------------
 
 
@@ -286,13 +259,11 @@ class Source:
     """What was read.
 
     Attributes:
-        name: As the recipe has it.
         examples: In the order they came.
         bad_rows: Rows left out (`on_bad_row="skip"`).
         warnings: What the user should know of how it was read, a line each.
     """
 
-    name: str
     examples: tuple[Example, ...]
     bad_rows: tuple[Rejected, ...]
     warnings: tuple[str, ...] = ()
@@ -325,19 +296,11 @@ def read_source(
         raise bad_rows_error(spec.place, bad, len(bad), len(bad) + len(examples))
     if not examples:
         raise no_row_error(spec.place, len(bad))
-    return Source(name, tuple(examples), tuple(bad), left_out.warnings())
+    return Source(tuple(examples), tuple(bad), left_out.warnings())
 
 
 def examples_of(spec: SourceSpec, left_out: LeftOut) -> Iterator[Example | Rejected]:
-    """The rows of a source as examples, in a stream.
-
-    Args:
-        spec: The source.
-        left_out: Columns that JSON cannot hold are added.
-
-    Raises:
-        DataError: If the source can't be read.
-    """
+    """The rows of a source as examples, in a stream; columns left out are added to `left_out`."""
     with closing(IdIndex(spec.where)) as ids:
         for raw in raw_rows(spec):
             where = spec.where(raw.line)
@@ -353,12 +316,17 @@ def examples_of(spec: SourceSpec, left_out: LeftOut) -> Iterator[Example | Rejec
 def bad_rows_error(place: str, first: Sequence[Rejected], bad: int, rows: int) -> DataError:
     """What to raise for bad rows: how many there are, and the first of them."""
     listed = [f"{row.where}: {row.reason}" for row in first[:LISTED_AT_ONCE]]
-    more = [f"and {bad - len(listed)} more"] if bad > len(listed) else []
     return DataError(
         f"{bad} of {rows} rows of {place} cannot be read.",
-        "\n              ".join(listed + more),
+        list_first(listed, bad),
         "Fix the rows, or set on_bad_row: skip to leave them out.",
     )
+
+
+def list_first(listed: Sequence[str], count: int) -> str:
+    """Lines of a message's second part, and how many more there are."""
+    more = [f"and {count - len(listed)} more"] if count > len(listed) else []
+    return "\n              ".join([*listed, *more])
 
 
 def no_row_error(place: str, bad: int) -> DataError:

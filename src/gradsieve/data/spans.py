@@ -22,7 +22,7 @@ from typing import Any
 import jinja2
 
 from gradsieve.data.content import after_reasoning, common_prefix, in_parts, parts_of, text_of
-from gradsieve.data.rendering import Renderer, Span, Turns
+from gradsieve.data.rendering import Renderer, Span, Turn, Turns
 
 PLACEHOLDER = "q7xq0answer0qx7q"
 """Stands for an answer where only what a template writes around it matters."""
@@ -33,8 +33,6 @@ TEMPLATE_ERRORS = (
 )
 """What a template, a program of its own, may raise for a conversation."""
 
-Turn = Mapping[str, Any]
-
 _PROBE: tuple[Turn, ...] = (
     {"role": "user", "content": "?"},
     {"role": "assistant", "content": PLACEHOLDER},
@@ -43,12 +41,7 @@ _PROBE: tuple[Turn, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as text.
-
-    Attributes:
-        text: All turns.
-        spans: (start, end) of the characters that are supervised, in order.
-    """
+    """A conversation as text; of the spans (start, end) the characters are supervised."""
 
     text: str
     spans: tuple[Span, ...]
@@ -56,13 +49,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a chat template is given.
-
-    Attributes:
-        turns: The messages.
-        tools: Descriptions of functions.
-        supervised: For each turn, whether it is in the loss.
-    """
+    """What a chat template is given; `supervised` says of each turn whether it is in the loss."""
 
     turns: tuple[Turn, ...]
     tools: tuple[Any, ...]
@@ -82,11 +69,7 @@ class Conversation:
 
 
 class SpanFinder:
-    """Finds the supervised spans of conversations that one template writes.
-
-    Args:
-        renderer: The template.
-    """
+    """Finds the supervised spans of conversations that one template writes."""
 
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
@@ -191,7 +174,7 @@ class SpanFinder:
     def generation_prompt(self) -> str:
         """What the template asks for an answer with after a user's turn."""
         asked = {"role": "user", "content": PLACEHOLDER}
-        for user in (asked, {**asked, "content": [{"type": "text", "text": PLACEHOLDER}]}):
+        for user in (asked, in_parts(asked)):
             try:
                 with_prompt = self.renderer.write([user], generation_prompt=True)
                 without = self.renderer.write([user])
@@ -203,13 +186,12 @@ class SpanFinder:
     @cached_property
     def ending(self) -> str:
         """What the template writes after an answer that is followed by nothing."""
-        return self.around(({"role": "user", "content": "?"},))[1]
+        return self.around(_PROBE[:1])[1]
 
     @cached_property
     def ending_within(self) -> str:
         """What it writes in an answer's turn after the answer, if another turn follows."""
-        asked: Turn = {"role": "user", "content": "?"}
-        turns: list[Turn] = [asked, {"role": "assistant", "content": PLACEHOLDER}, asked]
+        turns: list[Turn] = [*_PROBE, _PROBE[0]]
         try:
             found = self.renderer.write_turns(
                 [in_parts(turn) for turn in turns] if self.wants_parts else turns
@@ -219,23 +201,20 @@ class SpanFinder:
         said = "".join(found.text[start:end] for start, end in found.of(1))
         return said.partition(PLACEHOLDER)[2]
 
-    @cached_property
+    @property
     def wants_parts(self) -> bool:
         """Whether the template writes a content of parts, and drops or refuses one that is text."""
-        return self._writes_parts and not self._writes_text
+        return self._written == (False, True)
 
-    @cached_property
+    @property
     def wants_text(self) -> bool:
         """Whether the template writes a content that is text, and drops or refuses parts."""
-        return self._writes_text and not self._writes_parts
+        return self._written == (True, False)
 
     @cached_property
-    def _writes_text(self) -> bool:
-        return self._writes(list(_PROBE))
-
-    @cached_property
-    def _writes_parts(self) -> bool:
-        return self._writes([in_parts(turn) for turn in _PROBE])
+    def _written(self) -> tuple[bool, bool]:
+        """Whether it writes text, and whether it writes parts."""
+        return self._writes(_PROBE), self._writes([in_parts(turn) for turn in _PROBE])
 
     def _writes(self, turns: Sequence[Turn]) -> bool:
         try:
@@ -247,11 +226,11 @@ class SpanFinder:
 
     def around(self, turns: Sequence[Turn], tools: Sequence[Any] = ()) -> tuple[str, str]:
         """What stands before and after an answer to some turns; nothing if it is refused."""
-        answer: Turn = {"role": "assistant", "content": PLACEHOLDER}
+        turns = [*turns, _PROBE[1]]
         if self.wants_parts:
-            turns, answer = [in_parts(turn) for turn in turns], in_parts(answer)
+            turns = [in_parts(turn) for turn in turns]
         try:
-            text = self.renderer.write([*turns, answer], tools)
+            text = self.renderer.write(turns, tools)
         except TEMPLATE_ERRORS:  # it wants other turns
             return "", ""
         before, _, after = text.rpartition(PLACEHOLDER)

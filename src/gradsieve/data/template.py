@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -24,23 +24,15 @@ from transformers import PreTrainedTokenizerBase
 
 from gradsieve.data.content import common_prefix, in_parts, in_text, text_of
 from gradsieve.data.examples import Example, Message
-from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, RenderLimit, template_text
-from gradsieve.data.spans import (
-    TEMPLATE_ERRORS,
-    Conversation,
-    Rendered,
-    SpanFinder,
-    Turn,
-)
+from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, Turn, render_limit, template_text
+from gradsieve.data.sources import LISTED_AT_ONCE, list_first
+from gradsieve.data.spans import TEMPLATE_ERRORS, Conversation, Rendered, SpanFinder
 from gradsieve.data.tokens import labels_of, shortened, with_full_offsets
 from gradsieve.errors import DataError, ModelError
 from gradsieve.io import fingerprint
 
 LABELS_VERSION = 2
 """Counts changes of which tokens are labels, for fingerprints."""
-
-REFUSALS_LISTED = 10
-"""Refused examples that a message lists; the others are counted."""
 
 TEXTS_AT_ONCE = 1000
 """Texts per call of the tokenizer; bounds memory."""
@@ -77,12 +69,7 @@ class TokenizedExample:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An example that the chat template refuses, or writes so that labels can't be verified.
-
-    Attributes:
-        example: The example.
-        reason: What the template, or the check of what it wrote, says.
-    """
+    """An example that the chat template refuses, or writes so that labels can't be verified."""
 
     example: Example
     reason: str
@@ -100,23 +87,15 @@ class Refusal:
 
 
 def refused_error(refused: Sequence[Refusal], count: int) -> DataError:
-    """An error that lists the first refusals.
-
-    Args:
-        refused: At least one.
-        count: Examples that the template was given.
-    """
-    what = f"The chat template refuses {len(refused)} of {count} examples."
-    if count == 1:
-        what = "The chat template refuses an example."
+    """An error that lists the first refusals."""
+    refusals = f"{len(refused)} of {count} examples" if count > 1 else "an example"
     listed = [
         f"{one.where}: {[turn['role'] for turn in one.example.messages]}: {one.reason}"
-        for one in refused[:REFUSALS_LISTED]
+        for one in refused[:LISTED_AT_ONCE]
     ]
-    more = len(refused) - len(listed)
     return DataError(
-        what,
-        "\n              ".join([*listed, *([f"and {more} more"] if more else [])]),
+        f"The chat template refuses {refusals}.",
+        list_first(listed, len(refused)),
         "Fix the rows, set model.chat_template to one that takes them, or set on_bad_row: skip to "
         "leave them out.",
     )
@@ -181,7 +160,7 @@ class ChatTemplate:
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know of how the template writes answers."""
-        with self._limit("a question of one turn"):
+        with render_limit(*self._limits, "a question of one turn"):
             wrote_answer = self._finder.around(({"role": "user", "content": "?"},)) != ("", "")
         marked = self._finder.renderer.marks_generation
         if marked or not wrote_answer or self._finder.ending.strip():
@@ -192,19 +171,11 @@ class ChatTemplate:
         )
 
     def encode(self, example: Example) -> TokenizedExample:
-        """Tokenize one example.
-
-        Raises:
-            DataError: If the template refuses it.
-        """
+        """Tokenize one example; a `DataError` if the template refuses it."""
         return self.encode_all([example])[0]
 
     def encode_all(self, examples: Sequence[Example]) -> list[TokenizedExample]:
-        """Tokenize examples, in order.
-
-        Raises:
-            DataError: If the template refuses examples; it counts them and names the first.
-        """
+        """Tokenize examples, in order; a `DataError` lists those that the template refuses."""
         encoded = self.try_encode_all(examples)
         if refused := [one for one in encoded if isinstance(one, Refusal)]:
             raise refused_error(refused, len(encoded))
@@ -215,16 +186,16 @@ class ChatTemplate:
         found: list[TokenizedExample | Refusal] = []
         for start in range(0, len(examples), TEXTS_AT_ONCE):
             rendered = [self.try_render(example) for example in examples[start:][:TEXTS_AT_ONCE]]
-            tokens = self._tokenize([text for text in rendered if isinstance(text, Rendered)])
-            found += [text if isinstance(text, Refusal) else next(tokens) for text in rendered]
+            texts = [text for text in rendered if isinstance(text, Rendered)]
+            encodings = iter(self._tokenize(texts))
+            found += [
+                text if isinstance(text, Refusal) else self._labeled(text, next(encodings))
+                for text in rendered
+            ]
         return found
 
     def render(self, example: Example) -> Rendered:
-        """The text of an example and what of it is supervised.
-
-        Raises:
-            DataError: If the template refuses the example.
-        """
+        """The text of an example and what of it is supervised."""
         rendered = self.try_render(example)
         if isinstance(rendered, Refusal):
             raise refused_error([rendered], 1)
@@ -233,53 +204,47 @@ class ChatTemplate:
     def try_render(self, example: Example) -> Rendered | Refusal:
         """The text of an example and what of it is supervised, or why there is none."""
         try:
-            with self._limit(f"{example.source} {example.id}"):
+            with render_limit(*self._limits, f"{example.source} {example.id}"):
                 if example.answer_prefix is not None:
                     return self._render_answer(example, example.answer_prefix)
                 return self._finder.find(self._conversation(example))
         except TEMPLATE_ERRORS as error:
             return Refusal(example, str(error) or type(error).__name__)
 
-    def _limit(self, where: str) -> RenderLimit:
-        return RenderLimit(*self._limits, where)
-
     def pieces(self, example: Example) -> list[tuple[str, bool]]:
-        """The text of an example's tokens, in pieces that are supervised or not.
-
-        Raises:
-            DataError: If the template refuses it.
-        """
+        """The text of an example's tokens, in pieces that are supervised or not."""
         rendered = self.render(example)
-        text = shortened(rendered.text, self._backend, self.max_length)
-        [encoding] = self._backend.encode_batch([text], add_special_tokens=self.adds_special_tokens)
+        [encoding] = self._tokenize([rendered])
         at, pieces = 0, list[tuple[str, bool]]()
         flags = [label != -100 for label in self._labeled(rendered, encoding).labels]
         for flag, tokens in groupby(zip(flags, encoding.offsets, strict=False), itemgetter(0)):
             end = max(at, *(last for _, (_, last) in tokens))
-            pieces.append((text[at:end], flag))
+            pieces.append((rendered.text[at:end], flag))
             at = end
         return [piece for piece in pieces if piece[0]]
 
     @cached_property
     def ends(self) -> list[int]:
         """Tokens that end an answer: the tokenizer's, and those that start a turn's end."""
-        ends = dict.fromkeys([self.tokenizer.eos_token_id])
-        for text in (self._finder.ending, self._finder.ending_within):
-            first = self._backend.encode(text.lstrip(), add_special_tokens=False).ids[:1]
-            ends |= dict.fromkeys(t for t in first if t in self.tokenizer.added_tokens_decoder)
+        first = (self._first_token(text.lstrip()) for text in self._endings)
+        added = [token for token in first if token in self.tokenizer.added_tokens_decoder]
+        ends = dict.fromkeys([self.tokenizer.eos_token_id, *added])
         return [token for token in ends if token is not None]
 
     @cached_property
     def end_texts(self) -> list[str]:
         """Texts that end an answer where a turn's end is no special token."""
         added = self.tokenizer.added_tokens_decoder.items()
-        special = {number for number, token in added if token.special}
-        texts: list[str] = []
-        for text in (self._finder.ending.strip(), self._finder.ending_within.strip()):
-            first = self._backend.encode(text, add_special_tokens=False).ids[:1]
-            if first and first[0] not in special and text not in texts:
-                texts.append(text)
-        return texts
+        special = {None, *(number for number, token in added if token.special)}
+        texts = dict.fromkeys(text.strip() for text in self._endings)
+        return [text for text in texts if self._first_token(text) not in special]
+
+    @property
+    def _endings(self) -> tuple[str, str]:
+        return self._finder.ending, self._finder.ending_within
+
+    def _first_token(self, text: str) -> int | None:
+        return next(iter(self._backend.encode(text, add_special_tokens=False).ids), None)
 
     def prompt(
         self, messages: Sequence[Message], answer_start: str = "", answer: Message | None = None
@@ -297,7 +262,7 @@ class ChatTemplate:
             DataError: If the template refuses the messages.
         """
         try:
-            with self._limit("a question"):
+            with render_limit(*self._limits, "a question"):
                 turns = self.turns(messages)
                 prompt = self._finder.renderer.write(turns, generation_prompt=True)
                 before, _ = self._finder.around(turns)
@@ -337,9 +302,9 @@ class ChatTemplate:
         ]
         return Conversation(tuple(self.turns(example.messages)), example.tools, tuple(supervised))
 
-    def _tokenize(self, texts: Sequence[Rendered]) -> Iterator[TokenizedExample]:
+    def _tokenize(self, texts: Sequence[Rendered]) -> list[Encoding]:
         try:
-            encodings = self._backend.encode_batch(
+            return self._backend.encode_batch(
                 [shortened(rendered.text, self._backend, self.max_length) for rendered in texts],
                 add_special_tokens=self.adds_special_tokens,
             )
@@ -349,8 +314,6 @@ class ChatTemplate:
                 f"{self.tokenizer.name_or_path}: {error}",
                 "Give the tokenizer that the model was trained with.",
             ) from None
-        for rendered, encoding in zip(texts, encodings, strict=True):
-            yield self._labeled(rendered, encoding)
 
     def _labeled(self, rendered: Rendered, encoding: Encoding) -> TokenizedExample:
         ids = encoding.ids

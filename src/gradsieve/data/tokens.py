@@ -64,10 +64,7 @@ def with_full_offsets(backend: dict[str, Any]) -> dict[str, Any]:
 
     def untrimmed(part: Any) -> Any:
         if isinstance(part, dict):
-            return {
-                key: False if key == "trim_offsets" else untrimmed(value)
-                for key, value in part.items()
-            }
+            return {key: key != "trim_offsets" and untrimmed(part[key]) for key in part}
         return [untrimmed(item) for item in part] if isinstance(part, list) else part
 
     steps = ("pre_tokenizer", "post_processor")

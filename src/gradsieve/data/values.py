@@ -45,11 +45,7 @@ LeftOutColumn = tuple[str, str, int]
 
 
 class LeftOut:
-    """Columns of a source that are left out of its rows, by name.
-
-    Args:
-        columns: Those of earlier rows.
-    """
+    """Columns of a source that are left out of its rows, by name."""
 
     def __init__(self, columns: Mapping[str, LeftOutColumn] | None = None) -> None:
         self.columns = dict(columns or {})
@@ -144,21 +140,13 @@ def _decimal(value: decimal.Decimal) -> int | float | None:
     return float(value)
 
 
-def _moment(value: datetime.date | datetime.time) -> str | None:
-    return None if value is pd.NaT else value.isoformat()
-
-
-def _numpy_moment(value: np.datetime64) -> str | None:
-    return None if np.isnat(value) else str(np.datetime_as_string(value))
-
-
 _CONVERSIONS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
     (str, str.__str__),  # enumerations of text and NumPy's text are such
     (int, int),
     (float, _number),
     (decimal.Decimal, _decimal),
-    ((datetime.date, datetime.time), _moment),
-    (np.datetime64, _numpy_moment),
+    ((datetime.date, datetime.time), lambda v: None if v is pd.NaT else v.isoformat()),
+    (np.datetime64, lambda v: None if np.isnat(v) else str(np.datetime_as_string(v))),
     (type(pd.NA), lambda _: None),
     (uuid.UUID, str),
 )

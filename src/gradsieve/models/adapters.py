@@ -70,12 +70,7 @@ class Expected(NamedTuple):
 
 
 def start_problem(start: Any, where: str) -> ModelError | None:
-    """An initialization of LoRA that changes the base model at random or by data.
-
-    Args:
-        start: `init_lora_weights` of peft's LoraConfig.
-        where: Where it is set.
-    """
+    """An initialization of LoRA that changes the base model at random or by data."""
     if start in STARTS:
         return None
     name = STARTED_BY.get(str(start), str(start))

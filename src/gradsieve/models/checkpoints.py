@@ -52,11 +52,7 @@ class AdamStates(NamedTuple):
 def save_checkpoint(
     model: PeftModel, optimizer: torch.optim.Optimizer, folder: Path, learning_rate: float
 ) -> None:
-    """Write a checkpoint that features can be taken from.
-
-    Raises:
-        ModelError: As `adam_states`.
-    """
+    """Write a checkpoint that features can be taken from."""
     states = adam_states(model, optimizer)
     save_adapter(model, folder)
     tensors = {
@@ -146,11 +142,7 @@ def load_moments(folder: Path, model: PeftModel) -> AdamStates:
 
 
 def optimizer_file(folder: Path) -> Path:
-    """The file with Adam's moments.
-
-    Raises:
-        ModelError: If there is none; it names a sharded state by what wrote it.
-    """
+    """The file with Adam's moments."""
     file = next((folder / name for name in _READERS if (folder / name).is_file()), None)
     if file is not None:
         return file

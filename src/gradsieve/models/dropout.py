@@ -37,12 +37,7 @@ class _Pass:
 
 @contextmanager
 def example_dropout(model: nn.Module, seed: int) -> Iterator[Begin]:
-    """Within the block, the model's dropout layers drop by example.
-
-    Args:
-        model: A model that is trained.
-        seed: Another one drops other units.
-    """
+    """Within the block, the model's dropout layers drop by example."""
     now = _Pass()
 
     def begin(input_ids: Tensor, attention_mask: Tensor, step: int) -> None:

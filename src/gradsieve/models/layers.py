@@ -28,11 +28,7 @@ TOWER = "layers for images or sound, which text does not run"
 
 
 def adapted(base: PreTrainedModel, config: LoraConfig, where: str) -> PeftModel:
-    """The adapter's layers on a model without weights.
-
-    Raises:
-        ModelError: If peft can't adapt what is named.
-    """
+    """The adapter's layers on a model without weights."""
     config.init_lora_weights = False  # some ways to start look at weights, which are not there
     config.inference_mode = False
     config.lora_dropout = 0.0  # fused experts refuse it, with a message that names no layer
@@ -91,12 +87,7 @@ def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> list[Mod
 
 
 def layer_problems(model: PeftModel, where: str) -> Iterator[ModelError]:
-    """Adapted layers that are not linear, run for part of the tokens, or are shared.
-
-    Args:
-        model: With the adapter.
-        where: The recipe's key, or the folder of a saved adapter.
-    """
+    """Adapted layers that are not linear, run for part of the tokens, or are shared."""
     head = model.get_output_embeddings()
     decoder = _decoder(model)
     places: dict[int, list[str]] = {}

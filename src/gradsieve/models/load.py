@@ -56,11 +56,7 @@ def peft_warnings_hidden() -> Iterator[None]:
 
 
 def add_adapter(model: PreTrainedModel, lora: recipe.LoraConfig, seed: int) -> PeftModel:
-    """A new LoRA adapter on a model: A random from the seed, B zero (peft's default).
-
-    Raises:
-        ModelError: If the adapter does not fit the model.
-    """
+    """A new LoRA adapter on a model: A random from the seed, B zero (peft's default)."""
     try:
         with own_randomness(), peft_warnings_hidden():
             set_seed(seed)
@@ -85,10 +81,10 @@ def lora_config(model: PreTrainedModel, lora: recipe.LoraConfig) -> LoraConfig:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) -> PeftModel:
-    """A saved adapter on a model, its LoRA weights trainable.
+    """A saved adapter on the model it was trained on, its LoRA weights trainable.
 
     Args:
-        model: The model it was trained on.
+        model: The model.
         folder: With adapter_config.json and adapter_model.safetensors.
         like_base: The adapter runs in the model's dtype, as when the paper takes gradients; else in
             float32, as when it is trained (peft's default).
@@ -125,9 +121,6 @@ def load_trained(source: ModelSource, folder: Path) -> PreTrainedModel:
     """A trained model in eval mode: a folder's adapter merged into the model, or a full model.
 
     Into a quantized model nothing is merged, since that would round it: it keeps its LoRA layers.
-
-    Raises:
-        ModelError: As `load_adapter` and `ModelSource.load`.
     """
     if not (folder / "adapter_config.json").is_file():
         own = {"name": str(folder), "revision": None}
@@ -145,11 +138,7 @@ def saved_meta_model(source: ModelSource, folder: Path) -> PeftModel:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with more tokens than the model has embeddings.
-
-    Raises:
-        ModelError: Naming both numbers.
-    """
+    """Refuse a tokenizer with more tokens than the model has embeddings, naming both numbers."""
     embeddings = model.get_input_embeddings()
     tokens = max(tokenizer.get_vocab().values(), default=-1) + 1  # ids may have gaps
     rows = embeddings.weight.shape[0] if isinstance(embeddings, nn.Embedding) else tokens
@@ -186,13 +175,11 @@ def _copy_changed_weights(model: PreTrainedModel, folder: Path) -> None:
     embeddings along.
     """
     config = json.loads(adapter_config(folder).read_text(encoding="utf-8"))
-    changed: list[nn.Parameter] = []
-    if config.get("init_lora_weights") == "olora":
-        changed += model.parameters()
+    changed: list[nn.Module] = [model] if config.get("init_lora_weights") == "olora" else []
     if _has_embeddings(adapter_file(folder)):
-        changed += model.get_input_embeddings().parameters()
-        changed += model.get_output_embeddings().parameters()
-    for parameter in {id(p): p for p in changed if p.is_floating_point()}.values():
+        changed += [model.get_input_embeddings(), model.get_output_embeddings()]
+    parameters = {p for module in changed for p in module.parameters() if p.is_floating_point()}
+    for parameter in parameters:
         parameter.data = parameter.data.clone()
 
 

@@ -45,16 +45,13 @@ language models have some hundreds."""
 
 
 def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
-    """Call `from_pretrained` of a class of transformers.
+    """Call `from_pretrained` of a class of transformers; a `ModelError` if it can't be read.
 
     Args:
         kind: The class.
         model: Its name, revision and `trust_remote_code`.
         noun: What is read, for the message.
         **options: Further arguments of `from_pretrained`.
-
-    Raises:
-        ModelError: If it can't be read.
     """
     file = gguf_file(model.name)
     if file is None:
@@ -75,11 +72,14 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
             f"model.name {model.name}",
             "Give the model as safetensors.",
         ) from None
-    except MemoryError:
-        raise _no_memory(model) from None
     except Exception as error:  # each file has a reader of its own; Rust's raise nothing better
-        if "can't allocate memory" in str(error):  # PyTorch's, on a CPU
-            raise _no_memory(model) from None
+        # PyTorch's, on a CPU, is no MemoryError.
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise ModelError(
+                "There is not enough memory for the model.",
+                f"model.name {model.name}, {model.dtype}",
+                "Use a smaller model, model.dtype: bfloat16, or a machine with more memory.",
+            ) from None
         raise ModelError(
             f"The {noun} cannot be loaded.",
             f"model.name {model.name}: {first_line(error)}",
@@ -107,20 +107,8 @@ def check_sizes(config: Any, name: str) -> None:
                 )
 
 
-def _no_memory(model: ModelConfig) -> ModelError:
-    return ModelError(
-        "There is not enough memory for the model.",
-        f"model.name {model.name}, {model.dtype}",
-        "Use a smaller model, model.dtype: bfloat16, or a machine with more memory.",
-    )
-
-
 def gguf_file(name: str) -> Path | None:
-    """The GGUF file that a name stands for: itself, or the only one of a folder without config.
-
-    Raises:
-        ModelError: If there are several.
-    """
+    """The GGUF file that a name stands for: itself, or the only one of a folder without config."""
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
         return path
@@ -137,11 +125,7 @@ def gguf_file(name: str) -> Path | None:
 
 
 def read_model(model: ModelConfig) -> PreTrainedModel:
-    """The model with all its weights, quantized if the recipe asks for it.
-
-    Raises:
-        ModelError: If it can't be read as a causal language model, or lacks weights.
-    """
+    """The model with all its weights, quantized if the recipe asks for it."""
     check_weights(model)
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
     is_gguf = gguf_file(model.name) is not None
@@ -156,16 +140,10 @@ def read_model(model: ModelConfig) -> PreTrainedModel:
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     elif model.quantization:
         options |= {"quantization_config": _bitsandbytes(model), "device_map": {"": device()}}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     loaded: PreTrainedModel
     with _quiet_transformers():
-        loaded, report = read(
-            AutoModelForCausalLM,
-            model,
-            "model",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
+        loaded, report = read(AutoModelForCausalLM, model, "model", **options)
     _refuse_random_weights(model, report)
     if is_gguf:  # what is loaded is an ordinary model
         loaded.is_quantized, loaded.hf_quantizer = False, None
@@ -201,11 +179,7 @@ def _bitsandbytes(model: ModelConfig) -> BitsAndBytesConfig:
 
 
 def check_weights(model: ModelConfig) -> None:
-    """Refuse a folder without weights, or with damaged ones; only headers are read.
-
-    Raises:
-        ModelError: Naming the file.
-    """
+    """Refuse a folder without weights, or with damaged ones; only headers are read."""
     folder, file = Path(model.name), gguf_file(model.name)
     files = [file] if file else sorted(folder.glob("*.safetensors"))
     if folder.is_dir() and not files and not any(folder.glob("*.bin")):
@@ -272,13 +246,9 @@ def _refuse_missing_folder(name: str) -> None:
     """A name that can't be one of the hub is a folder that is missing."""
     path = Path(name)
     is_path = path.is_absolute() or name.startswith(".") or name.count("/") > 1 or path.is_file()
-    if path.is_dir() or not is_path:
-        return
-    raise ModelError(
-        "The model's folder is not there.",
-        f"model.name {name}: {'a file' if path.is_file() else 'no such folder'}",
-        GIVE_A_MODEL,
-    )
+    if is_path and not path.is_dir():
+        found = f"model.name {name}: {'a file' if path.is_file() else 'no such folder'}"
+        raise ModelError("The model's folder is not there.", found, GIVE_A_MODEL)
 
 
 def first_line(error: Exception) -> str:

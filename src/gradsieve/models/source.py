@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -89,11 +88,7 @@ class ModelSource:
         return read_model(self.settings)
 
     def meta_model(self) -> PreTrainedModel:
-        """The model's modules on torch's meta device: shapes without weights, in a second.
-
-        Raises:
-            ModelError: If it is no causal language model that transformers knows.
-        """
+        """The model's modules on torch's meta device: shapes without weights, in a second."""
         config = self.config()
         try:
             with torch.device("meta"), warnings.catch_warnings():
@@ -150,7 +145,10 @@ class InMemoryModel(ModelSource):
         """
         parameters = () if will_change else self.model.parameters()
         seen: dict[int, object] = {id(parameter): _frozen(parameter) for parameter in parameters}
-        seen |= {id(hooks): type(hooks)() for hooks in _hooks(self.model)}
+        for module in self.model.modules():
+            for kind in ("forward", "forward_pre", "backward", "backward_pre"):
+                hooks = getattr(module, f"_{kind}_hooks")
+                seen[id(hooks)] = type(hooks)()
         view = copy.deepcopy(self.model, seen)
         for module in view.modules():
             module.__dict__.pop("forward", None)
@@ -221,11 +219,9 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
     try:
         getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
     except ValueError as error:
-        raise ModelError(
-            "The model cannot recompute its activations.",
-            f"model.gradient_checkpointing: {first_line(error)}",
-            "Leave model.gradient_checkpointing out.",
-        ) from None
+        what = "The model cannot recompute its activations."
+        where = f"model.gradient_checkpointing: {first_line(error)}"
+        raise ModelError(what, where, "Leave model.gradient_checkpointing out.") from None
 
 
 def _refuse_infinite(model: nn.Module, name: str) -> None:
@@ -250,13 +246,6 @@ def _keep_packing(model: nn.Module) -> None:
     for module in model.modules():
         if "support_avx512bf16_for_cpu" in vars(module):
             vars(module).update(support_avx512bf16_for_cpu=False)
-
-
-def _hooks(model: nn.Module) -> Iterator[Mapping[int, object]]:
-    """The forward and backward hooks of every module."""
-    for module in model.modules():
-        yield from (module._forward_hooks, module._forward_pre_hooks)
-        yield from (module._backward_hooks, module._backward_pre_hooks)
 
 
 def _frozen(parameter: nn.Parameter) -> nn.Parameter:

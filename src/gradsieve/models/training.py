@@ -188,11 +188,7 @@ def clear_work(folder: Path) -> None:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse a tracker whose library isn't installed.
-
-    Raises:
-        UsageError: If one is not installed; it says how to.
-    """
+    """Refuse a tracker whose library isn't installed."""
     there = get_available_reporting_integrations()
     missing = [name for name in names if name not in there]
     if missing:
@@ -280,14 +276,14 @@ class _Resumable(TrainerCallback):
 
 def _last_complete(work: Path, of: str) -> tuple[str | None, float]:
     """The newest sound checkpoint of this training, and its seconds; others are removed."""
-    found: dict[int, tuple[str, float]] = {}
+    found: list[tuple[int, str, float]] = []
     for folder in work.glob("checkpoint-*"):
         seconds = _seconds_of(folder, of)
         if seconds is None:
             shutil.rmtree(folder)
         else:
-            found[int(folder.name.rpartition("-")[2])] = (str(folder), seconds)
-    return found[max(found)] if found else (None, 0.0)
+            found.append((int(folder.name.rpartition("-")[2]), str(folder), seconds))
+    return max(found)[1:] if found else (None, 0.0)
 
 
 def _seconds_of(checkpoint: Path, of: str) -> float | None:

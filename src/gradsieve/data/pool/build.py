@@ -119,12 +119,7 @@ def build_pool(
 
 
 def check_rows(sources: Sequence[SourceSpec], *, skips: bool) -> Iterator[DataError]:
-    """Problems of the sources' rows that show without a chat template; nothing is written.
-
-    Args:
-        sources: To read.
-        skips: Whether bad rows are left out.
-    """
+    """Problems of the sources' rows that show without a chat template; nothing is written."""
     with Workers(None) as workers:
         for spec in sources:
             try:
@@ -139,12 +134,7 @@ def check_rows(sources: Sequence[SourceSpec], *, skips: bool) -> Iterator[DataEr
 
 @dataclass
 class _Rows:
-    """The rows of a source so far: how many can be used, and the first that can't.
-
-    Attributes:
-        spec: The source.
-        skips: Whether bad rows are left out.
-    """
+    """The rows of a source so far: how many can be used, and the first that can't."""
 
     spec: SourceSpec
     skips: bool
@@ -205,11 +195,7 @@ class _SourceBuild:
         rows.add(found.rows, found.skipped, self._part.skipped())
 
     def run(self, workers: Workers, report: Callable[[], object]) -> None:
-        """Add the chunks that are missing.
-
-        Raises:
-            DataError: As `build_pool`.
-        """
+        """Add the chunks that are missing."""
         report()
         if not self._progress.done:
             with (

@@ -76,12 +76,7 @@ class SkippedRow(NamedTuple):
 
 
 class RawChunk(NamedTuple):
-    """Some rows of one source, in the order they came in.
-
-    Attributes:
-        spec: The source, without rows in memory.
-        rows: At most CHUNK_ROWS; of CHUNK_BYTES, unless it is one row.
-    """
+    """Some rows of one source, in the order they came in; of `spec` without rows in memory."""
 
     spec: SourceSpec
     rows: list[RawRow]
@@ -113,11 +108,7 @@ class Chunk(NamedTuple):
 
 
 def raw_chunks(spec: SourceSpec) -> Iterator[RawChunk]:
-    """The rows of a source in chunks; where they are cut depends on the rows alone.
-
-    Raises:
-        DataError: If the source can't be read.
-    """
+    """The rows of a source in chunks; where they are cut depends on the rows alone."""
     sent = spec if isinstance(spec.path, str) else replace(spec, path=IN_MEMORY)
     rows: list[RawRow] = []
     room = CHUNK_BYTES

@@ -38,7 +38,6 @@ class Progress:
 
     Attributes:
         key: What its part depends on.
-        chunks: Chunks that are written.
         rows: Rows that are written, those with a `skip_reason` included.
         skipped: Rows that can't be used.
         place: The source's path if rows were skipped or columns left out: their places name it.
@@ -70,12 +69,7 @@ class Progress:
 
 
 class Part:
-    """The files of one source.
-
-    Args:
-        folder: Of the pool.
-        name: The source's.
-    """
+    """The files of one source."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
@@ -222,13 +216,7 @@ def link_parts(old: Path, new: Path) -> None:
 
 
 def write_state(folder: Path, files: Sequence[str], identity: str) -> None:
-    """Name the files of a pool's rows; written last.
-
-    Args:
-        folder: Of the pool.
-        files: Within its `dataset/`, in order.
-        identity: Changes if the rows do.
-    """
+    """Name the files of a pool's rows, in order; written last. `identity` changes with the rows."""
     features = datasets.Features.from_arrow_schema(SCHEMA).to_dict()
     write_json(folder / "dataset" / "dataset_info.json", {"features": features})
     state: dict[str, Any] = {

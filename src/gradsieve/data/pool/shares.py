@@ -18,13 +18,9 @@ HASHED_AT_ONCE = 10_000
 def random_share(
     pool: Pool, numbers: NDArray[np.int64], fraction: float, seed: int | str
 ) -> NDArray[np.int64]:
-    """The examples with the smallest hashes, smallest first; at least one.
+    """A fraction of some examples [n], smallest hash first; at least one.
 
-    Args:
-        pool: The pool.
-        numbers: Of the examples to choose from [n].
-        fraction: The share of them.
-        seed: Another seed chooses others.
+    Another seed chooses others.
     """
     hashes = np.empty(len(numbers), dtype="S32")
     for start in range(0, len(numbers), HASHED_AT_ONCE):
