@@ -90,8 +90,8 @@ def test_ctrl_c_twice_is_quiet() -> None:
 
 def test_names_are_cleaned_wherever_they_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     name = "a\x1b[2Jb\u202ec\x9b1m"
-    cli._echo(f"rows of {name}")
-    cli._echo({"name": name, "é": 1})
+    cli.echo(f"rows of {name}")
+    cli.echo({"name": name, "é": 1})
     text, data = capsys.readouterr().out.splitlines()
     assert text == "rows of a\ufffd[2Jb\ufffdc\ufffd1m"
     assert data == r'{"name": "a\u001b[2Jb\u202ec\u009b1m", "é": 1}'

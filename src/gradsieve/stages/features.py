@@ -82,16 +82,17 @@ class Features(Stage):
         return needs_gradients(recipe)
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
-        settings = context.recipe.features
+        settings, mean = context.recipe.features, context.recipe.score.target_mean
+        by_turns = context.recipe.exact_by_example and mean != "none"  # not by `target_mean`
         return {
             "features": settings.results(),
             "model": context.model_inputs,
             "checkpoints": context.artifacts.warmup.metadata["output"],
             "pool": context.pool_inputs,
             "targets": {target.name: target.fingerprint for target in context.targets},
-            "target_mean": context.recipe.score.target_mean if settings.mode != "store" else None,
+            "target_mean": mean if settings.mode != "store" else None,
             "stores": list(stores(context)),
-            **({"examples": True} if _exact_by_turns(context.recipe) else {}),
+            **({"examples": True} if by_turns else {}),
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
@@ -182,17 +183,11 @@ def stores(context: Context) -> dict[str, bool]:
     return {**found, "exact": True} if mode == "both" else found
 
 
-def _exact_by_turns(recipe: Recipe) -> bool:
-    """Whether `select.turns` decides what exact cosines are taken to."""
-    return recipe.exact_by_example and recipe.score.target_mean != "none"
-
-
 def groups(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Datastores that are filled by one pass: `pool` with `exact`, the others alone."""
-    together = ("pool", "exact")
-    if not {*together} <= {*names}:
-        return [(name,) for name in names]
-    return [together, *((name,) for name in names if name not in together)]
+    together = ("pool", "exact") if {"pool", "exact"} <= {*names} else ()
+    alone = [(name,) for name in names if name not in together]
+    return [together, *alone] if together else [*alone]
 
 
 def _work(context: Context) -> list[CheckpointWork]:
@@ -276,7 +271,7 @@ class CheckpointWork:
 
     def _settings(self, kind: str, checkpoint: str) -> dict[str, Any]:
         """What all rows of a datastore share."""
-        settings, of_adam = self.job.settings, self._of_adam[kind]
+        job, settings, of_adam = self.job, self.job.settings, self._of_adam[kind]
         shared = {
             "adam": settings.adam if of_adam else None,
             "momentum": settings.momentum if of_adam else None,
@@ -289,8 +284,7 @@ class CheckpointWork:
             projection |= {"version": VERSION[balanced], **({"balanced": True} if balanced else {})}
             return {"bits": settings.bits, "projection": projection, **shared}
         targets = {target.name: target.fingerprint for target in self.context.targets}
-        mean = self.job.target_mean
-        exact = {"columns": self.job.columns, "targets": targets, "target_mean": mean}
+        exact = {"columns": job.columns, "targets": targets, "target_mean": job.target_mean}
         return {"bits": 32, "exact": exact, **shared}
 
     @property
@@ -325,8 +319,7 @@ class CheckpointWork:
         self.clear_directions()
         if "exact" not in self._stores or not self._missing["exact"].any():
             return []
-        files = self._directions.items()
-        return [DirectionTask(self.number, subtask, file) for subtask, file in files]
+        return [DirectionTask(self.number, *of_subtask) for of_subtask in self._directions.items()]
 
     def tasks(self) -> Iterator[FeatureTask]:
         """What is missing: Adam's facts first, then shards, then targets."""
