@@ -19,7 +19,7 @@ test-slow: $(STAMP)     ## the slow ones: many kills, larger inputs
 	$(BIN)/python -m pytest -m slow
 
 test-trust: $(STAMP)    ## kills, power cuts and damaged files; writes docs/reliability.md; may be stopped and resumed
-	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m trust --out ../runs/trust --page ../docs/reliability.md
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m trust --jobs 2 --out ../runs/trust --page ../docs/reliability.md
 
 test-gpu: $(STAMP)      ## the ones that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

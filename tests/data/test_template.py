@@ -398,3 +398,28 @@ def test_a_template_that_loops_is_ended(tmp_path: Path) -> None:
         template.render(Example("s", "7", turns))
     assert caught.value.where == "s 7"
     assert signal.getsignal(signal.SIGALRM) is before
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{{ x }}",
+        "{% macro a() %}{{ x }}{% endmacro %}{{ a()[:1] }}",
+        "{% generation %}{{ x }}{% endgeneration %}",
+    ],
+)
+def test_a_template_that_writes_too_much_is_ended(written: str, tmp_path: Path) -> None:
+    """In its own text, in a macro of which little is shown, and where it marks the answers."""
+    turns = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    file = tmp_path / "long.jinja"
+    file.write_text(f"{{% set x = messages[0].content * 9 %}}{turns}{written}")
+    template = ChatTemplate(tokenizer(), str(file), render_characters=1500)
+    short, long = (
+        Example("s", "7", ({"role": "user", "content": "x" * size}, TURNS[1]))
+        for size in (100, 200)
+    )
+    template.render(short)
+    with pytest.raises(DataError, match="writes more than 1500 characters") as caught:
+        template.render(long)
+    assert caught.value.where == "s 7"
+    assert "limits.render_characters" in caught.value.todo

@@ -209,6 +209,19 @@ def test_another_model_reads_the_rows_itself(
     assert found(other)["planted"].losses == found(whole)["planted"].losses
 
 
+def test_a_damaged_model_is_made_again(
+    inputs: dict[str, Any], whole: RunFolder, tmp_path: Path, trained: list[int]
+) -> None:
+    """Nothing else would notice: its losses are there."""
+    copy = RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
+    file = min(copy.stage("validate").glob("models/*/seed-0/*.safetensors"))
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 4]) + file.read_bytes()[1:])
+    run(inputs, copy.path)
+    assert len(trained) == 1
+    wanted, there = world.results(whole), world.results(copy)
+    assert {name: there.get(name) for name in wanted} == wanted
+
+
 def test_plan_counts_the_trainings(inputs: dict[str, Any], whole: RunFolder) -> None:
     recipe = world.recipe({**inputs, **SETTINGS})
     context = Context(recipe, whole, world.Listening())

@@ -10,6 +10,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import world
@@ -118,7 +119,7 @@ class Bases:
         lines = (self.out / "whole.stages").read_text().splitlines()
         starts = [int(line.split()[0]) for line in lines] + [self.operations]
         runs = []
-        for line, start, end in zip(lines, starts, starts[1:], strict=True):
+        for line, (start, end) in zip(lines, pairwise(starts), strict=True):
             for number, part in enumerate(KILLED_AT):
                 run = self.out / f"unfinished-{line.split()[1]}-{number}"
                 if not run.exists():

@@ -23,6 +23,9 @@ COMMANDS = ("the same command", "the next stage")
 UNREAD = (".lock", "log.txt")
 """Of these nothing is read: whatever they hold, nothing else changes."""
 
+UNHASHED = r"unfinished (01-warmup/loss|03-score/T|05-train/.*seed-N/|06-evaluate/|07-validate/)"
+"""Parts of an unfinished stage that have no hash yet: nothing is promised of them."""
+
 NAMES = (
     (r"[0-9a-f]{16,}", "H"),
     (rf"(?<={ARCHIVE}/)(\d\d-[a-z]+)-[0-9a-f]{{8}}", r"\1-H"),
@@ -77,7 +80,7 @@ def all_damages(bases: Sequence[Base]) -> Iterator[Damage]:
     seen: set[str] = set()
     for base in bases:
         for kind, file in kinds(base).items():
-            if kind in seen:
+            if kind in seen or re.match(UNHASHED, kind):
                 continue
             seen.add(kind)
             after = base.stage is None and _next_stage(file, base.run) is not None

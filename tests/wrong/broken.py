@@ -17,7 +17,7 @@ SETTINGS = "model/tokenizer_config.json"
 LORA = "mine/checkpoint-1/adapter_model.safetensors"
 NO_CONFIG = ("The configuration cannot be loaded", "model.name model")
 NO_TOKENIZER = ("The tokenizer cannot be loaded", "model.name model")
-NO_SIZE = ("none that a model can have", "model.name model, config.json")
+NO_SIZE = ("size that no model can have", "model.name model, config.json")
 DAMAGED = ("The adapter's configuration is damaged", ADAPTER)
 
 
@@ -150,8 +150,9 @@ TOKENIZERS = (
 
 WEIGHT_FILES = (
     Case("empty weights", file(WEIGHTS, ""), ("damaged", f"{WEIGHTS}, 0 bytes")),
-    Case("a missing shard", shards(), ("cannot be loaded", "00002-of-00002"), late=True),
-    Case("an index that is an array", shards("[]"), ("The model cannot be loaded",), late=True),
+    Case("a missing shard", shards(),
+         ("weight file is missing", "model/model-00002-of-00002", "1 of 2")),
+    Case("an index that is an array", shards("[]"), ("index of the model's weights is damaged",)),
     Case("a weight that is NaN", a_weight(WEIGHTS, torch.nan),
          ("not finite", "model.name model", "lm_head.weight"), late=True),
     Case("an infinite weight", a_weight(WEIGHTS, torch.inf), ("not finite",), late=True),

@@ -7,6 +7,7 @@ code that comes with a model runs only if the recipe has `trust_remote_code: tru
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def check_sizes(config: Any, name: str) -> None:
         for one in size if isinstance(size, list) else [size]:  # some models have one per layer
             if one is not None and not (isinstance(one, int) and 1 <= one <= most):
                 raise ModelError(
-                    "A size in the model's configuration is none that a model can have.",
+                    "The model's configuration has a size that no model can have.",
                     f"model.name {name}, config.json: {key} {str(one)[:40]}",
                     "Copy or download config.json again.",
                 )
@@ -190,6 +191,27 @@ def check_weights(model: ModelConfig) -> None:
         )
     for file in files:
         _check_header(file)
+    _check_index(folder / "model.safetensors.index.json")
+
+
+def _check_index(file: Path) -> None:
+    """Refuse weights in several files of which one is missing."""
+    if not file.is_file():
+        return
+    try:
+        names = set(json.loads(file.read_bytes())["weight_map"].values())
+        missing = sorted(name for name in names if not (file.parent / name).is_file())
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ModelError(
+            "The index of the model's weights is damaged.", str(file), "Copy or download it again."
+        ) from None
+    if missing:
+        raise ModelError(
+            "A weight file is missing.",
+            f"{file.parent / missing[0]}: {len(missing)} of {len(names)} files that {file.name} "
+            "names",
+            "Copy or download it again.",
+        )
 
 
 def _check_header(file: Path) -> None:

@@ -166,9 +166,11 @@ class ValidationArtifact(_Summarized):
             return False
 
     def made_with(self, file: Path) -> list[Path]:
-        """A model is made again as a whole."""
-        parts = file.relative_to(self.folder).parts
-        return [self.folder.joinpath(*parts[:3]) if parts[0] == "models" else file]
+        """A model is made again as a whole, which happens for losses that are missing alone."""
+        kind, *parts = file.relative_to(self.folder).parts
+        if kind != "models":
+            return [file]
+        return [self.folder.joinpath(name, *parts[:2]) for name in ("models", "losses")]
 
 
 @dataclass(frozen=True)
