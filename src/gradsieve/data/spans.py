@@ -267,6 +267,8 @@ def _end_of(answer: str, said: str, start: int) -> int | None:
 
     Templates trim answers, and may write their reasoning otherwise or not at all.
     """
-    texts = (answer.strip(), after_reasoning(answer).strip())
-    ends = (said.find(text, start) + len(text) for text in texts if text in said[start:])
-    return next(ends, None)
+    for text in (answer.strip(), after_reasoning(answer).strip()):
+        at = said.find(text, start)
+        if at >= 0:
+            return at + len(text)
+    return None
