@@ -121,22 +121,30 @@ class RawRow(NamedTuple):
         )
 
 
-class ParsedRow(NamedTuple):
-    """A row as an example.
+class RowId(NamedTuple):
+    """What names a row.
 
     Attributes:
-        text: The row as it came in.
-        example: Its id is the one that the row came with, or the one made of its content.
-        id_is_made: Whether it is the latter.
+        line: As in `RawRow`.
+        id: The one that the row came with, or the one made of its content; others may have it.
+        is_made: Whether it is the latter.
         identity: SHA-256 of all that its tokens and labels depend on.
+        left_out: As in `RawRow`.
     """
 
     line: int
-    text: str
-    example: Example
-    id_is_made: bool
+    id: str
+    is_made: bool
     identity: bytes
     left_out: Mapping[str, str]
+
+
+class ParsedRow(NamedTuple):
+    """A row as an example, and its text as it came in."""
+
+    key: RowId
+    text: str
+    example: Example
 
 
 def raw_rows(spec: SourceSpec) -> Iterator[RawRow]:
@@ -175,7 +183,8 @@ def parse(spec: SourceSpec, raw: RawRow) -> ParsedRow:
         named = json.dumps([source, example.id, example.messages, example.tools])
         identity = hashlib.sha256(identity + named.encode()).digest()
     text = json_text(row) if left_out else raw.text.strip().decode()
-    return ParsedRow(raw.line, text, example, given is None, identity, {**raw.left_out, **left_out})
+    key = RowId(raw.line, id, given is None, identity, {**raw.left_out, **left_out})
+    return ParsedRow(key, text, example)
 
 
 def _source_of(row: Mapping[str, Any], spec: SourceSpec) -> str:
@@ -305,10 +314,10 @@ def examples_of(spec: SourceSpec, left_out: LeftOut) -> Iterator[Example | Rejec
         for raw in raw_rows(spec):
             where = spec.where(raw.line)
             try:
-                row = parse(spec, raw)
-                id = ids.take(row.example.id, row.id_is_made, raw.line)
-                left_out.add(row.left_out, where)
-                yield replace(row.example, id=id, where=where)
+                key, _, example = parse(spec, raw)
+                id = ids.take(key.id, key.is_made, raw.line)
+                left_out.add(key.left_out, where)
+                yield replace(example, id=id, where=where)
             except BadRow as error:
                 yield Rejected(where, str(error))
 

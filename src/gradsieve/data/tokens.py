@@ -41,19 +41,13 @@ def shortened(text: str, tokenizer: Tokenizer, max_length: int) -> str:
     """A start of the text with the same first `max_length` tokens, and more than these."""
     characters = max(SHORTEST_CUT, max_length * CHARACTERS_PER_TOKEN)
     while characters < len(text):
-        start = text[: _border(text, characters)]
-        encoding = tokenizer.encode(start, add_special_tokens=False)
-        if len(encoding) > max_length + MARGIN:
+        searched_from = max(0, characters - _SEARCHED)
+        borders = [found.start() for found in _BORDER.finditer(text, searched_from, characters)]
+        start = text[: borders[-1] if borders else characters]
+        if len(tokenizer.encode(start, add_special_tokens=False)) > max_length + MARGIN:
             return start
         characters *= 2
     return text
-
-
-def _border(text: str, characters: int) -> int:
-    """Where to cut: the last place between a letter and white space before `characters`."""
-    searched_from = max(0, characters - _SEARCHED)
-    borders = [found.start() for found in _BORDER.finditer(text, searched_from, characters)]
-    return borders[-1] if borders else characters
 
 
 def with_full_offsets(backend: dict[str, Any]) -> dict[str, Any]:

@@ -162,7 +162,7 @@ class _Rows:
         skipped = list(chunk.skipped)
         for row in chunk.rows:
             try:
-                names.append(ids.take(row.id, row.id_is_made, row.line))
+                names.append(ids.take(row.id, row.is_made, row.line))
             except BadRow as error:
                 names.append(None)
                 skipped.append(SkippedRow(row.line, str(error)))
@@ -216,8 +216,8 @@ class _SourceBuild:
             names, skipped = self._rows.take(chunk, ids)
             if not self._rows.fail:  # otherwise nothing more is tokenized or written
                 kept = [row.identity for row, name in zip(chunk.rows, names, strict=True) if name]
-                for line, columns in chunk.left_out:
-                    left_out.add(columns, self._spec.where(line))
+                for row in chunk.rows:
+                    left_out.add(row.left_out, self._spec.where(row.line))
                 writer.add(_named(chunk, names), kept, skipped, left_out.columns)
             report()
         if state_of(self._spec) != self._state:

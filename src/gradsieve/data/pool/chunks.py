@@ -9,7 +9,7 @@ depends on other chunks (an id that is taken) is left to build.py.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gradsieve.data.formats import BadRow
 from gradsieve.data.readers import IN_MEMORY
-from gradsieve.data.sources import ParsedRow, RawRow, SourceSpec, json_text, parse, raw_rows
+from gradsieve.data.sources import ParsedRow, RawRow, RowId, SourceSpec, json_text, parse, raw_rows
 from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample
 
 Flags = NDArray[np.bool_]
@@ -82,15 +82,6 @@ class RawChunk(NamedTuple):
     rows: list[RawRow]
 
 
-class RowId(NamedTuple):
-    """A row of a chunk: its id as far as the chunk knows it, and what its tokens depend on."""
-
-    line: int
-    id: str
-    id_is_made: bool
-    identity: bytes
-
-
 class Chunk(NamedTuple):
     """What became of a chunk.
 
@@ -98,13 +89,11 @@ class Chunk(NamedTuple):
         batch: A record batch of SCHEMA, serialized, without ids: others may have taken them.
         rows: Of the batch, in order.
         skipped: Rows that are not in the batch.
-        left_out: Lines with columns that JSON can't hold, and what each of these holds.
     """
 
     batch: bytes
     rows: list[RowId]
     skipped: list[SkippedRow]
-    left_out: list[tuple[int, Mapping[str, str]]]
 
 
 def raw_chunks(spec: SourceSpec) -> Iterator[RawChunk]:
@@ -146,14 +135,13 @@ def make_chunk(raw: RawChunk, template: ChatTemplate | None, only_check: bool = 
     kept: list[tuple[ParsedRow, Any]] = []
     for parsed, result in zip(rows, encoded, strict=True):
         if isinstance(result, Refusal):
-            skipped.append(SkippedRow(parsed.line, result.skip_reason))
+            skipped.append(SkippedRow(parsed.key.line, result.skip_reason))
         else:
             kept.append((parsed, result))
     return Chunk(
         b"" if only_check or not kept else _batch(kept).serialize().to_pybytes(),
-        [RowId(row.line, row.example.id, row.id_is_made, row.identity) for row, _ in kept],
+        [row.key for row, _ in kept],
         skipped,
-        [(row.line, row.left_out) for row, _ in kept if row.left_out],
     )
 
 
@@ -170,8 +158,8 @@ def _batch(kept: Sequence[tuple[ParsedRow, TokenizedExample]]) -> pa.RecordBatch
     columns: dict[str, Any] = {
         "source": [row.example.source for row in rows],
         "id": pa.nulls(len(rows), pa.string()),
-        "id_is_made": [row.id_is_made for row in rows],
-        "line": [row.line for row in rows],
+        "id_is_made": [row.key.is_made for row in rows],
+        "line": [row.key.line for row in rows],
         "row": [row.text for row in rows],
         "messages": [json_text(row.example.messages) for row in rows],
         "tools": [json_text(row.example.tools) if row.example.tools else None for row in rows],

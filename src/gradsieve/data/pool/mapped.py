@@ -222,10 +222,6 @@ class Pool:
         taken = self.take(numbers, ["source", "id", "messages", "row", "tools", "supervised"])
         return [_example(row) for row in taken.to_pylist()]
 
-    def example(self, number: int) -> Example:
-        """One conversation."""
-        return self.examples([number])[0]
-
 
 def order_of(table: pa.Table) -> NDArray[np.int64]:
     """Numbers of a pool's rows by (source, id), in the order of code points."""
