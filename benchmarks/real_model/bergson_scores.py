@@ -185,30 +185,35 @@ class Model:
     def pool(self) -> Iterator[Gradients]:
         return (read(self.folder / part) for part in self.parts)
 
+    def missing(self, name: str) -> list[str]:
+        """Targets without scores."""
+        file = f"{name}{self.suffix}.npy"
+        return [target for target in self.targets if not (self.out / target / file).exists()]
+
     def save(self, target: str, name: str, of_queries: Tensor) -> None:
-        """Write the mean over queries and, where there are several, the maximum."""
+        """Write the maximum over queries, if there are several, and then the mean."""
         (self.out / target).mkdir(exist_ok=True)
-        ways = {"": of_queries.mean(1)}
-        if of_queries.shape[1] > 1:
-            ways["_nearest"] = of_queries.amax(1)
-        for ending, found in ways.items():
+        ways = {"_nearest": of_queries.amax(1)} if of_queries.shape[1] > 1 else {}
+        for ending, found in (ways | {"": of_queries.mean(1)}).items():
             in_order = np.empty(len(self.order), np.float32)
             in_order[self.order] = found.numpy()
             np.save(self.out / target / f"{name}{self.suffix}{ending}.npy", in_order)
 
     def cosine(self) -> None:
-        for target in self.targets:
+        for target in self.missing("bergson_cosine"):
             with self.seconds.of(f"cosine{self.suffix} {target}"):
                 found = scores(self.pool(), read(self.folder / target))
             self.save(target, "bergson_cosine", found)
 
     def trackstar(self, change: Callable[[Gradients], Gradients] = lambda g: g) -> None:
         """Scores with the mixed Hessian of each target."""
+        if not self.missing("bergson_trackstar"):
+            return
         folder = self.out / f"hessians{self.suffix}"
         with self.seconds.of(f"trackstar{self.suffix} pool"):
             pool = [change(part) for part in self.pool()]
             self.autocorrelation(pool, folder / "pool")
-        for target in self.targets:
+        for target in self.missing("bergson_trackstar"):
             queries, mixed = change(read(self.folder / target)), folder / f"{target}-mixed"
             with self.seconds.of(f"trackstar{self.suffix} {target}"):
                 self.autocorrelation([queries], folder / target)
@@ -243,7 +248,7 @@ class Model:
         prepare = load_preconditioner(
             run, inversion_cfg=InversionConfig(), power=-1.0, ev_correction=True
         )
-        for target in self.targets:
+        for target in self.missing("bergson_ekfac"):
             with self.seconds.of(f"ekfac{self.suffix} {target}"):
                 queries = {n: g.mean(0, True) for n, g in read(self.folder / target).items()}
                 found = scores(self.pool(), prepare.apply(queries), unit=False)
