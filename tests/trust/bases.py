@@ -90,15 +90,21 @@ class Bases:
         return run
 
     @cached_property
+    def finished(self) -> Base:
+        """The finished run."""
+        older = self._finished("older", self._recipe("older-inputs", seed=1))
+        return Base(self.whole, self.recipe, self.whole, older)
+
+    @cached_property
     def damaged(self) -> list[Base]:
         """Those of which files are damaged."""
-        older = self._finished("older", self._recipe("older-inputs", seed=1))
+        older = self.finished.older
         more = self._recipe(
             "inputs", 0, score={"methods": ["sgd"]}, train={"full_parameters": True}, validate=None
         )
         others = self._finished("others", more)
         return [
-            Base(self.whole, self.recipe, self.whole, older),
+            self.finished,
             Base(others, more, others, older),
             Base(self._archived(), self.recipe, self.whole, older),
             *(Base(run, self.recipe, self.whole, older) for run in self._unfinished()),

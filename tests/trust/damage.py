@@ -177,7 +177,9 @@ def _differing(base: Base, run: Path) -> list[str]:
 
 
 def _is_sound(run: Path) -> bool:
-    return not verify(RunFolder(run)).problems
+    """Whether verify has no problem, and no stage that lacks its meta.json."""
+    found = verify(RunFolder(run))
+    return not found.problems and set(found.stages.values()) == {"verified"}
 
 
 def _next_stage(file: str, run: Path) -> str | None:

@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--cuts", type=int, default=50)
     parser.add_argument("--damages", type=int, help="at most so many; by default all")
+    parser.add_argument("--finished", action="store_true", help="damage the finished run alone")
     parser.add_argument("--only", default="", help="damages of files with this in their kind")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--page", type=Path, help="where the table is written")
@@ -49,7 +50,7 @@ def main() -> None:
     trials: list[Trial] = [
         *_interruptions(bases, "kill", given.kills),
         *_interruptions(bases, "cut", given.cuts),
-        *(OneDamage(one) for one in _some_damages(bases, given.damages, given.only)),
+        *(OneDamage(one) for one in _some_damages(bases, given)),
     ]
     records = run_trials(trials, out, given.jobs)
     print(table(records))
@@ -190,12 +191,14 @@ def _interruptions(bases: Bases, what: str, wanted: int) -> Iterator[Interruptio
         number, left = number + 1, left - kills
 
 
-def _some_damages(bases: Bases, most: int | None, only: str) -> list[Damage]:
+def _some_damages(bases: Bases, given: argparse.Namespace) -> list[Damage]:
     """All damages, or a sample."""
+    most: int | None = given.damages
     if most == 0:
         return []
-    every = [one for one in all_damages(bases.damaged) if only in one.kind]
-    return every if most is None else random.Random(0).sample(every, min(most, len(every)))
+    every = all_damages([bases.finished] if given.finished else bases.damaged)
+    found = [one for one in every if given.only in one.kind]
+    return found if most is None else random.Random(0).sample(found, min(most, len(found)))
 
 
 def _kill(rng: random.Random, bases: Bases, what: str) -> tuple[Kill, str]:

@@ -14,12 +14,13 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 
 
 @pytest.mark.parametrize(
-    ("kills", "cuts", "damages"), [(3, 3, 6), pytest.param(30, 20, 60, marks=pytest.mark.slow)]
+    ("kills", "cuts", "damages", "which"),
+    [(3, 3, 6, ["--finished"]), pytest.param(30, 20, 60, [], marks=pytest.mark.slow)],
 )
-def test_trials(tmp_path: Path, kills: int, cuts: int, damages: int) -> None:
+def test_trials(tmp_path: Path, kills: int, cuts: int, damages: int, which: list[str]) -> None:
     """In a process of its own, which forks before it has threads."""
     wanted = ["--kills", str(kills), "--cuts", str(cuts), "--damages", str(damages)]
-    wanted += ["--jobs", "2"]
+    wanted += ["--jobs", "2", *which]
     done = subprocess.run(
         [sys.executable, "-m", "trust", "--out", str(tmp_path), *wanted],
         cwd=Path(__file__).parents[1],
