@@ -104,7 +104,7 @@ def test_differences_are_the_keys_that_are_marked(
             continue  # names say which source or target it is
 
         def changed(file: Path, key: str = key) -> Recipe:
-            recipe = load_recipe(file)
+            recipe = load_recipe(file).model_copy(deep=True)  # its defaults are shared
             if file == runs[1] / "recipe.yaml":
                 section_at(recipe, path).__dict__[key] = "another value"
             return recipe

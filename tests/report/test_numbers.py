@@ -2,12 +2,9 @@
 
 import numpy as np
 
-from gradsieve.report.numbers import (
-    histogram,
-    length_histogram,
-    overlap_of_top,
-    short,
-)
+from gradsieve.report.contributions import overlap_of_top
+from gradsieve.report.selection import histogram, length_histogram
+from gradsieve.report.texts import short
 
 
 def test_overlap_of_top() -> None:

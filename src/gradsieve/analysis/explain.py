@@ -141,9 +141,8 @@ class _Explainer:
     """Reads what a run has on an example, for one target and method."""
 
     def __init__(self, context: Context, name: SelectionName) -> None:
-        self._context, self._target, self._method = context, name.target, name.method
-        self._selection = name.short
-        self._pool, self._artifacts = context.pool, context.artifacts
+        self._context, self._pool, self._artifacts = context, context.pool, context.artifacts
+        self._target, self._method, self._selection = name.target, name.method, name.short
         self._notes = [
             f"{stage} is out of date: {reason}; run `gradsieve run` with the run's recipe"
             for stage, reason in outdated(context.run).items()
@@ -220,15 +219,15 @@ class _Explainer:
         self, number: int, score: TargetScore
     ) -> tuple[dict[str, list[float]], list[Contribution]]:
         """What each checkpoint adds, by subtask; and each target example's contribution."""
-        recipe, method = self._context.recipe, self._method
-        if not can_decompose(recipe, method) and method != "less":
+        method, can = self._method, can_decompose(self._context.recipe, self._method)
+        if not can and method != "less":
             self._notes.append(f"scores of {method} can't be decomposed by target example")
             return {}, []
         store = self._last_store()
         if store is None or self._position(store, number) < 0:
             self._notes.append("the features were made again since, and lack this example")
             return {}, []
-        if not can_decompose(recipe, method):
+        if not can:
             self._notes.append(
                 "features.mode: exact keeps no gradients to decompose scores by target example"
             )
@@ -289,16 +288,16 @@ class _Explainer:
         # Lines are in order of (source, id), and so are neighbors with equal cosines.
         best = np.argsort(-cosines, kind="stable")[:NEIGHBORS]
         texts = self._pool.examples(numbers[lines[best]])
+        found = zip(
+            texts,
+            cosines[best].tolist(),
+            table.total[lines[best]].tolist(),
+            table.ranks[lines[best]].tolist(),
+            strict=True,
+        )
         return [
-            Neighbor(
-                example.source,
-                example.id,
-                float(cosine),
-                float(table.total[line]),
-                int(table.ranks[line]),
-                _text(example),
-            )
-            for example, line, cosine in zip(texts, lines[best], cosines[best], strict=True)
+            Neighbor(one.source, one.id, cosine, score, rank, _text(one))
+            for one, cosine, score, rank in found
         ]
 
     def _last_store(self) -> Store | None:
@@ -318,9 +317,8 @@ class _Explainer:
         try:
             targets = self._context.targets
         except DataError as error:
-            self._notes.append(
-                f"the target's examples can't be read any more: {error.what} ({error.where})"
-            )
+            why = f"{error.what} ({error.where})"
+            self._notes.append(f"the target's examples can't be read any more: {why}")
             return {}
         own = (target.examples for target in targets if target.name == self._target)
         return {(example.subtask, example.id): example for examples in own for example in examples}

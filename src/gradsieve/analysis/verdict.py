@@ -87,9 +87,8 @@ def headline(metrics: Metrics) -> str | None:
 
 
 def _tells_apart(cells: Mapping[str, Cell]) -> bool:
-    known = {name for cell in cells.values() for name in cell.over}
-    reference = next((name for name in REFERENCES if name in known), None)
-    return reference is not None and any(cell.compared(reference) for cell in cells.values())
+    known = [one for one in REFERENCES if any(one in cell.over for cell in cells.values())]
+    return bool(known) and any(cell.compared(known[0]) for cell in cells.values())
 
 
 def verdict(
@@ -105,7 +104,7 @@ def verdict(
     metric = headline(metrics)
     cells = metrics[metric] if metric else {}
     aside = (*UNTRAINED, "random", "full")
-    methods = [name for name in cells if split_size(name)[0] not in aside]
+    methods = [name for name in cells if name.partition("@")[0] not in aside]
     if metric is None or not methods:
         return None
     sign = 1 if cells[methods[0]].higher_is_better else -1
@@ -156,12 +155,6 @@ class Curve:
     levels: dict[str, float]
 
 
-def split_size(method: str) -> tuple[str, str]:
-    """`less@0.05` to ("less", "0.05"), `less` to ("less", "")."""
-    base, _, size = method.partition("@")
-    return base, size
-
-
 def curve(metrics: Metrics, rows: Mapping[str, int]) -> Curve | None:
     """The headline metric against each method's selected rows; None if all have one size."""
     metric = headline(metrics)
@@ -169,7 +162,7 @@ def curve(metrics: Metrics, rows: Mapping[str, int]) -> Curve | None:
     points: dict[str, dict[str, tuple[int, float]]] = {}
     most: dict[str, int] = {}
     for method, cell in cells.items():
-        base, size = split_size(method)
+        base, _, size = method.partition("@")
         if size and method in rows:
             points.setdefault(base, {})[size] = rows[method], cell.mean
             most[size] = max(most.get(size, 0), rows[method])

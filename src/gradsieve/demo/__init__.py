@@ -52,18 +52,12 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Result:
-    """Results of the demo.
+    """Results of the demo: rows that were selected, rows in the pool, and how many have the skill.
 
     Attributes:
-        skill: The target's skill.
-        selected: Selected rows.
-        of_skill: Selected rows that have the skill.
-        of_twin: Selected rows that have the skill with the same words.
-        pool: Rows in the pool.
-        pool_of_skill: Rows in the pool that have the skill.
+        of_twin: Selected rows of the skill with the same words.
         accuracy: Share of held-out questions answered exactly after training, by method.
         loss: Mean loss of their reference answers, by method.
-        folder: The run folder.
     """
 
     skill: str
@@ -84,6 +78,7 @@ class Result:
             for method, label in TRAINED_ON.items()
             if (loss := self.loss.get(method)) is not None
         )
+        best = min((method for method in self.loss if method != "base"), key=self.loss.__getitem__)
         share, base_rate = self.of_skill / self.selected, self.pool_of_skill / self.pool
         return (
             f"Target skill: {self.skill}, shown by {2 * EXAMPLES_A_KIND} examples.\n"
@@ -94,17 +89,10 @@ class Result:
             f"  selected with the opposite skill, of the same words: {self.of_twin}\n"
             f"After {TRAINING_STEPS} steps of training on    loss of answers"
             f"{'     answered exactly' if self.accuracy else ''}\n{results}\n"
-            f"{self.conclusion()}\n"
+            f"Equal training, other rows: {TRAINED_ON[best]} taught the skill best "
+            f"(loss {self.loss[best]:.2f}; random rows {self.loss['random']:.2f}).\n"
             f"See {self.folder}/04-select/{self.skill}/less/selected.jsonl, and\n"
             f"gradsieve compare {self.folder}"
-        )
-
-    def conclusion(self) -> str:
-        """What the table shows."""
-        best = min((method for method in self.loss if method != "base"), key=self.loss.__getitem__)
-        return (
-            f"Equal training, other rows: {TRAINED_ON[best]} taught the skill best "
-            f"(loss {self.loss[best]:.2f}; random rows {self.loss['random']:.2f})."
         )
 
 
@@ -195,15 +183,10 @@ def recipe_text(folder: Path) -> str:
 
 
 def _lines(rows: list[Row]) -> str:
-    records = [
-        {
-            "id": row.id,
-            "kind": row.kind,
-            "messages": [
-                {"role": "user", "content": row.question},
-                {"role": "assistant", "content": row.answer},
-            ],
-        }
-        for row in rows
-    ]
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    lines = []
+    for row in rows:
+        turns = [("user", row.question), ("assistant", row.answer)]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        record = {"id": row.id, "kind": row.kind, "messages": messages}
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    return "".join(lines)

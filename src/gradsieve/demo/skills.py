@@ -25,11 +25,9 @@ Answer = Callable[[list[str]], list[str]]
 
 @dataclass(frozen=True)
 class Skill:
-    """A rule from a list to an answer, and its wordings.
+    """A rule from a list to an answer, and a wording for each source's style.
 
-    Attributes:
-        answer: The rule.
-        wordings: One per source's style; the first two of opposite skills share their words.
+    The first two wordings of opposite skills share their words.
     """
 
     answer: Answer
@@ -101,19 +99,17 @@ def make_rows(count: int, seed: int) -> list[Row]:
 
 def make_examples(skill: str, count: int, seed: int) -> list[Row]:
     """Target examples of one skill, in its first wording, `count` per kind of list."""
-    rng = random.Random(f"{seed} examples")
-    return [
-        _row(rng, f"{kind}-{number}", skill, kind=kind, wording=0)
-        for kind in ITEMS
-        for number in range(count)
-    ]
+    return _of_kinds(random.Random(f"{seed} examples"), skill, count, wordings=1)
 
 
 def make_questions(skill: str, count: int, seed: int) -> list[Row]:
     """Held-out questions for one skill in all its wordings, `count` per kind of list."""
-    rng = random.Random(f"{seed} questions")
+    return _of_kinds(random.Random(f"{seed} questions"), skill, count, wordings=3)
+
+
+def _of_kinds(rng: random.Random, skill: str, count: int, wordings: int) -> list[Row]:
     return [
-        _row(rng, f"{kind}-{number}", skill, kind=kind, wording=number % 3)
+        _row(rng, f"{kind}-{number}", skill, kind=kind, wording=number % wordings)
         for kind in ITEMS
         for number in range(count)
     ]

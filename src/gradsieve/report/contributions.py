@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsieve.analysis.bootstrap import spearman
+from gradsieve.analysis.bootstrap import Floats, spearman
 from gradsieve.analysis.decompose import Contributions, decompose
 from gradsieve.methods.base import combine
-from gradsieve.report.numbers import overlap_of_top, short
+from gradsieve.report.texts import short
 from gradsieve.runs.context import Context
 from gradsieve.tasks import Target
 
@@ -32,6 +32,13 @@ TOP = 0.05
 
 VALUES = 1 << 27
 """Values of `Contributions` held at a time: half a GiB."""
+
+
+def overlap_of_top(one: Floats, other: Floats, share: float) -> float:
+    """Share of one's highest values that are among the other's highest."""
+    count = max(1, round(share * len(one)))
+    tops = [set(np.argsort(-values, kind="stable")[:count].tolist()) for values in (one, other)]
+    return len(tops[0] & tops[1]) / count
 
 
 class Decomposition:

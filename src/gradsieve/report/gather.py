@@ -25,9 +25,8 @@ from gradsieve.report.answers import answers
 from gradsieve.report.contributions import Decomposition
 from gradsieve.report.made import checkpoints, current_stages, loss_curve
 from gradsieve.report.map import Chosen, feature_map
-from gradsieve.report.numbers import short
 from gradsieve.report.selection import GROUPS, Selection
-from gradsieve.report.texts import CUT, PageRows, turns
+from gradsieve.report.texts import CUT, PageRows, short, turns
 from gradsieve.runs.context import Context
 from gradsieve.tasks import Target
 

@@ -11,7 +11,7 @@ from typing import Any
 from gradsieve.errors import RunError
 from gradsieve.io import differences
 from gradsieve.recipe.load import dump_recipe
-from gradsieve.report.numbers import short
+from gradsieve.report.texts import short
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import STAGE_NAMES
 from gradsieve.runs.lineage import changed_settings, outdated, upstream

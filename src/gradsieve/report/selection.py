@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from gradsieve.analysis.bootstrap import Floats
 from gradsieve.analysis.results import records_of
 from gradsieve.recipe.schema import ReportConfig
-from gradsieve.report.numbers import histogram, length_histogram, short
-from gradsieve.report.texts import PageRows
+from gradsieve.report.texts import PageRows, short
 from gradsieve.runs.artifacts import SelectionFiles
 from gradsieve.runs.score_table import ScoreTable
 
@@ -27,6 +27,8 @@ GROUPS = ("selected", "passed over", "near miss", "lowest")
 
 SUBTASKS_SHOWN = 5
 """Scores by subtask shown of a row: the highest."""
+
+BINS, LENGTH_BINS = 60, 32
 
 RULES = ("near_duplicates", "per_source", "drop_leaks")
 """With which the reason of a row that was passed over begins."""
@@ -149,6 +151,31 @@ class Selection:
             "reason": {str(place): reason for place, reason in shown.reasons.items()},
             "by_subtask": [_highest(self.table.compared[line]) for line in shown.lines],
         }
+
+
+def histogram(values: Floats, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    """Counts of all values and of the chosen ones in bins of equal width."""
+    finite = np.isfinite(values)
+    known = values[finite] if finite.any() else np.zeros(1)
+    low, high = float(known.min()), float(known.max())
+    return _counted(values, chosen, np.linspace(low, high if high > low else low + 1, BINS + 1))
+
+
+def length_histogram(tokens: NDArray[np.integer[Any]], chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    """The same of lengths, in bins of equal ratio; each holds at least one whole number."""
+    low, high = max(1, int(tokens.min())), int(tokens.max()) + 1
+    edges = np.unique(np.round(np.geomspace(low, max(high, low + 1), LENGTH_BINS + 1)))
+    return _counted(tokens, chosen, edges)
+
+
+def _counted(
+    values: NDArray[Any], chosen: NDArray[np.bool_], edges: NDArray[np.float64]
+) -> dict[str, Any]:
+    return {
+        "edges": edges.tolist(),  # all digits: scores may differ in later digits
+        "all": np.histogram(values, edges)[0].tolist(),
+        "selected": np.histogram(values[chosen], edges)[0].tolist(),
+    }
 
 
 def lines_of(table: ScoreTable, records: pa.Table) -> NDArray[np.int64]:

@@ -1,7 +1,8 @@
-"""The texts that a page shows: rows of the pool and target examples, cut where long."""
+"""Texts and numbers as a page shows them: rows and target examples, cut where long."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,11 @@ CUT = 4000
 
 AT_ONCE = 1000
 """Rows read at a time."""
+
+
+def short(value: float) -> float | None:
+    """Rounded to six digits, more than a score's precision; None if it is not finite."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def turns(messages: Iterable[Message]) -> tuple[list[list[str]], int]:
