@@ -231,9 +231,11 @@ def card(recipe: Recipe, target: str = "t", method: str = "less", **changes: Any
         "selected": {"a": 2},
         "scored": {"a": 4, "b": 1},
         "examples": {"t": (5, 1), "u": (6, 2)},
-        "features": features_of([{"a": 1}]),
-        "message_features": message_features(),
-        "answer_features": message_features(columns=("prompt", "completion")),
+        "features": {
+            "default": features_of([{"a": 1}]),
+            "messages": message_features(),
+            "prompt_completion": message_features(columns=("prompt", "completion")),
+        },
     }
     return Card(**{**settings, **changes}).text()
 

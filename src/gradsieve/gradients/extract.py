@@ -9,8 +9,7 @@ are kept); results are copied while the next batch is computed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,14 +29,7 @@ MOST = 1 << 17
 
 
 class TokenBudget:
-    """How many tokens, padding included, one forward pass may have.
-
-    Args:
-        wanted: A number, or `auto`.
-
-    Attributes:
-        tokens: As of now.
-    """
+    """How many tokens, padding included, one forward pass may have: as of now in `tokens`."""
 
     def __init__(self, wanted: int | Literal["auto"] = "auto") -> None:
         self._grows = wanted == "auto" and device().type == "cuda"
@@ -55,27 +47,13 @@ class TokenBudget:
         self.tokens = max(1, tokens // 2)
 
 
-class Extracted(NamedTuple):
-    """Features of examples, on the CPU.
-
-    Attributes:
-        rows: float32 [n, d].
-        gradient_norms: [n].
-        share_below_eps: As `FeatureRows`, mean over batches.
-    """
-
-    rows: Tensor
-    gradient_norms: Tensor
-    share_below_eps: float
-
-
 def extract(
     extractor: FeatureExtractor,
     encoded: Sequence[TokenizedExample],
     budget: TokenBudget,
     measure_eps: bool = False,
-) -> Extracted:
-    """Features of all examples, in their order.
+) -> FeatureRows:
+    """Features of all examples, in their order, on the CPU.
 
     Raises:
         ModelError: If memory runs out with a single example.
@@ -98,7 +76,7 @@ def extract(
         before = coming
     if before is not None:
         keep(*before.arrived())
-    return Extracted(rows, norms, sum(shares) / len(shares))
+    return FeatureRows(rows, norms, sum(shares) / len(shares))
 
 
 def _batches(
@@ -154,7 +132,7 @@ class _OnItsWay:
             held = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
             for here, there in zip(held, tensors, strict=True):
                 here.copy_(there, non_blocking=True)
-            self._made = replace(made, rows=held[0], gradient_norms=held[1])
+            self._made = made._replace(rows=held[0], gradient_norms=held[1])
             self._event = torch.cuda.Event()
             self._event.record()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -34,15 +35,7 @@ Projected = Projection | ExactProducts
 
 @dataclass(frozen=True)
 class Moments:
-    """Adam's state at a checkpoint, by weight's name.
-
-    Attributes:
-        exp_avg: First moments m.
-        exp_avg_sq: Second moments v.
-        step: Optimizer steps made.
-        betas: The optimizer's b1 and b2.
-        eps: The optimizer's eps.
-    """
+    """Adam's state at a checkpoint: its moments m and v by weight's name, its optimizer steps."""
 
     exp_avg: Mapping[str, Tensor]
     exp_avg_sq: Mapping[str, Tensor]
@@ -51,9 +44,8 @@ class Moments:
     eps: float = adam.EPS
 
 
-@dataclass(frozen=True)
-class FeatureRows:
-    """Features of a batch.
+class FeatureRows(NamedTuple):
+    """Features of examples.
 
     Attributes:
         rows: Projected updates (or gradients), float32 [B, d]; or inner products [B, S]; or
@@ -71,12 +63,8 @@ class FeatureExtractor:
     """Turns batches into projected rows, at one checkpoint.
 
     Args:
-        model: A peft model whose LoRA weights are trainable.
         projections: What rows are made of updates: projections, or products with directions.
         moments: Adam's state for rows of the pool; None for plain gradients (targets).
-        reading: The place of Adam's eps.
-        momentum: Whether m is part of the update.
-        objective: Whose losses are differentiated.
 
     Raises:
         ModelError: If the moments' names or shapes are not the model's.
@@ -98,12 +86,10 @@ class FeatureExtractor:
             _check_shapes(model, moments)
 
     def __call__(self, batch: Mapping[str, Tensor], measure_eps: bool = False) -> FeatureRows:
-        """Features of a batch.
+        """Features of a batch, as the objective's `collate` makes it, on the model's device.
 
-        Args:
-            batch: As the objective's `collate` makes it, on the model's device; labels may stay on
-                the CPU.
-            measure_eps: Also take the share of coordinates with v' < eps (one more pass).
+        Labels may stay on the CPU. `measure_eps` takes the share of coordinates with v' < eps too,
+        by one more pass.
         """
         input_ids = batch["input_ids"]
         totals = self._totals(len(input_ids), input_ids.device)
@@ -164,14 +150,7 @@ class FeatureExtractor:
 
 
 class Totals:
-    """Projections and lengths of a batch's updates, added up weight by weight.
-
-    Args:
-        projections: What rows are made of updates.
-        update: The update that a weight's gradients would cause.
-        batch: Examples.
-        device: Where gradients come from.
-    """
+    """Projections and lengths of a batch's updates, added up weight by weight."""
 
     def __init__(
         self,

@@ -59,17 +59,7 @@ class TargetExamples(NamedTuple):
 
 @dataclass(frozen=True)
 class FeaturesJob(Job["FeatureTask", Any]):
-    """What all tasks share.
-
-    Attributes:
-        model: The model that selects.
-        checkpoints: By number.
-        pool: Its folder.
-        targets: By name.
-        settings: The recipe's section.
-        target_mean: For directions.
-        by_example: Whether exact mode compares rows with single examples too.
-    """
+    """What all tasks share; with `by_example` exact mode compares rows with single examples too."""
 
     unit = "rows"
 
@@ -164,13 +154,9 @@ class AtCheckpoint:
     def rows(
         self, of_adam: bool, projected: bool = True, directions: tuple[Path, ...] = ()
     ) -> FeatureExtractor:
-        """What makes the pool's rows: Adam's updates or plain gradients.
+        """What makes the pool's rows, then their exact products with directions from files.
 
-        Args:
-            of_adam: Adam's updates, which are scaled, or plain gradients, which never are: they are
-                as large as the targets'.
-            projected: Whether rows have their projection.
-            directions: Files of the directions whose exact products come after it.
+        Adam's updates are scaled; plain gradients never are: they are as large as the targets'.
         """
         settings, key = self.job.settings, (of_adam, projected, directions)
         if key not in self._extractors:
@@ -225,7 +211,6 @@ class FeatureTask(ABC):
     """A piece of work at one checkpoint.
 
     Attributes:
-        checkpoint: Its number, from 1.
         halvings: How often its batches were halved, after memory had run out.
     """
 
@@ -252,11 +237,7 @@ class AdamFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class AdamTask(FeatureTask):
-    """How much Adam's eps matters, measured on a few examples.
-
-    Attributes:
-        numbers: Of these examples; none where only plain gradients are wanted.
-    """
+    """How much Adam's eps matters, measured on a few examples if updates are wanted."""
 
     numbers: NDArray[np.int64] = field(repr=False)
 
@@ -273,13 +254,7 @@ class AdamTask(FeatureTask):
 
 
 class Output(NamedTuple):
-    """A datastore that rows are written to.
-
-    Attributes:
-        store: Its folder.
-        settings: Its settings.
-        lacks: Which of the task's rows it lacks [n].
-    """
+    """A datastore that rows are written to, if it lacks them [n]."""
 
     store: Path
     settings: Mapping[str, Any]
@@ -297,11 +272,7 @@ class ShardTask(FeatureTask):
 
     Attributes:
         outputs: Where they are written; exact cosines last.
-        of_adam: Whether rows are Adam's updates.
         number: Of the shard, from 0, in the order of all shards of the pool.
-        numbers: Of its examples.
-        tokens: That these have.
-        directions: Files of the directions whose exact cosines are stored.
     """
 
     outputs: tuple[Output, ...] = field(repr=False)
@@ -334,14 +305,7 @@ class ShardTask(FeatureTask):
 
 @dataclass(frozen=True)
 class TargetTask(FeatureTask):
-    """A target's projected gradients, for one datastore.
-
-    Attributes:
-        target: Its name.
-        identity: Fingerprint of the target.
-        file: Where they are written.
-        of_adam: Whether the datastore's rows are Adam's updates.
-    """
+    """A target's projected gradients, for one datastore."""
 
     target: str
     identity: str
@@ -353,7 +317,7 @@ class TargetTask(FeatureTask):
 
     def size(self, job: FeaturesJob) -> Size:
         """Tokens; its examples are not rows of the pool."""
-        return Size(0, sum(len(one.input_ids) for one in job.targets[self.target].encoded))
+        return _tokens_of(job.targets[self.target].encoded)
 
     def run(self, at: AtCheckpoint) -> None:
         """Write them."""
@@ -368,12 +332,7 @@ class TargetTask(FeatureTask):
 
 @dataclass(frozen=True)
 class DirectionTask(FeatureTask):
-    """The directions of a subtask, unprojected, for exact mode: its mean's, its examples'.
-
-    Attributes:
-        subtask: Target and subtask.
-        file: Where they are written.
-    """
+    """The directions of a subtask, unprojected, for exact mode: its mean's, its examples'."""
 
     subtask: tuple[str, str]
     file: Path
@@ -387,7 +346,7 @@ class DirectionTask(FeatureTask):
 
     def size(self, job: FeaturesJob) -> Size:
         """Tokens; its examples are not rows of the pool."""
-        return Size(0, sum(len(one.input_ids) for one in self._examples(job)))
+        return _tokens_of(self._examples(job))
 
     def run(self, at: AtCheckpoint) -> None:
         """Write them."""
@@ -401,3 +360,7 @@ class DirectionTask(FeatureTask):
             directions["examples"] = divided(rows, None)
         with atomic(self.file) as temporary:
             save_file(directions, temporary)
+
+
+def _tokens_of(examples: Sequence[TokenizedExample]) -> Size:
+    return Size(0, sum(len(one.input_ids) for one in examples))

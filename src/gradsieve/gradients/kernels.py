@@ -114,16 +114,7 @@ def _update_and_sketch(
 
 
 class FusedTotals:
-    """Sketches and lengths of a batch's updates; in place of `features.Totals`.
-
-    Args:
-        projection: Of kind `sketch`.
-        moments: Adam's state; None for plain gradients.
-        reading: The place of Adam's eps.
-        momentum: Whether m is part of the update.
-        batch: Examples.
-        device: Where gradients come from.
-    """
+    """Sketches and lengths of a batch's updates; in place of `features.Totals`."""
 
     def __init__(
         self,

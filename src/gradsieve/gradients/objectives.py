@@ -53,13 +53,10 @@ class Objective(Protocol):
         """Whether `batch_loss` can be used; else the model's own loss is."""
 
     def batch_loss(self, model: nn.Module, batch: Batch, count: Tensor | None = None) -> Tensor:
-        """What a training step minimizes on a micro-batch.
+        """What a training step minimizes on a micro-batch; the model may be wrapped.
 
-        Args:
-            model: A causal language model, possibly wrapped for training on several devices.
-            batch: What `collate` makes.
-            count: What all micro-batches of the step hold of what the loss is a mean over (`sft`:
-                label tokens); None: a mean over this micro-batch.
+        `count` is what all micro-batches of the step hold of what the loss is a mean over (`sft`:
+        label tokens); None: a mean over this micro-batch.
         """
 
 
@@ -80,12 +77,8 @@ class Sft:
         """Each example's loss; the model is used in the mode it is in.
 
         A batch padded on the right needs no `attention_mask`: in a causal model no real token sees
-        the padding after it. Labels may stay on the CPU; then nothing waits for the GPU.
-
-        Args:
-            model: A causal language model.
-            batch: `input_ids` on the model's device, `labels` and possibly `attention_mask` [B, T].
-                Each example has a label after its first position.
+        the padding after it. Each example has a label after its first position. Labels may stay on
+        the CPU; then nothing waits for the GPU.
 
         Raises:
             ModelError: If the model has no output layer.
@@ -136,14 +129,7 @@ def example_losses(
     report: Callable[[float], None] = lambda _: None,
     objective: Objective = SFT,
 ) -> NDArray[np.float64]:
-    """Each example's loss, in nats, without gradients: [n].
-
-    Args:
-        model: A causal language model; put in eval mode.
-        examples: Each has a label.
-        report: Called with the number of examples done.
-        objective: Computes the loss.
-    """
+    """Each example's loss, in nats, without gradients: [n]."""
     losses = np.empty(len(examples))
     done = 0
     model.eval()

@@ -108,13 +108,7 @@ def lora_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 @dataclass
 class _Pass:
-    """State of the current pass, for the replaced layers.
-
-    Attributes:
-        sink: Receives the gradients.
-        examples: B.
-        seen: Names of the weights whose gradients were received.
-    """
+    """State of the current pass, for the replaced layers."""
 
     sink: Sink
     examples: int = 0

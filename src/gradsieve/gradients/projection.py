@@ -101,9 +101,7 @@ class Projection:
     """A random projection, the same for every checkpoint, source and target.
 
     Attributes:
-        kind: `sketch`, `rademacher` or `none`.
         dim: Values kept, a multiple of 8; unused by `none`.
-        seed: Chooses the matrix.
         balance: Scales of the values, at one checkpoint; None: they are projected as they are.
     """
 
@@ -180,13 +178,7 @@ class Projection:
 
 
 class Accumulator:
-    """The projection of a batch, added up weight by weight.
-
-    Args:
-        projection: Which projection.
-        batch: Examples.
-        device: Where values come from.
-    """
+    """The projection of a batch, added up weight by weight."""
 
     def __init__(self, projection: Projection, batch: int, device: torch.device) -> None:
         self.projection = projection

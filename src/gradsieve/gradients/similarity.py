@@ -37,13 +37,10 @@ class Norms(NamedTuple):
     def of(
         cls, plain: Float[Tensor, "k d"], norms: Float[Tensor, " k"], subtasks: Sequence[str]
     ) -> Norms:
-        """The means' norms as their plain projection estimates them, error 1 / sqrt(2 d).
+        """The means' norms as the rows' projection without scales has them, error 1 / sqrt(2 d).
 
-        Args:
-            plain: Projected without scales; each row is brought to its norm before projection, so
-                that the mean of a single example has its exact norm.
-            norms: Before projection.
-            subtasks: The subtask of each row.
+        Each row is brought to its norm before projection, so that the mean of a single example has
+        its exact norm.
         """
         rows = functional.normalize(plain, dim=1, eps=TINY) * norms.unsqueeze(1)
         return cls(
@@ -59,16 +56,10 @@ def subtask_directions(
 ) -> tuple[list[str], Float[Tensor, "S d"]]:
     """One direction for each subtask, such that its inner product with a UNIT row is the cosine.
 
-    Args:
-        rows: Gradients of the target's examples at one checkpoint.
-        subtasks: The subtask of each row.
-        target_mean: `cosine_of_mean` averages a subtask's gradients, then takes the cosine (the
-            paper); `mean_of_cosines` averages the cosines to each example (the released code);
-            `mean` is the mean gradient with its length, for inner products.
-        norms: Of the gradients that the rows are projections of; None: the rows' own.
-
-    Returns:
-        The subtasks' names in alphabetical order, and their directions.
+    `cosine_of_mean` averages a subtask's gradients, then takes the cosine (the paper);
+    `mean_of_cosines` averages the cosines to each example (the released code); `mean` is the mean
+    gradient with its length, for inner products. `norms` are those of the gradients that the rows
+    are projections of, by default the rows' own. Names are in alphabetical order.
     """
     names = sorted(set(subtasks))
     position = {name: index for index, name in enumerate(names)}

@@ -33,12 +33,9 @@ AT_ONCE = 10_000
 
 @dataclass(frozen=True)
 class Features:
-    """Where the gradients are, one folder and one weight per checkpoint.
+    """Where the gradients are, one folder and learning rate per checkpoint.
 
-    Attributes:
-        folders: `RUN/02-features/checkpoint-i`.
-        weights: Mean learning rates, which needn't sum to 1.
-        exact: Targets whose exact cosines are stored.
+    `exact` names the targets whose exact cosines are stored.
     """
 
     folders: Sequence[Path]
@@ -51,14 +48,7 @@ class ScoringTask:
     """A pool, and targets to score it for.
 
     Attributes:
-        pool: The candidate pool, memory-mapped.
         numbers: Of the examples to score [n], in order of (source, id).
-        targets: Each target's usable examples.
-        recipe: All settings.
-        model: The model that selects.
-        seed: Of what is random.
-        progress: Where to report.
-        features: For methods that use gradients.
         engine: Runs passes over the pool; None: this process.
         work: Where these keep what they have done; None: a temporary folder.
         known: Scores of the same examples by other methods, by their names and the targets'.
@@ -105,13 +95,7 @@ class ScoringTask:
 
 @dataclass(frozen=True)
 class ExampleScores:
-    """Scores for each target example, kept where examples take turns in selecting.
-
-    Attributes:
-        ids: Of the examples [k].
-        subtasks: The subtask of each [k].
-        values: float32 [n, k].
-    """
+    """Scores for each target example [n, k], with the example's id and subtask [k]."""
 
     ids: Sequence[str]
     subtasks: Sequence[str]
@@ -186,29 +170,18 @@ class Method(Protocol):
         """Score the pool for every target."""
 
 
-def over_subtasks(
-    task: ScoringTask,
-    subtasks: Sequence[str],
-    by_subtask: NDArray[np.float32],
-    *,
-    errors: NDArray[np.float64] | None = None,
-    examples: ExampleScores | None = None,
-) -> Scores:
-    """Scores whose total follows from those by subtask as the recipe says."""
-    found = combine(task.recipe.score.across_subtasks, subtasks, by_subtask)
-    return replace(found, errors=errors, examples=examples)
-
-
 def over_examples(
     task: ScoringTask, examples: Sequence[Row], by_example: NDArray[np.float32]
 ) -> Scores:
     """Scores for subtasks that are means over their examples, from scores for each [n, k]."""
-    subtasks, by_subtask = mean_by_subtask(examples, by_example)
-    kept = None
-    if task.recipe.select.turns == "examples":
-        ids = [row.example.id for row in examples]
-        kept = ExampleScores(ids, [row.example.subtask for row in examples], by_example)
-    return over_subtasks(task, subtasks, by_subtask, examples=kept)
+    subtasks = [row.example.subtask for row in examples]
+    of, names = np.array(subtasks), sorted(set(subtasks))
+    means = np.stack([by_example[:, of == name].mean(axis=1) for name in names], axis=1)
+    found = combine(task.recipe.score.across_subtasks, names, means)
+    if task.recipe.select.turns != "examples":
+        return found
+    ids = [row.example.id for row in examples]
+    return replace(found, examples=ExampleScores(ids, subtasks, by_example))
 
 
 def over_best_examples(
@@ -216,14 +189,9 @@ def over_best_examples(
     scores: ExampleScores,
     errors: NDArray[np.float64] | None = None,
 ) -> Scores:
-    """Scores for which each target example is a subtask of its own.
+    """Scores for which each target example is a subtask of its own; `errors` are by example [k].
 
     A subtask's columns are those of its best example, row by row.
-
-    Args:
-        across: How examples are compared.
-        scores: For each example [n, k].
-        errors: Of each example's scores [k].
     """
     flat, of = combine(across, (), scores.values), np.array(scores.subtasks)
     names = sorted(set(scores.subtasks))
@@ -284,9 +252,6 @@ def standardize(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     """Each column with mean 0 and standard deviation 1; 0 where all its scores are equal.
 
     Rows are in order of (source, id) and sums in float64, so nothing else changes the result.
-
-    Args:
-        scores: [n, S].
     """
     found = np.zeros_like(scores)
     for column, result in zip(scores.T, found.T, strict=True):
@@ -294,16 +259,6 @@ def standardize(scores: NDArray[np.float32]) -> NDArray[np.float32]:
         if np.ptp(values) > 0:
             result[:] = (values - values.mean()) / values.std()
     return found
-
-
-def mean_by_subtask(
-    examples: Sequence[Row], by_example: NDArray[np.float32]
-) -> tuple[list[str], NDArray[np.float32]]:
-    """Subtasks in alphabetical order, and the mean of their examples' columns: [n, k] to [n, S]."""
-    of = np.array([row.example.subtask for row in examples])
-    names = sorted(set(of.tolist()))
-    columns = [by_example[:, of == name].mean(axis=1) for name in names]
-    return names, np.stack(columns, axis=1)
 
 
 def full_text(example: Example) -> str:

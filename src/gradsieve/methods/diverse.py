@@ -74,12 +74,7 @@ class KnnKde:
 
 
 def nearest(cosines: NDArray[np.float64], most: int) -> NDArray[np.int64]:
-    """Each example's nearest rows [K, k], nearest first; at most `most` rows in all.
-
-    Args:
-        cosines: [n, k].
-        most: Rows.
-    """
+    """Of cosines [n, k] each example's nearest rows [K, k], nearest first; at most `most` rows."""
     count = min(NEAREST, max(2, len(cosines) // 10), len(cosines))
     columns = [np.argsort(-column, kind="stable")[:count] for column in cosines.T]
     order = np.stack(columns, axis=1)
@@ -91,9 +86,7 @@ def nearest(cosines: NDArray[np.float64], most: int) -> NDArray[np.int64]:
 def density(cosines: NDArray[np.float32], rows: int) -> NDArray[np.float64]:
     """Each candidate's density: a kernel summed over its nearest, itself included [C].
 
-    Args:
-        cosines: Of candidates with each other [C, C].
-        rows: Of the pool, which limit the neighbors.
+    `cosines` are those of candidates with each other [C, C]; the pool's `rows` limit the nearest.
     """
     count = min(DENSITY_NEAREST, max(1, rows // 10), len(cosines))
     top = np.partition(cosines, len(cosines) - count, axis=1)[:, -count:]

@@ -53,12 +53,8 @@ class Representations:
     """Cosines between the pool's examples and the target's.
 
     Attributes:
-        source: Who proposed it.
-        vectors: Represents the pool, and each target's examples.
         in_turn: Each target example takes its nearest example in turn; otherwise examples are
             ranked by their mean cosine to a subtask's.
-        library: An optional one that it needs.
-        check: What can be wrong with its settings, found before anything is spent.
     """
 
     source: str
@@ -82,11 +78,7 @@ class Representations:
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Vectors from the last layer of the model that selects, without an adapter.
-
-    Attributes:
-        weigh: Turns a mask [B, T] into weights of tokens.
-    """
+    """Vectors from the last layer of the model that selects, without an adapter."""
 
     weigh: Callable[[Tensor], Tensor]
 

@@ -16,9 +16,6 @@ from gradsieve.methods.base import Method
 def load_method(place: str) -> Method:
     """Run a Python file and take a method from it; a class is instantiated.
 
-    Args:
-        place: `FILE.py:OBJECT`, relative to where gradsieve is started.
-
     Raises:
         UsageError: If there is no such file or object, or it is no method.
     """

@@ -37,13 +37,7 @@ ROWS_A_TASK = (64, 4096)
 
 @dataclass(frozen=True)
 class ForwardTask:
-    """Some examples.
-
-    Attributes:
-        file: Where the rows are written.
-        examples: Those of a target, or numbers of the pool.
-        tokens: That they have.
-    """
+    """Rows of some examples, those of a target or numbers of the pool, written to a file."""
 
     file: Path
     examples: Sequence[TokenizedExample] | NDArray[np.int64] = field(repr=False)
@@ -52,13 +46,7 @@ class ForwardTask:
 
 @dataclass(frozen=True)
 class ForwardJob(Job[ForwardTask, None]):
-    """What all tasks share.
-
-    Attributes:
-        model: The model that selects, without an adapter.
-        pool: Its folder.
-        make: What to make of examples.
-    """
+    """What all tasks share."""
 
     unit = "rows"
 
@@ -96,13 +84,8 @@ def forward(
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
     """Rows of the pool's examples [n, ...] and of each target's [k, ...].
 
-    Args:
-        task: The pool and the model.
-        what: Label of the progress line.
-        make: What to make of a batch.
-        tokens_per_batch: As `make` has it: tasks hold full batches, so that results are the same
-            however many there are.
-        targets: Examples by the target's name.
+    Tasks hold full batches, of `tokens_per_batch` as `make` has it, so that results are the same
+    however many there are.
     """
     with _folder(task, what) as folder:
         job = ForwardJob(task.model, task.pool.folder, make)

@@ -15,16 +15,14 @@ Letters: N checkpoints, n rows, S columns (subtasks, or target examples), k targ
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from gradsieve.data.examples import Row
 from gradsieve.errors import StoreError
 from gradsieve.gradients.similarity import subtask_directions
 from gradsieve.methods.base import (
@@ -32,8 +30,8 @@ from gradsieve.methods.base import (
     Scores,
     ScoringTask,
     Uses,
+    combine,
     over_best_examples,
-    over_subtasks,
 )
 from gradsieve.store import Store, open_store
 from gradsieve.store.quantize import TINY
@@ -72,7 +70,7 @@ class Part(NamedTuple):
 
     positions: NDArray[np.int64]
     similarities: NDArray[np.float32]
-    variances: NDArray[np.float64]
+    variances: NDArray[np.float64] | float = 0.0
 
 
 class Sums(NamedTuple):
@@ -100,13 +98,7 @@ class Sums(NamedTuple):
 
 @dataclass(frozen=True)
 class Influence:
-    """Similarity of gradients, summed over checkpoints.
-
-    Attributes:
-        source: Who proposed it.
-        uses: Which gradients of the rows.
-        cosine: Whether lengths are divided out.
-    """
+    """Similarity of gradients, summed over checkpoints; with `cosine` lengths are divided out."""
 
     source: str
     uses: Uses = "gradients"
@@ -121,7 +113,8 @@ class Influence:
         found: dict[str, Scores] = {}
         for kind, targets in (("exact", exact), (self.kind(task), others)):
             if targets:
-                sums = self.sums(replace(task, targets=_some(task, targets)), examples, kind)
+                some = {name: rows for name, rows in task.targets.items() if name in targets}
+                sums = self.sums(replace(task, targets=some), examples, kind)
                 found |= {target: self.scores(task, target, sums) for target in targets}
         return {target: found[target] for target in task.targets}
 
@@ -144,13 +137,13 @@ class Influence:
         if score.target_mean == "none":
             errors = sums.errors[each] if is_known else None
             found = over_best_examples(score.across_subtasks, examples, errors)
-            is_kept = task.recipe.select.turns == "examples"
-            return replace(found, examples=examples if is_kept else None)
-        by_subtask = sums.values[:, own].astype(np.float32)
-        subtasks = [column.subtask for column in sums.columns[own]]
-        errors = sums.errors[own] if is_known else None
-        return over_subtasks(
-            task, subtasks, by_subtask, errors=errors, examples=examples if columns else None
+        else:
+            by_subtask = sums.values[:, own].astype(np.float32)
+            subtasks = [column.subtask for column in sums.columns[own]]
+            found = combine(score.across_subtasks, subtasks, by_subtask)
+            found = replace(found, errors=sums.errors[own] if is_known else None)
+        return (
+            replace(found, examples=examples) if task.recipe.select.turns == "examples" else found
         )
 
     def sums(self, task: ScoringTask, examples: bool = False, kind: str | None = None) -> Sums:
@@ -193,7 +186,8 @@ class Influence:
         the projected vectors, which estimate the lengths of what was projected.
         """
         store = checkpoint.store
-        dims = projected_dims(store)
+        projection: dict[str, Any] = store.settings.get("projection") or {"kind": "none"}
+        dims = None if projection["kind"] == "none" else int(projection["dim"])
         squares = np.square(directions, dtype=np.float64).sum(axis=1)
         for found in store.similarities(directions, checkpoint.positions, store.balanced):
             values = found.cosines
@@ -202,7 +196,7 @@ class Influence:
                 lengths = lengths / np.maximum(found.norms, TINY)
             else:
                 values = values * found.norms[:, None]
-            variances = np.zeros(len(directions))
+            variances: NDArray[np.float64] | float = 0.0
             if dims:
                 both = np.square(lengths, dtype=np.float64).sum() * squares
                 variances = (both + np.square(values, dtype=np.float64).sum(axis=0)) / dims
@@ -240,23 +234,21 @@ def checkpoints(task: ScoringTask, kind: str) -> Iterator[Checkpoint]:
         store = open_store(folder / kind)
         positions = store.positions(keys)
         if (positions < 0).any():
-            raise _rows_missing(folder, keys.filter(positions < 0), len(keys))
+            missing = keys.filter(positions < 0)
+            raise StoreError(
+                f"The datastore lacks {len(missing)} of {len(keys)} rows.",
+                f"{folder}, e.g. {missing['source'][0]} {missing['id'][0]}",
+                "Run `gradsieve features` again: it adds only what is missing.",
+            )
         yield Checkpoint(weight, folder, kind, store, positions)
-
-
-def projected_dims(store: Store) -> int | None:
-    """Dims that a datastore's rows were projected to; None if they were not."""
-    projection: dict[str, Any] = store.settings.get("projection") or {"kind": "none"}
-    return None if projection["kind"] == "none" else int(projection["dim"])
 
 
 def _exact(checkpoint: Checkpoint) -> tuple[list[Column], Iterator[Part]]:
     """The cosines that exact mode has stored; its columns are the rows' values."""
     store = checkpoint.store
     columns = [Column(*column) for column in store.settings["exact"]["columns"]]
-    none = np.zeros(len(columns))
     return columns, (
-        Part(block.positions, block.directions * block.feature_norms[:, None], none)
+        Part(block.positions, block.directions * block.feature_norms[:, None])
         for block in store.shards(checkpoint.positions)
     )
 
@@ -289,17 +281,12 @@ class Gist(Influence):
         owners = np.array([column.target for column in columns])
         inside = {t: _unit(directions[owners == t] @ basis.T) for t, basis in bases.items()}
         ends = np.cumsum([len(basis) for basis in bases.values()])
-        none = np.zeros(len(columns))
         together = np.concatenate([*bases.values()])
         for found in checkpoint.store.similarities(together, checkpoint.positions):
             values = np.empty((len(found.positions), len(columns)), dtype=np.float32)
             for target, own in zip(bases, np.split(found.cosines, ends[:-1], axis=1), strict=True):
                 values[:, owners == target] = _unit(own) @ inside[target].T
-            yield Part(found.positions, values, none)
-
-
-def _some(task: ScoringTask, targets: Collection[str]) -> dict[str, Sequence[Row]]:
-    return {target: rows for target, rows in task.targets.items() if target in targets}
+            yield Part(found.positions, values)
 
 
 def _basis(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -315,15 +302,6 @@ def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     found: NDArray[np.float32] = (rows / np.where(norms > 0, norms, 1)).astype(np.float32)
     return found
-
-
-def _rows_missing(where: Path, missing: pa.Table, rows: int) -> StoreError:
-    source, id = missing["source"][0], missing["id"][0]
-    return StoreError(
-        f"The datastore lacks {len(missing)} of {rows} rows.",
-        f"{where}, e.g. {source} {id}",
-        "Run `gradsieve features` again: it adds only what is missing.",
-    )
 
 
 LESS = Influence("LESS (Xia et al., ICML 2024, arXiv 2402.04333)")

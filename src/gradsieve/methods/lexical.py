@@ -69,11 +69,7 @@ def _words(text: str) -> list[str]:
 
 
 class _Words:
-    """Words of many texts, as bm25s indexes them: iterates over lists of their numbers.
-
-    Attributes:
-        vocab: The number of each word.
-    """
+    """Words of many texts, as bm25s indexes them: iterates over lists of their numbers."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.vocab: dict[str, int] = {}

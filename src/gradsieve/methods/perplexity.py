@@ -18,12 +18,7 @@ from gradsieve.methods.forward import forward
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Ranks by the mean loss of the answer's tokens.
-
-    Attributes:
-        source: Who proposed it.
-        middle: Whether the median leads, instead of the highest.
-    """
+    """Ranks by the mean loss of the answer's tokens."""
 
     source: str
     middle: bool

@@ -17,12 +17,7 @@ from gradsieve.methods.base import Scores, ScoringTask, Uses
 
 @dataclass(frozen=True)
 class Chance:
-    """Random ranks.
-
-    Attributes:
-        source: Who proposed it.
-        balanced: Sources take turns as long as they last.
-    """
+    """Random ranks."""
 
     source: str
     balanced: bool = False

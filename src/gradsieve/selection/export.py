@@ -36,6 +36,9 @@ ROWS = "selected.jsonl"
 MESSAGES = "messages.jsonl"
 ANSWERS = "prompt_completion.jsonl"
 
+FILES = {"default": ROWS, "messages": MESSAGES, "prompt_completion": ANSWERS}
+"""Configurations of the data set, for `datasets.load_dataset(FOLDER, NAME)`, and their files."""
+
 SHOWN: tuple[Effect, ...] = ("yes", "repeats", "contents", "adds")
 """Effects of the settings that a card shows: all but those that change no result."""
 
@@ -205,17 +208,8 @@ def message_features(
 class Card:
     """What a card shows of a selection.
 
-    Attributes:
-        recipe: The run's.
-        name: Of the selection.
-        tokens: Of the selected rows.
-        selected: Selected rows by source.
-        scored: Scored rows by source.
-        examples: Each target's number of examples and of subtasks.
-        features: Types of the columns of `selected.jsonl`.
-        message_features: Types of the columns of `messages.jsonl`.
-        answer_features: Types of the columns of `prompt_completion.jsonl`.
-        date: What the chat template was given as today's date; None if it writes none.
+    Of `selected` and `scored` rows it has the number by source, of each target that of its examples
+    and subtasks, and of each file in `FILES` the types of its columns.
     """
 
     recipe: Recipe
@@ -224,9 +218,7 @@ class Card:
     selected: Mapping[str, int]
     scored: Mapping[str, int]
     examples: Mapping[str, tuple[int, int]]
-    features: datasets.Features
-    message_features: datasets.Features
-    answer_features: datasets.Features
+    features: Mapping[str, datasets.Features]
     date: str | None = None
 
     @property
@@ -269,17 +261,12 @@ class Card:
             "tags": ["gradsieve", "less", "data-selection", "instruction-tuning"],
             **({"base_model": model} if shown(model) == model and "/" in model else {}),
             "configs": [
-                {"config_name": "default", "data_files": ROWS, "default": True},
-                {"config_name": "messages", "data_files": MESSAGES},
-                {"config_name": "prompt_completion", "data_files": ANSWERS},
+                {"config_name": name, "data_files": file} | ({"default": True} if not place else {})
+                for place, (name, file) in enumerate(FILES.items())
             ],
             "dataset_info": [
-                {"config_name": "default", "features": self.features._to_yaml_list()},
-                {"config_name": "messages", "features": self.message_features._to_yaml_list()},
-                {
-                    "config_name": "prompt_completion",
-                    "features": self.answer_features._to_yaml_list(),
-                },
+                {"config_name": name, "features": self.features[name]._to_yaml_list()}
+                for name in FILES
             ],
         }
 

@@ -37,11 +37,9 @@ class Offer(NamedTuple):
 
 
 class Order:
-    """Lines by their scores, best first; equal scores in order of lines.
+    """Lines by their scores [n], best first; equal scores in order of lines.
 
-    Args:
-        scores: [n].
-        columns: The subtask of each line [n], or of all.
+    `columns` has the subtask of each line [n], or of all.
     """
 
     def __init__(self, scores: NDArray[np.float32], columns: NDArray[np.int32] | int) -> None:
@@ -113,13 +111,7 @@ class Turns:
 
 
 class Ranking:
-    """All scored lines, offered one by one.
-
-    Args:
-        lines: How many.
-        turns: Their order.
-        subtasks: Names.
-    """
+    """All scored lines, offered one by one."""
 
     def __init__(self, lines: int, turns: Order | Turns, subtasks: Sequence[str]) -> None:
         self.subtasks, self._turns = subtasks, turns
@@ -193,11 +185,7 @@ def in_turns(scores: NDArray[np.float32], subtasks: Sequence[str]) -> Ranked:
 def round_robin(scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Lines in the order in which columns take turns, each taking its best line that is left.
 
-    Args:
-        scores: [n, S]; equal scores are taken in order of their lines.
-
-    Returns:
-        Each line once [n], and the column whose turn it was [n].
+    Of scores [n, S] each line once [n], and the column whose turn it was [n].
     """
     ranking = ranking_of([in_turns(scores, [""] * scores.shape[1])])
     lines, columns = np.empty(len(scores), np.int64), np.empty(len(scores), np.int32)
@@ -214,12 +202,8 @@ class Choice:
     """Lines of a score table.
 
     Attributes:
-        chosen: In order.
-        scores: By which each was chosen, aligned with `chosen`.
         columns: The subtask that each was chosen for, an index into the ranking's.
         passed: Those passed over on the way, in order.
-        reasons: Why, aligned with `passed`.
-        first: The line that was considered first.
     """
 
     chosen: NDArray[np.int64]
@@ -241,16 +225,8 @@ def choose(
 ) -> Choice:
     """Take lines in order until there are enough.
 
-    With a budget of tokens, lines are taken until the next one would exceed it.
-
-    Args:
-        ranking: The order.
-        sources: The source of each line, an index into `names` [n].
-        tokens: The length of each line [n].
-        names: Of the sources.
-        settings: The most of each source.
-        budget: How many.
-        checks: Reasons to pass over a line, cheapest first.
+    With a budget of tokens, lines are taken until the next one would exceed it. `sources` are
+    indices into `names` [n], `tokens` lengths [n]; the cheapest of `checks` comes first.
     """
     count = budget.rows(len(tokens))
     caps = Caps(settings.per_source, count, budget.tokens, names)

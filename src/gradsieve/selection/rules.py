@@ -35,10 +35,7 @@ class Caps:
     """The most that each source may have: rows, or a share of the selection's rows or tokens.
 
     Args:
-        caps: For every source, or by name.
         count: Rows to select; None: the budget is in tokens.
-        tokens: To select.
-        sources: Names.
     """
 
     def __init__(
@@ -53,12 +50,7 @@ class Caps:
         self._spent = [0] * len(sources)
 
     def full(self, source: int, tokens: int) -> str | None:
-        """Why an example of a source can't be taken; None if it can.
-
-        Args:
-            source: Its number.
-            tokens: Of the example.
-        """
+        """Why an example of a source can't be taken; None if it can."""
         cap = self._caps[source]
         if cap is None:
             return None
@@ -92,11 +84,8 @@ class NearDuplicates:
     """A check for `choose`: every line that passes it is taken as kept.
 
     Args:
-        store: The datastore of one checkpoint.
-        pool: The pool.
         numbers: The pool's row number of each line [n].
         ahead: Gives some lines, at most so many, that will be considered next.
-        cosine: At or above it two examples are near duplicates.
     """
 
     def __init__(
@@ -153,8 +142,6 @@ class Leak:
     """What an example shares with a test set.
 
     Attributes:
-        target: The target's name.
-        question: The id of a question, the first that shares a run.
         run: The words; in scripts without spaces, overlapping pairs of characters.
     """
 
@@ -169,11 +156,7 @@ class Leak:
 
 
 class LeakIndex:
-    """The runs of test questions.
-
-    Args:
-        questions: For each target, the id and a text of each question; an id may come again.
-    """
+    """The runs of test questions."""
 
     def __init__(self, questions: Mapping[str, Iterable[tuple[str, str]]]) -> None:
         named = [(target, *question) for target, of in questions.items() for question in of]

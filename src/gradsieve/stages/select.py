@@ -163,9 +163,13 @@ def _select(
         sources,
         scored.count(slice(None)),
         {t.name: (len(t.examples), len(t.subtasks)) for t in context.targets},
-        features_of(read_lines(out.selected)),
-        message_features(read_lines(out.messages)),
-        message_features(read_lines(out.answers), ("prompt", "completion")),
+        {
+            "default": features_of(read_lines(out.selected)),
+            "messages": message_features(read_lines(out.messages)),
+            "prompt_completion": message_features(
+                read_lines(out.answers), ("prompt", "completion")
+            ),
+        },
         context.template.date,
     )
     write_text(out.card, card.text())

@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from uuid import uuid4
 
 import numpy as np
@@ -28,12 +28,10 @@ import pyarrow.parquet as pq
 import xxhash
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from numpy.typing import NDArray
 
 from gradsieve.errors import StoreError
 from gradsieve.io import atomic, fingerprint
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 FORMAT = "gradsieve-datastore/3"
 SETTINGS, MANIFEST = "settings.json", "manifest.json"
@@ -105,10 +103,7 @@ def repeats(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 class Folder:
-    """A folder of files.
-
-    Args:
-        path: A local path or a URL.
+    """A folder of files, by a local path or a URL.
 
     Raises:
         StoreError: If the URL's kind is not known, or its library not installed.

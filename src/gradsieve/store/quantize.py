@@ -10,12 +10,10 @@ Steps minimize the error on N(0, 1) (Max, "Quantizing for minimum distortion", 1
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 STEPS = {4: 0.3352, 2: 0.9957}
 """Max (1960), table II: step of the best evenly spaced quantizer of N(0, 1), 16 and 4 levels."""

@@ -11,16 +11,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import safetensors.numpy
 import xxhash
+from numpy.typing import NDArray
 from safetensors import safe_open
 
 from gradsieve.errors import StoreError
@@ -44,10 +45,7 @@ from gradsieve.store.format import (
 )
 from gradsieve.store.scoring import Cosines
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-Tensors = Mapping[str, "NDArray[Any]"]
+Tensors = Mapping[str, NDArray[Any]]
 
 OPENED_AT_ONCE = 16
 """Files of keys read concurrently where each read is a request."""
@@ -82,9 +80,6 @@ class Similarities(NamedTuple):
 def open_store(path: str | Path) -> Store:
     """Open a datastore for reading.
 
-    Args:
-        path: A folder, or a URL that fsspec knows.
-
     Raises:
         StoreError: If there is none, it is of another format, or its settings are damaged.
     """
@@ -106,12 +101,7 @@ class _Shard(NamedTuple):
 
 
 class Store:
-    """A datastore that is open for reading; see `open_store`.
-
-    Attributes:
-        folder: Where it is.
-        settings: What all rows share.
-    """
+    """A datastore that is open for reading; see `open_store`."""
 
     def __init__(self, folder: Folder, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
@@ -210,9 +200,6 @@ class Store:
     def shards(self, positions: NDArray[np.int64] | None = None) -> Iterator[Block]:
         """Blocks of rows, in order of position.
 
-        Args:
-            positions: Only these rows.
-
         Raises:
             StoreError: If a shard is damaged.
         """
@@ -238,13 +225,10 @@ class Store:
         positions: NDArray[np.int64] | None = None,
         balanced: bool = False,
     ) -> Iterator[Similarities]:
-        """Inner products of each UNIT row with each direction, straight from the codes.
+        """Inner products of each UNIT row with each direction [S, d], straight from the codes.
 
-        Args:
-            directions: [S, d] float32.
-            positions: Only these rows.
-            balanced: Divide by the rows' norms before scaling and projection instead of those
-                after: for directions of targets whose scales are the inverse of the rows'.
+        With `balanced` they are divided by the rows' norms before scaling and projection instead of
+        those after: for directions of targets whose scales are the inverse of the rows'.
 
         Raises:
             StoreError: If a shard is damaged.
@@ -304,14 +288,15 @@ class Store:
     def verify(self) -> list[str]:
         """Problems, one line each; none if every file is as it was written."""
         rows: dict[str, int] = {}
-        checks = [partial(self._shard_problems, name, rows) for name in shard_names(self.folder)]
-        checks += [
-            partial(self._skipped_problems, name, rows) for name in self.folder.sizes(SKIPPED)
-        ]
-        problems = []
-        for check in (*checks, partial(self._manifest_problems, rows)):
+        skipped, problems = self.folder.sizes(SKIPPED), []
+        for name in (*shard_names(self.folder), *skipped, MANIFEST):
             try:
-                problems += check()
+                if name == MANIFEST:
+                    problems += self._manifest_problems(rows)
+                elif name in skipped:
+                    rows[name] = len(read_table(self.folder, name, self.settings))
+                else:
+                    problems += self._shard_problems(name, rows)
             except StoreError as error:
                 problems.append(f"{error.where}: {error.what}")
         return problems
@@ -327,10 +312,6 @@ class Store:
             bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
             problems += [f"{kind} of {key_at(keys, row)} is not finite" for row in bad[:1]]
         return [f"{self.folder.where(name)}: {problem}" for problem in problems]
-
-    def _skipped_problems(self, name: str, rows: dict[str, int]) -> list[str]:
-        rows[name] = len(read_table(self.folder, name, self.settings))
-        return []
 
     def _manifest_problems(self, rows: Mapping[str, int]) -> list[str]:
         """Where the manifest, if there is one, differs; newer files are not in it."""

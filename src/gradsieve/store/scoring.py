@@ -17,18 +17,16 @@ of threads, measured with MKL).
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numba
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from gradsieve.store import quantize
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 ROWS = 512
 """Rows unpacked at a time; at 8192 dims they fill 4 MiB."""

@@ -24,9 +24,6 @@ class TargetGradients:
     """A target's gradients at one checkpoint.
 
     Attributes:
-        ids: Of its examples [k].
-        subtasks: The subtask of each [k].
-        rows: Projected gradients, float32 [k, d].
         identity: Fingerprint of the target that they are of.
         gradient_norms: Before scaling and projection [k].
         mean_norms: Of each subtask's mean before scaling and projection [S]; None where nothing

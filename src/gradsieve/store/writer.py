@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from gradsieve.errors import StoreError
@@ -42,18 +43,13 @@ from gradsieve.store.format import (
 )
 from gradsieve.store.reader import Store
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 NOT_FINITE = "its gradient is not finite"
 
 
 def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
     """Open a datastore for writing; it is created if it doesn't exist.
 
-    Args:
-        path: Its folder, or a URL that fsspec knows.
-        settings: JSON data, `bits` among it, that all its rows share.
+    `settings` are JSON data, `bits` among it, that all its rows share.
 
     Raises:
         StoreError: If it exists with other settings (names the keys that differ and both values)
@@ -73,12 +69,7 @@ def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
 
 
 class StoreWriter:
-    """A datastore that is open for writing; see `create_store`.
-
-    Attributes:
-        folder: Where it is.
-        settings: What all rows share.
-    """
+    """A datastore that is open for writing; see `create_store`."""
 
     def __init__(self, folder: Folder, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
