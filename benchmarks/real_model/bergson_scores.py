@@ -117,10 +117,13 @@ def as_dataset(rows: list[TokenizedExample]) -> Dataset:
 
 
 def config_of(data: Path, run: Path, model: Path, dim: int) -> IndexConfig:
-    """Settings of a pass."""
+    """Settings of a pass; an adapter's tokenizer is its base model's."""
+    adapter = model / "adapter_config.json"
+    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else model
     return IndexConfig(
         run_path=str(run),
         model=str(model),
+        tokenizer=str(base),
         precision="auto",
         overwrite=True,
         projection_dim=dim,
