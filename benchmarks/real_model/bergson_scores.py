@@ -38,6 +38,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -67,6 +68,7 @@ from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 
 PARTS, DIM, TOKENS = 16, 16, 1024
+PACKAGES = ("bergson", "torch", "transformers", "peft")
 
 Gradients = dict[str, Tensor]
 """By module [n, d]."""
@@ -74,11 +76,12 @@ Side = Literal["left", "right"]
 
 
 class Seconds:
-    """CPU and wall seconds of each step, in seconds.json."""
+    """CPU and wall seconds of each step, in seconds.json, with the versions of packages."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.steps = json.loads(file.read_text()) if file.exists() else {}
+        self.steps["versions"] = {name: version(name) for name in PACKAGES}
 
     @contextmanager
     def of(self, step: str) -> Iterator[None]:
@@ -117,10 +120,13 @@ def as_dataset(rows: list[TokenizedExample]) -> Dataset:
 
 
 def config_of(data: Path, run: Path, model: Path, dim: int) -> IndexConfig:
-    """Settings of a pass."""
+    """Settings of a pass; an adapter's tokenizer is its base model's."""
+    adapter = model / "adapter_config.json"
+    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else model
     return IndexConfig(
         run_path=str(run),
         model=str(model),
+        tokenizer=str(base),
         precision="auto",
         overwrite=True,
         projection_dim=dim,
