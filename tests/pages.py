@@ -47,10 +47,12 @@ HUB = (
     "HuggingFaceTB/SmolLM2-135M-Instruct",
     "HuggingFaceTB/SmolLM2-1.7B-Instruct",
     "Qwen/Qwen3-0.6B",
+    "SmolLM2-135M-Instruct.Q4_1.gguf",
 )
-"""Models on the hub, replaced by a random Llama with 16 hidden units."""
+"""Models from elsewhere, replaced by a random Llama with 16 hidden units."""
 
 INSTEAD = {
+    "max_length: 512": "max_length: 256",  # as many tokens as that Llama has positions
     "seeds: [0, 1, 2]": "seeds: [0]",  # one training instead of three
     "validate: {}": "validate: {subsets: 3, leave_out: [0.05]}",  # 7 trainings, not 38
     "--id row-17": "--id 00017",  # a row of the pool that `prepare` writes

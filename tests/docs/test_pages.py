@@ -35,6 +35,10 @@ NOT_RUN = {
         "accelerate launch --num_processes 4 -m gradsieve warmup recipe.yaml --out runs/first",
     ): "needs several GPUs; tests/e2e/test_processes.py runs it with two processes",
     ("docs/howto/several-gpus.md", "pip install 'gradsieve[ray]'"): "installs over the network",
+    (
+        "docs/tutorial-real-model.md",
+        "pip install 'gradsieve[baselines,gguf]'",
+    ): "installs over the network",
     **{
         ("docs/howto/cluster.md", line): "needs a cluster; tests/cluster runs it as far as it can"
         for line in (
