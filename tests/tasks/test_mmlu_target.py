@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from gradsieve.data.template import ChatTemplate
+from gradsieve.demo.model import make_tokenizer
 from gradsieve.errors import DataError
 from gradsieve.tasks import load_target, load_test_set
 
@@ -38,6 +40,21 @@ def test_one_question_in_full(tmp_path: Path) -> None:
         "some_subject-0",
         "some_subject",
     )
+
+
+def test_all_of_an_answer_is_supervised_on_request(tmp_path: Path) -> None:
+    dev(tmp_path, ROW)
+    plain = load_target("t", "mmlu", str(tmp_path))
+    whole = load_target("t", "mmlu", str(tmp_path), supervise="all")
+    assert [one.messages for one in whole.examples] == [one.messages for one in plain.examples]
+    assert whole.fingerprint != plain.fingerprint
+    template = ChatTemplate(make_tokenizer())
+    answer, turn = (
+        "".join(text for text, flag in template.pieces(one.examples[0]) if flag)
+        for one in (plain, whole)
+    )
+    assert answer.strip() == "B"
+    assert turn.split() == ["The", "answer", "is:", "B", "</s>"]
 
 
 def test_only_the_first_five_questions_are_taken(tmp_path: Path) -> None:

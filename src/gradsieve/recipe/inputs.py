@@ -115,7 +115,11 @@ class TargetConfig(Section):
         "contents",
     )
     supervise: Literal["completion", "all"] = key(
-        "completion", f"`custom` only. {SUPERVISE}", "contents"
+        "completion",
+        "Of a benchmark: the `completion`, what follows an answer's prefix (`The answer is:`), as "
+        "in the released code, or `all` of the assistant's turn, its prefix and end too. "
+        f"`custom`: {SUPERVISE[0].lower()}{SUPERVISE[1:]}",
+        "contents",
     )
     columns: dict[RowField, str] = key({}, f"`custom` only. {COLUMNS}", "contents")
     answer: str | None = key(
@@ -127,13 +131,12 @@ class TargetConfig(Section):
     @model_validator(mode="after")
     def _keys_of_custom(self) -> TargetConfig:
         own = {
-            "supervise": "format",
             "columns": "format",
             "subtask": "subtasks",
             "answer": "answers",
         }
         for name, what in own.items():
-            if self.task != "custom" and getattr(self, name) not in (None, "completion", {}):
+            if self.task != "custom" and getattr(self, name) not in (None, {}):
                 raise ValueError(f"`{name}` is for task: custom; {self.task} has its own {what}")
         return self
 

@@ -7,11 +7,12 @@ with examples in the format of the paper's released code.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from gradsieve.data.examples import Example
+from gradsieve.data.formats import Supervise
 from gradsieve.data.sources import SourceSpec
 from gradsieve.errors import DataError, did_you_mean
 from gradsieve.io import fingerprint
@@ -91,6 +92,7 @@ def load_target(
     *,
     subtask_field: str | None = None,
     on_bad_row: Literal["fail", "skip"] = "fail",
+    supervise: Supervise = "completion",
     **reading: Any,
 ) -> Target:
     """Read a target.
@@ -102,7 +104,9 @@ def load_target(
             as the path of a pool's source, or rows.
         subtask_field: custom only: the field that names a row's subtask.
         on_bad_row: custom only: stop at rows that can't be read, or skip them.
-        **reading: custom only: `supervise` and `columns`, as in `SourceSpec`.
+        supervise: custom: as in `SourceSpec`. Of a benchmark, "completion": what follows the
+            prefix of an answer, as in the released code; "all": the assistant's whole turn.
+        **reading: custom only: `columns`, as in `SourceSpec`.
 
     Raises:
         DataError: If the task is unknown, or the path yields no examples.
@@ -111,11 +115,14 @@ def load_target(
         raise DataError(f"There is no task {task}.", f"target {name}", did_you_mean(task, TASKS))
     if task in BENCHMARKS:
         examples, warnings = BENCHMARKS[task].read(name, _folder(name, path))
+        if supervise == "all":
+            examples = [replace(example, answer_prefix=None) for example in examples]
         found, expected = len({one.subtask for one in examples}), BENCHMARKS[task].SUBTASKS
         if found < expected:
             warnings = [*warnings, f"{found} of the benchmark's {expected} subtasks were found"]
         target = Target(name, task, tuple(examples), warnings=tuple(warnings))
     else:
+        reading["supervise"] = supervise
         examples, source = custom.read(name, path, subtask_field, on_bad_row, **reading)
         target = Target(name, task, tuple(examples), source.bad_rows, source.warnings)
     if not target.examples:
