@@ -6,12 +6,17 @@
     python benchmarks/real_model/judged.py methods --gradients OUT/W-4 --out OUT/judged
     gradsieve run OUT/judged/recipe.yaml --out OUT/judged/run --until score
     gradsieve validate OUT/judged/recipe.yaml --out OUT/judged/run
+    python benchmarks/real_model/judged.py planted --run OUT/judged --out benchmarks/real_model
     python benchmarks/real_model/judged.py table --run OUT/judged/run --out benchmarks/real_model
 
 `prepare` writes the run's targets with few held-out questions each, so that a loss takes seconds,
 and a recipe. `methods` adds scores to it, as methods of a Python file: a pass of gradients.py in
 every reading of Adam, way over subtasks and sketch, and the scores of other programs that lie as
-OUT/judged/TARGET/NAME.npy in the order of keys.json. `gradsieve validate` trains on each subset
+OUT/judged/TARGET/NAME.npy in the order of keys.json. Names of a pass start with `exact_`,
+`torch_` and `sgd_`: its targets' labels are the released code's, what follows an answer's prefix.
+`less_...` are the package's own scores for the targets that `prepare` writes, whose labels are the
+whole answers (`supervise: all`). `planted` counts rows of the target's kind among the best 5% by
+each. `gradsieve validate` trains on each subset
 once, whatever methods are added later.
 """
 
@@ -25,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from measured import Pass, across
+from measured import SHARE, Pass, across, top
 
 from gradients import READINGS
 from gradsieve.recipe.load import load_recipe
@@ -33,6 +38,13 @@ from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 
 TARGETS = {"tydiqa": ("english", "swahili", "korean"), "mmlu": None, "gsm8k": None, "code": None}
+KINDS = {
+    "tydiqa": ("planted_english", "planted_swahili", "planted_korean"),
+    "mmlu": ("planted_mmlu",),
+    "gsm8k": ("gsm8k",),
+    "code": ("gpteacher_code",),
+}
+"""Sources whose rows are of a target's kind."""
 QUESTIONS = 27
 OWN = ["random", "bm25", "dsir", "rds", "rds_plus", "perplexity_middle", "perplexity_top"]
 WAYS = ("max", "mean", "standardized_max")
@@ -144,6 +156,32 @@ def prepare(run: Path, out: Path) -> None:
     (out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
 
 
+def planted(folder: Path, out: Path) -> None:
+    """Write, for each of the scores, the share of rows of the target's kind in its best 5%."""
+    sources = np.array([source for source, _ in json.loads((folder / "keys.json").read_text())])
+    found = defaultdict(dict)
+    for target, kinds in KINDS.items():
+        of_kind = np.isin(sources, kinds)
+        for file in sorted((folder / target).glob("*.npy")):
+            best = of_kind[top(np.load(file))]
+            found[file.stem][target] = {
+                "times chance": round(float(best.mean() / of_kind.mean()), 1),
+                "rows": int(best.sum()),
+                "of": int(of_kind.sum()),
+            }
+    lines = [
+        f"{len(sources)} rows, best {SHARE:.0%}: rows of the target's kind, in times of chance.",
+        "",
+        "| scores | " + " | ".join(KINDS) + " |",
+        "|" + " --- |" * (len(KINDS) + 1),
+    ]
+    for name, own in found.items():
+        cells = [f"{own[t]['times chance']} ({own[t]['rows']} of {own[t]['of']})" for t in KINDS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    (out / "judged-planted.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / "judged-planted.md").write_text("\n".join(lines) + "\n")
+
+
 def table(run: Path, out: Path) -> None:
     """Write each method's LDS by target, the best mean first."""
     context = Context(load_recipe(run / "recipe.yaml"), RunFolder(run))
@@ -176,7 +214,7 @@ def table(run: Path, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("prepare", "methods", "table"))
+    parser.add_argument("what", choices=("prepare", "methods", "planted", "table"))
     parser.add_argument("--run", type=Path, help="a run of prepare.py's recipe; for table: judged")
     parser.add_argument("--gradients", type=Path, help="what gradients.py has left")
     parser.add_argument("--out", type=Path, required=True)
@@ -186,6 +224,8 @@ def main() -> None:
         prepare(arguments.run, arguments.out)
     elif arguments.what == "methods":
         methods(arguments.gradients, arguments.out)
+    elif arguments.what == "planted":
+        planted(arguments.run, arguments.out)
     else:
         table(arguments.run, arguments.out)
 

@@ -313,12 +313,12 @@ def test_rows_without_a_label_are_set_aside(inputs: dict[str, Any], tmp_path: Pa
 def test_rows_whose_gradient_is_not_finite_are_set_aside(
     run: RunFolder, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A model with a spoilt embedding, that one row meets."""
+    """A model with a spoiled embedding, whose square is not finite, that one row meets."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(inputs["model"]["name"])
     tokenizer = AutoTokenizer.from_pretrained(inputs["model"]["name"])
-    model.get_input_embeddings().weight.data[tokenizer.unk_token_id] = float("nan")
+    model.get_input_embeddings().weight.data[tokenizer.unk_token_id] = 3e38
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     world.write(tmp_path / "odd.jsonl", [{"id": "x", "prompt": "unheard-of", "completion": "a"}])
