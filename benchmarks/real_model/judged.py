@@ -26,6 +26,7 @@ import argparse
 import json
 import random
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,13 @@ import yaml
 from measured import SHARE, Pass, across, top
 
 from gradients import READINGS
+from gradsieve.analysis.bootstrap import spearman_interval
+from gradsieve.gradients.objectives import example_losses
+from gradsieve.models.load import load_trained
 from gradsieve.recipe.load import load_recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
+from gradsieve.stages.validate import _parts
 
 TARGETS = {"tydiqa": ("english", "swahili", "korean"), "mmlu": None, "gsm8k": None, "code": None}
 KINDS = {
@@ -182,22 +187,53 @@ def planted(folder: Path, out: Path) -> None:
     (out / "judged-planted.md").write_text("\n".join(lines) + "\n")
 
 
+def answer_losses(context: Context, cache: Path) -> dict[str, dict[str, float]]:
+    """Mean loss after each trained subset of what follows the prefix of held-out answers alone."""
+    known = json.loads(cache.read_text()) if cache.exists() else {}
+    rows = {}
+    for target in ("tydiqa", "mmlu"):
+        file = context.test_sets[target]
+        examples = [
+            replace(
+                one.example, answer_prefix=one.example.messages[-1]["content"].split(":")[0] + ":"
+            )
+            for one in file.questions
+        ]
+        rows[target] = [row.encoded for row in context.encode(examples) if not row.skip_reason]
+    artifact, seed = context.artifacts.validation, 0
+    for part in _parts(context).subsets:
+        if part.name not in known:
+            model = load_trained(context.model, artifact.model(part.name, seed).folder)
+            known[part.name] = {t: float(example_losses(model, r).mean()) for t, r in rows.items()}
+            cache.write_text(json.dumps(known))
+            print(len(known), known[part.name], flush=True)
+    return known
+
+
 def table(run: Path, out: Path) -> None:
     """Write each method's LDS by target, the best mean first."""
     context = Context(load_recipe(run / "recipe.yaml"), RunFolder(run))
     rows = context.artifacts.validation.rows()
+    losses = answer_losses(context, run.parent / "answer-losses.json")
+    parts = [part.name for part in _parts(context).subsets]
     lds = defaultdict(dict)
     for row in rows:
         lds[row["method"]][row["target"]] = row["lds"]
-    targets = [target for target in TARGETS if any(target in own for own in lds.values())]
+        if row["target"] in ("tydiqa", "mmlu") and row["lds"]:
+            after = np.array([losses[part][row["target"]] for part in parts])
+            lds[row["method"]][f"{row['target']}, answer alone"] = spearman_interval(
+                np.array(row["summed"]), -after
+            )
+    targets = ["tydiqa", "tydiqa, answer alone", "mmlu", "mmlu, answer alone", "gsm8k", "code"]
 
     def mean(own: dict) -> float:
         return float(np.mean([own[t][0] if own.get(t) else 0.0 for t in targets]))
 
     order = sorted(lds, key=lambda method: -mean(lds[method]))
     lines = [
-        f"LDS over {len(rows[0]['losses'])} subsets, with 95% intervals; losses of "
-        f"{rows[0]['examples']} held-out examples a target.",
+        f"LDS over {len(parts)} random subsets of 10% of the pool, with 95% intervals over them;",
+        f"losses of {rows[0]['examples']} held-out examples a target: of whole answers, and of",
+        "what follows an answer's prefix alone. The mean is over the columns.",
         "",
         "| scores | " + " | ".join(targets) + " | mean |",
         "|" + " --- |" * (len(targets) + 2),
