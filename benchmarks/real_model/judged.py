@@ -16,8 +16,7 @@ OUT/judged/TARGET/NAME.npy in the order of keys.json. Names of a pass start with
 `torch_` and `sgd_`: its targets' labels are the released code's, what follows an answer's prefix.
 `less_...` are the package's own scores for the targets that `prepare` writes, whose labels are the
 whole answers (`supervise: all`). `planted` counts rows of the target's kind among the best 5% by
-each. `gradsieve validate` trains on each subset
-once, whatever methods are added later.
+each. `gradsieve validate` trains on each subset once, whatever methods are added later.
 """
 
 from __future__ import annotations
@@ -133,7 +132,6 @@ def prepare(run: Path, out: Path) -> None:
         rng = random.Random(target.name)
         for examples in by_subtask.values():
             rng.shuffle(examples)
-        rng.shuffle(list(subtasks))
         few = [by_subtask[subtasks[i % len(subtasks)]].pop() for i in range(QUESTIONS)]
         own = {"name": target.name, "subtask": "subtask"}
         for key, name, examples in (
@@ -141,13 +139,7 @@ def prepare(run: Path, out: Path) -> None:
             ("test", f"{target.name}-test", few),
         ):
             file = out / f"{name}.jsonl"
-            lines = [
-                {
-                    "messages": list(one.messages),
-                    "subtask": one.subtask,
-                }
-                for one in examples
-            ]
+            lines = [{"messages": list(one.messages), "subtask": one.subtask} for one in examples]
             file.write_text("".join(json.dumps(line) + "\n" for line in lines))
             own[key] = str(file)
         targets.append(own)
