@@ -178,26 +178,25 @@ def _variant_problems(folder: Path, adapter: Mapping[str, Any]) -> Iterator[Mode
         yield ModelError(what, f"{file}: {where}", PLAIN_LORA)
 
 
-NUMBERS = {"r": (1, math.inf), "lora_alpha": (0, math.inf), "lora_dropout": (0, 1)}
-"""Settings that are numbers: the least, and what they stay below."""
-
-TYPES: dict[str, tuple[type, ...]] = {
-    "r": (int,),
-    **dict.fromkeys(("lora_alpha", "lora_dropout"), (int, float)),
-    **dict.fromkeys(("use_rslora", "fan_in_fan_out"), (bool,)),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (dict,)),
+REAL, FLAG, PATTERN = (int, float), (bool,), (dict,)
+SETTINGS: dict[str, tuple[tuple[type, ...], tuple[float, float] | None]] = {
+    "r": ((int,), (1, math.inf)),
+    "lora_alpha": (REAL, (0, math.inf)),
+    "lora_dropout": (REAL, (0, 1)),
+    **dict.fromkeys(("use_rslora", "fan_in_fan_out"), (FLAG, None)),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (PATTERN, None)),
 }
+"""Types of settings; of numbers the least, and what they stay below."""
 
 
 def _type_problems(folder: Path, adapter: Mapping[str, Any]) -> Iterator[ModelError]:
     """Values that no training has: peft takes any, and fails later or computes nonsense."""
-    for key, kinds in TYPES.items():
+    for key, (kinds, limits) in SETTINGS.items():
         value = adapter.get(key)
         if value is None:
             continue
-        least, below = NUMBERS.get(key, (0, math.inf))
         fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-        if fits and (key not in NUMBERS or least <= value < below):
+        if fits and (limits is None or limits[0] <= value < limits[1]):
             continue
         yield ModelError(
             "The adapter's configuration is damaged.",

@@ -118,8 +118,8 @@ class StepsByLength(Sampler[int]):
     """A new random order each epoch, in which each optimizer step's rows are sorted by length.
 
     The steps are those of accelerate's SeedableRandomSampler. Gradients of a step are added up, so
-    the order within changes results by rounding only; micro-batches need less padding (a third of
-    the time with 4 rows of 32), and a batch that is too large for memory is the first one.
+    the order within changes results by rounding only; micro-batches need less padding, and one
+    that is too large for memory is the first of its step.
 
     Args:
         lengths: Tokens of each row [n].

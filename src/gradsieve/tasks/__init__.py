@@ -122,8 +122,9 @@ def load_target(
             warnings = [*warnings, f"{found} of the benchmark's {expected} subtasks were found"]
         target = Target(name, task, tuple(examples), warnings=tuple(warnings))
     else:
-        reading["supervise"] = supervise
-        examples, source = custom.read(name, path, subtask_field, on_bad_row, **reading)
+        examples, source = custom.read(
+            name, path, subtask_field, on_bad_row, supervise=supervise, **reading
+        )
         target = Target(name, task, tuple(examples), source.bad_rows, source.warnings)
     if not target.examples:
         where = f"target {name}: {SourceSpec(name, path).place}"

@@ -53,7 +53,7 @@ from gradsieve.data.sources import (
 )
 from gradsieve.data.template import ChatTemplate
 from gradsieve.data.values import LeftOut
-from gradsieve.errors import DataError, ErrorGroup
+from gradsieve.errors import DataError, raise_all
 from gradsieve.io import atomic, fingerprint
 
 VERSION = 1
@@ -105,8 +105,7 @@ def build_pool(
                 build.run(pool, lambda: report(sum(rows.seen for rows in counts)))
             except DataError as error:
                 problems.append(error)
-    if problems:
-        raise problems[0] if len(problems) == 1 else ErrorGroup(problems)
+    raise_all(problems)
     _finish(folder, {spec.name: spec for spec in sources})
     found = Pool(folder)
     if not len(found.usable):
