@@ -39,7 +39,7 @@ from gradsieve.models.load import load_trained
 from gradsieve.recipe.load import load_recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
-from gradsieve.stages.validate import _parts
+from gradsieve.stages.validate import parts_of_pool
 
 TARGETS = {"tydiqa": ("english", "swahili", "korean"), "mmlu": None, "gsm8k": None, "code": None}
 KINDS = {
@@ -193,7 +193,7 @@ def answer_losses(context: Context, cache: Path) -> dict[str, dict[str, float]]:
         ]
         rows[target] = [row.encoded for row in context.encode(examples) if not row.skip_reason]
     artifact, seed = context.artifacts.validation, 0
-    for part in _parts(context).subsets:
+    for part in parts_of_pool(context).subsets:
         if part.name not in known:
             model = load_trained(context.model, artifact.model(part.name, seed).folder)
             known[part.name] = {t: float(example_losses(model, r).mean()) for t, r in rows.items()}
@@ -207,7 +207,7 @@ def table(run: Path, out: Path) -> None:
     context = Context(load_recipe(run / "recipe.yaml"), RunFolder(run))
     rows = context.artifacts.validation.rows()
     losses = answer_losses(context, run.parent / "answer-losses.json")
-    parts = [part.name for part in _parts(context).subsets]
+    parts = [part.name for part in parts_of_pool(context).subsets]
     lds = defaultdict(dict)
     for row in rows:
         lds[row["method"]][row["target"]] = row["lds"]

@@ -21,6 +21,6 @@ def test_jobs_survive_pickling(tmp_path: Path) -> None:
     assert copied.template.encode_all(examples) == training.template.encode_all(examples)
     assert (copied.model, copied.settings) == (training.model, training.settings)
     task = evaluate.EvaluationTask("mine/base/seed-0", None, "")
-    job = evaluate._job(context, [task])
+    job = evaluate.evaluation_job(context, [task])
     assert {*job.questions["mine"].losses} == {"target_loss", "held_out_loss"}
     assert pickle.loads(pickle.dumps(job)).questions == job.questions

@@ -106,7 +106,7 @@ class Evaluate(Stage):
         tasks = list(_tasks(context, self.fingerprint_inputs(context)))
         missing = [task for task in tasks if not results.is_complete(task.name, task.of)]
         done = len(tasks) - len(missing)
-        for _ in context.engine.map(_job(context, missing), missing, "evaluation", done):
+        for _ in context.engine.map(evaluation_job(context, missing), missing, "evaluation", done):
             pass
         rows = [row for task in tasks for row in _summary(task.name, results.result(task.name))]
         results.write_rows(rows)
@@ -262,7 +262,7 @@ class EvaluationJob(Job[EvaluationTask, None]):
         write_json(self.results.result_file(task.name), {"of": task.of, **found})
 
 
-def _job(context: Context, tasks: Sequence[EvaluationTask]) -> EvaluationJob:
+def evaluation_job(context: Context, tasks: Sequence[EvaluationTask]) -> EvaluationJob:
     """The questions of all targets that the tasks are about, with their prompts."""
     student = context.student
     names = dict.fromkeys(task.target for task in tasks)

@@ -123,7 +123,7 @@ class Validate(Stage):
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Train on each part and measure losses; what is there is kept."""
-        artifact, parts = context.artifacts.validation, _parts(context)
+        artifact, parts = context.artifacts.validation, parts_of_pool(context)
         asked = {target.name: _asked(context, target) for target in context.targets}
         tasks = [
             _task(context, part, seed, asked)
@@ -184,7 +184,7 @@ class Parts:
         yield from self.best.values()
 
 
-def _parts(context: Context) -> Parts:
+def parts_of_pool(context: Context) -> Parts:
     """The parts of the pool, the same for the same seed, pool and scores."""
     pool, settings = context.pool, _settings(context)
     usable, seed = pool.usable, settings.seed

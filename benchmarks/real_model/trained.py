@@ -1,0 +1,234 @@
+"""What training on a selection does, against training on random rows: losses, F1, accuracy.
+
+    python benchmarks/real_model/trained.py recipe --judged OUT/judged --out OUT/trained
+    gradsieve run OUT/trained/recipe.yaml --out OUT/trained/run --until evaluate
+    python benchmarks/real_model/trained.py answers --judged OUT/judged --out OUT/trained \
+        --recipe OUT/recipe.yaml
+    python benchmarks/real_model/trained.py table --judged OUT/judged --out OUT/trained
+
+After judged.py, in its folders. `recipe` writes a recipe that selects 10% of the pool for each
+target by each of METHODS and trains on them as `gradsieve validate` has trained on its random
+subsets of 10%: these are the random selections that everything is compared with. `answers` has some
+of the models answer held-out questions of TyDiQA and MMLU (all that were trained for it, and the
+first RANDOM of the random subsets); what is answered is kept. `table` writes trained.json and
+trained.md to this folder, from what is there: `z` is the loss's distance from the mean of the
+random subsets, in their standard deviations; negative is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from judged import TARGETS
+
+from gradsieve.recipe.load import load_recipe
+from gradsieve.runs.artifacts import ResultsArtifact
+from gradsieve.runs.context import Context
+from gradsieve.runs.folder import RunFolder
+from gradsieve.stages.evaluate import EvaluationTask, evaluation_job
+from gradsieve.stages.validate import parts_of_pool
+
+HERE = Path(__file__).parent
+METHODS = {
+    "less_standardized_max": "LESS, defaults, whole answers",
+    "less_examples": "LESS, `target_mean: none`, whole answers",
+    "torch_balanced_8192_standardized_max": "LESS, defaults, the benchmarks' labels",
+    "torch_plain_8192_max": "LESS as in the paper",
+    "fusion_less_bm25_rds_plus": "fusion of less, bm25, rds_plus",
+    "bm25": "BM25",
+    "file_rds_plus": "RDS+",
+    "file_embedding": "embeddings",
+    "bergson_cosine": "bergson 2.5.1, cosine",
+}
+SHARE, RANDOM = 0.1, 6
+ANSWERED = {"tydiqa": "f1", "mmlu": "accuracy"}
+LANGUAGES, EACH_LANGUAGE = ("english", "swahili", "korean"), 80
+LIMIT = {"tydiqa": None, "mmlu": 4}
+"""Questions of a subtask."""
+
+
+def write_recipe(judged: Path, out: Path, methods: list[str]) -> None:
+    """The judged recipe, with a selection and a training for each target and method."""
+    recipe = yaml.safe_load((judged / "recipe.yaml").read_text())
+    del recipe["validate"]
+    file = judged / "methods.py"
+    recipe |= {
+        "score": {"methods": [m if m in ("bm25", "dsir") else f"{file}:{m}" for m in methods]},
+        "select": {"fraction": SHARE},
+        "train": {"epochs": 1},
+        "evaluate": {"metrics": ["held_out_loss"]},
+    }
+    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+
+
+def random_models(judged: Context, target: str) -> list[tuple[Path, float]]:
+    """Folder and loss of each model that was trained on a random subset."""
+    artifact, found = judged.artifacts.validation, []
+    for part in parts_of_pool(judged).subsets:
+        losses = artifact.losses(part.name, 0, target)
+        found.append((artifact.model(part.name, 0).folder, float(np.mean(losses))))
+    return found
+
+
+def models(judged: Path, out: Path) -> dict[str, dict[str, Path | None]]:
+    """Folder of each model that answers, by target and name."""
+    base: dict[str, Path | None] = {"base": None}
+    of = Context(load_recipe(judged / "run" / "recipe.yaml"), RunFolder(judged / "run"))
+    for number, (folder, _) in enumerate(random_models(of, "mmlu")[:RANDOM], start=1):
+        base[f"random_{number}"] = folder
+    trained = Context(load_recipe(out / "recipe.yaml"), RunFolder(out / "run")).artifacts.models
+    found = {}
+    for target in ANSWERED:
+        own = {m: trained.model(f"{target}/{m}/seed-0") for m in METHODS}
+        found[target] = base | {m: one.folder for m, one in own.items() if one.exists()}
+    return found
+
+
+def few_questions(data: Path, out: Path) -> Path:
+    """TyDiQA's folder with the first questions of the languages that the model reads."""
+    folder, asked = out / "tydiqa", Counter[str]()
+    folder.mkdir(exist_ok=True)
+    shutil.copy(data / "tydiqa-one-shot.json", folder)
+    kept = []
+    tree = json.loads((data / "tydiqa-goldp-v1.1-dev.json").read_text())
+    for article in tree["data"]:
+        language = article["paragraphs"][0]["qas"][0]["id"].partition("-")[0]
+        short = all(len(part["context"]) <= 1500 for part in article["paragraphs"])
+        if language in LANGUAGES and short and asked[language] < EACH_LANGUAGE:
+            asked[language] += sum(len(part["qas"]) for part in article["paragraphs"])
+            kept.append(article)
+    (folder / "tydiqa-goldp-v1.1-dev.json").write_text(json.dumps({**tree, "data": kept}))
+    return folder
+
+
+def answers(judged: Path, out: Path, recipe: Path) -> None:
+    """Answers of models to held-out questions."""
+    tree = yaml.safe_load(recipe.read_text())
+    by_name = {target["name"]: target for target in tree["targets"]}
+    by_name["tydiqa"]["path"] = str(few_questions(Path(by_name["tydiqa"]["path"]), out))
+    for target, own in models(judged, out).items():
+        tree |= {
+            "targets": [by_name[target]],
+            "evaluate": {"limit": LIMIT[target], "metrics": [ANSWERED[target]]},
+        }
+        file = out / f"answers-{target}.yaml"
+        file.write_text(yaml.safe_dump(tree, sort_keys=False))
+        context = Context(load_recipe(file), RunFolder(out / "answers"))
+        results = context.artifacts.results
+        tasks = [
+            EvaluationTask(f"{target}/{name}/seed-0", folder, str(folder))
+            for name, folder in own.items()
+        ]
+        missing = [task for task in tasks if not results.is_complete(task.name, task.of)]
+        run = evaluation_job(context, missing).setup(context.progress)
+        for task in missing:
+            run(task)
+            result = results.result(task.name)
+            print(task.name, len(result["ids"]), mean_of(result, target), flush=True)
+
+
+def mean_of(result: dict, target: str) -> float:
+    """The target's own metric."""
+    return float(np.average(result["metrics"][ANSWERED[target]], weights=result["weights"]))
+
+
+def mean_loss(results: ResultsArtifact, name: str) -> float | None:
+    """The mean of the held-out losses; None: not there."""
+    if not results.result_file(name).is_file():
+        return None
+    return float(np.mean(results.result(name)["metrics"]["held_out_loss"]))
+
+
+def losses(judged: Path, out: Path) -> dict[str, dict[str, Any]]:
+    """By name and target: loss, and how many standard deviations of random ones it is off."""
+    of = Context(load_recipe(judged / "run" / "recipe.yaml"), RunFolder(judged / "run"))
+    results = ResultsArtifact(RunFolder(out / "run"))
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    for target in TARGETS:
+        random = np.array([loss for _, loss in random_models(of, target)])
+        mean, deviation = float(random.mean()), float(random.std(ddof=1))
+        found["random"][target] = {"loss": mean, "deviation": deviation, "subsets": len(random)}
+        for name in ("base", *METHODS):
+            if (loss := mean_loss(results, f"{target}/{name}/seed-0")) is not None:
+                z, below = (loss - mean) / deviation, float((random < loss).mean())
+                found[name][target] = {"loss": loss, "z": z, "random ones below": below}
+    return found
+
+
+def answered(out: Path) -> dict[str, dict[str, Any]]:
+    """By name and target: the metric and its standard error; `random` is the mean of them."""
+    results = ResultsArtifact(RunFolder(out / "answers"))
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    for target in ANSWERED:
+        own = {}
+        for file in sorted(results.folder.glob(f"{target}/*/seed-0.json")):
+            name = file.parent.name
+            result = results.result(f"{target}/{name}/seed-0")
+            values = np.array(result["metrics"][ANSWERED[target]])
+            error = float(values.std(ddof=1) / np.sqrt(len(values)))
+            own[name] = {"mean": mean_of(result, target), "error": error, "questions": len(values)}
+        random = [one["mean"] for name, one in own.items() if name.startswith("random_")]
+        if random:
+            spread = float(np.std(random, ddof=1)) if len(random) > 1 else 0.0
+            own["random"] = {"mean": float(np.mean(random)), "error": spread, "models": len(random)}
+        for name, one in own.items():
+            found[name][target] = one
+    return found
+
+
+def table(judged: Path, out: Path) -> None:
+    """Write trained.json and trained.md."""
+    by_loss, by_answer = losses(judged, out), answered(out)
+    subsets = by_loss["random"]["mmlu"]["subsets"]
+    lines = [
+        f"Trained on 10% of the pool for one epoch, against {subsets} random subsets of 10%: loss on",
+        "held-out answers and z, its distance from the random subsets' mean in their standard",
+        "deviations (negative is better); for `random` the mean and the deviation. F1 and accuracy",
+        "in per cent with their standard error over questions; for `random` the deviation of models.",
+        "",
+        "| selection | " + " | ".join(TARGETS) + " | TyDiQA F1 | MMLU accuracy |",
+        "|" + " --- |" * (len(TARGETS) + 3),
+    ]
+    names = {"base": "untrained", "random": "random"} | METHODS
+    for name in [name for name in names if name in by_loss]:
+        cells = []
+        for target in TARGETS:
+            one = by_loss[name].get(target, {})
+            beside = one.get("z", one.get("deviation"))
+            text = f"{beside:.3f}" if name == "random" else f"z {beside:+.1f}" if one else ""
+            cells.append(f"{one['loss']:.3f} ({text})" if one else "-")
+        for target in ANSWERED:
+            own = by_answer.get(name, {}).get(target)
+            cells.append(f"{100 * own['mean']:.1f} ± {100 * own['error']:.1f}" if own else "-")
+        lines.append(f"| {names[name]} | " + " | ".join(cells) + " |")
+    found = {"losses": by_loss, "answers": by_answer}
+    (HERE / "trained.json").write_text(json.dumps(found, indent=1) + "\n")
+    (HERE / "trained.md").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("recipe", "answers", "table"))
+    parser.add_argument("--judged", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--recipe", type=Path)
+    parser.add_argument("--methods", nargs="+", default=[*METHODS])
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.what == "recipe":
+        write_recipe(arguments.judged, arguments.out, arguments.methods)
+    elif arguments.what == "answers":
+        answers(arguments.judged, arguments.out, arguments.recipe)
+    else:
+        table(arguments.judged, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
