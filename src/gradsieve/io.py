@@ -107,8 +107,12 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path that replaces `path`, synced to disk, when the block ends."""
+def atomic(path: Path, hashed: bool = False) -> Iterator[Path]:
+    """A temporary path that replaces `path`, synced to disk, when the block ends.
+
+    Its hash, if asked for, is on disk before: what a stage has made is verified by `is_whole` when
+    the stage resumes. A finished stage has a list of all hashes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     temporary.touch(exist_ok=False)
@@ -119,9 +123,21 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
             _on_disk.add(_identity(os.fstat(file.fileno())))
         temporary.chmod(mode)
+        if hashed:
+            write_text(_hash_of(path), file_hash(temporary))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there, with the bytes that `atomic` wrote; older ones have no hash."""
+    kept = _hash_of(path)
+    return path.is_file() and (not kept.is_file() or kept.read_bytes() == file_hash(path).encode())
+
+
+def _hash_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.xxh3")
 
 
 _on_disk: set[tuple[int, ...]] = set()
@@ -185,14 +201,14 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, hashed: bool = False) -> None:
     """Write JSON atomically."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n", hashed)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, hashed: bool = False) -> None:
     """Write UTF-8 text atomically."""
-    with atomic(path) as temporary:
+    with atomic(path, hashed) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 

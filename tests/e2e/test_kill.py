@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,3 +177,38 @@ def test_interrupting_says_how_to_go_on(
     assert process.returncode == 130
     assert b"the same command goes on from there" in told
     assert b"Traceback" not in told
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, RunFolder]:
+    inputs = world.make(tmp_path_factory.mktemp("inputs"), rows=60)
+    recipe = world.recipe(
+        inputs,
+        score__methods=["less", "random", "perplexity_middle"],
+        train={"epochs": 1},
+        evaluate={},
+        validate={"subsets": 2, "leave_out": []},
+    )
+    out = tmp_path_factory.mktemp("trained")
+    return recipe, gradsieve.run(recipe, out, last="validate", progress=world.Listening())
+
+
+@pytest.mark.parametrize("stage", ["features", "score", "train", "evaluate", "validate"])
+def test_what_an_unfinished_stage_has_made_is_verified(
+    trained: tuple[Any, RunFolder], tmp_path: Path, stage: str
+) -> None:
+    """A byte of each of its files is flipped between a kill and the same command."""
+    recipe, whole = trained
+    run = RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
+    (run.stage(stage) / "meta.json").unlink()
+    flipped = 0
+    for file in [f for f in run.stage(stage).rglob("*") if f.is_file()]:
+        if file.name.startswith(".") or file.name in ("inputs.json", "loss.jsonl", "seconds.json"):
+            continue
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+        flipped += 1
+    assert flipped >= 4
+    gradsieve.run(recipe, run.path, last="validate", progress=world.Listening())
+    assert world.results(run) == world.results(whole)

@@ -102,6 +102,17 @@ def test_names_are_unique_and_subtask_is_for_custom(tmp_path: Path) -> None:
     assert "mmlu has its own subtasks" in problems(tmp_path, named)[0]
 
 
+def test_one_source_or_target_stands_alone(tmp_path: Path) -> None:
+    alone = (
+        GOOD.replace("[", "").replace("]", "").replace("name: dolly, ", "source_field: dataset, ")
+    )
+    found = load_recipe(written(tmp_path, alone), ["pool.path=other.jsonl"])
+    (source,), (target,) = found.pool, found.targets
+    assert (source.name, source.path, source.source_field) == ("pool", "other.jsonl", "dataset")
+    assert target.subtask == "topic"
+    assert "missing" in problems(tmp_path, alone.replace("path: mine.jsonl, ", ""))[0]
+
+
 @pytest.mark.parametrize("key", ["target_modules", "exclude_modules"])
 def test_a_regular_expression_that_is_none(tmp_path: Path, key: str) -> None:
     (problem,) = problems(tmp_path, GOOD, f"warmup.lora.{key}=(q_proj")

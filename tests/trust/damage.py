@@ -23,8 +23,8 @@ COMMANDS = ("the same command", "the next stage")
 UNREAD = (".lock", "log.txt")
 """Of these nothing is read: whatever they hold, nothing else changes."""
 
-UNHASHED = r"unfinished (01-warmup/loss|03-score/T|05-train/.*seed-N/|06-evaluate/|07-validate/)"
-"""Parts of an unfinished stage that have no hash yet: nothing is promised of them."""
+UNHASHED = r"unfinished .*/(loss\.jsonl|\.)"
+"""Of an unfinished stage: loss curves and hidden files, which no result is made from."""
 
 NAMES = (
     (r"[0-9a-f]{16,}", "H"),

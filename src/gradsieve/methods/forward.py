@@ -23,7 +23,7 @@ from gradsieve.data.batching import PoolTokens, length_sorted_batches
 from gradsieve.data.pool import Pool
 from gradsieve.data.template import TokenizedExample
 from gradsieve.engine import Job, LocalEngine, Size
-from gradsieve.io import atomic, fingerprint
+from gradsieve.io import atomic, fingerprint, is_whole
 from gradsieve.methods.base import ScoringTask
 from gradsieve.models.source import ModelSource
 
@@ -61,7 +61,7 @@ class ForwardJob(Job[ForwardTask, None]):
         def run(task: ForwardTask) -> None:
             some = task.examples
             examples = PoolTokens(pool, some) if isinstance(some, np.ndarray) else some
-            with atomic(task.file) as temporary, temporary.open("wb") as file:
+            with atomic(task.file, hashed=True) as temporary, temporary.open("wb") as file:
                 np.save(file, self.make(model, examples))
 
         return run
@@ -95,7 +95,7 @@ def forward(
         ]
         of_targets = {name: _of_target(folder, name, some) for name, some in targets.items()}
         tasks = [*(one for _, one in parts), *of_targets.values()]
-        missing = [one for one in tasks if not one.file.is_file()]
+        missing = [one for one in tasks if not is_whole(one.file)]
         done = sum(len(one.examples) for one in tasks) - sum(len(one.examples) for one in missing)
         engine = task.engine or LocalEngine(task.progress)
         for _ in engine.map(job, missing, what, done):

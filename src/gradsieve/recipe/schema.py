@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from gradsieve.recipe.inputs import (
     EngineConfig,
@@ -120,7 +120,10 @@ class Recipe(Section):
     """All settings of a run."""
 
     model: ModelConfig
-    pool: Annotated[list[SourceConfig], key(..., "The candidate pool's sources.", min_length=1)]
+    pool: Annotated[
+        list[SourceConfig],
+        key(..., "The candidate pool's sources, or one of them alone.", min_length=1),
+    ]
     targets: Annotated[
         list[TargetConfig], key(..., "The skills for which rows are selected.", min_length=1)
     ]
@@ -176,6 +179,14 @@ class Recipe(Section):
             for method in self.score.methods
             for budget in ([full] if method == "full" else budgets)
         ]
+
+    @field_validator("pool", "targets", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, parts: Any, info: ValidationInfo) -> Any:
+        """A single source or target may stand without its list; such a source without a name."""
+        if not isinstance(parts, dict):
+            return parts
+        return [{"name": "pool", **parts} if info.field_name == "pool" else parts]
 
     @field_validator("pool", "targets")
     @classmethod

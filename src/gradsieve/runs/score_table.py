@@ -184,5 +184,5 @@ def write_scores(file: Path, table: ScoreTable, examples: ExampleScores | None =
             name = f"{EXAMPLE}{index + 1}:{subtask}/{id}"
             field = pa.field(name, pa.float32(), metadata={"id": id, "subtask": subtask})
             found = found.append_column(field, pa.array(examples.values[:, index]))
-    with atomic(file) as temporary:
+    with atomic(file, hashed=True) as temporary:
         pq.write_table(found.combine_chunks(), temporary)

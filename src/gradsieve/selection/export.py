@@ -127,9 +127,9 @@ def write_selected(selected: Iterable[Selected], rows: Path, messages: Path, ans
             files[2].writelines(map(_line, one.as_answers()))
 
 
-def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]], hashed: bool = False) -> None:
     """Write JSON lines, atomically."""
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with atomic(path, hashed) as temporary, temporary.open("wb") as file:
         file.writelines(map(_line, records))
 
 

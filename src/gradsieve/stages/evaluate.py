@@ -250,7 +250,8 @@ class EvaluationJob(Job[EvaluationTask, None]):
                 for name in test.metrics:
                     if name in questions.metrics:
                         metrics[name] = [answer.metrics[name] for answer in answers]
-                write_lines(self.results.samples_file(task.name), _samples(test, prompts, answers))
+                records = _samples(test, prompts, answers)
+                write_lines(self.results.samples_file(task.name), records, hashed=True)
                 found["samples"] = True
         values = [value for metric in metrics.values() for value in metric]
         if not all(value is None or math.isfinite(value) for value in values):
@@ -259,7 +260,7 @@ class EvaluationJob(Job[EvaluationTask, None]):
                 f"{task.name}: {task.model or self.source.settings.name}",
                 "Lower the learning rate that it was trained with, or leave its method out.",
             )
-        write_json(self.results.result_file(task.name), {"of": task.of, **found})
+        write_json(self.results.result_file(task.name), {"of": task.of, **found}, hashed=True)
 
 
 def evaluation_job(context: Context, tasks: Sequence[EvaluationTask]) -> EvaluationJob:

@@ -39,7 +39,7 @@ from gradsieve.gradients.jobs import (
     TargetTask,
 )
 from gradsieve.gradients.projection import VERSION
-from gradsieve.io import fingerprint
+from gradsieve.io import fingerprint, is_whole
 from gradsieve.methods import all_members, find_method, needs_gradients
 from gradsieve.models.checkpoints import checkpoint_fingerprint
 from gradsieve.recipe.schema import Recipe
@@ -356,7 +356,7 @@ class CheckpointWork:
                 )
 
     def _has_target(self, kind: str, target: Target) -> bool:
-        if not self.where.target_file(kind, target.name).is_file():
+        if not is_whole(self.where.target_file(kind, target.name)):
             return False
         return self.where.target_gradients(kind, target.name).identity == _identity(target)
 

@@ -319,7 +319,7 @@ class ValidationJob(Job[ValidationTask, None]):
                     "Lower the learning rate of `train`.",
                 )
             file = self.artifact.loss_file(task.part, task.training.seed, target)
-            write_json(file, {"of": asked.of, "losses": losses.tolist()})
+            write_json(file, {"of": asked.of, "losses": losses.tolist()}, hashed=True)
 
 
 # --- what they say ------------------------------------------------------------------------------

@@ -84,5 +84,5 @@ def write_target_gradients(file: Path, gradients: TargetGradients) -> None:
     tensors = {"features": gradients.rows, "gradient_norms": gradients.gradient_norms}
     if gradients.mean_norms is not None:
         tensors["mean_norms"] = gradients.mean_norms
-    with atomic(file) as temporary:
+    with atomic(file, hashed=True) as temporary:
         save_file(tensors, temporary, metadata)

@@ -15,6 +15,11 @@ FOUND_BY_PATTERN = (".safetensors", ".parquet", ".bin", ".pt", ".arrow")
 LOSSES, TENSORBOARD, TRAINING = "loss.jsonl", "tensorboard", "training.json"
 
 
+def is_display(file: Path) -> bool:
+    """Whether a training's file is a loss curve, which nothing is made from."""
+    return file.name == LOSSES or TENSORBOARD in file.parts
+
+
 class Below:
     """A file or folder in the folder of its owner."""
 
@@ -69,7 +74,7 @@ class StageArtifact:
 
     def is_dispensable(self, file: Path) -> bool:
         """Whether nothing but a display is lost with a file that takes long to make again."""
-        return self.trains and (file.name == LOSSES or TENSORBOARD in file.parts)
+        return self.trains and is_display(file)
 
     def matters(self, fault: Fault) -> bool:
         """Whether a fault changes results. Foreign files do where files are found by patterns."""

@@ -9,9 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradsieve.errors import RunError
-from gradsieve.io import folder_fingerprint, publish, read_lines, reading, write_json
-from gradsieve.runs.artifacts.base import TRAINING, Below, StageArtifact
+from gradsieve.io import (
+    file_hash,
+    folder_fingerprint,
+    is_whole,
+    publish,
+    read_lines,
+    read_sealed,
+    reading,
+    write_json,
+    write_sealed,
+)
+from gradsieve.runs.artifacts.base import TRAINING, Below, StageArtifact, is_display
 
 
 @dataclass(frozen=True)
@@ -26,8 +35,15 @@ class TrainedModel:
         return self.folder.with_name(f"{self.folder.name}.tmp")
 
     def exists(self) -> bool:
-        """Whether its weights are there."""
-        return any(self.folder.glob("*.safetensors")) and (self.folder / TRAINING).is_file()
+        """Whether it is there, with the files that were saved; of earlier versions, the weights."""
+        try:
+            training = read_sealed(self.folder / TRAINING) or {}
+            sound = all(
+                file_hash(self.folder / f) == h for f, h in training.get("files", {}).items()
+            )
+        except (OSError, ValueError):
+            return False
+        return bool(training) and sound and any(self.folder.glob("*.safetensors"))
 
     @property
     def fingerprint(self) -> str:
@@ -40,7 +56,12 @@ class TrainedModel:
 
     def publish(self, training: Mapping[str, Any]) -> None:
         """Make what is in `partial` the model."""
-        write_json(self.partial / TRAINING, training)
+        files = {
+            file.relative_to(self.partial).as_posix(): file_hash(file)
+            for file in self.partial.rglob("*")
+            if file.is_file() and not is_display(file)
+        }
+        write_sealed(self.partial / TRAINING, {**training, "files": files})
         publish(self.partial, self.folder)
 
     def copy_from(self, other: TrainedModel) -> None:
@@ -117,12 +138,12 @@ class ResultsArtifact(_Summarized):
 
     def is_complete(self, name: str, of: str) -> bool:
         """Whether the result is there, of this model and these questions, with its answers."""
-        try:
-            found = self.result(name)
-        except RunError:  # half a file, of a run that is not finished
+        if not is_whole(self.result_file(name)):
             return False
-        lost = found.get("samples") and not self.samples_file(name).is_file()
-        return found.get("of") == of and not lost
+        found = self.result(name)
+        return found.get("of") == of and (
+            not found.get("samples") or is_whole(self.samples_file(name))
+        )
 
     def result(self, name: str) -> dict[str, Any]:
         """A number per question and metric; empty if it is not there yet."""
@@ -160,10 +181,7 @@ class ValidationArtifact(_Summarized):
     def has_losses(self, part: str, seed: int, target: str, of: str) -> bool:
         """Whether they are there, of these examples."""
         file = self.loss_file(part, seed, target)
-        try:
-            return file.is_file() and _json(file).get("of") == of
-        except RunError:  # half a file, of a run that is not finished
-            return False
+        return is_whole(file) and _json(file).get("of") == of
 
     def made_with(self, file: Path) -> list[Path]:
         """A model is made again as a whole, which happens for losses that are missing alone."""

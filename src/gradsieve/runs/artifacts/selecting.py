@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gradsieve.data.pool import Pool
-from gradsieve.io import atomic, file_fingerprint, fingerprint, read_lines, reading, write_json
+from gradsieve.io import (
+    atomic,
+    file_fingerprint,
+    fingerprint,
+    is_whole,
+    read_lines,
+    read_sealed,
+    reading,
+    write_sealed,
+)
 from gradsieve.methods.base import ExampleScores
 from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.runs.artifacts.base import LOSSES, Below, StageArtifact
@@ -237,12 +245,8 @@ class ScoresArtifact(StageArtifact):
             return read_scores(self.verified(file))
 
     def is_scored(self, target: str, method: str) -> bool:
-        """Whether a table is there; one that was cut off isn't."""
-        try:
-            pq.read_metadata(self.table_file(target, method))
-        except (OSError, ValueError):
-            return False
-        return True
+        """Whether a table is there, as it was written."""
+        return is_whole(self.table_file(target, method))
 
     def examples(self, target: str, method: str) -> ExampleScores | None:
         """Read a method's scores for each target example, if they are kept."""
@@ -259,7 +263,7 @@ class ScoresArtifact(StageArtifact):
     def facts(self) -> dict[str, dict[str, Any]]:
         """For each method `seconds`, `own` parts and `noise`, as the score stage found them."""
         try:
-            found = json.loads(self._facts.read_text(encoding="utf-8"))
+            found = read_sealed(self._facts) or {}
         except (OSError, ValueError):  # of a run that lost it: nothing else depends on it
             return {}
         return {  # in older runs seconds alone
@@ -268,7 +272,7 @@ class ScoresArtifact(StageArtifact):
 
     def add_facts(self, method: str, facts: Mapping[str, Any]) -> None:
         """Record what is known of a method's scores."""
-        write_json(self._facts, {**self.facts(), method: facts})
+        write_sealed(self._facts, {**self.facts(), method: facts})
 
     def paths(self) -> list[Path]:
         names = (name.split("/") for name in self.metadata["tables"])
