@@ -13,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gradsieve.methods.base import Scores, combine
+from gradsieve.methods.fusion import fuse
+from gradsieve.selection.ranking import round_robin
 from gradsieve.store.quantize import decode, encode
 
 SHARE = 0.05
@@ -93,13 +96,9 @@ def quantized(rows: np.ndarray, bits: int) -> np.ndarray:
 
 
 def across(by_subtask: np.ndarray, how: str) -> np.ndarray:
-    """One score for each row."""
-    if how == "mean":
-        return by_subtask.mean(1)
-    if how == "standardized_max":
-        spread = by_subtask.std(0)
-        by_subtask = (by_subtask - by_subtask.mean(0)) / np.where(spread > 0, spread, 1)
-    return by_subtask.max(1)
+    """One score for each row, as the package has it."""
+    names = [""] * by_subtask.shape[1]
+    return combine(how, names, by_subtask.astype(np.float32)).total
 
 
 def top(scores: np.ndarray, share: float = SHARE) -> np.ndarray:
@@ -108,24 +107,10 @@ def top(scores: np.ndarray, share: float = SHARE) -> np.ndarray:
 
 
 def fused(*scores: np.ndarray) -> np.ndarray:
-    """Reciprocal rank fusion (Cormack et al., 2009)."""
-    ranks = [np.argsort(np.argsort(-one, kind="stable")) + 1 for one in scores]
-    return sum(1 / (60 + rank) for rank in ranks)
+    """Reciprocal rank fusion."""
+    return fuse([Scores(one) for one in scores]).total
 
 
 def in_turns(columns: np.ndarray, share: float = SHARE) -> np.ndarray:
     """Each column in turn takes its best row that is left."""
-    orders = np.argsort(-columns, axis=0, kind="stable")
-    taken: list[int] = []
-    seen, at = set(), [0] * columns.shape[1]
-    wanted = round(share * len(columns))
-    while len(taken) < wanted:
-        for column in range(columns.shape[1]):
-            while orders[at[column], column] in seen:
-                at[column] += 1
-            best = int(orders[at[column], column])
-            seen.add(best)
-            taken.append(best)
-            if len(taken) == wanted:
-                break
-    return np.array(taken)
+    return round_robin(columns.astype(np.float32))[0][: round(share * len(columns))]
