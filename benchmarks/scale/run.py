@@ -7,7 +7,11 @@ models/stories260K in the tulu format, the target MMLU and a method (random by d
 stage; and compared with reading and tokenizing the same rows in memory, as the first edition did
 (at most --in-memory rows). Each number of rows is measured in a process of its own. Private memory
 is what no file on disk backs: anonymous memory of all processes together, sampled every 50 ms; that
-of a stage includes what earlier stages have left. Writes result.json and table.md.
+of a stage includes what earlier stages have left. Writes result.json and table.md; of another
+method METHOD.json and METHOD.md:
+
+    OMP_NUM_THREADS=1 python benchmarks/scale/run.py --data ../shared/data --method less \
+        --rows 10000 200000 --in-memory 0 --max-length 128
 """
 
 from __future__ import annotations
@@ -101,12 +105,18 @@ def anonymous_bytes(process: int) -> int:
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Anonymous:"))
 
 
-def measure(how: str, data: Path, file: Path, folder: Path) -> list[dict[str, Any]]:
+def measure(
+    how: str, data: Path, file: Path, folder: Path, max_length: int
+) -> list[dict[str, Any]]:
     """One number of rows, in this process: a record per stage, and one of all."""
     if how == "in memory":
         return [{"stage": "read and tokenize, in memory", **measured_call(in_memory, data, file)}]
     recipe = {
-        "model": {"name": str(data / "models" / "stories260K"), "chat_template": "tulu"},
+        "model": {
+            "name": str(data / "models" / "stories260K"),
+            "chat_template": "tulu",
+            "max_length": max_length,
+        },
         "pool": [{"name": "s", "path": str(file)}],
         "targets": [{"name": "mmlu", "task": "mmlu", "path": str(data / "eval" / "mmlu")}],
         "warmup": {"epochs": 1, "lora": {"target_modules": ["q_proj", "v_proj"]}},
@@ -154,7 +164,8 @@ def measured(
     file = scratch / f"{rows}.jsonl"
     if not file.exists():
         write_pool(arguments.data, rows, file)
-    command = [sys.executable, __file__, "--data", str(arguments.data), "--one", how]
+    command = [sys.executable, __file__, "--data", str(arguments.data)]
+    command += ["--max-length", str(arguments.max_length), "--one", how]
     places = [str(file), str(scratch / f"{how}-{rows}")]
     done = subprocess.run([*command, *places], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -179,13 +190,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--method", default="random")
+    parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--in-memory", type=int, default=100_000, help="most rows read in memory")
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--one", nargs=3, metavar=("HOW", "FILE", "FOLDER"))
     arguments = parser.parse_args()
     if arguments.one:
         how, file, folder = arguments.one
-        print(json.dumps(measure(how, arguments.data, Path(file), Path(folder))))
+        print(
+            json.dumps(measure(how, arguments.data, Path(file), Path(folder), arguments.max_length))
+        )
         return
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -201,15 +215,17 @@ def main() -> None:
     rows = " ".join(map(str, arguments.rows))
     setup = {
         "command": f"python benchmarks/scale/run.py --data DATA --rows {rows}"
-        f" --method {arguments.method} --in-memory {arguments.in_memory}",
+        f" --method {arguments.method} --in-memory {arguments.in_memory} --max-length {arguments.max_length}",
         "commit": commit.stdout.strip(),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "versions": versions,
     }
     found = json.dumps({"setup": setup, "results": results}, indent=1)
-    (arguments.out / "result.json").write_text(found + "\n")
-    (arguments.out / "table.md").write_text(table(results))
+    usual = arguments.method == "random"
+    stems = ("result", "table") if usual else (arguments.method, arguments.method)
+    (arguments.out / f"{stems[0]}.json").write_text(found + "\n")
+    (arguments.out / f"{stems[1]}.md").write_text(table(results))
 
 
 if __name__ == "__main__":
