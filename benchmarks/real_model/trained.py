@@ -188,10 +188,10 @@ def table(judged: Path, out: Path) -> None:
     by_loss, by_answer = losses(judged, out), answered(out)
     subsets = by_loss["random"]["mmlu"]["subsets"]
     lines = [
-        f"Trained on 10% of the pool for one epoch, against {subsets} random subsets of 10%: loss on",
-        "held-out answers and z, its distance from the random subsets' mean in their standard",
-        "deviations (negative is better); for `random` the mean and the deviation. F1 and accuracy",
-        "in per cent with their standard error over questions; for `random` the deviation of models.",
+        f"Trained on 10% of the pool for one epoch, against {subsets} random subsets of 10%: loss",
+        "on held-out answers and z, its distance from the random subsets' mean in their standard",
+        "deviations (negative is better); for `random` mean and deviation. F1 and accuracy in per",
+        "cent, with their standard error over questions; for `random` the deviation of models.",
         "",
         "| selection | " + " | ".join(TARGETS) + " | TyDiQA F1 | MMLU accuracy |",
         "|" + " --- |" * (len(TARGETS) + 3),

@@ -215,7 +215,8 @@ def main() -> None:
     rows = " ".join(map(str, arguments.rows))
     setup = {
         "command": f"python benchmarks/scale/run.py --data DATA --rows {rows}"
-        f" --method {arguments.method} --in-memory {arguments.in_memory} --max-length {arguments.max_length}",
+        f" --method {arguments.method} --in-memory {arguments.in_memory}"
+        f" --max-length {arguments.max_length}",
         "commit": commit.stdout.strip(),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
