@@ -4,15 +4,18 @@
     gradsieve run OUT/trained/recipe.yaml --out OUT/trained/run --until evaluate
     python benchmarks/real_model/trained.py answers --judged OUT/judged --out OUT/trained \
         --recipe OUT/recipe.yaml
+    python benchmarks/real_model/trained.py quantiles --judged OUT/judged --out OUT/trained
+    gradsieve run OUT/trained/quantiles.yaml --out OUT/trained/quantiles --until evaluate
     python benchmarks/real_model/trained.py table --judged OUT/judged --out OUT/trained
 
 After judged.py, in its folders. `recipe` writes a recipe that selects 10% of the pool for each
 target by each of METHODS and trains on them as `gradsieve validate` has trained on its random
 subsets of 10%: these are the random selections that everything is compared with. `answers` has some
 of the models answer held-out questions of TyDiQA and MMLU (all that were trained for it, and the
-first RANDOM of the random subsets); what is answered is kept. `table` writes trained.json and
-trained.md to this folder, from what is there: `z` is the loss's distance from the mean of the
-random subsets, in their standard deviations; negative is better.
+first RANDOM of the random subsets); what is answered is kept. `quantiles` divides the pool into
+ten parts of equal size by the scores of LESS, best first, each to be trained on alone. `table`
+writes trained.json and trained.md to this folder, from what is there: `z` is the loss's distance
+from the mean of the random subsets, in their standard deviations; negative is better.
 """
 
 from __future__ import annotations
@@ -21,11 +24,13 @@ import argparse
 import json
 import shutil
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from judged import METHODS as FROM_FILES
 from judged import TARGETS
 
 from gradsieve.recipe.load import load_recipe
@@ -52,20 +57,45 @@ ANSWERED = {"tydiqa": "f1", "mmlu": "accuracy"}
 LANGUAGES, EACH_LANGUAGE = ("english", "swahili", "korean"), 80
 LIMIT = {"tydiqa": None, "mmlu": 4}
 """Questions of a subtask."""
+QUANTILES, QUANTILES_BY = ("tydiqa", "gsm8k"), "less_standardized_max"
 
 
 def write_recipe(judged: Path, out: Path, methods: list[str]) -> None:
     """The judged recipe, with a selection and a training for each target and method."""
+    file = judged / "methods.py"
+    names = [m if m in ("bm25", "dsir") else f"{file}:{m}" for m in methods]
+    (out / "recipe.yaml").write_text(training_recipe(judged, names, TARGETS))
+
+
+def training_recipe(judged: Path, methods: list[str], targets: Iterable[str]) -> str:
     recipe = yaml.safe_load((judged / "recipe.yaml").read_text())
     del recipe["validate"]
-    file = judged / "methods.py"
     recipe |= {
-        "score": {"methods": [m if m in ("bm25", "dsir") else f"{file}:{m}" for m in methods]},
+        "targets": [target for target in recipe["targets"] if target["name"] in targets],
+        "score": {"methods": methods},
         "select": {"fraction": SHARE},
         "train": {"epochs": 1},
         "evaluate": {"metrics": ["held_out_loss"]},
     }
-    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return yaml.safe_dump(recipe, sort_keys=False)
+
+
+def write_quantiles(judged: Path, out: Path) -> None:
+    """A recipe that trains on the rows between two quantiles of a target's scores."""
+    folder, count = out.resolve() / "quantile-scores", round(1 / SHARE)
+    names = [f"quantile_{number}" for number in range(1, count + 1)]
+    for target in QUANTILES:
+        scores = np.load(judged / target / f"{QUANTILES_BY}.npy")
+        ranks = np.empty(len(scores))
+        ranks[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
+        (folder / target).mkdir(parents=True, exist_ok=True)
+        for number, name in enumerate(names):
+            center = (number + 0.5) * len(scores) / count
+            np.save(folder / target / f"{name}.npy", -np.abs(ranks - center).astype(np.float32))
+    shutil.copy(judged / "keys.json", folder)
+    (folder / "methods.py").write_text(FROM_FILES.format(folder=str(folder), names=names))
+    methods = [f"{folder}/methods.py:{name}" for name in names]
+    (out / "quantiles.yaml").write_text(training_recipe(judged, methods, QUANTILES))
 
 
 def random_models(judged: Context, target: str) -> list[tuple[Path, float]]:
@@ -146,16 +176,16 @@ def mean_loss(results: ResultsArtifact, name: str) -> float | None:
     return float(np.mean(results.result(name)["metrics"]["held_out_loss"]))
 
 
-def losses(judged: Path, out: Path) -> dict[str, dict[str, Any]]:
+def losses(judged: Path, run: Path, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """By name and target: loss, and how many standard deviations of random ones it is off."""
     of = Context(load_recipe(judged / "run" / "recipe.yaml"), RunFolder(judged / "run"))
-    results = ResultsArtifact(RunFolder(out / "run"))
+    results = ResultsArtifact(RunFolder(run))
     found: dict[str, dict[str, Any]] = defaultdict(dict)
     for target in TARGETS:
         random = np.array([loss for _, loss in random_models(of, target)])
         mean, deviation = float(random.mean()), float(random.std(ddof=1))
         found["random"][target] = {"loss": mean, "deviation": deviation, "subsets": len(random)}
-        for name in ("base", *METHODS):
+        for name in ("base", *methods):
             if (loss := mean_loss(results, f"{target}/{name}/seed-0")) is not None:
                 z, below = (loss - mean) / deviation, float((random < loss).mean())
                 found[name][target] = {"loss": loss, "z": z, "random ones below": below}
@@ -185,7 +215,9 @@ def answered(out: Path) -> dict[str, dict[str, Any]]:
 
 def table(judged: Path, out: Path) -> None:
     """Write trained.json and trained.md."""
-    by_loss, by_answer = losses(judged, out), answered(out)
+    by_loss, by_answer = losses(judged, out / "run", METHODS), answered(out)
+    tenths = [f"quantile_{number}" for number in range(1, round(1 / SHARE) + 1)]
+    by_quantile = losses(judged, out / "quantiles", tenths)
     subsets = by_loss["random"]["mmlu"]["subsets"]
     lines = [
         f"Trained on 10% of the pool for one epoch, against {subsets} random subsets of 10%: loss",
@@ -208,14 +240,20 @@ def table(judged: Path, out: Path) -> None:
             own = by_answer.get(name, {}).get(target)
             cells.append(f"{100 * own['mean']:.1f} ± {100 * own['error']:.1f}" if own else "-")
         lines.append(f"| {names[name]} | " + " | ".join(cells) + " |")
-    found = {"losses": by_loss, "answers": by_answer}
+    lines += ["", f"Each tenth of the pool alone, best first by `{QUANTILES_BY}`: loss and z.", ""]
+    lines += ["| tenth | " + " | ".join(QUANTILES) + " |", "|" + " --- |" * (len(QUANTILES) + 1)]
+    for number, name in enumerate(tenths, start=1):
+        own = [by_quantile.get(name, {}).get(target) for target in QUANTILES]
+        cells = [f"{one['loss']:.3f} (z {one['z']:+.1f})" if one else "-" for one in own]
+        lines.append(f"| {number} | " + " | ".join(cells) + " |")
+    found = {"losses": by_loss, "answers": by_answer, "quantiles": by_quantile}
     (HERE / "trained.json").write_text(json.dumps(found, indent=1) + "\n")
     (HERE / "trained.md").write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("recipe", "answers", "table"))
+    parser.add_argument("what", choices=("recipe", "answers", "quantiles", "table"))
     parser.add_argument("--judged", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", type=Path)
@@ -226,6 +264,8 @@ def main() -> None:
         write_recipe(arguments.judged, arguments.out, arguments.methods)
     elif arguments.what == "answers":
         answers(arguments.judged, arguments.out, arguments.recipe)
+    elif arguments.what == "quantiles":
+        write_quantiles(arguments.judged, arguments.out)
     else:
         table(arguments.judged, arguments.out)
 
