@@ -40,7 +40,7 @@ from gradsieve.data.batching import length_sorted_batches
 from gradsieve.gradients.exact import ExactProducts
 from gradsieve.gradients.features import FeatureExtractor, Moments
 from gradsieve.gradients.per_example import lora_layers, per_example_pass
-from gradsieve.gradients.projection import Projection
+from gradsieve.gradients.projection import Balance, Projection
 
 DIM = 8192
 SUBTASKS = 57
@@ -138,6 +138,12 @@ def extracted(projection: Projection | ExactProducts) -> Runner:
     return run
 
 
+def balanced(problem: Problem, tokens: int) -> Tensor:
+    """The default of a recipe: scaled by powers of Adam's second moment before the sketch."""
+    balance = Balance.of(problem.moments.exp_avg_sq, problem.moments.eps)
+    return extracted(Projection("sketch", DIM, balance=balance))(problem, tokens)
+
+
 def exact(subtasks: int = SUBTASKS) -> Runner:
     """Directions are drawn at the first run: at the size of a GPU's model they may not fit."""
     runs: list[Runner] = []
@@ -218,6 +224,7 @@ def measure(setting: dict, count: int, slow: int, repeats: int) -> dict:
         "floor": floor,
         "gradients only": gradients_only,
         "sketch": extracted(Projection("sketch", DIM)),
+        "sketch, balanced": balanced,
         "rademacher": extracted(Projection("rademacher", DIM)),
         f"exact, {SUBTASKS} subtasks": exact(),
     }
