@@ -121,9 +121,9 @@ class Score(Stage):
         scores, recipe = context.artifacts.scores, context.recipe
         names = recipe.score.methods
         for name in sorted(names, key="fusion".__eq__):  # it takes the others' scores
-            made_of = scores.facts().get(name, {}).get("own", [])
+            facts = scores.facts().get(name)
             is_scored = all(scores.is_scored(target.name, name) for target in context.targets)
-            if not is_scored or made_of != _identity(recipe, name):
+            if not is_scored or facts is None or facts.get("own", []) != _identity(recipe, name):
                 _score(context, name)
         made = [scores.table_file(target, name) for target, name in recipe.scored]
         if _needs_features(context):  # which examples have no score

@@ -279,23 +279,33 @@ def unseal(folder: Folder, name: str) -> dict[str, Any]:
     Raises:
         StoreError: If it is damaged, or of another format.
     """
-    try:
-        content: dict[str, Any] = json.loads(folder.read(name))
-        written = content.pop("fingerprint")
-        ours, intact = content["format"] == FORMAT, written == fingerprint(content)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        ours, intact = True, False
-    if not ours:
+    content = _sealed(folder, name)
+    if content is None:
+        todo = "Run `gradsieve features` again: it writes that file anew, and keeps all rows."
+        raise StoreError(f"The datastore's {name} is damaged.", folder.where(name), todo)
+    if content["format"] != FORMAT:
         raise StoreError(
             f"The datastore is of format {content['format']}; this version reads {FORMAT}.",
             folder.where(name),
             "Delete its folder and run `gradsieve features` again to rebuild it.",
         )
-    if not intact:
-        what = "that file" if name == MANIFEST else "the datastore's folder"
-        todo = f"Delete {what} and run `gradsieve features` again."
-        raise StoreError(f"The datastore's {name} is damaged.", folder.where(name), todo)
     return content
+
+
+def is_damaged(folder: Folder, name: str) -> bool:
+    """Whether a small file is there, but is not what was written."""
+    return folder.exists(name) and _sealed(folder, name) is None
+
+
+def _sealed(folder: Folder, name: str) -> dict[str, Any] | None:
+    """A small file's content, of another format unverified; None if it is damaged."""
+    try:
+        content: dict[str, Any] = json.loads(folder.read(name))
+        written = content.pop("fingerprint")
+        sound = content["format"] != FORMAT or written == fingerprint(content)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return content if sound else None
 
 
 def read_settings(folder: Folder) -> dict[str, Any]:

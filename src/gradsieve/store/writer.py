@@ -30,6 +30,7 @@ from gradsieve.store.format import (
     Folder,
     Keys,
     hash_of,
+    is_damaged,
     key_at,
     key_hashes,
     key_table,
@@ -56,6 +57,8 @@ def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
             or in another format.
     """
     folder = Folder(path)
+    if is_damaged(folder, SETTINGS):  # rows of other settings are refused: their keys name them
+        folder.write(SETTINGS, seal({"settings": settings}))
     folder.create(SETTINGS, seal({"settings": settings}))
     existing = read_settings(folder)
     changes = differences(existing, json.loads(json.dumps(settings)))
