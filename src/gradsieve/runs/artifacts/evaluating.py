@@ -21,6 +21,7 @@ from gradsieve.io import (
     write_sealed,
 )
 from gradsieve.runs.artifacts.base import TRAINING, Below, StageArtifact, is_display
+from gradsieve.runs.files import hash_once
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,8 @@ class TrainedModel:
         """Whether it is there, with the files that were saved; of earlier versions, the weights."""
         try:
             training = read_sealed(self.folder / TRAINING) or {}
-            sound = all(
-                file_hash(self.folder / f) == h for f, h in training.get("files", {}).items()
-            )
+            files = training.get("files", {}).items()
+            sound = all(hash_once(self.folder / name) == kept for name, kept in files)
         except (OSError, ValueError):
             return False
         return bool(training) and sound and any(self.folder.glob("*.safetensors"))
