@@ -111,7 +111,7 @@ def measure(
     """One number of rows, in this process: a record per stage, and one of all."""
     if how == "in memory":
         return [{"stage": "read and tokenize, in memory", **measured_call(in_memory, data, file)}]
-    recipe = {
+    tree = {
         "model": {
             "name": str(data / "models" / "stories260K"),
             "chat_template": "tulu",
@@ -122,10 +122,10 @@ def measure(
         "warmup": {"epochs": 1, "lora": {"target_modules": ["q_proj", "v_proj"]}},
         "score": {"methods": [how]},
     }
-    stages = ["pool", *["warmup", "features"] * uses_gradients(how), "score", "select"]
+    recipe = check_recipe(tree)
+    stages = ["pool", *["warmup", "features"] * uses_gradients(how, recipe), "score", "select"]
     found = [
-        {"stage": stage, **measured_call(run_stage, check_recipe(recipe), folder, stage)}
-        for stage in stages
+        {"stage": stage, **measured_call(run_stage, recipe, folder, stage)} for stage in stages
     ]
     whole = {
         "stage": f"{how}, pool to selection",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import datetime
 import errno
+import math
 import re
 import signal
 import threading
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
@@ -41,6 +43,10 @@ the default of Llama 3's template."""
 
 DATE_STRING = DATE.strftime("%d %b %Y")
 """As `date_string`, which Llama 3's template takes."""
+
+LARGEST_PRODUCT = 10**7
+"""Of the numbers in a product, or of a filter. Jinja computes what is constant, such as a text
+three billion times, when it compiles a template: before anything that is written can be counted."""
 
 _DIRECTIVES = "aAwdbBmyYHIpMSfzZjUWcxXGuV"
 _UNPADDED = ("-d", "-m", "-H", "-I", "-M", "-S", "-j", "-y", "e")
@@ -139,13 +145,21 @@ def _checked(text: str, where: str) -> str:
     # Only transformers' Jinja knows the block `generation`.
     usual = re.sub(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}", "", text)
     try:
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(usual)
+        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(usual)
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(
             f"The chat template is not Jinja: {(error.message or '').rstrip('.')}.",
             f"{where}:{error.lineno}",
             "Fix the template, or set model.chat_template to tulu or another file.",
         ) from None
+    for node in tree.find_all((nodes.Mul, nodes.Pow, nodes.Filter)):
+        numbers = [one.value for one in node.find_all(nodes.Const) if isinstance(one.value, int)]
+        if isinstance(node, nodes.Pow) or math.prod(map(abs, numbers)) > LARGEST_PRODUCT:
+            raise ModelError(
+                f"The chat template computes a power, or with numbers above {LARGEST_PRODUCT}.",
+                f"{where}:{node.lineno}",
+                "Fix the template, or set model.chat_template to tulu or another file.",
+            )
     return text
 
 
