@@ -11,7 +11,7 @@ of a stage includes what earlier stages have left. Writes result.json and table.
 method METHOD.json and METHOD.md:
 
     OMP_NUM_THREADS=1 python benchmarks/scale/run.py --data ../shared/data --method less \
-        --rows 10000 200000 --in-memory 0 --max-length 128
+        --rows 10000 200000 --in-memory 0 --max-length 512 --characters 300
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ HERE = Path(__file__).parent
 MIB = 1 << 20
 
 
-def write_pool(data: Path, rows: int, file: Path) -> None:
-    """Real rows, repeated with new ids."""
+def write_pool(data: Path, rows: int, file: Path, characters: int | None) -> None:
+    """Real rows, of lines of at most so many characters, repeated with new ids."""
     lines = [line for source in sorted((data / "train").glob("*.jsonl"))
-             for line in source.read_bytes().splitlines()]  # fmt: skip
+             for line in source.read_bytes().splitlines()
+             if characters is None or len(line) <= characters]  # fmt: skip
     with file.open("w", encoding="utf-8") as out:
         for number, line in enumerate(islice(cycle(lines), rows)):
             row = {**json.loads(line), "id": f"row-{number}"}
@@ -163,7 +164,7 @@ def measured(
     """One number of rows, in a process of its own."""
     file = scratch / f"{rows}.jsonl"
     if not file.exists():
-        write_pool(arguments.data, rows, file)
+        write_pool(arguments.data, rows, file, arguments.characters)
     command = [sys.executable, __file__, "--data", str(arguments.data)]
     command += ["--max-length", str(arguments.max_length), "--one", how]
     places = [str(file), str(scratch / f"{how}-{rows}")]
@@ -191,6 +192,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--method", default="random")
     parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--characters", type=int, help="most of a line; default: any number")
     parser.add_argument("--in-memory", type=int, default=100_000, help="most rows read in memory")
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--one", nargs=3, metavar=("HOW", "FILE", "FOLDER"))
@@ -216,7 +218,8 @@ def main() -> None:
     setup = {
         "command": f"python benchmarks/scale/run.py --data DATA --rows {rows}"
         f" --method {arguments.method} --in-memory {arguments.in_memory}"
-        f" --max-length {arguments.max_length}",
+        f" --max-length {arguments.max_length}"
+        + (f" --characters {arguments.characters}" if arguments.characters else ""),
         "commit": commit.stdout.strip(),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
