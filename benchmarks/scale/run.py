@@ -11,7 +11,7 @@ of a stage includes what earlier stages have left. Writes result.json and table.
 method METHOD.json and METHOD.md:
 
     OMP_NUM_THREADS=1 python benchmarks/scale/run.py --data ../shared/data --method less \
-        --rows 5000 40000 --in-memory 0 --max-length 512 --characters 300
+        --rows 5000 20000 --in-memory 0 --max-length 512 --characters 300
 """
 
 from __future__ import annotations
