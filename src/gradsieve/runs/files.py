@@ -78,6 +78,13 @@ def hash_once(file: Path) -> str:
     return _verified[identity]
 
 
+def damaged_by_name(folder: Path) -> list[Path]:
+    """Files of a datastore, if there is one, whose bytes are not those that they are named by."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    named = [(file, found[1]) for file in files if (found := NAMED_BY_HASH.search(file.name))]
+    return [file for file, name in named if hash_once(file) != name]
+
+
 Read = Literal["all", "unnamed", "none"]
 """Which files are read to compare them: those of a datastore, named by their hash, are verified by
 its own reader, too."""

@@ -44,6 +44,7 @@ from gradsieve.methods import all_members, find_method, needs_gradients
 from gradsieve.models.checkpoints import checkpoint_fingerprint
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
+from gradsieve.runs.files import damaged_by_name
 from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage, same_but
 from gradsieve.stages.estimate import (
@@ -58,8 +59,8 @@ from gradsieve.stages.estimate import (
     target_rows,
     width,
 )
-from gradsieve.store import StoreWriter
-from gradsieve.store.format import SETTINGS, key_hashes
+from gradsieve.store import StoreWriter, sound_store
+from gradsieve.store.format import key_hashes
 from gradsieve.tasks import Target
 
 Numbers = NDArray[np.int64]
@@ -259,14 +260,17 @@ class CheckpointWork:
         """A datastore; the exact one that exists, if it serves these rows and some targets."""
         settings = self._settings(kind, checkpoint)
         folder, mode = self.where.store_folder(kind), self.job.settings.mode
-        if kind == "exact" and mode == "both" and (folder / SETTINGS).is_file():
-            store = self.where.store(kind)
-            existing = StoreWriter(store.folder, store.settings)
+        for file in damaged_by_name(folder) if self.context.share is None else ():
+            self.context.run.archive_part(file)
+            self.context.progress.say(f"  {file} is damaged: its rows are computed again")
+        existing = sound_store(folder) if kind == "exact" and mode == "both" else None
+        if existing is not None:
             known, wanted = existing.settings["exact"]["targets"], settings["exact"]["targets"]
-            if known.items() <= wanted.items() or not existing.missing(keys).any():
-                return existing
-            # New rows can't be compared with targets that the recipe no longer has.
-            shutil.rmtree(folder)
+            if {**existing.settings, "exact": ()} == {**settings, "exact": ()}:
+                if known.items() <= wanted.items() or not existing.missing(keys).any():
+                    return existing
+                # New rows can't be compared with targets that the recipe no longer has.
+                shutil.rmtree(folder)
         return self.where.create_store(kind, settings)
 
     def _settings(self, kind: str, checkpoint: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from gradsieve.store.format import (
 )
 from gradsieve.store.maintain import convert, inspect, merge
 from gradsieve.store.reader import Store, open_store
-from gradsieve.store.writer import StoreWriter, create_store
+from gradsieve.store.writer import StoreWriter, create_store, sound_store
 
 __all__ = [
     "RowKey",
@@ -27,6 +27,7 @@ __all__ = [
     "key_table",
     "merge",
     "open_store",
+    "sound_store",
     "store_files",
 ]
 

@@ -65,10 +65,17 @@ def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
     if changes:
         raise StoreError(
             "The datastore was made with other settings.",
-            f"{folder}: {'; '.join(changes)}",
+            f"{folder.where(SETTINGS)}: {'; '.join(changes)}",
             "Give another folder, or delete this one.",
         )
     return StoreWriter(folder, existing)
+
+
+def sound_store(path: str | Path) -> StoreWriter | None:
+    """Open a datastore for writing if there is one, with the settings that it has."""
+    folder = Folder(path)
+    there = folder.exists(SETTINGS) and not is_damaged(folder, SETTINGS)
+    return StoreWriter(folder, read_settings(folder)) if there else None
 
 
 class StoreWriter:
