@@ -206,7 +206,7 @@ def answered(out: Path) -> dict[str, dict[str, Any]]:
             own[name] = {"mean": mean_of(result, target), "error": error, "questions": len(values)}
         random = [one["mean"] for name, one in own.items() if name.startswith("random_")]
         if random:
-            spread = float(np.std(random, ddof=1)) if len(random) > 1 else 0.0
+            spread = float(np.std(random, ddof=1)) if random[1:] else None
             own["random"] = {"mean": float(np.mean(random)), "error": spread, "models": len(random)}
         for name, one in own.items():
             found[name][target] = one
@@ -238,17 +238,24 @@ def table(judged: Path, out: Path) -> None:
             cells.append(f"{one['loss']:.3f} ({text})" if one else "-")
         for target in ANSWERED:
             own = by_answer.get(name, {}).get(target)
-            cells.append(f"{100 * own['mean']:.1f} ± {100 * own['error']:.1f}" if own else "-")
+            text = f"{100 * own['mean']:.1f}" if own else "-"
+            cells.append(f"{text} ± {100 * own['error']:.1f}" if own and own["error"] else text)
         lines.append(f"| {names[name]} | " + " | ".join(cells) + " |")
-    lines += ["", f"Each tenth of the pool alone, best first by `{QUANTILES_BY}`: loss and z.", ""]
-    lines += ["| tenth | " + " | ".join(QUANTILES) + " |", "|" + " --- |" * (len(QUANTILES) + 1)]
-    for number, name in enumerate(tenths, start=1):
-        own = [by_quantile.get(name, {}).get(target) for target in QUANTILES]
-        cells = [f"{one['loss']:.3f} (z {one['z']:+.1f})" if one else "-" for one in own]
-        lines.append(f"| {number} | " + " | ".join(cells) + " |")
+    if (out / "quantiles").is_dir():
+        lines += quantile_lines([by_quantile.get(name, {}) for name in tenths])
     found = {"losses": by_loss, "answers": by_answer, "quantiles": by_quantile}
     (HERE / "trained.json").write_text(json.dumps(found, indent=1) + "\n")
     (HERE / "trained.md").write_text("\n".join(lines) + "\n")
+
+
+def quantile_lines(found: list[dict[str, Any]]) -> list[str]:
+    lines = ["", f"Each tenth of the pool alone, best first by `{QUANTILES_BY}`: loss and z.", ""]
+    lines += ["| tenth | " + " | ".join(QUANTILES) + " |", "|" + " --- |" * (len(QUANTILES) + 1)]
+    for number, own in enumerate(found, start=1):
+        of = [own.get(target) for target in QUANTILES]
+        cells = [f"{one['loss']:.3f} (z {one['z']:+.1f})" if one else "-" for one in of]
+        lines.append(f"| {number} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def main() -> None:
