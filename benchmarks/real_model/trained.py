@@ -219,14 +219,15 @@ def table(judged: Path, out: Path) -> None:
     tenths = [f"quantile_{number}" for number in range(1, round(1 / SHARE) + 1)]
     by_quantile = losses(judged, out / "quantiles", tenths)
     subsets = by_loss["random"]["mmlu"]["subsets"]
+    asked = [target for target in ANSWERED if any(target in own for own in by_answer.values())]
     lines = [
         f"Trained on 10% of the pool for one epoch, against {subsets} random subsets of 10%: loss",
         "on held-out answers and z, its distance from the random subsets' mean in their standard",
         "deviations (negative is better); for `random` mean and deviation. F1 and accuracy in per",
         "cent, with their standard error over questions; for `random` the deviation of models.",
         "",
-        "| selection | " + " | ".join(TARGETS) + " | TyDiQA F1 | MMLU accuracy |",
-        "|" + " --- |" * (len(TARGETS) + 3),
+        "| selection | " + " | ".join([*TARGETS, *(f"{t}, {ANSWERED[t]}" for t in asked)]) + " |",
+        "|" + " --- |" * (len(TARGETS) + len(asked) + 1),
     ]
     names = {"base": "untrained", "random": "random"} | METHODS
     for name in [name for name in names if name in by_loss]:
@@ -236,7 +237,7 @@ def table(judged: Path, out: Path) -> None:
             beside = one.get("z", one.get("deviation"))
             text = f"{beside:.3f}" if name == "random" else f"z {beside:+.1f}" if one else ""
             cells.append(f"{one['loss']:.3f} ({text})" if one else "-")
-        for target in ANSWERED:
+        for target in asked:
             own = by_answer.get(name, {}).get(target)
             text = f"{100 * own['mean']:.1f}" if own else "-"
             cells.append(f"{text} ± {100 * own['error']:.1f}" if own and own["error"] else text)
