@@ -58,6 +58,7 @@ LANGUAGES, EACH_LANGUAGE = ("english", "swahili", "korean"), 80
 LIMIT = {"tydiqa": None, "mmlu": 4}
 """Questions of a subtask."""
 QUANTILES, QUANTILES_BY = ("tydiqa", "gsm8k"), "less_standardized_max"
+TENTHS = [f"quantile_{number}" for number in range(1, 11)]
 
 
 def write_recipe(judged: Path, out: Path, methods: list[str]) -> None:
@@ -82,19 +83,18 @@ def training_recipe(judged: Path, methods: list[str], targets: Iterable[str]) ->
 
 def write_quantiles(judged: Path, out: Path) -> None:
     """A recipe that trains on the rows between two quantiles of a target's scores."""
-    folder, count = out.resolve() / "quantile-scores", round(1 / SHARE)
-    names = [f"quantile_{number}" for number in range(1, count + 1)]
+    folder = out.resolve() / "quantile-scores"
     for target in QUANTILES:
         scores = np.load(judged / target / f"{QUANTILES_BY}.npy")
         ranks = np.empty(len(scores))
         ranks[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
         (folder / target).mkdir(parents=True, exist_ok=True)
-        for number, name in enumerate(names):
-            center = (number + 0.5) * len(scores) / count
+        for number, name in enumerate(TENTHS):
+            center = (number + 0.5) * len(scores) / len(TENTHS)
             np.save(folder / target / f"{name}.npy", -np.abs(ranks - center).astype(np.float32))
     shutil.copy(judged / "keys.json", folder)
-    (folder / "methods.py").write_text(FROM_FILES.format(folder=str(folder), names=names))
-    methods = [f"{folder}/methods.py:{name}" for name in names]
+    (folder / "methods.py").write_text(FROM_FILES.format(folder=str(folder), names=TENTHS))
+    methods = [f"{folder}/methods.py:{name}" for name in TENTHS]
     (out / "quantiles.yaml").write_text(training_recipe(judged, methods, QUANTILES))
 
 
@@ -216,8 +216,8 @@ def answered(out: Path) -> dict[str, dict[str, Any]]:
 def table(judged: Path, out: Path) -> None:
     """Write trained.json and trained.md."""
     by_loss, by_answer = losses(judged, out / "run", METHODS), answered(out)
-    tenths = [f"quantile_{number}" for number in range(1, round(1 / SHARE) + 1)]
-    by_quantile = losses(judged, out / "quantiles", tenths)
+    run = out / "quantiles"
+    by_quantile = losses(judged, run, TENTHS) if run.is_dir() else {}
     subsets = by_loss["random"]["mmlu"]["subsets"]
     asked = [target for target in ANSWERED if any(target in own for own in by_answer.values())]
     lines = [
@@ -242,8 +242,8 @@ def table(judged: Path, out: Path) -> None:
             text = f"{100 * own['mean']:.1f}" if own else "-"
             cells.append(f"{text} ± {100 * own['error']:.1f}" if own and own["error"] else text)
         lines.append(f"| {names[name]} | " + " | ".join(cells) + " |")
-    if (out / "quantiles").is_dir():
-        lines += quantile_lines([by_quantile.get(name, {}) for name in tenths])
+    if by_quantile:
+        lines += quantile_lines([by_quantile.get(name, {}) for name in TENTHS])
     found = {"losses": by_loss, "answers": by_answer, "quantiles": by_quantile}
     (HERE / "trained.json").write_text(json.dumps(found, indent=1) + "\n")
     (HERE / "trained.md").write_text("\n".join(lines) + "\n")

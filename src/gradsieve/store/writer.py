@@ -57,9 +57,9 @@ def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
             or in another format.
     """
     folder = Folder(path)
-    if is_damaged(folder, SETTINGS):  # rows of other settings are refused: their keys name them
-        folder.write(SETTINGS, seal({"settings": settings}))
-    folder.create(SETTINGS, seal({"settings": settings}))
+    # A damaged file is replaced: rows of other settings are refused, since their keys name them.
+    write = folder.write if is_damaged(folder, SETTINGS) else folder.create
+    write(SETTINGS, seal({"settings": settings}))
     existing = read_settings(folder)
     changes = differences(existing, json.loads(json.dumps(settings)))
     if changes:
