@@ -119,3 +119,17 @@ def test_a_node_that_joins_takes_work_and_one_that_is_lost_does_not_matter(
     assert joined is not None
     assert files(tmp_path) == {str(number) for number in range(60)}
     assert joined.node_id in {node for _, node in attempts(tmp_path)}
+
+
+def test_a_worker_with_two_gpus_puts_models_over_both(
+    cluster: Any, listening: world.Listening, tmp_path: Path
+) -> None:
+    node = cluster.add_node(num_cpus=2, num_gpus=4)  # Ray hands out what it is told there is
+    settings = EngineConfig(kind="ray", address=cluster.address, gpus_per_worker=2)
+    engine = RayEngine(settings, listening)
+    try:
+        assert list(engine.map(ToyJob(tmp_path), [Toy(n, "two GPUs") for n in range(4)])) == [2] * 4
+        assert len(engine.workers) == 2
+    finally:
+        engine.close()
+        cluster.remove_node(node)

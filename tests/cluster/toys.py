@@ -13,6 +13,7 @@ import ray
 from gradsieve.console import Progress
 from gradsieve.engine import Job, Size
 from gradsieve.errors import ModelError, StoreError
+from gradsieve.models.device import SPREAD
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class ToyJob(Job[Toy, int]):
             os.kill(os.getpid(), signal.SIGKILL)
         if task.how == "memory" and task.halvings < 2:
             raise MemoryError
+        if task.how == "two GPUs":
+            return len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")) * (SPREAD in os.environ)
         if task.how == "bug":
             raise LookupError("no such thing")
         if task.how == "mistake":

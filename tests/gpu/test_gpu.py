@@ -18,6 +18,7 @@ from gradsieve.gradients.extract import FIRST, TokenBudget, extract
 from gradsieve.gradients.features import FeatureExtractor, Moments, Totals
 from gradsieve.gradients.per_example import check_pass, per_example, per_example_loop
 from gradsieve.gradients.projection import Projection
+from gradsieve.models.device import SPREAD
 from gradsieve.models.load import add_adapter
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe import schema as recipe
@@ -40,9 +41,11 @@ def moments(model: torch.nn.Module) -> Moments:
     generator = torch.Generator().manual_seed(3)
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
+    first = next(model.parameters()).device
+
     def draw(function: Any, scale: float) -> dict[str, torch.Tensor]:
         return {
-            name: (function(p.shape, generator=generator) * scale).to(p.device)
+            name: (function(p.shape, generator=generator) * scale).to(first)
             for name, p in weights.items()
         }
 
@@ -148,6 +151,23 @@ def test_a_quantized_base(quantization: str, tmp_path: Path) -> None:
     found, wanted = flat(per_example(model, batch)), flat(per_example_loop(model, batch))
     cosine = torch.nn.functional.cosine_similarity(found, wanted)
     assert float(cosine.min()) >= 0.99
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_a_model_over_two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LlamaForCausalLM(tiny.CONFIGS["llama-gqa-tied"]).save_pretrained(tmp_path)
+    source = ModelSource(recipe.ModelConfig(name=str(tmp_path), dtype="float32"))
+    lora = recipe.LoraConfig(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
+    rows, devices = [], []
+    for spread in (False, True):
+        if spread:
+            monkeypatch.setenv(SPREAD, "1")
+        model = tiny.stirred(add_adapter(source.load(), lora, seed=0))
+        devices.append(len({p.device for p in model.parameters()}))
+        extractor = FeatureExtractor(model, Projection("sketch", 256), moments(model))
+        rows.append(extractor(on_gpu(tiny.batch())).rows.cpu())
+    assert devices == [1, 2]
+    assert float((rows[0] - rows[1]).norm() / rows[0].norm()) <= 1e-3
 
 
 def test_a_run_end_to_end_in_bfloat16(tmp_path: Path) -> None:

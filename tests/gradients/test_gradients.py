@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertLMHeadModel, LlamaForCausalLM
 
@@ -130,6 +131,32 @@ def test_a_quantized_base(quantization: str, tmp_path: Path) -> None:
     exact = tiny.stirred(add_adapter(ModelSource(plain).load(), lora, seed=0))
     gap = relative_error(found, per_example(exact, batch))
     assert gap > 1e-3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_model_that_accelerate_has_put_on_devices(checkpointing: bool, tmp_path: Path) -> None:
+    """Its modules have forwards of accelerate's, which stay."""
+    tiny.adapted(dropout=0.0).save_pretrained(tmp_path)
+    base = LlamaForCausalLM(tiny.CONFIGS["llama-gqa-tied"]).requires_grad_(False)
+    parts = ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb")
+    places = dict.fromkeys([*(f"model.{part}" for part in parts), "lm_head"], "cpu")
+    spread = dispatch_model(base, places, force_hooks=True)
+    if checkpointing:
+        spread.activation_checkpointing_enable()
+    model = tiny.stirred(load_adapter(spread, tmp_path))
+
+    def forwards() -> dict[str, Any]:
+        modules = model.named_modules()
+        return {
+            name: vars(module)["forward"] for name, module in modules if "forward" in vars(module)
+        }
+
+    before = forwards()
+    assert len(before) >= len(places)
+    check_pass(model)
+    found, wanted = per_example(model, tiny.batch()), per_example_loop(model, tiny.batch())
+    assert relative_error(found, wanted) <= 1e-5
+    assert forwards() == before
 
 
 def test_leaves_the_model_as_it_was() -> None:

@@ -92,11 +92,13 @@ class FeatureExtractor:
         by one more pass.
         """
         input_ids = batch["input_ids"]
-        totals = self._totals(len(input_ids), input_ids.device)
+        first = input_ids.device
+        totals = self._totals(len(input_ids), first)
         below, values = 0.0, 0
 
         def take(name: str, gradient: Tensor) -> None:
             nonlocal below, values
+            gradient = gradient.to(first)  # a model may be on several devices
             if measure_eps and self.moments is not None:
                 v, beta2 = self.moments.exp_avg_sq[name], self.moments.betas[1]
                 share = adam.share_below_eps(gradient, v, beta2, self.moments.eps)

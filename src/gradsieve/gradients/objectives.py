@@ -202,7 +202,8 @@ def _logits_at(model: nn.Module, positions: Tensor) -> AbstractContextManager[An
 
     def select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden, *others = inputs
-        return hidden.flatten(0, 1).index_select(0, positions).unsqueeze(0), *others
+        here = positions.to(hidden.device)  # a model may be on several devices
+        return hidden.flatten(0, 1).index_select(0, here).unsqueeze(0), *others
 
     handle: AbstractContextManager[Any] = output_layer(model).register_forward_pre_hook(select)
     return handle

@@ -31,6 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradsieve.errors import ModelError
 from gradsieve.gradients.objectives import IGNORED, SFT, Batch, Objective, output_layer
+from gradsieve.models.layers import put_forward
 
 Sink = Callable[[str, Tensor], None]
 """Called with a weight's name and its per-example gradient [B, out, in], once a backward pass."""
@@ -156,9 +157,9 @@ def per_example_pass(model: nn.Module, sink: Sink, objective: Objective = SFT) -
     with ExitStack() as undo:
         undo.callback(model.train, was_training)
         for name, layer in layers.items():
-            _put_forward(undo, layer, _replacement(layer, name, now))
+            put_forward(undo, layer, _replacement(layer, name, now))
         for block in _checkpointed(model):
-            _put_forward(
+            put_forward(
                 undo,
                 block,
                 partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False),
@@ -167,11 +168,6 @@ def per_example_pass(model: nn.Module, sink: Sink, objective: Objective = SFT) -
     never = [name for name in layers if name not in now.seen] if now.seen else []
     if never:
         raise _unfollowed("A LoRA layer does not contribute to the logits of text.", never[0])
-
-
-def _put_forward(undo: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
-    module.forward = forward
-    undo.callback(module.__dict__.pop, "forward")
 
 
 def _checkpointed(model: nn.Module) -> Iterator[nn.Module]:

@@ -83,13 +83,14 @@ def adam_states(model: PeftModel, optimizer: torch.optim.Optimizer) -> AdamState
 def _states_of(
     model: PeftModel, states: Mapping[str, State], constants: Constants, where: str
 ) -> AdamStates:
-    """The states of the model's trainable weights, checked, on the weights' devices."""
+    """The states of the model's trainable weights, checked, on the first weight's device."""
     exp_avg: dict[str, Tensor] = {}
     exp_avg_sq: dict[str, Tensor] = {}
     steps: set[int] = set()
+    first = next(model.parameters()).device  # of a model on several, where features are added up
     for name, weight in _trainable(model).items():
         m, v, step = adam_state(states.get(name, {}), weight.shape, f"{where}: {name}")
-        exp_avg[name], exp_avg_sq[name] = m.to(weight.device), v.to(weight.device)
+        exp_avg[name], exp_avg_sq[name] = m.to(first), v.to(first)
         steps.add(step)
     if len(steps) > 1:
         raise ModelError(

@@ -12,7 +12,7 @@ Rejected: a hash of (example, position, unit) for each number, which is several 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ import xxhash
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn import functional
+
+from gradsieve.models.layers import put_forward
 
 Begin = Callable[[Tensor, Tensor, int], None]
 """Called before a pass, with `input_ids` and `attention_mask` [B, T] and the step."""
@@ -48,15 +50,12 @@ def example_dropout(model: nn.Module, seed: int) -> Iterator[Begin]:
 
     layers = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p]
     adapters = [module for module in model.modules() if type(module) is Linear]
-    for number, layer in enumerate(layers):
-        layer.forward = _dropout(layer, number, now)  # type: ignore[assignment,method-assign]
-    for adapter in adapters:
-        adapter.forward = _adapter(adapter, layers, now)
-    try:
+    with ExitStack() as undo:
+        for number, layer in enumerate(layers):
+            put_forward(undo, layer, _dropout(layer, number, now))
+        for adapter in adapters:
+            put_forward(undo, adapter, _adapter(adapter, layers, now))
         yield begin
-    finally:
-        for module in [*layers, *adapters]:
-            del module.__dict__["forward"]
 
 
 def _dropout(layer: nn.Dropout, number: int, now: _Pass) -> Callable[[Tensor], Tensor]:

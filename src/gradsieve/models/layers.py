@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -38,6 +40,19 @@ def adapted(base: PreTrainedModel, config: LoraConfig, where: str) -> PeftModel:
             return get_peft_model(base, config)
     except Exception as error:  # peft takes settings of any type, and fails where it uses them
         raise misfit(where, error) from None
+
+
+def put_forward(undo: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Replace a module's forward until `undo` closes.
+
+    What stood there comes back: accelerate puts its own in a model on several devices.
+    """
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    if before is None:
+        undo.callback(module.__dict__.pop, "forward")
+    else:
+        undo.callback(setattr, module, "forward", before)
 
 
 def misfit(where: str, error: Exception) -> ModelError:

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from gradsieve.errors import ModelError
 from gradsieve.io import file_hash, fingerprint, needed
-from gradsieve.models.device import device
+from gradsieve.models.device import device, spreads_models
 from gradsieve.recipe.schema import ModelConfig
 
 LFS = b"version https://git-lfs"
@@ -141,6 +141,8 @@ def read_model(model: ModelConfig) -> PreTrainedModel:
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     elif model.quantization:
         options |= {"quantization_config": _bitsandbytes(model), "device_map": {"": device()}}
+    if spreads_models():
+        options["device_map"] = "balanced"
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     loaded: PreTrainedModel
     with _quiet_transformers():

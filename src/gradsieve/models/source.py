@@ -80,7 +80,8 @@ class ModelSource:
         _keep_packing(loaded)
         if self.settings.gradient_checkpointing:
             _checkpoint_activations(loaded)
-        loaded = loaded if getattr(loaded, "is_quantized", False) else loaded.to(device())
+        is_placed = hasattr(loaded, "hf_device_map") or getattr(loaded, "is_quantized", False)
+        loaded = loaded if is_placed else loaded.to(device())
         _refuse_infinite(loaded, self.settings.name)
         return loaded
 

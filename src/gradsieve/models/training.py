@@ -209,7 +209,7 @@ def _arguments(
             f"{shares} processes",
             "Start so many processes that micro_batch_size x processes divides batch_size.",
         )
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=settings.batch_size // (micro * shares),
@@ -232,6 +232,9 @@ def _arguments(
         seed=seed,
         data_seed=seed,
     )
+    # Trainer would make a step of every GPU it sees, each with its own micro-batches: another step.
+    made._n_gpu = min(made.n_gpu, 1)
+    return made
 
 
 @dataclass

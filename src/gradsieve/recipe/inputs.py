@@ -165,10 +165,10 @@ class EngineConfig(Section):
     )
     gpus_per_worker: float | None = key(
         None,
-        "GPUs of a worker, such as 0.5 for two workers on each; null: 1 where there are GPUs.",
+        "GPUs of a worker: 0.5 for two workers on each, 2 to put a model over two; null: 1 where "
+        "there are GPUs.",
         "no",
         ge=0,
-        le=1,
     )
     cpus_per_worker: float | None = key(
         None, "CPUs reserved for a worker; null: 1 next to a GPU, else an equal share.", "no", gt=0
@@ -179,6 +179,13 @@ class EngineConfig(Section):
         "started for this run.",
         "no",
     )
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _whole_above_one(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and not value.is_integer():
+            raise ValueError("above 1 GPU a worker has a whole number of them")
+        return value
 
 
 class LimitsConfig(Section):
