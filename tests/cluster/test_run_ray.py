@@ -71,7 +71,8 @@ def test_same_bytes_as_local(
     found = gradsieve.run(recipe(inputs, **on(cluster)), warm, last="train")
     assert world.results(found) == world.results(local)
     assert len({one["name"] for one in found.require("features")["workers"]}) == 3
-    for stage in ("features", "train"):
+    assert "similarities of" in (warm / "log.txt").read_text()
+    for stage in ("features", "score", "train"):
         work = found.require(stage)["workers"]
         assert sum(one["tasks"] for one in work) > 0
         assert {one["device"] for one in work} == {"cpu"}

@@ -87,7 +87,7 @@ def forward(
     Tasks hold full batches, of `tokens_per_batch` as `make` has it, so that results are the same
     however many there are.
     """
-    with _folder(task, what) as folder:
+    with work_folder(task, what) as folder:
         job = ForwardJob(task.model, task.pool.folder, make)
         parts = [
             (place, _of_pool(folder, task, task.numbers[place]))
@@ -135,7 +135,7 @@ def _of_target(folder: Path, name: str, examples: Sequence[TokenizedExample]) ->
 
 
 @contextmanager
-def _folder(task: ScoringTask, what: str) -> Iterator[Path]:
+def work_folder(task: ScoringTask, what: str) -> Iterator[Path]:
     """Where rows are kept until all are there; removed then, and kept for the next try if not."""
     if task.work is None:
         with tempfile.TemporaryDirectory() as temporary:

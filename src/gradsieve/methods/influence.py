@@ -15,10 +15,10 @@ Letters: N checkpoints, n rows, S columns (subtasks, or target examples), k targ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,20 +33,20 @@ from gradsieve.methods.base import (
     combine,
     over_best_examples,
 )
+from gradsieve.methods.comparison import (
+    Column,
+    Comparison,
+    Directions,
+    Stored,
+    Subspaces,
+    compare,
+    unit,
+)
 from gradsieve.store import Store, open_store
-from gradsieve.store.quantize import TINY
 from gradsieve.store.targets import TargetGradients, read_target_gradients, target_file
 
 RANK = 50
 """The largest subspace of `gist`: `target_dim` of its authors' code."""
-
-
-class Column(NamedTuple):
-    """What a column of scores is for: a subtask of a target, or one of its examples by id."""
-
-    target: str
-    subtask: str
-    example: str | None = None
 
 
 class Checkpoint(NamedTuple):
@@ -61,16 +61,6 @@ class Checkpoint(NamedTuple):
     def gradients(self, target: str) -> TargetGradients:
         """A target's gradients for this datastore."""
         return read_target_gradients(target_file(self.folder, self.kind, target))
-
-
-class Part(NamedTuple):
-    """Some rows: their positions [m], similarities [m, S], and the sums of the variances that
-    projection gives these [S].
-    """
-
-    positions: NDArray[np.int64]
-    similarities: NDArray[np.float32]
-    variances: NDArray[np.float64] | float = 0.0
 
 
 class Sums(NamedTuple):
@@ -153,54 +143,28 @@ class Influence:
         for number, checkpoint in enumerate(checkpoints(task, kind or self.kind(task)), start=1):
             positions = checkpoint.positions
             order, done = np.argsort(positions), 0
-            columns, parts = self._similarities(task, checkpoint, examples)
+            comparison = self.comparison(task, checkpoint, examples)
+            columns = [*comparison.columns]
             total = total if total.size else np.zeros((len(positions), len(columns)))
             variance = variance if variance.size else np.zeros(len(columns))
             what = f"scores, checkpoint {number} of {len(task.weights)}"
-            with task.progress.counting(what, len(positions), "rows") as report:
-                for part in parts:  # in order of position
-                    rows = order[done : done + len(part.positions)]
-                    total[rows] += checkpoint.weight * part.similarities
-                    variance += checkpoint.weight**2 * part.variances / len(positions)
-                    done += len(rows)
-                    report(done)
+            for part in compare(task, what, checkpoint.store, comparison, positions):
+                rows = order[done : done + len(part.positions)]
+                total[rows] += checkpoint.weight * part.similarities
+                variance += checkpoint.weight**2 * part.variances / len(positions)
+                done += len(rows)
         return Sums(columns, total, np.sqrt(variance))
 
     def kind(self, task: ScoringTask) -> str:
         """The datastore of gradients that it reads."""
         return "pool-sgd" if self.uses == "plain gradients" else "pool"
 
-    def _similarities(
-        self, task: ScoringTask, checkpoint: Checkpoint, examples: bool
-    ) -> tuple[list[Column], Iterator[Part]]:
-        """The columns at one checkpoint, and blocks of rows with their similarity to each."""
+    def comparison(self, task: ScoringTask, checkpoint: Checkpoint, examples: bool) -> Comparison:
+        """What rows are compared with at one checkpoint."""
         if checkpoint.kind == "exact":
-            return _exact(checkpoint)
-        columns, directions = self.directions(task, checkpoint, examples)
-        return columns, self._parts(checkpoint, directions)
-
-    def _parts(self, checkpoint: Checkpoint, directions: NDArray[np.float32]) -> Iterator[Part]:
-        """Similarities to directions, with the variance of a projection to d dims.
-
-        That of an inner product of x and y is (|x|^2 |y|^2 + <x,y>^2) / d; the lengths are those of
-        the projected vectors, which estimate the lengths of what was projected.
-        """
-        store = checkpoint.store
-        projection: dict[str, Any] = store.settings.get("projection") or {"kind": "none"}
-        dims = None if projection["kind"] == "none" else int(projection["dim"])
-        squares = np.square(directions, dtype=np.float64).sum(axis=1)
-        for found in store.similarities(directions, checkpoint.positions, store.balanced):
-            values = found.cosines
-            lengths: NDArray[Any] = found.feature_norms
-            if self.cosine:
-                lengths = lengths / np.maximum(found.norms, TINY)
-            else:
-                values = values * found.norms[:, None]
-            variances: NDArray[np.float64] | float = 0.0
-            if dims:
-                both = np.square(lengths, dtype=np.float64).sum() * squares
-                variances = (both + np.square(values, dtype=np.float64).sum(axis=0)) / dims
-            yield Part(found.positions, values, variances)
+            columns = checkpoint.store.settings["exact"]["columns"]
+            return Stored([Column(*column) for column in columns])
+        return Directions(*self.directions(task, checkpoint, examples), self.cosine)
 
     def directions(
         self, task: ScoringTask, checkpoint: Checkpoint, examples: bool = False
@@ -243,16 +207,6 @@ def checkpoints(task: ScoringTask, kind: str) -> Iterator[Checkpoint]:
         yield Checkpoint(weight, folder, kind, store, positions)
 
 
-def _exact(checkpoint: Checkpoint) -> tuple[list[Column], Iterator[Part]]:
-    """The cosines that exact mode has stored; its columns are the rows' values."""
-    store = checkpoint.store
-    columns = [Column(*column) for column in store.settings["exact"]["columns"]]
-    return columns, (
-        Part(block.positions, block.directions * block.feature_norms[:, None])
-        for block in store.shards(checkpoint.positions)
-    )
-
-
 @dataclass(frozen=True)
 class Gist(Influence):
     """Cosines in the subspace of the target's gradients.
@@ -262,31 +216,15 @@ class Gist(Influence):
     compared.
     """
 
-    def _similarities(
-        self, task: ScoringTask, checkpoint: Checkpoint, examples: bool
-    ) -> tuple[list[Column], Iterator[Part]]:
+    def comparison(self, task: ScoringTask, checkpoint: Checkpoint, examples: bool) -> Comparison:
+        """The targets' subspaces and, within them, their mean gradients."""
         columns, directions = self.directions(task, checkpoint, examples)
+        owners = np.array([column.target for column in columns])
         bases = {
             target: _basis(checkpoint.gradients(target).rows.numpy()) for target in task.targets
         }
-        return columns, self._inside(checkpoint, columns, directions, bases)
-
-    def _inside(
-        self,
-        checkpoint: Checkpoint,
-        columns: Sequence[Column],
-        directions: NDArray[np.float32],
-        bases: dict[str, NDArray[np.float32]],
-    ) -> Iterator[Part]:
-        owners = np.array([column.target for column in columns])
-        inside = {t: _unit(directions[owners == t] @ basis.T) for t, basis in bases.items()}
-        ends = np.cumsum([len(basis) for basis in bases.values()])
-        together = np.concatenate([*bases.values()])
-        for found in checkpoint.store.similarities(together, checkpoint.positions):
-            values = np.empty((len(found.positions), len(columns)), dtype=np.float32)
-            for target, own in zip(bases, np.split(found.cosines, ends[:-1], axis=1), strict=True):
-                values[:, owners == target] = _unit(own) @ inside[target].T
-            yield Part(found.positions, values)
+        inside = {t: unit(directions[owners == t] @ basis.T) for t, basis in bases.items()}
+        return Subspaces(columns, bases, inside)
 
 
 def _basis(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -294,13 +232,6 @@ def _basis(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     _, values, vectors = np.linalg.svd(rows, full_matrices=False)
     count = int((values[:RANK] > 1e-5 * values[0]).sum())
     found: NDArray[np.float32] = vectors[: max(count, 1)]
-    return found
-
-
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length 1; a row of length 0 stays."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    found: NDArray[np.float32] = (rows / np.where(norms > 0, norms, 1)).astype(np.float32)
     return found
 
 

@@ -14,13 +14,14 @@ from gradsieve.store.format import (
     read_manifest,
 )
 from gradsieve.store.maintain import convert, inspect, merge
-from gradsieve.store.reader import Store, open_store
+from gradsieve.store.reader import Store, Wanted, open_store
 from gradsieve.store.writer import StoreWriter, create_store, sound_store
 
 __all__ = [
     "RowKey",
     "Store",
     "StoreWriter",
+    "Wanted",
     "convert",
     "create_store",
     "inspect",

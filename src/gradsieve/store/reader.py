@@ -9,7 +9,7 @@ checked. An open datastore keeps 8 bytes a row, a hash of its key.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain, pairwise
@@ -87,7 +87,7 @@ def open_store(path: str | Path) -> Store:
     return Store(folder, read_settings(folder))
 
 
-class _Shard(NamedTuple):
+class Shard(NamedTuple):
     """A shard's file, the position of its first row, its rows, and those that do not count."""
 
     name: str
@@ -98,6 +98,10 @@ class _Shard(NamedTuple):
     def places(self) -> NDArray[np.int64]:
         """Numbers in the file of the rows that count, by position."""
         return np.delete(np.arange(self.rows), self.repeats)
+
+
+Wanted = Sequence[tuple[Shard, NDArray[np.int64]]]
+"""Shards, and positions of rows of each; see `Store.wanted`."""
 
 
 class Store:
@@ -120,7 +124,7 @@ class Store:
         return len(self._index[1])
 
     @cached_property
-    def _index(self) -> tuple[list[_Shard], NDArray[np.uint64]]:
+    def _index(self) -> tuple[list[Shard], NDArray[np.uint64]]:
         """The shards as of the first use, and the hash of each row's key by position.
 
         Of a row that several shards hold, as two writers may have written it, the first counts.
@@ -136,7 +140,7 @@ class Store:
         shards, start, position = [], 0, 0
         for name, rows in zip(names, lengths, strict=True):
             own = again[(again >= start) & (again < start + rows)] - start
-            shards.append(_Shard(name, position, rows, own))
+            shards.append(Shard(name, position, rows, own))
             start, position = start + rows, position + rows - len(own)
         return shards, np.delete(hashes, again)
 
@@ -197,8 +201,8 @@ class Store:
             raise StoreError("The datastore lacks a row.", where, todo)
         return positions
 
-    def shards(self, positions: NDArray[np.int64] | None = None) -> Iterator[Block]:
-        """Blocks of rows, in order of position.
+    def shards(self, positions: NDArray[np.int64] | Wanted | None = None) -> Iterator[Block]:
+        """Blocks of rows, in order of position; of `Wanted` rows only their shards are read.
 
         Raises:
             StoreError: If a shard is damaged.
@@ -222,7 +226,7 @@ class Store:
     def similarities(
         self,
         directions: NDArray[np.float32],
-        positions: NDArray[np.int64] | None = None,
+        positions: NDArray[np.int64] | Wanted | None = None,
         balanced: bool = False,
     ) -> Iterator[Similarities]:
         """Inner products of each UNIT row with each direction [S, d], straight from the codes.
@@ -243,25 +247,31 @@ class Store:
                 values *= (own / np.maximum(norms, quantize.TINY))[:, None]
             yield Similarities(found, values, norms, own)
 
-    def _read(self, positions: NDArray[np.int64] | None) -> Iterator[tuple[Any, Tensors]]:
-        """Positions and tensors of each shard's wanted rows, one shard read ahead."""
+    def wanted(self, positions: NDArray[np.int64] | None) -> Wanted:
+        """Rows shard by shard, in order of position; None: all rows.
+
+        Raises:
+            StoreError: If there is no such position.
+        """
         wanted = np.arange(len(self)) if positions is None else np.unique(positions)
         if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(self):
             where = f"{self.folder}: {wanted[0]} to {wanted[-1]}, of {len(self)} rows"
             raise StoreError("No row has such a position.", where, "Use `find` to name the row.")
         shards = self._index[0]
         parts = np.split(wanted, np.searchsorted(wanted, [shard.first for shard in shards[1:]]))
+        # Without any shard there is one empty part.
+        return [one for one in zip(shards, parts, strict=False) if len(one[1])]
+
+    def _read(self, positions: NDArray[np.int64] | Wanted | None) -> Iterator[tuple[Any, Tensors]]:
+        """Positions and tensors of each shard's wanted rows, one shard read ahead."""
+        wanted = positions if isinstance(positions, Sequence) else self.wanted(positions)
         with ThreadPoolExecutor(1) as ahead:
-            loading = (
-                ahead.submit(self._load, shard, part)
-                for shard, part in zip(shards, parts, strict=False)  # no shard, one empty part
-                if len(part)
-            )
+            loading = (ahead.submit(self._load, shard, part) for shard, part in wanted)
             nothing: Future[tuple[Any, Tensors]] = Future()
             for coming, _ in pairwise(chain(loading, [nothing])):  # the next is being read already
                 yield coming.result()
 
-    def _load(self, shard: _Shard, positions: NDArray[np.int64]) -> tuple[Any, Tensors]:
+    def _load(self, shard: Shard, positions: NDArray[np.int64]) -> tuple[Any, Tensors]:
         tensors = self._tensors(shard.name)
         if len(positions) < shard.rows:
             places = shard.places()[positions - shard.first]

@@ -1,0 +1,74 @@
+"""Similarities are the same, whether this process or an engine's workers read the shards."""
+
+import pickle
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import world
+from gradsieve.engine import Engine, Job
+from gradsieve.engine.base import Finished, Worker
+from gradsieve.methods import comparison
+from gradsieve.methods.comparison import Column, Comparison, Directions, Part, Stored, Subspaces
+from gradsieve.store import RowKey, Store, create_store, open_store
+
+DIMS, COLUMNS = 64, [Column("t", "a"), Column("t", "b"), Column("u", "a")]
+
+
+class Workers(Engine):
+    """Tasks in another order, by a job that was pickled."""
+
+    def _run(self, job: Job[Any, Any], tasks: Sequence[Any]) -> Iterator[Finished]:
+        sent, sent_tasks = pickle.loads(pickle.dumps((job, tasks)))  # noqa: S301 - our own
+        run = sent.setup(self.progress)
+        for task, one in [*zip(tasks, sent_tasks, strict=True)][::-1]:
+            yield Finished(task, run(one), Worker("w", "here"), 0.1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    chance = np.random.default_rng(0)
+    writer = create_store(tmp_path / "s", {"bits": 8, "projection": {"kind": "sketch", "dim": 64}})
+    for shard in range(5):
+        keys = [RowKey("s", f"{shard}-{row}", bytes(16)) for row in range(7)]
+        writer.write_shard(keys, chance.standard_normal((7, DIMS), np.float32), np.ones(7))
+    return open_store(tmp_path / "s")
+
+
+def comparisons() -> list[Comparison]:
+    rows = np.random.default_rng(1).standard_normal((3, DIMS), np.float32)
+    bases = {"t": np.linalg.qr(rows[:2].T)[0].T, "u": comparison.unit(rows[2:])}
+    inside = {"t": comparison.unit(rows[:2] @ bases["t"].T), "u": np.ones((1, 1), np.float32)}
+    stored = Stored([Column("t", str(place)) for place in range(DIMS)])
+    return [
+        Directions(COLUMNS, rows, True),
+        Directions(COLUMNS, rows, False),
+        Subspaces(COLUMNS, bases, inside),
+        stored,
+    ]
+
+
+@pytest.mark.parametrize("compared", comparisons())
+@pytest.mark.parametrize("at_once", [1, 10, 1000])
+def test_workers_find_the_same(
+    store: Store, compared: Comparison, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "TASK_ROWS", at_once)
+    listening = world.Listening()
+    positions = np.array([33, 2, 9, 8, 1, 20, 34])
+
+    def found(engine: Engine | None) -> list[Part]:
+        task: Any = SimpleNamespace(engine=engine, progress=listening, work=None)
+        return list(comparison.compare(task, "scores", store, compared, positions))
+
+    here, there = found(None), found(Workers(listening))
+    assert len(here) == 4  # shards with a wanted row
+    for one, other in zip(here, there, strict=True):
+        assert one.positions.tolist() == other.positions.tolist()
+        assert one.similarities.tobytes() == other.similarities.tobytes()
+        assert np.array_equal(one.variances, other.variances)
+    assert np.concatenate([part.positions for part in here]).tolist() == sorted(positions)
