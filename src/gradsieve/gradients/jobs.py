@@ -300,7 +300,10 @@ class ShardTask(FeatureTask):
                 # Inner products to cosines; a row of length 0 has cosines of 0.
                 part = part / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
             store, lacks = create_store(output.store, output.settings), output.lacks
-            store.write_shard(keys.filter(pa.array(lacks)), part[lacks], norms[lacks])
+            some = (keys, part, norms)
+            if not lacks.all():  # else a copy would be as large as the rows
+                some = (keys.filter(pa.array(lacks)), part[lacks], norms[lacks])
+            store.write_shard(*some)
 
 
 @dataclass(frozen=True)

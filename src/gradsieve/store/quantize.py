@@ -20,6 +20,9 @@ STEPS = {4: 0.3352, 2: 0.9957}
 
 TINY = np.finfo(np.float32).tiny
 
+ROWS = 256
+"""Rows encoded at a time: what is made on the way takes several times a row's memory."""
+
 
 def encode(
     rows: NDArray[np.float32], bits: int
@@ -27,9 +30,13 @@ def encode(
     """Codes [n, bytes], their norms [n] and the rows' norms [n]; d * bits is a multiple of 8."""
     own = row_norms(rows)
     unit = np.sqrt(rows.shape[1]) / np.maximum(own, 1e-300)
-    codes = _quantize((rows * unit[:, None]).astype(np.float32), bits)
-    norms = np.linalg.norm(decode(codes, bits), axis=1)
-    return codes, norms.astype(np.float32), own.astype(np.float32)
+    parts, norms = [], np.empty(len(rows), dtype=np.float32)
+    for start in range(0, max(len(rows), 1), ROWS):
+        piece = slice(start, start + ROWS)
+        codes = _quantize((rows[piece] * unit[piece, None]).astype(np.float32), bits)
+        norms[piece] = np.linalg.norm(decode(codes, bits), axis=1)
+        parts.append(codes)
+    return np.concatenate(parts), norms, own.astype(np.float32)
 
 
 def row_norms(rows: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -121,7 +121,11 @@ class StoreWriter:
         finite = (quantize.row_norms(rows) <= np.finfo(np.float32).max) & np.isfinite(norms)
         name = None
         if finite.any():
-            name = self._publish(keys.filter(finite), rows[finite], norms[finite])
+            # Most shards are written as they are: a copy would be as large as the rows.
+            some = (keys, rows, norms)
+            if not finite.all():
+                some = (keys.filter(finite), rows[finite], norms[finite])
+            name = self._publish(*some)
         # Last, so that after a kill in between the shard is not made of other batches.
         bad = keys.filter(~finite)
         self.skip(bad.append_column("skip_reason", pa.array([NOT_FINITE] * len(bad), pa.string())))
