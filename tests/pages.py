@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pytest
 import yaml
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
@@ -56,12 +57,27 @@ INSTEAD = {
     "seeds: [0, 1, 2]": "seeds: [0]",  # one training instead of three
     "validate: {}": "validate: {subsets: 3, leave_out: [0.05]}",  # 7 trainings, not 38
     "--id row-17": "--id 00017",  # a row of the pool that `prepare` writes
+    # The pool of the tutorial with a real model, with a fifth of its rows.
+    "functions[:150]": "functions[:70]",
+    "functions[150:300]": "functions[150:180]",
+    "letters[:200]": "letters[:40]",
+    "range(1, 100)": "range(1, 10)",
+    "summaries[10:50]": "summaries[10:14]",  # each is answered by five models
     # TRL trains in bfloat16, for which it wants a GPU.
     'report_to="none")': 'report_to="none", use_cpu=True)',
     # 24 rows are trained on here, not 200, so that an epoch is 3 steps of 8 rows, not 25.
     "warm/checkpoint-25": "warm/checkpoint-3",
     "warm/checkpoint-50": "warm/checkpoint-6",
 }
+
+DEMO = {
+    "model.STEPS": 20,
+    "STEPS": 20,
+    "POOL_ROWS": 600,
+    "TRAINING_STEPS": 8,
+    "QUESTIONS_A_KIND": 4,
+}
+"""The demo's sizes here; its own take minutes, and are in a slow test."""
 
 ROWS = 120
 
@@ -212,7 +228,10 @@ def _commands(text: str) -> list[str]:
 
 
 def _gradsieve(arguments: list[str], where: str) -> None:
-    done = CliRunner().invoke(app, arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in DEMO.items():
+            patch.setattr(f"gradsieve.demo.{name}", value)
+        done = CliRunner().invoke(app, arguments)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, f"{where}: gradsieve {shlex.join(arguments)}\n{done.output}"

@@ -3,15 +3,18 @@
 import importlib.metadata
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
 import gradsieve
 import world
+import wrong
 from gradsieve import cli
 from gradsieve.recipe.load import dump_recipe, load_recipe
 from gradsieve.runs.folder import STAGE_NAMES
@@ -132,11 +135,12 @@ def test_mistakes_are_one_message(
     (tmp_path / "recipe.yaml").write_text(
         "model: {name: m}\npool: [{name: a, path: a.jsonl}]\ntargets: [{name: t, path: t.jsonl}]\n"
     )
-    done = call(*arguments, cwd=tmp_path)
-    assert done.returncode == status, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    with chdir(tmp_path):
+        done = wrong.call(shlex.join(arguments))
+    assert done.status == status, done.err
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
 
 
 def test_results_are_on_stdout_and_progress_on_stderr(tmp_path: Path) -> None:
@@ -155,17 +159,17 @@ def test_results_are_on_stdout_and_progress_on_stderr(tmp_path: Path) -> None:
 def test_explain_is_plain_text_or_json(tmp_path: Path) -> None:
     recipe = world.recipe(world.make(tmp_path / "inputs", rows=40), score={"method": "random"})
     gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
-    asked = ("explain", str(tmp_path / "run"), "--target", "mine", "--id", "00001")
-    done = call(*asked)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("one 00001, ")
-    assert "user: " in done.stdout
-    told = json.loads(call(*asked, "--source", "one", "--method", "random", "--json").stdout)
+    asked = f"explain {tmp_path / 'run'} --target mine --id"
+    done = wrong.call(f"{asked} 00001")
+    assert done.status == 0, done.err
+    assert done.out.startswith("one 00001, ")
+    assert "user: " in done.out
+    told = json.loads(wrong.call(f"{asked} 00001 --source one --method random --json").out)
     assert told["targets"]["mine"]["of"] == 40
-    wrong = call("explain", str(tmp_path / "run"), "--target", "mine", "--id", "0001")
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert "Did you mean" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
+    mistaken = wrong.call(f"{asked} 0001")
+    assert (mistaken.status, mistaken.out) == (2, "")
+    assert "Did you mean" in mistaken.err
+    assert "Traceback" not in mistaken.err
 
 
 def test_init_writes_a_recipe_or_copies_one(tmp_path: Path) -> None:

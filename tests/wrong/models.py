@@ -33,7 +33,7 @@ class RunsCode:
     """What a pickle that runs code looks like."""
 
     def __reduce__(self) -> Any:
-        return (print, ("this ran",))
+        return (len, ("this ran",))  # `print` has another name once Ray has been imported
 
 
 def template(text: str | bytes) -> Spoil:
