@@ -116,15 +116,18 @@ class Listening(Progress):
 def results(run: RunFolder) -> dict[str, bytes]:
     """The bytes of all that a run has made, but for what tells times and versions."""
     skip = {"meta.json", "inputs.json", ".lock", "recipe.yaml", "seconds.json", "training.json"}
-    skip |= {"log.txt"}
+    skip |= {"log.txt", ".turn"}
     files = [file for file in run.path.rglob("*") if file.is_file() and file.name not in skip]
     return {str(file.relative_to(run.path)): _lasting(file) for file in sorted(files)}
 
 
 def _lasting(file: Path) -> bytes:
-    """A file's bytes; of the report, all but the one line with the recipe, times and versions."""
+    """A file's bytes; of the report, all but the one line with the recipe, times and versions.
+
+    One in the archive may be damaged.
+    """
     content = file.read_bytes()
-    if file.name != "index.html":
+    if (file.parent.name, file.name) != ("08-report", "index.html"):
         return content
     lines = content.split(b"\n")
     kept = [line for line in lines if b' id="provenance">' not in line]

@@ -30,19 +30,19 @@ KILLS = 20
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return world.make(tmp_path_factory.mktemp("inputs"))
+    return world.make(tmp_path_factory.mktemp("inputs"), rows=300)
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "ROWS_A_SHARD", (4, 8))
+    monkeypatch.setattr(features, "ROWS_A_SHARD", (2, 2))
 
 
 @pytest.fixture(scope="module")
 def local(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """Up to the trained models, by one process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "ROWS_A_SHARD", (4, 8))
+        patch.setattr(features, "ROWS_A_SHARD", (2, 2))
         out = tmp_path_factory.mktemp("local")
         return gradsieve.run(recipe(inputs), out, last="train", progress=world.Listening())
 
@@ -96,7 +96,7 @@ def finished(log: Path) -> Iterator[int]:
         while True:
             line = lines.readline()
             if not line:
-                time.sleep(0.05)
+                time.sleep(0.01)
                 yield 0
             elif start := re.search(r"(worker \d+) is on .*, process (\d+)", line):
                 processes[start[1]] = int(start[2])
@@ -115,7 +115,7 @@ def test_random_kills_and_a_lost_node(
             if stop.is_set():
                 return
             if process and process not in killed and len(killed) < KILLS:
-                time.sleep(chance.random() / 2)
+                time.sleep(chance.random() / 10)  # some shards
                 os.kill(process, signal.SIGKILL)
                 killed.add(process)
                 if len(killed) == KILLS // 2:
@@ -137,7 +137,7 @@ def test_a_killed_driver_resumes(inputs: dict[str, Any], local: RunFolder, warm:
     file = warm.parent / "recipe.yaml"
     file.write_text(dump_recipe(recipe(inputs, kind="ray", workers=2)))
     code = (
-        "from gradsieve.stages import features; features.ROWS_A_SHARD = (4, 8);"
+        "from gradsieve.stages import features; features.ROWS_A_SHARD = (2, 2);"
         "from gradsieve.__main__ import main; main()"
     )
     command = [sys.executable, "-c", code, "run", str(file), "--out", str(warm), "--until", "train"]

@@ -1,6 +1,6 @@
 """Similarities are the same, whether this process or an engine's workers read the shards."""
 
-import pickle
+import pickle  # noqa: TID251 - as Ray sends jobs
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ class Workers(Engine):
     """Tasks in another order, by a job that was pickled."""
 
     def _run(self, job: Job[Any, Any], tasks: Sequence[Any]) -> Iterator[Finished]:
-        sent, sent_tasks = pickle.loads(pickle.dumps((job, tasks)))  # noqa: S301 - our own
+        sent, sent_tasks = pickle.loads(pickle.dumps((job, tasks)))
         run = sent.setup(self.progress)
         for task, one in [*zip(tasks, sent_tasks, strict=True)][::-1]:
             yield Finished(task, run(one), Worker("w", "here"), 0.1)

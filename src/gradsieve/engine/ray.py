@@ -49,6 +49,9 @@ class RayEngine(Engine):
 
     def __init__(self, settings: EngineConfig, progress: Progress) -> None:
         super().__init__(progress)
+        if (Path.home() / ".ray" / "auth_token").is_file():
+            # `ray start` takes it as the cluster's token, `ray.init` does not; others need none.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
         self._ray: Any = needed("ray", "ray")
         self._settings = settings
         self._seats: list[Seat] = []

@@ -175,6 +175,7 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
             run.restore(name, snapshot, archived)
         raise
     seconds = time.monotonic() - start
+    run.clear_temporary(folder)  # of workers that were killed meanwhile
     run.finish(
         name,
         {

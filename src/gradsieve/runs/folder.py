@@ -358,12 +358,14 @@ class RunFolder:
         """
         self.claim()
         with locked(self.path, shared):
-            # Half a file of a process that was killed: ours, or one of another library. With others
-            # here it may be theirs.
-            left_over = () if shared else (*self.path.rglob(".*.tmp"), *self.path.rglob(".tmp*"))
-            for left in left_over:
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            if not shared:  # with others here they may be theirs
+                self.clear_temporary(self.path)
             yield
+
+    def clear_temporary(self, folder: Path) -> None:
+        """Remove half files of processes that were killed: ours, or those of other libraries."""
+        for left in (*folder.rglob(".*.tmp"), *folder.rglob(".tmp*")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
