@@ -10,7 +10,8 @@ is what no file on disk backs: anonymous memory of all processes together, sampl
 of a stage includes what earlier stages have left. Writes result.json and table.md; of another
 method METHOD.json and METHOD.md:
 
-    OMP_NUM_THREADS=1 python benchmarks/scale/run.py --data ../shared/data --method less \
+    OMP_NUM_THREADS=1 ONEDNN_PRIMITIVE_CACHE_CAPACITY=64 \
+        python benchmarks/scale/run.py --data ../shared/data --method less \
         --rows 5000 20000 --in-memory 0 --max-length 512 --characters 300
 """
 

@@ -86,7 +86,8 @@ class RayWorker:
 
     def __init__(self, cwd: str, threads: int, variables: Mapping[str, str]) -> None:
         os.environ.update({**dict.fromkeys(THREADS, str(threads)), **variables})
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # these two as in `__main__`
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         if Path(cwd).is_dir():  # a folder in the cloud needs none
             os.chdir(cwd)
         self._progress = Collected()

@@ -131,7 +131,7 @@ class RunFolder:
         """
         with suppress(OSError, ValueError):  # whoever parses it names these
             first, _, text = self.recipe.read_text(encoding="utf-8").partition("\n")
-            if first.startswith(SEAL) and first.removeprefix(SEAL) != fingerprint(text):
+            if first != f"{SEAL}{fingerprint(text)}":
                 what = "The run's recipe is not what was written: it is damaged, or was edited."
                 raise RunError(what, str(self.recipe), MAKE_AGAIN)
         return self.recipe
