@@ -66,7 +66,7 @@ def test_runs_that_differ_in_more_than_seeds_are_noted(tmp_path: Path) -> None:
     runs = [finished(tmp_path / name, ["bm25", "random"]) for name in ("one", "two")]
     for run, rate in zip(runs, (1, 2), strict=True):
         recipe = {"warmup": {"seed": rate, "epochs": rate}, "train": {"seeds": [rate]}}
-        (run / "recipe.yaml").write_text(yaml.safe_dump({**INPUTS, **recipe}))
+        RunFolder(run).write_recipe(yaml.safe_dump({**INPUTS, **recipe}))
     (note,) = compare(runs).notes
     assert note == (
         f"{runs[0]} and {runs[1]} count as repetitions of each other and differ in "
@@ -98,7 +98,7 @@ def test_differences_are_the_keys_that_are_marked(
     runs = [finished(tmp_path / name, ["bm25", "random"]) for name in ("one", "two")]
     full = {"select": {"near_duplicates": {}}, "train": {}, "evaluate": {}}
     for run in runs:
-        (run / "recipe.yaml").write_text(yaml.safe_dump({**INPUTS, **full}))
+        RunFolder(run).write_recipe(yaml.safe_dump({**INPUTS, **full}))
     for key in type(section_at(load_recipe(runs[0] / "recipe.yaml"), path)).model_fields:
         if key == "name" and path in ("pool.0", "targets.0"):
             continue  # names say which source or target it is
