@@ -193,23 +193,30 @@ def losses(judged: Path, run: Path, methods: Iterable[str]) -> dict[str, dict[st
 
 
 def answered(out: Path) -> dict[str, dict[str, Any]]:
-    """By name and target: the metric and its standard error; `random` is the mean of them."""
+    """By name and target: the metric, its distance from that of random models, standard errors.
+
+    The distance is paired: question by question, from the mean of the random models.
+    """
     results = ResultsArtifact(RunFolder(out / "answers"))
     found: dict[str, dict[str, Any]] = defaultdict(dict)
     for target in ANSWERED:
-        own = {}
-        for file in sorted(results.folder.glob(f"{target}/*/seed-0.json")):
-            name = file.parent.name
-            result = results.result(f"{target}/{name}/seed-0")
-            values = np.array(result["metrics"][ANSWERED[target]])
-            error = float(values.std(ddof=1) / np.sqrt(len(values)))
-            own[name] = {"mean": mean_of(result, target), "error": error, "questions": len(values)}
-        random = [one["mean"] for name, one in own.items() if name.startswith("random_")]
-        if random:
-            spread = float(np.std(random, ddof=1)) if random[1:] else None
-            own["random"] = {"mean": float(np.mean(random)), "error": spread, "models": len(random)}
+        names = [file.parent.name for file in results.folder.glob(f"{target}/*/seed-0.json")]
+        own = {name: results.result(f"{target}/{name}/seed-0") for name in sorted(names)}
+        values = {name: np.array(one["metrics"][ANSWERED[target]]) for name, one in own.items()}
+        random = [name for name in own if name.startswith("random_")]
         for name, one in own.items():
-            found[name][target] = one
+            found[name][target] = {"mean": mean_of(one, target), "questions": len(values[name])}
+            if random and name not in random:
+                over = values[name] - np.mean([values[other] for other in random], axis=0)
+                found[name][target] |= {
+                    "over_random": float(np.average(over, weights=one["weights"])),
+                    "error": float(over.std(ddof=1) / np.sqrt(len(over))),
+                }
+        if random:
+            means = [found[name][target]["mean"] for name in random]
+            spread = float(np.std(means, ddof=1)) if random[1:] else None
+            all_random = {"mean": float(np.mean(means)), "error": spread, "models": len(random)}
+            found["random"][target] = all_random
     return found
 
 
@@ -224,7 +231,8 @@ def table(judged: Path, out: Path) -> None:
         f"Trained on 10% of the pool for one epoch, against {subsets} random subsets of 10%: loss",
         "on held-out answers and z, its distance from the random subsets' mean in their standard",
         "deviations (negative is better); for `random` mean and deviation. F1 and accuracy in per",
-        "cent, with their standard error over questions; for `random` the deviation of models.",
+        "cent, and the difference to the mean of the random models with its standard error over",
+        "questions, paired; for `random` the mean and the deviation of its models.",
         "",
         "| selection | " + " | ".join([*TARGETS, *(f"{t}, {ANSWERED[t]}" for t in asked)]) + " |",
         "|" + " --- |" * (len(TARGETS) + len(asked) + 1),
@@ -240,7 +248,11 @@ def table(judged: Path, out: Path) -> None:
         for target in asked:
             own = by_answer.get(name, {}).get(target)
             text = f"{100 * own['mean']:.1f}" if own else "-"
-            cells.append(f"{text} ± {100 * own['error']:.1f}" if own and own["error"] else text)
+            if own and "over_random" in own:
+                text += f" ({100 * own['over_random']:+.1f} ± {100 * own['error']:.1f})"
+            elif own and own["error"]:
+                text += f" ± {100 * own['error']:.1f}"
+            cells.append(text)
         lines.append(f"| {names[name]} | " + " | ".join(cells) + " |")
     if by_quantile:
         lines += quantile_lines([by_quantile.get(name, {}) for name in TENTHS])
