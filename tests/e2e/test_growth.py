@@ -215,3 +215,14 @@ def test_a_run_that_was_moved_takes_new_features(inputs: dict[str, Any], tmp_pat
     )
     assert grown.require("features")["output"] != stale
     assert all(folder.parent.parent == grown.path for folder in Artifacts(grown).warmup.checkpoints)
+
+
+def test_what_a_stopped_method_has_left_is_removed(tmp_path: Path) -> None:
+    recipe = world.recipe(world.make(tmp_path / "inputs", rows=20), score={"method": "random"})
+    left = tmp_path / "run" / "03-score" / "work" / "similarities-1" / "0.npz"
+    gradsieve.run(recipe, tmp_path / "run", last="pool", progress=world.Listening())
+    left.parent.mkdir(parents=True)
+    left.touch()
+    run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
+    assert (run.stage("score") / "mine" / "random.parquet").is_file()
+    assert not left.exists()

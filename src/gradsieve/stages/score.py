@@ -8,6 +8,7 @@ the features know which examples have no score, and why (`artifacts.scores.skipp
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -125,6 +126,7 @@ class Score(Stage):
             is_scored = all(scores.is_scored(target.name, name) for target in context.targets)
             if not is_scored or facts is None or facts.get("own", []) != _identity(recipe, name):
                 _score(context, name)
+        shutil.rmtree(scores.work, ignore_errors=True)  # left by methods that were stopped
         made = [scores.table_file(target, name) for target, name in recipe.scored]
         if _needs_features(context):  # which examples have no score
             made.append(context.artifacts.features.skipped_file)
