@@ -121,7 +121,7 @@ def test_a_node_that_joins_takes_work_and_one_that_is_lost_does_not_matter(
     assert joined.node_id in {node for _, node in attempts(tmp_path)}
 
 
-def test_a_worker_with_two_gpus_puts_models_over_both(
+def test_a_worker_with_two_gpus_sees_both(
     cluster: Any, listening: world.Listening, tmp_path: Path
 ) -> None:
     node = cluster.add_node(num_cpus=2, num_gpus=4)  # Ray hands out what it is told there is

@@ -13,7 +13,6 @@ import ray
 from gradsieve.console import Progress
 from gradsieve.engine import Job, Size
 from gradsieve.errors import ModelError, StoreError
-from gradsieve.models.device import SPREAD
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class ToyJob(Job[Toy, int]):
         if task.how == "memory" and task.halvings < 2:
             raise MemoryError
         if task.how == "two GPUs":
-            return len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")) * (SPREAD in os.environ)
+            return len(os.environ["CUDA_VISIBLE_DEVICES"].split(","))
         if task.how == "bug":
             raise LookupError("no such thing")
         if task.how == "mistake":

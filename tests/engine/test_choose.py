@@ -58,3 +58,5 @@ def test_idle_gpus_are_named_with_the_line_that_helps(monkeypatch: pytest.Monkey
     kind, lines = chosen(monkeypatch, 8, True, kind="local")
     assert kind is LocalEngine
     assert "7 of 8 GPUs are idle" in lines[-1]
+    kind, lines = chosen(monkeypatch, 8, True, kind="local", gpus_per_worker="2")
+    assert "6 of 8 GPUs are idle" in lines[-1]

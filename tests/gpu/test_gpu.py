@@ -18,7 +18,6 @@ from gradsieve.gradients.extract import FIRST, TokenBudget, extract
 from gradsieve.gradients.features import FeatureExtractor, Moments, Totals
 from gradsieve.gradients.per_example import check_pass, per_example, per_example_loop
 from gradsieve.gradients.projection import Projection
-from gradsieve.models.device import SPREAD
 from gradsieve.models.load import add_adapter
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe import schema as recipe
@@ -154,15 +153,13 @@ def test_a_quantized_base(quantization: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
-def test_a_model_over_two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_over_two_gpus(tmp_path: Path) -> None:
     LlamaForCausalLM(tiny.CONFIGS["llama-gqa-tied"]).save_pretrained(tmp_path)
-    source = ModelSource(recipe.ModelConfig(name=str(tmp_path), dtype="float32"))
+    settings = recipe.ModelConfig(name=str(tmp_path), dtype="float32")
     lora = recipe.LoraConfig(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
     rows, devices = [], []
-    for spread in (False, True):
-        if spread:
-            monkeypatch.setenv(SPREAD, "1")
-        model = tiny.stirred(add_adapter(source.load(), lora, seed=0))
+    for gpus in (1, 2):
+        model = tiny.stirred(add_adapter(ModelSource(settings, gpus=gpus).load(), lora, seed=0))
         devices.append(len({p.device for p in model.parameters()}))
         extractor = FeatureExtractor(model, Projection("sketch", 256), moments(model))
         rows.append(extractor(on_gpu(tiny.batch())).rows.cpu())

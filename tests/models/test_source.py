@@ -155,3 +155,26 @@ def test_names_and_dtypes() -> None:
     assert section_of(model.bfloat16()) == {"name": "LlamaForCausalLM", "dtype": "bfloat16"}
     with pytest.raises(ModelError, match="float64"):
         section_of(model.double())
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "wanted"),
+    [(1, 4, None), (2, 4, {0: 10, 1: 11}), (4, 2, {0: 10, 1: 11}), (2, 1, None)],
+)
+def test_a_model_goes_over_as_many_gpus_as_are_asked_for(
+    asked: int, there: int, wanted: dict[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Any] = {}
+
+    def read(*_: Any, **options: Any) -> None:
+        found.update(options)
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (10 + gpu, 99))
+    monkeypatch.setattr("gradsieve.models.saved.read", read)
+    settings = recipe.ModelConfig.model_validate({"name": "hub/model"})
+    with pytest.raises(InterruptedError):
+        model_source(settings, gpus=asked).load()
+    assert found.get("max_memory") == wanted
+    assert found.get("device_map") == (wanted and "balanced")

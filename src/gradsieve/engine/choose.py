@@ -36,8 +36,9 @@ def choose_engine(settings: EngineConfig, progress: Progress) -> Engine:
     progress.note(f"engine: {kind}, because {why}")
     if kind == "ray":
         return RayEngine(settings, progress)
-    if gpus > 1 and distributed.count() == 1:
+    idle = gpus - max(1, int(settings.gpus_per_worker or 1))
+    if idle > 0 and distributed.count() == 1:
         progress.warn(
-            f"{gpus - 1} of {gpus} GPUs are idle: {INSTALL} and engine.kind: auto use them all"
+            f"{idle} of {gpus} GPUs are idle: {INSTALL} and engine.kind: auto use them all"
         )
     return LocalEngine(progress)

@@ -26,7 +26,6 @@ from gradsieve.engine.waiting import Attempt, Seat, Waiting
 from gradsieve.engine.worker import VERSION, Failure, Node, Outcome, RayWorker
 from gradsieve.errors import GradsieveError, RunError, UsageError
 from gradsieve.io import needed
-from gradsieve.models.device import SPREAD
 from gradsieve.recipe.schema import EngineConfig
 
 ATTEMPTS = 3
@@ -160,7 +159,7 @@ class RayEngine(Engine):
         actor = (
             self._ray.remote(RayWorker)
             .options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
-            .remote(str(Path.cwd()), max(1, threads), {SPREAD: "1"} if gpus > 1 else {})
+            .remote(str(Path.cwd()), max(1, threads))
         )
         worker = Worker(f"worker {len(self.workers) + 1}", "")
         self.workers.append(worker)

@@ -15,7 +15,7 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,11 +81,10 @@ class RayWorker:
     Args:
         cwd: The driver's working directory, below which names in a recipe are looked up.
         threads: That it may use.
-        variables: Others of its environment.
     """
 
-    def __init__(self, cwd: str, threads: int, variables: Mapping[str, str]) -> None:
-        os.environ.update({**dict.fromkeys(THREADS, str(threads)), **variables})
+    def __init__(self, cwd: str, threads: int) -> None:
+        os.environ.update(dict.fromkeys(THREADS, str(threads)))
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # these two as in `__main__`
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         if Path(cwd).is_dir():  # a folder in the cloud needs none

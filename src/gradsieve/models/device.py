@@ -1,7 +1,6 @@
 """The device that this process computes on, and its memory.
 
-A worker that was given several GPUs puts a model over all of them; the first is its device, where
-batches go and features are added up.
+Of a model on several GPUs it is the first, where batches go and features are added up.
 """
 
 from __future__ import annotations
@@ -20,15 +19,6 @@ def device() -> torch.device:
     return torch.device("cuda", distributed.local_rank())
 
 
-SPREAD = "GRADSIEVE_SPREAD_MODELS"
-"""Set in the environment of workers that have several GPUs each."""
-
-
-def spreads_models() -> bool:
-    """Whether models are put over all GPUs that this process sees."""
-    return SPREAD in os.environ and torch.cuda.device_count() > 1
-
-
 def free_memory() -> int:
     """Bytes that are free on that device."""
     if device().type == "cuda":
@@ -38,9 +28,9 @@ def free_memory() -> int:
 
 def memory_used() -> float:
     """The most memory that this process has held on one of its GPUs, as a share; 0 on the CPU."""
-    shares = (
-        torch.cuda.max_memory_reserved(gpu) / torch.cuda.mem_get_info(gpu)[1] for gpu in _gpus()
-    )
+    held = {gpu: torch.cuda.max_memory_reserved(gpu) for gpu in range(torch.cuda.device_count())}
+    # Of a GPU that is not in use nothing is asked: that would reserve memory there.
+    shares = (most / torch.cuda.mem_get_info(gpu)[1] for gpu, most in held.items() if most)
     return max(shares, default=0.0)
 
 
@@ -48,14 +38,5 @@ def forget_memory_used() -> None:
     """Return unused memory to the GPU, and measure `memory_used` from now on."""
     if device().type == "cuda":
         torch.cuda.empty_cache()
-    for gpu in _gpus():
-        torch.cuda.reset_peak_memory_stats(gpu)
-
-
-def _gpus() -> list[torch.device]:
-    """What a model is on."""
-    if device().type != "cuda":
-        return []
-    if not spreads_models():
-        return [device()]
-    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+        for gpu in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(gpu)

@@ -124,7 +124,8 @@ def load_trained(source: ModelSource, folder: Path) -> PreTrainedModel:
     """
     if not (folder / "adapter_config.json").is_file():
         own = {"name": str(folder), "revision": None}
-        return ModelSource(source.settings.model_copy(update=own)).load().eval()
+        trained = ModelSource(source.settings.model_copy(update=own), gpus=source.gpus)
+        return trained.load().eval()
     quantized = source.settings.quantization is not None
     adapted = load_adapter(source.load(will_change=not quantized), folder)
     merged: PreTrainedModel = adapted.get_base_model() if quantized else adapted.merge_and_unload()

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from gradsieve.errors import ModelError
 from gradsieve.io import file_hash, fingerprint, needed
-from gradsieve.models.device import device, spreads_models
+from gradsieve.models.device import device
 from gradsieve.recipe.schema import ModelConfig
 
 LFS = b"version https://git-lfs"
@@ -125,8 +125,8 @@ def gguf_file(name: str) -> Path | None:
     return files[0] if files else None
 
 
-def read_model(model: ModelConfig) -> PreTrainedModel:
-    """The model with all its weights, quantized if the recipe asks for it."""
+def read_model(model: ModelConfig, gpus: int = 1) -> PreTrainedModel:
+    """The model with all its weights, quantized if the recipe asks for it; on `gpus` if above 1."""
     check_weights(model)
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
     is_gguf = gguf_file(model.name) is not None
@@ -141,8 +141,10 @@ def read_model(model: ModelConfig) -> PreTrainedModel:
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     elif model.quantization:
         options |= {"quantization_config": _bitsandbytes(model), "device_map": {"": device()}}
-    if spreads_models():
-        options["device_map"] = "balanced"
+    gpus = min(gpus, torch.cuda.device_count())
+    if gpus > 1:
+        free = {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in range(gpus)}
+        options |= {"device_map": "balanced", "max_memory": free}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     loaded: PreTrainedModel
     with _quiet_transformers():

@@ -49,10 +49,14 @@ from gradsieve.recipe.schema import ModelConfig
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model in a folder or on the hub, with its own tokenizer or a user-supplied one."""
+    """A model in a folder or on the hub, with its own tokenizer or a user-supplied one.
+
+    With `gpus` above 1 its layers are put over so many, as far as this process sees them.
+    """
 
     settings: ModelConfig
     own_tokenizer: PreTrainedTokenizerBase | None = None
+    gpus: int = 1
 
     def config(self) -> Any:
         """The configuration; a `ModelError` if there is none, or one with impossible sizes."""
@@ -86,7 +90,7 @@ class ModelSource:
         return loaded
 
     def _weights(self, will_change: bool) -> PreTrainedModel:
-        return read_model(self.settings)
+        return read_model(self.settings, self.gpus)
 
     def meta_model(self) -> PreTrainedModel:
         """The model's modules on torch's meta device: shapes without weights, in a second."""
@@ -166,10 +170,11 @@ def model_source(
     settings: ModelConfig,
     model: PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    gpus: int = 1,
 ) -> ModelSource:
     """The source of a recipe's model, which user-supplied objects take the place of."""
     if model is None:
-        return ModelSource(settings, tokenizer)
+        return ModelSource(settings, tokenizer, gpus)
     return InMemoryModel(settings, tokenizer, model=model)
 
 

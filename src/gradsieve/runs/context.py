@@ -118,7 +118,9 @@ class Context:
     @cached_property
     def model(self) -> ModelSource:
         """The recipe's model: of the selection, or in `student` of the training."""
-        return model_source(self.recipe.model, self.in_memory.model, self.in_memory.tokenizer)
+        gpus = int(self.recipe.engine.gpus_per_worker or 1)
+        given = (self.in_memory.model, self.in_memory.tokenizer)
+        return model_source(self.recipe.model, *given, max(1, gpus))
 
     @property
     def source_specs(self) -> list[SourceSpec]:
