@@ -136,7 +136,7 @@ def start(recipe: Path, folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(200, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments(
     whole: tuple[dict[str, Any], RunFolder], tmp_path: Path, kills: int
 ) -> None:

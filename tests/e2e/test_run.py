@@ -1,6 +1,7 @@
 """A whole run: what it makes, what it skips, and that the data alone decide the selection."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def test_batch_size_does_not_matter(run: RunFolder, inputs: dict[str, Any], tmp_
         runs = [
             gradsieve.run(
                 world.recipe(inputs, features__tokens_per_batch=tokens, features__bits=bits),
-                tmp_path / f"{bits}-{tokens}",
+                warm(run, tmp_path / f"{bits}-{tokens}"),
                 progress=world.Listening(),
             )
             for tokens in (1, 300, "auto")
@@ -186,13 +187,21 @@ def assert_same_scores(one: RunFolder, other: RunFolder, most: float = 0.0) -> N
         assert chosen[0] == chosen[1]
 
 
-def test_bits_and_readings_are_options(inputs: dict[str, Any], tmp_path: Path) -> None:
+def warm(run: RunFolder, folder: Path) -> Path:
+    """A copy of a run up to its warm-up."""
+    shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns("0[2-9]-*"))
+    return folder
+
+
+def test_bits_and_readings_are_options(
+    run: RunFolder, inputs: dict[str, Any], tmp_path: Path
+) -> None:
     exact = world.recipe(inputs, features__projection={"kind": "none"}, features__bits=32)
-    run = gradsieve.run(exact, tmp_path / "whole", progress=world.Listening())
-    wanted = np.array([row["score"] for row in scores(run).values()])
+    whole = gradsieve.run(exact, warm(run, tmp_path / "whole"), progress=world.Listening())
+    wanted = np.array([row["score"] for row in scores(whole).values()])
     for number, bits in enumerate((32, 8, 1)):
         recipe = world.recipe(inputs, features__bits=bits, features__projection={"dim": 8192})
-        other = gradsieve.run(recipe, tmp_path / str(number), progress=world.Listening())
+        other = gradsieve.run(recipe, warm(run, tmp_path / str(number)), progress=world.Listening())
         found = np.array([row["score"] for row in scores(other).values()])
         assert np.corrcoef(found, wanted)[0, 1] > (0.7 if bits == 1 else 0.97)
     for name, changes in {
@@ -203,7 +212,9 @@ def test_bits_and_readings_are_options(inputs: dict[str, Any], tmp_path: Path) -
         "cosines": {"score__target_mean": "mean_of_cosines"},
     }.items():
         other = gradsieve.run(
-            world.recipe(inputs, **changes), tmp_path / name, progress=world.Listening()
+            world.recipe(inputs, **changes),
+            warm(run, tmp_path / name),
+            progress=world.Listening(),
         )
         found = np.array([row["score"] for row in scores(other).values()])
         assert np.isfinite(found).all()
