@@ -36,7 +36,7 @@ def choose_engine(settings: EngineConfig, progress: Progress) -> Engine:
     progress.note(f"engine: {kind}, because {why}")
     if kind == "ray":
         return RayEngine(settings, progress)
-    idle = gpus - max(1, int(settings.gpus_per_worker or 1))
+    idle = gpus - settings.gpus_of_model
     if idle > 0 and distributed.count() == 1:
         progress.warn(
             f"{idle} of {gpus} GPUs are idle: {INSTALL} and engine.kind: auto use them all"

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -37,7 +36,7 @@ from gradsieve.models.device import device, free_memory
 from gradsieve.models.load import load_adapter
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe.schema import FeaturesConfig
-from gradsieve.store import create_store
+from gradsieve.store import create_store, rows_where
 from gradsieve.store.targets import TargetGradients, write_target_gradients
 
 Column = tuple[str, ...]
@@ -299,11 +298,8 @@ class ShardTask(FeatureTask):
             if output.exact:
                 # Inner products to cosines; a row of length 0 has cosines of 0.
                 part = part / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
-            store, lacks = create_store(output.store, output.settings), output.lacks
-            some = (keys, part, norms)
-            if not lacks.all():  # else a copy would be as large as the rows
-                some = (keys.filter(pa.array(lacks)), part[lacks], norms[lacks])
-            store.write_shard(*some)
+            store = create_store(output.store, output.settings)
+            store.write_shard(*rows_where(output.lacks, keys, part, norms))
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from gradsieve.console import Progress
 from gradsieve.engine import Job, LocalEngine, Size
 from gradsieve.io import atomic
 from gradsieve.methods.base import ScoringTask
-from gradsieve.methods.forward import work_folder
-from gradsieve.store import Store, Wanted, open_store
+from gradsieve.methods.forward import grouped, work_folder
+from gradsieve.store import Shard, Store, Wanted, open_store
 from gradsieve.store.quantize import TINY
 
 TASK_ROWS = 1 << 16
@@ -154,7 +154,7 @@ def compare(
     with work_folder(task, "similarities") as folder:
         tasks = [
             ComparisonTask(folder / f"{number}.npz", group)
-            for number, group in enumerate(_groups(wanted))
+            for number, group in enumerate(grouped(wanted, _rows, TASK_ROWS))
         ]
         job = ComparisonJob(str(store.folder), comparison)
         for _ in task.engine.map(job, tasks, what):
@@ -172,7 +172,7 @@ class ComparisonTask:
 
     def parts(self) -> Iterator[Part]:
         """What has been written, shard by shard."""
-        ends = np.cumsum([len(positions) for _, positions in self.rows])
+        ends = np.cumsum([*map(_rows, self.rows)])
         with np.load(self.file) as found:
             similarities, variances = found["similarities"], found["variances"]
         for (_, positions), some, variance in zip(
@@ -205,20 +205,12 @@ class ComparisonJob(Job[ComparisonTask, None]):
 
     def size(self, task: ComparisonTask) -> Size:
         """Rows."""
-        return Size(sum(len(positions) for _, positions in task.rows))
+        return Size(sum(map(_rows, task.rows)))
 
     def name(self, task: ComparisonTask) -> str:
         """The first shard and how many there are."""
         return f"similarities of {len(task.rows)} shards from {task.rows[0][0].name} on"
 
 
-def _groups(wanted: Wanted) -> Iterator[Wanted]:
-    """Neighboring shards together, up to about `TASK_ROWS`."""
-    group: list[Any] = []
-    for one in wanted:
-        group.append(one)
-        if sum(len(positions) for _, positions in group) >= TASK_ROWS:
-            yield group
-            group = []
-    if group:
-        yield group
+def _rows(wanted: tuple[Shard, NDArray[np.int64]]) -> int:
+    return len(wanted[1])

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ from gradsieve.models.source import ModelSource
 
 MakeRows = Callable[[Any, Sequence[TokenizedExample]], NDArray[Any]]
 """A row for each example, by a model; can be pickled."""
+
+Item = TypeVar("Item")
 
 TASKS_WANTED = 50
 ROWS_A_TASK = (64, 4096)
@@ -112,14 +114,20 @@ def forward(
 def _parts(lengths: NDArray[np.int32], tokens_per_batch: int) -> Iterator[NDArray[np.int64]]:
     """Positions of full batches, shortest examples first, some batches at a time."""
     size = min(max(len(lengths) // TASKS_WANTED, ROWS_A_TASK[0]), ROWS_A_TASK[1])
-    some: list[NDArray[np.int64]] = []
-    for batch in length_sorted_batches(lengths, tokens_per_batch):
-        some.append(batch)
-        if sum(map(len, some)) >= size:
-            yield np.concatenate(some)
-            some = []
-    if some:
+    for some in grouped(length_sorted_batches(lengths, tokens_per_batch), len, size):
         yield np.concatenate(some)
+
+
+def grouped(parts: Iterable[Item], rows: Callable[[Item], int], least: int) -> Iterator[list[Item]]:
+    """Neighbors together, until a group has so many rows; the last one may have fewer."""
+    group: list[Item] = []
+    for part in parts:
+        group.append(part)
+        if sum(map(rows, group)) >= least:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _of_pool(folder: Path, task: ScoringTask, numbers: NDArray[np.int64]) -> ForwardTask:

@@ -180,6 +180,11 @@ class EngineConfig(Section):
         "no",
     )
 
+    @property
+    def gpus_of_model(self) -> int:
+        """GPUs that a model is put over, where there are any."""
+        return max(1, int(self.gpus_per_worker or 1))
+
     @field_validator("gpus_per_worker")
     @classmethod
     def _whole_above_one(cls, value: float | None) -> float | None:

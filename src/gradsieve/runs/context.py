@@ -118,9 +118,8 @@ class Context:
     @cached_property
     def model(self) -> ModelSource:
         """The recipe's model: of the selection, or in `student` of the training."""
-        gpus = int(self.recipe.engine.gpus_per_worker or 1)
         given = (self.in_memory.model, self.in_memory.tokenizer)
-        return model_source(self.recipe.model, *given, max(1, gpus))
+        return model_source(self.recipe.model, *given, self.recipe.engine.gpus_of_model)
 
     @property
     def source_specs(self) -> list[SourceSpec]:

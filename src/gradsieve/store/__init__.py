@@ -14,11 +14,12 @@ from gradsieve.store.format import (
     read_manifest,
 )
 from gradsieve.store.maintain import convert, inspect, merge
-from gradsieve.store.reader import Store, Wanted, open_store
-from gradsieve.store.writer import StoreWriter, create_store, sound_store
+from gradsieve.store.reader import Shard, Store, Wanted, open_store
+from gradsieve.store.writer import StoreWriter, create_store, rows_where, sound_store
 
 __all__ = [
     "RowKey",
+    "Shard",
     "Store",
     "StoreWriter",
     "Wanted",
@@ -28,6 +29,7 @@ __all__ = [
     "key_table",
     "merge",
     "open_store",
+    "rows_where",
     "sound_store",
     "store_files",
 ]

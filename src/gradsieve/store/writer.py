@@ -78,6 +78,13 @@ def sound_store(path: str | Path) -> StoreWriter | None:
     return StoreWriter(folder, read_settings(folder)) if there else None
 
 
+def rows_where(which: NDArray[np.bool_], keys: pa.Table, rows: Any, norms: Any) -> Any:
+    """Some of a shard's rows [n]; if all, as they are: a copy would take as much memory again."""
+    if which.all():
+        return keys, rows, norms
+    return keys.filter(pa.array(which)), rows[which], norms[which]
+
+
 class StoreWriter:
     """A datastore that is open for writing; see `create_store`."""
 
@@ -121,11 +128,7 @@ class StoreWriter:
         finite = (quantize.row_norms(rows) <= np.finfo(np.float32).max) & np.isfinite(norms)
         name = None
         if finite.any():
-            # Most shards are written as they are: a copy would be as large as the rows.
-            some = (keys, rows, norms)
-            if not finite.all():
-                some = (keys.filter(finite), rows[finite], norms[finite])
-            name = self._publish(*some)
+            name = self._publish(*rows_where(finite, keys, rows, norms))
         # Last, so that after a kill in between the shard is not made of other batches.
         bad = keys.filter(~finite)
         self.skip(bad.append_column("skip_reason", pa.array([NOT_FINITE] * len(bad), pa.string())))
