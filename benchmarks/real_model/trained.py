@@ -6,6 +6,9 @@
         --recipe OUT/recipe.yaml
     python benchmarks/real_model/trained.py quantiles --judged OUT/judged --out OUT/trained
     gradsieve run OUT/trained/quantiles.yaml --out OUT/trained/quantiles --until evaluate
+    python benchmarks/real_model/trained.py seeds --judged OUT/judged --out OUT/trained \
+        --recipe OUT/recipe.yaml
+    gradsieve run OUT/trained/seeds.yaml --out OUT/trained/seeds
     python benchmarks/real_model/trained.py table --judged OUT/judged --out OUT/trained
 
 After judged.py, in its folders. `recipe` writes a recipe that selects 10% of the pool for each
@@ -13,9 +16,11 @@ target by each of METHODS and trains on them as `gradsieve validate` has trained
 subsets of 10%: these are the random selections that everything is compared with. `answers` has some
 of the models answer held-out questions of TyDiQA and MMLU (all that were trained for it, and the
 first RANDOM of the random subsets); what is answered is kept. `quantiles` divides the pool into
-ten parts of equal size by the scores of LESS, best first, each to be trained on alone. `table`
-writes trained.json and trained.md to this folder, from what is there: `z` is the loss's distance
-from the mean of the random subsets, in their standard deviations; negative is better.
+ten parts of equal size by the scores of LESS, best first, each to be trained on alone. `seeds`
+takes the paper's amounts: 5% of the pool, four epochs, three seeds, and F1 of SEEDS_ASKED of
+TyDiQA's English questions; `gradsieve compare` reads it. `table` writes trained.json and
+trained.md to this folder, from what is there: `z` is the loss's distance from the mean of the
+random subsets, in their standard deviations; negative is better.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ import argparse
 import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +63,20 @@ LANGUAGES, EACH_LANGUAGE = ("english", "swahili", "korean"), 80
 LIMIT = {"tydiqa": None, "mmlu": 4}
 """Questions of a subtask."""
 QUANTILES, QUANTILES_BY = ("tydiqa", "gsm8k"), "less_standardized_max"
+SEEDS_METHODS = ("less_standardized_max", "random", "bm25", "file_rds_plus", "bergson_cosine")
+SEEDS_ASKED = 200
 TENTHS = [f"quantile_{number}" for number in range(1, 11)]
 
 
 def write_recipe(judged: Path, out: Path, methods: list[str]) -> None:
     """The judged recipe, with a selection and a training for each target and method."""
-    file = judged / "methods.py"
-    names = [m if m in ("bm25", "dsir") else f"{file}:{m}" for m in methods]
-    (out / "recipe.yaml").write_text(training_recipe(judged, names, TARGETS))
+    (out / "recipe.yaml").write_text(training_recipe(judged, methods, TARGETS))
 
 
 def training_recipe(judged: Path, methods: list[str], targets: Iterable[str]) -> str:
+    """The judged recipe with trainings; methods are the package's, or in judged/methods.py."""
+    file, own = judged / "methods.py", ("random", "bm25", "dsir")
+    methods = [m if m in own or ":" in m else f"{file}:{m}" for m in methods]
     recipe = yaml.safe_load((judged / "recipe.yaml").read_text())
     del recipe["validate"]
     recipe |= {
@@ -98,6 +106,20 @@ def write_quantiles(judged: Path, out: Path) -> None:
     (out / "quantiles.yaml").write_text(training_recipe(judged, methods, QUANTILES))
 
 
+def write_seeds(judged: Path, out: Path, recipe: Path) -> None:
+    """A recipe of the paper's setting for TyDiQA's English questions."""
+    tree = yaml.safe_load(training_recipe(judged, list(SEEDS_METHODS), ()))
+    own = {target["name"]: target for target in yaml.safe_load(recipe.read_text())["targets"]}
+    folder = few_questions(Path(own["tydiqa"]["path"]), out, ("english",), SEEDS_ASKED)
+    tree |= {
+        "targets": [own["tydiqa"] | {"path": str(folder)}],
+        "select": {"fraction": 0.05},
+        "train": {"epochs": 4, "seeds": [0, 1, 2]},
+        "evaluate": {"metrics": ["f1"], "limit": None},
+    }
+    (out / "seeds.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+
+
 def random_models(judged: Context, target: str) -> list[tuple[Path, float]]:
     """Folder and loss of each model that was trained on a random subset."""
     artifact, found = judged.artifacts.validation, []
@@ -121,9 +143,9 @@ def models(judged: Path, out: Path) -> dict[str, dict[str, Path | None]]:
     return found
 
 
-def few_questions(data: Path, out: Path) -> Path:
-    """TyDiQA's folder with the first questions of the languages that the model reads."""
-    folder, asked = out / "tydiqa", Counter[str]()
+def few_questions(data: Path, out: Path, languages: Sequence[str], each: int) -> Path:
+    """TyDiQA's folder with the first questions of some languages."""
+    folder, asked = out / "-".join(["tydiqa", *languages]), Counter[str]()
     folder.mkdir(exist_ok=True)
     shutil.copy(data / "tydiqa-one-shot.json", folder)
     kept = []
@@ -131,7 +153,7 @@ def few_questions(data: Path, out: Path) -> Path:
     for article in tree["data"]:
         language = article["paragraphs"][0]["qas"][0]["id"].partition("-")[0]
         short = all(len(part["context"]) <= 1500 for part in article["paragraphs"])
-        if language in LANGUAGES and short and asked[language] < EACH_LANGUAGE:
+        if language in languages and short and asked[language] < each:
             asked[language] += sum(len(part["qas"]) for part in article["paragraphs"])
             kept.append(article)
     (folder / "tydiqa-goldp-v1.1-dev.json").write_text(json.dumps({**tree, "data": kept}))
@@ -142,7 +164,9 @@ def answers(judged: Path, out: Path, recipe: Path) -> None:
     """Answers of models to held-out questions."""
     tree = yaml.safe_load(recipe.read_text())
     by_name = {target["name"]: target for target in tree["targets"]}
-    by_name["tydiqa"]["path"] = str(few_questions(Path(by_name["tydiqa"]["path"]), out))
+    by_name["tydiqa"]["path"] = str(
+        few_questions(Path(by_name["tydiqa"]["path"]), out, LANGUAGES, EACH_LANGUAGE)
+    )
     for target, own in models(judged, out).items():
         tree |= {
             "targets": [by_name[target]],
@@ -273,7 +297,7 @@ def quantile_lines(found: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("recipe", "answers", "quantiles", "table"))
+    parser.add_argument("what", choices=("recipe", "answers", "quantiles", "seeds", "table"))
     parser.add_argument("--judged", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", type=Path)
@@ -286,6 +310,8 @@ def main() -> None:
         answers(arguments.judged, arguments.out, arguments.recipe)
     elif arguments.what == "quantiles":
         write_quantiles(arguments.judged, arguments.out)
+    elif arguments.what == "seeds":
+        write_seeds(arguments.judged, arguments.out, arguments.recipe)
     else:
         table(arguments.judged, arguments.out)
 

@@ -108,7 +108,7 @@ def anonymous_bytes(process: int) -> int:
 
 
 def measure(
-    how: str, data: Path, file: Path, folder: Path, max_length: int
+    how: str, data: Path, file: Path, folder: Path, max_length: int, rank: int
 ) -> list[dict[str, Any]]:
     """One number of rows, in this process: a record per stage, and one of all."""
     if how == "in memory":
@@ -121,7 +121,7 @@ def measure(
         },
         "pool": [{"name": "s", "path": str(file)}],
         "targets": [{"name": "mmlu", "task": "mmlu", "path": str(data / "eval" / "mmlu")}],
-        "warmup": {"epochs": 1, "lora": {"target_modules": ["q_proj", "v_proj"]}},
+        "warmup": {"epochs": 1, "lora": {"target_modules": ["q_proj", "v_proj"], "r": rank}},
         "score": {"methods": [how]},
     }
     recipe = check_recipe(tree)
@@ -167,7 +167,8 @@ def measured(
     if not file.exists():
         write_pool(arguments.data, rows, file, arguments.characters)
     command = [sys.executable, __file__, "--data", str(arguments.data)]
-    command += ["--max-length", str(arguments.max_length), "--one", how]
+    command += ["--max-length", str(arguments.max_length), "--rank", str(arguments.rank)]
+    command += ["--one", how]
     places = [str(file), str(scratch / f"{how}-{rows}")]
     done = subprocess.run([*command, *places], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -193,6 +194,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--method", default="random")
     parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--rank", type=int, default=128, help="of LoRA")
     parser.add_argument("--characters", type=int, help="most of a line; default: any number")
     parser.add_argument("--in-memory", type=int, default=100_000, help="most rows read in memory")
     parser.add_argument("--out", type=Path, default=HERE)
@@ -200,9 +202,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         how, file, folder = arguments.one
-        print(
-            json.dumps(measure(how, arguments.data, Path(file), Path(folder), arguments.max_length))
-        )
+        limits = arguments.max_length, arguments.rank
+        print(json.dumps(measure(how, arguments.data, Path(file), Path(folder), *limits)))
         return
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -219,7 +220,7 @@ def main() -> None:
     setup = {
         "command": f"python benchmarks/scale/run.py --data DATA --rows {rows}"
         f" --method {arguments.method} --in-memory {arguments.in_memory}"
-        f" --max-length {arguments.max_length}"
+        f" --max-length {arguments.max_length} --rank {arguments.rank}"
         + (f" --characters {arguments.characters}" if arguments.characters else ""),
         "commit": commit.stdout.strip(),
         "cores": os.cpu_count(),

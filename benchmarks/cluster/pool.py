@@ -1,0 +1,62 @@
+"""How fast one process could write a pool if others tokenized it: is handing that out worth it?
+
+    python benchmarks/cluster/pool.py --data ../shared/data/train --model FOLDER [--times 5]
+
+The driver of a run reads the sources, gives the rows ids and writes the pool; processes on its
+machine parse and tokenize. Here the chunks are made before, and the driver's part is timed alone:
+no number of machines can be faster. Prints rows a second of both parts, each on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+from gradsieve.data.pool import build, build_pool
+from gradsieve.data.pool.chunks import Chunk, RawChunk, make_chunk, raw_chunks
+from gradsieve.data.pool.workers import Workers
+from gradsieve.data.sources import SourceSpec
+from gradsieve.data.template import ChatTemplate
+from gradsieve.models.source import ModelSource
+from gradsieve.recipe.schema import ModelConfig
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of JSON lines")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--times", type=int, default=5, help="copies of the data, with new ids")
+    arguments = parser.parse_args()
+    template = ChatTemplate(ModelSource(ModelConfig(name=arguments.model)).tokenizer(), "tulu", 2048)
+    files = sorted(arguments.data.glob("*.jsonl"))
+    specs = [
+        SourceSpec(f"{file.stem}_{copy}", file) for file in files for copy in range(arguments.times)
+    ]
+    start, made = time.process_time(), []
+    for spec in specs:
+        made.append([pickle.dumps(make_chunk(raw, template)) for raw in raw_chunks(spec)])
+    making = time.process_time() - start
+    ready = iter(made)
+
+    def make(_: Workers, raws: Iterator[RawChunk], only: Callable[[], bool]) -> Iterator[Chunk]:
+        for raw, chunk in zip(raws, next(ready), strict=True):
+            pickle.dumps(raw)  # as it would be sent
+            yield pickle.loads(chunk)
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(build.Workers, "make", make):
+        start = time.process_time()
+        pool = build_pool(Path(folder) / "pool", specs, template, on_bad_row="skip")
+        writing = time.process_time() - start
+    print(
+        f"{len(pool):,} rows; tokenizing {len(pool) / making:,.0f} rows/s a core, "
+        f"the driver {len(pool) / writing:,.0f} rows/s: {making / writing:.1f} cores keep it busy"
+    )
+
+
+if __name__ == "__main__":
+    main()
