@@ -35,7 +35,7 @@ def main() -> None:
     template = ChatTemplate(ModelSource(ModelConfig(name=arguments.model)).tokenizer(), "tulu", 2048)
     files = sorted(arguments.data.glob("*.jsonl"))
     specs = [
-        SourceSpec(f"{file.stem}_{copy}", file) for file in files for copy in range(arguments.times)
+        SourceSpec(f"{file.stem}_{copy}", str(file)) for file in files for copy in range(arguments.times)
     ]
     start, made = time.process_time(), []
     for spec in specs:

@@ -149,7 +149,7 @@ def _token_losses(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " n"], 
     wanted = functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
     positions = (wanted != IGNORED).nonzero().squeeze(1)
     with _logits_at(model, send(positions, batch["input_ids"].device)):
-        logits = model(**inputs, use_cache=False).logits[0]
+        logits = model(**inputs, use_cache=False).logits.squeeze(0)
     wanted, example = (
         send(each, logits.device) for each in (wanted[positions], positions // labels.shape[1])
     )
