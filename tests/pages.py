@@ -70,14 +70,15 @@ INSTEAD = {
     "warm/checkpoint-50": "warm/checkpoint-6",
 }
 
-DEMO = {
-    "model.STEPS": 20,
-    "STEPS": 20,
-    "POOL_ROWS": 600,
-    "TRAINING_STEPS": 8,
-    "QUESTIONS_A_KIND": 4,
+SIZES = {
+    "demo.model.STEPS": 20,
+    "demo.STEPS": 20,
+    "demo.POOL_ROWS": 600,
+    "demo.TRAINING_STEPS": 8,
+    "demo.QUESTIONS_A_KIND": 4,
+    "pipeline.sample.CLEAR_SECONDS": 0.1,
 }
-"""The demo's sizes here; its own take minutes, and are in a slow test."""
+"""The demo's and `plan`'s sizes here; the demo's own take minutes, and are in a slow test."""
 
 ROWS = 120
 
@@ -229,8 +230,8 @@ def _commands(text: str) -> list[str]:
 
 def _gradsieve(arguments: list[str], where: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in DEMO.items():
-            patch.setattr(f"gradsieve.demo.{name}", value)
+        for name, value in SIZES.items():
+            patch.setattr(f"gradsieve.{name}", value)
         done = CliRunner().invoke(app, arguments)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception

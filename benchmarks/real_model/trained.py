@@ -244,6 +244,28 @@ def answered(out: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def by_seed(run: Path) -> dict[str, dict[str, Any]]:
+    """By selection: F1 after each seed's training, and the difference to random, paired.
+
+    The differences are those of each question's mean over seeds.
+    """
+    results = ResultsArtifact(RunFolder(run))
+    values: dict[str, list[np.ndarray]] = defaultdict(list)
+    for file in sorted(results.folder.glob("tydiqa/*/seed-*.json")):
+        result = results.result(f"tydiqa/{file.parent.name}/{file.stem}")
+        values[file.parent.name].append(np.array(result["metrics"]["f1"]))
+    found: dict[str, dict[str, Any]] = {}
+    for name, of_seeds in values.items():
+        over = np.mean(of_seeds, axis=0) - np.mean(values["random"], axis=0)
+        found[name] = {
+            "f1": [float(one.mean()) for one in of_seeds],
+            "over_random": float(over.mean()),
+            "error": float(over.std(ddof=1) / np.sqrt(len(over))),
+            "questions": len(over),
+        }
+    return found
+
+
 def table(judged: Path, out: Path) -> None:
     """Write trained.json and trained.md."""
     by_loss, by_answer = losses(judged, out / "run", METHODS), answered(out)
@@ -280,9 +302,32 @@ def table(judged: Path, out: Path) -> None:
         lines.append(f"| {names[name]} | " + " | ".join(cells) + " |")
     if by_quantile:
         lines += quantile_lines([by_quantile.get(name, {}) for name in TENTHS])
-    found = {"losses": by_loss, "answers": by_answer, "quantiles": by_quantile}
+    seeds = by_seed(out / "seeds") if (out / "seeds").is_dir() else {}
+    if seeds:
+        lines += seeds_lines(seeds)
+    found = {"losses": by_loss, "answers": by_answer, "quantiles": by_quantile, "seeds": seeds}
     (HERE / "trained.json").write_text(json.dumps(found, indent=1) + "\n")
     (HERE / "trained.md").write_text("\n".join(lines) + "\n")
+
+
+def seeds_lines(found: dict[str, dict[str, Any]]) -> list[str]:
+    questions = next(iter(found.values()))["questions"]
+    lines = [
+        "",
+        f"Trained on 5% of the pool for four epochs: F1 of {questions} English questions of TyDiQA",
+        "after each seed's training, and the difference to random with its standard error over",
+        "questions, paired.",
+        "",
+        "| selection | F1 by seed | over random |",
+        "| --- | --- | --- |",
+    ]
+    names = {"base": "untrained", "random": "random"} | METHODS
+    for name in [name for name in names if name in found]:
+        own = found[name]
+        over = f"{100 * own['over_random']:+.1f} ± {100 * own['error']:.1f}"
+        f1 = ", ".join(f"{100 * one:.1f}" for one in own["f1"])
+        lines.append(f"| {names[name]} | {f1} | {'' if name == 'random' else over} |")
+    return lines
 
 
 def quantile_lines(found: list[dict[str, Any]]) -> list[str]:
