@@ -44,6 +44,23 @@ def test_only_label_positions_reach_the_head() -> None:
     assert not head._forward_pre_hooks
 
 
+def test_the_gradient_of_logits_takes_their_place() -> None:
+    model, places = tiny.model().eval(), []
+
+    def keep(_: nn.Module, inputs: object, out: torch.Tensor) -> None:
+        places.append(out.data_ptr())
+        out.register_hook(lambda gradient: places.append(gradient.data_ptr()))
+
+    model.get_output_embeddings().register_forward_hook(keep)
+    batch = collate([encoded(12, 0), encoded(7, 1)])
+    loss = SFT.batch_loss(model, batch)
+    loss.backward(retain_graph=True)
+    logits, gradient = places
+    assert logits == gradient
+    with pytest.raises(RuntimeError, match="inplace"):  # never a gradient of a gradient
+        loss.backward()
+
+
 def test_gradients_are_of_the_objective() -> None:
     class Twice(Sft):
         def losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
