@@ -10,6 +10,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's libraries: 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first: at the end one process would work while the other has none left."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/trust/"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the checkout; tests that need it are skipped without it."""
