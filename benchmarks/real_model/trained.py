@@ -63,7 +63,8 @@ LANGUAGES, EACH_LANGUAGE = ("english", "swahili", "korean"), 80
 LIMIT = {"tydiqa": None, "mmlu": 4}
 """Questions of a subtask."""
 QUANTILES, QUANTILES_BY = ("tydiqa", "gsm8k"), "less_standardized_max"
-SEEDS, SEEDS_METHODS, SEEDS_ASKED = [0, 1], ("less_standardized_max", "random", "bm25"), 200
+SEEDS, SEEDS_ASKED = [0, 1], 200
+SEEDS_METHODS = ("less_standardized_max", "random", "bm25", "file_rds_plus")
 TENTHS = [f"quantile_{number}" for number in range(1, 11)]
 
 
