@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of JSON lines")
     parser.add_argument("--model", required=True)
-    parser.add_argument("--times", type=int, default=5, help="copies of the data, with new ids")
+    parser.add_argument("--times", type=int, default=5, help="copies of the data, each a source")
     arguments = parser.parse_args()
     template = ChatTemplate(
         ModelSource(ModelConfig(name=arguments.model)).tokenizer(), "tulu", 2048

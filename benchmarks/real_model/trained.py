@@ -57,6 +57,7 @@ METHODS = {
     "file_embedding": "embeddings",
     "bergson_cosine": "bergson 2.5.1, cosine",
 }
+NAMES = {"base": "untrained", "random": "random"} | METHODS
 SHARE, RANDOM = 0.1, 6
 ANSWERED = {"tydiqa": "f1", "mmlu": "accuracy"}
 LANGUAGES, EACH_LANGUAGE = ("english", "swahili", "korean"), 80
@@ -70,14 +71,14 @@ TENTHS = [f"quantile_{number}" for number in range(1, 11)]
 
 def write_recipe(judged: Path, out: Path, methods: list[str]) -> None:
     """The judged recipe, with a selection and a training for each target and method."""
-    (out / "recipe.yaml").write_text(training_recipe(judged, methods, TARGETS))
+    write_yaml(out / "recipe.yaml", training_recipe(judged, methods, TARGETS))
 
 
-def training_recipe(judged: Path, methods: list[str], targets: Iterable[str]) -> str:
+def training_recipe(judged: Path, methods: list[str], targets: Iterable[str]) -> dict[str, Any]:
     """The judged recipe with trainings; methods are the package's, or in judged/methods.py."""
     file, own = judged / "methods.py", ("random", "bm25", "dsir")
     methods = [m if m in own or ":" in m else f"{file}:{m}" for m in methods]
-    recipe = yaml.safe_load((judged / "recipe.yaml").read_text())
+    recipe: dict[str, Any] = yaml.safe_load((judged / "recipe.yaml").read_text())
     del recipe["validate"]
     recipe |= {
         "targets": [target for target in recipe["targets"] if target["name"] in targets],
@@ -86,7 +87,11 @@ def training_recipe(judged: Path, methods: list[str], targets: Iterable[str]) ->
         "train": {"epochs": 1},
         "evaluate": {"metrics": ["held_out_loss"]},
     }
-    return yaml.safe_dump(recipe, sort_keys=False)
+    return recipe
+
+
+def write_yaml(file: Path, tree: dict[str, Any]) -> None:
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
 def write_quantiles(judged: Path, out: Path) -> None:
@@ -103,12 +108,12 @@ def write_quantiles(judged: Path, out: Path) -> None:
     shutil.copy(judged / "keys.json", folder)
     (folder / "methods.py").write_text(FROM_FILES.format(folder=str(folder), names=TENTHS))
     methods = [f"{folder}/methods.py:{name}" for name in TENTHS]
-    (out / "quantiles.yaml").write_text(training_recipe(judged, methods, QUANTILES))
+    write_yaml(out / "quantiles.yaml", training_recipe(judged, methods, QUANTILES))
 
 
 def write_seeds(judged: Path, out: Path, recipe: Path) -> None:
     """A recipe of the paper's setting for TyDiQA's English questions."""
-    tree = yaml.safe_load(training_recipe(judged, list(SEEDS_METHODS), ()))
+    tree = training_recipe(judged, list(SEEDS_METHODS), ())
     own = {target["name"]: target for target in yaml.safe_load(recipe.read_text())["targets"]}
     folder = few_questions(Path(own["tydiqa"]["path"]), out, ("english",), SEEDS_ASKED)
     tree |= {
@@ -117,7 +122,7 @@ def write_seeds(judged: Path, out: Path, recipe: Path) -> None:
         "train": {"epochs": 4, "seeds": SEEDS},
         "evaluate": {"metrics": ["f1"], "limit": None},
     }
-    (out / "seeds.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    write_yaml(out / "seeds.yaml", tree)
 
 
 def random_models(judged: Context, target: str) -> list[tuple[Path, float]]:
@@ -173,7 +178,7 @@ def answers(judged: Path, out: Path, recipe: Path) -> None:
             "evaluate": {"limit": LIMIT[target], "metrics": [ANSWERED[target]]},
         }
         file = out / f"answers-{target}.yaml"
-        file.write_text(yaml.safe_dump(tree, sort_keys=False))
+        write_yaml(file, tree)
         context = Context(load_recipe(file), RunFolder(out / "answers"))
         results = context.artifacts.results
         tasks = [
@@ -232,16 +237,21 @@ def answered(out: Path) -> dict[str, dict[str, Any]]:
             found[name][target] = {"mean": mean_of(one, target), "questions": len(values[name])}
             if random and name not in random:
                 over = values[name] - np.mean([values[other] for other in random], axis=0)
-                found[name][target] |= {
-                    "over_random": float(np.average(over, weights=one["weights"])),
-                    "error": float(over.std(ddof=1) / np.sqrt(len(over))),
-                }
+                found[name][target] |= paired(over, one["weights"])
         if random:
             means = [found[name][target]["mean"] for name in random]
             spread = float(np.std(means, ddof=1)) if random[1:] else None
             all_random = {"mean": float(np.mean(means)), "error": spread, "models": len(random)}
             found["random"][target] = all_random
     return found
+
+
+def paired(over: np.ndarray, weights: Sequence[float] | None = None) -> dict[str, float]:
+    """The mean of the questions' differences to random, and its standard error."""
+    return {
+        "over_random": float(np.average(over, weights=weights)),
+        "error": float(over.std(ddof=1) / np.sqrt(len(over))),
+    }
 
 
 def by_seed(run: Path) -> dict[str, dict[str, Any]]:
@@ -257,12 +267,8 @@ def by_seed(run: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, of_seeds in values.items():
         over = np.mean(of_seeds, axis=0) - np.mean(values["random"], axis=0)
-        found[name] = {
-            "f1": [float(one.mean()) for one in of_seeds],
-            "over_random": float(over.mean()),
-            "error": float(over.std(ddof=1) / np.sqrt(len(over))),
-            "questions": len(over),
-        }
+        f1 = [float(one.mean()) for one in of_seeds]
+        found[name] = {"f1": f1, **paired(over), "questions": len(over)}
     return found
 
 
@@ -283,8 +289,7 @@ def table(judged: Path, out: Path) -> None:
         "| selection | " + " | ".join([*TARGETS, *(f"{t}, {ANSWERED[t]}" for t in asked)]) + " |",
         "|" + " --- |" * (len(TARGETS) + len(asked) + 1),
     ]
-    names = {"base": "untrained", "random": "random"} | METHODS
-    for name in [name for name in names if name in by_loss]:
+    for name in [name for name in NAMES if name in by_loss]:
         cells = []
         for target in TARGETS:
             one = by_loss[name].get(target, {})
@@ -299,7 +304,7 @@ def table(judged: Path, out: Path) -> None:
             elif own and own["error"]:
                 text += f" ± {100 * own['error']:.1f}"
             cells.append(text)
-        lines.append(f"| {names[name]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {NAMES[name]} | " + " | ".join(cells) + " |")
     if by_quantile:
         lines += quantile_lines([by_quantile.get(name, {}) for name in TENTHS])
     seeds = by_seed(out / "seeds") if (out / "seeds").is_dir() else {}
@@ -321,12 +326,11 @@ def seeds_lines(found: dict[str, dict[str, Any]]) -> list[str]:
         "| selection | F1 by seed | over random |",
         "| --- | --- | --- |",
     ]
-    names = {"base": "untrained", "random": "random"} | METHODS
-    for name in [name for name in names if name in found]:
+    for name in [name for name in NAMES if name in found]:
         own = found[name]
         over = f"{100 * own['over_random']:+.1f} ± {100 * own['error']:.1f}"
         f1 = ", ".join(f"{100 * one:.1f}" for one in own["f1"])
-        lines.append(f"| {names[name]} | {f1} | {'' if name == 'random' else over} |")
+        lines.append(f"| {NAMES[name]} | {f1} | {'' if name == 'random' else over} |")
     return lines
 
 
