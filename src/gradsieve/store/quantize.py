@@ -30,13 +30,15 @@ def encode(
     """Codes [n, bytes], their norms [n] and the rows' norms [n]; d * bits is a multiple of 8."""
     own = row_norms(rows)
     unit = np.sqrt(rows.shape[1]) / np.maximum(own, 1e-300)
-    parts, norms = [], np.empty(len(rows), dtype=np.float32)
+    codes, norms = np.empty((0, 0)), np.empty(len(rows), dtype=np.float32)
     for start in range(0, max(len(rows), 1), ROWS):
         piece = slice(start, start + ROWS)
-        codes = _quantize((rows[piece] * unit[piece, None]).astype(np.float32), bits)
-        norms[piece] = np.linalg.norm(decode(codes, bits), axis=1)
-        parts.append(codes)
-    return np.concatenate(parts), norms, own.astype(np.float32)
+        part = _quantize((rows[piece] * unit[piece, None]).astype(np.float32), bits)
+        norms[piece] = np.linalg.norm(decode(part, bits), axis=1)
+        if start == 0:
+            codes = np.empty((len(rows), part.shape[1]), dtype=part.dtype)
+        codes[piece] = part
+    return codes, norms, own.astype(np.float32)
 
 
 def row_norms(rows: NDArray[np.float32]) -> NDArray[np.float64]:
