@@ -49,6 +49,15 @@ def test_what_to_do(less: Over, full: Over, starts: str) -> None:
     assert found.text.startswith(starts)
 
 
+def test_all_rows_that_nobody_trained_on_are_not_said_to_be_better() -> None:
+    found = verdict(f1(less=cell(0.5, random=UNCLEAR), random=cell(0.5)), FOLDERS, {})
+    assert found is not None
+    assert found.text.startswith(
+        "no method beats random here: use all rows (not trained on here: add full to "
+        "score.methods to compare them). The best, less, has f1"
+    )
+
+
 def test_of_a_loss_the_lowest_is_best() -> None:
     cells = {
         "bm25": cell(0.4, higher=False, random=WORSE),

@@ -134,6 +134,8 @@ def _decision(best: str, cells: Mapping[str, Cell], metric: str, folder: str) ->
             f"{name} {cell.mean:.3f}{rest}."
         )
     todo = "use random rows" if full and full.compared("random") == -1 else "use all rows"
+    if full is None:
+        todo += " (not trained on here: add full to score.methods to compare them)"
     has = f"The best, {best}, has {name} {_gap(cell, 'random')}{rest}"
     return f"no method beats random here: {todo}. {has}."
 
