@@ -221,20 +221,10 @@ class Card:
     features: Mapping[str, datasets.Features]
     date: str | None = None
 
-    @property
-    def target(self) -> str:
-        """Its target, or `together`."""
-        return self.name.target
-
-    @property
-    def method(self) -> str:
-        """The method that it was selected by."""
-        return self.name.method
-
     def text(self) -> str:
         """The card."""
         recipe = self.recipe
-        targets = [t for t in recipe.targets if self.target in (TOGETHER, t.name)]
+        targets = [t for t in recipe.targets if self.name.target in (TOGETHER, t.name)]
         text: str = _TEMPLATE.render(
             card=self,
             rows=sum(self.selected.values()),
@@ -243,7 +233,7 @@ class Card:
             shown=shown,
             model=shown(recipe.model.name),
             targets=targets,
-            proposed=find_method(self.method, recipe).source,
+            proposed=find_method(self.name.method, recipe).source,
             metadata=_yaml(self._metadata()),
             settings=_yaml(self._settings()),
             rows_file=ROWS,
@@ -255,7 +245,7 @@ class Card:
     def _metadata(self) -> dict[str, Any]:
         model, rows = self.recipe.model.name, sum(self.selected.values())
         return {
-            "pretty_name": f"Selected for {self.target} by {self.name.short}",
+            "pretty_name": f"Selected for {self.name.target} by {self.name.short}",
             "task_categories": ["text-generation"],
             "size_categories": [SIZES[min(max(len(str(rows)), 3), 8) - 3]],
             "tags": ["gradsieve", "less", "data-selection", "instruction-tuning"],
@@ -273,13 +263,13 @@ class Card:
     def _settings(self) -> dict[str, Any]:
         """What of the recipe decides the selection: by the marks in the schema."""
         recipe = self.recipe
-        of_gradients = ("warmup", "features") if uses_gradients(self.method, recipe) else ()
+        of_gradients = ("warmup", "features") if uses_gradients(self.name.method, recipe) else ()
         sections = ("model", *of_gradients, "score", "select")
         tree = {name: getattr(recipe, name).results(SHOWN) for name in sections}
         tree["model"]["name"] = shown(recipe.model.name)
         tree["model"]["chat_template"] = shown(recipe.model.chat_template)
         tree["score"]["embedding"] = shown(recipe.score.embedding)
-        tree["score"]["methods"] = [self.method]
+        tree["score"]["methods"] = [self.name.method]
         tree["select"] = recipe.select.of(self.name.budget).results(SHOWN)
         if of_gradients and recipe.warmup.checkpoints is not None:
             names = [Path(path).name for path in recipe.warmup.checkpoints]

@@ -117,9 +117,6 @@ class Ranking:
         self.subtasks, self._turns = subtasks, turns
         self._gone = np.zeros(lines, dtype=bool)
 
-    def __len__(self) -> int:
-        return len(self._gone)
-
     def restart(self) -> None:
         """Begin again."""
         self._gone[:] = False
