@@ -113,7 +113,7 @@ class Turns:
 class Ranking:
     """All scored lines, offered one by one."""
 
-    def __init__(self, lines: int, turns: Order | Turns, subtasks: Sequence[str]) -> None:
+    def __init__(self, lines: int, turns: Turns, subtasks: Sequence[str]) -> None:
         self.subtasks, self._turns = subtasks, turns
         self._gone = np.zeros(lines, dtype=bool)
 
@@ -170,8 +170,7 @@ def ranking_of(parts: Sequence[Ranked]) -> Ranking:
             pairs = zip(scores.T, own.tolist(), strict=True)
             turns.append(Turns([Order(column, number) for column, number in pairs]))
         subtasks += names
-    first = turns[0] if len(turns) == 1 else Turns(turns)
-    return Ranking(len(parts[0].scores), first, subtasks)
+    return Ranking(len(parts[0].scores), Turns(turns), subtasks)
 
 
 def in_turns(scores: NDArray[np.float32], subtasks: Sequence[str]) -> Ranked:
