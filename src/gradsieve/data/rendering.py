@@ -203,6 +203,7 @@ class Renderer:
     ) -> None:
         self._most_characters = most_characters
         self.template = _with_fixed_date(template)
+        self._marked = _with_marks(self.template)
         self.variables = {**variables, "date_string": DATE_STRING}
 
     @cached_property
@@ -255,10 +256,6 @@ class Renderer:
             kept.append(piece)
         return "".join(kept)
 
-    @cached_property
-    def _marked(self) -> str:
-        return _with_marks(self.template)
-
 
 def _with_fixed_date(template: str) -> str:
     """A template whose `strftime_now` writes the fixed date.
@@ -286,8 +283,8 @@ def _with_marks(template: str) -> str:
     so that Jinja strips white space as it did.
     """
     made: list[str] = []
-    loops: list[tuple[int, str | None]] = []  # number, and what stands for the message in it
-    counters: list[str | None] = []  # or what stands for its place
+    # Of each loop that is open: number, what stands for the message in it, or for its place.
+    loops: list[tuple[int, str | None, str | None]] = []
     at = 0
     for number, tag in enumerate(_TAG.finditer(template)):
         word = tag["word"]
@@ -297,9 +294,7 @@ def _with_marks(template: str) -> str:
         at = tag.end()
         left, inside, right = tag["left"], tag["inside"].rstrip(), tag["right"]
         if word == "endfor":
-            loop, name = loops.pop() if loops else (0, None)
-            if counters:
-                counters.pop()
+            loop, name, _ = loops.pop() if loops else (0, None, None)
             if name is None:
                 made.append(tag[0])
                 continue
@@ -309,13 +304,12 @@ def _with_marks(template: str) -> str:
         name = None
         if word == "for":
             over = _OVER.match(inside)
-            counts = over is not None and over[2].lstrip().startswith("range(")
-            counters.append(over[1] if over and counts else None)
+            counts = over is not None and over[2].startswith("range(")
             name = over[1] if over and not counts else None
-            loops.append((number, name))
-        elif (taken := _TAKEN.match(inside)) and counters and counters[-1] == taken[2]:
+            loops.append((number, name, over[1] if over and counts else None))
+        elif (taken := _TAKEN.match(inside)) and loops and loops[-1][2] == taken[2]:
             name = taken[1]
-            loops[-1] = loops[-1][0], name
+            loops[-1] = loops[-1][0], name, taken[2]
         if name is None:
             made.append(tag[0])
             continue
