@@ -55,18 +55,6 @@ class Conversation:
     tools: tuple[Any, ...]
     supervised: tuple[bool, ...]
 
-    def up_to(self, turn: int) -> Conversation:
-        """The turns before one."""
-        return Conversation(self.turns[:turn], self.tools, self.supervised[:turn])
-
-    def answered(self, turn: int, content: str) -> Conversation:
-        """The same with another answer at a turn."""
-        answer: Turn = {**self.turns[turn], "content": content}
-        if isinstance(self.turns[turn].get("content"), list | tuple):
-            answer = in_parts(answer)
-        turns = (*self.turns[:turn], answer, *self.turns[turn + 1 :])
-        return Conversation(turns, self.tools, self.supervised)
-
 
 class SpanFinder:
     """Finds the supervised spans of conversations that one template writes."""
@@ -125,9 +113,9 @@ class SpanFinder:
 
     def _by_prefix(self, conversation: Conversation, text: str, turn: int) -> Span:
         """For templates without loops over messages: what one turn more adds to the text."""
-        before, through = conversation.up_to(turn), conversation.up_to(turn + 1)
-        prompt = self.renderer.write(before.turns, before.tools, generation_prompt=True)
-        with_answer = self.renderer.write(through.turns, through.tools)
+        turns, tools = conversation.turns, conversation.tools
+        prompt = self.renderer.write(turns[:turn], tools, generation_prompt=True)
+        with_answer = self.renderer.write(turns[: turn + 1], tools)
         if not (with_answer.startswith(prompt) and text.startswith(with_answer)):
             raise ValueError(
                 "which text belongs to an answer is ambiguous; give a template with "
@@ -137,9 +125,9 @@ class SpanFinder:
 
     def _start(self, conversation: Conversation, found: Turns, turn: int, first: int) -> int:
         """Where what the generation prompt doesn't write starts in a turn's text."""
-        before = conversation.up_to(turn)
+        before, tools = conversation.turns[:turn], conversation.tools
         try:
-            prompt = self.renderer.write(before.turns, before.tools, generation_prompt=True)
+            prompt = self.renderer.write(before, tools, generation_prompt=True)
         except TEMPLATE_ERRORS:  # it wants a user's turn first
             return first + self._header(conversation, found, turn, self.generation_prompt)
         if len(prompt) > first and found.text.startswith(prompt):
@@ -149,7 +137,7 @@ class SpanFinder:
             cue = self.generation_prompt
             return first + len(cue) * found.text.startswith(cue, first)
         # Earlier turns are written otherwise here, or the prompt goes on otherwise (R1's <think>).
-        shorter = self.renderer.write_turns(before.turns, before.tools, generation_prompt=True)
+        shorter = self.renderer.write_turns(before, tools, generation_prompt=True)
         own = prompt[shorter.end :] if shorter.text == prompt else ""
         if own and found.text.startswith(own, first):
             return first + len(own)
@@ -160,8 +148,11 @@ class SpanFinder:
 
         They end where the answer starts, whatever it starts with.
         """
-        placeholder = conversation.answered(turn, PLACEHOLDER)
-        other = self.renderer.write_turns(placeholder.turns, placeholder.tools)
+        turns = list(conversation.turns)
+        has_parts = isinstance(turns[turn].get("content"), list | tuple)
+        answer = {**turns[turn], "content": PLACEHOLDER}
+        turns[turn] = in_parts(answer) if has_parts else answer
+        other = self.renderer.write_turns(turns, conversation.tools)
         starts = [turns.text[slice(*turns.of(turn)[0])] for turns in (found, other)]
         shared = common_prefix(*starts)
         header = shared[: starts[1].find(PLACEHOLDER) if PLACEHOLDER in starts[1] else None]
