@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gradsieve.api import _rows as in_memory_rows
-from gradsieve.data.readers import Limits
 from gradsieve.data.sources import Source, read_source
 from gradsieve.errors import DataError
+from gradsieve.recipe.schema import LimitsConfig
 
 ROWS = [
     {"id": "a", "prompt": "One\u2028line", "completion": "1", "extra": {"x": [1, None]}},
@@ -434,9 +434,9 @@ def test_a_row_without_its_source_is_bad(value: Any) -> None:
 def test_a_row_that_is_too_long_ends_reading(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path, kind)
     longest = max(len(line) for line in Path(jsonl(tmp_path, ROWS)).read_bytes().splitlines(True))
-    assert len(read_source("s", path, limits=Limits(longest)).examples) == 3
+    assert len(read_source("s", path, limits=LimitsConfig(row_bytes=longest)).examples) == 3
     with pytest.raises(DataError, match=f"more than {longest - 1} bytes"):
-        read_source("s", path, limits=Limits(longest - 1))
+        read_source("s", path, limits=LimitsConfig(row_bytes=longest - 1))
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "parquet"])
@@ -454,8 +454,10 @@ def test_a_file_that_unpacks_to_too_much_is_refused(
             packed.write(text)
     assert len(text) > 50 * path.stat().st_size
     with pytest.raises(DataError, match="unpacks to more than 50 times its size"):
-        read_source("s", str(path), limits=Limits(unpacked_times=50))
-    assert len(read_source("s", str(path), limits=Limits(unpacked_times=10**6)).examples) == 300
+        read_source("s", str(path), limits=LimitsConfig(unpacked_times=50))
+    assert (
+        len(read_source("s", str(path), limits=LimitsConfig(unpacked_times=10**6)).examples) == 300
+    )
 
 
 def test_a_large_file_that_packs_as_text_does_is_read(

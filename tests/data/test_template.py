@@ -16,6 +16,7 @@ from gradsieve.data.sources import read_source
 from gradsieve.data.template import ChatTemplate, Refusal
 from gradsieve.data.tokens import labels_of
 from gradsieve.errors import DataError, ModelError
+from gradsieve.recipe.schema import LimitsConfig
 
 QWEN3 = """{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
 {%- set ns = namespace(last=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
@@ -392,7 +393,9 @@ def test_a_template_that_loops_is_ended(tmp_path: Path) -> None:
     loop = "{% for i in range(99999) %}"
     (tmp_path / "loop.jinja").write_text(loop * 3 + "{% endfor %}" * 3)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backends()["bytes"], eos_token="</s>")
-    template = ChatTemplate(tokenizer, str(tmp_path / "loop.jinja"), render_seconds=0.1)
+    template = ChatTemplate(
+        tokenizer, str(tmp_path / "loop.jinja"), limits=LimitsConfig(render_seconds=0.1)
+    )
     turns: tuple[Message, ...] = ({"role": "user", "content": "q"},)
     with pytest.raises(DataError, match=r"more than 0.1 s") as caught:
         template.render(Example("s", "7", turns))
@@ -413,7 +416,7 @@ def test_a_template_that_writes_too_much_is_ended(written: str, tmp_path: Path) 
     turns = "{% for m in messages %}{{ m.content }}{% endfor %}"
     file = tmp_path / "long.jinja"
     file.write_text(f"{{% set x = messages[0].content * 9 %}}{turns}{written}")
-    template = ChatTemplate(tokenizer(), str(file), render_characters=1500)
+    template = ChatTemplate(tokenizer(), str(file), limits=LimitsConfig(render_characters=1500))
     short, long = (
         Example("s", "7", ({"role": "user", "content": "x" * size}, TURNS[1]))
         for size in (100, 200)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, cast
 
 import datasets
 import pyarrow as pa
@@ -28,6 +28,7 @@ from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from gradsieve.data.formats import BadRow, kind_of
 from gradsieve.errors import DataError
+from gradsieve.recipe.schema import LimitsConfig
 
 IN_MEMORY = "(in memory)"
 """Stands in a recipe where a path stands, for rows that the caller gave (`gradsieve.select`)."""
@@ -45,21 +46,8 @@ UNREADABLE = (
 """What `datasets` and pyarrow raise for files that are damaged or not theirs."""
 
 
-class Limits(NamedTuple):
-    """What is refused as too large, since reading it would take all memory or hours.
-
-    Attributes:
-        row_bytes: The longest rows in use, books, have some MB.
-        unpacked_times: Bytes of an unpacked file, in times its own size; JSON packs 3 to 50 times.
-            Files of less than UNPACKED_BYTES are not looked at.
-    """
-
-    row_bytes: int = 256 << 20
-    unpacked_times: int = 200
-
-
-LIMITS = Limits()
-"""The default."""
+LIMITS = LimitsConfig()
+"""The defaults: the longest rows in use, books, have some MB, and JSON packs 3 to 50 times."""
 
 ARRAY_BYTES = 2 << 30
 """Of a .json file, whose values take about ten times as much memory."""
@@ -78,10 +66,7 @@ Rows = Iterator[tuple[int, Any]]
 
 
 def rows_of(
-    path: str | Iterable[Any],
-    split: str = "train",
-    revision: str | None = None,
-    limits: Limits = LIMITS,
+    path: str | Iterable[Any], split: str, revision: str | None, limits: LimitsConfig
 ) -> Rows:
     """All rows of a file, folder or hub data set, or of those in memory, in a stream."""
     if not isinstance(path, str):
@@ -118,7 +103,7 @@ def _refuse_special(file: Path) -> None:
         raise DataError("This is a pipe, a socket or a device, not a file.", str(file), todo)
 
 
-def _json_lines(file: Path, limits: Limits) -> Rows:
+def _json_lines(file: Path, limits: LimitsConfig) -> Rows:
     """The lines with a row; they end at a line feed alone (U+2028 is text)."""
     for number, line in enumerate(_lines(file, limits), start=1):
         if number == 1:
@@ -128,7 +113,7 @@ def _json_lines(file: Path, limits: Limits) -> Rows:
             yield number, line
 
 
-def _lines(file: Path, limits: Limits) -> Iterator[bytes]:
+def _lines(file: Path, limits: LimitsConfig) -> Iterator[bytes]:
     packed = {".gz": "gzip", ".zst": "zstd"}.get(file.suffix.lower())
     if packed is None:
         with file.open("rb") as lines:
@@ -160,7 +145,9 @@ def _unpacked(raw: IO[bytes], packed: str) -> IO[bytes]:
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), packed))
 
 
-def _limited(lines: Any, file: Path, limits: Limits, most: float = float("inf")) -> Iterator[bytes]:
+def _limited(
+    lines: Any, file: Path, limits: LimitsConfig, most: float = float("inf")
+) -> Iterator[bytes]:
     """The lines of a file, as long as each of them and all together are not too long."""
     number = size = 0
     while line := lines.readline(limits.row_bytes + 1):
@@ -172,13 +159,13 @@ def _limited(lines: Any, file: Path, limits: Limits, most: float = float("inf"))
         yield line
 
 
-def row_bytes_error(where: str, limits: Limits) -> DataError:
+def row_bytes_error(where: str, limits: LimitsConfig) -> DataError:
     """What to raise for a row that is too long."""
     todo = "Split or remove it, or raise limits.row_bytes."
     return DataError(f"A row has more than {limits.row_bytes} bytes.", where, todo)
 
 
-def _refuse_unpacked(file: Path, limits: Limits) -> None:
+def _refuse_unpacked(file: Path, limits: LimitsConfig) -> None:
     raise DataError(
         f"The file unpacks to more than {limits.unpacked_times} times its size.",
         f"{file}, {file.stat().st_size} bytes",
@@ -245,7 +232,7 @@ def _json_rows(file: Path) -> Iterator[Any]:
     yield from rows
 
 
-def _parquet_rows(file: Path, limits: Limits) -> Iterator[Any]:
+def _parquet_rows(file: Path, limits: LimitsConfig) -> Iterator[Any]:
     try:
         with pq.ParquetFile(file) as table:
             features = None

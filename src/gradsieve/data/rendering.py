@@ -32,6 +32,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from gradsieve.errors import DataError, ModelError
+from gradsieve.recipe.schema import LimitsConfig
 
 TULU = Path(__file__).parent / "templates" / "tulu.jinja"
 """The format of the paper's training data (open-instruct's Tulu), as the released code writes it:
@@ -75,7 +76,7 @@ class TooLongError(Exception):
 
 
 @contextmanager
-def render_limit(seconds: float, characters: int, where: str) -> Iterator[None]:
+def render_limit(limits: LimitsConfig, where: str) -> Iterator[None]:
     """End a template that loops for too long or writes too much; it is somebody else's program.
 
     A signal ends a long one, so no time is limited outside the main thread and on Windows.
@@ -89,17 +90,18 @@ def render_limit(seconds: float, characters: int, where: str) -> Iterator[None]:
         return DataError(f"The chat template {what} for a conversation.", where, todo)
 
     def stop(*_: object) -> None:
-        raise error(f"takes more than {seconds:g} s", "seconds")
+        raise error(f"takes more than {limits.render_seconds:g} s", "seconds")
 
     is_main = threading.current_thread() is threading.main_thread()
     works = is_main and hasattr(signal, "setitimer")
     if works:
         before = signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, limits.render_seconds)
     try:
         yield
     except TooLongError:
-        raise error(f"writes more than {characters} characters", "characters") from None
+        what = f"writes more than {limits.render_characters} characters"
+        raise error(what, "characters") from None
     finally:
         if works:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -27,7 +27,6 @@ from gradsieve.data.readers import (
     IN_MEMORY,
     JSON_LINES,
     LIMITS,
-    Limits,
     parsed,
     row_bytes_error,
     rows_of,
@@ -35,6 +34,7 @@ from gradsieve.data.readers import (
 from gradsieve.data.values import MAX_DEPTH, LeftOut, json_row
 from gradsieve.errors import DataError
 from gradsieve.io import file_hash, fingerprint
+from gradsieve.recipe.schema import LimitsConfig
 
 LISTED_AT_ONCE = 10
 """Bad rows that a message lists; the others are counted."""
@@ -64,7 +64,7 @@ class SourceSpec:
     supervise: Supervise = "completion"
     columns: Mapping[Any, str] = field(default_factory=dict)
     source_field: str | None = None
-    limits: Limits = LIMITS
+    limits: LimitsConfig = LIMITS
 
     def __post_init__(self) -> None:
         if isinstance(self.path, Iterator):

@@ -24,12 +24,14 @@ from transformers import PreTrainedTokenizerBase
 
 from gradsieve.data.content import common_prefix, in_parts, in_text, text_of
 from gradsieve.data.examples import Example, Message
+from gradsieve.data.readers import LIMITS
 from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, Turn, render_limit, template_text
 from gradsieve.data.sources import LISTED_AT_ONCE, list_first
 from gradsieve.data.spans import TEMPLATE_ERRORS, Conversation, Rendered, SpanFinder
 from gradsieve.data.tokens import labels_of, shortened, with_full_offsets
 from gradsieve.errors import DataError, ModelError
 from gradsieve.io import fingerprint
+from gradsieve.recipe.schema import LimitsConfig
 
 LABELS_VERSION = 2
 """Counts changes of which tokens are labels, for fingerprints."""
@@ -108,8 +110,7 @@ class ChatTemplate:
         tokenizer: Never changed.
         template: `tokenizer` (its own), `tulu`, or the path of a Jinja file.
         max_length: Tokens that are kept.
-        render_seconds: Time that the template may take for a conversation.
-        render_characters: Characters that it may write for one.
+        limits: Of a conversation's rendering: seconds and characters.
 
     Raises:
         ModelError: If the tokenizer has no template, no offsets, or no end-of-sequence token where
@@ -121,11 +122,9 @@ class ChatTemplate:
         tokenizer: PreTrainedTokenizerBase,
         template: str = "tokenizer",
         max_length: int = 2048,
-        render_seconds: float = 10.0,
-        render_characters: int = 1 << 29,
+        limits: LimitsConfig = LIMITS,
     ) -> None:
-        self._limits = render_seconds, render_characters
-        self.tokenizer, self.max_length = tokenizer, max_length
+        self.tokenizer, self.max_length, self._limits = tokenizer, max_length, limits
         self.template = template_text(tokenizer, template)
         # A chat template writes special tokens itself; the paper's leaves it to the tokenizer.
         self.adds_special_tokens = template == "tulu"
@@ -142,10 +141,10 @@ class ChatTemplate:
                 "Set eos_token in tokenizer_config.json, or give a template file.",
             )
         special = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
-        self._finder = SpanFinder(Renderer(self.template, special, render_characters))
+        self._finder = SpanFinder(Renderer(self.template, special, limits.render_characters))
         # Tokens may be cut and padded as the tokenizer's last call asked; here neither is asked.
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
-        backend = {**backend, "truncation": None, "padding": None}
+        backend |= {"truncation": None, "padding": None}
         how = [self.template, self.adds_special_tokens, max_length, LABELS_VERSION, DATE_STRING]
         self.fingerprint: str = fingerprint([*how, fingerprint(backend), special])
         """Changes if the same messages would give other tokens or labels."""
@@ -160,7 +159,7 @@ class ChatTemplate:
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know of how the template writes answers."""
-        with render_limit(*self._limits, "a question of one turn"):
+        with render_limit(self._limits, "a question of one turn"):
             wrote_answer = self._finder.around(({"role": "user", "content": "?"},)) != ("", "")
         marked = self._finder.renderer.marks_generation
         if marked or not wrote_answer or self._finder.ending.strip():
@@ -204,7 +203,7 @@ class ChatTemplate:
     def try_render(self, example: Example) -> Rendered | Refusal:
         """The text of an example and what of it is supervised, or why there is none."""
         try:
-            with render_limit(*self._limits, f"{example.source} {example.id}"):
+            with render_limit(self._limits, f"{example.source} {example.id}"):
                 if example.answer_prefix is not None:
                     return self._render_answer(example, example.answer_prefix)
                 return self._finder.find(self._conversation(example))
@@ -262,7 +261,7 @@ class ChatTemplate:
             DataError: If the template refuses the messages.
         """
         try:
-            with render_limit(*self._limits, "a question"):
+            with render_limit(self._limits, "a question"):
                 turns = self.turns(messages)
                 prompt = self._finder.renderer.write(turns, generation_prompt=True)
                 before, _ = self._finder.around(turns)

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gradsieve.console import Progress
 from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool import Pool
-from gradsieve.data.readers import Limits
 from gradsieve.data.sources import SourceSpec
 from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample, refused_error
 from gradsieve.engine import Engine
@@ -133,7 +132,7 @@ class Context:
                 source.supervise,
                 source.columns,
                 source.source_field,
-                Limits(self.recipe.limits.row_bytes, self.recipe.limits.unpacked_times),
+                self.recipe.limits,
             )
             for source in self.recipe.pool
         ]
@@ -220,13 +219,8 @@ class Context:
                 f"model.max_length {model.max_length} is more than the model's {self.positions} "
                 f"positions: examples are cut to {max_length} tokens"
             )
-        template = ChatTemplate(
-            self.model.tokenizer(),
-            model.chat_template,
-            max_length,
-            self.recipe.limits.render_seconds,
-            self.recipe.limits.render_characters,
-        )
+        tokenizer, limits = self.model.tokenizer(), self.recipe.limits
+        template = ChatTemplate(tokenizer, model.chat_template, max_length, limits)
         self.warnings += template.warnings
         return template
 
