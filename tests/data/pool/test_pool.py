@@ -559,8 +559,10 @@ def test_problems_of_all_sources_are_reported_at_once(
 ) -> None:
     bad = [*ROWS, {"prompt": "no answer"}]
     specs = [SourceSpec("a", bad), SourceSpec("b", ROWS), SourceSpec("c", [])]
+    specs += [SourceSpec(name, str(tmp_path / f"{name}.jsonl")) for name in "de"]
     with pytest.raises(ErrorGroup) as caught:
         build_pool(tmp_path / "pool", specs, template)
     said = [str(error) for error in caught.value.errors]
     assert [str(error) for error in check_rows(specs, skips=False)] == said
-    assert ["1 of 41 rows of a" in said[0], "no usable row" in said[1]] == [True, True]
+    expected = ("1 of 41 rows of a", "no usable row", "d.jsonl", "e.jsonl")
+    assert [part in text for part, text in zip(expected, said, strict=True)] == [True] * 4

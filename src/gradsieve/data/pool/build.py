@@ -91,17 +91,14 @@ def build_pool(
             "fail", or has no row that can be used; or if no row of the pool has label tokens.
         ErrorGroup: If that is so of several sources.
     """
-    names = [spec.name for spec in sources]
-    if len(set(names)) < len(names):
-        raise ValueError(f"sources share a name: {names}")
     problems: list[DataError] = []
     counts: list[_Rows] = []
     with Workers(template, workers) as pool:
         for spec in sources:
             counts.append(_Rows(spec, on_bad_row == "skip"))
-            key = (keys or {}).get(spec.name) or source_key(spec)
-            build = _SourceBuild(folder, counts[-1], key, template)
             try:
+                key = (keys or {}).get(spec.name) or source_key(spec)
+                build = _SourceBuild(folder, counts[-1], key, template)
                 build.run(pool, lambda: report(sum(rows.seen for rows in counts)))
             except DataError as error:
                 problems.append(error)
