@@ -43,11 +43,6 @@ def content_digest(row: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(_SORTED.encode(row).encode()).digest()
 
 
-def made_id(digest: bytes) -> str:
-    """The id of a row that comes without one: 16 hexadecimal digits made of its content."""
-    return digest.hex()[:16]
-
-
 class IdIndex:
     """The ids of a source that are taken, and by which lines.
 

@@ -22,7 +22,7 @@ import xxhash
 
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import BadRow, Supervise, conversation_of, is_unicode, kind_of, renamed
-from gradsieve.data.ids import IdIndex, content_digest, given_id, made_id
+from gradsieve.data.ids import IdIndex, content_digest, given_id
 from gradsieve.data.readers import (
     IN_MEMORY,
     JSON_LINES,
@@ -175,7 +175,7 @@ def parse(spec: SourceSpec, raw: RawRow) -> ParsedRow:
     messages, tools, supervised = conversation_of(fields, spec.supervise)
     given, identity = given_id(fields), content_digest(row)
     source = spec.name if spec.source_field is None else _source_of(row, spec)
-    id = made_id(identity) if given is None else given
+    id = identity.hex()[:16] if given is None else given
     example = Example(source, id, messages, row, tools=tools, supervised=supervised)
     if example.supervised is not None:
         identity = hashlib.sha256(identity + bytes(example.supervised)).digest()

@@ -131,7 +131,7 @@ def grouped(parts: Iterable[Item], rows: Callable[[Item], int], least: int) -> I
 
 
 def _of_pool(folder: Path, task: ScoringTask, numbers: NDArray[np.int64]) -> ForwardTask:
-    own = hashlib.sha256(task.pool.content_hashes[numbers].tobytes()).hexdigest()
+    own = hashlib.sha256(task.pool.column("content_hash")[numbers].tobytes()).hexdigest()
     tokens = int(task.pool.lengths[numbers].sum())
     return ForwardTask(folder / f"{own[:32]}.npy", numbers, tokens)
 

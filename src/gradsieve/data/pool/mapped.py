@@ -100,11 +100,6 @@ class Pool:
         """Labels of each row that are predicted."""
         return self.column("n_label_tokens")
 
-    @property
-    def content_hashes(self) -> NDArray[np.uint64]:
-        """For each row a hash of its tokens and labels; the store has it in hexadecimal."""
-        return self.column("content_hash")
-
     @cached_property
     def _coded_sources(self) -> pa.DictionaryArray:
         return self.table["source"].dictionary_encode().combine_chunks()

@@ -26,9 +26,7 @@ def random_share(
     for start in range(0, len(numbers), HASHED_AT_ONCE):
         part = slice(start, start + HASHED_AT_ONCE)
         texts = ("\x1f".join((str(seed), *key)) for key in pool.keys(numbers[part]))
-        hashes[part] = [
-            hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts
-        ]
+        hashes[part] = [hashlib.sha256(text.encode()).digest() for text in texts]
     order = np.argsort(hashes, kind="stable")
     return numbers[order[: share_size(len(numbers), fraction)]]
 
