@@ -22,7 +22,6 @@ from gradsieve.data.readers import IN_MEMORY
 from gradsieve.data.sources import ParsedRow, RawRow, RowId, SourceSpec, json_text, parse, raw_rows
 from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample
 
-Flags = NDArray[np.bool_]
 Positions = NDArray[np.int64]
 
 SCHEMA = pa.schema(
@@ -173,13 +172,10 @@ def _batch(kept: Sequence[tuple[ParsedRow, TokenizedExample]]) -> pa.RecordBatch
             None if n_label else tokens.skip_reason
             for n_label, tokens in zip(n_labels, encoded, strict=True)
         ],
-        "content_hash": pa.array(
-            [
-                _content_hash(ids[start:end], labels[start:end])
-                for start, end in zip(starts, ends, strict=True)
-            ],
-            pa.uint64(),
-        ),
+        "content_hash": [
+            _content_hash(ids[start:end], labels[start:end])
+            for start, end in zip(starts, ends, strict=True)
+        ],
     }
     return pa.record_batch(
         [pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA
@@ -190,7 +186,7 @@ def _content_hash(ids: NDArray[np.int32], labels: NDArray[np.int32]) -> int:
     return int.from_bytes(hashlib.sha256(ids.tobytes() + labels.tobytes()).digest()[:8], "big")
 
 
-def _spans(supervised: Flags, starts: Positions, ends: Positions) -> pa.ListArray:
+def _spans(supervised: NDArray[np.bool_], starts: Positions, ends: Positions) -> pa.ListArray:
     """Start and end of each run of supervised tokens, counted from their example's first."""
     is_start = np.zeros(len(supervised) + 1, dtype=bool)
     is_start[starts] = True
