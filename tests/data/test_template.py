@@ -393,9 +393,8 @@ def test_a_template_that_loops_is_ended(tmp_path: Path) -> None:
     loop = "{% for i in range(99999) %}"
     (tmp_path / "loop.jinja").write_text(loop * 3 + "{% endfor %}" * 3)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backends()["bytes"], eos_token="</s>")
-    template = ChatTemplate(
-        tokenizer, str(tmp_path / "loop.jinja"), limits=LimitsConfig(render_seconds=0.1)
-    )
+    limits = LimitsConfig(render_seconds=0.1)
+    template = ChatTemplate(tokenizer, str(tmp_path / "loop.jinja"), limits=limits)
     turns: tuple[Message, ...] = ({"role": "user", "content": "q"},)
     with pytest.raises(DataError, match=r"more than 0.1 s") as caught:
         template.render(Example("s", "7", turns))

@@ -146,22 +146,17 @@ def _checked(text: str, where: str) -> str:
     """Refuse what is not Jinja, before the first example is written."""
     # Only transformers' Jinja knows the block `generation`.
     usual = re.sub(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}", "", text)
+    todo = "Fix the template, or set model.chat_template to tulu or another file."
     try:
         tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(usual)
     except jinja2.TemplateSyntaxError as error:
-        raise ModelError(
-            f"The chat template is not Jinja: {(error.message or '').rstrip('.')}.",
-            f"{where}:{error.lineno}",
-            "Fix the template, or set model.chat_template to tulu or another file.",
-        ) from None
+        what = f"The chat template is not Jinja: {(error.message or '').rstrip('.')}."
+        raise ModelError(what, f"{where}:{error.lineno}", todo) from None
     for node in tree.find_all((nodes.Mul, nodes.Pow, nodes.Filter)):
         numbers = [one.value for one in node.find_all(nodes.Const) if isinstance(one.value, int)]
         if isinstance(node, nodes.Pow) or math.prod(map(abs, numbers)) > LARGEST_PRODUCT:
-            raise ModelError(
-                f"The chat template computes a power, or with numbers above {LARGEST_PRODUCT}.",
-                f"{where}:{node.lineno}",
-                "Fix the template, or set model.chat_template to tulu or another file.",
-            )
+            what = f"The chat template computes a power, or with numbers above {LARGEST_PRODUCT}."
+            raise ModelError(what, f"{where}:{node.lineno}", todo)
     return text
 
 

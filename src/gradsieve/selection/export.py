@@ -225,7 +225,7 @@ class Card:
         """The card."""
         recipe = self.recipe
         targets = [t for t in recipe.targets if self.name.target in (TOGETHER, t.name)]
-        text: str = _TEMPLATE.render(
+        return _TEMPLATE.render(
             card=self,
             rows=sum(self.selected.values()),
             scored=sum(self.scored.values()),
@@ -240,7 +240,6 @@ class Card:
             messages_file=MESSAGES,
             answers_file=ANSWERS,
         )
-        return text
 
     def _metadata(self) -> dict[str, Any]:
         model, rows = self.recipe.model.name, sum(self.selected.values())

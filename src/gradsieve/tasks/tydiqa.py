@@ -71,7 +71,6 @@ SHORT_BYTES = 1300
 
 TODO = "Use the published format: {language: [{context, question, answers: [{text}]}]}."
 
-Rows = list[dict[str, Any]]
 Words = tuple[str, str, str, str]
 
 
@@ -129,7 +128,7 @@ def test_set(name: str, path: str) -> QuestionSet | None:
     )
 
 
-def _local_questions(file: Path) -> Rows:
+def _local_questions(file: Path) -> hub.Rows:
     """The questions of the published file.
 
     Raises:
@@ -166,9 +165,9 @@ def _language(row: dict[str, Any]) -> str:
 # --- the hub --------------------------------------------------------------------------------------
 
 
-def _one_shots(name: str, path: str) -> tuple[dict[str, Rows], list[str]]:
+def _one_shots(name: str, path: str) -> tuple[dict[str, hub.Rows], list[str]]:
     """One training row of each language, the paper's if it is there; and warnings."""
-    languages: dict[str, Rows] = {}
+    languages: dict[str, hub.Rows] = {}
     for row in _hub_rows(name, path, "train"):
         languages.setdefault(_language(row), []).append(row)
     asked = {row["context"] for row in _hub_questions(name, path)}
@@ -188,14 +187,14 @@ def _one_shots(name: str, path: str) -> tuple[dict[str, Rows], list[str]]:
     return shots, [note] if others else []
 
 
-def _hub_questions(name: str, path: str) -> Rows:
+def _hub_questions(name: str, path: str) -> hub.Rows:
     try:
         return _hub_rows(name, path, "validation")
     except hub.NotThere:
         return []
 
 
-def _hub_rows(name: str, path: str, split: str) -> Rows:
+def _hub_rows(name: str, path: str, split: str) -> hub.Rows:
     where = hub.place(name, path, CONFIG, split)
     rows = hub.read_split(name, path, CONFIG, split)
     return [_from_hub(row, f"{where}, row {number}") for number, row in enumerate(rows, start=1)]
