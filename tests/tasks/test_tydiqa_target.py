@@ -15,6 +15,7 @@ def row(context: str, question: str, *answers: str) -> dict[str, object]:
 
 
 ROW = row("The sky is blue.", "Which color?", "blue")
+NO_TEXT = {**ROW, "answers": [{"text": "blue"}, {}]}
 
 
 def written(folder: Path, content: object, name: str = "tydiqa-one-shot.json") -> Path:
@@ -91,11 +92,12 @@ def test_an_unknown_language_names_the_nearest(tmp_path: Path) -> None:
         ([ROW, {"context": "c", "question": "q"}], ", english-1: found context, question"),
         ([row("c", "q")], ", english-0: found context, question, answers"),
         ([{**ROW, "context": None}], ", english-0: found context, question, answers"),
+        ([NO_TEXT], ", english-0: found context, question, answers"),
         (["text"], ", english-0: found str"),
         (ROW, ", english"),
         ([], ", english"),
     ],
-    ids=["no answers", "empty answers", "null", "no object", "no list", "empty list"],
+    ids=["no answers", "empty answers", "null", "no text", "no object", "no list", "empty list"],
 )
 def test_a_damaged_example_is_named(tmp_path: Path, rows: object, where: str) -> None:
     error = refusal(written(tmp_path, {"english": rows}))

@@ -207,10 +207,9 @@ def _from_hub(row: dict[str, Any], where: str) -> dict[str, Any]:
         case {"text": [*texts], "answer_start": [*starts]} if len(texts) == len(starts):
             pairs = zip(texts, starts, strict=True)
             answers = [{"text": text, "answer_start": start} for text, start in pairs]
-    match {**row, "answers": answers}:
-        case {"id": str(), "context": str(), "question": str(), "answers": [_, *_] as found}:
-            if all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in found):
-                return {key: row[key] for key in ("id", "context", "question")} | {"answers": found}
+    found = {**row, "answers": answers}
+    if isinstance(row.get("id"), str) and _is_sound(found):
+        return {key: found[key] for key in ("id", "context", "question", "answers")}
     expected = "id, context, question and answers (text, answer_start)"
     raise hub.other_columns(expected, where, row, ON_HUB)
 
@@ -224,14 +223,21 @@ def _asked(words: Words, row: Mapping[str, Any]) -> str:
 
 def _example(name: str, language: str, id: str, row: Any, file: Path) -> Example:
     words = CHINESE if file.name == IN_CHINESE else _words(language, file)
+    if not _is_sound(row):
+        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        what = "Expected an example with context, question and at least one answer."
+        raise DataError(what, f"{file}, {id}: found {found}", TODO)
+    prompt = words[0] + _asked(words, row)  # as in LESS's code, nothing separates them
+    answer = f" {row['answers'][0]['text']}"
+    return question_and_answer(name, language, id, prompt, words[3], answer, row)
+
+
+def _is_sound(row: Any) -> bool:
+    """Whether a row has its texts, and answers, each with a text."""
     match row:
-        case {"context": str(), "question": str(), "answers": [{"text": str(answer)}, *_]}:
-            # As in LESS's code, nothing separates instruction and passage.
-            prompt = words[0] + _asked(words, row)
-            return question_and_answer(name, language, id, prompt, words[3], f" {answer}", row)
-    found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-    what = "Expected an example with context, question and at least one answer."
-    raise DataError(what, f"{file}, {id}: found {found}", TODO)
+        case {"context": str(), "question": str(), "answers": [_, *_] as found}:
+            return all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in found)
+    return False
 
 
 def _words(language: str, file: Path) -> Words:
