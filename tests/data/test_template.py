@@ -7,9 +7,10 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from conversations import byte_tokenizer
 from gradsieve.data.examples import Example, Message
 from gradsieve.data.rendering import TULU
 from gradsieve.data.sources import read_source
@@ -52,17 +53,10 @@ TURNS: tuple[Message, ...] = (
 
 def tokenizer(template: str | None = None, eos: str | None = "</s>") -> PreTrainedTokenizerBase:
     """One token a byte: nothing is merged, so labels can be read as text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token=eos,
-        extra_special_tokens=SPECIAL,
-        chat_template=template,
-    )
+    made = byte_tokenizer([], template)
+    made.add_special_tokens({"additional_special_tokens": SPECIAL})
+    made.eos_token = eos
+    return made
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
+from conversations import byte_tokenizer
 from gradsieve.data.batching import PoolTokens, batches_of
 from gradsieve.data.pool import Pool, build_pool, check_rows
 from gradsieve.data.sources import SourceSpec, read_source, source_key
@@ -30,12 +29,7 @@ SHORT_CHUNKS = 7
 @pytest.fixture(scope="session")
 def template() -> ChatTemplate:
     """One token a byte, in the tulu format; few tokens, so that some rows have no label."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    return ChatTemplate(tokenizer, "tulu", max_length=60)
+    return ChatTemplate(byte_tokenizer([]), "tulu", max_length=60)
 
 
 @pytest.fixture(autouse=True)
