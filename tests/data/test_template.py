@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from conversations import byte_tokenizer
 from gradsieve.data.examples import Example, Message
@@ -349,9 +349,7 @@ def labels_by_offsets(ids: list[int], offsets: list, spans: list) -> list[int]:
 
 def backends() -> dict[str, Tokenizer]:
     """One token a byte; bytes of characters, as Llama's; words without the white space."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    byte = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    byte.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte = byte_tokenizer([]).backend_tokenizer
     pieces = [f"<0x{number:02X}>" for number in range(256)] + ["<unk>", "▁", "a", "b", "▁a"]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     llama = Tokenizer(models.BPE(vocabulary, [("▁", "a")], byte_fallback=True, unk_token="<unk>"))
@@ -386,9 +384,8 @@ def test_a_template_that_loops_is_ended(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGALRM)
     loop = "{% for i in range(99999) %}"
     (tmp_path / "loop.jinja").write_text(loop * 3 + "{% endfor %}" * 3)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backends()["bytes"], eos_token="</s>")
     limits = LimitsConfig(render_seconds=0.1)
-    template = ChatTemplate(tokenizer, str(tmp_path / "loop.jinja"), limits=limits)
+    template = ChatTemplate(tokenizer(), str(tmp_path / "loop.jinja"), limits=limits)
     turns: tuple[Message, ...] = ({"role": "user", "content": "q"},)
     with pytest.raises(DataError, match=r"more than 0.1 s") as caught:
         template.render(Example("s", "7", turns))

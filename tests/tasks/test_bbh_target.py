@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from gradsieve.errors import DataError
+import hub_folders
 from gradsieve.tasks import load_target
 
 PROMPT = """Count the things.
@@ -37,10 +38,7 @@ def cot_prompts(folder: Path, texts: dict[str, str], above: str = "Canary: 1-2\n
     return folder
 
 
-def refusal(path: Path) -> DataError:
-    with pytest.raises(DataError) as caught:
-        load_target("t", "bbh", str(path))
-    return caught.value
+refusal = partial(hub_folders.refusal, "bbh")
 
 
 def test_one_example_in_full(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """MMLU questions are read as they stand in the CSV files, and written as the paper's code does."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import hub_folders
 from gradsieve.data.template import ChatTemplate
 from gradsieve.demo.model import make_tokenizer
 from gradsieve.errors import DataError
@@ -19,10 +21,7 @@ def dev(folder: Path, text: str | bytes, subject: str = "some_subject") -> Path:
     return file
 
 
-def refusal(folder: Path) -> DataError:
-    with pytest.raises(DataError) as caught:
-        load_target("t", "mmlu", str(folder))
-    return caught.value
+refusal = partial(hub_folders.refusal, "mmlu")
 
 
 def test_one_question_in_full(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """TyDiQA's examples are asked in their own language, in the words of the paper's code."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from gradsieve.errors import DataError
+import hub_folders
 from gradsieve.tasks import load_target
 from gradsieve.tasks.tydiqa import WORDS
 
@@ -23,10 +24,7 @@ def written(folder: Path, content: object, name: str = "tydiqa-one-shot.json") -
     return folder
 
 
-def refusal(path: Path) -> DataError:
-    with pytest.raises(DataError) as caught:
-        load_target("t", "tydiqa", str(path))
-    return caught.value
+refusal = partial(hub_folders.refusal, "tydiqa")
 
 
 def test_examples_in_full(tmp_path: Path) -> None:
