@@ -10,7 +10,7 @@ changes what is supervised is used, or the row is refused by that field's name.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, cast
 
 from gradsieve.data.examples import Message
@@ -158,9 +158,7 @@ def _alpaca_input(value: Any) -> str:
     return json.dumps(value)
 
 
-_FORMATS: tuple[
-    tuple[tuple[str, ...], Callable[[Mapping[str, Any], Supervise], list[_Turn]]], ...
-] = (
+_FORMATS = (
     (("messages",), _from_messages),
     (("conversations",), _from_sharegpt),
     (("prompt", "completion"), _from_prompt),

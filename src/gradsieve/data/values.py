@@ -47,8 +47,8 @@ LeftOutColumn = tuple[str, str, int]
 class LeftOut:
     """Columns of a source that are left out of its rows, by name."""
 
-    def __init__(self, columns: Mapping[str, LeftOutColumn] | None = None) -> None:
-        self.columns = dict(columns or {})
+    def __init__(self, columns: Mapping[str, LeftOutColumn] = {}) -> None:
+        self.columns = dict(columns)
 
     def add(self, columns: Mapping[str, str], where: str) -> None:
         """Add a row's columns, each with the kind of what it holds."""

@@ -74,10 +74,9 @@ def _cap(name: str, cap: float | None, count: int | None, budget: int | None) ->
         return None
     if isinstance(cap, int):
         return _Cap(cap, False, f"per_source: {cap} rows of {name} are selected already")
-    of_tokens = count is None
-    share = cap * ((budget if of_tokens else count) or 0)
+    share = cap * (count or budget or 0)
     reason = f"per_source: {name} has its share of {cap:.0%} already"
-    return _Cap(share + 1e-9, of_tokens, reason)
+    return _Cap(share + 1e-9, count is None, reason)
 
 
 class NearDuplicates:
