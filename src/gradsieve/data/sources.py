@@ -93,10 +93,6 @@ class SourceSpec:
         return f"{file if file and file.exists() else self.place} row "
 
 
-_MAYBE_INFINITE = re.compile(rb"\d[eE]\+?\d\d|\d{200}")
-"""In a number beyond doubles, which Python reads as infinity."""
-
-
 class RawRow(NamedTuple):
     """A row that is not parsed yet.
 
@@ -109,16 +105,6 @@ class RawRow(NamedTuple):
     line: int
     text: bytes | BadRow
     left_out: Mapping[str, str] = {}
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether its values are those of JSON for certain: not nested too deeply, all finite."""
-        text = self.text
-        return (
-            isinstance(text, bytes)
-            and text.count(b"{") + text.count(b"[") <= MAX_DEPTH
-            and not _MAYBE_INFINITE.search(text)
-        )
 
 
 class RowId(NamedTuple):
@@ -169,7 +155,7 @@ def parse(spec: SourceSpec, raw: RawRow) -> ParsedRow:
     if isinstance(raw.text, BadRow):
         raise raw.text
     row, left_out = parsed(raw.text), dict[str, str]()
-    if not (raw.is_plain and isinstance(row, dict)):
+    if not (_is_plain(raw.text) and isinstance(row, dict)):
         row, left_out = json_row(row)
     fields = renamed(row, spec.columns) if spec.columns else row
     messages, tools, supervised = conversation_of(fields, spec.supervise)
@@ -185,6 +171,15 @@ def parse(spec: SourceSpec, raw: RawRow) -> ParsedRow:
     text = json_text(row) if left_out else raw.text.strip().decode()
     key = RowId(raw.line, id, given is None, identity, {**raw.left_out, **left_out})
     return ParsedRow(key, text, example)
+
+
+_MAYBE_INFINITE = re.compile(rb"\d[eE]\+?\d\d|\d{200}")
+"""In a number beyond doubles, which Python reads as infinity."""
+
+
+def _is_plain(text: bytes) -> bool:
+    """Whether a row's values are those of JSON for certain: not nested too deeply, all finite."""
+    return text.count(b"{") + text.count(b"[") <= MAX_DEPTH and not _MAYBE_INFINITE.search(text)
 
 
 def _source_of(row: Mapping[str, Any], spec: SourceSpec) -> str:
