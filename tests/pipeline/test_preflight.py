@@ -9,6 +9,7 @@ import pytest
 
 import gradsieve
 import world
+from gradsieve.data import sources
 from gradsieve.data.pool import workers
 from gradsieve.demo.skills import make_questions
 from gradsieve.errors import DataError, ErrorGroup, GradsieveError, ModelError, RunError, UsageError
@@ -240,3 +241,13 @@ def test_only_what_the_stages_need(inputs: dict[str, Any], tmp_path: Path) -> No
         gradsieve.run(recipe, tmp_path, progress=world.Listening())
     gradsieve.run(recipe, tmp_path, last="warmup", progress=world.Listening())
     assert RunFolder(tmp_path).require("warmup")
+
+
+def test_a_plan_reads_each_source_once_to_name_it(
+    inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    hashed = sources.file_hash
+    monkeypatch.setattr(sources, "file_hash", lambda path: (read.append(path), hashed(path))[1])
+    plan(inputs)
+    assert sorted(read) == sorted(Path(source["path"]) for source in inputs["pool"])

@@ -88,7 +88,9 @@ def rows(context: Context, folder: Path, pool: Stage) -> Iterator[GradsieveError
     def build() -> None:
         if states(context, [pool])["pool"].kind != "done":
             specs, policy = context.source_specs, context.recipe.on_bad_row
-            context.pool = build_pool(folder, specs, context.template, on_bad_row=policy)
+            context.pool = build_pool(
+                folder, specs, context.template, on_bad_row=policy, key_of=context.source_key
+            )
 
     yield from problem_of(build)
 

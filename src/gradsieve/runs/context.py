@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gradsieve.console import Progress
 from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool import Pool
-from gradsieve.data.sources import SourceSpec
+from gradsieve.data.sources import SourceKey, SourceSpec, source_key
 from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample, refused_error
 from gradsieve.engine import Engine
 from gradsieve.engine.choose import choose_engine
@@ -136,6 +136,10 @@ class Context:
             )
             for source in self.recipe.pool
         ]
+
+    def source_key(self, spec: SourceSpec) -> SourceKey:
+        """A source's key; making it reads the full source, so it is kept."""
+        return self.once(("source", spec.name), partial(source_key, spec))
 
     @cached_property
     def pool(self) -> Pool:

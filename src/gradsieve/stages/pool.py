@@ -15,7 +15,7 @@ from typing import Any
 
 from gradsieve.data.pool import Pool as MappedPool
 from gradsieve.data.pool import build_pool, link_parts
-from gradsieve.data.sources import SourceKey, SourceSpec, source_key, state_of
+from gradsieve.data.sources import state_of
 from gradsieve.errors import GradsieveError
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
@@ -35,7 +35,7 @@ class Pool(Stage):
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         return {
             "sources": {
-                spec.name: [_key(context, spec).digest, *spec.reading]
+                spec.name: [context.source_key(spec).digest, *spec.reading]
                 for spec in context.source_specs
             },
             "template": context.template.fingerprint,
@@ -49,7 +49,7 @@ class Pool(Stage):
     def check(self, context: Context) -> Iterator[GradsieveError]:
         """Every source can be read; its rows are checked when they are."""
         for spec in context.source_specs:
-            yield from checks.problem_of(partial(_key, context, spec))
+            yield from checks.problem_of(partial(context.source_key, spec))
         yield from checks.models(context)
 
     def after_run(self, context: Context) -> Iterator[str]:
@@ -64,15 +64,14 @@ class Pool(Stage):
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Read and tokenize the sources, as far as they are not there yet."""
-        specs = context.source_specs
         with context.progress.counting("pool", 0, "rows") as report:
             pool = build_pool(
                 folder,
-                specs,
+                context.source_specs,
                 context.template,
                 on_bad_row=context.recipe.on_bad_row,
                 report=report,
-                keys={spec.name: _key(context, spec) for spec in specs},
+                key_of=context.source_key,
             )
         for name, source in pool.sources.items():
             if source.skipped:
@@ -110,11 +109,6 @@ def _warn_of_shares(context: Context, pool: MappedPool) -> None:
         if count > NOTABLE * len(pool):
             share = f"{count:,} of {len(pool):,} rows ({count / len(pool):.0%})"
             context.warnings.append(f"pool: {share} {what}; model.max_length is the limit")
-
-
-def _key(context: Context, spec: SourceSpec) -> SourceKey:
-    """The source's key; computing it reads the full source, so it is kept for the run."""
-    return context.once(("source", spec.name), partial(source_key, spec))
 
 
 STAGE = Pool()

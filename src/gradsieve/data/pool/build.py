@@ -72,7 +72,7 @@ def build_pool(
     on_bad_row: Literal["fail", "skip"] = "fail",
     workers: int | None = None,
     report: Callable[[int], object] = lambda rows: None,
-    keys: Mapping[str, SourceKey] | None = None,
+    key_of: Callable[[SourceSpec], SourceKey] = source_key,
 ) -> Pool:
     """Write the pool, as far as it is not there yet.
 
@@ -84,7 +84,7 @@ def build_pool(
             them out.
         workers: Processes; None: a core each. What is written doesn't depend on it.
         report: Called with the number of rows that are finished, skipped ones included.
-        keys: The sources' keys by name, if they are known.
+        key_of: Finds a source's key, which may be known: making it reads the full source.
 
     Raises:
         DataError: If a source can't be read, changes meanwhile, has bad rows and `on_bad_row` is
@@ -97,8 +97,7 @@ def build_pool(
         for spec in sources:
             counts.append(_Rows(spec, on_bad_row == "skip"))
             try:
-                key = (keys or {}).get(spec.name) or source_key(spec)
-                build = _SourceBuild(folder, counts[-1], key, template)
+                build = _SourceBuild(folder, counts[-1], key_of(spec), template)
                 build.run(pool, lambda: report(sum(rows.seen for rows in counts)))
             except DataError as error:
                 problems.append(error)
