@@ -39,7 +39,7 @@ from run import MODULES, Problem, Runner, exact, extracted, find_distribution, f
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from gradsieve.gradients.features import Moments
+from gradsieve.gradients.adam import Moments
 from gradsieve.gradients.per_example import lora_layers
 from gradsieve.gradients.projection import Projection
 

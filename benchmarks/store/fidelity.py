@@ -30,7 +30,7 @@ import gradsieve
 from gradsieve.console import Progress
 from gradsieve.data.batching import collate, length_sorted_batches
 from gradsieve.gradients.exact import ExactProducts
-from gradsieve.gradients.features import FeatureExtractor, Moments
+from gradsieve.gradients.features import FeatureExtractor
 from gradsieve.gradients.per_example import lora_layers
 from gradsieve.gradients.projection import Projection
 from gradsieve.gradients.similarity import subtask_directions
@@ -93,7 +93,7 @@ def main() -> None:
     context = Context(settings, run, Progress())
     checkpoint = Artifacts(run).warmup.checkpoints[-1]
     model = load_adapter(ModelSource(settings.model).load(), checkpoint)
-    moments = Moments(*load_moments(checkpoint, model))
+    moments = load_moments(checkpoint, model)
     sizes = {name: layer.weight.numel() for name, layer in lora_layers(model).items()}
     projections = [Projection("sketch", dim) for dim in DIMS]
     columns, exact, directions = _targets(context, model, sizes, projections)

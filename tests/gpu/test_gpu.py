@@ -14,8 +14,9 @@ import gradsieve
 import tiny
 import world
 from gradsieve.data.template import TokenizedExample
+from gradsieve.gradients.adam import Moments
 from gradsieve.gradients.extract import FIRST, TokenBudget, extract
-from gradsieve.gradients.features import FeatureExtractor, Moments, Totals
+from gradsieve.gradients.features import FeatureExtractor, Totals
 from gradsieve.gradients.per_example import check_pass, per_example, per_example_loop
 from gradsieve.gradients.projection import Projection
 from gradsieve.models.load import add_adapter

@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gradsieve.gradients.features import FeatureExtractor, Moments
+from gradsieve.gradients.adam import Moments
+from gradsieve.gradients.features import FeatureExtractor
 from gradsieve.gradients.projection import SMALLEST_SCALE, Balance, Projection
 from gradsieve.gradients.similarity import Norms, example_directions, subtask_directions
 

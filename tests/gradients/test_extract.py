@@ -1,6 +1,5 @@
 """The fused path gives what its three steps give one after the other."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +8,8 @@ import torch
 import tiny
 from gradsieve.errors import ModelError
 from gradsieve.gradients import adam
-from gradsieve.gradients.features import FeatureExtractor, Moments
+from gradsieve.gradients.adam import Moments
+from gradsieve.gradients.features import FeatureExtractor
 from gradsieve.gradients.objectives import Sft
 from gradsieve.gradients.per_example import per_example, per_example_loop
 from gradsieve.gradients.projection import Projection
@@ -47,7 +47,7 @@ def test_equals_loop_update_and_projection(kind: str, reading: str, momentum: st
 def test_the_optimizers_own_constants_are_used() -> None:
     model, batch, projection = tiny.adapted(), tiny.batch(), Projection("none")
     usual = moments(model)
-    state = replace(usual, betas=(0.8, 0.95), eps=1e-4)
+    state = usual._replace(betas=(0.8, 0.95), eps=1e-4)
     updates = {
         name: adam.update(
             g, state.exp_avg[name], state.exp_avg_sq[name], 11, betas=(0.8, 0.95), eps=1e-4

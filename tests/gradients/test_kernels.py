@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from gradsieve.gradients import adam
-from gradsieve.gradients.features import Moments, Totals
+from gradsieve.gradients.adam import Moments
+from gradsieve.gradients.features import Totals
 from gradsieve.gradients.projection import SMALLEST_SCALE, Balance, Projection
 
 CONSTANTS = {"betas": (0.8, 0.95), "eps": 1e-5}

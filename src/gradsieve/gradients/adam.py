@@ -6,7 +6,8 @@ direction, to be multiplied by minus the learning rate. Equation (2) of the pape
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,16 @@ had other constants is updated with its own."""
 
 Reading = Literal["torch", "official"]
 Momentum = Literal["keep", "drop"]
+
+
+class Moments(NamedTuple):
+    """Adam's state at a checkpoint: its moments m and v by weight's name, its optimizer steps."""
+
+    exp_avg: Mapping[str, Tensor]
+    exp_avg_sq: Mapping[str, Tensor]
+    step: int
+    betas: tuple[float, float] = (BETA1, BETA2)
+    eps: float = EPS
 
 
 def update(

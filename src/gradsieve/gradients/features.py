@@ -9,7 +9,6 @@ largest weight, never batch x P. On a GPU a sketch is made by one kernel (kernel
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -31,17 +30,6 @@ except ImportError:  # without Triton, as in builds of PyTorch for CPUs
 
 Projected = Projection | ExactProducts
 """What turns updates into rows."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Adam's state at a checkpoint: its moments m and v by weight's name, its optimizer steps."""
-
-    exp_avg: Mapping[str, Tensor]
-    exp_avg_sq: Mapping[str, Tensor]
-    step: int
-    betas: tuple[float, float] = (adam.BETA1, adam.BETA2)
-    eps: float = adam.EPS
 
 
 class FeatureRows(NamedTuple):
@@ -74,7 +62,7 @@ class FeatureExtractor:
         self,
         model: nn.Module,
         projections: Projected | Sequence[Projected],
-        moments: Moments | None = None,
+        moments: adam.Moments | None = None,
         reading: adam.Reading = "torch",
         momentum: adam.Momentum = "keep",
         objective: Objective = SFT,
@@ -181,7 +169,7 @@ class Totals:
         return self._squares.sqrt().float()
 
 
-def _check_shapes(model: nn.Module, moments: Moments) -> None:
+def _check_shapes(model: nn.Module, moments: adam.Moments) -> None:
     for name, layer in lora_layers(model).items():
         for kind, values in (("exp_avg", moments.exp_avg), ("exp_avg_sq", moments.exp_avg_sq)):
             found = values.get(name)

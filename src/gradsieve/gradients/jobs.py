@@ -26,7 +26,7 @@ from gradsieve.engine.base import Job, Size
 from gradsieve.errors import ModelError
 from gradsieve.gradients.exact import ExactProducts
 from gradsieve.gradients.extract import TokenBudget, extract
-from gradsieve.gradients.features import FeatureExtractor, Moments, Projected
+from gradsieve.gradients.features import FeatureExtractor, Projected
 from gradsieve.gradients.per_example import check_pass, lora_layers
 from gradsieve.gradients.projection import Balance, Projection
 from gradsieve.gradients.similarity import Norms, TargetMean, divided, subtask_directions
@@ -122,7 +122,7 @@ class AtCheckpoint:
         checkpoint = job.checkpoints[number]
         self.model = load_adapter(job.model.load(), checkpoint, like_base=True)
         check_pass(self.model)
-        self.moments = Moments(*load_moments(checkpoint, self.model))
+        self.moments = load_moments(checkpoint, self.model)
         self._budget = TokenBudget(job.settings.tokens_per_batch)
         self._extractors: dict[tuple[bool, bool, tuple[Path, ...]], FeatureExtractor] = {}
 

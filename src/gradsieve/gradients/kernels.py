@@ -19,7 +19,7 @@ Letters: B examples, p values of one weight, d dim.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
@@ -27,11 +27,8 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsieve.gradients.adam import BETA1, BETA2, EPS, Momentum, Reading
+from gradsieve.gradients.adam import BETA1, BETA2, EPS, Moments, Momentum, Reading
 from gradsieve.gradients.projection import SMALLEST_SCALE, Projection
-
-if TYPE_CHECKING:
-    from gradsieve.gradients.features import Moments
 
 BLOCK, EXAMPLES = 256, 4
 """Columns and examples of one program: assumptions, not tuned on a GPU. Moments and signs are read

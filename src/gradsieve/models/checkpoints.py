@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251 - only to catch it
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -29,24 +29,12 @@ from torch import Tensor
 from transformers import Trainer
 
 from gradsieve.errors import ModelError
+from gradsieve.gradients.adam import Moments
 from gradsieve.io import atomic, folder_fingerprint, write_json
 from gradsieve.models.optimizers import Constants, Group, State, adam_constants, adam_state
 
 METADATA = "gradsieve"
 """The key of adam.safetensors' metadata, a JSON object: step, betas, eps, learning_rate."""
-
-
-class AdamStates(NamedTuple):
-    """Adam's state at a checkpoint, in the order in which `gradients.features.Moments` takes it.
-
-    Moments are by parameter name; `step` counts the optimizer steps made.
-    """
-
-    exp_avg: dict[str, Tensor]
-    exp_avg_sq: dict[str, Tensor]
-    step: int
-    betas: tuple[float, float]
-    eps: float
 
 
 def save_checkpoint(
@@ -67,7 +55,7 @@ def save_checkpoint(
         save_file(tensors, temporary, {METADATA: json.dumps(facts)})
 
 
-def adam_states(model: PeftModel, optimizer: torch.optim.Optimizer) -> AdamStates:
+def adam_states(model: PeftModel, optimizer: torch.optim.Optimizer) -> Moments:
     """Adam's state of each trainable weight in a training that runs.
 
     Raises:
@@ -82,7 +70,7 @@ def adam_states(model: PeftModel, optimizer: torch.optim.Optimizer) -> AdamState
 
 def _states_of(
     model: PeftModel, states: Mapping[str, State], constants: Constants, where: str
-) -> AdamStates:
+) -> Moments:
     """The states of the model's trainable weights, checked, on the first weight's device."""
     exp_avg: dict[str, Tensor] = {}
     exp_avg_sq: dict[str, Tensor] = {}
@@ -98,7 +86,7 @@ def _states_of(
             f"{where}: from {min(steps)} to {max(steps)}",
             "Adapt only layers that every batch uses.",
         )
-    return AdamStates(exp_avg, exp_avg_sq, steps.pop(), *constants)
+    return Moments(exp_avg, exp_avg_sq, steps.pop(), *constants)
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
@@ -118,7 +106,7 @@ def saved_name(parameter: str) -> str:
     return re.sub(r"(lora_[AB])\.[^.]+\.", r"\1.", parameter)
 
 
-def load_moments(folder: Path, model: PeftModel) -> AdamStates:
+def load_moments(folder: Path, model: PeftModel) -> Moments:
     """Adam's moments and constants of a checkpoint, for the model's trainable weights.
 
     Args:
