@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from peft import LoraConfig, PeftModel, PeftType
 from safetensors import SafetensorError, safe_open
 
-from gradsieve.errors import ModelError
+from gradsieve.errors import ErrorGroup, GradsieveError, ModelError, raise_all
 from gradsieve.models.checkpoints import load_moments, optimizer_file, saved_name
 from gradsieve.models.layers import PLAIN_LORA, adapted, layer_problems
 from gradsieve.models.load import adapter_config, adapter_file
@@ -85,28 +85,21 @@ def start_problem(start: Any, where: str) -> ModelError | None:
     )
 
 
-def checkpoint_problems(source: ModelSource, folders: Sequence[Path]) -> Iterator[ModelError]:
+def checkpoint_problems(source: ModelSource, folders: Sequence[Path]) -> Iterator[GradsieveError]:
     """Adapters that are not plain LoRA of this model, or have no fitting optimizer state."""
-    built: dict[str, Expected | list[ModelError]] = {}
+    built: dict[str, Expected | None] = {}
     for folder in folders:
         try:
             text, adapter = _read_adapter_config(folder)
             optimizer_file(folder)
-        except ModelError as error:
-            yield error
-            continue
-        if text not in built:  # checkpoints of one run have the same configuration
-            built[text] = _expected(source, folder, adapter)
-        expected = built[text]
-        if isinstance(expected, list):
-            yield from expected
-            built[text] = []
-            continue
-        try:
-            problems = list(_shape_problems(adapter_file(folder), expected))
-            yield from problems
-            if not problems:
+            if text not in built:  # checkpoints of one run have the same configuration
+                built[text] = None  # if it is wrong, that is reported once
+                built[text] = _expected(source, folder, adapter)
+            if expected := built[text]:
+                _check_shapes(adapter_file(folder), expected)
                 load_moments(folder, expected.model)
+        except ErrorGroup as group:
+            yield from group.errors
         except ModelError as error:
             yield error
 
@@ -121,28 +114,19 @@ def _read_adapter_config(folder: Path) -> tuple[str, dict[str, Any]]:
         raise ModelError("The adapter's configuration is not JSON.", str(file), todo) from None
 
 
-def _expected(
-    source: ModelSource, folder: Path, adapter: Mapping[str, Any]
-) -> Expected | list[ModelError]:
-    """Shapes of the adapter's weights on this model; or what is wrong with it."""
-    problems = [*_variant_problems(folder, adapter), *_type_problems(folder, adapter)]
-    if problems:
-        return problems
-    try:
-        plain = LoraConfig(**{key: adapter[key] for key in _SHAPING & adapter.keys()})
-        base = source.meta_model()
-        vocabulary = (base.get_input_embeddings(), base.get_output_embeddings())
-        embeddings = {
-            f"base_model.model.{name}.weight": list(module.weight.shape)
-            for name, module in base.named_modules()
-            if any(module is layer for layer in vocabulary)
-        }
-        made = adapted(base, plain, str(folder))
-    except ModelError as error:
-        return [error]
-    problems = list(layer_problems(made, str(folder)))
-    if problems:
-        return problems
+def _expected(source: ModelSource, folder: Path, adapter: Mapping[str, Any]) -> Expected:
+    """Shapes of the adapter's weights on this model; everything that is wrong with it is raised."""
+    raise_all([*_variant_problems(folder, adapter), *_type_problems(folder, adapter)])
+    plain = LoraConfig(**{key: adapter[key] for key in _SHAPING & adapter.keys()})
+    base = source.meta_model()
+    vocabulary = (base.get_input_embeddings(), base.get_output_embeddings())
+    embeddings = {
+        f"base_model.model.{name}.weight": list(module.weight.shape)
+        for name, module in base.named_modules()
+        if any(module is layer for layer in vocabulary)
+    }
+    made = adapted(base, plain, str(folder))
+    raise_all(layer_problems(made, str(folder)))
     named = made.named_parameters()
     shapes = {saved_name(name): list(p.shape) for name, p in named if p.requires_grad}
     return Expected(made, shapes, embeddings)
@@ -195,9 +179,8 @@ def _type_problems(folder: Path, adapter: Mapping[str, Any]) -> Iterator[ModelEr
         value = adapter.get(key)
         if value is None:
             continue
-        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-        if fits and (limits is None or limits[0] <= value < limits[1]):
-            continue
+        if type(value) in kinds and (limits is None or limits[0] <= value < limits[1]):
+            continue  # not by isinstance, for which true is an int
         yield ModelError(
             "The adapter's configuration is damaged.",
             f"{folder / 'adapter_config.json'}: {key} {json.dumps(value)[:80]}",
@@ -205,34 +188,32 @@ def _type_problems(folder: Path, adapter: Mapping[str, Any]) -> Iterator[ModelEr
         )
 
 
-def _shape_problems(file: Path, expected: Expected) -> Iterator[ModelError]:
+def _check_shapes(file: Path, expected: Expected) -> None:
+    """Refuse weights whose names or shapes are not the adapter's on this model."""
     if file.suffix == ".bin":
         return  # a pickle, which is read once with weights_only
     try:
         with safe_open(file, "pt") as opened:
             found = {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        yield ModelError(
+        raise ModelError(
             "The adapter's weights cannot be read.", f"{file}: {error}", "Copy the file again."
-        )
-        return
+        ) from None
     for name in sorted(expected.embeddings.keys() & found.keys()):
         rows, wanted = found.pop(name), expected.embeddings[name]
         if rows != wanted:
-            yield ModelError(
+            raise ModelError(
                 "The adapter was trained with a resized vocabulary.",
                 f"{file}: {name}, in the file {rows}, in the model {wanted}",
                 f"Save the model with that vocabulary and use it as model.name: "
                 f"model.resize_token_embeddings({rows[0]}), model.save_pretrained(FOLDER), and "
                 "tokenizer.save_pretrained(FOLDER) of the training.",
             )
-            return
     for name in sorted(expected.adapter.keys() | found.keys()):
         if found.get(name) != expected.adapter.get(name):
-            yield ModelError(
+            raise ModelError(
                 "The adapter is of another model.",
                 f"{file}: {name}, in the file {found.get(name, 'missing')}, by the model and "
                 f"adapter_config.json {expected.adapter.get(name, 'missing')}",
                 "Give the model that the adapter was trained on, as model.name.",
             )
-            return

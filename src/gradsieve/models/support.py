@@ -15,14 +15,14 @@ Rejected: a list of the model families that work: it ages.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
-from gradsieve.errors import ModelError
+from gradsieve.errors import GradsieveError, ModelError
 from gradsieve.models.adapters import checkpoint_problems
 from gradsieve.models.layers import adapted, layer_problems, unmatched
 from gradsieve.models.load import lora_config
@@ -30,7 +30,7 @@ from gradsieve.models.source import ModelSource
 from gradsieve.recipe.schema import ModelConfig, WarmupConfig
 
 
-def check_support(source: ModelSource, warmup: WarmupConfig) -> list[ModelError]:
+def check_support(source: ModelSource, warmup: WarmupConfig) -> Sequence[GradsieveError]:
     """Everything in a recipe's model and adapter of which features can't be computed.
 
     Args:
