@@ -30,7 +30,7 @@ class Short:
 
     def __init__(self, real: FeatureExtractor, tokens: int) -> None:
         self.real, self.tokens, self.sizes = real, tokens, []  # type: ignore[var-annotated]
-        self.objective = real.objective
+        self.objective, self.widths = real.objective, real.widths
 
     def __call__(self, batch: dict[str, torch.Tensor], measure_eps: bool) -> Any:
         if batch["input_ids"].numel() > self.tokens:

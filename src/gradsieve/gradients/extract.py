@@ -9,6 +9,7 @@ are kept); results are copied while the next batch is computed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, pairwise, starmap
 from typing import Literal
 
 import torch
@@ -58,24 +59,14 @@ def extract(
     Raises:
         ModelError: If memory runs out with a single example.
     """
-    rows, norms = torch.empty(0), torch.empty(len(encoded))
+    rows, norms = torch.empty(len(encoded), sum(extractor.widths)), torch.empty(len(encoded))
     shares: list[float] = []
-
-    def keep(batch: list[int], made: FeatureRows) -> None:
-        nonlocal rows
-        if not shares:
-            rows = torch.empty(len(encoded), made.rows.shape[1])
+    batches = _batches(extractor, encoded, budget, measure_eps)
+    for now, _ in pairwise(chain(starmap(_OnItsWay, batches), [None])):  # the next is made already
+        assert now is not None
+        batch, made = now.arrived()
         rows[batch], norms[batch] = made.rows, made.gradient_norms
         shares.append(made.share_below_eps)
-
-    before: _OnItsWay | None = None
-    for batch, made in _batches(extractor, encoded, budget, measure_eps):
-        coming = _OnItsWay(batch, made)
-        if before is not None:
-            keep(*before.arrived())
-        before = coming
-    if before is not None:
-        keep(*before.arrived())
     return FeatureRows(rows, norms, sum(shares) / len(shares))
 
 

@@ -123,22 +123,14 @@ TOKENS_PER_BATCH = 4096
 """Tokens of a batch, padding included, where only losses are computed."""
 
 
-def example_losses(
-    model: nn.Module,
-    examples: Sequence[TokenizedExample],
-    report: Callable[[float], None] = lambda _: None,
-    objective: Objective = SFT,
-) -> NDArray[np.float64]:
+def example_losses(model: nn.Module, examples: Sequence[TokenizedExample]) -> NDArray[np.float64]:
     """Each example's loss, in nats, without gradients: [n]."""
     losses = np.empty(len(examples))
-    done = 0
     model.eval()
     with torch.inference_mode():
-        for positions, tensors in batches_of(examples, TOKENS_PER_BATCH, objective.collate):
+        for positions, tensors in batches_of(examples, TOKENS_PER_BATCH):
             batch = {key: value.to(device()) for key, value in tensors.items()}
-            losses[positions] = objective.losses(model, batch).cpu().numpy()
-            done += len(positions)
-            report(done)
+            losses[positions] = SFT.losses(model, batch).cpu().numpy()
     return losses
 
 

@@ -158,23 +158,14 @@ def per_example_pass(model: nn.Module, sink: Sink, objective: Objective = SFT) -
         undo.callback(model.train, was_training)
         for name, layer in layers.items():
             put_forward(undo, layer, _replacement(layer, name, now))
-        for block in _checkpointed(model):
-            put_forward(
-                undo,
-                block,
-                partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False),
-            )
+        recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        for block in model.modules():  # by themselves they do it in training only
+            if isinstance(block, GradientCheckpointingLayer) and block.gradient_checkpointing:
+                put_forward(undo, block, partial(recomputed, block.forward))
         yield losses
     never = [name for name in layers if name not in now.seen] if now.seen else []
     if never:
         raise _unfollowed("A LoRA layer does not contribute to the logits of text.", never[0])
-
-
-def _checkpointed(model: nn.Module) -> Iterator[nn.Module]:
-    """Blocks with activation checkpointing on; by themselves they do it in training only."""
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
-            yield module
 
 
 def _replacement(layer: nn.Linear, name: str, now: _Pass) -> Callable[[Tensor], Tensor]:
@@ -266,9 +257,8 @@ def per_example_loop(model: nn.Module, batch: Batch) -> dict[str, Float[Tensor, 
     weights = {name: layer.weight for name, layer in lora_layers(model).items()}
     rows: list[tuple[Tensor, ...]] = []
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-        length = (
-            int(batch["attention_mask"][len(rows)].sum()) if "attention_mask" in batch else None
-        )
+        mask = batch.get("attention_mask")
+        length = None if mask is None else int(mask[len(rows)].sum())
         one = {"input_ids": ids[None, :length], "labels": labels[None, :length]}
         loss = model(**one, use_cache=False).loss
         rows.append(torch.autograd.grad(loss, list(weights.values())))
