@@ -121,6 +121,7 @@ class AtCheckpoint:
         self.job, self.number, self.progress = job, number, progress
         checkpoint = job.checkpoints[number]
         self.model = load_adapter(job.model.load(), checkpoint, like_base=True)
+        self.sizes = {name: layer.weight.numel() for name, layer in lora_layers(self.model).items()}
         check_pass(self.model)
         self.moments = load_moments(checkpoint, self.model)
         self._budget = TokenBudget(job.settings.tokens_per_batch)
@@ -181,8 +182,7 @@ class AtCheckpoint:
         rows = [part[kind] for kind in ("mean", "examples") for part in parts if kind in part]
         wanted = self.check_memory(sum(map(len, rows)))
         self.progress.say(f"  exact mode holds {wanted:.2f} GiB of target gradients")
-        sizes = {name: layer.weight.numel() for name, layer in lora_layers(self.model).items()}
-        return ExactProducts(torch.cat(rows).to(device()), sizes)
+        return ExactProducts(torch.cat(rows).to(device()), self.sizes)
 
     def check_memory(self, rows: int) -> float:
         """Refuse more unprojected rows than fit.
@@ -193,8 +193,7 @@ class AtCheckpoint:
         Raises:
             ModelError: If there is less memory.
         """
-        values = sum(layer.weight.numel() for layer in lora_layers(self.model).values())
-        wanted, free = 4 * rows * values / 2**30, free_memory() / 2**30
+        wanted, free = 4 * rows * sum(self.sizes.values()) / 2**30, free_memory() / 2**30
         if wanted > free:
             where = f"features.mode {self.job.settings.mode}"
             raise ModelError(
