@@ -14,8 +14,6 @@ Letters: N checkpoints, n rows, C candidates, k target examples, d dims.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,11 +31,10 @@ ALPHA, C, SIGMA, NEAREST, DENSITY_NEAREST = 0.01, 5.0, 0.75, 5000, 1000
 """KNN-KDE's constants in the study's code (and TSDS's alpha and C), neighbors at most a tenth."""
 
 
-@dataclass(frozen=True)
 class KnnKde:
     """Ranks by probability in TSDS's optimal transport with kernel density estimates."""
 
-    source: str = (
+    source = (
         "KNN-KDE of TSDS (Liu et al., NeurIPS 2024, arXiv 2410.11303) on LESS's cosines, with the "
         "constants of Harvard DCML's study (ICML 2026)"
     )
@@ -62,7 +59,7 @@ class KnnKde:
         members = np.unique(neighbors)
         places = np.searchsorted(members, neighbors)
         kernel = np.zeros((len(members), len(members)), dtype=np.float32)
-        for checkpoint in checkpoints(task, LESS.kind(task)):
+        for checkpoint in checkpoints(task, LESS.kind):
             units = _units(checkpoint, members)
             kernel += np.float32(checkpoint.weight) * (units @ units.T)
         densities = density(kernel, len(cosines))
@@ -124,7 +121,6 @@ def probabilities(
     return shares
 
 
-@dataclass(frozen=True)
 class LessGreedy:
     """Ranks by when a row is added to the sum of updates that best follows the target.
 
@@ -132,7 +128,7 @@ class LessGreedy:
     averaged over subtasks.
     """
 
-    source: str = (
+    source = (
         "greedy choice of rows whose summed updates have the highest LESS score (gradient matching "
         "as in CRAIG and GRAD-MATCH, Mirzasoleiman et al., 2020, Killamsetty et al., 2021)"
     )
@@ -151,7 +147,7 @@ class LessGreedy:
         order = np.argsort(-means, kind="stable")
         members = np.sort(order[: _candidates(task)])  # in order of (source, id)
         weights, products, aims = [], [], []
-        for checkpoint in checkpoints(task, LESS.kind(task)):
+        for checkpoint in checkpoints(task, LESS.kind):
             columns, directions = LESS.directions(task, checkpoint)
             own = [place for place, column in enumerate(columns) if column.target == target]
             units = _units(checkpoint, members)
@@ -194,7 +190,7 @@ def greedy(
 
 def _candidates(task: ScoringTask) -> int:
     """How many rows are compared with each other."""
-    first = next(checkpoints(task, LESS.kind(task)))
+    first = next(checkpoints(task, LESS.kind))
     dims = first.gradients(next(iter(task.targets))).rows.shape[1]
     return max(2, min(CANDIDATES, VALUES // dims))
 

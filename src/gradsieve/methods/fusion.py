@@ -9,7 +9,7 @@ has none for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,10 @@ K = 60
 """Cormack et al.: "k = 60 was fixed during a pilot investigation"."""
 
 
-@dataclass(frozen=True)
 class Fusion:
     """The methods of `score.fusion`, joined; what they need, it needs."""
 
-    source: str = "reciprocal rank fusion of score.fusion (Cormack et al., SIGIR 2009), k 60"
+    source = "reciprocal rank fusion of score.fusion (Cormack et al., SIGIR 2009), k 60"
     uses: Uses = "data"
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:

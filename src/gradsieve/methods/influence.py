@@ -101,7 +101,7 @@ class Influence:
         exact = self.exact(task) if recipe.exact_by_example or not examples else set()
         others = [target for target in task.targets if target not in exact]
         found: dict[str, Scores] = {}
-        for kind, targets in (("exact", exact), (self.kind(task), others)):
+        for kind, targets in (("exact", exact), (self.kind, others)):
             if targets:
                 some = {name: rows for name, rows in task.targets.items() if name in targets}
                 sums = self.sums(replace(task, targets=some), examples, kind)
@@ -140,13 +140,13 @@ class Influence:
         """Similarities to every subtask; with `examples` also to every target example."""
         columns: list[Column] = []
         total, variance = np.zeros((0, 0)), np.zeros(0)
-        for number, checkpoint in enumerate(checkpoints(task, kind or self.kind(task)), start=1):
+        for number, checkpoint in enumerate(checkpoints(task, kind or self.kind), start=1):
             positions = checkpoint.positions
             order, done = np.argsort(positions), 0
             comparison = self.comparison(task, checkpoint, examples)
             columns = [*comparison.columns]
-            total = total if total.size else np.zeros((len(positions), len(columns)))
-            variance = variance if variance.size else np.zeros(len(columns))
+            if number == 1:
+                total, variance = np.zeros((len(positions), len(columns))), np.zeros(len(columns))
             what = f"scores, checkpoint {number} of {len(task.weights)}"
             for part in compare(task, what, checkpoint.store, comparison, positions):
                 rows = order[done : done + len(part.positions)]
@@ -155,7 +155,8 @@ class Influence:
                 done += len(rows)
         return Sums(columns, total, np.sqrt(variance))
 
-    def kind(self, task: ScoringTask) -> str:
+    @property
+    def kind(self) -> str:
         """The datastore of gradients that it reads."""
         return "pool-sgd" if self.uses == "plain gradients" else "pool"
 

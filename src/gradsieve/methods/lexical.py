@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,13 +31,12 @@ from gradsieve.methods.base import (
 from gradsieve.methods.random import draws
 
 
-@dataclass(frozen=True)
 class Bm25:
     """Each target example is a query; a subtask's score is the mean over its examples."""
 
-    source: str = "BM25 (Robertson and Zaragoza, 2009), k1 1.5, b 0.75, by bm25s"
+    source = "BM25 (Robertson and Zaragoza, 2009), k1 1.5, b 0.75, by bm25s"
     uses: Uses = "data"
-    library: str = "bm25s"
+    library = "bm25s"
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
         """One index, a query for each example."""
@@ -91,7 +89,6 @@ class _Words:
         return (self._values[start:end].tolist() for start, end in pairwise(self._ends))
 
 
-@dataclass(frozen=True)
 class Dsir:
     """Importance weights of hashed words and pairs of words; the target is seen as one text.
 
@@ -99,9 +96,9 @@ class Dsir:
     replacement in proportion to the weights, as the method asks.
     """
 
-    source: str = "DSIR (Xie et al., NeurIPS 2023), 10,000 buckets, by data-selection"
+    source = "DSIR (Xie et al., NeurIPS 2023), 10,000 buckets, by data-selection"
     uses: Uses = "data"
-    library: str = "data_selection"
+    library = "data_selection"
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
         """One estimator for each target."""

@@ -33,11 +33,10 @@ class Chance:
         return {name: Scores(total.astype(np.float32)) for name in task.targets}
 
 
-@dataclass(frozen=True)
 class Full:
     """Everything is taken, whatever `select` says."""
 
-    source: str = "the paper's full-data baseline"
+    source = "the paper's full-data baseline"
     uses: Uses = "data"
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
