@@ -99,14 +99,14 @@ def test_it_is_an_ordinary_model(tmp_path: Path) -> None:
 
 def test_fingerprints_are_of_the_bytes_not_the_place(tmp_path: Path) -> None:
     file = write(tmp_path / "tiny.gguf")
-    one = source(file).fingerprint()
+    one = source(file).fingerprint
     (tmp_path / "other").mkdir()
     moved = Path(shutil.copy(file, tmp_path / "other" / "renamed.gguf"))
-    assert source(moved).fingerprint() == source(moved.parent).fingerprint() == one
+    assert source(moved).fingerprint == source(moved.parent).fingerprint == one
     content = bytearray(moved.read_bytes())
     content[-5] ^= 1
     moved.write_bytes(content)
-    assert source(moved).fingerprint() != one
+    assert source(moved).fingerprint != one
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def test_a_model_is_known_by_every_byte_wherever_it_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def print_of(name: str) -> str:
-        return ModelSource(recipe.ModelConfig(name=name)).fingerprint()
+        return ModelSource(recipe.ModelConfig(name=name)).fingerprint
 
     here, there = tmp_path / "here", tmp_path / "there"
     (here / "1_Pooling").mkdir(parents=True)

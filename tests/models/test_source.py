@@ -107,7 +107,7 @@ def test_tokenizer_and_configuration_are_the_users() -> None:
 
 def test_the_fingerprint_is_of_every_weight() -> None:
     def fingerprint(model: Any) -> str:
-        return model_source(SECTION, model).fingerprint()
+        return model_source(SECTION, model).fingerprint
 
     model = tiny.model()
     first = fingerprint(model)

@@ -150,7 +150,7 @@ def work_folder(task: ScoringTask, what: str) -> Iterator[Path]:
             yield Path(temporary)
         return
     settings = task.model.settings
-    own = fingerprint([task.model.fingerprint(), settings.dtype, settings.quantization])
+    own = fingerprint([task.model.fingerprint, settings.dtype, settings.quantization])
     folder = task.work / f"{what.replace(' ', '-')}-{own[:16]}"
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

@@ -115,12 +115,9 @@ class ModelSource:
         """Refuse weights that are missing or damaged, by the file's name; only headers are read."""
         check_weights(self.settings)
 
+    @cached_property
     def fingerprint(self) -> str:
         """What identifies the weights: of local files their bytes, of the hub name and commit."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
         name = self.settings.name
         if (found := model_fingerprint(name)) is not None:
             return found
@@ -160,7 +157,7 @@ class InMemoryModel(ModelSource):
         return view.requires_grad_(False).eval()
 
     @cached_property
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
         """A hash of all parameters and buffers, by name."""
         tensors = self.model.state_dict().items()
         return fingerprint([(name, str(t.dtype), tuple(t.shape), _hash(t)) for name, t in tensors])

@@ -271,7 +271,7 @@ class Context:
     def model_inputs(self) -> dict[str, Any]:
         """What the model's side of a gradient depends on, for fingerprints."""
         return {
-            "weights": self.model.fingerprint(),
+            "weights": self.model.fingerprint,
             "dtype": self.recipe.model.dtype,
             "quantization": self.recipe.model.quantization,
             "template": self.template.fingerprint,
