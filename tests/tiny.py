@@ -123,6 +123,19 @@ def stirred(made: PeftModel) -> PeftModel:
     return made
 
 
+def weights(made: PeftModel) -> dict[str, Tensor]:
+    """What is trained, by name."""
+    return {name: p for name, p in made.named_parameters() if p.requires_grad}
+
+
+def stepped(made: PeftModel, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
+    """Train for some steps."""
+    for seed in range(steps):
+        optimizer.zero_grad()
+        made(**batch(seed=seed)).loss.backward()
+        optimizer.step()
+
+
 def batch(lengths: tuple[int, ...] = (20, 7, 13, 20), seed: int = 0) -> dict[str, Tensor]:
     """Mixed lengths, padded on the right; two labelled stretches, as of two assistant turns."""
     generator = torch.Generator().manual_seed(seed)

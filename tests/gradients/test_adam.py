@@ -17,12 +17,9 @@ from gradsieve.gradients.per_example import per_example
 def test_torch_reading_is_a_real_adamw_step_on_one_example(constants: dict[str, Any]) -> None:
     """In float64 weights, since a step is far smaller than the weight that it is added to."""
     model = tiny.adapted(dropout=0.0).double()
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    weights = tiny.weights(model)
     optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=0.0, **constants)
-    for seed in range(5):  # moments that are not trivial
-        optimizer.zero_grad()
-        model(**tiny.batch(seed=seed)).loss.backward()
-        optimizer.step()
+    tiny.stepped(model, optimizer, 5)  # moments that are not trivial
     state = {
         name: {key: value.float() for key, value in optimizer.state[p].items()}
         for name, p in weights.items()

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import tiny
 from gradsieve.gradients.adam import Moments
 from gradsieve.gradients.features import FeatureExtractor
 from gradsieve.gradients.projection import SMALLEST_SCALE, Balance, Projection
@@ -128,7 +129,7 @@ def warmed_up(shared_data: Path) -> tuple[Any, Moments, Any, Any]:
             labels[row, len(start) : len(tokens)] = ids[row, len(start) : len(tokens)]
         return {"input_ids": ids, "labels": labels}
 
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    weights = tiny.weights(model)
     optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=0)
     for step in range(32):
         source = ("dolly", "gpteacher_code")[step % 2]

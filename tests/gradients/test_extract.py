@@ -17,10 +17,10 @@ from gradsieve.gradients.projection import Projection
 
 def moments(model: torch.nn.Module) -> Moments:
     generator = torch.Generator().manual_seed(3)
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    weights = tiny.weights(model).items()
     return Moments(
-        {n: torch.randn(p.shape, generator=generator) * 1e-3 for n, p in weights.items()},
-        {n: torch.rand(p.shape, generator=generator) * 1e-6 for n, p in weights.items()},
+        {n: torch.randn(p.shape, generator=generator) * 1e-3 for n, p in weights},
+        {n: torch.rand(p.shape, generator=generator) * 1e-6 for n, p in weights},
         step=11,
     )
 

@@ -22,17 +22,13 @@ from gradsieve.models.load import load_adapter
 
 def trained(steps: int = 3) -> tuple[PeftModel, torch.optim.Optimizer]:
     model = tiny.adapted()
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=1e-3)
-    for seed in range(steps):
-        optimizer.zero_grad()
-        model(**tiny.batch(seed=seed)).loss.backward()
-        optimizer.step()
+    optimizer = torch.optim.AdamW(tiny.weights(model).values(), lr=1e-3)
+    tiny.stepped(model, optimizer, steps)
     return model, optimizer
 
 
 def named_state(model: PeftModel, optimizer: torch.optim.Optimizer) -> dict[str, dict]:
-    return {n: optimizer.state[p] for n, p in model.named_parameters() if p.requires_grad}
+    return {name: optimizer.state[p] for name, p in tiny.weights(model).items()}
 
 
 def assert_same(model: PeftModel, folder: Path, state: dict[str, dict]) -> None:
@@ -55,8 +51,8 @@ def test_round_trip(tmp_path: Path) -> None:
     loaded = load_adapter(tiny.model(), tmp_path)
     assert_same(loaded, tmp_path, named_state(model, optimizer))
     assert load_learning_rates([tmp_path]) == [2e-5]
-    weights = dict(loaded.named_parameters())
-    assert all(torch.equal(weights[n], p) for n, p in model.named_parameters() if p.requires_grad)
+    weights = tiny.weights(loaded)
+    assert all(torch.equal(weights[name], p) for name, p in tiny.weights(model).items())
 
 
 def test_optimizer_pt_with_integer_keys(tmp_path: Path) -> None:
@@ -94,22 +90,18 @@ def test_optimizer_bin_with_names(tmp_path: Path, wrapper: str) -> None:
     assert_same(model, tmp_path, state)
 
 
-def test_learning_rates_are_means_since_the_checkpoint_before(tmp_path: Path) -> None:
-    logs = [{"step": step, "learning_rate": float(step)} for step in range(1, 7)]
-    for step in (2, 6):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        state = {"global_step": step, "log_history": logs[:step]}
-        (folder / "trainer_state.json").write_text(json.dumps(state))
-    assert load_learning_rates([tmp_path / "checkpoint-2", tmp_path / "checkpoint-6"]) == [1.5, 4.5]
-    assert load_learning_rates([tmp_path]) is None
-
-
 def trainer_state(folder: Path, step: int, logs: list[dict]) -> Path:
     folder.mkdir(parents=True)
     state = {"global_step": step, "log_history": logs}
     (folder / "trainer_state.json").write_text(json.dumps(state))
     return folder
+
+
+def test_learning_rates_are_means_since_the_checkpoint_before(tmp_path: Path) -> None:
+    logs = [{"step": step, "learning_rate": float(step)} for step in range(1, 7)]
+    folders = [trainer_state(tmp_path / f"checkpoint-{s}", s, logs[:s]) for s in (2, 6)]
+    assert load_learning_rates(folders) == [1.5, 4.5]
+    assert load_learning_rates([tmp_path]) is None
 
 
 def test_learning_rates_of_two_trainings_do_not_mix(tmp_path: Path) -> None:
@@ -204,4 +196,4 @@ def test_names_are_the_adapter_files(tmp_path: Path) -> None:
     save_checkpoint(model, optimizer, tmp_path, 1e-5)
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
         names = set(file.keys())
-    assert {saved_name(n) for n, p in model.named_parameters() if p.requires_grad} == names
+    assert {saved_name(name) for name in tiny.weights(model)} == names

@@ -38,7 +38,7 @@ def trained(
         lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=start)
         model = get_peft_model(tiny.model(), lora)
     make = changes.pop("optimizer", None)
-    optimizer = make([p for p in model.parameters() if p.requires_grad]) if make else None
+    optimizer = make(tiny.weights(model).values()) if make else None
     arguments = TrainingArguments(**{**settings, **changes})
     trainer = Trainer(
         model=model,
@@ -58,11 +58,10 @@ def test_each_epoch_is_kept_as_it_was(tmp_path: Path) -> None:
     loaded = load_adapter(tiny.model(), Path(moments.checkpoints[1]))
     exp_avg, exp_avg_sq, step, *_ = load_moments(Path(moments.checkpoints[1]), loaded)
     assert step == 6
-    for name, parameter in trainer.model.named_parameters():
-        if parameter.requires_grad:
-            state = trainer.optimizer.state[parameter]
-            assert torch.equal(exp_avg[name], state["exp_avg"])
-            assert torch.equal(exp_avg_sq[name], state["exp_avg_sq"])
+    for name, parameter in tiny.weights(trainer.model).items():
+        state = trainer.optimizer.state[parameter]
+        assert torch.equal(exp_avg[name], state["exp_avg"])
+        assert torch.equal(exp_avg_sq[name], state["exp_avg_sq"])
     rates = load_learning_rates(map(Path, moments.checkpoints))
     steps = [1e-3 * (6 - step) / 6 for step in range(6)]  # linear decay, without warm-up
     assert rates == [pytest.approx(sum(steps[:3]) / 3), pytest.approx(sum(steps[3:]) / 3)]

@@ -21,20 +21,10 @@ import tiny
 from gradsieve.errors import ModelError
 from gradsieve.gradients import adam
 from gradsieve.models.checkpoints import adam_states, load_moments, save_checkpoint
+from tiny import stepped, weights
 
 Parameters = list[torch.nn.Parameter]
 Make = Callable[[Parameters], torch.optim.Optimizer]
-
-
-def weights(model: PeftModel) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def stepped(model: PeftModel, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
-    for seed in range(steps):
-        optimizer.zero_grad()
-        model(**tiny.batch(seed=seed)).loss.backward()
-        optimizer.step()
 
 
 def trained(make: Make) -> tuple[PeftModel, torch.optim.Optimizer]:

@@ -50,7 +50,7 @@ def checkpoint(
     """A user's checkpoint: an adapter that peft saved, with an optimizer state."""
     adapted = get_peft_model(tiny.model(name), config)
     adapted.save_pretrained(str(folder / "adapter"))
-    weights = [p for p in adapted.parameters() if p.requires_grad]
+    weights = tiny.weights(adapted).values()
     for weight in weights:
         weight.grad = torch.ones_like(weight)
     optimizer = torch.optim.AdamW(weights)
@@ -301,9 +301,8 @@ def test_what_all_checkpoints_share_is_told_once_and_each_is_looked_at(tmp_path:
     folders = []
     for number in (1, 2, 3):
         adapted = tiny.adapted()
-        optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad])
-        adapted(**tiny.batch()).loss.backward()
-        optimizer.step()
+        optimizer = torch.optim.AdamW(tiny.weights(adapted).values())
+        tiny.stepped(adapted, optimizer, 1)
         save_checkpoint(adapted, optimizer, tmp_path / f"{number}", 1e-5)
         folders.append(str(tmp_path / f"{number}"))
     settings = recipe.WarmupConfig(checkpoints=folders)
