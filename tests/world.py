@@ -7,6 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -97,6 +99,12 @@ def shuffled(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
         pool.append({"name": source["name"], "path": str(file)})
     return {**data, "pool": pool}
+
+
+def table(run: RunFolder, method: str = "less", target: str = "mine") -> dict[str, np.ndarray]:
+    """The columns of a score table."""
+    read = pq.read_table(run.stage("score") / target / f"{method}.parquet")
+    return {name: read[name].to_numpy() for name in read.column_names}
 
 
 class Listening(Progress):

@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 import gradsieve
 import world
 from gradsieve.methods.base import combine, standardize
-from gradsieve.runs.folder import RunFolder
 from gradsieve.stages.select import dominated
+from world import table
 
 BY_SUBTASK = np.array([[0.5, 0.10], [0.5, 0.40], [0.7, 0.10], [0.7, 0.20]], dtype=np.float32)
 """Subtask 0 is higher everywhere: mean 0.6, deviation 0.1; subtask 1: mean 0.2, sqrt(0.015)."""
@@ -53,11 +52,6 @@ def test_a_level_and_a_scale_change_nothing() -> None:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     made = world.make(tmp_path_factory.mktemp("inputs"), rows=60)
     return {**made, "score": {"across_subtasks": "standardized_max"}}
-
-
-def table(run: RunFolder, method: str = "less") -> dict[str, np.ndarray]:
-    read = pq.read_table(run.stage("score") / "mine" / f"{method}.parquet")
-    return {name: read[name].to_numpy() for name in read.column_names}
 
 
 def check_table(found: dict[str, np.ndarray]) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 import gradsieve
@@ -18,8 +17,7 @@ from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.store import open_store
 from gradsieve.store.targets import read_target_gradients, target_file
-
-Table = dict[str, np.ndarray]
+from world import table
 
 
 def test_by_hand() -> None:
@@ -76,11 +74,6 @@ def runs(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> di
     }
 
 
-def table(run: RunFolder, target: str = "mine", method: str = "less") -> Table:
-    read = pq.read_table(run.stage("score") / target / f"{method}.parquet")
-    return {name: read[name].to_numpy() for name in read.column_names}
-
-
 def cosines(run: RunFolder, target: str = "mine", kind: str = "pool") -> tuple[Any, Any, Any]:
     """Ids and subtasks of the target's examples, and each one's sum of cosines by row [n, k]."""
     pool = Artifacts(run).pool.read()
@@ -98,7 +91,9 @@ def cosines(run: RunFolder, target: str = "mine", kind: str = "pool") -> tuple[A
     return found.ids, found.subtasks, total
 
 
-def check(found: Table, ids: list[str], subtasks: list[str], expected: np.ndarray) -> None:
+def check(
+    found: dict[str, np.ndarray], ids: list[str], subtasks: list[str], expected: np.ndarray
+) -> None:
     """A table against one loop over rows and examples."""
     mean, deviation = expected.mean(axis=0), expected.std(axis=0)
     for row, values in enumerate(expected):
@@ -119,7 +114,7 @@ def check(found: Table, ids: list[str], subtasks: list[str], expected: np.ndarra
 def test_scores_are_those_of_the_best_example(
     runs: dict[str, RunFolder], mode: str, target: str
 ) -> None:
-    check(table(runs[mode], target), *cosines(runs["store"], target))
+    check(table(runs[mode], target=target), *cosines(runs["store"], target))
 
 
 def test_a_table_has_a_column_for_each_subtask_not_for_each_example(

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 import gradsieve
@@ -103,11 +102,15 @@ def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run
     return gradsieve.run(recipe, out, last="score", progress=world.Listening())
 
 
+def keys(table: dict[str, np.ndarray], scores: np.ndarray) -> list[tuple[str, str]]:
+    """By falling score."""
+    best = np.argsort(-scores, kind="stable")
+    return list(zip(table["source"][best], table["id"][best], strict=True))
+
+
 def ranked(run: RunFolder, method: str) -> list[tuple[str, str]]:
-    read = pq.read_table(run.stage("score") / "mine" / f"{method}.parquet")
-    best = np.argsort(-read["score"].to_numpy(), kind="stable")
-    keys = list(zip(read["source"].to_pylist(), read["id"].to_pylist(), strict=True))
-    return [keys[line] for line in best]
+    found = world.table(run, method)
+    return keys(found, found["score"])
 
 
 def test_every_row_has_its_own_rank(run: RunFolder) -> None:
@@ -117,8 +120,7 @@ def test_every_row_has_its_own_rank(run: RunFolder) -> None:
         found = ranked(run, method)
         assert sorted(found) == sorted(less)
         assert found != less
-    read = pq.read_table(run.stage("score") / "mine" / "knn_kde.parquet")
-    assert sorted(read["score"].to_numpy())[-2:] == pytest.approx([1 - 1 / 60, 1])
+    assert sorted(world.table(run, "knn_kde")["score"])[-2:] == pytest.approx([1 - 1 / 60, 1])
 
 
 def test_rows_and_sources_in_another_order_change_nothing(
@@ -135,10 +137,8 @@ def test_rows_beyond_the_candidates_follow_in_less_order(
     monkeypatch.setattr(diverse, "CANDIDATES", 20)
     recipe = world.recipe(inputs, score__methods=["less_greedy"], score__across_subtasks="mean")
     other = gradsieve.run(recipe, tmp_path, last="score", progress=world.Listening())
-    read = pq.read_table(run.stage("score") / "mine" / "less.parquet")
-    means = (read["letters"].to_numpy() + read["numbers"].to_numpy()) / 2
-    keys = list(zip(read["source"].to_pylist(), read["id"].to_pylist(), strict=True))
-    less = [keys[line] for line in np.argsort(-means, kind="stable")]
+    scores = world.table(run)
+    less = keys(scores, (scores["letters"] + scores["numbers"]) / 2)
     found = ranked(other, "less_greedy")
     assert found[20:] == less[20:]
     assert found[0] == less[0]

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 import gradsieve
@@ -52,10 +51,6 @@ def test_scores_for_examples_are_fused_too() -> None:
     assert found.values[:, 1] == pytest.approx([2 / 61, 2 / 62])
 
 
-def totals(folder: Path, method: str) -> np.ndarray:
-    return pq.read_table(folder / "mine" / f"{method}.parquet")["score"].to_numpy()
-
-
 def test_in_a_run(tmp_path: Path) -> None:
     data: dict[str, Any] = world.make(tmp_path / "inputs", rows=40)
     fusion = {"methods": ["fusion", "less"], "fusion": ["less", "bm25"]}
@@ -63,16 +58,16 @@ def test_in_a_run(tmp_path: Path) -> None:
     run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
     both = world.recipe(data, score={**fusion, "methods": ["less", "bm25"]})
     other = gradsieve.run(both, tmp_path / "other", last="score", progress=world.Listening())
-    parts = [Scores(totals(other.stage("score"), name)) for name in ("less", "bm25")]
+    parts = [Scores(world.table(other, name)["score"]) for name in ("less", "bm25")]
     expected = fuse(parts).total
-    assert totals(run.stage("score"), "fusion").tolist() == expected.tolist()
+    assert world.table(run, "fusion")["score"].tolist() == expected.tolist()
     assert run.require("score")["methods"]["fusion"]["gradients"] is True
     # Other parts: only the fusion is made again.
     seconds = run.require("score")["methods"]["less"]["seconds"]
     recipe = world.recipe(data, score={**fusion, "fusion": ["less", "random"]})
     run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
     assert run.require("score")["methods"]["less"]["seconds"] == seconds
-    assert totals(run.stage("score"), "fusion").tolist() != expected.tolist()
+    assert world.table(run, "fusion")["score"].tolist() != expected.tolist()
 
 
 def test_a_fusion_without_gradients_needs_no_warmup(tmp_path: Path) -> None:
@@ -80,7 +75,7 @@ def test_a_fusion_without_gradients_needs_no_warmup(tmp_path: Path) -> None:
     recipe = world.recipe(data, score={"methods": ["fusion"], "fusion": ["bm25", "random"]})
     run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
     assert run.metadata("warmup") is None
-    assert len(totals(run.stage("score"), "fusion")) == 20
+    assert len(world.table(run, "fusion")["score"]) == 20
 
 
 @pytest.mark.parametrize("parts", [["less"], ["less", "fusion"], ["less", "less"]])

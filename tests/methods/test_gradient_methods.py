@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
@@ -73,8 +72,7 @@ def gradient_norms(store: Store) -> torch.Tensor:
 
 
 def scores(run: RunFolder, method: str) -> np.ndarray:
-    file = run.stage("score") / "plain" / f"{method}.parquet"
-    return pq.read_table(file)["score"].to_numpy()
+    return world.table(run, method, "plain")["score"]
 
 
 @pytest.mark.parametrize(("method", "store"), [("less", "pool"), ("sgd", "pool-sgd")])

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 import gradsieve
@@ -71,10 +70,9 @@ def test_in_a_run(folder: Path) -> None:
 
     def scored() -> tuple[list[float], int]:
         run = gradsieve.run(recipe, folder / "run", last="select", progress=world.Listening())
-        table = run.stage("score") / "mine" / "Longest.parquet"
         other = run.stage("score") / "mine" / "random.parquet"
         assert run.require("score")["methods"]["Longest"]["source"] == "rows with the most tokens"
-        return pq.read_table(table)["score"].to_pylist(), other.stat().st_mtime_ns
+        return world.table(run, "Longest")["score"].tolist(), other.stat().st_mtime_ns
 
     first, written = scored()
     assert min(first) > 0
@@ -97,7 +95,7 @@ def test_reading_a_run_folder_runs_no_code(folder: Path) -> None:
     data: dict[str, Any] = world.make(folder / "inputs", rows=20)
     recipe = world.recipe(data, score={"methods": ["my.py:Longest"]}, select={"count": 3})
     run = gradsieve.run(recipe, folder / "run", last="select", progress=world.Listening())
-    table = pq.read_table(run.stage("score") / "mine" / "Longest.parquet")
+    table = world.table(run, "Longest")
     (folder / "my.py").write_text("raise SystemExit('this was run')")
-    id, source = table["id"][0].as_py(), table["source"][0].as_py()
+    id, source = table["id"][0], table["source"][0]
     assert gradsieve.explain(folder / "run", "mine", id, source).score is not None
