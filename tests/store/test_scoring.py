@@ -8,6 +8,8 @@ from gradsieve.store import quantize, scoring
 from gradsieve.store.scoring import Cosines
 
 BITS = (32, 16, 8, 4, 2, 1)
+Whole = tuple[int, np.ndarray, np.ndarray, np.ndarray]
+"""Bits, codes, their norms and cosines to 57 directions."""
 
 
 def made(count: int, dim: int, bits: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -42,17 +44,14 @@ def misaligned(values: np.ndarray, by: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=BITS)
-def whole(request: pytest.FixtureRequest) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """Bits, codes, their norms and cosines to 57 directions."""
+def whole(request: pytest.FixtureRequest) -> Whole:
     codes, norms = made(70, 2048, request.param)
     return request.param, codes, norms, Cosines(directions(57, 2048), request.param)(codes, norms)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 16, 69])
 def test_same_bytes_with_any_number_of_rows_at_a_time(
-    whole: tuple[int, np.ndarray, np.ndarray, np.ndarray],
-    rows: int,
-    monkeypatch: pytest.MonkeyPatch,
+    whole: Whole, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bits, codes, norms, wanted = whole
     monkeypatch.setattr(scoring, "ROWS", rows)
@@ -63,27 +62,21 @@ def test_same_bytes_with_any_number_of_rows_at_a_time(
 
 
 @pytest.mark.parametrize("by", [4, 8, 20, 60])
-def test_same_bytes_in_misaligned_buffers(
-    whole: tuple[int, np.ndarray, np.ndarray, np.ndarray], by: int
-) -> None:
+def test_same_bytes_in_misaligned_buffers(whole: Whole, by: int) -> None:
     bits, codes, norms, wanted = whole
     cosines = Cosines(misaligned(directions(57, 2048), by), bits)
     np.testing.assert_array_equal(cosines(misaligned(codes, by), misaligned(norms, by)), wanted)
 
 
 @pytest.mark.parametrize("subtasks", [1, 2, 9])
-def test_same_bytes_with_any_number_of_directions(
-    whole: tuple[int, np.ndarray, np.ndarray, np.ndarray], subtasks: int
-) -> None:
+def test_same_bytes_with_any_number_of_directions(whole: Whole, subtasks: int) -> None:
     bits, codes, norms, wanted = whole
     found = Cosines(directions(57, 2048)[:subtasks], bits)(codes, norms)
     np.testing.assert_array_equal(found, wanted[:, :subtasks])
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_same_bytes_with_any_number_of_threads(
-    whole: tuple[int, np.ndarray, np.ndarray, np.ndarray], threads: int
-) -> None:
+def test_same_bytes_with_any_number_of_threads(whole: Whole, threads: int) -> None:
     bits, codes, norms, wanted = whole
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

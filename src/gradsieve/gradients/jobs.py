@@ -84,7 +84,6 @@ class FeaturesJob(Job["FeatureTask", Any]):
         return run
 
     def size(self, task: FeatureTask) -> Size:
-        """Rows of the pool, and all tokens."""
         return task.size(self)
 
     def group(self, task: FeatureTask) -> int:
@@ -92,11 +91,9 @@ class FeaturesJob(Job["FeatureTask", Any]):
         return task.checkpoint
 
     def smaller(self, task: FeatureTask) -> FeatureTask:
-        """The task with half the tokens in a batch."""
         return replace(task, halvings=task.halvings + 1)
 
     def name(self, task: FeatureTask) -> str:
-        """Which files it writes."""
         return f"{task}, checkpoint {task.checkpoint}"
 
     @property
@@ -243,7 +240,6 @@ class AdamTask(FeatureTask):
         return "Adam's step and eps"
 
     def run(self, at: AtCheckpoint) -> AdamFacts:
-        """Measure."""
         share = None
         if len(self.numbers):
             few, extractor = at.pool.tokenized(self.numbers), at.rows(of_adam=True)
@@ -284,11 +280,9 @@ class ShardTask(FeatureTask):
         return f"shard {self.number + 1} of {' and '.join(o.store.name for o in self.outputs)}"
 
     def size(self, job: FeaturesJob) -> Size:
-        """Rows and tokens."""
         return Size(len(self.numbers), self.tokens)
 
     def run(self, at: AtCheckpoint) -> None:
-        """Write the shard to each datastore."""
         encoded, keys = at.pool.tokenized(self.numbers), at.pool.store_keys(self.numbers)
         extractor = at.rows(self.of_adam, not self.outputs[0].exact, self.directions)
         features, norms, _ = extract(extractor, encoded, at.budget(self))
@@ -318,7 +312,6 @@ class TargetTask(FeatureTask):
         return _tokens_of(job.targets[self.target].encoded)
 
     def run(self, at: AtCheckpoint) -> None:
-        """Write them."""
         ids, subtasks, encoded = at.job.targets[self.target]
         extractor = at.targets(self.of_adam)
         features, norms, _ = extract(extractor, encoded, at.budget(self))
@@ -347,7 +340,6 @@ class DirectionTask(FeatureTask):
         return _tokens_of(self._examples(job))
 
     def run(self, at: AtCheckpoint) -> None:
-        """Write them."""
         job, examples = at.job, self._examples(at.job)
         at.check_memory(len(job.columns) + len(examples))
         extractor = FeatureExtractor(at.model, Projection("none"))

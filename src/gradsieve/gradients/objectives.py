@@ -69,9 +69,7 @@ class Sft:
         """Token ids and labels by the chat template."""
         return template.try_encode_all(examples)
 
-    def collate(self, examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
-        """`input_ids`, `labels` and `attention_mask`, int64 [B, T]."""
-        return collate(examples)
+    collate = staticmethod(collate)
 
     def losses(self, model: nn.Module, batch: Batch) -> Float[Tensor, " B"]:
         """Each example's loss; the model is used in the mode it is in.

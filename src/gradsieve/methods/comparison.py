@@ -122,7 +122,6 @@ class Stored:
     columns: Sequence[Column]
 
     def parts(self, store: Store, rows: Wanted) -> Iterator[Part]:
-        """What is stored."""
         for block in store.shards(rows):
             yield Part(block.positions, block.directions * block.feature_norms[:, None])
 
@@ -204,11 +203,9 @@ class ComparisonJob(Job[ComparisonTask, None]):
         return run
 
     def size(self, task: ComparisonTask) -> Size:
-        """Rows."""
         return Size(sum(map(_rows, task.rows)))
 
     def name(self, task: ComparisonTask) -> str:
-        """The first shard and how many there are."""
         return f"similarities of {len(task.rows)} shards from {task.rows[0][0].name} on"
 
 

@@ -69,11 +69,9 @@ class ForwardJob(Job[ForwardTask, None]):
         return run
 
     def size(self, task: ForwardTask) -> Size:
-        """Rows and tokens."""
         return Size(len(task.examples), task.tokens)
 
     def name(self, task: ForwardTask) -> str:
-        """Its file, which is what it makes."""
         return f"rows {task.file.stem}"
 
 

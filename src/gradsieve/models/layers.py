@@ -69,6 +69,8 @@ def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> list[Mod
         targets: As peft takes them: ends of names, or a regular expression for the full name.
         where: The recipe's key.
     """
+    if targets == "all-linear":
+        return []
     names = [name for name, _ in base.named_modules()]
     head = base.get_output_embeddings()  # type: ignore[operator]
     linear = [
@@ -78,7 +80,7 @@ def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> list[Mod
     ]
     lasts = (name.rpartition(".")[2] for name in linear)
     there = list(dict.fromkeys(name for name in lasts if not name.isdigit()))
-    if isinstance(targets, str) and targets != "all-linear":
+    if isinstance(targets, str):
         if any(re.fullmatch(targets, name) for name in names):
             return []
         return [
@@ -89,10 +91,9 @@ def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> list[Mod
                 f"{linear[0]}. Names alone are written as a list: [{there[0]}].",
             )
         ]
-    wanted = targets if isinstance(targets, list) else []
     ends = {".".join(name.split(".")[at:]) for name in names for at in range(name.count(".") + 1)}
     problems = []
-    for target in (target for target in wanted if target not in ends):
+    for target in (target for target in targets if target not in ends):
         near = difflib.get_close_matches(target, there, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "."
         todo = f"Its linear layers are {', '.join(there)}{hint}"
