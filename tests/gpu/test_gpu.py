@@ -6,6 +6,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -19,6 +20,7 @@ from gradsieve.gradients.extract import FIRST, TokenBudget, extract
 from gradsieve.gradients.features import FeatureExtractor, Totals
 from gradsieve.gradients.per_example import check_pass, per_example, per_example_loop
 from gradsieve.gradients.projection import Projection
+from gradsieve.methods.embeddings import RDS_PLUS
 from gradsieve.models.load import add_adapter
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe import schema as recipe
@@ -158,13 +160,16 @@ def test_a_model_over_two_gpus(tmp_path: Path) -> None:
     LlamaForCausalLM(tiny.CONFIGS["llama-gqa-tied"]).save_pretrained(tmp_path)
     settings = recipe.ModelConfig(name=str(tmp_path), dtype="float32")
     lora = recipe.LoraConfig(r=4, alpha=8, dropout=0.0, target_modules="all-linear")
-    rows, devices = [], []
+    rows, vectors, devices = [], [], []
     for gpus in (1, 2):
-        model = tiny.stirred(add_adapter(ModelSource(settings, gpus=gpus).load(), lora, seed=0))
+        base = ModelSource(settings, gpus=gpus).load().eval()
+        vectors.append(RDS_PLUS.vectors.encode(base, examples([9, 4])))
+        model = tiny.stirred(add_adapter(base, lora, seed=0))
         devices.append(len({p.device for p in model.parameters()}))
         extractor = FeatureExtractor(model, Projection("sketch", 256), moments(model))
         rows.append(extractor(on_gpu(tiny.batch())).rows.cpu())
     assert devices == [1, 2]
+    np.testing.assert_allclose(*vectors, rtol=1e-3, atol=1e-5)
     assert float((rows[0] - rows[1]).norm() / rows[0].norm()) <= 1e-3
 
 

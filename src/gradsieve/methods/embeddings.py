@@ -94,7 +94,9 @@ class HiddenStates:
             for batch, tensors in batches_of(encoded, TOKENS_PER_BATCH):
                 on = {key: value.to(device()) for key, value in tensors.items() if key != "labels"}
                 hidden = model.base_model(**on, use_cache=False).last_hidden_state.float()
-                mean = (hidden * self.weigh(on["attention_mask"]).float().unsqueeze(2)).sum(1)
+                # A model over several GPUs leaves them on the last one.
+                weights = self.weigh(on["attention_mask"]).to(hidden).unsqueeze(2)
+                mean = (hidden * weights).sum(1)
                 unit = functional.normalize(mean, dim=1).cpu().numpy()
                 if not made.size:
                     made = np.empty((len(made), unit.shape[1]), dtype=np.float32)
