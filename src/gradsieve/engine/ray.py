@@ -16,6 +16,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class RayEngine(Engine):
         self._settings = settings
         self._seats: list[Seat] = []
         self._calls: dict[Any, Seat] = {}
-        self._bad_nodes: dict[str, int] = {}
+        self._bad_nodes: Counter[str] = Counter()
         self._failed_starts = 0
         self._started = False
         self._looked = self._idle_since = 0.0
@@ -73,7 +74,7 @@ class RayEngine(Engine):
         self._connect()
         waiting, left = Waiting(job, tasks), len(tasks)
         reference = self._ray.put(job)
-        self._bad_nodes = {}  # by now its disk may have room
+        self._bad_nodes.clear()  # by now its disk may have room
         for seat in self._seats:
             seat.has_job = False
         try:
@@ -123,7 +124,7 @@ class RayEngine(Engine):
         return sum(n.get("CPU", 0) for n in nodes), sum(n.get("GPU", 0) for n in nodes)
 
     def _is_usable(self, node: dict[str, Any]) -> bool:
-        return bool(node["Alive"]) and self._bad_nodes.get(node["NodeID"], 0) < ATTEMPTS
+        return bool(node["Alive"]) and self._bad_nodes[node["NodeID"]] < ATTEMPTS
 
     def _shape(self) -> tuple[int, float, float]:
         """Workers that the cluster has room for or the recipe wants; CPUs and GPUs of each."""
@@ -291,15 +292,14 @@ class RayEngine(Engine):
 
     def _count_bad(self, node: Node) -> None:
         """Leave out a node where tasks fail one after the other, if there are others."""
-        self._bad_nodes[node.id] = self._bad_nodes.get(node.id, 0) + 1
+        self._bad_nodes[node.id] += 1
         if self._bad_nodes[node.id] == ATTEMPTS and self._is_left_out(node):
             self.progress.warn(f"node {node.name} is left out: {ATTEMPTS} tasks failed there")
 
     def _is_left_out(self, node: Node) -> bool:
-        others = any(
-            seat.node and self._bad_nodes.get(seat.node.id, 0) < ATTEMPTS for seat in self._seats
-        )
-        return others and self._bad_nodes.get(node.id, 0) >= ATTEMPTS
+        others = (seat.node for seat in self._seats if seat.node)
+        is_other_left = any(self._bad_nodes[other.id] < ATTEMPTS for other in others)
+        return is_other_left and self._bad_nodes[node.id] >= ATTEMPTS
 
     def _is_alive(self, node: Node) -> bool:
         return any(one["NodeID"] == node.id and one["Alive"] for one in self._ray.nodes())
