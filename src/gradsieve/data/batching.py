@@ -6,7 +6,7 @@ causal model no real token sees padding to its right, so which token pads makes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import overload
 
 import numpy as np
@@ -16,9 +16,6 @@ from torch import Tensor
 
 from gradsieve.data.pool import Pool
 from gradsieve.data.template import TokenizedExample
-
-Collate = Callable[[Sequence[TokenizedExample]], dict[str, Tensor]]
-"""Makes a batch of examples."""
 
 
 class PoolTokens(Sequence[TokenizedExample]):
@@ -95,13 +92,13 @@ def collate(encoded: Sequence[TokenizedExample]) -> dict[str, Tensor]:
 
 
 def batches_of(
-    encoded: Sequence[TokenizedExample], tokens_per_batch: int, make: Collate = collate
+    encoded: Sequence[TokenizedExample], tokens_per_batch: int
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor]]]:
     """Positions and collated tensors of batches, shortest examples first."""
     of_pool = encoded if isinstance(encoded, PoolTokens) else None
     for batch in length_sorted_batches(lengths_of(encoded), tokens_per_batch):
         read = of_pool.__getitems__(batch) if of_pool else [encoded[place] for place in batch]
-        yield batch, make(read)
+        yield batch, collate(read)
 
 
 def lengths_of(encoded: Sequence[TokenizedExample]) -> NDArray[np.int32]:

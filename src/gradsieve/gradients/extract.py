@@ -9,7 +9,6 @@ are kept); results are copied while the next batch is computed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, pairwise, starmap
 from typing import Literal
 
 import torch
@@ -61,12 +60,20 @@ def extract(
     """
     rows, norms = torch.empty(len(encoded), sum(extractor.widths)), torch.empty(len(encoded))
     shares: list[float] = []
-    batches = _batches(extractor, encoded, budget, measure_eps)
-    for now, _ in pairwise(chain(starmap(_OnItsWay, batches), [None])):  # the next is made already
-        assert now is not None
-        batch, made = now.arrived()
+
+    def keep(coming: _OnItsWay) -> None:
+        batch, made = coming.arrived()
         rows[batch], norms[batch] = made.rows, made.gradient_norms
         shares.append(made.share_below_eps)
+
+    before: _OnItsWay | None = None
+    for batch, made in _batches(extractor, encoded, budget, measure_eps):
+        coming = _OnItsWay(batch, made)
+        if before is not None:
+            keep(before)
+        before = coming
+    if before is not None:
+        keep(before)
     return FeatureRows(rows, norms, sum(shares) / len(shares))
 
 
