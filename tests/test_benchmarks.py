@@ -1,5 +1,6 @@
-"""Benchmarks do what they say: the GPU's on a tiny shape, the ablations beside the pipeline."""
+"""Benchmarks do what they say: the GPU's on a tiny shape, the ablations next to the pipeline."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -16,6 +17,13 @@ TINY = (
     "--layers 1 --hidden 32 --intermediate 48 --heads 2 --vocabulary 64 --r 2 --dim 64 "
     "--subtasks 3 --matmul 64 --examples 4 --slow 2 --repeats 2 --lengths 8 12 --tokens 16 32"
 )
+
+
+def test_what_benchmarks_import_of_the_package_is_there() -> None:
+    for file in FOLDER.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gradsieve"):
+                exec(ast.unparse(node), {})
 
 
 def test_the_gpu_benchmark_with_a_tiny_shape(tmp_path: Path) -> None:

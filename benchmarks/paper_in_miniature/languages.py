@@ -28,7 +28,7 @@ from gradsieve.data.sources import read_source
 from gradsieve.methods import ScoringTask, find_method, lexical
 from gradsieve.methods.base import full_text
 from gradsieve.models.source import model_source
-from gradsieve.recipe.schema import check_recipe
+from gradsieve.recipe.load import check_recipe
 from gradsieve.tasks import load_target, load_test_set
 from gradsieve.tasks.tydiqa import WORDS
 

@@ -5,7 +5,7 @@
 The pool is 3,000 rows drawn at random from eleven public sources, and 240 needles: TyDiQA's
 training rows in English, Swahili and Korean (40 each) and MMLU's validation questions (120).
 `--rows`, `--needles` (a share of these 240) and `--characters` make a smaller one, of rows that are
-short enough to train on a hundred times (lds.py).
+short enough to train on a hundred times (judged.py).
 Targets: TyDiQA, MMLU and BBH in the paper's layout, and eight examples each of GSM8K and of
 GPTeacher's code, the rest of whose held-out rows is for evaluation. Writes `pool/`, `targets/` and
 `recipe.yaml`. The warm-ups: `gradsieve run OUT/recipe.yaml --out OUT/W20 --until warmup`.
