@@ -32,10 +32,8 @@ STEPS, BATCH, LEARNING_RATE = 550, 64, 2e-3
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word."""
-    words = [*SPECIAL, *vocabulary()]
-    tokenizer = Tokenizer(
-        models.WordLevel(dict(zip(words, range(len(words)), strict=True)), "<unk>")
-    )
+    ids = {word: id for id, word in enumerate([*SPECIAL, *vocabulary()])}
+    tokenizer = Tokenizer(models.WordLevel(ids, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
