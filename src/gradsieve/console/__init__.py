@@ -44,10 +44,6 @@ class Counter(Protocol):
         """Report the units done so far."""
 
 
-def _nothing() -> None:
-    pass
-
-
 class Progress:
     """Reports what a run does: bars and lines on a terminal, lines elsewhere, and the log file.
 
@@ -65,7 +61,7 @@ class Progress:
         self._lines = ConsoleHandler(self._console, logging.WARNING if quiet else logging.INFO)
         self._stages: TaskID | None = None
         self._active = False
-        self._on_line = _nothing
+        self._on_line: Callable[[], None] = lambda: None
 
     @contextmanager
     def running(self, stages: Sequence[str], log_file: Path | None) -> Iterator[None]:
@@ -147,11 +143,11 @@ class Progress:
     @contextmanager
     def on_line(self, call: Callable[[], None]) -> Iterator[None]:
         """Call something as often as work is reported."""
-        self._on_line = call
+        before, self._on_line = self._on_line, call
         try:
             yield
         finally:
-            self._on_line = _nothing
+            self._on_line = before
 
     @contextmanager
     def counting(self, what: str, total: int | None, unit: str) -> Iterator[Counter]:
