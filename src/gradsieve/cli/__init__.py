@@ -8,7 +8,6 @@ would obey.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -238,7 +237,7 @@ def explain(
     if sys.stdout.isatty() and not as_json:
         explanation.print()
     else:
-        echo(json.loads(explanation.json()) if as_json else str(explanation))
+        echo(asdict(explanation) if as_json else str(explanation))
 
 
 @app.command(epilog="Example: gradsieve compare runs/first runs/second --format latex")
@@ -257,8 +256,7 @@ def compare(
     comparison = compared(runs)
     for note in comparison.notes:
         echo(f"warning: {note}", err=True)
-    text = getattr(comparison, format_)()
-    echo(json.loads(text) if format_ == "json" else text)
+    echo(asdict(comparison) if format_ == "json" else getattr(comparison, format_)())
 
 
 @app.command("verify", epilog="Example: gradsieve verify runs/first")
