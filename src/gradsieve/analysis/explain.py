@@ -115,10 +115,9 @@ def _find(pool: Pool, id: str, source: str | None) -> int:
     """The number of an example in the pool."""
     if source is not None:
         _one_of(source, pool.source_names, "--source")
-    numbers = {name: pool.find(name, id) for name in pool.source_names}
-    sources = [name for name, number in numbers.items() if number is not None]
-    wanted = [numbers[name] for name in sources if source in (None, name)]
-    if len(wanted) == 1 and wanted[0] is not None:
+    sources = {n: found for n in pool.source_names if (found := pool.find(n, id)) is not None}
+    wanted = [number for name, number in sources.items() if source in (None, name)]
+    if len(wanted) == 1:
         return wanted[0]
     if wanted:
         todo = "Say which one: --source (in Python, source=...)."
