@@ -97,14 +97,12 @@ def select(
     model_section |= {key: value for key, value in options.items() if value is not None}
     sources, rows = _sections(pool, "pool")
     target_sections, examples = _sections(targets, "target")
-    tests = {
-        target["name"]: _rows(target["test"])
-        for target in target_sections
-        if not isinstance(target.get("test"), str | Path | None)
-    }
+    tests = {}
     for target in target_sections:
-        if target.get("test") is not None:
-            target["test"] = IN_MEMORY if target["name"] in tests else str(target["test"])
+        if isinstance(test := target.get("test"), str | Path):
+            target["test"] = str(test)
+        elif test is not None:
+            tests[target["name"]], target["test"] = _rows(test), IN_MEMORY
     recipe = check_recipe(
         {"model": model_section, "pool": sources, "targets": target_sections, **settings},
         "gradsieve.select",
@@ -239,7 +237,7 @@ def _model_section(
         return dict(model), None
     if isinstance(model, str | Path):
         return {"name": str(model)}, None
-    return {**section_of(model)}, model
+    return section_of(model), model
 
 
 def _sections(
