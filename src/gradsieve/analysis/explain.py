@@ -286,17 +286,12 @@ class _Explainer:
         cosines = similarities(store, direction, positions)[0][:, 0]
         # Lines are in order of (source, id), and so are neighbors with equal cosines.
         best = np.argsort(-cosines, kind="stable")[:NEIGHBORS]
-        texts = self._pool.examples(numbers[lines[best]])
-        found = zip(
-            texts,
-            cosines[best].tolist(),
-            table.total[lines[best]].tolist(),
-            table.ranks[lines[best]].tolist(),
-            strict=True,
-        )
+        lines, cosines = lines[best], cosines[best].tolist()
+        scores, ranks = table.total[lines].tolist(), table.ranks[lines].tolist()
+        examples = self._pool.examples(numbers[lines])
         return [
             Neighbor(one.source, one.id, cosine, score, rank, _text(one))
-            for one, cosine, score, rank in found
+            for one, cosine, score, rank in zip(examples, cosines, scores, ranks, strict=True)
         ]
 
     def _last_store(self) -> Store | None:
