@@ -45,36 +45,21 @@ def answers(
     prompts: list[str],
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    max_tokens: int,
-    batch_size: int,
-    add_bos_token: bool,
     ends: Sequence[int] = (),
 ) -> list[Answer]:
     """Of a chat template of which only this matters."""
     template: Any = SimpleNamespace(
-        tokenizer=tokenizer, adds_special_tokens=add_bos_token, ends=ends, end_texts=()
+        tokenizer=tokenizer, adds_special_tokens=False, ends=ends, end_texts=()
     )
-    asked = Prompts(prompts, [], max_length, max_tokens, fewer=0, cut=0)
-    return model_answers(template, model, test, asked, batch_size)
+    asked = Prompts(prompts, [], max_length=32, max_tokens=2, fewer=0, cut=0)
+    return model_answers(template, model, test, asked, batch_size=2)
 
 
 def ask(monkeypatch: pytest.MonkeyPatch, test: QuestionSet, says: list[str]) -> list[Answer]:
     prompts = [f"prompt {number}" for number in range(len(test.questions))]
     Parrot.says = dict(zip(prompts, says, strict=True))
     monkeypatch.setattr(huggingface, "HFLM", Parrot)
-    no_model: Any = None
-    return answers(
-        test,
-        prompts,
-        no_model,
-        make_tokenizer(),
-        max_length=64,
-        max_tokens=7,
-        batch_size=2,
-        add_bos_token=False,
-    )
+    return answers(test, prompts, None, make_tokenizer())
 
 
 def scored(*given: Any) -> list[dict[str, float]]:
@@ -95,13 +80,8 @@ def test_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scored(monkeypatch, test, gold) == [{"accuracy": 1.0}] * 5
     wrong = ["B", "C", "A", "D", "D"]
     assert scored(monkeypatch, test, wrong) == [{"accuracy": 0.0}] * 5
-    assert [r["accuracy"] for r in scored(monkeypatch, test, [*gold[:2], *wrong[2:]])] == [
-        1,
-        1,
-        0,
-        0,
-        0,
-    ]
+    found = scored(monkeypatch, test, [*gold[:2], *wrong[2:]])
+    assert [one["accuracy"] for one in found] == [1, 1, 0, 0, 0]
 
 
 def test_each_choice_is_tried_after_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +96,7 @@ def test_free_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scored(monkeypatch, test, gold) == [{"f1": 1.0, "exact_match": 1.0}] * 3
     assert scored(monkeypatch, test, ["x", "y", "z"]) == [{"f1": 0.0, "exact_match": 0.0}] * 3
     settings = Parrot.seen[0][1]
-    assert (settings["until"], settings["max_gen_toks"]) == (["\n"], 7)
+    assert (settings["until"], settings["max_gen_toks"]) == (["\n"], 2)
     assert not settings["do_sample"]
 
 
@@ -128,8 +108,7 @@ def test_the_end_of_a_turn_ends_an_answer(
     model: Any = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=own))
     Parrot.says = {"?": "yes"}
     monkeypatch.setattr(huggingface, "HFLM", Parrot)
-    sizes = {"max_length": 64, "max_tokens": 7, "batch_size": 1}
-    answers(test, ["?"], model, make_tokenizer(), **sizes, add_bos_token=False, ends=[3])
+    answers(test, ["?"], model, make_tokenizer(), ends=[3])
     assert Parrot.seen[0][1]["eos_token_id"] == all_ends
 
 
@@ -160,16 +139,7 @@ def test_with_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = tiny.model().eval(), make_tokenizer()
     test = QuestionSet(questions(["a"] * 3, ("a", "b", "c")), ("accuracy",))
     prompts = ["repeat : d e", "backwards : a b c", "head : h i j k"]
-    found = answers(
-        test,
-        prompts,
-        model,
-        tokenizer,
-        max_length=32,
-        max_tokens=2,
-        batch_size=2,
-        add_bos_token=False,
-    )
+    found = answers(test, prompts, model, tokenizer)
     for prompt, scores in zip(prompts, found, strict=True):
         ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
         with torch.no_grad():
@@ -192,6 +162,5 @@ def test_the_tokenizer_is_left_as_it_was(removed: list[str], choices: tuple[str,
     prompts = ["repeat : d e", "backwards : a b c", "head : h i j k"]
     before = tiny.tokenizer_state(tokenizer)
     ends = [tokenizer.convert_tokens_to_ids("</s>")] if "eos" in removed else []
-    sizes = {"max_length": 32, "max_tokens": 2, "batch_size": 3}
-    answers(test, prompts, model, tokenizer, **sizes, add_bos_token=False, ends=ends)
+    answers(test, prompts, model, tokenizer, ends)
     assert tiny.tokenizer_state(tokenizer) == before
