@@ -440,15 +440,7 @@ def test_scores_that_do_not_differ(visit: Visit, tmp_path: Path) -> None:
 
 
 def test_20_000_rows_stay_fluent(visit: Visit, tmp_path: Path) -> None:
-    file = tmp_path / "index.html"
-    made = {
-        "recipe": "",
-        "seconds": {"score": 1},
-        "scoring_seconds": {},
-        "versions": {},
-        "workers": {},
-    }
-    file.write_text(page(many_rows(), made), encoding="utf-8")
+    file = written(many_rows(), tmp_path)
     assert file.stat().st_size > 15_000_000
     tab = visit(file)
     assert count(tab) == ROWS

@@ -4,13 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from test_browser import many_rows
+from test_browser import few_rows, written
 
 from gradsieve.analysis.tables import Comparison
 from gradsieve.analysis.validation import Validation
 from gradsieve.analysis.verdict import Curve, Verdict
 from gradsieve.report.gather import findings
-from gradsieve.report.page import page
 
 VERDICT = Verdict("f1", "less@0.1", "use 04-select/t/less@0.1: f1 +0.050.", ["one trained model"])
 CURVE = Curve(
@@ -41,21 +40,11 @@ def test_by_target() -> None:
 
 
 def test_on_the_page(visit: Callable[..., Any], tmp_path: Path) -> None:
-    data = many_rows()
-    data["rows"] = data["rows"][:3]
-    (view,) = data["views"]
-    view["shown"] = {name: values and values[:3] for name, values in view["shown"].items()}
-    if "ranks" in data:
-        data["ranks"] = {"t": data["ranks"]["t"][:3]}
-    data["findings"] = found()
+    data = few_rows() | {"findings": found()}
     cell = {"values": [0.4], "mean": 0.4, "deviation": None, "over": {}}
     metric = {"metric": "f1", "higher_is_better": True, "methods": [{"method": "less", **cell}]}
     data["results"] = {"t": [metric]}
-    file = tmp_path / "index.html"
-    empty = {key: {} for key in ("seconds", "scoring_seconds", "versions", "workers")}
-    made = {"recipe": "", **empty}
-    file.write_text(page(data, made), encoding="utf-8")
-    tab = visit(file)
+    tab = visit(written(data, tmp_path))
     # As written: on the page a style sheet gives sentences a capital.
     assert VERDICT.text in (tab.locator("#verdict").text_content() or "")
     assert "one trained model" in (tab.locator("#verdict li").text_content() or "")

@@ -51,6 +51,16 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_bytes().split(b"\n") if line]
 
 
+def key_of(row: dict[str, Any]) -> tuple[str, str]:
+    return row["source"], row["id"]
+
+
+def ranked(run: RunFolder, method: str = "less") -> list[tuple[str, str]]:
+    """Keys of the rows by the scores for `mine`, best first."""
+    table = pq.read_table(run.stage("score") / "mine" / f"{method}.parquet").to_pylist()
+    return [key_of(row) for row in sorted(table, key=lambda row: (-row["score"], *key_of(row)))]
+
+
 def keys(content: dict[str, Any], view: dict[str, Any], group: int) -> list[tuple[str, str]]:
     shown = view["shown"]
     rows = [content["rows"][row] for row, of in zip(shown["row"], shown["group"], strict=True)
@@ -72,24 +82,21 @@ def test_groups_are_the_selections(
 ) -> None:
     _, run = made
     folder = run.stage("select") / "mine" / "less"
-    selected = [(row["source"], row["id"]) for row in lines(folder / "selected.jsonl")]
+    selected = [key_of(row) for row in lines(folder / "selected.jsonl")]
     rules = ("near_duplicates", "per_source")
     passed = [r for r in lines(folder / "dropped.jsonl") if r["reason"].startswith(rules)]
     assert keys(content, view, 0) == selected
-    assert keys(content, view, 1) == [(row["source"], row["id"]) for row in passed[:7]]
+    assert keys(content, view, 1) == [key_of(row) for row in passed[:7]]
     assert len(passed) > 7
     counts = Counter(row["reason"].partition(":")[0] for row in passed)
     assert dict(view["passed_over"]) == counts
     assert sorted(view["shown"]["reason"].values()) == sorted(r["reason"] for r in passed[:7])
-    table = pq.read_table(run.stage("score") / "mine" / "less.parquet").to_pylist()
-    order = sorted(table, key=lambda row: (-row["score"], row["source"], row["id"]))
-    ranked = [(row["source"], row["id"]) for row in order]
-    taken = {*selected, *((row["source"], row["id"]) for row in passed)}
-    rest = [key for key in ranked if key not in taken]
+    order, taken = ranked(run), {*selected, *map(key_of, passed)}
+    rest = [key for key in order if key not in taken]
     assert keys(content, view, 2) == rest[:7]
     assert keys(content, view, 3) == rest[::-1][:4]
     every = [key for group in range(4) for key in keys(content, view, group)]
-    assert [ranked[rank - 1] for rank in view["shown"]["rank"]] == every
+    assert [order[rank - 1] for rank in view["shown"]["rank"]] == every
 
 
 def test_counts_are_those_of_the_files(
@@ -199,11 +206,9 @@ def test_ranks_are_those_of_the_tables(
     own = [view for view in content["views"] if view["target"] == "mine"]
     assert {row for view in own for row in view["shown"]["row"]} == {*ranks}
     for column, view in enumerate(own):
-        table = pq.read_table(run.stage("score") / "mine" / f"{view['method']}.parquet").to_pylist()
-        order = sorted(table, key=lambda row: (-row["score"], row["source"], row["id"]))
-        place = {(row["source"], row["id"]): rank for rank, row in enumerate(order, start=1)}
+        place = {key: rank for rank, key in enumerate(ranked(run, view["method"]), start=1)}
         folder = run.stage("select") / "mine" / view["method"]
-        selected = {(row["source"], row["id"]) for row in lines(folder / "messages.jsonl")}
+        selected = set(map(key_of, lines(folder / "messages.jsonl")))
         for row, places in ranks.items():
             source, id = content["rows"][row][:2]
             key = (content["sources"][source], id)
@@ -219,4 +224,4 @@ def test_the_map_has_the_selected_rows(
         found = {(content["sources"][points[n][0]], points[n][1])
                  for n in content["map"]["selected"]["mine"][method]}  # fmt: skip
         rows = lines(made[1].stage("select") / "mine" / method / "messages.jsonl")
-        assert found == {(row["source"], row["id"]) for row in rows}
+        assert found == set(map(key_of, rows))
