@@ -19,13 +19,16 @@ import argparse
 import json
 import os
 import platform
-import random
 import subprocess
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "real_data"))
+
+import run as real_data
 
 from gradsieve.console import Progress
 from gradsieve.demo import prepare
@@ -41,30 +44,11 @@ CLOCKS = {
 """What is done before gradsieve is imported."""
 
 
-def draw(data: Path, out: Path) -> list[dict[str, str]]:
-    """Write rows drawn from all sources; returns the recipe's `pool`."""
-    files = sorted((data / "train").glob("*.jsonl"))
-    lines = [(file.stem, line) for file in files for line in file.read_bytes().split(b"\n") if line]
-    drawn = random.Random(0).sample(lines, ROWS)
-    out.mkdir(parents=True, exist_ok=True)
-    names = sorted({name for name, _ in drawn})
-    for name in names:
-        own = [line for owner, line in drawn if owner == name]
-        (out / f"{name}.jsonl").write_bytes(b"\n".join(own) + b"\n")
-    return [{"name": name, "path": str(out / f"{name}.jsonl")} for name in names]
-
-
-def real(data: Path, out: Path, **more: Any) -> Path:
+def real(data: Path, out: Path, targets: tuple[str, ...], **more: Any) -> Path:
     """A recipe over the real rows; returns its file."""
-    targets = more.pop("targets")
     tree = {
-        "model": {
-            "name": str(data / "models" / "stories260K"),
-            "dtype": "float32",
-            "chat_template": "tulu",
-            "max_length": 512,
-        },
-        "pool": draw(data, out / "pool"),
+        "model": real_data.small_model(data),
+        "pool": real_data.draw(data, out / "pool", ROWS, planted=0),
         "targets": [
             {"name": name, "task": name, "path": str(data / "eval" / name)} for name in targets
         ],
