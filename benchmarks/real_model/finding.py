@@ -39,30 +39,16 @@ def measure(one: Pass, baselines: Path | None) -> list[dict]:
         examples = {f"exact {r}": one.exact(r, target, by_example=True) for r in READINGS}
         columns |= {name_of(*p): one.projected(name_of(*p), target) for p in PROJECTIONS}
         for what, by_subtask in columns.items():
-            for way in WAYS:
-                selected = top(across(by_subtask, way))
-                rows.append(
-                    {
-                        "target": target,
-                        "scores": what,
-                        "way": way,
-                        **found(one.sources, selected, target),
-                    }
-                )
-            rows.append(
-                {"target": target, "scores": what, "way": "turns of subtasks"}
-                | found(one.sources, in_turns(by_subtask), target)
-            )
+            selected = {way: top(across(by_subtask, way)) for way in WAYS}
+            selected["turns of subtasks"] = in_turns(by_subtask)
             if what in examples:
-                rows.append(
-                    {"target": target, "scores": what, "way": "turns of examples"}
-                    | found(one.sources, in_turns(examples[what]), target)
-                )
+                selected["turns of examples"] = in_turns(examples[what])
                 best = across(examples[what], "standardized_max")
-                rows.append(
-                    {"target": target, "scores": what, "way": "standardized_max of examples"}
-                    | found(one.sources, top(best), target)
-                )
+                selected["standardized_max of examples"] = top(best)
+            rows += [
+                {"target": target, "scores": what, "way": way} | found(one.sources, some, target)
+                for way, some in selected.items()
+            ]
         rows += of_baselines(one, target, baselines, across(columns["exact torch"], WAYS[-1]))
     return rows
 
