@@ -197,6 +197,14 @@ def test_a_method_replaces_methods(tmp_path: Path) -> None:
     assert load_recipe(written(tmp_path, scored), ["score.method=bm25"]).score.methods == ["bm25"]
 
 
+@pytest.mark.parametrize("score", ['{method: "my.py:Longest"}', '{methods: ["my.py:Longest"]}'])
+def test_a_method_of_a_file_has_the_name_of_its_object(tmp_path: Path, score: str) -> None:
+    found = load_recipe(written(tmp_path, f"{GOOD}score: {score}\n")).score
+    assert (found.methods, found.files) == (["Longest"], {"Longest": "my.py:Longest"})
+    wrong = score.replace("}", ", files: [x]}")
+    assert "score.files" in "".join(problems(tmp_path, f"{GOOD}score: {wrong}\n"))
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

@@ -146,26 +146,27 @@ class ScoreConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_method_is_a_list(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or "method" not in given:
-            return given
-        if "methods" in given:
-            raise ValueError("expected one of method, methods; got both")
-        rest = {key: value for key, value in given.items() if key != "method"}
-        return {**rest, "methods": [given["method"]]}
-
-    @model_validator(mode="before")
-    @classmethod
     def _methods_of_files_are_named(cls, given: Any) -> Any:
         """`my.py:Longest` to the method `Longest` and its file."""
         if not isinstance(given, Mapping) or not isinstance(given.get("methods"), list):
             return given
         places = [name for name in given["methods"] if isinstance(name, str) and ".py:" in name]
         files = {place.rpartition(":")[2]: place for place in places}
-        if not files:
+        if not files or not isinstance(given.get("files", {}), Mapping):
             return given
         names = [n.rpartition(":")[2] if n in places else n for n in given["methods"]]
         return {**given, "methods": names, "files": {**given.get("files", {}), **files}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_method_is_a_list(cls, given: Any) -> Any:
+        """Before the other: pydantic runs the last of several such validators first."""
+        if not isinstance(given, Mapping) or "method" not in given:
+            return given
+        if "methods" in given:
+            raise ValueError("expected one of method, methods; got both")
+        rest = {key: value for key, value in given.items() if key != "method"}
+        return {**rest, "methods": [given["method"]]}
 
     @model_validator(mode="after")
     def _best_example_needs_maximum(self) -> ScoreConfig:
