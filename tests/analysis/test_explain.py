@@ -1,5 +1,6 @@
 """An explanation adds up, agrees with the run's files, and notes what it can't give."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -256,6 +257,16 @@ def test_mistakes_name_what_is_near(
     with pytest.raises(UsageError, match=re.escape(message)) as caught:
         gradsieve.explain(run, **{"target": "mine", **asked})
     assert todo in caught.value.todo
+
+
+@pytest.mark.parametrize("id", ["0001", "no", "\udcf6"])
+def test_a_mistake_in_a_large_pool(
+    run: RunFolder, id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("gradsieve.analysis.explain"), "IDS", 10)
+    with pytest.raises(UsageError, match="There is no row with the id") as caught:
+        gradsieve.explain(run, "mine", id)
+    assert caught.value.todo.startswith("Did you mean 0000" if id == "0001" else "There are")
 
 
 def test_folders_that_cannot_be_explained(inputs: dict[str, Any], tmp_path: Path) -> None:

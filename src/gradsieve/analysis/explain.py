@@ -131,7 +131,8 @@ def _nearest_id(pool: Pool, id: str) -> str:
     """Looked for among ids that start alike; in a small pool among all."""
     ids = pool.table["id"]
     if len(pool) > IDS:
-        alike = ids.filter(pc.starts_with(ids, id[:2]))
+        start = id[:2].encode("utf-8", "surrogatepass")  # a command line's bytes may be no text
+        alike = ids.filter(pc.starts_with(ids, start))
         ids = alike if len(alike) else ids
     return _nearest(id, sorted(ids[:IDS].to_pylist()), len(pool))
 
