@@ -229,12 +229,12 @@ class Explanation:
             yield f"{clean(turn['role'])}: {clean_lines(text[:OWN_CUT])}{more}"
 
 
-def cut(text: str | None, most: int = CUT) -> str:
+def cut(text: str | None) -> str:
     """The start of a text, on one line."""
     if text is None:
         return "-"
-    line = clean(text[: 2 * most])
-    return line if len(line) <= most and len(text) <= 2 * most else line[: most - 3] + "..."
+    line = clean(text[: 2 * CUT])
+    return line if len(line) <= CUT and len(text) <= 2 * CUT else line[: CUT - 3] + "..."
 
 
 def _contributions(title: str, found: Sequence[Contribution]) -> _Part:

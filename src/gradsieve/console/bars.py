@@ -26,7 +26,7 @@ STAGES = "stages"
 """The unit of the row that shows the stages of a run."""
 
 
-def make_bars(console: Console, disable: bool = False) -> Progress:
+def make_bars(console: Console, disable: bool) -> Progress:
     """Rows of label, bar and numbers, which disappear when the work is done."""
     return Progress(
         TextColumn("{task.description}", markup=False),
