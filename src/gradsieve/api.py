@@ -244,14 +244,11 @@ def _sections(
     value: Rows | Mapping[str, Rows], default_name: str
 ) -> tuple[list[dict[str, Any]], dict[str, Iterable[Any]]]:
     """The recipe's sections of sources or targets, and the rows that take the place of paths."""
-    if isinstance(value, Mapping) and "path" not in value and not _is_dict_of_splits(value):
-        named = dict(value)
-    else:
-        named = {default_name: value}
+    is_named = isinstance(value, Mapping) and "path" not in value and not _is_dict_of_splits(value)
     sections, rows = [], {}
-    for name, value in named.items():
-        is_section = isinstance(value, Mapping) and "path" in value
-        section = {"name": name, **(value if is_section else {"path": value})}
+    for name, one in (value if is_named else {default_name: value}).items():
+        is_section = isinstance(one, Mapping) and "path" in one
+        section = {"name": name, **(one if is_section else {"path": one})}
         path = section["path"]
         if not isinstance(path, str | Path):
             rows[str(section["name"])], path = _rows(path), IN_MEMORY
