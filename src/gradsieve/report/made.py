@@ -51,12 +51,11 @@ def _check_selection(context: Context, stale: Mapping[str, str]) -> None:
     score, select = run.require("score"), run.require("select")
     wanted = {f"{name.target}/{name.short}" for name in recipe.selections}
     missing = [f"no selection {name}" for name in sorted(wanted - select["selections"].keys())]
-    sources = {source.name for source in recipe.pool}
     made = {key: score["inputs"][key] for key in ("model", "targets", "pool")}
     now = {
         "model": context.model_inputs,
         "targets": {target.name: target.fingerprint for target in context.targets},
-        "pool": {name: made["pool"].get(name) for name in sources},
+        "pool": {source.name: made["pool"].get(source.name) for source in recipe.pool},
     }
     changes = [
         *missing,
@@ -74,12 +73,11 @@ def _check_selection(context: Context, stale: Mapping[str, str]) -> None:
 
 def provenance(context: Context) -> dict[str, Any]:
     """What differs between runs of the same inputs: recipe (it names paths), times, versions."""
-    stages = current_stages(context)
-    changes = [line for name in stages for line in changed_settings(context.run, context.recipe,
-                                                                    name)]  # fmt: skip
+    recipe, stages = context.recipe, current_stages(context)
+    changes = [line for name in stages for line in changed_settings(context.run, recipe, name)]
     notes = [f"# made with other settings than below: {line}\n" for line in changes]
     return {
-        "recipe": "".join(notes) + dump_recipe(context.recipe),
+        "recipe": "".join(notes) + dump_recipe(recipe),
         "seconds": {name: metadata["seconds"] for name, metadata in stages.items()},
         "scoring_seconds": {
             name: method["seconds"] for name, method in stages["score"]["methods"].items()

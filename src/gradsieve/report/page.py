@@ -13,15 +13,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from importlib import resources
 from string import Template
 from typing import Any
 
 SCRIPTS = ("charts", "text", "report", "verdict", "answers", "list", "address")
 """In order: the last one starts the page."""
-
-_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def page(data: Any, provenance: Any) -> str:
@@ -41,8 +38,8 @@ def page(data: Any, provenance: Any) -> str:
 def embedded(data: Any) -> str:
     """One line of JSON that can stand inside a script element, encodable as UTF-8."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    text = text.replace("<", "\\u003c")
-    return _HALF_SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+    # Halves of surrogate pairs, which alone can't be encoded, become JSON's escapes.
+    return text.replace("<", "\\u003c").encode("utf-8", "backslashreplace").decode()
 
 
 def _asset(name: str) -> str:
