@@ -27,8 +27,6 @@ from gradsieve.evaluation.prompts import Prompts
 from gradsieve.io import needed
 from gradsieve.tasks.questions import Question, QuestionSet
 
-HERE = Path(__file__).parent
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -121,7 +119,7 @@ def _task(
     ends: Sequence[int],
     stops: Sequence[str],
 ) -> Any:
-    file = HERE / ("choice.yaml" if has_choices else "answer.yaml")
+    file = Path(__file__).with_name("choice.yaml" if has_choices else "answer.yaml")
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not has_choices:
         config["generation_kwargs"] |= {"until": list(stops), "max_gen_toks": max_tokens}
