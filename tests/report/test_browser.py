@@ -16,7 +16,6 @@ import gradsieve
 import hostile
 import world
 from gradsieve.report.page import page
-from gradsieve.runs.folder import RunFolder
 
 Visit = Callable[..., Any]
 ROWS = 20_000
@@ -33,7 +32,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         select={"fraction": 0.5, "per_source": {"one": 4}, "near_duplicates": {"cosine": 0.99}},
     )
     run = gradsieve.run(recipe, tmp_path_factory.mktemp("run"), progress=world.Listening())
-    return RunFolder(run.path).stage("report") / "index.html"
+    return run.stage("report") / "index.html"
 
 
 def count(tab: Any, group: str = "All") -> int:
