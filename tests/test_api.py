@@ -72,8 +72,14 @@ def select(inputs: dict[str, Any], model: Any, tokenizer: Any, **given: Any) -> 
 
 
 @pytest.fixture(scope="module")
-def found(inputs: dict[str, Any], tokenizer: Any) -> gradsieve.Selection:
-    return select(inputs, loaded(inputs), tokenizer)
+def chosen(inputs: dict[str, Any], tokenizer: Any) -> Any:
+    """`select` by a model that is loaded for the call."""
+    return lambda **given: select(inputs, loaded(inputs), tokenizer, **given)
+
+
+@pytest.fixture(scope="module")
+def found(chosen: Any) -> gradsieve.Selection:
+    return chosen()
 
 
 def test_the_selection_is_the_command_lines(found: gradsieve.Selection, run: RunFolder) -> None:
@@ -192,8 +198,8 @@ def test_the_base_model_is_not_on_disk(found: gradsieve.Selection) -> None:
     assert not list(found.run.path.rglob("*.bin")) + list(found.run.path.rglob("*.pt"))
 
 
-def test_a_temporary_folder_goes_with_the_result(inputs: dict[str, Any], tokenizer: Any) -> None:
-    found = select(inputs, loaded(inputs), tokenizer, score={"methods": ["random"]})
+def test_a_temporary_folder_goes_with_the_result(chosen: Any) -> None:
+    found = chosen(score={"methods": ["random"]})
     folder, other = found.run.path, found.of(method="random")
     del found
     gc.collect()
@@ -204,13 +210,11 @@ def test_a_temporary_folder_goes_with_the_result(inputs: dict[str, Any], tokeniz
 
 
 def test_a_folder_is_kept_and_gone_on_with(
-    inputs: dict[str, Any], tokenizer: Any, tmp_path: Path
+    chosen: Any, inputs: dict[str, Any], tokenizer: Any, tmp_path: Path
 ) -> None:
-    select(inputs, loaded(inputs), tokenizer, out=tmp_path)
+    chosen(out=tmp_path)
     told = world.Listening()
-    again = select(
-        inputs, loaded(inputs), tokenizer, out=tmp_path, select={"count": 5}, progress=told
-    )
+    again = chosen(out=tmp_path, select={"count": 5}, progress=told)
     kept = ("pool", "warmup", "features", "score")
     assert told.lines[:4] == [f"{name}: up to date" for name in kept]
     assert len(again) == 5
@@ -222,7 +226,7 @@ def test_a_folder_is_kept_and_gone_on_with(
 
 
 def test_every_form_of_pool_and_targets(
-    inputs: dict[str, Any], tokenizer: Any, tmp_path: Path
+    chosen: Any, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     one, target = rows(inputs, "one"), rows(inputs, "target")
     file = tmp_path / "one.jsonl"
@@ -241,19 +245,14 @@ def test_every_form_of_pool_and_targets(
         file,
         str(tmp_path / "saved"),
     ):
-        found = select(
-            inputs, loaded(inputs), tokenizer, pool=given, targets=target, score={"method": "bm25"}
-        )
+        found = chosen(pool=given, targets=target, score={"method": "bm25"})
         assert found.target == "target"
         lines.append((found.folder / "selected.jsonl").read_bytes())
     assert set(lines) == {lines[0]}
 
 
-def test_a_section_may_name_itself(inputs: dict[str, Any], tokenizer: Any) -> None:
-    found = select(
-        inputs,
-        loaded(inputs),
-        tokenizer,
+def test_a_section_may_name_itself(chosen: Any, inputs: dict[str, Any]) -> None:
+    found = chosen(
         pool={"path": rows(inputs, "one"), "name": "dolly"},
         targets={"a": {"path": rows(inputs, "target"), "name": "legal"}},
         score={"method": "bm25"},
@@ -262,12 +261,9 @@ def test_a_section_may_name_itself(inputs: dict[str, Any], tokenizer: Any) -> No
     assert set(found.selected["source"]) == {"dolly"}
 
 
-def test_several_targets_methods_and_held_out_rows(inputs: dict[str, Any], tokenizer: Any) -> None:
+def test_several_targets_methods_and_held_out_rows(chosen: Any, inputs: dict[str, Any]) -> None:
     target = rows(inputs, "target")
-    found = select(
-        inputs,
-        loaded(inputs),
-        tokenizer,
+    found = chosen(
         targets={"a": {"path": target[:3], "test": target[3:]}, "b": target},
         score={"methods": ["bm25", "random"]},
         train={"epochs": 1},
@@ -284,12 +280,9 @@ def test_several_targets_methods_and_held_out_rows(inputs: dict[str, Any], token
     assert "a bm25, a random, b bm25, b random" in caught.value.todo
 
 
-def test_one_selection_for_all_targets(inputs: dict[str, Any], tokenizer: Any) -> None:
+def test_one_selection_for_all_targets(chosen: Any, inputs: dict[str, Any]) -> None:
     target = rows(inputs, "target")
-    found = select(
-        inputs,
-        loaded(inputs),
-        tokenizer,
+    found = chosen(
         targets={"a": target[:3], "b": target[3:]},
         score={"method": "random"},
         select={"together": True, "count": 4},
@@ -332,10 +325,8 @@ def test_a_model_that_was_never_saved(inputs: dict[str, Any], tokenizer: Any) ->
     assert "base_model" not in card
 
 
-def test_a_run_made_in_memory_is_explained_from_its_folder(
-    inputs: dict[str, Any], tokenizer: Any, tmp_path: Path
-) -> None:
-    found = select(inputs, loaded(inputs), tokenizer, out=tmp_path)
+def test_a_run_made_in_memory_is_explained_from_its_folder(chosen: Any, tmp_path: Path) -> None:
+    found = chosen(out=tmp_path)
     told = gradsieve.explain(tmp_path, "mine", found.scores["id"][0])
     assert told.selected == 1
     turns = found.messages[0]["messages"]
@@ -344,9 +335,9 @@ def test_a_run_made_in_memory_is_explained_from_its_folder(
     assert "given in memory, and are not kept" in told.notes[0]
 
 
-def test_text_that_no_dataset_can_hold(inputs: dict[str, Any], tokenizer: Any) -> None:
+def test_text_that_no_dataset_can_hold(chosen: Any) -> None:
     odd = [{"id": "odd", "prompt": "inward : 1 2", "completion": "2 1", "note": "a\ud800 é"}]
-    found = select(inputs, loaded(inputs), tokenizer, pool=odd, score={"method": "full"})
+    found = chosen(pool=odd, score={"method": "full"})
     assert found.selected["note"] == ["a? é"]
     assert json.loads(found.explain("odd").json())["id"] == "odd"
 
@@ -372,11 +363,9 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("given", "kind", "said"), MISTAKES)
-def test_mistakes_are_told(
-    inputs: dict[str, Any], tokenizer: Any, given: dict[str, Any], kind: type, said: str
-) -> None:
+def test_mistakes_are_told(chosen: Any, given: dict[str, Any], kind: type, said: str) -> None:
     with pytest.raises(kind) as caught:
-        select(inputs, loaded(inputs), tokenizer, **given)
+        chosen(**given)
     assert said in str(caught.value)
     assert str(caught.value).count("\n") >= 2
 
