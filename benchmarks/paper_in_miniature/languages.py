@@ -21,6 +21,7 @@ from unittest import mock
 import bm25s
 import numpy as np
 import prepare
+from planted import without_instruction
 
 from gradsieve.console import Progress
 from gradsieve.data.examples import Example, Row
@@ -53,12 +54,6 @@ class Texts:
 
     def texts(self, numbers: Sequence[int]) -> list[str]:
         return [full_text(self._rows[number].example) for number in numbers]
-
-
-def without_instruction(example: Example) -> Example:
-    asked, answer = example.messages
-    rest = asked["content"].removeprefix(WORDS[example.subtask][0])
-    return replace(example, messages=({"role": asked["role"], "content": rest}, answer))
 
 
 def row(example: Example) -> Row:

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from gradsieve.console import Progress
-from gradsieve.data.examples import Row
+from gradsieve.data.examples import Example
 from gradsieve.methods import ScoringTask, find_method
 from gradsieve.recipe.load import load_recipe
 from gradsieve.runs.context import Context
@@ -59,21 +59,24 @@ def counted(target: str, pool: list[Any], selected: list[Any]) -> dict[str, Any]
     return told
 
 
+def without_instruction(example: Example) -> Example:
+    """TyDiQA's example without its instruction, the words of which all planted rows share."""
+    asked, answer = example.messages
+    rest = asked["content"].removeprefix(WORDS[example.subtask][0])
+    return replace(example, messages=({"role": asked["role"], "content": rest}, answer))
+
+
 def bm25_without_instruction(run: RunFolder, count: int) -> dict[str, Any]:
     """TyDiQA's planted rows that BM25 finds if the examples lack the words that all rows share."""
-
-    def stripped(row: Row) -> Row:
-        asked, answer = row.example.messages
-        rest = asked["content"].removeprefix(WORDS[row.example.subtask][0])
-        turns = ({"role": asked["role"], "content": rest}, answer)
-        return replace(row, example=replace(row.example, messages=turns))
-
     recipe = load_recipe(run.recipe)
     context = Context(recipe, run, Progress())
     pool = context.pool
     target = next(target for target in context.targets if target.name == "tydiqa")
-    examples = {"tydiqa": [stripped(row) for row in context.target_rows(target)]}
-    task = ScoringTask(pool, pool.usable, examples, recipe, context.model, 0, Progress())
+    rows = context.target_rows(target)
+    examples = [replace(row, example=without_instruction(row.example)) for row in rows]
+    task = ScoringTask(
+        pool, pool.usable, {"tydiqa": examples}, recipe, context.model, 0, Progress()
+    )
     scores = find_method("bm25").score(task)["tydiqa"]
     keys = [key._asdict() for key in task.example_keys()]
     best = np.argsort(-scores.total, kind="stable")[:count].tolist()
