@@ -140,10 +140,7 @@ class TargetConfig(Section):
                 raise ValueError(f"`{name}` is for task: custom; {self.task} has its own {what}")
         return self
 
-    @field_validator("answer")
-    @classmethod
-    def _answer_is_a_regular_expression(cls, value: str | None) -> str | None:
-        return regular_expression(value)
+    _answer_is_a_regular_expression = field_validator("answer")(regular_expression)
 
 
 class EngineConfig(Section):

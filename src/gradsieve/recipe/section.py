@@ -60,14 +60,14 @@ class Section(BaseModel):
         }
 
 
-def regular_expression(value: str | None) -> str | None:
-    """A value of a recipe that must be a regular expression.
+def regular_expression(value: list[str] | str | None) -> list[str] | str | None:
+    """A value of a recipe that must be a regular expression if it is text.
 
     Raises:
         ValueError: If it isn't; pydantic reports it with the key.
     """
     try:
-        re.compile(value or "")
+        re.compile(value if isinstance(value, str) else "")
     except re.error as error:
         raise ValueError(f"{value!r} is not a regular expression: {error}") from None
     return value

@@ -184,10 +184,7 @@ class ScoreConfig(Section):
             raise ValueError("fusion cannot be a part of itself")
         return unique(names)
 
-    @field_validator("methods")
-    @classmethod
-    def _methods_are_unique(cls, names: list[str]) -> list[str]:
-        return unique(names)
+    _methods_are_unique = field_validator("methods")(unique)
 
 
 class NearDuplicatesConfig(Section):

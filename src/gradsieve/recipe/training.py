@@ -25,12 +25,9 @@ class LoraConfig(Section):
     )
     rslora: bool = key(False, "Scale by alpha / sqrt(r) instead.")
 
-    @field_validator("target_modules", "exclude_modules")
-    @classmethod
-    def _is_a_regular_expression(cls, value: list[str] | str | None) -> list[str] | str | None:
-        if isinstance(value, str):
-            regular_expression(value)
-        return value
+    _text_is_a_regular_expression = field_validator("target_modules", "exclude_modules")(
+        regular_expression
+    )
 
 
 AT_ONCE = 8
