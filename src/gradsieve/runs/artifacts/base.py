@@ -35,10 +35,10 @@ class Below:
 class StageArtifact:
     """A stage's folder in a run."""
 
+    stage: ClassVar[str]
     trains: ClassVar[bool] = False  # so that some of its files are loss curves
 
     run: RunFolder
-    stage: str
 
     @property
     def folder(self) -> Path:

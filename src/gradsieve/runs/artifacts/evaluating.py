@@ -71,11 +71,10 @@ class TrainedModel:
         publish(self.partial, self.folder)
 
 
-@dataclass(frozen=True)
 class ModelsArtifact(StageArtifact):
     """The models trained on selections."""
 
-    stage: str = "train"
+    stage = "train"
     trains = True
 
     def model(self, name: str) -> TrainedModel:
@@ -117,11 +116,10 @@ class _Summarized(StageArtifact):
         return [self.summary]
 
 
-@dataclass(frozen=True)
 class ResultsArtifact(_Summarized):
     """Metrics of each model, question by question and, in a record per metric, on average."""
 
-    stage: str = "evaluate"
+    stage = "evaluate"
 
     def result_file(self, name: str) -> Path:
         """Of one model on one target: TARGET/METHOD/seed-S."""
@@ -156,14 +154,13 @@ class ResultsArtifact(_Summarized):
         return f"{row['target']}/{row['method']}/seed-{row['seed']}"
 
 
-@dataclass(frozen=True)
 class ValidationArtifact(_Summarized):
     """Losses of models trained on parts of the pool; and a record for each target and method.
 
     A part is named by a hash of its members: each is trained on once, whichever methods it serves.
     """
 
-    stage: str = "validate"
+    stage = "validate"
     trains = True
 
     def model(self, part: str, seed: int) -> TrainedModel:
@@ -191,11 +188,10 @@ class ValidationArtifact(_Summarized):
         return [self.folder.joinpath(name, *parts[:2]) for name in ("models", "losses")]
 
 
-@dataclass(frozen=True)
 class ReportArtifact(StageArtifact):
     """The page, one HTML file."""
 
-    stage: str = "report"
+    stage = "report"
     page = Below("index.html")
 
     def paths(self) -> list[Path]:
