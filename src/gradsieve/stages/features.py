@@ -59,7 +59,7 @@ from gradsieve.stages.estimate import (
     target_rows,
     width,
 )
-from gradsieve.store import StoreWriter, sound_store
+from gradsieve.store import StoreWriter, create_store, sound_store
 from gradsieve.store.format import key_hashes
 from gradsieve.tasks import Target
 
@@ -271,7 +271,7 @@ class CheckpointWork:
                     return existing
                 # New rows can't be compared with targets that the recipe no longer has.
                 shutil.rmtree(folder)
-        return self.where.create_store(kind, settings)
+        return create_store(folder, settings)
 
     def _settings(self, kind: str, checkpoint: str) -> dict[str, Any]:
         """What all rows of a datastore share."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gradsieve.console import clock
 from gradsieve.errors import GradsieveError
-from gradsieve.io import file_fingerprint, fingerprint, reading
+from gradsieve.io import file_fingerprint, fingerprint, is_whole, reading
 from gradsieve.methods import (
     Features,
     Scores,
@@ -36,7 +36,7 @@ from gradsieve.methods import (
 from gradsieve.models.saved import model_fingerprint
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
-from gradsieve.runs.score_table import ScoreTable
+from gradsieve.runs.score_table import ScoreTable, write_scores
 from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage, same_but
 from gradsieve.stages.estimate import (
@@ -66,7 +66,6 @@ class Score(Stage):
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         recipe, names = context.recipe, context.recipe.score.methods
-        gradients = _needs_features(context)
         own = {name: found for name in names if (found := _identity(recipe, name))}
         return {
             "score": recipe.score.results(),
@@ -74,7 +73,7 @@ class Score(Stage):
             "targets": {target.name: target.fingerprint for target in context.targets},
             "pool": context.pool_inputs,
             "model": context.model_inputs,
-            "features": _features(context) if gradients else {},
+            "features": _features(context) if _needs_features(context) else {},
             **({"own": own} if own else {}),
             **({"examples": True} if recipe.select.turns == "examples" else {}),
         }
@@ -123,7 +122,7 @@ class Score(Stage):
         names = recipe.score.methods
         for name in sorted(names, key="fusion".__eq__):  # it takes the others' scores
             facts = scores.facts().get(name)
-            is_scored = all(scores.is_scored(target.name, name) for target in context.targets)
+            is_scored = all(is_whole(scores.table_file(t.name, name)) for t in context.targets)
             if not is_scored or facts is None or facts.get("own", []) != _identity(recipe, name):
                 _score(context, name)
         shutil.rmtree(scores.work, ignore_errors=True)  # left by methods that were stopped
@@ -189,7 +188,8 @@ def _score(context: Context, name: str) -> None:
     keys = task.pool.take(task.numbers, ["source", "id"])
     for target in context.targets:
         found, what = scores[target.name], f"{name}, target {target.name}"
-        artifact.write_table(target.name, name, _table(keys, found), found.examples)
+        file = artifact.table_file(target.name, name)
+        write_scores(file, _table(keys, found), found.examples)
         if split_seed(name)[0] != "full":
             _warn_of_ties(context, what, found)
         if warning := _noise_warning(context.recipe, noise.get(target.name, {})):

@@ -18,7 +18,6 @@ from gradsieve.io import (
     atomic,
     file_fingerprint,
     fingerprint,
-    is_whole,
     read_lines,
     read_sealed,
     reading,
@@ -28,22 +27,16 @@ from gradsieve.methods.base import ExampleScores
 from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.runs.artifacts.base import LOSSES, Below, StageArtifact
 from gradsieve.runs.files import Fault, Read
-from gradsieve.runs.score_table import (
-    ScoreTable,
-    read_example_scores,
-    read_scores,
-    write_scores,
-)
+from gradsieve.runs.score_table import ScoreTable, read_example_scores, read_scores
 from gradsieve.selection.export import ANSWERS, MESSAGES, ROWS
-from gradsieve.store import Store, StoreWriter, create_store, open_store, store_files
+from gradsieve.store import Store, open_store, store_files
 from gradsieve.store.targets import TargetGradients, read_target_gradients, target_file
 
 
-@dataclass(frozen=True)
 class PoolArtifact(StageArtifact):
     """The candidate pool, and the rows that can't be used: source, where, reason."""
 
-    stage: str = "pool"
+    stage = "pool"
     skipped = Below("skipped.jsonl")
 
     def read(self) -> Pool:
@@ -66,11 +59,10 @@ class PoolArtifact(StageArtifact):
         return [file, self.folder / "dataset" / "state.json"]
 
 
-@dataclass(frozen=True)
 class WarmupArtifact(StageArtifact):
     """Checkpoints of the warm-up, its own or those that the recipe names."""
 
-    stage: str = "warmup"
+    stage = "warmup"
     trains = True
 
     def own_checkpoint(self, number: int) -> Path:
@@ -133,10 +125,6 @@ class CheckpointFeatures:
         """Open a datastore."""
         return open_store(self.store_folder(kind))
 
-    def create_store(self, kind: str, settings: dict[str, Any]) -> StoreWriter:
-        """Create a datastore, or continue one that was made with the same settings."""
-        return create_store(self.store_folder(kind), settings)
-
     def directions(self, share: tuple[int, int] | None) -> Path:
         """Exact mode's directions, while the stage runs; of a process that takes a share."""
         return self.folder / ("directions" if share is None else f"directions-{share[0]}")
@@ -150,11 +138,10 @@ class CheckpointFeatures:
         return read_target_gradients(self.target_file(kind, target))
 
 
-@dataclass(frozen=True)
 class FeaturesArtifact(StageArtifact):
     """The datastores and target gradients of every checkpoint."""
 
-    stage: str = "features"
+    stage = "features"
     skipped_file = Below("skipped.parquet")
 
     def checkpoint(self, number: int) -> CheckpointFeatures:
@@ -211,11 +198,10 @@ class FeaturesArtifact(StageArtifact):
         return found
 
 
-@dataclass(frozen=True)
 class ScoresArtifact(StageArtifact):
     """A table of scores per target and method; what each took, and what it keeps meanwhile."""
 
-    stage: str = "score"
+    stage = "score"
     work = Below("work")
     _facts = Below("seconds.json")
 
@@ -244,21 +230,11 @@ class ScoresArtifact(StageArtifact):
         with reading(file):
             return read_scores(self.verified(file))
 
-    def is_scored(self, target: str, method: str) -> bool:
-        """Whether a table is there, as it was written."""
-        return is_whole(self.table_file(target, method))
-
     def examples(self, target: str, method: str) -> ExampleScores | None:
         """Read a method's scores for each target example, if they are kept."""
         file = self.table_file(target, method)
         with reading(file):
             return read_example_scores(self.verified(file))
-
-    def write_table(
-        self, target: str, method: str, table: ScoreTable, examples: ExampleScores | None = None
-    ) -> None:
-        """Write a target's scores by a method, and those for each target example."""
-        write_scores(self.table_file(target, method), table, examples)
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """For each method `seconds`, `own` parts and `noise`, as the score stage found them."""
@@ -303,11 +279,10 @@ class SelectionFiles:
         return fingerprint([file_fingerprint(file) for file in (self.selected, self.messages)])
 
 
-@dataclass(frozen=True)
 class SelectionsArtifact(StageArtifact):
     """The selections, and the pool's examples that share text with test questions."""
 
-    stage: str = "select"
+    stage = "select"
 
     def selection(self, target: str, method: str) -> SelectionFiles:
         """A selection's files, for a target or `together`."""
