@@ -116,7 +116,7 @@ def students(context: Context) -> Problems:
         student = Context(
             recipe, context.run, context.progress, student.in_memory, context.warnings
         )
-    full = context.recipe.train and context.recipe.train.full_parameters
+    full = context.recipe.train_or_default.full_parameters
     yield from [*models(student), *vocabulary(student)] if full else adapted_models(student)
 
 

@@ -85,8 +85,8 @@ def selecting_shape(context: Context) -> Shape:
 
 def student_shape(context: Context) -> Shape:
     """Shape of the model that is trained on the selections."""
-    train = context.recipe.train
-    return _shape(context.student, adapted=not (train and train.full_parameters), full=True)
+    full = context.recipe.train_or_default.full_parameters
+    return _shape(context.student, adapted=not full, full=full)
 
 
 def _shape(
@@ -101,7 +101,7 @@ def _shape(
             model = context.model.meta_model()
             if adapted:
                 model = add_adapter(model, context.recipe.warmup.lora, 0)
-        return shape_of(model, context.recipe.model, full and not adapted)
+        return shape_of(model, context.recipe.model, full)
 
     return context.once(("shape", adapted, folder, full), find)
 
