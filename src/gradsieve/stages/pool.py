@@ -54,8 +54,11 @@ class Pool(Stage):
 
     def after_run(self, context: Context) -> Iterator[str]:
         """Sources that changed while the run's later stages worked."""
-        for path in _changed(context):
-            yield f"{path} has changed since this run read it: run again to use what it holds now"
+        for spec in context.source_specs:
+            key = context.cache.get(("source", spec.name))  # as this run first read it
+            if key and key.state != state_of(spec):
+                what = "has changed since this run read it: run again to use what it holds now"
+                yield f"{spec.path} {what}"
 
     def estimate(self, context: Context) -> Estimate:
         """Its bytes; `plan` builds the pool, and so knows its seconds."""
@@ -90,12 +93,6 @@ class Pool(Stage):
             },
             "output": pool.fingerprints,
         }
-
-
-def _changed(context: Context) -> list[str]:
-    """Sources that were written to since this run first read them."""
-    keys = ((spec, context.cache.get(("source", spec.name))) for spec in context.source_specs)
-    return [str(spec.path) for spec, key in keys if key and key.state != state_of(spec)]
 
 
 def _warn_of_shares(context: Context, pool: MappedPool) -> None:
