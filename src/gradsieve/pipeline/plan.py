@@ -161,7 +161,7 @@ def plan(
         found = states(context, needed)
         check_pool(context, needed)
         free = shutil.disk_usage(existing(folder)).free if folder is not None else None
-        raise_all(_what_does_not_fit(context, estimates, found, folder, free, named))
+        raise_all(_what_does_not_fit(context, estimates, found, free, named))
         samples = Samples(context, Path(scratch)) if calibrate and named is None else None
         by = named or samples
         stages = list(_stages(context, estimates, found, by, workers, seconds_reading))
@@ -253,7 +253,6 @@ def _what_does_not_fit(
     context: Context,
     estimates: Mapping[str, Estimate],
     found: Mapping[str, State],
-    out: Path | None,
     free: int | None,
     gpu: Gpu | None,
 ) -> Iterator[GradsieveError]:
@@ -263,7 +262,7 @@ def _what_does_not_fit(
     if free is not None and needed > free:
         yield RunError(
             "The run does not fit on the disk.",
-            f"{out}: {size(needed)} needed, {size(free)} free",
+            f"{context.run.path}: {size(needed)} needed, {size(free)} free",
             "Free disk space, or lower features.bits, features.projection.dim or warmup.lora.r.",
         )
     memory, shape = _memory_there(gpu), selecting_shape(context)
@@ -303,10 +302,9 @@ def _notes(context: Context, stages: Sequence[StagePlan], gpu: Gpu | None) -> It
         )
     for stage in stages:
         if stage.memory_bytes is not None and stage.memory_bytes > 0.9 * memory:
-            todo = {"features": "lower features.tokens_per_batch or model.max_length"}.get(
-                stage.stage,
-                f"set warmup.micro_batch_size (1 to {recipe.warmup.batch_size}, a divisor)",
-            )
+            todo = f"set warmup.micro_batch_size (1 to {recipe.warmup.batch_size}, a divisor)"
+            if stage.stage == "features":
+                todo = "lower features.tokens_per_batch or model.max_length"
             yield (
                 f"{stage.stage} may need {size(stage.memory_bytes)} of memory, there are "
                 f"{size(round(memory))}: {todo}"

@@ -168,19 +168,16 @@ class Samples:
             for target in original.targets
         ]
         context.full_test_sets = original.full_test_sets
-        if stage.name == "evaluate":
-            asked = questions(original)
-            context.test_sets = {
-                name: replace(
-                    test,
-                    questions=tuple(spread(test.questions, max(1, rows // 2))),
-                    max_tokens=min(asked[name].answer, MOST_ANSWER_TOKENS),
-                )
-                for name, test in original.test_sets.items()
-                if name in asked
-            }
-        else:
-            context.test_sets = {}
+        asked = questions(original) if stage.name == "evaluate" else {}
+        context.test_sets = {
+            name: replace(
+                test,
+                questions=tuple(spread(test.questions, max(1, rows // 2))),
+                max_tokens=min(asked[name].answer, MOST_ANSWER_TOKENS),
+            )
+            for name, test in original.test_sets.items()
+            if name in asked
+        }
         context.model = original.model
         context.cache |= _shapes(original)
         if original.student is not original:

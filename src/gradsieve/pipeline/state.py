@@ -37,11 +37,8 @@ def states(context: Context, stages: Sequence[Stage]) -> dict[str, State]:
 def state_of(stage: Stage, context: Context, inputs: dict[str, Any], read: Read = "all") -> State:
     """The state of a stage with these inputs; `read`: files that are read to find damage."""
     run, name = context.run, stage.name
-    artifact, metadata, old = (
-        context.artifacts.of(stage.name),
-        run.metadata(name),
-        run.started_with(name),
-    )
+    artifact = context.artifacts.of(name)
+    metadata, old = run.metadata(name), run.started_with(name)
     if metadata is not None and metadata.get("fingerprint") == fingerprint(inputs):
         faults = artifact.faults(read)
         broken = [f for f in faults if f.what != "foreign" and artifact.matters(f)]

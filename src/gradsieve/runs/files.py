@@ -80,9 +80,8 @@ def hash_once(file: Path) -> str:
 
 def damaged_by_name(folder: Path) -> list[Path]:
     """Files of a datastore, if there is one, whose bytes are not those that they are named by."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    named = [(file, found[1]) for file in files if (found := NAMED_BY_HASH.search(file.name))]
-    return [file for file, name in named if hash_once(file) != name]
+    named = ((file, NAMED_BY_HASH.search(file.name)) for file in sorted(folder.glob("*")))
+    return [file for file, name in named if name and hash_once(file) != name[1]]
 
 
 Read = Literal["all", "unnamed", "none"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -368,11 +368,9 @@ class RunFolder:
         for left in (*folder.rglob(".*.tmp"), *folder.rglob(".tmp*")):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self) -> AbstractContextManager[None]:
         """Wait until no other process that shares the folder has its turn."""
-        with locked(self.path, name=TURN, wait=True):
-            yield
+        return locked(self.path, name=TURN, wait=True)
 
 
 class _Damaged(RunError):
