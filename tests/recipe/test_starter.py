@@ -22,6 +22,12 @@ def test_a_starter_is_a_recipe(test: str | None) -> None:
     assert (recipe.train is None) == (recipe.evaluate is None) == (test is None)
 
 
+def test_no_two_sources_get_one_name() -> None:
+    pool = ["a-3.jsonl", "x/a.jsonl", "y/a.jsonl", "z/a.jsonl"]
+    recipe = check_recipe(yaml.safe_load(starter("m", pool, "t.jsonl", None, "recipe.yaml")))
+    assert [source.name for source in recipe.pool] == ["a-3", "a", "a-4", "a-5"]
+
+
 def test_its_comments_are_right_too(tmp_path: Path) -> None:
     """Each key that is a comment may be used."""
     text = starter("m", ["a.jsonl"], "t.jsonl", None, "recipe.yaml")

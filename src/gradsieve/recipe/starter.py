@@ -79,8 +79,11 @@ def _names(paths: Sequence[str]) -> list[str]:
     names: list[str] = []
     for path in paths:
         name = re.sub(r"\.(jsonl?|parquet|gz|zst)\b|[^A-Za-z0-9._-]", "", Path(path).name)[:50]
-        name = name.strip("._-") or "data"
-        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+        name = start = name.strip("._-") or "data"
+        number = len(names) + 1
+        while name in names:
+            name, number = f"{start}-{number}", number + 1
+        names.append(name)
     return [json.dumps(name) for name in names]  # quoted: YAML would read some as numbers
 
 
