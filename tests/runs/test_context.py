@@ -12,6 +12,7 @@ from gradsieve.errors import DataError
 from gradsieve.recipe.schema import TrainConfig
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
+from gradsieve.stages import checks
 from hub_folders import QUESTIONS, mmlu_rows, parquet, tydiqa, tydiqa_row
 
 
@@ -60,6 +61,7 @@ def test_another_model_is_told_of_once(tmp_path: Path) -> None:
     context = Context(
         same.model_copy(update={"train": train}), RunFolder(tmp_path / "run"), listening
     )
+    assert checks.students(context) == []
     for _ in range(2):
         assert context.student.template.max_length == 64
     context.report_warnings()

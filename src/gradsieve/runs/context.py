@@ -49,7 +49,7 @@ class Context:
 
     Attributes:
         cache: What is expensive to find out again, such as checks that several stages share.
-        warnings: What reading the inputs found, in order; `report_warnings` reports each once.
+        warnings: What reading the inputs found and was not reported yet, in order.
         share: Which of how many equal parts of the features this process takes, from 1; None: all.
     """
 
@@ -60,7 +60,6 @@ class Context:
     warnings: list[str] = field(default_factory=list)
     cache: dict[Any, Any] = field(default_factory=dict)
     share: tuple[int, int] | None = None
-    _reported: int = 0
 
     def once(self, key: tuple[Any, ...], find: Callable[[], T]) -> T:
         """What a call finds, kept under a key."""
@@ -75,10 +74,10 @@ class Context:
         return place % count == share - 1
 
     def report_warnings(self) -> None:
-        """Report the warnings that were not reported yet."""
-        for warning in self.warnings[self._reported :]:
+        """Report the warnings, each once."""
+        for warning in self.warnings:
             self.progress.warn(warning)
-        self._reported = len(self.warnings)
+        self.warnings.clear()
 
     @cached_property
     def engine(self) -> Engine:
@@ -110,7 +109,8 @@ class Context:
         student = model.model_copy(update={"name": name, "revision": None})
         if name is None or student == model:
             return None
-        recipe = self.recipe.model_copy(update={"model": student})
+        fresh = self.recipe.warmup.model_copy(update={"checkpoints": None})  # of the other model
+        recipe = self.recipe.model_copy(update={"model": student, "warmup": fresh})
         in_memory = replace(self.in_memory, model=None, tokenizer=None)
         return Context(recipe, self.run, self.progress, in_memory, self.warnings)
 

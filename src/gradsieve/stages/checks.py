@@ -110,12 +110,6 @@ def adapted_models(context: Context) -> Problems:
 def students(context: Context) -> Problems:
     """The model that is trained, which may be another one (LESS-T)."""
     student = context.student
-    if student is not context:
-        fresh = student.recipe.warmup.model_copy(update={"checkpoints": None})
-        recipe = student.recipe.model_copy(update={"warmup": fresh})
-        student = Context(
-            recipe, context.run, context.progress, student.in_memory, context.warnings
-        )
     full = context.recipe.train_or_default.full_parameters
     yield from [*models(student), *vocabulary(student)] if full else adapted_models(student)
 
@@ -137,9 +131,7 @@ def methods(recipe: Recipe, libraries: bool = False) -> Problems:
             yield from missing
         if libraries and check is not None and not missing:
             yield from problem_of(partial(check, recipe))
-    if recipe.features.mode != "exact" or not gradients:
-        return
-    if set(gradients) - {"less"}:
+    if recipe.features.mode == "exact" and set(gradients) - {"less"}:
         yield UsageError(
             "Exact mode takes LESS's cosines only.",
             f"features.mode: exact, score.methods: {', '.join(gradients)}",
