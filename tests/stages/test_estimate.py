@@ -20,6 +20,7 @@ from gradsieve.stages.estimate import (
     selected,
     selecting_shape,
     spread,
+    student_shape,
     trainings,
 )
 
@@ -58,7 +59,9 @@ def test_counts_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:
     assert found["warmup"].steps == 2 * trained
     assert found["features"].loads == len(context.artifacts.warmup.checkpoints)
     models = run.require("train")["models"]
-    assert sum(one.folders for one in trainings(context)) == len(models) == 16
+    weights = student_shape(context).trained_weight_bytes
+    assert found["train"].disk_bytes == len(models) * weights == 16 * weights
+    assert len(list(trainings(context))) == 10  # `random` and `full` serve both targets
     rows = run.require("select")["targets"]["mine"]
     names = context.recipe.selections_for("mine")
     assert [selected(context, name.budget) for name in names] == [

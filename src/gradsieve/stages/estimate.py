@@ -173,22 +173,14 @@ def selected(context: Context, budget: Budget) -> int:
     return min(usable, budget.rows(usable) or usable)
 
 
-class Trained(NamedTuple):
-    """Examples of each model that is trained on a selection, and folders that hold it."""
-
-    rows: int
-    folders: int
-
-
-def trainings(context: Context) -> Iterator[Trained]:
-    """Each model that is trained on a selection."""
+def trainings(context: Context) -> Iterator[int]:
+    """Examples of each model that is trained on a selection."""
     recipe = context.recipe
     seeds = recipe.train_or_default.seeds
     targets = len({name.target for name in recipe.selections})
     for name in recipe.selections_for("any"):
-        shared = split_seed(name.method)[0] in SAME_FOR_ALL
-        one = Trained(selected(context, name.budget), targets if shared else 1)
-        yield from [one] * len(seeds) * (1 if shared else targets)
+        models = 1 if split_seed(name.method)[0] in SAME_FOR_ALL else targets
+        yield from [selected(context, name.budget)] * models * len(seeds)
 
 
 def timed_like_warmup(context: Context) -> bool:

@@ -57,10 +57,11 @@ class Train(Stage):
 
     def estimate(self, context: Context) -> Estimate:
         """A training for each selection and seed."""
-        made, weights = list(trainings(context)), student_shape(context).trained_weight_bytes
+        recipe, weights = context.recipe, student_shape(context).trained_weight_bytes
+        folders = len(recipe.selections) * len(recipe.train_or_default.seeds)
         return Estimate.of_trainings(
-            [student_training(context, one.rows) for one in made],
-            disk_bytes=sum(one.folders for one in made) * weights,
+            [student_training(context, rows) for rows in trainings(context)],
+            disk_bytes=folders * weights,
             like="warmup" if timed_like_warmup(context) else None,
         )
 
