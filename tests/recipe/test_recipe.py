@@ -146,7 +146,6 @@ def test_a_section_written_twice_is_one_problem(tmp_path: Path) -> None:
         ("model: [", "not YAML"),
         ("- 1\n- 2\n", "expected a mapping"),
         ("", "expected a mapping"),
-        (GOOD + "model: {name: other}\n", "model (line 5): written twice, first on line 2"),
     ],
 )
 def test_files_that_are_no_recipe(tmp_path: Path, text: str, said: str) -> None:

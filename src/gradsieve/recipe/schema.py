@@ -149,9 +149,10 @@ class Recipe(Section):
     @property
     def training(self) -> TrainingConfig:
         """Training on selections: the warm-up's settings, overridden by those of `train`."""
-        own = self.train_or_default.model_dump(include={"epochs", "learning_rate"})
+        keys = {"epochs", "learning_rate"}
+        own = self.train_or_default.model_dump(include=keys, exclude_none=True)
         shared = {key: getattr(self.warmup, key) for key in TrainingConfig.model_fields}
-        return TrainingConfig(**{**shared, **{k: v for k, v in own.items() if v is not None}})
+        return TrainingConfig(**{**shared, **own})
 
     @property
     def scored(self) -> list[tuple[str, str]]:

@@ -134,7 +134,7 @@ class Score(Stage):
             "methods": {
                 name: {
                     "source": find_method(name, recipe).source,
-                    "seconds": facts.get(name, {}).get("seconds", 0.0),
+                    "seconds": facts[name]["seconds"],
                     "gradients": uses_gradients(name, recipe),
                 }
                 for name in names
@@ -142,7 +142,7 @@ class Score(Stage):
             "tables": {
                 f"{target}/{name}": {
                     **_spread(scores.table_file(target, name)),
-                    "signal_to_noise": facts.get(name, {}).get("noise", {}).get(target, {}),
+                    "signal_to_noise": facts[name].get("noise", {}).get(target, {}),
                 }
                 for target, name in recipe.scored
             },

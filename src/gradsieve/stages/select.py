@@ -97,8 +97,7 @@ class Select(Stage):
             pc.sum(pc.binary_length(pool.table[name])).as_py() for name in ("row", "messages")
         )
         share = sum(selected(context, name.budget) for name in names) / len(pool)
-        written = round(share * text)
-        return Estimate(units=len(pool), disk_bytes=written)
+        return Estimate(units=len(pool), disk_bytes=round(share * text))
 
     def run(self, context: Context, folder: Path) -> dict[str, Any]:
         """Select for every target, or for all together, by every method."""

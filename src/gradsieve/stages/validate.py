@@ -57,8 +57,6 @@ from gradsieve.tasks import Target
 RANDOM_PARTS = 3
 """Random parts of each size of `leave_out`, with which leaving out the best rows is compared."""
 
-Numbers = NDArray[np.int64]
-
 
 class Validate(Stage):
     """LDS, and losses without the best rows, of every method on every target."""
@@ -159,7 +157,7 @@ class Part:
 
     name: str  # a hash of its members
     label: str
-    numbers: Numbers  # by (source, id)
+    numbers: NDArray[np.int64]  # by (source, id)
 
 
 @dataclass(frozen=True)

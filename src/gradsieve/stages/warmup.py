@@ -85,9 +85,8 @@ class Warmup(Stage):
         """Train the adapter, or take the checkpoints that the recipe names."""
         settings = context.recipe.warmup
         if settings.checkpoints is not None:
-            return _describe(
-                [checks.existing(Path(path)) for path in settings.checkpoints], context
-            )
+            existing = [checks.existing(Path(folder)) for folder in settings.checkpoints]
+            return _describe(existing, context)
         pool, artifact = context.pool, context.artifacts.warmup
         chosen = random_share(pool, pool.usable, settings.fraction, settings.seed)
         folders = [artifact.own_checkpoint(epoch + 1) for epoch in range(settings.epochs)]
