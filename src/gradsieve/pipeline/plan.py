@@ -223,15 +223,14 @@ def _stages(
 def _source(name: str, context: Context) -> SourcePlan:
     pool = context.pool
     of = np.array([one.partition("/")[0] == name for one in pool.source_names])[pool.source_codes]
-    used = of.copy()
-    used[np.setdiff1d(np.arange(len(pool)), pool.usable)] = False
+    used = pool.usable[of[pool.usable]]
     return SourcePlan(
         name=name,
         rows=int(of.sum()),
         bad_rows=pool.sources[name].skipped,
         tokens=int(pool.lengths[used].sum()),
         truncated=int(pool.column("truncated")[used].sum()),
-        skipped=int(of.sum() - used.sum()),
+        skipped=int(of.sum()) - len(used),
     )
 
 

@@ -23,10 +23,10 @@ from gradsieve.console import Progress
 from gradsieve.errors import ModelError
 from gradsieve.methods import uses_gradients
 from gradsieve.pipeline.gpus import DISK_BYTES_A_SECOND
+from gradsieve.pipeline.run import STAGES
 from gradsieve.recipe.schema import EngineConfig, Recipe, SelectConfig
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
-from gradsieve.stages import all_stages
 from gradsieve.stages.base import Stage
 from gradsieve.stages.estimate import Estimate, by_length, questions, spread
 
@@ -68,7 +68,6 @@ class Samples:
 
     context: Context
     scratch: Path
-    _stages: dict[str, Stage] = field(default_factory=all_stages)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
     _times: dict[str, Times] = field(default_factory=dict)
     _warmup: Path | None = None
@@ -84,7 +83,7 @@ class Samples:
         if not estimate.units:
             return 0.0
         if like not in self._times:
-            self._times[like] = self._measured(self._stages[like])
+            self._times[like] = self._measured(STAGES[like])
         return self._times[like].seconds(estimate, workers)
 
     def _measured(self, stage: Stage) -> Times:
@@ -129,16 +128,16 @@ class Samples:
 
     def _prepare(self, stage: Stage, context: Context) -> None:
         """Make what a stage reads of the stages before it."""
-        _make(self._stages["pool"], context)
+        _make(STAGES["pool"], context)
         if stage.name == "features":
             if self._warmup is None:  # it is done, or its checkpoints exist
-                self._run(self._stages["warmup"], FIRST_ROWS)
+                self._run(STAGES["warmup"], FIRST_ROWS)
             assert self._warmup is not None
             shutil.copytree(self._warmup, context.run.stage("warmup"))
         if stage.name in ("select", "train"):
-            _make(self._stages["score"], context)
+            _make(STAGES["score"], context)
         if stage.name == "train":
-            _make(self._stages["select"], context)
+            _make(STAGES["select"], context)
         if stage.name == "evaluate":  # the untrained model is timed in place of the trained ones
             context.run.begin("train", {})
             context.run.finish("train", {"models": {}})
