@@ -16,7 +16,6 @@ from gradsieve.runs.artifacts.evaluating import (
     ValidationArtifact,
 )
 from gradsieve.runs.artifacts.selecting import (
-    CheckpointFeatures,
     FeaturesArtifact,
     PoolArtifact,
     ScoresArtifact,
@@ -28,7 +27,6 @@ from gradsieve.runs.folder import RunFolder
 
 __all__ = [
     "Artifacts",
-    "CheckpointFeatures",
     "ResultsArtifact",
     "SelectionFiles",
     "StageArtifact",

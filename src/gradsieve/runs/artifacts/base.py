@@ -82,13 +82,13 @@ class StageArtifact:
             return fault.file.suffix in FOUND_BY_PATTERN
         return not self.is_dispensable(fault.file)
 
-    def verified(self, path: Path, read: Read = "unnamed") -> Path:
+    def verified(self, path: Path) -> Path:
         """A file or folder, once it is known to be what the finished stage wrote.
 
         Raises:
             RunError: If it is not; it says what makes it again.
         """
-        if faults := [*filter(self.matters, self.run.faults(self.stage, path, read))]:
+        if faults := [*filter(self.matters, self.run.faults(self.stage, path, "unnamed"))]:
             raise damaged_error(faults, self.stage)
         return path
 
