@@ -130,11 +130,7 @@ class TargetConfig(Section):
 
     @model_validator(mode="after")
     def _keys_of_custom(self) -> TargetConfig:
-        own = {
-            "columns": "format",
-            "subtask": "subtasks",
-            "answer": "answers",
-        }
+        own = {"columns": "format", "subtask": "subtasks", "answer": "answers"}
         for name, what in own.items():
             if self.task != "custom" and getattr(self, name) not in (None, {}):
                 raise ValueError(f"`{name}` is for task: custom; {self.task} has its own {what}")
