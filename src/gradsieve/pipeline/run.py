@@ -165,7 +165,7 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
     existing = _written(folder)
     try:
         with _timed(context, name, before):
-            metadata = stage.run(context, folder)
+            metadata = stage.run(context)
     except GradsieveError:
         # A mistake leaves what was there as it was.
         undo = archived is not None and stage.undo_failed
@@ -194,7 +194,7 @@ def _take_part(stage: Stage, context: Context) -> None:
     """Share a stage that the first process runs, if it has to."""
     stage.fingerprint_inputs(context)
     if not distributed.agreed(False):
-        stage.run(context, context.run.stage(stage.name))
+        stage.run(context)
 
 
 @contextmanager

@@ -192,8 +192,8 @@ def _shapes(context: Context) -> dict[Any, Any]:
 
 def _make(stage: Stage, context: Context) -> None:
     inputs = stage.fingerprint_inputs(context)
-    folder = context.run.begin(stage.name, inputs)
-    context.run.finish(stage.name, {"inputs": inputs, **stage.run(context, folder)})
+    context.run.begin(stage.name, inputs)
+    context.run.finish(stage.name, {"inputs": inputs, **stage.run(context)})
 
 
 def _small(recipe: Recipe, stage: Stage, rows: int, sources: set[str]) -> Recipe:

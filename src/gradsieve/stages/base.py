@@ -58,7 +58,7 @@ class Stage(ABC):
         yield from ()
 
     @abstractmethod
-    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+    def run(self, context: Context) -> dict[str, Any]:
         """Make its outputs, as far as they are not there yet.
 
         Returns:

@@ -33,13 +33,7 @@ from gradsieve.evaluation.prompts import (
     write_prompts,
 )
 from gradsieve.gradients.objectives import example_losses
-from gradsieve.io import (
-    agree,
-    file_fingerprint,
-    fingerprint,
-    installed,
-    write_json,
-)
+from gradsieve.io import agree, file_fingerprint, fingerprint, installed, write_json
 from gradsieve.methods import needs_gradients, uses_gradients
 from gradsieve.models.load import load_trained
 from gradsieve.models.source import ModelSource
@@ -100,7 +94,7 @@ class Evaluate(Stage):
             generated_bytes=float(models * batches * shape.weight_bytes),
         )
 
-    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+    def run(self, context: Context) -> dict[str, Any]:
         """Evaluate every model on its target; finished results are kept."""
         results = context.artifacts.results
         tasks = list(_tasks(context, self.fingerprint_inputs(context)))

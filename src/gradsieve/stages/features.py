@@ -141,7 +141,7 @@ class Features(Stage):
             weight_bytes=shape.weight_bytes,
         )
 
-    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+    def run(self, context: Context) -> dict[str, Any]:
         """Take the features of every row at every checkpoint, as far as they are not there yet."""
         pool, work = context.pool, _work(context)
         _hand_out(context, work)

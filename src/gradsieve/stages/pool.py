@@ -65,11 +65,11 @@ class Pool(Stage):
         files = (file for file in context.pool.folder.rglob("*") if file.is_file())
         return Estimate(disk_bytes=sum(file.stat().st_size for file in files))
 
-    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+    def run(self, context: Context) -> dict[str, Any]:
         """Read and tokenize the sources, as far as they are not there yet."""
         with context.progress.counting("pool", 0, "rows") as report:
             pool = build_pool(
-                folder,
+                context.artifacts.pool.folder,
                 context.source_specs,
                 context.template,
                 on_bad_row=context.recipe.on_bad_row,

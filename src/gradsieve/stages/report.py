@@ -7,7 +7,6 @@ recipe, times and versions.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from gradsieve.io import file_fingerprint, write_text
@@ -36,7 +35,7 @@ class Report(Stage):
         """An old page is overwritten: all it was made of is in the other stages."""
         return True
 
-    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+    def run(self, context: Context) -> dict[str, Any]:
         """Write the page."""
         content = gather(context)
         file = context.artifacts.report.page

@@ -116,7 +116,7 @@ class Score(Stage):
             read_bytes=stored * store_bytes(context) if stored else 0,
         )
 
-    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+    def run(self, context: Context) -> dict[str, Any]:
         """Score the pool by every method; tables that are there are kept."""
         scores, recipe = context.artifacts.scores, context.recipe
         names = recipe.score.methods

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, groupby
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,15 +38,7 @@ from gradsieve.selection.export import (
     write_lines,
     write_selected,
 )
-from gradsieve.selection.ranking import (
-    Check,
-    Choice,
-    Ranked,
-    Ranking,
-    choose,
-    in_turns,
-    ranking_of,
-)
+from gradsieve.selection.ranking import Check, Choice, Ranked, Ranking, choose, in_turns, ranking_of
 from gradsieve.selection.rules import Leak, NearDuplicates, find_leaks
 from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
@@ -99,7 +90,7 @@ class Select(Stage):
         share = sum(selected(context, name.budget) for name in names) / len(pool)
         return Estimate(units=len(pool), disk_bytes=round(share * text))
 
-    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+    def run(self, context: Context) -> dict[str, Any]:
         """Select for every target, or for all together, by every method."""
         artifact, leaks = context.artifacts.selections, _leaks(context)
         facts: dict[str, dict[str, Any]] = {}

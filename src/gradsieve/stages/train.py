@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from gradsieve.errors import GradsieveError
@@ -65,7 +64,7 @@ class Train(Stage):
             like="warmup" if timed_like_warmup(context) else None,
         )
 
-    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+    def run(self, context: Context) -> dict[str, Any]:
         """Train a model for each target, method and seed; finished ones are kept."""
         tasks = {
             f"{name}/seed-{seed}": _task(context, name, selection, seed)

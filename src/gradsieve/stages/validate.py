@@ -119,7 +119,7 @@ class Validate(Stage):
             like="warmup" if timed_like_warmup(context) else "train",
         )
 
-    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+    def run(self, context: Context) -> dict[str, Any]:
         """Train on each part and measure losses; what is there is kept."""
         artifact, parts = context.artifacts.validation, parts_of_pool(context)
         asked = {target.name: _asked(context, target) for target in context.targets}

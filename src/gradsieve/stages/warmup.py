@@ -60,11 +60,7 @@ class Warmup(Stage):
             folders = [checks.existing(Path(folder)) for folder in settings.checkpoints]
             prints = [checkpoint_fingerprint(folder) for folder in folders]
             return {"checkpoints": prints, "learning_rates": load_learning_rates(folders)}
-        return {
-            "model": context.model_inputs,
-            "pool": pool,
-            "warmup": settings.results(),
-        }
+        return {"model": context.model_inputs, "pool": pool, "warmup": settings.results()}
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
         """Model, targets and trackers."""
@@ -81,7 +77,7 @@ class Warmup(Stage):
         one = training(shape, context, rows, settings)
         return replace(one, disk_bytes=settings.epochs * 12 * shape.adapter)
 
-    def run(self, context: Context, folder: Path) -> dict[str, Any]:
+    def run(self, context: Context) -> dict[str, Any]:
         """Train the adapter, or take the checkpoints that the recipe names."""
         settings = context.recipe.warmup
         if settings.checkpoints is not None:
@@ -91,14 +87,14 @@ class Warmup(Stage):
         chosen = random_share(pool, pool.usable, settings.fraction, settings.seed)
         folders = [artifact.own_checkpoint(epoch + 1) for epoch in range(settings.epochs)]
         if not artifact.is_trained(settings.epochs):
-            _train(context, chosen, folder)
+            _train(context, chosen)
         described = _describe(folders, context)
         if distributed.is_first():
-            clear_work(folder)
+            clear_work(artifact.folder)
         return {**described, "rows": len(chosen), "seed": settings.seed}
 
 
-def _train(context: Context, chosen: NDArray[np.int64], folder: Path) -> None:
+def _train(context: Context, chosen: NDArray[np.int64]) -> None:
     settings, pool = context.recipe.warmup, context.pool
     base = context.model.load()
     check_vocabulary(base, context.template.tokenizer)
@@ -112,7 +108,7 @@ def _train(context: Context, chosen: NDArray[np.int64], folder: Path) -> None:
             PoolTokens(pool, chosen),
             settings,
             settings.seed,
-            folder,
+            context.artifacts.warmup.folder,
             objective=SFT,
             on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
             keep_checkpoints=True,
