@@ -107,8 +107,7 @@ def small_vocabulary(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 
 def not_causal(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    name = folder_with(inputs["model"]["name"], tmp_path / "m", model_type="vit")
-    return {"model__name": name}
+    return {"model__name": folder_with(inputs["model"]["name"], tmp_path / "m", model_type="vit")}
 
 
 def no_template(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:

@@ -89,7 +89,4 @@ def test_a_warm_up_serves_a_pool_that_has_grown(run: RunFolder) -> None:
 
 def test_what_a_stage_has_read_is_not_finished(run: RunFolder) -> None:
     (run.stage("select") / "meta.json").unlink()
-    assert outdated(run) == {
-        "train": "select is not finished",
-        "report": "select is not finished",
-    }
+    assert outdated(run) == {"train": "select is not finished", "report": "select is not finished"}
