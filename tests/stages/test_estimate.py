@@ -16,11 +16,13 @@ from gradsieve.stages.estimate import (
     FEW_STEPS,
     Estimate,
     few_steps,
+    lengths,
     padded_tokens,
     selected,
     selecting_shape,
     spread,
     student_shape,
+    target_rows,
     trainings,
 )
 
@@ -123,6 +125,15 @@ def test_max_steps_give_all_trainings_the_same_budget(
     )
     assert few.steps == 10 * few.loads
     assert many.units == pytest.approx(3 * few.units)
+
+
+def test_passes_of_a_method_are_by_example(inputs: dict[str, Any], run: RunFolder) -> None:
+    """Attention grows with the square of an example's length, not of the pool's."""
+    context = context_of(inputs, run, score__methods=["perplexity_top"])
+    of_targets = [len(row.encoded.input_ids) for row in target_rows(context)]
+    forward, tokens = selecting_shape(context).forward, [*lengths(context), *of_targets]
+    wanted = sum(forward(1, count, count) for count in tokens)
+    assert estimates(context)["score"].flops == pytest.approx(wanted)
 
 
 def test_padded_tokens_of_random_batches() -> None:

@@ -22,6 +22,7 @@ from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.stages import jobs
+from gradsieve.stages.estimate import student_training
 from gradsieve.stages.validate import STAGE
 
 SETTINGS: dict[str, Any] = {
@@ -232,6 +233,18 @@ def test_plan_counts_the_trainings(inputs: dict[str, Any], whole: RunFolder) -> 
     assert estimate.steps == sum(steps)
     size = sum(file.stat().st_size for file in whole.stage("validate").rglob("*.safetensors"))
     assert size / 3 < estimate.disk_bytes < 3 * size
+
+
+def test_plan_counts_each_targets_losses_once(inputs: dict[str, Any], whole: RunFolder) -> None:
+    changes = {"validate__leave_out": [], "score__methods": ["random-1"]}
+
+    def losses(count: int) -> float:
+        targets = [{**inputs["targets"][0], "name": f"t{number}"} for number in range(count)]
+        recipe = world.recipe({**inputs, **SETTINGS, "targets": targets}, **changes)
+        context = Context(recipe, whole, world.Listening())
+        return STAGE.estimate(context).flops - 3 * student_training(context, 6).flops
+
+    assert losses(3) == pytest.approx(3 * losses(1))
 
 
 def test_a_pool_of_one_row_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:

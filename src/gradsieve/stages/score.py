@@ -99,21 +99,22 @@ class Score(Stage):
         recipe, rows = context.recipe, len(context.pool.usable)
         methods = all_members(recipe)
         shape, names = selecting_shape(context), subtasks(context)
-        each, compared = len(target_rows(context)), names
+        targets = [len(row.encoded.input_ids) for row in target_rows(context)]
+        each, compared = len(targets), names
         if recipe.score.target_mean == "none":
             compared = each
         if recipe.select.turns == "examples":
             names, compared = names + each, names + each
         stored = sum(uses_gradients(name, recipe) for name in methods) * checkpoints(context)
         passes = sum(find_method(name, recipe).uses == "model" for name in methods)
-        tokens = float(lengths(context).sum())
-        tokens += sum(len(row.encoded.input_ids) for row in target_rows(context))
-        products = 2.0 * width(context) * compared * rows if stored else 0.0
+        tokens = np.append(lengths(context), targets)
+        products = 2.0 * width(context) * compared * rows
+        forward = shape.forward(1, tokens, tokens).sum()
         return Estimate(
-            units=tokens,
-            flops=stored * products + passes * shape.forward(1, tokens, tokens),
+            units=float(tokens.sum()),
+            flops=float(stored * products + passes * forward),
             disk_bytes=rows * len(methods) * (4 * names + KEY_BYTES * len(context.targets)),
-            read_bytes=stored * store_bytes(context) if stored else 0,
+            read_bytes=stored * store_bytes(context),
         )
 
     def run(self, context: Context) -> dict[str, Any]:

@@ -106,10 +106,10 @@ class Validate(Stage):
             sizes += [usable - share_size(usable, share)] * (rankings + RANDOM_PARTS)
         each = {rows: student_training(context, rows) for rows in {*sizes}}
         made = [each[rows] for rows in sizes for _ in settings.seeds]
-        tokens = sum(len(row.encoded.input_ids) for row in target_rows(context))
-        for test in context.test_sets.values():  # as long as the target's examples: assumed
-            tokens += len(test.questions) * tokens // max(1, len(target_rows(context)))
-        losses = len(made) * shape.forward(1, tokens, tokens)
+        tokens = np.array([len(row.encoded.input_ids) for row in target_rows(context)])
+        # Questions are as long as the targets' examples: assumed.
+        asked = len(tokens) + sum(len(test.questions) for test in context.test_sets.values())
+        losses = len(made) * asked * float(shape.forward(1, tokens, tokens).mean())
         return Estimate.of_trainings(
             made,
             units=sum(one.units for one in made) + losses,
@@ -175,7 +175,6 @@ class Parts:
     best: dict[tuple[str, str, float], Part]
 
     def all(self) -> Iterator[Part]:
-        """Every part."""
         yield from self.subsets
         for some in self.random.values():
             yield from some
@@ -287,7 +286,6 @@ class ValidationJob(Job[ValidationTask, None]):
     asked: Mapping[str, Asked]
 
     def name(self, task: ValidationTask) -> str:
-        """Rows and seed."""
         return self.training.name(task.training)
 
     def setup(self, progress: Progress) -> Callable[[ValidationTask], None]:
