@@ -195,7 +195,11 @@ class NearDuplicatesConfig(Section):
     )
 
 
-Cap = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+Count = Annotated[int, Field(ge=1)]
+
+Cap = Count | Fraction
 """A number of rows, or a share such as 0.4."""
 
 T = TypeVar("T")
@@ -208,10 +212,6 @@ OneOrSeveral = Annotated[
     Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE),
 ]
 """A value, or a list of values; what is wrong is reported for the one that was written."""
-
-Fraction = Annotated[float, Field(gt=0, le=1)]
-
-Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
