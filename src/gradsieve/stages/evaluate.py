@@ -187,7 +187,6 @@ class EvaluationTask:
 
     @property
     def target(self) -> str:
-        """The target's name."""
         return self.name.partition("/")[0]
 
 

@@ -66,7 +66,6 @@ class TrainingJob(Job[TrainingTask, None]):
         return lambda task: self._train(task, progress)
 
     def name(self, task: TrainingTask) -> str:
-        """Rows and seed."""
         return f"training {task.label}, seed {task.seed}"
 
     def _train(self, task: TrainingTask, progress: Progress) -> None:

@@ -42,7 +42,6 @@ class StageArtifact:
 
     @property
     def folder(self) -> Path:
-        """The stage's folder."""
         return self.run.stage(self.stage)
 
     @property

@@ -108,7 +108,6 @@ class _Summarized(StageArtifact):
         return list(_json(self.verified(self.summary))["rows"])
 
     def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the summary."""
         write_json(self.summary, {"rows": rows})
 
     def paths(self) -> list[Path]:

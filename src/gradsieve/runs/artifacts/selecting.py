@@ -122,7 +122,6 @@ class CheckpointFeatures:
         return self.folder / kind
 
     def store(self, kind: str) -> Store:
-        """Open a datastore."""
         return open_store(self.store_folder(kind))
 
     def directions(self, share: tuple[int, int] | None) -> Path:
@@ -134,7 +133,6 @@ class CheckpointFeatures:
         return target_file(self.folder, kind, target)
 
     def target_gradients(self, kind: str, target: str) -> TargetGradients:
-        """Read a target's gradients for a datastore."""
         return read_target_gradients(self.target_file(kind, target))
 
 
@@ -162,7 +160,6 @@ class FeaturesArtifact(StageArtifact):
             return pq.read_table(self.verified(self.skipped_file))
 
     def write_skipped(self, skipped: pa.Table) -> None:
-        """Write what `skipped` reads."""
         with atomic(self.skipped_file) as temporary:
             pq.write_table(skipped, temporary)
 
@@ -225,7 +222,6 @@ class ScoresArtifact(StageArtifact):
         return self.folder / target / f"{method}.parquet"
 
     def table(self, target: str, method: str) -> ScoreTable:
-        """Read a target's scores by a method."""
         file = self.table_file(target, method)
         with reading(file):
             return read_scores(self.verified(file))
