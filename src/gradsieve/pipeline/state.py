@@ -73,13 +73,12 @@ def clear_faults(stage: Stage, context: Context, faults: Sequence[Fault]) -> Non
     """Archive what is not as it was written, so that it is not used, and report it."""
     artifact, warn = context.artifacts.of(stage.name), context.progress.warn
     for fault in faults:
-        parts = artifact.made_with(fault.file)
         if fault.what == "foreign":
-            if not artifact.matters(fault):
-                continue
-            kept = context.run.archive_part(fault.file)
-            warn(f"{stage.name}: {fault.file} was not written by this run: moved to {kept}")
+            if artifact.matters(fault):
+                kept = context.run.archive_part(fault.file)
+                warn(f"{stage.name}: {fault.file} was not written by this run: moved to {kept}")
             continue
+        parts = artifact.made_with(fault.file)
         if artifact.is_dispensable(fault.file):
             warn(f"{stage.name}: {fault}; it was for display, and is left out")
             parts = [fault.file] if fault.what == "damaged" else []
