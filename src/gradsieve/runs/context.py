@@ -109,7 +109,7 @@ class Context:
         student = model.model_copy(update={"name": name, "revision": None})
         if name is None or student == model:
             return None
-        fresh = self.recipe.warmup.model_copy(update={"checkpoints": None})  # of the other model
+        fresh = self.recipe.warmup.model_copy(update={"checkpoints": None})  # another model's
         recipe = self.recipe.model_copy(update={"model": student, "warmup": fresh})
         in_memory = replace(self.in_memory, model=None, tokenizer=None)
         return Context(recipe, self.run, self.progress, in_memory, self.warnings)
