@@ -80,6 +80,12 @@ def test_tydiqa_in_full(tmp_path: Path) -> None:
     assert question.answers == ("Ann", "Ann Lee")
     assert question.example.answer_prefix == "Answer:"
 
+    # The shot is the target's example, whatever its file is called.
+    shot["question"] = "What did?"
+    (tmp_path / "mine.json").write_text(json.dumps({"english": [shot]}))
+    (question,) = questions("tydiqa", tmp_path / "mine.json").values()
+    assert "Question: What did?\nAnswer: Rain\n\n" in question.with_shots
+
 
 def spread(names: list[str]) -> list[str]:
     """Twenty of them, evenly over all."""

@@ -106,7 +106,9 @@ def test_set(name: str, path: str) -> QuestionSet | None:
     folder = Path(path).parent if Path(path).is_file() else Path(path)
     file = folder / DEV
     if file.is_file():
-        path, rows = str(folder), _local_questions(file)
+        rows = _local_questions(file)
+        if Path(path).name == IN_CHINESE:  # questions are asked in their own languages
+            path = str(folder)
     elif (folder / ONE_SHOT).is_file() or not hub.is_data_set(path):
         return None
     else:
