@@ -348,13 +348,14 @@ def _without_nulls(value: Any) -> Any:
 
 def _refuse_half_pairs(value: Any, where: str) -> None:
     """Refuse text with half of a surrogate pair, which no tokenizer takes."""
-    if isinstance(value, Mapping | list):
+    if isinstance(value, str):
+        if not is_unicode(value):
+            at = next(place for place, letter in enumerate(value) if not is_unicode(letter))
+            half = f"{value[at]!a} at character {at + 1}"
+            raise BadRow(f"{where} is no Unicode text: half of a surrogate pair, {half}")
+    elif isinstance(value, Mapping | list):
         for item in value.values() if isinstance(value, Mapping) else value:
             _refuse_half_pairs(item, where)
-    elif isinstance(value, str) and not is_unicode(value):
-        at = next(place for place, letter in enumerate(value) if not is_unicode(letter))
-        half = f"{value[at]!a} at character {at + 1}"
-        raise BadRow(f"{where} is no Unicode text: half of a surrogate pair, {half}")
 
 
 def is_unicode(text: str) -> bool:
