@@ -440,8 +440,8 @@ def test_the_log_tells_command_versions_and_how_it_ended(
 def test_a_stage_that_has_written_over_a_file_is_not_taken_back(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def writes_over(self: Any, context: Any, folder: Path) -> dict[str, Any]:
-        (folder / "seconds.json").write_bytes(b"half of what was wanted")
+    def writes_over(self: Any, context: Any) -> dict[str, Any]:
+        (context.run.stage("score") / "seconds.json").write_bytes(b"half of what was wanted")
         raise DataError("A mistake.")
 
     def scored(*methods: str) -> RunFolder:
