@@ -14,9 +14,10 @@ and a recipe. `methods` adds scores to it, as methods of a Python file: a pass o
 every reading of Adam, way over subtasks and sketch, and the scores of other programs that lie as
 OUT/judged/TARGET/NAME.npy in the order of keys.json. Names of a pass start with `exact_`,
 `torch_` and `sgd_`: its targets' labels are the released code's, what follows an answer's prefix.
-`less_...` are the package's own scores for the targets that `prepare` writes, whose labels are the
-whole answers (`supervise: all`). `planted` counts rows of the target's kind among the best 5% by
-each. `gradsieve validate` trains on each subset once, whatever methods are added later.
+`less_...`, `own_sgd_...` and `own_gist_...` are the package's own scores for the targets that
+`prepare` writes, whose labels are the whole answers (`supervise: all`). `planted` counts rows of
+the target's kind among the best 5% by each. `gradsieve validate` trains on each subset once,
+whatever methods are added later.
 """
 
 from __future__ import annotations
