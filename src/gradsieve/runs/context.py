@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gradsieve.console import Progress
 from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool import Pool
-from gradsieve.data.sources import SourceKey, SourceSpec, source_key
+from gradsieve.data.sources import SourceKey, SourceSpec, source_key, state_of
 from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample, refused_error
 from gradsieve.engine import Engine
 from gradsieve.engine.choose import choose_engine
@@ -140,6 +140,11 @@ class Context:
     def source_key(self, spec: SourceSpec) -> SourceKey:
         """A source's key; making it reads the full source, so it is kept."""
         return self.once(("source", spec.name), partial(source_key, spec))
+
+    def changed_sources(self) -> list[str]:
+        """Sources that were written to since this run first read them."""
+        keys = ((spec, self.cache.get(("source", spec.name))) for spec in self.source_specs)
+        return [str(spec.path) for spec, key in keys if key and key.state != state_of(spec)]
 
     @cached_property
     def pool(self) -> Pool:

@@ -15,7 +15,6 @@ from typing import Any
 
 from gradsieve.data.pool import Pool as MappedPool
 from gradsieve.data.pool import build_pool, link_parts
-from gradsieve.data.sources import state_of
 from gradsieve.errors import GradsieveError
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
@@ -54,11 +53,8 @@ class Pool(Stage):
 
     def after_run(self, context: Context) -> Iterator[str]:
         """Sources that changed while the run's later stages worked."""
-        for spec in context.source_specs:
-            key = context.cache.get(("source", spec.name))  # as this run first read it
-            if key and key.state != state_of(spec):
-                what = "has changed since this run read it: run again to use what it holds now"
-                yield f"{spec.path} {what}"
+        for path in context.changed_sources():
+            yield f"{path} has changed since this run read it: run again to use what it holds now"
 
     def estimate(self, context: Context) -> Estimate:
         """Its bytes; `plan` builds the pool, and so knows its seconds."""

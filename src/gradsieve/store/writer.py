@@ -126,8 +126,7 @@ class StoreWriter:
         norms = np.asarray(gradient_norms, dtype=np.float32)
         # Not a number compares as false; a norm that float32 can't hold is as bad as infinity.
         finite = (quantize.row_norms(rows) <= np.finfo(np.float32).max) & np.isfinite(norms)
-        parts = rows_where(finite, keys, rows, norms)
-        name = self._publish(*parts) if finite.any() else None
+        name = self._publish(*rows_where(finite, keys, rows, norms)) if finite.any() else None
         # Last, so that after a kill in between the shard is not made of other batches.
         bad = keys.filter(~finite)
         self.skip(bad.append_column("skip_reason", pa.array([NOT_FINITE] * len(bad), pa.string())))
