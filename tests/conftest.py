@@ -1,6 +1,8 @@
 """Fixtures that several test folders share."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,21 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first: at the end one process would work while the other has none left."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/trust/"))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made stays: each training collects garbage, which took half a second
+    because of it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def disk_not_waited_for() -> Iterator[None]:
+    """Nothing cuts the power here; tests/trust does, in processes of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 @pytest.fixture(scope="session")

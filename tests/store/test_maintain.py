@@ -154,6 +154,12 @@ def test_merge_refuses_other_settings_by_both_values(tmp_path: Path) -> None:
     assert not (tmp_path / "both").exists()
 
 
+def test_merge_wants_something_to_merge(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="No datastore"):
+        merge([], tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
 def test_merge_refuses_a_damaged_shard(tmp_path: Path) -> None:
     fill(tmp_path / "one")
     file = next((tmp_path / "one").glob("shard-*"))

@@ -60,7 +60,7 @@ class TargetExamples(NamedTuple):
 class FeaturesJob(Job["FeatureTask", Any]):
     """What all tasks share; with `by_example` exact mode compares rows with single examples too."""
 
-    unit = "rows"
+    unit = "examples"
 
     model: ModelSource
     checkpoints: Mapping[int, Path]
@@ -217,7 +217,7 @@ class FeatureTask(ABC):
         """Do it."""
 
     def size(self, job: FeaturesJob) -> Size:
-        """Rows of the pool, and all tokens."""
+        """Examples of pool and targets, and their tokens."""
         return Size(0)
 
 
@@ -308,7 +308,6 @@ class TargetTask(FeatureTask):
         return f"target {self.target}"
 
     def size(self, job: FeaturesJob) -> Size:
-        """Tokens; its examples are not rows of the pool."""
         return _tokens_of(job.targets[self.target].encoded)
 
     def run(self, at: AtCheckpoint) -> None:
@@ -336,7 +335,6 @@ class DirectionTask(FeatureTask):
         return job.targets[target].of(subtask)[1]
 
     def size(self, job: FeaturesJob) -> Size:
-        """Tokens; its examples are not rows of the pool."""
         return _tokens_of(self._examples(job))
 
     def run(self, at: AtCheckpoint) -> None:
@@ -353,4 +351,4 @@ class DirectionTask(FeatureTask):
 
 
 def _tokens_of(examples: Sequence[TokenizedExample]) -> Size:
-    return Size(0, sum(len(one.input_ids) for one in examples))
+    return Size(len(examples), sum(len(one.input_ids) for one in examples))

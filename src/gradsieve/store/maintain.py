@@ -93,9 +93,11 @@ def merge(
     """Merge datastores with equal settings and no row in common.
 
     Raises:
-        StoreError: If settings differ (names both values), two hold the same row (names it), or a
-            file is damaged.
+        StoreError: If there are none, settings differ (names both values), two hold the same row
+            (names it), or a file is damaged.
     """
+    if not sources:
+        raise StoreError("No datastore to merge.", str(target), "Name at least one.")
     stores = [open_store(source) for source in sources]
     for number, store in enumerate(stores):
         _check_settings(stores[0], store)
