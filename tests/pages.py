@@ -73,7 +73,7 @@ INSTEAD = {
 SIZES = {
     "demo.model.STEPS": 20,
     "demo.STEPS": 20,
-    "demo.POOL_ROWS": 600,
+    "demo.POOL_ROWS": 240,
     "demo.TRAINING_STEPS": 8,
     "demo.QUESTIONS_A_KIND": 4,
     "pipeline.sample.CLEAR_SECONDS": 0.1,

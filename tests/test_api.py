@@ -33,7 +33,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The command line's run."""
     out = tmp_path_factory.mktemp("run")
-    return gradsieve.run(world.recipe(inputs), out, progress=world.Listening())
+    return gradsieve.run(world.recipe(inputs), out)
 
 
 @pytest.fixture(scope="module")

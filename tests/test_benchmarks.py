@@ -54,7 +54,7 @@ def test_the_ablations_rank_as_the_pipeline_does(
     import ablations
 
     recipe = world.recipe(world.make(tmp_path / "world"))
-    run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run", last="score")
     found, expected = ablations.ranked(run, (1, 2), None), ablations.ranking_of(run)
     assert found.keys() == expected.keys()
     for target, keys in expected.items():

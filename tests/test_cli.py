@@ -158,7 +158,7 @@ def test_results_are_on_stdout_and_progress_on_stderr(tmp_path: Path) -> None:
 
 def test_explain_is_plain_text_or_json(tmp_path: Path) -> None:
     recipe = world.recipe(world.make(tmp_path / "inputs", rows=40), score={"method": "random"})
-    gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    gradsieve.run(recipe, tmp_path / "run")
     asked = f"explain {tmp_path / 'run'} --target mine --id"
     done = wrong.call(f"{asked} 00001")
     assert done.status == 0, done.err

@@ -82,7 +82,7 @@ def _notebook(folder: Path, name: str) -> dict[str, Any]:
     rows = [{k: v[0] for k, v in tiny.batch((12,), seed=seed).items()} for seed in range(6)]
     if name == "explain":
         data["targets"][0]["name"] = "legal"
-        gradsieve.run(world.recipe(data), "runs/first", progress=world.Listening())
+        gradsieve.run(world.recipe(data), "runs/first")
     made: dict[str, Any] = {
         "model": model,
         "tokenizer": AutoTokenizer.from_pretrained(data["model"]["name"]),

@@ -32,7 +32,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     data = world.make(tmp_path_factory.mktemp("inputs"), rows=60)
     recipe = world.recipe(data, score={"methods": ["less", "dot", "sgd", "random"]})
     out = tmp_path_factory.mktemp("run")
-    run = gradsieve.run(recipe, out, last="score", progress=world.Listening())
+    run = gradsieve.run(recipe, out, last="score")
     return Context(recipe, run)
 
 
@@ -65,7 +65,7 @@ def test_an_example_without_a_feature_is_named(context: Context, tmp_path: Path)
     out = tmp_path / "run"
     shutil.copytree(context.run.path, out)
     recipe = world.recipe(tree)
-    run = gradsieve.run(recipe, out, last="pool", progress=world.Listening())
+    run = gradsieve.run(recipe, out, last="pool")
     grown = Context(recipe, run)
     number = grown.pool.find("zoo", "n")
     assert number is not None

@@ -38,7 +38,7 @@ def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run
     recipe = world.recipe(
         inputs, score={"methods": METHODS}, select={"count": 5, "per_source": {"one": 2}}
     )
-    return gradsieve.run(recipe, tmp_path_factory.mktemp("run"), progress=world.Listening())
+    return gradsieve.run(recipe, tmp_path_factory.mktemp("run"))
 
 
 def table(run: RunFolder, target: str, method: str) -> list[dict[str, Any]]:
@@ -143,7 +143,7 @@ def test_a_method_without_gradients_has_scores_and_neighbors(run: RunFolder) -> 
 
 def test_a_run_without_gradients(inputs: dict[str, Any], tmp_path: Path) -> None:
     recipe = world.recipe(inputs, score={"method": "bm25"})
-    gradsieve.run(recipe, tmp_path, last="score", progress=world.Listening())
+    gradsieve.run(recipe, tmp_path, last="score")
     found = gradsieve.explain(tmp_path, "mine", "00001")
     assert found.reason == "nothing has been selected yet"
     assert "no datastore" in found.notes[1]
@@ -154,7 +154,7 @@ def test_exact_mode_has_checkpoints_but_no_contributions(
     inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     recipe = world.recipe(inputs, features={"mode": "exact"})
-    run = gradsieve.run(recipe, tmp_path, progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path)
     row = table(run, "mine", "less")[0]
     found = gradsieve.explain(run, "mine", row["id"], row["source"])
     assert found.score is not None
@@ -166,7 +166,7 @@ def test_exact_mode_has_checkpoints_but_no_contributions(
 
 def test_one_selection_for_all_targets(inputs: dict[str, Any], tmp_path: Path) -> None:
     recipe = world.recipe(inputs, score={"method": "random"}, select={"count": 4, "together": True})
-    run = gradsieve.run(recipe, tmp_path, progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path)
     file = run.stage("select") / "together" / "random" / "messages.jsonl"
     record = json.loads(file.read_text(encoding="utf-8").split("\n")[2])
     assert gradsieve.explain(run, "plain", record["id"], record["source"]).selected == 3
@@ -179,7 +179,7 @@ def test_features_that_are_not_those_of_the_scores(
     def made(sources: int, **stages: str) -> RunFolder:
         pool = inputs["pool"][:sources]
         recipe = world.recipe({**inputs, "pool": pool}, features={"mode": mode})
-        return gradsieve.run(recipe, tmp_path, progress=world.Listening(), **stages)
+        return gradsieve.run(recipe, tmp_path, **stages)
 
     run = made(2)
     made(3, first="pool", last="features")
@@ -196,7 +196,7 @@ def test_features_that_are_not_those_of_the_scores(
 
 
 def test_features_that_are_being_made_again(inputs: dict[str, Any], tmp_path: Path) -> None:
-    run = gradsieve.run(world.recipe(inputs), tmp_path, last="select", progress=world.Listening())
+    run = gradsieve.run(world.recipe(inputs), tmp_path, last="select")
     (run.stage("features") / "meta.json").unlink()
     row = table(run, "mine", "less")[0]
     found = gradsieve.explain(run, "mine", row["id"], row["source"])
@@ -208,7 +208,7 @@ def test_features_that_are_being_made_again(inputs: dict[str, Any], tmp_path: Pa
 def test_a_selection_that_is_out_of_date(inputs: dict[str, Any], tmp_path: Path) -> None:
     def made(methods: list[str], **stages: str) -> RunFolder:
         recipe = world.recipe(inputs, score={"methods": methods})
-        return gradsieve.run(recipe, tmp_path, progress=world.Listening(), **stages)
+        return gradsieve.run(recipe, tmp_path, **stages)
 
     run = made(["random"])
     assert gradsieve.explain(run, "mine", "00001").notes[0].startswith("scores of random can't")
@@ -228,7 +228,7 @@ def test_files_that_have_moved(inputs: dict[str, Any], tmp_path: Path) -> None:
         {**inputs, "pool": [{"name": "one", "path": str(moved)}]},
         targets=[{**inputs["targets"][0], "path": str(other)}],
     )
-    run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run", last="score")
     moved.unlink()
     other.unlink()
     found = gradsieve.explain(run, "mine", "00001")
@@ -273,7 +273,7 @@ def test_folders_that_cannot_be_explained(inputs: dict[str, Any], tmp_path: Path
     with pytest.raises(RunError, match="not a run folder"):
         gradsieve.explain(tmp_path, "mine", "1")
     recipe = world.recipe(inputs, score={"method": "random"})
-    run = gradsieve.run(recipe, tmp_path, progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path)
     (run.stage("score") / "plain" / "random.parquet").unlink()
     with pytest.raises(RunError, match="no scores of this target"):
         gradsieve.explain(tmp_path, "mine", "00001")

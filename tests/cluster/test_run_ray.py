@@ -44,7 +44,7 @@ def local(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> R
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "ROWS_A_SHARD", (2, 2))
         out = tmp_path_factory.mktemp("local")
-        return gradsieve.run(recipe(inputs), out, last="train", progress=world.Listening())
+        return gradsieve.run(recipe(inputs), out, last="train")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def run(data: dict[str, Any], out: Path, mode: str, **changes: Any) -> RunFolder:
     recipe = world.recipe(data, features__mode=mode, **changes)
-    return gradsieve.run(recipe, out, last="score", progress=world.Listening())
+    return gradsieve.run(recipe, out, last="score")
 
 
 def with_mode(data: dict[str, Any], mode: str) -> dict[str, Any]:

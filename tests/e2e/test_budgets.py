@@ -33,7 +33,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     out = tmp_path_factory.mktemp("run")
-    return gradsieve.run(world.recipe(inputs), out, progress=world.Listening())
+    return gradsieve.run(world.recipe(inputs), out)
 
 
 def ids(run: RunFolder, name: str) -> list[str]:
@@ -53,7 +53,7 @@ def test_a_selection_of_each_size(run: RunFolder) -> None:
 
 def test_one_size_keeps_its_name(inputs: dict[str, Any], run: RunFolder, tmp_path: Path) -> None:
     recipe = world.recipe(inputs, select={"fraction": [0.3]}, score__methods=["random"])
-    other = gradsieve.run(recipe, tmp_path, last="select", progress=world.Listening())
+    other = gradsieve.run(recipe, tmp_path, last="select")
     assert ids(other, "random") == ids(run, "random@0.3")
 
 
@@ -98,7 +98,7 @@ def test_a_size_more_keeps_the_trainings_of_the_others(
         name: (run.stage("train") / name / "training.json").stat().st_mtime_ns for name in before
     }
     more = world.recipe(inputs, select={"fraction": [0.1, 0.2, 0.3]})
-    gradsieve.run(more, run.path, last="train", progress=world.Listening())
+    gradsieve.run(more, run.path, last="train")
     after = run.require("train")["models"]
     assert set(after) - set(before) == {"plain/less@0.2/seed-0", "plain/random@0.2/seed-0"}
     for name in before:
@@ -108,7 +108,7 @@ def test_a_size_more_keeps_the_trainings_of_the_others(
 
 def test_sizes_in_tokens(inputs: dict[str, Any], tmp_path: Path) -> None:
     recipe = world.recipe(inputs, select={"tokens": [60, 200]}, score__methods=["random"])
-    run = gradsieve.run(recipe, tmp_path, last="select", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path, last="select")
     facts = run.require("select")["targets"]["plain"]
     assert list(facts) == ["random@60-tokens", "random@200-tokens"]
     assert facts["random@60-tokens"]["tokens"] <= 60 < facts["random@200-tokens"]["tokens"] <= 200

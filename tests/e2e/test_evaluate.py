@@ -53,7 +53,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """One finished run; tests must not change it."""
     out = tmp_path_factory.mktemp("run")
-    return gradsieve.run(settings(inputs), out, progress=world.Listening())
+    return gradsieve.run(settings(inputs), out)
 
 
 def results(run: RunFolder) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ def test_the_adapter_as_peft_loads_it_is_the_model_that_was_evaluated(
 
 def test_more_seeds_and_methods_keep_what_is_there(inputs: dict[str, Any], tmp_path: Path) -> None:
     few = settings(inputs, score__methods=["random"], train={"seeds": [0], "epochs": 1})
-    run = gradsieve.run(few, tmp_path, progress=world.Listening())
+    run = gradsieve.run(few, tmp_path)
     weights = run.stage("train") / "mine/random/seed-0/adapter_model.safetensors"
     before = weights.stat().st_mtime_ns
     said = world.Listening()
@@ -138,7 +138,7 @@ def test_more_seeds_and_methods_keep_what_is_there(inputs: dict[str, Any], tmp_p
     assert weights.stat().st_mtime_ns == before
     assert not [*tmp_path.glob("archive/05*"), *tmp_path.glob("archive/06*")]
     assert any("train: extending, because of" in line for line in said.lines)
-    whole = gradsieve.run(settings(inputs), tmp_path / "whole", progress=world.Listening())
+    whole = gradsieve.run(settings(inputs), tmp_path / "whole")
     assert results(run) == results(whole)
     fresh, grown = (world.results(RunFolder(run.stage(s))) for s in ("train", "evaluate"))
     assert fresh == world.results(RunFolder(whole.stage("train")))
@@ -150,11 +150,11 @@ def test_a_model_that_is_lost_is_trained_again(
     inputs: dict[str, Any], tmp_path: Path, whole: bool
 ) -> None:
     recipe = settings(inputs, score__methods=["random"], train={"epochs": 1})
-    run = gradsieve.run(recipe, tmp_path, last="train", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path, last="train")
     before = world.results(run)
     for out in (run.stage("train") / target / "random" / "seed-0" for target in ("mine", "plain")):
         (shutil.rmtree if whole else os.remove)(out if whole else out / ADAPTER)
-    gradsieve.run(recipe, tmp_path, last="train", progress=world.Listening())
+    gradsieve.run(recipe, tmp_path, last="train")
     now = world.results(run)  # what was left of the models is in archive/
     assert {name: what for name, what in now.items() if not name.startswith("archive/")} == before
 
@@ -166,7 +166,7 @@ def test_models_of_an_earlier_version_are_kept(
     """Without `train.max_steps` in their inputs, and without the steps that they made."""
     of = {"score__methods": ["random"], "select": {"count": 12}}
     few = settings(inputs, **of, train={"epochs": 1, "seeds": [0]})
-    run = gradsieve.run(few, tmp_path, last="train", progress=world.Listening())
+    run = gradsieve.run(few, tmp_path, last="train")
     made, started = run.require("train"), run.started_with("train")
     assert set(made.pop("steps_by_model").values()) == {3}
     del started["train"]["max_steps"]
@@ -179,7 +179,7 @@ def test_models_of_an_earlier_version_are_kept(
     run.finish("train", {**made, "inputs": started, "fingerprint": fingerprint(started)})
     times = {file: file.stat().st_mtime_ns for file in run.stage("train").rglob(ADAPTER)}
     again = settings(inputs, **of, train={"epochs": 1, "seeds": seeds})
-    gradsieve.run(again, tmp_path, last="train", progress=world.Listening())
+    gradsieve.run(again, tmp_path, last="train")
     assert {file: file.stat().st_mtime_ns for file in times} == times
     now = run.require("train")
     assert made["models"].items() <= now["models"].items()
@@ -204,7 +204,7 @@ def test_what_is_lost_of_a_finished_run_is_made_again(
     copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
     before = world.results(copy)
     (copy.path / lost).unlink()
-    gradsieve.run(settings(inputs), copy.path, progress=world.Listening())
+    gradsieve.run(settings(inputs), copy.path)
     assert world.results(copy) == before
 
 
@@ -219,11 +219,10 @@ def test_methods_and_targets_may_go_and_come_back(
     gradsieve.run(
         settings(fewer, score__methods=["random", "bm25"], train={"seeds": [1], "epochs": 1}),
         copy.path,
-        progress=world.Listening(),
     )
     assert {row["method"] for row in results(copy)} == {"base", "random", "bm25"}
     assert {row["target"] for row in results(copy)} == {"mine"}
-    gradsieve.run(settings(inputs), copy.path, progress=world.Listening())
+    gradsieve.run(settings(inputs), copy.path)
     now = world.results(copy)  # scores that were made again are in archive/
     assert {name: what for name, what in now.items() if not name.startswith("archive/")} == before
     assert {file: file.stat().st_mtime_ns for file in made} == times
@@ -237,9 +236,9 @@ def test_what_comes_back_changed_is_made_anew(inputs: dict[str, Any], tmp_path: 
     with_other = {**inputs, "targets": [inputs["targets"][0], changed]}
     one = {**inputs, "targets": inputs["targets"][:1]}
     for given in (inputs, one, with_other):
-        run = gradsieve.run(settings(given, **few), tmp_path / "run", progress=world.Listening())
+        run = gradsieve.run(settings(given, **few), tmp_path / "run")
     whole = settings(with_other, **few)
-    fresh = gradsieve.run(whole, tmp_path / "fresh", progress=world.Listening())
+    fresh = gradsieve.run(whole, tmp_path / "fresh")
     assert results(run) == results(fresh)
 
 
@@ -247,9 +246,7 @@ def test_only_targets_that_something_is_asked_of_are_evaluated(
     inputs: dict[str, Any], run: RunFolder, tmp_path: Path
 ) -> None:
     copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
-    gradsieve.run(
-        settings(inputs, evaluate={"tasks": ["mine"]}), copy.path, progress=world.Listening()
-    )
+    gradsieve.run(settings(inputs, evaluate={"tasks": ["mine"]}), copy.path)
     assert {row["target"] for row in results(copy)} == {"mine"}
     assert not (copy.stage("evaluate") / "plain").exists()
 
@@ -257,12 +254,12 @@ def test_only_targets_that_something_is_asked_of_are_evaluated(
 def test_another_batch_size_keeps_the_results(inputs: dict[str, Any], tmp_path: Path) -> None:
     """As after running out of memory: the stage was started, and one result is there."""
     few = {"score__methods": ["random"], "train": {"epochs": 1}}
-    run = gradsieve.run(settings(inputs, **few), tmp_path, progress=world.Listening())
+    run = gradsieve.run(settings(inputs, **few), tmp_path)
     (run.stage("evaluate") / "meta.json").unlink()
     file = run.stage("evaluate") / "mine/random/seed-0.json"
     before = file.stat().st_mtime_ns
     fewer = settings(inputs, **few, evaluate={"batch_size": 2})
-    gradsieve.run(fewer, tmp_path, progress=world.Listening())
+    gradsieve.run(fewer, tmp_path)
     assert file.stat().st_mtime_ns == before
 
 
@@ -270,9 +267,9 @@ def test_another_learning_rate_trains_anew_and_keeps_the_old(
     inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     one = {"score__methods": ["random"]}
-    gradsieve.run(settings(inputs, **one), tmp_path, progress=world.Listening())
+    gradsieve.run(settings(inputs, **one), tmp_path)
     other = settings(inputs, **one, train={**TRAIN, "learning_rate": 1e-2})
-    run = gradsieve.run(other, tmp_path, progress=world.Listening())
+    run = gradsieve.run(other, tmp_path)
     assert (tmp_path / "archive").is_dir()
     assert run.require("evaluate")
 
@@ -292,7 +289,7 @@ def test_all_weights_of_another_model(inputs: dict[str, Any], tmp_path: Path) ->
         score__methods=["random"],
         train={"seeds": [0], "model": str(tmp_path / "student"), "full_parameters": True},
     )
-    run = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run")
     trained = AutoModelForCausalLM.from_pretrained(
         run.stage("train") / "mine" / "random" / "seed-0"
     )
@@ -305,7 +302,7 @@ def test_all_weights_of_another_model(inputs: dict[str, Any], tmp_path: Path) ->
 def test_a_task_without_questions_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
     recipe = settings(inputs, evaluate={"tasks": ["plain"]})
     with pytest.raises(DataError) as caught:
-        gradsieve.run(recipe, tmp_path, progress=world.Listening())
+        gradsieve.run(recipe, tmp_path)
     assert "plain" in caught.value.where
 
 
@@ -382,12 +379,12 @@ def test_losses_alone_generate_nothing(
     monkeypatch.setattr("gradsieve.stages.evaluate.write_prompts", None)
     few = {"score__methods": ["random"], "train": {"epochs": 1}}
     recipe = settings(inputs, **few, evaluate={"metrics": ["held_out_loss"]})
-    run = gradsieve.run(recipe, tmp_path, progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path)
     assert {(row["target"], row["metric"]) for row in results(run)} == {("mine", "held_out_loss")}
     assert not list(tmp_path.rglob("*.samples.jsonl"))
     wrong = settings(inputs, **few, evaluate={"metrics": ["f1", "accuracy"]})
     with pytest.raises(DataError, match="accuracy; the targets have f1"):
-        gradsieve.run(wrong, tmp_path, progress=world.Listening())
+        gradsieve.run(wrong, tmp_path)
 
 
 def test_the_final_answer_is_found_by_the_targets_pattern(

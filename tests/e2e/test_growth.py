@@ -24,9 +24,7 @@ CHECKPOINTS = 2
 def inputs(tmp_path: Path) -> dict[str, Any]:
     """Sources one and two of 20 rows each; the checkpoints of a warm-up on both; one target."""
     made = world.make(tmp_path / "inputs", rows=ROWS)
-    warm = gradsieve.run(
-        world.recipe(made), tmp_path / "warm", last="warmup", progress=world.Listening()
-    )
+    warm = gradsieve.run(world.recipe(made), tmp_path / "warm", last="warmup")
     folders = [str(warm.stage("warmup") / f"checkpoint-{number}") for number in (1, 2)]
     return {**made, "warmup": {"checkpoints": folders}, "targets": made["targets"][:1]}
 
@@ -52,7 +50,7 @@ def targets_rows(inputs: dict[str, Any]) -> int:
 
 
 def run(inputs: dict[str, Any], out: Path) -> RunFolder:
-    return gradsieve.run(world.recipe(inputs), out, progress=world.Listening())
+    return gradsieve.run(world.recipe(inputs), out)
 
 
 def scores(done: RunFolder, target: str = "mine") -> dict[tuple[str, str], float]:
@@ -210,9 +208,7 @@ def test_a_run_that_was_moved_takes_new_features(inputs: dict[str, Any], tmp_pat
     first = run({**plain, "pool": inputs["pool"][:1]}, tmp_path / "run")
     stale = first.require("features")["output"]
     first.path.rename(tmp_path / "moved")
-    grown = gradsieve.run(
-        world.recipe(plain), tmp_path / "moved", first="features", progress=world.Listening()
-    )
+    grown = gradsieve.run(world.recipe(plain), tmp_path / "moved", first="features")
     assert grown.require("features")["output"] != stale
     assert all(folder.parent.parent == grown.path for folder in Artifacts(grown).warmup.checkpoints)
 
@@ -220,9 +216,9 @@ def test_a_run_that_was_moved_takes_new_features(inputs: dict[str, Any], tmp_pat
 def test_what_a_stopped_method_has_left_is_removed(tmp_path: Path) -> None:
     recipe = world.recipe(world.make(tmp_path / "inputs", rows=20), score={"method": "random"})
     left = tmp_path / "run" / "03-score" / "work" / "similarities-1" / "0.npz"
-    gradsieve.run(recipe, tmp_path / "run", last="pool", progress=world.Listening())
+    gradsieve.run(recipe, tmp_path / "run", last="pool")
     left.parent.mkdir(parents=True)
     left.touch()
-    run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run", last="score")
     assert (run.stage("score") / "mine" / "random.parquet").is_file()
     assert not left.exists()

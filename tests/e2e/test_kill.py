@@ -25,7 +25,7 @@ from gradsieve.runs.folder import RunFolder
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], RunFolder]:
     inputs = world.make(tmp_path_factory.mktemp("inputs"), rows=150)
     run = tmp_path_factory.mktemp("whole")
-    return inputs, gradsieve.run(world.recipe(inputs), run, progress=world.Listening())
+    return inputs, gradsieve.run(world.recipe(inputs), run)
 
 
 def test_killed_again_and_again(
@@ -61,7 +61,7 @@ def kill_until_done(
         with monkeypatch.context() as patch:
             world.kill_at(patch, number, before=number % 2 == 0)
             try:
-                gradsieve.run(world.recipe(inputs), folder, progress=world.Listening())
+                gradsieve.run(world.recipe(inputs), folder)
             except world.Killed:
                 continue
         return kills
@@ -89,10 +89,10 @@ def test_a_full_disk_is_told_and_nothing_done_is_lost(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(GradsieveError, match="No space left on device") as caught:
-            gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
+            gradsieve.run(world.recipe(inputs), tmp_path)
     assert "it resumes" in caught.value.todo
     there = world.results(RunFolder(tmp_path))
-    gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
+    gradsieve.run(world.recipe(inputs), tmp_path)
     found = world.results(RunFolder(tmp_path))
     assert found == world.results(run)
     kept = [name for name in there if "shard-" in name]
@@ -120,7 +120,7 @@ def test_a_library_that_meets_a_full_disk(
 
     monkeypatch.setattr("gradsieve.stages.warmup.Warmup.run", stop)
     with pytest.raises(GradsieveError, match="cannot be written to its end"):
-        gradsieve.run(world.recipe(whole[0]), tmp_path, progress=world.Listening())
+        gradsieve.run(world.recipe(whole[0]), tmp_path)
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -188,7 +188,7 @@ def test_what_unfinished_stages_have_made_is_verified(tmp_path: Path) -> None:
         evaluate={},
         validate={"subsets": 3, "leave_out": []},
     )
-    whole = gradsieve.run(recipe, tmp_path / "a", last="validate", progress=world.Listening())
+    whole = gradsieve.run(recipe, tmp_path / "a", last="validate")
     run = RunFolder(shutil.copytree(whole.path, tmp_path / "b"))
     for stage in ("features", "score", "train", "evaluate", "validate"):
         (run.stage(stage) / "meta.json").unlink()
@@ -201,7 +201,7 @@ def test_what_unfinished_stages_have_made_is_verified(tmp_path: Path) -> None:
             content = bytearray(file.read_bytes())
             content[len(content) // 2] ^= 4
             file.write_bytes(content)
-    gradsieve.run(recipe, run.path, last="validate", progress=world.Listening())
+    gradsieve.run(recipe, run.path, last="validate")
     found = world.results(run)
     assert {name: found[name] for name in found if not name.startswith("archive/")} == (
         world.results(whole)

@@ -45,8 +45,8 @@ def test_two_processes_train_as_one_does(inputs: dict[str, Any], tmp_path: Path)
     )
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(recipe))
-    alone = gradsieve.run(recipe, tmp_path / "alone", progress=world.Listening())
-    gradsieve.run(recipe, tmp_path / "shared", last="select", progress=world.Listening())
+    alone = gradsieve.run(recipe, tmp_path / "alone")
+    gradsieve.run(recipe, tmp_path / "shared", last="select")
     done = launched("train", str(file), "--out", str(tmp_path / "shared"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("mine, random: 12 rows") == 1, done.stdout
@@ -69,8 +69,8 @@ def test_two_processes_warm_up(inputs: dict[str, Any], tmp_path: Path) -> None:
     file.write_text(dump_recipe(recipe))
     done = launched("warmup", str(file), "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
-    run = gradsieve.run(recipe, tmp_path / "run", last="select", progress=world.Listening())
-    alone = gradsieve.run(recipe, tmp_path / "alone", last="warmup", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run", last="select")
+    alone = gradsieve.run(recipe, tmp_path / "alone", last="warmup")
     rates = alone.require("warmup")["learning_rates"]
     assert run.require("warmup")["learning_rates"] == pytest.approx(rates)
     assert run.require("select")["targets"]["mine"]["less"]["rows"]

@@ -29,9 +29,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """One finished run; tests must not change it."""
-    return gradsieve.run(
-        world.recipe(inputs), tmp_path_factory.mktemp("run"), progress=world.Listening()
-    )
+    return gradsieve.run(world.recipe(inputs), tmp_path_factory.mktemp("run"))
 
 
 def scores(run: RunFolder, target: str = "mine") -> dict[tuple[str, str], dict[str, Any]]:
@@ -130,7 +128,7 @@ def test_meta_tells_what_was_done(run: RunFolder) -> None:
 
 
 def test_a_finished_run_is_skipped(inputs: dict[str, Any], tmp_path: Path) -> None:
-    gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
+    gradsieve.run(world.recipe(inputs), tmp_path)
     before = world.results(RunFolder(tmp_path))
     told = world.Listening()
     gradsieve.run(world.recipe(inputs), tmp_path, progress=told)
@@ -158,7 +156,6 @@ def test_batch_size_does_not_matter(run: RunFolder, inputs: dict[str, Any], tmp_
             gradsieve.run(
                 world.recipe(inputs, features__tokens_per_batch=tokens, features__bits=bits),
                 warm(run, tmp_path / f"{bits}-{tokens}"),
-                progress=world.Listening(),
             )
             for tokens in (1, 300, "auto")
         ]
@@ -170,7 +167,7 @@ def test_order_of_the_pool_does_not_matter(
     run: RunFolder, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     recipe = world.recipe(world.shuffled(inputs, tmp_path / "pool"))
-    other = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    other = gradsieve.run(recipe, tmp_path / "run")
     theirs = world.results(other)
     for name, content in world.results(run).items():
         if not name.startswith("00-pool/"):  # it keeps the order of the files
@@ -197,11 +194,11 @@ def test_bits_and_readings_are_options(
     run: RunFolder, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     exact = world.recipe(inputs, features__projection={"kind": "none"}, features__bits=32)
-    whole = gradsieve.run(exact, warm(run, tmp_path / "whole"), progress=world.Listening())
+    whole = gradsieve.run(exact, warm(run, tmp_path / "whole"))
     wanted = np.array([row["score"] for row in scores(whole).values()])
     for number, bits in enumerate((32, 8, 1)):
         recipe = world.recipe(inputs, features__bits=bits, features__projection={"dim": 8192})
-        other = gradsieve.run(recipe, warm(run, tmp_path / str(number)), progress=world.Listening())
+        other = gradsieve.run(recipe, warm(run, tmp_path / str(number)))
         found = np.array([row["score"] for row in scores(other).values()])
         assert np.corrcoef(found, wanted)[0, 1] > (0.7 if bits == 1 else 0.97)
     for name, changes in {
@@ -211,11 +208,7 @@ def test_bits_and_readings_are_options(
         "mean": {"score__across_subtasks": "mean"},
         "cosines": {"score__target_mean": "mean_of_cosines"},
     }.items():
-        other = gradsieve.run(
-            world.recipe(inputs, **changes),
-            warm(run, tmp_path / name),
-            progress=world.Listening(),
-        )
+        other = gradsieve.run(world.recipe(inputs, **changes), warm(run, tmp_path / name))
         found = np.array([row["score"] for row in scores(other).values()])
         assert np.isfinite(found).all()
         assert not np.array_equal(found, wanted)
@@ -241,15 +234,13 @@ def test_exact_mode_tells_what_does_not_fit(
 ) -> None:
     monkeypatch.setattr("gradsieve.gradients.jobs.free_memory", lambda: 1000)
     with pytest.raises(ModelError, match="fit into memory") as caught:
-        gradsieve.run(
-            world.recipe(inputs, features={"mode": "exact"}), tmp_path, progress=world.Listening()
-        )
+        gradsieve.run(world.recipe(inputs, features={"mode": "exact"}), tmp_path)
     assert "mode: store" in caught.value.todo
 
 
 def test_new_rows_add_only_their_own_features(inputs: dict[str, Any], tmp_path: Path) -> None:
     fewer = {**inputs, "pool": inputs["pool"][:1]}
-    run = gradsieve.run(world.recipe(fewer), tmp_path, progress=world.Listening())
+    run = gradsieve.run(world.recipe(fewer), tmp_path)
     store = run.stage("features") / "checkpoint-1" / "pool"
     before = {file.name for file in store.glob("shard-*")}
     told = world.Listening()
@@ -263,10 +254,10 @@ def test_new_rows_add_only_their_own_features(inputs: dict[str, Any], tmp_path: 
 
 def test_a_new_target_takes_no_row_again(inputs: dict[str, Any], tmp_path: Path) -> None:
     one = {**inputs, "targets": inputs["targets"][:1]}
-    run = gradsieve.run(world.recipe(one), tmp_path, progress=world.Listening())
+    run = gradsieve.run(world.recipe(one), tmp_path)
     store = run.stage("features") / "checkpoint-1" / "pool"
     times = {file.name: file.stat().st_mtime_ns for file in store.glob("shard-*")}
-    gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
+    gradsieve.run(world.recipe(inputs), tmp_path)
     assert {file.name: file.stat().st_mtime_ns for file in store.glob("shard-*")} == times
     assert len(selected(run, "plain")) == len(selected(run, "mine"))
 
@@ -274,7 +265,7 @@ def test_a_new_target_takes_no_row_again(inputs: dict[str, Any], tmp_path: Path)
 def test_a_damaged_shard_is_named_and_only_its_rows_are_made_again(
     inputs: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
+    run = gradsieve.run(world.recipe(inputs), tmp_path)
     before = world.results(run)
     store = run.stage("features") / "checkpoint-2" / "pool"
     shard = sorted(store.glob("shard-*"))[1]
@@ -284,7 +275,7 @@ def test_a_damaged_shard_is_named_and_only_its_rows_are_made_again(
     shard.write_bytes(content)
     again = world.recipe(inputs, score__across_subtasks="mean")
     with pytest.raises(StoreError, match="damaged") as caught:
-        gradsieve.run(again, tmp_path, first="score", progress=world.Listening())
+        gradsieve.run(again, tmp_path, first="score")
     assert str(shard) == caught.value.where
     told = world.Listening()
     gradsieve.run(world.recipe(inputs), tmp_path, progress=told)
@@ -298,9 +289,7 @@ def test_existing_checkpoints_need_no_warmup(
     run: RunFolder, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     folders = [str(run.stage("warmup") / f"checkpoint-{i}") for i in (1, 2)]
-    other = gradsieve.run(
-        world.recipe(inputs, warmup={"checkpoints": folders}), tmp_path, progress=world.Listening()
-    )
+    other = gradsieve.run(world.recipe(inputs, warmup={"checkpoints": folders}), tmp_path)
     assert not list(other.stage("warmup").glob("checkpoint-*"))
     assert_same_scores(run, other)
 
@@ -309,9 +298,7 @@ def test_rows_without_a_label_are_set_aside(inputs: dict[str, Any], tmp_path: Pa
     long = {"id": "long", "prompt": "a " * 90, "completion": "b"}
     world.write(tmp_path / "long.jsonl", [long])
     pool = [*inputs["pool"], {"name": "long", "path": str(tmp_path / "long.jsonl")}]
-    run = gradsieve.run(
-        world.recipe({**inputs, "pool": pool}), tmp_path / "run", progress=world.Listening()
-    )
+    run = gradsieve.run(world.recipe({**inputs, "pool": pool}), tmp_path / "run")
     dropped = (run.stage("select") / "mine" / "less" / "dropped.jsonl").read_text()
     assert json.loads(dropped) == {
         "source": "long",
@@ -344,7 +331,6 @@ def test_rows_whose_gradient_is_not_finite_are_set_aside(
         other = gradsieve.run(
             world.recipe({**changed, "features": features}, score__methods=["less", "random"]),
             tmp_path / mode,
-            progress=world.Listening(),
         )
         found = scores(other)
         assert ("odd", "x") not in found
@@ -386,7 +372,7 @@ def test_a_row_whose_gradient_is_zero_scores_0(
         "features": changes,
     }
     out = tmp_path / "run"
-    other = gradsieve.run(world.recipe(changed), out, last="score", progress=world.Listening())
+    other = gradsieve.run(world.recipe(changed), out, last="score")
     zeros = [key for key, row in scores(other).items() if row["score"] == 0]
     assert zeros == [("odd", "x")]
 
@@ -397,7 +383,7 @@ def test_train_makes_adapters_also_of_another_model(inputs: dict[str, Any], tmp_
 
     other = world.make(tmp_path / "other")["model"]["name"]
     recipe = world.recipe(inputs, train={"model": other, "seeds": [0, 1]})
-    run = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run")
     for seed in (0, 1):
         folder = run.stage("train") / "mine" / "less" / f"seed-{seed}"
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(other), folder)
@@ -410,7 +396,7 @@ def test_train_makes_adapters_also_of_another_model(inputs: dict[str, Any], tmp_
 def test_where_losses_are_sent_changes_nothing_that_is_done(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gradsieve.run(world.recipe(inputs), tmp_path, progress=world.Listening())
+    gradsieve.run(world.recipe(inputs), tmp_path)
     monkeypatch.setattr("gradsieve.stages.checks.check_trackers", lambda _: None)
     told = world.Listening()
     again = world.recipe(inputs, warmup__report_to=["tensorboard"])
@@ -446,7 +432,7 @@ def test_a_stage_that_has_written_over_a_file_is_not_taken_back(
 
     def scored(*methods: str) -> RunFolder:
         recipe = world.recipe(inputs, score__methods=list(methods))
-        return gradsieve.run(recipe, tmp_path, last="score", progress=world.Listening())
+        return gradsieve.run(recipe, tmp_path, last="score")
 
     scored("random")
     monkeypatch.setattr("gradsieve.stages.score.Score.run", writes_over)
@@ -465,11 +451,7 @@ def test_stages_that_are_missing_or_out_of_order(inputs: dict[str, Any], tmp_pat
 def test_a_warm_up_of_one_step_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
     """Its learning rate is 0, and all scores would be 0 / 0."""
     with pytest.raises(RunError, match="has not trained") as caught:
-        gradsieve.run(
-            world.recipe(inputs, warmup__epochs=1, warmup__fraction=0.02),
-            tmp_path,
-            progress=world.Listening(),
-        )
+        gradsieve.run(world.recipe(inputs, warmup__epochs=1, warmup__fraction=0.02), tmp_path)
     assert "warmup.fraction" in caught.value.todo
 
 

@@ -45,7 +45,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def out(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with scores, from which every test selects again."""
     folder = tmp_path_factory.mktemp("run")
-    gradsieve.run(world.recipe(inputs), folder, last="score", progress=world.Listening())
+    gradsieve.run(world.recipe(inputs), folder, last="score")
     return folder
 
 
@@ -98,7 +98,7 @@ def test_near_duplicates_do_not_depend_on_what_the_run_made_before(
         if name == "new":
             for store in RunFolder(folder).stage("features").glob("checkpoint-*/pool"):
                 shutil.rmtree(store)
-        run = gradsieve.run(recipe, folder, last="select", progress=world.Listening())
+        run = gradsieve.run(recipe, folder, last="select")
         file = run.stage("select") / "mine" / "sgd" / "selected.jsonl"
         selected.append([json.loads(line)["id"] for line in file.read_bytes().split(b"\n")[:-1]])
     assert selected[0] == selected[1]
@@ -106,10 +106,10 @@ def test_near_duplicates_do_not_depend_on_what_the_run_made_before(
 
 def test_near_duplicates_need_a_datastore(inputs: dict[str, Any], tmp_path: Path) -> None:
     exact = world.recipe(inputs, features={"mode": "exact"})
-    gradsieve.run(exact, tmp_path, last="score", progress=world.Listening())
+    gradsieve.run(exact, tmp_path, last="score")
     recipe = world.recipe(inputs, select={"near_duplicates": {}, "fraction": 0.5})
     with pytest.raises(RunError, match="exact mode keeps none"):
-        gradsieve.run(recipe, tmp_path, first="select", progress=world.Listening())
+        gradsieve.run(recipe, tmp_path, first="select")
 
 
 def test_each_subtask_gets_its_turn(inputs: dict[str, Any], out: Path) -> None:
@@ -125,7 +125,7 @@ def test_each_target_example_gets_its_turn(inputs: dict[str, Any], tmp_path: Pat
     recipe = world.recipe(
         inputs, select={"count": 20, "turns": "examples"}, score__methods=["less", "bm25", "random"]
     )
-    run = gradsieve.run(recipe, tmp_path, last="select", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path, last="select")
     text = Path(inputs["targets"][0]["path"]).read_text("utf-8")
     examples = [json.loads(line) for line in text.split("\n")[:-1]]
     for method in ("less", "bm25"):
@@ -177,7 +177,7 @@ def test_one_selection_for_all_targets(inputs: dict[str, Any], tmp_path: Path) -
         train={"epochs": 1},
         evaluate={"tasks": ["target_loss"]},
     )
-    run = gradsieve.run(recipe, tmp_path, progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path)
     file = run.stage("select") / "together" / "bm25" / "selected.jsonl"
     assert len(file.read_text(encoding="utf-8").split("\n")) == 11
     assert "# Selected for mine, plain" in (file.parent / "README.md").read_text()

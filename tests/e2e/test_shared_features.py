@@ -30,11 +30,11 @@ def test_shares_make_the_bytes_of_one_process(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "ROWS_A_SHARD", (16, 16))
-    plain = gradsieve.run(recipe, tmp_path / "plain", last="score", progress=world.Listening())
+    plain = gradsieve.run(recipe, tmp_path / "plain", last="score")
     out = tmp_path / "shared"
     with pytest.raises(RunError, match="pool is not finished"):
         share(recipe, out, 1, 3)
-    gradsieve.run(recipe, out, last="warmup", progress=world.Listening())
+    gradsieve.run(recipe, out, last="warmup")
     run = RunFolder(out)
     counts = []
     for number in (3, 1, 2):
@@ -45,7 +45,7 @@ def test_shares_make_the_bytes_of_one_process(
     assert "features: share 1 of 3 is done, others are not" not in said
     assert run.metadata("features") is not None
     assert share(recipe, out, 1, 3)[-1] == "features: up to date"
-    found = gradsieve.run(recipe, out, last="score", progress=world.Listening())
+    found = gradsieve.run(recipe, out, last="score")
     theirs = {name: c for name, c in world.results(found).items() if name != ".turn"}
     assert theirs == world.results(plain)
 

@@ -28,7 +28,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def finished(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    gradsieve.run(trained(inputs), folder, progress=world.Listening())
+    gradsieve.run(trained(inputs), folder)
     return folder
 
 
@@ -149,7 +149,7 @@ def test_a_source_that_changes_is_named(
 
     monkeypatch.setattr("gradsieve.pipeline.run.check", lambda *a: (check(*a), os.utime(file)))
     with pytest.raises(DataError, match="changed while it was read") as caught:
-        gradsieve.run(recipe, tmp_path / "b", last="select", progress=world.Listening())
+        gradsieve.run(recipe, tmp_path / "b", last="select")
     assert caught.value.where == str(file)
 
 
@@ -164,7 +164,7 @@ def test_seconds_of_a_stopped_stage_are_added_up(
     with monkeypatch.context() as patch:
         patch.setattr(Select, "run", stopped)
         with pytest.raises(KeyboardInterrupt):
-            gradsieve.run(changed, run.path, last="select", progress=world.Listening())
+            gradsieve.run(changed, run.path, last="select")
     run.keep_seconds("select", 1000.0)
-    gradsieve.run(changed, run.path, last="select", progress=world.Listening())
+    gradsieve.run(changed, run.path, last="select")
     assert run.require("select")["seconds"] > 1000

@@ -71,12 +71,12 @@ def test_raw_and_standardized_columns(inputs: dict[str, Any], tmp_path: Path, mo
     recipe = world.recipe(
         inputs, features={"mode": mode, "tokens_per_batch": 256}, score__methods=["less", "bm25"]
     )
-    run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run", last="score")
     check_table(table(run))
     check_table(table(run, "bm25"))
     other = world.recipe(recipe.model_dump(mode="json", exclude_unset=True),
                          features__tokens_per_batch=700)  # fmt: skip
-    again = gradsieve.run(other, tmp_path / "again", last="score", progress=world.Listening())
+    again = gradsieve.run(other, tmp_path / "again", last="score")
     first, second = table(run), table(again)
     for name in ("score", "standardized:letters", "numbers"):  # gradients differ in last digits
         assert first[name] == pytest.approx(second[name], abs=1e-3)
@@ -90,12 +90,10 @@ def test_rows_that_are_added_change_what_scores_are_standardized_over(
     file.write_text("\n".join(lines[:20]) + "\n", "utf-8")
     one = {**inputs["pool"][0], "path": str(file)}
     recipe = world.recipe({**inputs, "pool": [one, inputs["pool"][1]]})
-    run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run", last="score")
     before = table(run)
     file.write_text("\n".join(lines), "utf-8")
-    run = gradsieve.run(
-        recipe, tmp_path / "run", first="features", last="score", progress=world.Listening()
-    )
+    run = gradsieve.run(recipe, tmp_path / "run", first="features", last="score")
     after = table(run)
     assert len(after["score"]) == len(before["score"]) + 10
     check_table(after)
@@ -103,7 +101,7 @@ def test_rows_that_are_added_change_what_scores_are_standardized_over(
 
 def test_the_report_and_explain_show_both(inputs: dict[str, Any], tmp_path: Path) -> None:
     recipe = world.recipe(inputs, select={"count": 12})
-    run = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run")
     found = table(run)
     facts = run.require("select")["targets"]["mine"]["less"]
     assert sum(facts["subtasks"].values()) == 12

@@ -68,7 +68,6 @@ def runs(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> di
         mode: gradsieve.run(
             world.recipe(inputs, features={"mode": mode, **more}, select={"count": 12}),
             tmp_path_factory.mktemp(mode),
-            progress=world.Listening(),
         )
         for mode, more in features.items()
     }
@@ -167,10 +166,8 @@ def test_rows_that_are_added_change_what_scores_are_standardized_over(
     for mode in ("store", "exact"):
         data = {**inputs, "warmup": warmup, "features": {"mode": mode}}
         fewer = world.recipe({**data, "pool": data["pool"][:1]})
-        gradsieve.run(fewer, tmp_path / mode, last="score", progress=world.Listening())
-        run = gradsieve.run(
-            world.recipe(data), tmp_path / mode, last="score", progress=world.Listening()
-        )
+        gradsieve.run(fewer, tmp_path / mode, last="score")
+        run = gradsieve.run(world.recipe(data), tmp_path / mode, last="score")
         found = table(run)
         assert len(found["score"]) == 60
         if mode == "exact":
@@ -190,7 +187,7 @@ def test_other_methods_and_turns(
         select={"count": 10, "turns": "examples"},
         features=UNPROJECTED,
     )
-    run = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run")
     check(table(run, method="sgd"), *cosines(run, kind="pool-sgd"))
     ids, subtasks, values = cosines(run)
     less = table(run)
@@ -210,7 +207,7 @@ def test_exact_mode_keeps_cosines_to_examples_that_take_turns(
     made = {}
     for name, features in (("exact", {"mode": "exact"}), ("store", UNPROJECTED)):
         recipe = world.recipe({**data, "features": features}, select=turns)
-        run = gradsieve.run(recipe, tmp_path / name, progress=world.Listening())
+        run = gradsieve.run(recipe, tmp_path / name)
         chosen = Path(run.stage("select") / "mine" / "less" / "selected.jsonl").read_text("utf-8")
         made[name] = table(run), [json.loads(line)["id"] for line in chosen.split("\n")[:-1]]
     (exact, selected), (store, expected) = made["exact"], made["store"]

@@ -99,7 +99,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     recipe = world.recipe(inputs, score__methods=METHODS)
     out = tmp_path_factory.mktemp("run")
-    return gradsieve.run(recipe, out, last="score", progress=world.Listening())
+    return gradsieve.run(recipe, out, last="score")
 
 
 def keys(table: dict[str, np.ndarray], scores: np.ndarray) -> list[tuple[str, str]]:
@@ -127,7 +127,7 @@ def test_rows_and_sources_in_another_order_change_nothing(
     inputs: dict[str, Any], run: RunFolder, tmp_path: Path
 ) -> None:
     recipe = world.recipe(world.shuffled(inputs, tmp_path / "shuffled"), score__methods=METHODS)
-    other = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
+    other = gradsieve.run(recipe, tmp_path / "run", last="score")
     assert all(ranked(run, method) == ranked(other, method) for method in METHODS)
 
 
@@ -136,7 +136,7 @@ def test_rows_beyond_the_candidates_follow_in_less_order(
 ) -> None:
     monkeypatch.setattr(diverse, "CANDIDATES", 20)
     recipe = world.recipe(inputs, score__methods=["less_greedy"], score__across_subtasks="mean")
-    other = gradsieve.run(recipe, tmp_path, last="score", progress=world.Listening())
+    other = gradsieve.run(recipe, tmp_path, last="score")
     scores = world.table(run)
     less = keys(scores, (scores["letters"] + scores["numbers"]) / 2)
     found = ranked(other, "less_greedy")

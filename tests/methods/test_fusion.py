@@ -55,9 +55,9 @@ def test_in_a_run(tmp_path: Path) -> None:
     data: dict[str, Any] = world.make(tmp_path / "inputs", rows=40)
     fusion = {"methods": ["fusion", "less"], "fusion": ["less", "bm25"]}
     recipe = world.recipe(data, score=fusion)
-    run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run", last="score")
     both = world.recipe(data, score={**fusion, "methods": ["less", "bm25"]})
-    other = gradsieve.run(both, tmp_path / "other", last="score", progress=world.Listening())
+    other = gradsieve.run(both, tmp_path / "other", last="score")
     parts = [Scores(world.table(other, name)["score"]) for name in ("less", "bm25")]
     expected = fuse(parts).total
     assert world.table(run, "fusion")["score"].tolist() == expected.tolist()
@@ -65,7 +65,7 @@ def test_in_a_run(tmp_path: Path) -> None:
     # Other parts: only the fusion is made again.
     seconds = run.require("score")["methods"]["less"]["seconds"]
     recipe = world.recipe(data, score={**fusion, "fusion": ["less", "random"]})
-    run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run", last="score")
     assert run.require("score")["methods"]["less"]["seconds"] == seconds
     assert world.table(run, "fusion")["score"].tolist() != expected.tolist()
 
@@ -73,7 +73,7 @@ def test_in_a_run(tmp_path: Path) -> None:
 def test_a_fusion_without_gradients_needs_no_warmup(tmp_path: Path) -> None:
     data: dict[str, Any] = world.make(tmp_path / "inputs", rows=20)
     recipe = world.recipe(data, score={"methods": ["fusion"], "fusion": ["bm25", "random"]})
-    run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run", last="score")
     assert run.metadata("warmup") is None
     assert len(world.table(run, "fusion")["score"]) == 20
 

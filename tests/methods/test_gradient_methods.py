@@ -23,9 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
     data = world.make(tmp_path_factory.mktemp("inputs"), rows=60)
     data["features"]["projection"]["balanced"] = request.param
     recipe = world.recipe(data, score__methods=METHODS, features__bits=32)
-    return gradsieve.run(
-        recipe, tmp_path_factory.mktemp("run"), last="score", progress=world.Listening()
-    )
+    return gradsieve.run(recipe, tmp_path_factory.mktemp("run"), last="score")
 
 
 def stored(run: RunFolder, store: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -111,7 +109,7 @@ def test_exact_mode_refuses_what_needs_a_datastore(tmp_path: Path) -> None:
     del data["features"]
     recipe = world.recipe(data, features__mode="exact", score__methods=["less", "dot"])
     with pytest.raises(gradsieve.errors.UsageError) as caught:
-        gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+        gradsieve.run(recipe, tmp_path / "run")
     assert "dot" in caught.value.where
 
 
@@ -172,7 +170,7 @@ def test_scores_that_are_noise_are_a_warning(tmp_path: Path) -> None:
 def test_gist_is_a_cosine_in_the_targets_subspace(tmp_path: Path) -> None:
     data = world.make(tmp_path / "inputs", rows=40)
     recipe = world.recipe(data, score__methods=["gist", "sgd"], features__bits=32)
-    run = gradsieve.run(recipe, tmp_path / "run", last="score", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run", last="score")
     rows, _, rates = stored(run, "pool-sgd")
     expected = np.zeros(len(rows[0]))
     for number, rate in enumerate(rates / rates.sum()):

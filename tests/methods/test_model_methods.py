@@ -17,9 +17,7 @@ from gradsieve.runs.context import Context
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> ScoringTask:
     recipe = world.recipe(world.make(tmp_path_factory.mktemp("inputs"), rows=30))
-    run = gradsieve.run(
-        recipe, tmp_path_factory.mktemp("run"), last="pool", progress=world.Listening()
-    )
+    run = gradsieve.run(recipe, tmp_path_factory.mktemp("run"), last="pool")
     context = Context(recipe, run, world.Listening())
     targets = {target.name: context.target_rows(target) for target in context.targets}
     return ScoringTask(

@@ -69,7 +69,7 @@ def test_in_a_run(folder: Path) -> None:
     assert load_recipe(folder / "recipe.yaml") == recipe
 
     def scored() -> tuple[list[float], int]:
-        run = gradsieve.run(recipe, folder / "run", last="select", progress=world.Listening())
+        run = gradsieve.run(recipe, folder / "run", last="select")
         other = run.stage("score") / "mine" / "random.parquet"
         assert run.require("score")["methods"]["Longest"]["source"] == "rows with the most tokens"
         return world.table(run, "Longest")["score"].tolist(), other.stat().st_mtime_ns
@@ -87,14 +87,14 @@ def test_the_method_is_loaded_before_anything_is_spent(folder: Path) -> None:
     data: dict[str, Any] = world.make(folder / "inputs", rows=20)
     recipe = world.recipe(data, score={"methods": ["my.py:Shortest", "less"]})
     with pytest.raises(GradsieveError, match="Shortest is no method"):
-        gradsieve.run(recipe, folder / "run", progress=world.Listening())
+        gradsieve.run(recipe, folder / "run")
     assert not (folder / "run" / "01-warmup").exists()
 
 
 def test_reading_a_run_folder_runs_no_code(folder: Path) -> None:
     data: dict[str, Any] = world.make(folder / "inputs", rows=20)
     recipe = world.recipe(data, score={"methods": ["my.py:Longest"]}, select={"count": 3})
-    run = gradsieve.run(recipe, folder / "run", last="select", progress=world.Listening())
+    run = gradsieve.run(recipe, folder / "run", last="select")
     table = world.table(run, "Longest")
     (folder / "my.py").write_text("raise SystemExit('this was run')")
     id, source = table["id"][0], table["source"][0]

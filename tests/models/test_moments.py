@@ -174,7 +174,7 @@ def test_trl_warms_up_and_trains_on_what_was_selected(tmp_path: Path) -> None:
     )
     trainer = tune(pool.select_columns(["messages"]), num_train_epochs=2)
     recipe = world.recipe(data, warmup={"checkpoints": moments.checkpoints}, select={"count": 8})
-    run = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run")
     rates = run.require("warmup")["learning_rates"]
     assert rates[0] > rates[1] > 0
     found = gradsieve.select(
@@ -187,7 +187,6 @@ def test_trl_warms_up_and_trains_on_what_was_selected(tmp_path: Path) -> None:
         features=data["features"],
         score={"across_subtasks": "max"},  # as world.recipe
         select={"count": 8},
-        progress=world.Listening(),
     )
     folder = run.stage("select") / "mine" / "less"
     assert (found.folder / "selected.jsonl").read_bytes() == (

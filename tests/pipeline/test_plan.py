@@ -100,7 +100,7 @@ def test_what_is_done_and_what_a_change_does(inputs: dict[str, Any], tmp_path: P
         return {stage.stage: (stage.state, stage.why) for stage in found.stages}
 
     assert states()["warmup"] == ("new", "")
-    gradsieve.run(world.recipe(inputs), tmp_path, last="score", progress=world.Listening())
+    gradsieve.run(world.recipe(inputs), tmp_path, last="score")
     assert [state for state, _ in states().values()] == ["done", "done", "done", "done", "new"]
     found = plan(inputs, tmp_path, calibrate=False)
     assert found.stages[1].seconds == RunFolder(tmp_path).require("warmup")["seconds"]
@@ -193,9 +193,7 @@ def test_size() -> None:
 
 
 def test_features_at_existing_checkpoints_are_timed(inputs: dict[str, Any], tmp_path: Path) -> None:
-    run = gradsieve.run(
-        world.recipe(inputs), tmp_path, last="warmup", progress=world.Listening()
-    ).stage("warmup")
+    run = gradsieve.run(world.recipe(inputs), tmp_path, last="warmup").stage("warmup")
     again = plan(inputs, tmp_path)
     existing = plan(inputs, warmup__checkpoints=[str(run / f"checkpoint-{n}") for n in (1, 2)])
     assert again.stages[1].state == "done"
@@ -207,9 +205,9 @@ def test_features_at_existing_checkpoints_are_timed(inputs: dict[str, Any], tmp_
 def test_a_source_that_changed_is_read_again(tmp_path: Path) -> None:
     data = world.make(tmp_path / "inputs", rows=30)
     recipe = world.recipe(data)
-    gradsieve.run(recipe, tmp_path / "run", last="pool", progress=world.Listening())
+    gradsieve.run(recipe, tmp_path / "run", last="pool")
     file = Path(data["pool"][0]["path"])
     rows = file.read_bytes().split(b"\n")[:-1]
     file.write_bytes(b"\n".join(rows[:-5]) + b"\n")
-    found = make_plan(recipe, tmp_path / "run", calibrate=False, progress=world.Listening())
+    found = make_plan(recipe, tmp_path / "run", calibrate=False)
     assert found.sources[0].rows == len(rows) - 5

@@ -39,9 +39,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(inputs: dict[str, Any], out: Path | None = None, **changes: Any) -> Any:
-    return make_plan(
-        world.recipe(inputs, **changes), out, calibrate=False, progress=world.Listening()
-    )
+    return make_plan(world.recipe(inputs, **changes), out, calibrate=False)
 
 
 def folder_with(model: str, out: Path, **changes: Any) -> str:
@@ -66,8 +64,8 @@ def test_all_problems_are_in_one_list(inputs: dict[str, Any], tmp_path: Path) ->
     )  # fmt: skip
     (tmp_path / "file").write_text("")
     for attempt in (
-        lambda: make_plan(wrong, tmp_path / "file", progress=world.Listening()),
-        lambda: gradsieve.run(wrong, tmp_path / "run", progress=world.Listening()),
+        lambda: make_plan(wrong, tmp_path / "file"),
+        lambda: gradsieve.run(wrong, tmp_path / "run"),
     ):
         with pytest.raises(ErrorGroup) as caught:
             attempt()
@@ -181,7 +179,7 @@ def test_a_missing_library_is_told_before_anything_is_spent(
         "importlib.util.find_spec", lambda name, *a: None if name == module else real(name, *a)
     )
     with pytest.raises(UsageError, match=f"{module} is not installed"):
-        gradsieve.run(world.recipe(inputs, **changes), tmp_path, progress=world.Listening())
+        gradsieve.run(world.recipe(inputs, **changes), tmp_path)
     assert not list(tmp_path.glob("0*"))
 
 
@@ -237,8 +235,8 @@ def test_only_what_the_stages_need(inputs: dict[str, Any], tmp_path: Path) -> No
     """A mistake in a later stage doesn't stop an earlier one that was asked for alone."""
     recipe = world.recipe(inputs, evaluate={"tasks": ["plain"]}, select={"count": 3})
     with pytest.raises(DataError, match="held-out"):
-        gradsieve.run(recipe, tmp_path, progress=world.Listening())
-    gradsieve.run(recipe, tmp_path, last="warmup", progress=world.Listening())
+        gradsieve.run(recipe, tmp_path)
+    gradsieve.run(recipe, tmp_path, last="warmup")
     assert RunFolder(tmp_path).require("warmup")
 
 

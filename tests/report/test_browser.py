@@ -31,7 +31,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # So many that some are passed over and some are left as near misses.
         select={"fraction": 0.5, "per_source": {"one": 4}, "near_duplicates": {"cosine": 0.99}},
     )
-    run = gradsieve.run(recipe, tmp_path_factory.mktemp("run"), progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path_factory.mktemp("run"))
     return run.stage("report") / "index.html"
 
 

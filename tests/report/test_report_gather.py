@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunFolder]:
     data = hostile.world_of(tmp_path_factory.mktemp("inputs"))
     recipe = world.recipe(data, **SETTINGS)
     out = tmp_path_factory.mktemp("run")
-    return recipe, gradsieve.run(recipe, out, progress=world.Listening())
+    return recipe, gradsieve.run(recipe, out)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_the_same_inputs_give_the_same_bytes_but_for_one_line(
     tree = json.loads(recipe.model_dump_json())
     moved = world.shuffled({"pool": tree["pool"][:2]}, tmp_path / "pool")["pool"]
     other = world.recipe({**tree, "pool": [*moved, tree["pool"][2]]})
-    again = gradsieve.run(other, tmp_path / "run", progress=world.Listening())
+    again = gradsieve.run(other, tmp_path / "run")
     name = "08-report/index.html"
     assert world.results(again)[name] == world.results(run)[name]
     assert (again.path / name).read_bytes() != (run.path / name).read_bytes()

@@ -70,9 +70,7 @@ def test_lines_by_rank_and_by_key() -> None:
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     data: dict[str, Any] = world.make(tmp_path_factory.mktemp("inputs"), rows=30)
-    run = gradsieve.run(
-        world.recipe(data), tmp_path_factory.mktemp("run"), last="pool", progress=world.Listening()
-    )
+    run = gradsieve.run(world.recipe(data), tmp_path_factory.mktemp("run"), last="pool")
     return Artifacts(run).pool.read()
 
 

@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made["pool"].append({"name": "mixed", "path": str(inputs / "mixed.jsonl")})
     out = tmp_path_factory.mktemp("run")
     recipe = world.recipe(made, score={"method": "random"}, select={"fraction": 1.0})
-    run = gradsieve.run(recipe, out, progress=world.Listening())
+    run = gradsieve.run(recipe, out)
     return run.stage("select") / "mine" / "random"
 
 
@@ -153,7 +153,7 @@ def special(tmp_path: Path, supervise: str) -> Path:
     recipe = world.recipe(inputs, score={"method": "random"}, select={"fraction": 1.0})
     model = recipe.model.model_copy(update={"chat_template": str(template)})
     recipe = recipe.model_copy(update={"model": model})
-    run = gradsieve.run(recipe, tmp_path / "run", progress=world.Listening())
+    run = gradsieve.run(recipe, tmp_path / "run")
     return run.stage("select") / "mine" / "random"
 
 

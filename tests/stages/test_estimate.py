@@ -43,7 +43,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     out = tmp_path_factory.mktemp("run")
-    return gradsieve.run(world.recipe(inputs, **SETTINGS), out, progress=world.Listening())
+    return gradsieve.run(world.recipe(inputs, **SETTINGS), out)
 
 
 def context_of(inputs: dict[str, Any], run: RunFolder, **changes: Any) -> Context:

@@ -82,7 +82,7 @@ def answered_in_letters(count: int, seed: int) -> list[Row]:
 
 def run(inputs: dict[str, Any], out: Path, **changes: Any) -> RunFolder:
     recipe = world.recipe({**inputs, **SETTINGS}, **changes)
-    return gradsieve.run(recipe, out, last="validate", progress=world.Listening())
+    return gradsieve.run(recipe, out, last="validate")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--page", type=Path, help="where the table is written")
     given = parser.parse_args()
+    gc.freeze()  # what the imports have made: no child looks for garbage there
     out = given.out.resolve()
     _start(out)
     bases = Bases(out)

@@ -23,9 +23,7 @@ def pool(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Po
 
 
 def made(inputs: dict[str, Any], folders: pytest.TempPathFactory) -> Pool:
-    run = gradsieve.run(
-        world.recipe(inputs), folders.mktemp("run"), last="pool", progress=world.Listening()
-    )
+    run = gradsieve.run(world.recipe(inputs), folders.mktemp("run"), last="pool")
     return Artifacts(run).pool.read()
 
 
