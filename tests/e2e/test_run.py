@@ -128,7 +128,11 @@ def test_meta_tells_what_was_done(run: RunFolder) -> None:
 
 
 def test_a_finished_run_is_skipped(inputs: dict[str, Any], tmp_path: Path) -> None:
-    gradsieve.run(world.recipe(inputs), tmp_path)
+    told = world.Listening()
+    gradsieve.run(world.recipe(inputs), tmp_path, progress=told)
+    counted = 2 * (world.ROWS + 6 + 6)  # the pool's and two targets', at two checkpoints
+    wanted = f"  features: {counted}/{counted} examples in "
+    assert [line for line in told.lines if line.startswith(wanted)]
     before = world.results(RunFolder(tmp_path))
     told = world.Listening()
     gradsieve.run(world.recipe(inputs), tmp_path, progress=told)
