@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -258,6 +259,7 @@ def logged(progress: Progress) -> Iterator[None]:
         raise
 
 
+@cache
 def _versions() -> dict[str, str]:
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **packages}
