@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
-from gradsieve.data.pool import build, build_pool
+from gradsieve.data.pool import build
+from gradsieve.data.pool.build import build_pool
 from gradsieve.data.pool.chunks import Chunk, RawChunk, make_chunk, raw_chunks
 from gradsieve.data.pool.workers import Workers
 from gradsieve.data.sources import SourceSpec

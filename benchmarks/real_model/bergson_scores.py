@@ -62,7 +62,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gradsieve.data.template import TokenizedExample
+from gradsieve.data.examples import TokenizedExample
 from gradsieve.recipe.load import load_recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder

@@ -34,9 +34,9 @@ from unittest import mock
 import psutil
 import torch
 
-from gradsieve.data.examples import Example
+from gradsieve.data.examples import Example, TokenizedExample
 from gradsieve.data.formats import conversation_of
-from gradsieve.data.template import ChatTemplate, TokenizedExample
+from gradsieve.data.template import ChatTemplate
 from gradsieve.gradients.objectives import SFT, Sft
 from gradsieve.io import read_lines, write_json, write_text
 from gradsieve.models import training

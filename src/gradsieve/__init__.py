@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradsieve.analysis import Explanation, explain
+    from gradsieve.analysis.explain import explain
+    from gradsieve.analysis.explanation import Explanation
     from gradsieve.analysis.results import compare
     from gradsieve.analysis.tables import Comparison
     from gradsieve.api import Selection, select
@@ -42,14 +43,14 @@ __all__ = [
 
 _HOMES = {
     "Comparison": "gradsieve.analysis.tables",
-    "Explanation": "gradsieve.analysis",
+    "Explanation": "gradsieve.analysis.explanation",
     "GradsieveError": "gradsieve.errors",
     "KeepMoments": "gradsieve.models.moments",
     "Progress": "gradsieve.console",
     "Recipe": "gradsieve.recipe.schema",
     "Selection": "gradsieve.api",
     "compare": "gradsieve.analysis.results",
-    "explain": "gradsieve.analysis",
+    "explain": "gradsieve.analysis.explain",
     "load_recipe": "gradsieve.recipe.load",
     "open_store": "gradsieve.store",
     "plan": "gradsieve.pipeline.plan",

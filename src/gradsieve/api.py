@@ -20,7 +20,8 @@ import datasets
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gradsieve.analysis import Explanation, explain
+from gradsieve.analysis.explain import explain
+from gradsieve.analysis.explanation import Explanation
 from gradsieve.console import Progress
 from gradsieve.data.content import text_of
 from gradsieve.data.readers import IN_MEMORY
@@ -33,7 +34,8 @@ from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.context import Context, InMemoryInputs
 from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.notebook import html_table
-from gradsieve.selection.export import MESSAGES, ROWS, features_of, message_features
+from gradsieve.selection import MESSAGES, ROWS
+from gradsieve.selection.export import features_of, message_features
 
 Rows = Any
 """A `datasets.Dataset`, any other iterable of rows, or a path or hub name; or a mapping with the

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from gradsieve.analysis import Contribution, Explanation, Neighbor, TargetScore
-from gradsieve.analysis.explanation import cut
+from gradsieve.analysis.explanation import Contribution, Explanation, Neighbor, TargetScore, cut
 
 EVIL = "ring\x07 \x1b[31mred\x1b[0m \u202eback [bold]b[/bold]\r\nnext"
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradsieve.data.batching import collate, length_sorted_batches
-from gradsieve.data.template import TokenizedExample
+from gradsieve.data.examples import TokenizedExample
 
 
 def encoded(input_ids: list[int], labels: list[int]) -> TokenizedExample:

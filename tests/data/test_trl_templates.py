@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from conversations import SHAPES, TOOLS, byte_tokenizer
 from gradsieve.data.content import after_reasoning, parts_of, text_of
-from gradsieve.data.examples import Example
+from gradsieve.data.examples import Example, TokenizedExample
 from gradsieve.data.rendering import DATE_STRING, Renderer
-from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample
+from gradsieve.data.template import ChatTemplate, Refusal
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 TEMPLATES = {file.stem: file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.jinja"))}

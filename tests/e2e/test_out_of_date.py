@@ -12,7 +12,8 @@ from gradsieve.cli import app
 from gradsieve.demo.skills import make_questions
 from gradsieve.recipe.load import dump_recipe, load_recipe
 from gradsieve.runs.folder import RunFolder
-from gradsieve.runs.lineage import changed_settings, outdated, upstream
+from gradsieve.runs.lineage import outdated, upstream
+from gradsieve.runs.settings import changed_settings
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import gradsieve
 import tiny
 import world
-from gradsieve.data.template import TokenizedExample
+from gradsieve.data.examples import TokenizedExample
 from gradsieve.gradients.adam import Moments
 from gradsieve.gradients.extract import FIRST, TokenBudget, extract
 from gradsieve.gradients.features import FeatureExtractor, Totals

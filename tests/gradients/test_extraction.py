@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tiny
-from gradsieve.data.template import TokenizedExample
+from gradsieve.data.examples import TokenizedExample
 from gradsieve.errors import ModelError
 from gradsieve.gradients import extract as extraction
 from gradsieve.gradients.extract import TokenBudget, extract

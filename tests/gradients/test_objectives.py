@@ -8,7 +8,7 @@ from torch import nn
 
 import tiny
 from gradsieve.data.batching import collate
-from gradsieve.data.template import TokenizedExample
+from gradsieve.data.examples import TokenizedExample
 from gradsieve.errors import ModelError
 from gradsieve.gradients.objectives import SFT, Batch, Sft, example_losses
 from gradsieve.gradients.per_example import per_example, per_example_pass

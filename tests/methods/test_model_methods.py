@@ -9,7 +9,7 @@ import torch
 
 import gradsieve
 import world
-from gradsieve.data.template import TokenizedExample
+from gradsieve.data.examples import TokenizedExample
 from gradsieve.methods import ScoringTask, find_method
 from gradsieve.runs.context import Context
 

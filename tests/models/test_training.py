@@ -18,7 +18,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.integrations import integration_utils
 
 import tiny
-from gradsieve.data.template import TokenizedExample
+from gradsieve.data.examples import TokenizedExample
 from gradsieve.errors import ModelError, UsageError
 from gradsieve.gradients.objectives import SFT, Sft
 from gradsieve.io import file_fingerprint, read_lines

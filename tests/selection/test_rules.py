@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import world
-from gradsieve.data.pool import Pool, build_pool
+from gradsieve.data.pool import Pool
+from gradsieve.data.pool.build import build_pool
 from gradsieve.data.sources import SourceSpec, read_source
 from gradsieve.data.template import ChatTemplate
 from gradsieve.demo.model import make_tokenizer

@@ -231,7 +231,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Explain an example's rank: its scores, contributions to them, nearest neighbors."""
-    from gradsieve.analysis import explain as explained
+    from gradsieve.analysis.explain import explain as explained
 
     explanation = explained(run, target, id_, source, method)
     if sys.stdout.isatty() and not as_json:

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradsieve.data.examples import TokenizedExample
 from gradsieve.data.pool import Pool
-from gradsieve.data.template import TokenizedExample
 
 
 class PoolTokens(Sequence[TokenizedExample]):

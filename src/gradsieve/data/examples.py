@@ -6,12 +6,10 @@ the row that it was read from, so that a selection returns rows as they came in.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
-
-if TYPE_CHECKING:
-    from gradsieve.data.template import TokenizedExample
+from typing import Any, NotRequired, TypedDict
 
 
 class Message(TypedDict):
@@ -56,6 +54,35 @@ class Example:
     tools: tuple[Any, ...] = ()
     supervised: tuple[bool, ...] | None = None
     where: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedExample:
+    """A tokenized conversation.
+
+    Attributes:
+        input_ids: At most max_length of them; 32-bit, since a pool's tokens are held in memory.
+        labels: The token where it is supervised, -100 elsewhere.
+        truncated: Whether tokens were cut off on the right.
+    """
+
+    input_ids: array[int]
+    labels: array[int]
+    truncated: bool = False
+
+    @property
+    def n_labels(self) -> int:
+        """Labels that are predicted: the first position never is."""
+        return sum(label != -100 for label in self.labels[1:])
+
+    @property
+    def skip_reason(self) -> str | None:
+        """Why the example has no gradient; None if it has one."""
+        if self.n_labels:
+            return None
+        if self.truncated:
+            return f"no label token within the first {len(self.input_ids)} tokens"
+        return "no label token"
 
 
 @dataclass(frozen=True, slots=True)

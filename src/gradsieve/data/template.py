@@ -23,7 +23,7 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from gradsieve.data.content import common_prefix, in_parts, in_text, text_of
-from gradsieve.data.examples import Example, Message
+from gradsieve.data.examples import Example, Message, TokenizedExample
 from gradsieve.data.readers import LIMITS
 from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, Turn, render_limit, template_text
 from gradsieve.data.sources import LISTED_AT_ONCE, list_first
@@ -38,35 +38,6 @@ LABELS_VERSION = 2
 
 TEXTS_AT_ONCE = 1000
 """Texts per call of the tokenizer; bounds memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedExample:
-    """A tokenized conversation.
-
-    Attributes:
-        input_ids: At most max_length of them; 32-bit, since a pool's tokens are held in memory.
-        labels: The token where it is supervised, -100 elsewhere.
-        truncated: Whether tokens were cut off on the right.
-    """
-
-    input_ids: array[int]
-    labels: array[int]
-    truncated: bool = False
-
-    @property
-    def n_labels(self) -> int:
-        """Labels that are predicted: the first position never is."""
-        return sum(label != -100 for label in self.labels[1:])
-
-    @property
-    def skip_reason(self) -> str | None:
-        """Why the example has no gradient; None if it has one."""
-        if self.n_labels:
-            return None
-        if self.truncated:
-            return f"no label token within the first {len(self.input_ids)} tokens"
-        return "no label token"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradsieve.data.batching import fill_batch
-from gradsieve.data.template import TokenizedExample
+from gradsieve.data.examples import TokenizedExample
 from gradsieve.errors import ModelError
 from gradsieve.gradients.features import FeatureExtractor, FeatureRows
 from gradsieve.gradients.objectives import send

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from gradsieve.console import Progress
+from gradsieve.data.examples import TokenizedExample
 from gradsieve.data.pool import Pool
-from gradsieve.data.template import TokenizedExample
 from gradsieve.engine.base import Job, Size
 from gradsieve.errors import ModelError
 from gradsieve.gradients.exact import ExactProducts

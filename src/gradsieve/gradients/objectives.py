@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradsieve.data.batching import batches_of, collate
-from gradsieve.data.examples import Example
-from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample
+from gradsieve.data.examples import Example, TokenizedExample
+from gradsieve.data.template import ChatTemplate, Refusal
 from gradsieve.errors import ModelError
 from gradsieve.models.device import device
 

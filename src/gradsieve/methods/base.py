@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,10 @@ from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool import Pool
 from gradsieve.data.pool.mapped import ExampleKey
 from gradsieve.engine import Engine
-from gradsieve.models.source import ModelSource
 from gradsieve.recipe.schema import AcrossSubtasks, Recipe
+
+if TYPE_CHECKING:  # takes seconds to import, which a table of results does without
+    from gradsieve.models.source import ModelSource
 
 Uses = Literal["data", "model", "gradients", "plain gradients"]
 """What a method needs beyond the data: decides which stages a run takes."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradsieve.data.batching import batches_of
-from gradsieve.data.template import TokenizedExample
+from gradsieve.data.examples import TokenizedExample
 from gradsieve.errors import ModelError
 from gradsieve.io import needed
 from gradsieve.methods.base import (

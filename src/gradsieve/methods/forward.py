@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from gradsieve.console import Progress
 from gradsieve.data.batching import PoolTokens, length_sorted_batches
+from gradsieve.data.examples import TokenizedExample
 from gradsieve.data.pool import Pool
-from gradsieve.data.template import TokenizedExample
 from gradsieve.engine import Job, LocalEngine, Size
 from gradsieve.io import atomic, fingerprint, is_whole
 from gradsieve.methods.base import ScoringTask

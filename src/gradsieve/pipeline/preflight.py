@@ -16,7 +16,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from gradsieve.data.pool import build_pool, check_rows
+from gradsieve.data.pool.build import build_pool, check_rows
 from gradsieve.errors import GradsieveError, RunError, UsageError, raise_all
 from gradsieve.io import installed
 from gradsieve.pipeline.state import states

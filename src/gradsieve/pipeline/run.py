@@ -29,7 +29,8 @@ from gradsieve.recipe.load import dump_recipe, load_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder
-from gradsieve.runs.lineage import changed_settings, outdated
+from gradsieve.runs.lineage import outdated
+from gradsieve.runs.settings import changed_settings
 from gradsieve.stages import all_stages
 from gradsieve.stages.base import Stage
 

@@ -14,7 +14,8 @@ from gradsieve.recipe.load import dump_recipe
 from gradsieve.report.texts import short
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import STAGE_NAMES
-from gradsieve.runs.lineage import changed_settings, outdated, upstream
+from gradsieve.runs.lineage import outdated, upstream
+from gradsieve.runs.settings import changed_settings
 
 STEPS_A_POINT, POINTS_AN_EPOCH = 25, 10
 """Of a loss curve: means of fewer steps show which batches were hard, not how the training went

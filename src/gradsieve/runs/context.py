@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsieve.console import Progress
-from gradsieve.data.examples import Example, Row
+from gradsieve.data.examples import Example, Row, TokenizedExample
 from gradsieve.data.pool import Pool
 from gradsieve.data.sources import SourceKey, SourceSpec, source_key, state_of
-from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample, refused_error
+from gradsieve.data.template import ChatTemplate, Refusal, refused_error
 from gradsieve.engine import Engine
 from gradsieve.engine.choose import choose_engine
 from gradsieve.errors import DataError

@@ -31,10 +31,7 @@ from gradsieve.data.sources import json_text
 from gradsieve.io import atomic
 from gradsieve.methods import find_method, uses_gradients
 from gradsieve.recipe.schema import TOGETHER, Effect, Recipe, SelectionName
-
-ROWS = "selected.jsonl"
-MESSAGES = "messages.jsonl"
-ANSWERS = "prompt_completion.jsonl"
+from gradsieve.selection import ANSWERS, MESSAGES, ROWS
 
 FILES = {"default": ROWS, "messages": MESSAGES, "prompt_completion": ANSWERS}
 """Configurations of the data set, for `datasets.load_dataset(FOLDER, NAME)`, and their files."""

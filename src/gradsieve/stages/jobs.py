@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from gradsieve.console import Progress
 from gradsieve.data.batching import PoolTokens
-from gradsieve.data.examples import Example
+from gradsieve.data.examples import Example, TokenizedExample
 from gradsieve.data.formats import conversation_of
 from gradsieve.data.pool import Pool
-from gradsieve.data.template import ChatTemplate, TokenizedExample
+from gradsieve.data.template import ChatTemplate
 from gradsieve.engine import Job
 from gradsieve.gradients.objectives import SFT
 from gradsieve.io import read_lines

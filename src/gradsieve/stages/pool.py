@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gradsieve.data.pool import Pool as MappedPool
-from gradsieve.data.pool import build_pool, link_parts
+from gradsieve.data.pool.build import build_pool
+from gradsieve.data.pool.part import link_parts
 from gradsieve.errors import GradsieveError
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks

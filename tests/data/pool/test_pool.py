@@ -18,7 +18,8 @@ import torch
 
 from conversations import byte_tokenizer
 from gradsieve.data.batching import PoolTokens, batches_of
-from gradsieve.data.pool import Pool, build_pool, check_rows
+from gradsieve.data.pool import Pool
+from gradsieve.data.pool.build import build_pool, check_rows
 from gradsieve.data.sources import SourceSpec, read_source, source_key
 from gradsieve.data.template import ChatTemplate
 from gradsieve.errors import DataError, ErrorGroup

@@ -21,23 +21,17 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import datasets
 import numpy as np
 import pyarrow as pa
 
 from gradsieve.data.formats import BadRow
 from gradsieve.data.ids import IdIndex
-from gradsieve.data.pool.chunks import (
-    CHUNK_BYTES,
-    CHUNK_ROWS,
-    SCHEMA,
-    Chunk,
-    SkippedRow,
-    raw_chunks,
-)
+from gradsieve.data.pool.chunks import CHUNK_BYTES, CHUNK_ROWS, Chunk, raw_chunks
 from gradsieve.data.pool.mapped import ORDER, SKIPPED, Pool, order_of
-from gradsieve.data.pool.part import Part, PartWriter, Progress, read_state, write_state
+from gradsieve.data.pool.part import SCHEMA, Part, PartWriter, Progress, SkippedRow, read_state
 from gradsieve.data.pool.workers import Workers
 from gradsieve.data.sources import (
     LISTED_AT_ONCE,
@@ -54,7 +48,7 @@ from gradsieve.data.sources import (
 from gradsieve.data.template import ChatTemplate
 from gradsieve.data.values import LeftOut
 from gradsieve.errors import DataError, raise_all
-from gradsieve.io import atomic, fingerprint
+from gradsieve.io import atomic, fingerprint, write_json
 
 VERSION = 1
 """Of what is written; a pool of another version is made again."""
@@ -275,3 +269,19 @@ def _skipped_lines(part: Part, spec: SourceSpec) -> Iterator[bytes]:
     for line, reason in part.skipped():
         record = {"source": part.name, "where": spec.where(line), "reason": reason}
         yield json_text(record).encode() + b"\n"
+
+
+def write_state(folder: Path, files: Sequence[str], identity: str) -> None:
+    """Name the files of a pool's rows, in order; written last. `identity` changes with the rows."""
+    features = datasets.Features.from_arrow_schema(SCHEMA).to_dict()
+    write_json(folder / "dataset" / "dataset_info.json", {"features": features})
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": file} for file in files],
+        "_fingerprint": identity,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    write_json(folder / "dataset" / "state.json", state)

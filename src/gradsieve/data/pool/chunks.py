@@ -17,47 +17,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from gradsieve.data.examples import TokenizedExample
 from gradsieve.data.formats import BadRow
+from gradsieve.data.pool.part import SCHEMA, SkippedRow
 from gradsieve.data.readers import IN_MEMORY
 from gradsieve.data.sources import ParsedRow, RawRow, RowId, SourceSpec, json_text, parse, raw_rows
-from gradsieve.data.template import ChatTemplate, Refusal, TokenizedExample
+from gradsieve.data.template import ChatTemplate, Refusal
 
 Positions = NDArray[np.int64]
-
-SCHEMA = pa.schema(
-    {
-        "source": pa.string(),
-        "id": pa.string(),
-        "id_is_made": pa.bool_(),
-        "line": pa.int32(),
-        "row": pa.string(),
-        "messages": pa.string(),
-        "tools": pa.string(),
-        "supervised": pa.list_(pa.bool_()),
-        "input_ids": pa.list_(pa.int32()),
-        "label_spans": pa.list_(pa.int32()),
-        "length": pa.int32(),
-        "n_label_tokens": pa.int32(),
-        "truncated": pa.bool_(),
-        "skip_reason": pa.string(),
-        "content_hash": pa.uint64(),
-    }
-)
-"""Columns of the pool on disk.
-
-- `id_is_made`: whether the row came without an id.
-- `line`: line of a file of JSON lines, else the row's number; from 1.
-- `row`, `messages`, `tools`: JSON text, since the rows of one pool have different keys and types,
-  which columns of Arrow can't hold.
-- `tools`: null if there are none. `supervised`: for each turn, whether it is in the loss; null for
-  every assistant turn.
-- `label_spans`: start and end of each run of supervised tokens, flat; within them a label is the
-  token, elsewhere -100.
-- `n_label_tokens`: labels that are predicted (the first position never is).
-- `skip_reason`: why the example has no gradient; null if it has one.
-- `content_hash`: first 8 bytes of the SHA-256 of `input_ids` and labels, big-endian.
-"""
-
 
 CHUNK_ROWS = 2000
 """Rows of a chunk: about 0.5 s of work, which is what a kill costs each worker."""
@@ -65,13 +32,6 @@ CHUNK_ROWS = 2000
 CHUNK_BYTES = 4 << 20
 """Bytes of a chunk's rows, so that long rows don't add up (tokenizing takes about 100 times as much
 memory); a longer row is a chunk of its own."""
-
-
-class SkippedRow(NamedTuple):
-    """A row that can't be used: its line and why."""
-
-    line: int
-    reason: str
 
 
 class RawChunk(NamedTuple):

@@ -24,9 +24,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gradsieve.data.content import text_of
-from gradsieve.data.examples import Example, Message
+from gradsieve.data.examples import Example, Message, TokenizedExample
 from gradsieve.data.pool.part import Part, read_state
-from gradsieve.data.template import TokenizedExample
 from gradsieve.errors import DataError
 from gradsieve.io import read_lines
 

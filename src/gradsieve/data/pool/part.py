@@ -1,7 +1,7 @@
 """One source's part of the pool: a file that grows by a chunk at a time, and how far it is.
 
 In: chunks, in the order of the source's rows. Out: `dataset/NAME.arrow`, an Arrow stream of
-chunks.SCHEMA; `sources/NAME.skipped.jsonl`, rows that can't be used; and `sources/NAME.json`, which
+SCHEMA; `sources/NAME.skipped.jsonl`, rows that can't be used; and `sources/NAME.json`, which
 is replaced after each chunk and says how many bytes of both are sound. What a kill left behind them
 is cut off. And of all parts, the files that let `datasets.load_from_disk` load them: `datasets`
 itself writes these only together with a copy of the rows (`Dataset.save_to_disk`).
@@ -17,19 +17,58 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-import datasets
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from gradsieve.data.pool.chunks import SCHEMA, SkippedRow
 from gradsieve.data.values import LeftOutColumn
 from gradsieve.errors import DataError
 from gradsieve.io import write_json
 
+SCHEMA = pa.schema(
+    {
+        "source": pa.string(),
+        "id": pa.string(),
+        "id_is_made": pa.bool_(),
+        "line": pa.int32(),
+        "row": pa.string(),
+        "messages": pa.string(),
+        "tools": pa.string(),
+        "supervised": pa.list_(pa.bool_()),
+        "input_ids": pa.list_(pa.int32()),
+        "label_spans": pa.list_(pa.int32()),
+        "length": pa.int32(),
+        "n_label_tokens": pa.int32(),
+        "truncated": pa.bool_(),
+        "skip_reason": pa.string(),
+        "content_hash": pa.uint64(),
+    }
+)
+"""Columns of the pool on disk.
+
+- `id_is_made`: whether the row came without an id.
+- `line`: line of a file of JSON lines, else the row's number; from 1.
+- `row`, `messages`, `tools`: JSON text, since the rows of one pool have different keys and types,
+  which columns of Arrow can't hold.
+- `tools`: null if there are none. `supervised`: for each turn, whether it is in the loss; null for
+  every assistant turn.
+- `label_spans`: start and end of each run of supervised tokens, flat; within them a label is the
+  token, elsewhere -100.
+- `n_label_tokens`: labels that are predicted (the first position never is).
+- `skip_reason`: why the example has no gradient; null if it has one.
+- `content_hash`: first 8 bytes of the SHA-256 of `input_ids` and labels, big-endian.
+"""
+
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """Ends an Arrow stream (Arrow columnar format, "IPC Streaming Format")."""
+
+
+class SkippedRow(NamedTuple):
+    """A row that can't be used: its line and why."""
+
+    line: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,22 +252,6 @@ def link_parts(old: Path, new: Path) -> None:
                 target = new / path.relative_to(old)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.hardlink_to(path)
-
-
-def write_state(folder: Path, files: Sequence[str], identity: str) -> None:
-    """Name the files of a pool's rows, in order; written last. `identity` changes with the rows."""
-    features = datasets.Features.from_arrow_schema(SCHEMA).to_dict()
-    write_json(folder / "dataset" / "dataset_info.json", {"features": features})
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": file} for file in files],
-        "_fingerprint": identity,
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    write_json(folder / "dataset" / "state.json", state)
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from gradsieve.recipe.schema import TOGETHER, Recipe
 from gradsieve.runs.artifacts.base import LOSSES, Below, StageArtifact
 from gradsieve.runs.files import Fault, Read
 from gradsieve.runs.score_table import ScoreTable, read_example_scores, read_scores
-from gradsieve.selection.export import ANSWERS, MESSAGES, ROWS
+from gradsieve.selection import ANSWERS, MESSAGES, ROWS
 from gradsieve.store import Store, open_store, store_files
 from gradsieve.store.targets import TargetGradients, read_target_gradients, target_file
 

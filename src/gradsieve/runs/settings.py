@@ -1,0 +1,48 @@
+"""Settings of finished stages that are not the recipe's.
+
+In: the metadata that a stage left, and a recipe. Neither models nor data are read, except for
+checkpoints that the recipe names by other paths than before.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gradsieve.io import differences
+from gradsieve.models.checkpoints import checkpoint_fingerprint
+from gradsieve.recipe.schema import CHANGES, Recipe
+from gradsieve.runs.folder import RunFolder
+
+
+def changed_settings(run: RunFolder, recipe: Recipe, name: str) -> list[str]:
+    """Settings of a finished stage that change results and differ from the recipe's.
+
+    Returns:
+        Lines such as `select.count: 9 -> 10`; none if the stage is not finished.
+    """
+    metadata = run.metadata(name)
+    if metadata is None:
+        return []
+    # A stage's inputs hold the settings that its results depend on, under its section's name.
+    inputs = metadata.get("inputs", {})
+    made = {key: dict(inputs[key]) for key in (name, "training") if inputs.get(key)}
+    now = {
+        key: section.results((*CHANGES, "adds"))
+        for key in made
+        if (section := getattr(recipe, key)) is not None
+    }
+    if name == "warmup":  # whose checkpoints are trained, or named by the recipe
+        used = metadata["checkpoints"] if inputs.get("checkpoints") else None
+        named = [str(Path(folder).resolve()) for folder in recipe.warmup.checkpoints or ()]
+        if used and named != used and [*map(_print, named)] == metadata.get("fingerprints"):
+            named = used  # the same at another path
+        made["warmup"] = {**made.get("warmup", {}), "checkpoints": used}
+        now["warmup"] = {**recipe.warmup.results(), "checkpoints": named or None}
+    return differences(
+        {key: made[key] for key in now},
+        {key: {part: values.get(part) for part in made[key]} for key, values in now.items()},
+    )
+
+
+def _print(folder: str) -> str | None:
+    return checkpoint_fingerprint(Path(folder)) if Path(folder).is_dir() else None
