@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -99,6 +100,32 @@ def test_ctrl_c_twice_is_quiet() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_signal_that_is_swallowed_comes_again() -> None:
+    code = (
+        "import os, signal, sys, time, typer\n"
+        "from pathlib import Path\n"
+        "from gradsieve.cli import signals\n"
+        "signals.AGAIN_SECONDS = 0.05\n"
+        "try:\n"
+        "    with signals.interruptible(Path('run')):\n"
+        "        try:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        except BaseException:\n"  # as pydantic while it serializes
+        "            pass\n"
+        "        try:\n"
+        "            time.sleep(20)\n"
+        "        finally:\n"
+        "            time.sleep(0.5)\n"  # what is closed is left in peace
+        "            print('closed')\n"
+        "except typer.Exit as stopped:\n"
+        "    time.sleep(0.5)\n"
+        "    print(stopped.exit_code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["closed", str(128 + signal.SIGTERM)], done.stderr
+    assert "kept in run" in done.stderr
 
 
 def test_names_are_cleaned_wherever_they_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,10 @@ STOPPING = {
 }
 """Signals that end a run, and their usual handlers: Ctrl-C, and the warnings of clusters."""
 
+AGAIN_SECONDS = 0.5
+"""Some code swallows whatever is raised in it: pydantic while it serializes, `__del__`, a library's
+bare `except`. After so many seconds a signal's exception is raised again."""
+
 
 @contextmanager
 def interruptible(out: Path | None = None) -> Iterator[None]:
@@ -35,7 +40,15 @@ def interruptible(out: Path | None = None) -> Iterator[None]:
     def stop(number: int, _: Any) -> None:
         for one in STOPPING:
             signal.signal(one, lambda number, _: os._exit(128 + number))
-        raise KeyboardInterrupt(*[signal.Signals(number).name] * (number != signal.SIGINT))
+
+        def raised(*_: Any) -> None:
+            if not _is_closing():
+                name = [signal.Signals(number).name] * (number != signal.SIGINT)
+                raise KeyboardInterrupt(*name)
+
+        signal.signal(signal.SIGALRM, raised)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
+        raised()
 
     in_main = threading.current_thread() is threading.main_thread()
     previous = {one: signal.getsignal(one) for one in STOPPING if in_main}
@@ -50,6 +63,16 @@ def interruptible(out: Path | None = None) -> Iterator[None]:
         number = signal.Signals[error.args[0]] if error.args else signal.SIGINT
         raise typer.Exit(128 + number) from None
     finally:
+        if previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for one, handler in previous.items():
             if signal.getsignal(one) is stop:
                 signal.signal(one, handler)
+
+
+def _is_closing() -> bool:
+    """Whether the signal's exception is on its way, through blocks that close what is open."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
