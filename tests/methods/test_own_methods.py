@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gradsieve
@@ -50,6 +51,12 @@ def test_an_object_or_a_class(folder: Path, place: str) -> None:
         ("my.py:X", "import no_such_thing", "ModuleNotFoundError", "Correct the file"),
         ("my.py:X", "def (", "SyntaxError", "Correct the file"),
         ("my.py:X", "class X:\n    def __init__(self, a): ...", "cannot be made", "without arg"),
+        (
+            "my.py:Longest",
+            LONGEST.replace('"data"', '"gradient"'),
+            "uses 'gradient', which is not known",
+            "one of 'data', 'model', 'gradients', 'plain gradients'",
+        ),
     ],
 )
 def test_what_is_no_method(folder: Path, place: str, text: str, what: str, todo: str) -> None:
@@ -59,6 +66,50 @@ def test_what_is_no_method(folder: Path, place: str, text: str, what: str, todo:
     assert what in caught.value.what
     assert todo in caught.value.todo
     assert place in caught.value.where
+
+
+BODY = "        return {target: Scores(SIGN * lengths) for target in task.targets}\n"
+
+WRONG = {
+    "        raise ValueError('of mine')\n": "The method Longest failed: ValueError: of mine",
+    "        return None\n": "nothing, not a dict of Scores by target",
+    "        return {}\n": "nothing for target mine, not Scores",
+    "        return {'mine': lengths}\n": "ndarray for target mine, not Scores",
+    "        return {'mine': Scores(lengths[:3])}\n": "the shape (3,) instead of (20,)",
+    "        return {'mine': Scores(['a'] * 20)}\n": "list, not numbers (target mine, total)",
+    "        return {'mine': Scores(0 / (lengths - lengths.max()))}\n": "rows that are not finite",
+    "        return {'mine': Scores(lengths, ['a'])}\n": "by_subtask",
+    "        return {'mine': Scores(lengths, ['a', 'b'], lengths[:, None])}\n": "(20, 1) instead",
+}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_wrong_scores_are_refused_by_the_methods_name(folder: Path) -> None:
+    data: dict[str, Any] = world.make(folder / "inputs", rows=20)
+    recipe = world.recipe(data, score={"methods": ["my.py:Longest"]})
+    for body, said in WRONG.items():
+        (folder / "my.py").write_text(LONGEST.replace(BODY, body))
+        with pytest.raises(UsageError) as caught:
+            gradsieve.run(recipe, folder / "run", last="select")
+        assert said in caught.value.what
+        assert not list((folder / "run").glob("03-score/mine/*.parquet"))
+    (folder / "my.py").write_text(LONGEST.replace(BODY, next(iter(WRONG))))
+    for methods in (["my.py:Longest"], ["fusion"]):
+        settings = {"methods": methods, "files": {"Longest": "my.py:Longest"}}
+        if methods == ["fusion"]:
+            settings["fusion"] = ["random", "Longest"]
+        with pytest.raises(UsageError, match="Longest failed") as caught:
+            gradsieve.run(world.recipe(data, score=settings), folder / "run", last="select")
+        assert caught.value.where == "my.py:11"
+
+
+def test_scores_of_any_type_of_number_become_float32(folder: Path) -> None:
+    data: dict[str, Any] = world.make(folder / "inputs", rows=20)
+    body = "        return {target: Scores(list(range(20))) for target in task.targets}\n"
+    (folder / "my.py").write_text(LONGEST.replace(BODY, body))
+    recipe = world.recipe(data, score={"methods": ["my.py:Longest"]})
+    table = world.table(gradsieve.run(recipe, folder / "run", last="select"), "Longest")
+    assert table["score"].dtype == np.float32
 
 
 def test_in_a_run(folder: Path) -> None:

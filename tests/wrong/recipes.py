@@ -38,6 +38,22 @@ def own_method(desk: Desk) -> None:
     desk.set("score.methods", ["my.py:Longest"])
 
 
+def own_method_that_uses(what: str, body: str = "raise ValueError('no words')") -> Spoil:
+    text = f"""class Longest:
+    source = "rows with the most tokens"
+    uses = "{what}"
+
+    def score(self, task):
+        {body}
+"""
+
+    def spoil(desk: Desk) -> None:
+        desk.write("my.py", text)
+        desk.set("score.methods", ["my.py:Longest"])
+
+    return spoil
+
+
 def wrong(name: str, spoil: Spoil, *says: str, command: str = RUN) -> Case:
     return Case(name, spoil, says, 2, command)
 
@@ -76,6 +92,24 @@ RECIPES = (
     ),
     wrong("a file of a method that isn't there", key("score.methods", ["m.py:M"]), "is not there"),
     wrong("a class that is no method", own_method, "Longest is no method", "source, uses, score"),
+    wrong(
+        "a method that needs what is not known",
+        own_method_that_uses("gradient"),
+        "Longest uses 'gradient', which is not known",
+        "one of 'data', 'model', 'gradients', 'plain gradients'",
+    ),
+    wrong(
+        "a method of your own that fails",
+        own_method_that_uses("data"),
+        "The method Longest failed: ValueError: no words",
+        "my.py:6",
+    ),
+    wrong(
+        "a method of your own that returns no scores",
+        own_method_that_uses("data", "return {}"),
+        "The method Longest returned nothing for target",
+        "docs/methods.md",
+    ),
     wrong(
         "a fusion of itself",
         key("score", {"methods": ["fusion"], "fusion": ["less", "fusion"]}),

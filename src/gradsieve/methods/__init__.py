@@ -20,6 +20,7 @@ from typing import cast
 from gradsieve.errors import UsageError, did_you_mean
 from gradsieve.methods.base import Features, Method, Scores, ScoringTask, Uses
 from gradsieve.methods.files import load_method
+from gradsieve.methods.own import checked_method, score_by_own
 from gradsieve.recipe.schema import Recipe
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "find_method",
     "members",
     "needs_gradients",
+    "score_by",
     "split_seed",
     "uses",
     "uses_gradients",
@@ -83,9 +85,20 @@ def find_method(name: str, recipe: Recipe | None = None) -> Method:
         return cast(Method, getattr(importlib.import_module(f"{__name__}.{module}"), attribute))
     others = {point.name: point for point in entry_points(group=GROUP)}
     if base in others:
-        return cast(Method, others[base].load())
+        return checked_method(others[base].load(), base, f"score.methods: {base}")
     todo = did_you_mean(base, [*METHODS, *others])
     raise UsageError(f"There is no method {base}.", "score.methods", todo)
+
+
+def score_by(name: str, task: ScoringTask) -> dict[str, Scores]:
+    """Scores by a method, for every target.
+
+    Raises:
+        UsageError: If a user's own method fails or returns something else.
+    """
+    method, base = find_method(name, task.recipe), split_seed(name)[0]
+    own = base in task.recipe.score.files or base not in METHODS
+    return score_by_own(method, base, task) if own else method.score(task)
 
 
 def members(name: str, recipe: Recipe) -> list[str]:

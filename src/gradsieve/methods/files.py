@@ -6,11 +6,11 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import cast
 
 from gradsieve.errors import UsageError
 from gradsieve.io import file_fingerprint
 from gradsieve.methods.base import Method
+from gradsieve.methods.own import checked_method
 
 
 def load_method(place: str) -> Method:
@@ -46,9 +46,5 @@ def _loaded(place: str, contents: str) -> Method:
     except TypeError as error:
         what = f"The method cannot be made: {error}"
         raise UsageError(what, where, "Give an object, or a class without arguments.") from error
-    lacks = [part for part in ("source", "uses", "score") if not hasattr(method, part)]
-    if lacks:
-        known = [key for key, value in vars(module).items() if hasattr(value, "score")]
-        todo = f"One of {', '.join(known)}." if known else "See docs/methods.md."
-        raise UsageError(f"{name} is no method: it lacks {', '.join(lacks)}.", where, todo)
-    return cast(Method, method)
+    known = [key for key, value in vars(module).items() if hasattr(value, "score")]
+    return checked_method(method, name, where, known)

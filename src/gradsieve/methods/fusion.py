@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsieve.methods import find_method, split_seed
+from gradsieve.methods import score_by, split_seed
 from gradsieve.methods.base import ExampleScores, Scores, ScoringTask, Uses
 
 K = 60
@@ -36,8 +36,7 @@ class Fusion:
 def _scored(task: ScoringTask, name: str) -> dict[str, Scores]:
     if name in task.known:
         return dict(task.known[name])
-    method = find_method(name, task.recipe)
-    return method.score(replace(task, seed=split_seed(name)[1]))
+    return score_by(name, replace(task, seed=split_seed(name)[1]))
 
 
 def fuse(parts: Sequence[Scores]) -> Scores:

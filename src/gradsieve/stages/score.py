@@ -30,6 +30,7 @@ from gradsieve.methods import (
     all_members,
     find_method,
     members,
+    score_by,
     split_seed,
     uses_gradients,
 )
@@ -180,7 +181,7 @@ def _score(context: Context, name: str) -> None:
     artifact = context.artifacts.scores
     task = _task(context, name)
     start = time.monotonic()
-    scores = find_method(name, context.recipe).score(task)
+    scores = score_by(name, task)
     seconds = round(time.monotonic() - start, 3)
     noise = {target: _noise(of) for target, of in scores.items() if of.errors is not None}
     own = _identity(context.recipe, name)

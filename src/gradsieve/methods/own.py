@@ -1,0 +1,101 @@
+"""Methods of a user's own, checked: what they declare, and the scores that they return.
+
+In: a method from a Python file or an entry point. Out: its `Scores`, in float32. A wrong one is a
+`UsageError` that names the method, so that no table of scores is written that later stages can't
+read, or that has NaN in it.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsieve.errors import GradsieveError, UsageError
+from gradsieve.methods.base import Method, Scores, ScoringTask, Uses
+
+FIX = "Correct the method; docs/methods.md describes what it returns."
+
+
+def checked_method(method: Any, name: str, where: str, known: Sequence[str] = ()) -> Method:
+    """The object, if it is a method; `known` are names of others.
+
+    Raises:
+        UsageError: If it lacks a part, or needs what is not known.
+    """
+    lacks = [part for part in ("source", "uses", "score") if not hasattr(method, part)]
+    if lacks:
+        what = f"{name} is no method: it lacks {', '.join(lacks)}."
+        todo = f"One of {', '.join(known)}." if known else "See docs/methods.md."
+        raise UsageError(what, where, todo)
+    if method.uses not in get_args(Uses):
+        todo = f"Set `uses` to one of {', '.join(map(repr, get_args(Uses)))}."
+        raise UsageError(f"{name} uses {method.uses!r}, which is not known.", where, todo)
+    return cast(Method, method)
+
+
+def score_by_own(method: Method, name: str, task: ScoringTask) -> dict[str, Scores]:
+    """The method's scores.
+
+    Raises:
+        UsageError: If it fails, or returns something else than finite scores of each example.
+    """
+    try:
+        found: object = method.score(task)
+    except (GradsieveError, MemoryError):
+        raise
+    except Exception as error:  # whatever the user's code raises
+        what = f"The method {name} failed: {type(error).__name__}: {error}"
+        raise UsageError(what, _place(error), "Correct the method.") from error
+    if not isinstance(found, Mapping):
+        raise _wrong(name, f"{_kind(found)}, not a dict of Scores by target")
+    return {target: _checked(found.get(target), name, target, task) for target in task.targets}
+
+
+def _checked(scores: object, name: str, target: str, task: ScoringTask) -> Scores:
+    if not isinstance(scores, Scores):
+        raise _wrong(name, f"{_kind(scores)} for target {target}, not Scores")
+    rows, columns = len(task), len(scores.subtasks)
+    total = _numbers(scores.total, (rows,), name, f"target {target}, total", task)
+    by_subtask = scores.by_subtask
+    if by_subtask is not None or columns:
+        where = f"target {target}, by_subtask"
+        by_subtask = _numbers(by_subtask, (rows, columns), name, where, task)
+    return replace(scores, total=total, by_subtask=by_subtask)
+
+
+def _numbers(
+    values: Any, shape: tuple[int, ...], name: str, where: str, task: ScoringTask
+) -> NDArray[np.float32]:
+    """As float32 of a shape, all finite."""
+    try:
+        found = np.asarray(values).astype(np.float32)
+    except (TypeError, ValueError):
+        raise _wrong(name, f"{_kind(values)}, not numbers ({where})") from None
+    if found.shape != shape:
+        raise _wrong(name, f"scores of the shape {found.shape} instead of {shape} ({where})")
+    wrong = np.flatnonzero(~np.isfinite(found.reshape(len(found), -1)).all(axis=1))
+    if len(wrong):
+        key = task.pool.keys(task.numbers[wrong[:1]])[0]
+        first = f"the first: source {key.source}, id {key.id}"
+        raise _wrong(name, f"scores of {len(wrong)} rows that are not finite ({where}; {first})")
+    return found
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else type(value).__name__
+
+
+def _wrong(name: str, returned: str) -> UsageError:
+    return UsageError(f"The method {name} returned {returned}.", f"score.methods: {name}", FIX)
+
+
+def _place(error: Exception) -> str:
+    """The last line of the method's own file that ran."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else "score"
