@@ -1,8 +1,10 @@
 """gradsieve.select: the command line's selection, from what is in memory."""
 
+import contextlib
 import copy
 import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +317,68 @@ def test_another_dtype_is_worked_in(inputs: dict[str, Any], tokenizer: Any) -> N
     assert np.isfinite(found.scores["score"]).all()
 
 
+@contextlib.contextmanager
+def torch_settings(kind: str) -> Iterator[None]:
+    """What a notebook may have set before it calls."""
+    if kind == "default dtype":
+        torch.set_default_dtype(torch.bfloat16)
+    try:
+        with {
+            "no_grad": torch.no_grad,
+            "inference_mode": torch.inference_mode,
+            "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+            "default device": lambda: torch.device("meta"),
+            "default dtype": contextlib.nullcontext,
+        }[kind]():
+            yield
+            assert torch.is_grad_enabled() == (kind not in ("no_grad", "inference_mode"))
+            assert torch.is_autocast_enabled("cpu") == (kind == "autocast")
+            assert torch.get_default_device().type == (
+                "meta" if kind == "default device" else "cpu"
+            )
+            assert torch.get_default_dtype() == (
+                torch.bfloat16 if kind == "default dtype" else torch.float32
+            )
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "kind", ["no_grad", "inference_mode", "autocast", "default dtype", "default device"]
+)
+def test_torch_settings_of_the_caller_change_nothing(
+    inputs: dict[str, Any], tokenizer: Any, found: gradsieve.Selection, kind: str
+) -> None:
+    model = loaded(inputs)
+    with torch_settings(kind):
+        other = select(inputs, model, tokenizer)
+        assert other.explain(other.scores["id"][0]).selected == 1
+    table = Path("03-score") / "mine" / "less.parquet"
+    assert (other.run.path / table).read_bytes() == (found.run.path / table).read_bytes()
+
+
+def test_the_result_is_found_from_another_directory(
+    chosen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = chosen(out="run", score={"method": "random"})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert found.run.path == tmp_path / "run"
+    assert len(found.selected) == len(found)
+
+
+def test_an_id_that_is_a_number_is_explained(chosen: Any, inputs: dict[str, Any]) -> None:
+    numbered = [{**row, "id": number} for number, row in enumerate(rows(inputs, "one"))]
+    found = chosen(pool=numbered, score={"method": "random"})
+    best = found.selected[0]["id"]
+    assert isinstance(best, int)
+    assert found.explain(best).selected == 1
+    assert gradsieve.explain(found.run.path, "mine", np.int64(best)).selected == 1
+    with pytest.raises(UsageError, match="no row with the id"):
+        found.explain(0.5)
+
+
 def test_a_model_that_was_never_saved(inputs: dict[str, Any], tokenizer: Any) -> None:
     """It has no name: its class stands for it, and the card names no base model."""
     model = type(loaded(inputs))(loaded(inputs).config)
@@ -349,7 +413,10 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"pool": {"x": 3}}, DataError, "holds no rows"),
     ({"pool": {"x": {"rows": []}}}, DataError, "holds no rows"),
     ({"pool": []}, DataError, "no usable row"),
-    ({"pool": ["text"]}, DataError, "cannot be read"),
+    ({"pool": ["text"]}, DataError, "texts, not rows"),
+    ({"pool": {"a": [Path("a.jsonl")]}}, DataError, "several by name"),
+    ({"pool": [object()]}, DataError, "expected an object"),
+    ({"progress": True}, UsageError, "no gradsieve.Progress"),
     ({"pool": [{"prompt": "a"}]}, DataError, "cannot be read"),
     ({"pool": "none.jsonl"}, DataError, "file is not there"),
     ({"pool": {"a b": []}}, RecipeError, "pool.0.name"),
@@ -373,9 +440,14 @@ def test_mistakes_are_told(chosen: Any, given: dict[str, Any], kind: type, said:
 def test_wrong_models_are_told_before_anything_is_written(
     inputs: dict[str, Any], tokenizer: Any, tmp_path: Path
 ) -> None:
-    for model in (tiny.adapted(), torch.nn.Linear(2, 2), loaded(inputs).double()):
+    with torch.inference_mode():
+        fixed = type(loaded(inputs))(loaded(inputs).config)
+    for model in (tiny.adapted(), torch.nn.Linear(2, 2), loaded(inputs).double(), fixed):
         with pytest.raises(ModelError):
             select(inputs, model, tokenizer, out=tmp_path / "run")
+    for wrong in (inputs["model"]["name"], loaded(inputs)):
+        with pytest.raises(ModelError, match="no tokenizer"):
+            select(inputs, loaded(inputs), wrong, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -25,7 +25,7 @@ from gradsieve.analysis.explanation import Explanation
 from gradsieve.console import Progress
 from gradsieve.data.content import text_of
 from gradsieve.data.readers import IN_MEMORY
-from gradsieve.errors import DataError, UsageError
+from gradsieve.errors import DataError, ModelError, UsageError
 from gradsieve.models.source import section_of
 from gradsieve.pipeline.run import run_stages
 from gradsieve.recipe.load import check_recipe
@@ -95,6 +95,7 @@ def select(
         1
     """
     model_section, in_memory_model = _model_section(model)
+    _check_kinds(tokenizer, progress)
     options = {"chat_template": chat_template, "max_length": max_length}
     model_section |= {key: value for key, value in options.items() if value is not None}
     sources, rows = _sections(pool, "pool")
@@ -109,7 +110,10 @@ def select(
         {"model": model_section, "pool": sources, "targets": target_sections, **settings},
         "gradsieve.select",
     )
-    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="gradsieve-"))
+    # Absolute, for a notebook that changes its directory later.
+    folder = (
+        Path(out).absolute() if out is not None else Path(tempfile.mkdtemp(prefix="gradsieve-"))
+    )
     # A copy of the tokenizer: a call may change how it truncates and pads.
     in_memory = InMemoryInputs(rows, examples, tests, in_memory_model, copy.deepcopy(tokenizer))
     context = Context(recipe, RunFolder(folder), progress or Progress(), in_memory)
@@ -204,7 +208,9 @@ class Selection:
         # Stable: the table is in order of (source, id), and equal scores stay so.
         return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
-    def explain(self, id: str, source: str | None = None, target: str | None = None) -> Explanation:
+    def explain(
+        self, id: str | int, source: str | None = None, target: str | None = None
+    ) -> Explanation:
         """Why a row of the pool was selected, or was not.
 
         Args:
@@ -242,6 +248,18 @@ def _model_section(
     return section_of(model), model
 
 
+def _check_kinds(tokenizer: object, progress: object) -> None:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
+        todo = (
+            "Give what AutoTokenizer.from_pretrained returns (processor.tokenizer of a processor)"
+        )
+        todo += ", or None for the one that is saved under the model's name."
+        raise ModelError("This is no tokenizer of transformers.", type(tokenizer).__name__, todo)
+    if not isinstance(progress, Progress | None):
+        todo = "Give gradsieve.Progress(), or gradsieve.Progress(quiet=True) for warnings alone."
+        raise UsageError("This is no gradsieve.Progress.", f"progress: {progress!r}", todo)
+
+
 def _sections(
     value: Rows | Mapping[str, Rows], default_name: str
 ) -> tuple[list[dict[str, Any]], dict[str, Iterable[Any]]]:
@@ -274,6 +292,9 @@ def _rows(value: Any) -> Iterable[Any]:
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         todo = "Give a datasets.Dataset, a list of rows, a path, or {'path': one of these}."
         raise DataError("This holds no rows.", kind, todo)
+    if isinstance(value, list | tuple) and value and isinstance(value[0], str | Path):
+        todo = "Give one path, or several by name: {'a': 'a.jsonl', 'b': 'b.jsonl'}."
+        raise DataError("These are texts, not rows.", f"{kind}, the first {str(value[0])!r}", todo)
     if hasattr(value, "with_format"):
         value = value.with_format(None)
     if getattr(value, "features", None) and hasattr(value, "decode"):  # a streamed dataset

@@ -24,6 +24,7 @@ from gradsieve.data.examples import Example
 from gradsieve.data.pool import Pool
 from gradsieve.errors import DataError, RunError, UsageError
 from gradsieve.io import read_lines
+from gradsieve.models.ambient import torch_defaults
 from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import SelectionName
 from gradsieve.runs.context import Context
@@ -45,10 +46,11 @@ IDS = 10_000
 """Ids among which the nearest to a wrong one is looked for."""
 
 
+@torch_defaults()
 def explain(
     run: RunFolder | str | Path,
     target: str | None,
-    id: str,
+    id: str | int,
     source: str | None = None,
     method: str | None = None,
     *,
@@ -84,7 +86,7 @@ def explain(
     first = {name.method: name for name in reversed(names.values())}  # of several sizes the first
     names = {**first, **names}
     method = _one_of(method or recipe.score.methods[0], list(names), "--method")
-    return _Explainer(context, names[method]).explain(_find(context.pool, id, source))
+    return _Explainer(context, names[method]).explain(_find(context.pool, str(id), source))
 
 
 def _context(run: RunFolder) -> Context:

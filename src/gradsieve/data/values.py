@@ -74,7 +74,7 @@ def json_row(row: Any) -> tuple[Any, dict[str, str]]:
     if isinstance(row, BadRow):
         raise row
     if not isinstance(row, Mapping):
-        return row, {}
+        raise BadRow(f"expected an object, found {kind_of(row)}")
     kept: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for key, value in row.items():

@@ -207,6 +207,12 @@ def _check_kind(model: object) -> None:
             "Give what AutoModelForCausalLM.from_pretrained returns, unwrapped (model.module of "
             "DDP, model._orig_mod of torch.compile), or a name or folder.",
         )
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ModelError(
+            "The model was loaded in torch.inference_mode(): no gradient passes through it.",
+            type(model).__name__,
+            "Load it outside of torch.inference_mode().",
+        )
     devices = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(devices) > 1 or devices == ["meta"]:
         raise ModelError(

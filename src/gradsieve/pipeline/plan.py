@@ -24,6 +24,7 @@ import torch
 
 from gradsieve.console import Progress
 from gradsieve.errors import GradsieveError, ModelError, RunError, raise_all
+from gradsieve.models.ambient import torch_defaults
 from gradsieve.models.device import device, free_memory
 from gradsieve.pipeline.gpus import UTILIZATION, Gpu, find_gpu
 from gradsieve.pipeline.plan_text import plan_text, size
@@ -118,6 +119,7 @@ class Plan:
         return plan_text(self)
 
 
+@torch_defaults()
 def plan(
     recipe: Recipe | str | Path,
     out: str | Path | None = None,

@@ -23,6 +23,7 @@ from gradsieve.console import Progress, clock
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
 from gradsieve.io import fingerprint, first_few
 from gradsieve.models import distributed
+from gradsieve.models.ambient import torch_defaults
 from gradsieve.pipeline.preflight import check, check_pool
 from gradsieve.pipeline.state import clear_faults, prepare, refuse_faults, state_of
 from gradsieve.recipe.load import dump_recipe, load_recipe
@@ -66,6 +67,7 @@ def run(
     return run_stages(Context(recipe, RunFolder(out), progress), first, last)
 
 
+@torch_defaults()
 def run_stages(context: Context, first: str | None = None, last: str | None = None) -> RunFolder:
     """As `run`, with inputs that may be in memory."""
     recipe, run = context.recipe, context.run

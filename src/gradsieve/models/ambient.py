@@ -1,0 +1,30 @@
+"""torch's own defaults, whatever a notebook has set around a call.
+
+Gradients need autograd, and results must not depend on the caller's `torch.no_grad()`,
+`torch.autocast(...)`, `torch.set_default_dtype(...)` or `torch.set_default_device(...)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from gradsieve.models.device import device
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Within it torch is as in a new process; afterwards as it was. Also a decorator."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in {"cpu", device().type}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":  # the context slows every operation
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        yield
