@@ -275,6 +275,10 @@ def test_several_targets_methods_and_held_out_rows(chosen: Any, inputs: dict[str
     other = found.of("b", "random")
     assert (other.target, other.method) == ("b", "random")
     assert other.run.path == found.run.path
+    table = gradsieve.compare([found.run.path]).markdown()
+    assert "| bm25 |" in table
+    assert gradsieve.compare(found.run).markdown() == table
+    assert gradsieve.compare(str(found.run.path)).markdown() == table
     results = json.loads((found.run.stage("evaluate") / "results.json").read_text())["rows"]
     assert {row["count"] for row in results if row["metric"] == "held_out_loss"} == {3}
     with pytest.raises(UsageError, match="no such selection") as caught:
@@ -397,6 +401,43 @@ def test_a_run_made_in_memory_is_explained_from_its_folder(chosen: Any, tmp_path
     assert [turn["content"] for turn in told.messages] == [turn["content"] for turn in turns]
     assert told.positive[0].text is None
     assert "given in memory, and are not kept" in told.notes[0]
+
+
+TOOLS_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_tools_that_the_best_row_has_not(chosen: Any, tmp_path: Path) -> None:
+    """`Dataset.from_list` would take the columns of the first row."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": "007"}}}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    pool = [{"id": "1", "prompt": "a b", "completion": "b a"},
+            {"id": "2", "messages": turns, "tools": tools}]  # fmt: skip
+    (tmp_path / "t.jinja").write_text(TOOLS_TEMPLATE)
+    template = str(tmp_path / "t.jinja")
+    found = chosen(pool=pool, chat_template=template, score={"method": "full"})
+    assert found.messages["id"] == ["1", "2"]
+    assert found.messages["tools"] == [None, tools]
+    assert found.messages[1]["messages"][1]["tool_calls"] == [call]
+    assert "2 rows for" in found._repr_html_()
+    path = str(found.folder)
+    loaded = datasets.load_dataset(path, "messages", split="train", cache_dir=str(tmp_path / "c"))
+    assert loaded.to_list() == found.messages.to_list()
+
+
+def test_the_card_counts_what_was_used(chosen: Any) -> None:
+    """Neither target examples that have no label token, nor rows that have no score."""
+    long = {"prompt": "a " * 80, "completion": "b"}
+    short = [{"prompt": "a b", "completion": "b"}, {"prompt": "c d", "completion": "d"}]
+    found = chosen(targets={"t": [long, *short]}, pool=[long, *short], score={"method": "full"})
+    card = (found.folder / "README.md").read_text(encoding="utf-8")
+    assert "2 of 2 scored rows" in card
+    assert "| pool | (in memory) | 2 | 100.0% | 2 | 100.0% |" in card
+    assert "| t | custom | (in memory) | 2 | 1 |" in card
 
 
 def test_text_that_no_dataset_can_hold(chosen: Any) -> None:

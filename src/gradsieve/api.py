@@ -181,15 +181,13 @@ class Selection:
     def selected(self) -> datasets.Dataset:
         """The selected rows as they came in, best first, with rank, score, subtask and source."""
         rows = _records(self.folder / ROWS)
-        features = features_of(rows)
-        columns = {name: [row.get(name) for row in rows] for name in features}
-        return datasets.Dataset.from_dict(columns, features=features)
+        return _dataset(rows, features_of(rows))
 
     @cached_property
     def messages(self) -> datasets.Dataset:
         """The selected rows as chat messages, whatever format they came in: to train on."""
         rows = _records(self.folder / MESSAGES)
-        return datasets.Dataset.from_list(rows, features=message_features(rows))
+        return _dataset(rows, message_features(rows))
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -228,6 +226,12 @@ class Selection:
         """Write the report; returns `08-report/index.html`."""
         run_stages(self._context, "report", "report")
         return Artifacts(self.run).report.page
+
+
+def _dataset(rows: list[dict[str, Any]], features: datasets.Features) -> datasets.Dataset:
+    """By column, since `Dataset.from_list` takes the columns of the first row alone."""
+    columns = {name: [row.get(name) for row in rows] for name in features}
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
 def _records(file: Path) -> list[dict[str, Any]]:

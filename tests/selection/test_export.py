@@ -245,7 +245,7 @@ def test_names_of_the_hub_stay_and_folders_go() -> None:
     assert "/home" not in text
     assert DatasetCard(text).data.to_dict()["base_model"] == "Qwen/Qwen3-0.6B"
     assert "| b | org/data | 0 | 0.0% | 1 | 20.0% |" in text
-    assert "2 of 5 rows (14 tokens)" in text
+    assert "2 of 5 scored rows (14 tokens)" in text
     assert "- checkpoint-9" in text
     assert "# Selected for t\n" in text
     together = card(recipe(), target="together")

@@ -35,6 +35,9 @@ from gradsieve.runs.lineage import outdated
 Result = dict[str, Any]
 """A row of results.json, with its numbers by question, their ids and weights, and its run."""
 
+Run = RunFolder | str | Path
+"""A run, or its folder."""
+
 Group = tuple[str, str, str]
 """Target, metric and method of repetitions."""
 
@@ -49,14 +52,15 @@ AT_ONCE = 10_000
 """Records of a file read at a time."""
 
 
-def compare(runs: Sequence[str | Path]) -> Comparison:
-    """Read runs and compare their methods.
+def compare(runs: Run | Sequence[Run]) -> Comparison:
+    """Read runs, or a single one, and compare their methods.
 
     Raises:
         RunError: If a run has not been evaluated, or not since its selections changed, or two on
             different questions of a target.
     """
-    folders = [RunFolder(run) for run in runs]
+    runs = [runs] if isinstance(runs, Run) else runs
+    folders = [run if isinstance(run, RunFolder) else RunFolder(run) for run in runs]
     comparison = Comparison()
     by_run = [_results(run, comparison.notes) for run in folders]
     comparison.notes.extend(_differing(folders, by_run))

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from gradsieve.data.examples import Row
 from gradsieve.data.pool import Pool
 from gradsieve.errors import DataError, GradsieveError, RunError, did_you_mean
 from gradsieve.io import fingerprint, read_lines, write_text
@@ -152,7 +153,7 @@ def _select(
         tokens,
         sources,
         scored.count(slice(None)),
-        {t.name: (len(t.examples), len(t.subtasks)) for t in context.targets},
+        {t.name: _counts(context.target_rows(t)) for t in context.targets},
         {
             "default": features_of(read_lines(out.selected)),
             "messages": message_features(read_lines(out.messages)),
@@ -170,6 +171,11 @@ def _select(
         "subtasks": subtasks,
         "passed_over": len(choice.passed),
     }
+
+
+def _counts(examples: Sequence[Row]) -> tuple[int, int]:
+    """The examples that rows were scored by, and their subtasks."""
+    return len(examples), len({row.example.subtask for row in examples})
 
 
 def dominated(rows: Mapping[str, int], subtasks: int) -> str | None:

@@ -107,7 +107,7 @@ function withoutRows(view) {
 }
 
 function showShares(view) {
-  const counts = (one, other) => `${whole.format(one)} of ${whole.format(view.selected)} selected; ${whole.format(other)} of ${whole.format(view.scored)} in the pool`;
+  const counts = (one, other) => `${whole.format(one)} of ${whole.format(view.selected)} selected; ${whole.format(other)} of ${whole.format(view.scored)} scored`;
   const items = (rows) => rows
     .map(([name, chosen, pool]) => [name, chosen / view.selected, pool / view.scored, counts(chosen, pool)])
     .sort((one, other) => other[1] - one[1] || other[2] - one[2]);
