@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import gradsieve
 import tiny
 import world
-from gradsieve.errors import DataError, ModelError, RecipeError, UsageError
+from gradsieve.errors import DataError, ModelError, RecipeError, RunError, UsageError
 from gradsieve.recipe.load import load_recipe
 from gradsieve.runs.folder import RunFolder
 
@@ -370,6 +370,45 @@ def test_the_result_is_found_from_another_directory(
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert found.run.path == tmp_path / "run"
     assert len(found.selected) == len(found)
+
+
+def test_a_selection_that_was_replaced_is_not_another(chosen: Any, tmp_path: Path) -> None:
+    """Two calls with one folder: the first result is not silently the second's."""
+    first = chosen(out=tmp_path, score={"methods": ["random", "bm25"]}, select={"count": 3})
+    kept, read = first.of(method="bm25"), first.of(method="bm25")
+    assert len(read.selected) == 3
+    second = chosen(out=tmp_path, score={"methods": ["random", "bm25"]}, select={"count": 5})
+    assert (len(second), len(second.of(method="bm25"))) == (5, 5)
+    assert len(read.selected) == 3  # read before
+    for stale in (first, kept):
+        for what in (len, lambda one: one.selected, lambda one: one.messages,
+                     lambda one: one.scores, lambda one: one.explain("00000")):  # fmt: skip
+            with pytest.raises(RunError, match="another selection"):
+                what(stale)
+    again = chosen(out=tmp_path, score={"methods": ["random", "bm25"]}, select={"count": 3})
+    assert (len(again), len(first), len(kept.selected)) == (3, 3, 3)
+
+
+def test_run_and_plan_take_plain_data(
+    inputs: dict[str, Any], run: RunFolder, tmp_path: Path
+) -> None:
+    score = {"methods": ["random"]}
+    files = [{**source, "path": Path(source["path"])} for source in inputs["pool"]]
+    data = {**inputs, "pool": files, "score": score}
+    made = gradsieve.run(data, tmp_path / "run", last="select", progress=world.Listening())
+    assert repr(made) == f"RunFolder('{tmp_path / 'run'}')"
+    assert load_recipe(made.path / "recipe.yaml") == world.check_recipe(data)
+    assert gradsieve.plan(data, calibrate=False, progress=world.Listening()).sources[0].rows == 30
+    for call, said in (
+        (lambda: gradsieve.run(data, made.path, last="scores"), "no stage scores"),
+        (lambda: gradsieve.run(data, made.path, first="scores"), "no stage scores"),
+        (lambda: gradsieve.run(data, made.path, progress=True), "no gradsieve.Progress"),
+        (lambda: gradsieve.plan(data, progress=print), "no gradsieve.Progress"),
+        (lambda: gradsieve.run({**data, "scoring": {}}, made.path), "did you mean `score`"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert said in str(caught.value)
 
 
 def test_an_id_that_is_a_number_is_explained(chosen: Any, inputs: dict[str, Any]) -> None:

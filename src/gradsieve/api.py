@@ -22,10 +22,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradsieve.analysis.explain import explain
 from gradsieve.analysis.explanation import Explanation
-from gradsieve.console import Progress
+from gradsieve.console import Progress, progress_for
 from gradsieve.data.content import text_of
 from gradsieve.data.readers import IN_MEMORY
-from gradsieve.errors import DataError, ModelError, UsageError
+from gradsieve.errors import DataError, ModelError, RunError, UsageError
 from gradsieve.models.source import section_of
 from gradsieve.pipeline.run import run_stages
 from gradsieve.recipe.load import check_recipe
@@ -95,7 +95,8 @@ def select(
         1
     """
     model_section, in_memory_model = _model_section(model)
-    _check_kinds(tokenizer, progress)
+    _check_tokenizer(tokenizer)
+    progress = progress_for(progress)
     options = {"chat_template": chat_template, "max_length": max_length}
     model_section |= {key: value for key, value in options.items() if value is not None}
     sources, rows = _sections(pool, "pool")
@@ -116,7 +117,7 @@ def select(
     )
     # A copy of the tokenizer: a call may change how it truncates and pads.
     in_memory = InMemoryInputs(rows, examples, tests, in_memory_model, copy.deepcopy(tokenizer))
-    context = Context(recipe, RunFolder(folder), progress or Progress(), in_memory)
+    context = Context(recipe, RunFolder(folder), progress, in_memory)
     if out is None:
         weakref.finalize(context, shutil.rmtree, folder, ignore_errors=True)
     run_stages(context)
@@ -134,6 +135,7 @@ class Selection:
 
     def __init__(self, context: Context, target: str, method: str) -> None:
         self._context, self.target, self.method = context, target, method
+        self._files = self._listed()
 
     def __repr__(self) -> str:
         return f"Selection(target={self.target!r}, method={self.method!r}, rows={len(self)})"
@@ -150,7 +152,23 @@ class Selection:
         return html_table(title, [["rank", "score", "subtask", "source", "id", "text"], *rows])
 
     def __len__(self) -> int:
+        self._check_current()
         return int(self.run.require("select")["targets"][self.target][self.method]["rows"])
+
+    def _listed(self) -> dict[str, Any]:
+        """The selection's files of rows, with their hashes."""
+        listed, folder = self.run.files("select") or {}, f"{self.target}/{self.method}/"
+        return {name: found for name, found in listed.items()
+                if name.startswith(folder) and name.endswith(".jsonl")}  # fmt: skip
+
+    def _check_current(self) -> None:
+        """Refuse to read what another call has put in this one's place."""
+        if self._listed() != self._files:
+            raise RunError(
+                "The run folder now has another selection than this one.",
+                str(self.run.stage("select")),
+                "Give each call of gradsieve.select its own folder (`out`), or repeat the call.",
+            )
 
     @property
     def run(self) -> RunFolder:
@@ -180,12 +198,14 @@ class Selection:
     @cached_property
     def selected(self) -> datasets.Dataset:
         """The selected rows as they came in, best first, with rank, score, subtask and source."""
+        self._check_current()
         rows = _records(self.folder / ROWS)
         return _dataset(rows, features_of(rows))
 
     @cached_property
     def messages(self) -> datasets.Dataset:
         """The selected rows as chat messages, whatever format they came in: to train on."""
+        self._check_current()
         rows = _records(self.folder / MESSAGES)
         return _dataset(rows, message_features(rows))
 
@@ -200,6 +220,7 @@ class Selection:
             names = ", ".join(t.name for t in self._context.recipe.targets)
             what = "A selection for all targets together has no scores of its own."
             raise UsageError(what, "scores", f"Read RUN/03-score/TARGET; targets: {names}.")
+        self._check_current()
         scores, method = Artifacts(self.run).scores, self.method.partition("@")[0]
         file = scores.verified(scores.table_file(self.target, method))
         table = pd.read_parquet(file)
@@ -219,6 +240,7 @@ class Selection:
         Raises:
             UsageError: If there is no such row, or there are several.
         """
+        self._check_current()
         wanted = target or (None if self.target == TOGETHER else self.target)
         return explain(self.run, wanted, id, source, self.method, context=self._context)
 
@@ -252,16 +274,13 @@ def _model_section(
     return section_of(model), model
 
 
-def _check_kinds(tokenizer: object, progress: object) -> None:
+def _check_tokenizer(tokenizer: object) -> None:
     if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
         todo = (
             "Give what AutoTokenizer.from_pretrained returns (processor.tokenizer of a processor)"
         )
         todo += ", or None for the one that is saved under the model's name."
         raise ModelError("This is no tokenizer of transformers.", type(tokenizer).__name__, todo)
-    if not isinstance(progress, Progress | None):
-        todo = "Give gradsieve.Progress(), or gradsieve.Progress(quiet=True) for warnings alone."
-        raise UsageError("This is no gradsieve.Progress.", f"progress: {progress!r}", todo)
 
 
 def _sections(

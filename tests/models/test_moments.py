@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 import gradsieve
 import tiny
 import world
-from gradsieve.errors import ModelError
+from gradsieve.errors import ModelError, UsageError
 from gradsieve.models.checkpoints import load_learning_rates, load_moments
 from gradsieve.models.load import load_adapter
 
@@ -34,9 +34,10 @@ def trained(
     }
     rows = [{k: v[0] for k, v in tiny.batch((12,), seed=seed).items()} for seed in range(6)]
     model = changes.pop("model", None) or tiny.adapted()
-    if start := changes.pop("start", None):
-        lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=start)
-        model = get_peft_model(tiny.model(), lora)
+    names = ("use_dora", "target_modules", "modules_to_save", "init_lora_weights")
+    if lora := {name: changes.pop(name) for name in names if name in changes}:
+        config = LoraConfig(**{"r": 2, "target_modules": ["q_proj"], **lora})
+        model = get_peft_model(tiny.model("qwen3"), config)  # whose embeddings are not tied
     make = changes.pop("optimizer", None)
     optimizer = make(tiny.weights(model).values()) if make else None
     arguments = TrainingArguments(**{**settings, **changes})
@@ -123,7 +124,10 @@ def test_a_new_run_does_not_count_what_an_old_one_left(tmp_path: Path) -> None:
         ({"optim": "adafactor"}, "it is Adafactor"),
         ({"optimizer": torch.optim.NAdam}, "it is NAdam"),
         ({"optimizer": torch.optim.RAdam}, "it is RAdam"),
-        ({"start": "pissa_niter_1"}, "PiSSA with a random SVD"),
+        ({"init_lora_weights": "pissa_niter_1"}, "PiSSA with a random SVD"),
+        ({"use_dora": True}, "cannot be followed: DoRA"),
+        ({"target_modules": ["embed_tokens"]}, "embeddings"),
+        ({"modules_to_save": ["lm_head"]}, "fully trained modules"),
     ],
 )
 def test_what_keeps_no_moments_is_refused_at_once(
@@ -132,6 +136,13 @@ def test_what_keeps_no_moments_is_refused_at_once(
     with pytest.raises(ModelError, match=said):
         trained(tmp_path / "out", gradsieve.KeepMoments(tmp_path / "kept"), **changes)
     assert not (tmp_path / "kept").exists()
+
+
+def test_what_would_keep_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="keeps nothing"):
+        gradsieve.KeepMoments(tmp_path / "kept", every="epochs")
+    with pytest.raises(UsageError, match="saves no checkpoint"):
+        trained(tmp_path / "out", gradsieve.KeepMoments(tmp_path / "kept", every="save"))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -27,8 +27,9 @@ from gradsieve.console.lines import (
     log,
     third_parties_to,
 )
+from gradsieve.errors import UsageError
 
-__all__ = ["Progress", "Report", "clean", "clean_lines", "clock", "log"]
+__all__ = ["Progress", "Report", "clean", "clean_lines", "clock", "log", "progress_for"]
 
 SECONDS_BETWEEN_LINES = 10.0
 """How often work is reported where there is no terminal, and in the log file."""
@@ -180,3 +181,15 @@ class Progress:
             if task.completed:
                 also = f", {task.fields['also']}" if task.fields["also"] else ""
                 say(f"  {what}: {amount(task)} in {clock(task.elapsed or 0.0)}{also}")
+
+
+def progress_for(given: Progress | None) -> Progress:
+    """The caller's, or one that reports to standard error.
+
+    Raises:
+        UsageError: If it is something else, such as a flag or a bar.
+    """
+    if not isinstance(given, Progress | None):
+        todo = "Give gradsieve.Progress(), or gradsieve.Progress(quiet=True) for warnings alone."
+        raise UsageError("This is no gradsieve.Progress.", f"progress: {given!r}", todo)
+    return given or Progress()

@@ -116,7 +116,8 @@ def _read_adapter_config(folder: Path) -> tuple[str, dict[str, Any]]:
 
 def _expected(source: ModelSource, folder: Path, adapter: Mapping[str, Any]) -> Expected:
     """Shapes of the adapter's weights on this model; everything that is wrong with it is raised."""
-    raise_all([*_variant_problems(folder, adapter), *_type_problems(folder, adapter)])
+    file = str(folder / "adapter_config.json")
+    raise_all([*variant_problems(adapter, file), *_type_problems(folder, adapter)])
     plain = LoraConfig(**{key: adapter[key] for key in _SHAPING & adapter.keys()})
     base = source.meta_model()
     vocabulary = (base.get_input_embeddings(), base.get_output_embeddings())
@@ -139,8 +140,8 @@ _SHAPING = {
 """Settings that decide which layers an adapter has, and their shapes."""
 
 
-def _variant_problems(folder: Path, adapter: Mapping[str, Any]) -> Iterator[ModelError]:
-    """Adapters of other kinds, and variants of LoRA."""
+def variant_problems(adapter: Mapping[str, Any], place: str) -> Iterator[ModelError]:
+    """Adapters of other kinds, and variants of LoRA, by their configuration."""
     kind, task = adapter.get("peft_type"), adapter.get("task_type")
     if kind != PeftType.LORA.value:
         found = [(f"peft_type {kind}", f"{kind} adapters")]
@@ -149,17 +150,16 @@ def _variant_problems(folder: Path, adapter: Mapping[str, Any]) -> Iterator[Mode
     else:
         usual = LoraConfig().to_dict()
         found = [
-            (f"{key} {json.dumps(adapter[key])[:80]}", CALLED.get(key, key))
+            (f"{key} {json.dumps(adapter[key], default=str)[:80]}", CALLED.get(key, key))
             for key in sorted(adapter.keys() - PLAIN)
             if adapter[key] and adapter[key] != usual.get(key)
         ]
-    file = folder / "adapter_config.json"
-    start = start_problem(adapter.get("init_lora_weights", True), str(file))
+    start = start_problem(adapter.get("init_lora_weights", True), place)
     if start and not found:
         yield start
     for where, name in found:
         what = f"The adapter cannot be followed: {name}."
-        yield ModelError(what, f"{file}: {where}", PLAIN_LORA)
+        yield ModelError(what, f"{place}: {where}", PLAIN_LORA)
 
 
 REAL, FLAG, PATTERN = (int, float), (bool,), (dict,)

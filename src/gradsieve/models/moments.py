@@ -16,10 +16,11 @@ from typing import Any, Literal
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from gradsieve.errors import ModelError
+from gradsieve.errors import ModelError, UsageError, raise_all
 from gradsieve.io import publish
-from gradsieve.models.adapters import start_problem
+from gradsieve.models.adapters import variant_problems
 from gradsieve.models.checkpoints import adam_states, save_checkpoint
+from gradsieve.models.layers import layer_problems
 
 
 class KeepMoments(TrainerCallback):
@@ -31,8 +32,9 @@ class KeepMoments(TrainerCallback):
             (`save_strategy`), under the number of the step.
 
     Raises:
-        ModelError: When training starts, if the model is no peft model, or its adapter's start
-            can't be repeated; after the first step, if the optimizer is not Adam or AdamW.
+        ModelError: When training starts, if the model is no peft model, or its adapter is not plain
+            LoRA; after the first step, if the optimizer is not Adam or AdamW.
+        UsageError: If nothing would be kept.
 
     Example:
         >>> import gradsieve
@@ -48,6 +50,10 @@ class KeepMoments(TrainerCallback):
     """
 
     def __init__(self, folder: str | Path, every: Literal["epoch", "save"] = "epoch") -> None:
+        if every not in ("epoch", "save"):
+            raise UsageError(
+                "KeepMoments keeps nothing.", f"every={every!r}", "Give epoch or save."
+            )
         self.folder, self.every = Path(folder), every
         self._numbers: set[int] = set()
         self._rates: list[float] = []
@@ -67,9 +73,14 @@ class KeepMoments(TrainerCallback):
                 type(model).__name__,
                 "Give the Trainer a peft model (peft.get_peft_model; SFTTrainer: peft_config=...).",
             )
-        start = getattr(model.peft_config[model.active_adapter], "init_lora_weights", True)
-        if problem := start_problem(start, "the trained adapter"):
-            raise problem
+        if self.every == "save" and args.save_strategy == "no":
+            raise UsageError(
+                "The Trainer saves no checkpoint, and KeepMoments none with it.",
+                "every='save', save_strategy='no'",
+                "Set the Trainer's save_strategy, or leave `every` out.",
+            )
+        adapter, where = model.peft_config[model.active_adapter].to_dict(), "the trained adapter"
+        raise_all([*variant_problems(adapter, where), *layer_problems(model, where)])
         there = (int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*[0-9]"))
         self._numbers = {number for number in there if number <= now}
         self._rates.clear()

@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import torch
 
-from gradsieve.console import Progress
+from gradsieve.console import Progress, progress_for
 from gradsieve.errors import GradsieveError, ModelError, RunError, raise_all
 from gradsieve.models.ambient import torch_defaults
 from gradsieve.models.device import device, free_memory
@@ -32,7 +32,7 @@ from gradsieve.pipeline.preflight import check, check_pool, existing, rows, writ
 from gradsieve.pipeline.run import STAGES, stages_of
 from gradsieve.pipeline.sample import MOST_ANSWER_TOKENS, Samples
 from gradsieve.pipeline.state import states
-from gradsieve.recipe.load import load_recipe
+from gradsieve.recipe.load import as_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder, State
@@ -121,7 +121,7 @@ class Plan:
 
 @torch_defaults()
 def plan(
-    recipe: Recipe | str | Path,
+    recipe: Recipe | Mapping[str, Any] | str | Path,
     out: str | Path | None = None,
     *,
     gpu: str | None = None,
@@ -132,7 +132,7 @@ def plan(
     """Check every input, then predict what a run would take. Nothing is written.
 
     Args:
-        recipe: A recipe or its file.
+        recipe: A recipe, its file, or its sections as dicts.
         out: The run folder: shows what is up to date, and the disk's free space.
         gpu: Predict for a GPU of the table; None: for this machine.
         workers: Of the engine, a GPU each.
@@ -142,10 +142,10 @@ def plan(
     Raises:
         GradsieveError: With all problems that were found.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    recipe = as_recipe(recipe)
     named = find_gpu(gpu) if gpu is not None else None
     folder = Path(out) if out is not None else None
-    context = Context(recipe, RunFolder(folder or NOWHERE), progress or Progress())
+    context = Context(recipe, RunFolder(folder or NOWHERE), progress_for(progress))
     # The report takes seconds: nobody needs to know how many before it is made.
     needed = [STAGES[name] for name in stages_of(recipe) if name != "report"]
     seconds_reading = 0.0

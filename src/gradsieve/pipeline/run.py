@@ -12,21 +12,22 @@ import importlib.metadata
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from gradsieve.console import Progress, clock
+from gradsieve.console import Progress, clock, progress_for
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
 from gradsieve.io import fingerprint, first_few
 from gradsieve.models import distributed
 from gradsieve.models.ambient import torch_defaults
 from gradsieve.pipeline.preflight import check, check_pool
 from gradsieve.pipeline.state import clear_faults, prepare, refuse_faults, state_of
-from gradsieve.recipe.load import dump_recipe, load_recipe
+from gradsieve.recipe.load import as_recipe, dump_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder
@@ -41,7 +42,7 @@ PACKAGES = ("gradsieve", "torch", "transformers", "peft", "accelerate", "dataset
 
 
 def run(
-    recipe: Recipe | str | Path,
+    recipe: Recipe | Mapping[str, Any] | str | Path,
     out: str | Path,
     *,
     first: str | None = None,
@@ -51,7 +52,7 @@ def run(
     """Run a recipe's stages; what is up to date is kept.
 
     Args:
-        recipe: A recipe or its file.
+        recipe: A recipe, its file, or its sections as dicts.
         out: The run folder.
         first: Take the stages before this one as they are, whatever has changed since.
         last: Stop after this stage; by default after the report. Training and evaluation run if the
@@ -61,8 +62,7 @@ def run(
     Raises:
         GradsieveError: For anything that the user can fix.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    progress = progress or Progress()
+    recipe, progress = as_recipe(recipe), progress_for(progress)
     progress = progress if distributed.is_first() else Progress(quiet=True)
     return run_stages(Context(recipe, RunFolder(out), progress), first, last)
 
@@ -239,6 +239,10 @@ def _check_processes(wanted: Sequence[str]) -> None:
 
 
 def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
+    for name in (first, last):
+        if name and name not in STAGE_NAMES:
+            todo = f"One of {', '.join(STAGE_NAMES)}."
+            raise UsageError(f"There is no stage {name}.", "first, last", todo)
     start = STAGE_NAMES.index(first) if first else 0
     stop = STAGE_NAMES.index(last) + 1 if last else len(STAGE_NAMES)
     if start >= stop:

@@ -34,6 +34,17 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     return check_recipe(tree, str(path), lines)
 
 
+def as_recipe(given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    """A recipe from what a caller has: one, its sections as plain data, or its file.
+
+    Raises:
+        RecipeError: With every problem that was found.
+    """
+    if isinstance(given, Recipe):
+        return given
+    return check_recipe(given) if isinstance(given, Mapping) else load_recipe(given)
+
+
 Lines = dict[tuple[str, ...], str]
 """Where each key is written, by its path: `line 3`, or `FILE:3` in a recipe that is extended."""
 
@@ -123,10 +134,19 @@ def check_recipe(
         RecipeError: With every problem that was found.
     """
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate(_with_text_paths(tree))
     except ValidationError as error:
         problems = [_problem(dict(item), lines or {}) for item in error.errors()]
         raise RecipeError(problems, where) from None
+
+
+def _with_text_paths(value: Any) -> Any:
+    """The same data with each `Path` as text, as YAML has it."""
+    if isinstance(value, Mapping):
+        return {key: _with_text_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_text_paths(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def dump_recipe(recipe: Recipe) -> str:

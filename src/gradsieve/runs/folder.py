@@ -101,6 +101,9 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
     def _repr_html_(self) -> str:
         """Stages and selections as tables, in a notebook; `compare` shows the results."""
         metas = {name: meta for name in STAGE_NAMES if (meta := self.metadata(name)) is not None}
