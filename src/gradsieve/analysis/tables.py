@@ -62,6 +62,9 @@ class Comparison:
             parts.append("\n".join(["### Validation", "", *lines]))
         return "\n\n".join(parts)
 
+    def __str__(self) -> str:
+        return self.markdown()
+
     def latex(self) -> str:
         """As LaTeX tables (package booktabs), with what they say as comments."""
         parts = []
