@@ -24,6 +24,7 @@ from gradsieve.analysis.explain import explain
 from gradsieve.analysis.explanation import Explanation
 from gradsieve.console import Progress, progress_for
 from gradsieve.data.content import text_of
+from gradsieve.data.formats import BadRow, conversation_of
 from gradsieve.data.readers import IN_MEMORY
 from gradsieve.errors import DataError, ModelError, RunError, UsageError
 from gradsieve.models.source import section_of
@@ -287,6 +288,9 @@ def _sections(
     value: Rows | Mapping[str, Rows], default_name: str
 ) -> tuple[list[dict[str, Any]], dict[str, Iterable[Any]]]:
     """The recipe's sections of sources or targets, and the rows that take the place of paths."""
+    if _is_row(value):
+        todo = "Give a list of rows, also of a single one: [row]."
+        raise DataError("This is one row, not rows.", default_name, todo)
     is_named = isinstance(value, Mapping) and "path" not in value and not _is_dict_of_splits(value)
     sections, rows = [], {}
     for name, one in (value if is_named else {default_name: value}).items():
@@ -323,6 +327,17 @@ def _rows(value: Any) -> Iterable[Any]:
     if getattr(value, "features", None) and hasattr(value, "decode"):  # a streamed dataset
         value = value.decode(False)  # images stay bytes: decoding needs Pillow
     return value if hasattr(value, "__getitem__") else list(value)  # it is read more than once
+
+
+def _is_row(value: Any) -> bool:
+    """Whether it is a row itself, whose keys would be taken for names and its texts for paths."""
+    if not isinstance(value, Mapping):
+        return False
+    try:
+        conversation_of(value)
+    except BadRow:
+        return False
+    return True
 
 
 def _is_dict_of_splits(value: Any) -> bool:

@@ -150,6 +150,11 @@ TEMPLATES = (
         ("cannot be read: No such file", "model.chat_template: no.jinja", "tokenizer, tulu, or"),
     ),
     Case("a binary template", template(b"\xff\xfe"), ("not UTF-8 text", "mine.jinja")),
+    Case(
+        "a template that would run code",
+        template("{{ cycler.__init__.__globals__.os.popen('touch out').read() }}"),
+        ("The chat template refuses", "attribute '__init__' of 'type' object is unsafe"),
+    ),
     Case("a template that is not Jinja", template("\n{% for %}"), ("not Jinja", "mine.jinja:2")),
     Case(
         "a tokenizer's template that is not Jinja",
