@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -100,7 +101,8 @@ CLI_START = """# Command line
 <!-- made by docs/generate.py -->
 
 Results are on standard output (`--json` for machines), progress and warnings on standard error.
-Exit status 0: done; 1: failed; 2: wrong usage or recipe; 130: stopped by Ctrl-C.
+Exit status 0: done; 1: failed; 2: wrong usage or recipe; 128 and its number: stopped by a signal
+(130: Ctrl-C).
 
 """
 
@@ -109,11 +111,16 @@ def cli_page() -> str:
     """The help of every command."""
     command: Any = typer.main.get_command(app)
     context = _context(command, "gradsieve")
-    pages = [f"```text\n{command.get_help(context)}\n```\n"]
-    for name, sub in command.commands.items():
+    return "".join([CLI_START, *_help(command, context, "#")])
+
+
+def _help(command: Any, context: Any, level: str) -> Iterator[str]:
+    """The help of a command, and of its own commands below it."""
+    yield f"```text\n{command.get_help(context)}\n```\n"
+    for name, sub in getattr(command, "commands", {}).items():
         own = _context(sub, name, context)
-        pages.append(f"\n## gradsieve {name}\n\n```text\n{sub.get_help(own)}\n```\n")
-    return "".join([CLI_START, *pages])
+        yield f"\n{level}# {own.command_path}\n\n"
+        yield from _help(sub, own, f"{level}#")
 
 
 def _context(command: Any, name: str, parent: Any = None) -> Any:

@@ -468,3 +468,15 @@ def test_a_large_file_that_packs_as_text_does_is_read(
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(Path(jsonl(tmp_path, rows)).read_bytes()))
     assert len(read_source("s", str(path)).examples) == 5000
+
+
+def test_a_folder_whose_files_have_different_columns(tmp_path: Path) -> None:
+    """`datasets` says that it could not cast."""
+    rows = [{"prompt": "a", "completion": "b"}, {"messages": [], "kind": "x"}]
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError) as caught:
+        read_source("s", str(tmp_path))
+    assert "don't have the same columns" in caught.value.what
+    assert caught.value.where.endswith("completion, prompt and completion, kind, messages, prompt")
+    assert "source of each file" in caught.value.todo

@@ -314,7 +314,13 @@ def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[Any]:
         loaded = datasets.load_dataset(name, split=split, revision=revision)
     except UNREADABLE as error:
         # What a file's reader says is the cause of "An error occurred".
-        said = str(error.__cause__ or error).strip() or type(error).__name__
+        cause = error.__cause__ or error
+        if isinstance(cause, datasets.table.CastError):
+            columns = [sorted(cause.requested_column_names), sorted(cause.table_column_names)]
+            where = f"{name}, split {split}: {' and '.join(map(', '.join, columns))}"
+            what = "The files of the data set don't have the same columns and types."
+            raise DataError(what, where, "Make a source of each file.") from None
+        said = str(cause).strip() or type(error).__name__
         raise DataError(
             f"The data set cannot be loaded: {said.splitlines()[0].rstrip('.')}.",
             f"{name}, split {split}",
