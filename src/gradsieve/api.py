@@ -212,7 +212,7 @@ class Selection:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Every scored row, best first: source, id, score, subtask, and a column a subtask.
+        """Every scored row, best first: source, id, score, subtask, and columns of the subtasks.
 
         Raises:
             UsageError: For a selection for all targets together: each has scores of its own.

@@ -157,7 +157,12 @@ FILES = (
     Case(
         "Parquet without the columns",
         parquet({"text": ["a"], "label": [1]}),
-        ("expected messages", "found the keys text, label", "pool.parquet row 1", "on_bad_row"),
+        (
+            "expected messages",
+            "found the keys text, label",
+            "pool.parquet row 1",
+            "columns: {prompt",
+        ),
     ),
     Case("a saved data set's other split", splits, ("no split train", "saved", "one of train_sft")),
     Case("a saved data set whose Arrow file is cut", saved(cut_arrow), ("cannot be read", "saved")),

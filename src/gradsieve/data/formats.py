@@ -34,6 +34,9 @@ SHAREGPT_ROLES = {
 
 KNOWN = "messages, conversations, prompt/completion or instruction/input/output"
 
+UNKNOWN_KEYS = f"expected {KNOWN}; found the keys"
+"""How the reason of a row of no known format starts; its keys follow."""
+
 LOSS_KEYS = ("weight", "train", "training", "loss")
 """Of a turn, 0 or 1: whether it is in the loss (OpenAI's and ShareGPT's, axolotl's, ms-swift's)."""
 
@@ -81,7 +84,7 @@ def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversati
             _refuse(row, REFUSED_IN_ROW, "the row")
             turns = _with_system(row.get("system"), read(row, supervise))
             return _checked(turns, _tools(row.get("tools")))
-    raise BadRow(f"expected {KNOWN}; found the keys {', '.join(map(str, row)) or '(none)'}")
+    raise BadRow(f"{UNKNOWN_KEYS} {', '.join(map(str, row)) or '(none)'}")
 
 
 def renamed(row: Any, columns: Mapping[str, str]) -> Any:

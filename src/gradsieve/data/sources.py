@@ -21,7 +21,15 @@ from typing import Any, Literal, NamedTuple
 import xxhash
 
 from gradsieve.data.examples import Example
-from gradsieve.data.formats import BadRow, Supervise, conversation_of, is_unicode, kind_of, renamed
+from gradsieve.data.formats import (
+    UNKNOWN_KEYS,
+    BadRow,
+    Supervise,
+    conversation_of,
+    is_unicode,
+    kind_of,
+    renamed,
+)
 from gradsieve.data.ids import IdIndex, content_digest, given_id
 from gradsieve.data.readers import (
     IN_MEMORY,
@@ -320,10 +328,14 @@ def examples_of(spec: SourceSpec, left_out: LeftOut) -> Iterator[Example | Rejec
 def bad_rows_error(place: str, first: Sequence[Rejected], bad: int, rows: int) -> DataError:
     """What to raise for bad rows: how many there are, and the first of them."""
     listed = [f"{row.where}: {row.reason}" for row in first[:LISTED_AT_ONCE]]
+    todo = "Fix the rows, or set on_bad_row: skip to leave them out."
+    if any(row.reason.startswith(UNKNOWN_KEYS) for row in first):
+        columns = "columns: {prompt: question, completion: answer}"
+        todo += f" If their keys have other names, set these in the source, e.g. {columns}."
     return DataError(
         f"{bad} of {rows} rows of {place} cannot be read.",
         list_first(listed, bad),
-        "Fix the rows, or set on_bad_row: skip to leave them out.",
+        todo,
     )
 
 
