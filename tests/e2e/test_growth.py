@@ -117,6 +117,29 @@ def test_a_new_target(inputs: dict[str, Any], extracted: list[int], tmp_path: Pa
     assert scores(grown, "plain").keys() == one.keys()
 
 
+def test_a_target_and_a_method_with_another_name(inputs: dict[str, Any], tmp_path: Path) -> None:
+    """Their tables have the same bytes, in other files: the selections are made for the names."""
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from gradsieve.methods import Scores\n"
+        "class Longest:\n"
+        "    source, uses = 'mine', 'pool'\n"
+        "    def score(self, task):\n"
+        "        lengths = task.pool.lengths[task.numbers].astype(float)\n"
+        "        return {name: Scores(lengths) for name in task.targets}\n"
+    )
+    for target, method in (("mine", "long"), ("renamed", "long"), ("renamed", "longest")):
+        score = {"methods": ["less", method], "files": {method: f"{own}:Longest"}}
+        named = [{**inputs["targets"][0], "name": target}]
+        done = run({**inputs, "targets": named, "score": score}, tmp_path / "run")
+        selected = {
+            file.parent.name for file in (done.stage("select") / target).glob("*/selected*")
+        }
+        assert selected == {"less", method}
+        assert [*done.require("select")["targets"]] == [target]
+        assert done.require("report")
+
+
 def test_rows_that_are_gone_drop_from_the_scores(
     inputs: dict[str, Any], extracted: list[int], tmp_path: Path
 ) -> None:

@@ -191,6 +191,22 @@ def test_one_selection_for_all_targets(inputs: dict[str, Any], tmp_path: Path) -
         assert found.rows[target] == {"bm25": 10, "random": 10}
 
 
+def test_the_first_target_has_the_first_turn(inputs: dict[str, Any], tmp_path: Path) -> None:
+    def best(targets: list[dict[str, Any]]) -> list[str]:
+        changes = {"score__methods": ["bm25"], "select": {"count": 2, "together": True}}
+        recipe = world.recipe({**inputs, "targets": targets}, **changes)
+        run = gradsieve.run(recipe, tmp_path / "run", last="select")
+        file = run.stage("select") / "together" / "bm25" / "selected.jsonl"
+        return [json.loads(line)["id"] for line in file.read_text("utf-8").split("\n")[:-1]]
+
+    copy = tmp_path / "copy.jsonl"
+    first, second = inputs["targets"][0], {**inputs["targets"][1], "path": str(copy)}
+    row = Path(inputs["pool"][0]["path"]).read_text(encoding="utf-8").split("\n")[5]
+    copy.write_text(row, encoding="utf-8")
+    assert best([second, first])[0] == json.loads(row)["id"]
+    assert best([first, second])[1] == json.loads(row)["id"]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -54,6 +54,9 @@ from gradsieve.stages.estimate import (
 KEY_BYTES = 40
 """A row of a table of scores apart from its subtasks, compressed: an assumption."""
 
+EXACT = "stores.exact"
+"""Key of the features' outputs under which exact mode's cosines are."""
+
 LOW_SIGNAL = 2.0
 """Spread of scores over the projection's error: the ratio is 1 if scores are error alone, and at 2
 a quarter of their variance is."""
@@ -80,7 +83,13 @@ class Score(Stage):
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
-        """Whether scores are kept: other methods and targets may come."""
+        """Whether scores are kept: other methods and targets may come.
+
+        Exact cosines, once there are some, take the place of those from a datastore.
+        """
+        became_exact = EXACT in new["features"] and EXACT not in old["features"]
+        if old["features"] and became_exact:
+            return False
         return same_but(old, new, "methods", "targets", "features", "own") and all(
             new[part].get(name) == value
             for part in ("targets", "features")
@@ -128,9 +137,12 @@ class Score(Stage):
             if not is_scored or facts is None or facts.get("own", []) != _identity(recipe, name):
                 _score(context, name)
         shutil.rmtree(scores.work, ignore_errors=True)  # left by methods that were stopped
-        made = [scores.table_file(target, name) for target, name in recipe.scored]
+        made = [
+            (f"{target}/{name}", file_fingerprint(scores.table_file(target, name)))
+            for target, name in recipe.scored
+        ]
         if _needs_features(context):  # which examples have no score
-            made.append(context.artifacts.features.skipped_file)
+            made.append(("skipped", file_fingerprint(context.artifacts.features.skipped_file)))
         facts = scores.facts()
         return {
             "methods": {
@@ -148,7 +160,7 @@ class Score(Stage):
                 }
                 for target, name in recipe.scored
             },
-            "output": fingerprint([file_fingerprint(file) for file in made]),
+            "output": fingerprint(made),  # with names: one of the same bytes may be renamed
         }
 
 

@@ -69,6 +69,7 @@ class Select(Stage):
             "pool": context.pool_inputs,
             "features": features,
             "questions": {name: test.fingerprint for name, test in context.full_test_sets.items()},
+            **({"order": [t.name for t in context.targets]} if settings.together else {}),
         }
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
