@@ -118,6 +118,19 @@ def test_what_is_done_and_what_a_change_does(inputs: dict[str, Any], tmp_path: P
     assert states()["features"] == ("resume", f"{shard} is missing")
 
 
+def test_what_the_archive_has_takes_no_time(inputs: dict[str, Any], tmp_path: Path) -> None:
+    gradsieve.run(world.recipe(inputs), tmp_path, last="features")
+    gradsieve.run(world.recipe(inputs, features__bits=8), tmp_path, last="features")
+    found = plan(inputs, tmp_path, calibrate=False)
+    stage = found.stages[2]
+    assert (stage.stage, stage.state, stage.why, stage.seconds) == ("features", "archived", "", 0)
+    assert found.disk_bytes == sum(one.disk_bytes for one in found.stages[3:])
+    assert "features  in archive/" in found.table()
+    progress = world.Listening()
+    gradsieve.run(world.recipe(inputs), tmp_path, last="features", progress=progress)
+    assert "features: these settings' outputs are taken back from the archive" in progress.lines
+
+
 def test_a_named_gpu(inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def load(_: Any) -> None:
         raise AssertionError("a model was loaded")

@@ -48,6 +48,9 @@ from gradsieve.stages.estimate import (
 NOWHERE = Path("/nonexistent")
 """A plan without a run folder looks here for what is up to date."""
 
+MADE = ("done", "archived")
+"""States of stages that need no work."""
+
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -167,7 +170,7 @@ def plan(
         samples = Samples(context, Path(scratch)) if calibrate and named is None else None
         by = named or samples
         stages = list(_stages(context, estimates, found, by, workers, seconds_reading))
-    left = [stage for stage in stages if stage.state != "done"]
+    left = [stage for stage in stages if stage.state not in MADE]
     known = [stage.seconds for stage in left if stage.seconds is not None]
     seconds = sum(known) if len(known) == len(left) else None
     has_gpu = named is not None or _on_gpu()
@@ -199,10 +202,12 @@ def _stages(
     with context.progress.counting("planning", len(estimates), "stages") as report:
         for done, (name, estimate) in enumerate(estimates.items(), start=1):
             state, has_gpu = found[name], isinstance(by, Gpu) or _on_gpu()
-            memory = estimate.memory_bytes if has_gpu and state.kind != "done" else None
+            memory = estimate.memory_bytes if has_gpu and state.kind not in MADE else None
             seconds: float | None = None
             if state.kind == "done":
                 seconds = context.run.require(name)["seconds"]
+            elif state.kind == "archived":
+                seconds = 0.0
             elif by is not None and name == "pool":
                 seconds = seconds_reading
             elif isinstance(by, Gpu):
@@ -257,7 +262,7 @@ def _what_does_not_fit(
     free: int | None,
     gpu: Gpu | None,
 ) -> Iterator[GradsieveError]:
-    left = [estimate for name, estimate in estimates.items() if found[name].kind != "done"]
+    left = [estimate for name, estimate in estimates.items() if found[name].kind not in MADE]
     needed = sum(estimate.disk_bytes for estimate in left)
     needed += max((estimate.working_bytes for estimate in left), default=0)
     if free is not None and needed > free:
@@ -276,7 +281,7 @@ def _what_does_not_fit(
         )
     if (
         context.recipe.features.mode != "store"
-        and found.get("features", State("done")).kind != "done"
+        and found.get("features", State("done")).kind not in MADE
     ):
         groups = Counter((row.example.source, row.example.subtask) for row in target_rows(context))
         # All directions, and at first one subtask's examples' gradients.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gradsieve.pipeline.plan import Plan, StagePlan
 
 STATES = {"new": "to run", "resume": "resumes", "extend": "to extend", "redo": "to run again",
-          "wait": "depends"}  # fmt: skip
+          "archived": "in archive/", "wait": "depends"}  # fmt: skip
 
 
 def plan_text(plan: Plan) -> str:

@@ -26,7 +26,10 @@ def states(context: Context, stages: Sequence[Stage]) -> dict[str, State]:
         waits_for = next((other for other, state in found.items() if state.kind != "done"), None)
         if waits_for is None:
             inputs = stage.fingerprint_inputs(context)
-            found[name] = state_of(stage, context, inputs, read="none")
+            state = state_of(stage, context, inputs, read="none")
+            if state.kind in ("new", "redo") and context.run.can_take_back(name, inputs):
+                state = State("archived")
+            found[name] = state
         elif context.run.started_with(name) is None:
             found[name] = State("new")
         else:

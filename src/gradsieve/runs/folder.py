@@ -84,13 +84,14 @@ class State:
 
     Attributes:
         kind: `done`; `new`; `resume` in its folder where it stopped; `extend` what was made for
-            fewer examples, targets, methods or seeds; `redo`, in a new folder; `wait`: another
-            stage comes first, and only then is it known what can be kept.
+            fewer examples, targets, methods or seeds; `redo`, in a new folder; `archived`: taken
+            back from the archive; `wait`: another stage comes first, and only then is it known what
+            can be kept.
         why: What has changed, or what comes first.
         faults: Files that are not as the finished stage wrote them.
     """
 
-    kind: Literal["done", "new", "resume", "extend", "redo", "wait"]
+    kind: Literal["done", "new", "resume", "extend", "redo", "archived", "wait"]
     why: str = ""
     faults: Sequence[Fault] = ()
 
@@ -265,13 +266,27 @@ class RunFolder:
 
         What is in its place is archived.
         """
+        kept = self._kept(name, inputs)
+        if kept is None:
+            return False
+        self.archive(name)
+        kept.rename(self.stage(name))
+        return True
+
+    def can_take_back(self, name: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether the archive has a stage's finished outputs that were made with these inputs."""
+        kept = self._kept(name, inputs)
+        with suppress(RunError):
+            return kept is not None and _read(kept / META) is not None
+        return False
+
+    def _kept(self, name: str, inputs: Mapping[str, Any]) -> Path | None:
+        """A stage's folder in the archive that was made with these inputs."""
         for kept in sorted((self.path / ARCHIVE).glob(self._archived(name, inputs) + "*")):
             with suppress(RunError):
                 if fingerprint(_read(kept / INPUTS)) == fingerprint(inputs):
-                    self.archive(name)
-                    kept.rename(self.stage(name))
-                    return True
-        return False
+                    return kept
+        return None
 
     def archive_part(self, part: Path) -> Path:
         """Move a part of a stage's folder to the same place in the archive."""
