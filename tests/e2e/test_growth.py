@@ -10,7 +10,7 @@ import pytest
 
 import gradsieve
 import world
-from gradsieve.errors import StoreError
+from gradsieve.errors import RunError, StoreError
 from gradsieve.gradients import jobs
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
@@ -152,6 +152,21 @@ def test_rows_that_are_gone_drop_from_the_scores(
     again = scores(run(inputs, tmp_path / "run"))  # their features are still there
     assert sum(extracted) == 0
     assert again == whole
+
+
+def test_scores_of_rows_that_are_gone_are_not_selected_from(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    validated = {**inputs, "validate": {"subsets": 3, "leave_out": [0.1]}}
+    gradsieve.run(world.recipe(validated), tmp_path / "run", last="select")
+    fewer = world.recipe(only(validated, "one", slice(5, None), tmp_path / "fewer"))
+    for stage in ("select", "validate"):
+        with pytest.raises(RunError, match="no longer has rows that the scores are of") as caught:
+            gradsieve.run(fewer, tmp_path / "run", first=stage, last=stage)
+        assert caught.value.where == "03-score: one 00000 and 4 more"
+    found = gradsieve.run(fewer, tmp_path / "run", first="score")  # its features are there
+    assert len(scores(found)) == ROWS - 5
+    assert found.require("report")["rows"] == ROWS - 5
 
 
 def test_the_pools_order_does_not_matter(

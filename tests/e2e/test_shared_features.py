@@ -50,6 +50,15 @@ def test_shares_make_the_bytes_of_one_process(
     assert theirs == world.results(plain)
 
 
+def test_a_share_finds_what_was_made_with_its_settings(recipe: Recipe, tmp_path: Path) -> None:
+    gradsieve.run(recipe, tmp_path, last="features")
+    settings = recipe.features.model_copy(update={"adam": "official"})
+    share(recipe.model_copy(update={"features": settings}), tmp_path, 1, 3)
+    said = share(recipe, tmp_path, 1, 3)
+    assert "features: these settings' outputs are taken back from the archive" in said
+    assert said[-1] == "features: up to date"
+
+
 def test_a_run_refuses_while_shares_work(recipe: Recipe, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     with (

@@ -26,7 +26,7 @@ from gradsieve.io import fingerprint, first_few
 from gradsieve.models import distributed
 from gradsieve.models.ambient import torch_defaults
 from gradsieve.pipeline.preflight import check, check_pool
-from gradsieve.pipeline.state import clear_faults, prepare, refuse_faults, state_of
+from gradsieve.pipeline.state import clear_faults, find_state, prepare, refuse_faults
 from gradsieve.recipe.load import as_recipe, dump_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
@@ -143,10 +143,7 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
     """Run a stage, if it has to; `others`: the stages before it are of other settings."""
     run, progress, name = context.run, context.progress, stage.name
     inputs = stage.fingerprint_inputs(context)
-    state = state_of(stage, context, inputs)
-    if state.kind in ("new", "redo") and run.take_back(name, inputs):
-        progress.say(f"{name}: these settings' outputs are taken back from the archive")
-        state = state_of(stage, context, inputs)
+    state = find_state(stage, context, inputs)
     clear_faults(stage, context, state.faults)
     done = state.kind == "done"
     if stage.distributed:

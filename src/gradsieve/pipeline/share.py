@@ -13,7 +13,7 @@ from pathlib import Path
 from gradsieve.console import Progress
 from gradsieve.pipeline.preflight import check
 from gradsieve.pipeline.run import STAGES, logged, reporting_disk_errors, run_stage
-from gradsieve.pipeline.state import clear_faults, prepare, refuse_faults, state_of
+from gradsieve.pipeline.state import clear_faults, find_state, prepare, refuse_faults
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
@@ -41,7 +41,7 @@ def run_share(
             run_stage(STAGES["pool"], context, False)
             context.report_warnings()
             inputs = stage.fingerprint_inputs(context)
-            state = state_of(stage, context, inputs)
+            state = find_state(stage, context, inputs)
             if state.kind == "done":
                 progress.end(stage.name, "up to date")
                 return run

@@ -37,6 +37,17 @@ def states(context: Context, stages: Sequence[Stage]) -> dict[str, State]:
     return found
 
 
+def find_state(stage: Stage, context: Context, inputs: dict[str, Any]) -> State:
+    """The state of a stage that is about to run; outputs of these inputs leave the archive."""
+    state = state_of(stage, context, inputs)
+    if state.kind in ("new", "redo") and context.run.take_back(stage.name, inputs):
+        context.progress.say(
+            f"{stage.name}: these settings' outputs are taken back from the archive"
+        )
+        state = state_of(stage, context, inputs)
+    return state
+
+
 def state_of(stage: Stage, context: Context, inputs: dict[str, Any], read: Read = "all") -> State:
     """The state of a stage with these inputs; `read`: files that are read to find damage."""
     run, name = context.run, stage.name

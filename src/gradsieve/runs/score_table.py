@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from gradsieve.data.pool import Pool
 from gradsieve.data.pool.mapped import ExampleKey
+from gradsieve.errors import RunError
 from gradsieve.io import atomic
 from gradsieve.methods.base import ExampleScores
 
@@ -120,6 +121,24 @@ class ScoreTable:
         if pool.take(usable, self.keys.column_names).equals(self.keys):  # as nearly always
             return usable
         return pool.locate(self.keys)
+
+    def numbers_in(self, pool: Pool) -> NDArray[np.int64]:
+        """The number in the pool of each line [n].
+
+        Raises:
+            RunError: If the pool lacks an example: it has changed since the scores were made.
+        """
+        numbers = self.numbers(pool)
+        lost = np.flatnonzero(numbers < 0)
+        if len(lost):
+            first = self.key(int(lost[0]))
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise RunError(
+                "The pool no longer has rows that the scores are of.",
+                f"03-score: {first.source} {first.id}{more}",
+                "Run `gradsieve run` with this recipe: it scores the rows that are there now.",
+            )
+        return numbers
 
 
 def read_scores(file: Path) -> ScoreTable:

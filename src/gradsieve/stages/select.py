@@ -253,7 +253,7 @@ def _scored(context: Context, target: str, method: str) -> _Scored:
     scores, parts = context.artifacts.scores, []
     for name in names:  # one table at a time: each may have 57 columns
         table = scores.table(name, method)
-        numbers = table.numbers(pool)  # the same in each
+        numbers = table.numbers_in(pool)  # the same in each
         examples = scores.examples(name, method) if recipe.select.turns == "examples" else None
         parts.append(_ranked(table, examples, recipe.select.turns))
     sources, names = pool.source_codes[numbers], pool.source_names

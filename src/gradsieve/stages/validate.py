@@ -209,7 +209,7 @@ def parts_of_pool(context: Context) -> Parts:
             for number in range(RANDOM_PARTS)
         ]
         for target, method, table in _rankings(context):
-            best = table.numbers(pool)[table.order[: share_size(len(usable), size)]]
+            best = table.numbers_in(pool)[table.order[: share_size(len(usable), size)]]
             label = f"without the best {size:.0%} for {target} by {method}"
             found.best[target, method, size] = part(label, ~np.isin(usable, best))
     return found
@@ -361,7 +361,7 @@ def _validation(
 def _summed(context: Context, table: ScoreTable, subsets: Sequence[Part]) -> list[float]:
     """Sums of scores over subsets; a row without a score counts as one with the mean score."""
     centered = np.zeros(len(context.pool))
-    centered[table.numbers(context.pool)] = table.total - table.total.mean(dtype=np.float64)
+    centered[table.numbers_in(context.pool)] = table.total - table.total.mean(dtype=np.float64)
     return [float(centered[part.numbers].sum()) for part in subsets]
 
 
