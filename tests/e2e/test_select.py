@@ -166,7 +166,10 @@ def test_a_sources_cap(inputs: dict[str, Any], out: Path) -> None:
 def test_fewer_rows_than_asked_for_is_a_warning(inputs: dict[str, Any], out: Path) -> None:
     run, progress = select(inputs, out, count=20, per_source=2)
     assert len(lines(run, "selected")) == 8
-    assert any("less: 8 rows instead of 20" in line for line in progress.lines)
+    assert any("less, target mine: 8 rows instead of 20" in line for line in progress.lines)
+    run, progress = select(inputs, out, fraction=0.2, per_source=2)
+    assert len(lines(run, "selected")) == 8
+    assert any("less, target mine: 8 rows instead of 21" in line for line in progress.lines)
 
 
 def test_one_selection_for_all_targets(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -296,10 +296,11 @@ def _chosen(
             + (f"; {choice.reasons[0]}" if choice.reasons else ""),
             "Raise select.tokens, or loosen the other keys of select.",
         )
-    if budget.count is not None and len(choice.chosen) < budget.count:
+    wanted = budget.rows(len(numbers))
+    if name.method != "full" and wanted is not None and len(choice.chosen) < wanted:
         context.progress.warn(
-            f"{name.short}: {len(choice.chosen)} rows instead of {budget.count}, since "
-            f"{len(choice.passed)} were passed over; dropped.jsonl lists the reasons"
+            f"{name.short}, target {name.target}: {len(choice.chosen)} rows instead of {wanted}, "
+            f"since {len(choice.passed)} were passed over; dropped.jsonl lists the reasons"
         )
     return choice
 
