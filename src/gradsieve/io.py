@@ -62,14 +62,18 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
         return []
     if not (_is_hashed(old) or _is_hashed(new)):
         return [f"{at}: {_short(old)} -> {_short(new)}"]
-    change = "was added" if old is None else "was removed" if new is None else "has changed"
     section, _, name = at.partition(".")
+    many = at in ("checkpoints", "features", "scores")
+    was, has = ("were", "have") if many else ("was", "has")
+    change = (
+        f"{was} added" if old is None else f"{was} removed" if new is None else f"{has} changed"
+    )
     return [f"{THINGS[section]} `{name}` {change}" if section in THINGS else f"{at} {change}"]
 
 
 def because(changes: str) -> str:
     """What `first_few` gives, as a reason."""
-    return f"because{' of' if ' -> ' in changes else ''} {changes}"
+    return f"because{' of' if ' -> ' in changes.split('; ')[0] else ''} {changes}"
 
 
 def first_few(changes: list[str]) -> str:
@@ -89,16 +93,19 @@ THINGS = {
     "questions": "the test set of target",
     "selections": "selection",
     "models": "model",
+    "own": "method",
     "stages": "stage",
 }
 """What the names are of, under which fingerprints are kept."""
 
 
 def _is_hashed(value: Any) -> bool:
-    """Whether a value says nothing to people: a fingerprint, or a list with one."""
+    """Whether a value says nothing to people: a fingerprint, also after a name, or among others."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
     if isinstance(value, list | tuple):
         return any(map(_is_hashed, value))
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32,64}", value) is not None
+    return isinstance(value, str) and re.fullmatch(r"(\w+:)?[0-9a-f]{32,64}", value) is not None
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from gradsieve.errors import RunError
-from gradsieve.io import atomic, differences, fingerprint, folder_fingerprint, write_json
+from gradsieve.io import (
+    atomic,
+    because,
+    differences,
+    fingerprint,
+    folder_fingerprint,
+    write_json,
+)
 from gradsieve.runs.folder import RunFolder
 
 
@@ -147,3 +154,19 @@ def test_differences_name_both_values() -> None:
         "source `x` has changed",
         'pool.y: null -> "z"',
     ]
+
+
+def test_reasons_read_as_sentences() -> None:
+    one, two = "0" * 64, "1" * 64
+    assert differences({"scores": one, "model": one}, {"scores": two, "model": two}) == [
+        "scores have changed",
+        "model has changed",
+    ]
+    assert differences({"features": None}, {"features": {"pool": one}}) == ["features were added"]
+    own = {"own": {"M": [f"Longest:{one}"], "fusion": ["less", "bm25"]}}
+    assert differences(own, {"own": {"M": [f"Longest:{two}"], "fusion": ["less"]}}) == [
+        "method `M` has changed",
+        'own.fusion: ["less", "bm25"] -> ["less"]',
+    ]
+    assert because("x has changed; a: 1 -> 2") == "because x has changed; a: 1 -> 2"
+    assert because("a: 1 -> 2; x has changed") == "because of a: 1 -> 2; x has changed"
