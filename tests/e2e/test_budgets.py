@@ -57,6 +57,24 @@ def test_one_size_keeps_its_name(inputs: dict[str, Any], run: RunFolder, tmp_pat
     assert ids(other, "random") == ids(run, "random@0.3")
 
 
+def test_a_size_that_becomes_one_of_several_is_not_trained_on_again(
+    inputs: dict[str, Any], run: RunFolder, tmp_path: Path
+) -> None:
+    def trained(**changes: Any) -> list[str]:
+        progress = world.Listening()
+        recipe = world.recipe(inputs, score={"methods": ["random"]}, **changes)
+        gradsieve.run(recipe, tmp_path, last="train", progress=progress)
+        lines = [line.strip() for line in progress.lines]
+        return [line.split(":")[0] for line in lines if line.startswith("training plain")]
+
+    assert trained(select={"fraction": 0.3}) == ["training plain, random, seed 0"]
+    assert trained() == ["training plain, random@0.1, seed 0"]
+    models = RunFolder(tmp_path).require("train")["models"]
+    kept = run.require("train")["models"]
+    assert models == {name: kept[name] for name in models}
+    assert len(models) == 2
+
+
 def test_each_is_trained_on_evaluated_and_compared_with_random_of_its_size(run: RunFolder) -> None:
     models = run.require("train")["models"]
     assert set(models) == {f"plain/{name}/seed-0" for name in NAMES}

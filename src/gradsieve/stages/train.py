@@ -78,7 +78,7 @@ class Train(Stage):
         if distributed.is_first():
             for task in tasks.values():
                 _make_room(context, task)
-            missing = [task for task in first.values() if not task.out.exists()]
+            missing = [task for task in first.values() if not _exists(context, task)]
         missing, done = distributed.agreed(missing), len(first) - len(missing)
         for _ in context.engine.map(training_job(context), missing, "training", done):
             pass
@@ -106,6 +106,17 @@ def _task(context: Context, name: str, selection: str, seed: int) -> TrainingTas
     file = context.artifacts.selections.selection(*name.split("/")).messages
     out = context.artifacts.models.model(f"{name}/seed-{seed}")
     return TrainingTask(selection, seed, partial(read_messages, file), name.replace("/", ", "), out)
+
+
+def _exists(context: Context, task: TrainingTask) -> bool:
+    """Whether the model is there; one of the same rows with another name is copied."""
+    if task.out.exists():
+        return True
+    # A selection has another name in a list of sizes, or if its target has another name.
+    other = context.artifacts.models.trained_on(task.selection, task.seed)
+    if other is not None:
+        task.out.copy_from(other)
+    return other is not None
 
 
 def _make_room(context: Context, task: TrainingTask) -> None:

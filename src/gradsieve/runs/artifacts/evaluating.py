@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,16 @@ class ModelsArtifact(StageArtifact):
     def model(self, name: str) -> TrainedModel:
         """A model by its name, TARGET/METHOD/seed-S."""
         return TrainedModel(self.verified(self.folder / name))
+
+    def trained_on(self, selection: str, seed: int) -> TrainedModel | None:
+        """A model that was trained on these rows with this seed, for whatever name."""
+        for folder in sorted(self.folder.glob(f"*/*/seed-{seed}")):
+            with suppress(OSError, ValueError):
+                training = read_sealed(folder / TRAINING) or {}
+                model = TrainedModel(folder)
+                if training.get("selection") == selection and model.exists():
+                    return model
+        return None
 
     @property
     def fingerprints(self) -> dict[str, str]:
