@@ -60,14 +60,17 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
         return [line for lines in below for line in lines]
     if old == new:
         return []
-    if not (_is_hashed(old) or _is_hashed(new)):
+    hashed = _is_hashed(old) or _is_hashed(new)
+    if hashed and None in (old, new) and isinstance(old or new, Mapping):
+        return differences(old or {}, new or {}, at)
+    if not hashed:
         return [f"{at}: {_short(old)} -> {_short(new)}"]
+    if at in SEVERAL:
+        return [f"{SEVERAL[at]} have changed"]
     section, _, name = at.partition(".")
-    many = at in ("checkpoints", "features", "scores")
-    was, has = ("were", "have") if many else ("was", "has")
-    change = (
-        f"{was} added" if old is None else f"{was} removed" if new is None else f"{has} changed"
-    )
+    change = "was added" if old is None else "was removed" if new is None else "has changed"
+    if section == "order":  # only one that is not sorted is recorded
+        change = "has changed"
     return [f"{THINGS[section]} `{name}` {change}" if section in THINGS else f"{at} {change}"]
 
 
@@ -93,10 +96,18 @@ THINGS = {
     "questions": "the test set of target",
     "selections": "selection",
     "models": "model",
+    "order": "the order of target",
     "own": "method",
     "stages": "stage",
 }
 """What the names are of, under which fingerprints are kept."""
+
+SEVERAL = {
+    "bad_rows": "the rows that can't be read",
+    "checkpoints": "the checkpoints",
+    "scores": "the scores",
+}
+"""What a single fingerprint is of."""
 
 
 def _is_hashed(value: Any) -> bool:

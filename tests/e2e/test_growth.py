@@ -178,6 +178,44 @@ def test_the_pools_order_does_not_matter(
     assert sum(extracted) == 0
 
 
+@pytest.mark.parametrize("turns", ["none", "examples"])
+def test_target_examples_that_take_turns_do_so_in_their_order(
+    inputs: dict[str, Any], tmp_path: Path, extracted: list[int], turns: str
+) -> None:
+    """Gradients keep the order in which they were taken; nothing is computed for another."""
+    inputs["targets"][0]["subtask"] = None
+    methods = ["less", "bm25", "rds_plus", "fusion"]
+    chosen = {**inputs, "score": {"methods": methods}, "select": {"count": 8, "turns": turns}}
+    run(chosen, tmp_path / "run")
+    file = Path(inputs["targets"][0]["path"])
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    file.write_text("\n".join(lines[::-1]) + "\n", encoding="utf-8")
+    extracted.clear()
+    found = [run(chosen, tmp_path / "run")]
+    assert sum(extracted) == 0
+    found.append(run(chosen, tmp_path / "anew"))
+    for method in methods:
+        files = [one.stage("select") / "mine" / method / "messages.jsonl" for one in found]
+        rows = [[*map(json.loads, one.read_text("utf-8").split("\n")[:-1])] for one in files]
+        same, anew = ([(row["source"], row["id"]) for row in own] for own in rows)
+        assert same == anew, method
+
+
+def test_a_row_that_cannot_be_read_is_listed(inputs: dict[str, Any], tmp_path: Path) -> None:
+    skipping = {**inputs, "on_bad_row": "skip"}
+    first = run(skipping, tmp_path / "run")
+    with Path(inputs["pool"][0]["path"]).open("a", encoding="utf-8") as file:
+        file.write("{broken\n")
+    found = run(skipping, tmp_path / "run")
+    dropped = found.stage("select") / "mine" / "less" / "dropped.jsonl"
+    assert "not JSON" in dropped.read_text("utf-8")
+    assert (
+        world.results(found)["08-report/index.html"]
+        == world.results(run(skipping, tmp_path / "anew"))["08-report/index.html"]
+    )
+    assert scores(found) == scores(first)
+
+
 def test_a_datastore_that_was_deleted_is_made_again(
     inputs: dict[str, Any], extracted: list[int], tmp_path: Path
 ) -> None:

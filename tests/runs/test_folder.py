@@ -159,14 +159,18 @@ def test_differences_name_both_values() -> None:
 def test_reasons_read_as_sentences() -> None:
     one, two = "0" * 64, "1" * 64
     assert differences({"scores": one, "model": one}, {"scores": two, "model": two}) == [
-        "scores have changed",
+        "the scores have changed",
         "model has changed",
     ]
-    assert differences({"features": None}, {"features": {"pool": one}}) == ["features were added"]
+    assert differences({"features": None}, {"features": {"pool": one}}) == [
+        "features.pool was added"
+    ]
     own = {"own": {"M": [f"Longest:{one}"], "fusion": ["less", "bm25"]}}
     assert differences(own, {"own": {"M": [f"Longest:{two}"], "fusion": ["less"]}}) == [
         "method `M` has changed",
         'own.fusion: ["less", "bm25"] -> ["less"]',
     ]
+    assert differences({}, {"order": {"t": one}}) == ["the order of target `t` has changed"]
+    assert differences({"own": {"M": [one]}}, {}) == ["method `M` was removed"]
     assert because("x has changed; a: 1 -> 2") == "because x has changed; a: 1 -> 2"
     assert because("a: 1 -> 2; x has changed") == "because of a: 1 -> 2; x has changed"

@@ -103,6 +103,15 @@ class ExampleScores:
     subtasks: Sequence[str]
     values: NDArray[np.float32]
 
+    def in_order(self, ids: Sequence[str]) -> ExampleScores:
+        """The same in the order of these ids."""
+        place = {id: number for number, id in enumerate(ids)}
+        order = sorted(range(len(self.ids)), key=lambda column: place.get(self.ids[column], -1))
+        subtasks = [self.subtasks[column] for column in order]
+        return ExampleScores(
+            [self.ids[column] for column in order], subtasks, self.values[:, order]
+        )
+
 
 @dataclass(frozen=True)
 class Scores:

@@ -47,9 +47,10 @@ def fuse(parts: Sequence[Scores]) -> Scores:
     if subtasks:
         by_subtask = _columns(len(subtasks), totals, [one.within for one in parts])
     if example := next((one.examples for one in parts if one.examples), None):
-        tables = [one.examples.values if one.examples else None for one in parts]
-        values = _columns(len(example.ids), totals, tables)
-        examples = ExampleScores(example.ids, example.subtasks, values)
+        ids = example.ids  # gradients keep the order that the examples had when they were taken
+        tables = [one.examples.in_order(ids).values if one.examples else None for one in parts]
+        values = _columns(len(ids), totals, tables)
+        examples = ExampleScores(ids, example.subtasks, values)
     return Scores(_sum(totals), subtasks, by_subtask, examples=examples)
 
 

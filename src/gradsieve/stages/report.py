@@ -29,6 +29,7 @@ class Report(Stage):
             "pool": context.pool_inputs,
             "targets": {target.name: target.fingerprint for target in context.targets},
             "stages": {name: meta["output"] for name, meta in current_stages(context).items()},
+            **({"bad_rows": bad_rows} if (bad_rows := context.artifacts.pool.bad_rows) else {}),
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:

@@ -71,6 +71,7 @@ class Score(Stage):
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         recipe, names = context.recipe, context.recipe.score.methods
         own = {name: found for name in names if (found := _identity(recipe, name))}
+        order = _unsorted(context) if _in_turn(recipe) else {}
         return {
             "score": recipe.score.results(),
             "methods": names,
@@ -79,6 +80,7 @@ class Score(Stage):
             "model": context.model_inputs,
             "features": _features(context) if _needs_features(context) else {},
             **({"own": own} if own else {}),
+            **({"order": order} if order else {}),
             **({"examples": True} if recipe.select.turns == "examples" else {}),
         }
 
@@ -90,10 +92,17 @@ class Score(Stage):
         became_exact = EXACT in new["features"] and EXACT not in old["features"]
         if old["features"] and became_exact:
             return False
-        return same_but(old, new, "methods", "targets", "features", "own") and all(
-            new[part].get(name) == value
-            for part in ("targets", "features")
-            for name, value in old[part].items()
+        orders = ((inputs.get("order") or {}) for inputs in (old, new))
+        before, now = ([order.get(name) for name in old["targets"]] for order in orders)
+        varies = ("methods", "targets", "features", "own", "order")
+        return (
+            before == now
+            and same_but(old, new, *varies)
+            and all(
+                new[part].get(name) == value
+                for part in ("targets", "features")
+                for name, value in old[part].items()
+            )
         )
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
@@ -167,6 +176,18 @@ class Score(Stage):
 def _needs_features(context: Context) -> bool:
     recipe = context.recipe
     return any(uses_gradients(name, recipe) for name in recipe.score.methods)
+
+
+def _in_turn(recipe: Recipe) -> bool:
+    """Whether a method lets the target examples take turns, in their order."""
+    methods = (find_method(name, recipe) for name in all_members(recipe))
+    return any(getattr(method, "in_turn", False) for method in methods)
+
+
+def _unsorted(context: Context) -> dict[str, str]:
+    """Of each target whose examples are not sorted by id, a fingerprint of their order."""
+    ids = {target.name: [one.id for one in target.examples] for target in context.targets}
+    return {name: fingerprint(own) for name, own in ids.items() if own != sorted(own)}
 
 
 def _identity(recipe: Recipe, name: str) -> list[str]:

@@ -69,7 +69,9 @@ class Select(Stage):
             "pool": context.pool_inputs,
             "features": features,
             "questions": {name: test.fingerprint for name, test in context.full_test_sets.items()},
+            **({"bad_rows": bad_rows} if (bad_rows := context.artifacts.pool.bad_rows) else {}),
             **({"order": [t.name for t in context.targets]} if settings.together else {}),
+            **({"turns": turns} if (turns := _turns(context)) else {}),
         }
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
@@ -112,6 +114,13 @@ class Select(Stage):
             "selections": prints,
             "output": fingerprint(prints),
         }
+
+
+def _turns(context: Context) -> dict[str, list[str]]:
+    """Ids of each target's examples in their order, in which they take turns, if they do."""
+    if context.recipe.select.turns != "examples":
+        return {}
+    return {target.name: [one.id for one in target.examples] for target in context.targets}
 
 
 def _refuse_too_many(context: Context, rows: int) -> None:
@@ -254,7 +263,10 @@ def _scored(context: Context, target: str, method: str) -> _Scored:
     for name in names:  # one table at a time: each may have 57 columns
         table = scores.table(name, method)
         numbers = table.numbers_in(pool)  # the same in each
-        examples = scores.examples(name, method) if recipe.select.turns == "examples" else None
+        ids = _turns(context).get(name)
+        examples = scores.examples(name, method) if ids else None
+        if ids and examples is not None:
+            examples = examples.in_order(ids)
         parts.append(_ranked(table, examples, recipe.select.turns))
     sources, names = pool.source_codes[numbers], pool.source_names
     return _Scored(pool, ranking_of(parts), numbers, sources, names)

@@ -39,6 +39,12 @@ class PoolArtifact(StageArtifact):
     stage = "pool"
     skipped = Below("skipped.jsonl")
 
+    @property
+    def bad_rows(self) -> str | None:
+        """A fingerprint of the rows that can't be read; None if there are none."""
+        file = self.skipped
+        return file_fingerprint(file) if file.is_file() and file.stat().st_size else None
+
     def read(self) -> Pool:
         """Map the finished pool."""
         self.run.require(self.stage)
