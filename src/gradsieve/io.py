@@ -142,7 +142,7 @@ def atomic(path: Path, hashed: bool = False) -> Iterator[Path]:
             _on_disk.add(_identity(os.fstat(file.fileno())))
         temporary.chmod(mode)
         if hashed:
-            write_text(_hash_of(path), file_hash(temporary))
+            write_text(hash_of(path), file_hash(temporary))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -150,11 +150,12 @@ def atomic(path: Path, hashed: bool = False) -> Iterator[Path]:
 
 def is_whole(path: Path) -> bool:
     """Whether a file is there, with the bytes that `atomic` wrote; older ones have no hash."""
-    kept = _hash_of(path)
+    kept = hash_of(path)
     return path.is_file() and (not kept.is_file() or kept.read_bytes() == file_hash(path).encode())
 
 
-def _hash_of(path: Path) -> Path:
+def hash_of(path: Path) -> Path:
+    """Where the hash of a file is that `atomic` wrote with one."""
     return path.with_name(f".{path.name}.xxh3")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import gradsieve
 import world
-from gradsieve.errors import RunError, StoreError
+from gradsieve.errors import DataError, RunError, StoreError
 from gradsieve.gradients import jobs
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
@@ -138,6 +138,49 @@ def test_a_target_and_a_method_with_another_name(inputs: dict[str, Any], tmp_pat
         assert selected == {"less", method}
         assert [*done.require("select")["targets"]] == [target]
         assert done.require("report")
+
+
+def test_a_target_that_is_removed_costs_no_scores(inputs: dict[str, Any], tmp_path: Path) -> None:
+    def scored(targets: list[dict[str, Any]]) -> list[str]:
+        score = {"methods": ["less", "bm25"]}
+        recipe, progress = world.recipe({**inputs, "targets": targets, "score": score}), said()
+        gradsieve.run(recipe, tmp_path / "run", progress=progress)
+        return [line.split(":")[0].strip() for line in progress.lines if "scored in" in line]
+
+    said = world.Listening
+    one, two = inputs["targets"][0], {**inputs["targets"][0], "name": "two"}
+    assert scored([one, two]) == ["less", "bm25"]
+    before = world.results(RunFolder(tmp_path / "run"))
+    assert scored([two]) == []
+    left = [file.name for file in RunFolder(tmp_path / "run").stage("score").glob("*/")]
+    assert "mine" not in left
+    after = world.results(RunFolder(tmp_path / "run"))
+    tables = [name for name in before if name.startswith("03-score/two/")]
+    assert len(tables) == 4
+    assert all(before[name] == after[name] for name in tables)
+    row = Path(one["path"]).read_text(encoding="utf-8").split("\n")[0]
+    (tmp_path / "one.jsonl").write_text(row + "\n", encoding="utf-8")
+    assert scored([{**one, "path": str(tmp_path / "one.jsonl")}, two]) == ["less", "bm25"]
+    assert scored([{**one, "path": str(tmp_path / "one.jsonl")}]) == []
+
+
+def test_a_mistake_leaves_the_scores_as_they_were(inputs: dict[str, Any], tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from gradsieve.errors import DataError\n"
+        "class Wrong:\n"
+        "    source, uses = 'mine', 'pool'\n"
+        "    def score(self, task):\n"
+        "        raise DataError('no', 'here', 'nothing')\n"
+    )
+    two = {**inputs, "targets": [*inputs["targets"], {**inputs["targets"][0], "name": "two"}]}
+    done = run(two, tmp_path / "run")
+    before = world.results(done)
+    with pytest.raises(DataError):
+        run({**inputs, "score": {"methods": ["less", f"{own}:Wrong"]}}, tmp_path / "run")
+    assert {name: world.results(done).get(name) for name in before} == before
+    assert [*done.require("score")["inputs"]["targets"]] == ["mine", "two"]
+    assert not [*(done.path / "archive").glob("03-score*")]
 
 
 def test_rows_that_are_gone_drop_from_the_scores(

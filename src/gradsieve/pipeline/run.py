@@ -170,9 +170,9 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
     except GradsieveError:
         # A mistake leaves what was there as it was.
         undo = archived is not None and stage.undo_failed
-        if undo:
-            run.clear(name)
         if undo or _written(folder) == existing:
+            if archived is not None:  # what was reused is in the archive, too
+                run.clear(name)
             run.restore(name, snapshot, archived)
         raise
     seconds = time.monotonic() - start

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gradsieve.console import clock
 from gradsieve.errors import GradsieveError
-from gradsieve.io import file_fingerprint, fingerprint, is_whole, reading
+from gradsieve.io import file_fingerprint, fingerprint, is_whole, read_sealed, reading
 from gradsieve.methods import (
     Features,
     Scores,
@@ -36,7 +36,9 @@ from gradsieve.methods import (
 )
 from gradsieve.models.saved import model_fingerprint
 from gradsieve.recipe.schema import Recipe
+from gradsieve.runs.artifacts import link_tables
 from gradsieve.runs.context import Context
+from gradsieve.runs.files import INPUTS
 from gradsieve.runs.score_table import ScoreTable, write_scores
 from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage, same_but
@@ -89,20 +91,12 @@ class Score(Stage):
 
         Exact cosines, once there are some, take the place of those from a datastore.
         """
-        became_exact = EXACT in new["features"] and EXACT not in old["features"]
-        if old["features"] and became_exact:
-            return False
-        orders = ((inputs.get("order") or {}) for inputs in (old, new))
-        before, now = ([order.get(name) for name in old["targets"]] for order in orders)
-        varies = ("methods", "targets", "features", "own", "order")
-        return (
-            before == now
-            and same_but(old, new, *varies)
-            and all(
-                new[part].get(name) == value
-                for part in ("targets", "features")
-                for name, value in old[part].items()
-            )
+        return old["targets"].keys() == _kept(old, new)
+
+    def reuse(self, archived: Path, folder: Path) -> None:
+        """Tables of targets that did not change stay if others did, or were removed."""
+        link_tables(
+            archived, folder, _kept(*(read_sealed(at / INPUTS) for at in (archived, folder)))
         )
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
@@ -176,6 +170,29 @@ class Score(Stage):
 def _needs_features(context: Context) -> bool:
     recipe = context.recipe
     return any(uses_gradients(name, recipe) for name in recipe.score.methods)
+
+
+def _kept(old: Inputs | None, new: Inputs | None) -> set[str]:
+    """The targets whose tables that were made for the old inputs are those of the new ones."""
+    varies = ("methods", "targets", "features", "own", "order")
+    if old is None or new is None or not same_but(old, new, *varies):
+        return set()
+    before, now = old["features"], new["features"]
+    if before and EXACT in now and EXACT not in before:
+        return set()
+    of_all = {key: value for key, value in before.items() if not key.startswith("targets.")}
+    if any(now.get(key) != value for key, value in of_all.items()):
+        return set()
+
+    def same(name: str) -> bool:
+        gradients, order = (
+            f"targets.{name}",
+            [(of.get("order") or {}).get(name) for of in (old, new)],
+        )
+        taken = gradients not in before or before[gradients] == now.get(gradients)
+        return new["targets"].get(name) == old["targets"][name] and taken and order[0] == order[1]
+
+    return {*filter(same, old["targets"])}
 
 
 def _in_turn(recipe: Recipe) -> bool:

@@ -22,6 +22,7 @@ from gradsieve.runs.artifacts.selecting import (
     SelectionFiles,
     SelectionsArtifact,
     WarmupArtifact,
+    link_tables,
 )
 from gradsieve.runs.folder import RunFolder
 
@@ -33,6 +34,7 @@ __all__ = [
     "TrainedModel",
     "ValidationArtifact",
     "damaged_error",
+    "link_tables",
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from gradsieve.io import (
     atomic,
     file_fingerprint,
     fingerprint,
+    hash_of,
     read_lines,
     read_sealed,
     reading,
@@ -206,7 +207,8 @@ class ScoresArtifact(StageArtifact):
 
     stage = "score"
     work = Below("work")
-    _facts = Below("seconds.json")
+    FACTS = "seconds.json"
+    _facts = Below(FACTS)
 
     def skipped(self, pool: Pool, method: str) -> pa.Table:
         """Source, id and `skip_reason` of the pool's examples that a method can't score, by key."""
@@ -255,6 +257,19 @@ class ScoresArtifact(StageArtifact):
     def paths(self) -> list[Path]:
         names = (name.split("/") for name in self.metadata["tables"])
         return [self.table_file(target, method) for target, method in names]
+
+
+def link_tables(old: Path, new: Path, targets: Iterable[str]) -> None:
+    """Give a stage's new folder the tables of some targets, as links to the old one's files."""
+    files = [old / ScoresArtifact.FACTS]
+    for target in sorted(targets):
+        for table in sorted((old / target).glob("*.parquet")):
+            if hash_of(table).is_file():  # by which damage is found
+                files += [hash_of(table), table]
+    for file in filter(Path.is_file, files):
+        link = new / file.relative_to(old)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.hardlink_to(file)
 
 
 @dataclass(frozen=True)
