@@ -91,7 +91,7 @@ class Score(Stage):
 
         Exact cosines, once there are some, take the place of those from a datastore.
         """
-        return old["targets"].keys() == _kept(old, new)
+        return {*old["targets"]} == _kept(old, new)
 
     def reuse(self, archived: Path, folder: Path) -> None:
         """Tables of targets that did not change stay if others did, or were removed."""
