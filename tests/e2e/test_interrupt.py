@@ -26,7 +26,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made: dict[str, Any] = world.make(folder, rows=60)
     world.write(folder / "test.jsonl", [world.record(q) for q in make_questions("reverse", 4, 1)])
     made["targets"] = [{**made["targets"][0], "test": str(folder / "test.jsonl")}]
-    whole = world.recipe(made, train={"epochs": 1}, evaluate={})
+    few = {"subsets": 3, "share": 0.1, "leave_out": []}
+    whole = world.recipe(made, train={"epochs": 1}, evaluate={}, validate=few)
     (folder / "recipe.yaml").write_text(dump_recipe(whole))
     return folder / "recipe.yaml"
 
@@ -36,6 +37,7 @@ def run_until(
 ) -> tuple[int, str, str]:
     """Start the command and send a signal after this line; status, stdout, stderr."""
     code = "import gradsieve.console as p; p.SECONDS_BETWEEN_LINES = 0.0\n"
+    code += "import gradsieve.cli.signals as s; s.AGAIN_SECONDS = 0.01\n"  # stages take 0.1 s here
     code += "from gradsieve.__main__ import main; main()"
     command = [sys.executable, "-c", code, "run", str(recipe), "--out", str(out), *more]
     told: list[str] = []

@@ -22,7 +22,7 @@ STOPPING = {
 }
 """Signals that end a run, and their usual handlers: Ctrl-C, and the warnings of clusters."""
 
-AGAIN_SECONDS = 0.5
+AGAIN_SECONDS = 0.1
 """Some code swallows whatever is raised in it: pydantic while it serializes, `__del__`, a library's
 bare `except`. After so many seconds a signal's exception is raised again."""
 
