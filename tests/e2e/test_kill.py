@@ -3,10 +3,8 @@
 import errno
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -128,14 +126,6 @@ def leftovers(folder: Path) -> list[str]:
     return [str(f) for f in folder.rglob("*") if f.name.endswith(".tmp") or f.name == "trainer"]
 
 
-def start(recipe: Path, folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "gradsieve", "run", str(recipe), "--out", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
-    )
-
-
 @pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments(
     whole: tuple[dict[str, Any], RunFolder], tmp_path: Path, kills: int
@@ -161,22 +151,6 @@ def test_kill_9_at_random_moments(
         assert found.keys() == wanted.keys()
         assert [name for name in wanted if wanted[name] != found[name]] == []
         assert leftovers(tmp_path / str(number)) == []
-
-
-@pytest.mark.slow
-def test_interrupting_says_how_to_go_on(
-    whole: tuple[dict[str, Any], RunFolder], tmp_path: Path
-) -> None:
-    inputs, _ = whole
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(dump_recipe(world.recipe(inputs, warmup__epochs=500)))
-    with start(recipe, tmp_path / "run") as process:
-        time.sleep(12)
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"the same command goes on from there" in told
-    assert b"Traceback" not in told
 
 
 def test_what_unfinished_stages_have_made_is_verified(tmp_path: Path) -> None:
