@@ -51,6 +51,21 @@ def test_what_a_benchmark_lacks_is_told_once(tmp_path: Path, data: dict[str, str
     ]
 
 
+def test_a_language_without_an_example_is_reported(tmp_path: Path) -> None:
+    rows = [tydiqa_row(f"{language}-3-0") for language in ("korean", "finnish", "arabic")]
+    data = parquet(tmp_path / "data", tydiqa([tydiqa_row("finnish-1-0")], rows))
+    targets = [{"name": "t", "task": "tydiqa", "path": data}]
+    recipe = world.recipe(world.make(tmp_path / "world"), targets=targets)
+    listening = world.Listening()
+    context = Context(recipe, RunFolder(tmp_path / "run"), listening)
+    assert len(context.test_sets["t"].questions) == 3
+    context.report_warnings()
+    assert listening.lines[-1] == (
+        "warning: target t: the held-out questions of 2 of 3 subtasks are asked without a few-shot "
+        "example, since the target has none of them, the first arabic"
+    )
+
+
 def test_another_model_is_told_of_once(tmp_path: Path) -> None:
     recipe = world.recipe(world.make(tmp_path / "world"))
     long = recipe.model.model_copy(update={"max_length": 4096})

@@ -55,6 +55,11 @@ def test_one_example_in_full(tmp_path: Path) -> None:
     assert (example.source, example.id, example.subtask) == ("skill", "counting-1", "counting")
 
 
+def test_hidden_files_are_no_tasks(tmp_path: Path) -> None:
+    folder = cot_prompts(tmp_path, {"counting": PROMPT, "._counting": ""})
+    assert load_target("t", "bbh", str(folder)).subtasks == ("counting",)
+
+
 def test_each_example_is_asked_with_the_other_two(tmp_path: Path) -> None:
     target = load_target("t", "bbh", str(three_shot(tmp_path, {"counting": PROMPT})))
     for asked, example in enumerate(target.examples):

@@ -83,6 +83,13 @@ def test_what_other_programs_leave_behind_changes_nothing(tmp_path: Path, text: 
     assert load_target("t", "mmlu", str(tmp_path)) == plain
 
 
+def test_hidden_files_are_no_subjects(tmp_path: Path) -> None:
+    dev(tmp_path, ROW)
+    plain = load_target("t", "mmlu", str(tmp_path))
+    dev(tmp_path, b"\x00\x05\x16\x07", "._some_subject")  # as a Mac's archives have them
+    assert load_target("t", "mmlu", str(tmp_path)) == plain
+
+
 @pytest.mark.parametrize(
     ("bad", "line", "said"),
     [
@@ -128,6 +135,6 @@ def test_a_subject_with_test_questions_alone_is_named(tmp_path: Path) -> None:
     dev(tmp_path, ROW, "law")
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "anatomy_test.csv").write_text(ROW)
-    with pytest.raises(DataError, match="1 subjects have test questions but no dev") as caught:
+    with pytest.raises(DataError, match="no development questions for 1 of 1 subj") as caught:
         load_test_set("t", "mmlu", str(tmp_path), None, None)
     assert caught.value.where.endswith("e.g. anatomy")

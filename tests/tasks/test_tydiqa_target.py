@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import hub_folders
-from gradsieve.tasks import load_target
-from gradsieve.tasks.tydiqa import WORDS
+from gradsieve.errors import DataError
+from gradsieve.tasks import load_target, load_test_set
+from gradsieve.tasks.tydiqa import DEV, WORDS
 
 
 def row(context: str, question: str, *answers: str) -> dict[str, object]:
@@ -16,7 +17,6 @@ def row(context: str, question: str, *answers: str) -> dict[str, object]:
 
 
 ROW = row("The sky is blue.", "Which color?", "blue")
-NO_TEXT = {**ROW, "answers": [{"text": "blue"}, {}]}
 
 
 def written(folder: Path, content: object, name: str = "tydiqa-one-shot.json") -> Path:
@@ -84,13 +84,41 @@ def test_an_unknown_language_names_the_nearest(tmp_path: Path) -> None:
     assert "Known: english, arabic" in refusal(written(tmp_path, {"xx": [ROW]})).todo
 
 
+def test_the_questions_are_no_target(tmp_path: Path) -> None:
+    file = written(tmp_path, {"data": []}, "tydiqa-goldp-v1.1-dev.json") / DEV
+    error = refusal(file)
+    assert error.what == "These are TyDiQA's questions, not its one-shot examples."
+    assert error.where == str(file)
+
+
+def test_a_damaged_question_is_described(tmp_path: Path) -> None:
+    written(tmp_path, {"english": [ROW]})
+    damaged = {"id": "english-1-0", "question": "Why?", "answers": []}
+    dev = {"data": [{"paragraphs": [{"context": "c", "qas": [damaged]}]}]}
+    written(tmp_path, dev, DEV)
+    with pytest.raises(DataError) as caught:
+        load_test_set("t", "tydiqa", str(tmp_path), None, None)
+    assert "english-1-0: found id: 'english-1-0'," in caught.value.where
+    assert "answers: []" in caught.value.where
+    assert caught.value.todo == "Use the published file."
+
+
 @pytest.mark.parametrize(
     ("rows", "where"),
     [
-        ([ROW, {"context": "c", "question": "q"}], ", english-1: found context, question"),
-        ([row("c", "q")], ", english-0: found context, question, answers"),
-        ([{**ROW, "context": None}], ", english-0: found context, question, answers"),
-        ([NO_TEXT], ", english-0: found context, question, answers"),
+        (
+            [ROW, {"context": "c", "question": "q"}],
+            ", english-1: found context: 'c', question: 'q'",
+        ),
+        ([row("c", "q")], ", english-0: found context: 'c', question: 'q', answers: []"),
+        (
+            [{"context": None, "question": "q", "answers": [{"text": "a"}]}],
+            ", english-0: found context: None, question: 'q', answers: [{'text': 'a'}]",
+        ),
+        (
+            [{"context": "c", "question": "q", "answers": [{"text": "a"}, {}]}],
+            ", english-0: found context: 'c', question: 'q', answers: [{'text': 'a'}, {}]",
+        ),
         (["text"], ", english-0: found str"),
         (ROW, ", english"),
         ([], ", english"),

@@ -155,6 +155,11 @@ BENCHMARKS = (
         ("The language englsh is unknown", "tydiqa-one-shot.json", "mean english?"),
     ),
     Case(
+        "TyDiQA with its questions as the examples",
+        benchmark("tydiqa", {"tydiqa-one-shot.json": '{"data": []}'}),
+        ("not its one-shot examples", "tydiqa-one-shot.json", "Use the folder that holds"),
+    ),
+    Case(
         "TyDiQA without answers",
         benchmark("tydiqa", {"tydiqa-one-shot.json": '{"english": [{"context": "c"}]}'}),
         ("at least one answer", "english-0: found context"),

@@ -212,6 +212,13 @@ class Context:
                 f"target {target.name}: {len(untested)} of {len(target.subtasks)} subtasks have no "
                 f"held-out questions, the first {untested[0]}"
             )
+        bare = {one.example.subtask for one in test.questions if one.shots is None}
+        if bare and target.task != "custom":
+            self.warnings.append(
+                f"target {target.name}: the held-out questions of {len(bare)} of {len(tested)} "
+                f"subtasks are asked without a few-shot example, since the target has none of "
+                f"{'it' if len(bare) == 1 else 'them'}, the first {min(bare)}"
+            )
 
     @cached_property
     def positions(self) -> int | None:

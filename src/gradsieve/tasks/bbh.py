@@ -21,7 +21,7 @@ from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.io import needed
 from gradsieve.tasks import hub
-from gradsieve.tasks.layout import missing, read_json, read_text, shown
+from gradsieve.tasks.layout import missing, read_json, read_text, shown, visible
 from gradsieve.tasks.questions import Question, QuestionSet, Shots, question_and_answer
 
 SHOTS = 3
@@ -168,7 +168,7 @@ def _prompts(path: Path) -> dict[str, Prompt] | None:
             texts = read_json(file)
             return {task: Prompt(f"{file}, {task}", str(text)) for task, text in texts.items()}
     for folder in folders:
-        if prompts := sorted((folder / "cot-prompts").glob("*.txt")):
+        if prompts := visible((folder / "cot-prompts").glob("*.txt")):
             return {file.stem: Prompt(str(file), _below_rule(file)) for file in prompts}
     return None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,11 @@ LISTED = 5
 def missing(what: str, name: str, path: Path, expected: str) -> DataError:
     """The error for a target whose path lacks the files of its task."""
     return DataError(what, f"target {name}: {path}: {_found(path)}", f"Use {expected}.")
+
+
+def visible(files: Iterable[Path]) -> list[Path]:
+    """The files in order, without hidden ones, such as a Mac's archives have (`._x`)."""
+    return sorted(file for file in files if not file.name.startswith("."))
 
 
 def read_text(file: Path) -> str:

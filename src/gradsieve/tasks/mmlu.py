@@ -19,7 +19,7 @@ from typing import Any
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError
 from gradsieve.tasks import hub
-from gradsieve.tasks.layout import missing, read_text
+from gradsieve.tasks.layout import missing, read_text, visible
 from gradsieve.tasks.questions import Question, QuestionSet, Shots, question_and_answer
 
 SHOTS = 5
@@ -63,7 +63,8 @@ def test_set(name: str, path: str) -> QuestionSet | None:
         return None
     dev = _subjects(name, path, "dev") if tests else {}
     if bare := sorted(set(tests) - set(dev)):
-        what = f"{len(bare)} subjects have test questions but no development questions."
+        of = f"{len(bare)} of {len(tests)} subjects"
+        what = f"There are test questions but no development questions for {of}."
         todo = "Add the dev part of every subject of the test part."
         raise DataError(what, f"target {name}: {path}, e.g. {bare[0]}", todo)
     questions = []
@@ -79,7 +80,7 @@ def test_set(name: str, path: str) -> QuestionSet | None:
 def _subjects(name: str, path: str, part: str) -> dict[str, list[list[str]]]:
     """Each subject's rows of a part, dev or test."""
     suffix = f"_{part}.csv"
-    files = (Path(path) / part).glob(f"*{suffix}")
+    files = visible((Path(path) / part).glob(f"*{suffix}"))
     subjects = {file.name.removesuffix(suffix): read_questions(file) for file in files}
     if subjects or not hub.is_data_set(path):
         return subjects

@@ -17,7 +17,7 @@ from typing import Any
 from gradsieve.data.examples import Example
 from gradsieve.errors import DataError, did_you_mean
 from gradsieve.tasks import hub
-from gradsieve.tasks.layout import missing, read_json
+from gradsieve.tasks.layout import missing, read_json, shown
 from gradsieve.tasks.questions import Question, QuestionSet, Shots, question_and_answer
 
 WORDS = {
@@ -84,6 +84,9 @@ def read(name: str, path: str) -> tuple[list[Example], list[str]]:
     notes: list[str] = []
     if file.is_file():
         shots = read_json(file)
+        if "data" in shots:
+            what = "These are TyDiQA's questions, not its one-shot examples."
+            raise DataError(what, str(file), f"Use the folder that holds {ONE_SHOT} and {DEV}.")
     elif hub.is_data_set(path):
         shots, notes = _one_shots(name, path)
     else:
@@ -226,9 +229,10 @@ def _asked(words: Words, row: Mapping[str, Any]) -> str:
 def _example(name: str, language: str, id: str, row: Any, file: Path) -> Example:
     words = CHINESE if file.name == IN_CHINESE else _words(language, file)
     if not _is_sound(row):
-        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        found = shown(row) if isinstance(row, dict) else type(row).__name__
         what = "Expected an example with context, question and at least one answer."
-        raise DataError(what, f"{file}, {id}: found {found}", TODO)
+        todo = TODO if file.name != DEV else "Use the published file."
+        raise DataError(what, f"{file}, {id}: found {found}", todo)
     prompt = words[0] + _asked(words, row)  # as in LESS's code, nothing separates them
     answer = f" {row['answers'][0]['text']}"
     return question_and_answer(name, language, id, prompt, words[3], answer, row)
