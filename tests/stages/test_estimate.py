@@ -37,7 +37,9 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return world.make(tmp_path_factory.mktemp("inputs"), rows=60)
+    made = world.make(tmp_path_factory.mktemp("inputs"), rows=60)
+    made["targets"][0]["test"] = made["targets"][0]["path"]
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,7 @@ def test_bytes_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:
         "score": ["*.parquet"],
         "select": ["selected.jsonl", "messages.jsonl"],
         "train": ["*.safetensors"],
+        "evaluate": ["seed-*.json", "seed-*.samples.jsonl"],
     }
     found = estimates(context_of(inputs, run))
     for stage, names in patterns.items():

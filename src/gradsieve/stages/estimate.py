@@ -262,6 +262,12 @@ class Questions(NamedTuple):
     number: int
     prompt: float  # mean tokens
     answer: int  # most tokens
+    token_bytes: float  # of text, in its prompts
+
+    @property
+    def sample_bytes(self) -> float:
+        """What a model's sample of a question takes: its prompt and its answer."""
+        return ROW_BYTES + (self.prompt + self.answer) * self.token_bytes
 
 
 def questions(context: Context) -> dict[str, Questions]:
@@ -272,7 +278,9 @@ def questions(context: Context) -> dict[str, Questions]:
             some = replace(test, questions=tuple(spread(test.questions, 64)))
             asked = write_prompts(context.student, some)
             answer = 1 if test.questions[0].choices else asked.max_tokens
-            found[name] = Questions(len(test.questions), float(np.mean(asked.lengths)), answer)
+            token_bytes = sum(len(text.encode()) for text in asked.texts) / sum(asked.lengths)
+            prompt = float(np.mean(asked.lengths))
+            found[name] = Questions(len(test.questions), prompt, answer, token_bytes)
     return found
 
 

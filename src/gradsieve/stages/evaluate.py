@@ -81,6 +81,7 @@ class Evaluate(Stage):
         read = float(sum(len(row.encoded.input_ids) for row in rows))
         read += sum(one.number * one.prompt for one in asked)
         written = sum(one.number * one.answer for one in asked)
+        kept = round(sum(one.number * (ROW_BYTES + one.sample_bytes) for one in asked))
         batches = sum(math.ceil(q.number / batch_size) * q.answer for q in asked)
         flops = read * shape.forward(1, 1, 0) + written * shape.forward(1, 1, 1)
         return Estimate(
@@ -88,7 +89,7 @@ class Evaluate(Stage):
             flops=models * flops,
             loads=models * len(context.targets),
             tasks=models * len(context.targets),
-            disk_bytes=models * ROW_BYTES * (len(rows) + sum(one.number for one in asked)),
+            disk_bytes=models * (ROW_BYTES * len(rows) + kept),
             memory_bytes=shape.weight_bytes,
             weight_bytes=shape.weight_bytes,
             generated_bytes=float(models * batches * shape.weight_bytes),
