@@ -96,6 +96,18 @@ def test_it_grows_with_the_run(inputs: dict[str, Any], tmp_path: Path) -> None:
     assert not list((tmp_path / "archive").glob("08*"))
 
 
+def test_answers_stay_with_their_questions(inputs: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever `evaluate.limit` is when the page is written."""
+    inputs = {**inputs, "targets": [{**inputs["targets"][0], "test": inputs["targets"][0]["path"]}]}
+    quick = {**QUICK, "train": {"epochs": 1}}
+    made, _ = run(world.recipe(inputs, **quick, evaluate={"limit": 2}), tmp_path)
+    before = content(made)["answers"]["mine"]
+    assert [question[1] for question in before["questions"]] == 2 * ["letters"] + 2 * ["numbers"]
+    for limit in (1, None):
+        run(world.recipe(inputs, **quick, evaluate={"limit": limit}), tmp_path, first="report")
+        assert content(made)["answers"]["mine"] == before
+
+
 def test_a_lost_page_is_made_again(inputs: dict[str, Any], tmp_path: Path) -> None:
     made, _ = run(world.recipe(inputs, **QUICK), tmp_path)
     page = made.stage("report") / "index.html"

@@ -6,7 +6,7 @@ its questions, with references, answers and what each answer scored.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from gradsieve.methods import split_seed
 from gradsieve.report.texts import turns
 from gradsieve.runs.context import Context
+from gradsieve.tasks import Question, QuestionSet
 
 QUESTIONS = 100
 """Questions of a target on the page, at equal distances: what a person may read."""
@@ -23,8 +24,12 @@ ANSWER = 600
 
 
 def answers(context: Context, target: str, methods: Collection[str]) -> dict[str, Any] | None:
-    """The answers of a target's models by `methods`; None if no question was answered."""
-    results, test = context.artifacts.results, context.test_sets.get(target)
+    """The answers of a target's models by `methods`; None if no question was answered.
+
+    They are of the questions that were asked, whatever `evaluate.limit` is now; None if the test
+    file no longer has these.
+    """
+    results, test = context.artifacts.results, context.full_test_sets.get(target)
     names: dict[str, str] = {}
     for row in results.rows():
         method = split_seed(row["method"])[0]
@@ -33,7 +38,10 @@ def answers(context: Context, target: str, methods: Collection[str]) -> dict[str
     names = {method: name for method, name in names.items() if results.samples_file(name).is_file()}
     if test is None or not names:
         return None
-    count = len(test.questions)
+    asked = _asked(test, results.samples(next(iter(names.values()))))
+    if asked is None:
+        return None
+    count = len(asked)
     places = np.linspace(0, count - 1, min(count, QUESTIONS)).round().astype(int).tolist()
     samples = [
         [one for place, one in enumerate(results.samples(name)) if place in {*places}]
@@ -44,12 +52,19 @@ def answers(context: Context, target: str, methods: Collection[str]) -> dict[str
     metric = next((name for name, found in scores.items() if len(found) > 1), test.metrics[0])
     questions = []
     for place, *found in zip(places, *samples, strict=True):
-        example = test.questions[place].example
+        example = asked[place].example
         kept, more = turns(example.messages[:-1])
-        references = [text[:ANSWER] for text in test.questions[place].answers]
+        references = [text[:ANSWER] for text in asked[place].answers]
         shown = [_shown(sample, metric) for sample in found]
         questions.append([example.id, example.subtask, more, kept, references, shown])
     return {"models": list(names), "metric": metric, "of": count, "questions": questions}
+
+
+def _asked(test: QuestionSet, samples: Iterable[Mapping[str, Any]]) -> list[Question] | None:
+    """The questions of a model's samples, in their order; None if some are no longer there."""
+    known = {(one.example.id, one.example.subtask, one.answers): one for one in test.questions}
+    keys = [(one["id"], one["subtask"], tuple(one["references"])) for one in samples]
+    return [known[key] for key in keys] if known.keys() >= {*keys} else None
 
 
 def _shown(sample: Mapping[str, Any], metric: str) -> list[Any]:
