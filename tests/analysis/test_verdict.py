@@ -49,6 +49,21 @@ def test_what_to_do(less: Over, full: Over, starts: str) -> None:
     assert found.text.startswith(starts)
 
 
+@pytest.mark.parametrize(("random", "todo"), [(BETTER, "random rows"), (UNCLEAR, "all rows")])
+def test_all_rows_are_compared_with_random_ones_of_the_best_size(
+    random: Interval, todo: str
+) -> None:
+    cells = {
+        "less@0.1": cell(0.5, random=UNCLEAR, full=UNCLEAR),
+        "random@0.1": cell(0.5, full=random),
+        "random@0.2": cell(0.5, full=UNCLEAR if random is BETTER else BETTER),
+        "full": cell(0.45),
+    }
+    found = verdict(f1(**cells), {}, {})
+    assert found is not None
+    assert found.text.startswith(f"no method beats random here: use {todo}. The best, less@0.1,")
+
+
 def test_all_rows_that_nobody_trained_on_are_not_said_to_be_better() -> None:
     found = verdict(f1(less=cell(0.5, random=UNCLEAR), random=cell(0.5)), FOLDERS, {})
     assert found is not None

@@ -133,7 +133,13 @@ def _decision(best: str, cells: Mapping[str, Cell], metric: str, folder: str) ->
             f"add random to score.methods to know whether selecting pays; the best, {best}, has "
             f"{name} {cell.mean:.3f}{rest}."
         )
-    todo = "use random rows" if full and full.compared("random") == -1 else "use all rows"
+    # Of several sizes, all rows are compared with random ones by each size of these.
+    random_rows = cells.get("random" + best[len(best.partition("@")[0]) :])
+    beaten = random_rows is not None and random_rows.compared("full") == 1
+    if full and (beaten or full.compared("random") == -1):
+        todo = "use random rows"
+    else:
+        todo = "use all rows"
     if full is None:
         todo += " (not trained on here: add full to score.methods to compare them)"
     has = f"The best, {best}, has {name} {_gap(cell, 'random')}{rest}"
