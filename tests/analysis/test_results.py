@@ -211,7 +211,7 @@ def test_the_verdict_and_the_steps(tmp_path: Path) -> None:
 def test_what_validate_has_found(tmp_path: Path) -> None:
     """Also of a run that was not evaluated; what is of earlier scores is left out."""
     folder, lds = RunFolder(tmp_path), (0.31, 0.05, 0.52)
-    row = asdict(Validation("mine", "less", "held_out_loss", 4, 1, lds, {}, [1.0], [2.0]))
+    row = asdict(Validation("mine", "less", "held_out_loss", 4, 1, lds, {}, 6 * [1.0], 6 * [2.0]))
     write_json(folder.stage("validate") / "results.json", {"rows": [row]})
     folder.finish("score", {"output": "now"})
     folder.finish("validate", {"inputs": {"scores": "now"}})

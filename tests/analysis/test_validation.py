@@ -7,8 +7,9 @@ import pytest
 from gradsieve.analysis.validation import Validation
 
 
-def found(lds: Any, without: Any = None) -> Validation:
-    return Validation("legal", "less", "held_out_loss", 40, 1, lds, without or {}, [0.0], [0.0])
+def found(lds: Any, without: Any = None, subsets: int = 6) -> Validation:
+    points = [0.0] * subsets
+    return Validation("legal", "less", "held_out_loss", 40, 1, lds, without or {}, points, points)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,14 @@ def found(lds: Any, without: Any = None) -> Validation:
 )  # fmt: skip
 def test_the_interval_decides(lds: Any, text: str) -> None:
     assert found(lds).text() == f"legal, less: {text}"
+
+
+def test_few_subsets_show_nothing() -> None:
+    said = found((1.0, 1.0, 1.0), {"0.05": (-0.001, -0.1, 0.1)}, subsets=5).meaning
+    assert said.startswith(
+        "LDS 1.00 [1.00, 1.00]: too few subsets (5) to say anything; set validate.subsets to 32 or "
+        "more. Without its best 5%"
+    )
 
 
 def test_what_leaving_out_the_best_rows_costs() -> None:

@@ -17,7 +17,15 @@ CURVE = Curve(
     {"full": 0.45, "base": 0.1},
 )  # fmt: skip
 VALIDATED = Validation(
-    "t", "less", "held_out_loss", 4, 1, (0.3, 0.1, 0.5), {}, [0.5, -0.5, 0.0], [1.0, 1.25, 1.125]
+    "t",
+    "less",
+    "held_out_loss",
+    4,
+    1,
+    (0.3, 0.1, 0.5),
+    {},
+    2 * [0.5, -0.5, 0.0],
+    2 * [1.0, 1.25, 1.125],
 )
 
 
@@ -33,7 +41,7 @@ def test_by_target() -> None:
     assert target["verdict"]["cautions"] == ["one trained model"]
     assert target["curve"]["lines"]["random"] == [(3, 0.3), None]
     (validation,) = target["validation"]
-    assert validation["points"] == [[0.5, 1.0], [-0.5, 1.25], [0.0, 1.125]]
+    assert validation["points"] == 2 * [[0.5, 1.0], [-0.5, 1.25], [0.0, 1.125]]
     assert validation["text"].startswith("LDS 0.30 [0.10, 0.50]: the scores predict")
     assert findings(Comparison(), []) == {}
     assert findings(Comparison(), [VALIDATED])["t"]["verdict"] is None
@@ -53,7 +61,7 @@ def test_on_the_page(visit: Callable[..., Any], tmp_path: Path) -> None:
     assert curve.locator("circle").count() == 3
     assert curve.locator("path.here").count() == 1
     assert "full" in curve.inner_text()
-    assert validation.locator("circle").count() == 3
+    assert validation.locator("circle").count() == 6
     assert "Validation: less" in validation.inner_text()
     heights = [float(c.get_attribute("cy")) for c in validation.locator("circle").all()]
     assert heights[0] > heights[2] > heights[1]  # the lowest loss is at the bottom
