@@ -62,6 +62,28 @@ def test_runs_may_have_different_methods(tmp_path: Path) -> None:
     assert r"rds & 50\% &  \\" in shared
 
 
+def test_questions_with_the_same_ids_may_be_others(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / name, ["bm25", "random"]) for name in ("one", "two", "old")]
+    for run, questions in zip(runs, ("a", "b"), strict=False):
+        RunFolder(run).finish(
+            "evaluate", {"inputs": {"models": {}, "questions": {"mine": questions}}}
+        )
+    with pytest.raises(RunError, match="different questions") as caught:
+        compare(runs[:2])
+    assert caught.value.where == (
+        f"target mine: the ids in {runs[0]} and {runs[1]} are the same, the texts, few-shot "
+        "examples or answers are not"
+    )
+    assert compare([runs[0], runs[2]]).cells["mine"]["held_out_loss"]["bm25"].deviation == 0
+
+
+def test_a_run_named_twice_is_no_repetition(tmp_path: Path) -> None:
+    run = finished(tmp_path / "one", ["bm25", "random"])
+    found = compare([run, run.parent / "." / "one"])
+    assert found.markdown() == compare(run).markdown()
+    assert len(found.cells["mine"]["held_out_loss"]["bm25"].values) == 1
+
+
 def test_runs_that_differ_in_more_than_seeds_are_noted(tmp_path: Path) -> None:
     runs = [finished(tmp_path / name, ["bm25", "random"]) for name in ("one", "two")]
     for run, rate in zip(runs, (1, 2), strict=True):

@@ -329,8 +329,9 @@ def test_a_notebook_shows_stages_selections_and_results(run: RunFolder) -> None:
     assert "<caption>mine</caption>" in compare([run.path])._repr_html_()
 
 
-def test_two_runs_are_more_values(run: RunFolder) -> None:
-    once, twice = compare([run.path]), compare([run.path, run.path])
+def test_two_runs_are_more_values(run: RunFolder, tmp_path: Path) -> None:
+    other = shutil.copytree(run.path, tmp_path / "other")
+    once, twice = compare([run.path]), compare([run.path, other])
     one, two = (c.cells["mine"]["held_out_loss"]["bm25"] for c in (once, twice))
     assert two.values == one.values * 2
     assert two.mean == pytest.approx(one.mean)

@@ -60,7 +60,9 @@ def compare(runs: Run | Sequence[Run]) -> Comparison:
             different questions of a target.
     """
     runs = [runs] if isinstance(runs, Run) else runs
-    folders = [run if isinstance(run, RunFolder) else RunFolder(run) for run in runs]
+    named = [run if isinstance(run, RunFolder) else RunFolder(run) for run in runs]
+    # A run that is named twice is no repetition of itself.
+    folders = [*{run.path.resolve(): run for run in named}.values()]
     comparison = Comparison()
     by_run = [_results(run, comparison.notes) for run in folders]
     comparison.notes.extend(_differing(folders, by_run))
@@ -115,6 +117,7 @@ def _results(run: RunFolder, notes: list[str]) -> list[Result]:
         return []
     run.require("evaluate")
     artifact, stale = Artifacts(run).results, _outdated_models(run)
+    questions = run.require("evaluate").get("inputs", {}).get("questions", {})
     found: list[Result] = []
     left_out: dict[str, None] = {}
     for row in artifact.rows():
@@ -124,6 +127,7 @@ def _results(run: RunFolder, notes: list[str]) -> list[Result]:
         result = artifact.result(artifact.name(row))
         own = row["metric"] == TARGET  # of the target's examples, not of the questions
         about = {key: None if own else result.get(key) for key in ("weights", "ids")}
+        about["questions"] = None if own else questions.get(row["target"])
         by_question = result["metrics"][row["metric"]]
         found.append({**row, **about, "by_question": by_question, "run": str(run.path)})
     todo = f"run `gradsieve run` with its recipe and --out {run.path}"
@@ -226,6 +230,14 @@ def _check_questions(results: list[Result]) -> None:
                 f"target {first['target']}: {len(first['ids'])} in {first['run']}, "
                 f"{len(other['ids'])} in {other['run']}; the first to differ: {one}, {two}",
                 "Compare runs with the same target, test file and evaluate.limit.",
+            )
+        known = {result["questions"] for result in (first, other)} - {None}  # old runs lack it
+        if len(known) > 1:
+            raise RunError(
+                "The runs were evaluated on different questions.",
+                f"target {first['target']}: the ids in {first['run']} and {other['run']} are the "
+                "same, the texts, few-shot examples or answers are not",
+                "Compare runs with the same target and test file.",
             )
 
 
