@@ -23,6 +23,7 @@ from gradsieve.models.load import load_trained
 from gradsieve.models.source import ModelSource
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
+from gradsieve.stages.evaluate import EvaluationTask, evaluation_job
 
 ADAPTER = "adapter_model.safetensors"
 TRAIN = {"seeds": [0, 1], "epochs": 1}
@@ -327,6 +328,23 @@ def test_a_notebook_shows_stages_selections_and_results(run: RunFolder) -> None:
     assert f"<td>train</td><td>{run.require('train')['seconds']}</td>" in made
     assert "<td>mine</td><td>bm25</td><td>12</td>" in made
     assert "<caption>mine</caption>" in compare([run.path])._repr_html_()
+
+
+def test_questions_without_a_loss_are_counted(inputs: dict[str, Any], tmp_path: Path) -> None:
+    lines = Path(inputs["targets"][0]["test"]).read_text(encoding="utf-8").split("\n")[:-1]
+    long = json.loads(lines[0])
+    long["id"], long["messages"][0]["content"] = "long", "a " * 100
+    test = tmp_path / "test.jsonl"
+    test.write_text("\n".join([*lines, json.dumps(long)]) + "\n", encoding="utf-8")
+    targets = [{**inputs["targets"][0], "test": str(test)}]
+    recipe = settings({**inputs, "targets": targets}, evaluate={"metrics": ["held_out_loss"]})
+    listening = world.Listening()
+    context = Context(recipe, RunFolder(tmp_path / "run"), listening)
+    evaluation_job(context, [EvaluationTask("mine/base/seed-0", None, "")])
+    assert (
+        f"warning: target mine: held_out_loss is of {len(lines)} of {len(lines) + 1} questions; of "
+        "the others, the first has no label token within the first 64 tokens"
+    ) in listening.lines
 
 
 def test_two_runs_are_more_values(run: RunFolder, tmp_path: Path) -> None:
