@@ -1,5 +1,6 @@
 """Methods that run the model: each against the model's own output, one row at a time."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,22 @@ def test_rds_plus_weighs_by_position_and_takes_turns(task: ScoringTask, model: A
     assert order[0] == cosines[:, 0].argmax()
     left = [index for index in range(len(cosines)) if index != order[0]]
     assert order[1] == left[cosines[left, 1].argmax()]
+
+
+def test_a_method_reads_no_rows_that_another_left(
+    task: ScoringTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = replace(task, work=tmp_path / "work")
+    world.kill_at(monkeypatch, 2, before=False, below="work")
+    with pytest.raises(world.Killed):
+        find_method("rds").score(stopped)
+    monkeypatch.undo()
+    assert any((tmp_path / "work").rglob("*.npy"))
+    found, wanted = (find_method("rds_plus").score(one)["mine"] for one in (stopped, task))
+    assert found.by_subtask is not None
+    assert wanted.by_subtask is not None
+    assert np.array_equal(found.by_subtask, wanted.by_subtask)
+    assert np.array_equal(found.total, wanted.total)
 
 
 def test_perplexity_is_the_models_own_loss(task: ScoringTask, model: Any) -> None:

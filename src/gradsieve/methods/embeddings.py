@@ -78,14 +78,20 @@ class Representations:
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Vectors from the last layer of the model that selects, without an adapter."""
+    """Vectors from the last layer of the model that selects, without an adapter.
 
+    Attributes:
+        name: Which: what a stopped method has left is read by this name.
+        weigh: The weight of each token, by the attention mask.
+    """
+
+    name: str
     weigh: Callable[[Tensor], Tensor]
 
     def __call__(self, task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
         """Of the pool, and of each target."""
         targets = {name: [row.encoded for row in rows] for name, rows in task.targets.items()}
-        return forward(task, "representations", self.encode, TOKENS_PER_BATCH, targets)
+        return forward(task, self.name, self.encode, TOKENS_PER_BATCH, targets)
 
     def encode(self, model: Any, encoded: Sequence[TokenizedExample]) -> Vectors:
         """Vectors of examples."""
@@ -161,12 +167,12 @@ def _embeddings(task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
 
 RDS = Representations(
     "RDS (the LESS paper's baseline: last hidden state of the last token)",
-    HiddenStates(_last_token),
+    HiddenStates("last hidden states", _last_token),
     "model",
 )
 RDS_PLUS = Representations(
     "RDS+ (Ivison et al., 2025, arXiv 2503.01807: mean weighted by position, round robin)",
-    HiddenStates(_by_position),
+    HiddenStates("mean hidden states", _by_position),
     "model",
     in_turn=True,
 )

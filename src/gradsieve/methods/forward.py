@@ -84,6 +84,7 @@ def forward(
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
     """Rows of the pool's examples [n, ...] and of each target's [k, ...].
 
+    `what` names what `make` makes, and nothing else: rows that are there under it are kept.
     Tasks hold full batches, of `tokens_per_batch` as `make` has it, so that results are the same
     however many there are.
     """
