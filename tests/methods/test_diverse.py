@@ -9,7 +9,7 @@ import pytest
 import gradsieve
 import world
 from gradsieve.methods import diverse
-from gradsieve.methods.diverse import density, greedy, nearest, probabilities
+from gradsieve.methods.diverse import density, greedy, nearest, probabilities, products
 from gradsieve.runs.folder import RunFolder
 
 
@@ -85,6 +85,17 @@ def test_far_neighbors_are_not_worth_their_cost(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(diverse, "C", 1.0)
     shares = probabilities(np.array([[0.0, 0.1, 2.1, 2.2]]), np.ones((1, 4)))
     assert shares == pytest.approx(np.array([[0.5, 0.5, 0, 0]]))
+
+
+def test_rows_that_are_equal_keep_their_order() -> None:
+    units = np.tile(np.random.default_rng(0).normal(size=2049).astype(np.float32), (30, 1))
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    found = products(units, units)
+    assert np.ptp(found) == 0
+    aim = np.random.default_rng(1).normal(size=2049).astype(np.float32)
+    aims = products(units, aim)
+    assert np.ptp(aims) == 0
+    assert greedy([found], aims[None], np.ones(1)).tolist() == list(range(30))
 
 
 METHODS = ["less", "knn_kde", "less_greedy", "gist"]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import gradsieve
@@ -21,7 +22,7 @@ def warnings(inputs: dict[str, Any], out: Path, methods: list[str]) -> list[str]
     progress = world.Listening()
     recipe = world.recipe(inputs, score__methods=methods, select={"count": 3})
     gradsieve.run(recipe, out, last="score", progress=progress)
-    return [line for line in progress.lines if "same score" in line]
+    return [line for line in progress.lines if "the same" in line]
 
 
 def target(folder: Path, *texts: tuple[str, str]) -> dict[str, Any]:
@@ -49,6 +50,22 @@ def test_rows_that_all_tie_are_reported(inputs: dict[str, Any], tmp_path: Path) 
     assert found == [
         f"warning: bm25, target odd: all {ROWS} rows have the same score; equal scores are ordered "
         "by source and id"
+    ]
+
+
+def test_ties_of_most_rows_for_the_highest_score_are_reported(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    # One target example spans a line, in which every row points one way or the other.
+    one = target(tmp_path, ("known", "b c a"))
+    run = {**inputs, "targets": [one]}
+    found = [text for text in warnings(run, tmp_path / "run", ["gist"]) if "gist" in text]
+    table = pq.read_table(tmp_path / "run" / "03-score" / "odd" / "gist.parquet")
+    best = int((table["score"].to_numpy() == table["score"].to_numpy().max()).sum())
+    assert ROWS / 2 < best < ROWS
+    assert found == [
+        f"warning: gist, target odd: {best} of {ROWS} rows have the same, highest score; "
+        "equal scores are ordered by source and id"
     ]
 
 

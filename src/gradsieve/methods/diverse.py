@@ -15,6 +15,7 @@ Letters: N checkpoints, n rows, C candidates, k target examples, d dims.
 from __future__ import annotations
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from gradsieve.methods.base import Scores, ScoringTask, Uses, by_rank
@@ -61,7 +62,7 @@ class KnnKde:
         kernel = np.zeros((len(members), len(members)), dtype=np.float32)
         for checkpoint in checkpoints(task, LESS.kind):
             units = _units(checkpoint, members)
-            kernel += np.float32(checkpoint.weight) * (units @ units.T)
+            kernel += np.float32(checkpoint.weight) * products(units, units)
         densities = density(kernel, len(cosines))
         distances = 1 - np.take_along_axis(cosines, neighbors, axis=0)
         shares = probabilities(np.maximum(distances, 0).T, 1 / densities[places].T)
@@ -146,20 +147,38 @@ class LessGreedy:
         means = found.by_subtask.mean(axis=1)
         order = np.argsort(-means, kind="stable")
         members = np.sort(order[: _candidates(task)])  # in order of (source, id)
-        weights, products, aims = [], [], []
+        weights, each_other, aims = [], [], []
         for checkpoint in checkpoints(task, LESS.kind):
             columns, directions = LESS.directions(task, checkpoint)
             own = [place for place, column in enumerate(columns) if column.target == target]
             units = _units(checkpoint, members)
             weights.append(checkpoint.weight)
-            products.append(units @ units.T)
-            aims.append(units @ directions[own].mean(axis=0))
-        chosen = members[greedy(products, np.stack(aims), np.array(weights))]
+            each_other.append(products(units, units))
+            aims.append(products(units, directions[own].mean(axis=0)))
+        chosen = members[greedy(each_other, np.stack(aims), np.array(weights))]
         return np.concatenate([chosen, order[~np.isin(order, members)]])
 
 
+def products(rows: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Inner products with rows or one vector, equal for equal rows, of which a BLAS may round some
+    otherwise.
+    """
+    found: NDArray[np.float32] = rows @ others.T
+    first, same = _first_equal(rows), others is rows
+    if (first != np.arange(len(rows))).any():
+        found = found[first][:, first] if same else found[first]
+    return found
+
+
+def _first_equal(rows: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Of each row [C, d] the first that equals it [C]."""
+    seen: dict[str, int] = {}
+    hashes = (xxhash.xxh3_128_hexdigest(row.tobytes()) for row in rows)
+    return np.array([seen.setdefault(own, place) for place, own in enumerate(hashes)])
+
+
 def greedy(
-    products: list[NDArray[np.float32]], aims: NDArray[np.float32], weights: NDArray[np.float64]
+    each_other: list[NDArray[np.float32]], aims: NDArray[np.float32], weights: NDArray[np.float64]
 ) -> NDArray[np.int64]:
     """The order in which candidates are added so that their sum follows the aim [C].
 
@@ -167,12 +186,12 @@ def greedy(
     it, s_i being the sum at checkpoint i; of equal ones the first is added.
 
     Args:
-        products: Inner products of the candidates with each other, [C, C] at each checkpoint.
+        each_other: Inner products of the candidates with each other, [C, C] at each checkpoint.
         aims: Their inner products with the aim [N, C].
         weights: Of the checkpoints [N].
     """
     count = aims.shape[1]
-    own = np.stack([np.diagonal(matrix) for matrix in products]).astype(np.float64)
+    own = np.stack([np.diagonal(matrix) for matrix in each_other]).astype(np.float64)
     with_sum, along, squares = np.zeros_like(own), np.zeros(len(own)), np.zeros(len(own))
     is_left = np.ones(count, dtype=bool)
     order = np.empty(count, dtype=np.int64)
@@ -183,7 +202,7 @@ def greedy(
         is_left[best] = False
         squares += 2 * with_sum[:, best] + own[:, best]
         along += aims[:, best]
-        for sums, matrix in zip(with_sum, products, strict=True):
+        for sums, matrix in zip(with_sum, each_other, strict=True):
             sums += matrix[best]
     return order
 

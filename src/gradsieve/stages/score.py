@@ -293,11 +293,13 @@ def _noise_warning(recipe: Recipe, noise: Mapping[str, Mapping[str, float]]) -> 
 
 
 def _warn_of_ties(context: Context, name: str, scores: Scores) -> None:
-    """Warn if the scores, or those for some subtasks, rank nothing."""
-    rows = len(scores.total)
+    """Warn if the scores, or those for some subtasks, rank nothing, or not the best half."""
+    rows, ties = len(scores.total), "; equal scores are ordered by source and id"
+    best = int((scores.total == scores.total.max(initial=-np.inf)).sum())
     if rows > 1 and np.ptp(scores.total) == 0:
-        ties = "; equal scores are ordered by source and id"
         context.progress.warn(f"{name}: all {rows} rows have the same score{ties}")
+    elif best > rows / 2:
+        context.progress.warn(f"{name}: {best} of {rows} rows have the same, highest score{ties}")
     elif rows > 1 and scores.by_subtask is not None:
         tied = np.flatnonzero(np.ptp(scores.by_subtask, axis=0) == 0)
         if len(tied):
