@@ -60,16 +60,18 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
         return [line for lines in below for line in lines]
     if old == new:
         return []
-    hashed = _is_hashed(old) or _is_hashed(new)
-    if hashed and None in (old, new) and isinstance(old or new, Mapping):
-        return differences(old or {}, new or {}, at)
-    if not hashed:
-        return [f"{at}: {_short(old)} -> {_short(new)}"]
-    if at in SEVERAL:
-        return [f"{SEVERAL[at]} have changed"]
     section, _, name = at.partition(".")
+    named = _is_hashed(old) or _is_hashed(new) or section in ("turns", "order")
+    if named and None in (old, new) and isinstance(old or new, Mapping):
+        return differences(old or {}, new or {}, at)
+    if named and at in SENTENCES:
+        return [SENTENCES[at]]
+    if at == "examples":  # not recorded if there are none
+        return [f"scores of single target examples are {'added' if new else 'left out'}"]
+    if not named:
+        return [f"{at}: {_short(old)} -> {_short(new)}"]
     change = "was added" if old is None else "was removed" if new is None else "has changed"
-    if section == "order":  # only one that is not sorted is recorded
+    if section in ("order", "turns"):  # recorded only if it matters
         change = "has changed"
     return [f"{THINGS[section]} `{name}` {change}" if section in THINGS else f"{at} {change}"]
 
@@ -98,16 +100,18 @@ THINGS = {
     "models": "model",
     "order": "the order of target",
     "own": "method",
+    "turns": "the order of the examples of target",
     "stages": "stage",
 }
 """What the names are of, under which fingerprints are kept."""
 
-SEVERAL = {
-    "bad_rows": "the rows that can't be read",
-    "checkpoints": "the checkpoints",
-    "scores": "the scores",
+SENTENCES = {
+    "bad_rows": "the rows that can't be read have changed",
+    "checkpoints": "the checkpoints have changed",
+    "order": "the order of the targets has changed",
+    "scores": "the scores have changed",
 }
-"""What a single fingerprint is of."""
+"""What is said of a single fingerprint or list."""
 
 
 def _is_hashed(value: Any) -> bool:

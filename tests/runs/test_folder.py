@@ -171,6 +171,11 @@ def test_reasons_read_as_sentences() -> None:
         'own.fusion: ["less", "bm25"] -> ["less"]',
     ]
     assert differences({}, {"order": {"t": one}}) == ["the order of target `t` has changed"]
+    turns = {"turns": {"t": ["b", "a"]}}
+    reason = ["the order of the examples of target `t` has changed"]
+    assert differences({}, turns) == differences(turns, {"turns": {"t": ["a", "b"]}}) == reason
+    assert differences({}, {"order": ["b", "a"]}) == ["the order of the targets has changed"]
+    assert differences({}, {"examples": True}) == ["scores of single target examples are added"]
     assert differences({"own": {"M": [one]}}, {}) == ["method `M` was removed"]
     assert because("x has changed; a: 1 -> 2") == "because x has changed; a: 1 -> 2"
     assert because("a: 1 -> 2; x has changed") == "because of a: 1 -> 2; x has changed"
