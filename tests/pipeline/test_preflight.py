@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import gradsieve
 import world
 from gradsieve.data import sources
 from gradsieve.data.pool import workers
+from gradsieve.demo.model import make_tokenizer
 from gradsieve.demo.skills import make_questions
 from gradsieve.errors import DataError, ErrorGroup, GradsieveError, ModelError, RunError, UsageError
 from gradsieve.pipeline.plan import plan as make_plan
@@ -126,6 +128,21 @@ def long_target(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 def long_pool(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     world.write(tmp_path / "p.jsonl", [{"prompt": "a " * 90, "completion": "b"}])
     return {"pool": [{"name": "p", "path": str(tmp_path / "p.jsonl")}]}
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_problem_of_the_trained_model_names_it(inputs: dict[str, Any], tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=len(make_tokenizer()), n_embd=8, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    lora = {"target_modules": ["q_proj"]}
+    with pytest.raises(ModelError, match="no layer of this name") as caught:
+        plan(inputs, train={"model": str(tmp_path)}, warmup__lora=lora)
+    assert caught.value.where == f"train.model {tmp_path}, warmup.lora.target_modules: q_proj"
+    assert "all-linear fits both" in caught.value.todo
+    with pytest.raises(ModelError, match="folder is not there") as caught:
+        plan(inputs, train={"model": "./none"})
+    assert caught.value.where.startswith("train.model ./none")
 
 
 @pytest.mark.usefixtures("no_model")

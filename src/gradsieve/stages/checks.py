@@ -7,6 +7,7 @@ one, to find all problems. Each check runs once per context, whichever stages as
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
 from pathlib import Path
@@ -111,7 +112,27 @@ def students(context: Context) -> Problems:
     """The model that is trained, which may be another one (LESS-T)."""
     student = context.student
     full = context.recipe.train_or_default.full_parameters
-    yield from [*models(student), *vocabulary(student)] if full else adapted_models(student)
+    found = [*models(student), *vocabulary(student)] if full else adapted_models(student)
+    yield from found if student is context else map(_of_train_model(student), found)
+
+
+def _of_train_model(student: Context) -> Callable[[GradsieveError], GradsieveError]:
+    """Problems of `train.model`, whose adapter has the settings of the model that selects."""
+    name = student.recipe.model.name
+
+    def named(problem: GradsieveError) -> GradsieveError:
+        own = copy.copy(problem)
+        own.where = own.where.replace("model.name", "train.model")
+        if "train.model" not in own.where:
+            own.where = f"train.model {name}, {own.where}"
+        if "warmup.lora.target_modules" in own.where:
+            own.todo += (
+                " The adapters of both models have these target_modules: all-linear fits both, or "
+                "a regular expression."
+            )
+        return own
+
+    return named
 
 
 def methods(recipe: Recipe, libraries: bool = False) -> Problems:
