@@ -131,6 +131,22 @@ def long_pool(inputs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("no_model")
+def test_a_configuration_is_looked_for_once(
+    inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def offline(*_: Any, **__: Any) -> None:
+        asked.append(1)
+        raise OSError("We couldn't connect")
+
+    monkeypatch.setattr("gradsieve.models.source.AutoConfig.from_pretrained", offline)
+    with pytest.raises(ModelError, match="configuration cannot be loaded"):
+        plan(inputs, model__name="nobody/nothing")
+    assert len(asked) == 1
+
+
+@pytest.mark.usefixtures("no_model")
 def test_a_problem_of_the_trained_model_names_it(inputs: dict[str, Any], tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=len(make_tokenizer()), n_embd=8, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)

@@ -261,3 +261,19 @@ def test_what_is_supervised_is_a_key_of_sources_and_targets() -> None:
     assert recipe.pool[0].supervise == recipe.targets[0].supervise == "all"
     tree["targets"][0] |= {"task": "mmlu"}
     assert check_recipe(tree).targets[0].supervise == "all"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.dtype=float8", "model.dtype (--set model.dtype=float8): expected float32"),
+        ("pool.0.name=a b", "pool.0.name (--set pool.0.name=a b): expected letters"),
+        ("warmup.lora={r: x}", "warmup.lora.r (--set warmup.lora={r: x}): expected"),
+        ("warmup.epoch=3", "warmup.epoch (--set warmup.epoch=3): unknown key"),
+    ],
+)
+def test_a_value_set_on_the_command_line_has_no_line(
+    tmp_path: Path, override: str, said: str
+) -> None:
+    text = f"{GOOD}warmup: {{epochs: 2, lora: {{r: 8}}}}\n"
+    assert problems(tmp_path, text, override)[0].startswith(said)

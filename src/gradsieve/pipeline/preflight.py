@@ -23,7 +23,7 @@ from gradsieve.pipeline.state import states
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.stages.base import Stage
-from gradsieve.stages.checks import problem_of
+from gradsieve.stages.checks import configuration, problem_of
 
 
 def check(context: Context, wanted: Sequence[Stage], also: Iterable[GradsieveError] = ()) -> None:
@@ -86,6 +86,8 @@ def rows(context: Context, folder: Path, pool: Stage) -> Iterator[GradsieveError
     """Every row of the pool can be used; it is built in `folder` if the run's is not up to date."""
 
     def build() -> None:
+        if configuration(context):  # reported by the stages' own checks
+            return
         if states(context, [pool])["pool"].kind != "done":
             specs, policy = context.source_specs, context.recipe.on_bad_row
             context.pool = build_pool(

@@ -30,7 +30,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     tree, lines = _read(Path(path))
     for override in overrides:
-        _override(tree, override)
+        place = _override(tree, override)
+        below = [key for key in lines if key[: len(place)] == place]
+        lines |= dict.fromkeys([*below, place], f"--set {override}")
     return check_recipe(tree, str(path), lines)
 
 
@@ -46,7 +48,9 @@ def as_recipe(given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
 
 
 Lines = dict[tuple[str, ...], str]
-"""Where each key is written, by its path: `line 3`, or `FILE:3` in a recipe that is extended."""
+"""Where each key is written, by its path: `line 3`, `FILE:3` in a recipe that is extended, or
+`--set KEY=VALUE`.
+"""
 
 
 def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Lines]:
@@ -211,8 +215,11 @@ def _key_lines(
             yield from _key_lines(value, (*above, str(position)))
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    """Set one `section.key=value` in the tree; list items are named by their position."""
+def _override(tree: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Set one `section.key=value` in the tree, and return the key's path.
+
+    List items are named by their position.
+    """
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     todo = "Write --set section.key=value, e.g. --set warmup.epochs=2 or --set pool.0.path=a.jsonl."
@@ -227,10 +234,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
         node = _child(node, key, override)
     if isinstance(node, list):
         node[_position(node, keys[-1], override)] = value
-        return
+        return tuple(keys)
     for other in _alternatives(".".join(keys[:-1]), keys[-1]) if value is not None else ():
         node.pop(other, None)
     node[keys[-1]] = value
+    return tuple(keys)
 
 
 def _child(node: Any, key: str, override: str) -> Any:

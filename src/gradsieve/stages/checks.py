@@ -76,14 +76,18 @@ def _by_target(context: Context, read: Callable[[Context], object]) -> Problems:
 
 
 @_once
+def configuration(context: Context) -> Problems:
+    """A model without a configuration; without a network the hub's client looks for 23 s."""
+    yield from problem_of(context.model.config)
+
+
+@_once
 def models(context: Context) -> Problems:
     """Kind, weights, tokenizer and template of a context's model."""
-    model = context.model
-    problems = list(problem_of(model.config))
-    if problems:
+    if problems := configuration(context):
         yield from problems
         return
-    yield from problem_of(model.check_weights)
+    yield from problem_of(context.model.check_weights)
     yield from problem_of(lambda: context.template)
 
 
@@ -99,7 +103,7 @@ def vocabulary(context: Context) -> Problems:
 def adapted_models(context: Context) -> Problems:
     """As `models` and `vocabulary`, and the model's adapter or checkpoints."""
     yield from models(context)
-    if list(problem_of(context.model.config)):
+    if configuration(context):
         return
     folders = map(Path, context.recipe.warmup.checkpoints or ())
     problems = [problem for one in folders for problem in problem_of(partial(existing, one))]
