@@ -123,7 +123,7 @@ def test_a_target_and_a_method_with_another_name(inputs: dict[str, Any], tmp_pat
     own.write_text(
         "from gradsieve.methods import Scores\n"
         "class Longest:\n"
-        "    source, uses = 'mine', 'pool'\n"
+        "    source, uses = 'mine', 'data'\n"
         "    def score(self, task):\n"
         "        lengths = task.pool.lengths[task.numbers].astype(float)\n"
         "        return {name: Scores(lengths) for name in task.targets}\n"
@@ -169,7 +169,7 @@ def test_a_mistake_leaves_the_scores_as_they_were(inputs: dict[str, Any], tmp_pa
     own.write_text(
         "from gradsieve.errors import DataError\n"
         "class Wrong:\n"
-        "    source, uses = 'mine', 'pool'\n"
+        "    source, uses = 'mine', 'data'\n"
         "    def score(self, task):\n"
         "        raise DataError('no', 'here', 'nothing')\n"
     )
