@@ -99,6 +99,15 @@ def test_runs_that_differ_in_more_than_seeds_are_noted(tmp_path: Path) -> None:
     assert compare([runs[0], finished(tmp_path / "three", ["rds"])]).notes == []
 
 
+def test_runs_of_other_rows_are_noted(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / name, ["bm25", "random"]) for name in ("one", "two")]
+    for run, rows in zip(runs, ("x", "y"), strict=True):
+        inputs = {"pool": {"a": rows, "b": "z"}, "targets": {"mine": rows, rows: rows}}
+        RunFolder(run).finish("score", {"inputs": inputs, "methods": {}})
+    (note,) = [note for note in compare(runs).notes if "repetitions" in note]
+    assert note.endswith("differ in the rows of source `a`; the examples of target `mine`")
+
+
 SECTIONS = (
     *("model", "warmup", "warmup.lora", "features", "features.projection", "score", "select"),
     *("select.near_duplicates", "train", "evaluate", "report", "pool.0", "targets.0"),

@@ -168,7 +168,7 @@ def _outdated_models(run: RunFolder) -> set[str]:
 
 
 def _differing(runs: Sequence[RunFolder], results: Sequence[list[Result]]) -> list[str]:
-    """Notes on runs that count as repetitions of each other though their settings differ."""
+    """Notes on runs that count as repetitions of each other though settings or rows differ."""
     selections = [
         {(row["target"], row["method"]) for row in found if row["method"] not in UNTRAINED}
         for found in results
@@ -179,13 +179,24 @@ def _differing(runs: Sequence[RunFolder], results: Sequence[list[Result]]) -> li
         shared = settings["targets"].keys() & others["targets"].keys()
         for one_run in (settings, others):
             one_run["targets"] = {name: one_run["targets"][name] for name in shared}
-        changes = differences(settings, others)
+        changes = [*differences(settings, others), *_other_rows(one, other)]
         if changes and first & second:
             notes.append(
                 f"{one.path} and {other.path} count as repetitions of each other and differ in "
                 + first_few(changes)
             )
     return notes
+
+
+def _other_rows(one: RunFolder, other: RunFolder) -> list[str]:
+    """Sources and targets of two runs that have the same name and other rows."""
+    read, others = ((run.metadata("score") or {}).get("inputs", {}) for run in (one, other))
+    return [
+        f"the {what} `{name}`"
+        for key, what in (("pool", "rows of source"), ("targets", "examples of target"))
+        for name in sorted(read.get(key, {}).keys() & others.get(key, {}).keys())
+        if read[key][name] != others[key][name]
+    ]
 
 
 def _settings(run: RunFolder) -> dict[str, Any]:
