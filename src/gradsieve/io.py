@@ -14,7 +14,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,14 @@ def atomic(path: Path, hashed: bool = False) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link_files(old: Path, new: Path, files: Iterable[Path]) -> None:
+    """Give a folder files of another one, at the same places, as links."""
+    for file in files:
+        link = new / file.relative_to(old)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.hardlink_to(file)
 
 
 def is_whole(path: Path) -> bool:

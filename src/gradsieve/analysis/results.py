@@ -115,9 +115,8 @@ def _results(run: RunFolder, notes: list[str]) -> list[Result]:
     """The current rows of results.json, each with its numbers by question."""
     if run.metadata("validate") is not None and run.metadata("evaluate") is None:
         return []
-    run.require("evaluate")
-    artifact, stale = Artifacts(run).results, _outdated_models(run)
     questions = run.require("evaluate").get("inputs", {}).get("questions", {})
+    artifact, stale = Artifacts(run).results, _outdated_models(run)
     found: list[Result] = []
     left_out: dict[str, None] = {}
     for row in artifact.rows():

@@ -134,7 +134,8 @@ def _decision(best: str, cells: Mapping[str, Cell], metric: str, folder: str) ->
             f"{name} {cell.mean:.3f}{rest}."
         )
     # Of several sizes, all rows are compared with random ones by each size of these.
-    random_rows = cells.get("random" + best[len(best.partition("@")[0]) :])
+    _, mark, size = best.partition("@")
+    random_rows = cells.get(f"random{mark}{size}")
     beaten = random_rows is not None and random_rows.compared("full") == 1
     if full and (beaten or full.compared("random") == -1):
         todo = "use random rows"

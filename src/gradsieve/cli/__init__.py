@@ -24,7 +24,7 @@ from gradsieve.cli.starter import EXAMPLE as INIT_EXAMPLE
 from gradsieve.cli.starter import init
 from gradsieve.cli.stores import store_app
 from gradsieve.errors import GradsieveError, UsageError
-from gradsieve.runs.folder import STAGE_NAMES, STAGES, RunFolder
+from gradsieve.runs.folder import STAGE_NAMES, STAGES, RunFolder, check_stage_names
 
 if TYPE_CHECKING:
     from gradsieve.recipe.schema import Recipe
@@ -109,7 +109,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run all stages of a recipe; those that are up to date are kept."""
-    _run(recipe, out, set_, _known_stage(from_), _known_stage(until), quiet, as_json)
+    check_stage_names((from_, until), "--from, --until")
+    _run(recipe, out, set_, from_, until, quiet, as_json)
 
 
 def _stage_command(name: str, summary: str) -> Callable[..., None]:
@@ -326,14 +327,6 @@ def _share(text: str) -> tuple[int, int]:
     raise UsageError(
         f"{text} is not a share.", "--shard-of", "Write the number of the share, from 1: 3/8."
     )
-
-
-def _known_stage(name: str | None) -> str | None:
-    if name is not None and name not in STAGE_NAMES:
-        raise UsageError(
-            f"There is no stage {name}.", "--from, --until", f"One of {', '.join(STAGE_NAMES)}."
-        )
-    return name
 
 
 def _print_result(run: RunFolder, as_json: bool) -> None:

@@ -30,7 +30,7 @@ from gradsieve.pipeline.state import clear_faults, find_state, prepare, refuse_f
 from gradsieve.recipe.load import as_recipe, dump_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder
+from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder, check_stage_names
 from gradsieve.runs.lineage import outdated
 from gradsieve.runs.settings import changed_settings
 from gradsieve.stages import all_stages
@@ -236,10 +236,7 @@ def _check_processes(wanted: Sequence[str]) -> None:
 
 
 def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
-    for name in (first, last):
-        if name and name not in STAGE_NAMES:
-            todo = f"One of {', '.join(STAGE_NAMES)}."
-            raise UsageError(f"There is no stage {name}.", "first, last", todo)
+    check_stage_names(filter(None, (first, last)), "first, last")
     start = STAGE_NAMES.index(first) if first else 0
     stop = STAGE_NAMES.index(last) + 1 if last else len(STAGE_NAMES)
     if start >= stop:

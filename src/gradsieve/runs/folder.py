@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from gradsieve.errors import RunError
+from gradsieve.errors import RunError, UsageError
 from gradsieve.io import (
     MAKE_AGAIN,
     atomic,
@@ -76,6 +76,18 @@ SEAL = "# gradsieve wrote this: "
 
 TURN = ".turn"
 """Held by the process that starts or finishes a stage which several processes share."""
+
+
+def check_stage_names(names: Iterable[str | None], where: str) -> None:
+    """Refuse names that are no stage's; None is no name.
+
+    Raises:
+        UsageError: For the first; `where` it was given.
+    """
+    for name in names:
+        if name is not None and name not in STAGE_NAMES:
+            todo = f"One of {', '.join(STAGE_NAMES)}."
+            raise UsageError(f"There is no stage {name}.", where, todo)
 
 
 @dataclass(frozen=True)

@@ -185,12 +185,11 @@ def _kept(old: Inputs | None, new: Inputs | None) -> set[str]:
         return set()
 
     def same(name: str) -> bool:
-        gradients, order = (
-            f"targets.{name}",
-            [(of.get("order") or {}).get(name) for of in (old, new)],
-        )
+        gradients = f"targets.{name}"
         taken = gradients not in before or before[gradients] == now.get(gradients)
-        return new["targets"].get(name) == old["targets"][name] and taken and order[0] == order[1]
+        order, order_now = (of.get("order", {}).get(name) for of in (old, new))
+        unchanged = new["targets"].get(name) == old["targets"][name]
+        return bool(unchanged and taken and order == order_now)
 
     return {*filter(same, old["targets"])}
 

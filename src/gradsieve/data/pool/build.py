@@ -272,7 +272,11 @@ def _skipped_lines(part: Part, spec: SourceSpec) -> Iterator[bytes]:
 
 
 def write_state(folder: Path, files: Sequence[str], identity: str) -> None:
-    """Name the files of a pool's rows, in order; written last. `identity` changes with the rows."""
+    """Name the files of a pool's rows, in order; written last. `identity` changes with the rows.
+
+    `datasets.load_from_disk` loads the pool by these files; `datasets` itself writes them only
+    together with a copy of the rows (`Dataset.save_to_disk`).
+    """
     features = datasets.Features.from_arrow_schema(SCHEMA).to_dict()
     write_json(folder / "dataset" / "dataset_info.json", {"features": features})
     state: dict[str, Any] = {

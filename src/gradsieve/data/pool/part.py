@@ -1,10 +1,8 @@
 """One source's part of the pool: a file that grows by a chunk at a time, and how far it is.
 
-In: chunks, in the order of the source's rows. Out: `dataset/NAME.arrow`, an Arrow stream of
-SCHEMA; `sources/NAME.skipped.jsonl`, rows that can't be used; and `sources/NAME.json`, which
-is replaced after each chunk and says how many bytes of both are sound. What a kill left behind them
-is cut off. And of all parts, the files that let `datasets.load_from_disk` load them: `datasets`
-itself writes these only together with a copy of the rows (`Dataset.save_to_disk`).
+In: chunks, in the order of the source's rows. Out: `dataset/NAME.arrow`, an Arrow stream of SCHEMA;
+`sources/NAME.skipped.jsonl`, rows that can't be used; and `sources/NAME.json`, which is replaced
+after each chunk and says how many bytes of both are sound. What a kill left behind them is cut off.
 
 Rejected: a file for each chunk (thousands of open files for a large pool).
 """
@@ -24,7 +22,7 @@ from pydantic import TypeAdapter
 
 from gradsieve.data.values import LeftOutColumn
 from gradsieve.errors import DataError
-from gradsieve.io import write_json
+from gradsieve.io import link_files, write_json
 
 SCHEMA = pa.schema(
     {
@@ -248,14 +246,11 @@ def link_parts(old: Path, new: Path) -> None:
     for file in (old / "sources").glob("*.json"):
         part = Part(old, file.stem)
         if (progress := part.read_progress()) and progress.done:
-            for path in (part.data_file, part.skipped_file, file):
-                target = new / path.relative_to(old)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.hardlink_to(path)
+            link_files(old, new, (part.data_file, part.skipped_file, file))
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """The state that `write_state` wrote; None if there is nothing to be read."""
+    """The state that `build.write_state` wrote; None if there is nothing to be read."""
     try:
         state: dict[str, Any] = json.loads((folder / "dataset" / "state.json").read_bytes())
     except (OSError, ValueError):

@@ -19,6 +19,7 @@ from gradsieve.io import (
     file_fingerprint,
     fingerprint,
     hash_of,
+    link_files,
     read_lines,
     read_sealed,
     reading,
@@ -266,10 +267,7 @@ def link_tables(old: Path, new: Path, targets: Iterable[str]) -> None:
         for table in sorted((old / target).glob("*.parquet")):
             if hash_of(table).is_file():  # by which damage is found
                 files += [hash_of(table), table]
-    for file in filter(Path.is_file, files):
-        link = new / file.relative_to(old)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.hardlink_to(file)
+    link_files(old, new, filter(Path.is_file, files))
 
 
 @dataclass(frozen=True)
