@@ -22,7 +22,7 @@ test-trust: $(STAMP)    ## kills, power cuts and damaged files; writes docs/reli
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m trust --jobs 2 --out ../runs/trust --page ../docs/reliability.md
 
 test-gpu: $(STAMP)      ## the ones that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest tests/gpu -m gpu
 
 test-cluster: $(STAMP)  ## whole runs on a Ray cluster of three nodes on this machine: kills, lost nodes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster -m "cluster or not cluster"

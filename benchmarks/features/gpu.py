@@ -4,12 +4,13 @@
 
 Random weights in bfloat16, synthetic Adam moments. Nothing is downloaded. Runners
 take turns within a group, each figure is the median of `--repeats` turns, each runner at the batch
-size that was fastest in a trial before. The first group is ours, the second has the peers that are
-installed, on fewer examples; the floor and the sketch run in both.
+size that was fastest in a trial before. One that has taken `--limit` seconds gets no more trials
+or turns. The second group has dense signs and the peers that are installed, on fewer examples and
+of the first length only; the floor and the sketch run in both.
 
 - matmul: the best that this device does on a product of two square matrices
 - floor: plain forward and backward of the batch, frozen base, nothing done with the gradients
-- sketch, rademacher, exact (57 directions): gradsieve
+- sketch, exact (57 directions), dense signs: gradsieve
 - paper's procedure: batch 1, backward, concatenate, official Gamma, project 16 rows at a time, by
   fast_jl if it imports, else by traker's dense BasicProjector (as the released code does)
 - bergson, dense and per module, with exact Gamma
@@ -28,7 +29,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -128,14 +129,17 @@ def matmul_peak(size: int, repeats: int) -> float:
     return best
 
 
-def best_size(run: Runner, problem: Problem, trials: list[int]) -> int:
-    """The fastest batch size, in tokens, of those that memory holds."""
+def best_size(run: Runner, problem: Problem, trials: list[int], limit: float) -> int:
+    """The fastest batch size, in tokens, of those that memory and the time hold."""
     times = {}
+    start = time.perf_counter()
     for tokens in trials:
         try:
             seconds(lambda t=tokens: run(problem, t))
             times[tokens] = seconds(lambda t=tokens: run(problem, t))
         except torch.OutOfMemoryError:
+            break
+        if time.perf_counter() - start > limit:
             break
     if not times:
         raise torch.OutOfMemoryError(f"out of memory with {trials[0]} tokens")
@@ -143,59 +147,68 @@ def best_size(run: Runner, problem: Problem, trials: list[int]) -> int:
 
 
 def in_turn(
-    runs: Mapping[str, Runner], problem: GpuProblem, trials: list[int], repeats: int
+    runs: Mapping[str, Runner], problem: GpuProblem, shape: argparse.Namespace
 ) -> dict[str, dict]:
     """Each runner's median seconds an example; or why there are none."""
     sizes: dict[str, int] = {}
     found: dict[str, dict] = {}
     for name, run in runs.items():
         try:
-            sizes[name] = best_size(run, problem, trials)
+            sizes[name] = best_size(run, problem, shape.tokens, shape.limit)
         except Exception as error:  # a peer's failure is a finding, whatever it is
             found[name] = {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
+        print(f"{name}: {found.get(name) or sizes[name]}", flush=True)
         gc.collect()
         if DEVICE.type == "cuda":
             torch.cuda.empty_cache()
     times: dict[str, list[float]] = {name: [] for name in sizes}
-    for _ in range(repeats):
+    count = len(problem.lengths)
+    for _ in range(shape.repeats):
         for name, tokens in sizes.items():
-            taken = seconds(lambda r=runs[name], t=tokens: r(problem, t))
-            times[name].append(taken / len(problem.lengths))
+            if sum(times[name]) * count < shape.limit:
+                taken = seconds(lambda r=runs[name], t=tokens: r(problem, t))
+                times[name].append(taken / count)
     for name, values in times.items():
         found[name] = {
             "seconds_an_example": statistics.median(values),
             "spread": [min(values), max(values)],
+            "turns": len(values),
             "tokens_per_batch": sizes[name],
         }
     return {name: found[name] for name in runs}
 
 
-def measure(shape: argparse.Namespace, length: int, peak: float) -> dict:
-    """One length of examples."""
+def measure(shape: argparse.Namespace, length: int, peak: float, into: dict) -> Iterator[None]:
+    """One length of examples; stops after each group that is in `into`."""
     problem = GpuProblem(shape, length, shape.examples)
     sketch = extracted(Projection("sketch", shape.dim))
-    own = {
-        "floor": floor,
-        "sketch": sketch,
-        "rademacher": extracted(Projection("rademacher", shape.dim)),
-        f"exact, {shape.subtasks} subtasks": exact(shape.subtasks),
-    }
-    groups = {"gradsieve": in_turn(own, problem, shape.tokens, shape.repeats)}
-    del own  # the directions of exact mode take tens of GiB
-    rivals = {name: run for name, run in peers.installed().items() if name in PEERS}
-    if rivals:
-        problem.set_count(shape.slow)
-        with_rivals = {"floor": floor, "sketch": sketch, **rivals}
-        groups["peers"] = in_turn(with_rivals, problem, shape.tokens, shape.repeats)
+    own = {"floor": floor, "sketch": sketch}
+    own[f"exact, {shape.subtasks} subtasks"] = exact(shape.subtasks)
     flops = problem.floor_flops()
-    for group in groups.values():
-        for told in group.values():
-            if "failed" not in told:
-                taken = told["seconds_an_example"]
-                told["times_the_floor"] = taken / group["floor"]["seconds_an_example"]
-                told["tflops"] = flops / taken / 1e12
-                told["share_of_peak"] = told["tflops"] / peak
-    return {"values": sum(problem.sizes.values()), "floor_flops": flops, "groups": groups}
+    into |= {"values": sum(problem.sizes.values()), "floor_flops": flops, "groups": {}}
+    into["groups"]["fast"] = with_shares(in_turn(own, problem, shape), flops, peak)
+    yield
+    if length != shape.lengths[0]:
+        return
+    del own  # the directions of exact mode take tens of GiB
+    gc.collect()
+    problem.set_count(shape.slow)
+    dense = extracted(Projection("rademacher", shape.dim))
+    rivals = {name: run for name, run in peers.installed().items() if name in PEERS}
+    slow = {"floor": floor, "sketch": sketch, "dense signs": dense, **rivals}
+    into["groups"]["slow"] = with_shares(in_turn(slow, problem, shape), flops, peak)
+    yield
+
+
+def with_shares(group: dict[str, dict], flops: float, peak: float) -> dict[str, dict]:
+    """What was measured, with how it compares to the floor and to the device's best."""
+    for told in group.values():
+        if "failed" not in told:
+            taken = told["seconds_an_example"]
+            told["times_the_floor"] = taken / group["floor"]["seconds_an_example"]
+            told["tflops"] = flops / taken / 1e12
+            told["share_of_peak"] = told["tflops"] / peak
+    return group
 
 
 def table(result: dict) -> str:
@@ -230,6 +243,7 @@ def parse() -> argparse.Namespace:
     defaults |= {"examples": 96, "slow": 16, "repeats": 5}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--limit", type=float, default=60)
     parser.add_argument("--lengths", type=int, nargs="+", default=[330, 1024])
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
     return parser.parse_args()
@@ -248,9 +262,10 @@ def main() -> None:
         "lengths": {},
     }
     for length in shape.lengths:
-        result["lengths"][str(length)] = measure(shape, length, result["matmul_tflops"])
-        shape.out.write_text(json.dumps(result, indent=1) + "\n")
-        shape.out.with_suffix(".md").write_text(table(result))
+        into = result["lengths"][str(length)] = {}
+        for _ in measure(shape, length, result["matmul_tflops"], into):
+            shape.out.write_text(json.dumps(result, indent=1) + "\n")
+            shape.out.with_suffix(".md").write_text(table(result))
     print(table(result))
 
 

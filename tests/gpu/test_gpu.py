@@ -92,7 +92,7 @@ def test_the_kernel_gives_what_pytorch_gives(reading: Any, momentum: Any) -> Non
     state, projection, device = moments(model), Projection("sketch", 256), torch.device("cuda")
     extractor = FeatureExtractor(model, projection, state, reading, momentum)
     fused = FusedTotals(projection, state, reading, momentum, 4, device)
-    steps = Totals(projection, extractor._update, 4, device)
+    steps = Totals([projection], extractor._update, 4, device)
     for name, gradient in per_example(model, on_gpu(tiny.batch())).items():
         fused.add(name, gradient.clone())
         steps.add(name, gradient.clone())
@@ -148,7 +148,7 @@ def test_a_quantized_base(quantization: str, tmp_path: Path) -> None:
     LlamaForCausalLM(LlamaConfig(**wide)).save_pretrained(tmp_path)
     asked = recipe.ModelConfig.model_validate({"name": str(tmp_path), "quantization": quantization})
     lora = recipe.LoraConfig(r=4, alpha=8, target_modules="all-linear")
-    model = tiny.stirred(add_adapter(ModelSource(asked).load(), lora, seed=0))
+    model = tiny.stirred(add_adapter(ModelSource(asked).load(), lora, seed=0).cpu()).cuda()
     batch = on_gpu(tiny.batch())
     found, wanted = flat(per_example(model, batch)), flat(per_example_loop(model, batch))
     cosine = torch.nn.functional.cosine_similarity(found, wanted)

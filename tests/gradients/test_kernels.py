@@ -100,13 +100,14 @@ def test_compiles_for_gpus_that_are_not_here(architecture: int) -> None:
     types = {
         **dict.fromkeys(("gradient_pointer", "m_pointer", "v_pointer", "rows_pointer"), "*fp32"),
         **dict.fromkeys(("sign_key", "rotation_key"), "i64"),
-        **dict.fromkeys(("p", "dim", "batch"), "i32"),
+        **dict.fromkeys(("p", "batch"), "i32"),
         **dict.fromkeys(("first", "second", "unit", "added"), "fp32"),
         "squares_pointer": "*fp64",
     }
     switches = {"OFFICIAL": False, "KEEP": True, "ADAM": True, "SCALED": True, "INVERSE": False}
     constants = {
         **switches,
+        "DIM": 8192,
         "BLOCK": 256,
         "EXAMPLES": 4,
         "SMALLEST": SMALLEST_SCALE,

@@ -8,10 +8,11 @@ matrix is that of `projection.Projection("sketch")`, made from the same hash whe
 on a CPU, by Triton's interpreter). Imported only where there is a GPU: PyTorch's CUDA packages
 bring Triton along.
 
-How: a program owns BLOCK columns of a few examples' sketches and goes through all blocks of the
-weight, each read at its rotation, so that sums need no atomics and come out the same every time.
-Rejected: a program for each piece of the weight with atomic adds (their order changes last digits),
-and signs kept in memory (P bytes on the GPU; hashing them takes less than reading the gradients).
+How: a program owns BLOCK columns of a few examples' sketches and goes through a PARTS-th of the
+weight's blocks, each read at its rotation, so that sums need no atomics and come out the same every
+time. Rejected: a program for each piece of the weight with atomic adds (their order changes last
+digits), and signs kept in memory (P bytes on the GPU; hashing them takes less than reading the
+gradients).
 
 Letters: B examples, p values of one weight, d dim.
 """
@@ -30,9 +31,9 @@ from torch import Tensor
 from gradsieve.gradients.adam import BETA1, BETA2, EPS, Moments, Momentum, Reading
 from gradsieve.gradients.projection import SMALLEST_SCALE, Projection
 
-BLOCK, EXAMPLES = 256, 4
-"""Columns and examples of one program: assumptions, not tuned on a GPU. Moments and signs are read
-and hashed once for all its examples."""
+BLOCK, EXAMPLES, PARTS = 256, 4, 8
+"""Columns and examples of one program, and programs that share a weight's blocks: the best of 60
+choices over four shapes on an H200. Moments and signs are read and hashed once for all examples."""
 
 
 @triton.jit
@@ -54,12 +55,12 @@ def _update_and_sketch(
     sign_key,
     rotation_key,
     p,
-    dim,
     batch,
     first,
     second,
     unit,
     added,
+    DIM: tl.constexpr,
     OFFICIAL: tl.constexpr,
     KEEP: tl.constexpr,
     ADAM: tl.constexpr,
@@ -74,14 +75,16 @@ def _update_and_sketch(
 ):
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     example = (tl.program_id(1) * EXAMPLES + tl.arange(0, EXAMPLES)).to(tl.int64)
+    part = tl.program_id(2)
     total = tl.zeros([EXAMPLES, BLOCK], tl.float32)
-    square = tl.zeros([EXAMPLES], tl.float32)
-    for block in range(0, tl.cdiv(p, dim)):
+    square = tl.zeros([EXAMPLES, BLOCK], tl.float32)
+    for block in range(part, tl.cdiv(p, DIM), tl.num_programs(2)):
         number = tl.full([1], block, tl.int64)
-        rotation = _random_word(rotation_key, number).to(tl.int64, bitcast=True) % dim
-        rotation = tl.where(rotation < 0, rotation + dim, rotation)
-        position = number * dim + (column - rotation + dim) % dim
-        inside = (column < dim) & (position < p)
+        rotation = _random_word(rotation_key, number).to(tl.int64, bitcast=True) % DIM
+        rotation = tl.where(rotation < 0, rotation + DIM, rotation)
+        position = column - rotation
+        position = number * DIM + tl.where(position < 0, position + DIM, position)
+        inside = (column < DIM) & (position < p)
         here = (example < batch)[:, None] & inside[None, :]
         update = tl.load(gradient_pointer + example[:, None] * p + position[None, :], here, 0.0)
         if ADAM or SCALED:
@@ -97,17 +100,18 @@ def _update_and_sketch(
             else:
                 denominator = (tl.sqrt(denominator / second) + EPS) * first
             update = tl.where(here, update / denominator, 0.0)
-        square += tl.sum(update * update, 1)
+        square += update * update
         if SCALED:
             scale = tl.sqrt(tl.maximum(tl.sqrt(v + added) / unit, SMALLEST * SMALLEST))
             update = update / scale if INVERSE else update * scale
         bit = (_random_word(sign_key, position >> 6) >> (position & 63).to(tl.uint64)) & 1
         total += tl.where((bit == 1)[None, :], update, -update)
-    kept = (example < batch)[:, None] & (column < dim)[None, :]
-    rows = rows_pointer + example[:, None] * dim + column[None, :]
+    kept = (example < batch)[:, None] & (column < DIM)[None, :]
+    rows = rows_pointer + (part * batch + example)[:, None] * DIM + column[None, :]
     tl.store(rows, tl.load(rows, kept, 0.0) + total, kept)
-    squares = squares_pointer + example * tl.num_programs(0) + tl.program_id(0)
-    tl.store(squares, tl.load(squares, example < batch, 0.0) + square, example < batch)
+    squares = squares_pointer + (part * batch + example) * tl.num_programs(0) + tl.program_id(0)
+    square = tl.load(squares, example < batch, 0.0) + tl.sum(square, 1)
+    tl.store(squares, square, example < batch)
 
 
 class FusedTotals:
@@ -142,12 +146,12 @@ class FusedTotals:
             "KEEP": momentum == "keep",
             "ADAM": moments is not None,
             **{"BETA1": beta1, "BETA2": beta2, "EPS": moments.eps if moments else EPS},
-            **{"BLOCK": BLOCK, "EXAMPLES": EXAMPLES},
+            **{"DIM": projection.dim, "BLOCK": BLOCK, "EXAMPLES": EXAMPLES},
             "enable_fp_fusion": True,  # explicit, since Triton's default is about to change
         }
-        self._rows = torch.zeros(batch, projection.dim, device=device)
+        self._rows = torch.zeros(PARTS, batch, projection.dim, device=device)
         tiles = triton.cdiv(projection.dim, BLOCK)
-        self._squares = torch.zeros(batch, tiles, dtype=torch.float64, device=device)
+        self._squares = torch.zeros(PARTS, batch, tiles, dtype=torch.float64, device=device)
 
     def add(self, name: str, gradient: Float[Tensor, "B ..."]) -> None:
         """Add one weight's updates."""
@@ -155,17 +159,17 @@ class FusedTotals:
         m, v = (of.get(name, gradient).contiguous() for of in (self._exp_avg, self._exp_avg_sq))
         batch, p = gradient.shape
         key = self._projection.key(name)
-        grid = (self._squares.shape[1], triton.cdiv(batch, EXAMPLES))
+        grid = (self._squares.shape[2], triton.cdiv(batch, EXAMPLES), PARTS)
         _update_and_sketch[grid](
             *(gradient, m, v, self._rows, self._squares, key, ~key),
-            *(p, self._projection.dim, batch),
+            *(p, batch),
             **self._settings,
         )
 
     def rows(self) -> Float[Tensor, "B d"]:
         """The sketches so far."""
-        return self._rows
+        return self._rows.sum(0)
 
     def norms(self) -> Float[Tensor, " B"]:
         """Lengths of the updates so far."""
-        return self._squares.sum(1).sqrt().float()
+        return self._squares.sum((0, 2)).sqrt().float()
