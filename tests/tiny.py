@@ -119,7 +119,8 @@ def stirred(made: PeftModel) -> PeftModel:
     generator = torch.Generator().manual_seed(1)
     for parameter_name, parameter in made.named_parameters():
         if "lora_B" in parameter_name:
-            parameter.data.normal_(0, 0.05, generator=generator)
+            drawn = torch.empty_like(parameter, device="cpu").normal_(0, 0.05, generator=generator)
+            parameter.data.copy_(drawn)
     return made
 
 

@@ -148,7 +148,7 @@ def test_a_quantized_base(quantization: str, tmp_path: Path) -> None:
     LlamaForCausalLM(LlamaConfig(**wide)).save_pretrained(tmp_path)
     asked = recipe.ModelConfig.model_validate({"name": str(tmp_path), "quantization": quantization})
     lora = recipe.LoraConfig(r=4, alpha=8, target_modules="all-linear")
-    model = tiny.stirred(add_adapter(ModelSource(asked).load(), lora, seed=0).cpu()).cuda()
+    model = tiny.stirred(add_adapter(ModelSource(asked).load(), lora, seed=0))
     batch = on_gpu(tiny.batch())
     found, wanted = flat(per_example(model, batch)), flat(per_example_loop(model, batch))
     cosine = torch.nn.functional.cosine_similarity(found, wanted)

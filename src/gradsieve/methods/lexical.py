@@ -8,6 +8,7 @@ are counted, since a pool has many languages. The libraries are an extra:
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -40,6 +41,8 @@ class Bm25:
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
         """One index, a query for each example."""
+        # It starts JAX where that is installed, which would take three quarters of a GPU's memory.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         bm25s = needed("bm25s", "baselines")
         index = bm25s.BM25(k1=1.5, b=0.75)
         pool = _Words(task.texts())
