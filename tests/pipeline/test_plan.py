@@ -224,3 +224,13 @@ def test_a_source_that_changed_is_read_again(tmp_path: Path) -> None:
     file.write_bytes(b"\n".join(rows[:-5]) + b"\n")
     found = make_plan(recipe, tmp_path / "run", calibrate=False)
     assert found.sources[0].rows == len(rows) - 5
+
+
+@pytest.mark.parametrize(("times", "noted"), [(30.0, True), (1.5, False)])
+def test_a_dtype_that_the_processor_is_slow_in(
+    inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, times: float, noted: bool
+) -> None:
+    monkeypatch.setattr("gradsieve.models.device._slowdown", lambda dtype: times)
+    notes = plan(inputs, calibrate=False, model__dtype="bfloat16").notes
+    assert any("30 times as fast in float32" in note for note in notes) == noted
+    assert not any("in float32" in note for note in plan(inputs, gpu="H100").notes)

@@ -6,6 +6,8 @@ Of a model on several GPUs it is the first, where batches go and features are ad
 from __future__ import annotations
 
 import os
+import timeit
+from functools import cache
 
 import torch
 
@@ -17,6 +19,30 @@ def device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", distributed.local_rank())
+
+
+def slow_dtype(name: str) -> str | None:
+    """A warning if this processor is slow in a dtype that it could replace by float32."""
+    times = 1.0 if device().type == "cuda" else _slowdown(getattr(torch, name))
+    if times < 4:
+        return None
+    return (
+        f"model.dtype {name}: this processor multiplies matrices {times:.0f} times as fast in "
+        "float32; set model.dtype: float32, which takes twice the memory"
+    )
+
+
+@cache
+def _slowdown(dtype: torch.dtype) -> float:
+    """How many times as long as in float32 a product of matrices takes on this processor.
+
+    Those without instructions for half precision take 30 to 100 times as long.
+    """
+    seconds = []
+    for kind in (dtype, torch.float32):
+        square = torch.ones(256, 256, dtype=kind)
+        seconds.append(min(timeit.repeat(lambda of=square: of @ of, number=1, repeat=3)))
+    return seconds[0] / seconds[1]
 
 
 def free_memory() -> int:

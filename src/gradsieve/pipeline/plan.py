@@ -25,7 +25,7 @@ import torch
 from gradsieve.console import Progress, progress_for
 from gradsieve.errors import GradsieveError, ModelError, RunError, raise_all
 from gradsieve.models.ambient import torch_defaults
-from gradsieve.models.device import device, free_memory
+from gradsieve.models.device import device, free_memory, slow_dtype
 from gradsieve.pipeline.gpus import UTILIZATION, Gpu, find_gpu
 from gradsieve.pipeline.plan_text import plan_text, size
 from gradsieve.pipeline.preflight import check, check_pool, existing, rows, writable
@@ -300,6 +300,8 @@ def _notes(context: Context, stages: Sequence[StagePlan], gpu: Gpu | None) -> It
     recipe, memory = context.recipe, _memory_there(gpu)
     steps = {stage.stage: stage.optimizer_steps for stage in stages}.get("warmup")
     if steps is not None and (warning := few_steps(steps)):
+        yield warning
+    if steps is not None and gpu is None and (warning := slow_dtype(recipe.model.dtype)):
         yield warning
     if gpu is not None:
         yield (

@@ -26,6 +26,7 @@ from gradsieve.io import fingerprint
 from gradsieve.methods import needs_gradients
 from gradsieve.models import distributed
 from gradsieve.models.checkpoints import checkpoint_fingerprint, load_learning_rates
+from gradsieve.models.device import slow_dtype
 from gradsieve.models.load import add_adapter, check_vocabulary
 from gradsieve.models.training import clear_work, train_model
 from gradsieve.recipe.schema import Recipe
@@ -100,8 +101,10 @@ def _train(context: Context, chosen: NDArray[np.int64]) -> None:
     check_vocabulary(base, context.template.tokenizer)
     model = add_adapter(base, settings.lora, settings.seed)
     check_pass(model)
-    if warning := few_steps(optimizer_steps(len(chosen), settings)):
-        context.progress.warn(warning)
+    steps = few_steps(optimizer_steps(len(chosen), settings))
+    for warning in (steps, slow_dtype(context.recipe.model.dtype)):
+        if warning:
+            context.progress.warn(warning)
     with context.progress.counting("warm-up", settings.epochs, "epochs") as report:
         train_model(
             model,
