@@ -23,7 +23,7 @@ from gradsieve.models.load import load_trained
 from gradsieve.models.source import ModelSource
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
-from gradsieve.stages.evaluate import EvaluationTask, evaluation_job
+from gradsieve.stages.evaluate import EvaluationTask, _summary, evaluation_job
 
 ADAPTER = "adapter_model.safetensors"
 TRAIN = {"seeds": [0, 1], "epochs": 1}
@@ -345,6 +345,14 @@ def test_questions_without_a_loss_are_counted(inputs: dict[str, Any], tmp_path: 
         f"warning: target mine: held_out_loss is of {len(lines)} of {len(lines) + 1} questions; of "
         "the others, the first has no label token within the first 64 tokens"
     ) in listening.lines
+
+
+def test_subtasks_whose_questions_have_no_loss_count_as_much() -> None:
+    """The mean over subtasks of what is left of each."""
+    asked = {"subtasks": [*"aaab"], "weights": [1 / 6, 1 / 6, 1 / 6, 1 / 2]}
+    losses = {"held_out_loss": [1.0, None, None, 3.0], "f1": [1.0, 0.5, 0.0, 0.0]}
+    found = {"metrics": losses, **asked, "loss_weights": [0.5, 0.0, 0.0, 0.5]}
+    assert [row["value"] for row in _summary("t/less/seed-0", found)] == [2.0, 0.25]
 
 
 def test_two_runs_are_more_values(run: RunFolder, tmp_path: Path) -> None:

@@ -19,6 +19,11 @@ def test_weights_are_over_questions_or_subtasks() -> None:
     assert QuestionSet(asked, ("f1",)).weights() == [0.25] * 4
     by_subtask = QuestionSet(asked, ("f1",), "subtasks").weights()
     assert by_subtask == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+    first_and_last = [True, False, True, True]
+    third = pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
+    assert QuestionSet(asked, ("f1",)).weights(first_and_last) == third
+    by_subtask = QuestionSet(asked, ("f1",), "subtasks").weights(first_and_last)
+    assert by_subtask == pytest.approx([1 / 4, 0, 1 / 4, 1 / 2])
 
 
 def test_a_limit_is_for_each_subtask() -> None:

@@ -125,8 +125,10 @@ def _results(run: RunFolder, notes: list[str]) -> list[Result]:
             continue
         result = artifact.result(artifact.name(row))
         own = row["metric"] == TARGET  # of the target's examples, not of the questions
-        about = {key: None if own else result.get(key) for key in ("weights", "ids")}
-        about["questions"] = None if own else questions.get(row["target"])
+        about = dict.fromkeys(("ids", "weights", "questions"))
+        if not own:
+            about["ids"], about["weights"] = result["ids"], artifact.weights(result, row["metric"])
+            about["questions"] = questions.get(row["target"])
         by_question = result["metrics"][row["metric"]]
         found.append({**row, **about, "by_question": by_question, "run": str(run.path)})
     todo = f"run `gradsieve run` with its recipe and --out {run.path}"

@@ -238,6 +238,9 @@ class EvaluationJob(Job[EvaluationTask, None]):
                 subtasks=[question.example.subtask for question in test.questions],
                 weights=test.weights(),
             )
+            counted = [loss is not None for loss in metrics.get(LOSSES[1], ())]
+            if any(counted):
+                found["loss_weights"] = test.weights(counted)
             if questions.prompts is not None:
                 prompts = questions.prompts
                 answers = model_answers(self.template, model, test, prompts, self.batch_size)
@@ -328,7 +331,7 @@ def _summary(name: str, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if not there.any():
             continue
         own = metric == "target_loss"  # of the target's examples, not of the questions
-        weights = np.ones(len(values)) if own else np.array(found["weights"])
+        weights = np.ones(len(values)) if own else np.array(ResultsArtifact.weights(found, metric))
         weights = np.where(there, weights, 0) / weights[there].sum()
         of = np.array(["all"] * len(values) if own else found["subtasks"])
         yield {

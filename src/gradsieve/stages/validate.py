@@ -20,6 +20,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -247,10 +248,10 @@ def _asked(context: Context, target: Target) -> Asked:
     of = fingerprint([target.fingerprint, test.fingerprint if test else None])
     if test is not None:
         rows = context.student.encode([question.example for question in test.questions])
-        usable = [place for place, row in enumerate(rows) if not row.skip_reason]
-        if usable:
-            weights = np.array(test.weights())[usable]
-            return Asked("held_out_loss", of, [rows[place] for place in usable], weights)
+        usable = [not row.skip_reason for row in rows]
+        if any(usable):
+            weights = np.array(test.weights(usable))[usable]
+            return Asked("held_out_loss", of, [*compress(rows, usable)], weights)
     own = context.student.target_rows(target)
     return Asked("target_loss", of, own, np.ones(len(own)))
 

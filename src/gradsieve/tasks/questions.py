@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, Literal
 
 from gradsieve.data.examples import Example, Message
@@ -113,9 +114,12 @@ class QuestionSet:
                 kept.append(question)
         return replace(self, questions=tuple(kept))
 
-    def weights(self) -> list[float]:
-        """Each question's weight in the average; they sum to 1."""
-        sizes = Counter(question.example.subtask for question in self.questions)
+    def weights(self, counted: Sequence[bool] | None = None) -> list[float]:
+        """Each question's weight in the average of those that count (all by default); sum 1."""
+        counts = [True] * len(self.questions) if counted is None else counted
+        subtasks = [question.example.subtask for question in self.questions]
+        sizes = Counter(compress(subtasks, counts))
+        each = {name: 1 / len(sizes) / size for name, size in sizes.items()}
         if self.average == "questions":
-            return [1 / len(self.questions)] * len(self.questions)
-        return [1 / len(sizes) / sizes[q.example.subtask] for q in self.questions]
+            each = {name: 1 / sizes.total() for name in sizes}
+        return [each[name] if yes else 0.0 for name, yes in zip(subtasks, counts, strict=True)]

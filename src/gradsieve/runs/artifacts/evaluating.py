@@ -159,6 +159,13 @@ class ResultsArtifact(_Summarized):
         return _json(file) if file.is_file() else {}
 
     @staticmethod
+    def weights(result: Mapping[str, Any], metric: str) -> list[float]:
+        """Each question's weight in a metric's average; 0 in `held_out_loss` if it has no loss."""
+        of_loss = metric == "held_out_loss" and "loss_weights" in result
+        weights: list[float] = result["loss_weights" if of_loss else "weights"]
+        return weights
+
+    @staticmethod
     def name(row: Mapping[str, Any]) -> str:
         """Of the result that a row of the summary is an average of."""
         return f"{row['target']}/{row['method']}/seed-{row['seed']}"
