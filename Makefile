@@ -7,6 +7,7 @@ PEERS := .venv-peers
 # The peers' versions that were measured. One that can't be installed is left out, with a line.
 PEER_PACKAGES := traker==0.3.2 bergson==2.5.1 dattri==0.3.0
 
+WITH_EXTRAS := -e '.[dev,baselines,evaluate,quantized,ray,docs]'
 # uv takes a third of pip's time; pip takes over where uv finds no index (it doesn't read pip.conf).
 define install
 	$(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode -c constraints.txt $(1) || \
@@ -66,7 +67,7 @@ $(RUNTIME): pyproject.toml constraints.txt
 
 # What the tests and checks need too.
 $(STAMP): $(RUNTIME)
-	$(call install,-e '.[dev,baselines,evaluate,quantized,ray,docs]')
+	$(call install,$(WITH_EXTRAS))
 	touch $@
 
 $(PEERS)/installed: pyproject.toml constraints.txt
