@@ -16,7 +16,7 @@ from gradsieve.stages.estimate import Estimate
 UTILIZATION = 0.35
 """Share of the peak that passes reach, for models of a billion weights and more. Features reached
 0.39 to 0.41 at Llama-2-7B's shape without padding (benchmarks/features/gpu.md); a model of 135
-million weights, whose GPU waits for its CPU, 0.05."""
+million weights, whose GPU waits for its CPU, 0.04."""
 
 DISK_BYTES_A_SECOND = 1e9
 """An assumption: one NVMe disk."""
