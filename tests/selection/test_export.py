@@ -257,6 +257,20 @@ def settings_of(text: str) -> dict[str, Any]:
     return yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
 
 
+@pytest.mark.parametrize(
+    ("method", "shown"),
+    [
+        ("less", set()),
+        ("embedding", {"embedding"}),
+        ("fusion", {"fusion", "embedding"}),
+    ],
+)
+def test_settings_of_other_methods_are_left_out(method: str, shown: set[str]) -> None:
+    methods = {"methods": ["less", "embedding", "fusion"], "fusion": ["less", "embedding"]}
+    found = settings_of(card(recipe(score=methods), method=method))
+    assert found["score"].keys() & {"fusion", "embedding"} == shown
+
+
 def test_settings_are_those_that_decide() -> None:
     exact = recipe(features={"mode": "exact"})
     settings = settings_of(card(exact))
@@ -271,7 +285,8 @@ def test_the_marks_of_the_schema_decide_what_is_shown(name: str) -> None:
     plain = recipe()
     section = getattr(plain, name)
     wanted = {key for key in type(section).model_fields if section.effect(key) != "no"}
-    assert set(settings_of(card(plain))[name]) == wanted
+    of_others = {"fusion", "embedding"}  # which are methods too
+    assert set(settings_of(card(plain))[name]) == wanted - of_others
 
 
 def test_the_date_that_templates_write_is_noted() -> None:

@@ -29,7 +29,7 @@ from gradsieve.data.examples import Example
 from gradsieve.data.formats import is_unicode
 from gradsieve.data.sources import json_text
 from gradsieve.io import atomic
-from gradsieve.methods import find_method, uses_gradients
+from gradsieve.methods import find_method, members, uses_gradients
 from gradsieve.recipe.schema import TOGETHER, Effect, Recipe, SelectionName
 from gradsieve.selection import ANSWERS, MESSAGES, ROWS
 
@@ -265,6 +265,9 @@ class Card:
         tree["model"]["name"] = shown(recipe.model.name)
         tree["model"]["chat_template"] = shown(recipe.model.chat_template)
         tree["score"]["embedding"] = shown(recipe.score.embedding)
+        own = {self.name.method, *members(self.name.method, recipe)}
+        for method in {"fusion", "embedding"} - own:
+            del tree["score"][method]  # what is set there is that method's
         tree["score"]["methods"] = [self.name.method]
         tree["select"] = recipe.select.of(self.name.budget).results(SHOWN)
         if of_gradients and recipe.warmup.checkpoints is not None:
