@@ -36,7 +36,7 @@ from pathlib import Path
 import peers
 import torch
 from peft import LoraConfig, get_peft_model
-from run import MODULES, Problem, Runner, exact, extracted, find_distribution, floor
+from run import MODULES, Problem, Runner, commit, exact, extracted, find_distribution, floor
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -257,6 +257,7 @@ def main() -> None:
         "command": f"python benchmarks/features/gpu.py {' '.join(sys.argv[1:])}",
         "settings": told,
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.machine(),
+        "commit": commit(),
         "versions": {name: version(name) for name in packages if find_distribution(name)},
         "matmul_tflops": matmul_peak(shape.matmul, shape.repeats),
         "lengths": {},

@@ -23,6 +23,7 @@ import json
 import math
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import distributions, version
@@ -294,6 +295,7 @@ def main() -> None:
         "command": "python benchmarks/features/run.py "
         f"--count {arguments.count} --slow {arguments.slow} --repeats {arguments.repeats}",
         "machine": f"{platform.machine()}, one thread",
+        "commit": commit(),
         "versions": {name: version(name) for name in packages if find_distribution(name)},
         "settings": {},
     }
@@ -304,6 +306,12 @@ def main() -> None:
             print(name, json.dumps(result["settings"][name]["times_the_floor"]), flush=True)
             arguments.out.write_text(json.dumps(result, indent=1) + "\n")
             arguments.out.with_suffix(".md").write_text(table(result))
+
+
+def commit() -> str:
+    """The commit of the checkout; empty in a copy without its history."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def find_distribution(name: str) -> bool:
