@@ -12,7 +12,8 @@ of the first length only; the floor and the sketch run in both.
 - floor: plain forward and backward of the batch, frozen base, nothing done with the gradients
 - sketch, exact (57 directions), dense signs: gradsieve
 - paper's procedure: batch 1, backward, concatenate, official Gamma, project 16 rows at a time, by
-  fast_jl if it imports, else by traker's dense BasicProjector (as the released code does)
+  fast_jl if it imports, else by traker's dense BasicProjector (as the released code does). CUDA 13
+  no longer has the architecture that fast_jl 0.1.3 names: for gpu.json its setup.py named 9.0
 - bergson, dense and per module, with exact Gamma
 
 TFLOP/s count the floor's multiplications only: 4 a frozen weight and token, 6 a LoRA value and
