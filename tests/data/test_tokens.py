@@ -2,13 +2,21 @@
 
 import random
 import re
+from array import array
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from tokenizers import Tokenizer
 
-from gradsieve.data.tokens import CHARACTERS_PER_TOKEN, MARGIN, SHORTEST_CUT, shortened
+from gradsieve.data.tokens import (
+    CHARACTERS_PER_TOKEN,
+    MARGIN,
+    SHORTEST_CUT,
+    labels_of,
+    shortened,
+)
 
 MAX_LENGTH = 300
 LENGTH = 60_000
@@ -53,3 +61,16 @@ def test_short_texts_are_tokenized_in_full(shared_data: Path) -> None:
     text = "a b " * (SHORTEST_CUT // 4)
     assert shortened(text, tokenizer, MAX_LENGTH) == text
     assert SHORTEST_CUT > MAX_LENGTH * CHARACTERS_PER_TOKEN
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral-v1"])
+def test_characters_of_tokens_that_are_not_kept_are_not_looked_up(
+    shared_data: Path, name: str
+) -> None:
+    tokenizer = Tokenizer.from_file(str(shared_data / "tokenizers" / name / "tokenizer.json"))
+    encoding = tokenizer.encode(random_words(random.Random(0)), add_special_tokens=False)
+    kept = array("i", encoding.ids[:MAX_LENGTH])
+    asked = Mock(wraps=encoding)
+    labels = labels_of(kept, asked, [(10, 200_000)])
+    assert labels[0] == -100 and labels[10:] == kept[10:]
+    assert asked.char_to_token.call_count < 100

@@ -71,7 +71,10 @@ def labels_of(ids: array[int], encoding: Encoding, spans: Sequence[tuple[int, in
     Tokens are asked for by their characters: a list of all offsets takes ten times as long.
     """
     labels = array("i", [-100]) * len(ids)
+    dropped = encoding.token_to_chars(len(ids))  # the first token that is not kept
     for start, end in spans:
+        if dropped and dropped[1]:  # not a look-up for each of millions of characters after it
+            end = min(end, dropped[1])
         first = _token_at(encoding, range(start, end))
         last = _token_at(encoding, range(end - 1, start - 1, -1))
         if first is None or last is None:
