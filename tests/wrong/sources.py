@@ -84,6 +84,22 @@ def empty_folder(desk: Desk) -> None:
     desk.set("pool", [{"name": "one", "path": "data"}])
 
 
+def folder_of(*files: str) -> Spoil:
+    """A folder with one row in each file."""
+
+    def spoil(desk: Desk) -> None:
+        for file in files:
+            desk.write(f"data/{file}", LINE)
+        desk.set("pool", [{"name": "one", "path": "data"}])
+
+    return spoil
+
+
+def broken_link(desk: Desk) -> None:
+    Path("a.jsonl").symlink_to("b.jsonl")
+    desk.set("pool.0.path", "a.jsonl")
+
+
 def saved(spoil: Callable[[Path], object]) -> Spoil:
     """A saved data set, damaged."""
 
@@ -114,6 +130,7 @@ FILES = (
         lambda desk: desk.set("pool.0.path", "dta/one.jsonl"),
         ("The folder is not there", "dta", "relative paths start where"),
     ),
+    Case("a broken link", broken_link, ("leads to no file", "a.jsonl -> b.jsonl", "Correct the")),
     Case("an empty file", pool("a.jsonl", ""), ("The file is empty", "a.jsonl", "with rows")),
     Case("a file of blank lines", pool("a.jsonl", "\n\n"), ("no usable row", "it has no rows")),
     Case(
@@ -177,6 +194,16 @@ FILES = (
         ("parquet is a kind of file, not a data set", "path: parquet", "org/name"),
     ),
     Case("a folder without data", empty_folder, ("any data files", "data, split train", "a file")),
+    Case(
+        "a folder with files next to those of a split",
+        folder_of("flan_train.jsonl", "dolly.jsonl"),
+        ("Only some files", "data: not dolly.jsonl", "a source of each file"),
+    ),
+    Case(
+        "a folder of two kinds of files",
+        folder_of("a.jsonl", "b.jsonl", "c.parquet"),
+        ("Only some files", "data: not c.parquet", "files of one kind"),
+    ),
     Case("a folder of broken data", broken_folder, ("JSON parse error", "data, split train")),
     Case(
         "a hub's data set, without a network",

@@ -291,7 +291,9 @@ def _folder_rows(folder: Path, split: str) -> Iterator[Any]:
     """A folder of `Dataset.save_to_disk`, or one of data files as on the hub."""
     saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
     if not saved:
-        return _hub_rows(str(folder), split, None)
+        rows = _hub_rows(str(folder), split, None)
+        _refuse_unread_files(folder)
+        return rows
     try:
         loaded = datasets.load_from_disk(str(folder))
     except UNREADABLE as error:
@@ -302,6 +304,31 @@ def _folder_rows(folder: Path, split: str) -> Iterator[Any]:
             raise DataError(f"The data set has no split {split}.", str(folder), todo)
         loaded = loaded[split]
     return _dataset_rows(loaded, str(folder))
+
+
+def _refuse_unread_files(folder: Path) -> None:
+    """`datasets` reads files of one kind only, and if a name holds `train` or `test`, only such."""
+    card = folder / "README.md"
+    if card.is_file() and "configs:" in card.read_text(encoding="utf-8", errors="replace"):
+        return  # it names the files
+    splits = datasets.load_dataset_builder(str(folder)).config.data_files.values()
+    read = {Path(file).resolve() for files in splits for file in files}
+    inside = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    unread = sorted(
+        str(file)
+        for file in inside
+        if file.name.lower().endswith((*JSON_LINES, ".parquet"))
+        and not any(part.startswith((".", "__")) for part in file.parts)
+        and (folder / file).resolve() not in read
+    )
+    if unread:
+        raise DataError(
+            "Only some files of the folder would be read, because of their names.",
+            f"{folder}: not {', '.join(unread[:3])}"
+            + (f" and {len(unread) - 3} more" if unread[3:] else ""),
+            "Make a source of each file, or of a folder with files of one kind, all of them or none "
+            "named after a split (train, test, ...).",
+        )
 
 
 def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[Any]:
@@ -335,6 +362,9 @@ def _refuse_missing_file(name: str) -> None:
     looks_like_a_file = path.suffix in (".jsonl", ".json", ".parquet", ".gz", ".zst", ".ndjson")
     if path.exists() or not (looks_like_a_file or path.is_absolute() or name.startswith(".")):
         return
+    if path.is_symlink():
+        todo = "Correct the link, or give the file's path."
+        raise DataError("The link leads to no file.", f"{path} -> {path.readlink()}", todo)
     todo = "Check the path; relative paths start where gradsieve is started."
     if not path.parent.is_dir():
         raise DataError("The folder is not there.", str(path.parent), todo)
