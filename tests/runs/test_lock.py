@@ -81,3 +81,16 @@ def test_a_path_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
     with pytest.raises(RunError, match="not UTF-8"), RunFolder(folder).locked():
         pass
+
+
+def test_a_copy_by_hard_links_shares_the_lock_and_the_message_says_so(tmp_path: Path) -> None:
+    run, copy = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "copy")
+    with run.locked():
+        copy.path.mkdir()
+        (copy.path / ".lock").hardlink_to(run.path / ".lock")
+        with pytest.raises(RunError) as caught, copy.locked():
+            pass
+        assert f"hard links, delete its {copy.path / '.lock'}" in caught.value.todo
+        (copy.path / ".lock").unlink()
+        with copy.locked(), pytest.raises(RunError), run.locked():
+            pass

@@ -59,7 +59,10 @@ def locked(
             fcntl.flock(file, how)
         except OSError as error:
             if error.errno in BUSY:
-                raise _busy(folder, "Wait for it or stop it; or give another --out.") from None
+                todo = "Wait for it or stop it; or give another --out."
+                if os.fstat(file).st_nlink > 1:  # `cp -al`: it may be in the other folder
+                    todo += f" If this is a copy by hard links, delete its {folder / name}."
+                raise _busy(folder, todo) from None
             with nullcontext() if shared or wait else _held_by_name(folder):
                 yield
             return
