@@ -227,6 +227,26 @@ def test_verify_finds_a_missing_shard_and_wrong_counts(tmp_path: Path) -> None:
         assert any(f"{file} is missing" in line for line in open_store(tmp_path).verify())
 
 
+@pytest.mark.parametrize("kind", ["shard", "keys"])
+def test_a_datastore_that_lacks_files_is_neither_finished_nor_copied(
+    tmp_path: Path, kind: str
+) -> None:
+    """A copy would be complete by its own manifest, with rows lost."""
+    fill(tmp_path / "cut")
+    fill(tmp_path / "other", 50)
+    lost = min((tmp_path / "cut").glob(f"{kind}-*"))
+    lost.unlink()
+    assert not inspect(tmp_path / "cut")["finished"]
+    for copy in (
+        lambda: convert(tmp_path / "cut", tmp_path / "new", 8),
+        lambda: merge([tmp_path / "other", tmp_path / "cut"], tmp_path / "new"),
+    ):
+        with pytest.raises(StoreError, match="missing") as caught:
+            copy()
+        assert lost.name in caught.value.where
+    assert not (tmp_path / "new").exists()
+
+
 def run(*arguments: Any) -> Any:
     return CliRunner().invoke(app, ["store", *map(str, arguments)])
 

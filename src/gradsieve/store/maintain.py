@@ -49,7 +49,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "shards": len(shards),
         "bytes": sum(shards.values()) + sum(keys.values()),
         "bits": store.bits,
-        "finished": store.folder.exists(MANIFEST),
+        "finished": store.folder.exists(MANIFEST) and not store.missing_files(),
         "skipped": len(store.skipped()),
         "settings": store.settings,
     }
@@ -61,10 +61,10 @@ def convert(
     """Write a datastore's rows with fewer bits.
 
     Raises:
-        StoreError: If the source has no more bits than are wanted or is damaged, or the target has
-            other settings.
+        StoreError: If the source has no more bits than are wanted, is damaged or lacks files, or the
+            target has other settings.
     """
-    store = open_store(source)
+    store = _open_complete(source)
     if bits not in (1, 2, 4, 8, 16) or bits >= store.bits:
         raise StoreError(
             "A datastore can only be converted to fewer bits.",
@@ -94,11 +94,11 @@ def merge(
 
     Raises:
         StoreError: If there are none, settings differ (names both values), two hold the same row
-            (names it), or a file is damaged.
+            (names it), or a file is damaged or missing.
     """
     if not sources:
         raise StoreError("No datastore to merge.", str(target), "Name at least one.")
-    stores = [open_store(source) for source in sources]
+    stores = [_open_complete(source) for source in sources]
     for number, store in enumerate(stores):
         _check_settings(stores[0], store)
         for other in stores[:number]:
@@ -118,6 +118,18 @@ def merge(
     if all(store.folder.exists(MANIFEST) for store in stores):
         writer.finish()
     return writer
+
+
+def _open_complete(path: str | Path) -> Store:
+    """A datastore with all files of its manifest, if it has one; an unfinished one has none."""
+    store = open_store(path)
+    if missing := store.missing_files():
+        raise StoreError(
+            f"Of the datastore's files, {len(missing)} are missing.",
+            f"the first: {store.folder.where(missing[0])}",
+            "Copy the datastore again, or have `gradsieve run` make what is missing.",
+        )
+    return store
 
 
 def _check_settings(first: Store, other: Store) -> None:

@@ -295,6 +295,11 @@ class Store:
         with safe_open(path, "pt") as opened:
             return {kind: opened.get_tensor(kind).numpy() for kind in opened.keys()}  # noqa: SIM118
 
+    def missing_files(self) -> list[str]:
+        """Files that the manifest lists and that are not there."""
+        there = self.folder.sizes("*")
+        return [name for name in read_manifest(self.folder) or {} if name not in there]
+
     def verify(self) -> list[str]:
         """Problems, one line each; none if every file is as it was written."""
         rows: dict[str, int] = {}
@@ -325,11 +330,10 @@ class Store:
 
     def _manifest_problems(self, rows: Mapping[str, int]) -> list[str]:
         """Where the manifest, if there is one, differs; newer files are not in it."""
-        where, files = self.folder.where(MANIFEST), self.folder.sizes("*")
-        listed = read_manifest(self.folder) or {}
-        lost = [f"{where}: {name} is missing" for name in listed if name not in files]
+        where = self.folder.where(MANIFEST)
+        lost = [f"{where}: {name} is missing" for name in self.missing_files()]
         return lost + [
             f"{where}: {name} should have {count} rows, it has {rows[name]}"
-            for name, count in listed.items()
+            for name, count in (read_manifest(self.folder) or {}).items()
             if rows.get(name, count) != count
         ]
