@@ -241,7 +241,7 @@ def test_a_datastore_that_lacks_files_is_neither_finished_nor_copied(
         lambda: convert(tmp_path / "cut", tmp_path / "new", 8),
         lambda: merge([tmp_path / "other", tmp_path / "cut"], tmp_path / "new"),
     ):
-        with pytest.raises(StoreError, match="missing") as caught:
+        with pytest.raises(StoreError, match="lacks files") as caught:
             copy()
         assert lost.name in caught.value.where
     assert not (tmp_path / "new").exists()

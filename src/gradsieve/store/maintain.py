@@ -125,8 +125,8 @@ def _open_complete(path: str | Path) -> Store:
     store = open_store(path)
     if missing := store.missing_files():
         raise StoreError(
-            f"Of the datastore's files, {len(missing)} are missing.",
-            f"the first: {store.folder.where(missing[0])}",
+            "The datastore lacks files that its manifest lists.",
+            f"{len(missing)}, the first: {store.folder.where(missing[0])}",
             "Copy the datastore again, or have `gradsieve run` make what is missing.",
         )
     return store
