@@ -1,5 +1,7 @@
 """Which engine `auto` takes, and why."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import world
 from gradsieve.engine import LocalEngine
 from gradsieve.engine.choose import choose_engine
 from gradsieve.engine.ray import RayEngine
+from gradsieve.errors import GradsieveError
 from gradsieve.recipe.schema import EngineConfig
 
 
@@ -60,3 +63,21 @@ def test_idle_gpus_are_named_with_the_line_that_helps(monkeypatch: pytest.Monkey
     assert "7 of 8 GPUs are idle" in lines[-1]
     kind, lines = chosen(monkeypatch, 8, True, kind="local", gpus_per_worker="2")
     assert "6 of 8 GPUs are idle" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [(None, "Ray cannot be started here"), ("head:6379", "The Ray cluster cannot be reached")],
+)
+def test_a_ray_that_does_not_start_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, says: str
+) -> None:
+    """A machine that is too slow makes Ray raise a plain Exception."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = Mock(is_initialized=lambda: False)
+    ray.init.side_effect = Exception("The current node timed out during startup.")
+    monkeypatch.setattr("gradsieve.engine.ray.needed", lambda *_: ray)
+    engine = RayEngine(EngineConfig(kind="ray", address=address), Noting())
+    with pytest.raises(GradsieveError, match=says) as caught:
+        list(engine._run(Mock(), ["a task"]))
+    assert "timed out during startup" in caught.value.where

@@ -105,10 +105,13 @@ class RayEngine(Engine):
                 configure_logging=False,
                 **({} if address else own),
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray's, which are of no other class where a node fails to start
+            if address is None:
+                todo = "Free memory and processors and run again, or set engine.kind: local."
+                raise RunError("Ray cannot be started here.", _first(error), todo) from None
             raise UsageError(
                 "The Ray cluster cannot be reached.",
-                f"engine.address {address}: {str(error).splitlines()[0]}",
+                f"engine.address {address}: {_first(error)}",
                 "Start it (`ray start --head`), or leave engine.address out to use this machine.",
             ) from None
         finally:
