@@ -326,8 +326,8 @@ def _refuse_unread_files(folder: Path) -> None:
             "Only some files of the folder would be read, because of their names.",
             f"{folder}: not {', '.join(unread[:3])}"
             + (f" and {len(unread) - 3} more" if unread[3:] else ""),
-            "Make a source of each file, or of a folder with files of one kind, all of them or none "
-            "named after a split (train, test, ...).",
+            "Make a source of each file, or of a folder with files of one kind, all of them or "
+            "none named after a split (train, test, ...).",
         )
 
 

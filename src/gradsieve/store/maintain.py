@@ -39,7 +39,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         all rows that were wanted are there), `skipped`, and `settings`.
 
     Raises:
-        StoreError: If there is none, or a file of keys is damaged.
+        StoreError: If there is none, or a file of keys or the manifest is damaged.
     """
     store = open_store(path)
     shards, keys = store.folder.sizes(SHARDS), store.folder.sizes(KEYS)
@@ -61,8 +61,8 @@ def convert(
     """Write a datastore's rows with fewer bits.
 
     Raises:
-        StoreError: If the source has no more bits than are wanted, is damaged or lacks files, or the
-            target has other settings.
+        StoreError: If the source has no more bits than are wanted, is damaged or lacks files, or
+            the target has other settings.
     """
     store = _open_complete(source)
     if bits not in (1, 2, 4, 8, 16) or bits >= store.bits:
