@@ -470,6 +470,22 @@ def test_a_large_file_that_packs_as_text_does_is_read(
     assert len(read_source("s", str(path)).examples) == 5000
 
 
+def test_a_folder_may_hold_files_that_it_says_are_not_read(tmp_path: Path) -> None:
+    """Other splits, hidden files, and what a card leaves out; others were lost silently."""
+    row = json.dumps({"prompt": "a", "completion": "b"}) + "\n"
+    for name in ("train/a.jsonl", "test/b.jsonl", ".c.jsonl", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(row)
+    assert len(read_source("s", str(tmp_path)).examples) == 1
+    (tmp_path / "d.jsonl").write_text(row)
+    with pytest.raises(DataError, match="Only some files") as caught:
+        read_source("s", str(tmp_path))
+    assert caught.value.where.endswith("not d.jsonl")
+    card = "---\nconfigs:\n- config_name: default\n  data_files: train/*.jsonl\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    assert len(read_source("s", str(tmp_path)).examples) == 1
+
+
 def test_a_folder_whose_files_have_different_columns(tmp_path: Path) -> None:
     """`datasets` says that it could not cast."""
     rows = [{"prompt": "a", "completion": "b"}, {"messages": [], "kind": "x"}]
