@@ -24,6 +24,7 @@ from gradsieve.models.source import ModelSource
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.stages.evaluate import EvaluationTask, _summary, evaluation_job
+from gradsieve.stages.jobs import read_messages
 
 ADAPTER = "adapter_model.safetensors"
 TRAIN = {"seeds": [0, 1], "epochs": 1}
@@ -310,6 +311,75 @@ def test_a_metric_that_no_task_has_is_refused(inputs: dict[str, Any], tmp_path: 
             gradsieve.run(asked, tmp_path / "run")
 
 
+def student(inputs: dict[str, Any], folder: Path, *, positions: int = 64, refuses: str = "") -> str:
+    """Another model to train: the same with fewer positions, or a template that refuses a word."""
+    shutil.copytree(inputs["model"]["name"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "max_position_embeddings": positions})
+    )
+    template = folder / "chat_template.jinja"
+    refused = (
+        "{% if '" + refuses + "' in messages[0].content %}{{ raise_exception('no') }}{% endif %}"
+    )
+    template.write_text((refused if refuses else "") + template.read_text())
+    return str(folder)
+
+
+def test_rows_that_another_model_cuts_are_left_out_with_a_warning(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    model = student(inputs, tmp_path / "student", positions=17)
+    recipe = settings(inputs, score__methods=["random"], evaluate=None, train={"model": model})
+    listening = world.Listening()
+    run = gradsieve.run(recipe, tmp_path / "run", progress=listening)
+    tokenizer = Context(recipe, run, listening).student.template
+    fits = [tokenizer.encode(row).n_labels > 0 for row in read_messages(selection(run))]
+    assert 0 < sum(fits) < 12
+    facts = json.loads((run.stage("train") / "mine/random/seed-0/training.json").read_text())
+    assert facts["rows"] == sum(fits)
+    assert (
+        f"warning: training mine, random, seed 0: {12 - sum(fits)} of 12 rows are left out, the "
+        "first: no label token within the first 17 tokens"
+    ) in listening.lines
+
+
+def test_another_model_that_can_read_no_row_is_refused(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    model = student(inputs, tmp_path / "student", positions=4)
+    recipe = settings(inputs, score__methods=["random"], evaluate=None, train={"model": model})
+    with pytest.raises(DataError, match="no row to train on") as caught:
+        gradsieve.run(recipe, tmp_path / "run")
+    assert "training mine, random, seed 0: 12 of 12 rows are left out" in caught.value.where
+
+
+def test_rows_that_another_models_template_refuses(inputs: dict[str, Any], tmp_path: Path) -> None:
+    """They are named, or left out with `on_bad_row: skip`."""
+    model = student(inputs, tmp_path / "student", refuses="first")
+    given = {"score__methods": ["random"], "evaluate": None, "train": {"model": model}}
+    with pytest.raises(DataError, match="refuses") as caught:
+        gradsieve.run(settings(inputs, **given), tmp_path / "run")
+    refused = [
+        row
+        for row in read_messages(selection(RunFolder(tmp_path / "run")))
+        if "first" in row.messages[0]["content"]
+    ]
+    assert f"{refused[0].source}, {refused[0].id}: " in caught.value.where
+    listening = world.Listening()
+    gradsieve.run(
+        settings(inputs, on_bad_row="skip", **given), tmp_path / "run", progress=listening
+    )
+    assert (
+        f"warning: training mine, random, seed 0: {len(refused)} of 12 rows are left out, the "
+        "first: the chat template refuses it: no"
+    ) in listening.lines
+
+
+def selection(run: RunFolder) -> Path:
+    return run.stage("select") / "mine" / "random" / "messages.jsonl"
+
+
 def test_a_task_without_questions_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
     recipe = settings(inputs, evaluate={"tasks": ["plain"]})
     with pytest.raises(DataError) as caught:
@@ -352,8 +422,8 @@ def test_questions_without_a_loss_are_counted(inputs: dict[str, Any], tmp_path: 
     context = Context(recipe, RunFolder(tmp_path / "run"), listening)
     evaluation_job(context, [EvaluationTask("mine/base/seed-0", None, "")])
     assert (
-        f"warning: target mine: held_out_loss is of {len(lines)} of {len(lines) + 1} questions; of "
-        "the others, the first has no label token within the first 64 tokens"
+        f"warning: target mine: held_out_loss is of {len(lines)} of {len(lines) + 1} answers; the "
+        "first of the others: no label token within the first 64 tokens"
     ) in listening.lines
 
 

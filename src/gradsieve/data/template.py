@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
+from typing import Literal
 
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -146,13 +147,17 @@ class ChatTemplate:
 
     def encode_all(self, examples: Sequence[Example]) -> list[TokenizedExample]:
         """Tokenize examples, in order; a `DataError` lists those that the template refuses."""
-        encoded = self.try_encode_all(examples)
-        if refused := [one for one in encoded if isinstance(one, Refusal)]:
-            raise refused_error(refused, len(encoded))
+        encoded = self.try_encode_all(examples, "fail")
         return [tokens for tokens in encoded if isinstance(tokens, TokenizedExample)]
 
-    def try_encode_all(self, examples: Sequence[Example]) -> list[TokenizedExample | Refusal]:
-        """Tokenize examples, in order; one that the template refuses gives its refusal."""
+    def try_encode_all(
+        self, examples: Sequence[Example], on_bad_row: Literal["fail", "skip"] = "skip"
+    ) -> list[TokenizedExample | Refusal]:
+        """Tokenize examples, in order; one that the template refuses gives its refusal.
+
+        Raises:
+            DataError: If the template refuses some, and `on_bad_row` is "fail".
+        """
         found: list[TokenizedExample | Refusal] = []
         for start in range(0, len(examples), TEXTS_AT_ONCE):
             rendered = [self.try_render(example) for example in examples[start:][:TEXTS_AT_ONCE]]
@@ -162,6 +167,9 @@ class ChatTemplate:
                 text if isinstance(text, Refusal) else self._labeled(text, next(encodings))
                 for text in rendered
             ]
+        refused = [one for one in found if isinstance(one, Refusal)]
+        if refused and on_bad_row == "fail":
+            raise refused_error(refused, len(found))
         return found
 
     def render(self, example: Example) -> Rendered:

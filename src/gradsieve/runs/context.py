@@ -19,7 +19,7 @@ from gradsieve.console import Progress
 from gradsieve.data.examples import Example, Row, TokenizedExample
 from gradsieve.data.pool import Pool
 from gradsieve.data.sources import SourceKey, SourceSpec, source_key, state_of
-from gradsieve.data.template import ChatTemplate, Refusal, refused_error
+from gradsieve.data.template import ChatTemplate, Refusal
 from gradsieve.engine import Engine
 from gradsieve.engine.choose import choose_engine
 from gradsieve.errors import DataError
@@ -269,10 +269,7 @@ class Context:
         Raises:
             DataError: If the chat template refuses some, and `on_bad_row` is "fail".
         """
-        encoded = self.template.try_encode_all(examples)
-        refused = [one for one in encoded if isinstance(one, Refusal)]
-        if refused and self.recipe.on_bad_row == "fail":
-            raise refused_error(refused, len(encoded))
+        encoded = self.template.try_encode_all(examples, self.recipe.on_bad_row)
         nothing = TokenizedExample(array("i"), array("i"))
         return [
             Row(example, nothing if isinstance(one, Refusal) else one, one.skip_reason)

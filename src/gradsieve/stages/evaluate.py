@@ -271,12 +271,12 @@ def evaluation_job(context: Context, tasks: Sequence[EvaluationTask]) -> Evaluat
     for name, found in questions.items():
         if found.prompts is not None and (warning := found.prompts.warning):
             context.warnings.append(f"target {name}: {warning}")
-        rows = found.losses.get(LOSSES[1], ())
-        if reasons := [row.skip_reason for row in rows if row.skip_reason]:
-            context.warnings.append(
-                f"target {name}: {LOSSES[1]} is of {len(rows) - len(reasons)} of {len(rows)} "
-                f"questions; of the others, the first has {reasons[0]}"
-            )
+        for loss, rows in found.losses.items():
+            if reasons := [row.skip_reason for row in rows if row.skip_reason]:
+                context.warnings.append(
+                    f"target {name}: {loss} is of {len(rows) - len(reasons)} of {len(rows)} "
+                    f"answers; the first of the others: {reasons[0]}"
+                )
     context.report_warnings()
     results, batch_size = context.artifacts.results, settings(context).batch_size
     return EvaluationJob(student.model, student.template, questions, results, batch_size)

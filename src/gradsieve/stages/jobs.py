@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from gradsieve.data.formats import conversation_of
 from gradsieve.data.pool import Pool
 from gradsieve.data.template import ChatTemplate
 from gradsieve.engine import Job
+from gradsieve.errors import DataError
 from gradsieve.gradients.objectives import SFT
 from gradsieve.io import read_lines
 from gradsieve.models import distributed
@@ -34,8 +35,8 @@ from gradsieve.recipe.schema import TrainingConfig
 from gradsieve.runs.artifacts import TrainedModel
 from gradsieve.runs.context import Context
 
-ReadRows = Callable[[ChatTemplate], Sequence[TokenizedExample]]
-"""Gives the rows to train on, tokenized; can be pickled."""
+ReadRows = Callable[[], PoolTokens | Sequence[Example]]
+"""Gives the rows to train on: the pool's tokens, or what is tokenized first; can be pickled."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class TrainingJob(Job[TrainingTask, None]):
     model: ModelSource
     template: ChatTemplate
     settings: TrainingConfig
+    on_bad_row: Literal["fail", "skip"] = "fail"
     full_parameters: bool = False
     max_steps: int | None = None
 
@@ -70,7 +72,7 @@ class TrainingJob(Job[TrainingTask, None]):
 
     def _train(self, task: TrainingTask, progress: Progress) -> None:
         out, seed, start = task.out, task.seed, time.monotonic()
-        rows = task.rows(self.template)
+        rows = self._tokenized(task, progress)
         earlier = seconds_before(out.partial, task.selection)
         model = self._untrained(seed)
         total, unit = self.settings.epochs, "epochs"
@@ -96,6 +98,21 @@ class TrainingJob(Job[TrainingTask, None]):
             out.publish({**facts, "selection": task.selection})
         distributed.wait()
 
+    def _tokenized(self, task: TrainingTask, progress: Progress) -> Sequence[TokenizedExample]:
+        """The rows; of examples those with a label token (another model may cut more of them)."""
+        read = task.rows()
+        if isinstance(read, PoolTokens):
+            return read
+        encoded = self.template.try_encode_all(read, self.on_bad_row)
+        usable = [one for one in encoded if isinstance(one, TokenizedExample) and one.n_labels]
+        if reasons := [one.skip_reason for one in encoded if one.skip_reason]:
+            what = f"{len(reasons)} of {len(encoded)} rows are left out, the first: {reasons[0]}"
+            if not usable:
+                todo = "Raise model.max_length, or train another model."
+                raise DataError("There is no row to train on.", f"{self.name(task)}: {what}", todo)
+            progress.warn(f"{self.name(task)}: {what}")
+        return usable
+
     def _untrained(self, seed: int) -> Any:
         model = self.model.load(will_change=self.full_parameters)
         if self.full_parameters:
@@ -117,6 +134,7 @@ def training_job(context: Context) -> TrainingJob:
         student.model,
         student.template,
         context.recipe.training,
+        context.recipe.on_bad_row,
         settings.full_parameters,
         settings.max_steps,
     )
@@ -128,21 +146,17 @@ def rows_of_pool(context: Context, numbers: NDArray[np.int64]) -> ReadRows:
     return partial(_read_pool, context.pool.folder, numbers, same)
 
 
-def read_messages(file: Path, template: ChatTemplate) -> list[TokenizedExample]:
+def read_messages(file: Path) -> list[Example]:
     """The rows of `messages.jsonl`, in which each turn is marked as supervised or not."""
-    examples = [
-        Example("selected", str(rank), of.messages, tools=of.tools, supervised=of.supervised)
-        for rank, of in enumerate(map(conversation_of, read_lines(file)), start=1)
-    ]
-    return _with_labels(examples, template)
+    examples = []
+    for row in read_lines(file):
+        said, key = conversation_of(row), (row["source"], row["id"])
+        examples.append(Example(*key, said.messages, tools=said.tools, supervised=said.supervised))
+    return examples
 
 
 def _read_pool(
-    folder: Path, numbers: NDArray[np.int64], same: bool, template: ChatTemplate
-) -> Sequence[TokenizedExample]:
+    folder: Path, numbers: NDArray[np.int64], same: bool
+) -> PoolTokens | Sequence[Example]:
     pool = Pool(folder)
-    return PoolTokens(pool, numbers) if same else _with_labels(pool.examples(numbers), template)
-
-
-def _with_labels(examples: Sequence[Example], template: ChatTemplate) -> list[TokenizedExample]:
-    return [tokens for tokens in template.encode_all(examples) if tokens.n_labels]
+    return PoolTokens(pool, numbers) if same else pool.examples(numbers)

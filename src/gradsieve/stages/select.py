@@ -29,6 +29,7 @@ from gradsieve.errors import DataError, GradsieveError, RunError, did_you_mean
 from gradsieve.io import fingerprint, read_lines, write_text
 from gradsieve.methods.base import ExampleScores
 from gradsieve.recipe.schema import TOGETHER, SelectConfig, SelectionName
+from gradsieve.recipe.selecting import ACROSS_SUBTASKS, AcrossSubtasks
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import ScoreTable
 from gradsieve.selection.export import (
@@ -155,7 +156,9 @@ def _select(
     tokens, sources = int(scored.tokens[choice.chosen].sum()), scored.count(choice.chosen)
     columns = choice.columns[choice.columns >= 0]
     subtasks = _counted(columns, scored.ranking.subtasks)
-    if warning := dominated(subtasks, len(set(scored.ranking.subtasks))):
+    if warning := dominated(
+        subtasks, len(set(scored.ranking.subtasks)), context.recipe.score.across_subtasks
+    ):
         context.progress.warn(f"{name.short}, target {target}: {warning}")
     card = Card(
         context.recipe,
@@ -188,7 +191,7 @@ def _counts(examples: Sequence[Row]) -> tuple[int, int]:
     return len(examples), len({row.example.subtask for row in examples})
 
 
-def dominated(rows: Mapping[str, int], subtasks: int) -> str | None:
+def dominated(rows: Mapping[str, int], subtasks: int, across: AcrossSubtasks) -> str | None:
     """The warning of a selection of which one subtask takes most.
 
     The limit is half-way between an equal share and everything: 75% of two subtasks, 51% of 57.
@@ -200,10 +203,10 @@ def dominated(rows: Mapping[str, int], subtasks: int) -> str | None:
     first, most = next(iter(rows.items()))
     if most / total <= (1 + 1 / subtasks) / 2:
         return None
+    other = "" if across == ACROSS_SUBTASKS else f"score.across_subtasks: {ACROSS_SUBTASKS}, or "
     return (
         f"{most} of {total} selected rows are for the subtask {first}, one of {subtasks}; if its "
-        "scores are only higher in general, use score.across_subtasks: standardized_max, or "
-        "select.turns: subtasks"
+        f"scores are only higher in general, use {other}select.turns: subtasks"
     )
 
 
