@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import gradsieve
 import tiny
 import world
 from gradsieve.errors import DataError, ModelError, RecipeError, RunError, UsageError
+from gradsieve.models.ambient import torch_defaults
 from gradsieve.recipe.load import load_recipe
 from gradsieve.runs.folder import RunFolder
 
@@ -359,6 +361,22 @@ def test_torch_settings_of_the_caller_change_nothing(
         assert other.explain(other.scores["id"][0]).selected == 1
     table = Path("03-score") / "mine" / "less.parquet"
     assert (other.run.path / table).read_bytes() == (found.run.path / table).read_bytes()
+
+
+def test_calls_in_several_threads_take_turns() -> None:
+    """Torch has one state of chance: two calls at once gave other adapters, and other rows."""
+    entered = threading.Event()
+
+    def call() -> None:
+        with torch_defaults():
+            entered.set()
+
+    other = threading.Thread(target=call)
+    with torch_defaults(), torch_defaults():  # a call within a call doesn't wait for itself
+        other.start()
+        assert not entered.wait(0.2)
+    other.join()
+    assert entered.is_set()
 
 
 def test_the_result_is_found_from_another_directory(

@@ -1,23 +1,28 @@
 """torch's own defaults, whatever a notebook has set around a call.
 
 Gradients need autograd, and results must not depend on the caller's `torch.no_grad()`,
-`torch.autocast(...)`, `torch.set_default_dtype(...)` or `torch.set_default_device(...)`.
+`torch.autocast(...)`, `torch.set_default_dtype(...)` or `torch.set_default_device(...)`, nor on a
+call in another thread: torch has one default and one state of chance for all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from threading import RLock
 
 import torch
 
 from gradsieve.models.device import device
 
+_TURN = RLock()
+"""Held by the thread whose call is running; other threads wait."""
+
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
     """Within it torch is as in a new process; afterwards as it was. Also a decorator."""
-    with ExitStack() as stack:
+    with _TURN, ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in {"cpu", device().type}:

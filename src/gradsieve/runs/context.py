@@ -232,8 +232,8 @@ class Context:
         max_length = min(model.max_length, self.positions or model.max_length)
         if max_length < model.max_length:
             self.warnings.append(
-                f"model.max_length {model.max_length} is more than the model's {self.positions} "
-                f"positions: examples are cut to {max_length} tokens"
+                f"model.max_length {model.max_length} is more than the {self.positions} positions "
+                f"of {model.name}: examples are cut to {max_length} tokens"
             )
         tokenizer, limits = self.model.tokenizer(), self.recipe.limits
         template = ChatTemplate(tokenizer, model.chat_template, max_length, limits)
