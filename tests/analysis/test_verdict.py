@@ -9,8 +9,10 @@ Over = dict[str, Interval]
 BETTER, WORSE, UNCLEAR = (0.05, 0.02, 0.08), (-0.05, -0.08, -0.02), (0.01, -0.02, 0.04)
 
 
-def cell(mean: float, models: int = 3, higher: bool = True, **over: Interval) -> Cell:
-    return Cell([mean] * models, mean, 0.0 if models > 1 else None, higher, over)
+def cell(
+    mean: float, models: int = 3, higher: bool = True, asked: int = 50, **over: Interval
+) -> Cell:
+    return Cell([mean] * models, mean, 0.0 if models > 1 else None, asked, higher, over)
 
 
 def f1(**cells: Cell) -> dict[str, dict[str, Cell]]:
@@ -119,6 +121,19 @@ def test_cautions() -> None:
     settled = verdict(f1(less=cell(0.5), random=cell(0.4)), {}, {"less": 12, "random": 12})
     assert settled is not None
     assert settled.cautions == []
+
+
+@pytest.mark.parametrize("asked", [1, 5, 10])
+def test_few_questions_are_a_caution_and_one_is_never_clear(asked: int) -> None:
+    less = cell(0.5, asked=asked, random=(0.05, 0.05, 0.05) if asked == 1 else BETTER)
+    found = verdict(f1(less=less, random=cell(0.4, asked=asked)), FOLDERS, {})
+    assert found is not None
+    assert found.text.startswith("no method beats random" if asked == 1 else "use 04-select")
+    assert [text.partition(",")[0] for text in found.cautions] == {
+        1: ["the intervals are over 1 question"],
+        5: ["the intervals are over 5 questions"],
+        10: [],
+    }[asked]
 
 
 def test_selections_of_several_sizes() -> None:

@@ -225,6 +225,7 @@ def _cell(found: list[Result], references: Mapping[str, list[Result]]) -> Cell:
         values=values,
         mean=statistics.fmean(values),
         deviation=statistics.stdev(values) if len(values) > 1 else None,
+        questions=int((~np.isnan(_by_question(found)).any(0)).sum()),
         higher_is_better=found[0]["higher_is_better"],
         over=over,
     )

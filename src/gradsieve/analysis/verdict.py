@@ -19,6 +19,10 @@ UNTRAINED = ("base", "warmed_up")
 REFERENCES = {"random": "random", "full": "all rows", "base": "the untrained model"}
 """What selections are compared with, and what it is called."""
 
+FEW = 10
+"""With fewer questions a caution: a 95% interval over 10 contains the true mean of normal values in
+90% of 2,000 simulations, over 5 in 85%, over 2 in 51%; over one it has no width."""
+
 MANY = 4
 """From so many methods on, the best one's interval is called optimistic: an assumption."""
 
@@ -30,6 +34,7 @@ class Cell:
     Attributes:
         values: One for each model: seeds of selection and of training.
         deviation: Standard deviation over them; None for one.
+        questions: That all of its models were asked.
         over: Mean difference to each of `REFERENCES` that was evaluated, and its 95% interval over
             questions and over models.
     """
@@ -37,6 +42,7 @@ class Cell:
     values: list[float]
     mean: float
     deviation: float | None
+    questions: int
     higher_is_better: bool
     over: Mapping[str, Interval] = field(default_factory=dict)
 
@@ -49,6 +55,8 @@ class Cell:
         """1: clearly better, -1: clearly worse, 0: not clear; None: not known."""
         if reference not in self.over:
             return None
+        if self.questions < 2:
+            return 0
         _, low, high = self.over[reference]
         sign = 1 if self.higher_is_better else -1
         return sign if low > 0 else -sign if high < 0 else 0
@@ -201,6 +209,12 @@ def _cautions(cells: Mapping[str, Cell], methods: int, steps: Mapping[str, int])
             f"one trained model of {', '.join(single)}: the intervals are over questions only, and "
             "another seed may change more than they show. Train several: train.seeds: [0, 1, 2], "
             "and random-1, random-2 in score.methods"
+        )
+    asked = min(cell.questions for cell in cells.values())
+    if asked < FEW:
+        yield (
+            f"the intervals are over {asked} question{'s' * (asked > 1)}, and too narrow for so "
+            "few. Give more held-out examples"
         )
     made = {name: steps[name] for name in trained if name in steps}
     if made and max(made.values()) > min(made.values()):
