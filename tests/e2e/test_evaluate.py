@@ -443,10 +443,12 @@ def test_two_runs_are_more_values(run: RunFolder, tmp_path: Path) -> None:
     assert two.mean == pytest.approx(one.mean)
 
 
-def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError) as caught:
+def test_an_unfinished_run_and_another_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="This is not a run folder"):
         compare([tmp_path])
-    assert "evaluate" in str(caught.value)
+    (tmp_path / "05-train").mkdir()
+    with pytest.raises(RunError, match="The stage evaluate is not finished"):
+        compare([tmp_path])
 
 
 def test_compare_on_the_command_line(run: RunFolder) -> None:

@@ -144,7 +144,7 @@ DAMAGED = (
 )  # fmt: skip
 
 OTHERS = (
-    wrong("nothing to compare", nothing, "evaluate is not finished", "run/06-evaluate",
+    wrong("nothing to compare", nothing, "not a run folder", "was --out of `gradsieve run`",
           command="compare run"),
     wrong("no datastore", nothing, "no gradient datastore", "Give the folder",
           command="store inspect run"),

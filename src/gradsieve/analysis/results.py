@@ -113,6 +113,7 @@ def records_of(file: Path) -> Iterator[pa.Table]:
 
 def _results(run: RunFolder, notes: list[str]) -> list[Result]:
     """The current rows of results.json, each with its numbers by question."""
+    run.stages_there()
     if run.metadata("validate") is not None and run.metadata("evaluate") is None:
         return []
     questions = run.require("evaluate").get("inputs", {}).get("questions", {})

@@ -180,6 +180,18 @@ class RunFolder:
         listed = self.files(name)
         return [] if listed is None else faults(self.stage(name), listed, within, read)
 
+    def stages_there(self) -> list[str]:
+        """Stages that have a folder, in order.
+
+        Raises:
+            RunError: If there is none: this is no run.
+        """
+        there = [name for name in STAGE_NAMES if self.stage(name).is_dir()]
+        if not there:
+            todo = "Give the folder that was --out of `gradsieve run`."
+            raise RunError("This is not a run folder: it has no stage.", str(self.path), todo)
+        return there
+
     def started_with(self, name: str) -> dict[str, Any] | None:
         """The fingerprint inputs with which a stage last started; None if it never did.
 

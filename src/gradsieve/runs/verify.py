@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from gradsieve.errors import GradsieveError, RunError
 from gradsieve.runs.files import INPUTS, META
-from gradsieve.runs.folder import STAGE_NAMES, RunFolder
+from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.lineage import outdated
 from gradsieve.store import open_store
 
@@ -49,10 +49,7 @@ def verify(run: RunFolder, report: Callable[[float], None] = lambda stages: None
         RunError: If the folder is no run.
     """
     found = Verification(str(run.path))
-    there = [name for name in STAGE_NAMES if run.stage(name).is_dir()]
-    if not there:
-        todo = "Give the folder that was --out of `gradsieve run`."
-        raise RunError("This is not a run folder: it has no stage.", str(run.path), todo)
+    there = run.stages_there()
     try:
         if not run.checked_recipe().is_file():
             found.add("run", str(run.recipe), "missing")
