@@ -109,7 +109,8 @@ def test_job_array(inputs: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.cluster
 def test_sbatch(inputs: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    (tmp_path / "recipe.yaml").write_text(dump_recipe(world.recipe(inputs)))
+    one_thread = world.recipe(inputs, engine={"cpus_per_worker": 1})  # as this process has
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(one_thread))
     plain = gradsieve.run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "plain")
     found = {
         "RECIPE": str(tmp_path / "recipe.yaml"),

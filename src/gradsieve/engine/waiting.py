@@ -1,7 +1,9 @@
 """Tasks that wait for a worker, and which one a worker gets.
 
 In: a job's tasks, and the workers there are. Out: the next task for a worker: of what it has loaded
-already, the largest first, and not where it has failed.
+already, the largest first, and not where it has failed. One that has failed comes last: if it is to
+stop the run, the others are done by then, and workers that are killed one after the other rarely
+have the same one.
 """
 
 from __future__ import annotations
@@ -41,11 +43,11 @@ class Waiting:
 
     def __init__(self, job: Job[Any, Any], tasks: Sequence[Any]) -> None:
         self._groups: dict[Hashable, list[Attempt]] = {}
-        for task in sorted(tasks, key=lambda task: job.size(task).work):
+        for task in sorted(tasks, key=lambda task: job.size(task).work, reverse=True):
             self.add(Attempt(task, job.group(task)))
 
     def add(self, attempt: Attempt) -> None:
-        """The attempt is the next one of its group."""
+        """The attempt is the last one of its group."""
         self._groups.setdefault(attempt.group, []).append(attempt)
 
     def take(self, seat: Seat, seats: Sequence[Seat]) -> Attempt | None:
@@ -62,11 +64,11 @@ class Waiting:
             key=lambda one: (one != seat.group, -len(self._groups[one]) / (1 + busy[one])),
         ):
             attempts = self._groups[group]
-            for place in range(len(attempts) - 1, -1, -1):
-                failed_on = {other.id for other, _ in attempts[place].failures}
+            for place, attempt in enumerate(attempts):
+                failed_on = {other.id for other, _ in attempt.failures}
                 if node.id not in failed_on or nodes <= failed_on:
-                    found = attempts.pop(place)
+                    del attempts[place]
                     if not attempts:
                         del self._groups[group]
-                    return found
+                    return attempt
         return None
