@@ -144,8 +144,10 @@ DAMAGED = (
 )  # fmt: skip
 
 OTHERS = (
-    wrong("nothing to compare", nothing, "not a run folder", "was --out of `gradsieve run`",
+    wrong("nothing to compare", nothing, "evaluate is not finished", "run/06-evaluate",
           command="compare run"),
+    wrong("a folder to compare that is no run", nothing, "not a run folder", "was --out",
+          command="compare model"),
     wrong("no datastore", nothing, "no gradient datastore", "Give the folder",
           command="store inspect run"),
     wrong("a datastore's URL of an unknown kind", nothing, "frob", "fsspec",
