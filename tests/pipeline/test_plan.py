@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from gradsieve.demo.skills import make_questions
 from gradsieve.errors import ModelError
 from gradsieve.pipeline.plan import plan as make_plan
 from gradsieve.pipeline.plan_text import size
+from gradsieve.pipeline.sample import Samples, Times
 from gradsieve.recipe.load import dump_recipe
 from gradsieve.runs.folder import RunFolder
+from gradsieve.stages.estimate import Estimate
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _one_sample_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradsieve.pipeline.sample.CLEAR_SECONDS", 0.0)
+    monkeypatch.setattr("gradsieve.pipeline.sample.STAGE_SECONDS", 0.0)
 
 
 def plan(inputs: dict[str, Any], out: Path | None = None, **given: Any) -> Any:
@@ -66,6 +69,7 @@ def test_what_is_counted(inputs: dict[str, Any]) -> None:
 def test_every_stage_gets_seconds(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("gradsieve.pipeline.sample.STAGE_SECONDS", 20.0)
     monkeypatch.setattr("gradsieve.pipeline.sample.CLEAR_SECONDS", 0.05)
     methods = ["less", "random", "bm25", "perplexity_top"]
     found = plan(
@@ -76,6 +80,32 @@ def test_every_stage_gets_seconds(
     assert found.memory_bytes > 100e6
     assert not (tmp_path / "run").exists()
     assert "evaluate  to run" in found.table()
+
+
+@pytest.mark.parametrize(
+    ("most", "times", "at_most"),
+    [
+        (100.0, Times(once=3.0, start=4.0, unit=0.5), []),
+        (12.0, Times(once=3.0, start=4.0, unit=0.5), []),  # two times 5 seconds, not three times
+        (9.0, Times(once=3.0, start=0.0, unit=2.5), ["warmup"]),
+        (1.0, Times(once=0.0, start=0.0, unit=4.0), ["warmup"]),
+    ],
+)
+def test_what_a_row_takes_is_told_from_what_is_paid_once(
+    monkeypatch: pytest.MonkeyPatch, most: float, times: Times, at_most: list[str]
+) -> None:
+    taken: list[int] = []
+
+    def run(self: Samples, stage: Any, rows: int) -> tuple[float, Estimate]:
+        taken.append(rows)
+        return 4.0 + 0.5 * rows + (3.0 if len(taken) == 1 else 0.0), Estimate(units=rows, loads=1)
+
+    monkeypatch.setattr("gradsieve.pipeline.sample.STAGE_SECONDS", most)
+    monkeypatch.setattr(Samples, "_run", run)
+    samples = Samples(Mock(pool=Mock(usable=range(100))), Path())
+    estimate = Estimate(units=100, loads=2)
+    assert samples.seconds("warmup", estimate) == pytest.approx(times.seconds(estimate, 1))
+    assert samples.at_most == at_most
 
 
 @pytest.mark.parametrize(

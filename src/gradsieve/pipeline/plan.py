@@ -187,7 +187,7 @@ def plan(
         disk_free_bytes=free,
         memory_bytes=_peak_memory() if samples is not None else None,
         trainable=selecting_shape(context).adapter,
-        notes=tuple(_notes(context, stages, named)),
+        notes=tuple(_notes(context, stages, by)),
     )
 
 
@@ -296,7 +296,10 @@ def _what_does_not_fit(
             )
 
 
-def _notes(context: Context, stages: Sequence[StagePlan], gpu: Gpu | None) -> Iterator[str]:
+def _notes(
+    context: Context, stages: Sequence[StagePlan], by: Gpu | Samples | None
+) -> Iterator[str]:
+    gpu = by if isinstance(by, Gpu) else None
     recipe, memory = context.recipe, _memory_there(gpu)
     steps = {stage.stage: stage.optimizer_steps for stage in stages}.get("warmup")
     if steps is not None and (warning := few_steps(steps)):
@@ -317,6 +320,8 @@ def _notes(context: Context, stages: Sequence[StagePlan], gpu: Gpu | None) -> It
                 f"{stage.stage} may need {size(stage.memory_bytes)} of memory, there are "
                 f"{size(round(memory))}: {todo}"
             )
+    if isinstance(by, Samples) and by.at_most:
+        yield f"upper bounds, as larger samples would take too long: {', '.join(by.at_most)}"
     if recipe.select.near_duplicates:
         yield "the search for near duplicates is not part of select's time"
     if recipe.train or recipe.evaluate:

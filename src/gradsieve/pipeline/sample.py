@@ -1,7 +1,8 @@
 """Seconds of each stage on this machine: the stage itself, run on a few of the run's own rows.
 
 In: a run's context, whose pool is built, and a folder to work in. Out: what each stage will take.
-A stage runs on two rows, and then on three times as many until the time differs clearly; what a
+A stage runs on two rows, twice, since what is paid once is not in the second time, and then on
+three times as many (two, where three may take too long) until the time differs clearly; what a
 larger run takes follows from the units that the stage's `estimate` counts for both samples and for
 the full run. Rejected: FLOPs over a peak rate (small models on a CPU are far from any peak), and
 timing parts of stages one by one (a second copy of what stages do).
@@ -30,14 +31,14 @@ from gradsieve.runs.folder import RunFolder
 from gradsieve.stages.base import Stage
 from gradsieve.stages.estimate import Estimate, by_length, questions, spread
 
-FIRST_ROWS, GROWTH = 2, 3
+FIRST_ROWS, GROWTH = 2, (3, 2)
 CLEAR_SECONDS = 2.0
 """A sample that takes this much longer than the first one says what a unit takes."""
 
-STAGE_SECONDS, ALL_SECONDS = 12.0, 45.0
-"""No sample is started that may take longer, or after all of them have taken this long."""
+STAGE_SECONDS, ALL_SECONDS = 20.0, 75.0
+"""No sample is started that may take longer, or longer than this with all before it."""
 
-MOST_ANSWER_TOKENS = 64
+MOST_ANSWER_TOKENS = 32
 """Tokens of an answer in a sample; longer ones are scaled."""
 
 
@@ -64,10 +65,16 @@ class Silent(Progress):
 
 @dataclass
 class Samples:
-    """Runs stages on samples of a run's inputs, as they are asked for."""
+    """Runs stages on samples of a run's inputs, as they are asked for.
+
+    Attributes:
+        at_most: Stages whose time is an upper bound: a larger sample would take too long, so what
+            is paid once could not be told from what each row takes.
+    """
 
     context: Context
     scratch: Path
+    at_most: list[str] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
     _times: dict[str, Times] = field(default_factory=dict)
     _warmup: Path | None = None
@@ -88,13 +95,15 @@ class Samples:
 
     def _measured(self, stage: Stage) -> Times:
         first, few = self._run(stage, FIRST_ROWS)
-        again = first
-        if first < CLEAR_SECONDS:  # else what is paid once is small against the rest
-            again, _ = self._run(stage, FIRST_ROWS)
+        again = self._run(stage, FIRST_ROWS)[0] if self._may_take(first) else first
         rows, last, more = FIRST_ROWS, again, few
         usable = len(self.context.pool.usable)
-        while last < again + CLEAR_SECONDS and rows < usable and self._may_take(GROWTH * last):
-            rows = min(GROWTH * rows, usable)
+        while last < again + CLEAR_SECONDS and rows < usable:
+            growth = next((times for times in GROWTH if self._may_take(times * last)), None)
+            if growth is None:
+                self.at_most += [stage.name] if rows == FIRST_ROWS else []
+                break
+            rows = min(growth * rows, usable)
             last, more = self._run(stage, rows)
         grown = max(last - again, 0.0) / (more.units - few.units) if more.units > few.units else 0.0
         unit = min(grown, last / more.units) if more is not few else again / few.units
