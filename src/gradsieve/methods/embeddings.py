@@ -10,7 +10,8 @@ Letters: n examples of the pool, k of the target, h hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from gradsieve.data.examples import TokenizedExample
 from gradsieve.errors import ModelError
 from gradsieve.io import needed
 from gradsieve.methods.base import (
+    AT_ONCE,
     Scores,
     ScoringTask,
     Uses,
@@ -34,7 +36,7 @@ from gradsieve.methods.base import (
     full_text,
     over_examples,
 )
-from gradsieve.methods.forward import forward
+from gradsieve.methods.forward import Part, forward
 from gradsieve.models.device import device
 from gradsieve.recipe.schema import Recipe
 from gradsieve.selection.ranking import round_robin
@@ -47,6 +49,9 @@ SECONDS = 5
 Vectors = NDArray[np.float32]
 """Unit vectors [n, h]."""
 
+OfAll = tuple[dict[str, Vectors], Iterator[Part]]
+"""Vectors of each target, and of the pool in parts."""
+
 
 @dataclass(frozen=True)
 class Representations:
@@ -58,19 +63,25 @@ class Representations:
     """
 
     source: str
-    vectors: Callable[[ScoringTask], tuple[Vectors, dict[str, Vectors]]]
+    vectors: Callable[[ScoringTask], AbstractContextManager[OfAll]]
     uses: Uses
     in_turn: bool = False
     library: str | None = None
     check: Callable[[Recipe], None] | None = None
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """The pool is represented once, then compared with each target."""
-        pool, targets = self.vectors(task)
+        """Each part of the pool is represented once, and compared with each target."""
+        found = {
+            name: np.empty((len(task), len(examples)), dtype=np.float32)
+            for name, examples in task.targets.items()
+        }
+        with self.vectors(task) as (targets, parts):
+            for places, part in parts:
+                for name, cosines in found.items():
+                    cosines[places] = part @ targets[name].T
         scores = {}
-        for name, examples in task.targets.items():
-            cosines = pool @ targets[name].T
-            scores[name] = over_examples(task, examples, cosines)
+        for name, cosines in found.items():
+            scores[name] = over_examples(task, task.targets[name], cosines)
             if self.in_turn:
                 scores[name] = by_rank(scores[name], round_robin(cosines)[0])
         return scores
@@ -88,8 +99,8 @@ class HiddenStates:
     name: str
     weigh: Callable[[Tensor], Tensor]
 
-    def __call__(self, task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
-        """Of the pool, and of each target."""
+    def __call__(self, task: ScoringTask) -> AbstractContextManager[OfAll]:
+        """Of each target, and of the pool in parts."""
         targets = {name: [row.encoded for row in rows] for name, rows in task.targets.items()}
         return forward(task, self.name, self.encode, TOKENS_PER_BATCH, targets)
 
@@ -145,7 +156,8 @@ def _not_loaded(name: str, error: Exception) -> ModelError:
     )
 
 
-def _embeddings(task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
+@contextmanager
+def _embeddings(task: ScoringTask) -> Iterator[OfAll]:
     """Vectors by a sentence-transformers model, some thousand texts at a time."""
     library = needed("sentence_transformers", "baselines")
     name = task.recipe.score.embedding
@@ -158,11 +170,13 @@ def _embeddings(task: ScoringTask) -> tuple[Vectors, dict[str, Vectors]]:
         made: Vectors = model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
         return made
 
-    pool = [encode(task.pool.texts(numbers)) for numbers in task.batches()]
-    return np.concatenate(pool), {
+    targets = {
         name: encode([full_text(row.example) for row in rows])
         for name, rows in task.targets.items()
     }
+    places = np.arange(len(task))
+    some = (places[start : start + AT_ONCE] for start in range(0, len(task), AT_ONCE))
+    yield targets, ((one, encode(task.pool.texts(task.numbers[one]))) for one in some)
 
 
 RDS = Representations(

@@ -1,6 +1,7 @@
 """Forward passes over the pool and the targets as tasks of an engine.
 
-In: what to make of a batch of examples. Out: its rows for the pool and for each target. Each task
+In: what to make of a batch of examples. Out: its rows for each target, and for the pool in parts:
+all of them may be more than memory holds. Each task
 writes a file of its own, which outlives a kill; the stage removes them.
 """
 
@@ -28,6 +29,9 @@ from gradsieve.models.source import ModelSource
 
 MakeRows = Callable[[Any, Sequence[TokenizedExample]], NDArray[Any]]
 """A row for each example, by a model; can be pickled."""
+
+Part = tuple[NDArray[np.int64], NDArray[Any]]
+"""Positions of some of the pool's examples, and a row for each."""
 
 Item = TypeVar("Item")
 
@@ -74,14 +78,15 @@ class ForwardJob(Job[ForwardTask, None]):
         return f"rows {task.file.stem}"
 
 
+@contextmanager
 def forward(
     task: ScoringTask,
     what: str,
     make: MakeRows,
     tokens_per_batch: int,
     targets: Mapping[str, Sequence[TokenizedExample]],
-) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    """Rows of the pool's examples [n, ...] and of each target's [k, ...].
+) -> Iterator[tuple[dict[str, NDArray[Any]], Iterator[Part]]]:
+    """Rows of each target [k, ...], and of the pool's examples in parts, while they are kept.
 
     `what` names what `make` makes, and nothing else: rows that are there under it are kept.
     Tasks hold full batches, of `tokens_per_batch` as `make` has it, so that results are the same
@@ -100,13 +105,8 @@ def forward(
         engine = task.engine or LocalEngine(task.progress)
         for _ in engine.map(job, missing, what, done):
             pass
-        rows = np.empty(0)
-        for place, one in parts:
-            part = np.load(one.file)
-            if not len(rows):
-                rows = np.empty((len(task), *part.shape[1:]), dtype=part.dtype)
-            rows[place] = part
-        return rows, {name: np.load(one.file) for name, one in of_targets.items()}
+        found = {name: np.load(one.file) for name, one in of_targets.items()}
+        yield found, ((place, np.load(one.file)) for place, one in parts)
 
 
 def _parts(lengths: NDArray[np.int32], tokens_per_batch: int) -> Iterator[NDArray[np.int64]]:
