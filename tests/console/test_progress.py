@@ -177,6 +177,16 @@ HOSTILE = "half \ud83d, \x1b[2Jof\x07 a\n  \tpair, \u202eleft :tada:"
 SHOWN = "half \ufffd, \ufffd[2Jof\ufffd a\n        pair, \ufffdleft :tada:\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_log_on_a_full_disk_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when it is written, and not when it is closed: its last lines are lost."""
+    full = partial(open, "/dev/full", "w")
+    monkeypatch.setattr("gradsieve.console.lines._FileHandler._open", lambda _: full())
+    work(Progress(), tmp_path / "log.txt")
+
+
 def test_nothing_in_a_text_is_obeyed_or_breaks_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

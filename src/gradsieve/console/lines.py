@@ -12,7 +12,7 @@ import os
 import unicodedata
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
@@ -76,6 +76,11 @@ class _FileHandler(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Nothing can be done, and nothing needs to be."""
+
+    def close(self) -> None:
+        """Close the file; lines that it has no room for are lost."""
+        with suppress(OSError):
+            super().close()
 
 
 def file_handler(file: Path | None) -> logging.Handler:
