@@ -57,15 +57,17 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = list(dict.fromkeys([*old, *new]))
         below = (differences(old.get(key), new.get(key), f"{at}.{key}".strip(".")) for key in keys)
-        return [line for lines in below for line in lines]
+        return list(dict.fromkeys(line for lines in below for line in lines))
     if old == new:
         return []
     section, _, name = at.partition(".")
     named = _is_hashed(old) or _is_hashed(new) or section in ("turns", "order")
     if named and None in (old, new) and isinstance(old or new, Mapping):
         return differences(old or {}, new or {}, at)
-    if named and at in SENTENCES:
-        return [SENTENCES[at]]
+    if named and (at in SENTENCES or section == "features"):
+        return [SENTENCES[section]]
+    if section == "stages":  # the pool's outputs are by source, those of features by datastore
+        name = name.partition(".")[0]
     if at == "examples":  # not recorded if there are none
         return [f"scores of single target examples are {'added' if new else 'left out'}"]
     if not named:
@@ -108,6 +110,7 @@ THINGS = {
 SENTENCES = {
     "bad_rows": "the rows that can't be read have changed",
     "checkpoints": "the checkpoints have changed",
+    "features": "the features have changed",
     "order": "the order of the targets has changed",
     "scores": "the scores have changed",
 }

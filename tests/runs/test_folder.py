@@ -162,8 +162,12 @@ def test_reasons_read_as_sentences() -> None:
         "the scores have changed",
         "model has changed",
     ]
-    assert differences({"features": None}, {"features": {"pool": one}}) == [
-        "features.pool was added"
+    made = {"stores.pool": one, "targets.t": one}
+    assert differences({"features": None}, {"features": made}) == ["the features have changed"]
+    stages = {"stages": {"pool": {"a.b": one, "c": one}, "score": one}}
+    assert differences(stages, {"stages": {"pool": {"a.b": two, "c": two}, "score": two}}) == [
+        "stage `pool` has changed",
+        "stage `score` has changed",
     ]
     own = {"own": {"M": [f"Longest:{one}"], "fusion": ["less", "bm25"]}}
     assert differences(own, {"own": {"M": [f"Longest:{two}"], "fusion": ["less"]}}) == [
