@@ -205,7 +205,8 @@ def output_layer(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: If there is none.
     """
-    model = extract_model_from_parallel(model)
+    if not hasattr(model, "get_output_embeddings"):
+        model = extract_model_from_parallel(model)  # it looks at all modules
     get: Callable[[], object] = getattr(model, "get_output_embeddings", lambda: None)
     head = get()
     if not isinstance(head, nn.Module):

@@ -60,9 +60,15 @@ def add_adapter(model: PreTrainedModel, lora: recipe.LoraConfig, seed: int) -> P
     try:
         with own_randomness(), peft_warnings_hidden():
             set_seed(seed)
-            return get_peft_model(model, lora_config(model, lora))
+            adapted = get_peft_model(model, lora_config(model, lora))
     except ValueError as error:
         raise misfit(f"warmup.lora.target_modules {lora.target_modules}", error) from None
+    adapted.create_or_update_model_card = _no_card
+    return adapted
+
+
+def _no_card(folder: str) -> None:
+    """In place of peft's model card: it costs more than the rest of a save, and is not kept."""
 
 
 def lora_config(model: PreTrainedModel, lora: recipe.LoraConfig) -> LoraConfig:

@@ -27,7 +27,7 @@ from gradsieve.models import distributed
 from gradsieve.models.ambient import torch_defaults
 from gradsieve.pipeline.preflight import check, check_pool
 from gradsieve.pipeline.state import clear_faults, find_state, prepare, refuse_faults
-from gradsieve.recipe.load import as_recipe, dump_recipe
+from gradsieve.recipe.load import as_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder, check_stage_names
@@ -115,7 +115,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
             for warning in STAGES[name].after_run(context):
                 context.progress.warn(warning)
         if leads:
-            run.write_recipe(dump_recipe(recipe))
+            run.write_recipe(context.recipe_text)
     return run
 
 
@@ -158,7 +158,7 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
     before = run.seconds(name) if kept else 0.0
     archived = prepare(stage, state, context)
     progress.begin(name)
-    run.write_recipe(dump_recipe(context.recipe))
+    run.write_recipe(context.recipe_text)
     start = time.monotonic()
     folder = run.begin(name, inputs)
     if archived:

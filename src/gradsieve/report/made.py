@@ -10,7 +10,6 @@ from typing import Any
 
 from gradsieve.errors import RunError
 from gradsieve.io import differences
-from gradsieve.recipe.load import dump_recipe
 from gradsieve.report.texts import short
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import STAGE_NAMES
@@ -79,7 +78,7 @@ def provenance(context: Context) -> dict[str, Any]:
     changes = [line for name in stages for line in changed_settings(context.run, recipe, name)]
     notes = [f"# made with other settings than below: {line}\n" for line in changes]
     return {
-        "recipe": "".join(notes) + dump_recipe(recipe),
+        "recipe": "".join(notes) + context.recipe_text,
         "seconds": {name: metadata["seconds"] for name, metadata in stages.items()},
         "scoring_seconds": {
             name: method["seconds"] for name, method in stages["score"]["methods"].items()

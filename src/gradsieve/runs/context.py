@@ -24,6 +24,7 @@ from gradsieve.engine import Engine
 from gradsieve.engine.choose import choose_engine
 from gradsieve.errors import DataError
 from gradsieve.models.source import ModelSource, model_source
+from gradsieve.recipe.load import dump_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
@@ -67,6 +68,11 @@ class Context:
             self.cache[key] = find()
         found: T = self.cache[key]
         return found
+
+    @cached_property
+    def recipe_text(self) -> str:
+        """The recipe as each stage writes it to the run folder."""
+        return dump_recipe(self.recipe)
 
     def takes(self, place: int) -> bool:
         """Whether this process's share has the shard or target of this number."""
