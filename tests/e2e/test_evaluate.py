@@ -130,21 +130,22 @@ def test_the_adapter_as_peft_loads_it_is_the_model_that_was_evaluated(
         assert torch.allclose(plain(ids).logits, merged(ids).logits, atol=1e-5)
 
 
-def test_more_seeds_and_methods_keep_what_is_there(inputs: dict[str, Any], tmp_path: Path) -> None:
+def test_more_seeds_and_methods_keep_what_is_there(
+    inputs: dict[str, Any], run: RunFolder, tmp_path: Path
+) -> None:
     few = settings(inputs, score__methods=["random"], train={"seeds": [0], "epochs": 1})
-    run = gradsieve.run(few, tmp_path)
-    weights = run.stage("train") / "mine/random/seed-0/adapter_model.safetensors"
+    grown = gradsieve.run(few, tmp_path)
+    weights = grown.stage("train") / "mine/random/seed-0/adapter_model.safetensors"
     before = weights.stat().st_mtime_ns
     said = world.Listening()
     gradsieve.run(settings(inputs), tmp_path, progress=said)
     assert weights.stat().st_mtime_ns == before
     assert not [*tmp_path.glob("archive/05*"), *tmp_path.glob("archive/06*")]
     assert any("train: extending, because of" in line for line in said.lines)
-    whole = gradsieve.run(settings(inputs), tmp_path / "whole")
-    assert results(run) == results(whole)
-    fresh, grown = (world.results(RunFolder(run.stage(s))) for s in ("train", "evaluate"))
-    assert fresh == world.results(RunFolder(whole.stage("train")))
-    assert grown == world.results(RunFolder(whole.stage("evaluate")))
+    assert results(grown) == results(run)
+    for stage in ("train", "evaluate"):
+        found, wanted = (world.results(RunFolder(one.stage(stage))) for one in (grown, run))
+        assert found == wanted
 
 
 @pytest.mark.parametrize("whole", [False, True])

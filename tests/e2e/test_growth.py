@@ -1,5 +1,6 @@
 """A run that grows takes the features of what is new, counted in rows, and of nothing else."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -20,13 +21,35 @@ ROWS = 40
 CHECKPOINTS = 2
 
 
-@pytest.fixture
-def inputs(tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Sources one and two of 20 rows each; the checkpoints of a warm-up on both; one target."""
-    made = world.make(tmp_path / "inputs", rows=ROWS)
-    warm = gradsieve.run(world.recipe(made), tmp_path / "warm", last="warmup")
+    folder = tmp_path_factory.mktemp("shared")
+    made = world.make(folder / "inputs", rows=ROWS)
+    warm = gradsieve.run(world.recipe(made), folder / "warm", last="warmup")
     folders = [str(warm.stage("warmup") / f"checkpoint-{number}") for number in (1, 2)]
     return {**made, "warmup": {"checkpoints": folders}, "targets": made["targets"][:1]}
+
+
+@pytest.fixture(scope="module")
+def finished(shared: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of these inputs; tests must not change it."""
+    return run(shared, tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def inputs(shared: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The same, with rows in files that a test may change."""
+    own: dict[str, Any] = copy.deepcopy(shared)
+    for given in (*own["pool"], *own["targets"]):
+        given["path"] = str(shutil.copy(given["path"], tmp_path))
+    return own
+
+
+@pytest.fixture
+def done(finished: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of the finished run, in the folder where `run` goes on with it."""
+    return RunFolder(shutil.copytree(finished.path, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -71,7 +94,9 @@ def only(inputs: dict[str, Any], source: str, keep: slice, folder: Path) -> dict
     return {**inputs, "pool": pool}
 
 
-def test_a_new_source(inputs: dict[str, Any], extracted: list[int], tmp_path: Path) -> None:
+def test_a_new_source(
+    inputs: dict[str, Any], finished: RunFolder, extracted: list[int], tmp_path: Path
+) -> None:
     small = run({**inputs, "pool": inputs["pool"][:1]}, tmp_path / "run")
     assert sum(extracted) == CHECKPOINTS * (ROWS // 2 + targets_rows(inputs))
     extracted.clear()
@@ -80,38 +105,38 @@ def test_a_new_source(inputs: dict[str, Any], extracted: list[int], tmp_path: Pa
     grown = run(inputs, tmp_path / "run")
     assert 1000 < grown.require("features")["seconds"] < 2000  # what it cost in all
     assert sum(extracted) == CHECKPOINTS * ROWS // 2
-    assert scores(grown) == pytest.approx(scores(run(inputs, tmp_path / "anew")), abs=5e-6)
+    assert scores(grown) == pytest.approx(scores(finished), abs=5e-6)
 
 
-def test_new_rows_in_a_source(inputs: dict[str, Any], extracted: list[int], tmp_path: Path) -> None:
+def test_new_rows_in_a_source(
+    inputs: dict[str, Any], finished: RunFolder, extracted: list[int], tmp_path: Path
+) -> None:
     run(only(inputs, "two", slice(0, 13), tmp_path / "fewer"), tmp_path / "run")
     extracted.clear()
     grown = run(inputs, tmp_path / "run")
     assert sum(extracted) == CHECKPOINTS * 7
-    assert scores(grown) == pytest.approx(scores(run(inputs, tmp_path / "anew")), abs=5e-6)
+    assert scores(grown) == pytest.approx(scores(finished), abs=5e-6)
 
 
 def test_a_changed_row_counts_as_new(
-    inputs: dict[str, Any], extracted: list[int], tmp_path: Path
+    inputs: dict[str, Any], done: RunFolder, extracted: list[int]
 ) -> None:
-    first = scores(run(inputs, tmp_path / "run"))
+    first = scores(done)
     file = Path(inputs["pool"][0]["path"])
     lines = file.read_text(encoding="utf-8").split("\n")[:-1]
     changed = json.loads(lines[3])
     changed["messages"][1]["content"] = "z y x"
     file.write_text("\n".join([*lines[:3], json.dumps(changed), *lines[4:], ""]))
-    extracted.clear()
-    second = scores(run(inputs, tmp_path / "run"))
+    second = scores(run(inputs, done.path))
     assert sum(extracted) == CHECKPOINTS
     assert {key for key in first if first[key] != second[key]} == {("one", changed["id"])}
 
 
-def test_a_new_target(inputs: dict[str, Any], extracted: list[int], tmp_path: Path) -> None:
-    one = scores(run(inputs, tmp_path / "run"))
-    extracted.clear()
+def test_a_new_target(inputs: dict[str, Any], done: RunFolder, extracted: list[int]) -> None:
+    one = scores(done)
     two = {**inputs, "targets": [{**inputs["targets"][0], "name": "plain"}, *inputs["targets"]]}
     del two["targets"][0]["subtask"]
-    grown = run(two, tmp_path / "run")
+    grown = run(two, done.path)
     assert sum(extracted) == CHECKPOINTS * targets_rows(inputs)
     assert scores(grown) == one
     assert scores(grown, "plain").keys() == one.keys()
@@ -184,15 +209,14 @@ def test_a_mistake_leaves_the_scores_as_they_were(inputs: dict[str, Any], tmp_pa
 
 
 def test_rows_that_are_gone_drop_from_the_scores(
-    inputs: dict[str, Any], extracted: list[int], tmp_path: Path
+    inputs: dict[str, Any], done: RunFolder, extracted: list[int], tmp_path: Path
 ) -> None:
-    whole = scores(run(inputs, tmp_path / "run"))
-    extracted.clear()
-    fewer = scores(run(only(inputs, "one", slice(5, None), tmp_path / "fewer"), tmp_path / "run"))
+    whole = scores(done)
+    fewer = scores(run(only(inputs, "one", slice(5, None), tmp_path / "fewer"), done.path))
     assert sum(extracted) == 0
     assert len(fewer) == ROWS - 5
     assert {key: whole[key] for key in fewer} == fewer
-    again = scores(run(inputs, tmp_path / "run"))  # their features are still there
+    again = scores(run(inputs, done.path))  # their features are still there
     assert sum(extracted) == 0
     assert again == whole
 
@@ -213,11 +237,10 @@ def test_scores_of_rows_that_are_gone_are_not_selected_from(
 
 
 def test_the_pools_order_does_not_matter(
-    inputs: dict[str, Any], extracted: list[int], tmp_path: Path
+    inputs: dict[str, Any], done: RunFolder, extracted: list[int], tmp_path: Path
 ) -> None:
-    whole = scores(run(inputs, tmp_path / "run"))
-    extracted.clear()
-    assert scores(run(world.shuffled(inputs, tmp_path / "shuffled"), tmp_path / "run")) == whole
+    whole = scores(done)
+    assert scores(run(world.shuffled(inputs, tmp_path / "shuffled"), done.path)) == whole
     assert sum(extracted) == 0
 
 
@@ -260,10 +283,9 @@ def test_a_row_that_cannot_be_read_is_listed(inputs: dict[str, Any], tmp_path: P
 
 
 def test_a_datastore_that_was_deleted_is_made_again(
-    inputs: dict[str, Any], extracted: list[int], tmp_path: Path
+    inputs: dict[str, Any], done: RunFolder, extracted: list[int]
 ) -> None:
     """As the message about an older format says."""
-    done = run(inputs, tmp_path / "run")
     before = world.results(done)
     settings = done.stage("features") / "checkpoint-2" / "pool" / "settings.json"
     told = json.loads(settings.read_text(encoding="utf-8"))
@@ -274,34 +296,32 @@ def test_a_datastore_that_was_deleted_is_made_again(
     del known["files"]
     meta.write_text(json.dumps(known))
     with pytest.raises(StoreError, match="datastore/1; this version reads") as caught:
-        run(inputs, tmp_path / "run")
+        run(inputs, done.path)
     assert "Delete its folder" in caught.value.todo
     shutil.rmtree(settings.parent)
     extracted.clear()
-    assert world.results(run(inputs, tmp_path / "run")) == before
+    assert world.results(run(inputs, done.path)) == before
     assert sum(extracted) == ROWS
 
 
 def test_targets_gradients_and_tables_that_are_lost_are_made_again(
-    inputs: dict[str, Any], tmp_path: Path, extracted: list[int]
+    inputs: dict[str, Any], done: RunFolder, extracted: list[int]
 ) -> None:
-    done = run(inputs, tmp_path / "run")
     before = world.results(done)
     taken = done.stage("features") / "checkpoint-2" / "targets" / "mine.safetensors"
     table = done.stage("score") / "mine" / "less.parquet"
     for file in (taken, done.stage("features") / "skipped.parquet", table):
         file.unlink()
         extracted.clear()
-        run(inputs, tmp_path / "run")
+        run(inputs, done.path)
         assert extracted == ([targets_rows(inputs)] if file == taken else [])
         assert world.results(done) == before
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", None])
 def test_damaged_gradients_of_a_target_are_reported_and_made_again(
-    inputs: dict[str, Any], extracted: list[int], tmp_path: Path, content: bytes | None
+    inputs: dict[str, Any], done: RunFolder, extracted: list[int], content: bytes | None
 ) -> None:
-    done = run(inputs, tmp_path / "run")
     before = world.results(done)
     file = done.stage("features") / "checkpoint-1" / "targets" / "mine.safetensors"
     file.write_bytes(file.read_bytes()[:-8] if content is None else content)
@@ -309,9 +329,8 @@ def test_damaged_gradients_of_a_target_are_reported_and_made_again(
     with pytest.raises(StoreError, match="gradients of a target are damaged") as caught:
         read_target_gradients(file)
     assert (caught.value.where, caught.value.todo[:15]) == (str(file), "Delete that fil")
-    extracted.clear()
     told = world.Listening()
-    gradsieve.run(world.recipe(inputs), tmp_path / "run", progress=told)
+    gradsieve.run(world.recipe(inputs), done.path, progress=told)
     assert any(line.startswith(f"features: {file} is damaged") for line in told.lines)
     assert extracted == [targets_rows(inputs)]
     after = world.results(done)

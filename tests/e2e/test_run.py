@@ -27,9 +27,23 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def told() -> world.Listening:
+    """What the finished run has said."""
+    return world.Listening()
+
+
+@pytest.fixture(scope="module")
+def run(
+    inputs: dict[str, Any], told: world.Listening, tmp_path_factory: pytest.TempPathFactory
+) -> RunFolder:
     """One finished run; tests must not change it."""
-    return gradsieve.run(world.recipe(inputs), tmp_path_factory.mktemp("run"))
+    return gradsieve.run(world.recipe(inputs), tmp_path_factory.mktemp("run"), progress=told)
+
+
+@pytest.fixture
+def copied(run: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of it, which a test may change."""
+    return RunFolder(shutil.copytree(run.path, tmp_path / "copied"))
 
 
 def scores(run: RunFolder, target: str = "mine") -> dict[tuple[str, str], dict[str, Any]]:
@@ -127,28 +141,28 @@ def test_meta_tells_what_was_done(run: RunFolder) -> None:
     assert run.require("warmup")["learning_rates"][1] > 0
 
 
-def test_a_finished_run_is_skipped(inputs: dict[str, Any], tmp_path: Path) -> None:
-    told = world.Listening()
-    gradsieve.run(world.recipe(inputs), tmp_path, progress=told)
+def test_a_finished_run_is_skipped(
+    inputs: dict[str, Any], told: world.Listening, copied: RunFolder
+) -> None:
     counted = 2 * (world.ROWS + 6 + 6)  # the pool's and two targets', at two checkpoints
     wanted = f"  features: {counted}/{counted} examples in "
     assert [line for line in told.lines if line.startswith(wanted)]
-    before = world.results(RunFolder(tmp_path))
+    before = world.results(copied)
     told = world.Listening()
-    gradsieve.run(world.recipe(inputs), tmp_path, progress=told)
+    gradsieve.run(world.recipe(inputs), copied.path, progress=told)
     assert told.lines == [f"{n}: up to date" for n in (*MADE, "report")]
-    assert world.results(RunFolder(tmp_path)) == before
+    assert world.results(copied) == before
 
     told = world.Listening()
-    gradsieve.run(world.recipe(inputs, select={"count": 3}), tmp_path, progress=told)
+    gradsieve.run(world.recipe(inputs, select={"count": 3}), copied.path, progress=told)
     assert told.lines[:4] == [f"{n}: up to date" for n in MADE[:4]]
     assert "select.count: null -> 3" in told.lines[4]
-    assert len(selected(RunFolder(tmp_path))) == 3
-    assert list((tmp_path / "archive").glob("04-select-*/mine/less/selected.jsonl"))
+    assert len(selected(copied)) == 3
+    assert list((copied.path / "archive").glob("04-select-*/mine/less/selected.jsonl"))
 
     told = world.Listening()
     changed = world.recipe(inputs, select={"count": 3}, warmup__learning_rate=2e-3)
-    gradsieve.run(changed, tmp_path, progress=told)
+    gradsieve.run(changed, copied.path, progress=told)
     again = [line for line in told.lines if "running again" in line]
     assert [line.split(":")[0] for line in again] == ["warmup", "features", "score", "select"]
     assert "warmup.learning_rate: 0.003 -> 0.002" in again[0]
@@ -160,6 +174,7 @@ def test_batch_size_does_not_matter(run: RunFolder, inputs: dict[str, Any], tmp_
             gradsieve.run(
                 world.recipe(inputs, features__tokens_per_batch=tokens, features__bits=bits),
                 warm(run, tmp_path / f"{bits}-{tokens}"),
+                last="select",
             )
             for tokens in (1, 300, "auto")
         ]
@@ -218,15 +233,18 @@ def test_bits_and_readings_are_options(
         assert not np.array_equal(found, wanted)
 
 
-def test_exact_mode_has_no_projection_error(inputs: dict[str, Any], tmp_path: Path) -> None:
+def test_exact_mode_has_no_projection_error(
+    run: RunFolder, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    folders = [warm(run, tmp_path / name) for name in ("whole", "exact")]
     unprojected = {"projection": {"kind": "none"}, "bits": 32}
     told = world.Listening()
     for mean in ("cosine_of_mean", "mean_of_cosines"):
         score = {"target_mean": mean}
         whole = world.recipe(inputs, features=unprojected, score=score)
-        wanted = gradsieve.run(whole, tmp_path / "whole", progress=told)
+        wanted = gradsieve.run(whole, folders[0], progress=told)
         recipe = world.recipe(inputs, features={"mode": "exact"}, score=score)
-        found = gradsieve.run(recipe, tmp_path / "exact", progress=told)
+        found = gradsieve.run(recipe, folders[1], progress=told)
         assert_same_scores(wanted, found, 1e-6)
     assert "  exact mode holds 0.00 GiB of target gradients" in told.lines
     assert not list(found.stage("features").glob("*/pool"))
@@ -256,22 +274,23 @@ def test_new_rows_add_only_their_own_features(inputs: dict[str, Any], tmp_path: 
     assert len(scores(run)) == world.ROWS // 2
 
 
-def test_a_new_target_takes_no_row_again(inputs: dict[str, Any], tmp_path: Path) -> None:
+def test_a_new_target_takes_no_row_again(
+    run: RunFolder, inputs: dict[str, Any], tmp_path: Path
+) -> None:
     one = {**inputs, "targets": inputs["targets"][:1]}
-    run = gradsieve.run(world.recipe(one), tmp_path)
-    store = run.stage("features") / "checkpoint-1" / "pool"
+    grown = gradsieve.run(world.recipe(one), warm(run, tmp_path / "grown"))
+    store = grown.stage("features") / "checkpoint-1" / "pool"
     times = {file.name: file.stat().st_mtime_ns for file in store.glob("shard-*")}
-    gradsieve.run(world.recipe(inputs), tmp_path)
+    gradsieve.run(world.recipe(inputs), grown.path)
     assert {file.name: file.stat().st_mtime_ns for file in store.glob("shard-*")} == times
-    assert len(selected(run, "plain")) == len(selected(run, "mine"))
+    assert len(selected(grown, "plain")) == len(selected(grown, "mine"))
 
 
 def test_a_damaged_shard_is_named_and_only_its_rows_are_made_again(
-    inputs: dict[str, Any], tmp_path: Path
+    inputs: dict[str, Any], copied: RunFolder
 ) -> None:
-    run = gradsieve.run(world.recipe(inputs), tmp_path)
-    before = world.results(run)
-    store = run.stage("features") / "checkpoint-2" / "pool"
+    before = world.results(copied)
+    store = copied.stage("features") / "checkpoint-2" / "pool"
     shard = sorted(store.glob("shard-*"))[1]
     others = {file: file.stat().st_mtime_ns for file in store.glob("shard-*") if file != shard}
     content = bytearray(shard.read_bytes())
@@ -279,13 +298,13 @@ def test_a_damaged_shard_is_named_and_only_its_rows_are_made_again(
     shard.write_bytes(content)
     again = world.recipe(inputs, score__across_subtasks="mean")
     with pytest.raises(StoreError, match="damaged") as caught:
-        gradsieve.run(again, tmp_path, first="score")
+        gradsieve.run(again, copied.path, first="score")
     assert str(shard) == caught.value.where
     told = world.Listening()
-    gradsieve.run(world.recipe(inputs), tmp_path, progress=told)
+    gradsieve.run(world.recipe(inputs), copied.path, progress=told)
     assert any(shard.name in line for line in told.lines)
     assert {file: file.stat().st_mtime_ns for file in others} == others
-    after = world.results(run)
+    after = world.results(copied)
     assert {name: after[name] for name in before} == before
 
 
@@ -381,30 +400,31 @@ def test_a_row_whose_gradient_is_zero_scores_0(
     assert zeros == [("odd", "x")]
 
 
-def test_train_makes_adapters_also_of_another_model(inputs: dict[str, Any], tmp_path: Path) -> None:
+def test_train_makes_adapters_also_of_another_model(
+    inputs: dict[str, Any], copied: RunFolder, tmp_path: Path
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     other = world.make(tmp_path / "other")["model"]["name"]
     recipe = world.recipe(inputs, train={"model": other, "seeds": [0, 1]})
-    run = gradsieve.run(recipe, tmp_path / "run")
+    gradsieve.run(recipe, copied.path)
     for seed in (0, 1):
-        folder = run.stage("train") / "mine" / "less" / f"seed-{seed}"
+        folder = copied.stage("train") / "mine" / "less" / f"seed-{seed}"
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(other), folder)
         assert (folder / "loss.jsonl").stat().st_size
     told = world.Listening()
-    gradsieve.run(recipe, tmp_path / "run", progress=told)
+    gradsieve.run(recipe, copied.path, progress=told)
     assert told.lines[-2] == "train: up to date"
 
 
 def test_where_losses_are_sent_changes_nothing_that_is_done(
-    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: dict[str, Any], copied: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gradsieve.run(world.recipe(inputs), tmp_path)
     monkeypatch.setattr("gradsieve.stages.checks.check_trackers", lambda _: None)
     told = world.Listening()
     again = world.recipe(inputs, warmup__report_to=["tensorboard"])
-    gradsieve.run(again, tmp_path, progress=told)
+    gradsieve.run(again, copied.path, progress=told)
     # The report shows the recipe, and is written again.
     assert told.lines[:5] == [f"{name}: up to date" for name in MADE]
 
