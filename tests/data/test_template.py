@@ -316,13 +316,21 @@ def released_labels(
     return ids, labels
 
 
+@pytest.fixture(scope="module")
+def real_rows(shared_data: Path) -> dict[str, list[Example]]:
+    """The first rows of two sources, which are large."""
+    files = {name: str(shared_data / "train" / f"{name}.jsonl") for name in ("oasst1", "dolly")}
+    return {name: read_source(name, file).examples[:300] for name, file in files.items()}
+
+
 @pytest.mark.parametrize("name", ["pythia", "gpt2", "mistral-v1"])
-def test_equals_the_released_code_on_real_rows(shared_data: Path, name: str) -> None:
+def test_equals_the_released_code_on_real_rows(
+    shared_data: Path, real_rows: dict[str, list[Example]], name: str
+) -> None:
     made = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / name)
     template = ChatTemplate(made, "tulu", max_length=100_000)
-    source = read_source("oasst1", str(shared_data / "train" / "oasst1.jsonl"))
     several = 0
-    for example in source.examples[:150]:
+    for example in real_rows["oasst1"][:150]:
         encoded = template.encode(example)
         several += len(example.messages) > 2
         found = encoded.input_ids.tolist(), encoded.labels.tolist()
@@ -331,11 +339,12 @@ def test_equals_the_released_code_on_real_rows(shared_data: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["pythia", "gpt2", "mistral-v1"])
-def test_real_answers_come_back_from_labels(shared_data: Path, name: str) -> None:
+def test_real_answers_come_back_from_labels(
+    shared_data: Path, real_rows: dict[str, list[Example]], name: str
+) -> None:
     made = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / name)
     template = ChatTemplate(made, "tulu", max_length=100_000)
-    source = read_source("dolly", str(shared_data / "train" / "dolly.jsonl"))
-    for example in source.examples[:300]:
+    for example in real_rows["dolly"]:
         encoded = template.encode(example)
         kept = made.decode([label for label in encoded.labels if label != -100])
         assert kept.strip() == example.messages[-1]["content"].strip() + made.eos_token
