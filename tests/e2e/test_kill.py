@@ -126,11 +126,13 @@ def leftovers(folder: Path) -> list[str]:
     return [str(f) for f in folder.rglob("*") if f.name.endswith(".tmp") or f.name == "trainer"]
 
 
-@pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])
-def test_kill_9_at_random_moments(
-    whole: tuple[dict[str, Any], RunFolder], tmp_path: Path, kills: int
-) -> None:
-    """Real processes, a real signal; on one thread, as the run that they are held against."""
+@pytest.mark.slow
+def test_kill_9_at_random_moments(whole: tuple[dict[str, Any], RunFolder], tmp_path: Path) -> None:
+    """Real processes, a real signal; on one thread, as the run that they are held against.
+
+    Slow: tests/trust does it a few times in each run of the tests.
+    """
+    kills = 200
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_recipe(world.recipe(whole[0])))
     killer = [sys.executable, str(Path(__file__).with_name("killer.py"))]

@@ -54,10 +54,11 @@ class Bases:
 
     Args:
         out: The folder; what it has already is not made again.
+        seeds: Of training.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    def __init__(self, out: Path, seeds: int = 2) -> None:
+        self.out, self.seeds = out, seeds
         self.recipe = self._recipe("inputs", seed=0)
         self.whole = self._finished("whole", self.recipe)
         self.operations = int((out / "whole.ops").read_text())
@@ -74,7 +75,7 @@ class Bases:
             "features__mode": "both",
             "score": {"methods": METHODS},
             "select": {"count": 6 + seed},
-            "train": {"epochs": 2, "seeds": [0, 1]},
+            "train": {"epochs": 2, "seeds": [*range(self.seeds)]},
             "evaluate": {"tasks": ["target_loss", "mine"]},
             "validate": {"subsets": 3, "share": 0.3, "leave_out": []},
         }

@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--cuts", type=int, default=50)
     parser.add_argument("--damages", type=int, help="at most so many; by default all")
     parser.add_argument("--finished", action="store_true", help="damage the finished run alone")
+    parser.add_argument("--seeds", type=int, default=2, help="of training in each run")
     parser.add_argument("--only", default="", help="damages of files with this in their kind")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--page", type=Path, help="where the table is written")
@@ -48,7 +49,7 @@ def main() -> None:
     gc.freeze()  # what the imports have made: no child looks for garbage there
     out = given.out.resolve()
     _start(out)
-    bases = Bases(out)
+    bases = Bases(out, given.seeds)
     trials: list[Trial] = [
         *_interruptions(bases, "kill", given.kills),
         *_interruptions(bases, "cut", given.cuts),
