@@ -19,8 +19,10 @@ endef
 demo: $(RUNTIME)        ## the main job on a small built-in example
 	$(BIN)/gradsieve demo --out runs/demo
 
-test: $(STAMP)          ## the fast tests; workers with several threads each would wait by spinning
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Workers with several threads each would wait by spinning. A worker takes a file at a time: what the
+# file's tests share is made once.
+test: $(STAMP)          ## the fast tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)     ## the slow ones: many kills, larger inputs
 	$(BIN)/python -m pytest -m slow

@@ -12,9 +12,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's libraries: 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+LONG = ("tests/trust/", "tests/docs/", "tests/e2e/", "tests/test_api.py", "tests/test_wrong_inputs")
+"""Files and folders that take longest: at the end one process would work while the other waits."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first: at the end one process would work while the other has none left."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/trust/"))
+    """The longest files first; a process takes a file's tests together (`--dist loadfile`)."""
+
+    def place(item: pytest.Item) -> int:
+        return next((n for n, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG))
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:
