@@ -169,11 +169,12 @@ def test_a_finished_run_is_skipped(
 
 
 def test_batch_size_does_not_matter(run: RunFolder, inputs: dict[str, Any], tmp_path: Path) -> None:
+    one = {**inputs, "warmup": {"checkpoints": [str(run.stage("warmup") / "checkpoint-2")]}}
     for bits, most in ((32, 1e-6), (16, 5e-6)):  # rounding to 16 bits makes small gaps larger
         runs = [
             gradsieve.run(
-                world.recipe(inputs, features__tokens_per_batch=tokens, features__bits=bits),
-                warm(run, tmp_path / f"{bits}-{tokens}"),
+                world.recipe(one, features__tokens_per_batch=tokens, features__bits=bits),
+                tmp_path / f"{bits}-{tokens}",
                 last="select",
             )
             for tokens in (1, 300, "auto")

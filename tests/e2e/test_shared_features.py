@@ -16,7 +16,7 @@ from gradsieve.stages import features
 
 @pytest.fixture(scope="module", params=["store", "exact"])
 def recipe(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    inputs = world.make(tmp_path_factory.mktemp("inputs"))
+    inputs = world.make(tmp_path_factory.mktemp("inputs"), rows=80)
     return world.recipe(inputs, features={"mode": request.param})
 
 

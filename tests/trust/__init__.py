@@ -1,6 +1,6 @@
 """Whether a run folder can be trusted: runs are killed, cut off, damaged (docs/reliability.md).
 
-    python -m trust --out FOLDER [--jobs 2] [--kills 100] [--cuts 50] [--damages N]
+    python -m trust --out FOLDER [--jobs 2] [--kills 100] [--cuts 50] [--damages N] [--seeds 2]
         [--page ../docs/reliability.md]
 
 Each trial is a run, pool to report, for two targets, by three methods, with two seeds, of a model
