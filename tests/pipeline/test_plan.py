@@ -62,7 +62,6 @@ def test_what_is_counted(inputs: dict[str, Any]) -> None:
         "select",
     ]
     assert found.seconds is None
-    assert found.memory_bytes is None
     assert all(stage.flops > 0 for stage in found.stages[1:4])
 
 
@@ -77,7 +76,6 @@ def test_every_stage_gets_seconds(
     )
     assert found.seconds == pytest.approx(sum(stage.seconds for stage in found.stages))
     assert all(stage.seconds > 0 for stage in found.stages)
-    assert found.memory_bytes > 100e6
     assert not (tmp_path / "run").exists()
     assert "evaluate  to run" in found.table()
 
@@ -189,7 +187,22 @@ def test_several_workers(inputs: dict[str, Any]) -> None:
     assert "GPU-hours)" in eight.table()
 
 
-def test_memory_that_may_not_suffice_is_told(inputs: dict[str, Any]) -> None:
+def test_memory_that_may_not_suffice_is_told(
+    inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = (
+        plan(inputs, calibrate=False, features={"tokens_per_batch": tokens}).stages[2].memory_bytes
+        for tokens in (100, 10_000)
+    )
+    assert 0 < small < large / 10
+    monkeypatch.setattr("gradsieve.pipeline.plan._memory_there", lambda _: 2.0 * small)
+    found = plan(inputs, calibrate=False, features={"tokens_per_batch": 10_000})
+    assert [note.partition(":")[2] for note in found.notes if "features may need" in note] == [
+        " lower features.tokens_per_batch or model.max_length"
+    ]
+
+
+def test_memory_of_a_large_model() -> None:
     """A batch of 32 examples of 2048 tokens, uncut, of a model of billions of weights."""
     from gradsieve.models.shape import Shape
 

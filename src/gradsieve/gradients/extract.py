@@ -21,8 +21,9 @@ from gradsieve.gradients.features import FeatureExtractor, FeatureRows
 from gradsieve.gradients.objectives import send
 from gradsieve.models.device import device, forget_memory_used, memory_used
 
-FIRST = {"cpu": 4096, "cuda": 8192}
-"""Tokens with which `auto` starts. On a CPU more gains nothing (measured, see LOG): it stays so."""
+FIRST = {"cpu": 1024, "cuda": 8192}
+"""Tokens with which `auto` starts. On a CPU more gains nothing, and takes memory (measured, see
+LOG): it stays so."""
 
 MOST = 1 << 17
 """Tokens beyond which `auto` doesn't grow: a GPU is busy long before."""

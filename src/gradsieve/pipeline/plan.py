@@ -6,9 +6,7 @@ seconds from a timed sample of this run (sample.py) or from a GPU's data sheet (
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +57,7 @@ class StagePlan:
     Attributes:
         optimizer_steps: Of all its trainings; None for stages that train nothing.
         seconds: What it will take, or took if it is done; None if unknown.
-        memory_bytes: Estimated peak of GPU memory; None on a CPU.
+        memory_bytes: Estimated peak of the device's memory; None if no model is run.
     """
 
     stage: str
@@ -99,7 +97,6 @@ class Plan:
         gpu_hours: That the workers' GPUs are held; None on a CPU, or if a stage's time is unknown.
         disk_bytes: Of all stages to run.
         disk_free_bytes: Where the run's folder is or would be; None without one.
-        memory_bytes: This process's peak while stages were timed; None if none were.
         trainable: Parameters of the adapter.
     """
 
@@ -113,7 +110,6 @@ class Plan:
     gpu_hours: float | None
     disk_bytes: int
     disk_free_bytes: int | None
-    memory_bytes: int | None
     trainable: int
     notes: tuple[str, ...]
 
@@ -185,7 +181,6 @@ def plan(
         gpu_hours=None if seconds is None or not has_gpu else seconds * workers / 3600,
         disk_bytes=sum(stage.disk_bytes for stage in left),
         disk_free_bytes=free,
-        memory_bytes=_peak_memory() if samples is not None else None,
         trainable=selecting_shape(context).adapter,
         notes=tuple(_notes(context, stages, by)),
     )
@@ -201,8 +196,8 @@ def _stages(
 ) -> Iterator[StagePlan]:
     with context.progress.counting("planning", len(estimates), "stages") as report:
         for done, (name, estimate) in enumerate(estimates.items(), start=1):
-            state, has_gpu = found[name], isinstance(by, Gpu) or _on_gpu()
-            memory = estimate.memory_bytes if has_gpu and state.kind not in MADE else None
+            state = found[name]
+            memory = estimate.memory_bytes if state.kind not in MADE else None
             seconds: float | None = None
             if state.kind == "done":
                 seconds = context.run.require(name)["seconds"]
@@ -338,13 +333,6 @@ def _memory_there(gpu: Gpu | None) -> float:
     if _on_gpu():
         return float(torch.cuda.mem_get_info()[1])
     return float(psutil.virtual_memory().total)
-
-
-def _peak_memory() -> int:
-    if _on_gpu():
-        return int(torch.cuda.max_memory_reserved())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _on_gpu() -> bool:

@@ -22,8 +22,7 @@ def plan_text(plan: Plan) -> str:
     """The tables of a plan."""
     keys = ("name", "subtasks", "examples", "left_out", "questions")
     targets = [[target[key] for key in keys] for target in plan.targets]
-    memory = any(stage.memory_bytes is not None for stage in plan.stages)
-    head = ["stage", "state", "FLOPs", "steps", "time", "disk", *["GPU memory"] * memory]
+    head = ["stage", "state", "FLOPs", "steps", "time", "disk", "memory"]
     stages = [
         [
             stage.stage,
@@ -32,7 +31,7 @@ def plan_text(plan: Plan) -> str:
             "" if stage.optimizer_steps is None else stage.optimizer_steps,
             _time(stage),
             size(stage.disk_bytes),
-            *["" if stage.memory_bytes is None else size(stage.memory_bytes)] * memory,
+            "" if stage.memory_bytes is None else size(stage.memory_bytes),
         ]
         for stage in plan.stages
     ]
@@ -70,8 +69,6 @@ def _sums(plan: Plan) -> Iterator[str]:
     held = "" if plan.gpu_hours is None else f" ({plan.gpu_hours:,.1f} GPU-hours)"
     yield f"to run: {seconds} on {plan.machine}{held}, {size(plan.disk_bytes)} on disk{free}"
     yield f"trainable parameters: {plan.trainable:,}"
-    if plan.memory_bytes is not None:
-        yield f"peak memory while stages were timed: {size(plan.memory_bytes)}"
 
 
 def _aligned(head: Sequence[str], rows: Any, left: int = 1) -> str:

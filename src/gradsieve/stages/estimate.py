@@ -44,7 +44,7 @@ class Estimate:
         disk_bytes: What it leaves on disk.
         working_bytes: What else it needs on disk meanwhile: Trainer's last two checkpoints.
         read_bytes: Datastores that it reads from disk.
-        memory_bytes: GPU memory at its peak; None where none is used, or as much as there is.
+        memory_bytes: Of the device at its peak; None where none is used, or as much as there is.
         generated_bytes: What generating answers token by token reads of GPU memory.
         like: The stage whose sample it is timed by; None: its own.
         tasks: Into how many it is cut for workers.
