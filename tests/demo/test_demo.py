@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers.utils.logging import is_progress_bar_enabled
 
 import world
 from gradsieve import demo
@@ -34,6 +35,7 @@ def test_what_is_not_installed_is_left_out(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_truth_is_hidden_from_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradsieve.demo.model.STEPS", 2)
+    assert is_progress_bar_enabled()
     recipe = load_recipe(demo.prepare(tmp_path, world.Listening()))
     truth = json.loads((tmp_path / "truth.json").read_text())
     for source in recipe.pool:
@@ -41,3 +43,4 @@ def test_the_truth_is_hidden_from_the_run(tmp_path: Path, monkeypatch: pytest.Mo
             row = json.loads(line)
             assert row.keys() == {"id", "kind", "messages"}
             assert row["id"] in truth
+    assert is_progress_bar_enabled()

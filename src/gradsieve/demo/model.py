@@ -13,9 +13,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from gradsieve.demo.skills import Row, vocabulary
+from gradsieve.models.saved import quiet_transformers
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
@@ -67,8 +67,8 @@ def make_model(rows: Sequence[Row], folder: Path, seed: int, report: Callable[[i
     texts = [f"<s> <|user|> {row.question} <|assistant|> {row.answer} </s>" for row in rows]
     ids = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").input_ids
     _train(model, ids, tokenizer.convert_tokens_to_ids("<|assistant|>"), seed, report)
-    logging.disable_progress_bar()
-    model.save_pretrained(folder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

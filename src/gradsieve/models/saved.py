@@ -147,7 +147,7 @@ def read_model(model: ModelConfig, gpus: int = 1) -> PreTrainedModel:
         options |= {"device_map": "balanced", "max_memory": free}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     loaded: PreTrainedModel
-    with _quiet_transformers():
+    with quiet_transformers():
         loaded, report = read(AutoModelForCausalLM, model, "model", **options)
     _refuse_random_weights(model, report)
     if is_gguf:  # what is loaded is an ordinary model
@@ -157,7 +157,7 @@ def read_model(model: ModelConfig, gpus: int = 1) -> PreTrainedModel:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without its bars, and its report of missing weights: a table there, an error here."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
