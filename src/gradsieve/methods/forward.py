@@ -1,8 +1,8 @@
 """Forward passes over the pool and the targets as tasks of an engine.
 
 In: what to make of a batch of examples. Out: its rows for each target, and for the pool in parts:
-all of them may be more than memory holds. Each task
-writes a file of its own, which outlives a kill; the stage removes them.
+all of them may be more than memory holds. Each task writes a file of its own, which outlives a kill
+and serves the stage's other methods; the stage removes them.
 """
 
 from __future__ import annotations
