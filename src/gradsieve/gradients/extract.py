@@ -29,13 +29,18 @@ MOST = 1 << 17
 """Tokens beyond which `auto` doesn't grow: a GPU is busy long before."""
 
 
+def first_tokens(wanted: int | Literal["auto"]) -> int:
+    """Tokens that the first forward pass may have on this machine."""
+    return FIRST[device().type] if wanted == "auto" else wanted
+
+
 class TokenBudget:
     """How many tokens, padding included, one forward pass may have: as of now in `tokens`."""
 
     def __init__(self, wanted: int | Literal["auto"] = "auto") -> None:
         self._grows = wanted == "auto" and device().type == "cuda"
         forget_memory_used()
-        self.tokens = FIRST[device().type] if wanted == "auto" else wanted
+        self.tokens = first_tokens(wanted)
 
     def used(self, share_of_memory: float) -> None:
         """Note the most memory that was used so far, as a share of what there is."""

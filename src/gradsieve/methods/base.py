@@ -77,10 +77,13 @@ class ScoringTask:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def places(self) -> Iterator[slice]:
+        """Positions of the examples, some thousands at a time."""
+        return (slice(start, start + AT_ONCE) for start in range(0, len(self), AT_ONCE))
+
     def batches(self) -> Iterator[NDArray[np.int64]]:
         """The numbers, some thousands at a time."""
-        for start in range(0, len(self), AT_ONCE):
-            yield self.numbers[start : start + AT_ONCE]
+        return (self.numbers[some] for some in self.places())
 
     def example_keys(self) -> Iterator[ExampleKey]:
         """The examples' keys, in order."""

@@ -28,7 +28,6 @@ from gradsieve.data.examples import TokenizedExample
 from gradsieve.errors import ModelError
 from gradsieve.io import needed
 from gradsieve.methods.base import (
-    AT_ONCE,
     Scores,
     ScoringTask,
     Uses,
@@ -174,9 +173,7 @@ def _embeddings(task: ScoringTask) -> Iterator[OfAll]:
         name: encode([full_text(row.example) for row in rows])
         for name, rows in task.targets.items()
     }
-    places = np.arange(len(task))
-    some = (places[start : start + AT_ONCE] for start in range(0, len(task), AT_ONCE))
-    yield targets, ((one, encode(task.pool.texts(task.numbers[one]))) for one in some)
+    yield targets, ((some, encode(task.pool.texts(task.numbers[some]))) for some in task.places())
 
 
 RDS = Representations(

@@ -30,7 +30,7 @@ from gradsieve.models.source import ModelSource
 MakeRows = Callable[[Any, Sequence[TokenizedExample]], NDArray[Any]]
 """A row for each example, by a model; can be pickled."""
 
-Part = tuple[NDArray[np.int64], NDArray[Any]]
+Part = tuple[NDArray[np.int64] | slice, NDArray[Any]]
 """Positions of some of the pool's examples, and a row for each."""
 
 Item = TypeVar("Item")

@@ -163,8 +163,7 @@ def plan(
         check_pool(context, needed)
         free = shutil.disk_usage(existing(folder)).free if folder is not None else None
         raise_all(_what_does_not_fit(context, estimates, found, free, named))
-        samples = Samples(context, Path(scratch)) if calibrate and named is None else None
-        by = named or samples
+        by = named or (Samples(context, Path(scratch)) if calibrate else None)
         stages = list(_stages(context, estimates, found, by, workers, seconds_reading))
     left = [stage for stage in stages if stage.state not in MADE]
     known = [stage.seconds for stage in left if stage.seconds is not None]

@@ -101,7 +101,8 @@ class Samples:
         while last < again + CLEAR_SECONDS and rows < usable:
             growth = next((times for times in GROWTH if self._may_take(times * last)), None)
             if growth is None:
-                self.at_most += [stage.name] if rows == FIRST_ROWS else []
+                if rows == FIRST_ROWS:
+                    self.at_most.append(stage.name)
                 break
             rows = min(growth * rows, usable)
             last, more = self._run(stage, rows)

@@ -27,7 +27,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradsieve.errors import GradsieveError
-from gradsieve.gradients.extract import FIRST
+from gradsieve.gradients.extract import first_tokens
 from gradsieve.gradients.jobs import (
     AdamFacts,
     AdamTask,
@@ -43,7 +43,6 @@ from gradsieve.gradients.projection import VERSION
 from gradsieve.io import fingerprint, is_whole
 from gradsieve.methods import all_members, find_method, needs_gradients
 from gradsieve.models.checkpoints import checkpoint_fingerprint
-from gradsieve.models.device import device
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.files import damaged_by_name
@@ -125,10 +124,7 @@ class Features(Stage):
             for row in rows
         )
         flops = taken * float(own + of_targets)
-        wanted = settings.tokens_per_batch
-        tokens = max(
-            int(lengths(context).max()), FIRST[device().type] if wanted == "auto" else wanted
-        )
+        tokens = max(int(lengths(context).max()), first_tokens(settings.tokens_per_batch))
         size = rows_a_shard(len(pool.usable), values)
         of_adapter = 13 + 4 * settings.projection.balanced + 4 * columns
         held = shape.weight_bytes + of_adapter * shape.adapter
