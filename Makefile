@@ -22,7 +22,7 @@ demo: $(RUNTIME)        ## the main job on a small built-in example
 # Workers with several threads each would wait by spinning. A worker takes a file at a time: what the
 # file's tests share is made once.
 test: $(STAMP)          ## the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)     ## the slow ones: many kills, larger inputs
 	$(BIN)/python -m pytest -m slow

@@ -1,11 +1,13 @@
 """Fixtures that several test folders share."""
 
+import functools
 import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer.testing
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's libraries: no test needs one
 
@@ -37,6 +39,16 @@ def disk_not_waited_for() -> Iterator[None]:
     """Nothing cuts the power here; tests/trust does, in processes of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_made_once() -> Iterator[None]:
+    """As in a process; typer makes all commands anew for each call, in 60 ms."""
+    made = functools.cache(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.main.get_command", made)
+        patch.setattr("typer.testing._get_command", made)
         yield
 
 

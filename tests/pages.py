@@ -74,9 +74,9 @@ INSTEAD = {
 }
 
 SIZES = {
-    "demo.model.STEPS": 20,
-    "demo.STEPS": 20,
-    "demo.POOL_ROWS": 100,
+    "demo.model.STEPS": 8,
+    "demo.STEPS": 8,
+    "demo.POOL_ROWS": 40,
     "demo.TRAINING_STEPS": 4,
     "demo.EXAMPLES_A_KIND": 2,
     "demo.QUESTIONS_A_KIND": 2,

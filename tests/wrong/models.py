@@ -135,7 +135,7 @@ def student(spoil: Spoil) -> Spoil:
 
 def wider() -> LlamaForCausalLM:
     heads = {"num_key_value_heads": 2, "max_position_embeddings": 64}
-    return LlamaForCausalLM(LlamaConfig(**{**SMALL, "hidden_size": 32}, **heads))
+    return LlamaForCausalLM(LlamaConfig(**{**SMALL, "hidden_size": 48}, **heads))
 
 
 TEMPLATES = (
@@ -236,12 +236,12 @@ MODELS = (
     Case(
         "weights that lack layers",
         lambda desk: desk.edit("model/config.json", num_hidden_layers=5),
-        ("missing or of another shape", "27 weights, e.g. model.layers.2", "belong together"),
+        ("missing or of another shape", "36 weights, e.g. model.layers.1", "belong together"),
     ),
     Case(
         "weights of another size",
         lambda desk: desk.edit("model/config.json", intermediate_size=48),
-        ("missing or of another shape", "[16, 32] not [16, 48]"),
+        ("missing or of another shape", "[32, 32] not [32, 48]"),
     ),
     Case("weights cut short", cut(WEIGHTS, 9000), ("damaged", f"{WEIGHTS}, 9000 bytes", "again")),
     Case(
@@ -314,7 +314,7 @@ CHECKPOINTS = (
     Case(
         "moments of another shape",
         checkpoints(moments),
-        ("does not fit the adapter", "expected (2, 16), found (1, 16)", "saved with this adapter"),
+        ("does not fit the adapter", "expected (2, 32), found (1, 32)", "saved with this adapter"),
     ),
     Case(
         "moments cut short",

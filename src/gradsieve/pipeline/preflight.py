@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -67,9 +67,8 @@ def _versions() -> Iterator[GradsieveError]:
         wanted = Requirement(line)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue  # of an extra, or of another system
-        try:
-            version = importlib.metadata.version(wanted.name)
-        except importlib.metadata.PackageNotFoundError:
+        version = _version(wanted.name)
+        if version is None:
             continue  # its import says so, if it is not there under another name
         if not wanted.specifier.contains(version, prereleases=True):
             yield UsageError(
@@ -77,6 +76,14 @@ def _versions() -> Iterator[GradsieveError]:
                 f"{wanted.name} {version}, gradsieve needs {wanted.specifier}",
                 f"pip install '{wanted.name}{wanted.specifier}'",
             )
+
+
+@cache  # each reads a file and parses it: 3 ms
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 # --- the run folder -----------------------------------------------------------------------------
