@@ -3,7 +3,8 @@
 RDS and RDS+ take the last layer's hidden states of the model that selects, without an adapter:
 RDS of the last token (the LESS paper's baseline), RDS+ a mean over tokens weighted by position,
 each target example taking its nearest row in turn (Ivison et al., "Large-Scale Data Selection for
-Instruction Tuning", 2025, arXiv 2503.01807). Embeddings come from a sentence-transformers model.
+Instruction Tuning", 2025, arXiv 2503.01807). They share a forward pass. Embeddings come from a
+sentence-transformers model.
 
 Letters: n examples of the pool, k of the target, h hidden size.
 """
@@ -91,33 +92,35 @@ class HiddenStates:
     """Vectors from the last layer of the model that selects, without an adapter.
 
     Attributes:
-        name: Which: what a stopped method has left is read by this name.
-        weigh: The weight of each token, by the attention mask.
+        which: Of the two that `hidden_states` makes: what one method has made serves the other.
     """
 
-    name: str
-    weigh: Callable[[Tensor], Tensor]
+    which: int
 
-    def __call__(self, task: ScoringTask) -> AbstractContextManager[OfAll]:
+    @contextmanager
+    def __call__(self, task: ScoringTask) -> Iterator[OfAll]:
         """Of each target, and of the pool in parts."""
         targets = {name: [row.encoded for row in rows] for name, rows in task.targets.items()}
-        return forward(task, self.name, self.encode, TOKENS_PER_BATCH, targets)
+        with forward(task, "hidden states", hidden_states, TOKENS_PER_BATCH, targets) as made:
+            of_targets, parts = made
+            own = {name: rows[:, self.which] for name, rows in of_targets.items()}
+            yield own, ((places, rows[:, self.which]) for places, rows in parts)
 
-    def encode(self, model: Any, encoded: Sequence[TokenizedExample]) -> Vectors:
-        """Vectors of examples."""
-        made: Vectors = np.empty((len(encoded), 0), dtype=np.float32)
-        with torch.inference_mode():
-            for batch, tensors in batches_of(encoded, TOKENS_PER_BATCH):
-                on = {key: value.to(device()) for key, value in tensors.items() if key != "labels"}
-                hidden = model.base_model(**on, use_cache=False).last_hidden_state.float()
-                # A model over several GPUs leaves them on the last one.
-                weights = self.weigh(on["attention_mask"]).to(hidden).unsqueeze(2)
-                mean = (hidden * weights).sum(1)
-                unit = functional.normalize(mean, dim=1).cpu().numpy()
-                if not made.size:
-                    made = np.empty((len(made), unit.shape[1]), dtype=np.float32)
-                made[batch] = unit
-        return made
+
+def hidden_states(model: Any, encoded: Sequence[TokenizedExample]) -> Vectors:
+    """Unit vectors [n, 2, h] of examples: of the last token, and a mean weighted by position."""
+    made: Vectors = np.empty((len(encoded), 2, 0), dtype=np.float32)
+    with torch.inference_mode():
+        for batch, tensors in batches_of(encoded, TOKENS_PER_BATCH):
+            on = {key: value.to(device()) for key, value in tensors.items() if key != "labels"}
+            hidden = model.base_model(**on, use_cache=False).last_hidden_state.float()
+            if not made.size:
+                made = np.empty((len(made), 2, hidden.shape[2]), dtype=np.float32)
+            mask = on["attention_mask"].to(hidden.device)  # of several GPUs, the last one
+            for which, weights in enumerate((_last_token(mask), _by_position(mask))):
+                mean = (hidden * weights.to(hidden).unsqueeze(2)).sum(1)
+                made[batch, which] = functional.normalize(mean, dim=1).cpu().numpy()
+    return made
 
 
 def _last_token(mask: Tensor) -> Tensor:
@@ -178,12 +181,12 @@ def _embeddings(task: ScoringTask) -> Iterator[OfAll]:
 
 RDS = Representations(
     "RDS (the LESS paper's baseline: last hidden state of the last token)",
-    HiddenStates("last hidden states", _last_token),
+    HiddenStates(0),
     "model",
 )
 RDS_PLUS = Representations(
     "RDS+ (Ivison et al., 2025, arXiv 2503.01807: mean weighted by position, round robin)",
-    HiddenStates("mean hidden states", _by_position),
+    HiddenStates(1),
     "model",
     in_turn=True,
 )
