@@ -87,6 +87,16 @@ def test_convert_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert files[1].stat().st_mtime_ns == times[files[1]]
 
 
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "whole")
+    with pytest.raises(StoreError, match="holds something else") as caught:
+        convert(tmp_path / "whole", tmp_path, 4)
+    assert caught.value.where == f"{tmp_path}: whole"
+    with pytest.raises(StoreError, match="holds something else"):
+        merge([tmp_path / "whole"], tmp_path)
+    assert [item.name for item in tmp_path.iterdir()] == ["whole"]
+
+
 @pytest.mark.parametrize("bits", [16, 32, 3])
 def test_more_bits_are_refused(tmp_path: Path, bits: int) -> None:
     fill(tmp_path / "whole", bits=8)

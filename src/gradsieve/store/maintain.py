@@ -19,7 +19,9 @@ from gradsieve.io import differences
 from gradsieve.store.format import (
     KEYS,
     MANIFEST,
+    SETTINGS,
     SHARDS,
+    Folder,
     check_hash,
     hash_of,
     key_at,
@@ -62,7 +64,7 @@ def convert(
 
     Raises:
         StoreError: If the source has no more bits than are wanted, is damaged or lacks files, or
-            the target has other settings.
+            the target has other settings or is a folder of something else.
     """
     store = _open_complete(source)
     if bits not in (1, 2, 4, 8, 16) or bits >= store.bits:
@@ -71,7 +73,7 @@ def convert(
             f"{store.folder}: {store.bits} bits, wanted {bits}",
             "Give one of 16, 8, 4, 2, 1 below what it has.",
         )
-    writer = create_store(target, {**store.settings, "bits": bits})
+    writer = _begin(target, {**store.settings, "bits": bits})
     keys = store.keys()
     left = np.flatnonzero(writer.reader().positions(keys) < 0)
     done = len(keys) - len(left)
@@ -87,6 +89,19 @@ def convert(
     return writer
 
 
+def _begin(path: str | Path, settings: dict[str, Any]) -> StoreWriter:
+    """A new datastore, or one that was begun before; never among other files."""
+    folder = Folder(path)
+    there = list(folder.sizes("*"))
+    if there and SETTINGS not in there:
+        raise StoreError(
+            "The folder for the datastore holds something else.",
+            f"{folder}: {', '.join(there[:3])}",
+            "Give a new folder.",
+        )
+    return create_store(path, settings)
+
+
 def merge(
     sources: Sequence[str | Path], target: str | Path, report: Report = lambda _: None
 ) -> StoreWriter:
@@ -94,7 +109,7 @@ def merge(
 
     Raises:
         StoreError: If there are none, settings differ (names both values), two hold the same row
-            (names it), or a file is damaged or missing.
+            (names it), a file is damaged or missing, or the target is a folder of something else.
     """
     if not sources:
         raise StoreError("No datastore to merge.", str(target), "Name at least one.")
@@ -103,7 +118,7 @@ def merge(
         _check_settings(stores[0], store)
         for other in stores[:number]:
             _check_overlap(other, store, shard_names(store.folder))
-    writer = create_store(target, stores[0].settings)
+    writer = _begin(target, stores[0].settings)
     done = 0
     for store in stores:
         names = shard_names(store.folder)
