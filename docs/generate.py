@@ -43,7 +43,7 @@ def recipe_page() -> str:
         "`--set warmup.epochs=2`, `--set pool.0.path=a.jsonl`.\n",
         "A recipe can extend another: `base: other.yaml` at the top, relative to the recipe's own",
         "folder. Its keys override those of the base; sections are merged key by key, lists are",
-        "replaced. The run folder holds the resolved recipe.\n",
+        "replaced, null takes a key away. The run folder holds the resolved recipe.\n",
         "Effects on results:\n",
         *(f"- {effect}: {meaning}" for effect, meaning in EFFECTS.items()),
         "",

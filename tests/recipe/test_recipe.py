@@ -60,7 +60,7 @@ features: {dim: 3}
     assert [line.split(":")[0] for line in found] == [
         "model.dtyp (line 1)",
         "pool.0.name (line 3)",
-        "pool.1.path",
+        "pool.1.path (line 4)",
         "pool.1.pth (line 4)",
         "targets.0.task (line 5)",
         "warmup.epochs (line 6)",
@@ -189,6 +189,24 @@ def test_the_size_of_a_selection_is_replaced(
     (tmp_path / "base.yaml").write_text(sized)
     extending = f"base: base.yaml\nselect: {{{key}: {value}}}\n"
     assert load_recipe(written(tmp_path, extending)).select == select
+
+
+def test_a_list_and_a_null_replace_what_a_base_has(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "model: {name: m}\npool: {path: p, source_field: kind}\nfeatures: {projection: {dim: 8}}\n"
+        "targets:\n  - {name: a, path: t, test: u}\n"
+        "select: {per_source: {pool/x: 3, pool/y: 0.5}}\n"
+    )
+    extending = "base: base.yaml\nfeatures: {mode: exact, projection: null}\n"
+    assert load_recipe(written(tmp_path, extending)).features.mode == "exact"
+    exact = ["features.mode=exact", "features.projection=null"]
+    assert load_recipe(tmp_path / "base.yaml", exact).features.mode == "exact"
+    extending += "pool: {path: q}\nselect: {per_source: {pool/x: null, pool/y: null, pool: 2}}\n"
+    found = load_recipe(written(tmp_path, extending))
+    assert (found.pool[0].source_field, found.select.per_source) == (None, {"pool": 2})
+    assert problems(tmp_path, extending + "targets:\n  - {name: b}\n") == [
+        "targets.0.path (line 6): missing; this key must be set"
+    ]
 
 
 def test_a_method_replaces_methods(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ RECIPES = (
         "no target is called mien",
         "'mine'",
     ),
+    wrong("a cap that is no number", key("select.per_source", {"one": "x"}), "a number; got 'x'"),
     wrong("a cap on no source", key("select.per_source", {"on": 0.5}), "no source is called on"),
     wrong(
         "a subtask field for a benchmark",

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from gradsieve.errors import RecipeError
-from gradsieve.recipe.schema import ONE, SEVERAL, SIZES, Recipe, Section
+from gradsieve.recipe.schema import SIZES, TAGS, Recipe, Section
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -74,13 +74,19 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any
 def _merged(
     below: Mapping[str, Any], above: Mapping[str, Any], section: str = ""
 ) -> dict[str, Any]:
-    """Keys of `above` win; sections are merged key by key, lists are replaced."""
+    """Keys of `above` win; sections are merged key by key, lists are replaced, null removes."""
     replaced = {other for key in above if above[key] for other in _alternatives(section, key)}
     merged = {**{key: value for key, value in below.items() if key not in replaced}, **above}
     for key in below.keys() & above.keys():
-        if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
+        if above[key] is None:
+            del merged[key]
+        elif key not in LISTS and all(isinstance(part[key], Mapping) for part in (below, above)):
             merged[key] = _merged(below[key], above[key], key)
     return merged
+
+
+LISTS = ("pool", "targets")
+"""Of which one may stand without its list."""
 
 
 def _alternatives(section: str, key: str) -> set[str]:
@@ -237,7 +243,10 @@ def _override(tree: dict[str, Any], override: str) -> tuple[str, ...]:
         return tuple(keys)
     for other in _alternatives(".".join(keys[:-1]), keys[-1]) if value is not None else ():
         node.pop(other, None)
-    node[keys[-1]] = value
+    if value is None and node.get(keys[-1]) is not None:
+        del node[keys[-1]]
+    else:
+        node[keys[-1]] = value
     return tuple(keys)
 
 
@@ -268,13 +277,14 @@ def _override_error(override: str, problem: str, todo: str = "") -> RecipeError:
 
 def _problem(error: dict[str, Any], lines: Mapping[tuple[str, ...], str]) -> str:
     """One line: where in the recipe, what is wrong, what was expected or meant."""
-    path = tuple(str(part) for part in error["loc"] if part not in (ONE, SEVERAL))
+    path = tuple(str(part) for part in error["loc"] if part not in TAGS)
     section = section_at(path[:-1])
     is_ours = path and (path[-1].isdigit() or (section and path[-1] in section.model_fields))
     if not is_ours and error["type"] not in ("extra_forbidden", "missing"):
         # pydantic ends the path with the member of a union ("int"), which is not a key.
         path = path[:-1]
-    line = f" ({lines[path]})" if path in lines else ""
+    written = path[:-1] if error["type"] == "missing" else path
+    line = f" ({lines[written]})" if written in lines else ""
     return f"{'.'.join(path) or 'recipe'}{line}: {_explain(error, path)}"
 
 

@@ -19,9 +19,9 @@ from gradsieve.recipe.inputs import (
 )
 from gradsieve.recipe.section import CHANGES, Effect, Section, key, unique
 from gradsieve.recipe.selecting import (
-    ONE,
     SEVERAL,
     SIZES,
+    TAGS,
     AcrossSubtasks,
     Budget,
     FeaturesConfig,
@@ -41,9 +41,9 @@ from gradsieve.recipe.training import (
 
 __all__ = [
     "CHANGES",
-    "ONE",
     "SEVERAL",
     "SIZES",
+    "TAGS",
     "TOGETHER",
     "AcrossSubtasks",
     "Budget",

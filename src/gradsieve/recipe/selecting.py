@@ -82,7 +82,10 @@ class FeaturesConfig(Section):
     def _exact_needs_no_projection(self) -> FeaturesConfig:
         unused = sorted(self.unused & self.model_fields_set)
         if unused:
-            raise ValueError(f"mode: exact does not use {' and '.join(unused)}: remove it")
+            raise ValueError(
+                f"mode: exact does not use {' and '.join(unused)}: remove it, or write null if a "
+                "base has it"
+            )
         return self
 
     @property
@@ -199,13 +202,22 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 Count = Annotated[int, Field(ge=1)]
 
-Cap = Count | Fraction
-"""A number of rows, or a share such as 0.4."""
-
 T = TypeVar("T")
 
-ONE, SEVERAL = "(one)", "(several)"
-"""Tags of `OneOrSeveral`; they are no part of a key's path in messages."""
+TAGS = ONE, SEVERAL, SHARE, EACH = "(one)", "(several)", "(share)", "(each)"
+"""Of unions whose values tell which member is meant; no part of a key's path in messages."""
+
+Cap = Annotated[
+    Annotated[Count, Tag(ONE)] | Annotated[Fraction, Tag(SHARE)],
+    Discriminator(lambda value: ONE if isinstance(value, int) else SHARE),
+]
+"""A number of rows, or a share such as 0.4."""
+
+Caps = Annotated[
+    Annotated[Cap, Tag(ONE)] | Annotated[dict[str, Cap], Tag(EACH)],
+    Discriminator(lambda value: EACH if isinstance(value, Mapping) else ONE),
+]
+"""A cap for every source, or by name."""
 
 OneOrSeveral = Annotated[
     Annotated[T, Tag(ONE)] | Annotated[list[T], Tag(SEVERAL), Field(min_length=1)],
@@ -251,7 +263,7 @@ class SelectConfig(Section):
     together: bool = key(
         False, "One selection for all targets, which take turns; its name is `together`."
     )
-    per_source: Cap | dict[str, Cap] | None = key(
+    per_source: Caps | None = key(
         None,
         "The most rows of a source: a number (500) or a share of the selection (0.4), for every "
         "source or by name ({cot: 0.3}).",
