@@ -205,7 +205,7 @@ def assert_same_scores(one: RunFolder, other: RunFolder, most: float = 0.0) -> N
 
 
 def warm(run: RunFolder, folder: Path, without: str = "0[2-9]-*") -> Path:
-    """A copy of a run up to its warm-up."""
+    """A copy of a run without some stages; by default up to its warm-up."""
     shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns(without))
     return folder
 

@@ -116,8 +116,9 @@ def hidden_states(model: Any, encoded: Sequence[TokenizedExample]) -> Vectors:
             hidden = model.base_model(**on, use_cache=False).last_hidden_state.float()
             if not made.size:
                 made = np.empty((len(made), 2, hidden.shape[2]), dtype=np.float32)
-            mask = on["attention_mask"].to(hidden.device)  # of several GPUs, the last one
+            mask = on["attention_mask"]
             for which, weights in enumerate((_last_token(mask), _by_position(mask))):
+                # A model over several GPUs leaves its hidden states on the last one.
                 mean = (hidden * weights.to(hidden).unsqueeze(2)).sum(1)
                 made[batch, which] = functional.normalize(mean, dim=1).cpu().numpy()
     return made
