@@ -115,6 +115,23 @@ def test_counts_are_those_of_the_files(
         assert (sum(bins["all"]), sum(bins["selected"])) == (len(table), len(selected))
 
 
+def test_scores_of_rows_chosen_in_turns_are_on_the_scale_of_all_scores(
+    made: tuple[Recipe, RunFolder], tmp_path: Path
+) -> None:
+    """The score for the subtask whose turn it was isn't standardized; those of others are."""
+    changes = {"score": {"method": "bm25", "across_subtasks": "standardized_max"},
+               "select": {"count": 20, "turns": "subtasks"}}  # fmt: skip
+    data = made[0].model_dump(include={"model", "pool", "targets"}, mode="json")
+    recipe = world.recipe(data, **changes)
+    run = gradsieve.run(recipe, tmp_path)
+    view = next(v for v in gather(Context(recipe, run))["views"] if v["target"] == "mine")
+    table = pq.read_table(run.stage("score") / "mine" / "bm25.parquet").to_pylist()
+    total = {key_of(row): row["score"] for row in table}
+    chosen = [total[key_of(r)] for r in lines(run.stage("select") / "mine/bm25/selected.jsonl")]
+    assert view["shown"]["score"][:20] == pytest.approx(chosen, rel=1e-5)
+    assert view["lowest_selected"] == pytest.approx(min(chosen), rel=1e-5)
+
+
 def test_contributions_are_the_strongest_parts_of_the_score(
     made: tuple[Recipe, RunFolder], content: dict[str, Any], view: dict[str, Any]
 ) -> None:

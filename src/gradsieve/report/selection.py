@@ -41,14 +41,12 @@ class Shown:
     Attributes:
         lines: In the table [m].
         groups: Index into `GROUPS` [m].
-        scores: By which they were selected [m]: for their subtask, if subtasks take turns.
         subtasks: For which they were selected [m]; -1: none.
         reasons: Why a row was passed over, by its place.
     """
 
     lines: NDArray[np.int64]
     groups: NDArray[np.int64]
-    scores: NDArray[np.floating[Any]]
     subtasks: NDArray[np.integer[Any]]
     reasons: Mapping[int, str]
 
@@ -56,8 +54,8 @@ class Shown:
 class Selection:
     """A selection's files, next to the score table.
 
-    `own`: it was made by these scores alone, not for all targets together, and has score and
-    subtask.
+    `own`: it was made by these scores alone, not for all targets together, and has the subtask.
+    Scores are those of the table, also where subtasks take turns: theirs are on other scales.
     """
 
     def __init__(self, files: SelectionFiles, table: ScoreTable, rows: PageRows, own: bool) -> None:
@@ -65,9 +63,8 @@ class Selection:
         self.numbers = table.numbers(rows.pool)
         selected = pa.concat_tables(records_of(files.messages))
         self.lines = lines_of(table, selected)
-        self.scores, self.subtasks = table.total[self.lines], table.best[self.lines]
+        self.subtasks = table.best[self.lines]
         if own:
-            self.scores = selected["score"].to_numpy()
             names = pa.array(table.subtasks, pa.string())
             self.subtasks = pc.fill_null(pc.index_in(selected["subtask"], names), -1).to_numpy()
         self.chosen = np.zeros(len(table.total), dtype=bool)
@@ -102,7 +99,6 @@ class Selection:
         return Shown(
             np.concatenate([self.lines[:first], others]),
             np.repeat(np.arange(len(GROUPS)), sizes),
-            np.concatenate([self.scores[:first], table.total[others]]),
             np.concatenate([self.subtasks[:first], table.best[others]]),
             dict(enumerate(self.passed["reason"][: len(passed)].to_pylist(), start=first)),
         )
@@ -123,7 +119,7 @@ class Selection:
             "sources": [list(pair) for pair in zip(*counts, strict=True)],
             "subtasks": self._by_subtask(),
             "scores": histogram(table.total, chosen),
-            "lowest_selected": short(float(self.scores.min())),
+            "lowest_selected": short(float(table.total[self.lines].min())),
             "lengths": length_histogram(tokens, chosen),
             "median_tokens": [float(np.median(tokens[chosen])), float(np.median(tokens))],
             "truncated": [int(truncated[chosen].sum()), int(truncated.sum())],
@@ -146,7 +142,7 @@ class Selection:
             "row": self.rows.places(self.numbers[shown.lines].tolist()),
             "group": shown.groups.tolist(),
             "rank": self.table.ranks[shown.lines].tolist(),
-            "score": [short(score) for score in shown.scores.tolist()],
+            "score": [short(score) for score in self.table.total[shown.lines].tolist()],
             "subtask": shown.subtasks.tolist(),
             "reason": {str(place): reason for place, reason in shown.reasons.items()},
             "by_subtask": [_highest(self.table.compared[line]) for line in shown.lines],

@@ -113,7 +113,7 @@ function showShares(view) {
     .sort((one, other) => other[1] - one[1] || other[2] - one[2]);
   bars(at("sources"), items(view.sources.map(([chosen, pool], place) => [report.sources[place], chosen, pool])));
   at("subtasks-hint").textContent = view.subtasks.length
-    ? `The subtask for which a row has its highest score: share of the selection, above that of the pool.${withoutRows(view)}`
+    ? `The subtask that a row was selected for: share of the selection, above that of the pool by highest score.${withoutRows(view)}`
     : "This method does not use subtasks.";
   bars(at("subtasks"), items(view.subtasks));
 }
