@@ -122,6 +122,22 @@ RECIPES = (
         "mean bm25?",
     ),
     wrong("a size that is no number", key("select.fraction", [0.1, "x"]), "fraction.1", "got 'x'"),
+    wrong(
+        "truth as a number", key("warmup.epochs", True), "warmup.epochs", "another value than true"
+    ),
+    wrong("truth as a size", key("select.count", [True, 2]), "another value than true"),
+    wrong(
+        "tokens of a batch that are no number",
+        key("features.tokens_per_batch", "abc"),
+        "1 problem",
+        "a positive number of tokens, or auto; got 'abc'",
+    ),
+    wrong(
+        "names of modules that are none",
+        key("warmup.lora.target_modules", ["q_proj", 2]),
+        "1 problem",
+        "warmup.lora.target_modules.1",
+    ),
     wrong("a size written twice", key("select.fraction", [0.1, 0.1]), "0.1 is used twice"),
     wrong("the old name of turns", key("select.round_robin", True), "called `turns: subtasks`"),
     wrong(

@@ -17,11 +17,9 @@ from gradsieve.recipe.inputs import (
     SourceConfig,
     TargetConfig,
 )
-from gradsieve.recipe.section import CHANGES, Effect, Section, key, unique
+from gradsieve.recipe.section import CHANGES, SEVERAL, TAGS, Effect, Section, key, unique
 from gradsieve.recipe.selecting import (
-    SEVERAL,
     SIZES,
-    TAGS,
     AcrossSubtasks,
     Budget,
     FeaturesConfig,

@@ -12,15 +12,34 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 """A name that becomes part of a file name."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed of training; NumPy's generator accepts no larger one."""
+
+T = TypeVar("T")
+
+TAGS = ONE, SEVERAL, SHARE, EACH = "(one)", "(several)", "(share)", "(each)"
+"""Of unions whose values tell which member is meant; no part of a key's path in messages."""
+
+OneOrSeveral = Annotated[
+    Annotated[T, Tag(ONE)] | Annotated[list[T], Tag(SEVERAL), Field(min_length=1)],
+    Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE),
+]
+"""A value, or a list of values; what is wrong is reported for the one that was written."""
 
 Effect = Literal["yes", "no", "contents", "adds", "repeats"]
 """A key's effect on results: it changes them; it doesn't; only the contents that it names do (a
@@ -42,6 +61,19 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`true` is 1 in Python, and pydantic takes it for a number."""
+        given = value if isinstance(value, list) else [value]
+        takes_truth = cls.model_fields[str(info.field_name)].annotation is bool
+        if not takes_truth and (wrong := [one for one in given if isinstance(one, bool)]):
+            raise ValueError(
+                f"expected another value than {str(wrong[0]).lower()}, as which YAML also reads "
+                f"{'yes and on' if wrong[0] else 'no and off'}"
+            )
+        return value
 
     @classmethod
     def effect(cls, key: str) -> Effect:

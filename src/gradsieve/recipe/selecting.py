@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from gradsieve.recipe.section import CHANGES, Effect, Name, Section, key, unique
+from gradsieve.recipe.section import (
+    CHANGES,
+    EACH,
+    ONE,
+    SHARE,
+    Effect,
+    Name,
+    OneOrSeveral,
+    Section,
+    key,
+    unique,
+)
 
 SIZES = ("fraction", "count", "tokens")
 """Keys for the size of a selection; a recipe sets one of them."""
@@ -98,11 +109,11 @@ class FeaturesConfig(Section):
         found = super().results(effects)
         return {key: value for key, value in found.items() if key not in self.unused}
 
-    @field_validator("tokens_per_batch")
+    @field_validator("tokens_per_batch", mode="before")
     @classmethod
-    def _positive(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("expected a positive number of tokens, or auto")
+    def _positive(cls, value: Any) -> Any:
+        if value != "auto" and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"expected a positive number of tokens, or auto; got {value!r}")
         return value
 
 
@@ -202,11 +213,6 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 Count = Annotated[int, Field(ge=1)]
 
-T = TypeVar("T")
-
-TAGS = ONE, SEVERAL, SHARE, EACH = "(one)", "(several)", "(share)", "(each)"
-"""Of unions whose values tell which member is meant; no part of a key's path in messages."""
-
 Cap = Annotated[
     Annotated[Count, Tag(ONE)] | Annotated[Fraction, Tag(SHARE)],
     Discriminator(lambda value: ONE if isinstance(value, int) else SHARE),
@@ -218,12 +224,6 @@ Caps = Annotated[
     Discriminator(lambda value: EACH if isinstance(value, Mapping) else ONE),
 ]
 """A cap for every source, or by name."""
-
-OneOrSeveral = Annotated[
-    Annotated[T, Tag(ONE)] | Annotated[list[T], Tag(SEVERAL), Field(min_length=1)],
-    Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE),
-]
-"""A value, or a list of values; what is wrong is reported for the one that was written."""
 
 
 @dataclass(frozen=True)

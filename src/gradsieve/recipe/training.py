@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from gradsieve.recipe.section import Section, Seed, key, regular_expression
+from gradsieve.recipe.section import OneOrSeveral, Section, Seed, key, regular_expression
 
 
 class LoraConfig(Section):
@@ -15,12 +15,12 @@ class LoraConfig(Section):
     r: int = key(128, "Rank.", ge=1)
     alpha: float = key(512, "Scale: the adapter's output is multiplied by alpha / r.", gt=0)
     dropout: float = key(0.1, "Dropout in training; features are computed without.", ge=0, lt=1)
-    target_modules: list[str] | str = key(
+    target_modules: OneOrSeveral[str] = key(
         ["q_proj", "k_proj", "v_proj", "o_proj"],
         "Layers with an adapter, as in peft: a list of names, a regular expression for the full "
         "name, or `all-linear`.",
     )
-    exclude_modules: list[str] | str | None = key(
+    exclude_modules: OneOrSeveral[str] | None = key(
         None, "Layers to exclude from `target_modules`: names, or a regular expression."
     )
     rslora: bool = key(False, "Scale by alpha / sqrt(r) instead.")
