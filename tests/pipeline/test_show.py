@@ -56,6 +56,11 @@ def test_what_is_not_there_is_a_message(recipe: Recipe, asked: dict, said: str) 
         list(show(recipe, **asked))
 
 
+def test_a_row_that_cannot_be_read_may_be_the_one(recipe: Recipe) -> None:
+    with pytest.raises(UsageError, match=r"cannot be read: 1, the first .*mine.jsonl:2: expected"):
+        list(show(recipe, id="x", source="mine"))
+
+
 def test_the_command_prints_text_or_json(recipe: Recipe) -> None:
     file = Path(recipe.pool[-1].path).with_name("recipe.yaml")
     answer = call(f"show {file} --id two")

@@ -46,7 +46,10 @@ def test_every_ready_recipe_can_be_copied(tmp_path: Path) -> None:
     assert names["less-t-llama2-13b"].endswith("Llama-2-13B trains on its selection")
     for name in names:
         folder = tmp_path / name
-        files = copy_ready(name, folder / "mine.yaml")
+        files, kept = copy_ready(name, folder / "mine.yaml")
+        assert not kept
+        again = copy_ready(name, folder / "again.yaml")
+        assert again == ([folder / "again.yaml"], files[1:2])
         assert files[0] == folder / "mine.yaml"
         load_recipe(files[0])
         with pytest.raises(UsageError, match="there already"):

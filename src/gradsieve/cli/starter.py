@@ -35,14 +35,16 @@ def init(
         echo("\n".join(f"{name:{max(map(len, names))}}  {what}" for name, what in names.items()))
         return
     if from_ is not None:
-        files = starter.copy_ready(from_, out or Path(f"{from_}.yaml"))
+        files, kept = starter.copy_ready(from_, out or Path(f"{from_}.yaml"))
     else:
         out = out or Path("recipe.yaml")
         model = _answer(model, "--model", "Model: a folder, or a hub id")
         pool = pool or _answer(None, "--pool", "Pool: files of candidate rows, with spaces").split()
         target = _answer(target, "--target", "Target: a file with examples of the skill")
-        files = [starter.write_recipe(starter.starter(model, pool, target, test, str(out)), out)]
-    echo(f"{', '.join(map(str, files))} written. Next: gradsieve plan {files[0]}")
+        text = starter.starter(model, pool, target, test, str(out))
+        files, kept = [starter.write_recipe(text, out)], []
+    extended = "".join(f" It extends {file}, which was there." for file in kept)
+    echo(f"{', '.join(map(str, files))} written.{extended} Next: gradsieve plan {files[0]}")
 
 
 def _answer(given: str | None, option: str, question: str) -> str:

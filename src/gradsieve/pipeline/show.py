@@ -7,7 +7,7 @@ written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from gradsieve.console import Progress, clean_lines
 from gradsieve.data.examples import Example
-from gradsieve.data.sources import Rejected, SourceSpec, examples_of
+from gradsieve.data.sources import Rejected, examples_of
 from gradsieve.data.template import ChatTemplate, Refusal
 from gradsieve.data.values import LeftOut
 from gradsieve.errors import UsageError
@@ -85,21 +85,27 @@ def show(
         known = ", ".join(spec.name for spec in context.source_specs)
         raise UsageError(f"There is no source {source}.", "--source", f"One of {known}.")
     found = False
+    bad: list[Rejected] = []
     for spec in specs:
-        for row in _wanted(spec, id, first):
+        rows = examples_of(spec, LeftOut())
+        for row in islice(rows, first) if id is None else islice(_with_id(rows, id, bad), 1):
             found = True
             yield _shown(row, context.template)
     if id is not None and not found:
         where = ", ".join(spec.place for spec in specs)
+        if bad:  # one of them may have it
+            where += f"; rows that cannot be read: {len(bad)}, the first {': '.join(bad[0])}"
         todo = "Give the id of a row, or --first 3. A row without an id gets one when it is read."
         raise UsageError(f"There is no row with the id {id!r}.", where, todo)
 
 
-def _wanted(spec: SourceSpec, id: str | None, first: int) -> Iterator[Example | Rejected]:
-    rows = examples_of(spec, LeftOut())
-    if id is None:
-        return islice(rows, first)
-    return islice((row for row in rows if isinstance(row, Example) and row.id == id), 1)
+def _with_id(rows: Iterable[Example | Rejected], id: str, bad: list[Rejected]) -> Iterator[Example]:
+    """The rows with an id; those that have none, since they can't be read, are added to `bad`."""
+    for row in rows:
+        if isinstance(row, Rejected):
+            bad.append(row)
+        elif row.id == id:
+            yield row
 
 
 def _shown(row: Example | Rejected, template: ChatTemplate) -> ShownRow:

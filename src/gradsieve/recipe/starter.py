@@ -102,11 +102,11 @@ def ready_recipes() -> dict[str, str]:
     return found
 
 
-def copy_ready(name: str, out: Path) -> list[Path]:
+def copy_ready(name: str, out: Path) -> tuple[list[Path], list[Path]]:
     """Copy a recipe that comes with the package, and the one that it extends, next to each other.
 
     Returns:
-        The files that were written, the recipe first.
+        The files that were written, the recipe first, and those that were there and are extended.
 
     Raises:
         UsageError: If there is no such recipe, or a file is there already.
@@ -115,11 +115,15 @@ def copy_ready(name: str, out: Path) -> list[Path]:
     if name not in known:
         raise UsageError(f"There is no recipe {name}.", "--from", did_you_mean(name, [*known]))
     text = known[name].read_text(encoding="utf-8")
-    written = [write_recipe(text, out)]
-    base = re.search(r"^base: (\S+)\.yaml$", text, re.MULTILINE)
-    if base and not (other := out.with_name(f"{base[1]}.yaml")).exists():
-        written += copy_ready(base[1], other)
-    return written
+    written, kept = [write_recipe(text, out)], []
+    if base := re.search(r"^base: (\S+)\.yaml$", text, re.MULTILINE):
+        other = out.with_name(f"{base[1]}.yaml")
+        if other.exists():
+            kept = [other]
+        else:
+            more, kept = copy_ready(base[1], other)
+            written += more
+    return written, kept
 
 
 def write_recipe(text: str, out: Path) -> Path:
