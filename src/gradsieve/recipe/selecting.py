@@ -84,8 +84,8 @@ class FeaturesConfig(Section):
     )
     tokens_per_batch: int | Literal["auto"] = key(
         "auto",
-        "Tokens per forward pass, including padding. `auto`: increased while memory suffices, "
-        "halved when it runs out. It changes the speed, not the results.",
+        "Tokens per forward pass, including padding. `auto`: on a GPU increased while memory "
+        "suffices, halved when it runs out; on a CPU 1,024. It changes the speed, not the results.",
         "no",
     )
 
