@@ -69,10 +69,8 @@ class Section(BaseModel):
         given = value if isinstance(value, list) else [value]
         takes_truth = cls.model_fields[str(info.field_name)].annotation is bool
         if not takes_truth and (wrong := [one for one in given if isinstance(one, bool)]):
-            raise ValueError(
-                f"expected another value than {str(wrong[0]).lower()}, as which YAML also reads "
-                f"{'yes and on' if wrong[0] else 'no and off'}"
-            )
+            word, others = ("true", "yes and on") if wrong[0] else ("false", "no and off")
+            raise ValueError(f"{word} is not allowed here; YAML also reads {others} as {word}")
         return value
 
     @classmethod
