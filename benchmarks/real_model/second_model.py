@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from measured import SHARE, top
-
 from judged import KINDS
+from measured import SHARE, top
 
 
 def found(run: Path) -> dict[str, dict[str, list[float]]]:

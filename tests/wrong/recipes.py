@@ -123,9 +123,9 @@ RECIPES = (
     ),
     wrong("a size that is no number", key("select.fraction", [0.1, "x"]), "fraction.1", "got 'x'"),
     wrong(
-        "truth as a number", key("warmup.epochs", True), "warmup.epochs", "another value than true"
+        "truth as a number", key("warmup.epochs", True), "warmup.epochs", "true is not allowed here"
     ),
-    wrong("truth as a size", key("select.count", [True, 2]), "another value than true"),
+    wrong("truth as a size", key("select.count", [True, 2]), "true is not allowed here"),
     wrong(
         "tokens of a batch that are no number",
         key("features.tokens_per_batch", "abc"),
