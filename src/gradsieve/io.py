@@ -54,6 +54,8 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
 
     Fingerprints are named in words: "target `code` was added".
     """
+    if at == "features" and {} in (old, new):  # no method needs them, or none did: see `methods`
+        return []
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = list(dict.fromkeys([*old, *new]))
         below = (differences(old.get(key), new.get(key), f"{at}.{key}".strip(".")) for key in keys)
@@ -68,6 +70,8 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
         return [SENTENCES[section]]
     if section == "stages":  # the pool's outputs are by source, those of features by datastore
         name = name.partition(".")[0]
+    if at.endswith("learning_rates"):
+        return ["the checkpoints' learning rates have changed"]
     if at == "examples":  # not recorded if there are none
         return [f"scores of single target examples are {'added' if new else 'left out'}"]
     if not named:

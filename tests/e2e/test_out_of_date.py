@@ -94,3 +94,29 @@ def test_stages_belong_together_by_what_they_read(recipe: Path, out: Path) -> No
     assert upstream(run, "evaluate") == {"pool", "score", "select", "train", "evaluate"}
     assert upstream(run, "pool") == {"pool"}
     assert changed_settings(run, load_recipe(recipe), "warmup") == []  # it is not finished
+
+
+def test_a_stage_that_the_recipe_lacks(recipe: Path, tmp_path: Path) -> None:
+    """`--until evaluate` trains, too; another selection then names the command to update with."""
+    alone, out = tmp_path / "alone.yaml", tmp_path / "run"
+    alone.write_text(f"base: {recipe}\ntrain: null\nevaluate: null\n", encoding="utf-8")
+    first = call("run", alone, "--out", out, "--until", "evaluate")
+    assert first.exit_code == 0, first.output
+    assert "### mine" in first.stdout
+    other = call("run", alone, "--out", out, "--set", "select.count=5")
+    assert "train: out of date, because select has changed since" in other.stdout
+    assert f"To update: `gradsieve train` with this recipe and --out {out}" in other.stdout
+
+
+def test_outputs_that_come_back_are_named(recipe: Path, tmp_path: Path) -> None:
+    """A stage that fails before it has made anything leaves what was there."""
+    out = tmp_path / "run"
+    few = ("run", recipe, "--out", out, "--until", "features", "--set", "score.methods=[less]")
+    assert call(*few).exit_code == 0
+    methods, pool = "score.methods=[less]", "pool.1.path=" + str(recipe.parent / "test.jsonl")
+    assert call("score", recipe, "--out", out, "--set", methods).exit_code == 0
+    failed = call("score", recipe, "--out", out, "--set", methods, "--set", pool)
+    assert "The datastore lacks" in str(failed.exception)
+    kept = RunFolder(out).stage("score")
+    assert f"score: the old outputs are back in {kept}" in failed.stderr
+    assert (kept / "meta.json").is_file()

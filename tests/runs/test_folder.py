@@ -163,7 +163,10 @@ def test_reasons_read_as_sentences() -> None:
         "model has changed",
     ]
     made = {"stores.pool": one, "targets.t": one}
-    assert differences({"features": None}, {"features": made}) == ["the features have changed"]
+    assert differences({"features": "2" * 64}, {"features": made}) == ["the features have changed"]
+    assert differences({"features": {}}, {"features": made}) == []  # as `methods` show
+    rates = [{"features": {**made, "learning_rates": [rate]}} for rate in (1e-3, 2e-3)]
+    assert differences(*rates) == ["the checkpoints' learning rates have changed"]
     stages = {"stages": {"pool": {"a.b": one, "c": one}, "score": one}}
     assert differences(stages, {"stages": {"pool": {"a.b": two, "c": two}, "score": two}}) == [
         "stage `pool` has changed",

@@ -7,6 +7,7 @@ import pytest
 
 from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.lineage import outdated, upstream
+from gradsieve.runs.verify import verify
 
 STAGES: dict[str, dict[str, Any]] = {
     "pool": {"output": {"one": "p1"}, "inputs": {}},
@@ -73,16 +74,11 @@ def test_what_is_added_leaves_the_rest_as_it_was(run: RunFolder) -> None:
     assert "train" in change(run, "select", selections={"mine/less": "m2"})
 
 
-def test_a_warm_up_serves_a_pool_that_has_grown(run: RunFolder) -> None:
-    pool = {"one": "p1", "two": "p2"}
-    assert set(change(run, "pool", output=pool)) == {
-        "features",
-        "score",
-        "select",
-        "train",
-        "report",
-    }
-    for name in ("features", "score", "select"):
+@pytest.mark.parametrize("pool", [{"one": "p1", "two": "p2"}, {}])
+def test_a_warm_up_and_features_serve_another_pool(run: RunFolder, pool: dict[str, str]) -> None:
+    """As with `--from score`, which stops where rows have no features."""
+    assert set(change(run, "pool", output=pool)) == {"score", "select", "train", "report"}
+    for name in ("score", "select"):
         found = change(run, name, inputs={**STAGES[name]["inputs"], "pool": pool})
     assert found == {}
 
@@ -90,3 +86,5 @@ def test_a_warm_up_serves_a_pool_that_has_grown(run: RunFolder) -> None:
 def test_what_a_stage_has_read_is_not_finished(run: RunFolder) -> None:
     (run.stage("select") / "meta.json").unlink()
     assert outdated(run) == {"train": "select is not finished", "report": "select is not finished"}
+    problems = verify(run).problems  # once, though two stages have read it
+    assert [one["stage"] for one in problems if one["problem"] == "missing"].count("select") == 1

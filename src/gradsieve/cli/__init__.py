@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -317,7 +317,7 @@ def _run(
     from gradsieve.models import distributed
 
     if distributed.is_first():
-        _print_result(done, as_json)
+        _print_result(done, pipeline.stages_of(checked), as_json)
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -329,8 +329,14 @@ def _share(text: str) -> tuple[int, int]:
     )
 
 
-def _print_result(run: RunFolder, as_json: bool) -> None:
-    """What the run holds: its selections, and results and report that are of these selections."""
+def _print_result(run: RunFolder, needed: Sequence[str], as_json: bool) -> None:
+    """What the run holds: its selections, and results and report that are of these selections.
+
+    Args:
+        run: The run.
+        needed: The stages of the recipe. The run may hold others, of another recipe.
+        as_json: Print all of the stages' metadata.
+    """
     from gradsieve.runs.artifacts import Artifacts
     from gradsieve.runs.lineage import outdated
 
@@ -357,6 +363,7 @@ def _print_result(run: RunFolder, as_json: bool) -> None:
     for name, reason in stale.items():
         echo(f"{name}: out of date, because {reason}")
     if stale:
-        echo(f"To update: `gradsieve run` with this recipe and --out {run.path}")
+        command = "run" if stale.keys() & {*needed} else next(iter(stale))
+        echo(f"To update: `gradsieve {command}` with this recipe and --out {run.path}")
     if not selected:
         echo(f"done: {', '.join(metas)} in {run.path}")

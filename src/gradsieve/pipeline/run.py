@@ -73,7 +73,9 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     recipe, run = context.recipe, context.run
     needed = stages_of(recipe)
     asked = _stages_between(first, last)
-    wanted = [name for name in asked if name in needed or name in (first, last)]
+    # Named by `--until`, a stage runs with the one that it reads, though the recipe needs neither.
+    reads = {"features": "warmup", "evaluate": "train"}.get(last or "")
+    wanted = [name for name in asked if name in needed or name in (first, last, reads)]
     _check_processes(wanted)
     start = wanted[0]
     if STAGES[start].refreshes_pool:
@@ -174,6 +176,8 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
             if archived is not None:  # what was reused is in the archive, too
                 run.clear(name)
             run.restore(name, snapshot, archived)
+            if archived is not None:
+                progress.say(f"{name}: the old outputs are back in {folder}")
         raise
     seconds = time.monotonic() - start
     run.clear_temporary(folder)  # of workers that were killed meanwhile

@@ -35,8 +35,7 @@ def current_stages(context: Context) -> dict[str, dict[str, Any]]:
     recipe, run = context.recipe, context.run
     for name in ("score", "select"):
         run.require(name)
-    # Scores of the pool as it is now show that its features are there (`--from score`).
-    stale = outdated(run, of_older_pool=("features",))
+    stale = outdated(run)
     _check_selection(context, stale)
     later = STAGE_NAMES[STAGE_NAMES.index("select") + 1 : STAGE_NAMES.index("report")]
     followed = [

@@ -6,7 +6,7 @@ it read, so a later change of any of them shows. Neither models nor data are rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from gradsieve.io import agree
@@ -24,24 +24,22 @@ MADE_BY = {
 and where its metadata has them."""
 
 
-def outdated(run: RunFolder, of_older_pool: Sequence[str] = ()) -> dict[str, str]:
+def outdated(run: RunFolder) -> dict[str, str]:
     """The finished stages whose inputs have changed since, and what changed, in order.
 
-    A warm-up serves a pool that has changed since (`--from features`), so it is never among them.
-    Nor are the stages `of_older_pool` because of the pool.
+    A warm-up serves a pool that has changed since (`--from features`), and so do features: those of
+    removed rows are ignored, and scoring asks for those of new ones (`--from score`).
     """
     found: dict[str, str] = {}
     for name in STAGE_NAMES:
         if name == "warmup":
             continue
         for other, (then, now) in _read_by(run, name).items():
-            if other == "pool" and name in of_older_pool:
-                continue
             if other in found:
                 found.setdefault(name, f"{other} is out of date")
             elif now is None:
                 found.setdefault(name, f"{other} is not finished")
-            elif not _holds(other, then, now):
+            elif not _holds(other, then, now) and (name, other) != ("features", "pool"):
                 found.setdefault(name, f"{other} has changed since")
     return found
 

@@ -62,7 +62,7 @@ def verify(run: RunFolder, report: Callable[[float], None] = lambda stages: None
             found.add(name, error.where, error.what)
         report(done)
     with suppress(RunError):  # what can't be read is among the problems
-        for reason in outdated(run).values():
+        for reason in dict.fromkeys(outdated(run).values()):
             name, _, rest = reason.partition(" ")
             if rest == "is not finished":  # though a later stage has read it
                 found.add(name, str(run.stage(name) / META), "missing")
