@@ -60,6 +60,9 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
         keys = list(dict.fromkeys([*old, *new]))
         below = (differences(old.get(key), new.get(key), f"{at}.{key}".strip(".")) for key in keys)
         return list(dict.fromkeys(line for lines in below for line in lines))
+    lists = isinstance(old, list) and isinstance(new, list)
+    if lists and any(isinstance(item, Mapping) for item in [*old, *new]):  # `pool.1.name: ...`
+        return differences(dict(enumerate(old)), dict(enumerate(new)), at)
     if old == new:
         return []
     section, _, name = at.partition(".")
@@ -72,6 +75,8 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
         name = name.partition(".")[0]
     if at.endswith("learning_rates"):
         return ["the checkpoints' learning rates have changed"]
+    if at in ("template", "model.template"):
+        return ["model.max_length, the chat template or the tokenizer has changed"]
     if at == "examples":  # not recorded if there are none
         return [f"scores of single target examples are {'added' if new else 'left out'}"]
     if not named:

@@ -191,6 +191,13 @@ def test_the_size_of_a_selection_is_replaced(
     assert load_recipe(written(tmp_path, extending)).select == select
 
 
+def test_a_base_that_is_not_there_is_named_with_its_recipe(tmp_path: Path) -> None:
+    """As after the recipe has moved to another folder."""
+    missing = tmp_path / ".." / "other.yaml"
+    (problem,) = problems(tmp_path, "base: ../other.yaml\n")
+    assert problem.startswith(f"base (line 1): there is no {missing}; a base is relative to")
+
+
 def test_a_list_and_a_null_replace_what_a_base_has(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
         "model: {name: m}\npool: {path: p, source_field: kind}\nfeatures: {projection: {dim: 8}}\n"

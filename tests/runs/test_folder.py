@@ -167,6 +167,11 @@ def test_reasons_read_as_sentences() -> None:
     assert differences({"features": {}}, {"features": made}) == []  # as `methods` show
     rates = [{"features": {**made, "learning_rates": [rate]}} for rate in (1e-3, 2e-3)]
     assert differences(*rates) == ["the checkpoints' learning rates have changed"]
+    text = ["model.max_length, the chat template or the tokenizer has changed"]
+    assert differences({"model": {"template": one}}, {"model": {"template": two}}) == text
+    assert differences({"template": one}, {"template": two}) == text
+    sources = [[{"name": "a"}, {"name": name}] for name in ("b", "c")]
+    assert differences({"pool": sources[0]}, {"pool": sources[1]}) == ['pool.1.name: "b" -> "c"']
     stages = {"stages": {"pool": {"a.b": one, "c": one}, "score": one}}
     assert differences(stages, {"stages": {"pool": {"a.b": two, "c": two}, "score": two}}) == [
         "stage `pool` has changed",

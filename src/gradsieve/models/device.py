@@ -28,7 +28,7 @@ def slow_dtype(name: str) -> str | None:
         return None
     return (
         f"model.dtype {name}: this processor multiplies matrices {times:.0f} times as fast in "
-        "float32; set model.dtype: float32, which takes twice the memory"
+        "float32; set model.dtype: float32 (in memory: model.float()), which takes twice the memory"
     )
 
 

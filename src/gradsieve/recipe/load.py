@@ -67,6 +67,11 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     chain = (*extended_by, path.resolve())
     if file.resolve() in chain:
         raise RecipeError([f"base ({lines[('base',)]}): {base} extends this recipe"], str(path))
+    if not file.exists():
+        problem = (
+            f"there is no {file}; a base is relative to the folder of the recipe that names it"
+        )
+        raise RecipeError([f"base ({lines[('base',)]}): {problem}"], str(path))
     below, their_lines = _read(file, chain)
     return _merged(below, tree), {**their_lines, **lines}
 
