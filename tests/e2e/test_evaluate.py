@@ -345,6 +345,28 @@ def test_rows_that_another_model_cuts_are_left_out_with_a_warning(
     ) in listening.lines
 
 
+def test_another_model_reads_rows_by_its_own_template(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    model = student(inputs, tmp_path / "student", positions=64)
+    own = tmp_path / "own.jinja"
+    turn = "{{ message.content }} {{ eos_token }}"
+    own.write_text("{% for message in messages %}" + turn + "{% endfor %}")
+    given = {"score__methods": ["random"], "evaluate": None}
+    read = {}
+    for template in (None, str(own)):
+        train = {"model": model, "chat_template": template}
+        recipe = settings(inputs, **given, train=train)
+        run = gradsieve.run(recipe, tmp_path / "run")
+        rows = read_messages(selection(run))
+        context = Context(recipe, run, world.Listening())
+        tokenizer = context.student.template.tokenizer
+        found = [tokenizer.decode(row.encoded.input_ids) for row in context.student.encode(rows)]
+        read[template] = ["<|user|>" in text for text in found]
+    assert (all(read[None]), any(read[str(own)])) == (True, False)
+    assert list((tmp_path / "run" / "archive").glob("05-train*"))
+
+
 def test_another_model_that_can_read_no_row_is_refused(
     inputs: dict[str, Any], tmp_path: Path
 ) -> None:

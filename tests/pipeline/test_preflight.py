@@ -162,6 +162,18 @@ def test_a_problem_of_the_trained_model_names_it(inputs: dict[str, Any], tmp_pat
 
 
 @pytest.mark.usefixtures("no_model")
+def test_the_trained_model_may_have_its_own_template(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    other = no_template(inputs, tmp_path)["model__name"]
+    with pytest.raises(ModelError, match="no chat template") as caught:
+        plan(inputs, train={"model": other})
+    assert f"train.chat_template: tokenizer, {other}" in caught.value.where
+    assert "Set train.chat_template to tulu" in caught.value.todo
+    plan(inputs, train={"model": other, "chat_template": "tulu"})
+
+
+@pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(
     ("changes", "kind", "said"),
     [

@@ -139,6 +139,7 @@ RECIPES = (
         "warmup.lora.target_modules.1",
     ),
     wrong("a size written twice", key("select.fraction", [0.1, 0.1]), "0.1 is used twice"),
+    wrong("a template of no other model", key("train.chat_template", "tulu"), "not set here"),
     wrong("the old name of turns", key("select.round_robin", True), "called `turns: subtasks`"),
     wrong(
         "a target to evaluate that isn't one",

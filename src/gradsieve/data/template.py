@@ -70,8 +70,8 @@ def refused_error(refused: Sequence[Refusal], count: int) -> DataError:
     return DataError(
         f"The chat template refuses {refusals}.",
         list_first(listed, len(refused)),
-        "Fix the rows, set model.chat_template to one that takes them, or set on_bad_row: skip to "
-        "leave them out.",
+        "Fix the rows, set model.chat_template (of train.model: train.chat_template) to one that "
+        "takes them, or set on_bad_row: skip to leave them out.",
     )
 
 

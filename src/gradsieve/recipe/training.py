@@ -100,6 +100,9 @@ class TrainConfig(Section):
     model: str | None = key(
         None, "Another model than the one that selects (LESS-T); null: the same.", "contents"
     )
+    chat_template: str | None = key(
+        None, "Of `model` here, as `model.chat_template`; null: that one.", "contents"
+    )
     seeds: list[Seed] = key([0], "Each trains one model.", "adds", min_length=1)
     epochs: int | None = key(None, "null: the warm-up's.", ge=1)
     learning_rate: float | None = key(None, "Peak; null: the warm-up's.", gt=0)
@@ -112,6 +115,12 @@ class TrainConfig(Section):
     full_parameters: bool = key(
         False, "Train all weights, in the model's dtype, instead of an adapter."
     )
+
+    @model_validator(mode="after")
+    def _template_is_of_another_model(self) -> Self:
+        if self.chat_template is not None and self.model is None:
+            raise ValueError("chat_template is that of `model`, which is not set here")
+        return self
 
 
 Metric = Literal["target_loss", "held_out_loss", "accuracy", "exact_match", "f1"]

@@ -111,9 +111,13 @@ class Context:
 
     @cached_property
     def _other_student(self) -> Context | None:
-        model, name = self.recipe.model, self.recipe.train and self.recipe.train.model
-        student = model.model_copy(update={"name": name, "revision": None})
-        if name is None or student == model:
+        model, train = self.recipe.model, self.recipe.train
+        if train is None or train.model is None:
+            return None
+        template = train.chat_template or model.chat_template
+        own = {"name": train.model, "revision": None, "chat_template": template}
+        student = model.model_copy(update=own)
+        if student == model:
             return None
         fresh = self.recipe.warmup.model_copy(update={"checkpoints": None})  # another model's
         recipe = self.recipe.model_copy(update={"model": student, "warmup": fresh})

@@ -120,13 +120,17 @@ def students(context: Context) -> Problems:
     yield from found if student is context else map(_of_train_model(student), found)
 
 
+KEYS_OF_STUDENTS = {"model.name": "train.model", "model.chat_template": "train.chat_template"}
+
+
 def _of_train_model(student: Context) -> Callable[[GradsieveError], GradsieveError]:
     """Problems of `train.model`, whose adapter has the settings of the model that selects."""
     name = student.recipe.model.name
 
     def named(problem: GradsieveError) -> GradsieveError:
         own = copy.copy(problem)
-        own.where = own.where.replace("model.name", "train.model")
+        for key, here in KEYS_OF_STUDENTS.items():
+            own.where, own.todo = own.where.replace(key, here), own.todo.replace(key, here)
         if "train.model" not in own.where:
             own.where = f"train.model {name}, {own.where}"
         if "warmup.lora.target_modules" in own.where:
