@@ -186,8 +186,23 @@ def test_results_of_a_selection_for_all_targets_together(tmp_path: Path) -> None
 
 def test_a_model_before_training_is_no_repetition_of_itself(tmp_path: Path) -> None:
     runs = [finished(tmp_path / name, ["base", "random"]) for name in ("one", "two")]
+    for run in runs:
+        RunFolder(run).finish("evaluate", {"inputs": {"base": {"weights": "w"}}})
     cells = compare(runs).cells["mine"]["held_out_loss"]
     assert (len(cells["base"].values), len(cells["random"].values)) == (1, 2)
+
+
+@pytest.mark.parametrize("target", ["mine", "together"])
+def test_a_trained_model_that_runs_share_is_no_repetition_of_itself(
+    tmp_path: Path, target: str
+) -> None:
+    runs = [finished(tmp_path / name, ["bm25", "random"]) for name in ("one", "two")]
+    for run, seed in zip(runs, "01", strict=True):
+        trained(run, {f"{target}/bm25": "1", f"{target}/random": seed},
+                on={f"{target}/bm25": "1", f"{target}/random": seed})  # fmt: skip
+    cells = compare(runs).cells["mine"]["held_out_loss"]
+    assert (len(cells["bm25"].values), len(cells["random"].values)) == (1, 2)
+    assert cells["bm25"].deviation is None
 
 
 def test_order_of_methods_may_differ_between_runs(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def test_normalized(text: str, expected: str) -> None:
         ("", "cat", 0.0),
         ("the", "a", 0.0),  # nothing is left of either: their words are compared
         ("A", "a", 1.0),
+        ("\u00fc", "u\u0308", 1.0),
         ("", "+", 0.0),
     ],
 )
@@ -58,6 +59,7 @@ def test_what_follows_the_answer_is_is_judged() -> None:
     [
         ("words", " Ann  LEE", "Ann Lee", True),
         ("words", "5", "-5", False),
+        ("words", "Z\u00fcrich", "Zu\u0308rich", True),  # as a tokenizer with NFC writes it
         ("words", "", "+", False),
         ("letters", "(b)", "B", True),
         ("letters", "the", "a", False),

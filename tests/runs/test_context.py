@@ -125,3 +125,18 @@ def test_examples_that_the_template_refuses_are_skipped(tmp_path: Path) -> None:
     [line] = [line for line in listening.lines if "left out" in line]
     assert line.startswith("warning: target my: 2 of 4 examples left out, the first ")
     assert line.endswith(": the chat template refuses it: no d")
+
+
+def test_skipped_rows_of_a_test_file_are_counted(tmp_path: Path) -> None:
+    inputs = world.make(tmp_path / "world")
+    good = {"prompt": "repeat : a b", "completion": "a b"}
+    world.write(tmp_path / "test.jsonl", [good, {**good, "completion": None}])
+    target = {**inputs["targets"][1], "test": str(tmp_path / "test.jsonl")}
+    recipe = world.recipe({**inputs, "targets": [target]}, on_bad_row="skip")
+    listening = world.Listening()
+    context = Context(recipe, RunFolder(tmp_path / "run"), listening)
+    assert len(context.test_sets["plain"].questions) == 1
+    context.report_warnings()
+    (line,) = listening.lines
+    assert line.startswith("warning: plain, test: 1 bad rows left out, the first at ")
+    assert "test.jsonl:2" in line

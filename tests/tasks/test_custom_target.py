@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gradsieve.errors import DataError
-from gradsieve.tasks import load_target
+from gradsieve.tasks import load_target, load_test_set
 
 ROWS = [
     {"id": "a", "topic": "sums", "prompt": "1 + 1", "completion": "2"},
@@ -72,6 +72,17 @@ def test_bad_rows_stop_or_are_left_out_and_counted(tmp_path: Path) -> None:
     [(where, reason)] = target.bad_rows
     assert where == f"{path}:2"
     assert "topic, prompt" in reason
+
+
+def test_bad_rows_of_a_test_file_too(tmp_path: Path) -> None:
+    empty = {**ROWS[1], "output": " "}
+    path = written(tmp_path, [ROWS[0], empty])
+    with pytest.raises(DataError, match="the answer is empty"):
+        load_test_set("mine", "custom", path, path, None)
+    test = load_test_set("mine", "custom", path, path, None, on_bad_row="skip")
+    assert test is not None
+    assert [question.example.id for question in test.questions] == [ROWS[0]["id"]]
+    assert test.bad_rows == ((f"{path}:2", "the answer is empty"),)
 
 
 def test_a_target_without_examples_is_an_error(tmp_path: Path) -> None:

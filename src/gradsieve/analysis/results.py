@@ -4,7 +4,7 @@ In: the folders of runs. Out: a `Comparison`: method x target with mean and devi
 differences to `random`, all rows and the untrained model with intervals, a verdict, the overlap of
 selections, each method's cost, and what the stage `validate` has found. A method's seeds (`random`,
 `random-1`, ...) and the training's seeds count as repetitions of one method, and so do several
-runs. Results of an earlier selection are left out.
+runs, but for models that these share. Results of an earlier selection are left out.
 """
 
 from __future__ import annotations
@@ -70,9 +70,8 @@ def compare(runs: Run | Sequence[Run]) -> Comparison:
     for result in (result for found in by_run for result in found):
         key = (result["target"], result["metric"], split_seed(result["method"])[0])
         group = groups.setdefault(key, [])
-        # Runs may share a model that is not trained: it is no repetition of itself.
-        same = (other["by_question"] == result["by_question"] for other in group)
-        if result["method"] not in UNTRAINED or not any(same):
+        # Runs may share a model, untrained or trained on the same rows: no repetition of itself.
+        if result["model"] is None or all(result["model"] != other["model"] for other in group):
             group.append(result)
     for (target, metric, method), found in groups.items():
         cell = _cell(found, _references(groups, target, metric, method))
@@ -116,7 +115,7 @@ def _results(run: RunFolder, notes: list[str]) -> list[Result]:
     run.stages_there()
     if run.metadata("validate") is not None and run.metadata("evaluate") is None:
         return []
-    questions = run.require("evaluate").get("inputs", {}).get("questions", {})
+    inputs = run.require("evaluate").get("inputs", {})
     artifact, stale = Artifacts(run).results, _outdated_models(run)
     found: list[Result] = []
     left_out: dict[str, None] = {}
@@ -129,7 +128,8 @@ def _results(run: RunFolder, notes: list[str]) -> list[Result]:
         about = dict.fromkeys(("ids", "weights", "questions"))
         if not own:
             about["ids"], about["weights"] = result["ids"], artifact.weights(result, row["metric"])
-            about["questions"] = questions.get(row["target"])
+            about["questions"] = inputs.get("questions", {}).get(row["target"])
+        about["model"] = _model(row, inputs)
         by_question = result["metrics"][row["metric"]]
         found.append({**row, **about, "by_question": by_question, "run": str(run.path)})
     todo = f"run `gradsieve run` with its recipe and --out {run.path}"
@@ -150,6 +150,15 @@ def _results(run: RunFolder, notes: list[str]) -> list[Result]:
         if stage in ("score", "select")
     ]
     return found
+
+
+def _model(row: Result, inputs: Mapping[str, Any]) -> Any:
+    """What identifies the model of a result; None: not known."""
+    models, name = inputs.get("models", {}), f"{row['method']}/seed-{row['seed']}"
+    own = [
+        models[of] for target in (row["target"], TOGETHER) if (of := f"{target}/{name}") in models
+    ]
+    return own[0] if own else inputs.get(row["method"])  # of `base` and `warmed_up`
 
 
 def _outdated_models(run: RunFolder) -> set[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 
@@ -36,8 +37,8 @@ def final_answer(test: QuestionSet, text: str) -> str:
 
 
 def words(text: str) -> str:
-    """Lower case, without extra space."""
-    return " ".join(text.lower().split())
+    """Lower case, without extra space, and with composed characters, as many tokenizers write."""
+    return " ".join(unicodedata.normalize("NFC", text.lower()).split())
 
 
 def letters(text: str) -> str:

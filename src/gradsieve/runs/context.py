@@ -204,6 +204,7 @@ class Context:
                 self.in_memory.tests.get(target.name, target.test),
                 target.subtask,
                 target.answer,
+                self.recipe.on_bad_row,
                 supervise=target.supervise,
                 columns=target.columns,
             )
@@ -212,6 +213,9 @@ class Context:
         tests = {name: test for name, test in found.items() if test is not None}
         for target in self.targets:
             if test := tests.get(target.name):
+                if test.bad_rows:
+                    name = f"{target.name}, test"
+                    self.warn_of_bad_rows(name, len(test.bad_rows), test.bad_rows[0])
                 self._warn_of_untested(target, test)
         return tests
 

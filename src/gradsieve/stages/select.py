@@ -259,7 +259,7 @@ def _parts(values: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 
 
 def _scored(context: Context, target: str, method: str) -> _Scored:
-    """All scored rows; several targets take turns."""
+    """All scored rows; several targets take turns, each with subtasks of its own."""
     pool, recipe = context.pool, context.recipe
     names = [t.name for t in recipe.targets] if target == TOGETHER else [target]
     scores, parts = context.artifacts.scores, []
@@ -270,7 +270,10 @@ def _scored(context: Context, target: str, method: str) -> _Scored:
         examples = scores.examples(name, method) if ids else None
         if ids and examples is not None:
             examples = examples.in_order(ids)
-        parts.append(_ranked(table, examples, recipe.select.turns))
+        part = _ranked(table, examples, recipe.select.turns)
+        if target == TOGETHER:  # two may have a subtask of the same name
+            part = part._replace(subtasks=[f"{name}/{subtask}" for subtask in part.subtasks])
+        parts.append(part)
     sources, names = pool.source_codes[numbers], pool.source_names
     return _Scored(pool, ranking_of(parts), numbers, sources, names)
 

@@ -139,6 +139,7 @@ def load_test_set(
     test: str | Iterable[Any] | None,
     subtask_field: str | None,
     answer: str | None = None,
+    on_bad_row: Literal["fail", "skip"] = "fail",
     **reading: Any,
 ) -> QuestionSet | None:
     """Read a target's held-out questions; None if there are none. Arguments as `load_target`.
@@ -158,7 +159,7 @@ def load_test_set(
         return found
     if test is None:
         return None
-    return custom.test_set(name, test, subtask_field, answer, **reading)
+    return custom.test_set(name, test, subtask_field, answer, on_bad_row, **reading)
 
 
 def _folder(name: str, path: str | Iterable[Any]) -> str:

@@ -46,6 +46,7 @@ def test_set(
     path: str | Iterable[Any],
     subtask_field: str | None,
     answer: str | None,
+    on_bad_row: Literal["fail", "skip"],
     **reading: Any,
 ) -> QuestionSet:
     """Held-out examples: each conversation up to its last turn, which has the reference answer.
@@ -55,7 +56,7 @@ def test_set(
     Raises:
         DataError: As `read`, or if a reference has no final answer.
     """
-    examples, _ = read(name, path, subtask_field, "fail", **reading)
+    examples, source = read(name, path, subtask_field, on_bad_row, **reading)
     references = [after_reasoning(text_of(example.messages[-1]["content"])) for example in examples]
     if answer is not None:
         finals = [matched(answer, reference) for reference in references]
@@ -65,7 +66,13 @@ def test_set(
     for example, reference in zip(examples, references, strict=True):
         turns = (turn["content"] for turn in example.messages if turn["role"] != "system")
         questions.append(Question(example, (reference,), texts=tuple(map(text_of, turns))))
-    return QuestionSet(tuple(questions), ("exact_match", "f1"), max_tokens=None, extract=answer)
+    return QuestionSet(
+        tuple(questions),
+        ("exact_match", "f1"),
+        max_tokens=None,
+        extract=answer,
+        bad_rows=source.bad_rows,
+    )
 
 
 def _refuse_unmatched(

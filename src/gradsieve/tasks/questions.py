@@ -79,8 +79,9 @@ class QuestionSet:
         max_tokens: Most tokens of an answer; None: as many as the longest reference answer takes.
         extract: Regular expression that finds the answer within the generated text (`matched`);
             the full text is the answer if it is None or doesn't match.
-        match: What an exact match ignores: case and space (`words`), punctuation too (`letters`),
-            or articles too (`squad`).
+        match: What an exact match ignores: case, space and Unicode composition (`words`),
+            punctuation too (`letters`), or articles too (`squad`).
+        bad_rows: Skipped rows, as (where, reason).
     """
 
     questions: tuple[Question, ...]
@@ -90,6 +91,7 @@ class QuestionSet:
     max_tokens: int | None = 64
     extract: str | None = None
     match: Literal["words", "letters", "squad"] = "words"
+    bad_rows: tuple[tuple[str, str], ...] = ()
 
     @property
     def fingerprint(self) -> str:
