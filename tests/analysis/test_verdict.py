@@ -38,6 +38,8 @@ FOLDERS = {"less": "04-select/tydiqa/less", "bm25": "04-select/tydiqa/bm25"}
          "keep the untrained model: less, the best selection, has f1 -0.050 over the untrained"),
         ({"random": BETTER, "full": WORSE, "base": WORSE}, {"base": WORSE},
          "keep the untrained model"),
+        ({"random": UNCLEAR, "full": UNCLEAR, "base": UNCLEAR}, {"base": WORSE},
+         "no method beats random here: keep the untrained model. The best, less, has f1 +0.010"),
         ({"base": BETTER}, {}, "add random to score.methods to know whether selecting pays"),
     ],
 )  # fmt: skip
@@ -73,6 +75,14 @@ def test_all_rows_that_nobody_trained_on_are_not_said_to_be_better() -> None:
         "no method beats random here: use all rows (not trained on here: add full to "
         "score.methods to compare them). The best, less, has f1"
     )
+
+
+def test_random_rows_that_are_worse_than_no_training_are_not_advised() -> None:
+    less = cell(0.5, random=UNCLEAR, base=UNCLEAR)
+    for cells in ({}, {"full": cell(0.4, random=WORSE, base=WORSE)}):
+        found = verdict(f1(less=less, random=cell(0.5, base=WORSE), **cells), FOLDERS, {})
+        assert found is not None
+        assert found.text.startswith("no method beats random here: keep the untrained model.")
 
 
 def test_of_a_loss_the_lowest_is_best() -> None:

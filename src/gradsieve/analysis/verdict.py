@@ -145,11 +145,12 @@ def _decision(best: str, cells: Mapping[str, Cell], metric: str, folder: str) ->
     _, mark, size = best.partition("@")
     random_rows = cells.get(f"random{mark}{size}")
     beaten = random_rows is not None and random_rows.compared("full") == 1
+    other, todo = full or random_rows, "use all rows"
     if full and (beaten or full.compared("random") == -1):
-        todo = "use random rows"
-    else:
-        todo = "use all rows"
-    if full is None:
+        other, todo = random_rows, "use random rows"
+    if other and other.compared("base") == -1:
+        todo = "keep the untrained model"
+    elif full is None:
         todo += " (not trained on here: add full to score.methods to compare them)"
     has = f"The best, {best}, has {name} {_gap(cell, 'random')}{rest}"
     return f"no method beats random here: {todo}. {has}."
