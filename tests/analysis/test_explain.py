@@ -165,11 +165,14 @@ def test_exact_mode_has_checkpoints_but_no_contributions(
 
 
 def test_one_selection_for_all_targets(inputs: dict[str, Any], tmp_path: Path) -> None:
-    recipe = world.recipe(inputs, score={"method": "random"}, select={"count": 4, "together": True})
+    recipe = world.recipe(inputs, score={"method": "bm25"}, select={"count": 4, "together": True})
     run = gradsieve.run(recipe, tmp_path)
-    file = run.stage("select") / "together" / "random" / "messages.jsonl"
+    file = run.stage("select") / "together" / "bm25" / "messages.jsonl"
     record = json.loads(file.read_text(encoding="utf-8").split("\n")[2])
-    assert gradsieve.explain(run, "plain", record["id"], record["source"]).selected == 3
+    found = gradsieve.explain(run, "plain", record["id"], record["source"])
+    assert found.selected == 3
+    assert record["subtask"].startswith("mine/")
+    assert found.notes[0].endswith(f"this row was taken for {record['subtask']}")
 
 
 @pytest.mark.parametrize("mode", ["store", "exact"])

@@ -80,7 +80,7 @@ def test_bytes_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:
         "warmup": ["*.safetensors"],
         "features": ["shard-*", "targets/*"],
         "score": ["*.parquet"],
-        "select": ["selected.jsonl", "messages.jsonl"],
+        "select": ["selected.jsonl", "messages.jsonl", "prompt_completion.jsonl"],
         "train": ["*.safetensors"],
         "evaluate": ["seed-*.json", "seed-*.samples.jsonl"],
     }
@@ -91,6 +91,8 @@ def test_bytes_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:
         assert size / 3 < found[stage].disk_bytes < 3 * size, stage
         if stage == "features":  # what fills disks is predicted closely
             assert found[stage].disk_bytes == pytest.approx(size, rel=0.1)
+        if stage == "select":
+            assert found[stage].disk_bytes == pytest.approx(size, rel=0.2)
         if stage == "evaluate":  # prompts too, which are most of it
             assert found[stage].disk_bytes > 0.7 * size
 

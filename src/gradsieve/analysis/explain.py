@@ -203,6 +203,11 @@ class _Explainer:
         for record in read_lines(files.messages):
             count += 1
             if (record["source"], record["id"]) == (source, id):
+                if self._context.recipe.select.together and record["subtask"]:
+                    self._notes.append(
+                        "all targets have one selection (select.together); this row was taken for "
+                        + record["subtask"]
+                    )
                 return record["rank"], None
         for record in read_lines(files.dropped):
             if (record["source"], record.get("id")) == (source, id):

@@ -44,7 +44,7 @@ from gradsieve.selection.ranking import Check, Choice, Ranked, Ranking, choose, 
 from gradsieve.selection.rules import Leak, NearDuplicates, find_leaks
 from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
-from gradsieve.stages.estimate import Estimate, selected
+from gradsieve.stages.estimate import ROW_BYTES, Estimate, selected
 from gradsieve.store import Store, open_store
 
 AT_ONCE = 4096
@@ -87,13 +87,13 @@ class Select(Stage):
         yield from checks.problem_of(partial(_refuse_unknown_caps, context))
 
     def estimate(self, context: Context) -> Estimate:
-        """Looking for leaks in the pool, and writing each selection twice."""
+        """Looking for leaks in the pool, and writing each selection three times."""
         pool, names = context.pool, context.recipe.selections
-        text = sum(
-            pc.sum(pc.binary_length(pool.table[name])).as_py() for name in ("row", "messages")
-        )
-        share = sum(selected(context, name.budget) for name in names) / len(pool)
-        return Estimate(units=len(pool), disk_bytes=round(share * text))
+        files = ("row", "messages", "messages")  # the last as prompts and completions
+        text = sum(pc.sum(pc.binary_length(pool.table[name])).as_py() for name in files)
+        each = text / len(pool) + ROW_BYTES * len(files)
+        rows = sum(selected(context, name.budget) for name in names)
+        return Estimate(units=len(pool), disk_bytes=round(rows * each))
 
     def run(self, context: Context) -> dict[str, Any]:
         """Select for every target, or for all together, by every method."""
