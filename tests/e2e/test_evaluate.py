@@ -458,12 +458,21 @@ def test_subtasks_whose_questions_have_no_loss_count_as_much() -> None:
     assert [row["value"] for row in _summary("t/less/seed-0", found)] == [2.0, 0.25]
 
 
-def test_two_runs_are_more_values(run: RunFolder, tmp_path: Path) -> None:
+def test_two_runs_are_more_values_but_for_the_models_they_share(
+    inputs: dict[str, Any], run: RunFolder, tmp_path: Path
+) -> None:
     other = shutil.copytree(run.path, tmp_path / "other")
-    once, twice = compare([run.path]), compare([run.path, other])
-    one, two = (c.cells["mine"]["held_out_loss"]["bm25"] for c in (once, twice))
-    assert two.values == one.values * 2
-    assert two.mean == pytest.approx(one.mean)
+
+    def values(*runs: Path) -> list[float]:
+        return compare(runs).cells["mine"]["held_out_loss"]["bm25"].values
+
+    assert values(run.path, other) == values(run.path)
+    gradsieve.run(settings(inputs, train__seeds=[0, 5]), other)
+    first, second, third = values(run.path, other)
+    assert values(run.path) == [first, second]
+    assert values(other) == [first, third]
+    mean = compare([run.path, other]).cells["mine"]["held_out_loss"]["bm25"].mean
+    assert mean == pytest.approx((first + second + third) / 3)
 
 
 def test_an_unfinished_run_and_another_folder_are_refused(tmp_path: Path) -> None:
