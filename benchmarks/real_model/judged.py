@@ -164,6 +164,25 @@ def prepare(run: Path, out: Path) -> None:
     (out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
 
 
+def in_best(of_kind: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Rows of a kind [n] among the best by their scores [n]."""
+    best = of_kind[top(scores)]
+    return {
+        "times chance": round(float(best.mean() / of_kind.mean()), 1),
+        "rows": int(best.sum()),
+        "of": int(of_kind.sum()),
+    }
+
+
+def table_of(found: dict[str, dict[str, dict[str, float]]], title: str) -> list[str]:
+    """Lines of a table of `in_best`, by name of the scores and target."""
+    lines = [f"| {title} | " + " | ".join(KINDS) + " |", "|" + " --- |" * (len(KINDS) + 1)]
+    for name, own in found.items():
+        cells = [f"{own[t]['times chance']} ({own[t]['rows']} of {own[t]['of']})" for t in KINDS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def planted(folder: Path, out: Path) -> None:
     """Write, for each of the scores, the share of rows of the target's kind in its best 5%."""
     sources = np.array([source for source, _ in json.loads((folder / "keys.json").read_text())])
@@ -171,21 +190,12 @@ def planted(folder: Path, out: Path) -> None:
     for target, kinds in KINDS.items():
         of_kind = np.isin(sources, kinds)
         for file in sorted((folder / target).glob("*.npy")):
-            best = of_kind[top(np.load(file))]
-            found[file.stem][target] = {
-                "times chance": round(float(best.mean() / of_kind.mean()), 1),
-                "rows": int(best.sum()),
-                "of": int(of_kind.sum()),
-            }
+            found[file.stem][target] = in_best(of_kind, np.load(file))
     lines = [
         f"{len(sources)} rows, best {SHARE:.0%}: rows of the target's kind, in times of chance.",
         "",
-        "| scores | " + " | ".join(KINDS) + " |",
-        "|" + " --- |" * (len(KINDS) + 1),
+        *table_of(found, "scores"),
     ]
-    for name, own in found.items():
-        cells = [f"{own[t]['times chance']} ({own[t]['rows']} of {own[t]['of']})" for t in KINDS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     (out / "judged-planted.json").write_text(json.dumps(found, indent=1) + "\n")
     (out / "judged-planted.md").write_text("\n".join(lines) + "\n")
 

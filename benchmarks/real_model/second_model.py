@@ -15,35 +15,26 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from judged import KINDS
-from measured import SHARE, top
+from judged import KINDS, in_best, table_of
+from measured import SHARE
 
 
-def found(run: Path) -> dict[str, dict[str, list[float]]]:
-    """By method and target: rows of its kind in the best 5%, rows of its kind, times chance."""
-    by_method: dict[str, dict[str, list[float]]] = {}
+def found(run: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Rows of the target's kind among the best 5%, by method and target."""
+    by_method: dict[str, dict[str, dict[str, float]]] = {}
     for target, kinds in KINDS.items():
         for file in sorted((run / "03-score" / target).glob("*.parquet")):
             table = pq.read_table(file, columns=["source", "score"])
             of_kind = np.isin(table["source"].to_numpy(), kinds)
-            best = of_kind[top(table["score"].to_numpy())]
-            times = round(float(best.mean() / of_kind.mean()), 1)
-            by_method.setdefault(file.stem, {})[target] = [
-                int(best.sum()),
-                int(of_kind.sum()),
-                times,
-            ]
+            scores = table["score"].to_numpy()
+            by_method.setdefault(file.stem, {})[target] = in_best(of_kind, scores)
     return by_method
 
 
 def main() -> None:
     measured = {Path(run).name: found(Path(run)) for run in sys.argv[1:]}
     for name, by_method in measured.items():
-        print(f"\n| {name}, best {SHARE:.0%} | " + " | ".join(KINDS) + " |")
-        print("|" + " --- |" * (len(KINDS) + 1))
-        for method, cells in by_method.items():
-            shown = (f"{times} ({rows} of {of})" for rows, of, times in cells.values())
-            print(f"| {method} | " + " | ".join(shown) + " |")
+        print("", *table_of(by_method, f"{name}, best {SHARE:.0%}"), sep="\n")
     file = Path(__file__).with_name("second_model.json")
     file.write_text(json.dumps(measured, indent=1) + "\n")
 
