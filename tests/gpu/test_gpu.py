@@ -21,6 +21,7 @@ from gradsieve.gradients.features import FeatureExtractor, Totals
 from gradsieve.gradients.per_example import check_pass, per_example, per_example_loop
 from gradsieve.gradients.projection import Projection
 from gradsieve.methods.embeddings import RDS_PLUS
+from gradsieve.models.dropout import example_dropout
 from gradsieve.models.load import add_adapter
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe import schema as recipe
@@ -98,6 +99,20 @@ def test_the_kernel_gives_what_pytorch_gives(reading: Any, momentum: Any) -> Non
         steps.add(name, gradient.clone())
     for found, wanted in ((fused.rows(), steps.rows()), (fused.norms(), steps.norms())):
         assert float((found - wanted).norm() / wanted.norm()) <= 1e-5
+
+
+def test_dropout_of_an_example_is_the_same_in_any_batch() -> None:
+    model = torch.nn.Dropout(0.1).cuda()
+    rows = on_gpu(tiny.batch())
+    ids, mask = rows["input_ids"], rows["attention_mask"]
+    with example_dropout(model, 0) as begin:
+        begin(ids, mask, 0)
+        together = model(torch.ones(*ids.shape, 300, device="cuda"))
+        for row, length in enumerate(mask.sum(1).tolist()):
+            begin(ids[row : row + 1, :length], mask[row : row + 1, :length], 0)
+            alone = model(torch.ones(1, length, 300, device="cuda"))
+            assert torch.equal(alone[0], together[row, :length])
+            assert 0.03 < float((alone == 0).float().mean()) < 0.3
 
 
 @pytest.mark.parametrize("kind", ["sketch", "rademacher", "none"])

@@ -124,6 +124,17 @@ def test_compiles_for_gpus_that_are_not_here(architecture: int) -> None:
     made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     assert made.asm["cubin"]
 
+    from gradsieve.models.dropout_kernel import _keep as mask
+
+    types = {"seeds_pointer": "*i64", "out_pointer": "*i8", "share": "fp32"}
+    source = ASTSource(
+        fn=mask,
+        signature={**dict.fromkeys(("layer", "units"), "i32"), **types, "BLOCK": "constexpr"},
+        constexprs={(mask.arg_names.index("BLOCK"),): 1024},
+    )
+    made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    assert made.asm["cubin"]
+
 
 if __name__ == "__main__":
     for case in CASES:

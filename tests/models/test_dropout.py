@@ -1,5 +1,13 @@
-"""Dropout by example: what is dropped depends on seed, step and example, on nothing else."""
+"""Dropout by example: what is dropped depends on seed, step and example, on nothing else.
 
+A GPU's kernel is held to the same, by Triton's interpreter, in a process of its own
+(tests/gradients/test_kernels.py says why).
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -9,6 +17,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import tiny
+from gradsieve.models import dropout
 from gradsieve.models.dropout import example_dropout
 from gradsieve.models.load import add_adapter
 from gradsieve.recipe.schema import LoraConfig
@@ -135,3 +144,26 @@ def test_adapters_keep_only_their_input_for_the_backward_pass() -> None:
         layer(x)
     weights = {weight.data_ptr() for weight in layer.parameters()}
     assert kept - weights == {x.data_ptr()}
+
+
+def test_a_gpus_kernel_keeps_all_this() -> None:
+    if not importlib.util.find_spec("triton"):
+        pytest.skip("triton is not installed")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+
+
+if __name__ == "__main__":
+    lengths = (8, 20, 13)
+    by_generator = dropped(lengths, 20)
+    dropout._has_kernel = lambda device: True
+    by_kernel = dropped(lengths, 20)
+    assert not any(torch.equal(by_generator[n], by_kernel[n]) for n in lengths)
+    test_batches_and_padding_make_no_difference()
+    test_layers_steps_seeds_and_examples_differ()
+    test_the_share_and_the_mean_are_dropouts()
+    test_tokens_laid_out_as_one_row_are_the_same()
+    test_gradients_pass_what_is_kept_and_evaluation_drops_nothing()

@@ -4,9 +4,10 @@ In: a model that is trained, and before each pass the micro-batch and the optimi
 of each example are dropped by a generator whose seed is (seed, step, the example's tokens, layer).
 So neither the size of micro-batches, nor padding, nor the number of processes, nor a resumption
 changes them. Dropout inside attention kernels, which some old models have (GPT-2, OPT), stays
-PyTorch's.
+PyTorch's. On a GPU a mask of all examples is made by one kernel (dropout_kernel.py).
 
-Rejected: a hash of (example, position, unit) for each number, which is several times slower.
+Rejected on a CPU: what the kernel does, a number computed from (example, position, unit), which is
+several times slower there than a generator's next one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ from torch.nn import functional
 
 from gradsieve.models.layers import put_forward
 
+try:
+    from gradsieve.models.dropout_kernel import keep_by_example
+except ImportError:  # without Triton, as in builds of PyTorch for CPUs
+    keep_by_example = None  # type: ignore[assignment]
+
 Begin = Callable[[Tensor, Tensor, int], None]
 """Called before a pass, with `input_ids` and `attention_mask` [B, T] and the step."""
 
@@ -33,20 +39,34 @@ Mask = Callable[[], Tensor]
 class _Pass:
     """The examples of the current pass: seeds and numbers of tokens."""
 
-    seeds: list[int]
-    lengths: list[int]
+    def __init__(self, seeds: list[int], lengths: list[int]) -> None:
+        self.seeds, self.lengths = seeds, lengths
+        self._sent: dict[torch.device, Tensor] = {}
+
+    def seeds_on(self, device: torch.device) -> Tensor:
+        """[B], sent once."""
+        if device not in self._sent:
+            self._sent[device] = torch.tensor(self.seeds, device=device)
+        return self._sent[device]
+
+
+class _Current:
+    """Where dropout layers find the current pass."""
+
+    of: _Pass
 
 
 @contextmanager
 def example_dropout(model: nn.Module, seed: int) -> Iterator[Begin]:
     """Within the block, the model's dropout layers drop by example."""
-    now = _Pass()
+    now = _Current()
 
     def begin(input_ids: Tensor, attention_mask: Tensor, step: int) -> None:
-        now.lengths = attention_mask.sum(1).tolist()
-        rows = zip(input_ids.cpu().numpy(), now.lengths, strict=True)
+        lengths = attention_mask.sum(1).tolist()
+        rows = zip(input_ids.cpu().numpy(), lengths, strict=True)
         salt = seed << 32 | step
-        now.seeds = [xxhash.xxh3_64_intdigest(ids[:n].tobytes(), salt) >> 1 for ids, n in rows]
+        seeds = [xxhash.xxh3_64_intdigest(ids[:n].tobytes(), salt) >> 1 for ids, n in rows]
+        now.of = _Pass(seeds, lengths)
 
     layers = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p]
     adapters = [module for module in model.modules() if type(module) is Linear]
@@ -58,7 +78,7 @@ def example_dropout(model: nn.Module, seed: int) -> Iterator[Begin]:
         yield begin
 
 
-def _dropout(layer: nn.Dropout, number: int, now: _Pass) -> Callable[[Tensor], Tensor]:
+def _dropout(layer: nn.Dropout, number: int, now: _Current) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         if not layer.training:
             return x
@@ -70,7 +90,7 @@ def _dropout(layer: nn.Dropout, number: int, now: _Pass) -> Callable[[Tensor], T
     return forward
 
 
-def _adapter(module: Linear, layers: list[nn.Dropout], now: _Pass) -> Callable[..., Tensor]:
+def _adapter(module: Linear, layers: list[nn.Dropout], now: _Current) -> Callable[..., Tensor]:
     """PEFT's forward, by `_LowRank` where that computes the same."""
     numbers = {layer: number for number, layer in enumerate(layers)}
     whole: Callable[..., Tensor] = module.forward
@@ -124,24 +144,30 @@ class _LowRank(torch.autograd.Function):
         return d_out, d_x, d_down, d_up, None, None
 
 
-def _mask(x: Tensor, p: float, number: int, now: _Pass) -> Mask | None:
+def _mask(x: Tensor, p: float, number: int, now: _Current) -> Mask | None:
     """What a layer keeps of x in this pass; None if x is not the pass's examples."""
-    count = len(now.seeds)
+    examples, device, full = now.of, x.device, x.shape
+    count = len(examples.lengths)
     # Some models lay all tokens out as one row.
     flat = x.dim() == 2 and len(x) % count == 0
     shape = (count, len(x) // count, x.shape[1]) if flat else tuple(x.shape)
-    if len(shape) < 3 or shape[0] != count or shape[1] < max(now.lengths):
+    if len(shape) < 3 or shape[0] != count or shape[1] < max(examples.lengths):
         return None
-    seeds, lengths, device, full = now.seeds, now.lengths, x.device, x.shape
 
     def make() -> Tensor:
+        if _has_kernel(device):
+            return keep_by_example(examples.seeds_on(device), number, shape, 1 - p).view(full)
         generator = torch.Generator(device)
         keep = torch.ones(shape, dtype=torch.bool, device=device)
-        for row, seed, length in zip(keep, seeds, lengths, strict=True):
+        for row, seed, length in zip(keep, examples.seeds, examples.lengths, strict=True):
             _keep(row[:length], 1 - p, generator.manual_seed(seed + number))
         return keep.view(full)
 
     return make
+
+
+def _has_kernel(device: torch.device) -> bool:
+    return device.type == "cuda" and keep_by_example is not None
 
 
 def _keep(out: Tensor, share: float, generator: torch.Generator) -> None:
