@@ -16,7 +16,7 @@ import world
 from gradsieve.analysis.results import compare
 from gradsieve.cli import app
 from gradsieve.demo.skills import make_examples, make_questions
-from gradsieve.errors import DataError, RunError
+from gradsieve.errors import DataError, RunError, UsageError
 from gradsieve.evaluation.metrics import judge
 from gradsieve.io import fingerprint
 from gradsieve.models.load import load_trained
@@ -476,6 +476,8 @@ def test_two_runs_are_more_values_but_for_the_models_they_share(
 
 
 def test_an_unfinished_run_and_another_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="There is nothing to compare"):
+        compare([])
     with pytest.raises(RunError, match="This is not a run folder"):
         compare([tmp_path])
     (tmp_path / "05-train").mkdir()

@@ -126,6 +126,7 @@ RECIPES = (
         "truth as a number", key("warmup.epochs", True), "warmup.epochs", "true is not allowed here"
     ),
     wrong("truth as a size", key("select.count", [True, 2]), "true is not allowed here"),
+    wrong("truth as a cap", key("select.per_source", {"dolly": True}), "true is not allowed here"),
     wrong(
         "tokens of a batch that are no number",
         key("features.tokens_per_batch", "abc"),

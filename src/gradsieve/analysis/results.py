@@ -23,7 +23,7 @@ from gradsieve.analysis.bootstrap import difference
 from gradsieve.analysis.tables import Comparison
 from gradsieve.analysis.validation import read_validation
 from gradsieve.analysis.verdict import REFERENCES, TARGET, UNTRAINED, Cell, curve, verdict
-from gradsieve.errors import RunError
+from gradsieve.errors import RunError, UsageError
 from gradsieve.io import differences, first_few, read_lines
 from gradsieve.methods import split_seed
 from gradsieve.recipe.load import load_recipe
@@ -56,6 +56,7 @@ def compare(runs: Run | Sequence[Run]) -> Comparison:
     """Read runs, or a single one, and compare their methods.
 
     Raises:
+        UsageError: If there are no runs.
         RunError: If a run has not been evaluated, or not since its selections changed, or two on
             different questions of a target.
     """
@@ -63,6 +64,8 @@ def compare(runs: Run | Sequence[Run]) -> Comparison:
     named = [run if isinstance(run, RunFolder) else RunFolder(run) for run in runs]
     # A run that is named twice is no repetition of itself.
     folders = [*{run.path.resolve(): run for run in named}.values()]
+    if not folders:
+        raise UsageError("There is nothing to compare.", "runs: []", "Name one run or more.")
     comparison = Comparison()
     by_run = [_results(run, comparison.notes) for run in folders]
     comparison.notes.extend(_differing(folders, by_run))

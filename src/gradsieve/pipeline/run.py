@@ -74,7 +74,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     needed = stages_of(recipe)
     asked = _stages_between(first, last)
     # Named by `--until`, a stage runs with the one that it reads, though the recipe needs neither.
-    reads = {"features": "warmup", "evaluate": "train"}.get(last or "")
+    reads = STAGES[last].reads if last else None
     wanted = [name for name in asked if name in needed or name in (first, last, reads)]
     _check_processes(wanted)
     start = wanted[0]

@@ -55,6 +55,15 @@ CHANGES: tuple[Effect, ...] = ("yes", "repeats")
 """Effects of the keys that a fingerprint holds."""
 
 
+def no_truth(value: Any) -> Any:
+    """Refuse true and false, which Python and pydantic take for 1 and 0."""
+    given = value if isinstance(value, list) else [value]
+    if wrong := [one for one in given if isinstance(one, bool)]:
+        word, others = ("true", "yes and on") if wrong[0] else ("false", "no and off")
+        raise ValueError(f"{word} is not allowed here; YAML also reads {others} as {word}")
+    return value
+
+
 class Section(BaseModel):
     """A part of the recipe: frozen, and any key that it doesn't know is an error."""
 
@@ -65,13 +74,8 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """`true` is 1 in Python, and pydantic takes it for a number."""
-        given = value if isinstance(value, list) else [value]
         takes_truth = cls.model_fields[str(info.field_name)].annotation is bool
-        if not takes_truth and (wrong := [one for one in given if isinstance(one, bool)]):
-            word, others = ("true", "yes and on") if wrong[0] else ("false", "no and off")
-            raise ValueError(f"{word} is not allowed here; YAML also reads {others} as {word}")
-        return value
+        return value if takes_truth else no_truth(value)
 
     @classmethod
     def effect(cls, key: str) -> Effect:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from gradsieve.recipe.section import (
     CHANGES,
@@ -18,6 +18,7 @@ from gradsieve.recipe.section import (
     OneOrSeveral,
     Section,
     key,
+    no_truth,
     unique,
 )
 
@@ -216,6 +217,7 @@ Count = Annotated[int, Field(ge=1)]
 Cap = Annotated[
     Annotated[Count, Tag(ONE)] | Annotated[Fraction, Tag(SHARE)],
     Discriminator(lambda value: ONE if isinstance(value, int) else SHARE),
+    BeforeValidator(no_truth),
 ]
 """A number of rows, or a share such as 0.4."""
 

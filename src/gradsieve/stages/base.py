@@ -30,6 +30,7 @@ class Stage(ABC):
         name: As in `runs.folder.STAGES`: its file, command, recipe section and run folder.
         distributed: Whether several processes can share it (`accelerate launch`).
         refreshes_pool: Whether a run that starts with it brings the pool up to date first.
+        reads: The stage whose outputs it can't do without, where a recipe may leave out both.
         optional_before: Earlier stages that need not be finished for this one to run alone.
         undo_failed: Whether what replaces archived outputs is removed when it fails, and they come
             back; otherwise it is kept, to be resumed.
@@ -38,6 +39,7 @@ class Stage(ABC):
     name: ClassVar[str]
     distributed: ClassVar[bool] = False
     refreshes_pool: ClassVar[bool] = False
+    reads: ClassVar[str | None] = None
     optional_before: ClassVar[tuple[str, ...]] = ()
     undo_failed: ClassVar[bool] = False
 

@@ -54,6 +54,7 @@ class Evaluate(Stage):
     """Metrics of every model on its target's held-out examples."""
 
     name = "evaluate"
+    reads = "train"
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         return {

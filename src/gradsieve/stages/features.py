@@ -77,6 +77,7 @@ class Features(Stage):
     """Per-example features of the pool, and the targets' gradients, at every checkpoint."""
 
     name = "features"
+    reads = "warmup"
     refreshes_pool = True
 
     def needed(self, recipe: Recipe) -> bool:
