@@ -160,11 +160,13 @@ class FusedTotals:
         batch, p = gradient.shape
         key = self._projection.key(name)
         grid = (self._squares.shape[2], triton.cdiv(batch, EXAMPLES), PARTS)
-        _update_and_sketch[grid](
-            *(gradient, m, v, self._rows, self._squares, key, ~key),
-            *(p, batch),
-            **self._settings,
-        )
+        # Of a model over several GPUs, each layer's backward pass runs with its own as the current.
+        with torch.cuda.device_of(self._rows):
+            _update_and_sketch[grid](
+                *(gradient, m, v, self._rows, self._squares, key, ~key),
+                *(p, batch),
+                **self._settings,
+            )
 
     def rows(self) -> Float[Tensor, "B d"]:
         """The sketches so far."""
