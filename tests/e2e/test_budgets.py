@@ -93,6 +93,9 @@ def test_each_is_trained_on_evaluated_and_compared_with_random_of_its_size(run: 
     table = found.markdown()
     assert "| less@0.1 | 4 |" in table
     assert "| random@0.3 | 12 |" in table
+    for size in ("0.1", "0.3"):  # no cell for two selections of different sizes
+        shared = table.split(f"Rows that selections of {size} share:\n\n")[1].split("\n\n")[0]
+        assert shared.split("\n")[0] == f"|  | less@{size} |"
 
 
 def test_the_report_and_explain_know_all(run: RunFolder) -> None:

@@ -55,8 +55,9 @@ class Comparison:
             parts.extend(self._said(target))
             if found := self.curves.get(target):
                 parts.append(_markdown(f"{found.metric} by size:", _sizes(found, "–")))
-            if self.overlap.get(target):
-                parts.append(_markdown("Rows that selections share:", self._overlaps(target)))
+            for size, table in self._overlaps(target):
+                which = f"selections of {size}" if size else "selections"
+                parts.append(_markdown(f"Rows that {which} share:", table))
         if self.validation:
             lines = (f"- {line}" for line in self._validated())
             parts.append("\n".join(["### Validation", "", *lines]))
@@ -73,8 +74,9 @@ class Comparison:
             parts.append(_tabular(self._table(target, ""), target) + said)
             if found := self.curves.get(target):
                 parts.append(_tabular(_sizes(found, ""), f"{target}: {found.metric} by size"))
-            if self.overlap.get(target):
-                parts.append(_tabular(self._overlaps(target), f"{target}: rows that are shared"))
+            for size, table in self._overlaps(target):
+                which = f" by selections of {size}" if size else ""
+                parts.append(_tabular(table, f"{target}: rows that are shared{which}"))
         if self.validation:
             parts.append("\n".join(f"% {line}" for line in self._validated()))
         return "\n\n".join(parts)
@@ -113,16 +115,22 @@ class Comparison:
         columns["cost (s)"] = [none if cost is None else f"{cost:.0f}" for cost in costs]
         return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
-    def _overlaps(self, target: str) -> list[list[str]]:
-        """The lower triangle of the matrix of shares."""
-        shares = self.overlap[target]
-        names = list(dict.fromkeys([*shares, *(name for row in shares.values() for name in row)]))
-        return [["", *names[:-1]]] + [
-            [name, *(_shared(shares, name, other) for other in names[:place])]
-            + [""] * (len(names) - 1 - place)
-            for place, name in enumerate(names)
-            if place
-        ]
+    def _overlaps(self, target: str) -> Iterator[tuple[str, list[list[str]]]]:
+        """Of each size, if there are several, the lower triangle of the matrix of shares."""
+        shares = self.overlap.get(target, {})
+        methods = dict.fromkeys([*shares, *(name for row in shares.values() for name in row)])
+        for size in dict.fromkeys(name.partition("@")[2] for name in methods):
+            names = [name for name in methods if name.partition("@")[2] == size]
+            yield (
+                size,
+                [["", *names[:-1]]]
+                + [
+                    [name, *(_shared(shares, name, other) for other in names[:place])]
+                    + [""] * (len(names) - 1 - place)
+                    for place, name in enumerate(names)
+                    if place
+                ],
+            )
 
 
 def _sizes(curve: Curve, none: str) -> list[list[str]]:
