@@ -2,10 +2,11 @@
 """Which units dropout keeps, of a whole batch in one launch, for GPUs, in Triton.
 
 In: a seed for each example of a batch, a layer's number and the share to keep. Out: a mask in which
-an example's part depends on its seed, the layer, the position and the unit alone.
-A generator of PyTorch has one seed a launch, so that a mask takes three launches for each example:
-with batches of 32 most of what a training step of a small model launches. Imported only where
-Triton is: PyTorch's CUDA packages bring it along.
+an example's part depends on its seed, the layer, the position and the unit alone. Imported only
+where Triton is: PyTorch's CUDA packages bring it along.
+
+Rejected: PyTorch's generators, which have one seed a launch, so that a mask takes three launches
+for each example: with 32 examples, most of what a training step of a small model launches.
 
 Source: Philox 4x32 (Salmon et al., SC 2011), as `triton.language.rand` has it.
 """
