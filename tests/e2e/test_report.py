@@ -67,7 +67,7 @@ def test_it_grows_with_the_run(inputs: dict[str, Any], tmp_path: Path) -> None:
 
     trained = world.recipe(inputs, **QUICK, train={"epochs": 1}, evaluate={})
     _, said = run(trained, tmp_path)
-    assert any(line.startswith("report: extending") for line in said)
+    assert any(line.startswith("report: updating") for line in said)
     results = {metric["metric"]: metric for metric in content(made)["results"]["mine"]}
     rows = json.loads((made.stage("evaluate") / "results.json").read_text())["rows"]
     for row in rows:

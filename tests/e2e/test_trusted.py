@@ -126,7 +126,7 @@ def test_reasons_are_words(run: RunFolder, inputs: dict[str, Any]) -> None:
     told = world.Listening()
     more = trained({**inputs, "targets": [*inputs["targets"], other]})
     gradsieve.run(more, run.path, last="select", progress=told)
-    assert "score: extending, because target `code` was added" in told.lines
+    assert "score: updating, because target `code` was added" in told.lines
 
 
 def test_a_source_that_changes_is_named(

@@ -106,7 +106,7 @@ def prepare(stage: Stage, state: State, context: Context) -> Path | None:
     archived = context.run.archive(stage.name) if state.kind == "redo" else None
     how = {
         "resume": state.why or "resuming where it stopped",
-        "extend": f"extending, {because(state.why)}",
+        "extend": f"updating, {because(state.why)}",
         "redo": f"running again, {because(state.why)} (the old outputs are in {archived})",
     }
     if state.kind in how:
