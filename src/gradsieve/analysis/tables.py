@@ -116,21 +116,22 @@ class Comparison:
         return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
     def _overlaps(self, target: str) -> Iterator[tuple[str, list[list[str]]]]:
-        """Of each size, if there are several, the lower triangle of the matrix of shares."""
+        """Of each size, if there are several, the table of shares."""
         shares = self.overlap.get(target, {})
-        methods = dict.fromkeys([*shares, *(name for row in shares.values() for name in row)])
-        for size in dict.fromkeys(name.partition("@")[2] for name in methods):
-            names = [name for name in methods if name.partition("@")[2] == size]
-            yield (
-                size,
-                [["", *names[:-1]]]
-                + [
-                    [name, *(_shared(shares, name, other) for other in names[:place])]
-                    + [""] * (len(names) - 1 - place)
-                    for place, name in enumerate(names)
-                    if place
-                ],
-            )
+        by_size: dict[str, list[str]] = {}
+        for name in dict.fromkeys([*shares, *(name for row in shares.values() for name in row)]):
+            by_size.setdefault(name.partition("@")[2], []).append(name)
+        return ((size, _triangle(shares, names)) for size, names in by_size.items())
+
+
+def _triangle(shares: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> list[list[str]]:
+    """The lower triangle of the matrix of shares."""
+    return [["", *names[:-1]]] + [
+        [name, *(_shared(shares, name, other) for other in names[:place])]
+        + [""] * (len(names) - 1 - place)
+        for place, name in enumerate(names)
+        if place
+    ]
 
 
 def _sizes(curve: Curve, none: str) -> list[list[str]]:
