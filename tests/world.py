@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle  # noqa: TID251 - as Ray sends jobs
 import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gradsieve.console import Progress
+from gradsieve.data.pool import Pool
+from gradsieve.data.pool.build import build_pool
+from gradsieve.data.sources import SourceSpec
+from gradsieve.data.template import ChatTemplate
 from gradsieve.demo.model import make_tokenizer
 from gradsieve.demo.skills import Row, make_examples, make_rows
+from gradsieve.engine import Engine, Job
+from gradsieve.engine.base import Finished, Worker
 from gradsieve.recipe.load import check_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.folder import ARCHIVE, RunFolder
@@ -107,6 +115,15 @@ def table(run: RunFolder, method: str = "less", target: str = "mine") -> dict[st
     return {name: read[name].to_numpy() for name in read.column_names}
 
 
+def pool_of(folder: Path, texts: list[str]) -> Pool:
+    """A pool of short conversations; ids are their numbers."""
+    rows = [{"id": f"{n:03}", "prompt": text, "completion": "a"} for n, text in enumerate(texts)]
+    write(folder / "rows.jsonl", rows)
+    source = SourceSpec("s", str(folder / "rows.jsonl"))
+    template = ChatTemplate(make_tokenizer(), "tokenizer", 64)
+    return build_pool(folder / "pool", [source], template)
+
+
 class Listening(Progress):
     """Keeps what is said."""
 
@@ -119,6 +136,16 @@ class Listening(Progress):
 
     def warn(self, text: str) -> None:
         self.lines.append(f"warning: {text}")
+
+
+class Workers(Engine):
+    """Tasks in another order, by a job that was pickled."""
+
+    def _run(self, job: Job[Any, Any], tasks: Sequence[Any]) -> Iterator[Finished]:
+        sent, sent_tasks = pickle.loads(pickle.dumps((job, tasks)))
+        run = sent.setup(self.progress)
+        for task, one in [*zip(tasks, sent_tasks, strict=True)][::-1]:
+            yield Finished(task, run(one), Worker("w", "here"), 0.1)
 
 
 def results(run: RunFolder) -> dict[str, bytes]:

@@ -57,7 +57,11 @@ def warm(local: RunFolder, tmp_path: Path) -> Path:
 
 def recipe(inputs: dict[str, Any], **engine: Any) -> Recipe:
     return world.recipe(
-        inputs, score__methods=METHODS, train={"epochs": 1, "seeds": [0, 1]}, engine=engine
+        inputs,
+        score__methods=METHODS,
+        select={"fraction": 0.2, "near_duplicates": {"cosine": 0.9}},
+        train={"epochs": 1, "seeds": [0, 1]},
+        engine=engine,
     )
 
 
@@ -71,8 +75,9 @@ def test_same_bytes_as_local(
     found = gradsieve.run(recipe(inputs, **on(cluster)), warm, last="train")
     assert world.results(found) == world.results(local)
     assert len({one["name"] for one in found.require("features")["workers"]}) == 3
-    assert "similarities of" in (warm / "log.txt").read_text()
-    for stage in ("features", "score", "train"):
+    for job in ("similarities of", "near duplicates in"):
+        assert job in (warm / "log.txt").read_text()
+    for stage in ("features", "score", "select", "train"):
         work = found.require(stage)["workers"]
         assert sum(one["tasks"] for one in work) > 0
         assert {one["device"] for one in work} == {"cpu"}

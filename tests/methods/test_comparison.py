@@ -1,7 +1,5 @@
 """Similarities are the same, whether this process or an engine's workers read the shards."""
 
-import pickle  # noqa: TID251 - as Ray sends jobs
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,23 +8,12 @@ import numpy as np
 import pytest
 
 import world
-from gradsieve.engine import Engine, Job
-from gradsieve.engine.base import Finished, Worker
+from gradsieve.engine import Engine
 from gradsieve.methods import comparison
 from gradsieve.methods.comparison import Column, Comparison, Directions, Part, Stored, Subspaces
 from gradsieve.store import RowKey, Store, create_store, open_store
 
 DIMS, COLUMNS = 64, [Column("t", "a"), Column("t", "b"), Column("u", "a")]
-
-
-class Workers(Engine):
-    """Tasks in another order, by a job that was pickled."""
-
-    def _run(self, job: Job[Any, Any], tasks: Sequence[Any]) -> Iterator[Finished]:
-        sent, sent_tasks = pickle.loads(pickle.dumps((job, tasks)))
-        run = sent.setup(self.progress)
-        for task, one in [*zip(tasks, sent_tasks, strict=True)][::-1]:
-            yield Finished(task, run(one), Worker("w", "here"), 0.1)
 
 
 @pytest.fixture
@@ -65,7 +52,7 @@ def test_workers_find_the_same(
         task: Any = SimpleNamespace(engine=engine, progress=listening, work=None)
         return list(comparison.compare(task, "scores", store, compared, positions))
 
-    here, there = found(None), found(Workers(listening))
+    here, there = found(None), found(world.Workers(listening))
     assert len(here) == 4  # shards with a wanted row
     for one, other in zip(here, there, strict=True):
         assert one.positions.tolist() == other.positions.tolist()

@@ -1,91 +1,19 @@
-"""Rules: near duplicates by stored updates, and runs of 13 words shared with test questions."""
+"""Leaks: runs of 13 words shared with test questions."""
 
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import world
-from gradsieve.data.pool import Pool
-from gradsieve.data.pool.build import build_pool
-from gradsieve.data.sources import SourceSpec, read_source
-from gradsieve.data.template import ChatTemplate
-from gradsieve.demo.model import make_tokenizer
+from gradsieve.data.sources import read_source
 from gradsieve.selection import rules
-from gradsieve.selection.rules import Leak, LeakIndex, NearDuplicates, find_leaks
-from gradsieve.store import create_store, open_store
+from gradsieve.selection.rules import Leak, LeakIndex, find_leaks
 from gradsieve.tasks import load_test_set
-
-DIM = 256
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
 WORDS += ["eight", "nine", "ten", "eleven", "twelve", "thirteen"]
 TEXT = " ".join(WORDS)
-
-
-def pool_of(folder: Path, texts: list[str]) -> Pool:
-    """A pool of short conversations; ids are their numbers."""
-    rows = [{"id": f"{n:03}", "prompt": text, "completion": "a"} for n, text in enumerate(texts)]
-    world.write(folder / "rows.jsonl", rows)
-    source = SourceSpec("s", str(folder / "rows.jsonl"))
-    template = ChatTemplate(make_tokenizer(), "tokenizer", 64)
-    return build_pool(folder / "pool", [source], template)
-
-
-def test_the_best_of_a_group_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    centers = rng.normal(size=(40, DIM))
-    group = rng.integers(0, 40, 300)
-    # Within a group cosines are about 0.99, between groups about 0.
-    rows = (centers[group] + 0.1 * rng.normal(size=(300, DIM))) * rng.uniform(0.1, 9, (300, 1))
-    pool = pool_of(tmp_path, ["rising : a b"] * 300)
-    ids = [int(key.id) for key in pool.keys(range(300))]
-    store = create_store(tmp_path / "store", {"bits": 8})
-    store.write_shard(pool.store_keys(range(300)), rows[ids].astype(np.float32), np.ones(300))
-    order = rng.permutation(300)
-    monkeypatch.setattr(rules, "AHEAD", 37)
-    place = 0
-
-    def ahead(count: int) -> np.ndarray:
-        return np.arange(place + 1, min(place + 1 + count, 300))
-
-    check = NearDuplicates(open_store(tmp_path / "store"), pool, order, ahead, 0.95)
-    kept, seen = [], set()
-    for place, number in enumerate(order.tolist()):
-        reason = check(place)
-        of = int(group[ids[number]])
-        assert (reason is None) == (of not in seen), number
-        if reason is None:
-            kept.append(number)
-            seen.add(of)
-        else:
-            first = next(other for other in kept if group[ids[other]] == of)
-            assert reason.startswith("near_duplicates: cosine 0.9")
-            assert reason.endswith(f"with s {ids[first]:03}")
-    assert len(kept) == len(set(group.tolist()))
-
-
-def nothing(count: int) -> np.ndarray:
-    """No lines that come next are known."""
-    return np.empty(0, np.int64)
-
-
-def test_a_row_without_a_gradient_is_kept(tmp_path: Path) -> None:
-    pool = pool_of(tmp_path, ["rising : a b", "rising : c d"])
-    store = create_store(tmp_path / "store", {"bits": 8})
-    store.write_shard(pool.store_keys([0]), np.ones((1, DIM), np.float32), np.ones(1))
-    check = NearDuplicates(open_store(tmp_path / "store"), pool, np.array([0, 1]), nothing, 0.5)
-    assert [check(place) for place in range(2)] == [None, None]
-
-
-def test_rows_that_are_not_asked_after_are_not_kept(tmp_path: Path) -> None:
-    pool = pool_of(tmp_path, ["rising : a b"] * 3)
-    store = create_store(tmp_path / "store", {"bits": 8})
-    store.write_shard(pool.store_keys(range(3)), np.ones((3, DIM), np.float32), np.ones(3))
-    check = NearDuplicates(open_store(tmp_path / "store"), pool, np.array([2, 1, 0]), nothing, 0.5)
-    assert check(1) is None
-    assert check(2) == f"near_duplicates: cosine 1.000 with s {pool.keys([1])[0].id}"
 
 
 def leaks(*texts: str, question: str = TEXT) -> list[str]:
@@ -155,7 +83,7 @@ def test_leaks_of_a_pool_are_in_order_of_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rules, "AT_ONCE", 3)
-    pool = pool_of(tmp_path, [TEXT if n % 2 else "rising : a b" for n in range(8)][::-1])
+    pool = world.pool_of(tmp_path, [TEXT if n % 2 else "rising : a b" for n in range(8)][::-1])
     found = find_leaks(pool, {"t": [("q", TEXT)]})
     assert [key.id for key in pool.keys(list(found))] == ["000", "002", "004", "006"]
     assert set(found.values()) == {Leak("t", "q", TEXT)}

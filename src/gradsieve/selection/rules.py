@@ -1,15 +1,14 @@
-"""Rules that pass over examples: caps per source, near duplicates, and leaks of test questions.
+"""Rules that pass over examples: caps per source, and leaks of test questions.
 
-A near duplicate is an example whose update points almost the same way as that of a better one. A
-leak is an example of the pool that shares a run of 13 words with a test question, whatever case and
-punctuation, as GPT-3's authors looked for (Brown et al., 2020, appendix C). In scripts without
+A leak is an example of the pool that shares a run of 13 words with a test question, whatever case
+and punctuation, as GPT-3's authors looked for (Brown et al., 2020, appendix C). In scripts without
 spaces a word is a pair of characters (`data.words`), so that a run is 14 characters. Only what a
 question itself says is compared, not the words that a benchmark puts around every question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -19,10 +18,6 @@ from numpy.typing import NDArray
 
 from gradsieve.data.pool import Pool
 from gradsieve.data.words import split_words
-from gradsieve.store import Store
-
-AHEAD = 2048
-"""Rows read from the datastore at a time."""
 
 RUN = 13
 """Words."""
@@ -77,63 +72,6 @@ def _cap(name: str, cap: float | None, count: int | None, budget: int | None) ->
     share = cap * (count or budget or 0)
     reason = f"per_source: {name} has its share of {cap:.0%} already"
     return _Cap(share + 1e-9, count is None, reason)
-
-
-class NearDuplicates:
-    """A check for `choose`: every line that passes it is taken as kept.
-
-    Args:
-        numbers: The pool's row number of each line [n].
-        ahead: Gives some lines, at most so many, that will be considered next.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        pool: Pool,
-        numbers: NDArray[np.int64],
-        ahead: Callable[[int], NDArray[np.int64]],
-        cosine: float,
-    ) -> None:
-        self._store, self._pool, self._numbers, self._cosine = store, pool, numbers, cosine
-        self._coming = ahead
-        self._read: dict[int, NDArray[np.float32] | None] = {}
-        self._kept: list[int] = []
-        self._units = np.empty((0, 0), dtype=np.float32)
-
-    def __call__(self, line: int) -> str | None:
-        """Why a line is passed over; None: it is kept."""
-        unit = self._unit(line)
-        if unit is None:  # it has no gradient to compare
-            return None
-        if self._kept:
-            cosines = self._units[: len(self._kept)] @ unit
-            nearest = int(cosines.argmax())
-            if cosines[nearest] >= self._cosine:
-                ((source, id),) = self._pool.keys(self._numbers[[self._kept[nearest]]])
-                return f"near_duplicates: cosine {cosines[nearest]:.3f} with {source} {id}"
-        self._keep(line, unit)
-        return None
-
-    def _unit(self, line: int) -> NDArray[np.float32] | None:
-        if line not in self._read:
-            lines = np.concatenate([[line], self._coming(AHEAD)])
-            positions = self._store.positions(self._pool.store_keys(self._numbers[lines]))
-            found = np.flatnonzero(positions >= 0)
-            self._read = dict.fromkeys(lines.tolist())
-            if len(found):
-                rows = self._store.read(positions[found])
-                rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
-                self._read |= zip(lines[found].tolist(), rows, strict=True)
-        return self._read[line]
-
-    def _keep(self, line: int, unit: NDArray[np.float32]) -> None:
-        if len(self._kept) == len(self._units):  # twice the room
-            larger = np.empty((max(256, 2 * len(self._units)), len(unit)), dtype=np.float32)
-            larger[: len(self._units)] = self._units.reshape(-1, len(unit))
-            self._units = larger
-        self._units[len(self._kept)] = unit
-        self._kept.append(line)
 
 
 @dataclass(frozen=True, slots=True)

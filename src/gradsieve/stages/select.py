@@ -40,8 +40,9 @@ from gradsieve.selection.export import (
     write_lines,
     write_selected,
 )
+from gradsieve.selection.near_duplicates import NearDuplicates
 from gradsieve.selection.ranking import Check, Choice, Ranked, Ranking, choose, in_turns, ranking_of
-from gradsieve.selection.rules import Leak, NearDuplicates, find_leaks
+from gradsieve.selection.rules import Leak, find_leaks
 from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
 from gradsieve.stages.estimate import ROW_BYTES, Estimate, selected
@@ -302,7 +303,7 @@ def _chosen(
     if settings.near_duplicates is not None:
         store, ahead = _last_store(context), scored.ranking.ahead
         cosine = settings.near_duplicates.cosine
-        checks.append(NearDuplicates(store, scored.pool, numbers, ahead, cosine))
+        checks.append(NearDuplicates(context.engine, store, scored.pool, numbers, ahead, cosine))
     choice = choose(
         scored.ranking, scored.sources, scored.tokens, scored.names, settings, budget, checks
     )

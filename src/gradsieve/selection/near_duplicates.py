@@ -1,0 +1,133 @@
+"""Passing over near duplicates: examples whose update points almost the same way as a better one's.
+
+In: lines in the order in which they are considered. Out: why one is passed over. Each line has to
+be compared with all that were kept before it. So that rows needn't be compared one by one, the next
+lines, as far as they are known, are compared at once with those kept so far and with one another,
+by parts of the datastore that an engine hands out; only pairs that are near come back.
+
+Rejected: keeping the kept rows in memory (1.6 GB of 50,000 rows at 8192 dims, and each line reads
+all of it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsieve.console import Progress
+from gradsieve.data.pool import Pool
+from gradsieve.engine import Engine, Job, Size
+from gradsieve.methods.comparison import unit
+from gradsieve.methods.forward import grouped
+from gradsieve.store import Store, Wanted, open_store
+from gradsieve.store.reader import Similarities
+
+AHEAD = 2048
+"""Lines that are compared at a time; at 8192 dims their rows take 64 MiB."""
+
+TASK_ROWS = 4096
+"""Rows of a task: some seconds of a core."""
+
+PAIR = np.dtype([("other", np.int64), ("row", np.int64), ("cosine", np.float32)])
+"""Positions in the datastore of two rows that are near, and their cosine."""
+
+NONE = np.empty(0, PAIR)
+
+
+class NearDuplicates:
+    """A check for `choose`: every line that passes it is taken as kept.
+
+    Args:
+        numbers: The pool's row number of each line [n].
+        ahead: Gives some lines, at most so many, that will be considered next.
+        cosine: From which on two rows are near.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        pool: Pool,
+        numbers: NDArray[np.int64],
+        ahead: Callable[[int], NDArray[np.int64]],
+        cosine: float,
+    ) -> None:
+        self._engine, self._store, self._pool, self._cosine = engine, store, pool, cosine
+        self._numbers, self._ahead = numbers, ahead
+        self._kept: dict[int, int] = {}  # lines by their rows' positions, in order
+        self._coming: dict[int, int] = {}  # positions of lines that were looked up; -1: no row
+        self._near: dict[int, NDArray[Any]] = {}  # pairs by the positions of these lines
+
+    def __call__(self, line: int) -> str | None:
+        """Why a line is passed over; None: it is kept."""
+        if line not in self._coming:
+            self._look_ahead(line)
+        position = self._coming[line]
+        if position < 0:  # it has no gradient to compare
+            return None
+        own = self._near.get(position, NONE).tolist()
+        near = [(cosine, row) for _, row, cosine in own if row in self._kept]
+        if not near:
+            self._kept[position] = line
+            return None
+        cosine, nearest = max(near)
+        ((source, id),) = self._pool.keys(self._numbers[[self._kept[nearest]]])
+        return f"near_duplicates: cosine {cosine:.3f} with {source} {id}"
+
+    def _look_ahead(self, line: int) -> None:
+        lines = np.concatenate([[line], self._ahead(AHEAD)])
+        positions = self._store.positions(self._pool.store_keys(self._numbers[lines]))
+        self._coming = dict(zip(lines.tolist(), positions.tolist(), strict=True))
+        coming = np.unique(positions[positions >= 0])
+        if not len(coming):
+            return
+        job = NearJob(str(self._store.folder), coming, unit(self._store.read(coming)), self._cosine)
+        wanted = self._store.wanted(np.concatenate([coming, np.array([*self._kept], np.int64)]))
+        tasks = grouped(wanted, lambda one: len(one[1]), TASK_ROWS)
+        pairs = np.sort(np.concatenate([*self._engine.map(job, [*tasks])]), order="other")
+        others, starts = np.unique(pairs["other"], return_index=True)
+        self._near = dict(zip(others.tolist(), np.split(pairs, starts[1:]), strict=False))
+
+
+@dataclass(frozen=True)
+class NearJob(Job[Wanted, NDArray[Any]]):
+    """Finding rows of a datastore that are near those at some positions [a].
+
+    `directions` are these rows' [a, d].
+    """
+
+    unit = "rows"
+
+    store: str
+    positions: NDArray[np.int64] = field(repr=False)
+    directions: NDArray[np.float32] = field(repr=False)
+    cosine: float
+
+    def setup(self, progress: Progress) -> Callable[[Wanted], NDArray[Any]]:
+        """Open the datastore; its index is not read."""
+        store = open_store(self.store)
+
+        def run(rows: Wanted) -> NDArray[Any]:
+            parts = store.similarities(self.directions, rows)
+            return np.concatenate([self._pairs(part) for part in parts])
+
+        return run
+
+    def _pairs(self, part: Similarities) -> NDArray[Any]:
+        row, other = np.nonzero(part.cosines >= self.cosine)
+        pairs = np.empty(len(row), PAIR)
+        pairs["other"], pairs["row"] = self.positions[other], part.positions[row]
+        pairs["cosine"] = part.cosines[row, other]
+        return pairs
+
+    def size(self, task: Wanted) -> Size:
+        """Rows that are read."""
+        return Size(sum(len(positions) for _, positions in task))
+
+    def name(self, task: Wanted) -> str:
+        """The first of its shards."""
+        return f"near duplicates in {len(task)} shards from {task[0][0].name} on"
