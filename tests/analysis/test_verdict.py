@@ -47,7 +47,7 @@ def test_what_to_do(less: Over, full: Over, starts: str) -> None:
     cells = {"less": cell(0.5, **less), "bm25": cell(0.4), "full": cell(0.5, **full)}
     if "random" in less:
         cells["random"] = cell(0.45)
-    found = verdict(f1(**cells), FOLDERS, {})
+    found = verdict(f1(**cells), FOLDERS, {}, {})
     assert found is not None
     assert (found.metric, found.best) == ("f1", "less")
     assert found.text.startswith(starts)
@@ -63,13 +63,13 @@ def test_all_rows_are_compared_with_random_ones_of_the_best_size(
         "random@0.2": cell(0.5, full=UNCLEAR if random is BETTER else BETTER),
         "full": cell(0.45),
     }
-    found = verdict(f1(**cells), {}, {})
+    found = verdict(f1(**cells), {}, {}, {})
     assert found is not None
     assert found.text.startswith(f"no method beats random here: use {todo}. The best, less@0.1,")
 
 
 def test_all_rows_that_nobody_trained_on_are_not_said_to_be_better() -> None:
-    found = verdict(f1(less=cell(0.5, random=UNCLEAR), random=cell(0.5)), FOLDERS, {})
+    found = verdict(f1(less=cell(0.5, random=UNCLEAR), random=cell(0.5)), FOLDERS, {}, {})
     assert found is not None
     assert found.text.startswith(
         "no method beats random here: use all rows (not trained on here: add full to "
@@ -80,7 +80,7 @@ def test_all_rows_that_nobody_trained_on_are_not_said_to_be_better() -> None:
 def test_random_rows_that_are_worse_than_no_training_are_not_advised() -> None:
     less = cell(0.5, random=UNCLEAR, base=UNCLEAR)
     for cells in ({}, {"full": cell(0.4, random=WORSE, base=WORSE)}):
-        found = verdict(f1(less=less, random=cell(0.5, base=WORSE), **cells), FOLDERS, {})
+        found = verdict(f1(less=less, random=cell(0.5, base=WORSE), **cells), FOLDERS, {}, {})
         assert found is not None
         assert found.text.startswith("no method beats random here: keep the untrained model.")
 
@@ -90,7 +90,7 @@ def test_of_a_loss_the_lowest_is_best() -> None:
         "bm25": cell(0.4, higher=False, random=WORSE),
         "less": cell(0.5, higher=False, random=BETTER),
     }
-    found = verdict({"held_out_loss": cells}, FOLDERS, {})
+    found = verdict({"held_out_loss": cells}, FOLDERS, {}, {})
     assert found is not None
     assert found.text == (
         "use 04-select/tydiqa/bm25: held_out_loss (lower is better) -0.050 over random "
@@ -110,25 +110,29 @@ def test_the_headline_is_the_metric_that_tells_models_apart() -> None:
     assert headline({"held_out_loss": flat, "exact_match": flat, "f1": noisy}) == "f1"
     assert headline({"held_out_loss": loss, "f1": noisy}) == "held_out_loss"
     assert headline({"target_loss": loss}) is None
-    assert verdict({"target_loss": loss}, {}, {}) is None
-    assert verdict(f1(random=cell(0.1), base=cell(0.2)), {}, {}) is None
+    assert verdict({"target_loss": loss}, {}, {}, {}) is None
+    assert verdict(f1(random=cell(0.1), base=cell(0.2)), {}, {}, {}) is None
 
 
 def test_cautions() -> None:
     cells = {name: cell(0.5, models=1) for name in ("less", "bm25", "rds", "dsir")}
     cells["random"] = cell(0.4)
     found = verdict(
-        f1(**cells, base=cell(0.1, models=1)), {}, {"less": 12, "bm25": 30, "random": 12}
+        f1(**cells, base=cell(0.1, models=1)),
+        {},
+        {"less": 12, "bm25": 30, "random": 12},
+        {"less": 3, "full": 5},
     )
     assert found is not None
-    one, steps, many = found.cautions
+    one, steps, leaks, many = found.cautions
     assert one.startswith("one trained model of less, bm25, rds, dsir: ")
     assert "over questions only" in one
     assert "train.seeds" in one
     assert steps.startswith("optimizer steps differ, from 12 (less) to 30 (bm25)")
     assert "train.max_steps" in steps
+    assert leaks.startswith("selected rows share 13 words with test questions (less 3): ")
     assert many.startswith("the best of 4 selections")
-    settled = verdict(f1(less=cell(0.5), random=cell(0.4)), {}, {"less": 12, "random": 12})
+    settled = verdict(f1(less=cell(0.5), random=cell(0.4)), {}, {"less": 12, "random": 12}, {})
     assert settled is not None
     assert settled.cautions == []
 
@@ -136,7 +140,7 @@ def test_cautions() -> None:
 @pytest.mark.parametrize("asked", [1, 5, 10])
 def test_few_questions_are_a_caution_and_one_is_never_clear(asked: int) -> None:
     less = cell(0.5, asked=asked, random=(0.05, 0.05, 0.05) if asked == 1 else BETTER)
-    found = verdict(f1(less=less, random=cell(0.4, asked=asked)), FOLDERS, {})
+    found = verdict(f1(less=less, random=cell(0.4, asked=asked)), FOLDERS, {}, {})
     assert found is not None
     assert found.text.startswith("no method beats random" if asked == 1 else "use 04-select")
     assert [text.partition(",")[0] for text in found.cautions] == {
@@ -167,6 +171,6 @@ def test_selections_of_several_sizes() -> None:
     }
     assert found.levels == {"full": 0.39, "base": 0.1}
     assert curve(f1(less=cell(0.3), random=cell(0.2)), {"less": 5, "random": 5}) is None
-    decided = verdict(f1(**cells), {}, {})
+    decided = verdict(f1(**cells), {}, {}, {})
     assert decided is not None
     assert decided.best == "less@0.1"  # of 0.5, `less` is not clearly better than random

@@ -68,8 +68,10 @@ def test_leaks_are_reported_and_dropped_on_request(inputs: dict[str, Any], out: 
     assert {json.loads(line)["target"] for line in found} == {"mine"}
     assert any("3 rows of the pool share 13 words" in line for line in progress.lines)
     assert run.require("select")["leaks"] == {"mine": 3}
+    assert run.require("select")["targets"]["mine"]["less"]["leaks"] == {"mine": 3}
     run, _ = select(inputs, out, fraction=1.0, drop_leaks=True)
     assert not leaking & {row["id"] for row in lines(run, "selected")}
+    assert run.require("select")["targets"]["mine"]["less"]["leaks"] == {}
     reasons = {row["id"]: row["reason"] for row in lines(run, "dropped")}
     assert reasons.keys() == leaking
     assert all(reason.startswith("drop_leaks: shares ") for reason in reasons.values())

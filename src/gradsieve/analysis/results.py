@@ -85,7 +85,8 @@ def compare(runs: Run | Sequence[Run]) -> Comparison:
         _add_validation(comparison, run)
     for target, metrics in comparison.cells.items():
         selections, steps = comparison.selections.get(target, {}), comparison.steps.get(target, {})
-        if found_verdict := verdict(metrics, selections, steps):
+        leaks = comparison.leaks.get(target, {})
+        if found_verdict := verdict(metrics, selections, steps, leaks):
             comparison.verdicts[target] = found_verdict
         if found_curve := curve(metrics, comparison.rows.get(target, {})):
             comparison.curves[target] = found_curve
@@ -299,6 +300,8 @@ def _add_selections(comparison: Comparison, run: RunFolder, is_alone: bool) -> N
                 folder = folder.relative_to(run.path) if is_alone else folder
                 comparison.rows.setdefault(target, {}).setdefault(base, facts["rows"])
                 comparison.selections.setdefault(target, {}).setdefault(base, str(folder))
+                if leaks := facts.get("leaks", {}).get(target):
+                    comparison.leaks.setdefault(target, {}).setdefault(base, leaks)
                 steps = [n for of, n in trained.items() if of.startswith(f"{name}/{method}/")]
                 if steps:
                     comparison.steps.setdefault(target, {}).setdefault(base, steps[0])

@@ -26,6 +26,7 @@ class Comparison:
         validation: By run: whether each method's scores predict what training does.
         rows: Selected rows, by target and method.
         steps: Optimizer steps of the training on them, by target and method.
+        leaks: Selected rows that hold text of the target's test questions, if there are some.
         selections: Folder of each selection, by target and method.
         overlap: Shared rows over the smaller selection, by target and method and method.
         seconds: Cost of a method before training, by method: warm-up, features, scores.
@@ -38,6 +39,7 @@ class Comparison:
     validation: dict[str, list[Validation]] = field(default_factory=dict)
     rows: ByMethod = field(default_factory=dict)
     steps: ByMethod = field(default_factory=dict)
+    leaks: ByMethod = field(default_factory=dict)
     selections: dict[str, dict[str, str]] = field(default_factory=dict)
     overlap: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

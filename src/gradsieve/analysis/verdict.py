@@ -100,7 +100,10 @@ def _tells_apart(cells: Mapping[str, Cell]) -> bool:
 
 
 def verdict(
-    metrics: Metrics, selections: Mapping[str, str], steps: Mapping[str, int]
+    metrics: Metrics,
+    selections: Mapping[str, str],
+    steps: Mapping[str, int],
+    leaks: Mapping[str, int],
 ) -> Verdict | None:
     """Decide; None if no method was evaluated on held-out questions.
 
@@ -108,6 +111,7 @@ def verdict(
         metrics: A target's cells.
         selections: The folder of each method's selection.
         steps: Optimizer steps of each method's training.
+        leaks: Rows of selections that hold text of this target's test questions.
     """
     metric = headline(metrics)
     cells = metrics[metric] if metric else {}
@@ -119,7 +123,7 @@ def verdict(
     beats = {name: cells[name].compared("random") == 1 for name in methods}
     best = max(methods, key=lambda name: (beats[name], sign * cells[name].mean))
     text = _decision(best, cells, metric, selections.get(best, best))
-    cautions = list(_cautions(cells, len(methods), steps))
+    cautions = list(_cautions(cells, len(methods), steps, leaks))
     return Verdict(metric, best, text, cautions)
 
 
@@ -202,7 +206,9 @@ def _gap(cell: Cell, reference: str) -> str:
     return f"{mean} over {REFERENCES[reference]} {interval}{doubt}"
 
 
-def _cautions(cells: Mapping[str, Cell], methods: int, steps: Mapping[str, int]) -> Iterator[str]:
+def _cautions(
+    cells: Mapping[str, Cell], methods: int, steps: Mapping[str, int], leaks: Mapping[str, int]
+) -> Iterator[str]:
     trained = {name: cell for name, cell in cells.items() if name not in UNTRAINED}
     single = [name for name, cell in trained.items() if len(cell.values) == 1]
     if single:
@@ -223,6 +229,11 @@ def _cautions(cells: Mapping[str, Cell], methods: int, steps: Mapping[str, int])
         yield (
             f"optimizer steps differ, from {made[low]} ({low}) to {made[high]} ({high}): some of a "
             "difference may be due to them. train.max_steps gives every training as many"
+        )
+    if leaked := ", ".join(f"{name} {leaks[name]}" for name in trained if name in leaks):
+        yield (
+            f"selected rows share 13 words with test questions ({leaked}): their models may know "
+            "the answers. Set select.drop_leaks: true"
         )
     if methods >= MANY:
         yield (

@@ -156,6 +156,7 @@ def _select(
     write_lines(out.dropped, chain(_unscored(context, method), scored.dropped(choice)))
     tokens, sources = int(scored.tokens[choice.chosen].sum()), scored.count(choice.chosen)
     columns = choice.columns[choice.columns >= 0]
+    leaked = (leaks.get(number) for number in scored.numbers[choice.chosen].tolist())
     subtasks = _counted(columns, scored.ranking.subtasks)
     if warning := dominated(
         subtasks, len(set(scored.ranking.subtasks)), context.recipe.score.across_subtasks
@@ -184,6 +185,7 @@ def _select(
         "sources": sources,
         "subtasks": subtasks,
         "passed_over": len(choice.passed),
+        "leaks": dict(Counter(leak.target for leak in leaked if leak)),
     }
 
 
