@@ -193,6 +193,33 @@ def test_results_are_on_stdout_and_progress_on_stderr(tmp_path: Path) -> None:
     assert json.loads(again.out)["stages"]["select"]["targets"]["mine"]["less"]["rows"] == 2
 
 
+LOUD = """
+import numpy as np
+from gradsieve.methods.base import Scores
+
+print("loaded")
+
+class Loud:
+    source, uses = "me", "data"
+
+    def score(self, task):
+        print("scoring")
+        return {name: Scores(np.zeros(len(task), np.float32)) for name in task.targets}
+"""
+
+
+def test_what_an_own_method_prints_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text(LOUD)
+    data = world.make(tmp_path / "inputs", rows=40)
+    recipe = world.recipe(data, score={"methods": [f"{tmp_path / 'loud.py'}:Loud"]})
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    for command in ("plan", "run"):
+        done = wrong.call(f"{command} {tmp_path / 'recipe.yaml'} --out {tmp_path / 'run'} --json")
+        assert done.status == 0, done.err
+        json.loads(done.out)
+    assert "scoring" in done.err
+
+
 def test_explain_is_plain_text_or_json(tmp_path: Path) -> None:
     recipe = world.recipe(world.make(tmp_path / "inputs", rows=40), score={"method": "random"})
     gradsieve.run(recipe, tmp_path / "run")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -181,14 +182,15 @@ def plan(
     from gradsieve.console import Progress
     from gradsieve.pipeline.plan import plan as make_plan
 
-    found = make_plan(
-        checked,
-        out,
-        gpu=gpu,
-        workers=workers,
-        calibrate=not no_calibration,
-        progress=Progress(quiet),
-    )
+    with redirect_stdout(sys.stderr):  # what a user's own method prints
+        found = make_plan(
+            checked,
+            out,
+            gpu=gpu,
+            workers=workers,
+            calibrate=not no_calibration,
+            progress=Progress(quiet),
+        )
     echo(asdict(found) if as_json else found.table())
 
 
@@ -304,7 +306,7 @@ def _run(
     as_json: bool,
     share: tuple[int, int] | None = None,
 ) -> None:
-    with interruptible(out):
+    with interruptible(out), redirect_stdout(sys.stderr):  # what a user's own method prints
         checked = _checked(recipe, overrides)
         from gradsieve.console import Progress
         from gradsieve.pipeline import run as pipeline
