@@ -11,6 +11,7 @@ from gradsieve.selection.ranking import (
     Check,
     Choice,
     Ranked,
+    Ranking,
     choose,
     in_turns,
     ranking_of,
@@ -164,3 +165,25 @@ def test_only_rows_that_would_be_taken_are_checked() -> None:
     assert asked == [0, 1, 2, 4]  # the second b is over its cap; after 4 it is full
     assert choice.passed.tolist() == [1, 3]
     assert [reason.split(":")[0] for reason in choice.reasons] == ["odd", "per_source"]
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_lines_ahead_are_those_that_come_next(turns: bool) -> None:
+    """Also where columns are alike, so that most of a column's best lines are gone."""
+    chance = np.random.default_rng(0)
+    scores = chance.normal(size=(300, 1)) + 0.1 * chance.normal(size=(300, 9))
+    columns = in_turns(scores.astype(np.float32), [""] * 9)
+    one = Ranked(columns.scores[:, 0], np.zeros(300, np.int32), [""])
+    ranking, undisturbed = (ranking_of([columns if turns else one]) for _ in range(2))
+    for _ in range(5):
+        ahead = ranking.ahead(50).tolist()
+        assert ahead == [take_next(ranking) for _ in range(50)]
+        assert ahead == [take_next(undisturbed) for _ in range(50)]
+    assert len(ranking.ahead(100)) == 50
+
+
+def take_next(ranking: Ranking) -> int:
+    found = ranking.offer()
+    assert found is not None
+    ranking.end_turn()
+    return found.line

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,10 +63,6 @@ class Order:
     def end_turn(self) -> None:
         """Nothing changes: it has one order."""
 
-    def ahead(self, count: int) -> NDArray[np.int32]:
-        """The lines that come next, some of which may be gone."""
-        return self._order[self._place : self._place + count]
-
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
 def _first_left(order: NDArray[np.int32], gone: NDArray[np.bool_], place: int) -> int:
@@ -104,10 +101,11 @@ class Turns:
     def _next(self) -> None:
         self._turn = (self._turn + 1) % len(self._parts)
 
-    def ahead(self, count: int) -> NDArray[np.int32]:
-        """The lines that come next, about."""
-        share = -(-count // len(self._parts))
-        return np.concatenate([part.ahead(share) for part in self._parts])
+    def __copy__(self) -> Turns:
+        """Turns that go on from here on their own; the arrays are shared."""
+        twin = object.__new__(Turns)
+        twin._parts, twin._turn = [copy(part) for part in self._parts], self._turn
+        return twin
 
 
 class Ranking:
@@ -134,9 +132,14 @@ class Ranking:
         self._turns.end_turn()
 
     def ahead(self, count: int) -> NDArray[np.int64]:
-        """Lines that come soon."""
-        lines = np.unique(self._turns.ahead(count))
-        return lines[~self._gone[lines]].astype(np.int64)
+        """Lines that come next, exactly if all are taken."""
+        turns, gone = copy(self._turns), self._gone.copy()
+        lines: list[int] = []
+        while len(lines) < count and (found := turns.offer(gone)) is not None:
+            gone[found.line] = True
+            turns.end_turn()
+            lines.append(found.line)
+        return np.array(lines, np.int64)
 
     def subtask(self, column: int) -> str:
         """A subtask's name; empty: none."""
