@@ -26,6 +26,8 @@ Spoil = Callable[[Desk], object]
 WEIGHTS = "model/model.safetensors"
 ADAM = "mine/checkpoint-1/adam.safetensors"
 ADAPTER = "mine/checkpoint-1/adapter_config.json"
+FULL = "mine/checkpoint-1/config.json"
+MODEL_ADAPTER = "model/adapter_config.json"
 SMALL = {"vocab_size": 200, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -256,6 +258,21 @@ MODELS = (
         ("The tokenizer cannot be loaded", "model.name model"),
     ),
     Case(
+        "a checkpoint of Trainer without a tokenizer",
+        gone("model/tokenizer.json"),
+        ("The tokenizer cannot be loaded", "backend tokenizer from one of: (1)", "processing_class"),
+    ),
+    Case(
+        "an adapter as the model",
+        lambda desk: (desk.folder / "model/config.json").rename(desk.folder / MODEL_ADAPTER),
+        ("holds an adapter", MODEL_ADAPTER, "merge_and_unload"),
+    ),
+    Case(
+        "an adapter next to a full model",
+        file(MODEL_ADAPTER, "{}"),
+        ("holds an adapter", MODEL_ADAPTER, "merge_and_unload"),
+    ),
+    Case(
         "a tokenizer larger than the embedding",
         more_tokens,
         ("more tokens than the model has embeddings", "tokenizer 105, model 96"),
@@ -297,6 +314,12 @@ CHECKPOINTS = (
         "a checkpoint without adapter_config.json",
         checkpoints(gone(ADAPTER)),
         ("no adapter here", "mine/checkpoint-1", "adapter_config.json"),
+        keeps="in archive",
+    ),
+    Case(
+        "a checkpoint of all weights",
+        checkpoints(lambda desk: (desk.folder / ADAPTER).rename(desk.folder / FULL)),
+        ("no adapter here", "It holds a full model", "Use it as model.name"),
         keeps="in archive",
     ),
     Case(
@@ -346,7 +369,7 @@ CHECKPOINTS = (
     Case(
         "an adapter with modules_to_save",
         checkpoints(lambda desk: desk.edit(ADAPTER, modules_to_save=["lm_head"])),
-        ("adapter", "mine/checkpoint-1"),
+        ("fully trained modules", "mine/checkpoint-1", "Or merge a trained one"),
         keeps="in archive",
     ),
 )

@@ -55,6 +55,11 @@ STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "pissa", "olora")
 """Values of init_lora_weights that leave the base model's weights as they are, or change them as
 peft does again when it loads the adapter."""
 
+MERGE = (
+    "Or merge a trained one (merge_and_unload, save_pretrained) and use the result as model.name, "
+    "without warmup.checkpoints."
+)
+
 STARTED_BY = {"corda": "CorDA", "lora_ga": "LoRA-GA", "loftq": "LoftQ", "mica": "MiCA"}
 
 Shapes = Mapping[str, Sequence[int]]
@@ -159,7 +164,7 @@ def variant_problems(adapter: Mapping[str, Any], place: str) -> Iterator[ModelEr
         yield start
     for where, name in found:
         what = f"The adapter cannot be followed: {name}."
-        yield ModelError(what, f"{place}: {where}", PLAIN_LORA)
+        yield ModelError(what, f"{place}: {where}", f"{PLAIN_LORA} {MERGE}")
 
 
 REAL, FLAG, PATTERN = (int, float), (bool,), (dict,)

@@ -31,6 +31,10 @@ from gradsieve.models.source import ModelSource
 from gradsieve.recipe import schema as recipe
 
 BOTH_FILES = "Name folders with adapter_config.json and adapter_model.safetensors."
+FULL_MODEL = (
+    "It holds a full model: features are taken from LoRA checkpoints. Use it as model.name, without "
+    "warmup.checkpoints: gradsieve then runs its own warm-up."
+)
 
 
 @contextmanager
@@ -161,7 +165,9 @@ def adapter_config(folder: Path) -> Path:
     """The file with an adapter's configuration; a `ModelError` if it is missing."""
     file = folder / "adapter_config.json"
     if not file.is_file():
-        raise ModelError("There is no adapter here.", f"{file}: no such file", BOTH_FILES)
+        is_model = (folder / "config.json").is_file()
+        todo = FULL_MODEL if is_model else BOTH_FILES
+        raise ModelError("There is no adapter here.", f"{file}: no such file", todo)
     return file
 
 

@@ -34,6 +34,12 @@ GIVE_A_MODEL = (
     "for a gated one log in with `hf auth login`."
 )
 
+TO_DO = {
+    "tokenizer": "Put the tokenizer that the model was trained with into its folder: "
+    "tokenizer.save_pretrained(FOLDER). A Trainer without processing_class saves none."
+}
+"""What to do by the noun of what can't be loaded, instead of `GIVE_A_MODEL`."""
+
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "max_position_embeddings"),
@@ -56,7 +62,7 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
     """
     file = gguf_file(model.name)
     if file is None:
-        _refuse_missing_folder(model.name)
+        _refuse_other_folders(model.name)
     else:
         needed("gguf", "gguf")
         options["gguf_file"] = file.name
@@ -81,13 +87,14 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
                 f"model.name {model.name}, {model.dtype}",
                 "Use a smaller model, model.dtype: bfloat16, or a machine with more memory.",
             ) from None
-        raise ModelError(
-            f"The {noun} cannot be loaded.",
-            f"model.name {model.name}: {first_line(error)}",
-            "Read its code, then set model.trust_remote_code: true to run it; or give another one."
-            if "trust_remote_code" in str(error)
-            else GIVE_A_MODEL,
-        ) from None
+        todo = TO_DO.get(noun, GIVE_A_MODEL)
+        if "trust_remote_code" in str(error):
+            todo = (
+                "Read its code, then set model.trust_remote_code: true to run it; or give another "
+                "one."
+            )
+        where = f"model.name {model.name}: {first_line(error)}"
+        raise ModelError(f"The {noun} cannot be loaded.", where, todo) from None
 
 
 def check_sizes(config: Any, name: str) -> None:
@@ -268,9 +275,16 @@ def model_fingerprint(name: str) -> str | None:
     )
 
 
-def _refuse_missing_folder(name: str) -> None:
-    """A name that can't be one of the hub is a folder that is missing."""
+def _refuse_other_folders(name: str) -> None:
+    """A folder of an adapter, and one that is missing: a name that can't be one of the hub."""
     path = Path(name)
+    if (path / "adapter_config.json").is_file():  # beside a full model it would be ignored
+        raise ModelError(
+            "The model's folder holds an adapter, which is no full model.",
+            f"model.name {name}: adapter_config.json",
+            "Merge it into its model (peft: merge_and_unload, save_pretrained) and give that one's "
+            "folder; or use the model without it, and its checkpoints as warmup.checkpoints.",
+        )
     is_path = path.is_absolute() or name.startswith(".") or name.count("/") > 1 or path.is_file()
     if is_path and not path.is_dir():
         found = f"model.name {name}: {'a file' if path.is_file() else 'no such folder'}"
@@ -279,8 +293,8 @@ def _refuse_missing_folder(name: str) -> None:
 
 def first_line(error: Exception) -> str:
     """The first line of a library's error, with the one below it where that is but a heading."""
-    first, *others = str(error).strip().split("\n")
-    line = f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+    first, *others = (line.strip() for line in str(error).strip().split("\n"))
+    line = f"{first} {others[0]}" if first.endswith(":") and others else first
     # "We couldn't connect" hides that the name may be meant as a folder.
     hint = " There is no such folder here." if "couldn't connect" in line else ""
     return (line or type(error).__name__)[:300] + hint
