@@ -205,6 +205,15 @@ def test_a_trained_model_that_runs_share_is_no_repetition_of_itself(
     assert cells["bm25"].deviation is None
 
 
+def test_a_model_that_runs_share_is_refused_on_different_questions(tmp_path: Path) -> None:
+    """Of its two results only one counts, but which one must not depend on the order of runs."""
+    runs = [finished(tmp_path / str(n), ["bm25"], ("q1", "q2", "q3")[:n]) for n in (2, 3)]
+    for run in runs:
+        trained(run, {"mine/bm25": "1"}, on={"mine/bm25": "1"})
+    with pytest.raises(RunError, match="different questions"):
+        compare(runs)
+
+
 def test_order_of_methods_may_differ_between_runs(tmp_path: Path) -> None:
     one = finished(tmp_path / "one", ["bm25", "random"])
     two = finished(tmp_path / "two", ["rds", "bm25"])

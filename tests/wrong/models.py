@@ -260,7 +260,11 @@ MODELS = (
     Case(
         "a checkpoint of Trainer without a tokenizer",
         gone("model/tokenizer.json"),
-        ("The tokenizer cannot be loaded", "backend tokenizer from one of: (1)", "processing_class"),
+        (
+            "The tokenizer cannot be loaded",
+            "backend tokenizer from one of: (1)",
+            "processing_class",
+        ),
     ),
     Case(
         "an adapter as the model",

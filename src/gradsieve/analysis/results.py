@@ -73,6 +73,7 @@ def compare(runs: Run | Sequence[Run]) -> Comparison:
     for result in (result for found in by_run for result in found):
         key = (result["target"], result["metric"], split_seed(result["method"])[0])
         group = groups.setdefault(key, [])
+        _check_questions([*group[:1], result])
         # Runs may share a model, untrained or trained on the same rows: no repetition of itself.
         if result["model"] is None or all(result["model"] != other["model"] for other in group):
             group.append(result)
@@ -250,7 +251,7 @@ def _check_questions(results: list[Result]) -> None:
     first = results[0]
     for other in results[1:]:
         if other["ids"] != first["ids"]:
-            pairs = zip_longest(first["ids"], other["ids"])
+            pairs = zip_longest(first["ids"], other["ids"], fillvalue="no question")
             one, two = next(pair for pair in pairs if pair[0] != pair[1])
             raise RunError(
                 "The runs were evaluated on different questions.",
