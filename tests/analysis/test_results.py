@@ -177,6 +177,14 @@ def test_results_of_an_earlier_selection_are_left_out(tmp_path: Path) -> None:
     assert compare([run]).cells["mine"]["held_out_loss"].keys() == {"base", "bm25"}
 
 
+def test_a_training_that_was_stopped_is_named(tmp_path: Path) -> None:
+    run = finished(tmp_path, ["base", "bm25"])
+    trained(run, {"mine/bm25": "1"}, on={"mine/bm25": "1"})
+    RunFolder(run).begin("train", {})
+    with pytest.raises(RunError, match="The stage train is not finished"):
+        compare([run])
+
+
 def test_results_of_a_selection_for_all_targets_together(tmp_path: Path) -> None:
     run = finished(tmp_path, ["bm25", "random"])
     trained(run, {"together/bm25": "1", "together/random": "2"},

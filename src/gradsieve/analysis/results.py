@@ -168,9 +168,9 @@ def _model(row: Result, inputs: Mapping[str, Any]) -> Any:
 
 def _outdated_models(run: RunFolder) -> set[str]:
     """TARGET/METHOD of the evaluated models whose selection is another one now."""
-    trained = (run.metadata("train") or {}).get("inputs", {}).get("selections", {})
-    models = (run.metadata("train") or {}).get("models", {})
     evaluated = run.require("evaluate").get("inputs", {}).get("models", {})
+    train = run.require("train") if evaluated else {}
+    trained, models = train.get("inputs", {}).get("selections", {}), train.get("models", {})
     selected = (run.metadata("select") or {}).get("selections", {})
     targets = (run.metadata("evaluate") or {}).get("inputs", {}).get("targets", {})
     found = set()

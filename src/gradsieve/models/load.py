@@ -32,8 +32,8 @@ from gradsieve.recipe import schema as recipe
 
 BOTH_FILES = "Name folders with adapter_config.json and adapter_model.safetensors."
 FULL_MODEL = (
-    "It holds a full model: features are taken from LoRA checkpoints. Use it as model.name, without "
-    "warmup.checkpoints: gradsieve then runs its own warm-up."
+    "It holds a full model: features are taken from LoRA checkpoints. Use it as model.name, "
+    "without warmup.checkpoints: gradsieve then runs its own warm-up."
 )
 
 
