@@ -269,12 +269,12 @@ MODELS = (
     Case(
         "an adapter as the model",
         lambda desk: (desk.folder / "model/config.json").rename(desk.folder / MODEL_ADAPTER),
-        ("holds an adapter", MODEL_ADAPTER, "merge_and_unload"),
+        ("holds an adapter", "model.name model: adapter_config.json", "merge_and_unload"),
     ),
     Case(
         "an adapter next to a full model",
         file(MODEL_ADAPTER, "{}"),
-        ("holds an adapter", MODEL_ADAPTER, "merge_and_unload"),
+        ("holds an adapter", "model.name model: adapter_config.json", "merge_and_unload"),
     ),
     Case(
         "a tokenizer larger than the embedding",
