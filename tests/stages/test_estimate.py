@@ -18,6 +18,7 @@ from gradsieve.stages.estimate import (
     few_steps,
     lengths,
     padded_tokens,
+    questions,
     selected,
     selecting_shape,
     spread,
@@ -95,6 +96,19 @@ def test_bytes_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:
             assert found[stage].disk_bytes == pytest.approx(size, rel=0.2)
         if stage == "evaluate":  # prompts too, which are most of it
             assert found[stage].disk_bytes > 0.7 * size
+
+
+def test_a_loss_of_held_out_answers_reads_them(inputs: dict[str, Any], run: RunFolder) -> None:
+    """Where nothing is generated, it is all that an evaluation does."""
+    metrics = [["target_loss"], ["target_loss", "held_out_loss"], None]
+    contexts = [context_of(inputs, run, evaluate={"metrics": names}) for names in metrics]
+    target, both, all_metrics = (all_stages()["evaluate"].estimate(one) for one in contexts)
+    held_out = questions(contexts[1])["mine"]
+    more = target.loads / 2 * held_out.number * held_out.prompt  # of both targets one has a test
+    assert questions(contexts[0]) == {}
+    assert both.units == pytest.approx(target.units + more)
+    assert both.units < all_metrics.units
+    assert both.disk_bytes < all_metrics.disk_bytes
 
 
 def test_selected_by_share_and_by_tokens(inputs: dict[str, Any], run: RunFolder) -> None:

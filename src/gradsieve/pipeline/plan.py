@@ -322,7 +322,7 @@ def _notes(
         yield "assumed: selected examples are as long as the pool's"
     if recipe.evaluate:
         most = max((one.answer for one in questions(context).values()), default=0)
-        if gpu is not None or most > MOST_ANSWER_TOKENS:
+        if most > (0 if gpu is not None else MOST_ANSWER_TOKENS):
             yield f"assumed: answers take as many tokens as they may, {most}"
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsieve.data.examples import Row
-from gradsieve.evaluation.prompts import has_answers, metrics_of, write_prompts
+from gradsieve.evaluation.prompts import LOSSES, has_answers, metrics_of, write_prompts
 from gradsieve.methods import needs_gradients, split_seed
 from gradsieve.models.load import add_adapter, saved_meta_model
 from gradsieve.models.shape import Shape, shape_of
@@ -261,23 +261,25 @@ class Questions(NamedTuple):
 
     number: int
     prompt: float  # mean tokens
-    answer: int  # most tokens
+    answer: int  # most tokens; 0: only the loss of the reference answer is measured
     token_bytes: float  # of text, in its prompts
 
     @property
     def sample_bytes(self) -> float:
         """What a model's sample of a question takes: its prompt and its answer."""
-        return ROW_BYTES + (self.prompt + self.answer) * self.token_bytes
+        return ROW_BYTES + (self.prompt + self.answer) * self.token_bytes if self.answer else 0.0
 
 
 def questions(context: Context) -> dict[str, Questions]:
-    """The questions that each model answers, by target; prompts are measured on 64 of them."""
+    """The questions that each model reads, by target; prompts are measured on 64 of them."""
     found = {}
     for name, test in context.test_sets.items():
-        if has_answers(metrics_of(context, name)):
+        metrics = metrics_of(context, name)
+        if {*metrics} - {LOSSES[0]}:  # the target's examples are no questions
             some = replace(test, questions=tuple(spread(test.questions, 64)))
             asked = write_prompts(context.student, some)
-            answer = 1 if test.questions[0].choices else asked.max_tokens
+            most = 1 if test.questions[0].choices else asked.max_tokens
+            answer = most if has_answers(metrics) else 0
             token_bytes = sum(len(text.encode()) for text in asked.texts) / sum(asked.lengths)
             prompt = float(np.mean(asked.lengths))
             found[name] = Questions(len(test.questions), prompt, answer, token_bytes)
