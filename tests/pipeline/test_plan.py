@@ -144,6 +144,18 @@ def test_what_is_done_and_what_a_change_does(inputs: dict[str, Any], tmp_path: P
     shard = next((tmp_path / "02-features").rglob("shard-*"))
     shard.unlink()
     assert states()["features"] == ("resume", f"{shard} is missing")
+    notes = plan(inputs, tmp_path, calibrate=False).notes
+    assert "upper bounds, as parts of their outputs are there: features" in notes
+
+
+def test_a_stage_that_is_extended_needs_no_room_for_what_it_has(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradsieve.run(world.recipe(inputs), tmp_path, last="features")
+    (tmp_path / "02-features" / "meta.json").unlink()
+    room = plan(inputs, tmp_path, calibrate=False).disk_bytes // 2  # features are most of it
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(free=room))
+    assert plan(inputs, tmp_path, calibrate=False).disk_free_bytes == room
 
 
 def test_what_the_archive_has_takes_no_time(inputs: dict[str, Any], tmp_path: Path) -> None:

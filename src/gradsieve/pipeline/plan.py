@@ -49,6 +49,9 @@ NOWHERE = Path("/nonexistent")
 MADE = ("done", "archived")
 """States of stages that need no work."""
 
+CONTINUED = ("resume", "extend")
+"""States of stages that keep what they have; how much of their work that is, is not known."""
+
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -259,6 +262,9 @@ def _what_does_not_fit(
     left = [estimate for name, estimate in estimates.items() if found[name].kind not in MADE]
     needed = sum(estimate.disk_bytes for estimate in left)
     needed += max((estimate.working_bytes for estimate in left), default=0)
+    kept = [context.run.stage(name) for name, state in found.items() if state.kind in CONTINUED]
+    files = (file for folder in kept for file in folder.rglob("*") if file.is_file())
+    needed -= sum(file.stat().st_size for file in files)
     if free is not None and needed > free:
         yield RunError(
             "The run does not fit on the disk.",
@@ -314,6 +320,8 @@ def _notes(
                 f"{stage.stage} may need {size(stage.memory_bytes)} of memory, there are "
                 f"{size(round(memory))}: {todo}"
             )
+    if parts := [stage.stage for stage in stages if stage.state in CONTINUED]:
+        yield f"upper bounds, as parts of their outputs are there: {', '.join(parts)}"
     if isinstance(by, Samples) and by.at_most:
         yield f"upper bounds, as larger samples would take too long: {', '.join(by.at_most)}"
     if recipe.select.near_duplicates:
