@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from array import array
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,20 @@ def test_dropout_of_an_example_is_the_same_in_any_batch() -> None:
             alone = model(torch.ones(1, length, 300, device="cuda"))
             assert torch.equal(alone[0], together[row, :length])
             assert 0.03 < float((alone == 0).float().mean()) < 0.3
+
+
+def test_a_missing_compiler_is_told(tmp_path: Path) -> None:
+    """In a process of its own, whose kernels are not built yet."""
+    code = (
+        "import torch; from gradsieve.models.kernels import has_kernels;"
+        "assert not has_kernels(torch.device('cuda', 0))"
+    )
+    environment = {**os.environ, "CC": "/bin/false", "TRITON_CACHE_DIR": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert "Triton cannot build kernels for this GPU" in found.stderr
 
 
 @pytest.mark.parametrize("kind", ["sketch", "rademacher", "none"])

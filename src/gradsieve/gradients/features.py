@@ -21,6 +21,7 @@ from gradsieve.gradients.exact import ExactProducts
 from gradsieve.gradients.objectives import SFT, Objective
 from gradsieve.gradients.per_example import lora_layers, per_example_pass, without_mask
 from gradsieve.gradients.projection import Projection
+from gradsieve.models.kernels import has_kernels
 
 try:
     from gradsieve.gradients.kernels import FusedTotals
@@ -102,11 +103,10 @@ class FeatureExtractor:
     def _totals(self, batch: int, device: torch.device) -> Totals | FusedTotals:
         first, *others = self.projections
         if (
-            device.type == "cuda"
-            and isinstance(first, Projection)
+            isinstance(first, Projection)
             and first.kind == "sketch"
             and not others
-            and FusedTotals is not None
+            and has_kernels(device)
         ):
             return FusedTotals(first, self.moments, self.reading, self.momentum, batch, device)
         return Totals(self.projections, self._update, batch, device)

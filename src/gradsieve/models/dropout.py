@@ -4,7 +4,8 @@ In: a model that is trained, and before each pass the micro-batch and the optimi
 of each example are dropped by a generator whose seed is (seed, step, the example's tokens, layer).
 So neither the size of micro-batches, nor padding, nor the number of processes, nor a resumption
 changes them. Dropout inside attention kernels, which some old models have (GPT-2, OPT), stays
-PyTorch's. On a GPU a mask of all examples is made by one kernel (dropout_kernel.py).
+PyTorch's. On a GPU a mask of all examples is made by one kernel (dropout_kernel.py), if it can be
+built.
 
 Rejected on a CPU: what the kernel does, a number computed from (example, position, unit), which is
 several times slower there than a generator's next one.
@@ -22,12 +23,8 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gradsieve.models.kernels import has_kernels, keep_by_example
 from gradsieve.models.layers import put_forward
-
-try:
-    from gradsieve.models.dropout_kernel import keep_by_example
-except ImportError:  # without Triton, as in builds of PyTorch for CPUs
-    keep_by_example = None  # type: ignore[assignment]
 
 Begin = Callable[[Tensor, Tensor, int], None]
 """Called before a pass, with `input_ids` and `attention_mask` [B, T] and the step."""
@@ -155,7 +152,7 @@ def _mask(x: Tensor, p: float, number: int, now: _Current) -> Mask | None:
         return None
 
     def make() -> Tensor:
-        if _has_kernel(device):
+        if has_kernels(device):
             return keep_by_example(examples.seeds_on(device), number, shape, 1 - p).view(full)
         generator = torch.Generator(device)
         keep = torch.ones(shape, dtype=torch.bool, device=device)
@@ -164,10 +161,6 @@ def _mask(x: Tensor, p: float, number: int, now: _Current) -> Mask | None:
         return keep.view(full)
 
     return make
-
-
-def _has_kernel(device: torch.device) -> bool:
-    return device.type == "cuda" and keep_by_example is not None
 
 
 def _keep(out: Tensor, share: float, generator: torch.Generator) -> None:
