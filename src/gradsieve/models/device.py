@@ -22,8 +22,15 @@ def device() -> torch.device:
 
 
 def slow_dtype(name: str) -> str | None:
-    """A warning if this processor is slow in a dtype that it could replace by float32."""
-    times = 1.0 if device().type == "cuda" else _slowdown(getattr(torch, name))
+    """A warning if this machine is slow in a dtype that another could replace."""
+    if device().type == "cuda":
+        if name != "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False):
+            return None
+        return (
+            "model.dtype bfloat16: this GPU only emulates it, which is slow; set model.dtype: "
+            "float16, or float32, which takes twice the memory"
+        )
+    times = _slowdown(getattr(torch, name))
     if times < 4:
         return None
     return (
