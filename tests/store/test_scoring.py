@@ -121,3 +121,21 @@ def test_unpacking_leaves_the_number_of_threads_alone() -> None:
     Cosines(directions(2, 256), 1)(codes, norms)
     assert torch.get_num_threads() == 1
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("bits", "works"), [(8, False), (8, True), (16, False)])
+def test_a_gpu_that_multiplies_no_integers_is_left_out(
+    bits: int, works: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def tried() -> None:
+        if not works:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED\nm 512 n 16")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(scoring, "_try_integers", tried)
+    scoring._has_gpu.cache_clear()
+    assert scoring._has_gpu(bits) == (works or bits == 16)
+    scoring._has_gpu.cache_clear()
+    said = ["This GPU multiplies no integers (CUDA error: CUBLAS_STATUS_NOT_SUPPORTED): rows are "
+            "compared on the processor"]  # fmt: skip
+    assert caplog.messages == ([] if works or bits == 16 else said)

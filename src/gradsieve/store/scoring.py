@@ -16,6 +16,7 @@ of threads, measured with MKL).
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import Any
 
@@ -27,6 +28,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradsieve.store import quantize
+
+_logger = logging.getLogger(__name__)
 
 ROWS = 512
 """Rows unpacked at a time; at 8192 dims they fill 4 MiB."""
@@ -55,7 +58,7 @@ class Cosines:
     def __init__(self, directions: NDArray[np.float32], bits: int) -> None:
         self.bits = bits
         self._count = len(directions)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device("cuda" if _has_gpu(bits) else "cpu")
         self._buffer = torch.empty(0, dtype=torch.int8)
         self._directions = self._copied(directions)
         if bits > 8:
@@ -73,8 +76,9 @@ class Cosines:
         steps = (self._directions.double() / self._step).round().long()
         high = (steps + 128) // 256
         digits = torch.cat([high, steps - 256 * high]).to(torch.int8)
-        # Zeros up to a multiple of 8 multiply faster, and a GPU requires it.
-        self._digits = functional.pad(digits, (0, 0, 0, -len(digits) % 8))
+        # Zeros up to a multiple multiply faster, and some GPUs require them.
+        multiple = 16 if self._device.type == "cuda" else 8
+        self._digits = functional.pad(digits, (0, 0, 0, -len(digits) % multiple))
 
     def __call__(self, codes: NDArray[Any], code_norms: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cosines [n, S] of rows with these codes."""
@@ -121,6 +125,31 @@ class Cosines:
         words = _words(self.bits)
         _unpack(np.ascontiguousarray(codes), words, unpacked.numpy().view(words.dtype))
         return unpacked
+
+
+@cache
+def _has_gpu(bits: int) -> bool:
+    """Whether there is a GPU that multiplies what rows of so many bits take.
+
+    Those before compute capability 7.5 have no integer products, and cuBLAS lacks some for newer
+    ones; the processor's result is the same.
+    """
+    if not torch.cuda.is_available() or bits > 8:
+        return torch.cuda.is_available()
+    try:
+        _try_integers()
+    except RuntimeError as error:
+        _logger.warning(
+            "This GPU multiplies no integers (%s): rows are compared on the processor",
+            str(error).partition("\n")[0],
+        )
+        return False
+    return True
+
+
+def _try_integers() -> None:
+    rows = torch.ones(ROWS, 64, dtype=torch.int8, device="cuda")
+    torch._int_mm(rows, rows[:16].T).sum().item()
 
 
 @cache
