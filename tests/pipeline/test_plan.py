@@ -212,6 +212,11 @@ def test_memory_that_may_not_suffice_is_told(
     assert [note.partition(":")[2] for note in found.notes if "features may need" in note] == [
         " lower features.tokens_per_batch or model.max_length"
     ]
+    last = plan(inputs, calibrate=False, evaluate={}).stages[-1]
+    monkeypatch.setattr("gradsieve.pipeline.plan._memory_there", lambda _: last.memory_bytes)
+    told = [note for note in plan(inputs, calibrate=False, evaluate={}).notes if "may need" in note]
+    assert told[-1].startswith("evaluate may need ")
+    assert told[-1].endswith(": lower evaluate.batch_size")
 
 
 def test_memory_of_a_large_model() -> None:
@@ -220,8 +225,8 @@ def test_memory_of_a_large_model() -> None:
 
     llama7b = Shape(
         parameters=6_738_000_000, matmul=6_476_000_000, head=131_000_000, vocabulary=32000,
-        layers=32, hidden=4096, inner=11008, adapter=134_000_000, bytes_a_value=2,
-        bytes_a_weight=2,
+        layers=32, hidden=4096, inner=11008, kept=2 * 4096, adapter=134_000_000,
+        bytes_a_value=2, bytes_a_weight=2,
     )  # fmt: skip
     one = llama7b.weight_bytes + llama7b.trained_bytes + llama7b.activation_bytes(2048, 2048)
     assert 24e9 < one < 40e9  # known to fit into 40 GB at batch size 1, not into 24 GB

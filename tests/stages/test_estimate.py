@@ -1,5 +1,6 @@
 """What stages say that they would take, against what a run has done."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gradsieve.stages import all_stages
 from gradsieve.stages.estimate import (
     FEW_STEPS,
     Estimate,
+    evaluation_bytes,
     few_steps,
     lengths,
     padded_tokens,
@@ -109,6 +111,28 @@ def test_a_loss_of_held_out_answers_reads_them(inputs: dict[str, Any], run: RunF
     assert both.units == pytest.approx(target.units + more)
     assert both.units < all_metrics.units
     assert both.disk_bytes < all_metrics.disk_bytes
+
+
+def test_memory_of_an_evaluation(inputs: dict[str, Any], run: RunFolder) -> None:
+    """Logits of losses; of choices, as many as prompts have tokens, twice; keys and values."""
+    settings = {"metrics": ["target_loss"]}, {"batch_size": 2}
+    losses, answers = (context_of(inputs, run, evaluate=one) for one in settings)
+    shape, rows = student_shape(losses), [row.encoded for row in target_rows(losses)]
+    assert shape.kept == 2 * 32  # a key and a value of two heads of 16
+    read, labels = sum(len(row.input_ids) for row in rows), sum(row.n_labels for row in rows)
+    assert read < 4096
+    assert evaluation_bytes(losses, 8) == 4 * labels * shape.vocabulary
+    asked = questions(answers)["mine"]
+    test = answers.test_sets["mine"]
+    choices = tuple(replace(one, choices=("a", "b", one.answers[0])) for one in test.questions)
+    answers.test_sets["mine"] = replace(test, questions=choices)
+    chosen = questions(answers)["mine"]
+    assert (asked.choices, chosen.choices, chosen.longest) == (False, True, asked.longest)
+    at_twice = 2 * 2 * (asked.longest + 1) * shape.vocabulary
+    assert evaluation_bytes(answers, 2) == 4 * max(at_twice, labels * shape.vocabulary)
+    assert evaluation_bytes(answers, 64) == 4 * at_twice // 2 * asked.number
+    estimate = all_stages()["evaluate"].estimate(answers)
+    assert estimate.memory_bytes == shape.weight_bytes + evaluation_bytes(answers, 2)
 
 
 def test_selected_by_share_and_by_tokens(inputs: dict[str, Any], run: RunFolder) -> None:

@@ -31,6 +31,7 @@ class Shape:
         head: Weights of the output layer, of `vocabulary` rows.
         hidden: Width of the residual stream.
         inner: Width of the feed-forward layer.
+        kept: Values that generation keeps of a token in a layer, its key and value.
         adapter: P; with `full`, of a fully trained model, all its weights.
         bytes_a_value: Of activations, and of weights that aren't quantized.
         bytes_a_weight: Of the frozen weights.
@@ -43,6 +44,7 @@ class Shape:
     layers: int
     hidden: int
     inner: int
+    kept: int
     adapter: int
     bytes_a_value: int
     bytes_a_weight: float
@@ -93,6 +95,8 @@ def shape_of(model: nn.Module, settings: ModelConfig, full: bool = False) -> Sha
     """Sizes of a (peft) model without weights, in the recipe's precision."""
     config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
     head = model.get_output_embeddings().weight  # type: ignore[operator]
+    heads = config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     sizes = {"parameters": 0, "matmul": 0, "adapter": 0}
     seen: set[int] = set()
     for name, module in model.named_modules():
@@ -110,6 +114,7 @@ def shape_of(model: nn.Module, settings: ModelConfig, full: bool = False) -> Sha
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        kept=2 * head_width * (getattr(config, "num_key_value_heads", None) or heads),
         bytes_a_value=BYTES[settings.dtype],
         bytes_a_weight=QUANTIZED_BYTES.get(settings.quantization or "", BYTES[settings.dtype]),
         full=full,

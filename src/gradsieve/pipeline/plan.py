@@ -316,6 +316,8 @@ def _notes(
             todo = f"set warmup.micro_batch_size (1 to {recipe.warmup.batch_size}, a divisor)"
             if stage.stage == "features":
                 todo = "lower features.tokens_per_batch or model.max_length"
+            elif stage.stage == "evaluate":
+                todo = "lower evaluate.batch_size"
             yield (
                 f"{stage.stage} may need {size(stage.memory_bytes)} of memory, there are "
                 f"{size(round(memory))}: {todo}"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gradsieve.data.examples import Row
 from gradsieve.evaluation.prompts import LOSSES, has_answers, metrics_of, write_prompts
+from gradsieve.gradients.objectives import TOKENS_PER_BATCH
 from gradsieve.methods import needs_gradients, split_seed
 from gradsieve.models.load import add_adapter, saved_meta_model
 from gradsieve.models.shape import Shape, shape_of
@@ -261,6 +262,8 @@ class Questions(NamedTuple):
 
     number: int
     prompt: float  # mean tokens
+    longest: int  # tokens of a prompt
+    choices: bool
     answer: int  # most tokens; 0: only the loss of the reference answer is measured
     token_bytes: float  # of text, in its prompts
 
@@ -278,12 +281,31 @@ def questions(context: Context) -> dict[str, Questions]:
         if {*metrics} - {LOSSES[0]}:  # the target's examples are no questions
             some = replace(test, questions=tuple(spread(test.questions, 64)))
             asked = write_prompts(context.student, some)
-            most = 1 if test.questions[0].choices else asked.max_tokens
+            choices = bool(test.questions[0].choices)
+            most = 1 if choices else asked.max_tokens
             answer = most if has_answers(metrics) else 0
             token_bytes = sum(len(text.encode()) for text in asked.texts) / sum(asked.lengths)
-            prompt = float(np.mean(asked.lengths))
-            found[name] = Questions(len(test.questions), prompt, answer, token_bytes)
+            prompt, longest = float(np.mean(asked.lengths)), max(asked.lengths)
+            number = len(test.questions)
+            found[name] = Questions(number, prompt, longest, choices, answer, token_bytes)
     return found
+
+
+def evaluation_bytes(context: Context, batch_size: int) -> int:
+    """What an evaluation holds beside the weights: logits of a batch of losses or of choices, which
+    lm-eval makes of whole prompts, with their softmax; or the keys and values of answers.
+    """  # fmt: skip
+    shape, asked = student_shape(context), questions(context).values()
+    rows = [row.encoded for row in target_rows(context)]
+    tokens = sum(len(row.input_ids) for row in rows)
+    most = max(tokens, *(round(one.number * one.prompt) for one in asked), 0)
+    together = max(min(most, TOKENS_PER_BATCH), *(len(row.input_ids) for row in rows))
+    held = [together * sum(row.n_labels for row in rows) / tokens * shape.vocabulary]
+    for one in asked:
+        each = 2 * shape.vocabulary if one.choices else shape.layers * shape.kept
+        if one.answer:
+            held.append(min(batch_size, one.number) * (one.longest + one.answer) * each)
+    return round(max(held) * shape.bytes_a_value)
 
 
 def spread(items: Any, count: int) -> list[Any]:

@@ -43,7 +43,14 @@ from gradsieve.runs.context import Context
 from gradsieve.selection.export import write_lines
 from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage, same_but
-from gradsieve.stages.estimate import ROW_BYTES, Estimate, questions, student_shape, target_rows
+from gradsieve.stages.estimate import (
+    ROW_BYTES,
+    Estimate,
+    evaluation_bytes,
+    questions,
+    student_shape,
+    target_rows,
+)
 from gradsieve.tasks import QuestionSet
 
 GENERATED = 10
@@ -91,7 +98,7 @@ class Evaluate(Stage):
             loads=models * len(context.targets),
             tasks=models * len(context.targets),
             disk_bytes=models * (ROW_BYTES * len(rows) + kept),
-            memory_bytes=shape.weight_bytes,
+            memory_bytes=shape.weight_bytes + evaluation_bytes(context, batch_size),
             weight_bytes=shape.weight_bytes,
             generated_bytes=float(models * batches * shape.weight_bytes),
         )
