@@ -96,3 +96,17 @@ def test_rows_that_are_not_asked_after_are_not_kept(tmp_path: Path) -> None:
     )
     assert check(1) is None
     assert check(2) == f"near_duplicates: cosine 1.000 with s {pool.keys([1])[0].id}"
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16, 32])
+def test_equal_rows_are_near_at_every_cosine(bits: int, tmp_path: Path) -> None:
+    """Rounding makes their cosine a little less than 1; rows of zeros are near nothing."""
+    rows = np.random.default_rng(bits).normal(size=(40, DIM)).astype(np.float32)
+    rows = np.concatenate([rows, 3.7 * rows, np.zeros_like(rows)])
+    pool = world.pool_of(tmp_path, ["rising : a b"] * 120)
+    store = create_store(tmp_path / "store", {"bits": bits})
+    store.write_shard(pool.store_keys(range(120)), rows, np.ones(120))
+    engine, store = LocalEngine(world.Listening()), open_store(tmp_path / "store")
+    check = NearDuplicates(engine, store, pool, np.arange(120), lambda _: np.arange(120), 1.0)
+    reasons = [check(line) for line in range(120)]
+    assert [reason is None for reason in reasons] == [True] * 40 + [False] * 40 + [True] * 40

@@ -32,6 +32,9 @@ AHEAD = 2048
 TASK_ROWS = 4096
 """Rows of a task: some seconds of a core."""
 
+SAME = 1 - 1e-4
+"""Cosines above may be those of equal rows: of 4-bit codes they are up to 2e-5 below 1."""
+
 PAIR = np.dtype([("other", np.int64), ("row", np.int64), ("cosine", np.float32)])
 """Positions in the datastore of two rows that are near, and their cosine."""
 
@@ -56,7 +59,8 @@ class NearDuplicates:
         ahead: Callable[[int], NDArray[np.int64]],
         cosine: float,
     ) -> None:
-        self._engine, self._store, self._pool, self._cosine = engine, store, pool, cosine
+        self._engine, self._store, self._pool = engine, store, pool
+        self._cosine = min(cosine, SAME)
         self._numbers, self._ahead = numbers, ahead
         self._kept: dict[int, int] = {}  # lines by their rows' positions, in order
         self._coming: dict[int, int] = {}  # positions of lines that were looked up; -1: no row
