@@ -27,16 +27,21 @@ INPUTS = {
 }
 
 
-def finished(folder: Path, methods: Sequence[str], ids: Sequence[str] = ("q1", "q2")) -> Path:
+def finished(
+    folder: Path,
+    methods: Sequence[str],
+    ids: Sequence[str] = ("q1", "q2"),
+    metric: str = "held_out_loss",
+) -> Path:
     """A run of one target with made-up results; every method selects rows r0 and NAME."""
     run = RunFolder(folder)
     rows = []
     for number, method in enumerate(methods):
         values = [float(number + place) for place in range(len(ids))]
-        told = {"target": "mine", "method": method, "seed": 0, "metric": "held_out_loss"}
+        told = {"target": "mine", "method": method, "seed": 0, "metric": metric}
         rows.append({**told, "value": float(np.mean(values)), "higher_is_better": False})
         asked = {"ids": ids, "weights": [1 / len(ids)] * len(ids)}
-        found = {"metrics": {"held_out_loss": values}, **asked}
+        found = {"metrics": {metric: values}, **asked}
         write_json(run.stage("evaluate") / "mine" / method / "seed-0.json", found)
         out = run.stage("select") / "mine" / method
         out.mkdir(parents=True)
@@ -269,6 +274,23 @@ def test_the_verdict_and_the_steps(tmp_path: Path) -> None:
     two = compare([run, finished(tmp_path / "two", ["less", "random"])])
     assert two.verdicts["mine"].text.startswith(f"use {run}/04-select/mine/less")
     assert not any(caution.startswith("one") for caution in two.verdicts["mine"].cautions[1:])
+
+
+@pytest.mark.parametrize(
+    ("methods", "metric", "why"),
+    [
+        (["less", "random", "base"], "target_loss", "target_loss is of the examples that were"),
+        (["random", "full", "base"], "held_out_loss", "there is no selection but by random and"),
+    ],
+)
+def test_why_there_is_no_verdict(
+    methods: Sequence[str], metric: str, why: str, tmp_path: Path
+) -> None:
+    found = compare([finished(tmp_path, methods, metric=metric)])
+    assert found.verdicts == {}
+    assert found.markdown().count("erdict: ") == 1
+    assert f"No verdict: {why}" in found.markdown()
+    assert f"% No verdict: {why}" in found.latex()
 
 
 def test_what_validate_has_found(tmp_path: Path) -> None:

@@ -91,6 +91,13 @@ class Comparison:
         if found := self.verdicts.get(target):
             yield f"Verdict: {found.text}"
             yield from (f"Caution: {caution}." for caution in found.cautions)
+        elif headline(self.cells[target]) is None:
+            yield (
+                "No verdict: target_loss is of the examples that were selected for. Give the "
+                "target held-out examples (`test`), and leave evaluate.metrics out."
+            )
+        else:
+            yield "No verdict: there is no selection but by random and full. Add methods."
 
     def _validated(self) -> Iterator[str]:
         for run, found in self.validation.items():
