@@ -252,6 +252,12 @@ def test_init_writes_a_recipe_or_copies_one(tmp_path: Path) -> None:
     bare = call("init", cwd=tmp_path)
     assert bare.returncode == 2
     assert "Give --model" in bare.stderr
+    empty = call("init", "--model", "", *given[2:], "--out", "empty.yaml", cwd=tmp_path)
+    assert "Give --model" in empty.stderr
+    both = call("init", "--from", "qwen3-0.6b", *given[:2], cwd=tmp_path)
+    assert both.returncode == 2
+    assert "--from, --model" in both.stderr
+    assert not (tmp_path / "qwen3-0.6b.yaml").exists()
 
 
 def test_shells_can_complete() -> None:

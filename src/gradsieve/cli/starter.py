@@ -35,6 +35,10 @@ def init(
         echo("\n".join(f"{name:{max(map(len, names))}}  {what}" for name, what in names.items()))
         return
     if from_ is not None:
+        given = {"--model": model, "--pool": pool, "--target": target, "--test": test}
+        if unused := [name for name, value in given.items() if value]:
+            todo = "Leave it out, and edit the copy, or set keys with --set when you run it."
+            raise UsageError("A ready recipe is copied as it is.", f"--from, {unused[0]}", todo)
         files, kept = starter.copy_ready(from_, out or Path(f"{from_}.yaml"))
     else:
         out = out or Path("recipe.yaml")
@@ -48,7 +52,7 @@ def init(
 
 
 def _answer(given: str | None, option: str, question: str) -> str:
-    if given is None and not sys.stdin.isatty():
+    if not given and not sys.stdin.isatty():
         todo = f"Give {option}, or a ready recipe's name: --from NAME (--list shows them)."
         raise UsageError("A recipe needs a model, a pool and a target.", option, todo)
     return given or str(typer.prompt(question, err=True))
