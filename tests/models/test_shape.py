@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import MambaConfig, MambaForCausalLM
 
 import tiny
 from gradsieve.gradients.per_example import lora_layers
@@ -55,3 +56,18 @@ def test_sizes(family: str) -> None:
     assert shape.trained_bytes == 16 * adapter
     quantized = shape_of(model, MODEL.model_copy(update={"quantization": "4bit"}))
     assert quantized.weight_bytes == round(shape.parameters / 2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_generation_keeps(family: str) -> None:
+    model = tiny.model(family)
+    shape = shape_of(model, MODEL)
+    cache = model(torch.ones(1, 5, dtype=torch.int64), use_cache=True).past_key_values
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert kept == 5 * shape.layers * shape.kept
+
+
+def test_a_model_without_attention_has_a_shape() -> None:
+    config = MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=99)
+    with torch.device("meta"):
+        assert shape_of(MambaForCausalLM(config), MODEL).vocabulary == 99

@@ -95,7 +95,7 @@ def shape_of(model: nn.Module, settings: ModelConfig, full: bool = False) -> Sha
     """Sizes of a (peft) model without weights, in the recipe's precision."""
     config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
     head = model.get_output_embeddings().weight  # type: ignore[operator]
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None) or 1  # a state space model has none
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     sizes = {"parameters": 0, "matmul": 0, "adapter": 0}
     seen: set[int] = set()
