@@ -1,0 +1,40 @@
+"""Methods for a recipe that give the scores of another run with the same pool.
+
+    score: {methods: [random, "benchmarks/real_model/stored_scores.py:less", ...]}
+
+The environment variable SCORES names that run's folder `03-score`. So selections made on one
+machine are trained on by another, without its features.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from gradsieve.methods import Scores, ScoringTask
+
+
+class Stored:
+    """Scores of the method of this name."""
+
+    uses = "data"
+
+    def __init__(self, name: str) -> None:
+        self.name, self.source = name, f"{name} of another run"
+
+    def score(self, task: ScoringTask) -> dict[str, Scores]:
+        """Each target's scores, by source and id."""
+        return {target: Scores(self._of(task, target)) for target in task.targets}
+
+    def _of(self, task: ScoringTask, target: str) -> np.ndarray:
+        file = Path(os.environ["SCORES"]) / target / f"{self.name}.parquet"
+        columns = pq.read_table(file, columns=["source", "id", "score"]).to_pydict()
+        keys = zip(columns["source"], columns["id"], strict=True)
+        score = dict(zip(keys, columns["score"], strict=True))
+        return np.array([score[tuple(key)] for key in task.example_keys()], dtype=np.float32)
+
+
+less, fusion, rds_plus, bm25 = map(Stored, ("less", "fusion", "rds_plus", "bm25"))
