@@ -1,6 +1,6 @@
 """Methods for a recipe that give the scores of another run with the same pool.
 
-    score: {methods: [random, "benchmarks/real_model/stored_scores.py:less", ...]}
+    score: {methods: [random, "benchmarks/real_model/stored_scores.py:stored_less", ...]}
 
 The environment variable SCORES names that run's folder `03-score`. So selections made on one
 machine are trained on by another, without its features.
@@ -37,4 +37,5 @@ class Stored:
         return np.array([score[tuple(key)] for key in task.example_keys()], dtype=np.float32)
 
 
-less, fusion, rds_plus, bm25 = map(Stored, ("less", "fusion", "rds_plus", "bm25"))
+stored_less, stored_fusion = Stored("less"), Stored("fusion")
+stored_rds_plus, stored_bm25 = Stored("rds_plus"), Stored("bm25")

@@ -33,6 +33,11 @@ def exact_dot(desk: Desk) -> None:
     desk.set("score.methods", ["less", "dot"])
 
 
+def own_method_named_less(desk: Desk) -> None:
+    desk.write("my.py", "class less: ...\n")
+    desk.set("score.methods", ["my.py:less"])
+
+
 def own_method(desk: Desk) -> None:
     desk.write("my.py", "class Longest: ...\n")
     desk.set("score.methods", ["my.py:Longest"])
@@ -97,6 +102,13 @@ RECIPES = (
         own_method_that_uses("gradient"),
         "Longest uses 'gradient', which is not known",
         "one of 'data', 'model', 'gradients', 'plain gradients'",
+    ),
+    wrong(
+        "a method of your own with the name of another",
+        own_method_named_less,
+        "A method of yours is named less, which means something else.",
+        "score.methods: my.py:less",
+        "score.files: {my_less: my.py:less}",
     ),
     wrong(
         "a method of your own that fails",

@@ -60,6 +60,9 @@ METHODS = {
 }
 """Name: module and object in this package. Imported when used: some need seconds to load."""
 
+TAKEN = {*METHODS, "base", "warmed_up"}
+"""Names that mean something: methods, and what evaluation calls models before training."""
+
 GROUP = "gradsieve.methods"
 _SEEDED = re.compile(r"(.+?)-(\d+)(@.+)?")
 
@@ -79,6 +82,12 @@ def find_method(name: str, recipe: Recipe | None = None) -> Method:
     base = split_seed(name)[0].partition("@")[0]
     files = recipe.score.files if recipe else {}
     if base in files:
+        if base in TAKEN:
+            raise UsageError(
+                f"A method of yours is named {base}, which means something else.",
+                f"score.methods: {files[base]}",
+                f"Give it another name, e.g. score.files: {{my_{base}: {files[base]}}}.",
+            )
         return load_method(files[base])
     if base in METHODS:
         module, _, attribute = METHODS[base].partition(":")
@@ -97,8 +106,7 @@ def score_by(name: str, task: ScoringTask) -> dict[str, Scores]:
         UsageError: If a user's own method fails or returns something else.
     """
     method, base = find_method(name, task.recipe), split_seed(name)[0]
-    own = base in task.recipe.score.files or base not in METHODS
-    return score_by_own(method, base, task) if own else method.score(task)
+    return method.score(task) if base in METHODS else score_by_own(method, base, task)
 
 
 def members(name: str, recipe: Recipe) -> list[str]:
