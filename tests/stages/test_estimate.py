@@ -113,6 +113,12 @@ def test_a_loss_of_held_out_answers_reads_them(inputs: dict[str, Any], run: RunF
     assert both.disk_bytes < all_metrics.disk_bytes
 
 
+def held(context: Context, batch_size: int) -> int:
+    encoded = [row.encoded for row in target_rows(context)]
+    asked = questions(context).values()
+    return evaluation_bytes(student_shape(context), encoded, asked, batch_size)
+
+
 def test_memory_of_an_evaluation(inputs: dict[str, Any], run: RunFolder) -> None:
     """Logits of losses; of choices, as many as prompts have tokens, twice; keys and values."""
     settings = {"metrics": ["target_loss"]}, {"batch_size": 2}
@@ -121,7 +127,7 @@ def test_memory_of_an_evaluation(inputs: dict[str, Any], run: RunFolder) -> None
     assert shape.kept == 2 * 32  # a key and a value of two heads of 16
     read, labels = sum(len(row.input_ids) for row in rows), sum(row.n_labels for row in rows)
     assert read < 4096
-    assert evaluation_bytes(losses, 8) == 4 * labels * shape.vocabulary
+    assert held(losses, 8) == 4 * labels * shape.vocabulary
     asked = questions(answers)["mine"]
     test = answers.test_sets["mine"]
     choices = tuple(replace(one, choices=("a", "b", one.answers[0])) for one in test.questions)
@@ -129,10 +135,10 @@ def test_memory_of_an_evaluation(inputs: dict[str, Any], run: RunFolder) -> None
     chosen = questions(answers)["mine"]
     assert (asked.choices, chosen.choices, chosen.longest) == (False, True, asked.longest)
     at_twice = 2 * 2 * (asked.longest + 1) * shape.vocabulary
-    assert evaluation_bytes(answers, 2) == 4 * max(at_twice, labels * shape.vocabulary)
-    assert evaluation_bytes(answers, 64) == 4 * at_twice // 2 * asked.number
+    assert held(answers, 2) == 4 * max(at_twice, labels * shape.vocabulary)
+    assert held(answers, 64) == 4 * at_twice // 2 * asked.number
     estimate = all_stages()["evaluate"].estimate(answers)
-    assert estimate.memory_bytes == shape.weight_bytes + evaluation_bytes(answers, 2)
+    assert estimate.memory_bytes == shape.weight_bytes + held(answers, 2)
 
 
 def test_selected_by_share_and_by_tokens(inputs: dict[str, Any], run: RunFolder) -> None:

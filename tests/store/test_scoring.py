@@ -133,9 +133,9 @@ def test_a_gpu_that_multiplies_no_integers_is_left_out(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(scoring, "_try_integers", tried)
-    scoring._has_gpu.cache_clear()
+    scoring._multiplies_integers.cache_clear()
     assert scoring._has_gpu(bits) == (works or bits == 16)
-    scoring._has_gpu.cache_clear()
+    scoring._multiplies_integers.cache_clear()
     said = ["This GPU multiplies no integers (CUDA error: CUBLAS_STATUS_NOT_SUPPORTED): rows are "
             "compared on the processor"]  # fmt: skip
     assert caplog.messages == ([] if works or bits == 16 else said)

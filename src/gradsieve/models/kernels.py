@@ -12,6 +12,8 @@ from functools import cache
 
 import torch
 
+from gradsieve.models.saved import first_line
+
 try:
     from gradsieve.models.dropout_kernel import keep_by_example
 except ImportError:  # without Triton, as in builds of PyTorch for CPUs
@@ -34,7 +36,7 @@ def has_kernels(device: torch.device) -> bool:
             "Triton cannot build kernels for this GPU (%s): features and training take slower "
             "operations instead. It needs a C compiler and Python's headers (build-essential and "
             "python3-dev on Debian)",
-            (str(error).strip().splitlines() or [type(error).__name__])[0][:200],
+            first_line(error),
         )
         return False
     return True

@@ -38,6 +38,7 @@ from gradsieve.stages.estimate import (
     Estimate,
     exact_columns,
     few_steps,
+    folder_bytes,
     questions,
     selecting_shape,
     target_rows,
@@ -263,8 +264,7 @@ def _what_does_not_fit(
     needed = sum(estimate.disk_bytes for estimate in left)
     needed += max((estimate.working_bytes for estimate in left), default=0)
     kept = [context.run.stage(name) for name, state in found.items() if state.kind in CONTINUED]
-    files = (file for folder in kept for file in folder.rglob("*") if file.is_file())
-    needed -= sum(file.stat().st_size for file in files)
+    needed -= sum(map(folder_bytes, kept))
     if free is not None and needed > free:
         yield RunError(
             "The run does not fit on the disk.",

@@ -62,7 +62,7 @@ class NearDuplicates:
         self._engine, self._store, self._pool = engine, store, pool
         self._cosine = min(cosine, SAME)
         self._numbers, self._ahead = numbers, ahead
-        self._kept: dict[int, int] = {}  # lines by their rows' positions, in order
+        self._kept: dict[int, int] = {}  # lines by their rows' positions
         self._coming: dict[int, int] = {}  # positions of lines that were looked up; -1: no row
         self._near: dict[int, NDArray[Any]] = {}  # pairs by the positions of these lines
 

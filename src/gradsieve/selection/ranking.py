@@ -76,8 +76,7 @@ class Turns:
     """Orders (or turns of orders) that take turns, each offering its best line that is left."""
 
     def __init__(self, parts: Sequence[Order | Turns]) -> None:
-        self._parts = parts
-        self.restart()
+        self._parts, self._turn = parts, 0
 
     def restart(self) -> None:
         """Begin with the first part again."""
@@ -103,8 +102,8 @@ class Turns:
 
     def __copy__(self) -> Turns:
         """Turns that go on from here on their own; the arrays are shared."""
-        twin = object.__new__(Turns)
-        twin._parts, twin._turn = [copy(part) for part in self._parts], self._turn
+        twin = Turns([copy(part) for part in self._parts])
+        twin._turn = self._turn
         return twin
 
 

@@ -8,7 +8,7 @@ know is assumed: a selection's examples are as long as the pool's.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsieve.data.examples import Row
+from gradsieve.data.examples import Row, TokenizedExample
 from gradsieve.evaluation.prompts import LOSSES, has_answers, metrics_of, write_prompts
 from gradsieve.gradients.objectives import TOKENS_PER_BATCH
 from gradsieve.methods import needs_gradients, split_seed
@@ -291,21 +291,28 @@ def questions(context: Context) -> dict[str, Questions]:
     return found
 
 
-def evaluation_bytes(context: Context, batch_size: int) -> int:
-    """What an evaluation holds beside the weights: logits of a batch of losses or of choices, which
+def evaluation_bytes(
+    shape: Shape, encoded: Sequence[TokenizedExample], asked: Collection[Questions], batch_size: int
+) -> int:
+    """What an evaluation holds beside the weights.
+
+    That is logits of a batch of losses (`encoded` are the target's examples) or of choices, which
     lm-eval makes of whole prompts, with their softmax; or the keys and values of answers.
-    """  # fmt: skip
-    shape, asked = student_shape(context), questions(context).values()
-    rows = [row.encoded for row in target_rows(context)]
-    tokens = sum(len(row.input_ids) for row in rows)
+    """
+    tokens = sum(len(one.input_ids) for one in encoded)
     most = max(tokens, *(round(one.number * one.prompt) for one in asked), 0)
-    together = max(min(most, TOKENS_PER_BATCH), *(len(row.input_ids) for row in rows))
-    held = [together * sum(row.n_labels for row in rows) / tokens * shape.vocabulary]
+    together = max(min(most, TOKENS_PER_BATCH), *(len(one.input_ids) for one in encoded))
+    held = [together * sum(one.n_labels for one in encoded) / tokens * shape.vocabulary]
     for one in asked:
         each = 2 * shape.vocabulary if one.choices else shape.layers * shape.kept
         if one.answer:
             held.append(min(batch_size, one.number) * (one.longest + one.answer) * each)
     return round(max(held) * shape.bytes_a_value)
+
+
+def folder_bytes(folder: Path) -> int:
+    """What a folder's files take on disk."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def spread(items: Any, count: int) -> list[Any]:

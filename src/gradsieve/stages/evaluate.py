@@ -85,20 +85,22 @@ class Evaluate(Stage):
         same = context.student.recipe.model == context.recipe.model
         models = 1 + (same and needs_gradients(context.recipe))
         models += len(context.recipe.selections_for("any")) * len(seeds)
-        rows, asked = target_rows(context), questions(context).values()
-        read = float(sum(len(row.encoded.input_ids) for row in rows))
+        encoded = [row.encoded for row in target_rows(context)]
+        asked = questions(context).values()
+        read = float(sum(len(one.input_ids) for one in encoded))
         read += sum(one.number * one.prompt for one in asked)
         written = sum(one.number * one.answer for one in asked)
         kept = round(sum(one.number * (ROW_BYTES + one.sample_bytes) for one in asked))
         batches = sum(math.ceil(q.number / batch_size) * q.answer for q in asked)
+        held = evaluation_bytes(shape, encoded, asked, batch_size)
         flops = read * shape.forward(1, 1, 0) + written * shape.forward(1, 1, 1)
         return Estimate(
             units=models * (read + GENERATED * written),
             flops=models * flops,
             loads=models * len(context.targets),
             tasks=models * len(context.targets),
-            disk_bytes=models * (ROW_BYTES * len(rows) + kept),
-            memory_bytes=shape.weight_bytes + evaluation_bytes(context, batch_size),
+            disk_bytes=models * (ROW_BYTES * len(encoded) + kept),
+            memory_bytes=shape.weight_bytes + held,
             weight_bytes=shape.weight_bytes,
             generated_bytes=float(models * batches * shape.weight_bytes),
         )

@@ -20,7 +20,7 @@ from gradsieve.errors import GradsieveError
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
-from gradsieve.stages.estimate import Estimate
+from gradsieve.stages.estimate import Estimate, folder_bytes
 
 NOTABLE = 0.1
 """Share of rows above which a run says how many are truncated, or can't be scored."""
@@ -59,8 +59,7 @@ class Pool(Stage):
 
     def estimate(self, context: Context) -> Estimate:
         """Its bytes; `plan` builds the pool, and so knows its seconds."""
-        files = (file for file in context.pool.folder.rglob("*") if file.is_file())
-        return Estimate(disk_bytes=sum(file.stat().st_size for file in files))
+        return Estimate(disk_bytes=folder_bytes(context.pool.folder))
 
     def run(self, context: Context) -> dict[str, Any]:
         """Read and tokenize the sources, as far as they are not there yet."""

@@ -127,15 +127,18 @@ class Cosines:
         return unpacked
 
 
-@cache
 def _has_gpu(bits: int) -> bool:
-    """Whether there is a GPU that multiplies what rows of so many bits take.
+    """Whether there is a GPU that multiplies what rows of so many bits take."""
+    return torch.cuda.is_available() and (bits > 8 or _multiplies_integers())
+
+
+@cache
+def _multiplies_integers() -> bool:
+    """Whether the GPU does so; the processor's result is the same.
 
     Those before compute capability 7.5 have no integer products, and cuBLAS lacks some for newer
-    ones; the processor's result is the same.
+    ones.
     """
-    if not torch.cuda.is_available() or bits > 8:
-        return torch.cuda.is_available()
     try:
         _try_integers()
     except RuntimeError as error:
