@@ -33,6 +33,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
     "gptj": {**GPT2, "rotary_dim": 8},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+    "minicpm3": {  # the layer of latent attention has a head's dimension between
+        **{"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16},
+        **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+    },
     "opt": {"word_embed_proj_dim": 32, "ffn_dim": 48},
     "xglm": {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4},
 }
@@ -87,6 +91,14 @@ def test_a_loss_of_a_router_is_left_to_the_model() -> None:
     assert SFT.fits(model)
     config.output_router_logits = True
     assert not SFT.fits(model)
+
+
+def test_a_model_without_attention_needs_no_cache_for_its_loss() -> None:
+    """Its code fails with one."""
+    states = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+    kinds = {"layer_types": ["linear_attention"] * 2, "shared_intermediate_size": 48}
+    config = AutoConfig.for_model("granitemoehybrid", **tiny.SMALL, **states, **kinds)
+    assert SFT.fits(AutoModelForCausalLM.from_config(config))
 
 
 def test_there_are_enough_families() -> None:

@@ -223,16 +223,26 @@ def test_a_layer_that_never_runs_is_refused() -> None:
     assert "vision.q_proj.lora_" in caught.value.where
 
 
-def test_a_layer_that_sees_some_tokens_is_refused() -> None:
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_a_layer_that_sees_some_tokens_is_refused(tokens: int) -> None:
+    """Also if their number is a multiple of the examples: they may all be of one."""
     base = tiny.model()
     attention = base.model.layers[0].self_attn
     attention.gate = torch.nn.Linear(32, 16)
     attention.register_forward_hook(
-        lambda layer, given, made: (made[0] + layer.gate(made[0][:1, 1]).sum(), *made[1:])
+        lambda layer, given, made: (made[0] + layer.gate(made[0][0, :tokens]).sum(), *made[1:])
     )
     model = get_peft_model(base, LoraConfig(r=2, target_modules=["gate"]))
-    with pytest.raises(ModelError, match=r"runs on \[1, 32\]"):
+    with pytest.raises(ModelError, match=rf"runs on \[{tokens}, 32\]"):
         check_pass(model)
+
+
+def test_a_model_that_fails_is_named() -> None:
+    model = tiny.adapted()
+    model.get_base_model().model.norm.forward = lambda hidden: hidden.lost
+    with pytest.raises(ModelError, match="does not run with this adapter") as caught:
+        check_pass(model)
+    assert "LlamaForCausalLM: 'Tensor' object has no attribute 'lost'" in caught.value.where
 
 
 def test_an_adapted_head_is_refused() -> None:

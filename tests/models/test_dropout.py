@@ -84,7 +84,9 @@ def test_tokens_laid_out_as_one_row_are_the_same() -> None:
     with example_dropout(model, 0) as begin:
         begin(ids, mask, 0)
         rows, flat = model(torch.ones(2, 12, 5)), model(torch.ones(24, 5))
+        apart = model(torch.ones(2, 1, 12, 5))
     assert torch.equal(rows.flatten(1, 2), flat)
+    assert torch.equal(rows, apart.squeeze(2))
 
 
 def test_gradients_pass_what_is_kept_and_evaluation_drops_nothing() -> None:

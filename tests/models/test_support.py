@@ -12,7 +12,16 @@ import torch
 import yaml
 from peft import LoHaConfig, LoraConfig, PrefixTuningConfig, get_peft_model
 from torch import nn
-from transformers import BertConfig, Gemma3Config, GemmaConfig, MixtralConfig, T5Config, ViTConfig
+from transformers import (
+    BertConfig,
+    FuyuConfig,
+    Gemma3Config,
+    GemmaConfig,
+    Llama4TextConfig,
+    MixtralConfig,
+    T5Config,
+    ViTConfig,
+)
 
 import tiny
 from gradsieve.errors import ModelError
@@ -158,6 +167,15 @@ def test_the_refusal_of_a_tower_names_the_line_that_helps(tmp_path: Path) -> Non
     assert check_support(model(tmp_path, GEMMA3), recipe.WarmupConfig(lora=lora)) == []
 
 
+def test_a_tower_of_one_layer_is_excluded_by_its_line(tmp_path: Path) -> None:
+    text = {**SIZES, "model_type": "persimmon"}
+    fuyu = FuyuConfig(**SIZES, text_config=text, image_size=28, patch_size=14)
+    (problem,) = check_support(model(tmp_path, fuyu), warmup("all-linear"))
+    excluded = yaml.safe_load(problem.todo.partition("in the recipe: ")[2])
+    lora = recipe.LoraConfig(r=4, target_modules="all-linear", **excluded)
+    assert check_support(model(tmp_path, fuyu), recipe.WarmupConfig(lora=lora)) == []
+
+
 @pytest.mark.parametrize(
     ("targets", "reason"),
     [
@@ -194,7 +212,17 @@ def test_fused_experts(tmp_path: Path) -> None:
     assert problem.where.endswith("w1")
     (problem,) = check_support(model(tmp_path, mixtral), warmup("all-linear"))
     assert "experts of a mixture" in problem.what
-    assert check_support(model(tmp_path, mixtral), warmup()) == []
+    names = yaml.safe_load(problem.todo.partition("target_modules: ")[2].removesuffix("."))
+    assert names == ["q_proj", "k_proj", "v_proj", "o_proj"]  # exclude_modules would not do
+    assert check_support(model(tmp_path, mixtral), warmup(names)) == []
+
+
+def test_a_router_that_is_linear_by_class_only(tmp_path: Path) -> None:
+    """It returns two tensors, which peft adds LoRA's output to, and fails."""
+    llama4 = Llama4TextConfig(**tiny.SMALL, head_dim=8, num_local_experts=2)
+    (problem,) = check_support(model(tmp_path, llama4), warmup("all-linear"))
+    assert problem.what.endswith("layers of type Llama4Router.")
+    assert "target_modules: [q_proj, k_proj, v_proj, o_proj, " in problem.todo
 
 
 def test_a_shared_layer_is_refused() -> None:

@@ -100,7 +100,8 @@ class Sft:
         model.eval()
         try:
             with torch.no_grad():
-                own, found = model(**batch).loss, self.batch_loss(model, batch)
+                own = model(**batch, use_cache=False).loss
+                found = self.batch_loss(model, batch)
         except (ModelError, RuntimeError, ValueError, TypeError):
             return False
         finally:

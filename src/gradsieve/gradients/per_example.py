@@ -32,6 +32,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from gradsieve.errors import ModelError
 from gradsieve.gradients.objectives import IGNORED, SFT, Batch, Objective, output_layer
 from gradsieve.models.layers import put_forward
+from gradsieve.models.saved import first_line
 
 Sink = Callable[[str, Tensor], None]
 """Called with a weight's name and its per-example gradient [B, out, in], once a backward pass."""
@@ -112,7 +113,7 @@ class _Pass:
     """State of the current pass, for the replaced layers."""
 
     sink: Sink
-    examples: int = 0
+    shape: torch.Size = field(default_factory=torch.Size)
     seen: set[str] = field(default_factory=set)
 
     def take(self, name: str, gradient: Tensor) -> None:
@@ -123,12 +124,15 @@ class _Pass:
         self.sink(name, gradient)
 
     def by_example(self, name: str, x: Tensor) -> Float[Tensor, "B T in"]:
-        """A layer's input, example by example: some models lay all tokens out as one row."""
-        if x.dim() == 2 and len(x) % self.examples == 0:
-            x = x.unflatten(0, (self.examples, -1))
-        if x.dim() != 3 or len(x) != self.examples:
+        """A layer's input, example by example: some models lay all tokens out as one row.
+
+        Others have dimensions between (a head's, in latent attention).
+        """
+        if x.dim() == 2 and len(x) == self.shape.numel():
+            return x.view(*self.shape, -1)
+        if x.dim() < 3 or len(x) != self.shape[0]:
             raise _unfollowed(f"A LoRA layer runs on {list(x.shape)}, not on each token.", name)
-        return x
+        return x.flatten(1, -2)
 
 
 @contextmanager
@@ -149,7 +153,7 @@ def per_example_pass(model: nn.Module, sink: Sink, objective: Objective = SFT) -
 
     def losses(batch: Batch) -> Tensor:
         now.seen.clear()
-        now.examples = len(batch["input_ids"])
+        now.shape = batch["input_ids"].shape
         return objective.losses(model, batch)
 
     was_training = model.training
@@ -195,16 +199,27 @@ def check_pass(model: nn.Module) -> None:
     """Try on a few tokens what `per_example_pass` relies on, before hours are spent.
 
     Raises:
-        ModelError: As `per_example_pass`, or if a token's loss depends on tokens after it.
+        ModelError: As `per_example_pass`, or if the model fails, or if a token's loss depends on
+            tokens after it.
     """
     embeddings = model.get_input_embeddings().weight  # type: ignore[operator]
     ids = torch.arange(8, 12).repeat(2, 1).remainder(len(embeddings)).to(embeddings.device)
     labels = ids.clone()
     labels[:, -1] = IGNORED
     ids[1, -1] = 0  # the two differ in nothing but this token, after all labels
-    with per_example_pass(model, lambda *_: None) as losses:
-        found = losses({"input_ids": ids, "labels": labels})
-        found.sum().backward()
+    try:
+        with per_example_pass(model, lambda *_: None) as losses:
+            found = losses({"input_ids": ids, "labels": labels})
+            found.sum().backward()
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model's own code makes of an adapter or of text alone
+        raise ModelError(
+            "The model does not run with this adapter.",
+            f"{type(model.get_base_model()).__name__}: {first_line(error)}",  # type: ignore[operator]
+            "Name other layers in warmup.lora.target_modules, such as those of attention, or use "
+            "another model.",
+        ) from error
     one, other = found.tolist()
     # Rows of one batch are computed alike: the same bits, where this was tried. Half precision is
     # given room; models that were trained to look ahead differ by far more.

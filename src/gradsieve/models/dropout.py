@@ -148,6 +148,8 @@ def _mask(x: Tensor, p: float, number: int, now: _Current) -> Mask | None:
     # Some models lay all tokens out as one row.
     flat = x.dim() == 2 and len(x) % count == 0
     shape = (count, len(x) // count, x.shape[1]) if flat else tuple(x.shape)
+    if len(shape) == 4 and shape[1] == 1:  # [B, 1, T, in], as in latent attention
+        shape = (shape[0], *shape[2:])
     if len(shape) < 3 or shape[0] != count or shape[1] < max(examples.lengths):
         return None
 

@@ -57,7 +57,7 @@ def put_forward(undo: ExitStack, module: nn.Module, forward: Callable[..., Any])
 
 def misfit(where: str, error: Exception) -> ModelError:
     """What to raise for an adapter that peft can't attach."""
-    todo = "Name linear layers of this model, or write all-linear."
+    todo = "Name linear layers of this model, or write all-linear and exclude_modules."
     return ModelError("The adapter does not fit the model.", f"{where}: {first_line(error)}", todo)
 
 
@@ -78,7 +78,7 @@ def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> list[Mod
         for name, module in base.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     ]
-    lasts = (name.rpartition(".")[2] for name in linear)
+    lasts = map(_last, linear)
     there = list(dict.fromkeys(name for name in lasts if not name.isdigit()))
     if isinstance(targets, str):
         if any(re.fullmatch(targets, name) for name in names):
@@ -121,6 +121,10 @@ def layer_problems(model: PeftModel, where: str) -> Iterator[ModelError]:
     for shared in places.values():
         if len(shared) > 1:
             reasons.setdefault("one layer shared by several places", []).extend(shared)
+    refused = {_last(name) for layers in reasons.values() for name in layers}
+    names = (_last(name) for shared in places.values() for name in shared)
+    followed = [name for name in dict.fromkeys(names) if name not in refused]
+    leave = f" with target_modules: [{', '.join(followed)}]." if followed else f". {PLAIN_LORA}"
     for reason, layers in reasons.items():
         more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
         yield ModelError(
@@ -128,8 +132,12 @@ def layer_problems(model: PeftModel, where: str) -> Iterator[ModelError]:
             f"{where}: {', '.join(layers[:3])}{more}",
             _without_towers(layers, decoder, where)
             if reason == TOWER
-            else f"Leave them out. {PLAIN_LORA}",
+            else f"Leave them out{leave}",
         )
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _decoder(model: PeftModel) -> str:
@@ -149,8 +157,9 @@ def _without_towers(layers: list[str], decoder: str, where: str) -> str:
     for name in layers:
         parts = name.split(".")
         depth = next(at for at, part in enumerate(parts) if part != inside[at])
-        towers.add(re.escape(".".join(parts[: depth + 1])))
-    pattern = "|".join(rf"{tower}\..*" for tower in sorted(towers))
+        tower = re.escape(".".join(parts[: depth + 1]))
+        towers.add(tower if depth + 1 == len(parts) else rf"{tower}\..*")  # it may be one layer
+    pattern = "|".join(sorted(towers))
     if where.startswith("warmup.lora"):
         return f"Add this line to warmup.lora in the recipe: exclude_modules: '{pattern}'"
     return f"Train the adapter with LoraConfig(..., exclude_modules=r'{pattern}')."
@@ -164,6 +173,21 @@ def _unfollowed(name: str, layer: LoraLayer, head: nn.Module | None) -> str | No
         return "embeddings"
     if layer is head or base is head:
         return "the output layer"
-    if not isinstance(base, nn.Linear | Conv1D):
+    if not isinstance(base, nn.Linear | Conv1D) or not _maps_rows(base):
         return f"layers of type {type(base).__name__}"
     return None
+
+
+def _maps_rows(layer: nn.Linear | Conv1D) -> bool:
+    """Whether it makes a row of each row: some routers and grouped layers are linear by class only.
+
+    Layers with weights are taken to: a pass over a few tokens will show it.
+    """
+    if isinstance(layer, Conv1D) or not layer.weight.is_meta:
+        return True
+    rows = torch.empty(1, 2, layer.in_features, dtype=layer.weight.dtype, device="meta")
+    try:
+        made = layer(rows)
+    except RuntimeError:  # of shapes
+        return False
+    return isinstance(made, torch.Tensor) and made.shape == (1, 2, layer.out_features)
