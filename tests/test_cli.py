@@ -102,7 +102,8 @@ def test_ctrl_c_twice_is_quiet() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-def test_a_signal_that_is_swallowed_comes_again() -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_that_is_swallowed_comes_again(name: str) -> None:
     code = (
         "import os, signal, sys, time, typer\n"
         "from pathlib import Path\n"
@@ -111,7 +112,7 @@ def test_a_signal_that_is_swallowed_comes_again() -> None:
         "try:\n"
         "    with signals.interruptible(Path('run')):\n"
         "        try:\n"
-        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"            os.kill(os.getpid(), signal.{name})\n"
         "        except BaseException:\n"  # as pydantic while it serializes
         "            pass\n"
         "        try:\n"
@@ -124,7 +125,7 @@ def test_a_signal_that_is_swallowed_comes_again() -> None:
         "    print(stopped.exit_code)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["closed", str(128 + signal.SIGTERM)], done.stderr
+    assert done.stdout.split() == ["closed", str(128 + signal.Signals[name])], done.stderr
     assert "kept in run" in done.stderr
 
 

@@ -90,7 +90,7 @@ def test_in_every_stage(recipe: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_the_warnings_of_a_cluster(recipe: Path, tmp_path: Path, number: int) -> None:
     """A job that is to end, or is preempted, ends like Ctrl-C, with its own status."""
     status, out, told = run_until(recipe, tmp_path / "run", STARTS["features"], number=number)

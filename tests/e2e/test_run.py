@@ -476,10 +476,16 @@ def test_stages_that_are_missing_or_out_of_order(inputs: dict[str, Any], tmp_pat
 
 
 def test_a_warm_up_of_one_step_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
-    """Its learning rate is 0, and all scores would be 0 / 0."""
-    with pytest.raises(RunError, match="has not trained") as caught:
-        gradsieve.run(world.recipe(inputs, warmup__epochs=1, warmup__fraction=0.02), tmp_path)
+    """Its learning rate is 0: all scores would be 0 / 0, a model trained on it the base model."""
+    one = {"warmup__epochs": 1, "warmup__fraction": 0.02}
+    with pytest.raises(DataError, match="would change nothing") as caught:
+        gradsieve.run(world.recipe(inputs, **one), tmp_path)
     assert "warmup.fraction" in caught.value.todo
+    assert not (tmp_path / "01-warmup").exists()
+    gradsieve.run(world.recipe(inputs, **one, warmup__warmup_ratio=0), tmp_path, last="score")
+    few = world.recipe(inputs, select={"count": 4}, train={"epochs": 1}, score__methods=["random"])
+    with pytest.raises(DataError, match="would change nothing"):
+        gradsieve.run(few, tmp_path, last="train")
 
 
 def test_wrong_models_and_files_are_told(inputs: dict[str, Any], tmp_path: Path) -> None:

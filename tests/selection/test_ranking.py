@@ -143,7 +143,10 @@ def test_what_a_cap_says() -> None:
     rows = SelectConfig.model_validate({"count": 4, "per_source": {"a": 1}})
     assert taken("aab", rows).reasons == ["per_source: 1 rows of a are selected already"]
     share = SelectConfig.model_validate({"count": 2, "per_source": 0.5})
-    assert taken("aab", share).reasons == ["per_source: a has its share of 50% already"]
+    reason = "per_source: more than {}% of the selection would be of a"
+    assert taken("aab", share).reasons == [reason.format(50)]
+    small = SelectConfig.model_validate({"count": 9, "per_source": {"a": 0.004}})
+    assert taken("aab", small).reasons == [reason.format(0.4)] * 2
 
 
 def test_a_cap_that_is_a_share_of_a_budget_is_in_tokens() -> None:

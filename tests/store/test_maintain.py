@@ -97,6 +97,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     assert [item.name for item in tmp_path.iterdir()] == ["whole"]
 
 
+def test_a_datastore_within_another_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "whole")
+    with pytest.raises(StoreError, match="is in another datastore"):
+        merge([tmp_path / "whole"], tmp_path / "whole" / "sub")
+    with pytest.raises(StoreError, match="is in another datastore"):
+        convert(tmp_path / "whole", f"{tmp_path}/whole/sub/", 4)
+    assert not (tmp_path / "whole" / "sub").exists()
+
+
 @pytest.mark.parametrize("bits", [16, 32, 3])
 def test_more_bits_are_refused(tmp_path: Path, bits: int) -> None:
     fill(tmp_path / "whole", bits=8)

@@ -272,6 +272,16 @@ MODELS = (
         ("holds an adapter", "model.name model: adapter_config.json", "merge_and_unload"),
     ),
     Case(
+        "an adapter with a name of its own as the model",
+        lambda desk: (
+            (desk.folder / "model/mine").mkdir()
+            or (desk.folder / "model/config.json").rename(
+                desk.folder / "model/mine/adapter_config.json"
+            )
+        ),
+        ("holds an adapter", "model.name model: mine/adapter_config.json", "merge_and_unload"),
+    ),
+    Case(
         "an adapter next to a full model",
         file(MODEL_ADAPTER, "{}"),
         ("holds an adapter", "model.name model: adapter_config.json", "merge_and_unload"),
@@ -318,6 +328,19 @@ CHECKPOINTS = (
         "a checkpoint without adapter_config.json",
         checkpoints(gone(ADAPTER)),
         ("no adapter here", "mine/checkpoint-1", "adapter_config.json"),
+        keeps="in archive",
+    ),
+    Case(
+        "a checkpoint of an adapter with a name of its own",
+        checkpoints(
+            lambda desk: (
+                (desk.folder / "mine/checkpoint-1/own").mkdir()
+                or (desk.folder / ADAPTER).rename(
+                    desk.folder / "mine/checkpoint-1/own/adapter_config.json"
+                )
+            )
+        ),
+        ("no adapter here", "no such file; there is one in own", "copy its files up"),
         keeps="in archive",
     ),
     Case(

@@ -103,7 +103,19 @@ TARGETS = (
     Case(
         "fewer tokens wanted than the best row has",
         lambda desk: desk.set("select", {"tokens": 1}),
-        ("Not even the best row", "tokens", "Raise select.tokens"),
+        ("Not even the best row", "select.tokens 1", "23 tokens", "Raise select.tokens"),
+        late=True,
+    ),
+    Case(
+        "caps that leave no source a row",
+        lambda desk: desk.set("select", {"count": 3, "per_source": 0.25}),
+        ("no source may have one", "of 3: per_source: more than 25%", "Raise select.per_source"),
+        on=("new",),
+    ),
+    Case(
+        "caps of tokens that leave no row",
+        lambda desk: desk.set("select", {"tokens": 30, "per_source": 0.25}),
+        ("all are passed over", "per_source: more than 25%", "Loosen that key"),
         late=True,
     ),
 )

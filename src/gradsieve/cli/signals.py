@@ -19,8 +19,10 @@ STOPPING = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGUSR1: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
 }
-"""Signals that end a run, and their usual handlers: Ctrl-C, and the warnings of clusters."""
+"""Signals that end a run, and their usual handlers: Ctrl-C, the warnings of clusters, a terminal
+that was closed."""
 
 AGAIN_SECONDS = 0.1
 """Some code swallows whatever is raised in it: pydantic while it serializes, `__del__`, a library's

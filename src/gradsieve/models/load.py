@@ -31,6 +31,10 @@ from gradsieve.models.source import ModelSource
 from gradsieve.recipe import schema as recipe
 
 BOTH_FILES = "Name folders with adapter_config.json and adapter_model.safetensors."
+IN_A_FOLDER = (
+    "Name that folder. One that has the name of the adapter has no optimizer state: copy its files "
+    "up, next to the optimizer's."
+)
 FULL_MODEL = (
     "It holds a full model: features are taken from LoRA checkpoints. Use it as model.name, "
     "without warmup.checkpoints: gradsieve then runs its own warm-up."
@@ -166,8 +170,10 @@ def adapter_config(folder: Path) -> Path:
     file = folder / "adapter_config.json"
     if not file.is_file():
         is_model = (folder / "config.json").is_file()
-        todo = FULL_MODEL if is_model else BOTH_FILES
-        raise ModelError("There is no adapter here.", f"{file}: no such file", todo)
+        below = sorted(one.parent.name for one in folder.glob("*/adapter_config.json"))
+        found = f"; there is one in {', '.join(below[:5])}" if below else ""
+        todo = FULL_MODEL if is_model else IN_A_FOLDER if below else BOTH_FILES
+        raise ModelError("There is no adapter here.", f"{file}: no such file{found}", todo)
     return file
 
 

@@ -278,10 +278,15 @@ def model_fingerprint(name: str) -> str | None:
 def _refuse_other_folders(name: str) -> None:
     """A folder of an adapter, and one that is missing: a name that can't be one of the hub."""
     path = Path(name)
-    if (path / "adapter_config.json").is_file():  # beside a full model it would be ignored
+    # Beside a full model it would be ignored. One with a name of its own has a folder of its own.
+    below = [] if (path / "config.json").is_file() else path.glob("*/adapter_config.json")
+    adapter = next(
+        (file for file in (path / "adapter_config.json", *below) if file.is_file()), None
+    )
+    if adapter is not None:
         raise ModelError(
             "The model's folder holds an adapter, which is no full model.",
-            f"model.name {name}: adapter_config.json",
+            f"model.name {name}: {adapter.relative_to(path)}",
             "Merge it into its model (peft: merge_and_unload, save_pretrained) and give that one's "
             "folder; or use the model without it, and its checkpoints as warmup.checkpoints.",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -64,6 +65,10 @@ class TrainingConfig(Section):
                 f"batch_size {self.batch_size}"
             )
         return self
+
+    def optimizer_steps(self, rows: int) -> int:
+        """Optimizer steps of a training on so many examples."""
+        return self.epochs * math.ceil(rows / self.batch_size)
 
     def rows_at_once(self, processes: int = 1) -> int:
         """Examples of a forward pass of one of so many processes."""

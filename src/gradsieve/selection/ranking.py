@@ -202,6 +202,7 @@ class Choice:
     Attributes:
         columns: The subtask that each was chosen for, an index into the ranking's.
         passed: Those passed over on the way, in order.
+        too_long: The one that the budget's tokens don't suffice for; -1: none.
     """
 
     chosen: NDArray[np.int64]
@@ -209,7 +210,7 @@ class Choice:
     columns: NDArray[np.int32]
     passed: NDArray[np.int64]
     reasons: Sequence[str]
-    first: int
+    too_long: int
 
 
 def choose(
@@ -230,12 +231,11 @@ def choose(
     caps = Caps(settings.per_source, count, budget.tokens, names)
     chosen, scores, columns, passed = array("q"), array("d"), array("i"), array("q")
     reasons: list[str] = []
-    spent, first = 0, -1
+    spent, too_long = 0, -1
     ranking.restart()
     while len(chosen) != count and (found := ranking.offer()) is not None:
         line = found.line
         row = int(sources[line]), int(tokens[line])
-        first = line if first < 0 else first
         reason = caps.full(*row) or next(filter(None, (check(line) for check in checks)), None)
         if reason is not None:
             passed.append(line)
@@ -243,6 +243,7 @@ def choose(
             continue
         spent += row[1]
         if budget.tokens is not None and spent > budget.tokens:
+            too_long = line
             break
         caps.take(*row)
         ranking.end_turn()
@@ -255,5 +256,5 @@ def choose(
         np.array(columns, np.int32),
         np.array(passed, np.int64),
         reasons,
-        first,
+        too_long,
     )

@@ -70,7 +70,7 @@ def _cap(name: str, cap: float | None, count: int | None, budget: int | None) ->
     if isinstance(cap, int):
         return _Cap(cap, False, f"per_source: {cap} rows of {name} are selected already")
     share = cap * (count or budget or 0)
-    reason = f"per_source: {name} has its share of {cap:.0%} already"
+    reason = f"per_source: more than {100 * cap:g}% of the selection would be of {name}"
     return _Cap(share + 1e-9, count is None, reason)
 
 

@@ -210,7 +210,7 @@ def training(
     passes = shape.forward_and_backward(rows, tokens / rows, labels)
     together = lengths(context).max() * settings.rows_at_once()
     activations = shape.activation_bytes(round(together), round(together))
-    steps = optimizer_steps(rows, settings)
+    steps = settings.optimizer_steps(rows)
     flops = settings.epochs * passes * (max_steps or steps) / steps
     return Estimate(
         units=flops,
@@ -221,11 +221,6 @@ def training(
         memory_bytes=shape.weight_bytes + shape.trained_bytes + activations,
         weight_bytes=shape.weight_bytes,
     )
-
-
-def optimizer_steps(rows: int, settings: TrainingConfig) -> int:
-    """Optimizer steps of a training on this many examples."""
-    return settings.epochs * math.ceil(rows / settings.batch_size)
 
 
 def padded_tokens(

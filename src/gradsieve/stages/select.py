@@ -28,7 +28,7 @@ from gradsieve.data.pool import Pool
 from gradsieve.errors import DataError, GradsieveError, RunError, did_you_mean
 from gradsieve.io import fingerprint, read_lines, write_text
 from gradsieve.methods.base import ExampleScores
-from gradsieve.recipe.schema import TOGETHER, SelectConfig, SelectionName
+from gradsieve.recipe.schema import TOGETHER, Budget, SelectConfig, SelectionName
 from gradsieve.recipe.selecting import ACROSS_SUBTASKS, AcrossSubtasks
 from gradsieve.runs.context import Context
 from gradsieve.runs.score_table import ScoreTable
@@ -42,7 +42,7 @@ from gradsieve.selection.export import (
 )
 from gradsieve.selection.near_duplicates import NearDuplicates
 from gradsieve.selection.ranking import Check, Choice, Ranked, Ranking, choose, in_turns, ranking_of
-from gradsieve.selection.rules import Leak, find_leaks
+from gradsieve.selection.rules import Caps, Leak, find_leaks
 from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
 from gradsieve.stages.estimate import ROW_BYTES, Estimate, selected
@@ -83,9 +83,10 @@ class Select(Stage):
         yield from checks.test_sets(context)
 
     def check_pool(self, context: Context) -> Iterator[GradsieveError]:
-        """Not more rows are selected than there are, and caps are on sources that have rows."""
+        """Not more rows are selected than there are, and caps are on sources and leave rows."""
         yield from checks.problem_of(partial(_refuse_too_many, context, len(context.pool)))
         yield from checks.problem_of(partial(_refuse_unknown_caps, context))
+        yield from checks.problem_of(partial(_refuse_caps_below_a_row, context))
 
     def estimate(self, context: Context) -> Estimate:
         """Looking for leaks in the pool, and writing each selection three times."""
@@ -143,6 +144,20 @@ def _refuse_unknown_caps(context: Context) -> None:
         if "/" in name and name not in known:
             where = f"select.per_source: {name}"
             raise DataError("No row is of this source.", where, did_you_mean(name, known))
+
+
+def _refuse_caps_below_a_row(context: Context) -> None:
+    """Shares of so small a selection that no source may have a row of it."""
+    settings, names = context.recipe.select, context.pool.source_names
+    for budget in settings.budgets:
+        caps = Caps(settings.per_source, budget.rows(len(context.pool)), budget.tokens, names)
+        reasons = [caps.full(source, tokens=1) for source in range(len(names))]
+        if all(reasons):
+            raise DataError(
+                "No row can be selected: no source may have one.",
+                f"a selection of {budget}: {reasons[0]}",
+                "Raise select.per_source, or select more rows.",
+            )
 
 
 def _select(
@@ -310,13 +325,7 @@ def _chosen(
         scored.ranking, scored.sources, scored.tokens, scored.names, settings, budget, checks
     )
     if not len(choice.chosen):
-        (key,) = scored.pool.keys(numbers[[choice.first]])
-        raise DataError(
-            "Not even the best row can be selected.",
-            f"select, {key.source} {key.id}: {scored.tokens[choice.first]} tokens"
-            + (f"; {choice.reasons[0]}" if choice.reasons else ""),
-            "Raise select.tokens, or loosen the other keys of select.",
-        )
+        raise _nothing_chosen(scored, choice, budget)
     wanted = budget.rows(len(numbers))
     if name.method != "full" and wanted is not None and len(choice.chosen) < wanted:
         context.progress.warn(
@@ -324,6 +333,22 @@ def _chosen(
             f"since {len(choice.passed)} were passed over; dropped.jsonl lists the reasons"
         )
     return choice
+
+
+def _nothing_chosen(scored: _Scored, choice: Choice, budget: Budget) -> DataError:
+    line = choice.too_long if choice.too_long >= 0 else int(choice.passed[0])
+    (key,) = scored.pool.keys(scored.numbers[[line]])
+    if line == choice.too_long:
+        return DataError(
+            "Not even the best row can be selected.",
+            f"select.tokens {budget.tokens}, {key.source} {key.id}: {scored.tokens[line]} tokens",
+            "Raise select.tokens.",
+        )
+    return DataError(
+        "No row can be selected: all are passed over.",
+        f"{key.source} {key.id}: {choice.reasons[0]}",
+        "Loosen that key of select, or select more rows.",
+    )
 
 
 def _last_store(context: Context) -> Store:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from gradsieve.data.batching import PoolTokens
 from gradsieve.data.pool.shares import random_share, share_size
-from gradsieve.errors import GradsieveError, RunError
+from gradsieve.errors import GradsieveError, ModelError
 from gradsieve.gradients.objectives import SFT
 from gradsieve.gradients.per_example import check_pass
 from gradsieve.io import fingerprint
@@ -28,7 +29,7 @@ from gradsieve.models import distributed
 from gradsieve.models.checkpoints import checkpoint_fingerprint, load_learning_rates
 from gradsieve.models.device import slow_dtype
 from gradsieve.models.load import add_adapter, check_vocabulary
-from gradsieve.models.training import clear_work, train_model
+from gradsieve.models.training import check_steps, clear_work, train_model
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
@@ -36,7 +37,6 @@ from gradsieve.stages.base import Stage
 from gradsieve.stages.estimate import (
     Estimate,
     few_steps,
-    optimizer_steps,
     selecting_shape,
     training,
 )
@@ -68,6 +68,13 @@ class Warmup(Stage):
         yield from checks.adapted_models(context)
         yield from checks.targets(context)
         yield from checks.trackers(context.recipe)
+
+    def check_pool(self, context: Context) -> Iterator[GradsieveError]:
+        """The random share is enough for more than one optimizer step."""
+        settings = context.recipe.warmup
+        if settings.checkpoints is None:
+            rows = share_size(len(context.pool.usable), settings.fraction)
+            yield from checks.problem_of(partial(check_steps, rows, settings))
 
     def estimate(self, context: Context) -> Estimate:
         """A training on the random share."""
@@ -101,7 +108,7 @@ def _train(context: Context, chosen: NDArray[np.int64]) -> None:
     check_vocabulary(base, context.template.tokenizer)
     model = add_adapter(base, settings.lora, settings.seed)
     check_pass(model)
-    steps = few_steps(optimizer_steps(len(chosen), settings))
+    steps = few_steps(settings.optimizer_steps(len(chosen)))
     for warning in (steps, slow_dtype(context.recipe.model.dtype)):
         if warning:
             context.progress.warn(warning)
@@ -126,10 +133,10 @@ def _describe(folders: list[Path], context: Context) -> dict[str, Any]:
             "between two of them: lower logging_steps): each gets the same weight"
         )
     elif not any(rates):
-        raise RunError(
-            "The warm-up has not trained: the learning rate was 0 in its only step.",
-            f"{context.run.stage('warmup')}: {len(folders)} checkpoints",
-            "Raise warmup.fraction or warmup.epochs, or lower warmup.batch_size.",
+        raise ModelError(
+            "The checkpoints were not trained: their learning rate was 0.",
+            ", ".join(map(str, folders)),
+            "Use checkpoints of a training with more optimizer steps.",
         )
     prints = [checkpoint_fingerprint(folder) for folder in folders]
     rates = rates or [1.0] * len(folders)

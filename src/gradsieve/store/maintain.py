@@ -90,8 +90,13 @@ def convert(
 
 
 def _begin(path: str | Path, settings: dict[str, Any]) -> StoreWriter:
-    """A new datastore, or one that was begun before; never among other files."""
+    """A new datastore, or one that was begun before; never among other files or in another one."""
     folder = Folder(path)
+    above = Folder(str(folder).rpartition("/")[0])
+    if above.exists(SETTINGS):
+        raise StoreError(
+            "The folder for the datastore is in another datastore.", str(folder), "Give a new one."
+        )
     there = list(folder.sizes("*"))
     if there and SETTINGS not in there:
         raise StoreError(
