@@ -160,7 +160,12 @@ RECIPES = (
         "no target is called mien",
         "'mine'",
     ),
-    wrong("a cap that is no number", key("select.per_source", {"one": "x"}), "a number; got 'x'"),
+    wrong(
+        "a cap that is no number",
+        key("select.per_source", {"one": "x"}),
+        "select.per_source.one (line",
+        "a number; got 'x'",
+    ),
     wrong("a cap on no source", key("select.per_source", {"on": 0.5}), "no source is called on"),
     wrong(
         "a subtask field for a benchmark",
@@ -180,6 +185,11 @@ RECIPES = (
         "a key written twice",
         text("model: {name: a, name: b}\n"),
         "model.name (line 1): written twice",
+    ),
+    wrong(
+        "a quote that is not closed",
+        text('model:\n  name: "m\npool: x\n'),
+        *("end of stream while scanning a quoted scalar that begins on line 2", "yaml:4"),
     ),
     wrong("a recipe that would run code", text("a: !!python/name:os.system\n"), "not YAML"),
     wrong("an anchor within itself", text("pool: &a [*a]\n"), "an anchor that contains itself"),

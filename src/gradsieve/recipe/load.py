@@ -187,6 +187,10 @@ def _parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[str, 
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or getattr(error, "reason", "it cannot be parsed")
+        begun = getattr(error, "context_mark", None)
+        if mark and begun and begun.line != mark.line:  # an open quote is seen at the file's end
+            context = getattr(error, "context", None)
+            reason = f"{reason} {context} that begins on line {begun.line + 1}"
         raise RecipeError([f"not YAML: {reason}"], where + line, "Correct the YAML.") from None
     except (ValueError, RecursionError) as error:  # a 13th month; an anchor within itself
         deep = isinstance(error, RecursionError)
@@ -285,6 +289,7 @@ def _problem(error: dict[str, Any], lines: Mapping[tuple[str, ...], str]) -> str
     path = tuple(str(part) for part in error["loc"] if part not in TAGS)
     section = section_at(path[:-1])
     is_ours = path and (path[-1].isdigit() or (section and path[-1] in section.model_fields))
+    is_ours = is_ours or path in lines  # a name of the user's, such as a source's
     if not is_ours and error["type"] not in ("extra_forbidden", "missing"):
         # pydantic ends the path with the member of a union ("int"), which is not a key.
         path = path[:-1]
