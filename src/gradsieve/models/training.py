@@ -81,7 +81,6 @@ def train_model(
     Returns:
         The optimizer steps made.
     """
-    check_steps(len(rows), settings, max_steps)
     work = folder / "trainer"
     last, earlier = _last_complete(work, of) if distributed.is_first() else (None, 0.0)
     with own_randomness(), example_dropout(model, seed) as begin:
