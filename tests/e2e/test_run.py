@@ -486,7 +486,7 @@ def test_a_warm_up_of_one_step_is_refused(inputs: dict[str, Any], tmp_path: Path
     few = world.recipe(inputs, select={"count": 4}, train={"epochs": 1}, score__methods=["random"])
     progress = world.Listening()
     gradsieve.run(few, tmp_path, last="train", progress=progress)
-    assert any("seed 0: The training would change nothing" in line for line in progress.lines)
+    assert any("seed 0: the only step has a learning rate of 0" in line for line in progress.lines)
 
 
 def test_wrong_models_and_files_are_told(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from transformers import (
 from transformers.integrations import get_available_reporting_integrations
 
 from gradsieve.data.batching import lengths_of
-from gradsieve.errors import DataError, ModelError, UsageError
+from gradsieve.errors import ModelError, UsageError
 from gradsieve.gradients.objectives import Objective
 from gradsieve.io import file_hash, read_sealed, sync_tree, write_sealed, write_text
 from gradsieve.models import distributed
@@ -107,18 +107,6 @@ def train_model(
         write_text(folder / "loss.jsonl", "".join(lines))
     distributed.wait()
     return int(trainer.state.global_step)
-
-
-def check_steps(rows: int, settings: recipe.TrainingConfig, max_steps: int | None = None) -> None:
-    """Refuse a training of one step at which the learning rate, which increases from 0, is 0."""
-    steps = max_steps or settings.optimizer_steps(rows)
-    if steps == 1 and settings.warmup_ratio:
-        raise DataError(
-            "The training would change nothing: its only optimizer step has a learning rate of 0.",
-            f"{rows} rows, batch_size {settings.batch_size}, warmup_ratio {settings.warmup_ratio}",
-            "Train on more rows (warmup.fraction, select) or epochs, lower warmup.batch_size, or "
-            "set warmup.warmup_ratio to 0.",
-        )
 
 
 def seconds_before(folder: Path, of: str) -> float:

@@ -70,6 +70,10 @@ class TrainingConfig(Section):
         """Optimizer steps of a training on so many examples."""
         return self.epochs * math.ceil(rows / self.batch_size)
 
+    def changes_nothing(self, rows: int, max_steps: int | None = None) -> bool:
+        """Whether its only optimizer step has a learning rate of 0, from which it increases."""
+        return (max_steps or self.optimizer_steps(rows)) == 1 and self.warmup_ratio > 0
+
     def rows_at_once(self, processes: int = 1) -> int:
         """Examples of a forward pass of one of so many processes."""
         if self.micro_batch_size:

@@ -30,11 +30,10 @@ from gradsieve.models import distributed
 from gradsieve.models.checkpoints import save_adapter
 from gradsieve.models.load import add_adapter
 from gradsieve.models.source import ModelSource
-from gradsieve.models.training import check_steps, clear_work, seconds_before, train_model
+from gradsieve.models.training import clear_work, seconds_before, train_model
 from gradsieve.recipe.schema import TrainingConfig
 from gradsieve.runs.artifacts import TrainedModel
 from gradsieve.runs.context import Context
-from gradsieve.stages import checks
 
 ReadRows = Callable[[], PoolTokens | Sequence[Example]]
 """Gives the rows to train on: the pool's tokens, or what is tokenized first; can be pickled."""
@@ -74,10 +73,8 @@ class TrainingJob(Job[TrainingTask, None]):
     def _train(self, task: TrainingTask, progress: Progress) -> None:
         out, seed, start = task.out, task.seed, time.monotonic()
         rows = self._tokenized(task, progress)
-        for problem in checks.problem_of(
-            partial(check_steps, len(rows), self.settings, self.max_steps)
-        ):
-            progress.warn(f"{self.name(task)}: {problem.what}")
+        if self.settings.changes_nothing(len(rows), self.max_steps):
+            progress.warn(f"{self.name(task)}: the only step has a learning rate of 0")
         earlier = seconds_before(out.partial, task.selection)
         model = self._untrained(seed)
         total, unit = self.settings.epochs, "epochs"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from gradsieve.data.batching import PoolTokens
 from gradsieve.data.pool.shares import random_share, share_size
-from gradsieve.errors import GradsieveError, ModelError
+from gradsieve.errors import DataError, GradsieveError, ModelError
 from gradsieve.gradients.objectives import SFT
 from gradsieve.gradients.per_example import check_pass
 from gradsieve.io import fingerprint
@@ -29,7 +28,7 @@ from gradsieve.models import distributed
 from gradsieve.models.checkpoints import checkpoint_fingerprint, load_learning_rates
 from gradsieve.models.device import slow_dtype
 from gradsieve.models.load import add_adapter, check_vocabulary
-from gradsieve.models.training import check_steps, clear_work, train_model
+from gradsieve.models.training import clear_work, train_model
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
@@ -72,9 +71,14 @@ class Warmup(Stage):
     def check_pool(self, context: Context) -> Iterator[GradsieveError]:
         """The random share is enough for more than one optimizer step."""
         settings = context.recipe.warmup
-        if settings.checkpoints is None:
-            rows = share_size(len(context.pool.usable), settings.fraction)
-            yield from checks.problem_of(partial(check_steps, rows, settings))
+        rows = share_size(len(context.pool.usable), settings.fraction)
+        if settings.checkpoints is None and settings.changes_nothing(rows):
+            yield DataError(
+                "The warm-up would change nothing: the only step has a learning rate of 0.",
+                f"{rows} rows, batch_size {settings.batch_size}",
+                "Raise warmup.fraction or warmup.epochs, lower warmup.batch_size, or set "
+                "warmup.warmup_ratio to 0.",
+            )
 
     def estimate(self, context: Context) -> Estimate:
         """A training on the random share."""
