@@ -1,4 +1,4 @@
-"""Gamma(z): the Adam update that one example alone would cause (method.md, step 2).
+"""Gamma(z): the Adam update that a single example would cause (method.md, step 2).
 
 In: the example's gradient g and the optimizer's moments m, v at a checkpoint. Out: the update's
 direction, to be multiplied by minus the learning rate. Equation (2) of the paper's section 2.2.
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
-"""The defaults of torch.optim.AdamW, used by the paper and its code. A checkpoint whose optimizer
-had other constants is updated with its own."""
+"""The defaults of torch.optim.AdamW, used by the paper and its code. If a checkpoint's optimizer
+used other constants, those are used instead."""
 
 Reading = Literal["torch", "official"]
 Momentum = Literal["keep", "drop"]
 
 
 class Moments(NamedTuple):
-    """Adam's state at a checkpoint: its moments m and v by weight's name, its optimizer steps."""
+    """Adam's state at a checkpoint: moments m and v by weight name, and the step count."""
 
     exp_avg: Mapping[str, Tensor]
     exp_avg_sq: Mapping[str, Tensor]
@@ -43,20 +43,20 @@ def update(
 ) -> Tensor:
     """The Adam update Gamma that a gradient would cause.
 
-    m' = b1 m + (1-b1) g and v' = b2 v + (1-b2) g^2, then
+    With m' = b1 m + (1-b1) g and v' = b2 v + (1-b2) g^2, the update is
 
-    - `torch`: (m' / (1-b1^t)) / (sqrt(v' / (1-b2^t)) + eps), t = step + 1: what
+    - `torch`: (m' / (1-b1^t)) / (sqrt(v' / (1-b2^t)) + eps), t = step + 1, which is what
       torch.optim.AdamW applies (times the learning rate, without weight decay);
-    - `official`: m' / sqrt(v' + eps), no bias correction: the paper's released code, which has the
-      constants 0.9, 0.999 and 1e-8; of a state that was made with others, its own are used.
+    - `official`: m' / sqrt(v' + eps), without bias correction, as in the paper's released code.
+      That code fixes the constants 0.9, 0.999 and 1e-8; here the optimizer's own are used.
 
     Args:
         g: Gradients, float32, any leading dimensions: [..., *shape].
         m: First moment `exp_avg`, [*shape].
         v: Second moment `exp_avg_sq`, [*shape].
-        step: Optimizer steps made when m and v were saved.
-        reading: The place of eps in the formula.
-        momentum: `drop` leaves b1 m, which all examples share, out of the numerator.
+        step: Number of optimizer steps made when m and v were saved.
+        reading: Which of the two formulas above to use.
+        momentum: `drop` leaves b1 m, which is the same for all examples, out of the numerator.
         betas: The optimizer's b1 and b2.
         eps: The optimizer's eps.
     """
@@ -66,8 +66,8 @@ def update(
     else:
         first, second = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
         inside, outside = 0.0, eps
-    # Corrections and eps are put into the small m and v, so that the large g is read only
-    # four or five times: on a CPU that, not arithmetic, is what this costs.
+    # Bias corrections and eps are applied to the small m and v, so that the large g is read only
+    # four or five times: on a CPU, memory traffic dominates the cost, not arithmetic.
     denominator = torch.addcmul(v * (beta2 / second) + inside, g, g, value=(1 - beta2) / second)
     denominator.sqrt_()
     if outside:
@@ -78,6 +78,6 @@ def update(
 
 
 def share_below_eps(g: Tensor, v: Tensor, beta2: float = BETA2, eps: float = EPS) -> Tensor:
-    """Share of coordinates with v' < eps, where the `official` update is plain momentum."""
+    """The share of coordinates with v' < eps, where the `official` update is plain momentum."""
     updated = g.square().mul_(1 - beta2).add_(v, alpha=beta2)
     return (updated < eps).float().mean()

@@ -1,9 +1,9 @@
-"""Exact inner products with the targets' directions, taken while gradients are computed.
+"""Exact inner products with the targets' directions, computed along with the gradients.
 
-In: the directions of a target's subtasks, unprojected, [S, P]. Out: for each example its inner
-products with all of them, [B, S]: scores with no projection error and no datastore of gradients, at
-the price of S x P values in memory and of knowing the targets beforehand. Takes the place of
-a projection in `extract.FeatureExtractor`.
+In: the unprojected directions of the targets' subtasks, [S, P]. Out: each example's inner products
+with all directions, [B, S]. Scores have no projection error and need no datastore of gradients, but
+S x P values are held in memory and the targets must be known in advance. `ExactProducts` replaces
+a projection in `features.FeatureExtractor`.
 
 Letters: B examples, P trainable parameters, S subtasks.
 """
@@ -21,9 +21,9 @@ class ExactProducts:
     """Inner products with fixed directions, weight by weight.
 
     Args:
-        directions: [S, P], the weights' values side by side in order of their names, as
-            `Projection("none")` gives them.
-        sizes: Values of each weight, by name.
+        directions: [S, P], the weights' values concatenated in order of the weights' names, as
+            `Projection("none")` returns them.
+        sizes: Number of values of each weight, by name.
     """
 
     def __init__(self, directions: Float[Tensor, "S P"], sizes: Mapping[str, int]) -> None:
@@ -33,7 +33,7 @@ class ExactProducts:
         self.subtasks = len(directions)
 
     def accumulator(self, batch: int, device: torch.device) -> ExactAccumulator:
-        """The products of a batch, to be added up."""
+        """An accumulator for the products of a batch."""
         return ExactAccumulator(self.directions, torch.zeros(batch, self.subtasks, device=device))
 
 

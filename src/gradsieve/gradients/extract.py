@@ -1,9 +1,9 @@
-"""Features of any number of examples: batches that fit into memory, results on the CPU.
+"""Features of any number of examples, in batches that fit into memory; results are on the CPU.
 
-In: an extractor, tokenized examples and a budget of tokens. Out: rows in the order of the examples.
-Examples are taken shortest first, as many at a time as the budget allows. On a GPU the budget grows
-while less than half of the memory is used, and is halved when memory runs out (completed batches
-are kept); results are copied while the next batch is computed.
+In: an extractor, tokenized examples and a token budget. Out: rows in the order of the examples.
+Examples are processed shortest first, as many at a time as the budget allows. On a GPU the budget
+grows while less than half of the memory is used, and is halved when memory runs out (completed
+batches are kept); results are copied to the CPU while the next batch is computed.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from gradsieve.gradients.objectives import send
 from gradsieve.models.device import device, forget_memory_used, memory_used
 
 FIRST = {"cpu": 1024, "cuda": 8192}
-"""Tokens with which `auto` starts. On a CPU more gains nothing, and takes memory (measured, see
-LOG): it stays so."""
+"""The initial budget of `auto`, in tokens. On a CPU it never grows: more tokens take more memory
+and gain nothing (measured, see LOG)."""
 
 MOST = 1 << 17
-"""Tokens beyond which `auto` doesn't grow: a GPU is busy long before."""
+"""The largest budget of `auto`, in tokens: a GPU is fully used long before."""
 
 
 def first_tokens(wanted: int | Literal["auto"]) -> int:
-    """Tokens that the first forward pass may have on this machine."""
+    """The number of tokens that the first forward pass may have on this machine."""
     return FIRST[device().type] if wanted == "auto" else wanted
 
 
 class TokenBudget:
-    """How many tokens, padding included, one forward pass may have: as of now in `tokens`."""
+    """How many tokens, padding included, a forward pass may have; `tokens` is the current limit."""
 
     def __init__(self, wanted: int | Literal["auto"] = "auto") -> None:
         self._grows = wanted == "auto" and device().type == "cuda"
@@ -43,12 +43,12 @@ class TokenBudget:
         self.tokens = first_tokens(wanted)
 
     def used(self, share_of_memory: float) -> None:
-        """Note the most memory that was used so far, as a share of what there is."""
+        """Record the peak memory used so far, as a share of the total; the budget may grow."""
         if self._grows and share_of_memory < 0.45 and self.tokens < MOST:
             self.tokens *= 2
 
     def too_many(self, tokens: int) -> None:
-        """Note that memory has run out with so many tokens."""
+        """Record that memory ran out with this many tokens: the budget becomes half of it."""
         self._grows = False
         self.tokens = max(1, tokens // 2)
 
@@ -62,7 +62,7 @@ def extract(
     """Features of all examples, in their order, on the CPU.
 
     Raises:
-        ModelError: If memory runs out with a single example.
+        ModelError: If memory runs out even with a single example.
     """
     rows, norms = torch.empty(len(encoded), sum(extractor.widths)), torch.empty(len(encoded))
     shares: list[float] = []
@@ -89,7 +89,7 @@ def _batches(
     budget: TokenBudget,
     measure_eps: bool,
 ) -> Iterator[tuple[list[int], FeatureRows]]:
-    """Positions and features, shortest examples first."""
+    """Yield positions and features batch by batch, shortest examples first."""
     lengths = [len(example.input_ids) for example in encoded]
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     start = 0
@@ -116,9 +116,9 @@ def _batches(
 def _unless_memory_runs_out(
     extractor: FeatureExtractor, tensors: Mapping[str, Tensor], measure_eps: bool
 ) -> FeatureRows | None:
-    """Features of a batch. Returns before a caller frees memory: an exception would hold it."""
+    """Features of a batch, or None: a raised exception would keep the memory from being freed."""
     try:
-        # Labels stay on the CPU, so that nothing waits for the GPU to find their positions.
+        # Labels stay on the CPU, so that finding their positions doesn't wait for the GPU.
         sent = {k: t if k == "labels" else send(t, device()) for k, t in tensors.items()}
         return extractor(sent, measure_eps)
     except torch.OutOfMemoryError:
@@ -126,7 +126,7 @@ def _unless_memory_runs_out(
 
 
 class _OnItsWay:
-    """A batch's features, being copied from the GPU while it computes the next batch."""
+    """A batch's features, which are copied from the GPU while it computes the next batch."""
 
     def __init__(self, batch: list[int], made: FeatureRows) -> None:
         self._batch, self._made = batch, made
@@ -141,7 +141,7 @@ class _OnItsWay:
             self._event.record()
 
     def arrived(self) -> tuple[list[int], FeatureRows]:
-        """Wait for the copy."""
+        """Wait for the copy; returns the examples' positions and their features."""
         if self._event is not None:
             self._event.synchronize()
         return self._batch, self._made

@@ -1,9 +1,9 @@
 """Features of a batch: per-example gradients, Adam's update and projection, fused.
 
-In: a model with its adapter, optionally Adam's moments, and a batch. Out: one projected row for
-each example (method.md, steps 2 and 3). Each LoRA weight's gradients are turned into updates and
-added to the projection the moment the backward pass makes them, so memory holds batch x the
-largest weight, never batch x P. On a GPU a sketch is made by one kernel (kernels.py).
+In: a model with its adapter, optionally Adam's moments, and a batch. Out: one projected row per
+example (method.md, steps 2 and 3). As soon as the backward pass produces a LoRA weight's gradients,
+they are turned into updates and added to the projection, so memory holds batch x the largest
+weight, never batch x P. On a GPU, one kernel computes a sketch (kernels.py).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ except ImportError:  # without Triton, as in builds of PyTorch for CPUs
 
 
 Projected = Projection | ExactProducts
-"""What turns updates into rows."""
+"""Turns updates into rows."""
 
 
 class FeatureRows(NamedTuple):
     """Features of examples.
 
     Attributes:
-        rows: Projected updates (or gradients), float32 [B, d]; or inner products [B, S]; or
-            several of these, side by side.
-        gradient_norms: Lengths before projection [B].
+        rows: Projected updates (or gradients), float32 [B, d], or inner products [B, S], or
+            several of these concatenated along dimension 1.
+        gradient_norms: Norms before projection [B].
         share_below_eps: Mean share of coordinates with v' < eps; NaN without moments.
     """
 
@@ -52,11 +52,11 @@ class FeatureExtractor:
     """Turns batches into projected rows, at one checkpoint.
 
     Args:
-        projections: What rows are made of updates: projections, or products with directions.
+        projections: How updates become rows: projections, or inner products with directions.
         moments: Adam's state for rows of the pool; None for plain gradients (targets).
 
     Raises:
-        ModelError: If the moments' names or shapes are not the model's.
+        ModelError: If the moments' names or shapes don't match the model's.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class FeatureExtractor:
             _check_shapes(model, moments)
 
     def __call__(self, batch: Mapping[str, Tensor], measure_eps: bool = False) -> FeatureRows:
-        """Features of a batch, as the objective's `collate` makes it, on the model's device.
+        """Features of a batch that the objective's `collate` made, on the model's device.
 
-        Labels may stay on the CPU. `measure_eps` takes the share of coordinates with v' < eps too,
-        by one more pass.
+        Labels may stay on the CPU. `measure_eps` also measures the share of coordinates with
+        v' < eps, which takes one more pass over the gradients.
         """
         input_ids = batch["input_ids"]
         first = input_ids.device
@@ -113,7 +113,7 @@ class FeatureExtractor:
 
     @property
     def widths(self) -> list[int]:
-        """Values of a row, for each projection: d, or P where nothing is projected, or S."""
+        """The row width of each projection: d, or P if nothing is projected, or S."""
         return [self._width(projection) for projection in self.projections]
 
     def _width(self, projection: Projected) -> int:
@@ -140,7 +140,7 @@ class FeatureExtractor:
 
 
 class Totals:
-    """Projections and lengths of a batch's updates, added up weight by weight."""
+    """Projections and norms of a batch's updates, summed weight by weight."""
 
     def __init__(
         self,
@@ -161,11 +161,11 @@ class Totals:
             total.add(name, update, overwrite=total is self._totals[-1])
 
     def rows(self) -> Float[Tensor, "B d"]:
-        """The projections so far, side by side."""
+        """The projections so far, concatenated."""
         return torch.cat([total.result() for total in self._totals], dim=1)
 
     def norms(self) -> Float[Tensor, " B"]:
-        """Lengths of the updates so far."""
+        """Norms of the updates so far."""
         return self._squares.sqrt().float()
 
 

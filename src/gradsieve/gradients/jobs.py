@@ -1,8 +1,8 @@
-"""Features as tasks of an engine: what any worker can do on its own.
+"""Feature computation as tasks of an engine, each of which any worker can run independently.
 
-In: a `FeaturesJob`, and tasks of one checkpoint each. Out: files that the worker writes itself (a
-shard of a datastore, a target's gradients, a subtask's direction). A worker keeps the model of a
-checkpoint until a task of another one comes.
+In: a `FeaturesJob`, and tasks that each belong to one checkpoint. Out: files that the worker writes
+itself (a shard of a datastore, a target's gradients, a subtask's directions). A worker keeps a
+checkpoint's model loaded until it gets a task of another checkpoint.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ from gradsieve.store import create_store, rows_where
 from gradsieve.store.targets import TargetGradients, write_target_gradients
 
 Column = tuple[str, ...]
-"""What an exact cosine is to: (target, subtask), or (target, subtask, id of an example)."""
+"""A direction of exact mode: (target, subtask), or (target, subtask, example id)."""
 
 
 class TargetExamples(NamedTuple):
-    """A target's examples with label tokens: id, subtask and tokens of each [k]."""
+    """A target's examples that have label tokens: the id, subtask and tokens of each [k]."""
 
     ids: list[str]
     subtasks: list[str]
     encoded: list[TokenizedExample]
 
     def of(self, subtask: str) -> tuple[list[str], list[TokenizedExample]]:
-        """Ids and tokens of those of a subtask."""
+        """Ids and tokens of a subtask's examples."""
         own = [place for place, name in enumerate(self.subtasks) if name == subtask]
         return [self.ids[place] for place in own], [self.encoded[place] for place in own]
 
 
 @dataclass(frozen=True)
 class FeaturesJob(Job["FeatureTask", Any]):
-    """What all tasks share; with `by_example` exact mode compares rows with single examples too."""
+    """What all tasks share. With `by_example`, exact mode also compares rows with each example."""
 
     unit = "examples"
 
@@ -71,7 +71,7 @@ class FeaturesJob(Job["FeatureTask", Any]):
     by_example: bool
 
     def setup(self, progress: Progress) -> Callable[[FeatureTask], Any]:
-        """Models are loaded by the first task that needs them."""
+        """Return a function that runs a task; a model is loaded when a task first needs it."""
         at: AtCheckpoint | None = None
 
         def run(task: FeatureTask) -> Any:
@@ -87,7 +87,7 @@ class FeaturesJob(Job["FeatureTask", Any]):
         return task.size(self)
 
     def group(self, task: FeatureTask) -> int:
-        """Tasks of a checkpoint share its model."""
+        """The checkpoint: its tasks share its model."""
         return task.checkpoint
 
     def smaller(self, task: FeatureTask) -> FeatureTask:
@@ -98,7 +98,7 @@ class FeaturesJob(Job["FeatureTask", Any]):
 
     @property
     def columns(self) -> list[Column]:
-        """Of exact mode: means of subtasks of all targets, then examples, subtask by subtask."""
+        """Directions of exact mode: all targets' subtask means, then examples by subtask."""
         subtasks = [
             (name, subtask)
             for name, target in self.targets.items()
@@ -112,7 +112,7 @@ class FeaturesJob(Job["FeatureTask", Any]):
 
 
 class AtCheckpoint:
-    """What a worker keeps between tasks of a checkpoint."""
+    """What a worker keeps between tasks of the same checkpoint."""
 
     def __init__(self, job: FeaturesJob, number: int, progress: Progress) -> None:
         self.job, self.number, self.progress = job, number, progress
@@ -130,19 +130,19 @@ class AtCheckpoint:
         return Pool(self.job.pool)
 
     def budget(self, task: FeatureTask) -> TokenBudget:
-        """Tokens of a batch."""
+        """The token budget of a task's batches."""
         if task.halvings:
             return TokenBudget(max(1, self._budget.tokens >> task.halvings))
         return self._budget
 
     @cached_property
     def plain(self) -> Projection:
-        """The projection without scales."""
+        """The unscaled projection."""
         return Projection(**self.job.settings.projection.model_dump(exclude={"balanced"}))
 
     @cached_property
     def balance(self) -> Balance | None:
-        """The scales of updates; their inverse are those of targets. None: there are none."""
+        """The scales of updates (targets get the inverse); None if nothing is scaled."""
         settings, moments = self.job.settings, self.moments
         if not settings.projection.balanced:
             return None
@@ -151,9 +151,9 @@ class AtCheckpoint:
     def rows(
         self, of_adam: bool, projected: bool = True, directions: tuple[Path, ...] = ()
     ) -> FeatureExtractor:
-        """What makes the pool's rows, then their exact products with directions from files.
+        """The extractor of the pool's rows and of exact products with the directions in files.
 
-        Adam's updates are scaled; plain gradients never are: they are as large as the targets'.
+        Adam's updates are scaled. Plain gradients never are: their sizes match the targets'.
         """
         settings, key = self.job.settings, (of_adam, projected, directions)
         if key not in self._extractors:
@@ -167,7 +167,7 @@ class AtCheckpoint:
         return self._extractors[key]
 
     def targets(self, of_adam: bool) -> FeatureExtractor:
-        """What makes a target's rows: for scaled updates, both scaled and plain gradients."""
+        """The extractor of a target's rows; for scaled updates, both scaled and plain gradients."""
         if of_adam and self.balance is not None:
             scaled = replace(self.plain, balance=self.balance.of_targets())
             return FeatureExtractor(self.model, [scaled, self.plain])
@@ -175,20 +175,20 @@ class AtCheckpoint:
 
     def _products(self, files: Sequence[Path]) -> ExactProducts:
         parts = [load_file(file) for file in files]
-        # In the order of `FeaturesJob.columns`: all means, then all examples.
+        # In the order of `FeaturesJob.columns`: first all means, then all examples.
         rows = [part[kind] for kind in ("mean", "examples") for part in parts if kind in part]
         wanted = self.check_memory(sum(map(len, rows)))
         self.progress.say(f"  exact mode holds {wanted:.2f} GiB of target gradients")
         return ExactProducts(torch.cat(rows).to(device()), self.sizes)
 
     def check_memory(self, rows: int) -> float:
-        """Refuse more unprojected rows than fit.
+        """Check that this many unprojected rows fit into memory.
 
         Returns:
-            What they take, in GiB.
+            Memory that the rows take, in GiB.
 
         Raises:
-            ModelError: If there is less memory.
+            ModelError: If less memory is free.
         """
         wanted, free = 4 * rows * sum(self.sizes.values()) / 2**30, free_memory() / 2**30
         if wanted > free:
@@ -206,7 +206,7 @@ class FeatureTask(ABC):
     """A piece of work at one checkpoint.
 
     Attributes:
-        halvings: How often its batches were halved, after memory had run out.
+        halvings: How many times its batches were halved after memory ran out.
     """
 
     checkpoint: int
@@ -214,15 +214,15 @@ class FeatureTask(ABC):
 
     @abstractmethod
     def run(self, at: AtCheckpoint) -> Any:
-        """Do it."""
+        """Run the task."""
 
     def size(self, job: FeaturesJob) -> Size:
-        """Examples of pool and targets, and their tokens."""
+        """The number of examples (of the pool or a target) and of their tokens."""
         return Size(0)
 
 
 class AdamFacts(NamedTuple):
-    """Of a checkpoint: Adam's step, its eps, and the mean share of coordinates with v' < eps."""
+    """A checkpoint's Adam step, its eps, and the mean share of coordinates with v' < eps."""
 
     checkpoint: int
     step: int
@@ -232,7 +232,7 @@ class AdamFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class AdamTask(FeatureTask):
-    """How much Adam's eps matters, measured on a few examples if updates are wanted."""
+    """Measures how much Adam's eps matters on a few examples; none if Adam isn't used."""
 
     numbers: NDArray[np.int64] = field(repr=False)
 
@@ -248,7 +248,7 @@ class AdamTask(FeatureTask):
 
 
 class Output(NamedTuple):
-    """A datastore that rows are written to, if it lacks them [n]."""
+    """A datastore to write to, and which of a task's rows it lacks [n]."""
 
     store: Path
     settings: Mapping[str, Any]
@@ -262,11 +262,11 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardTask(FeatureTask):
-    """Rows of a datastore, or of one of gradients and one of exact cosines, in one pass.
+    """Computes a shard's rows in one pass: for one datastore, or for gradients and exact cosines.
 
     Attributes:
-        outputs: Where they are written; exact cosines last.
-        number: Of the shard, from 0, in the order of all shards of the pool.
+        outputs: The datastores to write to, that of exact cosines last.
+        number: The shard's number among all shards of the pool, counted from 0.
     """
 
     outputs: tuple[Output, ...] = field(repr=False)
@@ -289,7 +289,7 @@ class ShardTask(FeatureTask):
         parts = features.split(extractor.widths, dim=1)
         for output, part in zip(self.outputs, parts, strict=True):
             if output.exact:
-                # Inner products to cosines; a row of length 0 has cosines of 0.
+                # Turn inner products into cosines; a row of norm 0 has cosines of 0.
                 part = part / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
             store = create_store(output.store, output.settings)
             store.write_shard(*rows_where(output.lacks, keys, part, norms))
@@ -322,7 +322,7 @@ class TargetTask(FeatureTask):
 
 @dataclass(frozen=True)
 class DirectionTask(FeatureTask):
-    """The directions of a subtask, unprojected, for exact mode: its mean's, its examples'."""
+    """A subtask's unprojected directions for exact mode: of its mean and of its examples."""
 
     subtask: tuple[str, str]
     file: Path

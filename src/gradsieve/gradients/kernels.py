@@ -1,18 +1,17 @@
 # mypy: disable-error-code="no-untyped-def,misc,untyped-decorator"
-"""Adam's update, its length and its sketch in one pass over a gradient, for GPUs, in Triton.
+"""Adam's update, its norm and its sketch in one pass over a gradient, as a Triton kernel for GPUs.
 
-In: per-example gradients of one weight [B, p] and Adam's moments [p]. Out: the updates' sketch is
-added to rows [B, d], their squared lengths to another tensor; nothing of size B x p is written. The
-matrix is that of `projection.Projection("sketch")`, made from the same hash where it is needed, and
-`adam.update` is the reference of the arithmetic; both paths agree to rounding (tests run this file
-on a CPU, by Triton's interpreter). Imported only where there is a GPU: PyTorch's CUDA packages
-bring Triton along.
+In: per-example gradients of one weight [B, p] and Adam's moments [p]. Out: the updates' sketches
+are added to rows [B, d], their squared norms to another tensor; nothing of size B x p is written.
+The sketch is that of `projection.Projection("sketch")`, whose hash is computed in the kernel, and
+`adam.update` is the reference for the arithmetic; both paths agree up to rounding (tests run this
+file on a CPU with Triton's interpreter). Imported only if Triton is installed, as PyTorch's CUDA
+packages do.
 
-How: a program owns BLOCK columns of a few examples' sketches and goes through a PARTS-th of the
-weight's blocks, each read at its rotation, so that sums need no atomics and come out the same every
-time. Rejected: a program for each piece of the weight with atomic adds (their order changes last
-digits), and signs kept in memory (P bytes on the GPU; hashing them takes less than reading the
-gradients).
+How: a program computes BLOCK columns of a few examples' sketches from one of PARTS shares of the
+weight's blocks, each read at its rotation, so sums need no atomics and are reproducible. Rejected:
+one program per piece of the weight with atomic adds (their order changes the last digits), and
+signs kept in memory (P bytes on the GPU; hashing them takes less time than reading the gradients).
 
 Letters: B examples, p values of one weight, d dim.
 """
@@ -32,13 +31,14 @@ from gradsieve.gradients.adam import BETA1, BETA2, EPS, Moments, Momentum, Readi
 from gradsieve.gradients.projection import SMALLEST_SCALE, Projection
 
 BLOCK, EXAMPLES, PARTS = 256, 4, 8
-"""Columns and examples of one program, and programs that share a weight's blocks: the best of 60
-choices over four shapes on an H200. Moments and signs are read and hashed once for all examples."""
+"""Columns and examples per program, and the number of programs that share a weight's blocks: the
+best of 60 choices over four shapes on an H200. A program reads moments and hashes signs once for
+all of its examples."""
 
 
 @triton.jit
 def _random_word(key, position):
-    """SplitMix64's output number `position`, as `projection.random_words` has it."""
+    """SplitMix64's output number `position`, the same as in `projection.random_words`."""
     state = (position + 1).to(tl.uint64) * 0x9E3779B97F4A7C15 + key.to(tl.uint64)
     state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9
     state = (state ^ (state >> 27)) * 0x94D049BB133111EB
@@ -115,7 +115,7 @@ def _update_and_sketch(
 
 
 class FusedTotals:
-    """Sketches and lengths of a batch's updates; in place of `features.Totals`."""
+    """Sketches and norms of a batch's updates; replaces `features.Totals` on a GPU."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class FusedTotals:
         batch, p = gradient.shape
         key = self._projection.key(name)
         grid = (self._squares.shape[2], triton.cdiv(batch, EXAMPLES), PARTS)
-        # Of a model over several GPUs, each layer's backward pass runs with its own as the current.
+        # If a model is on several GPUs, a layer's backward pass makes its own GPU the current one.
         with torch.cuda.device_of(self._rows):
             _update_and_sketch[grid](
                 *(gradient, m, v, self._rows, self._squares, key, ~key),
@@ -173,5 +173,5 @@ class FusedTotals:
         return self._rows.sum(0)
 
     def norms(self) -> Float[Tensor, " B"]:
-        """Lengths of the updates so far."""
+        """Norms of the updates so far."""
         return self._squares.sum((0, 2)).sqrt().float()

@@ -1,10 +1,10 @@
-"""What an example's loss is: the function whose gradient features are made of.
+"""The loss of an example: the function whose gradients become features.
 
-In: examples. Out: what is kept of them, batches, and a loss for each example of a batch. Gradients
-(`per_example`), training, evaluation and the perplexity methods take the loss from here.
+In: examples. Out: tokenized examples, batches, and the loss of each example in a batch. Gradients
+(`per_example`), training, evaluation and the perplexity methods use the loss defined here.
 
 `sft` is supervised fine-tuning: the mean cross-entropy over an example's label tokens. Logits are
-made at label positions only: with a small model and a large vocabulary the head costs most.
+computed only at label positions: in a small model with a large vocabulary the head costs most.
 
 Letters: B examples, T tokens.
 """
@@ -30,18 +30,18 @@ from gradsieve.errors import ModelError
 from gradsieve.models.device import device
 
 IGNORED = -100
-"""Label of a position that is not supervised (transformers' and PyTorch's convention)."""
+"""The label of an unsupervised position (the convention of transformers and PyTorch)."""
 
 Batch = Mapping[str, Tensor]
 
 
 class Objective(Protocol):
-    """An example's loss, and how examples become batches."""
+    """Defines an example's loss, and how examples become batches."""
 
     def encode(
         self, examples: Sequence[Example], template: ChatTemplate
     ) -> list[TokenizedExample | Refusal]:
-        """Tokenize examples; those that the template refuses are marked."""
+        """Tokenize examples; an example that the template refuses becomes a `Refusal`."""
 
     def collate(self, examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
         """A batch, padded on the right."""
@@ -50,13 +50,13 @@ class Objective(Protocol):
         """Each example's loss, in nats; differentiable."""
 
     def fits(self, model: Any) -> bool:
-        """Whether `batch_loss` can be used; else the model's own loss is."""
+        """Whether `batch_loss` can be used; if not, training uses the model's own loss."""
 
     def batch_loss(self, model: nn.Module, batch: Batch, count: Tensor | None = None) -> Tensor:
-        """What a training step minimizes on a micro-batch; the model may be wrapped.
+        """The loss that a training step minimizes on a micro-batch; the model may be wrapped.
 
-        `count` is what all micro-batches of the step hold of what the loss is a mean over (`sft`:
-        label tokens); None: a mean over this micro-batch.
+        `count` is the number of items that the loss averages over (`sft`: label tokens) in all
+        micro-batches of the step; None means to average over this micro-batch.
         """
 
 
@@ -66,17 +66,17 @@ class Sft:
     def encode(
         self, examples: Sequence[Example], template: ChatTemplate
     ) -> list[TokenizedExample | Refusal]:
-        """Token ids and labels by the chat template."""
+        """Token ids and labels from the chat template."""
         return template.try_encode_all(examples)
 
     collate = staticmethod(collate)
 
     def losses(self, model: nn.Module, batch: Batch) -> Float[Tensor, " B"]:
-        """Each example's loss; the model is used in the mode it is in.
+        """Each example's loss; the model stays in its current mode (train or eval).
 
         A batch padded on the right needs no `attention_mask`: in a causal model no real token sees
-        the padding after it. Each example has a label after its first position. Labels may stay on
-        the CPU; then nothing waits for the GPU.
+        the padding after it. Each example must have a label after its first position. If labels
+        stay on the CPU, nothing waits for the GPU.
 
         Raises:
             ModelError: If the model has no output layer.
@@ -87,10 +87,10 @@ class Sft:
         return sums / counts
 
     def fits(self, model: Any) -> bool:
-        """Whether the model's own loss is this one: it has an output layer and adds nothing.
+        """Whether the model's own loss is this one: it has an output layer and adds no other loss.
 
-        Mixtures of experts may add a loss of their router, and code that comes with a model may do
-        anything, so that both losses of a few tokens are compared.
+        Mixtures of experts may add a router loss, and code that comes with a model may do
+        anything, so the two losses are compared on a few tokens.
         """
         if getattr(model.config.get_text_config(), "output_router_logits", False):
             return False
@@ -106,11 +106,11 @@ class Sft:
             return False
         finally:
             model.train(was_training)
-        room = 1e-5 if found.dtype == model.dtype else 1e-2  # half precision is given room
+        room = 1e-5 if found.dtype == model.dtype else 1e-2  # half precision is less exact
         return abs(float(own) - float(found)) <= room * abs(float(own))
 
     def batch_loss(self, model: nn.Module, batch: Batch, count: Tensor | None = None) -> Tensor:
-        """The mean over label tokens, as models compute it from labels themselves."""
+        """The mean over label tokens, as transformers' models compute it from `labels`."""
         of_token, _ = _token_losses(model, batch)
         return of_token.mean() if count is None else of_token.sum() / count.to(of_token.device)
 
@@ -119,7 +119,7 @@ SFT = Sft()
 
 
 TOKENS_PER_BATCH = 4096
-"""Tokens of a batch, padding included, where only losses are computed."""
+"""Tokens per batch, padding included, when only losses are computed."""
 
 
 def example_losses(model: nn.Module, examples: Sequence[TokenizedExample]) -> NDArray[np.float64]:
@@ -151,9 +151,9 @@ def _token_losses(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " n"], 
 class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy of each token in float32, a block of tokens at a time.
 
-    Only the logits are kept for going backward, in their own dtype, and their gradient takes their
-    place. PyTorch keeps their copy in float32 and its log softmax too, and makes a new gradient:
-    six times as much in half precision. Autograd refuses to use the logits again afterwards.
+    Only the logits are kept for the backward pass, in their own dtype, and overwritten by their
+    gradient. PyTorch also keeps a float32 copy and its log softmax, and allocates the gradient: six
+    times as much memory in half precision. Afterwards autograd refuses to use the logits again.
     """
 
     @staticmethod
@@ -176,19 +176,19 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors' rows, in blocks of about BLOCK logits."""
+    """Split the tensors' rows into blocks of about BLOCK logits."""
     rows = max(1, BLOCK // tensors[0].shape[1])
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
 BLOCK = 1 << 22
-"""Logits whose loss is computed at once: 16 MiB in float32."""
+"""Number of logits whose loss is computed at once: 16 MiB in float32."""
 
 
 def _logits_at(model: nn.Module, positions: Tensor) -> AbstractContextManager[Any]:
-    """Within the block only these positions, of the batch as one row, reach the head: [1, n, V].
+    """Within the block, only these positions of the flattened batch reach the head: [1, n, V].
 
-    Whatever the model does to logits afterwards (scaling, soft caps) it does position by position.
+    What models do to logits afterwards (scaling, soft caps) works position by position.
     """
 
     def select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -201,13 +201,13 @@ def _logits_at(model: nn.Module, positions: Tensor) -> AbstractContextManager[An
 
 
 def output_layer(model: nn.Module) -> nn.Module:
-    """The layer that makes logits.
+    """The layer that computes logits.
 
     Raises:
-        ModelError: If there is none.
+        ModelError: If the model has none.
     """
     if not hasattr(model, "get_output_embeddings"):
-        model = extract_model_from_parallel(model)  # it looks at all modules
+        model = extract_model_from_parallel(model)  # slow: it iterates over all modules
     get: Callable[[], object] = getattr(model, "get_output_embeddings", lambda: None)
     head = get()
     if not isinstance(head, nn.Module):
@@ -220,7 +220,7 @@ def output_layer(model: nn.Module) -> nn.Module:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; from CPU to GPU without waiting for what the GPU is doing."""
+    """The tensor on a device; copies from CPU to GPU don't wait for the GPU's current work."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -1,15 +1,15 @@
 """Per-example gradients of LoRA weights from one batched backward pass.
 
 In: a peft model, an objective and a right-padded batch. Out: for each LoRA weight and each example
-z the gradient g(z) of that example's own loss (docs/method.md, notation). The loss that is
-differentiated is the SUM over examples of their losses, so that examples don't mix.
+z, the gradient g(z) of that example's own loss (docs/method.md, notation). The differentiated loss
+is the SUM of the examples' losses, so that examples don't mix.
 
-How: inside `per_example_pass` every LoRA layer runs as `_PerExampleLinear`, whose backward forms
-G_i = dY_i^T X_i for each example (one batched product, the cost of the ordinary weight gradient)
-and hands it to a callback at once, layer by layer. No frozen weight gets a gradient.
+How: inside `per_example_pass` every LoRA layer runs as `_PerExampleLinear`, whose backward computes
+G_i = dY_i^T X_i for each example (one batched product, at the cost of the ordinary weight gradient)
+and passes it to a callback immediately, layer by layer. Frozen weights get no gradient.
 
 Rejected: torch.func.vmap over the model (needs eager attention, copies activations), a loop with
-batch size 1 (kept below as the oracle), and a gradient of the parameters per example.
+batch size 1 (kept below as the oracle), and per-example gradients kept on the parameters.
 
 Letters: B examples, T tokens, P trainable parameters.
 """
@@ -35,17 +35,17 @@ from gradsieve.models.layers import put_forward
 from gradsieve.models.saved import first_line
 
 Sink = Callable[[str, Tensor], None]
-"""Called with a weight's name and its per-example gradient [B, out, in], once a backward pass."""
+"""Called with a weight's name and its per-example gradient [B, out, in], once per backward pass."""
 
 Losses = Callable[[Batch], Tensor]
-"""A batch -> each example's loss [B], in nats."""
+"""Maps a batch to each example's loss [B], in nats."""
 
 
 class _PerExampleLinear(torch.autograd.Function):
-    """y = x W^T, whose backward gives each example's gradient of W to a sink.
+    """y = x W^T; its backward passes each example's gradient of W to a sink.
 
-    `anchor` is an empty tensor that requires grad: without it nothing below the first adapter
-    would, and autograd would skip that adapter.
+    `anchor` is an empty tensor that requires grad. Without it, the input of the first adapter
+    would not require grad, and autograd would skip that adapter.
     """
 
     @staticmethod
@@ -67,19 +67,19 @@ class _PerExampleLinear(torch.autograd.Function):
 def _outer_products(
     dy: Float[Tensor, "B T out"], x: Float[Tensor, "B T in"]
 ) -> Float[Tensor, "B out in"]:
-    """Sums over tokens of dy_t x_t^T, in float32 from the products on."""
+    """Sums over tokens of dy_t x_t^T; products and sums are in float32."""
     if dy.is_cuda and dy.dtype == x.dtype != torch.float32:
-        # Tensor cores multiply half precision exactly and add in float32: no need to cast.
+        # Tensor cores multiply half precision exactly and add in float32, so no cast is needed.
         return torch.bmm(dy.mT, x, out_dtype=torch.float32)
     return torch.bmm(dy.mT.float(), x.float())
 
 
 def lora_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The LoRA layers by the name of their weight, in the model's order.
+    """The LoRA layers by weight name, in the model's order.
 
     Raises:
-        ModelError: If something is trainable that is no plain LoRA matrix (DoRA's magnitudes,
-            modules_to_save, biases, embeddings), or if nothing is.
+        ModelError: If any trainable parameter is not a plain LoRA matrix (DoRA's magnitudes,
+            modules_to_save, biases, embeddings), or if nothing is trainable.
     """
     modules = dict(model.named_modules())
     layers: dict[str, nn.Linear] = {}
@@ -110,23 +110,23 @@ def lora_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 @dataclass
 class _Pass:
-    """State of the current pass, for the replaced layers."""
+    """State of the current pass, shared by the replaced layers."""
 
     sink: Sink
     shape: torch.Size = field(default_factory=torch.Size)
     seen: set[str] = field(default_factory=set)
 
     def take(self, name: str, gradient: Tensor) -> None:
-        """Hand a gradient on, once for each weight."""
+        """Pass a gradient to the sink; an error if a weight has a second one."""
         if name in self.seen:
             raise _unfollowed("A LoRA layer runs more than once a pass.", name)
         self.seen.add(name)
         self.sink(name, gradient)
 
     def by_example(self, name: str, x: Tensor) -> Float[Tensor, "B T in"]:
-        """A layer's input, example by example: some models lay all tokens out as one row.
+        """A layer's input as [B, T, in]: some models flatten the batch's tokens into one row.
 
-        Others have dimensions between (a head's, in latent attention).
+        Others have extra dimensions in between (such as heads, in latent attention).
         """
         if x.dim() == 2 and len(x) == self.shape.numel():
             return x.view(*self.shape, -1)
@@ -137,15 +137,15 @@ class _Pass:
 
 @contextmanager
 def per_example_pass(model: nn.Module, sink: Sink, objective: Objective = SFT) -> Iterator[Losses]:
-    """Open a model for per-example gradients; yields the function that gives the losses.
+    """Prepare a model for per-example gradients; yields a function that computes the losses.
 
-    `losses(batch)` returns each example's loss [B]; `.sum().backward()` on it hands every LoRA
-    weight's per-example gradients to `sink`. Meanwhile the model is in eval mode (no dropout); its
-    mode is restored at the end. Layers for which activation checkpointing is on run with it.
+    `losses(batch)` returns each example's loss [B]; calling `.sum().backward()` on it passes every
+    LoRA weight's per-example gradients to `sink`. The model is in eval mode (no dropout) until the
+    block ends. Layers with activation checkpointing enabled use it.
 
     Raises:
-        ModelError: If the model has trainable weights of other kinds, or a LoRA layer that does
-            not run once a pass, or not on each token.
+        ModelError: If the model has trainable weights that are not LoRA's, or a LoRA layer that
+            does not run exactly once per pass on every token.
     """
     now = _Pass(sink)
     layers = lora_layers(model)
@@ -163,7 +163,7 @@ def per_example_pass(model: nn.Module, sink: Sink, objective: Objective = SFT) -
         for name, layer in layers.items():
             put_forward(undo, layer, _replacement(layer, name, now))
         recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        for block in model.modules():  # by themselves they do it in training only
+        for block in model.modules():  # by default they checkpoint in training mode only
             if isinstance(block, GradientCheckpointingLayer) and block.gradient_checkpointing:
                 put_forward(undo, block, partial(recomputed, block.forward))
         yield losses
@@ -176,7 +176,7 @@ def _replacement(layer: nn.Linear, name: str, now: _Pass) -> Callable[[Tensor], 
     anchor = torch.empty(0, device=layer.weight.device, requires_grad=True)
 
     def forward(x: Tensor) -> Tensor:
-        # The weight is detached: its summed gradient would cost as much again, for nothing.
+        # The weight is detached: computing its summed gradient would double the cost for nothing.
         weight = layer.weight.detach()
         y: Tensor = _PerExampleLinear.apply(  # type: ignore[no-untyped-call]
             now.by_example(name, x), weight, anchor, name, now.take
@@ -196,24 +196,24 @@ def _unfollowed(what: str, name: str) -> ModelError:
 
 
 def check_pass(model: nn.Module) -> None:
-    """Try on a few tokens what `per_example_pass` relies on, before hours are spent.
+    """Check the assumptions of `per_example_pass` on a few tokens, before hours are spent.
 
     Raises:
-        ModelError: As `per_example_pass`, or if the model fails, or if a token's loss depends on
-            tokens after it.
+        ModelError: As `per_example_pass`; also if the model fails, or if a token's loss depends
+            on tokens after it.
     """
     embeddings = model.get_input_embeddings().weight  # type: ignore[operator]
     ids = torch.arange(8, 12).repeat(2, 1).remainder(len(embeddings)).to(embeddings.device)
     labels = ids.clone()
     labels[:, -1] = IGNORED
-    ids[1, -1] = 0  # the two differ in nothing but this token, after all labels
+    ids[1, -1] = 0  # the two rows differ only in this token, which comes after all labels
     try:
         with per_example_pass(model, lambda *_: None) as losses:
             found = losses({"input_ids": ids, "labels": labels})
             found.sum().backward()
     except (ModelError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a model's own code makes of an adapter or of text alone
+    except Exception as error:  # a model's own code may raise anything
         raise ModelError(
             "The model does not run with this adapter.",
             f"{type(model.get_base_model()).__name__}: {first_line(error)}",  # type: ignore[operator]
@@ -221,8 +221,8 @@ def check_pass(model: nn.Module) -> None:
             "another model.",
         ) from error
     one, other = found.tolist()
-    # Rows of one batch are computed alike: the same bits, where this was tried. Half precision is
-    # given room; models that were trained to look ahead differ by far more.
+    # Rows of one batch are computed alike: bit-identical in all cases tried. Half precision gets a
+    # larger tolerance; models that were trained to look ahead differ by far more.
     room = 1e-5 if embeddings.dtype == torch.float32 else 1e-2
     if abs(one - other) > room * abs(one):
         raise ModelError(
@@ -242,19 +242,19 @@ def _check_head(model: nn.Module) -> None:
 
 
 def without_mask(batch: Batch) -> dict[str, Tensor]:
-    """A batch that is padded on the right: its causal model needs no mask."""
+    """The batch without its mask, which a causal model doesn't need if padding is on the right."""
     return {key: tensor for key, tensor in batch.items() if key != "attention_mask"}
 
 
 def per_example(model: nn.Module, batch: Batch) -> dict[str, Float[Tensor, "B out in"]]:
     """Per-example gradients of all LoRA weights, in float32.
 
-    Holds B x P numbers; the datastore is built without that, by `extract.FeatureExtractor`.
+    Holds B x P values in memory, unlike `features.FeatureExtractor`, which builds the datastore.
 
     Args:
         model: A peft model with LoRA adapters.
-        batch: `input_ids` and `labels` [B, T], padded on the right; labels are -100 where not
-            supervised. Each example needs a label at a position after the first.
+        batch: `input_ids` and `labels` [B, T], padded on the right; labels of unsupervised
+            positions are -100. Each example needs a label after its first position.
 
     Raises:
         ModelError: As `per_example_pass`.
@@ -266,7 +266,7 @@ def per_example(model: nn.Module, batch: Batch) -> dict[str, Float[Tensor, "B ou
 
 
 def per_example_loop(model: nn.Module, batch: Batch) -> dict[str, Float[Tensor, "B out in"]]:
-    """The oracle: one example at a time through the model's own loss and autograd."""
+    """The oracle: one example at a time, with the model's own loss and autograd."""
     was_training = model.training
     model.eval()
     weights = {name: layer.weight for name, layer in lora_layers(model).items()}

@@ -1,22 +1,22 @@
 """Random projections of gradients from P values to `dim` (the paper's section 4.1).
 
-In: an example's values, weight by weight, in any order. Out: `dim` values whose inner products are
-unbiased estimates of those before, with variance about (|x|^2 |y|^2 + <x,y>^2) / dim.
+In: an example's values, weight by weight, in any order. Out: `dim` values. Their inner products are
+unbiased estimates of the original ones, with variance about (|x|^2 |y|^2 + <x,y>^2) / dim.
 
-- `sketch`: each weight's values get random signs, are cut into blocks of `dim`, and each block is
-  added to the result after a random rotation. O(P), each value touched once, and as exact as the
+- `sketch`: each weight's values get random signs and are split into blocks of `dim`, and each block
+  is added to the result after a random rotation. O(P): each value is read once. As exact as the
   dense matrix (benchmarks/projection).
-- `rademacher`: a dense matrix of signs over sqrt(dim), the paper's kind; O(P dim). Made in tiles.
-- `none`: all values, side by side.
+- `rademacher`: a dense matrix of random signs over sqrt(dim), as in the paper; O(P dim), in tiles.
+- `none`: all values, concatenated.
 
-With a `Balance` the values are scaled first, those of rows and those of targets inversely: the
-inner products are the same, their error is smaller.
+With a `Balance`, rows are scaled before projection and targets are scaled by the inverse: the inner
+products stay the same and their error is smaller.
 
-Signs and rotations are a hash of (seed, weight's name, position), integer arithmetic alone: the
-same on every device, with any number of threads and in any order of the weights. Rejected: a
-generator per block (fast_jl's matrix depends on the GPU's number of multiprocessors), FFT-based
-transforms (no faster on CPU, O(P log P)), two-sided projections per module (2.7 to 3.5 times the
-error at the same size).
+Signs and rotations are a hash of (seed, weight name, position) in integer arithmetic only, so they
+are the same on every device, with any number of threads and in any order of the weights. Rejected:
+a generator per block (fast_jl's matrix depends on the GPU's number of multiprocessors), FFT-based
+transforms (no faster on CPU, O(P log P)), and two-sided projections per module (2.7 to 3.5 times
+the error at the same size).
 
 Letters: B examples, p values of one weight, d dim.
 """
@@ -36,39 +36,39 @@ from torch import Tensor
 Kind = Literal["sketch", "rademacher", "none"]
 
 VERSION = {False: 1, True: 2}
-"""Of the plain and of the balanced projection. Changes whenever the same settings would give other
-values; kept in the datastore."""
+"""Versions of the plain (False) and the balanced (True) projection, saved in the datastore. A
+version changes whenever the same settings would give different values."""
 
 TILE_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
-"""Values of the dense matrix made at a time. On a CPU 2 MiB in float32, what a core's cache holds
-(the fastest of 2^18 to 2^24 on one core, see LOG); on a GPU enough to be busy, an assumption."""
+"""Values of the dense matrix generated at a time. CPU: 2 MiB in float32, which fits a core's cache
+(the fastest of 2^18 to 2^24 on one core, see LOG); GPU: enough to keep it busy, an assumption."""
 
 KEPT_BYTES = 1 << 29
-"""Most packed signs of the dense matrix that are kept, P d / 8 bytes: hashing them again takes a
-sixth of its time (measured, see LOG). 512 MiB is an assumption about what a machine can spare."""
+"""Limit on the packed signs of the dense matrix (P d / 8 bytes) that are cached: hashing takes a
+sixth of the projection's time (measured, see LOG). 512 MiB is an assumption about spare memory."""
 
 
 SMALLEST_SCALE = 0.1
-"""Smallest scale of a coordinate, where the mean of their squares is about 1. A coordinate with
-v = 0 (as all of LoRA's A after one step) needs one; this adds at most 1% to the squared length of
-updates of equal coordinates, and bounds what such a coordinate adds to a target's length."""
+"""Smallest scale of a coordinate; the mean of the squared scales is about 1. A coordinate with
+v = 0 (as all of LoRA's A after one step) needs a minimum. This one adds at most 1% to the squared
+norm of updates of equal coordinates, and bounds what such a coordinate adds to a target's norm."""
 
 
 @dataclass(frozen=True)
 class Balance:
-    """Scales s by which updates are multiplied and gradients are divided before their projection.
+    """Scales s by which updates are multiplied and gradients are divided before projection.
 
-    <s x, y / s> is <x, y> for every s > 0. The projection's error goes with |s x| |y / s|, which is
-    least where s^2 is |y| / |x| in each coordinate (Cauchy-Schwarz). Adam's updates x are about
-    equally large everywhere and gradients y about sqrt(v), so s = v^(1/4): known before any target
-    is, and the same for all of them.
+    <s x, y / s> = <x, y> for every s > 0. The projection's error is proportional to |s x| |y / s|,
+    which is smallest if s^2 = |y| / |x| in each coordinate (Cauchy-Schwarz). Adam's updates x have
+    about the same size everywhere and gradients y are about sqrt(v), so s = v^(1/4): it is known
+    before any target and is the same for all targets.
 
     Attributes:
-        exp_avg_sq: Adam's second moments v at the checkpoint, by weight's name.
-        added: To v: eps where Adam's eps is under the root (`official`), else 0.
-        unit: About the mean of sqrt(v + added), which makes scales about 1. A power of 2, so that
-            it doesn't depend on the order in which values are added up.
-        inverse: For gradients: the scales are 1 / s.
+        exp_avg_sq: Adam's second moments v at the checkpoint, by weight name.
+        added: Added to v: eps if Adam's eps is inside the root (`official`), else 0.
+        unit: About the mean of sqrt(v + added), so that scales are about 1. It is a power of 2,
+            so it doesn't depend on the order of summation.
+        inverse: Whether scales are 1 / s, for gradients.
     """
 
     exp_avg_sq: Mapping[str, Tensor]
@@ -101,8 +101,8 @@ class Projection:
     """A random projection, the same for every checkpoint, source and target.
 
     Attributes:
-        dim: Values kept, a multiple of 8; unused by `none`.
-        balance: Scales of the values, at one checkpoint; None: they are projected as they are.
+        dim: Number of projected values, a multiple of 8; unused by `none`.
+        balance: Scales of the values at one checkpoint; None means unscaled.
     """
 
     kind: Kind = "sketch"
@@ -115,11 +115,11 @@ class Projection:
     _kept_bytes: int = field(default=0, init=False, repr=False)
 
     def accumulator(self, batch: int, device: torch.device) -> Accumulator:
-        """The projection of a batch, to be added up weight by weight."""
+        """An accumulator that sums the projection of a batch weight by weight."""
         return Accumulator(self, batch, device)
 
     def project(self, values: Mapping[str, Float[Tensor, "B ..."]]) -> Float[Tensor, "B d"]:
-        """Project values given by weight's name; with `none`, d is P."""
+        """Project values, given by weight name; with `none`, d is P."""
         first = next(iter(values.values()))
         total = self.accumulator(len(first), first.device)
         for name, piece in values.items():
@@ -156,7 +156,7 @@ class Projection:
     def _dense_words(
         self, name: str, start: int, rows: int, device: torch.device
     ) -> Int64[Tensor, " words"]:
-        """The packed signs of some rows of the dense matrix, kept while KEPT_BYTES allow."""
+        """The packed signs of some rows of the dense matrix, cached up to KEPT_BYTES."""
         words = self._signs.get((name, start, device))
         if words is None:
             a_row = math.ceil(self.dim / 64)
@@ -167,7 +167,7 @@ class Projection:
         return words
 
     def _sketch_signs(self, name: str, p: int, device: torch.device) -> Shaped[Tensor, " p"]:
-        """Signs, int8; times the scales, float32, so that scaling costs no pass over the values."""
+        """Signs (int8), or signs times scales (float32): scaling then takes no pass of its own."""
         signs = self._signs.get((name, p, device))
         if signs is None:
             words = random_words(self.key(name), 0, math.ceil(p / 64), device)
@@ -178,7 +178,7 @@ class Projection:
 
 
 class Accumulator:
-    """The projection of a batch, added up weight by weight."""
+    """Sums the projection of a batch weight by weight."""
 
     def __init__(self, projection: Projection, batch: int, device: torch.device) -> None:
         self.projection = projection
@@ -187,7 +187,7 @@ class Accumulator:
         self._out = torch.zeros(batch, width, device=device)
 
     def add(self, name: str, values: Float[Tensor, "B ..."], overwrite: bool = False) -> None:
-        """Add one weight's values; with `overwrite` they may be used as scratch memory."""
+        """Add one weight's values; `overwrite` allows using them as scratch memory."""
         values, balance = values.flatten(1), self.projection.balance
         if self.projection.kind == "sketch":
             self.projection.add_sketch_(self._out, name, values if overwrite else values.clone())
@@ -199,14 +199,14 @@ class Accumulator:
             self._pieces[name] = values if overwrite or balance else values.clone()
 
     def result(self) -> Float[Tensor, "B d"]:
-        """The sum so far; for `none` all values, in order of the weights' names."""
+        """The sum so far; for `none`, all values in order of the weights' names."""
         if self.projection.kind != "none":
             return self._out
         return torch.cat([self._pieces[name] for name in sorted(self._pieces)], dim=1)
 
 
 def random_words(key: int, start: int, count: int, device: torch.device) -> Int64[Tensor, " count"]:
-    """64 random bits for each position from `start` on: SplitMix64 (Steele et al., 2014)."""
+    """64 random bits for each position, beginning at `start`: SplitMix64 (Steele et al., 2014)."""
     state = torch.arange(start + 1, start + count + 1, dtype=torch.int64, device=device)
     state.mul_(_signed(0x9E3779B97F4A7C15)).add_(key)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -217,7 +217,7 @@ def random_words(key: int, start: int, count: int, device: torch.device) -> Int6
 def unpack_signs(words: Int64[Tensor, " count"]) -> Float[Tensor, " values"]:
     """+1 or -1 for each of the 64 bits of each word, lowest bit first: [count * 64].
 
-    Each bit becomes the sign bit of a float32 1.0: seven times as fast as a table's look-up.
+    Each bit becomes the sign bit of a float32 1.0: seven times as fast as a table lookup.
     """
     to_sign_bit = 31 - torch.arange(32, dtype=torch.int32, device=words.device)
     bits = words.view(torch.int32).unsqueeze(1) << to_sign_bit
@@ -233,5 +233,5 @@ def _signed(value: int) -> int:
 
 
 def _shift_right(words: Tensor, by: int) -> Tensor:
-    """Logical shift; torch's own on int64 repeats the sign bit."""
+    """Logical right shift; torch's shift of int64 extends the sign bit."""
     return (words >> by) & ((1 << (64 - by)) - 1)

@@ -1,6 +1,6 @@
 """Influence of training rows on target subtasks (method.md, step 4; the paper's definition 3.1).
 
-In: projected updates of the pool's rows and projected gradients of the target's examples, for each
+In: projected updates of the pool's rows and projected gradients of the target's examples, at each
 checkpoint. Out: Inf(z, j) = sum_i eta_i cos(gbar_j,i , Gamma_i(z)).
 
 Letters: N checkpoints, n rows, S subtasks, k target examples, d dimensions.
@@ -19,15 +19,15 @@ from torch.nn import functional
 TargetMean = Literal["cosine_of_mean", "mean_of_cosines"]
 
 TINY = 1e-12
-"""Shorter rows have a cosine of 0 with everything, as in torch's `normalize`."""
+"""The smallest norm to divide by, as in torch's `normalize`: a zero row has cosines of 0."""
 
 
 class Norms(NamedTuple):
     """Norms of gradients before scaling and projection.
 
     Attributes:
-        of_rows: Of each target example's [k].
-        of_means: Of each subtask's mean [S], in alphabetical order.
+        of_rows: Norm of each target example's gradient [k].
+        of_means: Norm of each subtask's mean gradient [S], in alphabetical order.
     """
 
     of_rows: Float[Tensor, " k"]
@@ -37,10 +37,10 @@ class Norms(NamedTuple):
     def of(
         cls, plain: Float[Tensor, "k d"], norms: Float[Tensor, " k"], subtasks: Sequence[str]
     ) -> Norms:
-        """The means' norms as the rows' projection without scales has them, error 1 / sqrt(2 d).
+        """Norms of means, estimated from unscaled projected rows; relative error 1 / sqrt(2 d).
 
-        Each row is brought to its norm before projection, so that the mean of a single example has
-        its exact norm.
+        Each row is rescaled to its norm before projection, so that the mean of a single example
+        has its exact norm.
         """
         rows = functional.normalize(plain, dim=1, eps=TINY) * norms.unsqueeze(1)
         return cls(
@@ -54,12 +54,12 @@ def subtask_directions(
     target_mean: TargetMean | Literal["mean"] = "cosine_of_mean",
     norms: Norms | None = None,
 ) -> tuple[list[str], Float[Tensor, "S d"]]:
-    """One direction for each subtask, such that its inner product with a UNIT row is the cosine.
+    """One direction per subtask, whose inner product with a UNIT row is the cosine.
 
     `cosine_of_mean` averages a subtask's gradients, then takes the cosine (the paper);
-    `mean_of_cosines` averages the cosines to each example (the released code); `mean` is the mean
-    gradient with its length, for inner products. `norms` are those of the gradients that the rows
-    are projections of, by default the rows' own. Names are in alphabetical order.
+    `mean_of_cosines` averages the cosines with each example (the released code); `mean` is the
+    mean gradient, not normalized, for inner products. `norms` are the gradients' norms before
+    projection; by default the rows' own norms are used. Names are in alphabetical order.
     """
     names = sorted(set(subtasks))
     position = {name: index for index, name in enumerate(names)}
@@ -79,7 +79,7 @@ def example_directions(
     target_mean: TargetMean | Literal["mean"] = "cosine_of_mean",
     norms: Norms | None = None,
 ) -> Float[Tensor, "k d"]:
-    """What each example adds to its subtask's direction: they sum to `subtask_directions`."""
+    """Each example's part of its subtask's direction; the parts sum to `subtask_directions`."""
     position = {name: index for index, name in enumerate(sorted(set(subtasks)))}
     of_row = torch.tensor([position[name] for name in subtasks], device=rows.device)
     if target_mean == "mean_of_cosines":
@@ -93,7 +93,7 @@ def example_directions(
 
 
 def divided(rows: Float[Tensor, "n d"], norms: Float[Tensor, " n"] | None) -> Tensor:
-    """Rows divided by norms, by default their own."""
+    """Rows divided by norms; by default by their own norms."""
     if norms is None:
         return functional.normalize(rows, dim=1, eps=TINY)
     return rows / norms.clamp_min(TINY).unsqueeze(1)
@@ -104,12 +104,12 @@ def influence(
     target: Float[Tensor, "N S d"],
     weights: Float[Tensor, " N"],
 ) -> Float[Tensor, "n S"]:
-    """sum_i weights_i cos(target_i, train_i), all held in memory.
+    """sum_i weights_i cos(target_i, train_i), with everything held in memory.
 
     Args:
         train: Projected updates Gamma.
-        target: Mean gradients of the subtasks; any length.
-        weights: The checkpoints' learning rates; normalized here to sum to 1.
+        target: Mean gradients of the subtasks, of any norm.
+        weights: The checkpoints' learning rates; they are normalized to sum to 1.
     """
     weights = weights / weights.sum()
     cosines = functional.normalize(train, dim=2) @ functional.normalize(target, dim=2).mT
