@@ -1,10 +1,10 @@
-"""The model: loading, LoRA, training it, and checkpoints that keep Adam's moments by name."""
+"""The model: loading, LoRA, training, and checkpoints that store Adam's moments by weight name."""
 
 import importlib
 import logging
 
-# Imported by peft wherever it is installed, bitsandbytes logs that it doesn't find a faster
-# library. Only that message is hidden: the level is the caller's again afterwards.
+# peft imports bitsandbytes if it is installed, which then logs that it doesn't find a faster
+# library. Only that message is hidden: afterwards the caller's log level is restored.
 _logger = logging.getLogger("bitsandbytes")
 _level = _logger.level
 _logger.setLevel(logging.ERROR)

@@ -1,12 +1,12 @@
-"""Adapters of existing checkpoints: plain LoRA of the recipe's model, or refused by name.
+"""Checks that adapters of existing checkpoints are plain LoRA on the recipe's model.
 
-In: folders that peft saved. Out: one error for each thing by which an adapter isn't s B A x on the
-recipe's model: another kind, a variant of LoRA, a start that changed the base model's weights and
-can't be repeated, another model, a resized vocabulary; and for an optimizer state that isn't the
-adapter's. Configurations, the shapes in adapter files and optimizer states are read.
+In: folders that peft saved. Out: one error for each reason why an adapter isn't s B A x on the
+recipe's model (another kind of adapter, a LoRA variant, an initialization that changed the base
+model's weights and can't be repeated, another model, a resized vocabulary) or why an optimizer
+state doesn't fit it. Only configurations, shapes in adapter files and optimizer states are read.
 
-Rejected: a list of peft's variants of LoRA: it ages, so what is plain is listed here, and any other
-setting is refused.
+Rejected: a list of peft's LoRA variants, because it goes out of date. Instead the plain settings
+are listed here, and any other setting is refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PLAIN = {
     *("inference_mode", "peft_version", "runtime_config", "megatron_core"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
 }
-"""Settings of peft's LoraConfig with which an adapter's output stays s B A x."""
+"""Settings of peft's LoraConfig that leave an adapter's output s B A x."""
 
 CALLED = {
     "use_dora": "DoRA",
@@ -49,11 +49,11 @@ CALLED = {
     "arrow_config": "Arrow",
     "velora_config": "VeLoRA",
 }
-"""Names of the other settings of LoraConfig; the rest is named by its key."""
+"""Names of other settings of LoraConfig, for messages; those not listed are named by their key."""
 
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "pissa", "olora")
-"""Values of init_lora_weights that leave the base model's weights as they are, or change them as
-peft does again when it loads the adapter."""
+"""Values of init_lora_weights that don't change the base model's weights, or change them in a way
+that peft repeats when it loads the adapter."""
 
 MERGE = (
     "Or merge a trained one (merge_and_unload, save_pretrained) and use the result as model.name, "
@@ -63,11 +63,11 @@ MERGE = (
 STARTED_BY = {"corda": "CorDA", "lora_ga": "LoRA-GA", "loftq": "LoftQ", "mica": "MiCA"}
 
 Shapes = Mapping[str, Sequence[int]]
-"""Shapes of weights by their names in adapter files."""
+"""Shapes of weights, by the names used in adapter files."""
 
 
 class Expected(NamedTuple):
-    """What an adapter file may hold: `adapter`, and if their number was changed `embeddings`."""
+    """Shapes an adapter file may hold; `embeddings` are saved if the vocabulary was resized."""
 
     model: PeftModel
     adapter: Shapes
@@ -75,7 +75,7 @@ class Expected(NamedTuple):
 
 
 def start_problem(start: Any, where: str) -> ModelError | None:
-    """An initialization of LoRA that changes the base model at random or by data."""
+    """The error for a LoRA initialization that changes the base model randomly or from data."""
     if start in STARTS:
         return None
     name = STARTED_BY.get(str(start), str(start))
@@ -91,14 +91,14 @@ def start_problem(start: Any, where: str) -> ModelError | None:
 
 
 def checkpoint_problems(source: ModelSource, folders: Sequence[Path]) -> Iterator[GradsieveError]:
-    """Adapters that are not plain LoRA of this model, or have no fitting optimizer state."""
+    """Yield errors for adapters that aren't plain LoRA of this model or lack a fitting state."""
     built: dict[str, Expected | None] = {}
     for folder in folders:
         try:
             text, adapter = _read_adapter_config(folder)
             optimizer_file(folder)
             if text not in built:  # checkpoints of one run have the same configuration
-                built[text] = None  # if it is wrong, that is reported once
+                built[text] = None  # a wrong configuration is reported once
                 built[text] = _expected(source, folder, adapter)
             if expected := built[text]:
                 _check_shapes(adapter_file(folder), expected)
@@ -120,7 +120,7 @@ def _read_adapter_config(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _expected(source: ModelSource, folder: Path, adapter: Mapping[str, Any]) -> Expected:
-    """Shapes of the adapter's weights on this model; everything that is wrong with it is raised."""
+    """Shapes of the adapter's weights on this model; raises all errors at once."""
     file = str(folder / "adapter_config.json")
     raise_all([*variant_problems(adapter, file), *_type_problems(folder, adapter)])
     plain = LoraConfig(**{key: adapter[key] for key in _SHAPING & adapter.keys()})
@@ -142,11 +142,11 @@ _SHAPING = {
     *("r", "rank_pattern", "target_modules", "exclude_modules", "task_type", "fan_in_fan_out"),
     *("layers_to_transform", "layers_pattern"),
 }
-"""Settings that decide which layers an adapter has, and their shapes."""
+"""Settings that determine an adapter's layers and their shapes."""
 
 
 def variant_problems(adapter: Mapping[str, Any], place: str) -> Iterator[ModelError]:
-    """Adapters of other kinds, and variants of LoRA, by their configuration."""
+    """Yield errors for other kinds of adapters and LoRA variants, from the configuration."""
     kind, task = adapter.get("peft_type"), adapter.get("task_type")
     if kind != PeftType.LORA.value:
         found = [(f"peft_type {kind}", f"{kind} adapters")]
@@ -175,17 +175,17 @@ SETTINGS: dict[str, tuple[tuple[type, ...], tuple[float, float] | None]] = {
     **dict.fromkeys(("use_rslora", "fan_in_fan_out"), (FLAG, None)),
     **dict.fromkeys(("rank_pattern", "alpha_pattern"), (PATTERN, None)),
 }
-"""Types of settings; of numbers the least, and what they stay below."""
+"""Allowed types of settings; for numbers also the minimum and the exclusive maximum."""
 
 
 def _type_problems(folder: Path, adapter: Mapping[str, Any]) -> Iterator[ModelError]:
-    """Values that no training has: peft takes any, and fails later or computes nonsense."""
+    """Yield errors for invalid values: peft accepts any, then fails later or computes nonsense."""
     for key, (kinds, limits) in SETTINGS.items():
         value = adapter.get(key)
         if value is None:
             continue
         if type(value) in kinds and (limits is None or limits[0] <= value < limits[1]):
-            continue  # not by isinstance, for which true is an int
+            continue  # not with isinstance, which counts True as an int
         yield ModelError(
             "The adapter's configuration is damaged.",
             f"{folder / 'adapter_config.json'}: {key} {json.dumps(value)[:80]}",
@@ -194,9 +194,9 @@ def _type_problems(folder: Path, adapter: Mapping[str, Any]) -> Iterator[ModelEr
 
 
 def _check_shapes(file: Path, expected: Expected) -> None:
-    """Refuse weights whose names or shapes are not the adapter's on this model."""
+    """Refuse weights whose names or shapes don't match the adapter on this model."""
     if file.suffix == ".bin":
-        return  # a pickle, which is read once with weights_only
+        return  # a pickle, which is read only when it is loaded, with weights_only
     try:
         with safe_open(file, "pt") as opened:
             found = {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118

@@ -1,8 +1,8 @@
-"""torch's own defaults, whatever a notebook has set around a call.
+"""Restores torch's defaults during a call, whatever the caller (such as a notebook) has set.
 
 Gradients need autograd, and results must not depend on the caller's `torch.no_grad()`,
 `torch.autocast(...)`, `torch.set_default_dtype(...)` or `torch.set_default_device(...)`, nor on a
-call in another thread: torch has one default and one state of chance for all of them.
+call in another thread: all threads share torch's defaults and its random state.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from gradsieve.models.device import device
 
 _TURN = RLock()
-"""Held by the thread whose call is running; other threads wait."""
+"""Held by the thread whose call is running; other threads wait for it."""
 
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Within it torch is as in a new process; afterwards as it was. Also a decorator."""
+    """Give torch the settings of a new process inside the block. Also works as a decorator."""
     with _TURN, ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -1,14 +1,14 @@
-"""Checkpoints of a warm-up: the adapter, and Adam's moments by the weights' names.
+"""Checkpoints of a warm-up: the adapter, and Adam's moments by weight name.
 
 In: a peft model and its optimizer, or the folder of an existing run. Out: `checkpoint-i/` with
 `adapter_model.safetensors`, `adapter_config.json` and `adam.safetensors`, whose tensors are
 `exp_avg/NAME` and `exp_avg_sq/NAME` (NAME as in the adapter file) and whose metadata holds the
 step, the optimizer's betas and eps, and the epoch's mean learning rate.
 
-Existing runs: any optimizer file that transformers' Trainer writes is read with `weights_only`;
-`optimizer.pt` numbers the weights in the order of the optimizer's param groups, `optimizer.bin`
-(FSDP) names them. This reading is what users of LESS's released code missed most (its issues 4, 10
-and 44).
+Existing runs: any optimizer file that transformers' Trainer writes is read with `weights_only`.
+`optimizer.pt` numbers the weights in the order of the optimizer's param groups; `optimizer.bin`
+(FSDP) names them. Support for existing runs is what users of LESS's released code missed most (its
+issues 4, 10 and 44).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ METADATA = "gradsieve"
 def save_checkpoint(
     model: PeftModel, optimizer: torch.optim.Optimizer, folder: Path, learning_rate: float
 ) -> None:
-    """Write a checkpoint that features can be taken from."""
+    """Write a checkpoint from which features can be computed."""
     states = adam_states(model, optimizer)
     save_adapter(model, folder)
     tensors = {
@@ -50,18 +50,18 @@ def save_checkpoint(
     }
     facts: dict[str, Any] = {key: getattr(states, key) for key in ("step", "betas", "eps")}
     facts["learning_rate"] = learning_rate
-    # One key: safetensors writes several in an order that changes from run to run.
+    # A single key: safetensors writes several in an order that changes from run to run.
     with atomic(folder / "adam.safetensors") as temporary:
         save_file(tensors, temporary, {METADATA: json.dumps(facts)})
 
 
 def adam_states(model: PeftModel, optimizer: torch.optim.Optimizer) -> Moments:
-    """Adam's state of each trainable weight in a training that runs.
+    """Adam's state of each trainable weight in a running training.
 
     Raises:
-        ModelError: If the optimizer is another kind, or its weights are sharded.
+        ModelError: If the optimizer is not Adam or AdamW, or its weights are sharded.
     """
-    # accelerate wraps an optimizer, whose class is what a message names.
+    # accelerate wraps the optimizer; messages name the class of the wrapped one.
     where = type(getattr(optimizer, "optimizer", optimizer)).__name__
     states = {name: optimizer.state.get(p, {}) for name, p in _trainable(model).items()}
     constants = adam_constants(states.values(), optimizer.param_groups, where)
@@ -75,7 +75,7 @@ def _states_of(
     exp_avg: dict[str, Tensor] = {}
     exp_avg_sq: dict[str, Tensor] = {}
     steps: set[int] = set()
-    first = next(model.parameters()).device  # of a model on several, where features are added up
+    first = next(model.parameters()).device  # features are added up here if there are several
     for name, weight in _trainable(model).items():
         m, v, step = adam_state(states.get(name, {}), weight.shape, f"{where}: {name}")
         exp_avg[name], exp_avg_sq[name] = m.to(first), v.to(first)
@@ -90,7 +90,7 @@ def _states_of(
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter as peft does, the same bytes in every process."""
+    """Write the adapter with peft, with the same bytes in every process."""
     model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     file = folder / "adapter_config.json"
@@ -102,7 +102,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def saved_name(parameter: str) -> str:
-    """A parameter's name as adapter files have it: without the adapter's own name."""
+    """A parameter's name in adapter files, which leave out the adapter's own name."""
     return re.sub(r"(lora_[AB])\.[^.]+\.", r"\1.", parameter)
 
 
@@ -110,12 +110,12 @@ def load_moments(folder: Path, model: PeftModel) -> Moments:
     """Adam's moments and constants of a checkpoint, for the model's trainable weights.
 
     Args:
-        folder: A checkpoint of ours or of transformers' Trainer.
+        folder: A checkpoint of gradsieve or of transformers' Trainer.
         model: The peft model with this checkpoint's adapter loaded as trainable.
 
     Raises:
-        ModelError: If there is no optimizer state, it is not Adam's (by name), or it doesn't fit;
-            it names the parameter and both shapes.
+        ModelError: If there is no optimizer state, if it belongs to another optimizer (which is
+            named), or if it doesn't fit (the message names the parameter and both shapes).
     """
     file = optimizer_file(folder)
     try:
@@ -158,7 +158,7 @@ _SHARDED = {
         "FULL_STATE_DICT.",
     ),
 }
-"""Folders that sharded trainings write instead of one file: what they are, and what to do."""
+"""Files that sharded trainings write instead of one file: what they are, and what to do."""
 
 
 def _unreadable(file: Path, error: Exception | str) -> ModelError:
@@ -170,17 +170,17 @@ def _unreadable(file: Path, error: Exception | str) -> ModelError:
 
 
 def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:
-    """The mean learning rate before each checkpoint since the one before it; None if unknown.
+    """The mean learning rate between each checkpoint and the previous one; None if unknown.
 
-    Ours keep it with the moments; of a Trainer's run it is taken from `trainer_state.json`. It is
-    unknown if there is no such file, or one without a log between two checkpoints.
+    gradsieve's checkpoints store it with the moments; for a Trainer's run `trainer_state.json` is
+    used. It is unknown if that file is missing or has no log between two checkpoints.
 
     Raises:
-        ModelError: If such a file is damaged, holds invalid learning rates, or the checkpoints of
-            one training are not in its order.
+        ModelError: If a file is damaged or holds invalid learning rates, or if the checkpoints of
+            one training are out of order.
     """
     rates: list[float] = []
-    last_steps: dict[Path, int] = {}  # of each training: checkpoints may be of several
+    last_steps: dict[Path, int] = {}  # by training: checkpoints may come from several
     for folder in folders:
         ours, theirs = folder / "adam.safetensors", folder / "trainer_state.json"
         file = ours if ours.is_file() else theirs
@@ -212,7 +212,7 @@ def _our_facts(file: Path) -> dict[str, Any]:
 
 
 def _mean_rate(file: Path, last_step: int) -> tuple[float | None, int]:
-    """The mean rate that a Trainer logged since a step, and the step it has come to."""
+    """The mean learning rate that a Trainer logged after `last_step`, and the current step."""
     state = json.loads(file.read_text(encoding="utf-8"))
     step = state["global_step"]
     if step <= last_step:
@@ -227,7 +227,7 @@ def _mean_rate(file: Path, last_step: int) -> tuple[float | None, int]:
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
-    """What identifies a checkpoint: its adapter and optimizer state."""
+    """A fingerprint that identifies a checkpoint by its adapter and optimizer state."""
     return folder_fingerprint(folder, ("adapter_*", *_READERS))
 
 
@@ -236,7 +236,7 @@ def _trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 States = tuple[Mapping[str, State], Constants]
-"""States by the names that adapter files use, and the optimizer's constants."""
+"""Optimizer states by the names in adapter files, and the optimizer's constants."""
 
 
 def _read_ours(file: Path, _: PeftModel) -> States:
@@ -245,14 +245,14 @@ def _read_ours(file: Path, _: PeftModel) -> States:
     for key, tensor in load_file(file).items():
         kind, _, name = key.partition("/")
         states.setdefault(name, {"step": facts["step"]})[kind] = tensor
-    # Checkpoints that were written before constants were have torch's.
+    # Older checkpoints don't store the constants; they were trained with torch's defaults.
     group: dict[str, Any] = {"params": list(states), "amsgrad": False, **Constants()._asdict()}
     group |= {key: facts[key] for key in ("betas", "eps") if key in facts}
     return states, adam_constants(states.values(), [group], str(file))
 
 
 def _read_trainer(file: Path, model: PeftModel) -> States:
-    """optimizer.pt or optimizer.bin; weights are numbered or named."""
+    """Read optimizer.pt or optimizer.bin, which number or name the weights."""
     saved: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     saved = saved.get("optimizer", saved)
     state: Mapping[Any, State] = saved["state"]
@@ -266,11 +266,11 @@ def _read_trainer(file: Path, model: PeftModel) -> States:
 
 
 def _names_by_number(model: PeftModel, groups: Sequence[Group], file: Path) -> dict[int, str]:
-    """Parameter names by the numbers that a state has for them, which follow the param groups.
+    """Parameter names by their numbers in an optimizer state, which follow the param groups.
 
-    Groups that name their parameters are believed (torch 2.6, from `named_parameters`). Else it is
-    one group in the model's order, or Trainer's two: with weight decay, and without. Any other
-    groups could be in any order, and weights of one shape would swap their moments.
+    If the groups name their parameters (torch 2.6, from `named_parameters`), those names are used.
+    Otherwise there must be one group in the model's order, or Trainer's two: with and without
+    weight decay. Other groups could have any order, and weights of equal shape would swap moments.
     """
     names = list(_trainable(model))
     numbers = [number for group in groups for number in group["params"]]
@@ -300,12 +300,12 @@ def _names_by_number(model: PeftModel, groups: Sequence[Group], file: Path) -> d
 
 
 def _without_wrappers(name: str) -> str:
-    """A parameter's name without what DDP, FSDP and torch.compile put into it."""
+    """A parameter's name without the parts that DDP, FSDP and torch.compile add."""
     parts = name.removeprefix("module.").split(".")
     return ".".join(part for part in parts if part not in ("_fsdp_wrapped_module", "_orig_mod"))
 
 
-# What torch.load, safetensors and reading what they give raise for files that are damaged.
+# Errors that torch.load, safetensors and the code reading their results raise for damaged files.
 _UNREADABLE = (
     *(SafetensorError, AttributeError, KeyError, TypeError),
     *(RuntimeError, ValueError, EOFError, OSError),

@@ -1,6 +1,6 @@
 """The device that this process computes on, and its memory.
 
-Of a model on several GPUs it is the first, where batches go and features are added up.
+If a model is on several GPUs, it is the first, which receives batches and accumulates features.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def device() -> torch.device:
 
 
 def slow_dtype(name: str) -> str | None:
-    """A warning if this machine is slow in a dtype that another could replace."""
+    """A warning if this machine is slow in a dtype and another dtype would be faster."""
     if device().type == "cuda":
         if name != "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False):
             return None
@@ -41,9 +41,9 @@ def slow_dtype(name: str) -> str | None:
 
 @cache
 def _slowdown(dtype: torch.dtype) -> float:
-    """How many times as long as in float32 a product of matrices takes on this processor.
+    """How many times longer than in float32 a matrix product takes on this processor.
 
-    Those without instructions for half precision take 30 to 100 times as long.
+    Processors without instructions for half precision take 30 to 100 times as long.
     """
     seconds = []
     for kind in (dtype, torch.float32):
@@ -53,22 +53,22 @@ def _slowdown(dtype: torch.dtype) -> float:
 
 
 def free_memory() -> int:
-    """Bytes that are free on that device."""
+    """Free memory of the device, in bytes."""
     if device().type == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_used() -> float:
-    """The most memory that this process has held on one of its GPUs, as a share; 0 on the CPU."""
+    """This process's highest peak memory on any GPU, as a share of that GPU's; 0 on the CPU."""
     held = {gpu: torch.cuda.max_memory_reserved(gpu) for gpu in range(torch.cuda.device_count())}
-    # Of a GPU that is not in use nothing is asked: that would reserve memory there.
+    # An unused GPU is not queried: that would reserve memory there.
     shares = (most / torch.cuda.mem_get_info(gpu)[1] for gpu, most in held.items() if most)
     return max(shares, default=0.0)
 
 
 def forget_memory_used() -> None:
-    """Return unused memory to the GPU, and measure `memory_used` from now on."""
+    """Return unused memory to the GPU, and reset the peak that `memory_used` reports."""
     if device().type == "cuda":
         torch.cuda.empty_cache()
         for gpu in range(torch.cuda.device_count()):

@@ -1,8 +1,9 @@
-"""Training on several devices: what `accelerate launch` starts is one run, led by one process.
+"""Training on several devices: the processes of `accelerate launch` form one run, led by the first.
 
-In: the variables that the launcher sets. Every process goes through the same steps, since
-a training step needs them all; the first one alone reads what is done and writes. Rejected: a
-launcher of our own (`accelerate launch` and `torchrun` are what people know).
+In: the environment variables that the launcher sets. Out: this process's place in the run, and
+values that all processes share. Every process goes through the same steps, since a training step
+needs all of them; only the first reads the state of the run and writes. Rejected: our own launcher
+(`accelerate launch` and `torchrun` are what people know).
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ from accelerate.utils import broadcast_object_list
 
 
 def count() -> int:
-    """Processes that work together; 1 without a launcher."""
+    """The number of processes that work together; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """This process's number on its machine: the device it uses."""
+    """This process's number on its machine, which is the number of its device."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_first() -> bool:
-    """Whether this process leads: it writes and reports."""
+    """Whether this process leads, i.e. writes and reports."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def wait() -> None:
-    """Wait until every process is here."""
+    """Wait until every process reaches this call."""
     if count() > 1:
         _state().wait_for_everyone()
 
 
 def agreed(value: Any) -> Any:
-    """The first process's value, in all of them."""
+    """The first process's value, in every process."""
     if count() == 1:
         return value
     _state()
@@ -45,5 +46,5 @@ def agreed(value: Any) -> Any:
 
 
 def _state() -> PartialState:
-    """The group of processes; of CPUs accelerate makes one only if it is asked to."""
+    """The process group; on CPUs accelerate creates one only on request."""
     return PartialState(cpu=not torch.cuda.is_available())

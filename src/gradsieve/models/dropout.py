@@ -1,14 +1,13 @@
-"""Dropout by example: the mask doesn't depend on how a batch is cut into micro-batches.
+"""Per-example dropout: the mask doesn't depend on how a batch is split into micro-batches.
 
-In: a model that is trained, and before each pass the micro-batch and the optimizer step. Out: units
-of each example are dropped by a generator whose seed is (seed, step, the example's tokens, layer).
-So neither the size of micro-batches, nor padding, nor the number of processes, nor a resumption
-changes them. Dropout inside attention kernels, which some old models have (GPT-2, OPT), stays
-PyTorch's. On a GPU a mask of all examples is made by one kernel (dropout_kernel.py), if it can be
-built.
+In: a model in training, and before each pass the micro-batch and the optimizer step. Out: dropout
+masks from a generator per example and layer, seeded by (seed, step, the example's tokens, layer).
+So masks don't depend on the micro-batch size, padding, the number of processes or resumption.
+Dropout inside attention kernels, which some old models have (GPT-2, OPT), remains PyTorch's. On a
+GPU one kernel makes the masks of all examples (dropout_kernel.py), if it can be built.
 
-Rejected on a CPU: what the kernel does, a number computed from (example, position, unit), which is
-several times slower there than a generator's next one.
+Rejected on a CPU: the kernel's method, which computes a number from (example, position, unit); it
+is several times slower there than a sequential generator.
 """
 
 from __future__ import annotations
@@ -30,32 +29,32 @@ Begin = Callable[[Tensor, Tensor, int], None]
 """Called before a pass, with `input_ids` and `attention_mask` [B, T] and the step."""
 
 Mask = Callable[[], Tensor]
-"""Makes a mask, the same one at each call: what is kept."""
+"""Makes a mask of the units to keep, the same one at each call."""
 
 
 class _Pass:
-    """The examples of the current pass: seeds and numbers of tokens."""
+    """The examples of the current pass: their seeds and token counts."""
 
     def __init__(self, seeds: list[int], lengths: list[int]) -> None:
         self.seeds, self.lengths = seeds, lengths
         self._sent: dict[torch.device, Tensor] = {}
 
     def seeds_on(self, device: torch.device) -> Tensor:
-        """[B], sent once."""
+        """The seeds [B] on a device, copied there once."""
         if device not in self._sent:
             self._sent[device] = torch.tensor(self.seeds, device=device)
         return self._sent[device]
 
 
 class _Current:
-    """Where dropout layers find the current pass."""
+    """Holds the current pass for the dropout layers."""
 
     of: _Pass
 
 
 @contextmanager
 def example_dropout(model: nn.Module, seed: int) -> Iterator[Begin]:
-    """Within the block, the model's dropout layers drop by example."""
+    """Within the block, the model's dropout layers use per-example masks."""
     now = _Current()
 
     def begin(input_ids: Tensor, attention_mask: Tensor, step: int) -> None:
@@ -88,7 +87,7 @@ def _dropout(layer: nn.Dropout, number: int, now: _Current) -> Callable[[Tensor]
 
 
 def _adapter(module: Linear, layers: list[nn.Dropout], now: _Current) -> Callable[..., Tensor]:
-    """PEFT's forward, by `_LowRank` where that computes the same."""
+    """peft's forward, replaced by `_LowRank` where both compute the same."""
     numbers = {layer: number for number, layer in enumerate(layers)}
     whole: Callable[..., Tensor] = module.forward
 
@@ -112,10 +111,10 @@ def _adapter(module: Linear, layers: list[nn.Dropout], now: _Current) -> Callabl
 
 
 class _LowRank(torch.autograd.Function):
-    """A base layer's output plus scale * up(down(x with units dropped)).
+    """A base layer's output plus scale * up(down(dropout(x))).
 
-    PyTorch keeps a copy of x in the adapter's dtype and a mask for each adapter until the backward
-    pass. Here only x is kept, which q, k and v share; copy and mask are made again.
+    PyTorch would keep a copy of x in the adapter's dtype and a mask for each adapter until the
+    backward pass. Here only x is kept, which q, k and v share; copy and mask are recomputed.
     """
 
     @staticmethod
@@ -142,10 +141,10 @@ class _LowRank(torch.autograd.Function):
 
 
 def _mask(x: Tensor, p: float, number: int, now: _Current) -> Mask | None:
-    """What a layer keeps of x in this pass; None if x is not the pass's examples."""
+    """The mask of a layer's input x; None if x doesn't have the shape of the pass's examples."""
     examples, device, full = now.of, x.device, x.shape
     count = len(examples.lengths)
-    # Some models lay all tokens out as one row.
+    # Some models flatten the batch's tokens into one row.
     flat = x.dim() == 2 and len(x) % count == 0
     shape = (count, len(x) // count, x.shape[1]) if flat else tuple(x.shape)
     if len(shape) == 4 and shape[1] == 1:  # [B, 1, T, in], as in latent attention
@@ -166,7 +165,7 @@ def _mask(x: Tensor, p: float, number: int, now: _Current) -> Mask | None:
 
 
 def _keep(out: Tensor, share: float, generator: torch.Generator) -> None:
-    """Fill with True at this share, by 16 random bits each: six times as fast as `bernoulli_`."""
+    """Set this share to True, with 16 random bits per unit: six times as fast as `bernoulli_`."""
     words = torch.empty(-(-out.numel() // 4), dtype=torch.int64, device=out.device)
     bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)
     torch.lt(bits[: out.numel()].view_as(out), round(share * 2**16) - 2**15, out=out)

@@ -1,14 +1,14 @@
 # mypy: disable-error-code="no-untyped-def,misc,untyped-decorator"
-"""Which units dropout keeps, of a whole batch in one launch, for GPUs, in Triton.
+"""Dropout masks of a full batch in one launch, as a Triton kernel for GPUs.
 
 In: a seed for each example of a batch, a layer's number and the share to keep. Out: a mask in which
-an example's part depends on its seed, the layer, the position and the unit alone. Imported only
-where Triton is: PyTorch's CUDA packages bring it along.
+an example's part depends only on its seed, the layer, the position and the unit. Imported only if
+Triton is installed, as PyTorch's CUDA packages do.
 
-Rejected: PyTorch's generators, which have one seed a launch, so that a mask takes three launches
-for each example: with 32 examples, most of what a training step of a small model launches.
+Rejected: PyTorch's generators, which have one seed per launch, so a mask takes three launches per
+example: with 32 examples, most of the launches in a training step of a small model.
 
-Source: Philox 4x32 (Salmon et al., SC 2011), as `triton.language.rand` has it.
+Source: Philox 4x32 (Salmon et al., SC 2011), as implemented in `triton.language.rand`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 BLOCK = 1024
-"""Units of one program."""
+"""Units per program."""
 
 
 @triton.jit(do_not_specialize=["layer", "units", "share"])
@@ -37,7 +37,7 @@ def _keep(seeds_pointer, out_pointer, layer, units, share, BLOCK: tl.constexpr):
 def keep_by_example(
     seeds: Int64[Tensor, " B"], layer: int, shape: tuple[int, ...], share: float
 ) -> Bool[Tensor, "B T C"]:
-    """True at this share; an example's are the same in any batch and with any padding."""
+    """A mask with this share of True; an example's part is the same in any batch or padding."""
     units = math.prod(shape[1:])
     out = torch.empty(shape, dtype=torch.int8, device=seeds.device)
     grid = (triton.cdiv(units, BLOCK), len(seeds))

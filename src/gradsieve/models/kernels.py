@@ -1,8 +1,8 @@
-"""Whether this machine can build a GPU's kernels; where it can't, PyTorch's operations do the same.
+"""Whether this machine can build GPU kernels; if it can't, PyTorch's operations compute the same.
 
-In: a device. Out: yes or no, and a warning with the reason, once. Triton builds a kernel when it is
-first launched, which takes a C compiler and Python's headers (many containers lack these) and a GPU
-that is not too old, so one is launched to know.
+In: a device. Out: yes or no, and if no, one warning with the reason. Triton builds a kernel when it
+is first launched, which takes a C compiler, Python's headers (many containers lack these) and a GPU
+that is not too old, so a small kernel is launched to find out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def has_kernels(device: torch.device) -> bool:
         return False
     try:
         _launch(device)
-    except Exception as error:  # Triton's, a compiler's or the driver's
+    except Exception as error:  # from Triton, the compiler or the driver
         _logger.warning(
             "Triton cannot build kernels for this GPU (%s): features and training take slower "
             "operations instead. It needs a C compiler and Python's headers (build-essential and "

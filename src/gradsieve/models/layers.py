@@ -1,8 +1,8 @@
-"""What an adapter attaches to: the layers that the per-example pass can follow, and those it can't.
+"""Which layers an adapter targets, and whether the per-example pass can follow them.
 
 In: a model without weights (`ModelSource.meta_model`) and the adapter's configuration. Out: one
-error for each kind of layer that is not linear, that sees part of the tokens, that text doesn't run
-(towers of images or sound), or whose name the model doesn't have.
+error for each kind of layer that is not linear, that sees only part of the tokens, or that text
+inputs don't use (image or audio towers), and for each name that the model doesn't have.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ TOWER = "layers for images or sound, which text does not run"
 
 
 def adapted(base: PreTrainedModel, config: LoraConfig, where: str) -> PeftModel:
-    """The adapter's layers on a model without weights."""
-    config.init_lora_weights = False  # some ways to start look at weights, which are not there
+    """A model without weights, with the adapter's layers."""
+    config.init_lora_weights = False  # some initializations read weights, which don't exist here
     config.inference_mode = False
     config.lora_dropout = 0.0  # fused experts refuse it, with a message that names no layer
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong is an error, below
+            warnings.simplefilter("ignore")  # problems are raised as errors below
             return get_peft_model(base, config)
-    except Exception as error:  # peft takes settings of any type, and fails where it uses them
+    except Exception as error:  # peft accepts settings of any type, and fails where it uses them
         raise misfit(where, error) from None
 
 
 def put_forward(undo: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
     """Replace a module's forward until `undo` closes.
 
-    What stood there comes back: accelerate puts its own in a model on several devices.
+    The previous one is restored: accelerate sets its own forward in models on several devices.
     """
     before = module.__dict__.get("forward")
     module.forward = forward
@@ -56,17 +56,17 @@ def put_forward(undo: ExitStack, module: nn.Module, forward: Callable[..., Any])
 
 
 def misfit(where: str, error: Exception) -> ModelError:
-    """What to raise for an adapter that peft can't attach."""
+    """The error for an adapter that peft can't attach."""
     todo = "Name linear layers of this model, or write all-linear and exclude_modules."
     return ModelError("The adapter does not fit the model.", f"{where}: {first_line(error)}", todo)
 
 
 def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> list[ModelError]:
-    """Names or a regular expression that no layer has: peft ignores them silently.
+    """Errors for names or a regular expression that match no layer; peft ignores these silently.
 
     Args:
         base: The model.
-        targets: As peft takes them: ends of names, or a regular expression for the full name.
+        targets: As in peft: suffixes of layer names, or a regular expression for the full name.
         where: The recipe's key.
     """
     if targets == "all-linear":
@@ -103,7 +103,7 @@ def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> list[Mod
 
 
 def layer_problems(model: PeftModel, where: str) -> Iterator[ModelError]:
-    """Adapted layers that are not linear, run for part of the tokens, or are shared."""
+    """Yield errors for adapted layers that aren't linear, see part of the tokens or are shared."""
     head = model.get_output_embeddings()
     decoder = _decoder(model)
     places: dict[int, list[str]] = {}
@@ -141,7 +141,7 @@ def _last(name: str) -> str:
 
 
 def _decoder(model: PeftModel) -> str:
-    """How the names of the language model's layers start, in a model of several parts; else ''."""
+    """The prefix of the language model's layer names, if the model has several parts; else ''."""
     base = model.get_base_model()
     if base.config.get_text_config() is base.config:
         return ""
@@ -151,14 +151,14 @@ def _decoder(model: PeftModel) -> str:
 
 
 def _without_towers(layers: list[str], decoder: str, where: str) -> str:
-    """The line that excludes them: each tower is named where its path leaves the decoder's."""
+    """The advice to exclude towers, each named by the part of its path outside the decoder's."""
     inside = decoder.split(".")
     towers = set()
     for name in layers:
         parts = name.split(".")
         depth = next(at for at, part in enumerate(parts) if part != inside[at])
         tower = re.escape(".".join(parts[: depth + 1]))
-        towers.add(tower if depth + 1 == len(parts) else rf"{tower}\..*")  # it may be one layer
+        towers.add(tower if depth + 1 == len(parts) else rf"{tower}\..*")  # or a single layer
     pattern = "|".join(sorted(towers))
     if where.startswith("warmup.lora"):
         return f"Add this line to warmup.lora in the recipe: exclude_modules: '{pattern}'"
@@ -179,15 +179,15 @@ def _unfollowed(name: str, layer: LoraLayer, head: nn.Module | None) -> str | No
 
 
 def _maps_rows(layer: nn.Linear | Conv1D) -> bool:
-    """Whether it makes a row of each row: some routers and grouped layers are linear by class only.
+    """Whether a layer maps each row to one row; some routers and grouped layers subclass Linear.
 
-    Layers with weights are taken to: a pass over a few tokens will show it.
+    Layers with real weights are assumed to: `check_pass` tests them on a few tokens.
     """
     if isinstance(layer, Conv1D) or not layer.weight.is_meta:
         return True
     rows = torch.empty(1, 2, layer.in_features, dtype=layer.weight.dtype, device="meta")
     try:
         made = layer(rows)
-    except RuntimeError:  # of shapes
+    except RuntimeError:  # shapes don't match
         return False
     return isinstance(made, torch.Tensor) and made.shape == (1, 2, layer.out_features)

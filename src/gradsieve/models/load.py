@@ -1,8 +1,8 @@
-"""LoRA on a model: new adapters, saved ones, and trained models.
+"""LoRA on a model: new adapters, saved adapters, and trained models.
 
-In: a model, the recipe's `warmup.lora` section or a folder that peft saved. Out: a peft model whose
-LoRA weights are trainable, or a model with an adapter merged into it. Weights that are not finite
-are refused by name, and a user-supplied model keeps its own.
+In: a model, and the recipe's `warmup.lora` section or a folder that peft saved. Out: a peft model
+whose LoRA weights are trainable, or a model with an adapter merged into it. Weights that are not
+finite are refused by name; the weights of a user-supplied model are never changed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FULL_MODEL = (
 
 @contextmanager
 def own_randomness() -> Iterator[None]:
-    """Restore the random states of Python, NumPy and torch at the end: they are the caller's."""
+    """Restore the caller's random states of Python, NumPy and torch at the end of the block."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng([device()] if device().type == "cuda" else []):
@@ -55,7 +55,7 @@ def own_randomness() -> Iterator[None]:
 
 @contextmanager
 def peft_warnings_hidden() -> Iterator[None]:
-    """Hide what peft 0.21 warns of at each load: it asks transformers 5.23 by an old name."""
+    """Hide a warning at each load: peft 0.21 uses a deprecated name of transformers 5.23."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
@@ -64,7 +64,7 @@ def peft_warnings_hidden() -> Iterator[None]:
 
 
 def add_adapter(model: PreTrainedModel, lora: recipe.LoraConfig, seed: int) -> PeftModel:
-    """A new LoRA adapter on a model: A random from the seed, B zero (peft's default)."""
+    """Add a new LoRA adapter to a model: A is random from the seed, B is zero (peft's default)."""
     try:
         with own_randomness(), peft_warnings_hidden():
             set_seed(seed)
@@ -76,7 +76,7 @@ def add_adapter(model: PreTrainedModel, lora: recipe.LoraConfig, seed: int) -> P
 
 
 def _no_card(folder: str) -> None:
-    """In place of peft's model card: it costs more than the rest of a save, and is not kept."""
+    """Replaces peft's model card, which takes longer than the rest of a save and isn't kept."""
 
 
 def lora_config(model: PreTrainedModel, lora: recipe.LoraConfig) -> LoraConfig:
@@ -95,13 +95,13 @@ def lora_config(model: PreTrainedModel, lora: recipe.LoraConfig) -> LoraConfig:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) -> PeftModel:
-    """A saved adapter on the model it was trained on, its LoRA weights trainable.
+    """Load a saved adapter onto the model it was trained on, with trainable LoRA weights.
 
     Args:
         model: The model.
-        folder: With adapter_config.json and adapter_model.safetensors.
-        like_base: The adapter runs in the model's dtype, as when the paper takes gradients; else in
-            float32, as when it is trained (peft's default).
+        folder: A folder with adapter_config.json and adapter_model.safetensors.
+        like_base: Whether the adapter runs in the model's dtype, as in the paper's gradient
+            computation; otherwise it runs in float32, as in training (peft's default).
 
     Raises:
         ModelError: If the folder holds no adapter, one of another model, or weights that are not
@@ -118,7 +118,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) 
             f"{folder}: {first_line(error)}",
             "Copy adapter_model.safetensors again.",
         ) from None
-    except Exception as error:  # as `layers.adapted`
+    except Exception as error:  # as in `layers.adapted`
         raise ModelError(
             "The adapter does not fit the model.",
             f"{folder}: {first_line(error)}",
@@ -134,7 +134,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) 
 def load_trained(source: ModelSource, folder: Path) -> PreTrainedModel:
     """A trained model in eval mode: a folder's adapter merged into the model, or a full model.
 
-    Into a quantized model nothing is merged, since that would round it: it keeps its LoRA layers.
+    A quantized model keeps its LoRA layers, since merging would round the adapter's weights.
     """
     if not (folder / "adapter_config.json").is_file():
         own = {"name": str(folder), "revision": None}
@@ -147,13 +147,13 @@ def load_trained(source: ModelSource, folder: Path) -> PreTrainedModel:
 
 
 def saved_meta_model(source: ModelSource, folder: Path) -> PeftModel:
-    """The model's modules with a saved adapter's layers, none with weights."""
+    """The model's modules with a saved adapter's layers, all without weights."""
     config: Any = PeftConfig.from_pretrained(str(folder))
     return adapted(source.meta_model(), config, str(folder))
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with more tokens than the model has embeddings, naming both numbers."""
+    """Refuse a tokenizer with more tokens than the model has embeddings; names both numbers."""
     embeddings = model.get_input_embeddings()
     tokens = max(tokenizer.get_vocab().values(), default=-1) + 1  # ids may have gaps
     rows = embeddings.weight.shape[0] if isinstance(embeddings, nn.Embedding) else tokens
@@ -166,7 +166,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def adapter_config(folder: Path) -> Path:
-    """The file with an adapter's configuration; a `ModelError` if it is missing."""
+    """The file with an adapter's configuration; raises `ModelError` if it is missing."""
     file = folder / "adapter_config.json"
     if not file.is_file():
         is_model = (folder / "config.json").is_file()
@@ -178,7 +178,7 @@ def adapter_config(folder: Path) -> Path:
 
 
 def adapter_file(folder: Path) -> Path:
-    """The file with an adapter's weights; a `ModelError` if it or the configuration is missing."""
+    """The file with an adapter's weights; `ModelError` if it or the configuration is missing."""
     adapter_config(folder)
     files = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]
     file = next((file for file in files if file.is_file()), None)
@@ -190,8 +190,8 @@ def adapter_file(folder: Path) -> Path:
 def _copy_changed_weights(model: PreTrainedModel, folder: Path) -> None:
     """Copy the weights that loading the adapter changes in place: a user's model may share them.
 
-    OLoRA subtracts its start from the base's weights; an adapter of a resized vocabulary brings its
-    embeddings along.
+    OLoRA subtracts its initial adapter from the base weights; an adapter with a resized vocabulary
+    includes embeddings.
     """
     config = json.loads(adapter_config(folder).read_text(encoding="utf-8"))
     changed: list[nn.Module] = [model] if config.get("init_lora_weights") == "olora" else []
@@ -204,13 +204,13 @@ def _copy_changed_weights(model: PreTrainedModel, folder: Path) -> None:
 
 def _has_embeddings(file: Path) -> bool:
     if file.suffix == ".bin":
-        return True  # a pickle, whose names only loading it shows
+        return True  # a pickle, whose names are known only after loading
     with safe_open(file, "pt") as opened:
         return any("lora_" not in name for name in opened.keys())  # noqa: SIM118
 
 
 def _check_finite(model: nn.Module, folder: Path) -> None:
-    """Refuse LoRA weights that are not finite: no example would have a gradient."""
+    """Refuse LoRA weights that are not finite: no example would have a finite gradient."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
             what = "The adapter has weights that are not finite."

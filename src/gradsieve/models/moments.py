@@ -1,9 +1,9 @@
-"""A Trainer's callback that keeps Adam's moments for features (the paper's step 1).
+"""A Trainer callback that keeps Adam's moments for features (the paper's step 1).
 
-In: any fine-tuning with transformers' Trainer (TRL's SFTTrainer too) of a peft model by Adam. Out:
-a folder for each epoch with the adapter, Adam's moments by the weights' names and the epoch's mean
-learning rate, as `checkpoints.save_checkpoint` writes it. So an ordinary run serves as the warm-up.
-For an epoch that was interrupted and resumed, the rate is the mean over the steps since.
+In: any fine-tuning of a peft model with Adam by transformers' Trainer (including TRL's SFTTrainer).
+Out: a folder per epoch with the adapter, Adam's moments by weight name and the epoch's mean
+learning rate, as `checkpoints.save_checkpoint` writes it. So an ordinary run can be the warm-up.
+For an epoch that was interrupted and resumed, the mean covers only the steps after resumption.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class KeepMoments(TrainerCallback):
 
     Args:
         folder: Where `checkpoint-1, checkpoint-2, ...` are written.
-        every: `epoch`: at the end of each; `save`: whenever the Trainer saves a checkpoint
-            (`save_strategy`), under the number of the step.
+        every: `epoch`: at the end of each epoch; `save`: whenever the Trainer saves a checkpoint
+            (`save_strategy`), numbered by the step.
 
     Raises:
-        ModelError: When training starts, if the model is no peft model, or its adapter is not plain
-            LoRA; after the first step, if the optimizer is not Adam or AdamW.
+        ModelError: When training starts, if the model is not a peft model or its adapter is not
+            plain LoRA; after the first step, if the optimizer is not Adam or AdamW.
         UsageError: If nothing would be kept.
 
     Example:
@@ -61,11 +61,11 @@ class KeepMoments(TrainerCallback):
 
     @property
     def checkpoints(self) -> list[str]:
-        """The folders written so far, in order: what `warmup.checkpoints` takes."""
+        """The folders written so far, in order, for `warmup.checkpoints`."""
         return [str(self._path(number)) for number in sorted(self._numbers)]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Refuse a model without adapter; keep the checkpoints of an interrupted run."""
+        """Refuse a model without a plain adapter; list an interrupted run's checkpoints."""
         model, now = kwargs["model"], self._number(state)
         if not isinstance(model, PeftModel):
             raise ModelError(
@@ -87,19 +87,19 @@ class KeepMoments(TrainerCallback):
         self._checked = False
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called before the schedule advances: this is the learning rate of the step."""
+        """Record the step's learning rate; Trainer calls this before the schedule advances."""
         self._rates.append(kwargs["optimizer"].param_groups[0]["lr"])
         if not self._checked:
             adam_states(kwargs["model"], kwargs["optimizer"])
             self._checked = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the epoch."""
+        """Write the epoch's checkpoint."""
         if self.every == "epoch":
             self._keep(state, kwargs["model"], kwargs["optimizer"])
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the step that the Trainer has saved."""
+        """Write a checkpoint of the step that the Trainer has saved."""
         if self.every == "save":
             self._keep(state, kwargs["model"], kwargs["optimizer"])
 
@@ -120,7 +120,7 @@ class KeepMoments(TrainerCallback):
     def _number(self, state: Any) -> int:
         if self.every == "save":
             return int(state.global_step)
-        # An epoch that max_steps cuts short counts as one.
+        # An epoch cut short by max_steps counts as one.
         return math.ceil(round(state.epoch or 0.0, 6))
 
     def _path(self, number: int) -> Path:

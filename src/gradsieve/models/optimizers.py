@@ -1,15 +1,15 @@
 """Which optimizer a state belongs to, and Adam's moments and constants in it.
 
-In: a parameter's state and the param groups, as `torch.optim.Optimizer.state_dict` has them. Out:
-m, v, the step and the constants with which `gradients.adam.update` is the optimizer's own step.
-Any other optimizer is refused by name: a wrong Gamma would rank examples without a warning.
+In: a parameter's state and the param groups, as in `torch.optim.Optimizer.state_dict`. Out: m, v,
+the step, and the constants with which `gradients.adam.update` equals the optimizer's own step.
+Any other optimizer is refused by name: a wrong Gamma would silently rank examples wrongly.
 
-Adam's relatives have the same moments and other steps (NAdam, RAdam, AMSGrad, Adam with L2
-regularization). They are recognized by what torch's Adam doesn't have in a state or a param group.
-bitsandbytes' Adam makes torch's step from moments in 8 bits, which it dequantizes itself.
+Variants of Adam (NAdam, RAdam, AMSGrad, Adam with L2 regularization) have the same moments but a
+different step. They are recognized by keys in a state or a param group that torch's Adam lacks.
+bitsandbytes' Adam computes torch's step from 8-bit moments, which its own code dequantizes.
 
-Rejected: the steps of those relatives (each little used), and one Gamma for several learning rates
-(LoRA+): eta_i is one number for each checkpoint.
+Rejected: the steps of those variants (each is little used), and one Gamma for several learning
+rates (LoRA+): eta_i is one number per checkpoint.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from gradsieve.io import needed
 State = Mapping[str, Any]
 """One parameter's optimizer state."""
 Group = Mapping[str, Any]
-"""One param group; `params` are numbers, names or the parameters themselves."""
+"""One param group; its `params` are numbers, names or the parameters themselves."""
 
 QUANTIZED = "__bnb_optimizer_quant_state__"
-"""The key under which bitsandbytes saves its tensors, so that FSDP doesn't gather them."""
+"""The key under which bitsandbytes saves its tensors to keep FSDP from gathering them."""
 BLOCKS = (256, 2048)
-"""Block sizes of bitsandbytes' 8-bit states: since 0.44, and before."""
+"""Block sizes of bitsandbytes' 8-bit states: since version 0.44, and before."""
 
 STATE_OF = {
     "exp_avg_sq_row": "Adafactor",
@@ -47,7 +47,7 @@ STATE_OF = {
     "max1": "Adam in 8 bits without blocks (bitsandbytes before 0.44)",
     "max_exp_avg_sq": "AMSGrad (amsgrad=True)",
 }
-"""Optimizers by a key that only their state has."""
+"""Optimizers, by a key that only their states have."""
 
 GROUP_OF = {
     "momentum_decay": "NAdam",
@@ -56,14 +56,14 @@ GROUP_OF = {
     "rank": "GaLore or APOLLO",
     "train_mode": "a schedule-free optimizer",
 }
-"""Optimizers by a key that only their param groups have."""
+"""Optimizers, by a key that only their param groups have."""
 
 ADAM = {
     *("params", "param_names", "name", "lr", "initial_lr", "betas", "eps", "weight_decay"),
     *("amsgrad", "maximize", "decoupled_weight_decay"),
     *("foreach", "capturable", "differentiable", "fused"),
 }
-"""What a param group of torch's Adam and AdamW holds; of bitsandbytes' see BITSANDBYTES."""
+"""Keys in a param group of torch's Adam and AdamW; bitsandbytes' adds BITSANDBYTES."""
 BITSANDBYTES = {"alpha", "t_alpha", "t_beta3"}
 
 USE_ADAMW = (
@@ -73,24 +73,24 @@ USE_ADAMW = (
 
 
 class Constants(NamedTuple):
-    """b1 and b2 of Adam's step, and what it adds to the square root of v; torch's defaults."""
+    """Adam's b1, b2 and eps; the defaults are torch's."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
 
 def adam_constants(states: Iterable[State], groups: Iterable[Group], where: str) -> Constants:
-    """The constants with which Gamma is the optimizer's step.
+    """The constants with which Gamma equals the optimizer's step.
 
-    Weight decay that is decoupled (AdamW) is no part of Gamma: an example doesn't cause it.
+    Decoupled weight decay (AdamW) is not part of Gamma, since no example causes it.
 
     Args:
         states: The state of each trained parameter.
-        groups: All param groups; none for a file that has none: then torch's defaults hold.
+        groups: All param groups; if empty (the file has none), torch's defaults are assumed.
         where: The file or the optimizer's class, for messages.
 
     Raises:
-        ModelError: If it is not Adam with one learning rate and one set of constants.
+        ModelError: If the optimizer is not Adam with one learning rate and one set of constants.
     """
     used = [group for group in groups if len(group["params"])]
     trained = [state for state in states if state]
@@ -98,7 +98,7 @@ def adam_constants(states: Iterable[State], groups: Iterable[Group], where: str)
     for name in sorted(filter(None, names)):
         what = f"The optimizer keeps no moments of Adam's that can be used: it is {name}."
         raise ModelError(what, where, USE_ADAMW)
-    # Both: a schedule may end at 0 for all groups, or move them apart.
+    # Check both: a schedule may end at 0 for all groups, or make their rates diverge.
     now = {float(group["lr"]) for group in used if "lr" in group}
     first = {float(group["initial_lr"]) for group in used if "initial_lr" in group}
     if len(now) > 1 or len(first) > 1:
@@ -120,7 +120,7 @@ def adam_constants(states: Iterable[State], groups: Iterable[Group], where: str)
 
 
 def _other_optimizer(state: State, groups: Sequence[Group]) -> str | None:
-    """The optimizer's name, if its step is not that of torch's Adam or AdamW."""
+    """The optimizer's name if its step differs from that of torch's Adam or AdamW, else None."""
     flat = _flat(state)
     keys = {key for group in groups for key in group}
     marks = [name for key, name in STATE_OF.items() if key in flat]
@@ -148,7 +148,7 @@ def _other_adam(group: Group) -> str | None:
         return "AMSGrad (amsgrad=True)"
     if group.get("maximize"):
         return "Adam that maximizes (maximize=True)"
-    # torch before 2.7 doesn't record which it is; Trainer has no Adam but AdamW.
+    # torch before 2.7 doesn't record whether it is AdamW; Trainer's Adam is always AdamW.
     if group.get("weight_decay") and not group.get("decoupled_weight_decay", True):
         return f"Adam with L2 regularization (weight_decay={group['weight_decay']:g})"
     return None
@@ -179,13 +179,13 @@ def adam_state(state: State, shape: torch.Size, where: str) -> tuple[Tensor, Ten
     """A parameter's moments m and v, in float32, and its step.
 
     Args:
-        state: Of an optimizer that `adam_constants` has accepted.
-        shape: The parameter's.
+        state: A state of an optimizer that `adam_constants` accepted.
+        shape: The parameter's shape.
         where: The file or the optimizer, and the parameter's name.
 
     Raises:
-        ModelError: If they are missing, of another shape, or no moments: not finite, v below 0, a
-            step below 1.
+        ModelError: If a moment is missing, has another shape or is not finite, if v is below 0, or
+            if the step is below 1.
     """
     flat = _flat(state)
     if "state1" in flat:
@@ -223,7 +223,7 @@ def _flat(state: State) -> dict[str, Any]:
 
 
 def _dequantized(flat: State, number: int) -> Tensor:
-    """A moment of bitsandbytes' Adam: in 8 bits, or in 32 (small weights)."""
+    """A moment of bitsandbytes' Adam, which has 8 bits, or 32 for small weights."""
     values: Tensor = flat[f"state{number}"]
     if values.dtype != torch.uint8:
         return values
