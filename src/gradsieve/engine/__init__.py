@@ -1,4 +1,4 @@
-"""Where a stage's tasks run: an engine decides where and when, never what."""
+"""Engines run a stage's tasks: an engine decides where and when they run, never what they do."""
 
 from gradsieve.engine.base import Engine, Job, LocalEngine, Size
 

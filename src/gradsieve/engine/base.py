@@ -1,8 +1,8 @@
-"""What a stage hands to an engine: a job, and the tasks to run with it.
+"""The interface between stages and engines: a job, its tasks, and the engine that runs them.
 
-In: a `Job`, which can be pickled, and its tasks, which can be pickled too. Out: each task's result
-as soon as the task has ended. A task writes its own file or folder atomically and may run twice
-with the same bytes, so a stage that was killed hands out only the tasks whose files are missing.
+In: a `Job` and its tasks, all of which can be pickled. Out: each task's result as soon as the task
+ends. A task writes its own file or folder atomically and writes the same bytes if it runs twice, so
+a stage that was killed runs only the tasks whose files are missing.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ Result = TypeVar("Result")
 
 
 class Size(NamedTuple):
-    """How much work a task is: units of the job, and tokens where these are counted."""
+    """The size of a task: units of its job, and tokens if they are counted."""
 
     units: int = 1
     tokens: int = 0
 
     @property
     def work(self) -> int:
-        """By which tasks are compared."""
+        """The number by which tasks are compared."""
         return self.tokens or self.units
 
 
 class Job(ABC, Generic[Task, Result]):
-    """A description of work that is the same for many tasks; `unit` is what progress counts."""
+    """A description of work shared by many tasks; `unit` is what progress counts."""
 
     unit: str = "tasks"
 
     @abstractmethod
     def setup(self, progress: Progress) -> Callable[[Task], Result]:
-        """Load what all tasks need, once per worker; returns a function that runs one task."""
+        """Load what all tasks need; called once per worker. Returns a function that runs a task."""
 
     def size(self, task: Task) -> Size:
-        """How much work a task is."""
+        """The size of a task."""
         return Size()
 
     def group(self, task: Task) -> Hashable:
-        """Tasks of the same group share what a worker keeps for them."""
+        """A task's group; tasks of the same group share what a worker has loaded."""
         return None
 
     def smaller(self, task: Task) -> Task:
-        """The task with half the batch, for another attempt after memory has run out."""
+        """The same task with half the batch size, for another attempt after memory ran out."""
         return task
 
     def name(self, task: Task) -> str:
@@ -62,7 +62,7 @@ class Job(ABC, Generic[Task, Result]):
 
 @dataclass
 class Worker:
-    """A process on a node, the device it computes on, and what it has done since `take`."""
+    """A process on a node, its device, and the work it has completed since the last `take`."""
 
     name: str
     node: str
@@ -80,7 +80,7 @@ class Worker:
         self.seconds += seconds
 
     def take(self) -> dict[str, Any]:
-        """What it has done as JSON data, and count from here."""
+        """Return the completed work as JSON data, and reset the counts."""
         done = asdict(self)
         self.tasks = self.units = self.tokens = 0
         self.seconds = 0.0
@@ -88,7 +88,7 @@ class Worker:
 
 
 class Finished(NamedTuple):
-    """A task that has ended, its result, and where and how long it ran."""
+    """A finished task, its result, and where and how long it ran."""
 
     task: Any
     result: Any
@@ -107,19 +107,20 @@ class Engine(ABC):
     def map(
         self, job: Job[Task, Result], tasks: Sequence[Task], what: str = "", done: int = 0
     ) -> Iterator[Result]:
-        """Run a job's tasks; without tasks nothing is set up.
+        """Run a job's tasks; if there are none, nothing is set up.
 
         Args:
-            job: Sent to each worker once.
-            tasks: In order of one worker; several workers take the largest first.
-            what: Label of the progress line; empty: there is none.
-            done: Units that were finished before.
+            job: The job, which is sent to each worker once.
+            tasks: Tasks in the order in which a single worker runs them; several workers run the
+                largest first.
+            what: Label of the progress line; if empty, no line is shown.
+            done: Number of units that were completed before.
 
         Yields:
             Each task's result when it is ready.
 
         Raises:
-            GradsieveError: What a task raises; tasks that were finished before keep their files.
+            GradsieveError: If a task fails; tasks that finished before keep their files.
         """
         total = done + sum(job.size(task).units for task in tasks)
         start, tokens = time.monotonic(), 0
@@ -138,7 +139,7 @@ class Engine(ABC):
         self._seconds += time.monotonic() - start
 
     def take_work(self) -> list[dict[str, Any]]:
-        """What each worker has done since the last call, as JSON data; it is logged too."""
+        """Return and log the work of each worker since the last call, as JSON data."""
         wall, self._seconds = max(self._seconds, 1e-9), 0.0
         work = [worker.take() for worker in self.workers if worker.tasks]
         for one in work:
@@ -151,19 +152,19 @@ class Engine(ABC):
         return work
 
     def close(self) -> None:  # noqa: B027 - optional
-        """End what was started for this run."""
+        """Stop everything that was started for this run."""
 
     @abstractmethod
     def _run(self, job: Job[Task, Result], tasks: Sequence[Task]) -> Iterator[Finished]:
-        """Run a job's tasks, at least one, and yield each that has ended."""
+        """Run a job's tasks (at least one) and yield each when it has finished."""
 
 
 def _unreported(done: float, also: str = "") -> None:
-    """In place of a progress line."""
+    """Replaces a progress line."""
 
 
 class LocalEngine(Engine):
-    """One worker: this process, which runs the tasks one after the other on its device."""
+    """An engine with one worker: this process, which runs tasks one after the other."""
 
     def _run(self, job: Job[Task, Result], tasks: Sequence[Task]) -> Iterator[Finished]:
         run = job.setup(self.progress)
@@ -178,8 +179,8 @@ class LocalEngine(Engine):
 
 
 def device_name() -> str:
-    """What this process computes on, once it has computed."""
-    torch = sys.modules.get("torch")  # where nothing has imported it, no GPU is in use
+    """The name of the device that this process has computed on."""
+    torch = sys.modules.get("torch")  # if nothing has imported it, no GPU is in use
     if torch is not None and torch.cuda.is_initialized():
         return str(torch.cuda.get_device_name())
     return "cpu"

@@ -1,4 +1,4 @@
-"""Which engine a run uses, and why."""
+"""Chooses the engine of a run, and logs why."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ INSTALL = "pip install 'gradsieve[ray]'"
 
 
 def choose_engine(settings: EngineConfig, progress: Progress) -> Engine:
-    """The engine of a recipe; the choice and its reason are logged.
+    """The engine for a recipe; the choice and its reason are logged.
 
     Raises:
-        UsageError: If Ray is wanted and not installed.
+        UsageError: If the recipe asks for Ray and it is not installed.
     """
     gpus, address = torch.cuda.device_count(), os.environ.get("RAY_ADDRESS")
     if distributed.count() > 1:

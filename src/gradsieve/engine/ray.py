@@ -1,13 +1,13 @@
-"""Tasks on every GPU and node that Ray has: a pool of actors, and a driver that hands out.
+"""Runs tasks on all GPUs and nodes of a Ray cluster: a pool of actors, fed by a driver.
 
-In: a job and its tasks. Out: each task's outcome when it is ready. The largest tasks go first, and
-a worker gets the next one when it has finished, so fast and slow GPUs end together. Only tasks and
-small results pass through the driver.
+In: a job and its tasks. Out: each task's outcome when it is ready. The largest tasks run first, and
+a worker gets its next task when it has finished one, so fast and slow GPUs end at about the same
+time. Only tasks and small results pass through the driver.
 
-A task that fails runs again, elsewhere if possible, and with smaller batches if memory ran out;
-after `ATTEMPTS` the run stops. A worker that is lost is replaced; a node that joins is used.
-Rejected: `ray.data` (its blocks pass through the object store), and Ray's own retries (they know
-neither nodes nor batches).
+A failed task runs again, on another node if possible, and with smaller batches if memory ran out;
+after `ATTEMPTS` failures the run stops. Lost workers are replaced, and nodes that join are used.
+Rejected: `ray.data` (its blocks pass through the object store), and Ray's own retries (they
+consider neither nodes nor batches).
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from gradsieve.io import needed
 from gradsieve.recipe.schema import EngineConfig
 
 ATTEMPTS = 3
-"""Failures of a task that stop the run, and of a node that retire its workers."""
+"""Number of failures of a task that stop the run, or of a node that retire its workers."""
 
 SECONDS_BETWEEN_LOOKS = 2.0
 """How often the driver looks for nodes that have joined."""
 
 SECONDS_TO_WARN = 60.0
-"""Without any worker."""
+"""Time without any worker after which a warning is logged."""
 
 CORES_A_WORKER = 4
-"""On machines without GPUs: more threads gain little on small models, more workers take memory."""
+"""For machines without GPUs: more threads gain little on small models, more workers take memory."""
 
 RESUME = "The run's log.txt has details. Run the same command again: it resumes."
 
 
 class RayEngine(Engine):
-    """Workers of a Ray cluster, or of a Ray that is started on this machine."""
+    """Runs tasks on a Ray cluster, or on a Ray instance started on this machine."""
 
     def __init__(self, settings: EngineConfig, progress: Progress) -> None:
         super().__init__(progress)
         if (Path.home() / ".ray" / "auth_token").is_file():
-            # `ray start` takes it as the cluster's token, `ray.init` does not; others need none.
+            # `ray start` uses this file as the cluster's token, but `ray.init` doesn't by default.
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
         self._ray: Any = needed("ray", "ray")
         self._settings = settings
@@ -62,7 +62,7 @@ class RayEngine(Engine):
         self._looked = self._idle_since = 0.0
 
     def close(self) -> None:
-        """End the workers, and Ray if it was started here."""
+        """Stop the workers and disconnect from Ray, which ends if it was started here."""
         for seat in self._seats:
             self._ray.kill(seat.actor)
         self._seats, self._calls = [], {}
@@ -74,7 +74,7 @@ class RayEngine(Engine):
         self._connect()
         waiting, left = Waiting(job, tasks), len(tasks)
         reference = self._ray.put(job)
-        self._bad_nodes.clear()  # by now its disk may have room
+        self._bad_nodes.clear()  # by now a full disk may have room again
         for seat in self._seats:
             seat.has_job = False
         try:
@@ -91,13 +91,13 @@ class RayEngine(Engine):
     # --- the cluster ----------------------------------------------------------------------------
 
     def _connect(self) -> None:
-        """Use the cluster of the settings or of RAY_ADDRESS, else start Ray here."""
+        """Connect to the cluster of the settings or of RAY_ADDRESS; without one, start Ray here."""
         if self._ray.is_initialized():
             return
         address = self._settings.address or os.environ.get("RAY_ADDRESS")
         before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
         try:
-            # By default Ray's workers give way to every other process: niceness 15.
+            # By default Ray's workers yield to all other processes (niceness 15).
             own = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
             self._ray.init(
                 address=address or "local",  # never another run's cluster on this machine
@@ -105,7 +105,7 @@ class RayEngine(Engine):
                 configure_logging=False,
                 **({} if address else own),
             )
-        except Exception as error:  # Ray's, which are of no other class where a node fails to start
+        except Exception as error:  # Ray raises plain Exception if a node fails to start
             if address is None:
                 todo = "Free memory and processors and run again, or set engine.kind: local."
                 raise RunError("Ray cannot be started here.", _first(error), todo) from None
@@ -122,7 +122,7 @@ class RayEngine(Engine):
         self._idle_since = time.monotonic()
 
     def _resources(self) -> tuple[float, float]:
-        """CPUs and GPUs of the nodes that are alive and in use."""
+        """Total CPUs and GPUs of the nodes that are alive and not left out."""
         nodes = [node["Resources"] for node in self._ray.nodes() if self._is_usable(node)]
         return sum(n.get("CPU", 0) for n in nodes), sum(n.get("GPU", 0) for n in nodes)
 
@@ -130,7 +130,7 @@ class RayEngine(Engine):
         return bool(node["Alive"]) and self._bad_nodes[node["NodeID"]] < ATTEMPTS
 
     def _shape(self) -> tuple[int, float, float]:
-        """Workers that the cluster has room for or the recipe wants; CPUs and GPUs of each."""
+        """The number of workers (of the recipe, or that fit), and the CPUs and GPUs of each."""
         settings, (all_cpus, all_gpus) = self._settings, self._resources()
         gpus = settings.gpus_per_worker
         gpus = float(all_gpus > 0) if gpus is None else gpus
@@ -143,12 +143,12 @@ class RayEngine(Engine):
         else:
             cpus = settings.cpus_per_worker or min(CORES_A_WORKER, max(all_cpus, 1))
             count = int(all_cpus / cpus)
-        if self._bad_nodes:  # none can be started in place of those on nodes that are left out
+        if self._bad_nodes:  # workers of nodes that are left out can't be replaced
             count = min(count, int(all_gpus / gpus if gpus else all_cpus / cpus))
         return max(1, count), cpus, gpus
 
     def _look_for_nodes(self, tasks: int) -> None:
-        """Start workers where there is room: at first, where some were lost, on new nodes."""
+        """Start workers where there is room: initially, after losses, and on new nodes."""
         now = time.monotonic()
         if self._looked and now - self._looked < SECONDS_BETWEEN_LOOKS:
             return
@@ -189,12 +189,12 @@ class RayEngine(Engine):
             self._calls[seat.actor.run.remote(seat.attempt.task)] = seat
 
     def _ended(self) -> Iterator[tuple[Seat, Outcome | Exception]]:
-        """Calls that have ended since; waits a moment for the first."""
+        """Yield calls that have ended, waiting up to SECONDS_BETWEEN_LOOKS for the first."""
         self._warn_if_idle()
         ready, _ = self._ray.wait(list(self._calls), timeout=SECONDS_BETWEEN_LOOKS)
         for call in ready:
             seat = self._calls.pop(call)
-            if seat not in self._seats:  # lost by another of its calls
+            if seat not in self._seats:  # lost in another of its calls
                 continue
             try:
                 found = self._ray.get(call)
@@ -211,7 +211,7 @@ class RayEngine(Engine):
                 yield seat, found
 
     def _welcome(self, seat: Seat, found: Node) -> None:
-        """A worker has started."""
+        """Register a worker that has started, and check its version of gradsieve."""
         self._failed_starts = 0
         seat.node, seat.worker.node = found, found.name
         self.progress.note(f"  {seat.worker.name} is on {found.name}, process {found.process}")
@@ -233,7 +233,7 @@ class RayEngine(Engine):
             )
 
     def _warn_if_idle(self) -> None:
-        """Say so once if the cluster has no room for a worker."""
+        """Warn once if the cluster has no room for any worker."""
         if any(seat.node for seat in self._seats):
             self._idle_since = time.monotonic()
         elif time.monotonic() - self._idle_since > SECONDS_TO_WARN:
@@ -247,7 +247,7 @@ class RayEngine(Engine):
     def _finish(
         self, job: Job[Any, Any], seat: Seat, outcome: Outcome | Exception, waiting: Waiting
     ) -> Finished | None:
-        """Report a call; a task that failed waits again."""
+        """Process a call that has ended; a failed task returns to the queue."""
         attempt, node, worker = seat.attempt, seat.node, seat.worker
         assert attempt is not None
         assert node is not None
@@ -265,14 +265,14 @@ class RayEngine(Engine):
         else:
             failure = Failure(GradsieveError(f"Its worker was lost: {_first(outcome)}."))
             failure.memory = isinstance(outcome, self._ray.exceptions.OutOfMemoryError)
-            # The kernel's killer leaves no message: a second loss is taken for lack of memory.
+            # The kernel's OOM killer leaves no message: a repeated loss counts as lack of memory.
             failure.memory |= bool(attempt.failures)
         self._failed(job, attempt, seat, failure)
         waiting.add(attempt)
         return None
 
     def _failed(self, job: Job[Any, Any], attempt: Attempt, seat: Seat, failure: Failure) -> None:
-        """Count a failure, and raise it if it is the last one."""
+        """Count a failure, and raise it if the task may not run again."""
         node = seat.node
         assert node is not None
         name = job.name(attempt.task)
@@ -290,11 +290,11 @@ class RayEngine(Engine):
         )
         if failure.memory:
             attempt.task = job.smaller(attempt.task)
-        elif seat in self._seats:  # the machine fails, not the worker
+        elif seat in self._seats:  # the node is at fault: its worker still runs
             self._count_bad(node)
 
     def _count_bad(self, node: Node) -> None:
-        """Leave out a node where tasks fail one after the other, if there are others."""
+        """Leave out a node where tasks fail repeatedly, if there are others."""
         self._bad_nodes[node.id] += 1
         if self._bad_nodes[node.id] == ATTEMPTS and self._is_left_out(node):
             self.progress.warn(f"node {node.name} is left out: {ATTEMPTS} tasks failed there")
@@ -312,7 +312,7 @@ class RayEngine(Engine):
         self._ray.kill(seat.actor)
 
     def _free(self) -> None:
-        """End workers that are busy; others free what they hold, or continue to start."""
+        """Stop busy workers; idle ones free their memory, and starting ones continue to start."""
         for seat in list(self._seats):
             if seat.attempt is not None:
                 self._lose(seat)
@@ -328,7 +328,7 @@ class RayEngine(Engine):
 
 
 def _share(all_cpus: float, workers: int) -> float:
-    """CPUs of each worker: whole ones, unless there are more workers."""
+    """CPUs per worker: a whole number, unless there are more workers than CPUs."""
     share = all_cpus / workers
     return float(int(share)) if share >= 1 else share
 
@@ -338,7 +338,7 @@ def _first(error: Exception) -> str:
 
 
 def _stopped(name: str, attempt: Attempt) -> GradsieveError:
-    """The last failure's message, with the task and the nodes where it failed."""
+    """The last failure's error, with the task and the nodes where it failed."""
     error = attempt.failures[-1][1].error
     nodes = ", ".join(node.name for node, _ in attempt.failures)
     times = f"failed {len(attempt.failures)} times, " if len(attempt.failures) > 1 else ""

@@ -1,9 +1,9 @@
-"""Tasks that wait for a worker, and which one a worker gets.
+"""The queue of tasks, and the choice of a worker's next task.
 
-In: a job's tasks, and the workers there are. Out: the next task for a worker: of what it has loaded
-already, the largest first, and not where it has failed. One that has failed comes last: if it is to
-stop the run, the others are done by then, and workers that are killed one after the other rarely
-have the same one.
+In: a job's tasks and the current workers. Out: the next task for a worker: preferably one of the
+group it has loaded, the largest first, and not one that has failed on its node. A task that has
+failed comes last in its group: if it stops the run, the others are finished by then, and if workers
+are killed one after the other, the same task is rarely hit twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gradsieve.engine.worker import Failure, Node
 
 @dataclass
 class Attempt:
-    """A task that waits or runs, and how it has failed."""
+    """A task that waits or runs, and its failures so far."""
 
     task: Any
     group: Hashable
@@ -28,7 +28,7 @@ class Attempt:
 
 @dataclass
 class Seat:
-    """A worker that starts, waits or runs an attempt."""
+    """A worker that is starting, idle, or running an attempt."""
 
     actor: Any
     worker: Worker
@@ -39,7 +39,7 @@ class Seat:
 
 
 class Waiting:
-    """Tasks that wait, by group: tasks of a group share what a worker has loaded."""
+    """Waiting tasks by group: tasks of a group share what a worker has loaded."""
 
     def __init__(self, job: Job[Any, Any], tasks: Sequence[Any]) -> None:
         self._groups: dict[Hashable, list[Attempt]] = {}
@@ -47,13 +47,13 @@ class Waiting:
             self.add(Attempt(task, job.group(task)))
 
     def add(self, attempt: Attempt) -> None:
-        """The attempt is the last one of its group."""
+        """Add an attempt at the end of its group."""
         self._groups.setdefault(attempt.group, []).append(attempt)
 
     def take(self, seat: Seat, seats: Sequence[Seat]) -> Attempt | None:
-        """The next task for a worker: of the group it has loaded, else where workers are fewest.
+        """The next task: of the worker's loaded group, else of the group with most per worker.
 
-        Not one that has failed on its node, if there are workers where it hasn't.
+        A task that has failed on the worker's node is left to workers on other nodes, if any.
         """
         node = seat.node
         assert node is not None

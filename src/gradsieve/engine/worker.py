@@ -1,9 +1,9 @@
-"""What runs in a worker process of Ray: a job's tasks, one at a time.
+"""A Ray worker process, which runs a job's tasks one at a time.
 
-In: a job, then tasks. Out: an `Outcome` for each task, which is small: results are files that tasks
-write, and a failure is data, so that the driver decides whether the task runs again.
+In: a job, then tasks. Out: a small `Outcome` for each task: tasks write their results to files, and
+failures are returned as data, so that the driver decides whether a task runs again.
 
-Nothing heavy is imported until a job is unpickled: threads must be limited before.
+Heavy libraries are imported only when a job is unpickled, after the thread limits are set.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from gradsieve.io import needed
 VERSION = importlib.metadata.version("gradsieve")
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS")
-"""Variables that limit the threads of torch, MKL, numba and tokenizers."""
+"""Environment variables that limit the threads of torch, MKL, numba and tokenizers."""
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""In messages of errors that mean that memory has run out."""
+"""Parts of error messages that mean that memory ran out."""
 
 
 Line = tuple[str, bool]
-"""What a task has reported, and whether it is a warning."""
+"""A line that a task reported, and whether it is a warning."""
 
 
 @dataclass
 class Failure:
-    """Why a task has failed.
+    """Why a task failed.
 
     Attributes:
         error: The message for the user.
-        details: Of an error that isn't gradsieve's own, the traceback.
+        details: The traceback of an error that isn't gradsieve's own, else empty.
         again: Whether another attempt may succeed.
-        memory: Whether memory has run out.
+        memory: Whether memory ran out.
     """
 
     error: GradsieveError
@@ -57,7 +57,7 @@ class Failure:
 
 
 class Outcome(NamedTuple):
-    """How a task has ended: with a result or a failure; the seconds include loading."""
+    """The result or failure of a task; `seconds` includes loading."""
 
     seconds: float
     device: str
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
 
 
 class Node(NamedTuple):
-    """Where a worker runs: Ray's id of the machine, its name, the process, gradsieve's version."""
+    """Where a worker runs: Ray's node id, host name, process id, and gradsieve's version."""
 
     id: str
     name: str
@@ -76,30 +76,30 @@ class Node(NamedTuple):
 
 
 class RayWorker:
-    """An actor.
+    """A Ray actor that runs tasks.
 
     Args:
-        cwd: The driver's working directory, below which names in a recipe are looked up.
-        threads: That it may use.
+        cwd: The driver's working directory, which the recipe's paths are relative to.
+        threads: Number of threads that it may use.
     """
 
     def __init__(self, cwd: str, threads: int) -> None:
         os.environ.update(dict.fromkeys(THREADS, str(threads)))
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # these two as in `__main__`
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # this and the next as in `__main__`
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-        if Path(cwd).is_dir():  # a folder in the cloud needs none
+        if Path(cwd).is_dir():  # not needed if all paths are in the cloud
             os.chdir(cwd)
         self._progress = Collected()
         self._job: Job[Any, Any] | None = None
         self._run: Callable[[Any], Any] | None = None
 
     def node(self) -> Node:
-        """Where it runs; the first answer means that it has started."""
+        """Where the worker runs; the first answer means that it has started."""
         context = needed("ray", "ray").get_runtime_context()
         return Node(context.get_node_id(), platform.node(), os.getpid(), VERSION)
 
     def begin(self, job: Job[Any, Any] | None) -> None:
-        """Take a job, or None to free what the last one holds."""
+        """Accept a job; None frees what the last job holds."""
         self._job, self._run = job, None
         gc.collect()
         torch = sys.modules.get("torch")
@@ -121,10 +121,10 @@ class RayWorker:
 
 
 def failure_of(error: Exception) -> Failure:
-    """What an exception means for its task."""
+    """The failure that an exception causes."""
     memory = isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY)
     if isinstance(error, GradsieveError):
-        # A file system may fail on one machine only; other messages are the same anywhere.
+        # A file system may fail on one machine only; other errors are the same everywhere.
         return Failure(error, again=isinstance(error.__cause__, OSError))
     what = f"A task failed: {type(error).__name__}: {error}".rstrip(": ")
     where = str(getattr(error, "filename", None) or "")
@@ -132,14 +132,14 @@ def failure_of(error: Exception) -> Failure:
 
 
 class Collected(Progress):
-    """Keeps what a task reports for the driver."""
+    """Collects a task's messages for the driver."""
 
     def __init__(self) -> None:
         super().__init__(quiet=True)
         self._kept: list[Line] = []
 
     def take(self) -> list[Line]:
-        """What was reported since the last call."""
+        """The lines reported since the last call."""
         kept, self._kept = self._kept, []
         return kept
 
@@ -155,7 +155,7 @@ class Collected(Progress):
 
     @contextmanager
     def counting(self, what: str, total: int | None, unit: str) -> Iterator[Counter]:
-        """Keep how long the work took."""
+        """Keep a line with the amount of work and how long it took."""
         start, last = time.monotonic(), 0.0
 
         def report(done: float, also: str = "") -> None:

@@ -1,9 +1,8 @@
 """Training on several devices: the processes of `accelerate launch` form one run, led by the first.
 
-In: the environment variables that the launcher sets. Out: this process's place in the run, and
-values that all processes share. Every process goes through the same steps, since a training step
-needs all of them; only the first reads the state of the run and writes. Rejected: our own launcher
-(`accelerate launch` and `torchrun` are what people know).
+In: the launcher's environment variables. Out: this process's place in the run. All processes go
+through the same steps, since a training step needs all of them; only the first reads the run's
+state and writes. Rejected: our own launcher (people know `accelerate launch` and `torchrun`).
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def _dropout(layer: nn.Dropout, number: int, now: _Current) -> Callable[[Tensor]
 
 
 def _adapter(module: Linear, layers: list[nn.Dropout], now: _Current) -> Callable[..., Tensor]:
-    """peft's forward, replaced by `_LowRank` where both compute the same."""
+    """The forward of peft, replaced by `_LowRank` where both compute the same."""
     numbers = {layer: number for number, layer in enumerate(layers)}
     whole: Callable[..., Tensor] = module.forward
 

@@ -1,7 +1,7 @@
-"""A saved model's files: reading them with transformers, checking and fingerprinting them.
+"""A saved model's files: reads them with transformers, checks them and fingerprints them.
 
-In: the recipe's `model` section, a folder or a hub name. Out: a configuration, a tokenizer or a
-model, or one error that names what is wrong. Weights are read with safetensors or weights_only;
+In: the recipe's `model` section, with a folder or a hub name. Out: a configuration, a tokenizer or
+a model, or one error that names the problem. Weights are read with safetensors or weights_only;
 code that comes with a model runs only if the recipe has `trust_remote_code: true`.
 """
 
@@ -38,25 +38,25 @@ TO_DO = {
     "tokenizer": "Put the tokenizer that the model was trained with into its folder: "
     "tokenizer.save_pretrained(FOLDER). A Trainer without processing_class saves none."
 }
-"""What to do by the noun of what can't be loaded, instead of `GIVE_A_MODEL`."""
+"""Advice that replaces `GIVE_A_MODEL`, by the noun of what can't be loaded."""
 
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "max_position_embeddings"),
 )
-"""Of a configuration: numbers above 0, where it has them."""
+"""Keys of a configuration whose values, if present, must be above 0."""
 
 MOST_LAYERS = 10_000
-"""Modules are made for each layer before weights are read: millions would take hours. The deepest
-language models have some hundreds."""
+"""Limit on the number of layers. Modules are created for each layer before weights are read, so
+millions would take hours. The deepest language models have a few hundred."""
 
 
 def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
-    """Call `from_pretrained` of a class of transformers; a `ModelError` if it can't be read.
+    """Call `from_pretrained` of a transformers class; raises `ModelError` if that fails.
 
     Args:
         kind: The class.
-        model: Its name, revision and `trust_remote_code`.
+        model: The recipe's section: its name, revision and `trust_remote_code` are used.
         noun: What is read, for the message.
         **options: Further arguments of `from_pretrained`.
     """
@@ -79,8 +79,8 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
             f"model.name {model.name}",
             "Give the model as safetensors.",
         ) from None
-    except Exception as error:  # each file has a reader of its own; Rust's raise nothing better
-        # PyTorch's, on a CPU, is no MemoryError.
+    except Exception as error:  # readers raise many types; those in Rust raise plain Exception
+        # On a CPU, PyTorch's out-of-memory error is not a MemoryError.
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             raise ModelError(
                 "There is not enough memory for the model.",
@@ -98,10 +98,10 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
 
 
 def check_sizes(config: Any, name: str) -> None:
-    """Refuse a configuration with sizes that no model has.
+    """Refuse a configuration with impossible sizes.
 
     Raises:
-        ModelError: Naming the size.
+        ModelError: If a size is impossible; the message names it.
     """
     for key in SIZES:
         size = getattr(config, key, None)
@@ -116,7 +116,7 @@ def check_sizes(config: Any, name: str) -> None:
 
 
 def gguf_file(name: str) -> Path | None:
-    """The GGUF file that a name stands for: itself, or the only one of a folder without config."""
+    """The GGUF file that a name refers to: itself, or the only one in a folder without config."""
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
         return path
@@ -133,7 +133,7 @@ def gguf_file(name: str) -> Path | None:
 
 
 def read_model(model: ModelConfig, gpus: int = 1) -> PreTrainedModel:
-    """The model with all its weights, quantized if the recipe asks for it; on `gpus` if above 1."""
+    """The model with its weights, quantized if the recipe says so, spread over at most `gpus`."""
     check_weights(model)
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
     is_gguf = gguf_file(model.name) is not None
@@ -157,7 +157,7 @@ def read_model(model: ModelConfig, gpus: int = 1) -> PreTrainedModel:
     with quiet_transformers():
         loaded, report = read(AutoModelForCausalLM, model, "model", **options)
     _refuse_random_weights(model, report)
-    if is_gguf:  # what is loaded is an ordinary model
+    if is_gguf:  # once dequantized, it is an ordinary model
         loaded.is_quantized, loaded.hf_quantizer = False, None
         loaded.config.__dict__.pop("quantization_config", None)
     return loaded
@@ -165,7 +165,7 @@ def read_model(model: ModelConfig, gpus: int = 1) -> PreTrainedModel:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without its bars, and its report of missing weights: a table there, an error here."""
+    """Hide transformers' progress bars and its report of missing weights, an error of ours."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -178,7 +178,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _bitsandbytes(model: ModelConfig) -> BitsAndBytesConfig:
-    """8 bits as in LLM.int8 (arXiv 2208.07339), 4 as in QLoRA (arXiv 2305.14314)."""
+    """8 bits as in LLM.int8() (arXiv 2208.07339), or 4 bits as in QLoRA (arXiv 2305.14314)."""
     needed("bitsandbytes", "quantized")
     if model.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -191,7 +191,7 @@ def _bitsandbytes(model: ModelConfig) -> BitsAndBytesConfig:
 
 
 def check_weights(model: ModelConfig) -> None:
-    """Refuse a folder without weights, or with damaged ones; only headers are read."""
+    """Refuse a folder whose weights are missing or damaged; only headers are read."""
     folder, file = Path(model.name), gguf_file(model.name)
     files = [file] if file else sorted(folder.glob("*.safetensors"))
     if folder.is_dir() and not files and not any(folder.glob("*.bin")):
@@ -206,7 +206,7 @@ def check_weights(model: ModelConfig) -> None:
 
 
 def _check_index(file: Path) -> None:
-    """Refuse weights in several files of which one is missing."""
+    """Refuse sharded weights if one of their files is missing."""
     if not file.is_file():
         return
     try:
@@ -244,7 +244,7 @@ def _check_header(file: Path) -> None:
 
 
 def _refuse_random_weights(model: ModelConfig, report: dict[str, Any]) -> None:
-    """Transformers initializes weights at random that a file lacks, or has in another shape."""
+    """Refuse missing or misshapen weights, which transformers would initialize randomly."""
     others = sorted(report["mismatched_keys"])
     lacking = sorted(report["missing_keys"])
     lacking += [f"{name}: {list(found)} not {list(wanted)}" for name, found, wanted in others]
@@ -257,10 +257,10 @@ def _refuse_random_weights(model: ModelConfig, report: dict[str, Any]) -> None:
 
 
 def model_fingerprint(name: str) -> str | None:
-    """What identifies a local model wherever it lies: every byte that is read; None if not local.
+    """A local model's fingerprint: a hash of every byte that is read; None if it isn't local.
 
-    A folder's configurations, weights and code count, and those of folders in it, as
-    sentence-transformers has them, but for checkpoints that a training left there.
+    It covers configurations, weights and code in the folder and its direct subfolders (used by
+    sentence-transformers), except for checkpoints that a training left there.
     """
     folder, file = Path(name), gguf_file(name)
     if file is not None:
@@ -276,9 +276,9 @@ def model_fingerprint(name: str) -> str | None:
 
 
 def _refuse_other_folders(name: str) -> None:
-    """A folder of an adapter, and one that is missing: a name that can't be one of the hub."""
+    """Refuse an adapter's folder, and a missing folder: a name that can't be a hub name."""
     path = Path(name)
-    # Beside a full model it would be ignored. One with a name of its own has a folder of its own.
+    # An adapter next to a full model is ignored. A named adapter is saved in a subfolder.
     below = [] if (path / "config.json").is_file() else path.glob("*/adapter_config.json")
     adapter = next(
         (file for file in (path / "adapter_config.json", *below) if file.is_file()), None
@@ -297,9 +297,9 @@ def _refuse_other_folders(name: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error, with the one below it where that is but a heading."""
+    """The first line of a library's error, plus the second line if the first is only a heading."""
     first, *others = (line.strip() for line in str(error).strip().split("\n"))
     line = f"{first} {others[0]}" if first.endswith(":") and others else first
-    # "We couldn't connect" hides that the name may be meant as a folder.
+    # "We couldn't connect" doesn't say that the user may have meant a folder.
     hint = " There is no such folder here." if "couldn't connect" in line else ""
     return (line or type(error).__name__)[:300] + hint

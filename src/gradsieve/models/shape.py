@@ -1,10 +1,10 @@
-"""What a model costs, from its shapes alone: floating-point operations (FLOPs) and memory.
+"""A model's cost, computed from its shapes alone: floating-point operations (FLOPs) and memory.
 
-In: a model without weights. Out: formulas in tokens. A forward pass takes 2 operations a weight and
-token, and 4 T^2 a unit of attention's width; going backward to the activations takes as many again,
-and to frozen weights none (Kaplan et al., 2020, arXiv 2001.08361, with LoRA's share left in).
+In: a model without weights. Out: its cost as a function of tokens. A forward pass takes 2 FLOPs per
+weight and token, and 4 T^2 per unit of attention width; the backward pass takes as many again for
+activations, and none for frozen weights (Kaplan et al., 2020, arXiv 2001.08361, plus LoRA's share).
 
-Letters: T tokens of an example, P values of the adapter, h hidden size.
+Letters: T tokens of an example, P parameters of the adapter, h hidden size.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Shape:
     """Sizes of a model with its adapter.
 
     Attributes:
-        parameters: All weights but the adapter's.
-        matmul: Weights that each token is multiplied with, without the head's.
-        head: Weights of the output layer, of `vocabulary` rows.
+        parameters: Number of weights, without the adapter's.
+        matmul: Number of weights that each token is multiplied by, without the head's.
+        head: Number of weights of the output layer, which has `vocabulary` rows.
         hidden: Width of the residual stream.
         inner: Width of the feed-forward layer.
-        kept: Values that generation keeps of a token in a layer, its key and value.
-        adapter: P; with `full`, of a fully trained model, all its weights.
-        bytes_a_value: Of activations, and of weights that aren't quantized.
-        bytes_a_weight: Of the frozen weights.
+        kept: Values that generation caches per token and layer (key and value).
+        adapter: P; with `full` (a fully trained model), the number of all weights.
+        bytes_a_value: Bytes per activation, and per weight that isn't quantized.
+        bytes_a_weight: Bytes per frozen weight.
     """
 
     parameters: int
@@ -51,43 +51,43 @@ class Shape:
     full: bool = False
 
     def forward(self, examples: Count, longest: Count, logits: Count) -> Any:
-        """FLOPs of a forward pass with logits at this many positions; arrays give arrays."""
+        """FLOPs of a forward pass with logits at `logits` positions; works with arrays too."""
         tokens = examples * longest
         attention = 4 * self.layers * self.hidden * tokens * longest
         lora = 0 if self.full else 2 * self.adapter * tokens
         return 2 * self.matmul * tokens + 2 * self.head * logits + attention + lora
 
     def forward_and_backward(self, examples: Count, longest: Count, logits: Count) -> Any:
-        """FLOPs of a training or feature pass."""
+        """FLOPs of a training pass or feature pass."""
         trained = 2 * self.adapter * examples * longest
         return 2 * self.forward(examples, longest, logits) + trained
 
     @property
     def weight_bytes(self) -> int:
-        """Of the frozen weights in memory."""
+        """Memory of the frozen weights, in bytes."""
         return round(self.parameters * self.bytes_a_weight)
 
     @property
     def trained_bytes(self) -> int:
-        """Weights, gradients and two moments of what is trained, in memory."""
+        """Memory of the trained weights, their gradients and two moments, in bytes."""
         return self.trained_weight_bytes * (3 if self.full else 4)
 
     @property
     def trained_weight_bytes(self) -> int:
-        """What is saved of a trained model: its adapter in float32, or all its weights."""
+        """Size of a saved trained model, in bytes: its adapter in float32, or all its weights."""
         return self.adapter * (self.bytes_a_value if self.full else 4)
 
     def activation_bytes(self, tokens: int, logits: int) -> int:
-        """What a pass keeps for going backward: an estimate for blocks with a gated feed-forward
-        layer and attention that keeps no T x T matrix (2 bytes: about 34 h, as Korthikanti et al.,
-        2022, arXiv 2205.05198, count for GPT's), and the logits with their gradient.
+        """Memory kept for the backward pass: an estimate for blocks with a gated feed-forward layer
+        and attention without a T x T matrix (with 2 bytes: about 34 h, as Korthikanti et al., 2022,
+        arXiv 2205.05198, count for GPT blocks), plus the logits and their gradient.
         """  # fmt: skip
         kept = self.bytes_a_value * (10 * self.hidden + 4 * self.inner) + 8 * self.hidden
         return self.layers * tokens * kept + logits * self.vocabulary * 2 * self.bytes_a_value
 
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Of a value, by what a recipe's `model.dtype` may be."""
+"""Bytes per value, by the allowed settings of the recipe's `model.dtype`."""
 QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5}
 
 
@@ -95,7 +95,7 @@ def shape_of(model: nn.Module, settings: ModelConfig, full: bool = False) -> Sha
     """Sizes of a (peft) model without weights, in the recipe's precision."""
     config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
     head = model.get_output_embeddings().weight  # type: ignore[operator]
-    heads = getattr(config, "num_attention_heads", None) or 1  # a state space model has none
+    heads = getattr(config, "num_attention_heads", None) or 1  # state space models have none
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     sizes = {"parameters": 0, "matmul": 0, "adapter": 0}
     seen: set[int] = set()

@@ -1,13 +1,13 @@
-"""Where a causal language model and its tokenizer come from: files, or the caller's memory.
+"""The source of a causal language model and its tokenizer: files, or user-supplied objects.
 
-In: the recipe's `model` section, and possibly user-supplied objects. Out: configuration, tokenizer,
-weights on the machine's device, a model without weights, and a fingerprint.
+In: the recipe's `model` section, and optionally user-supplied objects. Out: the configuration, the
+tokenizer, the model on the machine's device, a model without weights, and a fingerprint.
 
-A user-supplied model is never changed. What `load` returns is a module tree of its own whose
-parameters share the user's tensors: an adapter, a mode, a hook or `requires_grad` set on it never
-shows on the user's model, and no weight is copied (unless it moves to another device).
+A user-supplied model is never changed. `load` returns a separate module tree whose parameters share
+the user's tensors: an adapter, a mode, a hook or `requires_grad` set on it doesn't affect the
+user's model, and no weight is copied (unless it moves to another device).
 
-Rejected: adapting the user's model itself and undoing it (an interruption leaves it changed), and
+Rejected: adapting the user's model itself and undoing that (an interruption leaves it changed), and
 saving it to a folder (a copy of the base model on disk).
 """
 
@@ -51,7 +51,7 @@ from gradsieve.recipe.schema import ModelConfig
 class ModelSource:
     """A model in a folder or on the hub, with its own tokenizer or a user-supplied one.
 
-    With `gpus` above 1 its layers are put over so many, as far as this process sees them.
+    If `gpus` is above 1, its layers are spread over that many of the GPUs visible to this process.
     """
 
     settings: ModelConfig
@@ -59,13 +59,13 @@ class ModelSource:
     gpus: int = 1
 
     def config(self) -> Any:
-        """The configuration; a `ModelError` if there is none, or one with impossible sizes."""
+        """The configuration; `ModelError` if it is missing or has impossible sizes."""
         found = read(AutoConfig, self.settings, "configuration")
         check_sizes(found.get_text_config(), self.settings.name)
         return found
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, to which nothing is added; a `ModelError` if there is none."""
+        """The tokenizer, without any additions; `ModelError` if it is missing."""
         if self.own_tokenizer is not None:
             return self.own_tokenizer
         return cast(PreTrainedTokenizerBase, read(AutoTokenizer, self.settings, "tokenizer"))
@@ -74,11 +74,12 @@ class ModelSource:
         """The model with frozen weights, on the machine's device.
 
         Args:
-            will_change: Whether the weights will be changed: user-supplied ones are then copied.
+            will_change: Whether the caller will change the weights; user-supplied ones are then
+                copied.
 
         Raises:
-            ModelError: If it can't be loaded as a causal language model, or lacks weights or has
-                some that are not finite.
+            ModelError: If it can't be loaded as a causal language model, or if weights are missing
+                or not finite.
         """
         loaded = self._weights(will_change).requires_grad_(False)
         _keep_packing(loaded)
@@ -93,7 +94,7 @@ class ModelSource:
         return read_model(self.settings, self.gpus)
 
     def meta_model(self) -> PreTrainedModel:
-        """The model's modules on torch's meta device: shapes without weights, in a second."""
+        """The model on torch's meta device: shapes without weights; takes about a second."""
         config = self.config()
         try:
             with torch.device("meta"), warnings.catch_warnings():
@@ -103,7 +104,7 @@ class ModelSource:
                     dtype=getattr(torch, self.settings.dtype),
                     trust_remote_code=self.settings.trust_remote_code,
                 )
-        except Exception as error:  # what a model's constructor makes of wrong settings
+        except Exception as error:  # a model's constructor may raise anything on wrong settings
             raise ModelError(
                 "The model cannot be built.",
                 f"model.name {self.settings.name}: {first_line(error)}",
@@ -112,12 +113,12 @@ class ModelSource:
         return made.requires_grad_(False)
 
     def check_weights(self) -> None:
-        """Refuse weights that are missing or damaged, by the file's name; only headers are read."""
+        """Refuse missing or damaged weights, naming the file; only headers are read."""
         check_weights(self.settings)
 
     @cached_property
     def fingerprint(self) -> str:
-        """What identifies the weights: of local files their bytes, of the hub name and commit."""
+        """A fingerprint of the weights: of local files' bytes, or of the hub name and commit."""
         name = self.settings.name
         if (found := model_fingerprint(name)) is not None:
             return found
@@ -127,23 +128,23 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class InMemoryModel(ModelSource):
-    """A user-supplied causal language model of transformers."""
+    """A user-supplied causal language model from transformers."""
 
     model: PreTrainedModel = field(kw_only=True)
 
     def config(self) -> Any:
-        """A copy: building a model from a configuration sets its attributes."""
+        """A copy, because building a model from a configuration sets attributes of it."""
         return copy.deepcopy(self.model.config)
 
     def check_weights(self) -> None:
-        """They are in memory."""
+        """Nothing to check: the weights are in memory."""
 
     def _weights(self, will_change: bool) -> PreTrainedModel:
-        """The model in eval mode, with frozen parameters of its own.
+        """The model in eval mode, with its own frozen parameters.
 
-        What training libraries patch into modules (TRL's fused head, accelerate's autocast) is left
-        out: a patched `forward` calls the user's model. So are hooks: they would record passes that
-        the user didn't make.
+        Patches of `forward` by training libraries (TRL's fused head, accelerate's autocast) are
+        left out, because they call the user's model. Hooks are left out too, because they would
+        record passes that the user didn't make.
         """
         parameters = () if will_change else self.model.parameters()
         seen: dict[int, object] = {id(parameter): _frozen(parameter) for parameter in parameters}
@@ -169,18 +170,18 @@ def model_source(
     tokenizer: PreTrainedTokenizerBase | None = None,
     gpus: int = 1,
 ) -> ModelSource:
-    """The source of a recipe's model, which user-supplied objects take the place of."""
+    """The source of a recipe's model; user-supplied objects replace the saved ones."""
     if model is None:
         return ModelSource(settings, tokenizer, gpus)
     return InMemoryModel(settings, tokenizer, model=model)
 
 
 def section_of(model: PreTrainedModel) -> dict[str, str]:
-    """The recipe's `model` section of a user-supplied model: name and dtype.
+    """The recipe's `model` section for a user-supplied model: its name and dtype.
 
     Raises:
-        ModelError: If it is no bare causal language model on one device, or of a dtype in which
-            gradients are not taken.
+        ModelError: If it is not a bare causal language model on one device, or if its dtype is not
+            one that gradients can be computed in.
     """
     _check_kind(model)
     dtype = str(model.dtype).removeprefix("torch.")
@@ -223,7 +224,7 @@ def _check_kind(model: object) -> None:
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:
-    # transformers 5.0 calls it by the old name, which later versions warn of.
+    # transformers 5.0 has only the old name, which is deprecated in later versions.
     new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
     try:
         getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
@@ -234,11 +235,11 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def _refuse_infinite(model: nn.Module, name: str) -> None:
-    """Refuse weights that are not finite, before a training on them; at memory speed."""
+    """Refuse weights that are not finite before anything is computed; runs at memory speed."""
     for key, weight in model.named_parameters():
         if not weight.is_floating_point() or not weight.numel():
             continue
-        if not all(bool(end.isfinite()) for end in weight.aminmax()):  # of NaN both are NaN
+        if not all(bool(end.isfinite()) for end in weight.aminmax()):  # NaN makes both NaN
             raise ModelError(
                 "The model has weights that are not finite.",
                 f"model.name {name}: {key}",
@@ -247,10 +248,10 @@ def _refuse_infinite(model: nn.Module, name: str) -> None:
 
 
 def _keep_packing(model: nn.Module) -> None:
-    """Keep 4-bit weights in the one format that has a backward pass.
+    """Keep 4-bit weights in the only format that has a backward pass.
 
-    On CPUs with AVX512-BF16, bitsandbytes repacks them in a forward pass without gradients, for
-    good, and no gradient flows through the repacked ones.
+    On CPUs with AVX512-BF16, bitsandbytes permanently repacks them in a forward pass without
+    gradients, and no gradient flows through repacked weights.
     """
     for module in model.modules():
         if "support_avx512bf16_for_cpu" in vars(module):
@@ -259,11 +260,11 @@ def _keep_packing(model: nn.Module) -> None:
 
 def _frozen(parameter: nn.Parameter) -> nn.Parameter:
     if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
-        return parameter  # a quantized weight carries more than its tensor, and is frozen anyway
+        return parameter  # a quantized weight has more than its tensor, and is frozen anyway
     return nn.Parameter(parameter.detach(), requires_grad=False)
 
 
 def _hash(tensor: torch.Tensor) -> str:
-    """Of the bytes, one tensor at a time on the CPU; xxhash is as fast as memory."""
+    """A hash of a tensor's bytes, computed on the CPU; xxhash is as fast as memory."""
     flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return xxhash.xxh3_128_hexdigest(flat.numpy().data)

@@ -1,15 +1,15 @@
-"""What gradsieve supports, checked from configurations alone, before anything is spent.
+"""Checks from configurations alone that a model and adapter are supported, before any computation.
 
 In: the recipe's `model` and `warmup`. Out: one error for each thing that the per-example pass
-(gradients/per_example.py) could not follow, by name: a model that is not causal, an adapter that is
-not plain LoRA (adapters.py), a layer that is not linear (layers.py). No weight is read: the model
-is built on PyTorch's `meta` device, which takes a second for 7 billion parameters, and of a
-checkpoint its configuration, the shapes in its adapter file and its optimizer state are read.
+(gradients/per_example.py) can't follow, by name: a model that is not causal, an adapter that is not
+plain LoRA (adapters.py), a layer that is not linear (layers.py). No model weight is read: the model
+is built on PyTorch's `meta` device, which takes a second for 7 billion parameters; of a checkpoint,
+the configuration, the shapes in its adapter file and its optimizer state are read.
 
-Whether each layer runs once a pass, and whether attention is causal in fact, only a run of the
-model can show: `gradients.per_example.check_pass` does that once it is loaded.
+Only running the model can show whether each layer runs once per pass and whether attention is
+actually causal: `gradients.per_example.check_pass` tests that after the model is loaded.
 
-Rejected: a list of the model families that work: it ages.
+Rejected: a list of model families that work, because it goes out of date.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from gradsieve.recipe.schema import ModelConfig, WarmupConfig
 
 
 def check_support(source: ModelSource, warmup: WarmupConfig) -> Sequence[GradsieveError]:
-    """Everything in a recipe's model and adapter of which features can't be computed.
+    """Everything in a recipe's model and adapter that makes features impossible to compute.
 
     Args:
         source: The model.
-        warmup: Its `lora` is checked, or its existing `checkpoints`.
+        warmup: The section whose `checkpoints`, or `lora` if there are none, are checked.
 
     Returns:
-        One error for each problem; empty if the warm-up can start.
+        One error per problem; empty if the warm-up can start.
     """
     try:
         config, model = source.config(), source.settings
@@ -60,7 +60,7 @@ def check_support(source: ModelSource, warmup: WarmupConfig) -> Sequence[Gradsie
 
 
 def _kind_problems(config: Any, model: ModelConfig) -> Iterator[ModelError]:
-    """Models that don't predict each token from those before it alone."""
+    """Yield an error for a model that doesn't predict each token only from those before it."""
     text = config.get_text_config()
     own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     known = type(config) in AutoModelForCausalLM._model_mapping

@@ -2,10 +2,10 @@
 
 In: a model and tokenized rows. Out: the trained model, its loss curve, and optionally a
 checkpoint with Adam's moments after each epoch. A killed training resumes after its last complete
-epoch and ends with the same weights: Trainer keeps the optimizer, the schedule and all random
-states. A mark is left in complete checkpoints, with what the training is of and the hashes of all
-that was saved: another training, or one whose files are damaged, starts from the beginning. Under
-`accelerate launch` the processes share each batch. The caller's random states are the same
+epoch and ends with the same weights: Trainer saves the optimizer, the schedule and all random
+states. A mark in each complete checkpoint identifies the training and holds the hashes of all saved
+files: if the training is another one or files are damaged, it starts from the beginning. Under
+`accelerate launch` the processes share each batch. The caller's random states are restored
 afterwards.
 """
 
@@ -65,21 +65,21 @@ def train_model(
     """Train; writes `loss.jsonl`, and `checkpoint-1..N` with Adam's moments on request.
 
     Args:
-        model: With a fresh adapter, or with all weights trainable; trained in place.
-        rows: Tokenized examples; `__getitems__`, if they have it, reads several at once. Those of
-            an optimizer step are taken longest first, so that micro-batches are hardly padded.
+        model: The model with a fresh adapter, or with all weights trainable; trained in place.
+        rows: Tokenized examples, whose `__getitems__`, if defined, reads several at once. Rows of
+            an optimizer step are processed longest first, so micro-batches need little padding.
         settings: Epochs, learning rate, batch size.
-        seed: Of the order and the dropout.
-        folder: Where to write. Working files are in `folder/trainer`, from which a training
-            resumes; once the result is saved, `clear_work` removes them.
-        objective: Makes batches of rows, and computes their loss.
-        on_step: Called with the steps made and all steps.
+        seed: The seed of the order and of dropout.
+        folder: Where to write. Working files, from which a training resumes, are in
+            `folder/trainer`; once the result is saved, `clear_work` removes them.
+        objective: Makes batches of rows and computes their loss.
+        on_step: Called with the number of completed steps and the total.
         keep_checkpoints: Keep a checkpoint after each epoch.
-        max_steps: Optimizer steps to make, in as many epochs as they take; None: by epochs.
-        of: What is trained on, if `folder` may hold an unfinished training of something else.
+        max_steps: Number of optimizer steps; None means as many as `settings.epochs` take.
+        of: Identifies the training, if `folder` may hold an unfinished training of another kind.
 
     Returns:
-        The optimizer steps made.
+        The number of optimizer steps made.
     """
     work = folder / "trainer"
     last, earlier = _last_complete(work, of) if distributed.is_first() else (None, 0.0)
@@ -96,7 +96,7 @@ def train_model(
                 _Resumable(on_step, of, earlier),
             ],
         )
-        trainer.remove_callback(PrinterCallback)  # it prints each log on standard output
+        trainer.remove_callback(PrinterCallback)  # it prints each log to standard output
         trainer.train(resume_from_checkpoint=distributed.agreed(last))
     if distributed.is_first():
         if "wandb" in settings.report_to:
@@ -110,21 +110,21 @@ def train_model(
 
 
 def seconds_before(folder: Path, of: str) -> float:
-    """What an unfinished training in a folder has taken so far, if it is the same one."""
+    """Seconds that an unfinished training in a folder has taken so far, if it is the same one."""
     return _last_complete(folder / "trainer", of)[1]
 
 
 class StepsByLength(Sampler[int]):
     """A new random order each epoch, in which each optimizer step's rows are sorted by length.
 
-    The steps are those of accelerate's SeedableRandomSampler. Gradients of a step are added up, so
-    the order within changes results by rounding only; micro-batches need less padding, and one
-    that is too large for memory is the first of its step.
+    Each step has the same rows as with accelerate's SeedableRandomSampler. A step's gradients are
+    summed, so the order within it changes results only by rounding; micro-batches need less
+    padding, and if one is too large for memory, that is the first of its step.
 
     Args:
-        lengths: Tokens of each row [n].
-        rows: Of an optimizer step, on all processes.
-        seed: Of the order.
+        lengths: Number of tokens of each row [n].
+        rows: Number of rows of an optimizer step, over all processes.
+        seed: The seed of the order.
     """
 
     def __init__(self, lengths: NDArray[np.int32], rows: int, seed: int) -> None:
@@ -134,7 +134,7 @@ class StepsByLength(Sampler[int]):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called before each epoch; a training that resumes starts at a later one."""
+        """Called before each epoch; a resumed training starts at a later one."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -146,7 +146,7 @@ class StepsByLength(Sampler[int]):
 
 
 class _Trainer(Trainer):
-    """Trainer with an objective's loss; a model that it doesn't fit computes its own."""
+    """Trainer with an objective's loss; a model that doesn't fit it uses its own loss."""
 
     def __init__(
         self, objective: Objective, begin: Begin, *, model: nn.Module, **others: Any
@@ -171,7 +171,7 @@ class _Trainer(Trainer):
         if self.objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = self.objective.batch_loss(model, inputs, num_items_in_batch)
-        if num_items_in_batch is not None:  # of all processes, whose gradients are averaged
+        if num_items_in_batch is not None:  # counts all processes, whose gradients are averaged
             loss = loss * distributed.count()
         return loss
 
@@ -179,11 +179,11 @@ class _Trainer(Trainer):
 def clear_work(folder: Path) -> None:
     """Remove a finished training's working files, except TensorBoard's."""
     work = folder / "trainer"
-    if (work / "runs").is_dir():  # by its callback's default
+    if (work / "runs").is_dir():  # the default folder of TensorBoard's callback
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         (work / "runs").rename(folder / "tensorboard")
     for mark in work.glob(f"*/{MARK}"):
-        mark.unlink()  # what is partly removed is not complete
+        mark.unlink()  # a partly removed checkpoint must not count as complete
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -232,14 +232,14 @@ def _arguments(
         seed=seed,
         data_seed=seed,
     )
-    # Trainer would make a step of every GPU it sees, each with its own micro-batches: another step.
+    # Trainer would use every visible GPU, each with its own micro-batches, which changes the step.
     made._n_gpu = min(made.n_gpu, 1)
     return made
 
 
 @dataclass
 class _Resumable(TrainerCallback):
-    """Reports progress, and marks Trainer's own checkpoints as complete; keeps the last one."""
+    """Reports progress, marks Trainer's own checkpoints as complete, and keeps the last one."""
 
     on_step: Callable[[int, int], None]
     of: str
@@ -251,7 +251,7 @@ class _Resumable(TrainerCallback):
         self.on_step(state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Stop a training that diverged: its weights are of no use."""
+        """Stop a training that diverged, since its weights are useless."""
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
             raise ModelError(
@@ -261,15 +261,15 @@ class _Resumable(TrainerCallback):
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After each epoch, once Trainer has written its own checkpoint."""
-        distributed.wait()  # each writes its own random state
+        """Mark the checkpoint that Trainer has written after an epoch; remove older ones."""
+        distributed.wait()  # each process writes its own random state
         if not distributed.is_first():
             return
         current = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         folder = current.parent.parent
         sync_tree(folder)
         seconds = self.earlier + time.monotonic() - self.started
-        # Of KeepMoments' checkpoints, too: they are not made again by a training that resumes.
+        # Hash KeepMoments' checkpoints too: a resumed training doesn't write them again.
         saved = [*current.rglob("*"), *folder.glob("checkpoint-*/*")]
         files = {str(f.relative_to(folder)): file_hash(f) for f in saved if f.is_file()}
         write_sealed(current / MARK, {"of": self.of, "seconds": seconds, "files": files})
@@ -278,7 +278,7 @@ class _Resumable(TrainerCallback):
 
 
 def _last_complete(work: Path, of: str) -> tuple[str | None, float]:
-    """The newest sound checkpoint of this training, and its seconds; others are removed."""
+    """The newest valid checkpoint of this training, and its seconds; invalid ones are removed."""
     found: list[tuple[int, str, float]] = []
     for folder in work.glob("checkpoint-*"):
         seconds = _seconds_of(folder, of)
@@ -290,7 +290,7 @@ def _last_complete(work: Path, of: str) -> tuple[str | None, float]:
 
 
 def _seconds_of(checkpoint: Path, of: str) -> float | None:
-    """What a checkpoint's training has taken; None if it is another's, incomplete or damaged."""
+    """Seconds a checkpoint's training took; None if it is another's, incomplete or damaged."""
     try:
         mark = read_sealed(checkpoint / MARK)
         if mark is None or mark["of"] != of:
