@@ -50,7 +50,7 @@ class RayEngine(Engine):
     def __init__(self, settings: EngineConfig, progress: Progress) -> None:
         super().__init__(progress)
         if (Path.home() / ".ray" / "auth_token").is_file():
-            # `ray start` uses this file as the cluster's token, but `ray.init` doesn't by default.
+            # `ray start` uses this token by default, `ray.init` doesn't; others need no token.
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
         self._ray: Any = needed("ray", "ray")
         self._settings = settings

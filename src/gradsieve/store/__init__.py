@@ -1,7 +1,7 @@
-"""The gradient datastore: projected gradients of a pool's rows, on disk, shard by shard.
+"""The gradient datastore: projected gradients of a pool's rows, stored on disk in shards.
 
-docs/format.md is the format. `create_store` writes, `open_store` reads; `inspect`, `convert` and
-`merge` work on complete ones.
+docs/format.md specifies the format. `create_store` opens one for writing, `open_store` for reading;
+`inspect`, `convert` and `merge` work on existing ones.
 """
 
 from pathlib import Path
@@ -36,5 +36,5 @@ __all__ = [
 
 
 def store_files(folder: Path) -> list[Path]:
-    """The files of a local datastore: its manifest, and what that lists."""
+    """The files of a local datastore: its manifest, and the files that the manifest lists."""
     return [folder / name for name in (MANIFEST, *(read_manifest(Folder(folder)) or ()))]

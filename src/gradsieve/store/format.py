@@ -1,12 +1,12 @@
-"""The files of a datastore (docs/format.md): a local folder, or wherever fsspec reaches.
+"""The files of a datastore (docs/format.md), in a local folder or on any fsspec file system.
 
-In: a path, or a URL such as `s3://bucket/store` (whose fsspec library must be installed). A file
-appears completely or not at all: locally by a temporary name, fsync and rename; elsewhere as one
-object, which object stores publish at once. The name of a large file holds a hash of its bytes, a
-small file holds a fingerprint of its content, so that every flipped bit is found.
+In: a path, or a URL such as `s3://bucket/store` (whose fsspec library must be installed). Out:
+checked content. A file appears completely or not at all: locally through a temporary name, fsync
+and rename; elsewhere as one object, which object stores publish atomically. A large file's name has
+a hash of its bytes, a small file has a fingerprint of its content, so every flipped bit is found.
 
-Keys of rows are Parquet tables. Rejected: hashes in place of ids (a datastore could not list what
-it holds), and keys inside of the shard (safetensors holds no strings).
+Keys of rows are Parquet tables. Rejected: hashes instead of ids (a datastore could not list its
+rows), and keys inside the shard (safetensors has no strings).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from gradsieve.io import atomic, fingerprint
 FORMAT = "gradsieve-datastore/3"
 SETTINGS, MANIFEST = "settings.json", "manifest.json"
 SHARDS, KEYS, SKIPPED = "shard-*.safetensors", "keys-*.parquet", "skipped-*.parquet"
-"""There may be many of each, with hashes of their bytes in place of the star."""
+"""Patterns of files; each file has hashes of bytes in place of the star."""
 
 METADATA = b"gradsieve"
 """The key of a Parquet file's metadata that holds the fingerprint of the datastore's settings."""
@@ -45,7 +45,7 @@ RUN_AGAIN = "Delete that file and run `gradsieve features` again: only its rows 
 
 
 class RowKey(NamedTuple):
-    """Identity of a row: its source, its id, and a hash of its tokens and labels."""
+    """The identity of a row: its source, its id, and a hash of its tokens and labels."""
 
     source: str
     id: str
@@ -56,13 +56,13 @@ class RowKey(NamedTuple):
 
 
 Keys: TypeAlias = "pa.Table | Sequence[RowKey]"
-"""A table with the columns `source`, `id` and `content`; or, for a few rows, a sequence."""
+"""A table with the columns `source`, `id` and `content`; for a few rows, a sequence is enough."""
 
 _SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in RowKey._fields])
 
 
 def key_table(keys: Keys) -> pa.Table:
-    """Keys as a table of strings.
+    """Convert keys to a table of strings.
 
     Raises:
         StoreError: If a key is not Unicode text.
@@ -83,7 +83,7 @@ def key_at(keys: pa.Table, row: int) -> RowKey:
 
 
 def key_hashes(keys: pa.Table) -> NDArray[np.uint64]:
-    """XXH3 hashes [n] of keys, by which rows are matched; lengths keep (ab, c) from (a, bc)."""
+    """XXH3 hashes [n] of keys, used to match rows; they cover lengths, so (ab, c) isn't (a, bc)."""
     parts = [np.empty(0, dtype=np.uint64)]
     for batch in keys.to_batches(max_chunksize=1024):
         source, id, content = (batch[name] for name in RowKey._fields)
@@ -95,18 +95,18 @@ def key_hashes(keys: pa.Table) -> NDArray[np.uint64]:
 
 
 def repeats(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Places of values that occurred before."""
+    """Indices of values that have occurred before."""
     ordered = np.sort(hashes)
-    if (ordered[1:] != ordered[:-1]).all():  # as nearly always, in half the memory
+    if (ordered[1:] != ordered[:-1]).all():  # the usual case, in half the memory
         return np.empty(0, dtype=np.int64)
     return np.setdiff1d(np.arange(len(hashes)), np.unique(hashes, return_index=True)[1])
 
 
 class Folder:
-    """A folder of files, by a local path or a URL.
+    """A folder of files, given by a local path or a URL.
 
     Raises:
-        StoreError: If the URL's kind is not known, or its library not installed.
+        StoreError: If the URL's protocol is unknown, or its library is not installed.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -129,7 +129,7 @@ class Folder:
         return f"{self}/{name}"
 
     def sizes(self, pattern: str) -> dict[str, int]:
-        """Bytes of each file whose name matches, in order of name."""
+        """Sizes in bytes of the files whose names match, in order of name."""
         try:
             found = self._files.ls(self.path, detail=True, refresh=True)
         except FileNotFoundError:
@@ -138,7 +138,7 @@ class Folder:
         return {name: sizes[name] for name in sorted(sizes) if fnmatch.fnmatchcase(name, pattern)}
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether a file of this name exists."""
         return bool(self._files.isfile(f"{self.path}/{name}"))
 
     def read(self, name: str) -> bytes:
@@ -183,7 +183,7 @@ class Folder:
 
     @contextmanager
     def reporting(self, name: str) -> Iterator[None]:
-        """Turn errors of the file system into messages that name the file."""
+        """Turn file system errors into a `StoreError` that names the file."""
         try:
             yield
         except OSError as error:
@@ -205,7 +205,7 @@ def _rename_if_new(old: Path, new: Path) -> None:
 
 
 def hash_of(content: bytes) -> str:
-    """XXH3 of 128 bits: against damage, not malice, at memory speed (SHA-256 halves scoring)."""
+    """128-bit XXH3: detects damage, not malice, at memory speed (SHA-256 would halve scoring)."""
     return xxhash.xxh3_128_hexdigest(content)
 
 
@@ -220,25 +220,25 @@ def check_hash(folder: Folder, name: str, found: str) -> None:
 
 
 def keys_of(shard: str) -> str:
-    """Name of the file of a shard's keys: `shard-K-H.safetensors` has `keys-K.parquet`."""
+    """The name of a shard's file of keys: `shard-K-H.safetensors` has `keys-K.parquet`."""
     return KEYS.replace("*", shard.split("-")[1])
 
 
 def shard_names(folder: Folder) -> list[str]:
-    """Names of the shards, in order; one whose keys are missing is not one."""
+    """Names of the shards, in order; shards whose keys are missing don't count."""
     keys = folder.sizes(KEYS)
     return [name for name in folder.sizes(SHARDS) if keys_of(name) in keys]
 
 
 def write_table(folder: Folder, pattern: str, table: pa.Table, settings: Mapping[str, Any]) -> str:
-    """Write keys, with further columns of text if any; returns the hash in the file's name."""
+    """Write keys and any further text columns; returns the hash in the file's name."""
     sink, texts = io.BytesIO(), [name for name in table.column_names if name != "source"]
     with pq.ParquetWriter(
         sink,
         table.schema,
         compression="zstd",
         use_dictionary=["source"],
-        # One run of characters without lengths between, so hexadecimal digits take 4 bits each.
+        # Characters are stored without lengths in between, so hex digits compress to 4 bits each.
         column_encoding=dict.fromkeys(texts, "DELTA_LENGTH_BYTE_ARRAY"),
         write_statistics=False,
         store_schema=False,
@@ -251,10 +251,10 @@ def write_table(folder: Folder, pattern: str, table: pa.Table, settings: Mapping
 
 
 def read_table(folder: Folder, name: str, settings: Mapping[str, Any]) -> pa.Table:
-    """Read and check what `write_table` wrote.
+    """Read and check a file that `write_table` wrote.
 
     Raises:
-        StoreError: If the file is damaged, or of a datastore with other settings.
+        StoreError: If the file is damaged, or belongs to a datastore with other settings.
     """
     content = folder.read(name)
     check_hash(folder, name, hash_of(content))
@@ -267,7 +267,7 @@ def read_table(folder: Folder, name: str, settings: Mapping[str, Any]) -> pa.Tab
 
 
 def seal(value: Mapping[str, Any]) -> bytes:
-    """A small file's bytes: JSON with the format and a fingerprint of everything else."""
+    """A small file's bytes: JSON with the format and a fingerprint of all other fields."""
     content = {"format": FORMAT, **value}
     sealed = {"fingerprint": fingerprint(content), **content}
     return (json.dumps(sealed, ensure_ascii=False, indent=1) + "\n").encode("utf-8")
@@ -277,7 +277,7 @@ def unseal(folder: Folder, name: str) -> dict[str, Any]:
     """Read a small file.
 
     Raises:
-        StoreError: If it is damaged, or of another format.
+        StoreError: If it is damaged, or has another format.
     """
     content = _sealed(folder, name)
     if content is None:
@@ -293,12 +293,12 @@ def unseal(folder: Folder, name: str) -> dict[str, Any]:
 
 
 def is_damaged(folder: Folder, name: str) -> bool:
-    """Whether a small file is there, but is not what was written."""
+    """Whether a small file exists, but differs from what was written."""
     return folder.exists(name) and _sealed(folder, name) is None
 
 
 def _sealed(folder: Folder, name: str) -> dict[str, Any] | None:
-    """A small file's content, of another format unverified; None if it is damaged."""
+    """A small file's content (unverified if of another format); None if it is damaged."""
     try:
         content: dict[str, Any] = json.loads(folder.read(name))
         written = content.pop("fingerprint")
@@ -312,7 +312,7 @@ def read_settings(folder: Folder) -> dict[str, Any]:
     """The settings that all rows of a datastore share.
 
     Raises:
-        StoreError: If there is no datastore, or one of another format.
+        StoreError: If there is no datastore, or its format is another one.
     """
     if not folder.exists(SETTINGS):
         todo = "Give the folder of a datastore, e.g. RUN/02-features/checkpoint-1/pool."
@@ -322,7 +322,7 @@ def read_settings(folder: Folder) -> dict[str, Any]:
 
 
 def read_manifest(folder: Folder) -> dict[str, int] | None:
-    """Rows of each file of a finished datastore, by name; None: it is still growing.
+    """The number of rows of each file in a finished datastore; None if it isn't finished.
 
     Raises:
         StoreError: If the manifest is damaged.

@@ -1,7 +1,7 @@
-"""Complete datastores: inspect one, convert it to fewer bits, merge several.
+"""Operations on existing datastores: inspect one, convert it to fewer bits, merge several.
 
-Each takes paths or URLs that fsspec knows, and does not change what it reads. An interrupted
-command resumes: rows that exist already are not written again.
+In: paths or URLs that fsspec knows; what is read is never changed. Out: a summary, or a new
+datastore. An interrupted command resumes: rows that already exist are not written again.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from gradsieve.store.writer import StoreWriter, create_store
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """Summary of a datastore, without reading its features.
+    """A summary of a datastore, made without reading its features.
 
     Returns:
-        JSON data: `rows`, `sources` (rows of each), `shards`, `bytes`, `bits`, `finished` (whether
-        all rows that were wanted are there), `skipped`, and `settings`.
+        JSON data: `rows`, `sources` (rows per source), `shards`, `bytes`, `bits`, `finished`
+        (whether all requested rows exist), `skipped`, and `settings`.
 
     Raises:
-        StoreError: If there is none, or a file of keys or the manifest is damaged.
+        StoreError: If there is no datastore, or a file of keys or the manifest is damaged.
     """
     store = open_store(path)
     shards, keys = store.folder.sizes(SHARDS), store.folder.sizes(KEYS)
@@ -63,8 +63,8 @@ def convert(
     """Write a datastore's rows with fewer bits.
 
     Raises:
-        StoreError: If the source has no more bits than are wanted, is damaged or lacks files, or
-            the target has other settings or is a folder of something else.
+        StoreError: If the source doesn't have more bits than requested, is damaged or lacks files,
+            or if the target has other settings or its folder holds something else.
     """
     store = _open_complete(source)
     if bits not in (1, 2, 4, 8, 16) or bits >= store.bits:
@@ -90,7 +90,7 @@ def convert(
 
 
 def _begin(path: str | Path, settings: dict[str, Any]) -> StoreWriter:
-    """A new datastore, or one that was begun before; never among other files or in another one."""
+    """Open a new or unfinished datastore; refuses other files and a place inside a datastore."""
     folder = Folder(path)
     above = Folder(str(folder).rpartition("/")[0])
     if above.exists(SETTINGS):
@@ -110,11 +110,12 @@ def _begin(path: str | Path, settings: dict[str, Any]) -> StoreWriter:
 def merge(
     sources: Sequence[str | Path], target: str | Path, report: Report = lambda _: None
 ) -> StoreWriter:
-    """Merge datastores with equal settings and no row in common.
+    """Merge datastores that have equal settings and no rows in common.
 
     Raises:
-        StoreError: If there are none, settings differ (names both values), two hold the same row
-            (names it), a file is damaged or missing, or the target is a folder of something else.
+        StoreError: If there are no sources, if settings differ (both values are named), if two
+            hold the same row (it is named), if a file is damaged or missing, or if the target's
+            folder holds something else.
     """
     if not sources:
         raise StoreError("No datastore to merge.", str(target), "Name at least one.")
@@ -141,7 +142,7 @@ def merge(
 
 
 def _open_complete(path: str | Path) -> Store:
-    """A datastore with all files of its manifest, if it has one; an unfinished one has none."""
+    """Open a datastore; refuses one that lacks files of its manifest, if it has a manifest."""
     store = open_store(path)
     if missing := store.missing_files():
         raise StoreError(
@@ -163,7 +164,7 @@ def _check_settings(first: Store, other: Store) -> None:
 
 
 def _check_overlap(first: Store, other: Store, shards: Sequence[str]) -> None:
-    """Refuse rows of some of the other datastore's shards that the first has too."""
+    """Refuse shards of the other datastore that have rows in common with the first."""
     keys = pa.concat_tables([key_table([]), *map(other.shard_keys, shards)])
     common = keys.filter(first.positions(keys) >= 0)
     if len(common):
@@ -176,7 +177,7 @@ def _check_overlap(first: Store, other: Store, shards: Sequence[str]) -> None:
 
 
 def _copy(store: Store, writer: StoreWriter, name: str) -> None:
-    """Copy a shard and its keys, both checked, the keys first."""
+    """Check and copy a shard and its keys, the keys first."""
     for file in (keys_of(name), name):
         content = store.folder.read(file)
         check_hash(store.folder, file, hash_of(content))

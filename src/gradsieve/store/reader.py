@@ -1,9 +1,9 @@
-"""Reading a datastore, shard by shard, in constant memory.
+"""Reads a datastore shard by shard, in constant memory.
 
-In: a folder. Out: rows, or their cosines with target directions. A row's position is its number in
-the order of the shards' names; callers map their keys to positions once and work on arrays. A
-datastore that is being written can be read. While one shard is processed, the next is read and
-checked. An open datastore keeps 8 bytes a row, a hash of its key.
+In: a folder. Out: rows, or their cosines with target directions. A row's position is its index when
+shards are ordered by name; callers map their keys to positions once and then work on arrays. A
+datastore can be read while it is being written. While one shard is processed, the next is read and
+checked. An open datastore keeps 8 bytes per row, a hash of its key.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from gradsieve.store.scoring import Cosines
 Tensors = Mapping[str, NDArray[Any]]
 
 OPENED_AT_ONCE = 16
-"""Files of keys read concurrently where each read is a request."""
+"""Files of keys read concurrently if the datastore is remote, where each read is a request."""
 
 
 class Block(NamedTuple):
-    """Some of a shard's rows: positions [n], unit directions [n, d], norms after and before
+    """Some of a shard's rows: positions [n], unit directions [n, d], and norms after and before
     projection [n].
 
-    A row of norm 0 has no direction: its values are 0, whatever its codes say.
+    A row of norm 0 has no direction: its values are 0, whatever its codes are.
     """
 
     positions: NDArray[np.int64]
@@ -65,8 +65,8 @@ class Block(NamedTuple):
 
 
 class Similarities(NamedTuple):
-    """Some of a shard's rows: positions [n], cosines to directions [n, S], the norms [n] whose
-    product with the cosines are inner products, and norms after projection [n].
+    """Some of a shard's rows: positions [n], cosines with directions [n, S], the norms [n] that
+    turn cosines into inner products by multiplication, and norms after projection [n].
 
     A row of norm 0 has cosines of 0.
     """
@@ -81,14 +81,14 @@ def open_store(path: str | Path) -> Store:
     """Open a datastore for reading.
 
     Raises:
-        StoreError: If there is none, it is of another format, or its settings are damaged.
+        StoreError: If there is none, it has another format, or its settings are damaged.
     """
     folder = Folder(path)
     return Store(folder, read_settings(folder))
 
 
 class Shard(NamedTuple):
-    """A shard's file, the position of its first row, its rows, and those that do not count."""
+    """A shard: its file, its first row's position, its row count, and its repeated rows."""
 
     name: str
     first: int
@@ -96,12 +96,12 @@ class Shard(NamedTuple):
     repeats: NDArray[np.int64]
 
     def places(self) -> NDArray[np.int64]:
-        """Numbers in the file of the rows that count, by position."""
+        """Indices within the file of the rows that aren't repeats, in order of position."""
         return np.delete(np.arange(self.rows), self.repeats)
 
 
 Wanted = Sequence[tuple[Shard, NDArray[np.int64]]]
-"""Shards, and positions of rows of each; see `Store.wanted`."""
+"""Shards, each with the positions of the requested rows; see `Store.wanted`."""
 
 
 class Store:
@@ -112,12 +112,12 @@ class Store:
 
     @property
     def bits(self) -> int:
-        """Bits a value."""
+        """Bits per value."""
         return int(self.settings["bits"])
 
     @property
     def balanced(self) -> bool:
-        """Whether rows were scaled before their projection, and targets inversely."""
+        """Whether rows were scaled before projection, and targets by the inverse scales."""
         return bool(self.settings.get("projection", {}).get("balanced", False))
 
     def __len__(self) -> int:
@@ -127,10 +127,10 @@ class Store:
     def _index(self) -> tuple[list[Shard], NDArray[np.uint64]]:
         """The shards as of the first use, and the hash of each row's key by position.
 
-        Of a row that several shards hold, as two writers may have written it, the first counts.
+        If several shards hold the same row, since two writers wrote it, the first one counts.
         """
         names = shard_names(self.folder)
-        # Locally more threads only make Arrow keep more memory.
+        # For local files, more threads only make Arrow use more memory.
         with ThreadPoolExecutor(1 if self.folder.local else OPENED_AT_ONCE) as pool:
             parts = list(pool.map(lambda name: key_hashes(self.shard_keys(name)), names))
         lengths = [len(part) for part in parts]
@@ -145,7 +145,7 @@ class Store:
         return shards, np.delete(hashes, again)
 
     def shard_keys(self, shard: str) -> pa.Table:
-        """Keys in a shard's file."""
+        """All keys of a shard, including repeated ones."""
         return read_table(self.folder, keys_of(shard), self.settings)
 
     def keys(self) -> pa.Table:
@@ -158,7 +158,7 @@ class Store:
         return pa.concat_tables([key_table([]), *tables])
 
     def sources(self) -> dict[str, int]:
-        """How many rows each source has."""
+        """The number of rows of each source."""
         counts = pc.value_counts(self.keys()["source"]).to_pylist()
         return dict(sorted((count["values"], count["counts"]) for count in counts))
 
@@ -174,7 +174,7 @@ class Store:
         return pa.concat_tables(tables or [none])
 
     def positions(self, keys: Keys) -> NDArray[np.int64]:
-        """Positions [n] of rows; -1 where the datastore lacks one.
+        """Positions [n] of rows; -1 for rows that the datastore lacks.
 
         Args:
             keys: A table with the columns `source`, `id` and `content`, or a few `RowKey`.
@@ -187,10 +187,10 @@ class Store:
         return np.where(hashes[found] == wanted, found, -1)
 
     def find(self, keys: Keys) -> NDArray[np.int64]:
-        """Positions [n] of rows.
+        """Positions [n] of rows, all of which must exist.
 
         Raises:
-            StoreError: If the datastore lacks one; it names the first.
+            StoreError: If the datastore lacks a row; the first one is named.
         """
         keys = key_table(keys)
         positions = self.positions(keys)
@@ -202,7 +202,7 @@ class Store:
         return positions
 
     def shards(self, positions: NDArray[np.int64] | Wanted | None = None) -> Iterator[Block]:
-        """Blocks of rows, in order of position; of `Wanted` rows only their shards are read.
+        """Yield blocks of rows in order of position; only shards with requested rows are read.
 
         Raises:
             StoreError: If a shard is damaged.
@@ -214,7 +214,7 @@ class Store:
             yield Block(found, directions, tensors["feature_norms"], tensors["gradient_norms"])
 
     def read(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Rows [n, d] as they were projected, up to quantization, in the order asked for.
+        """Projected rows [n, d], up to quantization, in the order of `positions`.
 
         Raises:
             StoreError: If a shard is damaged.
@@ -229,10 +229,10 @@ class Store:
         positions: NDArray[np.int64] | Wanted | None = None,
         balanced: bool = False,
     ) -> Iterator[Similarities]:
-        """Inner products of each UNIT row with each direction [S, d], straight from the codes.
+        """Inner products of each UNIT row with each direction [S, d], computed from the codes.
 
-        With `balanced` they are divided by the rows' norms before scaling and projection instead of
-        those after: for directions of targets whose scales are the inverse of the rows'.
+        With `balanced`, a row's inner products are divided by its `gradient_norm` instead of its
+        `feature_norm`: for directions of targets whose scales are the inverse of the rows'.
 
         Raises:
             StoreError: If a shard is damaged.
@@ -248,10 +248,10 @@ class Store:
             yield Similarities(found, values, norms, own)
 
     def wanted(self, positions: NDArray[np.int64] | None) -> Wanted:
-        """Rows shard by shard, in order of position; None: all rows.
+        """Requested rows by shard, in order of position; None means all rows.
 
         Raises:
-            StoreError: If there is no such position.
+            StoreError: If a position doesn't exist.
         """
         wanted = np.arange(len(self)) if positions is None else np.unique(positions)
         if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(self):
@@ -259,16 +259,16 @@ class Store:
             raise StoreError("No row has such a position.", where, "Use `find` to name the row.")
         shards = self._index[0]
         parts = np.split(wanted, np.searchsorted(wanted, [shard.first for shard in shards[1:]]))
-        # Without any shard there is one empty part.
+        # If there are no shards, there is one empty part.
         return [one for one in zip(shards, parts, strict=False) if len(one[1])]
 
     def _read(self, positions: NDArray[np.int64] | Wanted | None) -> Iterator[tuple[Any, Tensors]]:
-        """Positions and tensors of each shard's wanted rows, one shard read ahead."""
+        """Yield positions and tensors of each shard's requested rows, reading one shard ahead."""
         wanted = positions if isinstance(positions, Sequence) else self.wanted(positions)
         with ThreadPoolExecutor(1) as ahead:
             loading = (ahead.submit(self._load, shard, part) for shard, part in wanted)
             nothing: Future[tuple[Any, Tensors]] = Future()
-            for coming, _ in pairwise(chain(loading, [nothing])):  # the next is being read already
+            for coming, _ in pairwise(chain(loading, [nothing])):  # pairwise submits the next one
                 yield coming.result()
 
     def _load(self, shard: Shard, positions: NDArray[np.int64]) -> tuple[Any, Tensors]:
@@ -276,13 +276,13 @@ class Store:
         if len(positions) < shard.rows:
             places = shard.places()[positions - shard.first]
             return positions, {kind: values[places] for kind, values in tensors.items()}
-        # Copies of what callers keep, so that they don't keep the file mapped.
+        # Copy the tensors that callers keep, so that these don't keep the file mapped.
         return positions, {
             kind: values if kind == "codes" else values.copy() for kind, values in tensors.items()
         }
 
     def _tensors(self, name: str) -> Tensors:
-        """A shard's tensors, checked against its name; mapped into memory if it is local."""
+        """A shard's tensors, checked against the hash in its name; memory-mapped if it is local."""
         if not self.folder.local:
             content = self.folder.read(name)
             check_hash(self.folder, name, hash_of(content))
@@ -296,12 +296,12 @@ class Store:
             return {kind: opened.get_tensor(kind).numpy() for kind in opened.keys()}  # noqa: SIM118
 
     def missing_files(self) -> list[str]:
-        """Files that the manifest lists and that are not there."""
+        """Files that the manifest lists but that don't exist."""
         there = self.folder.sizes("*")
         return [name for name in read_manifest(self.folder) or {} if name not in there]
 
     def verify(self) -> list[str]:
-        """Problems, one line each; none if every file is as it was written."""
+        """Problems, one line each; empty if every file is as it was written."""
         rows: dict[str, int] = {}
         skipped, problems = self.folder.sizes(SKIPPED), []
         for name in (*shard_names(self.folder), *skipped, MANIFEST):
@@ -317,7 +317,7 @@ class Store:
         return problems
 
     def _shard_problems(self, name: str, rows: dict[str, int]) -> list[str]:
-        """What is wrong with a shard; counts its rows unless it is damaged."""
+        """Problems of a shard; also adds its row count to `rows`, unless it is damaged."""
         keys, tensors = self.shard_keys(name), self._tensors(name)
         rows[name] = rows[keys_of(name)] = len(keys)
         problems = [f"{key_at(keys, row)} is there twice" for row in repeats(key_hashes(keys))[:1]]
@@ -329,7 +329,7 @@ class Store:
         return [f"{self.folder.where(name)}: {problem}" for problem in problems]
 
     def _manifest_problems(self, rows: Mapping[str, int]) -> list[str]:
-        """Where the manifest, if there is one, differs; newer files are not in it."""
+        """Differences between the files and the manifest, if any; newer files may be unlisted."""
         where = self.folder.where(MANIFEST)
         lost = [f"{where}: {name} is missing" for name in self.missing_files()]
         return lost + [

@@ -1,17 +1,17 @@
-"""Cosines of quantized rows with fixed directions, as fast as a processor multiplies.
+"""Cosines of quantized rows with fixed directions, as fast as the processor multiplies.
 
-In: a shard's codes, and directions [S, d]. Out: [n, S]. Rows of 8, 4, 2 and 1 bits are multiplied
-as integers: a few hundred rows at a time are unpacked to int8 by table, in a buffer that fits the
-cache, and each direction is held as two int8 digits, 15 bits and a sign, which is as exact as
-float32 (error 2e-5 of its largest value). Rows of 16 and 32 bits and their directions are rounded
-to integers (error 2e-8 of a cosine) that float64 adds up without error. Sums of integers are exact
-in any order, so the result is the same on every device, with any number of threads, rows and
-subtasks at a time.
+In: a shard's codes, and directions [S, d]. Out: cosines [n, S]. Rows of 8, 4, 2 and 1 bits are
+multiplied as integers: a few hundred rows at a time are unpacked to int8 through a table, into a
+buffer that fits the cache, and each direction is stored as two int8 digits, 15 bits and a sign,
+which is as exact as float32 (error 2e-5 of its largest value). Rows of 16 and 32 bits and their
+directions are rounded to integers (error 2e-8 of a cosine) that float64 sums without error. Sums of
+integers are exact in any order, so the result is the same on every device, with any number of
+threads, and with any number of rows and subtasks at a time.
 
-Rejected: sums of table entries by packed byte (57 adds a byte and subtask: four times slower than
-multiplying on a processor with int8 dot products), bfloat16 (half the rate, inexact), and float32
-for 16 and 32 bits (1.8 times as fast; last digits depend on the number of rows, of directions and
-of threads, measured with MKL).
+Rejected: sums of table entries by packed byte (57 adds per byte and subtask: four times slower than
+multiplying on a processor with int8 dot products), bfloat16 (half the speed, inexact), and float32
+for 16 and 32 bits (1.8 times as fast, but the last digits depend on the number of rows, directions
+and threads, measured with MKL).
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from gradsieve.store import quantize
 _logger = logging.getLogger(__name__)
 
 ROWS = 512
-"""Rows unpacked at a time; at 8192 dims they fill 4 MiB."""
+"""Rows unpacked at a time; with 8192 dims they take 4 MiB."""
 
 CODES = 2.0**20
-"""Steps of 1 in codes of 16 and 32 bits, whose values are about N(0, 1)."""
+"""Integer steps per unit in codes of 16 and 32 bits, whose values are about N(0, 1)."""
 
 LARGEST_SUM = 2.0**52
-"""Float64 adds integers up to twice that without error."""
+"""Float64 adds integers without error up to twice this value."""
 
 DIMS = 1 << 16
 """Dims summed in int32 at a time: 127 * 128 * 65,536 is less than 2^31."""
 
 STEPS = 127 * 256
-"""A direction's largest value in steps; a digit is worth 256 steps or 1."""
+"""A direction's largest value in steps; the high digit counts 256 steps, the low digit 1."""
 
 
 class Cosines:
     """Cosines with fixed directions.
 
     Args:
-        directions: float32 [S, d]; not normalized: the result is multiplied by their norms.
-        bits: Of the rows' codes.
+        directions: float32 [S, d], not normalized here: results are multiplied by their norms.
+        bits: Bits of the rows' codes.
     """
 
     def __init__(self, directions: NDArray[np.float32], bits: int) -> None:
@@ -62,8 +62,8 @@ class Cosines:
         self._buffer = torch.empty(0, dtype=torch.int8)
         self._directions = self._copied(directions)
         if bits > 8:
-            # |codes . steps| <= |codes| |steps| (Cauchy-Schwarz), also for sums of some terms;
-            # codes have norm sqrt(d), and a power of 2 makes the steps' scaling exact.
+            # |codes . steps| <= |codes| |steps| (Cauchy-Schwarz), also for partial sums; codes
+            # have norm sqrt(d), and with a power of 2 the steps are scaled exactly.
             norms = (
                 self._directions.double().norm(dim=1, keepdim=True).clamp_min(float(quantize.TINY))
             )
@@ -76,7 +76,7 @@ class Cosines:
         steps = (self._directions.double() / self._step).round().long()
         high = (steps + 128) // 256
         digits = torch.cat([high, steps - 256 * high]).to(torch.int8)
-        # Zeros up to a multiple multiply faster, and some GPUs require them.
+        # Padding with zeros to a multiple is faster, and some GPUs require it.
         multiple = 16 if self._device.type == "cuda" else 8
         self._digits = functional.pad(digits, (0, 0, 0, -len(digits) % multiple))
 
@@ -91,7 +91,7 @@ class Cosines:
         return found
 
     def _copied(self, values: NDArray[Any]) -> Tensor:
-        """A copy on the device; a file's bytes may be read-only and need not be aligned."""
+        """A copy on the device, since a file's bytes may be read-only or unaligned."""
         return torch.tensor(np.ascontiguousarray(values), device=self._device)
 
     def _float_product(self, codes: NDArray[Any]) -> Tensor:
@@ -109,7 +109,7 @@ class Cosines:
         return ((256 * high + low) * self._step.T).float()
 
     def _unpacked(self, codes: NDArray[Any]) -> Tensor:
-        """Rows as int8; on a GPU in a full tile, which its integer product requires."""
+        """Rows as int8; on a GPU padded to ROWS rows, which its integer product requires."""
         if self._device.type == "cuda":
             packed = self._copied(codes)
             if self.bits < 8:
@@ -128,16 +128,16 @@ class Cosines:
 
 
 def _has_gpu(bits: int) -> bool:
-    """Whether there is a GPU that multiplies what rows of so many bits take."""
+    """Whether there is a GPU that can multiply rows with this many bits."""
     return torch.cuda.is_available() and (bits > 8 or _multiplies_integers())
 
 
 @cache
 def _multiplies_integers() -> bool:
-    """Whether the GPU does so; the processor's result is the same.
+    """Whether the GPU multiplies integers; if not, the CPU computes the same result.
 
-    Those before compute capability 7.5 have no integer products, and cuBLAS lacks some for newer
-    ones.
+    GPUs before compute capability 7.5 have no integer products, and cuBLAS lacks some of them for
+    newer GPUs.
     """
     try:
         _try_integers()
@@ -157,13 +157,13 @@ def _try_integers() -> None:
 
 @cache
 def _words(bits: int) -> NDArray[Any]:
-    """What each byte stands for, as one word of 8 / bits bytes [256]."""
+    """The integers that each byte represents, as one word of 8 / bits bytes [256]."""
     word = {1: np.uint64, 2: np.uint32, 4: np.uint16}[bits]
     return quantize.integers_of_byte(bits).view(word)[:, 0].copy()
 
 
-# Not parallel: numba would set the number of OpenMP's threads, PyTorch's too, and with it the last
-# digits of everything that is computed afterwards in this process.
+# Not parallel: numba would set the number of OpenMP threads, which PyTorch shares, and so change
+# the last digits of everything computed afterwards in this process.
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
 def _unpack(codes: Any, table: Any, out: Any) -> None:
     for row in range(codes.shape[0]):

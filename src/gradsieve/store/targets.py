@@ -1,7 +1,7 @@
 """Target gradients at one checkpoint: one safetensors file per target, next to each datastore.
 
-Each datastore has its own: rows that were scaled before their projection need gradients that were
-scaled inversely, and rows of plain gradients need plain ones.
+Each datastore has its own files: rows that were scaled before projection need target gradients with
+the inverse scales, and rows of plain gradients need plain ones.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class TargetGradients:
     """A target's gradients at one checkpoint.
 
     Attributes:
-        identity: Fingerprint of the target that they are of.
-        gradient_norms: Before scaling and projection [k].
-        mean_norms: Of each subtask's mean before scaling and projection [S]; None where nothing
+        identity: Fingerprint of the target.
+        gradient_norms: Norms before scaling and projection [k].
+        mean_norms: Norm of each subtask's mean before scaling and projection [S]; None if nothing
             was scaled.
     """
 
@@ -39,24 +39,24 @@ class TargetGradients:
 
     @property
     def norms(self) -> Norms | None:
-        """Norms by which cosines are taken; None: those of the projected rows."""
+        """Norms used for cosines; None means the norms of the projected rows."""
         return None if self.mean_norms is None else Norms(self.gradient_norms, self.mean_norms)
 
     def units(self) -> Tensor:
-        """Rows whose inner product with a row of length 1 is the cosine [k, d]."""
+        """Rows [k, d] whose inner product with a row of norm 1 is the cosine."""
         return divided(self.rows, self.norms and self.norms.of_rows)
 
 
 def target_file(checkpoint: Path, store: str, target: str) -> Path:
-    """Where a target's gradients for a datastore are: `targets/` for `pool`, `targets-sgd/`..."""
+    """The file of a target's gradients for a datastore: `targets/` for `pool`, `targets-sgd/`..."""
     return checkpoint / store.replace("pool", "targets", 1) / f"{target}.safetensors"
 
 
 def read_target_gradients(file: Path) -> TargetGradients:
-    """Read what `write_target_gradients` wrote.
+    """Read a file that `write_target_gradients` wrote.
 
     Raises:
-        StoreError: If it is damaged, or not there.
+        StoreError: If it is damaged or missing.
     """
     try:
         with safe_open(file, "pt") as opened:
@@ -73,13 +73,13 @@ def read_target_gradients(file: Path) -> TargetGradients:
 
 
 def write_target_gradients(file: Path, gradients: TargetGradients) -> None:
-    """Write a target's gradients."""
+    """Write a target's gradients to a file."""
     about = {
         "identity": gradients.identity,
         "ids": gradients.ids,
         "subtasks": gradients.subtasks,
     }
-    # One key: safetensors writes several in an order that changes from run to run.
+    # A single key: safetensors writes several in an order that changes from run to run.
     metadata = {"gradsieve": json.dumps(about)}
     tensors = {"features": gradients.rows, "gradient_norms": gradients.gradient_norms}
     if gradients.mean_norms is not None:

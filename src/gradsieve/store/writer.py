@@ -1,8 +1,8 @@
-"""Writing a datastore, shard by shard.
+"""Writes a datastore, shard by shard.
 
 In: rows and their keys. Out: files that appear completely or not at all, a shard's keys before the
-shard. Names are hashes of content, so several processes may write into one datastore, a shard
-written twice is one file, and there is no index to update: what `ls` shows is what exists.
+shard. File names contain hashes of their content, so several processes can write to one datastore,
+a shard written twice is one file, and there is no index to update: what `ls` shows is what exists.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ NOT_FINITE = "its gradient is not finite"
 def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
     """Open a datastore for writing; it is created if it doesn't exist.
 
-    `settings` are JSON data, `bits` among it, that all its rows share.
+    `settings` are JSON data that all rows share, including `bits`.
 
     Raises:
-        StoreError: If it exists with other settings (names the keys that differ and both values)
-            or in another format.
+        StoreError: If it exists with other settings (the message names the differing keys and both
+            values) or in another format.
     """
     folder = Folder(path)
-    # A damaged file is replaced: rows of other settings are refused, since their keys name them.
+    # A damaged file is replaced. Rows with other settings are still refused, by their keys' file.
     write = folder.write if is_damaged(folder, SETTINGS) else folder.create
     write(SETTINGS, seal({"settings": settings}))
     existing = read_settings(folder)
@@ -72,14 +72,14 @@ def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
 
 
 def sound_store(path: str | Path) -> StoreWriter | None:
-    """Open a datastore for writing if there is one, with the settings that it has."""
+    """Open an existing datastore for writing, with its own settings; None if there is none."""
     folder = Folder(path)
     there = folder.exists(SETTINGS) and not is_damaged(folder, SETTINGS)
     return StoreWriter(folder, read_settings(folder)) if there else None
 
 
 def rows_where(which: NDArray[np.bool_], keys: pa.Table, rows: Any, norms: Any) -> Any:
-    """Some of a shard's rows [n]; if all, as they are: a copy would take as much memory again."""
+    """Some of a shard's rows [n]; all rows are returned uncopied, which would double the memory."""
     if which.all():
         return keys, rows, norms
     return keys.filter(pa.array(which)), rows[which], norms[which]
@@ -104,10 +104,10 @@ class StoreWriter:
         return (self.reader().positions(keys) < 0) & ~self._is_skipped(key_table(keys))
 
     def write_shard(self, keys: Keys, features: Any, gradient_norms: Any) -> str | None:
-        """Add rows, all or none; those that are not finite are skipped.
+        """Add rows atomically; rows that are not finite are skipped.
 
         Args:
-            keys: Which rows they are, each once.
+            keys: The rows' keys, each only once.
             features: [n, d] float32, array or CPU tensor.
             gradient_norms: [n], norms before projection.
 
@@ -115,7 +115,7 @@ class StoreWriter:
             The shard's name, or None if no row was finite.
 
         Raises:
-            StoreError: If a row is given twice, or it can't be written, e.g. the disk is full.
+            StoreError: If a row is given twice, or if writing fails, e.g. because the disk is full.
         """
         keys = key_table(keys)
         again = repeats(key_hashes(keys))
@@ -124,16 +124,16 @@ class StoreWriter:
             raise StoreError("A shard cannot hold a row twice.", where, todo)
         rows = np.asarray(features, dtype=np.float32)
         norms = np.asarray(gradient_norms, dtype=np.float32)
-        # Not a number compares as false; a norm that float32 can't hold is as bad as infinity.
+        # NaN compares as false; a norm that float32 can't represent counts as infinite.
         finite = (quantize.row_norms(rows) <= np.finfo(np.float32).max) & np.isfinite(norms)
         name = self._publish(*rows_where(finite, keys, rows, norms)) if finite.any() else None
-        # Last, so that after a kill in between the shard is not made of other batches.
+        # Last, so that if the process is killed in between, the shard isn't made of other batches.
         bad = keys.filter(~finite)
         self.skip(bad.append_column("skip_reason", pa.array([NOT_FINITE] * len(bad), pa.string())))
         return name
 
     def skip(self, rows: pa.Table) -> None:
-        """Note rows that will have no feature: keys and `skip_reason`, in a file of their own."""
+        """Record rows that will have no features (keys and `skip_reason`) in a separate file."""
         new = rows.filter(~self._is_skipped(rows))
         if len(new):
             order = [(name, "ascending") for name in new.column_names]
@@ -145,7 +145,7 @@ class StoreWriter:
         return np.isin(key_hashes(keys), key_hashes(self.reader().skipped()))
 
     def finish(self) -> None:
-        """Write the manifest: all rows that were wanted are there."""
+        """Write the manifest, which means that all requested rows exist."""
         rows = {}
         for name in shard_names(self.folder):
             keys = keys_of(name)
@@ -170,7 +170,7 @@ class StoreWriter:
             "gradient_norms": norms,
         }
         content = save(tensors, {"format": FORMAT})
-        # The shard last: keys without one are ignored.
+        # The shard is written last: keys without a shard are ignored.
         own = write_table(self.folder, KEYS, keys, self.settings)
         name = SHARDS.replace("*", f"{own}-{hash_of(content)}")
         self.folder.write(name, content)
