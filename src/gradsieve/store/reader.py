@@ -231,8 +231,8 @@ class Store:
     ) -> Iterator[Similarities]:
         """Inner products of each UNIT row with each direction [S, d], computed from the codes.
 
-        With `balanced`, a row's inner products are divided by its `gradient_norm` instead of its
-        `feature_norm`: for directions of targets whose scales are the inverse of the rows'.
+        With `balanced`, rows are divided by their `gradient_norms` instead of `feature_norms`: for
+        directions of targets whose scales are the inverse of the rows'.
 
         Raises:
             StoreError: If a shard is damaged.
