@@ -1,12 +1,12 @@
 """Selection methods behind one call: LESS and the baselines.
 
 In: a `ScoringTask`: the pool, the target examples, and for some methods gradients. Out: `Scores`
-for each target. A method is an object with `source`, `uses` and `score`; the built-in ones are
-below, others are found by the entry-point group `gradsieve.methods`, or in a file that the recipe
-names (`my.py:Longest`).
+for each target. A method is an object with `source`, `uses` and `score`. The built-in methods are
+listed below; others come from the entry-point group `gradsieve.methods`, or from a file that the
+recipe names (`my.py:Longest`).
 
-A name may end in a number that seeds what is random in it: `random-1` is `random` with seed 1; and
-in the budget of a selection: `random-1@0.05`.
+A name may end in a random seed (`random-1` is `random` with seed 1), followed by the budget of a
+selection (`random-1@0.05`).
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ METHODS = {
     "perplexity_middle": "perplexity:MIDDLE",
     "perplexity_top": "perplexity:TOP",
 }
-"""Name: module and object in this package. Imported when used: some need seconds to load."""
+"""Maps names to `module:object` in this package; imported on use, since some take seconds."""
 
 TAKEN = {*METHODS, "base", "warmed_up"}
-"""Names that mean something: methods, and what evaluation calls models before training."""
+"""Reserved names: methods, and the models that are evaluated before training."""
 
 GROUP = "gradsieve.methods"
 _SEEDED = re.compile(r"(.+?)-(\d+)(@.+)?")
@@ -74,10 +74,10 @@ def split_seed(name: str) -> tuple[str, int]:
 
 
 def find_method(name: str, recipe: Recipe | None = None) -> Method:
-    """A method by its name in the recipe, or by the name of a selection.
+    """Find a method by its name in the recipe, or by the name of a selection.
 
     Raises:
-        UsageError: If there is none; it names the nearest.
+        UsageError: If there is no such method; the message suggests the closest name.
     """
     base = split_seed(name)[0].partition("@")[0]
     files = recipe.score.files if recipe else {}
@@ -100,22 +100,22 @@ def find_method(name: str, recipe: Recipe | None = None) -> Method:
 
 
 def score_by(name: str, task: ScoringTask) -> dict[str, Scores]:
-    """Scores by a method, for every target.
+    """Score the pool with a method, for every target.
 
     Raises:
-        UsageError: If a user's own method fails or returns something else.
+        UsageError: If a user's own method fails or returns anything but scores.
     """
     method, base = find_method(name, task.recipe), split_seed(name)[0]
     return method.score(task) if base in METHODS else score_by_own(method, base, task)
 
 
 def members(name: str, recipe: Recipe) -> list[str]:
-    """The methods that a method is made of: itself, or those of `score.fusion`."""
+    """The methods that a method consists of: itself, or those in `score.fusion`."""
     return recipe.score.fusion if name.partition("@")[0] == "fusion" else [name]
 
 
 def all_members(recipe: Recipe) -> list[str]:
-    """Every method that has to score, each once."""
+    """All methods that must compute scores, without duplicates."""
     return list(dict.fromkeys(m for name in recipe.score.methods for m in members(name, recipe)))
 
 
@@ -125,14 +125,14 @@ def uses(name: str, recipe: Recipe) -> set[Uses]:
 
 
 def uses_gradients(name: str, recipe: Recipe) -> bool:
-    """Whether a method reads a datastore, of Adam's updates or of plain gradients."""
+    """Whether a method reads a datastore (of Adam updates or of plain gradients)."""
     return any("gradients" in use for use in uses(name, recipe))
 
 
 def needs_gradients(recipe: Recipe) -> bool:
-    """Whether a recipe needs a warm-up and features; an unknown method is no reason."""
+    """Whether a recipe needs a warm-up and features; unknown methods are ignored."""
     for name in all_members(recipe):
-        with suppress(UsageError):  # `check` reports it, with everything else that is wrong
+        with suppress(UsageError):  # `check` reports it together with all other errors
             if uses_gradients(name, recipe):
                 return True
     return recipe.select.near_duplicates is not None

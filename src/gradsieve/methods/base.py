@@ -1,4 +1,4 @@
-"""What a method takes and returns.
+"""The input and output of a scoring method.
 
 Letters: n examples of the pool, k examples of a target, S its subtasks.
 """
@@ -23,19 +23,19 @@ from gradsieve.data.pool.mapped import ExampleKey
 from gradsieve.engine import Engine
 from gradsieve.recipe.schema import AcrossSubtasks, Recipe
 
-if TYPE_CHECKING:  # takes seconds to import, which a table of results does without
+if TYPE_CHECKING:  # takes seconds to import; a table of results doesn't need it
     from gradsieve.models.source import ModelSource
 
 Uses = Literal["data", "model", "gradients", "plain gradients"]
-"""What a method needs beyond the data: decides which stages a run takes."""
+"""What a method needs beyond the data; determines which stages a run needs."""
 
 AT_ONCE = 10_000
-"""Examples that are read from the pool at a time."""
+"""Number of examples read from the pool at a time."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Where the gradients are, one folder and learning rate per checkpoint.
+    """Where the gradients are stored: one folder and learning rate per checkpoint.
 
     `exact` names the targets whose exact cosines are stored.
     """
@@ -47,13 +47,13 @@ class Features:
 
 @dataclass(frozen=True)
 class ScoringTask:
-    """A pool, and targets to score it for.
+    """A pool, and the targets to score it for.
 
     Attributes:
-        numbers: Of the examples to score [n], in order of (source, id).
-        engine: Runs passes over the pool; None: this process.
-        work: Where these keep what they have done; None: a temporary folder.
-        known: Scores of the same examples by other methods, by their names and the targets'.
+        numbers: Pool row numbers of the examples to score [n], in order of (source, id).
+        engine: Runs passes over the pool; None means in this process.
+        work: Folder where these passes store results; None means a temporary folder.
+        known: Scores of the same examples by other methods, by method and target name.
     """
 
     pool: Pool
@@ -70,7 +70,7 @@ class ScoringTask:
 
     @property
     def weights(self) -> list[float]:
-        """The checkpoints' learning rates, which sum to 1: eta_i of the method."""
+        """The checkpoints' learning rates, normalized to sum to 1 (eta_i in docs/method.md)."""
         rates = np.array(self.features.weights if self.features else (), dtype=np.float64)
         return list((rates / rates.sum()).tolist())
 
@@ -78,11 +78,11 @@ class ScoringTask:
         return len(self.numbers)
 
     def places(self) -> Iterator[slice]:
-        """Positions of the examples, some thousands at a time."""
+        """Slices of the examples' positions, `AT_ONCE` at a time."""
         return (slice(start, start + AT_ONCE) for start in range(0, len(self), AT_ONCE))
 
     def batches(self) -> Iterator[NDArray[np.int64]]:
-        """The numbers, some thousands at a time."""
+        """The examples' row numbers, `AT_ONCE` at a time."""
         return (self.numbers[some] for some in self.places())
 
     def example_keys(self) -> Iterator[ExampleKey]:
@@ -90,11 +90,11 @@ class ScoringTask:
         return (key for batch in self.batches() for key in self.pool.keys(batch))
 
     def tokens(self) -> PoolTokens:
-        """The tokenized examples, read when they are asked for."""
+        """The tokenized examples, read on access."""
         return PoolTokens(self.pool, self.numbers)
 
     def texts(self) -> Iterator[str]:
-        """What all turns of each example say, a turn a line."""
+        """The text of all turns of each example, one turn per line."""
         return (text for batch in self.batches() for text in self.pool.texts(batch))
 
 
@@ -107,7 +107,7 @@ class ExampleScores:
     values: NDArray[np.float32]
 
     def in_order(self, ids: Sequence[str]) -> ExampleScores:
-        """The same in the order of these ids."""
+        """The same scores, with the target examples in the order of `ids`."""
         place = {id: number for number, id in enumerate(ids)}
         order = sorted(range(len(self.ids)), key=lambda column: place.get(self.ids[column], -1))
         subtasks = [self.subtasks[column] for column in order]
@@ -118,20 +118,20 @@ class ExampleScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """A pool scored for one target, aligned with the task's `numbers`: higher is better.
+    """A pool's scores for one target, aligned with the task's `numbers`; higher is better.
 
     Attributes:
-        total: float32 [n], by which examples are ranked.
-        subtasks: Names of the columns; none for methods that look at no subtask.
-        by_subtask: float32 [n, S].
-        standardized: The same with mean 0 and deviation 1 over the pool, float32 [n, S], if the
-            best subtask is found by these; 0 for a subtask whose scores are all equal.
-        errors: Standard error of each subtask's scores, if it is known [S].
-        spreads: Standard deviation over the pool of what has these errors [S]; None: of each
-            subtask's scores.
-        examples: Scores for each target example, if they are wanted.
-        best_examples: With `target_mean: none` the id of the target example that gave each
-            subtask's score: n rows, a column for each subtask.
+        total: The score that ranks the examples, float32 [n].
+        subtasks: Names of the columns; empty for methods that ignore subtasks.
+        by_subtask: The score for each subtask, float32 [n, S].
+        standardized: `by_subtask` with mean 0 and deviation 1 over the pool, float32 [n, S], if it
+            determines the best subtask; 0 for a subtask whose scores are all equal.
+        errors: Standard error of each subtask's scores, if known [S].
+        spreads: Standard deviation over the pool of the values that `errors` refers to [S]; None
+            means that of each subtask's scores.
+        examples: Scores for each target example, if requested.
+        best_examples: With `target_mean: none`, the id of the target example that gave each
+            subtask's score: n rows, one column per subtask.
     """
 
     total: NDArray[np.float32]
@@ -145,22 +145,22 @@ class Scores:
 
     @property
     def compared(self) -> NDArray[np.float32] | None:
-        """By which an example's subtasks are compared [n, S]."""
+        """The scores by which an example's subtasks are compared [n, S]."""
         return self.by_subtask if self.standardized is None else self.standardized
 
     @property
     def within(self) -> NDArray[np.float32] | None:
-        """By which rows are compared within a subtask [n, S]: as its examples are, if each row was
-        scored by one of them.
+        """The scores by which rows are compared within a subtask [n, S]: `compared` if each row's
+        score comes from a single target example.
         """
         return self.by_subtask if self.best_examples is None else self.compared
 
     @property
     def best(self) -> NDArray[np.int32]:
-        """The subtask with each example's highest score [n]; -1 where there is none."""
+        """The subtask with each example's highest score [n]; -1 if there are no subtasks."""
         if (compared := self.compared) is None:
             return np.full(len(self.total), -1, dtype=np.int32)
-        if self.standardized is not None:  # a subtask whose scores are all equal ranks nothing
+        if self.standardized is not None:  # a subtask whose scores are all equal can't be best
             ranks = compared.any(axis=0)
             compared = np.where(ranks, compared, np.float32(-np.inf)) if ranks.any() else compared
         best: NDArray[np.int32] = compared.argmax(axis=1).astype(np.int32)
@@ -168,13 +168,13 @@ class Scores:
 
 
 class Method(Protocol):
-    """One way to score.
+    """A scoring method.
 
     Attributes:
-        source: Who proposed it, and with which settings it is run here.
-        uses: What it needs.
-        library: Optionally, the name of a library that may be missing and is looked for first.
-        check: Optionally, a function of the recipe that raises what is wrong with its settings.
+        source: Who proposed it, and the settings used here.
+        uses: What it needs beyond the data.
+        library: Optional: the name of a library that may be missing, checked before a run.
+        check: Optional: a function of the recipe that raises an error if settings are wrong.
     """
 
     source: str
@@ -187,7 +187,7 @@ class Method(Protocol):
 def over_examples(
     task: ScoringTask, examples: Sequence[Row], by_example: NDArray[np.float32]
 ) -> Scores:
-    """Scores for subtasks that are means over their examples, from scores for each [n, k]."""
+    """Average scores for each target example [n, k] to scores for each subtask."""
     subtasks = [row.example.subtask for row in examples]
     of, names = np.array(subtasks), sorted(set(subtasks))
     means = np.stack([by_example[:, of == name].mean(axis=1) for name in names], axis=1)
@@ -203,9 +203,9 @@ def over_best_examples(
     scores: ExampleScores,
     errors: NDArray[np.float64] | None = None,
 ) -> Scores:
-    """Scores for which each target example is a subtask of its own; `errors` are by example [k].
+    """Scores that treat each target example as a separate subtask; `errors` are per example [k].
 
-    A subtask's columns are those of its best example, row by row.
+    In each row, a subtask's columns have the values of its best target example for that row.
     """
     flat, of = combine(across, (), scores.values), np.array(scores.subtasks)
     names = sorted(set(scores.subtasks))
@@ -241,7 +241,7 @@ def over_best_examples(
 
 
 def by_rank(scores: Scores, order: NDArray[np.int64]) -> Scores:
-    """The same examples in another order, best first [n]: totals fall evenly from 1."""
+    """Replace the totals by evenly spaced ones, from 1 down, in the given order, best first [n]."""
     place = np.empty(len(order), dtype=np.float32)
     place[order] = np.arange(len(order))
     return replace(scores, total=1 - place / np.float32(len(order)), examples=None)
@@ -250,7 +250,7 @@ def by_rank(scores: Scores, order: NDArray[np.int64]) -> Scores:
 def combine(
     across: AcrossSubtasks, subtasks: Sequence[str], by_subtask: NDArray[np.float32]
 ) -> Scores:
-    """Scores whose total is the maximum or the mean over subtasks."""
+    """Scores whose total is the mean, maximum, or standardized maximum over subtasks."""
     if across == "mean":
         return Scores(by_subtask.mean(axis=1), subtasks, by_subtask)
     found = Scores(by_subtask.max(axis=1), subtasks, by_subtask)
@@ -263,9 +263,9 @@ def combine(
 
 
 def standardize(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each column with mean 0 and standard deviation 1; 0 where all its scores are equal.
+    """Scale each column to mean 0 and standard deviation 1, or to 0 if its scores are all equal.
 
-    Rows are in order of (source, id) and sums in float64, so nothing else changes the result.
+    Rows are in order of (source, id) and sums in float64, so only the scores affect the result.
     """
     found = np.zeros_like(scores)
     for column, result in zip(scores.T, found.T, strict=True):
@@ -276,5 +276,5 @@ def standardize(scores: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def full_text(example: Example) -> str:
-    """What all turns of a conversation say, a turn a line."""
+    """The text of all turns of a conversation, one turn per line."""
     return "\n".join(text_of(turn["content"]) for turn in example.messages)

@@ -1,8 +1,8 @@
-"""Similarities of a datastore's rows to what they are compared with, here or by workers.
+"""Similarities of a datastore's rows to a target's gradients, computed here or by workers.
 
 In: a datastore of one checkpoint, a `Comparison`, and the rows. Out: blocks of rows in order of
-position, the same ones whoever makes them. An engine with several workers gets groups of shards;
-each worker reads its shards and writes a file, which is read and removed here.
+position, the same blocks with any engine. An engine with several workers gets groups of shards;
+each worker reads its shards and writes a file, which this process reads and removes.
 
 Letters: m rows, S columns (subtasks, or target examples), d dims.
 """
@@ -26,7 +26,7 @@ from gradsieve.store import Shard, Store, Wanted, open_store
 from gradsieve.store.quantize import TINY
 
 TASK_ROWS = 1 << 16
-"""Rows of a task: about a second of a core."""
+"""Rows per task: about one second on one core."""
 
 
 class Column(NamedTuple):
@@ -38,8 +38,8 @@ class Column(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Some rows: their positions [m], similarities [m, S], and the sums of the variances that
-    projection gives these [S].
+    """Some rows: their positions [m], similarities [m, S], and the variance of the similarities
+    due to projection, summed over the rows [S].
     """
 
     positions: NDArray[np.int64]
@@ -48,29 +48,29 @@ class Part(NamedTuple):
 
 
 class Comparison(Protocol):
-    """What rows of one datastore are compared with; can be pickled."""
+    """What the rows of one datastore are compared with. Must be picklable."""
 
     @property
     def columns(self) -> Sequence[Column]:
-        """What the columns are for [S]."""
+        """What each column is for [S]."""
 
     def parts(self, store: Store, rows: Wanted) -> Iterator[Part]:
-        """A part for each shard."""
+        """One part per shard."""
 
 
 @dataclass(frozen=True)
 class Directions:
-    """Cosines with directions [S, d], or inner products."""
+    """Cosines or inner products with directions [S, d]."""
 
     columns: Sequence[Column]
     directions: NDArray[np.float32]
     cosine: bool
 
     def parts(self, store: Store, rows: Wanted) -> Iterator[Part]:
-        """Similarities with the variance of a projection to d dims.
+        """Similarities with their variance due to a projection to d dims.
 
-        That of an inner product of x and y is (|x|^2 |y|^2 + <x,y>^2) / d; the lengths are those of
-        the projected vectors, which estimate the lengths of what was projected.
+        The variance of an inner product of x and y is (|x|^2 |y|^2 + <x,y>^2) / d. Lengths are
+        those of the projected vectors, which estimate the lengths of the original vectors.
         """
         projection: dict[str, Any] = store.settings.get("projection") or {"kind": "none"}
         dims = None if projection["kind"] == "none" else int(projection["dim"])
@@ -94,8 +94,8 @@ class Subspaces:
     """Cosines with directions, both projected to the subspace of the column's target.
 
     Attributes:
-        bases: Of each target's subspace, orthonormal [r, d].
-        inside: The directions of each target's columns, within its subspace, with length 1.
+        bases: An orthonormal basis of each target's subspace [r, d].
+        inside: The directions of each target's columns, projected to its subspace, with length 1.
     """
 
     columns: Sequence[Column]
@@ -103,7 +103,7 @@ class Subspaces:
     inside: Mapping[str, NDArray[np.float32]]
 
     def parts(self, store: Store, rows: Wanted) -> Iterator[Part]:
-        """Similarities, of which no variance is known."""
+        """Similarities, without variances."""
         owners = np.array([column.target for column in self.columns])
         ends = np.cumsum([len(basis) for basis in self.bases.values()])
         together = np.concatenate([*self.bases.values()])
@@ -117,7 +117,7 @@ class Subspaces:
 
 @dataclass(frozen=True)
 class Stored:
-    """The cosines that exact mode has stored; the columns are the rows' values."""
+    """The cosines that exact mode has stored: each row's values are its columns."""
 
     columns: Sequence[Column]
 
@@ -127,7 +127,7 @@ class Stored:
 
 
 def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length 1; a row of length 0 stays."""
+    """Scale rows to length 1; rows of length 0 stay unchanged."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     found: NDArray[np.float32] = (rows / np.where(norms > 0, norms, 1)).astype(np.float32)
     return found
@@ -136,7 +136,7 @@ def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 def compare(
     task: ScoringTask, what: str, store: Store, comparison: Comparison, rows: NDArray[np.int64]
 ) -> Iterator[Part]:
-    """Similarities of the rows at some positions, in order of position.
+    """Similarities of the rows at the positions `rows`, in order of position.
 
     Raises:
         StoreError: If a shard is damaged.
@@ -165,13 +165,13 @@ def compare(
 
 @dataclass(frozen=True)
 class ComparisonTask:
-    """Rows of some shards, whose similarities are written to a file."""
+    """Rows of some shards, and the file to write their similarities to."""
 
     file: Path
     rows: Wanted = field(repr=False)
 
     def parts(self) -> Iterator[Part]:
-        """What has been written, shard by shard."""
+        """Read the written file, shard by shard."""
         ends = np.cumsum([*map(_rows, self.rows)])
         with np.load(self.file) as found:
             similarities, variances = found["similarities"], found["variances"]
@@ -183,7 +183,7 @@ class ComparisonTask:
 
 @dataclass(frozen=True)
 class ComparisonJob(Job[ComparisonTask, None]):
-    """What all tasks share."""
+    """The data that all tasks share."""
 
     unit = "rows"
 
@@ -191,7 +191,7 @@ class ComparisonJob(Job[ComparisonTask, None]):
     comparison: Comparison
 
     def setup(self, progress: Progress) -> Callable[[ComparisonTask], None]:
-        """Open the datastore; its index is not read."""
+        """Open the datastore without reading its index."""
         store = open_store(self.store)
 
         def run(task: ComparisonTask) -> None:

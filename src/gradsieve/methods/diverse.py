@@ -1,13 +1,13 @@
-"""LESS's features with rules against redundant rows: KNN-KDE and a greedy choice.
+"""Methods that use LESS's features and avoid redundant rows: KNN-KDE and greedy selection.
 
-- `knn_kde`: each target example shares a unit of probability among its nearest rows, a row of a
-  dense region getting less; rows are ranked by their sum (TSDS, on LESS's cosines as in "A Critical
+- `knn_kde`: each target example distributes a unit of probability over its nearest rows, with less
+  for rows in dense regions; rows are ranked by their sum (TSDS, on LESS's cosines as in "A Critical
   Look at Targeted Instruction Selection").
-- `less_greedy`: rows are added one by one, each time the one with which the sum of all updates has
-  the highest cosine to the target's mean gradients. A row like one that is in already adds little.
+- `less_greedy`: rows are added one by one, each time the row that gives the sum of all updates the
+  highest cosine to the target's mean gradients. A row similar to an earlier one adds little.
 
-Both compare rows with each other, so that only the best `CANDIDATES` of a large pool take part;
-the others follow in LESS's order. Ranks become scores: 1 for the first, then evenly down.
+Both compare rows with each other, so only the best `CANDIDATES` rows of a large pool take part;
+the others follow in LESS's order. Scores are evenly spaced by rank, from 1 down.
 
 Letters: N checkpoints, n rows, C candidates, k target examples, d dims.
 """
@@ -25,11 +25,11 @@ CANDIDATES = 8192
 """Rows compared with each other: N matrices of 8192 x 8192 values take N x 256 MiB."""
 
 VALUES = 1 << 27
-"""Most values of the candidates' features held at a time (512 MiB): with more than 16,384 dims
-there are fewer candidates."""
+"""Maximum number of feature values of candidates held in memory (512 MiB): with more than 16,384
+dims there are fewer candidates."""
 
 ALPHA, C, SIGMA, NEAREST, DENSITY_NEAREST = 0.01, 5.0, 0.75, 5000, 1000
-"""KNN-KDE's constants in the study's code (and TSDS's alpha and C), neighbors at most a tenth."""
+"""Constants of the study's code (alpha and C as in TSDS); neighbors are at most a tenth of rows."""
 
 
 class KnnKde:
@@ -42,7 +42,7 @@ class KnnKde:
     uses: Uses = "gradients"
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """One pass over the datastore for the cosines; one over the neighbors for densities."""
+        """Pass over the datastore for the cosines, and over the neighbors for the densities."""
         sums = LESS.sums(task, examples=True)
         return {
             target: by_rank(
@@ -53,7 +53,7 @@ class KnnKde:
         }
 
     def _order(self, task: ScoringTask, cosines: NDArray[np.float64]) -> NDArray[np.int64]:
-        """All rows, best first; those without probability by their highest cosine."""
+        """All rows, best first; rows without probability are ordered by their highest cosine."""
         if len(cosines) == 1:
             return np.zeros(1, dtype=np.int64)
         neighbors = nearest(cosines, _candidates(task))
@@ -72,7 +72,7 @@ class KnnKde:
 
 
 def nearest(cosines: NDArray[np.float64], most: int) -> NDArray[np.int64]:
-    """Of cosines [n, k] each example's nearest rows [K, k], nearest first; at most `most` rows."""
+    """Each target example's nearest rows [K, k] by cosines [n, k]; at most `most` rows in all."""
     count = min(NEAREST, max(2, len(cosines) // 10), len(cosines))
     columns = [np.argsort(-column, kind="stable")[:count] for column in cosines.T]
     order = np.stack(columns, axis=1)
@@ -82,9 +82,9 @@ def nearest(cosines: NDArray[np.float64], most: int) -> NDArray[np.int64]:
 
 
 def density(cosines: NDArray[np.float32], rows: int) -> NDArray[np.float64]:
-    """Each candidate's density: a kernel summed over its nearest, itself included [C].
+    """Each candidate's density [C]: a kernel summed over its nearest candidates and itself.
 
-    `cosines` are those of candidates with each other [C, C]; the pool's `rows` limit the nearest.
+    `cosines` are between candidates [C, C]; at most a tenth of the pool's `rows` count as nearest.
     """
     count = min(DENSITY_NEAREST, max(1, rows // 10), len(cosines))
     top = np.partition(cosines, len(cosines) - count, axis=1)[:, -count:]
@@ -96,14 +96,14 @@ def density(cosines: NDArray[np.float32], rows: int) -> NDArray[np.float64]:
 def probabilities(
     distances: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Each example's share of its neighbors, in proportion to their weights [k, K]; all sum to 1.
+    """Each example's probabilities for its neighbors, proportional to weights [k, K]; sum to 1.
 
-    Neighbors are taken in by all examples alike, up to the same sum of weights, until the cost of
-    transport is worth the gain in diversity (TSDS, algorithm 2).
+    All examples include neighbors up to the same sum of weights, which grows until the cost of
+    transport reaches the gain in diversity (TSDS, algorithm 2).
 
     Args:
-        distances: Of each example to its neighbors, nearest first [k, K].
-        weights: Of the neighbors: 1 / density [k, K].
+        distances: Distances of each example to its neighbors, nearest first [k, K].
+        weights: The neighbors' weights: 1 / density [k, K].
     """
     examples, count = distances.shape
     sums = np.cumsum(weights, axis=1)[:, :-1]
@@ -123,10 +123,10 @@ def probabilities(
 
 
 class LessGreedy:
-    """Ranks by when a row is added to the sum of updates that best follows the target.
+    """Ranks rows in the order in which they are added, greedily, to a sum that follows the target.
 
-    The sum of the candidates' updates of length 1 is treated as one row, whose score is LESS's,
-    averaged over subtasks.
+    The sum of the added rows' updates, each of length 1, is scored by LESS like a single row, and
+    the score is averaged over subtasks.
     """
 
     source = (
@@ -136,7 +136,7 @@ class LessGreedy:
     uses: Uses = "gradients"
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """LESS's scores give the candidates; their inner products with each other the order."""
+        """Take the best candidates by LESS's scores; order them by their inner products."""
         return {
             target: by_rank(found, self._order(task, target, found))
             for target, found in LESS.score(task).items()
@@ -160,8 +160,8 @@ class LessGreedy:
 
 
 def products(rows: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Inner products with rows or one vector, equal for equal rows, of which a BLAS may round some
-    otherwise.
+    """Inner products of rows with other rows or one vector. Equal rows get equal results, even
+    if a BLAS would round them differently.
     """
     found: NDArray[np.float32] = rows @ others.T
     first, same = _first_equal(rows), others is rows
@@ -171,7 +171,7 @@ def products(rows: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[
 
 
 def _first_equal(rows: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Of each row [C, d] the first that equals it [C]."""
+    """For each row [C, d], the index of the first row that equals it [C]."""
     seen: dict[str, int] = {}
     hashes = (xxhash.xxh3_128_hexdigest(row.tobytes()) for row in rows)
     return np.array([seen.setdefault(own, place) for place, own in enumerate(hashes)])
@@ -180,15 +180,15 @@ def _first_equal(rows: NDArray[np.float32]) -> NDArray[np.int64]:
 def greedy(
     each_other: list[NDArray[np.float32]], aims: NDArray[np.float32], weights: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """The order in which candidates are added so that their sum follows the aim [C].
+    """The order in which candidates are added so that their sum aligns with the aim [C].
 
-    After each step sum_i weights_i <s_i, aim_i> / |s_i| is as high as one more candidate can make
-    it, s_i being the sum at checkpoint i; of equal ones the first is added.
+    Each step adds the candidate that maximizes sum_i weights_i <s_i, aim_i> / |s_i|, where s_i is
+    the sum at checkpoint i; the first one wins a tie.
 
     Args:
-        each_other: Inner products of the candidates with each other, [C, C] at each checkpoint.
-        aims: Their inner products with the aim [N, C].
-        weights: Of the checkpoints [N].
+        each_other: Inner products between candidates, [C, C] at each checkpoint.
+        aims: The candidates' inner products with the aim [N, C].
+        weights: The checkpoints' weights [N].
     """
     count = aims.shape[1]
     own = np.stack([np.diagonal(matrix) for matrix in each_other]).astype(np.float64)
@@ -208,14 +208,14 @@ def greedy(
 
 
 def _candidates(task: ScoringTask) -> int:
-    """How many rows are compared with each other."""
+    """The number of rows to compare with each other."""
     first = next(checkpoints(task, LESS.kind))
     dims = first.gradients(next(iter(task.targets))).rows.shape[1]
     return max(2, min(CANDIDATES, VALUES // dims))
 
 
 def _units(checkpoint: Checkpoint, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Features of some of the task's rows, with length 1 [C, d]."""
+    """Features of some of the task's rows, scaled to length 1 [C, d]."""
     found = checkpoint.store.read(checkpoint.positions[rows])
     found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.float32(1e-30))
     return found

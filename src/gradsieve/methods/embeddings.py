@@ -1,8 +1,8 @@
 """Baselines by cosine between representations: RDS, RDS+ and sentence embeddings.
 
-RDS and RDS+ take the last layer's hidden states of the model that selects, without an adapter:
-RDS of the last token (the LESS paper's baseline), RDS+ a mean over tokens weighted by position,
-each target example taking its nearest row in turn (Ivison et al., "Large-Scale Data Selection for
+RDS and RDS+ use the last layer's hidden states of the recipe's model, without an adapter: RDS those
+of the last token (the LESS paper's baseline), RDS+ a position-weighted mean over tokens, with each
+target example taking its nearest row in turn (Ivison et al., "Large-Scale Data Selection for
 Instruction Tuning", 2025, arXiv 2503.01807). They share a forward pass. Embeddings come from a
 sentence-transformers model.
 
@@ -44,22 +44,22 @@ from gradsieve.selection.ranking import round_robin
 TOKENS_PER_BATCH = 8192
 
 SECONDS = 5
-"""To wait for the hub before an embedding model counts as not to be had."""
+"""Seconds to wait for the hub before an embedding model counts as unavailable."""
 
 Vectors = NDArray[np.float32]
 """Unit vectors [n, h]."""
 
 OfAll = tuple[dict[str, Vectors], Iterator[Part]]
-"""Vectors of each target, and of the pool in parts."""
+"""The vectors of each target, and those of the pool in parts."""
 
 
 @dataclass(frozen=True)
 class Representations:
-    """Cosines between the pool's examples and the target's.
+    """Scores by cosines between the pool's examples and the target's.
 
     Attributes:
-        in_turn: Each target example takes its nearest example in turn; otherwise examples are
-            ranked by their mean cosine to a subtask's.
+        in_turn: If true, target examples take their nearest examples in turn; otherwise examples
+            are ranked by their mean cosine to a subtask's examples.
     """
 
     source: str
@@ -70,7 +70,7 @@ class Representations:
     check: Callable[[Recipe], None] | None = None
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """Each part of the pool is represented once, and compared with each target."""
+        """Embed each part of the pool once, and compare it with every target."""
         found = {
             name: np.empty((len(task), len(examples)), dtype=np.float32)
             for name, examples in task.targets.items()
@@ -89,17 +89,17 @@ class Representations:
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Vectors from the last layer of the model that selects, without an adapter.
+    """Vectors from the last layer of the recipe's model, without an adapter.
 
     Attributes:
-        which: Of the two that `hidden_states` makes: what one method has made serves the other.
+        which: Index of one of the two vectors that `hidden_states` computes for both methods.
     """
 
     which: int
 
     @contextmanager
     def __call__(self, task: ScoringTask) -> Iterator[OfAll]:
-        """Of each target, and of the pool in parts."""
+        """Yield the vectors of each target, and those of the pool in parts."""
         targets = {name: [row.encoded for row in rows] for name, rows in task.targets.items()}
         with forward(task, "hidden states", hidden_states, TOKENS_PER_BATCH, targets) as made:
             of_targets, parts = made
@@ -108,7 +108,7 @@ class HiddenStates:
 
 
 def hidden_states(model: Any, encoded: Sequence[TokenizedExample]) -> Vectors:
-    """Unit vectors [n, 2, h] of examples: of the last token, and a mean weighted by position."""
+    """Two unit vectors per example [n, 2, h]: the last token's, and a position-weighted mean."""
     made: Vectors = np.empty((len(encoded), 2, 0), dtype=np.float32)
     with torch.inference_mode():
         for batch, tensors in batches_of(encoded, TOKENS_PER_BATCH):
@@ -118,7 +118,7 @@ def hidden_states(model: Any, encoded: Sequence[TokenizedExample]) -> Vectors:
                 made = np.empty((len(made), 2, hidden.shape[2]), dtype=np.float32)
             mask = on["attention_mask"]
             for which, weights in enumerate((_last_token(mask), _by_position(mask))):
-                # A model over several GPUs leaves its hidden states on the last one.
+                # A model split over several GPUs returns its hidden states on the last one.
                 mean = (hidden * weights.to(hidden).unsqueeze(2)).sum(1)
                 made[batch, which] = functional.normalize(mean, dim=1).cpu().numpy()
     return made
@@ -130,15 +130,15 @@ def _last_token(mask: Tensor) -> Tensor:
 
 
 def _by_position(mask: Tensor) -> Tensor:
-    """Token i of n weighs i, so that later tokens, which have seen more, count more."""
+    """Weight i for token i, so that later tokens, which have seen more context, count more."""
     return mask.cumsum(1) * mask
 
 
 def check_embedding(recipe: Recipe) -> None:
-    """Look for the embedding model's configuration, without loading the model.
+    """Check that the embedding model's configuration exists, without loading the model.
 
     Raises:
-        ModelError: If it is neither here nor on the hub.
+        ModelError: If it is neither local nor on the hub.
     """
     name, files = recipe.score.embedding, ("modules.json", "config.json")
     try:
@@ -147,7 +147,7 @@ def check_embedding(recipe: Recipe) -> None:
                 raise FileNotFoundError(f"the folder has neither {' nor '.join(files)}")
         elif not any(isinstance(try_to_load_from_cache(name, file), str) for file in files):
             model_info(name, timeout=SECONDS)
-    except Exception as error:  # the hub's client raises those of its own HTTP library, too
+    except Exception as error:  # the hub's client also raises its HTTP library's errors
         raise _not_loaded(name, error) from None
 
 
@@ -161,7 +161,7 @@ def _not_loaded(name: str, error: Exception) -> ModelError:
 
 @contextmanager
 def _embeddings(task: ScoringTask) -> Iterator[OfAll]:
-    """Vectors by a sentence-transformers model, some thousand texts at a time."""
+    """Vectors of a sentence-transformers model, `AT_ONCE` texts at a time."""
     library = needed("sentence_transformers", "baselines")
     name = task.recipe.score.embedding
     try:

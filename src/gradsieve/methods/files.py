@@ -14,10 +14,10 @@ from gradsieve.methods.own import checked_method
 
 
 def load_method(place: str) -> Method:
-    """Run a Python file and take a method from it; a class is instantiated.
+    """Run a Python file and return a method from it; a class is instantiated.
 
     Raises:
-        UsageError: If there is no such file or object, or it is no method.
+        UsageError: If the file or object doesn't exist, or it is not a method.
     """
     file = Path(place.rpartition(":")[0])
     if not file.is_file():
@@ -28,14 +28,14 @@ def load_method(place: str) -> Method:
 
 @cache
 def _loaded(place: str, contents: str) -> Method:
-    """The same; the file is run once as long as its contents stay the same."""
+    """`load_method`, cached: the file runs again only after its contents change."""
     file, _, name = place.rpartition(":")
     where = f"score.methods: {place}"
     module = ModuleType(f"gradsieve_method_{Path(file).stem}")
     module.__file__ = file
-    sys.modules[module.__name__] = module  # as dataclasses expect
+    sys.modules[module.__name__] = module  # dataclasses need it there
     try:
-        # Not by the import system: its cache of bytecode goes by time and size.
+        # Not imported: the import system's bytecode cache only checks time and size.
         exec(compile(Path(file).read_bytes(), file, "exec"), vars(module))
     except Exception as error:  # whatever the user's code raises
         what = f"The file of a method cannot be run: {type(error).__name__}: {error}"

@@ -1,8 +1,8 @@
-"""Forward passes over the pool and the targets as tasks of an engine.
+"""Forward passes over the pool and the targets, run as tasks of an engine.
 
-In: what to make of a batch of examples. Out: its rows for each target, and for the pool in parts:
-all of them may be more than memory holds. Each task writes a file of its own, which outlives a kill
-and serves the stage's other methods; the stage removes them.
+In: a function that computes a row for each example. Out: the rows of each target, and those of the
+pool in parts, since they may not fit in memory. Each task writes its own file, which survives a
+kill and is reused by the stage's other methods; the stage removes the files.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from gradsieve.methods.base import ScoringTask
 from gradsieve.models.source import ModelSource
 
 MakeRows = Callable[[Any, Sequence[TokenizedExample]], NDArray[Any]]
-"""A row for each example, by a model; can be pickled."""
+"""Computes a row for each example with a model. Must be picklable."""
 
 Part = tuple[NDArray[np.int64] | slice, NDArray[Any]]
-"""Positions of some of the pool's examples, and a row for each."""
+"""Positions of some of the pool's examples, and one row for each."""
 
 Item = TypeVar("Item")
 
 TASKS_WANTED = 50
 ROWS_A_TASK = (64, 4096)
-"""Rows of a task, as of a shard of features: what a kill can cost."""
+"""Minimum and maximum rows per task, as for feature shards: the work that a kill can lose."""
 
 
 @dataclass(frozen=True)
 class ForwardTask:
-    """Rows of some examples, those of a target or numbers of the pool, written to a file."""
+    """A file to write, and its examples: a target's, or the numbers of examples of the pool."""
 
     file: Path
     examples: Sequence[TokenizedExample] | NDArray[np.int64] = field(repr=False)
@@ -51,7 +51,7 @@ class ForwardTask:
 
 @dataclass(frozen=True)
 class ForwardJob(Job[ForwardTask, None]):
-    """What all tasks share."""
+    """The data that all tasks share."""
 
     unit = "rows"
 
@@ -86,11 +86,11 @@ def forward(
     tokens_per_batch: int,
     targets: Mapping[str, Sequence[TokenizedExample]],
 ) -> Iterator[tuple[dict[str, NDArray[Any]], Iterator[Part]]]:
-    """Rows of each target [k, ...], and of the pool's examples in parts, while they are kept.
+    """Yield the rows of each target [k, ...], and those of the pool's examples in parts.
 
-    `what` names what `make` makes, and nothing else: rows that are there under it are kept.
-    Tasks hold full batches, of `tokens_per_batch` as `make` has it, so that results are the same
-    however many there are.
+    `what` must be unique to `make`: rows that are already stored under this name are reused.
+    Tasks hold full batches of `tokens_per_batch`, the batch size that `make` uses, so that results
+    don't depend on the number of tasks.
     """
     with work_folder(task, what) as folder:
         job = ForwardJob(task.model, task.pool.folder, make)
@@ -110,14 +110,14 @@ def forward(
 
 
 def _parts(lengths: NDArray[np.int32], tokens_per_batch: int) -> Iterator[NDArray[np.int64]]:
-    """Positions of full batches, shortest examples first, some batches at a time."""
+    """Positions of full batches, shortest examples first, grouped into tasks."""
     size = min(max(len(lengths) // TASKS_WANTED, ROWS_A_TASK[0]), ROWS_A_TASK[1])
     for some in grouped(length_sorted_batches(lengths, tokens_per_batch), len, size):
         yield np.concatenate(some)
 
 
 def grouped(parts: Iterable[Item], rows: Callable[[Item], int], least: int) -> Iterator[list[Item]]:
-    """Neighbors together, until a group has so many rows; the last one may have fewer."""
+    """Groups of consecutive parts with at least `least` rows each; the last may have fewer."""
     group: list[Item] = []
     for part in parts:
         group.append(part)
@@ -142,7 +142,7 @@ def _of_target(folder: Path, name: str, examples: Sequence[TokenizedExample]) ->
 
 @contextmanager
 def work_folder(task: ScoringTask, what: str) -> Iterator[Path]:
-    """Where rows are kept: for the next try, and for the stage's other methods that need them."""
+    """The folder for rows, which the next attempt and the stage's other methods reuse."""
     if task.work is None:
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)

@@ -1,9 +1,9 @@
 """Rank fusion: a row's score is the sum over methods of 1 / (60 + its rank by the method).
 
-Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009, with their k of 60). It compares
-ranks only, so methods whose scores have different scales can be joined. For a subtask (or a target
-example, where these take turns) the ranks are those for it, or by the total score of a method that
-has none for it.
+Reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009, with their k of 60). It uses only
+ranks, so methods whose scores have different scales can be combined. For a subtask (or a target
+example, if these take turns) a method's ranks are by its score for the subtask, or by its total
+score if it has none.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ K = 60
 
 
 class Fusion:
-    """The methods of `score.fusion`, joined; what they need, it needs."""
+    """Combines the methods in `score.fusion`, and needs what they need."""
 
     source = "reciprocal rank fusion of score.fusion (Cormack et al., SIGIR 2009), k 60"
     uses: Uses = "data"
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """Scores that are known are taken; the other methods score first."""
+        """Reuse known scores; compute those of the other methods first."""
         found = [_scored(task, name) for name in task.recipe.score.fusion]
         return {target: fuse([scores[target] for scores in found]) for target in task.targets}
 
@@ -40,14 +40,14 @@ def _scored(task: ScoringTask, name: str) -> dict[str, Scores]:
 
 
 def fuse(parts: Sequence[Scores]) -> Scores:
-    """Scores of several methods for the same examples as one."""
+    """Fuse several methods' scores of the same examples into one."""
     totals = [one.total for one in parts]
     subtasks = next((one.subtasks for one in parts if one.subtasks), ())
     by_subtask = examples = None
     if subtasks:
         by_subtask = _columns(len(subtasks), totals, [one.within for one in parts])
     if example := next((one.examples for one in parts if one.examples), None):
-        ids = example.ids  # gradients keep the order that the examples had when they were taken
+        ids = example.ids  # stored gradients keep the order of the examples at that time
         tables = [one.examples.in_order(ids).values if one.examples else None for one in parts]
         values = _columns(len(ids), totals, tables)
         examples = ExampleScores(ids, example.subtasks, values)
@@ -59,7 +59,7 @@ def _columns(
     totals: Sequence[NDArray[np.float32]],
     tables: Sequence[NDArray[np.float32] | None],
 ) -> NDArray[np.float32]:
-    """Each column fused; a method without columns ranks by its total [n, count]."""
+    """Fuse each column [n, count]; a method without columns ranks by its total."""
     fused = [
         _sum([total if table is None else table[:, column]
               for total, table in zip(totals, tables, strict=True)])

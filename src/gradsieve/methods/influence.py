@@ -2,13 +2,13 @@
 
 In: the datastores, and the targets' projected gradients, of each checkpoint. Out: for each row and
 subtask sum_i eta_i cos(gbar_j,i , Gamma_i(z)), all targets in one pass over each datastore
-(method.md, steps 4 and 5). Several subtasks become one score as `score.across_subtasks` says.
+(method.md, steps 4 and 5). `score.across_subtasks` determines how subtasks become one score.
 
-- `less`: the paper's.
-- `dot`: inner products instead of cosines; long gradients, of short answers, count more.
-- `sgd`: rows' plain gradients instead of Adam's updates, from a datastore of their own.
-- `gist`: as `sgd`, after both sides are projected to the subspace that the gradients of the
-  target's examples span; the part of a row's gradient that is outside does not count.
+- `less`: the paper's method.
+- `dot`: inner products instead of cosines; long gradients (of short answers) count more.
+- `sgd`: the rows' plain gradients instead of Adam updates, from a separate datastore.
+- `gist`: like `sgd`, after projecting both sides to the subspace that the gradients of the
+  target's examples span; the part of a row's gradient outside of it does not count.
 
 Letters: N checkpoints, n rows, S columns (subtasks, or target examples), k target examples, d dims.
 """
@@ -46,11 +46,11 @@ from gradsieve.store import Store, open_store
 from gradsieve.store.targets import TargetGradients, read_target_gradients, target_file
 
 RANK = 50
-"""The largest subspace of `gist`: `target_dim` of its authors' code."""
+"""The largest dimension of `gist`'s subspace: `target_dim` in its authors' code."""
 
 
 class Checkpoint(NamedTuple):
-    """A datastore, its weight, and the positions in it of the task's rows [n]."""
+    """A datastore, its weight, and the positions of the task's rows in it [n]."""
 
     weight: float
     folder: Path
@@ -67,9 +67,9 @@ class Sums(NamedTuple):
     """Similarities summed over checkpoints.
 
     Attributes:
-        columns: What they are for [S].
+        columns: What each column is for [S].
         values: float64 [n, S].
-        errors: Standard error of a value due to projection, the root mean square over rows [S].
+        errors: Standard error of the values due to projection, root mean square over rows [S].
     """
 
     columns: list[Column]
@@ -77,7 +77,7 @@ class Sums(NamedTuple):
     errors: NDArray[np.float64]
 
     def of(self, target: str, examples: bool = False) -> slice:
-        """A target's columns, for its subtasks or for its examples; they are neighbors."""
+        """A target's columns (contiguous) for its subtasks, or for its examples."""
         own = [
             place
             for place, column in enumerate(self.columns)
@@ -88,14 +88,14 @@ class Sums(NamedTuple):
 
 @dataclass(frozen=True)
 class Influence:
-    """Similarity of gradients, summed over checkpoints; with `cosine` lengths are divided out."""
+    """Similarity of gradients, summed over checkpoints: cosines, or inner products."""
 
     source: str
     uses: Uses = "gradients"
     cosine: bool = True
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """Add up the checkpoints' similarities, for all targets of a datastore at once."""
+        """Sum similarities over checkpoints, for all targets of a datastore at once."""
         recipe = task.recipe
         examples = recipe.select.turns == "examples"
         exact = self.exact(task) if recipe.exact_by_example or not examples else set()
@@ -109,7 +109,7 @@ class Influence:
         return {target: found[target] for target in task.targets}
 
     def exact(self, task: ScoringTask) -> set[str]:
-        """Targets whose exact cosines are stored, for the method that reads these."""
+        """Targets whose exact cosines are stored; empty for methods that don't use them."""
         assert task.features is not None, "the features stage comes first"
         of_updates = self.cosine and self.uses == "gradients"
         return {*task.features.exact} & {*task.targets} if of_updates else set()
@@ -137,7 +137,7 @@ class Influence:
         )
 
     def sums(self, task: ScoringTask, examples: bool = False, kind: str | None = None) -> Sums:
-        """Similarities to every subtask; with `examples` also to every target example."""
+        """Similarities to every subtask and, with `examples`, to every target example."""
         columns: list[Column] = []
         total, variance = np.zeros((0, 0)), np.zeros(0)
         for number, checkpoint in enumerate(checkpoints(task, kind or self.kind), start=1):
@@ -157,11 +157,11 @@ class Influence:
 
     @property
     def kind(self) -> str:
-        """The datastore of gradients that it reads."""
+        """The kind of datastore that this method reads."""
         return "pool-sgd" if self.uses == "plain gradients" else "pool"
 
     def comparison(self, task: ScoringTask, checkpoint: Checkpoint, examples: bool) -> Comparison:
-        """What rows are compared with at one checkpoint."""
+        """What the rows are compared with at one checkpoint."""
         if checkpoint.kind == "exact":
             columns = checkpoint.store.settings["exact"]["columns"]
             return Stored([Column(*column) for column in columns])
@@ -170,7 +170,7 @@ class Influence:
     def directions(
         self, task: ScoringTask, checkpoint: Checkpoint, examples: bool = False
     ) -> tuple[list[Column], NDArray[np.float32]]:
-        """The columns and the direction of each [S, d], all targets together."""
+        """The columns of all targets, and the direction of each [S, d]."""
         columns: list[Column] = []
         parts = []
         mean = task.recipe.score.target_mean
@@ -191,7 +191,7 @@ def checkpoints(task: ScoringTask, kind: str) -> Iterator[Checkpoint]:
     """The datastores of one kind, checkpoint by checkpoint.
 
     Raises:
-        StoreError: If one lacks a row.
+        StoreError: If a datastore lacks a row.
     """
     assert task.features is not None, "the features stage comes first"
     keys = task.pool.store_keys(task.numbers)
@@ -212,8 +212,8 @@ def checkpoints(task: ScoringTask, kind: str) -> Iterator[Checkpoint]:
 class Gist(Influence):
     """Cosines in the subspace of the target's gradients.
 
-    At each checkpoint the subspace is spanned by the first `RANK` right singular vectors of the
-    gradients of all the target's examples; rows and mean gradients are projected to it, then
+    At each checkpoint the first `RANK` right singular vectors of the gradients of all the target's
+    examples span the subspace. Rows and mean gradients are projected to it before they are
     compared.
     """
 
@@ -229,7 +229,7 @@ class Gist(Influence):
 
 
 def _basis(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The first right singular vectors of some rows, without those of no weight [r, d]."""
+    """The first right singular vectors [r, d], without those with negligible singular values."""
     _, values, vectors = np.linalg.svd(rows, full_matrices=False)
     count = int((values[:RANK] > 1e-5 * values[0]).sum())
     found: NDArray[np.float32] = vectors[: max(count, 1)]

@@ -1,7 +1,7 @@
 """Baselines that count words: BM25 and DSIR, by the libraries bm25s and data-selection.
 
-Both read the text of all turns, split into words as each script has it (`data.words`). Stop words
-are counted, since a pool has many languages. The libraries are an extra:
+Both read the text of all turns, split into words by the rules of each script (`data.words`). Stop
+words are kept, since a pool may have many languages. The libraries are an optional extra:
 `pip install 'gradsieve[baselines]'`.
 """
 
@@ -40,8 +40,8 @@ class Bm25:
     library = "bm25s"
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """One index, a query for each example."""
-        # It starts JAX where that is installed, which would take three quarters of a GPU's memory.
+        """Build one index, and query it with each target example."""
+        # bm25s starts JAX if it is installed, which would take three quarters of a GPU's memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         bm25s = needed("bm25s", "baselines")
         index = bm25s.BM25(k1=1.5, b=0.75)
@@ -55,7 +55,7 @@ class Bm25:
         index.index(pool, show_progress=False)
         scores = {}
         for name, examples in task.targets.items():
-            nothing = np.zeros(len(task), dtype=np.float32)  # bm25s has no answer to no words
+            nothing = np.zeros(len(task), dtype=np.float32)  # bm25s can't score an empty query
             columns = [
                 index.get_scores(query).astype(np.float32) if query else nothing
                 for query in (_words(full_text(row.example)) for row in examples)
@@ -65,12 +65,12 @@ class Bm25:
 
 
 def _words(text: str) -> list[str]:
-    """The words of two letters or more, as bm25s has it."""
+    """The words of two letters or more, as in bm25s."""
     return [word for word in split_words(text) if len(word) > 1]
 
 
 class _Words:
-    """Words of many texts, as bm25s indexes them: iterates over lists of their numbers."""
+    """Words of many texts in the form that bm25s indexes: iterates over lists of word ids."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.vocab: dict[str, int] = {}
@@ -82,7 +82,7 @@ class _Words:
 
     @property
     def ids(self) -> _Words:
-        """Itself, under the name by which bm25s asks for it."""
+        """This object, under the name that bm25s reads."""
         return self
 
     def __len__(self) -> int:
@@ -93,10 +93,10 @@ class _Words:
 
 
 class Dsir:
-    """Importance weights of hashed words and pairs of words; the target is seen as one text.
+    """Importance weights of hashed words and word pairs; the target counts as one text.
 
-    To the log weight a Gumbel number is added, so that the top examples are a sample without
-    replacement in proportion to the weights, as the method asks.
+    Gumbel noise is added to the log weight, so that the top examples are a sample without
+    replacement in proportion to the weights, as the method requires.
     """
 
     source = "DSIR (Xie et al., NeurIPS 2023), 10,000 buckets, by data-selection"
@@ -104,7 +104,7 @@ class Dsir:
     library = "data_selection"
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """One estimator for each target."""
+        """Fit one estimator per target."""
         gumbel = -np.log(-np.log(draws(f"dsir{task.seed}", task)))
         return {
             name: Scores((_log_weights(task, examples) + gumbel).astype(np.float32))

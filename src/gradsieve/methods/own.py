@@ -1,8 +1,8 @@
-"""Methods of a user's own, checked: what they declare, and the scores that they return.
+"""Checks on user-supplied methods: what they declare, and the scores that they return.
 
-In: a method from a Python file or an entry point. Out: its `Scores`, in float32. A wrong one is a
-`UsageError` that names the method, so that no table of scores is written that later stages can't
-read, or that has NaN in it.
+In: a method from a Python file or an entry point. Out: its `Scores`, in float32. A wrong method
+raises a `UsageError` with its name, so that no score table is written that later stages can't read
+or that contains NaN.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ FIX = "Correct the method; docs/methods.md describes what it returns."
 
 
 def checked_method(method: Any, name: str, where: str, known: Sequence[str] = ()) -> Method:
-    """The object, if it is a method; `known` are names of others.
+    """Return the object if it is a method; `known` are names to suggest otherwise.
 
     Raises:
-        UsageError: If it lacks a part, or needs what is not known.
+        UsageError: If it lacks an attribute, or `uses` has an unknown value.
     """
     lacks = [part for part in ("source", "uses", "score") if not hasattr(method, part)]
     if lacks:
@@ -39,10 +39,10 @@ def checked_method(method: Any, name: str, where: str, known: Sequence[str] = ()
 
 
 def score_by_own(method: Method, name: str, task: ScoringTask) -> dict[str, Scores]:
-    """The method's scores.
+    """Run a method and check its scores.
 
     Raises:
-        UsageError: If it fails, or returns something else than finite scores of each example.
+        UsageError: If it fails, or returns anything but finite scores for each example.
     """
     try:
         found: object = method.score(task)
@@ -71,7 +71,7 @@ def _checked(scores: object, name: str, target: str, task: ScoringTask) -> Score
 def _numbers(
     values: Any, shape: tuple[int, ...], name: str, where: str, task: ScoringTask
 ) -> NDArray[np.float32]:
-    """As float32 of a shape, all finite."""
+    """The values as float32, checked to have the given shape and to be finite."""
     try:
         found = np.asarray(values).astype(np.float32)
     except (TypeError, ValueError):

@@ -1,8 +1,8 @@
 """Baselines by perplexity of an example's answers under the model, without an adapter.
 
-`perplexity_top` takes the examples with the highest, `perplexity_middle` those nearest the median
-(Marion et al., "When Less is More", 2023, arXiv 2309.04564, found the middle to prune best). The
-target is not looked at.
+`perplexity_top` prefers examples with the highest perplexity, `perplexity_middle` those nearest the
+median (Marion et al., "When Less is More", 2023, arXiv 2309.04564, found that keeping the middle is
+best). The target is ignored.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from gradsieve.methods.forward import forward
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Ranks by the mean loss of the answer's tokens."""
+    """Ranks by the mean loss over the answer's tokens."""
 
     source: str
     middle: bool
     uses: Uses = "model"
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """The same numbers for every target."""
+        """The same scores for every target."""
         losses = np.empty(len(task))
         with forward(task, "perplexity", example_losses, TOKENS_PER_BATCH, {}) as (_, parts):
             for places, some in parts:

@@ -1,6 +1,6 @@
-"""Baselines that look at nothing: random, random in equal parts of the sources, and everything.
+"""Baselines that ignore the data: random, random with equal shares per source, and the full pool.
 
-An example's place is a hash of (seed, source, id): it doesn't depend on the pool's order.
+An example's rank comes from a hash of (seed, source, id), so it doesn't depend on the pool's order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Chance:
     uses: Uses = "data"
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """The same numbers for every target."""
+        """The same scores for every target."""
         total = draws(f"{self.source}{task.seed}", task)
         if self.balanced:
             sources = task.pool.take(task.numbers, ["source"])["source"]
@@ -34,30 +34,30 @@ class Chance:
 
 
 class Full:
-    """Everything is taken, whatever `select` says."""
+    """Selects the full pool, regardless of `select`."""
 
     source = "the paper's full-data baseline"
     uses: Uses = "data"
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """Zero for all."""
+        """A score of 0 for every example."""
         return {name: Scores(np.zeros(len(task), dtype=np.float32)) for name in task.targets}
 
 
 def draws(seed: str, task: ScoringTask) -> NDArray[np.float64]:
-    """A number in (0, 1) for each example [n]."""
+    """A random number in (0, 1) for each example [n]."""
     return np.fromiter((draw(seed, key) for key in task.example_keys()), np.float64, len(task))
 
 
 def draw(seed: str, key: tuple[str, str]) -> float:
-    """A number in (0, 1) that seed, source and id decide."""
+    """A number in (0, 1) that depends only on seed, source and id."""
     text = "\x1f".join(("random", seed, *key))
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return (int.from_bytes(digest[:6], "little") + 0.5) / 2**48
 
 
 def _turns(sources: NDArray[np.int32], luck: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Examples ranked within their source by luck; the first of each source lead, and so on."""
+    """Rank by `luck` and alternate between sources: first each one's best, and so on."""
     place = np.empty(len(luck))
     for source in range(int(sources.max()) + 1):
         own = np.flatnonzero(sources == source)
