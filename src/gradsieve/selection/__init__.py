@@ -1,4 +1,4 @@
-"""From scores to a selection: an order of rows, and what is passed over on the way."""
+"""From scores to a selection: the order of rows, and the rules that pass over some."""
 
 ROWS, MESSAGES, ANSWERS = "selected.jsonl", "messages.jsonl", "prompt_completion.jsonl"
-"""Files of a selection: the rows as they came in, as chat messages, and as prompts with answers."""
+"""Files of a selection: the original rows, chat messages, and prompts with completions."""

@@ -1,13 +1,12 @@
-"""A selection as a data set: as rows came in, as messages, as prompts with completions; its card.
+"""Write a selection as a dataset: original rows, messages, prompts with completions, and a card.
 
 In: the selected examples. Out: JSON lines, and a README.md with the metadata block that the Hugging
-Face hub and `datasets.load_dataset(FOLDER)` read. The card names no path of the machine that it was
-made on: of a file only its name is shown. What only the user can know (license, language) is left
-as a comment.
+Face hub and `datasets.load_dataset(FOLDER)` read. The card contains no local path: files are shown
+by name only. Metadata that only the user can know (license, language) is left as a comment.
 
-The card names the types of columns, since `datasets` finds types by itself, but block by block: a
-column that starts late in a file, or changes its type there, stops it; and text that looks like a
-time comes back in another form. Rejected: making rows alike (they are to come back as they were).
+The card declares column types, because `datasets` would infer them block by block: it fails if a
+column starts late in a file or changes its type, and text that looks like a timestamp is returned
+in another form. Rejected: making rows uniform (they must be returned unchanged).
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ from gradsieve.recipe.schema import TOGETHER, Effect, Recipe, SelectionName
 from gradsieve.selection import ANSWERS, MESSAGES, ROWS
 
 FILES = {"default": ROWS, "messages": MESSAGES, "prompt_completion": ANSWERS}
-"""Configurations of the data set, for `datasets.load_dataset(FOLDER, NAME)`, and their files."""
+"""The dataset's configurations, for `datasets.load_dataset(FOLDER, NAME)`, and their files."""
 
 SHOWN: tuple[Effect, ...] = ("yes", "repeats", "contents", "adds")
-"""Effects of the settings that a card shows: all but those that change no result."""
+"""A card shows settings with these effects: all except those that change no result."""
 
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "n>10M")
 """The hub's size categories (huggingface.co/docs/hub/datasets-cards), by the number of digits."""
@@ -45,10 +44,10 @@ SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "n>10M")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d")
-"""How text starts that Arrow's JSON reader may take for a time."""
+"""The start of text that Arrow's JSON reader may parse as a timestamp."""
 
 _UNTYPED = "\ud800"
-"""Stands for text that needs `Json`; half of a surrogate pair itself, which Arrow refuses."""
+"""Stands for text that needs `Json`: half of a surrogate pair, which Arrow rejects."""
 
 _TEMPLATE = jinja2.Environment(
     trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
@@ -65,12 +64,12 @@ class Selected:
     subtask: str
 
     def as_row(self) -> dict[str, Any]:
-        """The row as it came in, plus what it was selected by; its own keys are kept.
+        """The original row, plus its rank, score, subtask and source; its own keys are kept.
 
-        What is added has `gradsieve_` before its name as often as it takes to be a new one.
+        An added key that already exists is prefixed with `gradsieve_`, repeatedly if necessary.
         """
         row = {"id": None, **self.example.row}
-        if row["id"] is None:  # it gets the one that names it everywhere else
+        if row["id"] is None:  # use the id by which gradsieve refers to the row
             row["id"] = self.example.id
         for key, value in {**self._added, "source": self.example.source}.items():
             while key in row:
@@ -79,7 +78,7 @@ class Selected:
         return row
 
     def as_messages(self) -> dict[str, Any]:
-        """The turns, whatever format they came in.
+        """The turns as chat messages, whatever the input format.
 
         If some answers are not supervised, each answer has a `weight`, 0 or 1.
         """
@@ -95,9 +94,9 @@ class Selected:
         return {"messages": turns, **tools, **key, **self._added}
 
     def as_answers(self) -> Iterator[dict[str, Any]]:
-        """A prompt and its completion for each supervised answer: the turns before it, and it.
+        """For each supervised answer, a prompt (the turns before it) and a completion (the answer).
 
-        An answer without a turn before it is left out: there is no prompt.
+        An answer without a turn before it is left out, since it has no prompt.
         """
         turns = self.example.messages
         flags = self.example.supervised or [turn["role"] == "assistant" for turn in turns]
@@ -135,9 +134,9 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 
 def features_of(rows: Iterable[Mapping[str, Any]]) -> datasets.Features:
-    """A type for each key of any row; `Json` where values don't share a type of Arrow's.
+    """A type for each key in any row; `Json` if its values don't share an Arrow type.
 
-    Arrow infers it from one value of each shape, so that rows may come in a stream.
+    Arrow infers the type from one value of each shape, so rows can be streamed.
     """
     columns: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -148,7 +147,7 @@ def features_of(rows: Iterable[Mapping[str, Any]]) -> datasets.Features:
 
 
 def _shape(value: Any) -> Any:
-    """A value that has the same type in Arrow; there are few of them."""
+    """A representative value with the same Arrow type; there are few different ones."""
     if isinstance(value, Mapping):
         return {key: _shape(of) for key, of in value.items()}
     if isinstance(value, list):
@@ -158,7 +157,7 @@ def _shape(value: Any) -> Any:
         return _UNTYPED if _TIME.match(value) or not is_unicode(value) else ""
     if isinstance(value, bool) or not isinstance(value, int):
         return 0.5 if isinstance(value, float) and value == value else value
-    # Which integers fit into a double, which into 64 bits, and which into neither.
+    # Distinguishes integers that fit into a double, into 64 bits, or into neither.
     return 0 if abs(value) <= 2**53 else 2**53 + 1 if -(2**63) <= value < 2**63 else 2**63
 
 
@@ -167,7 +166,7 @@ def _type(shapes: Sequence[Any]) -> Any:
         array = pa.array(shapes)
     except (pa.ArrowException, OverflowError, UnicodeEncodeError):
         return datasets.Json()
-    # Objects with different keys would come back with all keys.
+    # Objects with different keys would each be returned with all keys.
     if pa.types.is_nested(array.type) and array.to_pylist() != shapes:
         return datasets.Json()
     return generate_from_arrow_type(array.type)
@@ -176,10 +175,10 @@ def _type(shapes: Sequence[Any]) -> Any:
 def message_features(
     records: Iterable[Mapping[str, Any]] = (), columns: Sequence[str] = ("messages",)
 ) -> datasets.Features:
-    """Types of the columns of `messages.jsonl`, or of another file whose `columns` hold turns.
+    """Column types of `messages.jsonl`, or of another file whose `columns` hold turns.
 
-    Turns that have more than a role and text are `Json`: a column of objects with the same keys
-    would give each turn the keys of all.
+    Turns with keys other than `role` and `content` are `Json`: a struct type would give each turn
+    the keys of all turns.
     """
     text = datasets.Value("string")
     is_plain, has_tools = True, False
@@ -203,10 +202,10 @@ def message_features(
 
 @dataclass(frozen=True)
 class Card:
-    """What a card shows of a selection.
+    """The data that a selection's card shows.
 
-    Of `selected` and `scored` rows it has the number by source, of each target that of its examples
-    and subtasks, and of each file in `FILES` the types of its columns.
+    `selected` and `scored` are numbers of rows by source, `examples` the numbers of examples and
+    subtasks by target, and `features` the column types of each configuration in `FILES`.
     """
 
     recipe: Recipe
@@ -219,7 +218,7 @@ class Card:
     date: str | None = None
 
     def text(self) -> str:
-        """The card."""
+        """The card's text."""
         recipe = self.recipe
         targets = [t for t in recipe.targets if self.name.target in (TOGETHER, t.name)]
         return _TEMPLATE.render(
@@ -257,7 +256,7 @@ class Card:
         }
 
     def _settings(self) -> dict[str, Any]:
-        """What of the recipe decides the selection: by the marks in the schema."""
+        """The settings that affect the selection, according to the marks in the schema."""
         recipe = self.recipe
         of_gradients = ("warmup", "features") if uses_gradients(self.name.method, recipe) else ()
         sections = ("model", *of_gradients, "score", "select")
@@ -267,7 +266,7 @@ class Card:
         tree["score"]["embedding"] = shown(recipe.score.embedding)
         own = {self.name.method, *members(self.name.method, recipe)}
         for method in {"fusion", "embedding"} - own:
-            del tree["score"][method]  # what is set there is that method's
+            del tree["score"][method]  # this setting only affects that method
         tree["score"]["methods"] = [self.name.method]
         tree["select"] = recipe.select.of(self.name.budget).results(SHOWN)
         if of_gradients and recipe.warmup.checkpoints is not None:
@@ -277,7 +276,7 @@ class Card:
 
 
 def shown(path: str) -> str:
-    """A path or hub name without the folders of this machine."""
+    """A hub name unchanged; of a local path only the last part."""
     is_of_hub = _HUB_NAME.fullmatch(path) and not Path(path).exists()
     return path if is_of_hub else Path(path).name
 

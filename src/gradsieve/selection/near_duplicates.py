@@ -1,12 +1,12 @@
-"""Passing over near duplicates: examples whose update points almost the same way as a better one's.
+"""Near duplicates: examples whose update has almost the same direction as that of a better one.
 
-In: lines in the order in which they are considered. Out: why one is passed over. Each line has to
-be compared with all that were kept before it. So that rows needn't be compared one by one, the next
-lines, as far as they are known, are compared at once with those kept so far and with one another,
-by parts of the datastore that an engine hands out; only pairs that are near come back.
+In: lines in the order in which they are considered. Out: why a line is passed over. Each line must
+be compared with all lines kept before it. Instead of comparing them one by one, the next lines are
+compared in one batch with the kept lines and with one another. An engine distributes this over
+parts of the datastore; only near pairs are returned.
 
-Rejected: keeping the kept rows in memory (1.6 GB of 50,000 rows at 8192 dims, and each line reads
-all of it).
+Rejected: keeping the kept rows in memory (1.6 GB for 50,000 rows at 8192 dims, and each line would
+read all of it).
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from gradsieve.store import Store, Wanted, open_store
 from gradsieve.store.reader import Similarities
 
 AHEAD = 2048
-"""Lines that are compared at a time; at 8192 dims their rows take 64 MiB."""
+"""Number of lines compared at a time; at 8192 dims their rows take 64 MiB."""
 
 TASK_ROWS = 4096
-"""Rows of a task: some seconds of a core."""
+"""Rows per task: a few seconds on one core."""
 
 SAME = 1 - 1e-4
-"""Cosines above may be those of equal rows: of 4-bit codes they are up to 2e-5 below 1."""
+"""The highest threshold in use: with 4-bit codes, equal rows have cosines up to 2e-5 below 1."""
 
 PAIR = np.dtype([("other", np.int64), ("row", np.int64), ("cosine", np.float32)])
-"""Positions in the datastore of two rows that are near, and their cosine."""
+"""The datastore positions of two near rows, and their cosine."""
 
 NONE = np.empty(0, PAIR)
 
 
 class NearDuplicates:
-    """A check for `choose`: every line that passes it is taken as kept.
+    """A check for `choose`. It assumes that every line that passes it is kept.
 
     Args:
         numbers: The pool's row number of each line [n].
-        ahead: Gives some lines, at most so many, that will be considered next.
-        cosine: From which on two rows are near.
+        ahead: Returns up to n lines that will be considered next.
+        cosine: The lowest cosine at which two rows are near duplicates.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class NearDuplicates:
         self._engine, self._store, self._pool = engine, store, pool
         self._cosine = min(cosine, SAME)
         self._numbers, self._ahead = numbers, ahead
-        self._kept: dict[int, int] = {}  # lines by their rows' positions
-        self._coming: dict[int, int] = {}  # positions of lines that were looked up; -1: no row
-        self._near: dict[int, NDArray[Any]] = {}  # pairs by the positions of these lines
+        self._kept: dict[int, int] = {}  # lines by datastore position
+        self._coming: dict[int, int] = {}  # positions by line, of lines looked up; -1: not stored
+        self._near: dict[int, NDArray[Any]] = {}  # pairs by these lines' positions
 
     def __call__(self, line: int) -> str | None:
-        """Why a line is passed over; None: it is kept."""
+        """Why a line is passed over; None if it is kept."""
         if line not in self._coming:
             self._look_ahead(line)
         position = self._coming[line]
@@ -99,9 +99,9 @@ class NearDuplicates:
 
 @dataclass(frozen=True)
 class NearJob(Job[Wanted, NDArray[Any]]):
-    """Finding rows of a datastore that are near those at some positions [a].
+    """Finds the rows of a datastore that are near the rows at `positions` [a].
 
-    `directions` are these rows' [a, d].
+    `directions` are the latter rows' features with length 1 [a, d].
     """
 
     unit = "rows"
@@ -112,7 +112,7 @@ class NearJob(Job[Wanted, NDArray[Any]]):
     cosine: float
 
     def setup(self, progress: Progress) -> Callable[[Wanted], NDArray[Any]]:
-        """Open the datastore; its index is not read."""
+        """Open the datastore without reading its index."""
         store = open_store(self.store)
 
         def run(rows: Wanted) -> NDArray[Any]:
@@ -129,9 +129,9 @@ class NearJob(Job[Wanted, NDArray[Any]]):
         return pairs
 
     def size(self, task: Wanted) -> Size:
-        """Rows that are read."""
+        """The number of rows to read."""
         return Size(sum(len(positions) for _, positions in task))
 
     def name(self, task: Wanted) -> str:
-        """The first of its shards."""
+        """The number of shards, and the first one."""
         return f"near duplicates in {len(task)} shards from {task[0][0].name} on"

@@ -1,9 +1,9 @@
-"""The order in which a pool's examples are considered, and taking them until a selection is full.
+"""Rank a pool's examples, and take them in this order until the selection is full.
 
-In: scores as arrays. Out: the lines that are chosen, and those passed over on the way. A `Ranking`
-offers one line after the other. Where subtasks, target examples or targets take turns, a turn ends
-only when a line is taken: one that is passed over (a cap, a near duplicate, a leak) is followed by
-the next best for the same subtask, so that each gets its share.
+In: scores as arrays. Out: the chosen lines, and those passed over on the way. A `Ranking` offers
+one line after another. If subtasks, target examples or targets take turns, a turn ends only when a
+line is taken: after a line is passed over (a cap, a near duplicate, a leak), the same subtask
+offers its next best line, so that each subtask gets its share.
 
 Letters: n scored examples (lines of the score table), S columns of scores.
 """
@@ -24,12 +24,12 @@ from gradsieve.recipe.schema import Budget, SelectConfig
 from gradsieve.selection.rules import Caps
 
 Check = Callable[[int], str | None]
-"""Why a line is passed over; None: it is taken. Called only for lines that would be taken."""
+"""Returns why a line is passed over, or None. Called only for lines that would be taken."""
 
 
 class Offer(NamedTuple):
-    """A line, what it was ranked by, and the subtask that it helps most or whose turn it is; an
-    index into the ranking's subtasks, -1: none.
+    """A line, the score that it was ranked by, and the subtask that it helps most or whose turn it
+    is (an index into the ranking's subtasks; -1 for none).
     """
 
     line: int
@@ -38,9 +38,9 @@ class Offer(NamedTuple):
 
 
 class Order:
-    """Lines by their scores [n], best first; equal scores in order of lines.
+    """Lines by score [n], best first; ties are in order of lines.
 
-    `columns` has the subtask of each line [n], or of all.
+    `columns` is the subtask of each line [n], or of all lines.
     """
 
     def __init__(self, scores: NDArray[np.float32], columns: NDArray[np.int32] | int) -> None:
@@ -49,11 +49,11 @@ class Order:
         self.restart()
 
     def restart(self) -> None:
-        """Begin with the best again."""
+        """Start again with the best line."""
         self._place = 0
 
     def offer(self, gone: NDArray[np.bool_]) -> Offer | None:
-        """The best line that is left."""
+        """The best remaining line."""
         self._place = _first_left(self._order, gone, self._place)
         if self._place == len(self._order):
             return None
@@ -61,31 +61,31 @@ class Order:
         return Offer(line, float(self._scores[line]), int(self._columns[line]))
 
     def end_turn(self) -> None:
-        """Nothing changes: it has one order."""
+        """Does nothing, since there is only one order."""
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
 def _first_left(order: NDArray[np.int32], gone: NDArray[np.bool_], place: int) -> int:
-    """The first place from here on whose line is left: with many columns most lines are gone."""
+    """The first place from `place` on whose line remains; with many columns most are gone."""
     while place < len(order) and gone[order[place]]:
         place += 1
     return place
 
 
 class Turns:
-    """Orders (or turns of orders) that take turns, each offering its best line that is left."""
+    """Orders (or nested `Turns`) that take turns, each offering its best remaining line."""
 
     def __init__(self, parts: Sequence[Order | Turns]) -> None:
         self._parts, self._turn = parts, 0
 
     def restart(self) -> None:
-        """Begin with the first part again."""
+        """Start again with the first part."""
         self._turn = 0
         for part in self._parts:
             part.restart()
 
     def offer(self, gone: NDArray[np.bool_]) -> Offer | None:
-        """The line of the part whose turn it is; a part without lines is passed over."""
+        """The line of the part whose turn it is; parts without remaining lines are skipped."""
         for _ in self._parts:
             if (found := self._parts[self._turn].offer(gone)) is not None:
                 return found
@@ -93,7 +93,7 @@ class Turns:
         return None
 
     def end_turn(self) -> None:
-        """A line was taken: the next part is next."""
+        """Move to the next part, after a line was taken."""
         self._parts[self._turn].end_turn()
         self._next()
 
@@ -101,7 +101,7 @@ class Turns:
         self._turn = (self._turn + 1) % len(self._parts)
 
     def __copy__(self) -> Turns:
-        """Turns that go on from here on their own; the arrays are shared."""
+        """An independent copy with the same state; the arrays are shared."""
         twin = Turns([copy(part) for part in self._parts])
         twin._turn = self._turn
         return twin
@@ -115,23 +115,23 @@ class Ranking:
         self._gone = np.zeros(lines, dtype=bool)
 
     def restart(self) -> None:
-        """Begin again."""
+        """Start again with all lines."""
         self._gone[:] = False
         self._turns.restart()
 
     def offer(self) -> Offer | None:
-        """The line that is next; None if all are gone."""
+        """The next line; None if none remains."""
         found = self._turns.offer(self._gone)
         if found is not None:
             self._gone[found.line] = True
         return found
 
     def end_turn(self) -> None:
-        """The line that was offered is taken."""
+        """Record that the offered line was taken."""
         self._turns.end_turn()
 
     def ahead(self, count: int) -> NDArray[np.int64]:
-        """Lines that come next, exactly if all are taken."""
+        """Up to `count` lines that come next; exact if all of them are taken."""
         turns, gone = copy(self._turns), self._gone.copy()
         lines: list[int] = []
         while len(lines) < count and (found := turns.offer(gone)) is not None:
@@ -141,18 +141,17 @@ class Ranking:
         return np.array(lines, np.int64)
 
     def subtask(self, column: int) -> str:
-        """A subtask's name; empty: none."""
+        """A subtask's name; empty if there is none."""
         return "" if column < 0 else self.subtasks[column]
 
 
 class Ranked(NamedTuple):
-    """Scores for one target: by which lines are ranked, or columns that take turns.
+    """Scores for one target: a single ranking of lines, or columns that take turns.
 
     Attributes:
-        scores: [n] with the subtask of each line, an index into `subtasks`; or [n, S] with one of
-            each column.
-        columns: [n] or [S].
-        subtasks: Names.
+        scores: [n] for a single ranking; [n, S] for columns that take turns.
+        columns: The subtask of each line [n], or of each column [S]: indices into `subtasks`.
+        subtasks: The subtasks' names.
     """
 
     scores: NDArray[np.float32]
@@ -161,7 +160,7 @@ class Ranked(NamedTuple):
 
 
 def ranking_of(parts: Sequence[Ranked]) -> Ranking:
-    """The ranking by the scores of several targets, for the same lines, which take turns."""
+    """A ranking in which several targets take turns, from their scores of the same lines."""
     turns: list[Order | Turns] = []
     subtasks: list[str] = []
     for scores, columns, names in parts:
@@ -176,14 +175,14 @@ def ranking_of(parts: Sequence[Ranked]) -> Ranking:
 
 
 def in_turns(scores: NDArray[np.float32], subtasks: Sequence[str]) -> Ranked:
-    """Columns take turns; `subtasks` names that of each, and may repeat."""
+    """Scores whose columns take turns; `subtasks` names each column's and may repeat names."""
     return Ranked(scores, np.arange(len(subtasks), dtype=np.int32), subtasks)
 
 
 def round_robin(scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Lines in the order in which columns take turns, each taking its best line that is left.
+    """Rank lines by scores [n, S] whose columns take turns, each taking its best remaining line.
 
-    Of scores [n, S] each line once [n], and the column whose turn it was [n].
+    Returns every line once, in this order [n], and the column whose turn it was [n].
     """
     ranking = ranking_of([in_turns(scores, [""] * scores.shape[1])])
     lines, columns = np.empty(len(scores), np.int64), np.empty(len(scores), np.int32)
@@ -197,11 +196,11 @@ def round_robin(scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray
 
 @dataclass(frozen=True)
 class Choice:
-    """Lines of a score table.
+    """The chosen lines of a score table, in order.
 
     Attributes:
-        columns: The subtask that each was chosen for, an index into the ranking's.
-        passed: Those passed over on the way, in order.
+        columns: The subtask that each was chosen for, an index into the ranking's subtasks.
+        passed: The lines passed over on the way, in order.
         too_long: The one that the budget's tokens don't suffice for; -1: none.
     """
 
@@ -225,7 +224,7 @@ def choose(
     """Take lines in order until there are enough.
 
     With a budget of tokens, lines are taken until the next one would exceed it. `sources` are
-    indices into `names` [n], `tokens` lengths [n]; the cheapest of `checks` comes first.
+    indices into `names` [n], `tokens` lengths [n]; put the cheapest of `checks` first.
     """
     count = budget.rows(len(tokens))
     caps = Caps(settings.per_source, count, budget.tokens, names)

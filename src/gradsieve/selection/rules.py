@@ -1,9 +1,9 @@
 """Rules that pass over examples: caps per source, and leaks of test questions.
 
-A leak is an example of the pool that shares a run of 13 words with a test question, whatever case
-and punctuation, as GPT-3's authors looked for (Brown et al., 2020, appendix C). In scripts without
-spaces a word is a pair of characters (`data.words`), so that a run is 14 characters. Only what a
-question itself says is compared, not the words that a benchmark puts around every question.
+A leak is an example of the pool that shares a run of 13 words with a test question, ignoring case
+and punctuation, as in GPT-3's overlap analysis (Brown et al., 2020, appendix C). In scripts without
+spaces a word is a pair of characters (`data.words`), so a run is 14 characters. Only a question's
+own text is compared, not the text that a benchmark puts around every question.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from gradsieve.data.pool import Pool
 from gradsieve.data.words import split_words
 
 RUN = 13
-"""Words."""
+"""Length of a run in words."""
 
 AT_ONCE = 1000
-"""Examples whose runs are compared at a time."""
+"""Number of examples compared at a time."""
 
 
 class Caps:
-    """The most that each source may have: rows, or a share of the selection's rows or tokens.
+    """Limits per source: a number of rows, or a share of the selection's rows or tokens.
 
     Args:
-        count: Rows to select; None: the budget is in tokens.
+        count: Number of rows to select; None if the budget is in tokens.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Caps:
         self._spent = [0] * len(sources)
 
     def full(self, source: int, tokens: int) -> str | None:
-        """Why an example of a source can't be taken; None if it can."""
+        """Why an example of a source can't be taken; None if it can be."""
         cap = self._caps[source]
         if cap is None:
             return None
@@ -53,7 +53,7 @@ class Caps:
         return cap.reason if spent > cap.most else None
 
     def take(self, source: int, tokens: int) -> None:
-        """Count an example of a source."""
+        """Count an example of a source as taken."""
         cap = self._caps[source]
         self._spent[source] += tokens if cap and cap.of_tokens else 1
 
@@ -76,10 +76,10 @@ def _cap(name: str, cap: float | None, count: int | None, budget: int | None) ->
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """What an example shares with a test set.
+    """The text that an example shares with a test set.
 
     Attributes:
-        run: The words; in scripts without spaces, overlapping pairs of characters.
+        run: The shared words; in scripts without spaces, overlapping pairs of characters.
     """
 
     target: str
@@ -93,7 +93,7 @@ class Leak:
 
 
 class LeakIndex:
-    """The runs of test questions."""
+    """An index of the runs in test questions."""
 
     def __init__(self, questions: Mapping[str, Iterable[tuple[str, str]]]) -> None:
         named = [(target, *question) for target, of in questions.items() for question in of]
@@ -106,13 +106,13 @@ class LeakIndex:
         return len(self._hashes)
 
     def find(self, texts: Sequence[str]) -> dict[int, Leak]:
-        """The texts that leak, by their place."""
+        """The leaks in some texts, by index of the text."""
         if not len(self):
             return {}
         hashes, of, starts, words = _runs(texts)
         places = np.searchsorted(self._hashes, hashes).clip(max=len(self) - 1)
         hits = np.flatnonzero(self._hashes[places] == hashes)
-        hits = hits[np.unique(of[hits], return_index=True)[1]]  # the first of each text
+        hits = hits[np.unique(of[hits], return_index=True)[1]]  # the first hit of each text
         return {
             int(of[hit]): Leak(
                 *self._questions[int(places[hit])],
@@ -123,7 +123,7 @@ class LeakIndex:
 
 
 def find_leaks(pool: Pool, questions: Mapping[str, Iterable[tuple[str, str]]]) -> dict[int, Leak]:
-    """The pool's leaking examples by their numbers, in order of (source, id)."""
+    """The pool's leaks by row number, in order of (source, id)."""
     index = LeakIndex(questions)
     found: dict[int, Leak] = {}
     for start in range(0, len(pool) if len(index) else 0, AT_ONCE):
@@ -137,10 +137,10 @@ def find_leaks(pool: Pool, questions: Mapping[str, Iterable[tuple[str, str]]]) -
 def _runs(
     texts: Sequence[str],
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64], list[str]]:
-    """All runs of some texts, in order.
+    """All runs in some texts, in order.
 
     Returns:
-        A hash of each run [m], the number of its text [m], the place of its first word [m], and
+        A hash of each run [m], the index of its text [m], the index of its first word [m], and
         the words of all texts.
     """
     split = [split_words(text) for text in texts]
