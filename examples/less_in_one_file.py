@@ -1,14 +1,14 @@
-"""LESS in one file, to read: the method of gradsieve without its stages, batches and stores.
+"""LESS in one file, for readers: gradsieve's method without its stages, batches and datastores.
 
     python examples/less_in_one_file.py MODEL POOL.jsonl TARGET.jsonl > selected.jsonl
 
 In: a causal language model whose chat template marks answers with `{% generation %}`, a pool and a
 target of rows `{"id": ..., "messages": [...]}`; target rows may have a `subtask`. Out: the best 5%
-of the pool, best first, with `score` and `subtask`. "Step" is that of the paper (Xia et al., ICML
-2024, section 4.1) and of docs/method.md.
+of the pool, best first, with `score` and `subtask`. Step numbers are those of the paper (Xia et
+al., ICML 2024, section 4.1) and of docs/method.md.
 
-Nothing of gradsieve is imported; tests/examples holds the warm-up, scores and selection equal to
-`gradsieve run`. It takes one example at a time and keeps all features in memory.
+The file doesn't import gradsieve; tests/examples checks that its warm-up, scores and selection
+equal those of `gradsieve run`. It processes one example at a time and keeps all features in memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SEED, MAX_LENGTH = 0, 2048
 WARMUP_FRACTION, EPOCHS, BATCH, LEARNING_RATE, RAMP = 0.05, 4, 32, 2e-5, 0.03
 LORA = {"r": 128, "lora_alpha": 512, "lora_dropout": 0.1}
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj"]
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # of AdamW
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # AdamW
 DIM, SELECT_FRACTION = 8192, 0.05
 
 Row = dict[str, Any]
@@ -49,7 +49,7 @@ def read(file: Path, tokenizer: Any) -> list[Row]:
         )
         row["tokens"] = torch.tensor(found["input_ids"][:MAX_LENGTH])
         answers = torch.tensor(found["assistant_masks"][:MAX_LENGTH])
-        row["labels"] = row["tokens"].where(answers == 1, -100)[1:]  # the first isn't predicted
+        row["labels"] = row["tokens"].where(answers == 1, -100)[1:]  # token 0 isn't predicted
         row["count"] = int((row["labels"] != -100).sum())
     return sorted((row for row in rows if row["count"]), key=lambda row: row["id"])
 
@@ -102,7 +102,7 @@ def drop_by_example(model: Any, tokens: Tensor, step: int) -> None:
         if not layer.training:
             return x
         generator = torch.Generator().manual_seed(seed + number)
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64)  # 16 random bits a unit
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64)  # 16 random bits per unit
         bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: x.numel()]
         keep = (bits < round((1 - layer.p) * 2**16) - 2**15).view(x.shape)
         return x.masked_fill(~keep, 0.0) / (1 - layer.p)
@@ -113,7 +113,7 @@ def drop_by_example(model: Any, tokens: Tensor, step: int) -> None:
 
 
 def gradient(model: Any, row: Row) -> dict[str, Tensor]:
-    """The gradient g of one example's loss."""
+    """The gradient g of an example's loss, by parameter."""
     weights = {name: w for name, w in model.named_parameters() if w.requires_grad}
     found = torch.autograd.grad(loss_of(model, row), list(weights.values()))
     return dict(zip(weights, found, strict=True))
@@ -136,7 +136,7 @@ def random_bits(key: int, count: int) -> np.ndarray:
 
 
 def project(values: dict[str, Tensor]) -> Tensor:
-    """Steps 2 and 3: random signs, cut into blocks of DIM, each block rotated, all added up.
+    """Steps 2 and 3: flip signs at random, cut into blocks of DIM, rotate each, and add them up.
 
     As in the paper; the package scales both sides first (`features.projection.balanced`).
     """
@@ -159,7 +159,7 @@ def less(model_name: str, pool_file: Path, target_file: Path) -> list[Row]:
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     pool, target = read(pool_file, tokenizer), read(target_file, tokenizer)
     subtasks = sorted({row.get("subtask", "all") for row in target})
-    set_seed(SEED)  # of the adapter's start
+    set_seed(SEED)  # for the adapter's initialization
     model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32)
     lora = LoraConfig(**LORA, target_modules=MODULES, task_type="CAUSAL_LM")
     model = get_peft_model(model, lora)
@@ -172,7 +172,7 @@ def less(model_name: str, pool_file: Path, target_file: Path) -> list[Row]:
             g = gradient(model, row)
             updates.append(project({name: adam_update(g[name], adam[name]) for name in g}))
         means = []
-        for subtask in subtasks:  # Step 3: the plain gradients' mean
+        for subtask in subtasks:  # Step 3: the mean of plain gradients
             own = [row for row in target if row.get("subtask", "all") == subtask]
             means.append(torch.stack([project(gradient(model, row)) for row in own]).mean(0))
         # Step 4: cosines [rows, subtasks] at this checkpoint, times its learning rate.
