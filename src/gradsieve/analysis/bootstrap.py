@@ -1,9 +1,9 @@
-"""Confidence intervals by the bootstrap: of differences between methods, and of rank correlations.
+"""Bootstrap confidence intervals for differences between methods and for rank correlations.
 
 Differences: in, a number per model and question; out, the mean difference over questions and
 models, and its 95% interval. Each resample draws questions, the same for both methods, and models
-of each method: another seed would have selected, or trained, otherwise. With one model on a side,
-its seed counts as the only one there is. Rank correlations (Spearman): pairs are resampled.
+of each method, since other seeds would give other selections and trainings. If a method has one
+model, variation between seeds is ignored. Rank correlations (Spearman): pairs are resampled.
 
 Letters: m models, Q questions, n pairs, B resamples.
 """
@@ -21,14 +21,14 @@ Interval = tuple[float, float, float]
 """A value, and the ends of its 95% interval."""
 
 BOOTSTRAPS = 2000
-"""Resamples; the interval is between their 2.5% and 97.5% quantiles."""
+"""Number of resamples; the interval is between their 2.5% and 97.5% quantiles."""
 
 AT_ONCE = 100
-"""Resamples drawn at a time; bounds memory."""
+"""Number of resamples drawn at a time; bounds memory."""
 
 
 def interval_text(found: Interval, digits: int = 3) -> str:
-    """As text, for tables; a difference has its sign."""
+    """An interval as text for tables, with signs."""
     mean, low, high = (f"{value:+.{digits}f}" for value in found)
     return f"{mean} [{low}, {high}]"
 
@@ -36,9 +36,9 @@ def interval_text(found: Interval, digits: int = 3) -> str:
 def difference(
     one: NDArray[np.float64], other: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> Interval | None:
-    """The mean difference of two methods [m, Q] on the same questions, which have weights [Q].
+    """The mean difference of two methods [m, Q] on the same questions with weights [Q].
 
-    A value is NaN where a model was not asked. None if there is no question that all were asked.
+    A value is NaN if the model didn't get the question. None if no question was put to all models.
     """
     there = ~np.isnan(one).any(0) & ~np.isnan(other).any(0)
     if not there.any():
@@ -60,8 +60,8 @@ def _resampled(
 ) -> NDArray[np.float64]:
     """Means of resampled models on resampled questions: [m, Q] and [AT_ONCE, Q] to [AT_ONCE].
 
-    Resampling m models gives a variance that is m - 1 over m of the true one, so they are moved
-    apart by as much (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8).
+    Resampling m models gives (m - 1) / m of the true variance, so deviations from the mean are
+    scaled up to compensate (Davison and Hinkley, Bootstrap Methods, 1997, section 3.8).
     """
     models, mean = len(table), table.mean(0)
     if models > 1:
@@ -71,7 +71,7 @@ def _resampled(
 
 
 def spearman(one: Floats, other: Floats) -> float:
-    """Rank correlation of n pairs; equal values share their mean rank. NaN if one is constant."""
+    """Rank correlation of n pairs; ties get their mean rank. NaN if one side is constant."""
     return float(_correlations(one, other, np.ones((1, len(one))))[0])
 
 
@@ -85,7 +85,7 @@ def spearman_interval(one: Floats, other: Floats) -> Interval:
 
 
 def _correlations(one: Floats, other: Floats, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rank correlations of resamples in which pairs occur this often [B, n]; NaN if constant."""
+    """Rank correlations of resamples with these counts of pairs [B, n]; NaN if one is constant."""
     first, second = (
         ranks - (counts * ranks).sum(1, keepdims=True) / counts.sum(1, keepdims=True)
         for ranks in (_ranks(one, counts), _ranks(other, counts))
@@ -97,7 +97,7 @@ def _correlations(one: Floats, other: Floats, counts: NDArray[np.float64]) -> ND
 
 
 def _ranks(values: Floats, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean ranks of values [n] in resamples [B, n]."""
+    """Ranks of values [n] in resamples with these counts [B, n]; ties get their mean rank."""
     order = np.argsort(values, kind="stable")
     _, starts, places = np.unique(values[order], return_index=True, return_inverse=True)
     equal = np.add.reduceat(counts[:, order], starts, axis=1)
@@ -107,7 +107,7 @@ def _ranks(values: Floats, counts: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _counts(rng: np.random.Generator, of: int) -> NDArray[np.float64]:
-    """How often each is drawn when as many are drawn as there are: [AT_ONCE, of]."""
+    """Counts of each of `of` items in `of` draws with replacement [AT_ONCE, of]."""
     drawn = rng.integers(of, size=(AT_ONCE, of)) + of * np.arange(AT_ONCE)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=AT_ONCE * of)
     return counts.reshape(AT_ONCE, of).astype(np.float64)

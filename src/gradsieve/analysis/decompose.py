@@ -1,4 +1,4 @@
-"""Scores decomposed: what each target example contributes to an example's score.
+"""Decompose scores: what each target example contributes to an example's score.
 
 In: a run's datastores and the gradients of a target's examples. Out: each target example's
 contribution. Inf(z, j) is linear in the target gradients once the length of their mean is fixed, so
@@ -23,15 +23,15 @@ from gradsieve.runs.context import Context
 from gradsieve.store import Store
 
 METHODS = ("less", "dot", "sgd")
-"""Methods whose scores are sums over the target's examples."""
+"""Methods whose scores are sums over target examples."""
 
 
 @dataclass(frozen=True)
 class Contributions:
     """What each example [k] of a target contributes to the scores of some examples of the pool.
 
-    Values are float32 [N, n, k]; summed over checkpoints and over a subtask's examples they are the
-    score for that subtask; with `target_mean: none` each example's is a score.
+    Values are float32 [N, n, k]. Summed over checkpoints and over a subtask's examples they give
+    the score for that subtask; with `target_mean: none` each example's sum is a score.
     """
 
     ids: Sequence[str]
@@ -40,7 +40,7 @@ class Contributions:
 
 
 def can_decompose(recipe: Recipe, method: str) -> bool:
-    """Whether a method's scores can be decomposed: exact mode keeps no gradients."""
+    """Whether a method's scores can be decomposed (exact mode doesn't store gradients)."""
     return method in METHODS and recipe.features.mode != "exact"
 
 
@@ -51,7 +51,7 @@ def decompose(
 
     Raises:
         RunError: If the method's scores can't be decomposed (`can_decompose`).
-        StoreError: If an example has no feature.
+        StoreError: If an example has no stored feature.
     """
     recipe, artifacts = context.recipe, context.artifacts
     if not can_decompose(recipe, method):
@@ -86,8 +86,8 @@ def similarities(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosines [n, S] of a datastore's rows with unit directions [S, d], and the rows' lengths [n].
 
-    Each position [n] occurs once. `balanced`: the directions are a target's, scaled inversely to
-    the rows.
+    Each position [n] occurs once. With `balanced`, the directions are those of a target, scaled
+    inversely to the rows.
     """
     cosines = np.zeros((len(positions), len(directions)), dtype=np.float32)
     lengths = np.zeros(len(positions), dtype=np.float32)

@@ -2,8 +2,8 @@
 
 In: a finished run, a target, an example's id. Out: an `Explanation`: its scores by target, subtask
 and checkpoint, its rank, whether and why it was selected, the contributions of the target's
-examples and the examples of the pool with the most similar updates. `notes` say what a run can't
-give (a method without gradients, exact mode, files that have moved, stages that are out of date).
+examples and the examples of the pool with the most similar updates. `notes` list what is missing
+and why (a method without gradients, exact mode, moved files, stages that are out of date).
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from gradsieve.runs.score_table import ScoreTable
 from gradsieve.store import Store
 
 NEIGHBORS = 5
-"""Most similar examples that are shown."""
+"""Number of most similar examples shown."""
 
 CONTRIBUTIONS = 5
-"""Target examples of a subtask that are shown, positive and negative ones."""
+"""Number of target examples shown per subtask, positive and negative ones each."""
 
 SUBTASKS = 3
-"""Subtasks whose examples are shown: those with the highest scores."""
+"""Number of subtasks whose examples are shown: those with the highest scores."""
 
 IDS = 10_000
-"""Ids among which the nearest to a wrong one is looked for."""
+"""Number of ids searched for the closest to an unknown id."""
 
 
 @torch_defaults()
@@ -64,11 +64,11 @@ def explain(
         id: The example's id.
         source: The example's source, if the id occurs in several.
         method: The selection method; by default the recipe's first.
-        context: Inputs that have been read, or are in memory.
+        context: Inputs that are already loaded, or in memory.
 
     Raises:
         RunError: If the run has no scores.
-        UsageError: If there is no such example, target, source or method, or several such examples.
+        UsageError: If an example, target, source or method is unknown, or several examples match.
 
     Example:
         >>> import gradsieve
@@ -83,7 +83,7 @@ def explain(
     context.run.require("score")
     target = _one_of(target, [t.name for t in recipe.targets], "--target")
     names = {name.short: name for name in recipe.selections_for(target)}
-    first = {name.method: name for name in reversed(names.values())}  # of several sizes the first
+    first = {name.method: name for name in reversed(names.values())}  # the first of several sizes
     names = {**first, **names}
     method = _one_of(method or recipe.score.methods[0], list(names), "--method")
     return _Explainer(context, names[method]).explain(_find(context.pool, str(id), source))
@@ -106,7 +106,7 @@ def _one_of(name: str | None, known: Sequence[str], option: str) -> str:
 
 
 def _nearest(wrong: str, known: Sequence[str], count: int) -> str:
-    """The nearest of some known names; `count` is how many there are in all."""
+    """A hint with the closest known names; `count` is the number of all names."""
     if near := difflib.get_close_matches(wrong, known, n=3):
         return f"Did you mean {', '.join(near)}?"
     more = f" and {count - 5} more" if count > 5 else ""
@@ -114,7 +114,7 @@ def _nearest(wrong: str, known: Sequence[str], count: int) -> str:
 
 
 def _find(pool: Pool, id: str, source: str | None) -> int:
-    """The number of an example in the pool."""
+    """The row number of an example in the pool."""
     if source is not None:
         _one_of(source, pool.source_names, "--source")
     sources = {n: found for n in pool.source_names if (found := pool.find(n, id)) is not None}
@@ -130,17 +130,17 @@ def _find(pool: Pool, id: str, source: str | None) -> int:
 
 
 def _nearest_id(pool: Pool, id: str) -> str:
-    """Looked for among ids that start alike; in a small pool among all."""
+    """A hint with the closest ids: among those with the same start, in a small pool among all."""
     ids = pool.table["id"]
     if len(pool) > IDS:
-        start = id[:2].encode("utf-8", "surrogatepass")  # a command line's bytes may be no text
+        start = id[:2].encode("utf-8", "surrogatepass")  # arguments may be invalid UTF-8
         alike = ids.filter(pc.starts_with(ids, start))
         ids = alike if len(alike) else ids
     return _nearest(id, sorted(ids[:IDS].to_pylist()), len(pool))
 
 
 class _Explainer:
-    """Reads what a run has on an example, for one target and method."""
+    """Reads a run's data on an example, for one target and method."""
 
     def __init__(self, context: Context, name: SelectionName) -> None:
         self._context, self._pool, self._artifacts = context, context.pool, context.artifacts
@@ -195,7 +195,7 @@ class _Explainer:
         return found["skip_reason"][0].as_py() if len(found) else "it was not scored"
 
     def _selected(self, source: str, id: str) -> tuple[int | None, str | None]:
-        """The example's rank in the selection; or why it has none."""
+        """The example's rank in the selection, or the reason why it has none."""
         files = self._artifacts.selections.of(self._context.recipe, self._target, self._selection)
         if self._context.run.metadata("select") is None or not files.messages.is_file():
             return None, "nothing has been selected yet"
@@ -215,9 +215,9 @@ class _Explainer:
         return None, f"the {count} selected rows rank before it"
 
     def _selected_by_subtask(self) -> dict[str, int]:
-        """Rows that the selection has for each subtask, the most first."""
+        """The number of selected rows for each subtask, largest first."""
         recipe, metadata = self._context.recipe, self._context.run.metadata("select") or {}
-        if recipe.select.together:  # subtasks of all targets
+        if recipe.select.together:  # its subtasks are those of all targets
             return {}
         facts = metadata.get("targets", {}).get(self._target, {}).get(self._selection, {})
         return dict(facts.get("subtasks", {}))
@@ -225,7 +225,7 @@ class _Explainer:
     def _decomposed(
         self, number: int, score: TargetScore
     ) -> tuple[dict[str, list[float]], list[Contribution]]:
-        """What each checkpoint adds, by subtask; and each target example's contribution."""
+        """What each checkpoint adds, by subtask, and each target example's contribution."""
         method, can = self._method, can_decompose(self._context.recipe, self._method)
         if not can and method != "less":
             self._notes.append(f"scores of {method} can't be decomposed by target example")
@@ -265,7 +265,7 @@ class _Explainer:
         return by_subtask, contributions
 
     def _exact(self, number: int, score: TargetScore) -> dict[str, list[float]]:
-        """What each checkpoint adds, from the cosines that exact mode keeps."""
+        """What each checkpoint adds, by subtask, from the stored cosines of exact mode."""
         by_subtask: dict[str, list[float]] = {}
         checkpoints = self._artifacts.features.checkpoints
         for checkpoint, weight in zip(checkpoints, self._artifacts.warmup.weights, strict=True):
@@ -303,7 +303,7 @@ class _Explainer:
         ]
 
     def _last_store(self) -> Store | None:
-        """The datastore at the last checkpoint; of plain gradients, if the method uses them."""
+        """The datastore at the last checkpoint, with plain gradients if the method uses them."""
         if self._context.run.metadata("features") is None:
             return None
         features = self._artifacts.features
@@ -315,7 +315,7 @@ class _Explainer:
         return int(store.positions(self._pool.store_keys([number]))[0])
 
     def _target_examples(self) -> dict[tuple[str, str], Example]:
-        """By subtask and id."""
+        """The target's examples by subtask and id."""
         try:
             targets = self._context.targets
         except DataError as error:
@@ -341,7 +341,7 @@ def _score(table: ScoreTable, line: int) -> TargetScore:
 
 
 def _strongest(contributions: Sequence[Contribution]) -> list[Contribution]:
-    """The first few of each of the first subtasks."""
+    """The first few contributions of each of the first few subtasks."""
     counts: Counter[str] = Counter()
     shown = []
     for one in contributions:

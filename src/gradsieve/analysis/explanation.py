@@ -1,6 +1,6 @@
-"""An explanation of one example of the pool: plain data, as JSON, as text and as tables.
+"""An explanation of one example of the pool as plain data, with JSON, text and table output.
 
-Control characters in the data are replaced before a terminal sees them (`gradsieve.console`).
+Control characters in the data are replaced before they reach a terminal (`gradsieve.console`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from gradsieve.data.examples import Message
 from gradsieve.runs.notebook import html_table
 
 CUT = 160
-"""Characters shown of a target example's or neighbor's text."""
+"""Number of characters shown of a target example's or neighbor's text."""
 
 OWN_CUT = 2000
-"""Characters shown of each turn of the explained example."""
+"""Number of characters shown of each turn of the explained example."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Contribution:
     """What one of the target's examples contributes to the score for its subtask.
 
     Attributes:
-        value: The contributions of a subtask's examples add up to the score for it.
-        text: The target example's turns, a line each; None if it can't be read.
-        where: Its file and line; empty if not known.
+        value: Its contribution; those of a subtask's examples add up to the score for it.
+        text: The target example's turns, one per line; None if it can't be read.
+        where: Its file and line; empty if unknown.
     """
 
     id: str
@@ -62,10 +62,10 @@ class TargetScore:
     """The example's score for one target.
 
     Attributes:
-        score: Over subtasks, according to `score.across_subtasks`.
-        rank: By score, from 1 to `of`; equal scores by (source, id).
+        score: The total over subtasks, according to `score.across_subtasks`.
+        rank: Rank by score, from 1 to `of`; ties are in order of (source, id).
         subtasks: The score for each subtask; empty for methods without subtasks.
-        standardized: The same as the subtasks are compared; empty if they are not standardized.
+        standardized: The standardized score for each subtask; empty if scores aren't standardized.
         best_examples: Id of the target example that gave each subtask's score; empty unless
             `score.target_mean` is `none`.
     """
@@ -84,7 +84,7 @@ class TargetScore:
 
 
 class _Part(NamedTuple):
-    """A table; numbers are on the right."""
+    """A table; numbers are right-aligned."""
 
     title: str
     head: Sequence[str]
@@ -96,18 +96,18 @@ class Explanation:
     """Why an example of the pool was selected, or was not.
 
     Attributes:
-        selected: Its rank in the selection, from 1; None if it is not in it.
+        selected: Its rank in the selection, from 1; None if it was not selected.
         reason: Why it was not selected; None if it was.
         tokens: Its length in tokens.
         targets: Its scores, by target; empty if it could not be scored.
-        selected_by_subtask: Rows that the selection has for each subtask of the target.
-        checkpoints: By subtask of the target, what each checkpoint adds to the score; empty for
+        selected_by_subtask: Number of selected rows for each subtask of the target.
+        checkpoints: What each checkpoint adds to the score, by subtask of the target; empty for
             methods without checkpoints.
-        positive: The target examples with the largest positive contributions, grouped by subtask:
-            the one with the highest score first.
-        negative: Likewise those with negative contributions.
+        positive: The target examples with the largest positive contributions, grouped by subtask,
+            the subtask with the highest score first.
+        negative: The same for negative contributions.
         neighbors: The examples with the most similar updates, most similar first.
-        notes: What is out of date or not known, and why.
+        notes: What is out of date or unknown, and why.
     """
 
     source: str
@@ -128,15 +128,15 @@ class Explanation:
 
     @property
     def score(self) -> TargetScore | None:
-        """For `target`; None if the example could not be scored."""
+        """The score for `target`; None if the example could not be scored."""
         return self.targets.get(self.target)
 
     def json(self) -> str:
-        """As JSON, in ASCII: text of the data may hold what UTF-8 can't."""
+        """The explanation as ASCII JSON, since data may contain text that UTF-8 can't encode."""
         return json.dumps(asdict(self), indent=1)
 
     def __str__(self) -> str:
-        """As lines of text, columns padded."""
+        """The explanation as text with aligned columns."""
         lines = [self._headline()]
         for part in self._parts():
             lines += ["", part.title]
@@ -148,7 +148,7 @@ class Explanation:
         return "\n".join([*lines, "", *self._turns()])
 
     def print(self) -> None:
-        """Print tables, in color, on standard output."""
+        """Print colored tables to standard output."""
         console = Console()
         console.print(Text(self._headline(), style="bold"))
         for part in self._parts():
@@ -168,7 +168,7 @@ class Explanation:
         console.print(Panel(text, title="the example", title_align="left"))
 
     def _repr_html_(self) -> str:
-        """As tables, in a notebook."""
+        """HTML tables for notebooks."""
         turns = [["role", "text"], *([t["role"], text_of(t["content"])] for t in self.messages)]
         parts = [html_table(part.title, [part.head, *part.rows]) for part in self._parts()]
         return "".join([html_table(self._headline(), turns), *parts])
@@ -204,7 +204,7 @@ class Explanation:
         return [part for part in parts if part.rows]
 
     def _subtasks(self) -> _Part:
-        """Subtasks by score; if there are checkpoints, a column for each."""
+        """A table of subtasks by score, with a column for each checkpoint if there are any."""
         score, taken = self.score or TargetScore(0, 0, 0, {}), self.selected_by_subtask
         names = sorted(score.compared, key=lambda name: -score.compared[name])
         columns = {"subtask": [clean(name) for name in names]}
@@ -238,7 +238,7 @@ def cut(text: str | None) -> str:
 
 
 def _contributions(title: str, found: Sequence[Contribution]) -> _Part:
-    """Examples named by file and line where known, by their ids otherwise."""
+    """A table of target examples, named by file and line if known, otherwise by id."""
     rows = [
         (clean(one.subtask), _number(one.value), clean(one.where or one.id), cut(one.text))
         for one in found

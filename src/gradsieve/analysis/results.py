@@ -1,10 +1,10 @@
-"""The paper's table: how models trained on each method's selection do on each target.
+"""The paper's table: how models trained on each method's selection perform on each target.
 
 In: the folders of runs. Out: a `Comparison`: method x target with mean and deviation over seeds,
 differences to `random`, all rows and the untrained model with intervals, a verdict, the overlap of
-selections, each method's cost, and what the stage `validate` has found. A method's seeds (`random`,
+selections, each method's cost, and the results of the `validate` stage. A method's seeds (`random`,
 `random-1`, ...) and the training's seeds count as repetitions of one method, and so do several
-runs, but for models that these share. Results of an earlier selection are left out.
+runs, except for models that they share. Results for outdated selections are left out.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.lineage import outdated
 
 Result = dict[str, Any]
-"""A row of results.json, with its numbers by question, their ids and weights, and its run."""
+"""A row of results.json with its values by question, the questions' ids and weights, its run."""
 
 Run = RunFolder | str | Path
 """A run, or its folder."""
 
 Group = tuple[str, str, str]
-"""Target, metric and method of repetitions."""
+"""The target, metric and method that repetitions share."""
 
 DECISIVE: tuple[Effect, ...] = ("yes", "contents")
 """Effects of keys in which repetitions must agree; seeds, methods and targets may differ."""
@@ -49,20 +49,20 @@ SELECTED = pa.schema(
      ("subtask", pa.string()), ("reason", pa.string())]
 )  # fmt: skip
 AT_ONCE = 10_000
-"""Records of a file read at a time."""
+"""Number of records read from a file at a time."""
 
 
 def compare(runs: Run | Sequence[Run]) -> Comparison:
-    """Read runs, or a single one, and compare their methods.
+    """Read one or several runs, and compare their methods.
 
     Raises:
         UsageError: If there are no runs.
-        RunError: If a run has not been evaluated, or not since its selections changed, or two on
-            different questions of a target.
+        RunError: If a run has not been evaluated, or not since its selections changed, or if two
+            runs were evaluated on different questions of a target.
     """
     runs = [runs] if isinstance(runs, Run) else runs
     named = [run if isinstance(run, RunFolder) else RunFolder(run) for run in runs]
-    # A run that is named twice is no repetition of itself.
+    # A run that is listed twice is not a repetition of itself.
     folders = [*{run.path.resolve(): run for run in named}.values()]
     if not folders:
         raise UsageError("There is nothing to compare.", "runs: []", "Name one run or more.")
@@ -74,7 +74,7 @@ def compare(runs: Run | Sequence[Run]) -> Comparison:
         key = (result["target"], result["metric"], split_seed(result["method"])[0])
         group = groups.setdefault(key, [])
         _check_questions([*group[:1], result])
-        # Runs may share a model, untrained or trained on the same rows: no repetition of itself.
+        # Runs may share a model, untrained or trained on the same rows: it counts once.
         if result["model"] is None or all(result["model"] != other["model"] for other in group):
             group.append(result)
     for (target, metric, method), found in groups.items():
@@ -97,7 +97,7 @@ def compare(runs: Run | Sequence[Run]) -> Comparison:
 def _references(
     groups: Mapping[Group, list[Result]], target: str, metric: str, method: str
 ) -> dict[str, list[Result]]:
-    """Results that a method is compared with; `random` of its size where there are several."""
+    """The results to compare a method with; `random` at its own size if there are several."""
     base, mark, size = method.partition("@")
     named = {name: f"{name}{mark}{size}" if name == "random" else name for name in REFERENCES}
     found = {name: groups.get((target, metric, other)) for name, other in named.items()}
@@ -105,9 +105,9 @@ def _references(
 
 
 def records_of(file: Path) -> Iterator[pa.Table]:
-    """Sources, ids, scores, subtasks and reasons of the records of a selection's file, in blocks.
+    """Sources, ids, scores, subtasks and reasons of the records in a selection's file, in blocks.
 
-    `selected.jsonl` may have an id of the row's own; read `messages.jsonl`.
+    Use `messages.jsonl`: in `selected.jsonl`, `id` may be a key of the original row.
     """
     records = read_lines(file)
     while block := list(islice(records, AT_ONCE)):
@@ -116,7 +116,7 @@ def records_of(file: Path) -> Iterator[pa.Table]:
 
 
 def _results(run: RunFolder, notes: list[str]) -> list[Result]:
-    """The current rows of results.json, each with its numbers by question."""
+    """The up-to-date rows of results.json, each with its values by question."""
     run.stages_there()
     if run.metadata("validate") is not None and run.metadata("evaluate") is None:
         return []
@@ -129,7 +129,7 @@ def _results(run: RunFolder, notes: list[str]) -> list[Result]:
             left_out[f"{row['target']}/{row['method']}"] = None
             continue
         result = artifact.result(artifact.name(row))
-        own = row["metric"] == TARGET  # of the target's examples, not of the questions
+        own = row["metric"] == TARGET  # on the target's examples, not on questions
         about = dict.fromkeys(("ids", "weights", "questions"))
         if not own:
             about["ids"], about["weights"] = result["ids"], artifact.weights(result, row["metric"])
@@ -158,16 +158,16 @@ def _results(run: RunFolder, notes: list[str]) -> list[Result]:
 
 
 def _model(row: Result, inputs: Mapping[str, Any]) -> Any:
-    """What identifies the model of a result; None: not known."""
+    """The fingerprint of a result's model; None if unknown."""
     models, name = inputs.get("models", {}), f"{row['method']}/seed-{row['seed']}"
     own = [
         models[of] for target in (row["target"], TOGETHER) if (of := f"{target}/{name}") in models
     ]
-    return own[0] if own else inputs.get(row["method"])  # of `base` and `warmed_up`
+    return own[0] if own else inputs.get(row["method"])  # `base` and `warmed_up`
 
 
 def _outdated_models(run: RunFolder) -> set[str]:
-    """TARGET/METHOD of the evaluated models whose selection is another one now."""
+    """TARGET/METHOD of the evaluated models whose selection has changed since."""
     evaluated = run.require("evaluate").get("inputs", {}).get("models", {})
     train = run.require("train") if evaluated else {}
     trained, models = train.get("inputs", {}).get("selections", {}), train.get("models", {})
@@ -184,7 +184,7 @@ def _outdated_models(run: RunFolder) -> set[str]:
 
 
 def _differing(runs: Sequence[RunFolder], results: Sequence[list[Result]]) -> list[str]:
-    """Notes on runs that count as repetitions of each other though settings or rows differ."""
+    """Notes on runs that count as repetitions although their settings or rows differ."""
     selections = [
         {(row["target"], row["method"]) for row in found if row["method"] not in UNTRAINED}
         for found in results
@@ -205,7 +205,7 @@ def _differing(runs: Sequence[RunFolder], results: Sequence[list[Result]]) -> li
 
 
 def _other_rows(one: RunFolder, other: RunFolder) -> list[str]:
-    """Sources and targets of two runs that have the same name and other rows."""
+    """Sources and targets that have the same name but different rows in two runs."""
     read, others = ((run.metadata("score") or {}).get("inputs", {}) for run in (one, other))
     return [
         f"the {what} `{name}`"
@@ -216,7 +216,7 @@ def _other_rows(one: RunFolder, other: RunFolder) -> list[str]:
 
 
 def _settings(run: RunFolder) -> dict[str, Any]:
-    """The keys of a run's recipe that change its results, as they are marked in the schema."""
+    """The recipe keys that change a run's results, according to their marks in the schema."""
     if not run.recipe.is_file():
         return {"targets": {}}
     recipe = load_recipe(run.checked_recipe())
@@ -247,7 +247,7 @@ def _cell(found: list[Result], references: Mapping[str, list[Result]]) -> Cell:
 
 
 def _check_questions(results: list[Result]) -> None:
-    """Refuse results of which the numbers don't stand for the same questions in the same order."""
+    """Raise if results are not for the same questions in the same order."""
     first = results[0]
     for other in results[1:]:
         if other["ids"] != first["ids"]:
@@ -270,13 +270,13 @@ def _check_questions(results: list[Result]) -> None:
 
 
 def _by_question(results: list[Result]) -> NDArray[np.float64]:
-    """A row per model [m, Q]; NaN where it wasn't asked."""
+    """Values by model and question [m, Q]; NaN if the model didn't get the question."""
     table = [[np.nan if v is None else v for v in result["by_question"]] for result in results]
     return np.array(table, dtype=np.float64)
 
 
 def _add_validation(comparison: Comparison, run: RunFolder) -> None:
-    """What the stage `validate` has found, if it is of the current scores."""
+    """Add the results of the `validate` stage, if they are for the current scores."""
     if run.metadata("validate") is None:
         return
     if reason := outdated(run).get("validate"):
@@ -286,7 +286,7 @@ def _add_validation(comparison: Comparison, run: RunFolder) -> None:
 
 
 def _add_selections(comparison: Comparison, run: RunFolder, is_alone: bool) -> None:
-    """Sizes, folders, steps, overlaps and costs of a run's selections."""
+    """Add the sizes, folders, steps, overlaps and costs of a run's selections."""
     scores, selections = Artifacts(run).scores, Artifacts(run).selections
     before = [meta["seconds"] for name in ("warmup", "features") if (meta := run.metadata(name))]
     trained = (run.metadata("train") or {}).get("steps_by_model", {})
@@ -314,7 +314,7 @@ def _add_selections(comparison: Comparison, run: RunFolder, is_alone: bool) -> N
 def _overlaps(
     run: RunFolder, name: str, methods: Mapping[str, Any]
 ) -> dict[tuple[str, str], float]:
-    """Shared rows over the smaller selection, for each two methods; of their seeds the first."""
+    """Shared rows over the smaller selection, for each pair of methods (the first seed of each)."""
     files = {
         method: Artifacts(run).selections.selection(name, method).messages
         for method in methods

@@ -20,17 +20,17 @@ class Comparison:
     """Results of one or several runs.
 
     Attributes:
-        cells: By target, metric and method.
-        verdicts: By target, for those with held-out questions.
-        curves: By target, where selections have several sizes.
-        validation: By run: whether each method's scores predict what training does.
-        rows: Selected rows, by target and method.
+        cells: Results by target, metric and method.
+        verdicts: Verdicts by target, for targets with held-out questions.
+        curves: Curves by target, if selections have several sizes.
+        validation: By run, whether each method's scores predict the effect of training.
+        rows: Number of selected rows, by target and method.
         steps: Optimizer steps of the training on them, by target and method.
-        leaks: Selected rows that hold text of the target's test questions, if there are some.
+        leaks: Number of selected rows with text of the target's test questions, if there are any.
         selections: Folder of each selection, by target and method.
-        overlap: Shared rows over the smaller selection, by target and method and method.
-        seconds: Cost of a method before training, by method: warm-up, features, scores.
-        notes: How the runs differ, and which results are left out, a line each.
+        overlap: Shared rows over the smaller selection, by target and two methods.
+        seconds: Cost of a method before training (warm-up, features, scores), by method.
+        notes: How the runs differ, and which results are left out, one line each.
     """
 
     cells: dict[str, dict[str, dict[str, Cell]]] = field(default_factory=dict)
@@ -46,11 +46,11 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
     def json(self) -> str:
-        """As JSON."""
+        """The comparison as JSON."""
         return json.dumps(asdict(self), ensure_ascii=False, indent=1)
 
     def markdown(self) -> str:
-        """As Markdown tables, with what they say below them."""
+        """The comparison as Markdown tables, each with its verdict and cautions below."""
         parts = []
         for target in self.cells:
             parts.append(_markdown(f"### {target}", self._table(target, "–")))
@@ -69,7 +69,7 @@ class Comparison:
         return self.markdown()
 
     def latex(self) -> str:
-        """As LaTeX tables (package booktabs), with what they say as comments."""
+        """LaTeX tables (package booktabs), with verdicts and cautions as comments."""
         parts = []
         for target in self.cells:
             said = "".join(f"\n% {line}" for line in self._said(target))
@@ -84,7 +84,7 @@ class Comparison:
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        """As tables, in a notebook."""
+        """HTML tables for notebooks."""
         return "".join(html_table(target, self._table(target, "–")) for target in self.cells)
 
     def _said(self, target: str) -> Iterator[str]:
@@ -114,7 +114,7 @@ class Comparison:
             arrow = "↑" if next(iter(cells.values())).higher_is_better else "↓"
             found = [cells.get(method) for method in methods]
             columns[f"{name} {arrow}"] = [_mean(cell) if cell else none for cell in found]
-        # The loss, and the metric that tells models apart, are compared with random.
+        # The loss and the headline metric are compared with random.
         for name in (name for name in metrics if name in (HELD_OUT, headline(metrics))):
             over = {method: cell.over_random for method, cell in metrics[name].items()}
             if any(over.values()):
@@ -125,7 +125,7 @@ class Comparison:
         return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
     def _overlaps(self, target: str) -> Iterator[tuple[str, list[list[str]]]]:
-        """Of each size, if there are several, the table of shares."""
+        """A table of shares for each size of selection."""
         shares = self.overlap.get(target, {})
         by_size: dict[str, list[str]] = {}
         for name in dict.fromkeys([*shares, *(name for row in shares.values() for name in row)]):
@@ -144,7 +144,7 @@ def _triangle(shares: Mapping[str, Mapping[str, float]], names: Sequence[str]) -
 
 
 def _sizes(curve: Curve, none: str) -> list[list[str]]:
-    """A line per method with the metric for each size; what has no size is the same for all."""
+    """A row per method with the metric for each size; levels without sizes are the same for all."""
     lines = {
         name: [none if point is None else f"{point[1]:.3f}" for point in points]
         for name, points in curve.lines.items()
@@ -154,7 +154,7 @@ def _sizes(curve: Curve, none: str) -> list[list[str]]:
 
 
 def _shared(shares: Mapping[str, Mapping[str, float]], one: str, other: str) -> str:
-    """A share as text; empty where no run has both methods."""
+    """A share as text; empty if no run has both methods."""
     share = shares.get(one, {}).get(other, shares.get(other, {}).get(one))
     return "" if share is None else f"{share:.0%}"
 

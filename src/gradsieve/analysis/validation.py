@@ -1,4 +1,4 @@
-"""What the stage `validate` has found, in plain words.
+"""The results of the `validate` stage, in plain words.
 
 In: `07-validate/results.json`. Out: for each target and method a `Validation` with a sentence.
 """
@@ -12,8 +12,8 @@ from gradsieve.analysis.bootstrap import Interval, interval_text
 from gradsieve.runs.artifacts import ValidationArtifact
 
 FEWEST = 6
-"""Subsets from which on an interval means something: of 3 it leaves out 0 for 37% of random scores
-(300 simulations), from 6 on for 4 to 6%."""
+"""Minimum number of subsets for a meaningful interval: with random scores (300 simulations) it
+excludes 0 in 37% of cases with 3 subsets, in 4 to 6% with 6 or more."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Validation:
     """How well a method's scores predict the loss on a target after training.
 
     Attributes:
-        loss: Which loss: of held-out examples, or of the target's own.
-        examples: How many they are.
-        seeds: Trainings of each part of the pool.
+        loss: Which loss was measured: on held-out examples, or on the target's own.
+        examples: Number of these examples.
+        seeds: Number of trainings on each part of the pool.
         lds: Rank correlation of summed scores and negated loss over subsets, with its interval
             over subsets; None if the scores, or the losses, are all equal.
-        without: By share left out: loss without the best rows minus loss without random ones, with
-            its interval over examples and trainings.
-        summed: Sum of the scores of each subset's rows, less the mean score of as many rows.
+        without: Loss without the best rows minus loss without random rows, by the share left out,
+            with its interval over examples and trainings.
+        summed: For each subset, the sum of its rows' scores after subtracting the mean score.
         losses: The loss after training on each subset.
     """
 
@@ -43,12 +43,12 @@ class Validation:
     losses: Sequence[float]
 
     def text(self) -> str:
-        """What it means, in a sentence or two."""
+        """The result in a sentence or two."""
         return f"{self.target}, {self.method}: {self.meaning}"
 
     @property
     def meaning(self) -> str:
-        """What it means, without the names."""
+        """The result in words, without the names."""
         if self.lds is None:
             return "all scores, or all losses, are equal: there is nothing to validate."
         value, low, high = self.lds

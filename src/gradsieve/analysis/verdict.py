@@ -1,7 +1,7 @@
 """Which selection is best on a target, by how much, with what certainty, and what to do.
 
-In: a comparison's cells. Out: a `Verdict`: one metric, one recommendation, and what to keep in mind
-when reading it.
+In: a comparison's cells. Out: a `Verdict`: one metric, one recommendation, and cautions about how
+to read it.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ UNTRAINED = ("base", "warmed_up")
 """Models before training on a selection."""
 
 REFERENCES = {"random": "random", "full": "all rows", "base": "the untrained model"}
-"""What selections are compared with, and what it is called."""
+"""The methods that selections are compared with, and their names in text."""
 
 FEW = 10
-"""With fewer questions a caution: a 95% interval over 10 contains the true mean of normal values in
-90% of 2,000 simulations, over 5 in 85%, over 2 in 51%; over one it has no width."""
+"""Fewer questions get a caution: a 95% interval over 10 questions contained the true mean in 90% of
+2,000 simulations with normal values, over 5 in 85%, over 2 in 51%; over one it has no width."""
 
 MANY = 4
-"""From so many methods on, the best one's interval is called optimistic: an assumption."""
+"""With this many methods or more, the best one's interval is called optimistic (an assumption)."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One method on one target by one metric.
+    """The result of one method on one target by one metric.
 
     Attributes:
-        values: One for each model: seeds of selection and of training.
-        deviation: Standard deviation over them; None for one.
-        questions: That all of its models were asked.
+        values: One value per model (seeds of selection and of training).
+        deviation: Standard deviation of the values; None if there is only one.
+        questions: Number of questions that all of the method's models answered.
         over: Mean difference to each of `REFERENCES` that was evaluated, and its 95% interval over
             questions and over models.
     """
@@ -52,7 +52,7 @@ class Cell:
         return self.over.get("random")
 
     def compared(self, reference: str) -> int | None:
-        """1: clearly better, -1: clearly worse, 0: not clear; None: not known."""
+        """1 if clearly better, -1 if clearly worse, 0 if not clear, None if unknown."""
         if reference not in self.over:
             return None
         if self.questions < 2:
@@ -68,11 +68,11 @@ Metrics = Mapping[str, Mapping[str, Cell]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison says about a target: what to do, and cautions, a sentence each.
+    """The conclusion for a target: a recommendation, and cautions of one sentence each.
 
     Attributes:
-        metric: By which it was decided: the first that tells models apart.
-        best: The best selection by this metric, of those that clearly beat random if some do.
+        metric: The metric that decided: the first one that distinguishes the models.
+        best: The best selection by this metric, among those that clearly beat random if any do.
     """
 
     metric: str
@@ -82,10 +82,10 @@ class Verdict:
 
 
 def headline(metrics: Metrics) -> str | None:
-    """The metric that tells models apart: the task's own, or else the loss of held-out examples.
+    """The metric that distinguishes models: the task's own, or else the loss on held-out examples.
 
-    A metric that is the same for all, such as the exact match of models that never answer, decides
-    nothing.
+    A metric with the same value for all models, such as the exact match of models that never
+    answer, can't decide.
     """
     names = [name for name in metrics if not name.endswith("_loss")]
     names += [HELD_OUT] if HELD_OUT in metrics else []
@@ -105,13 +105,13 @@ def verdict(
     steps: Mapping[str, int],
     leaks: Mapping[str, int],
 ) -> Verdict | None:
-    """Decide; None if no method was evaluated on held-out questions.
+    """The verdict on a target; None if no method was evaluated on held-out questions.
 
     Args:
-        metrics: A target's cells.
+        metrics: The target's cells.
         selections: The folder of each method's selection.
         steps: Optimizer steps of each method's training.
-        leaks: Rows of selections that hold text of this target's test questions.
+        leaks: Number of selected rows with text of this target's test questions, by method.
     """
     metric = headline(metrics)
     cells = metrics[metric] if metric else {}
@@ -145,7 +145,7 @@ def _decision(best: str, cells: Mapping[str, Cell], metric: str, folder: str) ->
             f"add random to score.methods to know whether selecting pays; the best, {best}, has "
             f"{name} {cell.mean:.3f}{rest}."
         )
-    # Of several sizes, all rows are compared with random ones by each size of these.
+    # With several sizes, each size of random rows was compared with all rows, not vice versa.
     _, mark, size = best.partition("@")
     random_rows = cells.get(f"random{mark}{size}")
     beaten = random_rows is not None and random_rows.compared("full") == 1
@@ -165,9 +165,9 @@ class Curve:
     """The headline metric against the size of selections.
 
     Attributes:
-        sizes: Of the selections, as in their names, the smallest first.
-        lines: By method: selected rows and mean metric for each size; None where it has none.
-        levels: The metric of `full` and of `base`, where they were evaluated.
+        sizes: Sizes of the selections as in their names, smallest first.
+        lines: By method, the selected rows and mean metric at each size; None for missing sizes.
+        levels: The mean metric of `full` and of `base`, if they were evaluated.
     """
 
     metric: str
@@ -178,7 +178,7 @@ class Curve:
 
 
 def curve(metrics: Metrics, rows: Mapping[str, int]) -> Curve | None:
-    """The headline metric against each method's selected rows; None if all have one size."""
+    """The headline metric against each method's selected rows; None if there is only one size."""
     metric = headline(metrics)
     cells = metrics[metric] if metric else {}
     points: dict[str, dict[str, tuple[int, float]]] = {}

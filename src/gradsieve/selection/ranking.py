@@ -201,7 +201,7 @@ class Choice:
     Attributes:
         columns: The subtask that each was chosen for, an index into the ranking's subtasks.
         passed: The lines passed over on the way, in order.
-        too_long: The one that the budget's tokens don't suffice for; -1: none.
+        too_long: The first line that would exceed the token budget; -1 if there is none.
     """
 
     chosen: NDArray[np.int64]
