@@ -1,11 +1,11 @@
 """A complete run on a built-in example: does the selection find a skill that words don't reveal?
 
-In: a folder. Out: a pool, a model and a recipe in `RUN/inputs`, and a run of it; the share of the
-selected rows that have the target's skill, compared with random selection; and the accuracy after
-training on them, compared with training on the baselines' selections and on the full pool. The
-model is pretrained on nine of the pool's ten skills; the target is the tenth, shown in one wording
-and tested in all. Over seeds of data and model, 47 to 84% of the selected rows had that skill, at
-random 10% (LOG.md).
+In: a folder. Out: a pool, a model and a recipe in `RUN/inputs`, and a run of the recipe; the share
+of selected rows that have the target's skill, compared with random selection; and the accuracy
+after training on them, compared with training on the baselines' selections and on the full pool.
+The model is pretrained on nine of the pool's ten skills. The target is the tenth, shown in one
+wording and tested in all. Across seeds of data and model, 47 to 84% of the selected rows had that
+skill, compared with 10% at random (LOG.md).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gradsieve.runs.folder import RunFolder
 
 TARGET = "reverse"
 TWIN = "copy"
-"""The skill with the target's words in another order."""
+"""The skill that uses the target's words in another order."""
 
 TRAINED_ON = {
     "base": "nothing (before training)",
@@ -36,13 +36,13 @@ TRAINED_ON = {
     "less": "5% by LESS",
     "full": "rows of the full pool",
 }
-"""The rows of the table, by method."""
+"""Labels of the table's rows, by method."""
 
 TRAINING_STEPS = 160
-"""Optimizer steps of each training: 20 epochs of the selected rows, one of the full pool."""
+"""Optimizer steps per training: 20 epochs on the selected rows, one on the full pool."""
 
 NEEDED = {"bm25": "bm25s", "exact_match": "lm_eval"}
-"""Libraries, not dependencies of the package, that a method and a metric need."""
+"""Libraries that a method and a metric need and that are not dependencies of the package."""
 
 POOL_ROWS = 2400
 EXAMPLES_A_KIND = 10
@@ -55,8 +55,8 @@ class Result:
     """Results of the demo: rows that were selected, rows in the pool, and how many have the skill.
 
     Attributes:
-        of_twin: Selected rows of the skill with the same words.
-        accuracy: Share of held-out questions answered exactly after training, by method.
+        of_twin: Number of selected rows of the skill with the same words.
+        accuracy: Share of held-out questions with an exact match after training, by method.
         loss: Mean loss of their reference answers, by method.
     """
 
@@ -71,7 +71,7 @@ class Result:
     folder: str
 
     def table(self) -> str:
-        """A summary for people."""
+        """A human-readable summary."""
         results = "\n".join(
             f"  {label:26} {loss:16.2f}"
             + (f"{self.accuracy[method]:21.1%}" if method in self.accuracy else "")
@@ -121,7 +121,7 @@ def main(out: Path, progress: Progress) -> Result:
 
 
 def prepare(folder: Path, progress: Progress, seed: int = SEED) -> Path:
-    """Write pool, targets, model and recipe; returns the recipe's file."""
+    """Write pool, target, model and recipe; return the recipe's path."""
     rows = make_rows(POOL_ROWS, seed)
     for source in range(3):
         own = [row for row in rows if row.source == source]
@@ -141,7 +141,7 @@ def prepare(folder: Path, progress: Progress, seed: int = SEED) -> Path:
 
 
 def _left_out() -> dict[str, str]:
-    """What the demo does without, and the missing library."""
+    """The parts that the demo leaves out, with the library that each one lacks."""
     found = importlib.util.find_spec
     return {part: library for part, library in NEEDED.items() if found(library) is None}
 
@@ -170,7 +170,7 @@ def recipe_text(folder: Path) -> str:
             "batch_size": 16,
             "lora": {"r": 8, "alpha": 32, "dropout": 0.0},
         },
-        # After so few steps momentum is the last batches' noise (LOG.md).
+        # After this few steps, momentum is noise of the last batches (LOG.md).
         "features": {"momentum": "drop"},
         "score": {"methods": [m for m in ("less", "random", "bm25", "full") if m not in left_out]},
         "train": {"seeds": [0, 1], "max_steps": TRAINING_STEPS, "learning_rate": 6e-3},

@@ -1,7 +1,7 @@
-"""A small Llama, trained from scratch on the demo's pool, in the layout of the hub.
+"""A small Llama, trained from scratch on the demo's pool and saved in the hub's layout.
 
 In: rows and a seed. Out: a folder with a model and a word-level tokenizer, whose chat template
-marks assistant turns. Training is short: the model distinguishes the skills, and can still improve.
+marks assistant turns. Training is short: the model distinguishes the skills but can still improve.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STEPS, BATCH, LEARNING_RATE = 550, 64, 2e-3
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word."""
+    """A tokenizer with one token per word."""
     ids = {word: id for id, word in enumerate([*SPECIAL, *vocabulary()])}
     tokenizer = Tokenizer(models.WordLevel(ids, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

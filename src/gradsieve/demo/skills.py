@@ -1,9 +1,9 @@
 """A small synthetic instruction pool, with the skill of each row as hidden ground truth.
 
 In: a seed. Out: rows of ten skills on short lists of letters or numbers, in three sources. Words
-don't identify a skill: opposite skills share all of theirs ("write it from left to right" and
-"write it from right to left"), and each skill has several wordings that share none. Only the
-relation of answer and list reveals the skill.
+don't identify a skill: opposite skills use the same words ("write it from left to right" and
+"write it from right to left"), and each skill has several wordings without common words. Only the
+relation between list and answer reveals the skill.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 LETTERS = tuple("abcdefghijklmnopqrst")
 NUMBERS = tuple(str(number) for number in range(10, 30))
 ITEMS = {"letters": LETTERS, "numbers": NUMBERS}
-"""Two kinds of lists; both have an order, so that each skill applies to both."""
+"""Two kinds of list items; both are ordered, so every skill applies to both."""
 
 LENGTHS = (4, 7)
-"""Least and most items of a list."""
+"""Minimum and maximum number of items in a list."""
 
 Answer = Callable[[list[str]], list[str]]
 
@@ -116,14 +116,14 @@ def _of_kinds(rng: random.Random, skill: str, count: int, wordings: int) -> list
 
 
 def vocabulary() -> list[str]:
-    """Every word of any row."""
+    """All words that rows can contain."""
     words = {word for skill in SKILLS.values() for text in skill.wordings for word in text.split()}
     return sorted(words | {":"} | set(LETTERS) | set(NUMBERS))
 
 
 def _row(rng: random.Random, id: str, name: str, kind: str = "", wording: int | None = None) -> Row:
     source = rng.randrange(3)
-    # Most rows of a source have its style, some have another's.
+    # Most rows of a source have its style, some have the style of another.
     style = source if rng.random() < 0.7 else rng.randrange(3)
     style = style if wording is None else wording
     kind = kind or rng.choice(sorted(ITEMS))

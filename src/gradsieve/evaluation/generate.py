@@ -1,9 +1,9 @@
-"""Answers to a test set's questions, by lm-eval, in this process.
+"""Generate answers to a test set's questions with lm-eval, in this process.
 
 In: a model, its tokenizer, questions and their prompts. Out: each question's answer with its
-metrics. The task files in this folder configure lm-eval; prompts (prompts.py) hold the model's chat
-template and the benchmark's few-shot examples. lm-eval's own tasks are not used: they have no
-TyDiQA, and ask without chat template and from the hub.
+metrics. The task files in this folder configure lm-eval; prompts (prompts.py) use the model's chat
+template and the benchmark's few-shot examples. lm-eval's own tasks are not used: they lack TyDiQA,
+use no chat template, and load questions from the hub.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Answer:
     """A model's answer to a question, and its metrics.
 
     Attributes:
-        text: As it was generated; of choices, the most likely one.
-        final: What was compared with the references.
+        text: The generated text; for multiple choice, the most likely choice.
+        final: The part that was compared with the references.
     """
 
     text: str
@@ -49,14 +49,14 @@ def model_answers(
     prompts: Prompts,
     batch_size: int,
 ) -> list[Answer]:
-    """A model's answer to each question, in order; a prompt too long for it loses its start.
+    """A model's answer to each question, in order; prompts that are too long lose their start.
 
     Args:
-        template: The model's chat template, with its tokenizer, which is not changed.
+        template: The model's chat template with its tokenizer, which is not modified.
         model: In eval mode; without an adapter (merge it first).
         test: The questions.
-        prompts: As `write_prompts` made them for this model.
-        batch_size: Questions at a time.
+        prompts: The result of `write_prompts` for this model.
+        batch_size: Number of questions per batch.
 
     Raises:
         UsageError: If lm-eval is not installed.
@@ -70,7 +70,7 @@ def model_answers(
         for question, prompt in zip(test.questions, prompts.texts, strict=True)
     ]
     ends = list(template.ends)
-    if ends:  # in addition to those that the model names itself
+    if ends:  # in addition to those in the model's generation config
         own = model.generation_config.eos_token_id
         ends += own if isinstance(own, list) else [own] if own is not None else []
     with _silent():
@@ -91,7 +91,7 @@ def model_answers(
 
 
 def _answer(test: QuestionSet, question: Question, sample: Mapping[str, Any]) -> Answer:
-    """From what lm-eval logs of a question."""
+    """The answer in lm-eval's logged sample of a question."""
     found = sample["filtered_resps"]
     if question.choices:
         likelihoods = [likelihood for likelihood, _ in found]
@@ -101,10 +101,10 @@ def _answer(test: QuestionSet, question: Question, sample: Mapping[str, Any]) ->
 
 
 def _copied(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> PreTrainedTokenizerBase:
-    """A tokenizer for lm-eval to change: it sets a padding token and the padding side.
+    """A copy of the tokenizer for lm-eval, which sets a padding token and the padding side.
 
-    Without an end-of-sequence token it cannot generate, and would pad with a new token, for which
-    the model has no embedding.
+    Without an end-of-sequence token lm-eval cannot generate, and would pad with a new token, for
+    which the model has no embedding.
     """
     copied = copy.deepcopy(tokenizer)
     if copied.eos_token is None and ends:
@@ -132,7 +132,7 @@ def _task(
 
 @contextlib.contextmanager
 def _silent() -> Any:
-    """Without lm-eval's progress bars and hints; errors are still raised."""
+    """Suppress lm-eval's progress bars and hints; errors are still raised."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""How an answer is judged against the right ones.
+"""Score an answer against its references.
 
-In: a model's answer. Out: 1 or 0 (exact match) or a share (F1). F1 is SQuAD v1.1's
-(rajpurkar.github.io/SQuAD-explorer, evaluate-v1.1.py), which TyDiQA's gold-passage task uses too.
+In: a model's answer. Out: 1 or 0 (exact match) or a share (F1). F1 is that of SQuAD v1.1
+(rajpurkar.github.io/SQuAD-explorer, evaluate-v1.1.py), which TyDiQA's gold-passage task also uses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gradsieve.tasks.questions import QuestionSet, matched
 
 
 def judge(test: QuestionSet, answer: str, right: tuple[str, ...]) -> dict[str, float]:
-    """Score a free-text answer against the right ones: the best match counts.
+    """Score a free-text answer against the references; the best match counts.
 
     Only the final answer is compared, not the reasoning before it.
     """
@@ -37,17 +37,17 @@ def final_answer(test: QuestionSet, text: str) -> str:
 
 
 def words(text: str) -> str:
-    """Lower case, without extra space, and with composed characters, as many tokenizers write."""
+    """Lower-case text with single spaces and composed characters, which many tokenizers produce."""
     return " ".join(unicodedata.normalize("NFC", text.lower()).split())
 
 
 def letters(text: str) -> str:
-    """As `words`, without ASCII punctuation."""
+    """Like `words`, without ASCII punctuation."""
     return words(text.translate(_NO_PUNCTUATION))
 
 
 def normalized(text: str) -> str:
-    """As `letters`, without English articles: SQuAD's normalization."""
+    """Like `letters`, without English articles: SQuAD's normalization."""
     return words(re.sub(r"\b(a|an|the)\b", " ", letters(text)))
 
 
@@ -60,9 +60,9 @@ _REDUCTIONS: dict[str, Callable[[str], str]] = {
 
 
 def same(answer: str, gold: str, reduce: Callable[[str], str]) -> bool:
-    """Whether two answers are the same once reduced.
+    """Whether two answers are the same after reduction.
 
-    A right answer that reduces to nothing, such as BBH's brackets, is compared by its words:
+    A reference that reduces to an empty string, such as BBH's brackets, is compared with `words`:
     otherwise an empty answer would be right.
     """
     right = reduce(gold)
@@ -70,7 +70,7 @@ def same(answer: str, gold: str, reduce: Callable[[str], str]) -> bool:
 
 
 def f1(answer: str, gold: str) -> float:
-    """Harmonic mean of precision and recall of SQuAD's words."""
+    """Harmonic mean of precision and recall over SQuAD-normalized words."""
     found, right = normalized(answer).split(), normalized(gold).split()
     if not right:
         return float(same(answer, gold, normalized))

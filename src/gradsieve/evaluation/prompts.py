@@ -1,6 +1,6 @@
 """Prompts of held-out questions.
 
-In: a test set, and a context whose model is evaluated. Out: prompts in the model's chat template,
+In: a test set, and the context of the evaluated model. Out: prompts in the model's chat template,
 each with as many few-shot examples as fit.
 """
 
@@ -15,16 +15,16 @@ from gradsieve.runs.context import Context
 from gradsieve.tasks import Question, QuestionSet
 
 LOSSES = ("target_loss", "held_out_loss")
-"""Mean loss of the answers of the target's examples, and of its held-out ones; lower is better."""
+"""Mean loss on the answers of the target's examples and held-out examples; lower is better."""
 
 
 def settings(context: Context) -> EvaluateConfig:
-    """The recipe's section, or its defaults."""
+    """The recipe's `evaluate` section, or its defaults."""
     return context.recipe.evaluate or EvaluateConfig()
 
 
 def metrics_of(context: Context, target: str) -> list[str]:
-    """What is measured of a target: its losses, and the metrics of its questions' answers."""
+    """The metrics of a target: its losses, and those of the answers to its questions."""
     tasks, wanted = settings(context).tasks, settings(context).metrics
     test, found = context.test_sets.get(target), list[str]()
     if tasks is None or "target_loss" in tasks:
@@ -35,7 +35,7 @@ def metrics_of(context: Context, target: str) -> list[str]:
 
 
 def has_answers(metrics: Sequence[str]) -> bool:
-    """Whether some of these metrics are of answers."""
+    """Whether any of these metrics requires answers to questions."""
     return bool({*metrics} - {*LOSSES})
 
 
@@ -44,10 +44,10 @@ class Prompts:
     """A test set's questions in a model's chat template, and the tokens of each.
 
     Attributes:
-        max_length: Tokens of prompt and answer together: the model's context length.
-        max_tokens: Tokens of an answer.
-        fewer: Questions with fewer few-shot examples than the benchmark has, for lack of room.
-        cut: Questions that don't fit even without any, and lose their start.
+        max_length: Maximum tokens of prompt and answer together: the model's context length.
+        max_tokens: Maximum tokens of an answer.
+        fewer: Number of questions with fewer few-shot examples than in the benchmark, to fit.
+        cut: Number of questions that don't fit even without examples, and lose their start.
     """
 
     texts: list[str]
@@ -59,7 +59,7 @@ class Prompts:
 
     @property
     def warning(self) -> str | None:
-        """How many questions differ from the benchmark's; None if all are as it has them."""
+        """How many questions differ from the benchmark's; None if none of them do."""
         what = [f"{self.fewer} with fewer few-shot examples"] if self.fewer else []
         what += [f"{self.cut} without their start"] if self.cut else []
         if not what:
@@ -73,12 +73,12 @@ class Prompts:
 def write_prompts(context: Context, test: QuestionSet) -> Prompts:
     """Write a test set's prompts for a context's model, each with as many shots as fit.
 
-    The limit is the model's context length, whatever `model.max_length` training is cut to.
+    The limit is the model's context length, not `model.max_length`, which is for training.
     """
     questions = test.questions
     max_length = context.positions or context.template.max_length
     answers = [answer for q in questions for answer in (q.choices or (*q.answers, _written(q)))]
-    # One more for the end, and some for token borders that fall otherwise after a prompt.
+    # One more for the end token; some more, as answers may be tokenized differently in context.
     max_tokens = max(_lengths(context, answers)) + 8
     if not questions[0].choices and test.max_tokens is not None:
         max_tokens = test.max_tokens
@@ -100,7 +100,7 @@ def write_prompts(context: Context, test: QuestionSet) -> Prompts:
 
 
 def _lengths(context: Context, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text."""
+    """The number of tokens in each text."""
     template = context.template
     special = template.adds_special_tokens
     found = template.tokenizer(list(texts), add_special_tokens=special, verbose=False)
@@ -108,7 +108,7 @@ def _lengths(context: Context, texts: Sequence[str]) -> list[int]:
 
 
 def _written(question: Question) -> str:
-    """The right answer with its reasoning, for which there must be room."""
+    """The reference answer with its reasoning, which must fit as well."""
     answer = question.example.messages[-1]
     return f"{reasoning_of(answer)}{text_of(answer['content'])}"
 
