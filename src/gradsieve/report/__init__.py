@@ -2,6 +2,6 @@
 
 `gather` reads the run and returns JSON (`selection`: a target's selection by a method, `texts`: its
 rows, `contributions`: which target examples contribute to their scores, `made`: recipe, times and
-versions); `page` puts JSON, style and script into one HTML file. Rejected: a static-site tool or
-chart library (a page must open in ten years, and from a mail), and images (they can't be searched).
+versions); `page` puts JSON, style and script into one HTML file. Rejected: site generators and
+chart libraries (a page must open in ten years, and from an email), and images (not searchable).
 """

@@ -1,7 +1,7 @@
 """Answers to held-out questions, side by side by model.
 
-In: the samples of the evaluate stage, of each method the first seed's. Out: for each target some of
-its questions, with references, answers and what each answer scored.
+In: the samples of the evaluate stage, from the first seed of each method. Out: for each target some
+of its questions, with references, answers and the answers' scores.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from gradsieve.runs.context import Context
 from gradsieve.tasks import Question, QuestionSet
 
 QUESTIONS = 100
-"""Questions of a target on the page, at equal distances: what a person may read."""
+"""Maximum questions per target on the page, evenly spaced: as many as a person may read."""
 
 ANSWER = 600
-"""Characters of an answer on the page; the rest is counted."""
+"""Maximum characters of an answer on the page; the rest is only counted."""
 
 
 def answers(context: Context, target: str, methods: Collection[str]) -> dict[str, Any] | None:
     """The answers of a target's models by `methods`; None if no question was answered.
 
-    They are of the questions that were asked, whatever `evaluate.limit` is now; None if the test
-    file no longer has these.
+    They are for the questions that were asked, regardless of `evaluate.limit` now; None if the test
+    file no longer contains these.
     """
     results, test = context.artifacts.results, context.full_test_sets.get(target)
     names: dict[str, str] = {}
@@ -61,14 +61,14 @@ def answers(context: Context, target: str, methods: Collection[str]) -> dict[str
 
 
 def _asked(test: QuestionSet, samples: Iterable[Mapping[str, Any]]) -> list[Question] | None:
-    """The questions of a model's samples, in their order; None if some are no longer there."""
+    """The questions of a model's samples, in their order; None if some no longer exist."""
     known = {(one.example.id, one.example.subtask, one.answers): one for one in test.questions}
     keys = [(one["id"], one["subtask"], tuple(one["references"])) for one in samples]
     return [known[key] for key in keys] if known.keys() >= {*keys} else None
 
 
 def _shown(sample: Mapping[str, Any], metric: str) -> list[Any]:
-    """[score, characters left out, text, final answer; null if it is all of the text]."""
+    """[score, characters left out, text, final answer (null if it is the whole text)]."""
     text, final = sample["answer"], sample["final"]
     own = None if final == text.strip() else final[:ANSWER]
     return [sample[metric], max(0, len(text) - ANSWER), text[:ANSWER], own]

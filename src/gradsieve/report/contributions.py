@@ -1,9 +1,9 @@
 """Which target examples contribute to the shown scores, and whether checkpoints agree.
 
 In: the datastores, through `analysis.decompose`. A row's contributions are those of the examples of
-the subtask that it was selected for, so that they add up to the score for it before it is
-standardized; with `across_subtasks: mean`, those of all examples, each divided by the number of
-subtasks; with `target_mean: none`, that of the example that gave it the score.
+the subtask that it was selected for, so they add up to its score for the subtask before
+standardization; with `across_subtasks: mean`, those of all examples, divided by the number of
+subtasks; with `target_mean: none`, that of the one example that determined the score.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from gradsieve.runs.context import Context
 from gradsieve.tasks import Target
 
 SHOWN = 5
-"""Positive contributions shown of a row, and as many negative ones."""
+"""Maximum positive contributions shown per row, and as many negative ones."""
 
 SAMPLE = 5000
-"""Rows, drawn at random, by which checkpoints are compared: at most."""
+"""Maximum number of rows, drawn at random, for comparing checkpoints."""
 
 TOP = 0.05
 """The share that the paper selects."""
 
 VALUES = 1 << 27
-"""Values of `Contributions` held at a time: half a GiB."""
+"""Maximum number of values of `Contributions` in memory: half a GiB."""
 
 
 def overlap_of_top(one: Floats, other: Floats, share: float) -> float:
-    """Share of one's highest values that are among the other's highest."""
+    """Share of the highest values of `one` that are also among the highest of `other`."""
     count = max(1, round(share * len(one)))
     tops = [set(np.argsort(-values, kind="stable")[:count].tolist()) for values in (one, other)]
     return len(tops[0] & tops[1]) / count
 
 
 class Decomposition:
-    """A target's scores by a method that `can_decompose`."""
+    """Decomposes a target's scores by a method for which `can_decompose` is true."""
 
     def __init__(self, context: Context, target: Target, method: str) -> None:
         self._context, self._target, self._method = context, target.name, method
@@ -52,7 +52,7 @@ class Decomposition:
         self._checkpoints = len(context.artifacts.warmup.learning_rates)
 
     def _blocks(self, numbers: NDArray[np.int64]) -> Iterator[Contributions]:
-        """In blocks that fit into memory."""
+        """Contributions to the rows' scores, in blocks that fit into memory."""
         size = max(1, VALUES // (len(self._places) * self._checkpoints))
         for start in range(0, len(numbers), size):
             block = numbers[start : start + size]
@@ -64,8 +64,8 @@ class Decomposition:
         """The strongest [example, contribution] of each row, and its score by checkpoint.
 
         Args:
-            numbers: Of the rows.
-            wanted: The subtask of each row's score, and the example that gave it, if one did.
+            numbers: The rows' numbers in the pool.
+            wanted: The subtask of each row's score, and the example that gave it, if just one did.
         """
         strongest, by_checkpoint = [], []
         pairs = iter(wanted)
@@ -82,7 +82,7 @@ class Decomposition:
         return {"contributions": strongest, "by_checkpoint": by_checkpoint}
 
     def _columns(self, block: Contributions) -> dict[str, tuple[NDArray[np.int64], float]]:
-        """For each subtask, the examples that make up its rows' scores, and by how much each."""
+        """For each subtask, the examples that make up its rows' scores, and the weight of each."""
         of = np.array(block.subtasks)
         names = sorted(set(block.subtasks))
         if self._across == "mean":
@@ -104,7 +104,7 @@ class Decomposition:
     def agreement(
         self, numbers: NDArray[np.int64], scores: NDArray[np.float32]
     ) -> dict[str, Any] | None:
-        """Rank correlation and shared top rows of checkpoints, and of each with the score [n]."""
+        """Rank correlation and shared top rows between checkpoints, and with the score [n]."""
         if self._checkpoints < 2 or len(numbers) < 2:
             return None
         count = min(SAMPLE, len(numbers))
@@ -119,9 +119,9 @@ class Decomposition:
         }
 
     def _by_subtask(self, block: Contributions) -> NDArray[np.float32]:
-        """Each row's score for each subtask from one checkpoint alone [N, n, S].
+        """Each row's score for each subtask from each single checkpoint [N, n, S].
 
-        With `target_mean: none` for each example, a subtask of its own.
+        With `target_mean: none`, each target example counts as a separate subtask.
         """
         if self._by_example:
             return block.values

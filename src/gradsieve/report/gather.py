@@ -1,7 +1,7 @@
-"""The content of a report, as JSON: the same for the same inputs.
+"""The content of a report as JSON; the same inputs give the same JSON.
 
 In: a run whose select stage is finished. Out: rows and target examples with their texts, a view for
-each target and method, and what all of them share.
+each target and method, and the data that all views share.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from gradsieve.tasks import Target
 LEAKS_SHOWN = 50
 
 Ranks = Mapping[str, NDArray[np.int32]]
-"""By method, each row's rank by score in the order of the pool: of a selected row it is negative,
-of one without a score 0."""
+"""By method, each row's rank by score, in the order of the pool: negative for selected rows, 0 for
+rows without a score."""
 
 
 def gather(context: Context) -> dict[str, Any]:
-    """Read a run.
+    """Read a run and return the report's content.
 
     Raises:
-        RunError: If there is no selection of its recipe.
+        RunError: If the run has no selection by its recipe.
     """
     recipe = context.recipe
     stages = current_stages(context)
@@ -127,7 +127,7 @@ def _view(
 def _side_by_side(
     rows: PageRows, views: Sequence[Mapping[str, Any]], ranks: Ranks
 ) -> list[list[int]]:
-    """[row, rank by each method] of a target's rows, as in `Ranks`."""
+    """[row, rank by each method] for a target's shown rows; ranks are as in `Ranks`."""
     places = sorted({place for view in views for place in view["shown"]["row"]})
     numbers = np.array(rows.numbers, np.int64)[np.array(places, np.int64)]
     columns = [places, *(of_pool[numbers].tolist() for of_pool in ranks.values())]
@@ -135,13 +135,13 @@ def _side_by_side(
 
 
 def _target(target: Target) -> dict[str, Any]:
-    """Its examples as [id, subtask, characters left out, turns]."""
+    """A target's name, and its examples as [id, subtask, characters left out, turns]."""
     examples = [[one.id, one.subtask, *turns(one.messages)[::-1]] for one in target.examples]
     return {"name": target.name, "examples": examples}
 
 
 def _overlaps(chosen: Chosen) -> dict[str, Any]:
-    """Shared rows over the smaller selection, for each two methods."""
+    """Shared rows over the smaller selection, for each pair of methods."""
 
     def share(one: NDArray[np.int64], other: NDArray[np.int64]) -> float | None:
         return short(len(np.intersect1d(one, other, True)) / min(len(one), len(other)))
@@ -151,7 +151,7 @@ def _overlaps(chosen: Chosen) -> dict[str, Any]:
 
 
 def findings(comparison: Comparison, validation: Sequence[Validation]) -> dict[str, dict[str, Any]]:
-    """By target what results and validation say; empty without both."""
+    """The conclusions from results and validation, by target; empty if there are neither."""
     targets = dict.fromkeys([*comparison.cells, *(one.target for one in validation)])
     verdicts, curves = comparison.verdicts, comparison.curves
     return {
@@ -175,7 +175,7 @@ def findings(comparison: Comparison, validation: Sequence[Validation]) -> dict[s
 
 
 def _results(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
-    """For each target its metrics, with each method's numbers."""
+    """Each target's metrics, with the numbers of each method."""
     return {
         target: [_metric(metric, cells) for metric, cells in metrics.items()]
         for target, metrics in comparison.cells.items()
@@ -189,7 +189,7 @@ def _metric(metric: str, cells: Mapping[str, Cell]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> Any:
-    """All numbers with six digits."""
+    """Round all numbers to six digits."""
     if isinstance(value, Mapping):
         return {name: _short(one) for name, one in value.items()}
     if isinstance(value, Sequence):

@@ -17,20 +17,20 @@ from gradsieve.runs.lineage import outdated, upstream
 from gradsieve.runs.settings import changed_settings
 
 STEPS_A_POINT, POINTS_AN_EPOCH = 25, 10
-"""Of a loss curve: means of fewer steps show which batches were hard, not how the training went
-(an assumption)."""
+"""Least steps per point and most points per epoch of a loss curve: means over fewer steps would show
+which batches were hard, not how the training went (an assumption)."""
 
 Stages = Mapping[str, dict[str, Any]]
-"""Metadata of stages."""
+"""Metadata by stage."""
 
 
 def current_stages(context: Context) -> dict[str, dict[str, Any]]:
     """Metadata of each finished stage that led to this recipe's selections, or followed from them.
 
-    A run folder may hold stages of an earlier recipe: they are left out.
+    A run folder may contain stages of an earlier recipe; these are left out.
 
     Raises:
-        RunError: If there is no selection of this recipe.
+        RunError: If there is no selection by this recipe.
     """
     recipe, run = context.recipe, context.run
     for name in ("score", "select"):
@@ -46,7 +46,7 @@ def current_stages(context: Context) -> dict[str, dict[str, Any]]:
 
 
 def _check_selection(context: Context, stale: Mapping[str, str]) -> None:
-    """Refuse to report on a selection that another recipe has made, or that is out of date."""
+    """Raise if the selection was made by another recipe, or is out of date."""
     recipe, run = context.recipe, context.run
     score, select = run.require("score"), run.require("select")
     wanted = {f"{name.target}/{name.short}" for name in recipe.selections}
@@ -88,7 +88,7 @@ def provenance(context: Context) -> dict[str, Any]:
 
 
 def _workers(work: Sequence[Mapping[str, Any]]) -> str:
-    """Devices and nodes that a stage's tasks ran on, such as `8 x NVIDIA H100 on node-1`."""
+    """The devices and nodes that a stage's tasks ran on, such as `8 x NVIDIA H100 on node-1`."""
     counts = Counter((one["device"], one["node"]) for one in work)
     return ", ".join(
         f"{count} x {device} on {node}" if count > 1 else f"{device} on {node}"
@@ -112,7 +112,7 @@ def checkpoints(stages: Stages) -> list[dict[str, Any]]:
 
 
 def loss_curve(logs: Sequence[dict[str, Any]]) -> list[list[float | None]]:
-    """[last step, mean loss] of each epoch, or of equal parts of it if it has many steps."""
+    """[last step, mean loss] of each epoch, or of equal parts of an epoch with many steps."""
     points: list[list[float | None]] = []
     for _, epoch in groupby(logs, lambda log: math.ceil(round(log["epoch"], 6))):
         steps = list(epoch)

@@ -1,8 +1,8 @@
 """A map of the pool by its stored features: rows with similar updates are close to each other.
 
-In: the datastore at the last checkpoint. Out: a point for each row of a sample, half of it selected
-rows if there are as many. The axes are the sample's first two principal components. Rejected: t-SNE
-and UMAP, whose distances change with a seed, and all rows, which would fill page and memory.
+In: the datastore at the last checkpoint. Out: a point for each row of a sample, up to half of it
+selected rows. The axes are the sample's first two principal components. Rejected: t-SNE and UMAP,
+whose distances change with a seed, and all rows, which would fill page and memory.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from gradsieve.runs.context import Context
 from gradsieve.store import open_store
 
 POINTS = 1500
-"""Rows on the map, at most: the axes take seconds, and points can still be distinguished."""
+"""Maximum rows on the map: the axes take seconds, and points can still be distinguished."""
 
 VALUES = 1 << 26
-"""Values of features read, at most: a quarter of a GiB. Fewer rows if each has more dimensions."""
+"""Maximum feature values read: a quarter of a GiB. More dimensions mean fewer rows."""
 
 Chosen = Mapping[str, NDArray[np.int64]]
-"""Numbers in the pool of the selected rows, by method."""
+"""The selected rows' numbers in the pool, by method."""
 
 
 def feature_map(context: Context, chosen: Mapping[str, Chosen]) -> dict[str, Any] | None:
-    """The map of selections by target; None if there is no datastore, or too few rows."""
+    """The map, with the selections by target; None without a datastore or with too few rows."""
     stores = context.artifacts.features.last_stores()
     if not stores:
         return None
@@ -60,9 +60,9 @@ def feature_map(context: Context, chosen: Mapping[str, Chosen]) -> dict[str, Any
 
 
 def _sample(usable: NDArray[np.int64], selected: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most so many numbers of rows: up to half of them selected, others random.
+    """Numbers of at most `most` rows: up to half of them selected rows, all drawn at random.
 
-    They are in the order of `usable`, which is by (source, id): not that of lines.
+    They are in the order of `usable`, which is by (source, id), not in the order of lines.
     """
     random = np.random.default_rng(0)
     is_selected = np.isin(usable, selected)
@@ -74,9 +74,9 @@ def _sample(usable: NDArray[np.int64], selected: NDArray[np.int64], most: int) -
 
 
 def principal_axes(features: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
-    """Places [n, 2] within -1 and 1 on the two axes of most variance; these axes' share of it.
+    """Coordinates [n, 2] from -1 to 1 on the two principal axes, and their share of the variance.
 
-    Of the rows [n, d] the directions count.
+    Only the directions of the rows [n, d] count.
     """
     rows = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-30)
     rows -= rows.mean(axis=0)
@@ -84,6 +84,6 @@ def principal_axes(features: NDArray[np.float32]) -> tuple[NDArray[np.float64], 
     top = np.maximum(values[-2:][::-1], 0)
     places = vectors[:, -2:][:, ::-1] * np.sqrt(top)
     largest = places[np.abs(places).argmax(axis=0), [0, 1]]
-    places *= np.where(largest < 0, -1, 1)  # an axis has no sign of its own
+    places *= np.where(largest < 0, -1, 1)  # the sign of an axis is arbitrary
     size, total = float(np.abs(places).max()), float(values.sum())
     return places / max(size, 1e-30), float(top.sum()) / max(total, 1e-30)

@@ -1,11 +1,11 @@
-"""JSON, style and script in one HTML file that loads nothing and in which no data can run.
+"""One HTML file with data, style and script that loads nothing and never executes data.
 
-In: the results of `gather` and `provenance`. Out: the page's HTML. Data is in blocks of JSON, which
-no browser runs, with every `<` escaped, so that none ends early; the script puts it into the page
-as text only. A content security policy allows this one script and this one style, by their hashes,
-and nothing else: no image, no request, no HTML made from strings.
+In: the results of `gather` and `provenance`. Out: the page's HTML. Data is in JSON blocks, which
+browsers don't execute, with every `<` escaped so that no block ends early; the script inserts it
+into the page as text only. A content security policy allows this one script and this one style, by
+their hashes, and nothing else: no image, no request, no HTML made from strings.
 
-Each block is one line. All that differs between two runs of the same inputs is in `provenance`.
+Each block is one line. Everything that differs between runs of the same inputs is in `provenance`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from string import Template
 from typing import Any
 
 SCRIPTS = ("charts", "text", "report", "verdict", "answers", "list", "address")
-"""In order: the last one starts the page."""
+"""In order; the last one starts the page."""
 
 
 def page(data: Any, provenance: Any) -> str:
-    """The page's HTML, of JSON data without NaN."""
+    """The page's HTML, for JSON data without NaN."""
     style = _asset("report.css")
     script = "".join(_asset(f"{name}.js") for name in SCRIPTS)
     return Template(_asset("report.html")).substitute(
@@ -36,9 +36,9 @@ def page(data: Any, provenance: Any) -> str:
 
 
 def embedded(data: Any) -> str:
-    """One line of JSON that can stand inside a script element, encodable as UTF-8."""
+    """One line of JSON that is safe inside a script element and encodable as UTF-8."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    # Halves of surrogate pairs, which alone can't be encoded, become JSON's escapes.
+    # Unpaired surrogates can't be encoded, so they become JSON escapes.
     return text.replace("<", "\\u003c").encode("utf-8", "backslashreplace").decode()
 
 
@@ -47,5 +47,5 @@ def _asset(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """As a content security policy names it."""
+    """The hash in the form of a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

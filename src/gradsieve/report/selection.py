@@ -26,12 +26,12 @@ from gradsieve.runs.score_table import ScoreTable
 GROUPS = ("selected", "passed over", "near miss", "lowest")
 
 SUBTASKS_SHOWN = 5
-"""Scores by subtask shown of a row: the highest."""
+"""Number of scores by subtask shown per row: the highest ones."""
 
 BINS, LENGTH_BINS = 60, 32
 
 RULES = ("near_duplicates", "per_source", "drop_leaks")
-"""With which the reason of a row that was passed over begins."""
+"""Rule names, with which the reason for passing over a row begins."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Shown:
     """Rows of the score table that the page shows, in order.
 
     Attributes:
-        lines: In the table [m].
-        groups: Index into `GROUPS` [m].
-        subtasks: For which they were selected [m]; -1: none.
-        reasons: Why a row was passed over, by its place.
+        lines: The rows' lines in the table [m].
+        groups: Indices into `GROUPS` [m].
+        subtasks: The subtask that each row was selected for [m]; -1 for none.
+        reasons: Why a row was passed over, by its index among these rows.
     """
 
     lines: NDArray[np.int64]
@@ -54,8 +54,8 @@ class Shown:
 class Selection:
     """A selection's files, next to the score table.
 
-    `own`: it was made by these scores alone, not for all targets together, and has the subtask.
-    Scores are those of the table, also where subtasks take turns: theirs are on other scales.
+    `own` means that the selection is for one target, not for all together, and names subtasks.
+    Scores are those of the table even if subtasks take turns, whose scores have different scales.
     """
 
     def __init__(self, files: SelectionFiles, table: ScoreTable, rows: PageRows, own: bool) -> None:
@@ -72,7 +72,7 @@ class Selection:
         self._read_dropped(files)
 
     def _read_dropped(self, files: SelectionFiles) -> None:
-        """Count the reasons, and keep the rows that were passed over."""
+        """Count the reasons, and store the rows that were passed over."""
         self.passed_over: Counter[str] = Counter()
         self.not_scored: Counter[str] = Counter()
         passed = []
@@ -85,7 +85,7 @@ class Selection:
         self.passed = pa.concat_tables(passed)
 
     def shown(self, settings: ReportConfig, most: int) -> Shown:
-        """The rows of the four groups, each best first; the lowest, lowest first."""
+        """The rows of the four groups: best first, but the lowest-scored group lowest first."""
         table = self.table
         passed = lines_of(table, self.passed)
         taken = self.chosen.copy()
@@ -129,7 +129,7 @@ class Selection:
 
     def _by_subtask(self) -> list[list[Any]]:
         """[name, selected rows, scored rows that help it most] of each subtask."""
-        count = len(self.table.subtasks) + 1  # -1, none, is counted at 0
+        count = len(self.table.subtasks) + 1  # -1 (none) is counted at index 0
         chosen, best = (
             np.bincount(np.asarray(part) + 1, minlength=count)[1:].tolist()
             for part in (self.subtasks, self.table.best)
@@ -137,7 +137,7 @@ class Selection:
         return [list(row) for row in zip(self.table.subtasks, chosen, best, strict=True)]
 
     def columns(self, shown: Shown) -> dict[str, Any]:
-        """What the page's list needs of each shown row; ranks count from 1 by score."""
+        """The columns of the page's list for the shown rows; ranks by score count from 1."""
         return {
             "row": self.rows.places(self.numbers[shown.lines].tolist()),
             "group": shown.groups.tolist(),
@@ -158,7 +158,7 @@ def histogram(values: Floats, chosen: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def length_histogram(tokens: NDArray[np.integer[Any]], chosen: NDArray[np.bool_]) -> dict[str, Any]:
-    """The same of lengths, in bins of equal ratio; each holds at least one whole number."""
+    """Like `histogram`, for lengths in bins of equal ratio that each contain an integer."""
     low, high = max(1, int(tokens.min())), int(tokens.max()) + 1
     edges = np.unique(np.round(np.geomspace(low, max(high, low + 1), LENGTH_BINS + 1)))
     return _counted(tokens, chosen, edges)
@@ -175,7 +175,7 @@ def _counted(
 
 
 def lines_of(table: ScoreTable, records: pa.Table) -> NDArray[np.int64]:
-    """The lines in a score table of those records that have a score, in their order."""
+    """The lines in a score table of the records that have a score, in the records' order."""
     keys = ["source", "id"]
     wanted = records.select(keys).append_column("place", pa.array(np.arange(len(records))))
     lines = table.keys.append_column("line", pa.array(np.arange(len(table.total))))

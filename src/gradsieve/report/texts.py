@@ -1,4 +1,4 @@
-"""Texts and numbers as a page shows them: rows and target examples, cut where long."""
+"""Texts and numbers as the page shows them; long rows and target examples are cut."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gradsieve.data.examples import Message
 from gradsieve.data.pool import Pool
 
 CUT = 4000
-"""Characters of one row that a page holds, about two screens; the rest is counted."""
+"""Maximum characters of a row on the page, about two screens; the rest is only counted."""
 
 AT_ONCE = 1000
-"""Rows read at a time."""
+"""Number of rows read at a time."""
 
 
 def short(value: float) -> float | None:
@@ -23,7 +23,7 @@ def short(value: float) -> float | None:
 
 
 def turns(messages: Iterable[Message]) -> tuple[list[list[str]], int]:
-    """[role, text] of each turn within the first `CUT` characters, and characters left out."""
+    """[role, text] of each turn within the first `CUT` characters, and the number left out."""
     kept: list[list[str]] = []
     room, more = CUT, 0
     for message in messages:
