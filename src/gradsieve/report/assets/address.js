@@ -1,4 +1,4 @@
-// What is shown is in the address, so that it can be sent as a link: target, method, filters, page, open row.
+// The address holds the page's state, so that a view can be shared as a link: target, method, filters, page, open row.
 
 const GROUPS = () => ["all", ...report.groups];
 
@@ -26,7 +26,7 @@ function choose(id, value) {
   if ([...at(id).options].some((option) => option.value === value)) at(id).value = value;
 }
 
-// Show what an address names; names that the page lacks are passed over.
+// Show the view that an address describes; unknown names are ignored.
 function restore() {
   const given = new URLSearchParams(location.hash.slice(1)), of = (key) => given.get(key) || "";
   if (!given.has("target")) return;

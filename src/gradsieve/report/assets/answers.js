@@ -1,4 +1,4 @@
-// What the models answered, side by side, and the target's own examples.
+// The models' answers side by side, and the target's own examples.
 
 const ANSWERS = 5;
 
@@ -39,7 +39,7 @@ function turnAnswers(by) {
   at("answers").scrollIntoView();
 }
 
-// The target's examples by subtask; their texts are made when a subtask is opened.
+// The target's examples by subtask; their texts are rendered when a subtask is opened.
 function showTarget(view) {
   const { examples } = targetOf(view), groups = new Map();
   for (const example of examples) groups.set(example[1], [...(groups.get(example[1]) || []), example]);

@@ -27,7 +27,7 @@ function fill(made, attributes) {
 const LONG = 400;
 const clipped = (text) => (text.length > LONG ? `${text.slice(0, LONG)}\u2026` : text);
 
-// A name out of the data: whatever its script, it does not change the direction of text next to it.
+// A name from the data, isolated so that its script doesn't change the direction of adjacent text.
 const named = (text, of = "bdi", attributes = {}) =>
   element(of, { dir: "auto", title: clipped(text), ...attributes }, clipped(text));
 
@@ -44,7 +44,7 @@ function number(value) {
   return size === 0 ? "0" : minus(value.toExponential(1));
 }
 
-// For a column of results: as many digits in each.
+// For a column of results: the same number of digits in each.
 const fixed = (value) => (value === null ? "\u2013" : minus(value.toFixed(Math.abs(value) < 100 ? 3 : 1)));
 const signed = (value, format = number) => (value > 0 ? "+" : "") + format(value);
 
@@ -61,7 +61,7 @@ function clock(seconds) {
   return `${Math.floor(all / 3600)} h ${Math.floor((all % 3600) / 60)} min`;
 }
 
-// Where a value lies between low (0) and high (1); values may be rounded, and low be high.
+// A value's position between low (0) and high (1); values may be rounded, and low may equal high.
 function within(value, low, high) {
   return high > low ? Math.min(1, Math.max(0, (value - low) / (high - low))) : 0;
 }
@@ -86,7 +86,7 @@ function powers(low, high) {
   return found.length > 8 ? found.filter((value) => /^[15]/.test(String(value))) : found;
 }
 
-// An axis' labels, those left out that would touch another.
+// An axis' labels, without those that would touch another.
 function labels(svg, marks, place, y, format) {
   const width = svg.viewBox.baseVal.width;
   let free = -Infinity;
@@ -198,7 +198,7 @@ function lossChart(box, points) {
   });
 }
 
-// One method's values on a scale that the methods share: a dot for each model, a line for the mean.
+// One method's values on the methods' common scale: a dot for each model, a line for the mean.
 function stripChart(box, values, mean, low, high, here) {
   chart(box, 18, `${values.map(number).join(", ")}`, (svg, width) => {
     const x = (value) => 5 + within(value, low, high) * (width - 10);
@@ -208,7 +208,7 @@ function stripChart(box, values, mean, low, high, here) {
   });
 }
 
-// Points in the colors of their sources, the most frequent ones; selected points are larger.
+// Points, colored by source for the most frequent sources; selected points are larger.
 function mapChart(box, legend, points, chosen, sources) {
   const counts = sources.map(() => 0);
   for (const [source] of points) counts[source]++;
@@ -228,7 +228,7 @@ function mapChart(box, legend, points, chosen, sources) {
   });
 }
 
-// Shares as a table whose cells are shaded; only what is below the diagonal.
+// Shares as a table with shaded cells, only below the diagonal.
 function matrix(names, values, format, columns = names) {
   const table = element("table");
   const heads = columns.slice(0, names.length - 1).map((name) => element("th", { scope: "col", class: "middle" }, named(name)));

@@ -27,7 +27,7 @@ function ordered(found) {
   return by ? found.sort(by) : found;
 }
 
-// Filter, count, order and draw; the time it took is kept for the test with 20,000 rows.
+// Filter, count, sort and draw; the duration is stored for the test with 20,000 rows.
 function refresh() {
   const start = performance.now(), { group } = state.view.shown;
   const found = matches(wanted(), Number(at("source").value), Number(at("subtask").value));
@@ -109,7 +109,7 @@ function detail(n, words) {
 const keyOf = (n) => [report.sources[report.rows[state.view.shown.row[n]][0]], report.rows[state.view.shown.row[n]][1]];
 const isOpen = (n) => state.open !== null && keyOf(n).every((part, place) => part === state.open[place]);
 
-// Ranks of a row by every method: negative if it is selected, 0 without a score.
+// A row's ranks by every method: negative if it is selected, 0 if it has no score.
 function ranks(n) {
   const { target, shown } = state.view;
   if (!ranks[target]) ranks[target] = new Map(report.ranks[target].map(([row, ...places]) => [row, places]));
@@ -125,7 +125,7 @@ function ranksOf(n) {
   return [element("h3", {}, "Rank by each method, \u2713 selected"), element("ul", { class: "contributions ranks" }, ...list)];
 }
 
-// Rows against methods: a table of ranks, those of selected rows in color.
+// A table of ranks by row and method; ranks of selected rows are colored.
 function byMethod(page, words) {
   const { methods } = report.overlaps[state.view.target];
   const head = element("tr", {}, element("th", { scope: "col" }, "row"), ...methods.map((name) => element("th", { scope: "col", class: name === state.view.method ? "number key-selected" : "number" }, named(name))));
@@ -142,7 +142,7 @@ function byMethod(page, words) {
   return element("div", { class: "card scroll" }, element("table", { class: "by-method" }, head, ...rows));
 }
 
-// The rows that fit the filters, in their order, as JSON lines.
+// The rows that match the filters, in their current order, as JSON lines.
 function download() {
   const { target, method, shown, subtasks } = state.view;
   const lines = state.found.map((n) => {
@@ -190,7 +190,7 @@ function contributions(n) {
     ...list("Target examples with negative contributions", parts.filter(([, part]) => part < 0).reverse()), ...others];
 }
 
-// How all examples of a subtask begin: their common beginning distinguishes none.
+// The common beginning of all examples of a subtask, which doesn't distinguish them.
 const beginnings = new Map();
 
 function beginning(examples, subtask) {
@@ -313,7 +313,7 @@ function start() {
   show();
   state.address = address();
   restore();
-  // Searching is fast from the first letter: texts are prepared while the page is idle.
+  // Texts are prepared while the page is idle, so that searching is fast from the first letter.
   let next = 0;
   const prepare = () => {
     for (const end = Math.min(report.rows.length, next + 500); next < end; next++) searched(next);

@@ -1,4 +1,4 @@
-// Summary, charts, results, checks and the run: all of the page shows the selection named at its top.
+// Summary, charts, results, checks and the run: the whole page shows the selection named at its top.
 // A row is [source, id, tokens, truncated, leak, characters left out, [[role, text], ...]].
 
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
@@ -11,7 +11,7 @@ const SORTS = {
 };
 const state = { view: report.views[0], group: 0, page: 0, answers: 0, layout: "list", open: null, plain: false };
 
-// Scores of a view, all with as many digits as its range asks for.
+// Scores of a view, all with the number of digits that its range requires.
 function score(value) {
   if (value === null) return "\u2013";
   const { edges } = state.view.scores, range = edges.at(-1) - edges[0];
@@ -23,7 +23,7 @@ const baseOf = (method) => method.replace(/-\d+(?=@|$)/, "");
 const targetOf = (view) => report.targets.find((target) => target.name === view.target);
 const texts = [];
 
-// Lower-case text of a row, made when first searched.
+// Lower-case text of a row, computed at the first search.
 function searched(row) {
   if (texts[row] === undefined) {
     const [source, id, , , , , turns] = report.rows[row];
@@ -67,7 +67,7 @@ function showSummary(view) {
     ...bestResult(view));
 }
 
-// The metric that tells models apart, next to that of random selection.
+// The headline metric, next to that of random selection or of the untrained model.
 function bestResult(view) {
   const metrics = report.results[view.target] || [];
   const { verdict } = foundOf(view);

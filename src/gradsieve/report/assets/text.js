@@ -1,10 +1,10 @@
-// Text of rows as people read it: Markdown and code are laid out, in boxes that hold text nodes only.
-// Data never becomes a link, an image, or any other element that does something.
+// Readable text of rows: Markdown and code are laid out, in elements that contain text nodes only.
+// Data never becomes a link, an image, or any other active element.
 
 const FENCE = /^\s{0,3}(`{3,}|~{3,})\s*([\w+#.-]*)\s*$/, HEADING = /^#{1,6}\s+\S/, TABLE = /^\s*\|.*\|\s*$/;
 const ITEM = /^(\s*)([-*+]|\d{1,3}[.)])\s+(.*)$/, QUOTE = /^\s{0,3}>\s?/;
 
-// Text with the searched words marked.
+// Text with the search terms marked.
 function marked(text, words) {
   if (!words.length) return [text];
   const pattern = words.map((word) => word.replace(/[.*+?^$()|{}[\]\\]/g, "\\$&")).join("|");
@@ -18,7 +18,7 @@ function inline(text, words) {
   });
 }
 
-// The lines from one place on for which a test holds.
+// The consecutive lines from an index on that pass a test.
 function run(lines, start, holds) {
   let end = start;
   while (end < lines.length && holds(lines[end])) end++;

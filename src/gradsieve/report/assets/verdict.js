@@ -1,4 +1,4 @@
-// What results say of a target: the verdict, a curve over sizes of selections, and validation.
+// The conclusions for a target: the verdict, a curve over selection sizes, and validation.
 
 const foundOf = (view) => (report.findings || {})[view.target] || { steps: {}, validation: [] };
 
@@ -23,7 +23,7 @@ function showFindings(view, current) {
   for (const [made, draw] of cards) draw(made.appendChild(element("div", { class: "chart" })));
 }
 
-// Axes with their numbers; returns where a value lies.
+// Draw axes with their numbers; returns the functions that map values to coordinates.
 function axes(svg, width, height, [left, right], [low, high], places) {
   const x = (value) => 50 + within(value, left, right) * (width - 62), y = (value) => height - 24 - within(value, low, high) * (height - 40);
   for (const mark of ticks(low, high, 4)) {
