@@ -43,7 +43,7 @@ SUBTASKS = 3
 """Number of subtasks whose examples are shown: those with the highest scores."""
 
 IDS = 10_000
-"""Number of ids searched for the closest to an unknown id."""
+"""Maximum number of ids to compare with an unknown id."""
 
 
 @torch_defaults()

@@ -314,7 +314,7 @@ def _add_selections(comparison: Comparison, run: RunFolder, is_alone: bool) -> N
 def _overlaps(
     run: RunFolder, name: str, methods: Mapping[str, Any]
 ) -> dict[tuple[str, str], float]:
-    """Shared rows over the smaller selection, for each pair of methods (the first seed of each)."""
+    """Shared rows as a fraction of the smaller selection, by pair of methods (first seeds only)."""
     files = {
         method: Artifacts(run).selections.selection(name, method).messages
         for method in methods
@@ -332,6 +332,6 @@ def _overlaps(
 
 
 def overlap(one: pa.Table, other: pa.Table) -> float:
-    """Shared rows over the smaller selection, of tables of sources and ids."""
+    """Shared rows as a fraction of the smaller selection, from tables of sources and ids."""
     shared = one.join(other, one.column_names, join_type="inner")
     return len(shared) / min(len(one), len(other))

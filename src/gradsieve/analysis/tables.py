@@ -28,7 +28,7 @@ class Comparison:
         steps: Optimizer steps of the training on them, by target and method.
         leaks: Number of selected rows with text of the target's test questions, if there are any.
         selections: Folder of each selection, by target and method.
-        overlap: Shared rows over the smaller selection, by target and two methods.
+        overlap: Shared rows as a fraction of the smaller selection, by target and two methods.
         seconds: Cost of a method before training (warm-up, features, scores), by method.
         notes: How the runs differ, and which results are left out, one line each.
     """

@@ -187,7 +187,7 @@ class Method(Protocol):
 def over_examples(
     task: ScoringTask, examples: Sequence[Row], by_example: NDArray[np.float32]
 ) -> Scores:
-    """Average scores for each target example [n, k] to scores for each subtask."""
+    """Scores by subtask, which are means of the scores for each target example [n, k]."""
     subtasks = [row.example.subtask for row in examples]
     of, names = np.array(subtasks), sorted(set(subtasks))
     means = np.stack([by_example[:, of == name].mean(axis=1) for name in names], axis=1)

@@ -72,7 +72,7 @@ class KnnKde:
 
 
 def nearest(cosines: NDArray[np.float64], most: int) -> NDArray[np.int64]:
-    """Each target example's nearest rows [K, k] by cosines [n, k]; at most `most` rows in all."""
+    """The nearest rows of each example [K, k], nearest first, by cosines [n, k]; at most `most`."""
     count = min(NEAREST, max(2, len(cosines) // 10), len(cosines))
     columns = [np.argsort(-column, kind="stable")[:count] for column in cosines.T]
     order = np.stack(columns, axis=1)

@@ -1,4 +1,4 @@
-"""Baselines that ignore the data: random, random with equal shares per source, and the full pool.
+"""Baselines that ignore content: random, random with equal shares per source, and the full pool.
 
 An example's rank comes from a hash of (seed, source, id), so it doesn't depend on the pool's order.
 """

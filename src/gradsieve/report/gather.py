@@ -41,7 +41,7 @@ def gather(context: Context) -> dict[str, Any]:
     """Read a run and return the report's content.
 
     Raises:
-        RunError: If the run has no selection by its recipe.
+        RunError: If the run has no selection made with its recipe.
     """
     recipe = context.recipe
     stages = current_stages(context)
@@ -141,7 +141,7 @@ def _target(target: Target) -> dict[str, Any]:
 
 
 def _overlaps(chosen: Chosen) -> dict[str, Any]:
-    """Shared rows over the smaller selection, for each pair of methods."""
+    """Shared rows as a fraction of the smaller selection, for each pair of methods."""
 
     def share(one: NDArray[np.int64], other: NDArray[np.int64]) -> float | None:
         return short(len(np.intersect1d(one, other, True)) / min(len(one), len(other)))

@@ -17,7 +17,7 @@ from gradsieve.runs.lineage import outdated, upstream
 from gradsieve.runs.settings import changed_settings
 
 STEPS_A_POINT, POINTS_AN_EPOCH = 25, 10
-"""Least steps per point and most points per epoch of a loss curve: means over fewer steps would show
+"""Minimum steps per point and maximum points per epoch of a loss curve: means over fewer steps show
 which batches were hard, not how the training went (an assumption)."""
 
 Stages = Mapping[str, dict[str, Any]]
@@ -30,7 +30,7 @@ def current_stages(context: Context) -> dict[str, dict[str, Any]]:
     A run folder may contain stages of an earlier recipe; these are left out.
 
     Raises:
-        RunError: If there is no selection by this recipe.
+        RunError: If there is no selection made with this recipe.
     """
     recipe, run = context.recipe, context.run
     for name in ("score", "select"):
@@ -46,7 +46,7 @@ def current_stages(context: Context) -> dict[str, dict[str, Any]]:
 
 
 def _check_selection(context: Context, stale: Mapping[str, str]) -> None:
-    """Raise if the selection was made by another recipe, or is out of date."""
+    """Raise if the selection was made with another recipe, or is out of date."""
     recipe, run = context.recipe, context.run
     score, select = run.require("score"), run.require("select")
     wanted = {f"{name.target}/{name.short}" for name in recipe.selections}

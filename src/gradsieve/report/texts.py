@@ -36,7 +36,7 @@ def turns(messages: Iterable[Message]) -> tuple[list[list[str]], int]:
 
 
 class PageRows:
-    """The rows of the pool that the page shows, each once; leaks by (source, id)."""
+    """The pool's rows on the page, without duplicates; `leaks` are by (source, id)."""
 
     def __init__(self, pool: Pool, leaks: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
         self.pool, self._leaks = pool, leaks

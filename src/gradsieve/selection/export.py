@@ -4,7 +4,7 @@ In: the selected examples. Out: JSON lines, and a README.md with the metadata bl
 Face hub and `datasets.load_dataset(FOLDER)` read. The card contains no local path: files are shown
 by name only. Metadata that only the user can know (license, language) is left as a comment.
 
-The card declares column types, because `datasets` would infer them block by block: it fails if a
+The card declares column types, because `datasets` infers them block by block: loading fails if a
 column starts late in a file or changes its type, and text that looks like a timestamp is returned
 in another form. Rejected: making rows uniform (they must be returned unchanged).
 """
