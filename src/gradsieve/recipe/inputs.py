@@ -1,4 +1,4 @@
-"""The recipe's sections on inputs and places of work: model, pool, targets, limits, engine."""
+"""Recipe sections for inputs and for where the work runs: model, pool, targets, limits, engine."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ RowField = Literal[
     "id", "messages", "conversations", "prompt", "completion", "instruction", "input", "output",
     "history", "system", "tools",
 ]  # fmt: skip
-"""Fields of the formats of rows (`data.formats`) that `columns` can name."""
+"""Fields of the row formats (`data.formats`) that `columns` can map to a row's own key."""
 
 COLUMNS = (
     "The row's own key for a field of docs/howto/row-formats.md or `id`, where its name differs: "
@@ -91,7 +91,7 @@ class SourceConfig(Section):
 
 
 class TargetConfig(Section):
-    """A skill, shown by a few examples in one or more subtasks."""
+    """A target skill, defined by a few examples in one or more subtasks."""
 
     name: Annotated[Name, key(..., "Also the name of the selection's folder.")]
     path: Annotated[
@@ -140,7 +140,7 @@ class TargetConfig(Section):
 
 
 class EngineConfig(Section):
-    """Where the work of a stage runs; the results are the same."""
+    """Where the stages run: in this process or on Ray workers, with the same results."""
 
     kind: Literal["auto", "local", "ray"] = key(
         "auto",
@@ -175,7 +175,7 @@ class EngineConfig(Section):
 
     @property
     def gpus_of_model(self) -> int:
-        """GPUs that a model is put over, where there are any."""
+        """Number of GPUs that a model is split across, if there are GPUs."""
         return max(1, int(self.gpus_per_worker or 1))
 
     @field_validator("gpus_per_worker")
@@ -187,7 +187,7 @@ class EngineConfig(Section):
 
 
 class LimitsConfig(Section):
-    """What is refused as too large before it takes all memory or hours."""
+    """Size and time limits: inputs beyond them are rejected before they use all memory or hours."""
 
     row_bytes: int = key(256 << 20, "Bytes of a row of the pool.", "no", ge=1)
     unpacked_times: int = key(

@@ -1,7 +1,7 @@
-"""Reading a recipe: YAML, the recipes it extends, `--set` overrides, and every problem at once.
+"""Loading a recipe: YAML, the recipes it extends, `--set` overrides, and validation.
 
 In: a YAML file and `section.key=value` overrides. Out: one `Recipe` with every default filled in.
-All problems are reported at once, each with its line, what was expected and the nearest known key.
+All problems are reported at once, each with its line, the expected value and the nearest known key.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Args:
         path: A YAML file.
-        overrides: `section.key=value` items, the value in YAML; they win over the file.
+        overrides: `section.key=value` strings with the value in YAML; they override the file.
 
     Raises:
-        RecipeError: With every problem that was found.
+        RecipeError: If the recipe is invalid; lists every problem.
     """
     tree, lines = _read(Path(path))
     for override in overrides:
@@ -37,10 +37,10 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def as_recipe(given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
-    """A recipe from what a caller has: one, its sections as plain data, or its file.
+    """Convert any form of a recipe to a `Recipe`: a `Recipe`, plain data, or the path of a file.
 
     Raises:
-        RecipeError: With every problem that was found.
+        RecipeError: If the recipe is invalid; lists every problem.
     """
     if isinstance(given, Recipe):
         return given
@@ -48,13 +48,13 @@ def as_recipe(given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
 
 
 Lines = dict[tuple[str, ...], str]
-"""Where each key is written, by its path: `line 3`, `FILE:3` in a recipe that is extended, or
-`--set KEY=VALUE`.
+"""Maps a key's path to the place where it is set: `line 3`, `FILE:3` in a recipe that is extended,
+or `--set KEY=VALUE`.
 """
 
 
 def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Lines]:
-    """A recipe's data, on top of that of its `base`."""
+    """A recipe's data, merged over the data of its `base`, and the place where each key is set."""
     tree, numbers = _parse_yaml(_text(path), str(path))
     name = f"{path}:" if extended_by else "line "
     lines = {key: f"{name}{number}" for key, number in numbers.items()}
@@ -91,21 +91,21 @@ def _merged(
 
 
 LISTS = ("pool", "targets")
-"""Of which one may stand without its list."""
+"""Sections that are lists; a single item may be written without the list."""
 
 
 def _alternatives(section: str, key: str) -> set[str]:
-    """Keys of which a recipe sets one: a later one replaces those of a base, or of the file."""
+    """Keys that exclude `key`: setting `key` removes them from the base, or from the file."""
     groups = {"select": SIZES, "score": ("method", "methods")}
     group = groups.get(section, ())
     return {*group} - {key} if key in group else set()
 
 
 MOST_BYTES = 16 << 20
-"""Of a recipe: ten thousand sources take 1 MB."""
+"""Maximum size of a recipe; ten thousand sources take 1 MB."""
 
 MOST_VALUES = 500_000
-"""Of a recipe with its aliases and merges written out, of which a few lines can make billions."""
+"""Maximum number of values with aliases and merges expanded; a few lines can expand to billions."""
 
 
 def _refuse_expanding(root: yaml.Node | None, where: str) -> None:
@@ -143,10 +143,10 @@ def check_recipe(
     where: str = "recipe",
     lines: Mapping[tuple[str, ...], str] | None = None,
 ) -> Recipe:
-    """Turn plain data into a `Recipe`; `lines` maps a key's path to where it is written.
+    """Validate plain data as a `Recipe`; `lines` maps a key's path to the place where it is set.
 
     Raises:
-        RecipeError: With every problem that was found.
+        RecipeError: If the recipe is invalid; lists every problem.
     """
     try:
         return Recipe.model_validate(_with_text_paths(tree))
@@ -156,7 +156,7 @@ def check_recipe(
 
 
 def _with_text_paths(value: Any) -> Any:
-    """The same data with each `Path` as text, as YAML has it."""
+    """The same data with each `Path` as a string, as in YAML."""
     if isinstance(value, Mapping):
         return {key: _with_text_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -165,7 +165,7 @@ def _with_text_paths(value: Any) -> Any:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, defaults included, that `load_recipe` reads back to an equal one."""
+    """The recipe as YAML, including defaults; `load_recipe` reads it back as an equal recipe."""
     tree = recipe.model_dump(mode="json")
     for key in recipe.features.unused:
         del tree["features"][key]
@@ -177,7 +177,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
-    """The file's data, and the line of each key; a key written twice is an error."""
+    """The file's data, and the line number of each key; a duplicate key is an error."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_expanding(root, where)
@@ -192,7 +192,7 @@ def _parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[str, 
             context = getattr(error, "context", None)
             reason = f"{reason} {context} that begins on line {begun.line + 1}"
         raise RecipeError([f"not YAML: {reason}"], where + line, "Correct the YAML.") from None
-    except (ValueError, RecursionError) as error:  # a 13th month; an anchor within itself
+    except (ValueError, RecursionError) as error:  # e.g. month 13; an anchor that contains itself
         deep = isinstance(error, RecursionError)
         reason = "nested too deeply, or an anchor that contains itself" if deep else error
         raise RecipeError(
@@ -221,7 +221,7 @@ def _key_lines(
         for key, value in node.value:
             here = (*above, str(key.value))
             yield here, key.start_mark.line + 1
-            if here[-1] not in seen:  # a repeated key is reported once, without the keys in it
+            if here[-1] not in seen:  # a duplicate is reported once, without the keys below it
                 yield from _key_lines(value, here)
             seen.add(here[-1])
     elif isinstance(node, yaml.SequenceNode):
@@ -233,7 +233,7 @@ def _key_lines(
 def _override(tree: dict[str, Any], override: str) -> tuple[str, ...]:
     """Set one `section.key=value` in the tree, and return the key's path.
 
-    List items are named by their position.
+    List items are addressed by position, counted from 0.
     """
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
@@ -285,7 +285,7 @@ def _override_error(override: str, problem: str, todo: str = "") -> RecipeError:
 
 
 def _problem(error: dict[str, Any], lines: Mapping[tuple[str, ...], str]) -> str:
-    """One line: where in the recipe, what is wrong, what was expected or meant."""
+    """One line: the place in the recipe, what is wrong, and what was expected or likely meant."""
     path = tuple(str(part) for part in error["loc"] if part not in TAGS)
     section = section_at(path[:-1])
     is_ours = path and (path[-1].isdigit() or (section and path[-1] in section.model_fields))
@@ -322,7 +322,7 @@ _EXPECTED = {
     "float_type": "a number",
     "string_pattern_mismatch": "letters, digits, `.`, `_` or `-`, not starting with a mark",
 }
-"""Words for those of pydantic's messages that only a programmer would understand."""
+"""Replaces the pydantic messages that only a programmer would understand, by error type."""
 
 
 def _unknown_key(path: tuple[str, ...]) -> str:
@@ -338,7 +338,7 @@ def _unknown_key(path: tuple[str, ...]) -> str:
 
 
 def section_at(path: Iterable[str]) -> type[Section] | None:
-    """The class of the section at a path of keys (list positions are passed over)."""
+    """The section class at a path of keys, ignoring list positions; None if there is none."""
     section: type[Section] = Recipe
     for part in path:
         if part.isdigit():
@@ -360,7 +360,7 @@ def section_of(annotation: Any) -> type[Section] | None:
 
 
 def _places_of(key: str, section: type[Section], above: str = "") -> list[str]:
-    """Paths of the sections that know a key."""
+    """Paths of the sections that have a key of this name."""
     places = []
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)

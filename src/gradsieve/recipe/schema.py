@@ -1,6 +1,6 @@
-"""The recipe as typed, validated, frozen data: every key, its default and what it means.
+"""The recipe as typed, validated, frozen data: every key with its default and its meaning.
 
-Its sections are in the modules next to this one, and importable from here.
+The sections are defined in the other modules of this package and re-exported here.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ __all__ = [
 ]
 
 TOGETHER = "together"
-"""In place of a target's name: the one selection for all targets."""
+"""Used in place of a target's name for the single selection that serves all targets."""
 
 RESERVED = (TOGETHER, "target_loss")
-"""Names that a target can't have: they mean something else in its place."""
+"""Names that a target can't have, because they mean something else where a target is named."""
 
 FILE_NAMES = (".json", ".jsonl", ".parquet", ".tmp")
-"""Ends of the names of files next to targets' folders; what ends in .tmp is unfinished work."""
+"""Suffixes of files next to the targets' folders, not allowed in target names; .tmp: unfinished."""
 
 
 class ReportConfig(Section):
@@ -93,10 +93,10 @@ class ReportConfig(Section):
 
 
 class SelectionName(NamedTuple):
-    """What a selection is for, by which method, and of which size.
+    """Identifies a selection by target, method and size.
 
     Attributes:
-        of_several: Whether there are selections of other sizes, so that the name has the size.
+        of_several: Whether the recipe selects several sizes, so that the name includes the size.
     """
 
     target: str
@@ -106,11 +106,11 @@ class SelectionName(NamedTuple):
 
     @property
     def short(self) -> str:
-        """METHOD, or METHOD@BUDGET; with a folder for the target this is the selection's path."""
+        """METHOD or METHOD@BUDGET: the name of the selection's folder in the target's folder."""
         return f"{self.method}@{self.budget}" if self.of_several else self.method
 
 
-# The field `validate` takes the place of a method that pydantic has deprecated.
+# The field `validate` shadows a deprecated method of pydantic.
 warnings.filterwarnings("ignore", 'Field name "validate" in "Recipe" shadows')
 
 
@@ -141,12 +141,12 @@ class Recipe(Section):
 
     @property
     def train_or_default(self) -> TrainConfig:
-        """The section `train`, or its defaults: validation trains without one, too."""
+        """The section `train`, or its defaults if there is none: validation also trains then."""
         return self.train or TrainConfig()
 
     @property
     def training(self) -> TrainingConfig:
-        """Training on selections: the warm-up's settings, overridden by those of `train`."""
+        """Settings for training on selections: the warm-up's, overridden by those of `train`."""
         keys = {"epochs", "learning_rate"}
         own = self.train_or_default.model_dump(include=keys, exclude_none=True)
         shared = {key: getattr(self.warmup, key) for key in TrainingConfig.model_fields}
@@ -154,23 +154,23 @@ class Recipe(Section):
 
     @property
     def scored(self) -> list[tuple[str, str]]:
-        """Target and method of each table of scores."""
+        """The (target, method) pairs that are scored, each in its own table."""
         return [(target.name, method) for target in self.targets for method in self.score.methods]
 
     @property
     def exact_by_example(self) -> bool:
-        """Whether exact cosines are taken to each target example as well as to subtasks' means."""
+        """Whether exact cosines are computed with each target example, not only subtask means."""
         turns = self.features.mode == "exact" and self.select.turns == "examples"
         return turns or self.score.target_mean == "none"
 
     @property
     def selections(self) -> list[SelectionName]:
-        """All selections: for each target, or all together, by each method, of each size."""
+        """All selections: one per target (or one for all targets), method and size."""
         targets = [TOGETHER] if self.select.together else [target.name for target in self.targets]
         return [name for target in targets for name in self.selections_for(target)]
 
     def selections_for(self, target: str) -> list[SelectionName]:
-        """The selections that serve a target, named as if it had its own."""
+        """The selections that a target uses, one per method and size, under the target's name."""
         budgets = self.select.budgets
         full = Budget(fraction=1.0)
         return [
@@ -182,7 +182,7 @@ class Recipe(Section):
     @field_validator("pool", "targets", mode="before")
     @classmethod
     def _one_is_a_list(cls, parts: Any, info: ValidationInfo) -> Any:
-        """A single source or target may stand without its list; such a source without a name."""
+        """Accept a single source or target without a list; such a source needs no name."""
         if not isinstance(parts, dict):
             return parts
         return [{"name": "pool", **parts} if info.field_name == "pool" else parts]
@@ -204,7 +204,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _caps_are_of_sources(self) -> Recipe:
-        # Of a file with many sources, the values of its field are known once it is read.
+        # For a file with many sources, the values of its field are unknown until it is read.
         known = [s.name if s.source_field is None else f"{s.name}/VALUE" for s in self.pool]
         caps = self.select.per_source
         for name in caps if isinstance(caps, dict) else ():

@@ -1,10 +1,10 @@
-"""What all sections of the recipe share: frozen data, and a mark on each key.
+"""The base class of all recipe sections: frozen data, and a mark on each key.
 
-Each field's description, with its unit and source, is what docs/recipe.md is made from. Each field
-also carries one mark: whether it changes results (`Effect`). Fingerprints, the card of a selection,
-`compare` and docs/recipe.md all read that mark, through `Section.results`.
+docs/recipe.md is generated from the field descriptions, which include units and sources. Each field
+is also marked with its effect on results (`Effect`). Fingerprints, a selection's card, `compare`
+and docs/recipe.md all read that mark, through `Section.results` or `Section.effect`.
 
-Rejected: dataclasses with hand-written checks (pydantic's messages and JSON schema come free).
+Rejected: dataclasses with hand-written checks (pydantic provides messages and a JSON schema).
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 """A name that becomes part of a file name."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""A seed of training; NumPy's generator accepts no larger one."""
+"""A training seed; NumPy's generator accepts nothing larger."""
 
 T = TypeVar("T")
 
 TAGS = ONE, SEVERAL, SHARE, EACH = "(one)", "(several)", "(share)", "(each)"
-"""Of unions whose values tell which member is meant; no part of a key's path in messages."""
+"""Tags of the discriminated unions; messages omit them from a key's path."""
 
 OneOrSeveral = Annotated[
     Annotated[T, Tag(ONE)] | Annotated[list[T], Tag(SEVERAL), Field(min_length=1)],
     Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE),
 ]
-"""A value, or a list of values; what is wrong is reported for the one that was written."""
+"""A value or a list of values; validation errors refer to the form that the recipe uses."""
 
 Effect = Literal["yes", "no", "contents", "adds", "repeats"]
-"""A key's effect on results: it changes them; it doesn't; only the contents that it names do (a
-path); it adds results and keeps the others (methods, seeds); it makes a repetition (a seed)."""
+"""A key's effect on results: changes them (yes, no, or only through the contents it names, e.g. a
+path), adds results and keeps the others (methods, seeds), or makes another repetition (a seed)."""
 
 
 def key(default: Any, description: str | None, effect: Effect = "yes", **limits: Any) -> Any:
-    """A key of the recipe, with its mark; without a default it is `...`, required."""
+    """A field of the recipe, marked with its effect; a default of `...` makes it required."""
     return Field(default, description=description, json_schema_extra={"effect": effect}, **limits)
 
 
 CHANGES: tuple[Effect, ...] = ("yes", "repeats")
-"""Effects of the keys that a fingerprint holds."""
+"""Effects of the keys that are part of a fingerprint."""
 
 
 def no_truth(value: Any) -> Any:
-    """Refuse true and false, which Python and pydantic take for 1 and 0."""
+    """Reject true and false, which Python and pydantic accept as 1 and 0."""
     given = value if isinstance(value, list) else [value]
     if wrong := [one for one in given if isinstance(one, bool)]:
         word, others = ("true", "yes and on") if wrong[0] else ("false", "no and off")
@@ -65,7 +65,7 @@ def no_truth(value: Any) -> Any:
 
 
 class Section(BaseModel):
-    """A part of the recipe: frozen, and any key that it doesn't know is an error."""
+    """A section of the recipe: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
@@ -84,7 +84,7 @@ class Section(BaseModel):
         return cast(Effect, extra["effect"]) if isinstance(extra, dict) else "yes"
 
     def results(self, effects: Collection[Effect] = CHANGES) -> dict[str, Any]:
-        """The keys with these effects and their values, as JSON data, in all sections below."""
+        """The keys with these effects and their values as JSON data, including nested sections."""
         return {
             key: value.results(effects) if isinstance(value, Section) else dumped
             for (key, value), dumped in zip(
@@ -95,10 +95,10 @@ class Section(BaseModel):
 
 
 def regular_expression(value: list[str] | str | None) -> list[str] | str | None:
-    """A value of a recipe that must be a regular expression if it is text.
+    """Check that a recipe's value, if it is a string, is a valid regular expression.
 
     Raises:
-        ValueError: If it isn't; pydantic reports it with the key.
+        ValueError: If it is not; pydantic adds the key to the message.
     """
     try:
         re.compile(value if isinstance(value, str) else "")
@@ -108,7 +108,7 @@ def regular_expression(value: list[str] | str | None) -> list[str] | str | None:
 
 
 def unique(names: list[str]) -> list[str]:
-    """Names of which none may occur twice.
+    """Check that no name occurs twice, and return the names.
 
     Raises:
         ValueError: If one does.

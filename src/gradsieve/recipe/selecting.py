@@ -1,4 +1,4 @@
-"""The recipe's sections on gradients, scores and selections."""
+"""Recipe sections for gradients, scores and selections."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class FeaturesConfig(Section):
         return {"projection", "bits"} if self.mode == "exact" else set()
 
     def results(self, effects: Collection[Effect] = CHANGES) -> dict[str, Any]:
-        """As for every section, without the keys that the mode does not use."""
+        """As in `Section`, without the keys that the mode does not use."""
         found = super().results(effects)
         return {key: value for key, value in found.items() if key not in self.unused}
 
@@ -162,7 +162,7 @@ class ScoreConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _methods_of_files_are_named(cls, given: Any) -> Any:
-        """`my.py:Longest` to the method `Longest` and its file."""
+        """Expand `my.py:Longest` to the method `Longest` and its file."""
         if not isinstance(given, Mapping) or not isinstance(given.get("methods"), list):
             return given
         places = [name for name in given["methods"] if isinstance(name, str) and ".py:" in name]
@@ -175,7 +175,7 @@ class ScoreConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_method_is_a_list(cls, given: Any) -> Any:
-        """Before the other: pydantic runs the last of several such validators first."""
+        """Expand `method`; runs before the validator above: pydantic runs the last one first."""
         if not isinstance(given, Mapping) or "method" not in given:
             return given
         if "methods" in given:
@@ -203,7 +203,7 @@ class ScoreConfig(Section):
 
 
 class NearDuplicatesConfig(Section):
-    """Rows with almost the same update, of which only the best is selected."""
+    """Near-duplicate removal: of rows with almost the same update, only the best is selected."""
 
     cosine: float = key(
         0.95, "Cosine similarity at the last checkpoint from which rows are duplicates.", gt=0, le=1
@@ -225,25 +225,25 @@ Caps = Annotated[
     Annotated[Cap, Tag(ONE)] | Annotated[dict[str, Cap], Tag(EACH)],
     Discriminator(lambda value: EACH if isinstance(value, Mapping) else ONE),
 ]
-"""A cap for every source, or by name."""
+"""One cap for every source, or caps by source name."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The size of a selection: one of these."""
+    """The size of a selection; exactly one field is set."""
 
     fraction: float | None = None
     count: int | None = None
     tokens: int | None = None
 
     def __str__(self) -> str:
-        """As in the name of a selection."""
+        """The size as written in the name of a selection."""
         if self.tokens is not None:
             return f"{self.tokens}-tokens"
         return str(self.count if self.fraction is None else self.fraction)
 
     def rows(self, scored: int) -> int | None:
-        """Rows to select of so many; None: the budget is in tokens."""
+        """The number of rows to select from `scored` rows; None if the budget is in tokens."""
         return self.count if self.fraction is None else max(1, round(self.fraction * scored))
 
 
@@ -299,11 +299,11 @@ class SelectConfig(Section):
 
     @property
     def budgets(self) -> list[Budget]:
-        """The sizes of selections, in order."""
+        """The sizes to select, in order."""
         (key,) = (key for key in SIZES if getattr(self, key) is not None)
         sizes = getattr(self, key)
         return [Budget(**{key: size}) for size in (sizes if isinstance(sizes, list) else [sizes])]
 
     def of(self, budget: Budget) -> SelectConfig:
-        """The same settings for one budget."""
+        """The same settings with a single size."""
         return self.model_copy(update=asdict(budget))

@@ -1,7 +1,7 @@
-"""A recipe to start from: one of those that come with the package, or a commented one of one's own.
+"""A recipe to start from: one that ships with the package, or a commented one for the user's data.
 
-In: a name, or paths of the user's data. Out: files, never written over. Rejected: one file with
-every key (docs/recipe.md is that list), and defaults that are written out, which would go stale.
+In: a name, or paths of the user's data. Out: new files; existing ones are never overwritten.
+Rejected: a file with every key (docs/recipe.md lists them), and explicit defaults (they go stale).
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def starter(model: str, pool: Sequence[str], target: str, test: str | None, file
         model: A folder or a hub id.
         pool: Paths of the sources; each is named after its file.
         target: The path of the target's examples.
-        test: The path of its held-out examples; None: the keys for evaluation are comments.
-        file: The recipe's own path, for its comments.
+        test: The path of its held-out examples; if None, the evaluation keys are commented out.
+        file: The path of the recipe itself, for the commands in its comments.
     """
     return _TEXT.format(
         file=file,
@@ -75,7 +75,7 @@ def starter(model: str, pool: Sequence[str], target: str, test: str | None, file
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """A name for each path, as recipes allow them, no two alike."""
+    """A unique name for each path, valid in a recipe and quoted for YAML."""
     names: list[str] = []
     for path in paths:
         name = re.sub(r"\.(jsonl?|parquet|gz|zst)\b|[^A-Za-z0-9._-]", "", Path(path).name)[:50]
@@ -93,7 +93,7 @@ def _ready() -> dict[str, Traversable]:
 
 
 def ready_recipes() -> dict[str, str]:
-    """What each recipe that comes with the package is for, by name."""
+    """A description of each recipe that ships with the package, by name."""
     found = {}
     for name, file in _ready().items():
         comment = re.match(r"(?:#(?!   ).*\n)+", file.read_text(encoding="utf-8"))
@@ -103,13 +103,13 @@ def ready_recipes() -> dict[str, str]:
 
 
 def copy_ready(name: str, out: Path) -> tuple[list[Path], list[Path]]:
-    """Copy a recipe that comes with the package, and the one that it extends, next to each other.
+    """Copy a recipe that ships with the package, and the recipe that it extends, to one folder.
 
     Returns:
-        The files that were written, the recipe first, and those that were there and are extended.
+        The files that were written, the recipe first, and existing files that it extends.
 
     Raises:
-        UsageError: If there is no such recipe, or a file is there already.
+        UsageError: If there is no such recipe, or the file already exists.
     """
     known = _ready()
     if name not in known:
@@ -130,7 +130,7 @@ def write_recipe(text: str, out: Path) -> Path:
     """Write a new file.
 
     Raises:
-        UsageError: If it is there already.
+        UsageError: If it already exists.
     """
     if out.exists():
         raise UsageError("The file is there already.", str(out), "Name another one with --out.")

@@ -1,4 +1,4 @@
-"""The recipe's sections on training and on what is measured of trained models."""
+"""Recipe sections for training, evaluation and the validation of scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradsieve.recipe.section import OneOrSeveral, Section, Seed, key, regular_e
 
 
 class LoraConfig(Section):
-    """The adapter. Defaults: the paper's section 4.1."""
+    """The LoRA adapter. The defaults are those of the paper's section 4.1."""
 
     r: int = key(128, "Rank.", ge=1)
     alpha: float = key(512, "Scale: the adapter's output is multiplied by alpha / r.", gt=0)
@@ -32,12 +32,12 @@ class LoraConfig(Section):
 
 
 AT_ONCE = 8
-"""Examples per forward pass: the rows of a step are sorted by length, so that few need little
-padding; with more, models run hardly faster."""
+"""Maximum number of examples per forward pass by default. The rows of a step are sorted by length,
+so that small batches need little padding; with larger ones, models run hardly faster."""
 
 
 class TrainingConfig(Section):
-    """Training of an adapter: in the warm-up, and on selections."""
+    """Settings for training an adapter, in the warm-up and on selections."""
 
     epochs: int = key(4, "Epochs; each ends with a checkpoint.", ge=1)
     learning_rate: float = key(2e-5, "Peak; linear decay to 0.", gt=0)
@@ -75,7 +75,7 @@ class TrainingConfig(Section):
         return (max_steps or self.optimizer_steps(rows)) == 1 and self.warmup_ratio > 0
 
     def rows_at_once(self, processes: int = 1) -> int:
-        """Examples of a forward pass of one of so many processes."""
+        """Examples per forward pass in each of `processes` processes."""
         if self.micro_batch_size:
             return self.micro_batch_size
         share = max(1, self.batch_size // processes)
@@ -133,7 +133,7 @@ class TrainConfig(Section):
 
 
 Metric = Literal["target_loss", "held_out_loss", "accuracy", "exact_match", "f1"]
-"""What is measured of a trained model."""
+"""Metrics of a trained model."""
 
 
 class EvaluateConfig(Section):
@@ -158,7 +158,7 @@ class EvaluateConfig(Section):
 
 
 class ValidateConfig(Section):
-    """Whether scores predict what training does: many trainings on random subsets of the pool."""
+    """Tests whether scores predict the effect of training, on many random subsets of the pool."""
 
     subsets: int = key(
         32,
