@@ -1,7 +1,7 @@
-"""Targets: the examples of a skill, by subtask; one module for each benchmark.
+"""Targets: the examples of a skill, grouped by subtask; one module per benchmark.
 
-In: a path: the paper's layout, a data set on the hub, or the user's own examples. Out: a `Target`,
-with examples in the format of the paper's released code.
+In: the path of a folder in the paper's layout, of a data set on the hub, or of the user's own
+examples. Out: a `Target`, with examples in the format of the paper's released code.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from gradsieve.tasks.questions import Question, QuestionSet, Shots
 
 
 class Benchmark(Protocol):
-    """A benchmark's module."""
+    """The interface of a benchmark's module."""
 
     SUBTASKS: int
 
     def read(self, name: str, path: str) -> tuple[list[Example], list[str]]:
-        """The examples, and warnings; `name` becomes their source."""
+        """The target examples, and warnings; `name` becomes the examples' source."""
 
     def test_set(self, name: str, path: str) -> QuestionSet | None:
         """The held-out questions; None if there are none."""
@@ -56,9 +56,9 @@ class Target:
     """A skill for which rows are selected.
 
     Attributes:
-        examples: Each with its `subtask`.
+        examples: The target examples, each with its `subtask`.
         bad_rows: Skipped rows of a custom target, as (where, reason).
-        warnings: About how it was read, a line each.
+        warnings: Messages about how the target was read, one line each.
     """
 
     name: str
@@ -74,12 +74,12 @@ class Target:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the examples, whatever their order."""
+        """SHA-256 of the examples, independent of their order."""
         return fingerprint(sorted(map(_identity, self.examples)))
 
 
 def _identity(example: Example) -> list[Any]:
-    """Everything on which an example's tokens and labels depend."""
+    """Everything that determines an example's tokens and labels, with its id and subtask."""
     turns = map(dict, example.messages)
     rare = [part for part in (example.tools, example.supervised) if part]
     return [example.id, example.subtask, example.answer_prefix or "", *turns, *rare]
@@ -100,13 +100,13 @@ def load_target(
     Args:
         name: Becomes the examples' `source`.
         task: One of `TASKS`.
-        path: A folder in the paper's layout, or a data set on the hub or in its format; for custom,
-            as the path of a pool's source, or rows.
-        subtask_field: custom only: the field that names a row's subtask.
-        on_bad_row: custom only: stop at rows that can't be read, or skip them.
-        supervise: custom: as in `SourceSpec`. Of a benchmark, "completion": what follows the
-            prefix of an answer, as in the released code; "all": the assistant's whole turn.
-        **reading: custom only: `columns`, as in `SourceSpec`.
+        path: For a benchmark, a folder in the paper's layout, a data set on the hub, or a folder in
+            the hub's format; for custom, a path as for a pool's source, or rows in memory.
+        subtask_field: For custom only: the field that names a row's subtask.
+        on_bad_row: For custom only: stop at rows that can't be read, or skip them.
+        supervise: For custom, as in `SourceSpec`. For a benchmark, "completion" supervises the text
+            after the answer's prefix, as in the released code; "all", the full assistant turn.
+        **reading: For custom only: `columns`, as in `SourceSpec`.
 
     Raises:
         DataError: If the task is unknown, or the path yields no examples.
@@ -142,10 +142,11 @@ def load_test_set(
     on_bad_row: Literal["fail", "skip"] = "fail",
     **reading: Any,
 ) -> QuestionSet | None:
-    """Read a target's held-out questions; None if there are none. Arguments as `load_target`.
+    """Read a target's held-out questions; None if there are none. Arguments as in `load_target`.
 
-    A benchmark's are in the target's `path`, or in another folder: `test`. Others are in `test`, a
-    file or rows; `answer` is a regular expression of the final answer within an answer.
+    A benchmark's questions are in the folder `test`, or by default in the target's `path`; those of
+    a custom target are in `test`, a file or rows. `answer` is a regular expression that matches the
+    final answer within an answer.
 
     Raises:
         DataError: If they can't be read.

@@ -1,11 +1,11 @@
-"""BIG-Bench Hard: 27 files (23 tasks), three chain-of-thought examples each; a file is a subtask.
+"""BIG-Bench Hard: 27 files (23 tasks) of three chain-of-thought examples; a subtask per file.
 
-In: `bbh-three-shot.json`, or the published `cot-prompts/TASK.txt`, or a copy on the hub. Out: three
+In: `bbh-three-shot.json`, the published `cot-prompts/TASK.txt`, or a copy on the hub. Out: three
 examples per file, each with the other two as shots, as LESS's `get_bbh_dataset` formats them
 (github.com/princeton-nlp/LESS, get_validation_dataset.py). Suzgun et al., 2022.
 
-Copies on the hub have only test questions. Their prompts are read from lm-eval's task files; with
-the changes of `_shipped_prompt` they equal LESS's byte for byte.
+Copies on the hub have only test questions, so the prompts are read from lm-eval's task files. After
+the changes that `_shipped_prompt` makes, they equal LESS's prompts byte for byte.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ SUBTASKS = 27
 ANSWER_PREFIX = "A:"
 THREE_SHOT = "bbh-three-shot.json"
 RULE = re.compile(r"^-{3,}\n", re.MULTILINE)
-"""The line of the published prompts after which the text starts."""
+"""The line in the published prompts after which the prompt's text starts."""
 
 ON_HUB = "lukaemon/bbh"
 SPLITS = ("test", "train")
-"""Splits with the questions in copies on the hub: lukaemon/bbh, maveriq/bigbenchhard."""
+"""Splits with the questions in the hub's copies: lukaemon/bbh (test), maveriq/bigbenchhard."""
 
 THOUGHT = "Let's think step by step."
 SHIPPED = f"Q: {{{{input}}}}\nA: {THOUGHT}\n"
-"""The question in lm-eval's task files; the worked answer follows."""
+"""The form of a question in lm-eval's task files; the worked answer follows."""
 
 ON_ONE_LINE = ("sports_understanding",)
-"""Tasks whose published answers continue on the line of `THOUGHT`; in lm-eval, on the next."""
+"""Tasks whose published answers continue on the line of `THOUGHT`; lm-eval starts a new line."""
 
 
 class Prompt(NamedTuple):
@@ -50,7 +50,7 @@ class Prompt(NamedTuple):
     text: str
 
     def parts(self) -> tuple[str, list[str]]:
-        """The instruction, and the examples as they stand."""
+        """The instruction, and the examples verbatim."""
         pieces = self.text.split("\n\n")
         return "\n\n".join(pieces[:-SHOTS]).strip(), pieces[-SHOTS:]
 
@@ -60,7 +60,7 @@ Questions = list[dict[str, str]]
 
 
 def read(name: str, path: str) -> tuple[list[Example], list[str]]:
-    """The examples of all tasks; no warnings.
+    """The target examples of all tasks, and no warnings.
 
     Raises:
         DataError: If the prompts are missing, or a text doesn't have three examples.
@@ -72,11 +72,11 @@ def read(name: str, path: str) -> tuple[list[Example], list[str]]:
 
 
 def test_set(name: str, path: str) -> QuestionSet | None:
-    """The questions of `bbh/TASK.json` after three worked ones; None if there are none.
+    """The questions of `bbh/TASK.json`, each after three worked examples; None if there are none.
 
     As in LESS's eval/bbh: chain of thought; the text after "So the answer is" must match, ignoring
-    case and punctuation. That code accepts any punctuation for an answer of nothing else
-    (dyck_languages); here it must be the answer's.
+    case and punctuation. If an answer consists of punctuation only (dyck_languages), LESS's code
+    accepts any punctuation; here it must match the answer.
     """
     questions = [
         _question(name, task, number, row, prompt)
@@ -144,7 +144,7 @@ def _tasks(name: str, path: str) -> dict[str, tuple[Prompt, Questions]]:
     if not hub.is_data_set(path):
         expected = f"the folder that holds {THREE_SHOT} or cot-prompts/TASK.txt, or {ON_HUB}"
         raise missing("There are no BBH prompts here.", name, folder, expected)
-    # One saved data set has no configurations: it would be read as every task.
+    # A single saved data set has no configurations: it would be read once for every task.
     saved_alone = (folder / hub.SAVED).is_file()
     tasks = {
         task: (prompt, questions)
@@ -212,11 +212,11 @@ def _hub_questions(name: str, path: str, task: str) -> Questions:
 
 
 def shipped_prompts() -> dict[str, Prompt]:
-    """Each task's prompt in lm-eval's task files, which contain the published ones.
+    """Each task's prompt from lm-eval's task files, which contain the published prompts.
 
     Raises:
         UsageError: If lm-eval is not installed.
-        DataError: If its files differ from those of versions 0.4.9 to 0.4.13.
+        DataError: If its files have another form than in versions 0.4.9 to 0.4.13.
     """
     package = Path(needed("lm_eval", "evaluate").__file__).parent
     folder = package / "tasks" / "bbh" / "cot_fewshot"
@@ -235,7 +235,7 @@ def _shipped_prompt(file: Path) -> tuple[str, Prompt]:
             "fewshot_config": {"samples": [*samples]},
         } if prompt == SHIPPED:
             between = " " if task in ON_ONE_LINE else "\n"
-            # Version 0.4.9 repeats the thought in the answer.
+            # Version 0.4.9 repeats THOUGHT in the answer.
             shots = [
                 f"Q: {row['input']}\n{ANSWER_PREFIX} {THOUGHT}{between}"
                 + row["target"].removeprefix(THOUGHT).lstrip()

@@ -1,7 +1,7 @@
-"""A user's own target: examples in any format that a pool may have.
+"""A custom target: the user's own examples, in any format that a pool may have.
 
-In: a file or data set (or rows in memory), and the field that names each row's subtask (none: one
-subtask). Out: examples with the supervised turns that they would have as rows of the pool.
+In: a file, a data set or rows in memory, and the field that names each row's subtask (without it,
+there is a single subtask). Out: examples, supervised on the same turns as rows of the pool.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gradsieve.errors import DataError
 from gradsieve.tasks.questions import Question, QuestionSet, matched
 
 ONE_SUBTASK = "all"
-"""Name of the only subtask, if no field names subtasks."""
+"""Name of the single subtask if no field names subtasks."""
 
 
 def read(
@@ -31,7 +31,7 @@ def read(
     """The examples with their subtasks, and the source with its warnings.
 
     Raises:
-        DataError: If a row has no subtask, or as `read_source`.
+        DataError: If a row has no subtask, or as in `read_source`.
     """
     source = read_source(name, path, on_bad_row=on_bad_row, **reading)
     if subtask_field is None:
@@ -49,12 +49,13 @@ def test_set(
     on_bad_row: Literal["fail", "skip"],
     **reading: Any,
 ) -> QuestionSet:
-    """Held-out examples: each conversation up to its last turn, which has the reference answer.
+    """Held-out questions: conversations whose last turn holds the reference answer.
 
-    `answer` is a regular expression of the final answer; None: the full turn without its reasoning.
+    `answer` is a regular expression that matches the final answer within a turn; if it is None, the
+    reference is the full turn without its reasoning.
 
     Raises:
-        DataError: As `read`, or if a reference has no final answer.
+        DataError: As in `read`, or if a reference has no final answer.
     """
     examples, source = read(name, path, subtask_field, on_bad_row, **reading)
     references = [after_reasoning(text_of(example.messages[-1]["content"])) for example in examples]

@@ -4,8 +4,8 @@ In: a data set's name or folder, a configuration and a split. Out: rows as plain
 set's order; or an error that names which of the three is missing.
 
 A folder may be a copy of a hub repository (`README.md` with its front matter), Parquet files as
-CONFIGURATION/SPLIT*.parquet, or a saved `DatasetDict`, also one for each configuration. No code of
-a data set is run: `datasets` has not done so since version 4.
+CONFIGURATION/SPLIT*.parquet, or a saved `DatasetDict`, or one per configuration. Data set scripts
+are never run: `datasets` has not supported them since version 4.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from gradsieve.errors import DataError
 from gradsieve.tasks.layout import shown
 
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-"""OWNER/NAME; anything else that doesn't exist is a mistyped path."""
+"""OWNER/NAME; any other name that doesn't exist is treated as a mistyped path."""
 
 SAVED = "dataset_dict.json"
-"""What `DatasetDict.save_to_disk` writes."""
+"""The file by which a folder written by `DatasetDict.save_to_disk` is recognized."""
 
 ABSENT = ("BuilderConfig", "Unknown split", "Couldn't find cache")
-"""How the messages of `datasets` start if there is no such configuration or split."""
+"""Prefixes of the messages of `datasets` for a missing configuration or split."""
 
 Rows = list[dict[str, Any]]
 
@@ -51,7 +51,7 @@ def is_data_set(path: str) -> bool:
 
 
 def place(name: str, path: str, config: str, split: str) -> str:
-    """A split of a target's data set, for messages."""
+    """Describes a split of a target's data set, for messages."""
     return f"target {name}: {path}, configuration {config}, split {split}"
 
 
@@ -67,7 +67,7 @@ def read_split(name: str, path: str, config: str, split: str) -> Rows:
     try:
         return _rows(path, config, split)
     except (*unreadable, yaml.YAMLError) as error:
-        # Of unreadable files `datasets` has the message in the cause.
+        # For unreadable files, the message of `datasets` is in the cause.
         deeper = error.__cause__ if isinstance(error, DatasetGenerationError) else None
         reason = str(deeper or error).strip().partition("\n")[0] or type(error).__name__
         if reason.startswith(ABSENT):

@@ -1,6 +1,6 @@
-"""Reading the files of the paper's layout, and errors that describe what a folder holds instead.
+"""Reads the files of the paper's layout; errors describe what a folder holds instead.
 
-In: paths. Out: text or JSON data; or an error with what was expected and what was found.
+In: paths. Out: text or JSON data, or an error with what was expected and what was found.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gradsieve.data.formats import kind_of
 from gradsieve.errors import DataError
 
 LISTED = 5
-"""Files of a folder that a message lists; the others are counted."""
+"""Number of files in a folder that a message lists; the others are counted."""
 
 
 def missing(what: str, name: str, path: Path, expected: str) -> DataError:
@@ -24,15 +24,15 @@ def missing(what: str, name: str, path: Path, expected: str) -> DataError:
 
 
 def visible(files: Iterable[Path]) -> list[Path]:
-    """The files in order, without hidden ones, such as a Mac's archives have (`._x`)."""
+    """The files, sorted, without hidden ones such as the `._x` files in archives from macOS."""
     return sorted(file for file in files if not file.name.startswith("."))
 
 
 def read_text(file: Path) -> str:
-    """A file's text, with its own line ends.
+    """A file's text, with its line endings unchanged.
 
     Raises:
-        DataError: If it is not UTF-8; with the line.
+        DataError: If it is not UTF-8; names the line.
     """
     content = file.read_bytes()
     try:
@@ -47,7 +47,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """A file's JSON object.
 
     Raises:
-        DataError: If it is anything else.
+        DataError: If the file holds anything else.
     """
     todo = "Use the published file."
     try:

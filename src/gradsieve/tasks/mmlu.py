@@ -1,4 +1,4 @@
-"""MMLU: 57 subjects with 5 development questions each; a subject is a subtask.
+"""MMLU: 57 subjects with 5 development questions each; each subject is a subtask.
 
 In: a folder with `dev/SUBJECT_dev.csv` (question, four choices, letter; no header), or cais/mmlu on
 the hub. Out: examples as LESS's `get_mmlu_dataset` formats them (github.com/princeton-nlp/LESS,
@@ -32,7 +32,7 @@ TODO = "Use MMLU's published CSV files."
 
 
 def read(name: str, path: str) -> tuple[list[Example], list[str]]:
-    """The development questions of all subjects; no warnings.
+    """The development questions of all subjects, and no warnings.
 
     Raises:
         DataError: If the folder or a file has another layout.
@@ -50,12 +50,12 @@ def read(name: str, path: str) -> tuple[list[Example], list[str]]:
 
 
 def test_set(name: str, path: str) -> QuestionSet | None:
-    """The test questions with their subject's development questions as shots; None without them.
+    """The test questions, with their subject's development questions as shots; None if none exist.
 
-    As in LESS's eval/mmlu: the answer's letter after "The answer is:", by likelihood.
+    As in LESS's eval/mmlu, the answer is the most likely letter after "The answer is:".
 
     Raises:
-        DataError: If a subject has no development questions, or as `read`.
+        DataError: If a subject has no development questions, or as in `read`.
     """
     try:
         tests = _subjects(name, path, "test")
@@ -78,7 +78,7 @@ def test_set(name: str, path: str) -> QuestionSet | None:
 
 
 def _subjects(name: str, path: str, part: str) -> dict[str, list[list[str]]]:
-    """Each subject's rows of a part, dev or test."""
+    """The rows of each subject in a part: dev or test."""
     suffix = f"_{part}.csv"
     files = visible((Path(path) / part).glob(f"*{suffix}"))
     subjects = {file.name.removesuffix(suffix): read_questions(file) for file in files}
@@ -104,12 +104,12 @@ def _from_hub(row: dict[str, Any], where: str) -> tuple[str, list[str]]:
 
 
 def read_questions(file: Path) -> list[list[str]]:
-    """Rows of question, four choices and letter.
+    """The rows of a CSV file: question, four choices and the answer's letter.
 
     Raises:
-        DataError: If a row differs; with the line at which it starts.
+        DataError: If a row has another form; names the line at which it starts.
     """
-    # The csv module needs the line ends as they are: a field may contain some.
+    # The csv module needs the original line endings: a field may contain some.
     reader = csv.reader(io.StringIO(read_text(file), newline=""))
     rows, line = [], 1
     try:
@@ -134,7 +134,7 @@ def _checked(row: list[str], where: str) -> list[str]:
 
 
 def _header(subject: str) -> str:
-    # A space before each word gives two after "about", as in MMLU's and LESS's code.
+    # A space before each word gives two spaces after "about", as in MMLU's and LESS's code.
     topic = "".join(f" {word}" for word in subject.split("_"))
     return f"The following are multiple choice questions (with answers) about {topic}.\n\n"
 

@@ -14,7 +14,7 @@ from gradsieve.io import fingerprint
 
 
 def matched(pattern: str | None, text: str) -> str | None:
-    """The first match of a regular expression: its first group, if it has one; else None."""
+    """The first match of a regular expression (its first group, if it has any); None if none."""
     found = re.search(pattern, text) if pattern else None
     return found[found.re.groups and 1] if found else None
 
@@ -39,7 +39,7 @@ class Shots:
     question: str
 
     def text(self, count: int | None = None) -> str:
-        """The turn with the first `count` examples; None: all."""
+        """The turn with the first `count` examples; None means all of them."""
         return self.lead + "".join(self.examples[:count]) + self.question
 
 
@@ -50,8 +50,8 @@ class Question:
     Attributes:
         example: Question and reference answer, in the format of the target's examples.
         answers: All reference answers; a choice's letter if there are choices.
-        choices: The choices; empty: the answer is free text.
-        shots: The question after few-shot examples; None: there are none.
+        choices: The choices; empty if the answer is free text.
+        shots: The question after few-shot examples; None if it has none.
         texts: The question's own text, without the benchmark's prompt.
     """
 
@@ -63,7 +63,7 @@ class Question:
 
     @property
     def with_shots(self) -> str:
-        """The user turn with all few-shot examples; empty: there are none."""
+        """The user turn with all few-shot examples; empty if there are none."""
         return self.shots.text() if self.shots else ""
 
 
@@ -72,11 +72,11 @@ class QuestionSet:
     """The held-out questions of a target.
 
     Attributes:
-        questions: In order.
-        metrics: The main one first; higher is better.
-        average: Over all questions, or over the subtasks' means, as the benchmark reports it.
-        stops: Stop sequences of an answer.
-        max_tokens: Most tokens of an answer; None: as many as the longest reference answer takes.
+        questions: The questions, in order.
+        metrics: The main metric first; for each, higher is better.
+        average: Whether to average over all questions or over subtask means, as in the benchmark.
+        stops: Stop sequences for generation.
+        max_tokens: Maximum tokens of an answer; None means as many as the longest reference takes.
         extract: Regular expression that finds the answer within the generated text (`matched`);
             the full text is the answer if it is None or doesn't match.
         match: What an exact match ignores: case, space and Unicode composition (`words`),
@@ -95,7 +95,7 @@ class QuestionSet:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any question, prompt or setting."""
+        """A fingerprint that changes with any question, prompt or setting."""
         questions = [
             [
                 *(q.example.id, q.example.subtask, q.example.messages, q.example.answer_prefix),
@@ -117,7 +117,7 @@ class QuestionSet:
         return replace(self, questions=tuple(kept))
 
     def weights(self, counted: Sequence[bool] | None = None) -> list[float]:
-        """Each question's weight in the average of those that count (all by default); sum 1."""
+        """Each question's weight in the average over the counted ones (default: all); sum 1."""
         counts = [True] * len(self.questions) if counted is None else counted
         subtasks = [question.example.subtask for question in self.questions]
         sizes = Counter(compress(subtasks, counts))

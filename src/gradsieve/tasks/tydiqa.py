@@ -1,6 +1,6 @@
-"""TyDiQA, gold passage: nine languages, one example each; a language is a subtask.
+"""TyDiQA, gold passage: nine languages with one example each; each language is a subtask.
 
-In: `tydiqa-one-shot.json`, or the path of a file in that format, or a copy on the hub. Out:
+In: `tydiqa-one-shot.json`, the path of a file in that format, or a copy on the hub. Out:
 examples as LESS's `get_tydiqa_dataset` formats them (github.com/princeton-nlp/LESS,
 get_validation_dataset.py; the prompts are open-instruct's). Clark et al., TACL 2020.
 
@@ -40,13 +40,13 @@ WORDS = {
     "telugu": ("ఇచ్చిన పేరాలోని సమాచారం ఆధారంగా కింది ప్రశ్నకు సమాధానం ఇవ్వండి.",
         "పేరా:", "ప్రశ్న:", "సమాధానం:"),
 }  # fmt: skip
-"""Instruction, and headings of passage, question and answer, in each language."""
+"""By language: the instruction, and the headings of passage, question and answer."""
 
 CHINESE = ("根据所给文章中的信息回答以下问题。", "文章:", "问题:", "答案:")
 
 ONE_SHOT, DEV = "tydiqa-one-shot.json", "tydiqa-goldp-v1.1-dev.json"
 IN_CHINESE = "tydiqa-one-shot-zh.json"
-"""The released code's variant with all examples in Chinese; read only if it is the path."""
+"""The released code's variant with all examples in Chinese; read only if `path` names it."""
 
 SUBTASKS = 9
 ON_HUB, CONFIG = "google-research-datasets/tydiqa", "secondary_task"
@@ -67,7 +67,7 @@ PAPERS = frozenset(
 """Ids of the training rows in LESS's `tydiqa-one-shot.json`."""
 
 SHORT_BYTES = 1300
-"""Most UTF-8 bytes of a passage in a shot: the paper's longest has 1,292."""
+"""Preferred maximum of a shot's passage in UTF-8 bytes; the paper's longest has 1,292."""
 
 TODO = "Use the published format: {language: [{context, question, answers: [{text}]}]}."
 
@@ -75,7 +75,7 @@ Words = tuple[str, str, str, str]
 
 
 def read(name: str, path: str) -> tuple[list[Example], list[str]]:
-    """The examples of all languages, and warnings; the published file has one per language.
+    """The target examples of all languages (one each in the published file), and warnings.
 
     Raises:
         DataError: If the file is missing or damaged, or has a language without a prompt.
@@ -103,8 +103,8 @@ def read(name: str, path: str) -> tuple[list[Example], list[str]]:
 def test_set(name: str, path: str) -> QuestionSet | None:
     """The development questions, each after its language's example; None if there are none.
 
-    As in LESS's eval/tydiqa: gold passage, one shot, an answer of one line. The shot is the target
-    example; that code draws one from the training set, and truncates passages to 512 tokens.
+    As in LESS's eval/tydiqa: gold passage, one shot, an answer of one line. Here the shot is the
+    target example; LESS draws one from the training set, and truncates passages to 512 tokens.
     """
     folder = Path(path).parent if Path(path).is_file() else Path(path)
     file = folder / DEV
@@ -163,7 +163,7 @@ def _question(name: str, row: dict[str, Any], shots: dict[str, str], file: Path)
 
 
 def _language(row: dict[str, Any]) -> str:
-    """The language, with which TyDiQA's ids start."""
+    """The language of a row, which is the first part of its id."""
     return str(row["id"]).partition("-")[0]
 
 
@@ -171,7 +171,7 @@ def _language(row: dict[str, Any]) -> str:
 
 
 def _one_shots(name: str, path: str) -> tuple[dict[str, hub.Rows], list[str]]:
-    """One training row of each language, the paper's if it is there; and warnings."""
+    """One training row per language, the paper's if it is available; and warnings."""
     languages: dict[str, hub.Rows] = {}
     for row in _hub_rows(name, path, "train"):
         languages.setdefault(_language(row), []).append(row)
@@ -239,7 +239,7 @@ def _example(name: str, language: str, id: str, row: Any, file: Path) -> Example
 
 
 def _is_sound(row: Any) -> bool:
-    """Whether a row has its texts, and answers, each with a text."""
+    """Whether a row has a context, a question, and one or more answers, each with a text."""
     match row:
         case {"context": str(), "question": str(), "answers": [_, *_] as found}:
             return all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in found)
