@@ -1,1 +1,1 @@
-"""Examples in: files of any usual format, the chat template and its label mask, batches."""
+"""Reading examples: files in any common format, chat templates and label masks, batches."""

@@ -1,7 +1,7 @@
-"""Batches of about equal length, filled by tokens.
+"""Batches of examples of similar length, filled up to a number of tokens.
 
 In: tokenized examples, in memory or in the pool. Out: positions, and right-padded tensors. In a
-causal model no real token sees padding to its right, so which token pads makes no difference.
+causal model no real token attends to padding on its right, so any token can be the padding token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gradsieve.data.pool import Pool
 
 
 class PoolTokens(Sequence[TokenizedExample]):
-    """Tokenized examples [n] of the pool, by their numbers, read when they are asked for."""
+    """Tokenized examples [n] of the pool, given by their row numbers and read on access."""
 
     def __init__(self, pool: Pool, numbers: NDArray[np.int64]) -> None:
         self._pool, self._numbers = pool, numbers
@@ -29,11 +29,11 @@ class PoolTokens(Sequence[TokenizedExample]):
 
     @property
     def lengths(self) -> NDArray[np.int32]:
-        """Tokens of each example [n]."""
+        """The number of tokens of each example [n]."""
         return self._pool.lengths[self._numbers]
 
     def __getitems__(self, positions: Sequence[int] | NDArray[np.int64]) -> list[TokenizedExample]:
-        """Several examples at once; torch's data loader calls this for a batch."""
+        """Several examples at once; torch's `DataLoader` calls this for a batch."""
         return self._pool.tokenized(self._numbers[positions])
 
     @overload
@@ -49,10 +49,10 @@ class PoolTokens(Sequence[TokenizedExample]):
 def length_sorted_batches(
     lengths: Sequence[int] | NDArray[np.int32], tokens_per_batch: int
 ) -> list[NDArray[np.int64]]:
-    """Positions in batches, shortest examples first.
+    """Positions of the examples in each batch, shortest examples first.
 
-    A batch has at most `tokens_per_batch` tokens, padding included; an example of more `lengths`
-    than that is a batch of its own.
+    A batch has at most `tokens_per_batch` tokens, padding included; a longer example forms a
+    batch alone.
     """
     order = np.argsort(np.asarray(lengths), kind="stable")
     batches: list[NDArray[np.int64]] = []
@@ -69,7 +69,7 @@ def fill_batch(
     start: int,
     tokens: int,
 ) -> list[int]:
-    """The next positions of an order, shortest first, that fit into a batch; at least one."""
+    """The next positions in `order`, shortest first, that fit into a batch; at least one."""
     stop = start + 1
     while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= tokens:
         stop += 1
@@ -94,7 +94,7 @@ def collate(encoded: Sequence[TokenizedExample]) -> dict[str, Tensor]:
 def batches_of(
     encoded: Sequence[TokenizedExample], tokens_per_batch: int
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor]]]:
-    """Positions and collated tensors of batches, shortest examples first."""
+    """Positions and collated tensors of each batch, shortest examples first."""
     of_pool = encoded if isinstance(encoded, PoolTokens) else None
     for batch in length_sorted_batches(lengths_of(encoded), tokens_per_batch):
         read = of_pool.__getitems__(batch) if of_pool else [encoded[place] for place in batch]
@@ -102,7 +102,7 @@ def batches_of(
 
 
 def lengths_of(encoded: Sequence[TokenizedExample]) -> NDArray[np.int32]:
-    """Tokens of each example [n]."""
+    """The number of tokens of each example [n]."""
     if isinstance(encoded, PoolTokens):
         return encoded.lengths
     return np.array([len(example.input_ids) for example in encoded], dtype=np.int32)

@@ -1,7 +1,7 @@
-"""The text of a message: what it says, whatever form its content has.
+"""The text of a message, whatever the form of its content.
 
-In: one turn of a conversation. Out: its text, its reasoning, its answer without reasoning. Only
-strings and dicts, so that every module may import it.
+In: one turn of a conversation. Out: its text, its reasoning, its answer without reasoning. The
+module uses only strings and dicts, so any other module may import it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 
 def text_of(content: Any) -> str:
-    """The text of a turn's content, which may be none, or parts of which some are text."""
+    """The text of a turn's content, which may be a string, None, or a list of parts."""
     return content if isinstance(content, str) else "".join(parts_of(content))
 
 
 def parts_of(content: Any) -> list[str]:
-    """The texts among a content's parts; none if it is a string."""
+    """The texts among a content's parts; an empty list if the content is not a list."""
     if not isinstance(content, list | tuple):
         return []
     texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
@@ -24,7 +24,7 @@ def parts_of(content: Any) -> list[str]:
 
 
 def in_parts(turn: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A turn whose content is a list of parts."""
+    """The turn, with a string content converted to a list of parts."""
     content = turn.get("content")
     if not isinstance(content, str):
         return turn
@@ -32,7 +32,7 @@ def in_parts(turn: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def in_text(turn: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A turn whose content is a string, if all of its parts are text."""
+    """The turn, with a list content converted to a string if all of its parts are text."""
     content = turn.get("content")
     if not isinstance(content, list | tuple) or len(parts_of(content)) < len(content):
         return turn
@@ -40,17 +40,17 @@ def in_text(turn: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def reasoning_of(turn: Mapping[str, Any]) -> str:
-    """The reasoning that a turn holds in a field of its own."""
+    """The reasoning that a turn has in a separate field; empty if there is none."""
     reasoning = turn.get("reasoning_content") or turn.get("thinking")
     return reasoning if isinstance(reasoning, str) else ""
 
 
 def after_reasoning(text: str) -> str:
-    """An answer without the reasoning that a model wrote before it, as templates know it."""
+    """An answer without the reasoning before it, which ends with `</think>` as in templates."""
     return text.rpartition("</think>")[2].strip() if "</think>" in text else text
 
 
 def common_prefix(one: str, other: str) -> str:
-    """The characters with which both texts start."""
+    """The longest common prefix of two texts."""
     differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return one[: next(differ, min(len(one), len(other)))]

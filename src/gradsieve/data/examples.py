@@ -1,7 +1,7 @@
-"""One instruction example, as every part of gradsieve sees it.
+"""One instruction example, in the form that all of gradsieve uses.
 
-A pool's rows and a target's few-shot examples are the same kind of thing: a conversation, with
-the row that it was read from, so that a selection returns rows as they came in.
+A pool's rows and a target's examples have the same form: a conversation, with the row that it was
+read from, so that a selection contains the original rows.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, NotRequired, TypedDict
 
 
 class Message(TypedDict):
-    """One turn, as chat templates of transformers take it.
+    """One turn, in the format of transformers' chat templates.
 
-    `role` is system, user, assistant or tool. Other keys are handed to the template unchanged.
+    `role` is system, user, assistant or tool. Other keys are passed to the template unchanged.
     """
 
     role: str
@@ -33,15 +33,15 @@ class Example:
 
     Attributes:
         source: Name of the pool's source, or of the target.
-        id: Unique within the source; kept from the row or made from its content, and stable.
-        row: As it was read, to be given back unchanged.
-        subtask: Target examples only: the subtask they stand for.
-        answer_prefix: None: every assistant turn is supervised, its end-of-turn token included.
-            A string: only what follows this prefix in the last assistant turn is supervised, and no
-            end-of-turn token. The paper's targets are so (e.g. "The answer is:" then " B").
+        id: Unique within the source, and stable: kept from the row or made from its content.
+        row: The row as it was read; a selection contains it unchanged.
+        subtask: For target examples only: the subtask that the example belongs to.
+        answer_prefix: If None, every assistant turn is supervised, with its end-of-turn token. If a
+            string, only the text after this prefix in the last assistant turn is supervised, with
+            no end-of-turn token, as in the paper's targets (e.g. "The answer is:" then " B").
         tools: Descriptions of the functions that the model may call, for the chat template.
-        supervised: For each turn, whether it is in the loss; only assistant turns can be. None:
-            every assistant turn.
+        supervised: For each turn, whether it is in the loss; only assistant turns can be. None
+            means every assistant turn.
         where: File and line that the row was read from, for messages.
     """
 
@@ -61,8 +61,8 @@ class TokenizedExample:
     """A tokenized conversation.
 
     Attributes:
-        input_ids: At most max_length of them; 32-bit, since a pool's tokens are held in memory.
-        labels: The token where it is supervised, -100 elsewhere.
+        input_ids: At most max_length token ids; 32-bit, since a pool's tokens are held in memory.
+        labels: The token id where the token is supervised, -100 elsewhere.
         truncated: Whether tokens were cut off on the right.
     """
 
@@ -72,7 +72,7 @@ class TokenizedExample:
 
     @property
     def n_labels(self) -> int:
-        """Labels that are predicted: the first position never is."""
+        """The number of labels that are predicted; the first position never is."""
         return sum(label != -100 for label in self.labels[1:])
 
     @property
@@ -95,5 +95,5 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str]:
-        """(source, id): unique in the pool, and the order of equal scores."""
+        """(source, id): unique in the pool; rows with equal scores are sorted by it."""
         return self.example.source, self.example.id

@@ -1,9 +1,9 @@
-"""The ids of a source's rows: kept from the row, or made of its content, each once.
+"""Unique ids for a source's rows: a row's own id, or one made from its content.
 
-In: for each row the id that it came with, or a digest of its content. Out: its id, or why it can't
-have it. Made ids are the first 16 hexadecimal digits of SHA-256 of the row as JSON, with `-2` and
-so on for equal rows: stable when rows are reordered or files renamed. Ids are held in a temporary
-database of SQLite, which spills to disk (a dictionary would take 150 bytes of memory a row).
+In: for each row its own id, or a digest of its content. Out: its id, or the reason why it can't
+have that id. Made ids are the first 16 hexadecimal digits of the SHA-256 of the row as JSON, with
+`-2` and so on for equal rows: stable when rows are reordered or files renamed. Ids are kept in a
+temporary SQLite database, which spills to disk (a dictionary would take 150 bytes per row).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 from gradsieve.data.formats import BadRow, is_unicode
 
 CACHE_KIB = 64 * 1024
-"""Memory of the database; a million ids take about 40 MB."""
+"""Memory for the database's cache; a million ids take about 40 MB."""
 
 _TABLE = "CREATE TABLE taken (id TEXT PRIMARY KEY, line INTEGER, equal_rows INTEGER) WITHOUT ROWID"
-"""`equal_rows`: rows without an id that have this content; 0 where a row came with the id."""
+"""`equal_rows`: number of rows without an id that have this content; 0 for a row's own id."""
 
 _GIVEN = "INSERT OR IGNORE INTO taken VALUES (?, ?, 0)"
 _MADE = """INSERT INTO taken VALUES (?, ?, 1)
@@ -31,7 +31,7 @@ _SORTED = json.JSONEncoder(sort_keys=True)
 
 
 def given_id(row: Mapping[str, Any]) -> str | None:
-    """The id that a row comes with, as text; None if it has none that can be used."""
+    """A row's own id as text; None if it has no usable id."""
     given = row.get("id")
     if isinstance(given, int) and not isinstance(given, bool):
         return str(given)
@@ -39,21 +39,21 @@ def given_id(row: Mapping[str, Any]) -> str | None:
 
 
 def content_digest(row: Mapping[str, Any]) -> bytes:
-    """SHA-256 of a row, whatever the order of its keys."""
+    """SHA-256 of a row, independent of the order of its keys."""
     return hashlib.sha256(_SORTED.encode(row).encode()).digest()
 
 
 class IdIndex:
-    """The ids of a source that are taken, and by which lines.
+    """The ids of a source that are taken, each with the line of its row.
 
-    A row's own id and one made for another row can be the same text, e.g. where a selection, whose
-    rows were given their ids, is a pool's source together with rows that it was selected from. The
-    later of the two is a bad row.
+    A row's own id can equal the id made for another row, e.g. if a source contains a selection,
+    whose rows were written with their ids, together with the rows it was selected from. The later
+    of the two rows is a bad row.
     """
 
     def __init__(self, where: Callable[[int], str]) -> None:
         self._where = where
-        self._database = sqlite3.connect("", isolation_level=None)  # a temporary file of its own
+        self._database = sqlite3.connect("", isolation_level=None)  # a private temporary file
         self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute(_TABLE)
@@ -63,10 +63,10 @@ class IdIndex:
         self._database.close()
 
     def take(self, id: str, is_made: bool, line: int) -> str:
-        """The id of a row: the one that it came with, or the one made for it, numbered if taken.
+        """Take an id for a row: its own, or the one made for it, with a number for equal rows.
 
-        A `BadRow` if another row has it. Which of several equal rows gets which number makes no
-        difference.
+        Raises `BadRow` if another row has the id. Equal rows are interchangeable, so it does not
+        matter which of them gets which number.
         """
         if is_made and (equal_rows := self._made(id, line)) > 1:
             id = f"{id}-{equal_rows}"
@@ -78,7 +78,7 @@ class IdIndex:
         return id
 
     def _made(self, id: str, line: int) -> int:
-        """Rows that have this made id, this one included."""
+        """The number of rows that have this made id, including this one."""
         found = self._database.execute(_MADE, (id, line)).fetchone()
         if found is None:
             where, _ = self._holder(id)
@@ -86,7 +86,7 @@ class IdIndex:
         return int(found[0])
 
     def _holder(self, id: str) -> tuple[str, bool]:
-        """The place of the row that has an id, and whether it was made."""
+        """The location of the row that has an id, and whether the id was made."""
         query = "SELECT line, equal_rows FROM taken WHERE id = ?"
         line, equal_rows = self._database.execute(query, (id,)).fetchone()
         return self._where(line), equal_rows > 0

@@ -1,16 +1,16 @@
-"""Around the tokenizer: texts that are not longer than need be, and labels by characters.
+"""Helpers around the tokenizer: shortening of long texts, and labels from character spans.
 
-In: a text, a tokenizer, the characters that are supervised. Out: the text's start that is tokenized
-instead of all of it, and labels. Without the former a row of 200 MB takes gigabytes although 2,048
-tokens of it are kept.
+In: a text, a tokenizer, and the supervised spans of characters. Out: a prefix of the text that is
+tokenized in place of the full text, and labels. Without shortening, a row of 200 MB takes gigabytes
+of memory, although only 2,048 of its tokens are kept.
 
-The tokens that are kept stay the same. A text is cut between a letter and white space if one is
-near: no token crosses that place in common vocabularies, and what a subword model does on the left
-of a place that no token crosses doesn't depend on its right. In other places, and for vocabularies
-with tokens of several words, the end of a cut text can differ: MARGIN tokens more than are kept
-must be left.
+The tokens that are kept stay the same. A text is cut between a letter and white space if there is
+such a boundary nearby: in common vocabularies no token crosses it, and a subword model's tokens to
+the left of a boundary that no token crosses don't depend on the text to its right. At other places,
+and for vocabularies with multi-word tokens, the last tokens of the prefix can differ, so it must
+have more than MARGIN tokens beyond those that are kept.
 
-Rejected: the tokenizer's own truncation, which comes after the full text was tokenized.
+Rejected: the tokenizer's own truncation, which is applied after the full text was tokenized.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 
 CHARACTERS_PER_TOKEN = 6
-"""Of the first cut; English has about 4. It doubles until there are enough tokens."""
+"""Assumed for the first cut; English has about 4. The length doubles until tokens suffice."""
 
 SHORTEST_CUT = 1 << 14
 """Texts of fewer characters are tokenized in full: cutting them would save nothing."""
 
 _SEARCHED = 1 << 12
-"""Characters before a cut in which a place between letter and white space is looked for."""
+"""Characters before a cut that are searched for a boundary between a letter and white space."""
 
 MARGIN = 256
-"""Tokens beyond `max_length` that a shortened text must have: more than its end can change."""
+"""Tokens beyond `max_length` that a shortened text must have: more than a cut can change."""
 
 _BORDER = re.compile(r"(?<=[^\W\d_])(?=\s)")
 
 
 def shortened(text: str, tokenizer: Tokenizer, max_length: int) -> str:
-    """A start of the text with the same first `max_length` tokens, and more than these."""
+    """The text, or a prefix with the same first `max_length` tokens and MARGIN more."""
     characters = max(SHORTEST_CUT, max_length * CHARACTERS_PER_TOKEN)
     while characters < len(text):
         searched_from = max(0, characters - _SEARCHED)
@@ -51,9 +51,9 @@ def shortened(text: str, tokenizer: Tokenizer, max_length: int) -> str:
 
 
 def with_full_offsets(backend: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer whose tokens stand for their white space too.
+    """A tokenizer's JSON, changed so that the tokens' offsets include white space.
 
-    GPT-2's and others' leave it out of offsets, so that a newline stands for no character.
+    GPT-2's and other tokenizers trim it from offsets, so that a newline covers no character.
     """
 
     def untrimmed(part: Any) -> Any:
@@ -66,20 +66,20 @@ def with_full_offsets(backend: dict[str, Any]) -> dict[str, Any]:
 
 
 def labels_of(ids: array[int], encoding: Encoding, spans: Sequence[tuple[int, int]]) -> array[int]:
-    """The tokens that overlap a span; tokens without characters never do.
+    """Labels: the ids of tokens that overlap a span; tokens without characters never do.
 
-    Tokens are asked for by their characters: a list of all offsets takes ten times as long.
+    Tokens are looked up by their characters: a list of all offsets takes ten times as long.
     """
     labels = array("i", [-100]) * len(ids)
     dropped = encoding.token_to_chars(len(ids))  # the first token that is not kept
     for start, end in spans:
-        if dropped and dropped[1]:  # not a look-up for each of millions of characters after it
+        if dropped and dropped[1]:  # avoids a lookup for each of millions of characters after it
             end = min(end, dropped[1])
         first = _token_at(encoding, range(start, end))
         last = _token_at(encoding, range(end - 1, start - 1, -1))
         if first is None or last is None:
             continue
-        # Several tokens may stand for the last character: its bytes, or white space before it.
+        # Several tokens may cover the last character: its bytes, or white space before it.
         while (there := encoding.token_to_chars(last + 1)) and start < there[1] and there[0] < end:
             last += 1
         labels[first : last + 1] = ids[first : last + 1]
@@ -87,6 +87,6 @@ def labels_of(ids: array[int], encoding: Encoding, spans: Sequence[tuple[int, in
 
 
 def _token_at(encoding: Encoding, characters: range) -> int | None:
-    """The first token of the first of some characters that has one."""
+    """The token of the first of these characters that has one."""
     found = (encoding.char_to_token(character) for character in characters)
     return next((token for token in found if token is not None), None)

@@ -1,15 +1,15 @@
-"""Words of a text, in every script: what BM25, DSIR and the leak check count and compare.
+"""Splits text of any script into words, which BM25, DSIR and the leak check count and compare.
 
-In: a text. Out: its words, alike whatever their case and whichever of Unicode's equivalent
-spellings they have. A word is a run of letters, digits and the marks that belong to them (accents,
-the vowel signs of Indic scripts), the word characters of Unicode's UTS 18, annex C. Scripts that
-put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) are cut into overlapping
-pairs of characters, as Lucene's CJKAnalyzer does. A character is a letter with its marks, so that a
-Thai consonant keeps its tone; a single one between other scripts or spaces is a word.
+In: a text. Out: its words, normalized for case and for Unicode's equivalent spellings. A word is a
+run of letters, digits and the marks that belong to them (accents, the vowel signs of Indic
+scripts): the word characters of Unicode's UTS 18, annex C. Text in scripts without spaces between
+words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) is cut into overlapping pairs of characters, as
+in Lucene's CJKAnalyzer. A character is a letter with its marks, so that a Thai consonant keeps its
+tone; a single character between other scripts or spaces is a word.
 
-Rejected: Python's `re`, whose word characters lack marks, so that Hindi words are cut at vowel
+Rejected: Python's `re`, whose word characters exclude marks, so that Hindi words are cut at vowel
 signs; segmenters (ICU, jieba, PyThaiNLP), which cut the same words differently in other contexts,
-so that what two texts share would not be found.
+so that overlaps between texts would be missed.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from itertools import pairwise
 
 import regex
 
-# "SA", the line-breaking class of South East Asian scripts, is of those that need a dictionary.
+# "SA" is the line-breaking class of South East Asian scripts, which need a dictionary.
 _UNSPACED = r"[[\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{Line_Break=SA}]&&[\p{L}\p{M}\p{N}]]"
-_MARK = r"[\p{M}\p{Join_Control}]"  # also in emoji, and no word by itself
+_MARK = r"[\p{M}\p{Join_Control}]"  # also occurs in emoji; not a word on its own
 _TOKEN = regex.compile(
     rf"(?P<unspaced>(?:[{_UNSPACED}--{_MARK}]{_MARK}*)+)"
     rf"|(?P<word>[\w--{_UNSPACED}--{_MARK}][\w--[{_UNSPACED}--{_MARK}]]*)"
     rf"|(?P<punctuation>(?:[^\w\s]|{_MARK})+)",
     regex.VERSION1,
 )
-# Of ASCII text the same tokens, five times as fast.
+# The same tokens for ASCII text, five times as fast.
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
 _ASCII_TOKEN = re.compile(r"\w+|[^\w\s]+", re.ASCII)
 _CHARACTER = regex.compile(rf".{_MARK}*", regex.VERSION1)
@@ -44,7 +44,7 @@ def split_words(text: str) -> list[str]:
 
 
 def split_words_and_punctuation(text: str) -> list[str]:
-    """The words of a text and, each as one, the runs of other characters between them."""
+    """The words of a text, and each run of other characters between them as one token."""
     if text.isascii():
         return _ASCII_TOKEN.findall(text.lower())
     return [token for _, token in _tokens(text)]
