@@ -1,10 +1,10 @@
-"""From a row, in any of the usual formats, to its conversation.
+"""Converts a row, in any of the common formats, to a conversation.
 
-In: a row of JSON values. Out: its turns, text untouched, the tools and which turns are supervised.
+In: a row of JSON values. Out: its turns with text unchanged, its tools, the supervised turns.
 Known formats, recognized by their keys: `messages` (role, content), ShareGPT's `conversations`
-(from, value), `prompt`/`completion` (text or lists of messages, as TRL has them) and Alpaca's
+(from, value), `prompt`/`completion` (text or lists of messages, as in TRL) and Alpaca's
 `instruction`/`input`/`output` with `history`; `system` and `tools` in any of them. A field that
-changes what is supervised is used, or the row is refused by that field's name.
+affects supervision is either used, or the row is rejected with an error that names the field.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, cast
 from gradsieve.data.examples import Message
 
 Supervise = Literal["completion", "all"]
-"""Of a prompt/completion row: the completion alone, as in TRL, or all assistant turns."""
+"""The supervised part of a prompt/completion row: the completion, as in TRL, or all answers."""
 
 ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
 FUNCTION_CALL = "function_call"
@@ -30,15 +30,15 @@ SHAREGPT_ROLES = {
     "observation": "tool",
     "tool": "tool",
 }
-"""axolotl's and LLaMA-Factory's names."""
+"""Role names as in axolotl and LLaMA-Factory."""
 
 KNOWN = "messages, conversations, prompt/completion or instruction/input/output"
 
 UNKNOWN_KEYS = f"expected {KNOWN}; found the keys"
-"""How the reason of a row of no known format starts; its keys follow."""
+"""The start of the reason for a row in no known format; the row's keys follow."""
 
 LOSS_KEYS = ("weight", "train", "training", "loss")
-"""Of a turn, 0 or 1: whether it is in the loss (OpenAI's and ShareGPT's, axolotl's, ms-swift's)."""
+"""Keys of a turn, 0 or 1: whether it is in the loss (OpenAI, ShareGPT; axolotl; ms-swift)."""
 
 REFUSED_IN_TURN = {
     "function_call": "it is OpenAI's older form; write tool_calls",
@@ -59,11 +59,11 @@ FIELDS = (
 
 
 class BadRow(ValueError):
-    """A row that holds no usable conversation; its text says why."""
+    """Raised for a row without a usable conversation; the message states the reason."""
 
 
 class Conversation(NamedTuple):
-    """What a row says, as in `Example`."""
+    """The conversation of a row; fields as in `Example`."""
 
     messages: tuple[Message, ...]
     tools: tuple[Any, ...]
@@ -76,7 +76,7 @@ class _Turn(NamedTuple):
 
 
 def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversation:
-    """The conversation of a row; a `BadRow` says what was expected and what was found."""
+    """The conversation of a row; raises `BadRow` with what was expected and what was found."""
     if not isinstance(row, Mapping):
         raise BadRow(f"expected an object, found {kind_of(row)}")
     for keys, read in _FORMATS:
@@ -88,9 +88,9 @@ def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversati
 
 
 def renamed(row: Any, columns: Mapping[str, str]) -> Any:
-    """A row with a format's own keys, where it has those of `columns`.
+    """The row, with the keys that `columns` names renamed to those of a format.
 
-    Keys of formats that `columns` names no field of are left out: they are another text.
+    Keys of other formats, of which `columns` names no field, are removed: they hold another text.
     """
     if not isinstance(row, Mapping):
         return row
@@ -141,7 +141,7 @@ def _from_alpaca(row: Mapping[str, Any], _: Supervise) -> list[_Turn]:
             raise BadRow(f"expected text in {key}, found {kind_of(value)}")
     given = _alpaca_input(row.get("input"))
     user = f"{instruction}\n\n{given}" if given else instruction
-    earlier = row.get("history") or []  # questions and answers, as LLaMA-Factory has them
+    earlier = row.get("history") or []  # (question, answer) pairs, as in LLaMA-Factory
     if not isinstance(earlier, list | tuple) or not all(
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in earlier
     ):
@@ -192,9 +192,9 @@ def _turn(turn: Any, role_key: str, text_key: str, roles: Mapping[str, str]) -> 
     role = roles[name]
     content = turn.get(text_key)
     if len(turn) == 2 and isinstance(content, str) and name != FUNCTION_CALL:
-        return _Turn(_message(role, content))  # nearly every turn: ten times as fast
+        return _Turn(_message(role, content))  # a shortcut for nearly every turn: ten times as fast
     _refuse(turn, REFUSED_IN_TURN, f"the {role}'s turn")
-    # Arrow gives each turn the keys of all turns; null is a key that this one hasn't.
+    # Arrow gives each turn the keys of all turns; null means that this turn has no such key.
     more = {
         key: value
         for key, value in turn.items()
@@ -225,7 +225,7 @@ def _message(role: str, content: Any, more: Mapping[str, Any] = {}) -> Message:
 
 
 def _text(role: str, content: Any) -> str:
-    """Content as text; the parts of a list are joined, as chat templates write them."""
+    """Content as text; the parts of a list are joined, as in chat templates."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple):
@@ -242,7 +242,7 @@ def _text(role: str, content: Any) -> str:
 
 
 def _in_loss(turn: Mapping[str, Any], role: str) -> bool:
-    """Whether a turn's own fields leave it in the loss."""
+    """Whether a turn is in the loss according to its own fields (`LOSS_KEYS`)."""
     given = {key: turn[key] for key in LOSS_KEYS if turn.get(key) is not None}
     for key, value in given.items():
         if not isinstance(value, int | float) or value not in (0, 1):
@@ -259,7 +259,7 @@ def _refuse(given: Mapping[str, Any], fields: Mapping[str, str], where: str) -> 
 
 
 def _with_system(text: Any, turns: list[_Turn]) -> list[_Turn]:
-    """The turns with the row's own system prompt; empty ones are no turn."""
+    """The turns, after the row's own system prompt if it has one; empty prompts are dropped."""
     if text is not None and not isinstance(text, str):
         raise BadRow(f"expected text in system, found {kind_of(text)}")
     prompts = [turn.message["content"] for turn in turns if turn.message["role"] == "system"]
@@ -293,14 +293,14 @@ def _checked(turns: list[_Turn], tools: tuple[Any, ...]) -> Conversation:
 
 
 def _tools(value: Any) -> tuple[Any, ...]:
-    """Descriptions of functions: a list of objects, or the same as JSON text."""
+    """Descriptions of functions, from a list of objects or the same list as JSON text."""
     tools = _objects(value, "tools")
     _refuse_half_pairs(tools, "tools")
     return tuple(tools)
 
 
 def _tool_calls(value: Any) -> list[dict[str, Any]]:
-    """Calls as transformers takes them: arguments are an object, not OpenAI's JSON text."""
+    """Calls in transformers' format: arguments are an object, not JSON text as in OpenAI's."""
     calls = []
     for call in _objects(value, "tool_calls"):
         function = call.get("function", call)
@@ -340,7 +340,7 @@ def _parsed(text: str, key: str) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
-    """An object without keys that are null, which Arrow adds."""
+    """The value with null keys removed from objects; Arrow adds such keys."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
@@ -350,7 +350,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _refuse_half_pairs(value: Any, where: str) -> None:
-    """Refuse text with half of a surrogate pair, which no tokenizer takes."""
+    """Reject text with half of a surrogate pair, which no tokenizer accepts."""
     if isinstance(value, str):
         if not is_unicode(value):
             at = next(place for place, letter in enumerate(value) if not is_unicode(letter))
@@ -362,7 +362,7 @@ def _refuse_half_pairs(value: Any, where: str) -> None:
 
 
 def is_unicode(text: str) -> bool:
-    """False if half of a surrogate pair is in it, which no file but JSON can hold."""
+    """Whether the text has no half of a surrogate pair, which only JSON files can contain."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -371,7 +371,7 @@ def is_unicode(text: str) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in the words of JSON."""
+    """The type of a value, in JSON's terms."""
     names = {"NoneType": "null", "str": "text", "dict": "an object", "list": "a list"}
     name = type(value).__name__
     return names.get(name, name)

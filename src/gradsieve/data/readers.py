@@ -1,10 +1,10 @@
-"""The rows of a file, folder or hub data set: JSONL, JSON, Parquet, saved `datasets` folders.
+"""Reads the rows of a file, folder or hub data set: JSONL, JSON, Parquet, saved `datasets` folders.
 
-In: a path or name. Out: numbered rows, in a stream: the bytes of a line of JSON, or a Python value;
-a `BadRow` where there is none.
+In: a path or name. Out: a stream of numbered rows: the bytes of a line of JSON, or a Python value,
+or a `BadRow` if the value can't be read.
 
-Rejected: `datasets`' own JSON reader (it gives every row the same columns, so rows don't come back
-as they came in, and it doesn't name the line of a bad row).
+Rejected: `datasets`' own JSON reader (it gives every row the same columns, so the original rows are
+lost, and it doesn't name the line of a bad row).
 """
 
 from __future__ import annotations
@@ -31,44 +31,44 @@ from gradsieve.errors import DataError
 from gradsieve.recipe.schema import LimitsConfig
 
 IN_MEMORY = "(in memory)"
-"""Stands in a recipe where a path stands, for rows that the caller gave (`gradsieve.select`)."""
+"""Used in a recipe in place of a path, for rows passed in memory (`gradsieve.select`)."""
 
 ROWS_AT_ONCE = 1000
-"""Of a data set, that are Python objects at a time."""
+"""Rows of a data set that are converted to Python objects at a time."""
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
-"""Ends of the names of files with one JSON object a line."""
+"""Suffixes of files with one JSON object per line."""
 
 UNREADABLE = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
     *(OverflowError, pa.ArrowException, datasets.exceptions.DatasetsError),
 )
-"""What `datasets` and pyarrow raise for files that are damaged or not theirs."""
+"""Exceptions that `datasets` and pyarrow raise for damaged files and files of other formats."""
 
 
 LIMITS = LimitsConfig()
-"""The defaults: the longest rows in use, books, have some MB, and JSON packs 3 to 50 times."""
+"""The defaults. The longest rows in use, books, have a few MB; JSON compresses 3 to 50 times."""
 
 ARRAY_BYTES = 2 << 30
-"""Of a .json file, whose values take about ten times as much memory."""
+"""Maximum size of a .json file; its values take about ten times as much memory."""
 
 UNPACKED_BYTES = 1 << 30
-"""What every packed file may unpack to: it takes seconds."""
+"""Unpacked size that is always allowed, since reading it takes only seconds."""
 
 LOOKED_AT = 64 << 20
-"""Of an unpacked file, to see how much it unpacks to."""
+"""Unpacked bytes that are read first to check a file's compression ratio."""
 
 BATCH_BYTES = 256 << 20
-"""Of Parquet rows that are unpacked at a time, were each the largest value of its row group."""
+"""Maximum bytes of Parquet rows unpacked at a time, if each were as large as its row group."""
 
 Rows = Iterator[tuple[int, Any]]
-"""The line of a file of JSON lines and its bytes, or the number and value of a row; from 1."""
+"""(line number, bytes) for JSON lines, otherwise (row number, value); numbers start at 1."""
 
 
 def rows_of(
     path: str | Iterable[Any], split: str, revision: str | None, limits: LimitsConfig
 ) -> Rows:
-    """All rows of a file, folder or hub data set, or of those in memory, in a stream."""
+    """A stream of all rows of a file, folder or hub data set, or of rows in memory."""
     if not isinstance(path, str):
         rows = _dataset_rows(path, IN_MEMORY) if isinstance(path, datasets.Dataset) else path
         return enumerate(rows, start=1)
@@ -97,14 +97,14 @@ def rows_of(
 
 
 def _refuse_special(file: Path) -> None:
-    """A pipe or device would be read forever."""
+    """Reject a pipe or device, which would be read forever."""
     if file.exists() and not (file.is_file() or file.is_dir()):
         todo = "Write the rows to a file: they are read more than once."
         raise DataError("This is a pipe, a socket or a device, not a file.", str(file), todo)
 
 
 def _json_lines(file: Path, limits: LimitsConfig) -> Rows:
-    """The lines with a row; they end at a line feed alone (U+2028 is text)."""
+    """The nonempty lines; only a line feed ends a line (U+2028 is text)."""
     for number, line in enumerate(_lines(file, limits), start=1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
@@ -122,7 +122,7 @@ def _lines(file: Path, limits: LimitsConfig) -> Iterator[bytes]:
     most = max(UNPACKED_BYTES, limits.unpacked_times * file.stat().st_size)
     try:
         with file.open("rb") as raw, _unpacked(raw, packed) as lines:
-            size = 0  # before a row is read: those of a file of repetitions would take hours
+            size = 0  # checked before a row is read: a decompression bomb would take hours
             while block := lines.read(1 << 20):
                 size += len(block)
                 if size > most:
@@ -148,7 +148,7 @@ def _unpacked(raw: IO[bytes], packed: str) -> IO[bytes]:
 def _limited(
     lines: Any, file: Path, limits: LimitsConfig, most: float = float("inf")
 ) -> Iterator[bytes]:
-    """The lines of a file, as long as each of them and all together are not too long."""
+    """The lines of a file; an error if one line or the full file is too long."""
     number = size = 0
     while line := lines.readline(limits.row_bytes + 1):
         number, size = number + 1, size + len(line)
@@ -160,7 +160,7 @@ def _limited(
 
 
 def row_bytes_error(where: str, limits: LimitsConfig) -> DataError:
-    """What to raise for a row that is too long."""
+    """The error for a row that is too long."""
     todo = "Split or remove it, or raise limits.row_bytes."
     return DataError(f"A row has more than {limits.row_bytes} bytes.", where, todo)
 
@@ -197,7 +197,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def parsed(line: bytes) -> Any:
-    """The row of a line; a `BadRow` if it is not JSON."""
+    """The row of a line; raises `BadRow` if it is not JSON."""
     try:
         return _DECODER.decode(line.decode("utf-8"))
     except BadRow:
@@ -215,7 +215,7 @@ def parsed(line: bytes) -> Any:
 
 def _json_rows(file: Path) -> Iterator[Any]:
     try:
-        # A bad constant stands in its row until the row's values are checked.
+        # A bad constant (NaN) stays in its row as a `BadRow` until the row's values are checked.
         if file.stat().st_size > ARRAY_BYTES:
             todo = "Write it as .jsonl, one row a line, which is read in a stream (jq -c '.[]')."
             raise DataError("The JSON array is too large to be read at once.", str(file), todo)
@@ -254,16 +254,16 @@ def _parquet_rows(file: Path, limits: LimitsConfig) -> Iterator[Any]:
 
 
 def _rows_at_once(file: pq.ParquetFile) -> int:
-    """Rows that take at most BATCH_BYTES in any case: one value may stand for all of them."""
+    """Number of rows that always fit BATCH_BYTES: one value may be repeated in all of them."""
     groups = range(file.metadata.num_row_groups)
     largest = max((file.metadata.row_group(group).total_byte_size for group in groups), default=1)
     return max(1, min(ROWS_AT_ONCE, BATCH_BYTES // max(1, largest)))
 
 
 def _undecoded(features: datasets.Features) -> datasets.Features:
-    """The features whose values are to be decoded: JSON kept as text, not images or sound.
+    """The features, decoding only JSON stored as text, not images or audio.
 
-    Decoding those needs Pillow and the like, and what comes out is no value of JSON.
+    Decoding images or audio needs Pillow and similar libraries, and gives no JSON values.
     """
 
     def undecoded(feature: Any) -> Any:
@@ -288,7 +288,7 @@ def _table_rows(table: pa.Table, features: datasets.Features | None) -> Iterator
 
 
 def _folder_rows(folder: Path, split: str) -> Iterator[Any]:
-    """A folder of `Dataset.save_to_disk`, or one of data files as on the hub."""
+    """Rows of a folder written by `Dataset.save_to_disk`, or of data files as on the hub."""
     saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
     if not saved:
         rows = _hub_rows(str(folder), split, None)
@@ -307,10 +307,13 @@ def _folder_rows(folder: Path, split: str) -> Iterator[Any]:
 
 
 def _refuse_unread_files(folder: Path) -> None:
-    """`datasets` reads files of one kind only, and if a name holds `train` or `test`, only such."""
+    """Reject a folder of which `datasets` would ignore files.
+
+    It reads files of one type only, and if a name contains `train` or `test`, only such files.
+    """
     card = folder / "README.md"
     if card.is_file() and "configs:" in card.read_text(encoding="utf-8", errors="replace"):
-        return  # it names the files
+        return  # the card names the files
     splits = datasets.load_dataset_builder(str(folder)).config.data_files.values()
     read = {Path(file).resolve() for files in splits for file in files}
     inside = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
@@ -332,7 +335,7 @@ def _refuse_unread_files(folder: Path) -> None:
 
 
 def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[Any]:
-    """Anything that `datasets.load_dataset` knows; it runs no code that comes with data."""
+    """Rows of anything that `datasets.load_dataset` loads; it runs no code shipped with data."""
     _refuse_missing_file(name)
     if name in _PACKAGED_DATASETS_MODULES:  # `datasets` would read the current directory
         todo = "Give a file, a folder, or a name on the hub such as org/name."
@@ -340,7 +343,7 @@ def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[Any]:
     try:
         loaded = datasets.load_dataset(name, split=split, revision=revision)
     except UNREADABLE as error:
-        # What a file's reader says is the cause of "An error occurred".
+        # The cause of "An error occurred" has the message of the file's reader.
         cause = error.__cause__ or error
         if isinstance(cause, datasets.table.CastError):
             columns = [sorted(cause.requested_column_names), sorted(cause.table_column_names)]
@@ -357,7 +360,7 @@ def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[Any]:
 
 
 def _refuse_missing_file(name: str) -> None:
-    """A name that looks like a file which isn't there is a mistake, not a hub data set."""
+    """Reject a name that looks like a missing file: it is a mistake, not a hub data set."""
     path = Path(name)
     looks_like_a_file = path.suffix in (".jsonl", ".json", ".parquet", ".gz", ".zst", ".ndjson")
     if path.exists() or not (looks_like_a_file or path.is_absolute() or name.startswith(".")):
@@ -375,7 +378,7 @@ def _refuse_missing_file(name: str) -> None:
 
 
 def _dataset_rows(loaded: datasets.Dataset, place: str) -> Iterator[Any]:
-    """Rows from the Arrow table itself: whatever the data set's format is, no value changes."""
+    """Rows from the Arrow table itself, so that the data set's format changes no value."""
     features = _undecoded(loaded.features)
     try:
         for table in loaded.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):

@@ -1,15 +1,15 @@
-"""Which characters of a rendered conversation are supervised.
+"""Finds the supervised characters of a rendered conversation.
 
 In: turns, and which of them are in the loss. Out: the text and the supervised spans.
 
-What a model must write itself is supervised: all that an assistant's turn puts after the
+Everything that a model must generate itself is supervised: all text of an assistant turn after the
 generation prompt, i.e. a header that the prompt doesn't have (gpt-oss' channel, Qwen3's empty
 think block), the answer, and the end of the turn. TRL's training templates do the same;
-tests/data/test_trl_templates.py lists where they differ. A template's own `{% generation %}` is
-taken as it is.
+tests/data/test_trl_templates.py lists where they differ. A template's own `{% generation %}`
+blocks are used as they are.
 
-Each turn is verified: its supervised text holds the answer and something that ends it. What can't
-be verified is refused.
+Each turn is verified: its supervised text contains the answer and something that ends it. A
+conversation that can't be verified is refused.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from gradsieve.data.content import after_reasoning, common_prefix, in_parts, par
 from gradsieve.data.rendering import Renderer, Span, Turn, Turns
 
 PLACEHOLDER = "q7xq0answer0qx7q"
-"""Stands for an answer where only what a template writes around it matters."""
+"""Replaces an answer where only the text that a template writes around it matters."""
 
 TEMPLATE_ERRORS = (
     *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
     *(ArithmeticError, RecursionError, MemoryError),
 )
-"""What a template, a program of its own, may raise for a conversation."""
+"""Exceptions that a template, which is a program, may raise for a conversation."""
 
 _PROBE: tuple[Turn, ...] = (
     {"role": "user", "content": "?"},
@@ -41,7 +41,7 @@ _PROBE: tuple[Turn, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as text; of the spans (start, end) the characters are supervised."""
+    """A conversation as text, and the spans (start, end) of the supervised characters."""
 
     text: str
     spans: tuple[Span, ...]
@@ -49,7 +49,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a chat template is given; `supervised` says of each turn whether it is in the loss."""
+    """The input of a chat template; `supervised` states for each turn whether it is in the loss."""
 
     turns: tuple[Turn, ...]
     tools: tuple[Any, ...]
@@ -57,7 +57,7 @@ class Conversation:
 
 
 class SpanFinder:
-    """Finds the supervised spans of conversations that one template writes."""
+    """Finds the supervised spans of conversations rendered by one template."""
 
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
@@ -104,15 +104,15 @@ class SpanFinder:
     def _by_marks(self, conversation: Conversation, found: Turns, turn: int) -> list[Span]:
         pieces = found.of(turn)
         if turn == len(conversation.turns) - 1 and found.text[found.end :].strip():
-            # What follows all turns ends the last one: Phi-3's end-of-sequence token.
+            # Text after all turns ends the last one: Phi-3's end-of-sequence token.
             pieces[-1] = (pieces[-1][0], len(found.text))
         start = self._start(conversation, found, turn, pieces[0][0])
-        # A space after the end is one token with the next turn's first word in many vocabularies.
+        # In many vocabularies, a space after the end is part of the next turn's first token.
         last = len(found.text[: pieces[-1][1]].rstrip(" "))
         return [(max(first, start), min(end, last)) for first, end in pieces if end > start]
 
     def _by_prefix(self, conversation: Conversation, text: str, turn: int) -> Span:
-        """For templates without loops over messages: what one turn more adds to the text."""
+        """For templates without loops over messages: the text that one more turn adds."""
         turns, tools = conversation.turns, conversation.tools
         prompt = self.renderer.write(turns[:turn], tools, generation_prompt=True)
         with_answer = self.renderer.write(turns[: turn + 1], tools)
@@ -124,19 +124,19 @@ class SpanFinder:
         return len(prompt), len(with_answer)
 
     def _start(self, conversation: Conversation, found: Turns, turn: int, first: int) -> int:
-        """Where what the generation prompt doesn't write starts in a turn's text."""
+        """Where the generation prompt ends in a turn's text, and the supervised text starts."""
         before, tools = conversation.turns[:turn], conversation.tools
         try:
             prompt = self.renderer.write(before, tools, generation_prompt=True)
-        except TEMPLATE_ERRORS:  # it wants a user's turn first
+        except TEMPLATE_ERRORS:  # the template requires a user turn first
             return first + self._header(conversation, found, turn, self.generation_prompt)
         if len(prompt) > first and found.text.startswith(prompt):
             return len(prompt)
         if prompt == found.text[:first]:
-            # The prompt has nothing for this turn (after a call's result, in Gemma's templates).
+            # The prompt adds nothing for this turn (after a tool's result, in Gemma's templates).
             cue = self.generation_prompt
             return first + len(cue) * found.text.startswith(cue, first)
-        # Earlier turns are written otherwise here, or the prompt goes on otherwise (R1's <think>).
+        # Earlier turns are written differently here, or the prompt has another end (R1's <think>).
         shorter = self.renderer.write_turns(before, tools, generation_prompt=True)
         own = prompt[shorter.end :] if shorter.text == prompt else ""
         if own and found.text.startswith(own, first):
@@ -144,9 +144,9 @@ class SpanFinder:
         return first + self._header(conversation, found, turn, own or self.generation_prompt)
 
     def _header(self, conversation: Conversation, found: Turns, turn: int, prompt: str) -> int:
-        """Characters of a turn's text that are the generation prompt's too.
+        """Number of characters of a turn's text that are also in the generation prompt.
 
-        They end where the answer starts, whatever it starts with.
+        They end where the answer starts, regardless of the answer's first characters.
         """
         turns = list(conversation.turns)
         has_parts = isinstance(turns[turn].get("content"), list | tuple)
@@ -157,13 +157,13 @@ class SpanFinder:
         shared = common_prefix(*starts)
         header = shared[: starts[1].find(PLACEHOLDER) if PLACEHOLDER in starts[1] else None]
         if prompt and prompt in header:
-            # The start of the whole text (a first token) may stand before the turn's own.
+            # The start of the full text (a BOS token) may precede the turn's own header.
             return header.index(prompt) + len(prompt)
         return len(common_prefix(prompt, header))
 
     @cached_property
     def generation_prompt(self) -> str:
-        """What the template asks for an answer with after a user's turn."""
+        """The text that the template adds after a user turn to ask for an answer."""
         asked = {"role": "user", "content": PLACEHOLDER}
         for user in (asked, in_parts(asked)):
             try:
@@ -176,12 +176,12 @@ class SpanFinder:
 
     @cached_property
     def ending(self) -> str:
-        """What the template writes after an answer that is followed by nothing."""
+        """The text that the template writes after the answer in a last turn."""
         return self.around(_PROBE[:1])[1]
 
     @cached_property
     def ending_within(self) -> str:
-        """What it writes in an answer's turn after the answer, if another turn follows."""
+        """The text that the template writes after the answer in a turn before another turn."""
         turns: list[Turn] = [*_PROBE, _PROBE[0]]
         try:
             found = self.renderer.write_turns(
@@ -194,17 +194,17 @@ class SpanFinder:
 
     @property
     def wants_parts(self) -> bool:
-        """Whether the template writes a content of parts, and drops or refuses one that is text."""
+        """Whether the template renders content in parts, and drops or refuses content as text."""
         return self._written == (False, True)
 
     @property
     def wants_text(self) -> bool:
-        """Whether the template writes a content that is text, and drops or refuses parts."""
+        """Whether the template renders content as text, and drops or refuses content in parts."""
         return self._written == (True, False)
 
     @cached_property
     def _written(self) -> tuple[bool, bool]:
-        """Whether it writes text, and whether it writes parts."""
+        """Whether the template renders content as text, and whether it renders content in parts."""
         return self._writes(_PROBE), self._writes([in_parts(turn) for turn in _PROBE])
 
     def _writes(self, turns: Sequence[Turn]) -> bool:
@@ -212,17 +212,17 @@ class SpanFinder:
             text = self.renderer.write(turns)
         except TEMPLATE_ERRORS:
             return False
-        # In quotes it is Python's text for a list, not the list's text.
+        # In quotes it is Python's `str` of a list of parts, not the parts' text.
         return PLACEHOLDER in text and repr(PLACEHOLDER) not in text
 
     def around(self, turns: Sequence[Turn], tools: Sequence[Any] = ()) -> tuple[str, str]:
-        """What stands before and after an answer to some turns; nothing if it is refused."""
+        """The text before and after an answer to these turns; empty if the template refuses."""
         turns = [*turns, _PROBE[1]]
         if self.wants_parts:
             turns = [in_parts(turn) for turn in turns]
         try:
             text = self.renderer.write(turns, tools)
-        except TEMPLATE_ERRORS:  # it wants other turns
+        except TEMPLATE_ERRORS:  # the template requires other turns
             return "", ""
         before, _, after = text.rpartition(PLACEHOLDER)
         return before, after
@@ -231,7 +231,7 @@ class SpanFinder:
         message = conversation.turns[turn]
         _verify_calls(message, said)
         if message.get("tool_calls"):
-            return  # text next to a call is reasoning to some templates, which drop it later
+            return  # some templates treat text next to a call as reasoning, and drop it later
         at = 0
         for text in parts_of(message.get("content")) or [text_of(message.get("content"))]:
             end = _end_of(text, said, at)
@@ -254,9 +254,9 @@ def _verify_calls(turn: Turn, said: str) -> None:
 
 
 def _end_of(answer: str, said: str, start: int) -> int | None:
-    """Where an answer ends in what a turn says; None if it isn't there.
+    """Where an answer ends in a turn's text; None if the text doesn't contain it.
 
-    Templates trim answers, and may write their reasoning otherwise or not at all.
+    Templates trim answers, and may write their reasoning in another form or not at all.
     """
     for text in (answer.strip(), after_reasoning(answer).strip()):
         at = said.find(text, start)

@@ -1,8 +1,8 @@
-"""Values of a row as JSON data: what a selection's files can hold.
+"""Converts a row's values to JSON data, which is what a selection's files can hold.
 
-In: a row as a reader gives it, from JSON, Parquet, a saved data set or memory. Out: the same row of
-JSON values, so that it is written, hashed and compared by its values alone. What JSON cannot hold
-is left out by column and named; nothing becomes Python's text for an object.
+In: a row from a reader of JSON, Parquet, saved data sets or rows in memory. Out: the same row as
+JSON values, so that it is written, hashed and compared by its values alone. Columns that JSON can't
+hold are left out and reported; no value is replaced by Python's `str` of an object.
 
 | value | becomes |
 | --- | --- |
@@ -32,32 +32,32 @@ import pandas as pd
 from gradsieve.data.formats import FIELDS, BadRow, kind_of
 
 MAX_DEPTH = 100
-"""Objects and lists within each other. Conversations with tools take 10; Python's own JSON writer
-and reader stop near 1,000."""
+"""Maximum depth of nested objects and lists. Conversations with tools need 10; Python's JSON writer
+and reader fail near 1,000."""
 
 
 class Unrepresentable(ValueError):
-    """A value that JSON cannot hold; its text names the kind."""
+    """Raised for a value that JSON cannot hold; the message names its type."""
 
 
 LeftOutColumn = tuple[str, str, int]
-"""The place of the first row that has the column, the kind of what it holds, number of rows."""
+"""The location of the first row that has the column, the type of its value, number of rows."""
 
 
 class LeftOut:
-    """Columns of a source that are left out of its rows, by name."""
+    """The columns that are left out of a source's rows, by name."""
 
     def __init__(self, columns: Mapping[str, LeftOutColumn] = {}) -> None:
         self.columns = dict(columns)
 
     def add(self, columns: Mapping[str, str], where: str) -> None:
-        """Add a row's columns, each with the kind of what it holds."""
+        """Add the columns left out of a row, each with the type of its value."""
         for column, kind in columns.items():
             first, first_kind, rows = self.columns.get(column, (where, kind, 0))
             self.columns[column] = (first, first_kind, rows + 1)
 
     def warnings(self) -> tuple[str, ...]:
-        """A line for each column."""
+        """One line per column."""
         return tuple(
             f"the column {column} is left out of {rows} rows, the first {where}: it holds {kind}, "
             "which JSON cannot hold"
@@ -66,10 +66,10 @@ class LeftOut:
 
 
 def json_row(row: Any) -> tuple[Any, dict[str, str]]:
-    """A row of JSON values, and the columns that are left out, each with what it holds.
+    """A row as JSON values, and the columns that are left out, each with the type of its value.
 
     Raises:
-        BadRow: If a column that formats read cannot be held, or the row is not JSON.
+        BadRow: If JSON can't hold a column that formats read, or the row is not a JSON object.
     """
     if isinstance(row, BadRow):
         raise row
@@ -93,7 +93,7 @@ def _json_value(value: Any, depth: int) -> Any:
     kind = type(value)
     if kind is str or kind is int or kind is bool or value is None:
         return value
-    if kind is list or kind is dict:  # most values: what follows is slower
+    if kind is list or kind is dict:  # most values; the checks below are slower
         return _json_container(value, depth)
     if isinstance(value, BadRow):
         raise value
@@ -141,7 +141,7 @@ def _decimal(value: decimal.Decimal) -> int | float | None:
 
 
 _CONVERSIONS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
-    (str, str.__str__),  # enumerations of text and NumPy's text are such
+    (str, str.__str__),  # string enums and NumPy's strings are instances
     (int, int),
     (float, _number),
     (decimal.Decimal, _decimal),
