@@ -1,14 +1,14 @@
-"""Rendering of conversations by a chat template, with the characters that each turn wrote.
+"""Renders conversations with a chat template, and finds the characters that each turn wrote.
 
-In: turns, tools, and a template's Jinja. Out: text, and where in it each turn's text is.
+In: turns, tools, and a template's Jinja source. Out: text, and the position of each turn's text.
 
-Where a turn starts and ends is not searched for in the text: the template's own loops over
-messages are marked. Each `{% for message in messages %}` gets a mark at the start and the end of
-its body, which names the turn; what is written in between is that turn's. Marks are removed again,
-and what is left must be what the unmarked template writes.
+The start and end of a turn are not searched for in the text. Instead, the template's own loops over
+messages are marked: each `{% for message in messages %}` gets a mark at the start and the end of
+its body, which names the turn; the text in between belongs to that turn. The marks are then
+removed, and the rest must equal the output of the unmarked template.
 
-Rejected: searching for the answer's words (short answers occur in what a template inserts), and
-comparing renderings of shorter conversations (templates write a last turn differently).
+Rejected: searching for the answer's text (short answers also occur in text that templates insert),
+and comparing renderings of shorter conversations (templates write a last turn differently).
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from gradsieve.recipe.schema import LimitsConfig
 
 TULU = Path(__file__).parent / "templates" / "tulu.jinja"
 """The format of the paper's training data (open-instruct's Tulu), as the released code writes it:
-the newline after an assistant's end token is a label, the last turn's too."""
+the newline after an assistant's end token is a label, also in the last turn."""
 
 DATE = datetime.datetime(2024, 7, 26)
-"""Written where a template writes today's date. Tokens must not change from day to day; this day is
-the default of Llama 3's template."""
+"""Replaces today's date in all templates, so that tokens don't change from day to day. It is the
+default date of Llama 3's template."""
 
 DATE_STRING = DATE.strftime("%d %b %Y")
-"""As `date_string`, which Llama 3's template takes."""
+"""The value of `date_string`, a variable of Llama 3's template."""
 
 LARGEST_PRODUCT = 10**7
-"""Of the numbers in a product, or of a filter. Jinja computes what is constant, such as a text
-three billion times, when it compiles a template: before anything that is written can be counted."""
+"""Maximum product of the constants in a multiplication or filter. Jinja evaluates constants, such
+as a text three billion times, when it compiles a template: before the output can be counted."""
 
 _DIRECTIVES = "aAwdbBmyYHIpMSfzZjUWcxXGuV"
 _UNPADDED = ("-d", "-m", "-H", "-I", "-M", "-S", "-j", "-y", "e")
 
 _TURN = "gradsieve_turn"
 _OPEN, _NAMED, _CLOSE = "\U000f5e00", "\U000f5e01", "\U000f5e02"
-"""Private-use characters: a mark is OPEN, the loop's and the turn's number, NAMED; or CLOSE and
-the loop's number."""
+"""Private-use characters. A mark is OPEN, the loop's number, the turn's number, NAMED; or CLOSE,
+the loop's number, NAMED."""
 
 _MARK = re.compile(f"{_OPEN}([0-9]+) ([0-9]+){_NAMED}|{_CLOSE}([0-9]+){_NAMED}")
 _TAG = re.compile(
@@ -72,17 +72,17 @@ Turn = Mapping[str, Any]
 
 
 class TooLongError(Exception):
-    """A template has written more than it may."""
+    """Raised when a template has written more characters than allowed."""
 
 
 @contextmanager
 def render_limit(limits: LimitsConfig, where: str) -> Iterator[None]:
-    """End a template that loops for too long or writes too much; it is somebody else's program.
+    """Stop a template, which is third-party code, if it runs too long or writes too much.
 
-    A signal ends a long one, so no time is limited outside the main thread and on Windows.
+    The time limit uses a signal, so it doesn't apply outside the main thread or on Windows.
 
     Raises:
-        DataError: When the seconds are over, or the renderer has raised `TooLongError`.
+        DataError: When the time is over, or the renderer has raised `TooLongError`.
     """
 
     def error(what: str, key: str) -> DataError:
@@ -109,14 +109,14 @@ def render_limit(limits: LimitsConfig, where: str) -> Iterator[None]:
 
 
 def template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """The Jinja of a template.
+    """The Jinja source of a template.
 
     Args:
-        tokenizer: Has the template `tokenizer`.
+        tokenizer: Provides the template if `template` is `tokenizer`.
         template: `tokenizer`, `tulu`, or the path of a Jinja file.
 
     Raises:
-        ModelError: If there is none, or it can't be read, or is not Jinja.
+        ModelError: If there is no template, or it can't be read, or is not Jinja.
     """
     if template == "tokenizer":
         own = tokenizer.chat_template
@@ -143,7 +143,7 @@ def template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
 
 
 def _checked(text: str, where: str) -> str:
-    """Refuse what is not Jinja, before the first example is written."""
+    """Reject text that is not Jinja, or computes large constants, before anything is rendered."""
     # Only transformers' Jinja knows the block `generation`.
     usual = re.sub(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}", "", text)
     todo = "Fix the template, or set model.chat_template to tulu or another file."
@@ -165,7 +165,7 @@ class Turns:
     """A rendered conversation, by turn.
 
     Attributes:
-        text: All of it.
+        text: The full text.
         pieces: (turn, start, end) of the characters that each turn wrote, in the text's order.
     """
 
@@ -173,12 +173,12 @@ class Turns:
     pieces: tuple[tuple[int, int, int], ...]
 
     def of(self, turn: int) -> list[Span]:
-        """What a turn wrote; text after all turns belongs to the last one."""
+        """The spans that a turn wrote, without blank ones if there are others."""
         spans = [(start, end) for owner, start, end in self.pieces if owner == turn]
         return [span for span in spans if self.text[slice(*span)].strip()] or spans
 
     def owner(self, start: int, end: int) -> int:
-        """The turn that wrote a span, which is the last one's if it follows all turns."""
+        """The turn that wrote a span; a span after all turns belongs to the last turn."""
         end = max(end, start + 1)
         overlaps = (owner for owner, first, last in self.pieces if first < end and last > start)
         return next(overlaps, max((owner for owner, _, _ in self.pieces), default=0))
@@ -190,9 +190,9 @@ class Turns:
 
 
 class Renderer:
-    """A chat template and what it may write into every conversation.
+    """A chat template, and the variables that it may write into every conversation.
 
-    Rendering raises `TooLongError` before text of more than `most_characters` is put together.
+    Rendering raises `TooLongError` before it joins a text of more than `most_characters`.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Renderer:
 
     @cached_property
     def marks_generation(self) -> bool:
-        """Whether the template itself marks what the assistant says."""
+        """Whether the template itself marks the assistant's text, by `{% generation %}`."""
         return any(found[0][1] == "%" for found in _GENERATION.finditer(self.template))
 
     def write(
@@ -217,7 +217,7 @@ class Renderer:
     def write_turns(
         self, turns: Sequence[Turn], tools: Sequence[Any] = (), *, generation_prompt: bool = False
     ) -> Turns:
-        """The text of a conversation, and where each turn's is."""
+        """The text of a conversation, and the position of each turn's text."""
         named = [{**turn, _TURN: number} for number, turn in enumerate(turns)]
         asked = {"add_generation_prompt": generation_prompt}
         return _taken_apart(self._render(self._marked, named, tools, **asked)[0])
@@ -225,8 +225,8 @@ class Renderer:
     def write_generation(
         self, turns: Sequence[Turn], tools: Sequence[Any] = ()
     ) -> tuple[str, list[Span]]:
-        """The text, and what the template's own `{% generation %}` is around."""
-        self.write(turns, tools)  # with the mask, the text is joined without our limit
+        """The text, and the spans within the template's own `{% generation %}` blocks."""
+        self.write(turns, tools)  # enforces the limit; the call with the mask doesn't
         text, spans = self._render(self.template, turns, tools, return_assistant_tokens_mask=True)
         return text, [(int(start), int(end)) for start, end in spans]
 
@@ -234,7 +234,7 @@ class Renderer:
         self, template: str, turns: Sequence[Turn], tools: Sequence[Any], **options: bool
     ) -> tuple[str, list[Span]]:
         environment = _compile_jinja_template(template).environment
-        environment.concat = self._joined  # joins all that a template or a macro has written
+        environment.concat = self._joined  # joins the output of a template or a macro
         rendered, spans = render_jinja_template(
             [list(turns)],
             tools=list(tools) or None,
@@ -255,9 +255,9 @@ class Renderer:
 
 
 def _with_fixed_date(template: str) -> str:
-    """A template whose `strftime_now` writes the fixed date.
+    """The template, with a `strftime_now` that writes the fixed date.
 
-    Functions can't be given to a template from outside, but it can have a macro of that name.
+    A function can't be passed to a template, but the template can define a macro of that name.
     """
     if "strftime_now" not in template:
         return template
@@ -274,13 +274,13 @@ def _with_fixed_date(template: str) -> str:
 
 
 def _with_marks(template: str) -> str:
-    """A template that marks what each message's turn of a loop writes.
+    """The template, with marks around the text that a loop writes for each message.
 
-    A `set` without effect takes the place of the loop's tag towards the text after (or before) it,
-    so that Jinja strips white space as it did.
+    A `set` without effect is put where the loop's tag was next to the text after (or before) it, so
+    that Jinja strips the same white space.
     """
     made: list[str] = []
-    # Of each loop that is open: number, what stands for the message in it, or for its place.
+    # For each open loop: its number, and the name of its message variable, or of its index.
     loops: list[tuple[int, str | None, str | None]] = []
     at = 0
     for number, tag in enumerate(_TAG.finditer(template)):
@@ -331,7 +331,7 @@ def _taken_apart(marked: str) -> Turns:
         if start < end and open_turns:
             turn = open_turns[-1][1]
             if pieces and pieces[-1][0] == turn and pieces[-1][2] == start:
-                start = pieces.pop()[1]  # one piece with its neighbor
+                start = pieces.pop()[1]  # merged with the previous piece
             pieces.append((turn, start, end))
         if mark is None:
             break

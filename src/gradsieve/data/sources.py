@@ -1,9 +1,9 @@
-"""A source of examples: where its rows are, how they become examples, and what to do with bad ones.
+"""A source of examples: where its rows are, how they become examples, and how to treat bad ones.
 
-In: a path, a hub name or rows in memory. Out: its rows as JSON, one by one and not parsed yet; each
-as an example with the row as it came in (as JSON values, see `values`); a key that changes if the
-rows do; and for small sources (targets) all examples at once. All bad rows are found before the
-first is reported.
+In: a path, a hub name or rows in memory. Out: a stream of its rows as unparsed JSON; each row as an
+example, with the original row (as JSON values, see `values`); a key that changes if the rows do;
+and for small sources (targets), all examples at once. All bad rows are found before any is
+reported.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from gradsieve.io import file_hash, fingerprint
 from gradsieve.recipe.schema import LimitsConfig
 
 LISTED_AT_ONCE = 10
-"""Bad rows that a message lists; the others are counted."""
+"""Number of bad rows that a message lists; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class SourceSpec:
         name: The examples' `source`; part of file names.
         path: A .jsonl (.gz, .zst), .json or .parquet file, a folder written by
             `Dataset.save_to_disk`, or a data set that `datasets.load_dataset` knows; or rows in
-            memory, which are read twice (an iterator is made a list).
-        split: Of a saved data set with splits, or of one on the hub.
-        revision: Of a data set on the hub.
-        supervise: What is supervised of prompt/completion rows.
-        columns: The row's key for each field of a format, where names differ.
-        source_field: The row's key whose text is added to `name`: a file with many sources.
-        limits: What is refused as too large.
+            memory, which are read twice (an iterator is converted to a list).
+        split: Split of a saved data set with splits, or of one on the hub.
+        revision: Revision of a data set on the hub.
+        supervise: The supervised part of prompt/completion rows.
+        columns: The row's key for each field of a format whose name differs.
+        source_field: The row's key whose text is added to `name`, for a file with many sources.
+        limits: Limits beyond which rows and files are rejected.
     """
 
     name: str
@@ -80,17 +80,17 @@ class SourceSpec:
 
     @property
     def place(self) -> str:
-        """Where its rows are, for messages."""
+        """The location of the rows, for messages."""
         return self.path if isinstance(self.path, str) else f"{self.name} {IN_MEMORY}"
 
     @property
     def reading(self) -> list[Any]:
-        """What else than the rows decides what their examples are."""
+        """The settings that, together with the rows, determine the examples."""
         named = [dict(sorted(self.columns.items())), self.source_field]
         return [self.supervise, *(named if any(named) else [])]
 
     def where(self, line: int) -> str:
-        """A row's place, for messages: file and line, or file and number of the row."""
+        """A row's location, for messages: file and line, or file and row number."""
         return f"{self._line_start}{line}"
 
     @cached_property
@@ -105,9 +105,9 @@ class RawRow(NamedTuple):
     """A row that is not parsed yet.
 
     Attributes:
-        line: Its line in a file of JSON lines, else its number; from 1.
-        text: JSON; or why there is none.
-        left_out: Columns that JSON can't hold, each with what it holds.
+        line: The line number in a file of JSON lines, otherwise the row number; from 1.
+        text: The row as JSON, or the reason why it can't be read.
+        left_out: Columns that JSON can't hold, each with the type of its value.
     """
 
     line: int
@@ -116,13 +116,13 @@ class RawRow(NamedTuple):
 
 
 class RowId(NamedTuple):
-    """What names a row.
+    """The id of a row, before it is checked against the ids of other rows.
 
     Attributes:
         line: As in `RawRow`.
-        id: The one that the row came with, or the one made of its content; others may have it.
-        is_made: Whether it is the latter.
-        identity: SHA-256 of all that its tokens and labels depend on.
+        id: The row's own id, or one made from its content; other rows may have the same.
+        is_made: Whether the id was made from the content.
+        identity: SHA-256 of everything that determines the row's tokens and labels.
         left_out: As in `RawRow`.
     """
 
@@ -134,7 +134,7 @@ class RowId(NamedTuple):
 
 
 class ParsedRow(NamedTuple):
-    """A row as an example, and its text as it came in."""
+    """A row as an example, with its original text."""
 
     key: RowId
     text: str
@@ -142,7 +142,7 @@ class ParsedRow(NamedTuple):
 
 
 def raw_rows(spec: SourceSpec) -> Iterator[RawRow]:
-    """The rows of a source, in a stream."""
+    """A stream of the rows of a source."""
     for line, row in rows_of(spec.path, spec.split, spec.revision, spec.limits):
         if isinstance(row, bytes):
             yield RawRow(line, row)
@@ -159,7 +159,7 @@ def raw_rows(spec: SourceSpec) -> Iterator[RawRow]:
 
 
 def parse(spec: SourceSpec, raw: RawRow) -> ParsedRow:
-    """The example that a row is; a `BadRow` if it holds no usable conversation."""
+    """Parse a row to an example; raises `BadRow` if it has no usable conversation."""
     if isinstance(raw.text, BadRow):
         raise raw.text
     row, left_out = parsed(raw.text), dict[str, str]()
@@ -182,16 +182,16 @@ def parse(spec: SourceSpec, raw: RawRow) -> ParsedRow:
 
 
 _MAYBE_INFINITE = re.compile(rb"\d[eE]\+?\d\d|\d{200}")
-"""In a number beyond doubles, which Python reads as infinity."""
+"""Occurs in every number beyond the range of doubles, which Python reads as infinity."""
 
 
 def _is_plain(text: bytes) -> bool:
-    """Whether a row's values are those of JSON for certain: not nested too deeply, all finite."""
+    """Whether a row certainly has only valid JSON values: not nested too deeply, all finite."""
     return text.count(b"{") + text.count(b"[") <= MAX_DEPTH and not _MAYBE_INFINITE.search(text)
 
 
 def _source_of(row: Mapping[str, Any], spec: SourceSpec) -> str:
-    """The source of a row of a file with many: the file's name and what the row says."""
+    """The source of a row in a file with many sources: the file's name and the row's value."""
     value = row.get(str(spec.source_field))
     if not isinstance(value, str) or not value.isprintable() or not is_unicode(value) or not value:
         found = repr(value) if isinstance(value, str) else kind_of(value)
@@ -203,16 +203,16 @@ _WRITTEN = json.JSONEncoder(ensure_ascii=False)
 
 
 def json_text(value: Any) -> str:
-    """JSON that UTF-8 can hold."""
+    """JSON text that can be encoded as UTF-8."""
     text = _WRITTEN.encode(value)
-    # Half of a surrogate pair: only an escape can hold it.
+    # Half of a surrogate pair can only be written as an escape.
     return text if text.isascii() or is_unicode(text) else json.dumps(value)
 
 
 class SourceKey(NamedTuple):
-    """Identifies the rows of a source: `digest` changes with them, or with their order.
+    """Identifies the rows of a source: `digest` changes with the rows or their order.
 
-    `state` is that of its files before they were read.
+    `state` is the state of the files (`state_of`) before they were read.
     """
 
     digest: str
@@ -220,9 +220,9 @@ class SourceKey(NamedTuple):
 
 
 def source_key(spec: SourceSpec) -> SourceKey:
-    """The key of a source. Of a file or folder, the bytes count, not the path."""
+    """The key of a source. For a file or folder it depends on the bytes, not on the path."""
     state, files, path = state_of(spec), _files_of(spec), Path(str(spec.path))
-    if files == [path]:  # its suffix says how it is read
+    if files == [path]:  # the suffix determines how it is read
         contents = ["file", "".join(path.suffixes[-2:]), file_hash(path)]
         return SourceKey(fingerprint(contents), state)
     if files is not None:
@@ -237,13 +237,13 @@ def source_key(spec: SourceSpec) -> SourceKey:
 
 
 def state_of(spec: SourceSpec) -> object:
-    """Sizes and times of a source's files, which change if they are written to."""
+    """Sizes and modification times of a source's files, which change if they are written to."""
     stats = [(file, file.stat()) for file in _files_of(spec) or ()]
     return [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
 
 def changed_error(place: str) -> DataError:
-    """What to raise for a source that was written to while a run was reading it."""
+    """The error for a source that was written to while a run was reading it."""
     todo = "Run again when nothing writes to it."
     return DataError("The file was changed while it was read.", place, todo)
 
@@ -260,7 +260,7 @@ def _files_of(spec: SourceSpec) -> list[Path] | None:
 
 
 class Rejected(NamedTuple):
-    """A row that could not be read: file and line (or row), and what is wrong with it."""
+    """A row that could not be read: file and line (or row), and the reason."""
 
     where: str
     reason: str
@@ -268,12 +268,12 @@ class Rejected(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What was read.
+    """The result of reading a source.
 
     Attributes:
-        examples: In the order they came.
+        examples: The examples, in the order of the rows.
         bad_rows: Rows left out (`on_bad_row="skip"`).
-        warnings: What the user should know of how it was read, a line each.
+        warnings: Messages for the user about how the source was read, one line each.
     """
 
     examples: tuple[Example, ...]
@@ -312,7 +312,7 @@ def read_source(
 
 
 def examples_of(spec: SourceSpec, left_out: LeftOut) -> Iterator[Example | Rejected]:
-    """The rows of a source as examples, in a stream; columns left out are added to `left_out`."""
+    """A stream of a source's rows as examples; columns left out are added to `left_out`."""
     with closing(IdIndex(spec.where)) as ids:
         for raw in raw_rows(spec):
             where = spec.where(raw.line)
@@ -326,7 +326,7 @@ def examples_of(spec: SourceSpec, left_out: LeftOut) -> Iterator[Example | Rejec
 
 
 def bad_rows_error(place: str, first: Sequence[Rejected], bad: int, rows: int) -> DataError:
-    """What to raise for bad rows: how many there are, and the first of them."""
+    """The error for bad rows, with their number and the first of them."""
     listed = [f"{row.where}: {row.reason}" for row in first[:LISTED_AT_ONCE]]
     todo = "Fix the rows, or set on_bad_row: skip to leave them out."
     if any(row.reason.startswith(UNKNOWN_KEYS) for row in first):
@@ -340,12 +340,12 @@ def bad_rows_error(place: str, first: Sequence[Rejected], bad: int, rows: int) -
 
 
 def list_first(listed: Sequence[str], count: int) -> str:
-    """Lines of a message's second part, and how many more there are."""
+    """The lines of a message's second part, with the number of lines not listed."""
     more = [f"and {count - len(listed)} more"] if count > len(listed) else []
     return "\n              ".join([*listed, *more])
 
 
 def no_row_error(place: str, bad: int) -> DataError:
-    """What to raise for a source without a single good row."""
+    """The error for a source without a single good row."""
     found = f"all of its {bad} rows are bad" if bad else "it has no rows"
     return DataError("There is no usable row.", f"{place}: {found}", "Give at least one good row.")

@@ -1,8 +1,8 @@
-"""From messages to token ids and labels, by a chat template.
+"""Converts messages to token ids and labels, with a chat template.
 
-In: examples and a tokenizer. Out: token ids, and labels that are -100 where nothing is supervised.
+In: examples and a tokenizer. Out: token ids, and labels that are -100 for unsupervised tokens.
 
-A conversation is rendered once, as text with the character spans that are supervised (`spans`), and
+A conversation is rendered once, as text with the supervised character spans (`spans`), and
 tokenized once. A token that overlaps a span is supervised, as in transformers' masks.
 
 Rejected: tokenizing prefixes and counting tokens (slow on long conversations, and wrong where a
@@ -35,7 +35,7 @@ from gradsieve.io import fingerprint
 from gradsieve.recipe.schema import LimitsConfig
 
 LABELS_VERSION = 2
-"""Counts changes of which tokens are labels, for fingerprints."""
+"""Part of fingerprints; incremented when the choice of label tokens changes."""
 
 TEXTS_AT_ONCE = 1000
 """Texts per call of the tokenizer; bounds memory."""
@@ -43,14 +43,14 @@ TEXTS_AT_ONCE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An example that the chat template refuses, or writes so that labels can't be verified."""
+    """An example that the template refuses, or renders in a form whose labels can't be verified."""
 
     example: Example
     reason: str
 
     @property
     def where(self) -> str:
-        """File and line if they are known, source and id."""
+        """Source and id, after file and line if they are known."""
         key = f"{self.example.source}, {self.example.id}"
         return f"{self.example.where} ({key})" if self.example.where else key
 
@@ -61,7 +61,7 @@ class Refusal:
 
 
 def refused_error(refused: Sequence[Refusal], count: int) -> DataError:
-    """An error that lists the first refusals."""
+    """The error that lists the first refusals."""
     refusals = f"{len(refused)} of {count} examples" if count > 1 else "an example"
     listed = [
         f"{one.where}: {[turn['role'] for turn in one.example.messages]}: {one.reason}"
@@ -76,13 +76,13 @@ def refused_error(refused: Sequence[Refusal], count: int) -> DataError:
 
 
 class ChatTemplate:
-    """A tokenizer with the template that its conversations are written in.
+    """A tokenizer with the chat template that renders its conversations.
 
     Args:
-        tokenizer: Never changed.
+        tokenizer: A fast tokenizer, which is not modified.
         template: `tokenizer` (its own), `tulu`, or the path of a Jinja file.
-        max_length: Tokens that are kept.
-        limits: Of a conversation's rendering: seconds and characters.
+        max_length: Number of tokens that are kept.
+        limits: Limits on the rendering of a conversation, in seconds and characters.
 
     Raises:
         ModelError: If the tokenizer has no template, no offsets, or no end-of-sequence token where
@@ -98,7 +98,7 @@ class ChatTemplate:
     ) -> None:
         self.tokenizer, self.max_length, self._limits = tokenizer, max_length, limits
         self.template = template_text(tokenizer, template)
-        # A chat template writes special tokens itself; the paper's leaves it to the tokenizer.
+        # A chat template writes special tokens itself; the paper's leaves them to the tokenizer.
         self.adds_special_tokens = template == "tulu"
         if not tokenizer.is_fast:
             raise ModelError(
@@ -114,23 +114,23 @@ class ChatTemplate:
             )
         special = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
         self._finder = SpanFinder(Renderer(self.template, special, limits.render_characters))
-        # Tokens may be cut and padded as the tokenizer's last call asked; here neither is asked.
+        # A tokenizer keeps the truncation and padding of its last call; here both are turned off.
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         backend |= {"truncation": None, "padding": None}
         how = [self.template, self.adds_special_tokens, max_length, LABELS_VERSION, DATE_STRING]
         self.fingerprint: str = fingerprint([*how, fingerprint(backend), special])
-        """Changes if the same messages would give other tokens or labels."""
+        """Changes if the same messages would give different tokens or labels."""
         self._backend = Tokenizer.from_str(json.dumps(with_full_offsets(backend)))
 
     @property
     def date(self) -> str | None:
-        """The date that stands in every conversation for today's; None if none is written."""
+        """The fixed date used as today's in every conversation; None if the template has none."""
         dated = "strftime_now" in self.template or "date_string" in self.template
         return DATE.date().isoformat() if dated else None
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
-        """What a user should know of how the template writes answers."""
+        """Messages for the user about how the template writes answers."""
         with render_limit(self._limits, "a question of one turn"):
             wrote_answer = self._finder.around(({"role": "user", "content": "?"},)) != ("", "")
         marked = self._finder.renderer.marks_generation
@@ -142,18 +142,18 @@ class ChatTemplate:
         )
 
     def encode(self, example: Example) -> TokenizedExample:
-        """Tokenize one example; a `DataError` if the template refuses it."""
+        """Tokenize one example; raises `DataError` if the template refuses it."""
         return self.encode_all([example])[0]
 
     def encode_all(self, examples: Sequence[Example]) -> list[TokenizedExample]:
-        """Tokenize examples, in order; a `DataError` lists those that the template refuses."""
+        """Tokenize examples, in order; raises `DataError` for those that the template refuses."""
         encoded = self.try_encode_all(examples, "fail")
         return [tokens for tokens in encoded if isinstance(tokens, TokenizedExample)]
 
     def try_encode_all(
         self, examples: Sequence[Example], on_bad_row: Literal["fail", "skip"] = "skip"
     ) -> list[TokenizedExample | Refusal]:
-        """Tokenize examples, in order; one that the template refuses gives its refusal.
+        """Tokenize examples, in order; one that the template refuses gives a `Refusal`.
 
         Raises:
             DataError: If the template refuses some, and `on_bad_row` is "fail".
@@ -173,14 +173,14 @@ class ChatTemplate:
         return found
 
     def render(self, example: Example) -> Rendered:
-        """The text of an example and what of it is supervised."""
+        """The text of an example and its supervised spans."""
         rendered = self.try_render(example)
         if isinstance(rendered, Refusal):
             raise refused_error([rendered], 1)
         return rendered
 
     def try_render(self, example: Example) -> Rendered | Refusal:
-        """The text of an example and what of it is supervised, or why there is none."""
+        """The text of an example and its supervised spans, or a `Refusal`."""
         try:
             with render_limit(self._limits, f"{example.source} {example.id}"):
                 if example.answer_prefix is not None:
@@ -190,7 +190,7 @@ class ChatTemplate:
             return Refusal(example, str(error) or type(error).__name__)
 
     def pieces(self, example: Example) -> list[tuple[str, bool]]:
-        """The text of an example's tokens, in pieces that are supervised or not."""
+        """The text of an example's tokens, in pieces, each with whether it is supervised."""
         rendered = self.render(example)
         [encoding] = self._tokenize([rendered])
         at, pieces = 0, list[tuple[str, bool]]()
@@ -203,7 +203,7 @@ class ChatTemplate:
 
     @cached_property
     def ends(self) -> list[int]:
-        """Tokens that end an answer: the tokenizer's, and those that start a turn's end."""
+        """Token ids that end an answer: EOS, and added tokens at the start of a turn's end."""
         first = (self._first_token(text.lstrip()) for text in self._endings)
         added = [token for token in first if token in self.tokenizer.added_tokens_decoder]
         ends = dict.fromkeys([self.tokenizer.eos_token_id, *added])
@@ -211,7 +211,7 @@ class ChatTemplate:
 
     @cached_property
     def end_texts(self) -> list[str]:
-        """Texts that end an answer where a turn's end is no special token."""
+        """Texts that end an answer, if a turn's end doesn't start with a special token."""
         added = self.tokenizer.added_tokens_decoder.items()
         special = {None, *(number for number, token in added if token.special)}
         texts = dict.fromkeys(text.strip() for text in self._endings)
@@ -227,14 +227,14 @@ class ChatTemplate:
     def prompt(
         self, messages: Sequence[Message], answer_start: str = "", answer: Message | None = None
     ) -> str:
-        """The text that asks for an answer, up to where what is generated starts.
+        """The prompt for an answer, up to the point where generation starts.
 
-        What the template writes before an answer (an empty think block, a channel) is part of it.
+        It includes what the template writes before an answer (an empty think block, a channel).
 
         Args:
             messages: The turns before the answer.
             answer_start: How the answer starts (a benchmark's "The answer is:").
-            answer: The right one. If it holds reasoning, a model has to write reasoning first.
+            answer: The reference answer. If it has reasoning, the model must generate reasoning.
 
         Raises:
             DataError: If the template refuses the messages.
@@ -255,13 +255,13 @@ class ChatTemplate:
             what = f"The chat template refuses a question: {error}"
             todo = "Set model.chat_template to one that takes it."
             raise DataError(what, f"a question of {roles}", todo) from None
-        # White space before an answer is one token with it in many vocabularies: it is generated.
+        # In many vocabularies, white space before an answer is part of its token: it is generated.
         shared = len(common_prefix(prompt, before))
         return before[: max(shared, len(before.rstrip()))]
 
     def turns(self, messages: Sequence[Message]) -> list[Turn]:
-        """The messages as the template takes them; an empty system prompt is none."""
-        # As transformers: a key without a value is no key.
+        """The messages in the form that the template takes; empty system prompts are dropped."""
+        # As in transformers, keys without a value are dropped.
         turns: list[Turn] = [
             {key: value for key, value in turn.items() if value is not None}
             for turn in messages
@@ -286,7 +286,7 @@ class ChatTemplate:
                 [shortened(rendered.text, self._backend, self.max_length) for rendered in texts],
                 add_special_tokens=self.adds_special_tokens,
             )
-        except Exception as error:  # Rust's, which are of no other class
+        except Exception as error:  # errors of the Rust code have no other class
             raise ModelError(
                 "The tokenizer cannot tokenize a text.",
                 f"{self.tokenizer.name_or_path}: {error}",
@@ -300,7 +300,7 @@ class ChatTemplate:
         return TokenizedExample(kept, labels, truncated=len(ids) > len(kept))
 
     def _render_answer(self, example: Example, prefix: str) -> Rendered:
-        """A target's example: only what follows the prefix in the last turn is supervised."""
+        """A target's example: only the text after the prefix in the last turn is supervised."""
         *before, last = example.messages
         content = text_of(last["content"])
         if not content.startswith(prefix):
