@@ -1,7 +1,7 @@
-"""The candidate pool on disk: sources are read once, in a stream, and later memory-mapped.
+"""The candidate pool on disk: sources are read once, in a stream; the pool is then memory-mapped.
 
-build.py writes it (chunks.py cuts the sources into chunks and tokenizes one), `Pool` maps it
-(mapped.py).
+build.py writes the pool (chunks.py cuts the sources into chunks and tokenizes each chunk); `Pool`
+maps it (mapped.py).
 """
 
 from gradsieve.data.pool.mapped import Pool

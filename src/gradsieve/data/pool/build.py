@@ -1,17 +1,17 @@
-"""Writing the pool: sources are read once, in a stream, and put on disk chunk by chunk.
+"""Builds the pool: sources are read once, in a stream, and written to disk chunk by chunk.
 
 In: sources and a chat template. Out, in a folder:
-    dataset/            what `datasets.load_from_disk` loads: a file for each source, state.json,
+    dataset/            loadable by `datasets.load_from_disk`: one file per source, state.json,
                         dataset_info.json
-    sources/            how far each source is, and its rows that can't be used (part.py)
-    skipped.jsonl       the latter of all sources: source, where, reason
-    order.npy           numbers of the rows by (source, id)
+    sources/            the progress of each source, and its unusable rows (part.py)
+    skipped.jsonl       the unusable rows of all sources: source, where, reason
+    order.npy           row numbers sorted by (source, id)
 
-A killed build resumes with the next chunk and ends with the same bytes, whatever the number of
-processes. A source that changed redoes its own part only.
+A killed build resumes with the next chunk and ends with the same bytes, for any number of
+processes. If a source changed, only its own part is built again.
 
-Rejected: `Dataset.map` (a killed pass starts again, and what a row gives can't depend on the rows
-before it, as ids do).
+Rejected: `Dataset.map` (a killed pass starts again, and the result of a row can't depend on earlier
+rows, as ids do).
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ from gradsieve.errors import DataError, raise_all
 from gradsieve.io import atomic, fingerprint, write_json
 
 VERSION = 1
-"""Of what is written; a pool of another version is made again."""
+"""The version of the pool's files; a pool of another version is built again."""
 
 MOST_SOURCES = 1000
-"""Sources that the rows of one file may name. Each is a line of the report, the card and `plan`;
-the largest mixtures have about a hundred, and a field of ids or texts has one for every row."""
+"""Maximum number of sources that the rows of one file may name. Each is a line of the report, card
+and `plan`; the largest mixtures have about a hundred, but a field of ids or texts one per row."""
 
 
 def build_pool(
@@ -68,22 +68,22 @@ def build_pool(
     report: Callable[[int], object] = lambda rows: None,
     key_of: Callable[[SourceSpec], SourceKey] = source_key,
 ) -> Pool:
-    """Write the pool, as far as it is not there yet.
+    """Build the parts of the pool that are missing or out of date.
 
     Args:
-        folder: Of the pool.
-        sources: Their names are unique.
-        template: Writes and tokenizes the conversations.
-        on_bad_row: Stop at rows that can't be used once those of all sources are found, or leave
-            them out.
-        workers: Processes; None: a core each. What is written doesn't depend on it.
-        report: Called with the number of rows that are finished, skipped ones included.
-        key_of: Finds a source's key, which may be known: making it reads the full source.
+        folder: The pool's folder.
+        sources: The sources, with unique names.
+        template: Renders and tokenizes the conversations.
+        on_bad_row: For unusable rows: fail, after those of all sources are found, or leave them
+            out.
+        workers: Number of processes; None means one per core. The files don't depend on it.
+        report: Called with the number of rows that are finished, including skipped ones.
+        key_of: Returns a source's key, which may be cached: computing it reads the full source.
 
     Raises:
         DataError: If a source can't be read, changes meanwhile, has bad rows and `on_bad_row` is
-            "fail", or has no row that can be used; or if no row of the pool has label tokens.
-        ErrorGroup: If that is so of several sources.
+            "fail", or has no usable row; or if no row of the pool has label tokens.
+        ErrorGroup: If several sources have such an error.
     """
     problems: list[DataError] = []
     counts: list[_Rows] = []
@@ -108,7 +108,7 @@ def build_pool(
 
 
 def check_rows(sources: Sequence[SourceSpec], *, skips: bool) -> Iterator[DataError]:
-    """Problems of the sources' rows that show without a chat template; nothing is written."""
+    """Errors in the sources' rows that can be found without a chat template; writes nothing."""
     with Workers(None) as workers:
         for spec in sources:
             try:
@@ -123,7 +123,7 @@ def check_rows(sources: Sequence[SourceSpec], *, skips: bool) -> Iterator[DataEr
 
 @dataclass
 class _Rows:
-    """The rows of a source so far: how many can be used, and the first that can't."""
+    """Counts of a source's good and bad rows so far, and the first bad ones."""
 
     spec: SourceSpec
     skips: bool
@@ -137,16 +137,16 @@ class _Rows:
 
     @property
     def fail(self) -> bool:
-        """Whether these rows stop the run."""
+        """Whether the bad rows stop the run."""
         return self.bad > 0 and not self.skips
 
     def add(self, good: int, bad: int, skipped: Iterable[SkippedRow]) -> None:
-        """Count rows; of the bad ones those are kept that a message lists."""
+        """Count rows, and keep the first bad ones, which a message lists."""
         self.good, self.bad = self.good + good, self.bad + bad
         self.first_bad += islice(skipped, LISTED_AT_ONCE - len(self.first_bad))
 
     def take(self, chunk: Chunk, ids: IdIndex) -> tuple[list[str | None], list[SkippedRow]]:
-        """Add a chunk: the ids of its rows, None where another row has it; and all bad rows."""
+        """Add a chunk; returns its rows' ids (None if another row has the id) and all bad rows."""
         names: list[str | None] = []
         skipped = list(chunk.skipped)
         for row in chunk.rows:
@@ -160,7 +160,7 @@ class _Rows:
         return names, skipped
 
     def raise_if_any_is_bad(self) -> None:
-        """Report bad rows, or that there are no others."""
+        """Raise an error for bad rows, or if there are no good ones."""
         if self.fail:
             first = [Rejected(self.spec.where(line), reason) for line, reason in self.first_bad]
             raise bad_rows_error(self.spec.place, first, self.bad, self.seen)
@@ -169,7 +169,7 @@ class _Rows:
 
 
 class _SourceBuild:
-    """Completes one source's part of the pool."""
+    """Builds one source's part of the pool, or completes it."""
 
     def __init__(self, folder: Path, rows: _Rows, key: SourceKey, template: ChatTemplate) -> None:
         self._rows, self._spec, self._state = rows, rows.spec, key.state
@@ -184,7 +184,7 @@ class _SourceBuild:
         rows.add(found.rows, found.skipped, self._part.skipped())
 
     def run(self, workers: Workers, report: Callable[[], object]) -> None:
-        """Add the chunks that are missing."""
+        """Add the missing chunks."""
         report()
         if not self._progress.done:
             with (
@@ -216,7 +216,7 @@ class _SourceBuild:
 
 
 def _named(chunk: Chunk, names: Sequence[str | None]) -> pa.RecordBatch | None:
-    """A chunk's rows with their ids, without those that have none."""
+    """A chunk's rows with their ids, without the rows that got none; None if no rows are left."""
     if not any(names):
         return None
     batch = pa.ipc.read_record_batch(pa.py_buffer(chunk.batch), SCHEMA)
@@ -225,14 +225,14 @@ def _named(chunk: Chunk, names: Sequence[str | None]) -> pa.RecordBatch | None:
 
 
 def _restore_ids(ids: IdIndex, table: pa.Table) -> None:
-    """Hand out again the ids that are on disk."""
+    """Take the ids of the rows that are already on disk."""
     for batch in table.select(["id", "line", "id_is_made"]).to_batches():
         for id, line, is_made in zip(*(column.to_pylist() for column in batch), strict=True):
             ids.take(id.partition("-")[0] if is_made else id, is_made, line)
 
 
 def _finish(folder: Path, specs: Mapping[str, SourceSpec]) -> None:
-    """Write what is of all sources, and remove the parts of sources that are no longer named."""
+    """Write the files for all sources together, and remove parts of sources no longer listed."""
     for file in (folder / "sources").glob("*.json"):
         if file.stem not in specs:
             Part(folder, file.stem).remove()
@@ -241,7 +241,7 @@ def _finish(folder: Path, specs: Mapping[str, SourceSpec]) -> None:
         if specs[part.name].source_field:
             _refuse_many_sources(part, specs[part.name])
     identity = fingerprint([(part.name, asdict(part.finished())) for part in parts])
-    for leftover in folder.glob("*/.*.tmp"):  # of a kill
+    for leftover in folder.glob("*/.*.tmp"):  # left by a killed run
         leftover.unlink()
     state = read_state(folder)
     if state and state["_fingerprint"] == identity:
@@ -272,10 +272,10 @@ def _skipped_lines(part: Part, spec: SourceSpec) -> Iterator[bytes]:
 
 
 def write_state(folder: Path, files: Sequence[str], identity: str) -> None:
-    """Name the files of a pool's rows, in order; written last. `identity` changes with the rows.
+    """Write the list of a pool's data files, in order, as the last step of a build.
 
-    `datasets.load_from_disk` loads the pool by these files; `datasets` itself writes them only
-    together with a copy of the rows (`Dataset.save_to_disk`).
+    `identity` changes with the rows. `datasets.load_from_disk` needs the two files written here;
+    `datasets` itself writes them only with a copy of the rows (`Dataset.save_to_disk`).
     """
     features = datasets.Features.from_arrow_schema(SCHEMA).to_dict()
     write_json(folder / "dataset" / "dataset_info.json", {"features": features})

@@ -1,9 +1,9 @@
-"""One chunk of a pool: from rows as they came in to an Arrow record batch of tokenized examples.
+"""One chunk of a pool: converts raw rows to an Arrow record batch of tokenized examples.
 
-In: a source, cut into chunks of rows as bytes of JSON. Out: the record batch as bytes of Arrow's
-IPC format, what is needed to give the rows ids, and the rows that can't be used. A chunk depends on
-nothing but its rows and the chat template, so that chunks are made in any number of processes; what
-depends on other chunks (an id that is taken) is left to build.py.
+In: a source, cut into chunks of rows as JSON bytes. Out: the record batch as bytes in Arrow's IPC
+format, the data from which rows get their ids, and the unusable rows. A chunk depends only on its
+rows and the chat template, so chunks can be made in any number of processes; anything that depends
+on other chunks (whether an id is taken) is left to build.py.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from gradsieve.data.template import ChatTemplate, Refusal
 Positions = NDArray[np.int64]
 
 CHUNK_ROWS = 2000
-"""Rows of a chunk: about 0.5 s of work, which is what a kill costs each worker."""
+"""Maximum rows of a chunk: about 0.5 s of work, which each worker loses if the run is killed."""
 
 CHUNK_BYTES = 4 << 20
-"""Bytes of a chunk's rows, so that long rows don't add up (tokenizing takes about 100 times as much
-memory); a longer row is a chunk of its own."""
+"""Maximum bytes of a chunk's rows, which limits memory with long rows (tokenizing takes about 100
+times as much); a longer row forms a chunk alone."""
 
 
 class RawChunk(NamedTuple):
-    """Some rows of one source, in the order they came in; of `spec` without rows in memory."""
+    """Consecutive rows of one source; `spec` doesn't contain the source's rows in memory."""
 
     spec: SourceSpec
     rows: list[RawRow]
 
 
 class Chunk(NamedTuple):
-    """What became of a chunk.
+    """The result of processing a chunk.
 
     Attributes:
-        batch: A record batch of SCHEMA, serialized, without ids: others may have taken them.
-        rows: Of the batch, in order.
-        skipped: Rows that are not in the batch.
+        batch: A serialized record batch of SCHEMA, without ids: other rows may have taken them.
+        rows: The ids of the batch's rows, in order.
+        skipped: The rows that are not in the batch.
     """
 
     batch: bytes
@@ -56,7 +56,7 @@ class Chunk(NamedTuple):
 
 
 def raw_chunks(spec: SourceSpec) -> Iterator[RawChunk]:
-    """The rows of a source in chunks; where they are cut depends on the rows alone."""
+    """The rows of a source in chunks, whose boundaries depend only on the rows."""
     sent = spec if isinstance(spec.path, str) else replace(spec, path=IN_MEMORY)
     rows: list[RawRow] = []
     room = CHUNK_BYTES
@@ -72,12 +72,12 @@ def raw_chunks(spec: SourceSpec) -> Iterator[RawChunk]:
 
 
 def make_chunk(raw: RawChunk, template: ChatTemplate | None, only_check: bool = False) -> Chunk:
-    """Parse, tokenize and lay out the rows of a chunk.
+    """Parse and tokenize the rows of a chunk, and put them in a record batch.
 
     Args:
         raw: The rows.
-        template: Writes and tokenizes the conversations; None: they are only parsed.
-        only_check: Find the rows that can't be used; the batch stays empty.
+        template: Renders and tokenizes the conversations; if None, they are only parsed.
+        only_check: Only find the unusable rows; the batch stays empty.
     """
     rows: list[ParsedRow] = []
     skipped: list[SkippedRow] = []
@@ -113,7 +113,7 @@ def _batch(kept: Sequence[tuple[ParsedRow, TokenizedExample]]) -> pa.RecordBatch
     supervised = labels != -100
     starts = ends - lengths
     before = np.concatenate([[0], np.cumsum(supervised)])
-    n_labels = before[ends] - before[np.minimum(starts + 1, ends)]  # the first is not predicted
+    n_labels = before[ends] - before[np.minimum(starts + 1, ends)]  # the first is never predicted
     columns: dict[str, Any] = {
         "source": [row.example.source for row in rows],
         "id": pa.nulls(len(rows), pa.string()),
@@ -147,7 +147,7 @@ def _content_hash(ids: NDArray[np.int32], labels: NDArray[np.int32]) -> int:
 
 
 def _spans(supervised: NDArray[np.bool_], starts: Positions, ends: Positions) -> pa.ListArray:
-    """Start and end of each run of supervised tokens, counted from their example's first."""
+    """Start and end of each run of supervised tokens, counted from the example's first token."""
     is_start = np.zeros(len(supervised) + 1, dtype=bool)
     is_start[starts] = True
     follows = np.concatenate([[False], supervised[:-1]]) & ~is_start[:-1]

@@ -1,8 +1,8 @@
-"""The pool, memory-mapped: columns without a copy, and rows by their numbers.
+"""The memory-mapped pool: columns without a copy, and rows by number.
 
-In: a folder that `build_pool` wrote. Out: arrays and columns of all rows, and examples, tokens or
-texts of a few. A row's number is its position: sources are in order of their names, the rows of a
-source as they came in. `order` (numbers by source and id) doesn't depend on how they came in.
+In: a folder that `build_pool` wrote. Out: arrays and columns of all rows, and the examples, tokens
+or texts of some rows. A row's number is its position: sources are sorted by name, the rows of a
+source keep their order. `order` (numbers sorted by source and id) doesn't depend on that order.
 
 Rejected: `pyarrow`'s own `take` on a pool's text columns (it copies the full column first).
 """
@@ -36,24 +36,24 @@ Numbers = Sequence[int] | NDArray[np.int64]
 
 
 class ExampleKey(NamedTuple):
-    """Names an example in the pool, and is the order of equal scores."""
+    """Identifies an example in the pool; examples with equal scores are sorted by it."""
 
     source: str
     id: str
 
 
 class Pool:
-    """A pool on disk. Rows are named by their numbers, from 0.
+    """A pool on disk. Rows are addressed by number, from 0.
 
     Args:
-        folder: That `build_pool` wrote.
+        folder: A folder that `build_pool` wrote.
 
     Attributes:
-        table: All rows, memory-mapped; chunks.SCHEMA says what the columns are.
-        sources: By the recipe's name of a source, what was read of it.
+        table: All rows, memory-mapped; part.SCHEMA describes the columns.
+        sources: The progress of each source's part, by the source's name in the recipe.
 
     Raises:
-        DataError: If it is not there, not finished or damaged.
+        DataError: If the pool is missing, unfinished or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,7 +78,7 @@ class Pool:
 
     @cached_property
     def first_skipped(self) -> dict[str, tuple[str, str]]:
-        """By source, the place of its first row that can't be used, and why it can't."""
+        """By source, the location of its first unusable row, and the reason."""
         first: dict[str, tuple[str, str]] = {}
         for row in read_lines(self.folder / SKIPPED):
             first.setdefault(row["source"], (row["where"], row["reason"]))
@@ -86,17 +86,17 @@ class Pool:
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        """All numbers by (source, id): the same rows in the same order, however they came in."""
+        """All row numbers sorted by (source, id), which makes results independent of row order."""
         return np.asarray(np.load(self.folder / ORDER, mmap_mode="r"))
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
-        """Tokens of each row."""
+        """The number of tokens of each row."""
         return self.column("length")
 
     @cached_property
     def n_label_tokens(self) -> NDArray[np.int32]:
-        """Labels of each row that are predicted."""
+        """The number of labels of each row that are predicted."""
         return self.column("n_label_tokens")
 
     @cached_property
@@ -105,7 +105,7 @@ class Pool:
 
     @property
     def source_names(self) -> list[str]:
-        """The examples' sources; a part whose rows name their source has several."""
+        """The examples' sources; a part whose rows name their own source has several."""
         return list(self._coded_sources.dictionary.to_pylist())
 
     @property
@@ -115,12 +115,12 @@ class Pool:
 
     @property
     def skip_reasons(self) -> pa.ChunkedArray:
-        """Why a row has no gradient; null if it has one."""
+        """Why each row has no gradient; null if it has one."""
         return self.table["skip_reason"]
 
     @cached_property
     def usable(self) -> NDArray[np.int64]:
-        """Numbers of the rows that have a gradient, by (source, id)."""
+        """Numbers of the rows that have a gradient, sorted by (source, id)."""
         has_gradient = pc.is_null(self.skip_reasons).to_numpy()
         return np.asarray(self.order[has_gradient[self.order]])
 
@@ -129,9 +129,9 @@ class Pool:
         return np.asarray(self.table[name].to_numpy())
 
     def take(self, numbers: Numbers, columns: Sequence[str]) -> pa.Table:
-        """Some columns of some rows, in the given order; copies these rows alone.
+        """The given columns of the given rows, in the given order; only these rows are copied.
 
-        Texts of more than 2 GB don't fit into a column: take fewer rows at a time.
+        A column can't hold more than 2 GB of text: take fewer rows at a time.
         """
         numbers = np.asarray(numbers, dtype=np.int64)
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
@@ -156,7 +156,7 @@ class Pool:
         return pa.table({name: self.table[name].chunk(batch).take(places) for name in columns})
 
     def keys(self, numbers: Numbers) -> list[ExampleKey]:
-        """Sources and ids."""
+        """The source and id of each row."""
         taken = self.take(numbers, ["source", "id"])
         pairs = zip(taken["source"].to_pylist(), taken["id"].to_pylist(), strict=True)
         return [ExampleKey(*pair) for pair in pairs]
@@ -172,14 +172,14 @@ class Pool:
         return taken.select(["source", "id"]).append_column("content", content)
 
     def find(self, source: str, id: str) -> int | None:
-        """The number of an example; None if the pool doesn't have it."""
+        """The row number of an example; None if the pool doesn't have it."""
         wanted = ExampleKey(source, id)
         place = bisect_left(self.order, wanted, key=lambda number: self.keys([number])[0])
         found = self.order[place : place + 1]
         return int(found[0]) if self.keys(found) == [wanted] else None
 
     def locate(self, keys: pa.Table) -> NDArray[np.int64]:
-        """The number of each example [n], by columns `source` and `id`; -1 where there is none."""
+        """The row number of each example [n], by columns `source` and `id`; -1 if not found."""
         if not len(keys):
             return np.empty(0, dtype=np.int64)
         columns = list(ExampleKey._fields)
@@ -190,41 +190,41 @@ class Pool:
         return np.asarray(pc.fill_null(found["number"], -1).to_numpy())
 
     def tokenized(self, numbers: Numbers) -> list[TokenizedExample]:
-        """Tokens and labels."""
+        """The tokens and labels of rows."""
         ids, spans, truncated = self.take(numbers, ["input_ids", "label_spans", "truncated"])
         parts = zip(_slices(ids), _slices(spans), truncated.to_pylist(), strict=True)
         return [_encoded(*part) for part in parts]
 
     def rows(self, numbers: Numbers) -> list[dict[str, Any]]:
-        """Rows as they came in."""
+        """The original rows."""
         return [json.loads(text) for text in self.take(numbers, ["row"])["row"].to_pylist()]
 
     def messages(self, numbers: Numbers) -> list[tuple[Message, ...]]:
-        """The turns of conversations."""
+        """The turns of each conversation."""
         texts = self.take(numbers, ["messages"])["messages"].to_pylist()
         return [tuple(json.loads(text)) for text in texts]
 
     def texts(self, numbers: Numbers) -> list[str]:
-        """What all turns of a conversation say, a turn a line."""
+        """The text of each conversation, one turn per line."""
         return [
             "\n".join(text_of(turn["content"]) for turn in messages)
             for messages in self.messages(numbers)
         ]
 
     def examples(self, numbers: Numbers) -> list[Example]:
-        """Conversations, with their rows as they came in."""
+        """The examples of rows, each with the original row."""
         taken = self.take(numbers, ["source", "id", "messages", "row", "tools", "supervised"])
         return [_example(row) for row in taken.to_pylist()]
 
 
 def order_of(table: pa.Table) -> NDArray[np.int64]:
-    """Numbers of a pool's rows by (source, id), in the order of code points."""
+    """Numbers of a pool's rows, sorted by (source, id) in the order of code points."""
     keys = [("source", "ascending"), ("id", "ascending")]
     return np.asarray(pc.sort_indices(table, sort_keys=keys).to_numpy(), dtype=np.int64)
 
 
 def _example(row: dict[str, Any]) -> Example:
-    """A conversation, from columns of its row."""
+    """An example, from the columns of its row."""
     return Example(
         row["source"],
         row["id"],
@@ -236,7 +236,7 @@ def _example(row: dict[str, Any]) -> Example:
 
 
 def _slices(column: pa.ChunkedArray) -> list[NDArray[np.int32]]:
-    """The values of each list of a column."""
+    """The values of each list in a column of lists."""
     lists = column.combine_chunks()
     values, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
     return [values[start:end] for start, end in pairwise(offsets)]

@@ -1,10 +1,11 @@
-"""One source's part of the pool: a file that grows by a chunk at a time, and how far it is.
+"""One source's part of the pool: a file that grows chunk by chunk, and its progress.
 
 In: chunks, in the order of the source's rows. Out: `dataset/NAME.arrow`, an Arrow stream of SCHEMA;
-`sources/NAME.skipped.jsonl`, rows that can't be used; and `sources/NAME.json`, which is replaced
-after each chunk and says how many bytes of both are sound. What a kill left behind them is cut off.
+`sources/NAME.skipped.jsonl`, the unusable rows; and `sources/NAME.json`, which is replaced after
+each chunk and records how many bytes of both are valid. Bytes that a killed run left after them are
+cut off.
 
-Rejected: a file for each chunk (thousands of open files for a large pool).
+Rejected: one file per chunk (thousands of open files for a large pool).
 """
 
 from __future__ import annotations
@@ -45,15 +46,15 @@ SCHEMA = pa.schema(
 )
 """Columns of the pool on disk.
 
-- `id_is_made`: whether the row came without an id.
-- `line`: line of a file of JSON lines, else the row's number; from 1.
+- `id_is_made`: whether the row has no id of its own.
+- `line`: line number in a file of JSON lines, otherwise the row number; from 1.
 - `row`, `messages`, `tools`: JSON text, since the rows of one pool have different keys and types,
-  which columns of Arrow can't hold.
-- `tools`: null if there are none. `supervised`: for each turn, whether it is in the loss; null for
-  every assistant turn.
-- `label_spans`: start and end of each run of supervised tokens, flat; within them a label is the
-  token, elsewhere -100.
-- `n_label_tokens`: labels that are predicted (the first position never is).
+  which Arrow columns can't represent.
+- `tools`: null if there are none. `supervised`: for each turn, whether it is in the loss; null
+  means every assistant turn.
+- `label_spans`: start and end of each run of supervised tokens, as a flat list; within them a label
+  is the token, elsewhere -100.
+- `n_label_tokens`: number of labels that are predicted (the first position never is).
 - `skip_reason`: why the example has no gradient; null if it has one.
 - `content_hash`: first 8 bytes of the SHA-256 of `input_ids` and labels, big-endian.
 """
@@ -63,7 +64,7 @@ END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 class SkippedRow(NamedTuple):
-    """A row that can't be used: its line and why."""
+    """An unusable row: its line and the reason."""
 
     line: int
     reason: str
@@ -71,19 +72,19 @@ class SkippedRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a source is.
+    """The progress of one source.
 
     Attributes:
-        key: What its part depends on.
-        rows: Rows that are written, those with a `skip_reason` included.
-        skipped: Rows that can't be used.
-        place: The source's path if rows were skipped or columns left out: their places name it.
-        data_bytes: Sound bytes of the rows' file.
-        skipped_bytes: Sound bytes of the skipped rows' file.
-        digest: Sum of the SHA-256 of the rows' identities modulo 2^256, in hexadecimal: their order
-            doesn't matter.
-        done: Whether that is all.
-        warnings: What the user should know of how the source was read, a line each.
+        key: Fingerprint of everything that the part depends on.
+        rows: Number of rows written, including those with a `skip_reason`.
+        skipped: Number of unusable rows.
+        place: The source's path if rows were skipped or columns left out, since messages name it.
+        data_bytes: Valid bytes of the rows' file.
+        skipped_bytes: Valid bytes of the skipped rows' file.
+        digest: Sum of the rows' identities (SHA-256) modulo 2^256, in hexadecimal, which doesn't
+            depend on their order.
+        done: Whether the part is finished.
+        warnings: Messages for the user about how the source was read, one line each.
         left_out: `LeftOut.columns` of these rows.
     """
 
@@ -101,7 +102,7 @@ class Progress:
 
     @property
     def fingerprint(self) -> str:
-        """Of the rows, whatever their order and the path and format of their file."""
+        """Fingerprint of the rows, independent of their order and their file's path and format."""
         return sha256(f"{self.rows} {self.digest}".encode()).hexdigest()
 
 
@@ -115,7 +116,7 @@ class Part:
         self.progress_file = folder / "sources" / f"{name}.json"
 
     def read_progress(self) -> Progress | None:
-        """How far the part is; None if there is none, or its files are shorter than they were."""
+        """The part's progress; None if there is none, or its files don't have the recorded size."""
         try:
             progress = TypeAdapter(Progress).validate_json(self.progress_file.read_bytes())
             sizes = self.data_file.stat().st_size, self.skipped_file.stat().st_size
@@ -126,10 +127,10 @@ class Part:
         return progress if sound else None
 
     def finished(self) -> Progress:
-        """What the finished part is.
+        """The progress of a finished part.
 
         Raises:
-            DataError: If it is not finished, or its files are not those that were written.
+            DataError: If it is not finished, or its files don't have the recorded size.
         """
         progress = self.read_progress()
         if progress is None or not progress.done:
@@ -141,7 +142,7 @@ class Part:
         return progress
 
     def skipped(self) -> Iterator[SkippedRow]:
-        """The rows that can't be used, in order."""
+        """The unusable rows, in order."""
         if self.skipped_file.exists():
             with self.skipped_file.open("rb") as lines:
                 yield from (SkippedRow(**json.loads(line)) for line in lines)
@@ -151,17 +152,17 @@ class Part:
         return pa.ipc.open_stream(pa.memory_map(str(self.data_file))).read_all()
 
     def remove(self) -> None:
-        """Delete the part; how far it is, first."""
+        """Delete the part, beginning with its progress."""
         for file in (self.progress_file, self.data_file, self.skipped_file):
             file.unlink(missing_ok=True)
 
 
 class PartWriter:
-    """Adds chunks to a part, each of them in full or not at all.
+    """Adds chunks to a part, each in full or not at all.
 
     Args:
-        part: Its files.
-        progress: How far it is; of what follows nothing is kept.
+        part: The part's files.
+        progress: The part's progress; bytes after it are removed from the files.
         place: The source's path.
     """
 
@@ -184,10 +185,10 @@ class PartWriter:
         skipped: Sequence[SkippedRow],
         left_out: Mapping[str, LeftOutColumn],
     ) -> None:
-        """Add what became of a chunk.
+        """Add the result of a chunk.
 
         Args:
-            batch: Its rows; None: all were skipped.
+            batch: The chunk's rows; None if all were skipped.
             identities: SHA-256 of each row of the batch.
             skipped: The other rows.
             left_out: `LeftOut.columns` of all rows so far.
@@ -215,14 +216,14 @@ class PartWriter:
         self._commit(done=True, warnings=warnings)
 
     def _commit(self, **changed: Any) -> None:
-        """Record how far the part is, once all of that is on disk."""
+        """Record the progress after all data is on disk."""
         changed |= {"data_bytes": _synced(self._data), "skipped_bytes": _synced(self._skipped)}
         self._progress = replace(self._progress, **changed)
         write_json(self._progress_file, asdict(self._progress))
 
 
 def _opened_at(file: Path, size: int) -> IO[bytes]:
-    """A file that ends after its sound bytes."""
+    """Open a file, truncated to its valid bytes, at its end."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
     opened = file.open("r+b")
@@ -232,16 +233,16 @@ def _opened_at(file: Path, size: int) -> IO[bytes]:
 
 
 def _synced(file: IO[bytes]) -> int:
-    """Bring a file to disk; its size."""
+    """Flush a file to disk, and return its size."""
     file.flush()
     os.fsync(file.fileno())
     return file.tell()
 
 
 def link_parts(old: Path, new: Path) -> None:
-    """Give a new pool the finished parts of an old one, as links to their files.
+    """Link the files of an old pool's finished parts into a new pool.
 
-    A part that the new pool's sources have no use for is made again, or removed, by `build_pool`.
+    `build_pool` makes again or removes the parts that don't fit the new pool's sources.
     """
     for file in (old / "sources").glob("*.json"):
         part = Part(old, file.stem)
@@ -250,7 +251,7 @@ def link_parts(old: Path, new: Path) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """The state that `build.write_state` wrote; None if there is nothing to be read."""
+    """The state that `build.write_state` wrote; None if it is missing or unreadable."""
     try:
         state: dict[str, Any] = json.loads((folder / "dataset" / "state.json").read_bytes())
     except (OSError, ValueError):

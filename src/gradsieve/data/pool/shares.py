@@ -1,6 +1,6 @@
 """Random shares of a pool: the examples with the smallest hashes of (seed, source, id).
 
-So a share doesn't depend on the pool's order, and examples that are added later change it little.
+A share doesn't depend on the pool's order, and adding examples to the pool changes it little.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ HASHED_AT_ONCE = 10_000
 def random_share(
     pool: Pool, numbers: NDArray[np.int64], fraction: float, seed: int | str
 ) -> NDArray[np.int64]:
-    """A fraction of some examples [n], smallest hash first; at least one.
+    """A random fraction of the examples `numbers` [n], smallest hash first; at least one.
 
-    Another seed chooses others.
+    Another seed chooses other examples.
     """
     hashes = np.empty(len(numbers), dtype="S32")
     for start in range(0, len(numbers), HASHED_AT_ONCE):
@@ -32,5 +32,5 @@ def random_share(
 
 
 def share_size(rows: int, fraction: float) -> int:
-    """Rows of the random share."""
+    """The number of rows in the random share."""
     return max(1, round(fraction * rows))

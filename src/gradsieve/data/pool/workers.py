@@ -1,9 +1,9 @@
-"""Chunks of a pool, made on all cores.
+"""Processes the chunks of a pool on all cores.
 
-In: chunks of raw rows, in a stream. Out: finished chunks, in the same order. Small sources are done
-in this process; starting others takes seconds, since each loads the tokenizer's libraries.
+In: a stream of chunks of raw rows. Out: finished chunks, in the same order. Small sources are
+processed here, since starting workers takes seconds (each loads the tokenizer's libraries).
 
-Rejected: the tokenizer's own threads alone (parsing and rendering are Python: they would keep one
+Rejected: only the tokenizer's own threads (parsing and rendering are Python: they would keep one
 core busy and leave the others idle); `multiprocessing.Pool` (waits forever for a killed worker).
 """
 
@@ -29,18 +29,18 @@ from gradsieve.data.template import ChatTemplate
 from gradsieve.errors import DataError
 
 WORTH_STARTING = 4
-"""Chunks that a source must have before other processes are started."""
+"""Minimum number of chunks in a source for which worker processes are started."""
 
 WORKER_BYTES = 1 << 29
-"""Memory of a worker: the libraries take about half of it."""
+"""Memory per worker; the libraries take about half of it."""
 
 
 class Workers:
-    """Processes that make chunks; started when there is enough to do.
+    """Worker processes that make chunks; started when there is enough work.
 
     Args:
         template: Sent to each process once.
-        count: Processes; None: a core each, as memory allows. 1: this process alone.
+        count: Number of processes; None means one per core, as memory allows; 1, only this process.
     """
 
     def __init__(self, template: ChatTemplate | None, count: int | None = None) -> None:
@@ -59,8 +59,8 @@ class Workers:
         """Make chunks, in order.
 
         Args:
-            chunks: Read as far ahead as keeps all processes busy.
-            only_check: Whether chunks that are started now needn't be tokenized.
+            chunks: The chunks, read just far enough ahead to keep all processes busy.
+            only_check: Returns whether chunks that are started now need no tokenizing.
 
         Raises:
             DataError: If a process is killed.
@@ -96,13 +96,13 @@ class Workers:
 
 
 def default_workers() -> int:
-    """Cores that this process may use, as far as there is memory for a worker on each."""
+    """The number of cores that this process may use, limited by the memory for their workers."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, min(cores, int(psutil.virtual_memory().available) // WORKER_BYTES))
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """Fresh processes: forking this one would copy locks of its threads and of CUDA."""
+    """A context of fresh processes: a fork would copy the locks of this one's threads and CUDA."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -130,13 +130,13 @@ _template: ChatTemplate | None
 def _start(template: ChatTemplate | None) -> None:
     global _template
     _template = template
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core has a process already
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core already has a process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed parent can't end its workers."""
+    """Exit with the parent, which can't end its workers if it is killed."""
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()
