@@ -51,8 +51,8 @@ def length_sorted_batches(
 ) -> list[NDArray[np.int64]]:
     """Positions of the examples in each batch, shortest examples first.
 
-    A batch has at most `tokens_per_batch` tokens, padding included; a longer example forms a
-    batch alone.
+    A batch has at most `tokens_per_batch` tokens, padding included; a longer example is put in a
+    separate batch.
     """
     order = np.argsort(np.asarray(lengths), kind="stable")
     batches: list[NDArray[np.int64]] = []

@@ -309,7 +309,7 @@ def _folder_rows(folder: Path, split: str) -> Iterator[Any]:
 def _refuse_unread_files(folder: Path) -> None:
     """Reject a folder of which `datasets` would ignore files.
 
-    It reads files of one type only, and if a name contains `train` or `test`, only such files.
+    It reads files of one type only, and only split files if a name contains `train` or `test`.
     """
     card = folder / "README.md"
     if card.is_file() and "configs:" in card.read_text(encoding="utf-8", errors="replace"):

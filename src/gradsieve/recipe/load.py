@@ -289,7 +289,7 @@ def _problem(error: dict[str, Any], lines: Mapping[tuple[str, ...], str]) -> str
     path = tuple(str(part) for part in error["loc"] if part not in TAGS)
     section = section_at(path[:-1])
     is_ours = path and (path[-1].isdigit() or (section and path[-1] in section.model_fields))
-    is_ours = is_ours or path in lines  # a name of the user's, such as a source's
+    is_ours = is_ours or path in lines  # a name that the user chose, such as a source's
     if not is_ours and error["type"] not in ("extra_forbidden", "missing"):
         # pydantic ends the path with the member of a union ("int"), which is not a key.
         path = path[:-1]

@@ -67,11 +67,11 @@ class TrainingConfig(Section):
         return self
 
     def optimizer_steps(self, rows: int) -> int:
-        """Optimizer steps of a training on so many examples."""
+        """The number of optimizer steps in a training on `rows` examples."""
         return self.epochs * math.ceil(rows / self.batch_size)
 
     def changes_nothing(self, rows: int, max_steps: int | None = None) -> bool:
-        """Whether its only optimizer step has a learning rate of 0, from which it increases."""
+        """Whether the only optimizer step has a learning rate of 0, the start of its warm-up."""
         return (max_steps or self.optimizer_steps(rows)) == 1 and self.warmup_ratio > 0
 
     def rows_at_once(self, processes: int = 1) -> int:

@@ -74,8 +74,8 @@ def build_pool(
         folder: The pool's folder.
         sources: The sources, with unique names.
         template: Renders and tokenizes the conversations.
-        on_bad_row: For unusable rows: fail, after those of all sources are found, or leave them
-            out.
+        on_bad_row: Whether unusable rows raise an error, once those of all sources are found, or
+            are left out.
         workers: Number of processes; None means one per core. The files don't depend on it.
         report: Called with the number of rows that are finished, including skipped ones.
         key_of: Returns a source's key, which may be cached: computing it reads the full source.

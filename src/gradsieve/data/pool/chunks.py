@@ -31,7 +31,7 @@ CHUNK_ROWS = 2000
 
 CHUNK_BYTES = 4 << 20
 """Maximum bytes of a chunk's rows, which limits memory with long rows (tokenizing takes about 100
-times as much); a longer row forms a chunk alone."""
+times as much); a longer row is put in a separate chunk."""
 
 
 class RawChunk(NamedTuple):
