@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, cast
 from gradsieve.data.examples import Message
 
 Supervise = Literal["completion", "all"]
-"""The supervised part of a prompt/completion row: the completion, as in TRL, or all answers."""
+"""The supervised part of prompt/completion rows: the completion (TRL), or all assistant turns."""
 
 ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
 FUNCTION_CALL = "function_call"

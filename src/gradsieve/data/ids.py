@@ -3,7 +3,7 @@
 In: for each row its own id, or a digest of its content. Out: its id, or the reason why it can't
 have that id. Made ids are the first 16 hexadecimal digits of the SHA-256 of the row as JSON, with
 `-2` and so on for equal rows: stable when rows are reordered or files renamed. Ids are kept in a
-temporary SQLite database, which spills to disk (a dictionary would take 150 bytes per row).
+temporary SQLite database, which spills to disk (a dictionary takes 150 bytes of RAM per row).
 """
 
 from __future__ import annotations
