@@ -254,7 +254,7 @@ def _parquet_rows(file: Path, limits: LimitsConfig) -> Iterator[Any]:
 
 
 def _rows_at_once(file: pq.ParquetFile) -> int:
-    """Number of rows that always fit BATCH_BYTES: one value may be repeated in all of them."""
+    """Number of rows that always fit in BATCH_BYTES: one large value may be repeated in all."""
     groups = range(file.metadata.num_row_groups)
     largest = max((file.metadata.row_group(group).total_byte_size for group in groups), default=1)
     return max(1, min(ROWS_AT_ONCE, BATCH_BYTES // max(1, largest)))

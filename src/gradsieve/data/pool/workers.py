@@ -1,7 +1,7 @@
 """Processes the chunks of a pool on all cores.
 
-In: a stream of chunks of raw rows. Out: finished chunks, in the same order. Small sources are
-processed here, since starting workers takes seconds (each loads the tokenizer's libraries).
+In: a stream of chunks of raw rows. Out: finished chunks, in the same order. This process handles
+small sources, since starting workers takes seconds (each loads the tokenizer's libraries).
 
 Rejected: only the tokenizer's own threads (parsing and rendering are Python: they would keep one
 core busy and leave the others idle); `multiprocessing.Pool` (waits forever for a killed worker).
