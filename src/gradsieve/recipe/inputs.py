@@ -29,8 +29,8 @@ class ModelConfig(Section):
     )
     gradient_checkpointing: bool = key(
         False,
-        "Recompute activations in the backward pass, in training and features: much less memory, a "
-        "third more time, the same results.",
+        "Recompute activations in the backward pass, for training and gradients: uses much less "
+        "memory and a third more time, with the same results.",
         "no",
     )
     chat_template: str = key(
@@ -49,7 +49,7 @@ class ModelConfig(Section):
 
 SUPERVISE = (
     "The supervised part of a prompt/completion row: the `completion`, as in TRL, or `all` "
-    "assistant turns, those of the prompt too. In other formats every assistant turn is "
+    "assistant turns, including those in the prompt. In other formats every assistant turn is "
     "supervised, unless the row excludes it."
 )
 
@@ -60,8 +60,8 @@ RowField = Literal[
 """Fields of the row formats (`data.formats`) that `columns` can map to a row's own key."""
 
 COLUMNS = (
-    "The row's own key for a field of docs/howto/row-formats.md or `id`, where its name differs: "
-    "{prompt: question, completion: answer}."
+    "Maps a field of docs/howto/row-formats.md, or `id`, to the row's own key, if the name "
+    "differs: {prompt: question, completion: answer}."
 )
 
 
@@ -84,8 +84,8 @@ class SourceConfig(Section):
     columns: dict[RowField, str] = key({}, COLUMNS, "contents")
     source_field: str | None = key(
         None,
-        "The row's key that names its source, for a file with many (`dataset`, as in Tulu): "
-        "`NAME/VALUE` is a source of its own in caps, report and card.",
+        "For a file with many sources: the key that names each row's source (`dataset` in Tulu). "
+        "Caps, report and card list each one separately, as `NAME/VALUE`.",
         "contents",
     )
 
@@ -98,8 +98,8 @@ class TargetConfig(Section):
         str,
         key(
             ...,
-            "Of a benchmark: a folder in the paper's layout, a data set on the hub, such "
-            "as cais/mmlu, or a copy of it (docs/targets.md). `custom`: as a source's `path`.",
+            "For a benchmark: a folder in the paper's layout, a data set on the hub such as "
+            "cais/mmlu, or a copy of it (docs/targets.md). For `custom`: as `pool.path`.",
             "contents",
         ),
     ]
@@ -107,25 +107,26 @@ class TargetConfig(Section):
         "custom", "The format of `path`: a benchmark of the paper, or your own examples."
     )
     subtask: str | None = key(
-        None, "`custom` only: the field that names a row's subtask; null: one subtask."
+        None, "`custom` only: the field that names a row's subtask; null means a single subtask."
     )
     test: str | None = key(
         None,
-        "Held-out examples for evaluation, in the same formats. Benchmarks have theirs in `path`.",
+        "Held-out examples for evaluation, in the same formats. For benchmarks, the default is "
+        "the test questions in `path`.",
         "contents",
     )
     supervise: Literal["completion", "all"] = key(
         "completion",
-        "Of a benchmark: the `completion`, what follows an answer's prefix (`The answer is:`), as "
-        "in the released code, or `all` of the assistant's turn, its prefix and end too. "
-        f"`custom`: {SUPERVISE[0].lower()}{SUPERVISE[1:]}",
+        "For a benchmark: the `completion`, the text after the answer's prefix (`The answer is:`), "
+        "as in the released code, or `all` of the assistant turn, including its prefix and end. "
+        f"For `custom`: {SUPERVISE[0].lower()}{SUPERVISE[1:]}",
         "contents",
     )
     columns: dict[RowField, str] = key({}, f"`custom` only. {COLUMNS}", "contents")
     answer: str | None = key(
         None,
         "`custom` only: a regular expression whose first group is the final answer in "
-        "`test` and in generated texts, e.g. `#### (\\S+)`; null: the full text.",
+        "`test` and in generated texts, e.g. `#### (\\S+)`; null means the full text.",
     )
 
     @model_validator(mode="after")
@@ -151,25 +152,28 @@ class EngineConfig(Section):
     )
     workers: int | None = key(
         None,
-        "Worker processes; null: as many as the GPUs allow, without GPUs one per 4 cores. With a "
-        "number, workers also wait for nodes that join later.",
+        "Number of worker processes; null means as many as the GPUs allow, or one per 4 cores "
+        "without GPUs. With a number, workers also wait for nodes that join later.",
         "no",
         ge=1,
     )
     gpus_per_worker: float | None = key(
         None,
-        "GPUs of a worker: 0.5 for two workers on each, 2 to put a model over two; null: 1 where "
-        "there are GPUs.",
+        "GPUs per worker: 0.5 for two workers per GPU, 2 to split the model across two GPUs; null "
+        "means 1 if there are GPUs.",
         "no",
         ge=0,
     )
     cpus_per_worker: float | None = key(
-        None, "CPUs reserved for a worker; null: 1 next to a GPU, else an equal share.", "no", gt=0
+        None,
+        "CPUs reserved per worker; null means 1 for a worker with a GPU, else an equal share.",
+        "no",
+        gt=0,
     )
     address: str | None = key(
         None,
-        "Of a Ray cluster, or `auto` for one on this machine; null: RAY_ADDRESS, else Ray is "
-        "started for this run.",
+        "Address of a Ray cluster, or `auto` for one on this machine; null means RAY_ADDRESS if it "
+        "is set, else Ray is started for this run.",
         "no",
     )
 
@@ -189,18 +193,19 @@ class EngineConfig(Section):
 class LimitsConfig(Section):
     """Size and time limits: inputs beyond them are rejected before they use all memory or hours."""
 
-    row_bytes: int = key(256 << 20, "Bytes of a row of the pool.", "no", ge=1)
+    row_bytes: int = key(256 << 20, "Maximum bytes of a row in the pool.", "no", ge=1)
     unpacked_times: int = key(
         200,
-        "Bytes of an unpacked file (gzip, zstd, Parquet), in times its own size; what unpacks to "
-        "less than 1 GiB is never refused.",
+        "Maximum ratio of a file's unpacked size to its own size (gzip, zstd, Parquet); files that "
+        "unpack to less than 1 GiB are always accepted.",
         "no",
         ge=1,
     )
-    render_seconds: float = key(10.0, "Time that the chat template may take for a row.", "no", gt=0)
+    render_seconds: float = key(10.0, "Maximum time of the chat template per row.", "no", gt=0)
     render_characters: int = key(
         1 << 29,
-        "Characters that the chat template may write for a row: twice the largest row's bytes.",
+        "Maximum characters that the chat template writes per row; the default is twice the "
+        "default of `row_bytes`.",
         "no",
         ge=1,
     )

@@ -83,13 +83,13 @@ class ReportConfig(Section):
 
     rows: int = key(
         20000,
-        "Most selected rows shown with their text, the best of each selection in equal shares. A "
-        "row takes 0.5 to 2 kB of the page.",
+        "Maximum number of selected rows shown with their text, divided equally among selections, "
+        "best rows first. A row takes 0.5 to 2 kB of the page.",
         "no",
         ge=0,
     )
-    near_misses: int = key(200, "Best rows that were not selected, per selection.", "no", ge=0)
-    lowest: int = key(100, "Rows with the lowest scores, per selection.", "no", ge=0)
+    near_misses: int = key(200, "Number of best unselected rows per selection.", "no", ge=0)
+    lowest: int = key(100, "Number of rows with the lowest scores per selection.", "no", ge=0)
 
 
 class SelectionName(NamedTuple):
@@ -120,21 +120,21 @@ class Recipe(Section):
     model: ModelConfig
     pool: Annotated[
         list[SourceConfig],
-        key(..., "The candidate pool's sources, or one of them alone.", min_length=1),
+        key(..., "The sources of the candidate pool; a single one needs no list.", min_length=1),
     ]
     targets: Annotated[
         list[TargetConfig], key(..., "The skills for which rows are selected.", min_length=1)
     ]
     on_bad_row: Literal["fail", "skip"] = key(
-        "fail", "For a row that can't be read: report it and stop, or skip it and count."
+        "fail", "For rows that can't be read: report them and stop, or skip and count them."
     )
     warmup: WarmupConfig = WarmupConfig()
     features: FeaturesConfig = FeaturesConfig()
     score: ScoreConfig = ScoreConfig()
     select: SelectConfig = SelectConfig(fraction=0.05)
-    train: TrainConfig | None = key(None, "null: stop after the selection.")
-    evaluate: EvaluateConfig | None = key(None, "null: no evaluation.")
-    validate: ValidateConfig | None = key(None, "null: scores are not validated.")  # type: ignore[assignment]
+    train: TrainConfig | None = key(None, "Step 6: training; null stops after the selection.")
+    evaluate: EvaluateConfig | None = key(None, "Step 7: evaluation; null skips it.")
+    validate: ValidateConfig | None = key(None, "Validation of scores; null skips it.")  # type: ignore[assignment]
     report: ReportConfig = ReportConfig()
     limits: LimitsConfig = LimitsConfig()
     engine: EngineConfig = key(EngineConfig(), None, "no")

@@ -37,8 +37,8 @@ class ProjectionConfig(Section):
 
     kind: Literal["sketch", "rademacher", "none"] = key(
         "sketch",
-        "`sketch`: a sign sketch of O(P) cost (the error of the paper's matrix); `rademacher`: "
-        "dense random signs, as in the paper; `none`: the full update.",
+        "`sketch`: a sign sketch of O(P) cost, with the error of the paper's matrix; `rademacher`: "
+        "dense random signs, as in the paper; `none`: the unprojected update.",
     )
     dim: int = key(
         8192,
@@ -67,8 +67,8 @@ class FeaturesConfig(Section):
 
     adam: Literal["torch", "official"] = key(
         "torch",
-        "The place of Adam's eps: `torch` is the update that training applies, `official` that of "
-        "the released code (docs/method.md).",
+        "Where Adam's eps is added: `torch` gives the update that training applies, `official` "
+        "that of the released code (docs/method.md).",
     )
     momentum: Literal["keep", "drop"] = key(
         "keep", "`drop` omits beta1 * m, which all examples share, from the update."
@@ -81,12 +81,13 @@ class FeaturesConfig(Section):
         "store",
         "`store`: write a datastore, reusable for other targets; `exact`: compute exact products "
         "with these targets' gradients, without projection or datastore; `both`: in one pass, "
-        "exact products for these targets and a datastore for those added later.",
+        "exact products for these targets and a datastore for targets added later.",
     )
     tokens_per_batch: int | Literal["auto"] = key(
         "auto",
-        "Tokens per forward pass, including padding. `auto`: on a GPU increased while memory "
-        "suffices, halved when it runs out; on a CPU 1,024. It changes the speed, not the results.",
+        "Tokens per forward pass, including padding. `auto`: on a GPU, increased while memory "
+        "suffices and halved when it runs out; on a CPU, 1,024. Changes the speed, not the "
+        "results.",
         "no",
     )
 
@@ -132,30 +133,30 @@ class ScoreConfig(Section):
         "cosine_of_mean",
         "`cosine_of_mean`: cosine similarity to a subtask's mean gradient (the paper); "
         "`mean_of_cosines`: the mean of the similarities to each of its examples (the released "
-        "code); `none`: no mean, each target example counts as a subtask of its own, and a "
+        "code); `none`: no mean: each target example is treated as a separate subtask, and a "
         "subtask's score is that of its best example.",
     )
     across_subtasks: AcrossSubtasks = key(
         ACROSS_SUBTASKS,
-        "How a row's score follows from its scores on subtasks. `max` as in the paper; "
+        "How a row's scores on subtasks are combined. `max`: the maximum, as in the paper; "
         "`standardized_max`: the maximum after each subtask's scores are standardized over the "
-        "pool (mean 0, deviation 1), so that no subtask wins by its level; `mean`.",
+        "pool (mean 0, standard deviation 1), so that no subtask dominates by its level; `mean`.",
     )
     fusion: list[Name] = key(
         ["less", "bm25", "rds_plus"],
-        "The methods that method `fusion` joins by their ranks.",
+        "The methods whose ranks the method `fusion` combines.",
         "adds",
         min_length=2,
     )
     files: dict[Name, str] = key(
         {},
-        "Methods in Python files of yours, by name: `{Longest: my.py:Longest}`. `methods: "
-        "[my.py:Longest]` is short for both. The file is run: read it first.",
+        "Your own methods in Python files, by name: `{Longest: my.py:Longest}`. `methods: "
+        "[my.py:Longest]` sets both. The file is executed: read it first.",
         "adds",
     )
     embedding: str = key(
         "sentence-transformers/all-MiniLM-L6-v2",
-        "The model of method `embedding`: a folder, or a model id on the hub.",
+        "The model of the method `embedding`: a folder, or a model id on the hub.",
         "contents",
     )
 
@@ -206,7 +207,7 @@ class NearDuplicatesConfig(Section):
     """Near-duplicate removal: of rows with almost the same update, only the best is selected."""
 
     cosine: float = key(
-        0.95, "Cosine similarity at the last checkpoint from which rows are duplicates.", gt=0, le=1
+        0.95, "Minimum cosine similarity of duplicates, at the last checkpoint.", gt=0, le=1
     )
 
 
@@ -252,31 +253,31 @@ class SelectConfig(Section):
 
     fraction: OneOrSeveral[Fraction] | None = key(
         None,
-        "Share of the scored rows. Default: 0.05, as in the paper. A list, here and in the next "
-        "two: one selection, training and evaluation for each.",
+        "Share of the scored rows. Default: 0.05, as in the paper. This key and the next two also "
+        "take a list, for a selection, training and evaluation of each size.",
     )
     count: OneOrSeveral[Count] | None = key(None, "Number of rows.")
-    tokens: OneOrSeveral[Count] | None = key(None, "Most tokens of the selected rows.")
+    tokens: OneOrSeveral[Count] | None = key(None, "Maximum total tokens of the selected rows.")
     turns: Literal["none", "subtasks", "examples"] = key(
         "none",
-        "`subtasks`: a target's subtasks take turns in choosing their best remaining row, so that "
-        "each gets an equal share; `examples`: its examples do.",
+        "`subtasks`: a target's subtasks take turns choosing their best remaining row, so that "
+        "each gets an equal share; `examples`: the target's examples take turns.",
     )
     together: bool = key(
         False, "One selection for all targets, which take turns; its name is `together`."
     )
     per_source: Caps | None = key(
         None,
-        "The most rows of a source: a number (500) or a share of the selection (0.4), for every "
+        "Maximum rows per source: a number (500) or a share of the selection (0.4), for every "
         "source or by name ({cot: 0.3}).",
     )
     near_duplicates: NearDuplicatesConfig | None = key(
-        None, "null: near duplicates are kept. Requires the datastore."
+        None, "Remove near duplicates; null keeps them. Requires the datastore."
     )
     drop_leaks: bool = key(
         False,
-        "Skip rows that share 13 consecutive words with a target's test questions; they are "
-        "reported in any case.",
+        "Skip rows that share 13 consecutive words with a target's test questions. Such rows are "
+        "reported in either case.",
     )
 
     @model_validator(mode="before")

@@ -15,7 +15,7 @@ class LoraConfig(Section):
 
     r: int = key(128, "Rank.", ge=1)
     alpha: float = key(512, "Scale: the adapter's output is multiplied by alpha / r.", gt=0)
-    dropout: float = key(0.1, "Dropout in training; features are computed without.", ge=0, lt=1)
+    dropout: float = key(0.1, "Dropout in training; gradients are computed without.", ge=0, lt=1)
     target_modules: OneOrSeveral[str] = key(
         ["q_proj", "k_proj", "v_proj", "o_proj"],
         "Layers with an adapter, as in peft: a list of names, a regular expression for the full "
@@ -24,7 +24,7 @@ class LoraConfig(Section):
     exclude_modules: OneOrSeveral[str] | None = key(
         None, "Layers to exclude from `target_modules`: names, or a regular expression."
     )
-    rslora: bool = key(False, "Scale by alpha / sqrt(r) instead.")
+    rslora: bool = key(False, "Scale by alpha / sqrt(r) instead of alpha / r.")
 
     _text_is_a_regular_expression = field_validator("target_modules", "exclude_modules")(
         regular_expression
@@ -40,12 +40,12 @@ class TrainingConfig(Section):
     """Settings for training an adapter, in the warm-up and on selections."""
 
     epochs: int = key(4, "Epochs; each ends with a checkpoint.", ge=1)
-    learning_rate: float = key(2e-5, "Peak; linear decay to 0.", gt=0)
-    warmup_ratio: float = key(0.03, "Share of steps with an increasing learning rate.", ge=0, lt=1)
+    learning_rate: float = key(2e-5, "Peak learning rate, with linear decay to 0.", gt=0)
+    warmup_ratio: float = key(0.03, "Share of steps for learning rate warm-up.", ge=0, lt=1)
     batch_size: int = key(32, "Examples per optimizer step.", ge=1)
     micro_batch_size: int | None = key(
         None,
-        "Examples per forward pass, a divisor of batch_size; null: at most 8. Changes "
+        "Examples per forward pass, a divisor of batch_size; null means at most 8. Changes "
         "results by rounding only.",
         "no",
         ge=1,
@@ -53,7 +53,7 @@ class TrainingConfig(Section):
     lora: LoraConfig = key(LoraConfig(), "The adapter.")
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = key(
         [],
-        "Trackers for the losses of this training and of `train`, by transformers' integrations.",
+        "Trackers for the losses of this training and of `train`, via transformers' integrations.",
         "no",
     )
 
@@ -87,12 +87,12 @@ class WarmupConfig(TrainingConfig):
 
     fraction: float = key(0.05, "Share of the pool's rows to train on.", gt=0, le=1)
     seed: Seed = key(
-        0, "Decides the rows, the adapter's initial weights and the order of training.", "repeats"
+        0, "Seed of the rows, the adapter's initial weights and the data order.", "repeats"
     )
     checkpoints: list[str] | None = key(
         None,
-        "Checkpoint folders of an existing training (peft adapter and optimizer state), in order; "
-        "then there is no warm-up.",
+        "Checkpoint folders of an existing training run (peft adapter and optimizer state), in "
+        "order; these replace the warm-up.",
         "contents",
     )
 
@@ -107,18 +107,18 @@ class TrainConfig(Section):
     """Step 6: training on the selections, with the warm-up's settings unless set here."""
 
     model: str | None = key(
-        None, "Another model than the one that selects (LESS-T); null: the same.", "contents"
+        None, "Model to train, if not the selecting one (LESS-T); null means the same.", "contents"
     )
     chat_template: str | None = key(
-        None, "Of `model` here, as `model.chat_template`; null: that one.", "contents"
+        None, "Chat template of this `model`; null means `model.chat_template`.", "contents"
     )
     seeds: list[Seed] = key([0], "Each trains one model.", "adds", min_length=1)
-    epochs: int | None = key(None, "null: the warm-up's.", ge=1)
-    learning_rate: float | None = key(None, "Peak; null: the warm-up's.", gt=0)
+    epochs: int | None = key(None, "Epochs; null means the warm-up's.", ge=1)
+    learning_rate: float | None = key(None, "Peak; null means the warm-up's.", gt=0)
     max_steps: int | None = key(
         None,
-        "Optimizer steps of each training, `full` included, in as many epochs as they take; so "
-        "selections of different sizes get the same budget. null: `epochs` decide.",
+        "Optimizer steps of each training run, including `full`, over as many epochs as needed, so "
+        "that selections of different sizes get the same budget. null means `epochs` decides.",
         ge=1,
     )
     full_parameters: bool = key(
@@ -141,18 +141,18 @@ class EvaluateConfig(Section):
 
     tasks: list[str] | None = key(
         None,
-        "Targets, each with its own metric, and `target_loss`, the loss of all targets' answers; "
-        "null: everything that has held-out examples.",
+        "Targets, each with its own metrics, and `target_loss`, the loss on all targets' answers; "
+        "null means everything with held-out examples.",
         "adds",
     )
     metrics: list[Metric] | None = key(
         None,
-        "Of each target those that it has; null: all. With `[target_loss, held_out_loss]` nothing "
-        "is generated, which takes most of the time.",
+        "Metrics to compute for each target that has them; null means all. `[target_loss, "
+        "held_out_loss]` skips generation, which takes most of the time.",
         "adds",
         min_length=1,
     )
-    limit: int | None = key(None, "Held-out examples per subtask, the first ones; null: all.", ge=1)
+    limit: int | None = key(None, "First held-out examples per subtask; null means all.", ge=1)
     shots: bool = key(True, "Put the benchmark's few-shot examples before each question.")
     batch_size: int = key(8, "Questions per batch.", "no", ge=1)
 
@@ -162,16 +162,16 @@ class ValidateConfig(Section):
 
     subsets: int = key(
         32,
-        "Random subsets of the pool to train on, with the settings of `train`; more narrow the "
-        "interval.",
+        "Number of random subsets of the pool to train on, with the settings of `train`; more "
+        "subsets give a narrower interval.",
         "adds",
         ge=3,
     )
     share: float = key(0.5, "Share of the pool's rows in each subset.", gt=0, lt=1)
     leave_out: list[Annotated[float, Field(gt=0, lt=1)]] = key(
         [0.01, 0.05],
-        "Shares of the pool to leave out, the best rows by each method against random ones: a "
-        "training on the rest for each target, method and share. []: none.",
+        "Shares of the pool to leave out: each method's best rows, compared with random rows. One "
+        "training run on the rest for each target, method and share. [] means none.",
         "adds",
     )
     seeds: list[Seed] = key(
@@ -180,4 +180,4 @@ class ValidateConfig(Section):
         "adds",
         min_length=1,
     )
-    seed: Seed = key(0, "Decides the subsets.", "repeats")
+    seed: Seed = key(0, "Seed of the subsets.", "repeats")
