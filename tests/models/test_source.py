@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
 
 import tiny
@@ -118,9 +118,8 @@ def test_the_fingerprint_is_of_every_weight() -> None:
 
 
 def with_adapter_inside() -> nn.Module:
-    model = tiny.model()
-    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
-    return model
+    """As `model.add_adapter` makes it."""
+    return inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), tiny.model())
 
 
 def spread() -> nn.Module:

@@ -394,4 +394,3 @@ def _unscored(context: Context, method: str) -> Iterator[dict[str, Any]]:
 
 
 STAGE = Select()
-"""From scores to a selection: an order of rows, and what is passed over on the way."""
