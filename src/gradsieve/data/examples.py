@@ -61,7 +61,7 @@ class TokenizedExample:
     """A tokenized conversation.
 
     Attributes:
-        input_ids: At most max_length token ids; 32-bit, since a pool's tokens are held in memory.
+        input_ids: At most max_length token ids, 32-bit as in the pool on disk.
         labels: The token id where the token is supervised, -100 elsewhere.
         truncated: Whether tokens were cut off on the right.
     """

@@ -16,7 +16,7 @@ from gradsieve.methods.base import Scores, ScoringTask, Uses
 
 
 @dataclass(frozen=True)
-class Chance:
+class Random:
     """Random ranks."""
 
     source: str
@@ -67,8 +67,8 @@ def _turns(sources: NDArray[np.int32], luck: NDArray[np.float64]) -> NDArray[np.
     return 1 - ranks / len(luck)
 
 
-RANDOM = Chance("the paper's random baseline")
-RANDOM_BALANCED = Chance(
+RANDOM = Random("the paper's random baseline")
+RANDOM_BALANCED = Random(
     "balanced random, equal rows a source (Ivison et al., 2025, arXiv 2503.01807)", balanced=True
 )
 FULL = Full()
