@@ -1,8 +1,8 @@
 """What every stage reads: recipe, run folder, progress, and the inputs, each loaded once.
 
-Stages meet only on disk; the reading of what comes from outside (targets, model, chat template) is
-shared here, so that a run of all stages reads each file once. Reading prints nothing: what a user
-should know of the inputs is collected in `warnings`, which the pipeline reports.
+Stages exchange data only on disk. External inputs (targets, model, chat template) are read here, so
+that a run of all stages reads each file once. Reading prints nothing: warnings about the inputs are
+collected in `warnings`, which the pipeline reports.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class InMemoryInputs:
-    """User-supplied objects in place of files; rows by the names of sources and targets."""
+    """User-supplied objects that replace files; rows are keyed by source or target name."""
 
     pool: Mapping[str, Iterable[Any]] = field(default_factory=dict)
     targets: Mapping[str, Iterable[Any]] = field(default_factory=dict)
@@ -49,9 +49,10 @@ class Context:
     """One run's recipe, folder and inputs.
 
     Attributes:
-        cache: What is expensive to find out again, such as checks that several stages share.
-        warnings: What reading the inputs found and was not reported yet, in order.
-        share: Which of how many equal parts of the features this process takes, from 1; None: all.
+        cache: Results that are expensive to compute again, such as checks that stages share.
+        warnings: Warnings about the inputs that have not been reported yet, in order.
+        share: (number, count): which of `count` equal parts of the features this process computes,
+            counted from 1; None means all.
     """
 
     recipe: Recipe
@@ -63,7 +64,7 @@ class Context:
     share: tuple[int, int] | None = None
 
     def once(self, key: tuple[Any, ...], find: Callable[[], T]) -> T:
-        """What a call finds, kept under a key."""
+        """The result of `find`, cached under `key`."""
         if key not in self.cache:
             self.cache[key] = find()
         found: T = self.cache[key]
@@ -75,38 +76,38 @@ class Context:
         return dump_recipe(self.recipe)
 
     def takes(self, place: int) -> bool:
-        """Whether this process's share has the shard or target of this number."""
+        """Whether this process's share includes the shard or target with this index."""
         share, count = self.share or (1, 1)
         return place % count == share - 1
 
     def report_warnings(self) -> None:
-        """Report the warnings, each once."""
+        """Report the collected warnings and clear them."""
         for warning in self.warnings:
             self.progress.warn(warning)
         self.warnings.clear()
 
     @cached_property
     def engine(self) -> Engine:
-        """Runs the tasks that a stage hands out."""
+        """The engine that runs the tasks of the stages."""
         return choose_engine(self.recipe.engine, self.progress)
 
     def take_work(self) -> list[dict[str, Any]]:
-        """What each worker has done since the last call."""
+        """The work that each worker has done since the last call."""
         return self.engine.take_work() if "engine" in vars(self) else []
 
     def close(self) -> None:
-        """End the engine's workers, if it was used; it may be used again."""
+        """Shut down the engine's workers, if the engine was used; it can be used again."""
         if "engine" in vars(self):
             self.engine.close()
 
     @property
     def artifacts(self) -> Artifacts:
-        """What the stages leave."""
+        """The outputs of the stages."""
         return Artifacts(self.run)
 
     @property
     def student(self) -> Context:
-        """The same run with the model to train: the one that selects, or `train.model`."""
+        """The same run with the model to train: the selection model, or `train.model`."""
         return self._other_student or self
 
     @cached_property
@@ -119,20 +120,20 @@ class Context:
         student = model.model_copy(update=own)
         if student == model:
             return None
-        fresh = self.recipe.warmup.model_copy(update={"checkpoints": None})  # another model's
+        fresh = self.recipe.warmup.model_copy(update={"checkpoints": None})  # not this model's
         recipe = self.recipe.model_copy(update={"model": student, "warmup": fresh})
         in_memory = replace(self.in_memory, model=None, tokenizer=None)
         return Context(recipe, self.run, self.progress, in_memory, self.warnings)
 
     @cached_property
     def model(self) -> ModelSource:
-        """The recipe's model: of the selection, or in `student` of the training."""
+        """The recipe's model: the selection model or, in `student`, the model to train."""
         given = (self.in_memory.model, self.in_memory.tokenizer)
         return model_source(self.recipe.model, *given, self.recipe.engine.gpus_of_model)
 
     @property
     def source_specs(self) -> list[SourceSpec]:
-        """Where the pool's sources are."""
+        """The location and reading options of each source in the pool."""
         return [
             SourceSpec(
                 source.name,
@@ -148,22 +149,22 @@ class Context:
         ]
 
     def source_key(self, spec: SourceSpec) -> SourceKey:
-        """A source's key; making it reads the full source, so it is kept."""
+        """A source's key, cached because computing it reads the full source."""
         return self.once(("source", spec.name), partial(source_key, spec))
 
     def changed_sources(self) -> list[str]:
-        """Sources that were written to since this run first read them."""
+        """Sources that have changed since this run first read them."""
         keys = ((spec, self.cache.get(("source", spec.name))) for spec in self.source_specs)
         return [str(spec.path) for spec, key in keys if key and key.state != state_of(spec)]
 
     @cached_property
     def pool(self) -> Pool:
-        """The candidate pool, memory-mapped; the stage `pool` comes first."""
+        """The candidate pool, memory-mapped; the stage `pool` must be finished."""
         return self.artifacts.pool.read()
 
     @cached_property
     def targets(self) -> list[Target]:
-        """The targets' examples."""
+        """The targets with their examples."""
         targets = [
             load_target(
                 target.name,
@@ -189,13 +190,13 @@ class Context:
 
     @cached_property
     def test_sets(self) -> dict[str, QuestionSet]:
-        """The held-out questions to evaluate on, by the target's name; at most `evaluate.limit`."""
+        """Held-out questions to evaluate on, by target; at most `evaluate.limit` per subtask."""
         limit = self.recipe.evaluate.limit if self.recipe.evaluate else None
         return {name: test.limited(limit) for name, test in self.full_test_sets.items()}
 
     @cached_property
     def full_test_sets(self) -> dict[str, QuestionSet]:
-        """The held-out questions of the targets that have some, by the target's name."""
+        """All held-out questions, by target name; targets without any are omitted."""
         found = {
             target.name: load_test_set(
                 target.name,
@@ -255,7 +256,7 @@ class Context:
         return template
 
     def target_rows(self, target: Target) -> list[Row]:
-        """A target's examples, tokenized; those without a label token are left out."""
+        """A target's tokenized examples; those without a label token are omitted."""
         return self.once(("target rows", target.name), lambda: self._encoded(target))
 
     def _encoded(self, target: Target) -> list[Row]:
@@ -281,7 +282,7 @@ class Context:
         """Tokenize examples, in order.
 
         Raises:
-            DataError: If the chat template refuses some, and `on_bad_row` is "fail".
+            DataError: If the chat template rejects an example and `on_bad_row` is "fail".
         """
         encoded = self.template.try_encode_all(examples, self.recipe.on_bad_row)
         nothing = TokenizedExample(array("i"), array("i"))
@@ -292,7 +293,7 @@ class Context:
 
     @cached_property
     def model_inputs(self) -> dict[str, Any]:
-        """What the model's side of a gradient depends on, for fingerprints."""
+        """The properties of the model that a gradient depends on, for fingerprints."""
         return {
             "weights": self.model.fingerprint,
             "dtype": self.recipe.model.dtype,
@@ -302,5 +303,5 @@ class Context:
 
     @property
     def pool_inputs(self) -> dict[str, str]:
-        """What the pool's rows are, for fingerprints: whatever path or order they came in."""
+        """Fingerprints of the pool's rows, independent of file paths and row order."""
         return self.artifacts.pool.fingerprints

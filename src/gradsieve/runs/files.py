@@ -1,10 +1,10 @@
-"""A stage's files with sizes and hashes: listed when it is finished, verified before they are used.
+"""A stage's files with sizes and hashes: listed when the stage finishes, verified before use.
 
-In: a stage's folder. Out: the list that `meta.json` keeps, and where the folder differs from it. A
-file is read for this once per process, as fast as it can be read; a datastore's files have their
-hash in their names, so that listing them reads nothing.
+In: a stage's folder. Out: the list stored in `meta.json`, and the differences between the folder
+and this list. A file is read once per process for this, at full disk speed; a datastore's files
+have their hash in their names, so listing them reads nothing.
 
-Left out are what the run folder itself writes, hidden files, and folders of unfinished work.
+Files that the run folder itself writes, hidden files and unfinished work are not listed.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from gradsieve.io import file_hash
 
 META, INPUTS = "meta.json", "inputs.json"
 NAMED_BY_HASH = re.compile(r"-([0-9a-f]{32})\.[a-z]+$")
-"""Files of a datastore: `shard-K-H.safetensors`, `keys-H.parquet`, `skipped-H.parquet`."""
+"""Matches a datastore's files: `shard-K-H.safetensors`, `keys-H.parquet`, `skipped-H.parquet`."""
 
 FileList = Mapping[str, list[int | str]]
-"""Bytes and XXH3 of each file, by its path within the stage's folder."""
+"""Size in bytes and XXH3 hash of each file, keyed by its path within the stage's folder."""
 
 Identity = tuple[str, int, int, int, int]
 
 _verified: dict[Identity, str] = {}
-"""Hashes that this process has found, by path, number, size and times of the file."""
+"""Hashes that this process has computed, keyed by the file's path, inode, size, mtime and ctime."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Where a stage's folder differs from what was written."""
+    """A file in a stage's folder that differs from what the stage wrote."""
 
     file: Path
     what: Literal["damaged", "missing", "foreign"]
@@ -43,7 +43,7 @@ class Fault:
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """A stage's own files."""
+    """A stage's output files, without its metadata, hidden files and temporary files."""
     for below, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not _is_passing(name)]
         top = Path(below) == folder
@@ -70,7 +70,7 @@ def _listed_hash(file: Path) -> str:
 
 
 def hash_once(file: Path) -> str:
-    """A file's hash, computed once per process while the file is not written to."""
+    """A file's hash, computed once per process as long as the file does not change."""
     status = file.stat()
     identity = (str(file), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if identity not in _verified:
@@ -79,26 +79,26 @@ def hash_once(file: Path) -> str:
 
 
 def damaged_by_name(folder: Path) -> list[Path]:
-    """Files of a datastore, if there is one, whose bytes are not those that they are named by."""
+    """Files in a datastore's folder, if it exists, that don't match the hash in their name."""
     named = ((file, NAMED_BY_HASH.search(file.name)) for file in sorted(folder.glob("*")))
     return [file for file, name in named if name and hash_once(file) != name[1]]
 
 
 Read = Literal["all", "unnamed", "none"]
-"""Which files are read to compare them: those of a datastore, named by their hash, are verified by
-its own reader, too."""
+"""Which files are read to compare their hashes. `unnamed` excludes a datastore's files, which are
+named by their hash: the datastore's reader verifies them too."""
 
 
 def faults(
     folder: Path, listed: FileList, within: Path | None = None, read: Read = "all"
 ) -> list[Fault]:
-    """Where a folder differs from its list.
+    """The differences between a folder and its list.
 
     Args:
         folder: A stage's folder.
-        listed: What `list_files` gave.
-        within: Only this file, or what is below this folder.
-        read: Which files are read; of the others the size alone is compared.
+        listed: The output of `list_files`.
+        within: Check only this file, or only the files below this folder.
+        read: Which files are read; for the others only the size is compared.
     """
     found = []
     for name, (size, digest) in listed.items():

@@ -1,11 +1,11 @@
-"""Where each stage lives in a run folder, and how it is known to be complete.
+"""Where each stage's outputs are in a run folder, and how their completeness is recorded.
 
-A stage writes `inputs.json` before it starts and `meta.json` last, once all else is on disk; both
-appear atomically and hold a fingerprint of themselves. So `meta.json` means done, and `inputs.json`
-alone means that the same command resumes. `meta.json` lists the stage's files with their hashes.
-Each stage's fingerprint inputs hold the output fingerprints of the stages before it: a change
-anywhere is seen by all that follow. Nothing that took time is deleted: outputs of other settings,
-and damaged files, move to `RUN/archive/`, where settings that are put back find theirs.
+A stage writes `inputs.json` before it starts and `meta.json` last, once all other files are on
+disk; both are written atomically and contain a fingerprint of their content. So `meta.json` means
+done, and `inputs.json` alone means that the same command resumes. `meta.json` lists the stage's
+files with their hashes. Each stage's fingerprint inputs include the output fingerprints of earlier
+stages, so all later stages detect a change. Nothing that took time is deleted: outputs of other
+settings and damaged files move to `RUN/archive/`; outputs come back when their settings do.
 
 Rejected: file times (a copy changes them), and a database (a folder can be read with `ls`).
 """
@@ -36,12 +36,12 @@ from gradsieve.runs.lock import LOCK, locked, mark, refuse_links
 from gradsieve.runs.notebook import html_table
 
 SCHEMA = 2
-"""Of `meta.json`; 1 was written before the pool was a stage. A run without lists of files, from
-earlier versions, is used unverified."""
+"""Schema version of `meta.json`; 1 dates from before the pool was a stage. A run without file
+lists, written by earlier versions, is used unverified."""
 
 
 class StageEntry(NamedTuple):
-    """A stage as the command line, the run folder and the pipeline list it."""
+    """A stage's entry for the command line, the run folder and the pipeline."""
 
     name: str
     folder: str
@@ -59,30 +59,30 @@ STAGES = (
     StageEntry("validate", "07-validate", "Measure whether scores predict what training does."),
     StageEntry("report", "08-report", "Write an HTML report of what was selected and why."),
 )
-"""All stages in order. Each is a class in `gradsieve.stages.NAME`; a new stage is that file and one
-entry here."""
+"""All stages in order. Each is a class in `gradsieve.stages.NAME`; a new stage needs that file and
+one entry here."""
 
 STAGE_NAMES = tuple(entry.name for entry in STAGES)
 _FOLDERS = {entry.name: entry.folder for entry in STAGES}
 
 ARCHIVE = "archive"
-"""Folder of a run that keeps the outputs of other settings."""
+"""Folder of a run that keeps outputs made with other settings."""
 
 SECONDS = ".seconds.json"
-"""What an unfinished stage has taken so far."""
+"""File with the seconds that an unfinished stage has taken so far."""
 
 SEAL = "# gradsieve wrote this: "
-"""Starts the first line of `recipe.yaml`; a hash of the lines below follows."""
+"""Start of the first line of `recipe.yaml`, followed by a hash of the lines below."""
 
 TURN = ".turn"
-"""Held by the process that starts or finishes a stage which several processes share."""
+"""Lock file held by the process that starts or finishes a stage shared by several processes."""
 
 
 def check_stage_names(names: Iterable[str | None], where: str) -> None:
-    """Refuse names that are no stage's; None is no name.
+    """Refuse names that are not stages; None is ignored.
 
     Raises:
-        UsageError: For the first; `where` it was given.
+        UsageError: For the first unknown name; `where` is the option that gave it.
     """
     for name in names:
         if name is not None and name not in STAGE_NAMES:
@@ -95,12 +95,12 @@ class State:
     """The state of a stage before it runs.
 
     Attributes:
-        kind: `done`; `new`; `resume` in its folder where it stopped; `extend` what was made for
-            fewer examples, targets, methods or seeds; `redo`, in a new folder; `archived`: taken
-            back from the archive; `wait`: another stage comes first, and only then is it known what
-            can be kept.
-        why: What has changed, or what comes first.
-        faults: Files that are not as the finished stage wrote them.
+        kind: `done`; `new`; `resume`: continues in its folder where it stopped; `extend`: adds to
+            outputs for fewer examples, targets, methods or seeds; `redo`: starts again in a new
+            folder; `archived`: restored from the archive; `wait`: an earlier stage runs first, and
+            determines what can be kept.
+        why: What has changed, or which stage runs first.
+        faults: Files that differ from what the finished stage wrote.
     """
 
     kind: Literal["done", "new", "resume", "extend", "redo", "archived", "wait"]
@@ -118,7 +118,7 @@ class RunFolder:
         return f"RunFolder({str(self.path)!r})"
 
     def _repr_html_(self) -> str:
-        """Stages and selections as tables, in a notebook; `compare` shows the results."""
+        """Stages and selections as tables for notebooks; `compare` shows the results."""
         metas = {name: meta for name in STAGE_NAMES if (meta := self.metadata(name)) is not None}
         stages = [["stage", "seconds"], *([name, meta["seconds"]] for name, meta in metas.items())]
         rows = [["target", "method", "rows", "tokens"]]
@@ -128,10 +128,10 @@ class RunFolder:
 
     @property
     def recipe(self) -> Path:
-        """The resolved recipe of the last command that succeeded or made something.
+        """The resolved recipe of the last command that succeeded or wrote outputs.
 
-        It is written when a stage starts, and again at the end, also where everything was up to
-        date. A stage that fails before it has made anything restores the one before.
+        It is written when a stage starts and again at the end of a run, even if everything was up
+        to date. A stage that fails before it writes any output restores the previous recipe.
         """
         return self.path / "recipe.yaml"
 
@@ -140,12 +140,12 @@ class RunFolder:
         write_text(self.recipe, f"{SEAL}{fingerprint(text)}\n{text}")
 
     def checked_recipe(self) -> Path:
-        """The resolved recipe, once it is known to be what was written.
+        """The path of the resolved recipe, after checking that it is what was written.
 
         Raises:
             RunError: If it is damaged, or was edited.
         """
-        with suppress(OSError, ValueError):  # whoever parses it names these
+        with suppress(OSError, ValueError):  # the parser reports these
             first, _, text = self.recipe.read_text(encoding="utf-8").partition("\n")
             is_ours = first.startswith(SEAL) or any(self.stage(s).is_dir() for s in STAGE_NAMES)
             if is_ours and first != f"{SEAL}{fingerprint(text)}":
@@ -163,7 +163,7 @@ class RunFolder:
         return self.path / _FOLDERS[name]
 
     def metadata(self, name: str) -> dict[str, Any] | None:
-        """What a finished stage recorded; None if it is not finished.
+        """The metadata of a finished stage; None if it is not finished.
 
         Raises:
             RunError: If it can't be read.
@@ -172,11 +172,11 @@ class RunFolder:
         return None if found is None else {k: v for k, v in found.items() if k != "files"}
 
     def files(self, name: str) -> FileList | None:
-        """The files of a finished stage; None if it is not finished, or has no list of them."""
+        """The file list of a finished stage; None if it is not finished or has no list."""
         return (_read(self.stage(name) / META) or {}).get("files")
 
     def faults(self, name: str, within: Path | None = None, read: Read = "all") -> list[Fault]:
-        """Where a finished stage's folder differs from its list, if it has one (`files.faults`)."""
+        """Where a finished stage's folder differs from its file list, if any (`files.faults`)."""
         listed = self.files(name)
         return [] if listed is None else faults(self.stage(name), listed, within, read)
 
@@ -184,7 +184,7 @@ class RunFolder:
         """Stages that have a folder, in order.
 
         Raises:
-            RunError: If there is none: this is no run.
+            RunError: If there are none: the folder is not a run.
         """
         there = [name for name in STAGE_NAMES if self.stage(name).is_dir()]
         if not there:
@@ -193,7 +193,7 @@ class RunFolder:
         return there
 
     def started_with(self, name: str) -> dict[str, Any] | None:
-        """The fingerprint inputs with which a stage last started; None if it never did.
+        """The fingerprint inputs with which a stage last started; None if it never started.
 
         Raises:
             RunError: If they can't be read.
@@ -226,29 +226,29 @@ class RunFolder:
         listed = list_files(folder)
         sync_tree(folder)
         known = {"schema": SCHEMA, "stage": name, **metadata, "files": listed}
-        (folder / SECONDS).unlink(missing_ok=True)  # before `meta.json`: none stays after a kill
+        (folder / SECONDS).unlink(missing_ok=True)  # before `meta.json`: a kill leaves none
         write_sealed(folder / META, known)
         sync(folder)
         sync(self.path)
 
     def seconds(self, name: str) -> float:
-        """What a stage has taken so far, finished or stopped."""
+        """Seconds that a stage has taken so far, finished or interrupted."""
         with suppress(RunError, ValueError):
             found = self.metadata(name) or _read(self.stage(name) / SECONDS) or {}
             return float(found.get("seconds", 0.0))
         return 0.0
 
     def keep_seconds(self, name: str, seconds: float) -> None:
-        """Record what an unfinished stage has taken so far; not synced: little depends on it."""
+        """Record the seconds of an unfinished stage; not synced, since little depends on them."""
         file = self.stage(name) / SECONDS
         with suppress(OSError):
             file.write_text(json.dumps({"seconds": round(seconds, 3)}), encoding="utf-8")
 
     def repair(self, name: str) -> str | None:
-        """Put right what records a stage's state, so that the stage can resume.
+        """Repair the files that record a stage's state, so that the stage can resume.
 
         Returns:
-            What was wrong, if something was.
+            What was wrong; None if nothing was.
         """
         folder = self.stage(name)
         try:
@@ -259,14 +259,14 @@ class RunFolder:
         try:
             self.started_with(name)
         except _Damaged as error:
-            if found is None:  # nothing tells what was made
+            if found is None:  # no record of its outputs is left
                 self._to_archive(folder, f"{folder.name}-damaged")
                 return f"{error.where} is damaged: the stage starts again"
         self.restore_inputs(name)
         return None
 
     def restore_inputs(self, name: str) -> None:
-        """Write a finished stage's `inputs.json` again from `meta.json` if they differ."""
+        """Rewrite a finished stage's `inputs.json` from `meta.json` if they differ."""
         inputs = (self.metadata(name) or {}).get("inputs")
         if inputs is None:
             return
@@ -276,7 +276,7 @@ class RunFolder:
         write_sealed(self.stage(name) / INPUTS, inputs)
 
     def archive(self, name: str) -> Path | None:
-        """Move a stage's folder to the archive; returns where it went, None if there was none."""
+        """Move a stage's folder to the archive; returns its new path, None if it didn't exist."""
         folder = self.stage(name)
         if not folder.exists():
             return None
@@ -286,9 +286,9 @@ class RunFolder:
         return f"{_FOLDERS[name]}-{fingerprint(inputs)[:8]}"
 
     def take_back(self, name: str, inputs: Mapping[str, Any]) -> bool:
-        """Take a stage's folder that was made with these inputs from the archive, if there is one.
+        """Restore a stage's folder made with these inputs from the archive, if it has one.
 
-        What is in its place is archived.
+        The stage's current folder is archived.
         """
         kept = self._kept(name, inputs)
         if kept is None:
@@ -298,14 +298,14 @@ class RunFolder:
         return True
 
     def can_take_back(self, name: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether the archive has a stage's finished outputs that were made with these inputs."""
+        """Whether the archive has a stage's finished outputs for these inputs."""
         kept = self._kept(name, inputs)
         with suppress(RunError):
             return kept is not None and _read(kept / META) is not None
         return False
 
     def _kept(self, name: str, inputs: Mapping[str, Any]) -> Path | None:
-        """A stage's folder in the archive that was made with these inputs."""
+        """A stage's folder in the archive that was made with these inputs, if any."""
         for kept in sorted((self.path / ARCHIVE).glob(self._archived(name, inputs) + "*")):
             with suppress(RunError):
                 if fingerprint(_read(kept / INPUTS)) == fingerprint(inputs):
@@ -313,7 +313,7 @@ class RunFolder:
         return None
 
     def archive_part(self, part: Path) -> Path:
-        """Move a part of a stage's folder to the same place in the archive."""
+        """Move part of a stage's folder to the same relative path in the archive."""
         return self._to_archive(part, str(part.relative_to(self.path)))
 
     def _to_archive(self, folder: Path, name: str) -> Path:
@@ -325,12 +325,12 @@ class RunFolder:
         return kept
 
     def snapshot(self, name: str) -> dict[Path, bytes]:
-        """The bytes of the files that record a stage's progress, and of the recipe."""
+        """The contents of the recipe and of the files that record a stage's progress."""
         files = [self.stage(name) / INPUTS, self.stage(name) / META, self.recipe]
         return {file: file.read_bytes() for file in files if file.is_file()}
 
     def clear(self, name: str) -> None:
-        """Delete what a stage has made since `begin`."""
+        """Delete everything that a stage has written since `begin`."""
         for item in self.stage(name).iterdir():
             if item.is_dir():
                 shutil.rmtree(item)
@@ -338,22 +338,22 @@ class RunFolder:
                 item.unlink()
 
     def restore(self, name: str, snapshot: Mapping[Path, bytes], archived: Path | None) -> None:
-        """Undo `begin` of a stage that has made nothing since, and `archive` before it."""
+        """Undo `archive` and `begin` for a stage that has written nothing since."""
         folder = self.stage(name)
         for file in (folder / INPUTS, folder / SECONDS):
             file.unlink(missing_ok=True)
-        with suppress(OSError):  # files that it had before
+        with suppress(OSError):  # not empty: it has earlier files
             folder.rmdir()
         if archived is not None:
             archived.rename(folder)
-            with suppress(OSError):  # other stages' folders
+            with suppress(OSError):  # not empty: it has other stages' folders
                 archived.parent.rmdir()
         for file, content in snapshot.items():
             with atomic(file) as temporary:
                 temporary.write_bytes(content)
 
     def claim(self) -> None:
-        """Create the folder, or see that it is a run or empty, and mark it as a run.
+        """Create the folder, or check that it is a run or empty, and mark it as a run.
 
         Raises:
             RunError: If it holds something else, or can't be written.
@@ -371,7 +371,7 @@ class RunFolder:
             ) from None
 
     def check_is_run(self) -> None:
-        """See that the folder, if there is one, is a run or empty; and that libraries can write it.
+        """Check that the folder, if any, is a run or empty, and that libraries can write to it.
 
         Raises:
             RunError: If it holds something else, or its path is not UTF-8.
@@ -394,33 +394,33 @@ class RunFolder:
 
     @contextmanager
     def locked(self, shared: bool = False) -> Iterator[None]:
-        """Hold the folder for one process, or for several that share a stage.
+        """Lock the folder for one process, or for several processes that share a stage.
 
         Raises:
-            RunError: If another process holds it, or as `claim`.
+            RunError: If another process holds the lock, or as in `claim`.
         """
         self.claim()
         with locked(self.path, shared):
-            if not shared:  # with others here they may be theirs
+            if not shared:  # if shared, other processes may be using them
                 self.clear_temporary(self.path)
             yield
 
     def clear_temporary(self, folder: Path) -> None:
-        """Remove half files of processes that were killed: ours, or those of other libraries."""
+        """Remove partial files left by killed processes: ours, or those of other libraries."""
         for left in (*folder.rglob(".*.tmp"), *folder.rglob(".tmp*")):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
     def turn(self) -> AbstractContextManager[None]:
-        """Wait until no other process that shares the folder has its turn."""
+        """A lock for one of the processes that share the folder; waits until it is free."""
         return locked(self.path, name=TURN, wait=True)
 
 
 class _Damaged(RunError):
-    """A file that records a stage's state is not what was written."""
+    """A file that records a stage's state differs from what was written."""
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A sealed file; None if it is not there."""
+    """Read a sealed file; None if it does not exist."""
     try:
         value = read_sealed(path)
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """Which stages of a run belong together, and which are out of date.
 
-In: the metadata that finished stages left. A stage's inputs hold fingerprints of the outputs that
-it read, so a later change of any of them shows. Neither models nor data are read.
+In: the metadata of finished stages. A stage's inputs contain fingerprints of the outputs that it
+read, so later changes to these outputs are detected. Neither models nor data are read.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ MADE_BY = {
     "selections": ("select", "selections"),
     "models": ("train", "models"),
 }
-"""Keys under which a stage's inputs hold fingerprints of an earlier stage's outputs: which stage,
-and where its metadata has them."""
+"""Keys under which a stage's inputs hold fingerprints of an earlier stage's outputs, each with that
+stage's name and the key of its metadata that has the current fingerprints."""
 
 
 def outdated(run: RunFolder) -> dict[str, str]:
-    """The finished stages whose inputs have changed since, and what changed, in order.
+    """The finished stages whose inputs have changed since they ran, and what changed, in order.
 
-    A warm-up serves a pool that has changed since (`--from features`), and so do features: those of
-    removed rows are ignored, and scoring asks for those of new ones (`--from score`).
+    A warm-up stays valid when the pool changes (`--from features`), and so do features: those of
+    removed rows are ignored, and scoring asks for those of new rows (`--from score`).
     """
     found: dict[str, str] = {}
     for name in STAGE_NAMES:
@@ -45,12 +45,12 @@ def outdated(run: RunFolder) -> dict[str, str]:
 
 
 def upstream(run: RunFolder, name: str) -> set[str]:
-    """The stage, and all whose outputs it has read, directly or through another stage."""
+    """The stage and all stages whose outputs it has read, directly or through another stage."""
     return {name}.union(*(upstream(run, other) for other in _read_by(run, name)))
 
 
 def _read_by(run: RunFolder, name: str) -> dict[str, tuple[Any, Any]]:
-    """For each earlier stage that a finished one has read: fingerprints then, and now."""
+    """Output fingerprints, then and now, of each earlier stage that a finished stage has read."""
     inputs = (run.metadata(name) or {}).get("inputs", {})
     earlier = STAGE_NAMES[: STAGE_NAMES.index(name)]
     found = {}
@@ -63,7 +63,7 @@ def _read_by(run: RunFolder, name: str) -> dict[str, tuple[Any, Any]]:
 
 
 def _holds(stage: str, then: Any, now: Any) -> bool:
-    """Whether what was read is still there; all but the pool may have become more, or less."""
+    """Whether the outputs read are unchanged; entries may come or go, except in the pool."""
     if stage != "pool" and isinstance(then, Mapping) and isinstance(now, Mapping):
         return agree(then, now)
     return bool(then == now)

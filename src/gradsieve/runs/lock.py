@@ -1,8 +1,8 @@
-"""One process at a time in a run folder, and nothing outside of it is touched.
+"""Only one process at a time works in a run folder, and nothing outside the folder is touched.
 
-In: a folder that anybody may have prepared. Out: a lock that ends with the process that holds it.
-Symbolic links that lead out of the folder are refused, and the lock's file is never truncated.
-Where the file system has no `flock` (some network ones), a file that names the holder is the lock.
+In: a folder that anybody may have prepared. Out: a lock that is released when its process ends.
+Symbolic links that lead out of the folder are refused, and the lock file is never truncated. On
+file systems without `flock` (some network ones), a file that names the holder is the lock.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import psutil
 from gradsieve.errors import RunError
 
 LOCK = ".lock"
-"""Held while a process works in a run folder; its presence marks the folder as a run."""
+"""Lock file of the process that works in a run folder; its presence marks the folder as a run."""
 
 HOLDER = ".lock-holder"
-"""Where there is no `flock`: host and process that work in the folder."""
+"""Without `flock`: file with the host and process that work in the folder."""
 
 BUSY = (errno.EAGAIN, errno.EACCES)
 
@@ -41,16 +41,16 @@ def _opened(file: Path) -> int:
 def locked(
     folder: Path, shared: bool = False, *, name: str = LOCK, wait: bool = False
 ) -> Iterator[None]:
-    """Hold a run folder.
+    """Lock a run folder.
 
     Args:
         folder: The run folder.
-        shared: Together with others who share it; where there is no `flock` nothing is held.
-        name: Of the lock.
-        wait: Until others have let go.
+        shared: Share the lock with other processes; without `flock` nothing is locked.
+        name: Name of the lock file.
+        wait: Wait until other processes have released the lock.
 
     Raises:
-        RunError: If another process holds it.
+        RunError: If another process holds the lock.
     """
     file = _opened(folder / name)
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
@@ -60,7 +60,7 @@ def locked(
         except OSError as error:
             if error.errno in BUSY:
                 todo = "Wait for it or stop it; or give another --out."
-                if os.fstat(file).st_nlink > 1:  # `cp -al`: it may be in the other folder
+                if os.fstat(file).st_nlink > 1:  # `cp -al`: the process may be in the other folder
                     todo += f" If this is a copy by hard links, delete its {folder / name}."
                 raise _busy(folder, todo) from None
             with nullcontext() if shared or wait else _held_by_name(folder):
@@ -89,7 +89,7 @@ def _held_by_name(folder: Path) -> Iterator[None]:
 
 
 def _remove_stale(file: Path) -> None:
-    """Remove the mark of a process of this host that has ended."""
+    """Remove the holder's file if its process was on this host and has ended."""
     with suppress(OSError, ValueError):
         host, number = file.read_text().split()
         if host == socket.gethostname() and not psutil.pid_exists(int(number)):
@@ -102,10 +102,10 @@ def _busy(folder: Path, todo: str) -> RunError:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a folder with symbolic links that lead out of it: writing would change others' files.
+    """Refuse a folder with symbolic links that lead out of it: writing would change other files.
 
     Raises:
-        RunError: Naming the link.
+        RunError: If there is one; names the link.
     """
     home = folder.resolve()
     for below, folders, files in os.walk(folder):

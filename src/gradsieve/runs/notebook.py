@@ -1,6 +1,6 @@
-"""Tables for notebooks: text of the data is escaped, so that none of it becomes HTML.
+"""Tables for notebooks: text from the data is escaped, so that none of it becomes HTML.
 
-Without rich, which `gradsieve --help` must not import.
+Rich is not used, since `gradsieve --help` must not import it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from html import escape
 
 SHOWN = 200
-"""Characters shown of a cell."""
+"""Maximum number of characters shown per cell."""
 
 
 def html_table(title: str, rows: Sequence[Sequence[object]]) -> str:
-    """A table with a caption; the first row is its head."""
+    """An HTML table with a caption; the first row is its header."""
     head, *body = ([_cell(cell) for cell in row] for row in rows)
     lines = ["<tr><th>" + "</th><th>".join(head) + "</th></tr>"]
     lines += ["<tr><td>" + "</td><td>".join(row) + "</td></tr>" for row in body]
@@ -22,5 +22,5 @@ def html_table(title: str, rows: Sequence[Sequence[object]]) -> str:
 
 def _cell(value: object) -> str:
     text = " ".join(str(value)[: 2 * SHOWN].split())
-    text = "".join(c if c.isprintable() else "\ufffd" for c in text)  # marks of direction too
+    text = "".join(c if c.isprintable() else "\ufffd" for c in text)  # direction marks too
     return escape(text if len(text) <= SHOWN else text[:SHOWN] + "…")

@@ -1,10 +1,10 @@
 """A table of scores, `03-score/TARGET/METHOD.parquet`, and the names of its columns.
 
-The first four are fixed, the others are subtasks by their names, `standardized:SUBTASK` where
-subtasks are compared by standardized scores, `best_example:SUBTASK` (an id) where a subtask's score
-is that of its best target example, and `example:NUMBER:SUBTASK/ID` where target examples take
-turns. A subtask that is called like one of the four, or like a marked name, has a mark before its
-name; no two share a column.
+The first four columns are fixed. The others are named after subtasks: `SUBTASK` for its scores,
+`standardized:SUBTASK` if subtasks are compared by standardized scores, `best_example:SUBTASK` (an
+id) if a subtask's score is that of its best target example, and `example:NUMBER:SUBTASK/ID` if
+target examples take turns. A subtask named like a fixed column, or with one of these prefixes, gets
+the prefix `subtask:`, so that no two share a column.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ MARKED = (MARK, STANDARDIZED, BEST_EXAMPLE, EXAMPLE)
 
 
 def column_of(subtask: str) -> str:
-    """The column of a subtask."""
+    """The column name of a subtask."""
     taken = subtask in FIXED or subtask.startswith(MARKED)
     return MARK + subtask if taken else subtask
 
 
 def subtask_of(column: str) -> str:
-    """The subtask of a column."""
+    """The subtask that a column is named after."""
     return column.removeprefix(MARK)
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """A target's scores by a method, a line per scored example, in order of (source, id).
+    """A target's scores by a method, one line per scored example, in order of (source, id).
 
     Attributes:
         keys: Columns `source` and `id` [n].
         total: Scores, float32 [n].
-        best: Each example's best subtask, an index into `subtasks`; -1: none. int32 [n].
-        subtasks: Names of the columns [S].
+        best: Each example's best subtask, an index into `subtasks`; -1 if none. int32 [n].
+        subtasks: Names of the subtasks [S].
         by_subtask: Scores, float32 [n, S].
-        standardized: The same with mean 0 and deviation 1, if they decide the best subtask.
-        best_examples: Ids of the target examples that gave these scores, a column for each subtask,
-            if each was given by one.
+        standardized: The same with mean 0 and standard deviation 1, if they decide `best`.
+        best_examples: Ids of the target examples behind these scores, one column per subtask, if
+            each score comes from a single example.
     """
 
     keys: pa.Table
@@ -78,11 +78,11 @@ class ScoreTable:
 
     @property
     def within(self) -> NDArray[np.float32]:
-        """The scores by which rows are compared within a subtask, as `Scores.within`."""
+        """The scores by which rows are compared within a subtask, as in `Scores.within`."""
         return self.by_subtask if self.best_examples is None else self.compared
 
     def best_example(self, line: int, column: int) -> str | None:
-        """Id of the target example that gave a line its score for a subtask."""
+        """Id of the target example that a line's score for a subtask comes from, if any."""
         if self.best_examples is None:
             return None
         id: str = self.best_examples[column][int(line)].as_py()
@@ -95,7 +95,7 @@ class ScoreTable:
 
     @cached_property
     def ranks(self) -> NDArray[np.int64]:
-        """Each line's place in that order, from 1."""
+        """Each line's rank in `order`, from 1."""
         ranks = np.empty(len(self), dtype=np.int64)
         ranks[self.order] = np.arange(1, len(ranks) + 1)
         return ranks
@@ -116,14 +116,14 @@ class ScoreTable:
         return line if line < len(self) and self.key(line) == wanted else None
 
     def numbers(self, pool: Pool) -> NDArray[np.int64]:
-        """The number in the pool of each line [n]; -1 where the pool lacks the example."""
+        """Each line's row number in the pool [n]; -1 where the pool lacks the example."""
         usable = pool.usable
-        if pool.take(usable, self.keys.column_names).equals(self.keys):  # as nearly always
+        if pool.take(usable, self.keys.column_names).equals(self.keys):  # the usual case
             return usable
         return pool.locate(self.keys)
 
     def numbers_in(self, pool: Pool) -> NDArray[np.int64]:
-        """The number in the pool of each line [n].
+        """Each line's row number in the pool [n].
 
         Raises:
             RunError: If the pool lacks an example: it has changed since the scores were made.
@@ -165,13 +165,13 @@ def read_scores(file: Path) -> ScoreTable:
 
 def _matrix(opened: pq.ParquetFile, columns: list[str]) -> NDArray[np.float32]:
     values = np.empty((opened.metadata.num_rows, len(columns)), dtype=np.float32)
-    for index, name in enumerate(columns):  # one at a time: there may be 57
+    for index, name in enumerate(columns):  # one at a time: MMLU has 57 subtasks
         values[:, index] = opened.read([name])[name].to_numpy()
     return values
 
 
 def read_example_scores(file: Path) -> ExampleScores | None:
-    """Scores for each target example; None if the table has none."""
+    """Read the scores for each target example; None if the table has none."""
     with pq.ParquetFile(file) as opened:
         fields = [field for field in opened.schema_arrow if field.name.startswith(EXAMPLE)]
         values = _matrix(opened, [field.name for field in fields])
@@ -181,7 +181,7 @@ def read_example_scores(file: Path) -> ExampleScores | None:
 
 
 def write_scores(file: Path, table: ScoreTable, examples: ExampleScores | None = None) -> None:
-    """Write a table; `examples` are scores for each target example."""
+    """Write a table; `examples` holds the scores for each target example."""
     names = pa.array([*table.subtasks, ""], pa.string())
     columns = {
         "source": table.keys["source"],

@@ -1,7 +1,7 @@
-"""Settings of finished stages that are not the recipe's.
+"""Settings of finished stages that differ from the recipe's.
 
-In: the metadata that a stage left, and a recipe. Neither models nor data are read, except for
-checkpoints that the recipe names by other paths than before.
+In: a stage's metadata, and a recipe. Out: the differences. Neither models nor data are read, except
+for checkpoints whose paths in the recipe have changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def changed_settings(run: RunFolder, recipe: Recipe, name: str) -> list[str]:
     """Settings of a finished stage that change results and differ from the recipe's.
 
     Returns:
-        Lines such as `select.count: 9 -> 10`; none if the stage is not finished.
+        Lines such as `select.count: 9 -> 10`; empty if the stage is not finished.
     """
     metadata = run.metadata(name)
     if metadata is None:
@@ -31,11 +31,11 @@ def changed_settings(run: RunFolder, recipe: Recipe, name: str) -> list[str]:
         for key in made
         if (section := getattr(recipe, key)) is not None
     }
-    if name == "warmup":  # whose checkpoints are trained, or named by the recipe
+    if name == "warmup":  # its checkpoints are trained, or named by the recipe
         used = metadata["checkpoints"] if inputs.get("checkpoints") else None
         named = [str(Path(folder).resolve()) for folder in recipe.warmup.checkpoints or ()]
         if used and named != used and [*map(_print, named)] == metadata.get("fingerprints"):
-            named = used  # the same at another path
+            named = used  # the same checkpoints at another path
         made["warmup"] = {**made.get("warmup", {}), "checkpoints": used}
         now["warmup"] = {**recipe.warmup.results(), "checkpoints": named or None}
     return differences(

@@ -1,6 +1,6 @@
 """Checks a run's files against what was written (`gradsieve verify`).
 
-In: a run folder. Out: what is damaged, missing or foreign, stage by stage, as fast as the files can
+In: a run folder. Out: damaged, missing and foreign files, stage by stage, as fast as the files can
 be read. Neither models nor sources are read, and nothing is changed.
 """
 
@@ -19,21 +19,21 @@ from gradsieve.store import open_store
 
 @dataclass
 class Verification:
-    """What is known of a run's files."""
+    """The result of verifying a run's files."""
 
     run: str
-    # `verified`, `unfinished`, or `not listed` (of an earlier version)
+    # `verified`, `unfinished`, or `not listed` (written by an earlier version)
     stages: dict[str, str] = field(default_factory=dict)
     problems: list[dict[str, str]] = field(default_factory=list)
     files: int = 0
     bytes: int = 0
 
     def add(self, stage: str, file: str, problem: str) -> None:
-        """Note a problem."""
+        """Record a problem."""
         self.problems.append({"stage": stage, "file": file, "problem": problem})
 
     def text(self) -> str:
-        """For people: a line per problem, and one on what was read."""
+        """A readable summary: one line per problem, and one about what was read."""
         lines = [f"{one['stage']}: {one['file']}: {one['problem']}" for one in self.problems]
         lines += [f"{name}: {state}" for name, state in self.stages.items() if state != "verified"]
         count = f"{len(self.problems)} problems" if self.problems else "no problems"
@@ -43,10 +43,10 @@ class Verification:
 
 
 def verify(run: RunFolder, report: Callable[[float], None] = lambda stages: None) -> Verification:
-    """Read a run's files and compare them with `meta.json`; `report` gets the stages done so far.
+    """Read a run's files and compare them with `meta.json`; `report` gets the count of stages done.
 
     Raises:
-        RunError: If the folder is no run.
+        RunError: If the folder is not a run.
     """
     found = Verification(str(run.path))
     there = run.stages_there()
@@ -61,7 +61,7 @@ def verify(run: RunFolder, report: Callable[[float], None] = lambda stages: None
         except GradsieveError as error:
             found.add(name, error.where, error.what)
         report(done)
-    with suppress(RunError):  # what can't be read is among the problems
+    with suppress(RunError):  # unreadable files are among the problems
         for reason in dict.fromkeys(outdated(run).values()):
             name, _, rest = reason.partition(" ")
             if rest == "is not finished":  # though a later stage has read it
@@ -82,7 +82,7 @@ def _stage(run: RunFolder, name: str, found: Verification) -> None:
         return
     found.stages[name] = "unfinished" if metadata is None else "not listed"
     run.started_with(name)
-    if name == "features":  # whose shards can be verified all the same
+    if name == "features":  # its shards can be verified without a list
         for settings in sorted(run.stage(name).glob("*/*/settings.json")):
             for problem in open_store(settings.parent).verify():
                 file, _, what = problem.partition(": ")

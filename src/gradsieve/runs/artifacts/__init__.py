@@ -1,8 +1,8 @@
-"""What each stage leaves in its folder: the only place that knows a path below a stage's folder.
+"""The outputs in each stage's folder: the only code that knows a path below a stage's folder.
 
 In: a run folder. Out: one typed artifact per stage, with `paths`, `missing`, and methods that read
-and write. Stages, analysis and report open each other's results through these types alone, which
-verify what a finished stage left before it is used.
+and write. Stages, analysis and report open each other's results only through these types, which
+verify a finished stage's files before they are used.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 
 
 class Artifacts:
-    """What every stage of a run leaves."""
+    """The outputs of every stage of a run."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -54,6 +54,6 @@ class Artifacts:
         self.report = ReportArtifact(run)
 
     def of(self, stage: str) -> StageArtifact:
-        """What a stage leaves, by the stage's name."""
+        """The artifact of a stage, by the stage's name."""
         artifacts = (part for part in vars(self).values() if isinstance(part, StageArtifact))
         return next(artifact for artifact in artifacts if artifact.stage == stage)

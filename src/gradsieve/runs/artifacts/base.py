@@ -1,4 +1,4 @@
-"""What every stage's artifact has: where it is, what is missing, and files that are verified."""
+"""The base class of stage artifacts: folder, metadata, missing and damaged files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LOSSES, TENSORBOARD, TRAINING = "loss.jsonl", "tensorboard", "training.json"
 
 
 def is_display(file: Path) -> bool:
-    """Whether a training's file is a loss curve, which nothing is made from."""
+    """Whether a training's file is a loss curve, on which no other output depends."""
     return file.name == LOSSES or TENSORBOARD in file.parts
 
 
 class Below:
-    """A file or folder in the folder of its owner."""
+    """A descriptor for a file or folder in its owner's folder."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -36,7 +36,7 @@ class StageArtifact:
     """A stage's folder in a run."""
 
     stage: ClassVar[str]
-    trains: ClassVar[bool] = False  # so that some of its files are loss curves
+    trains: ClassVar[bool] = False  # whether some of its files are loss curves
 
     run: RunFolder
 
@@ -46,7 +46,7 @@ class StageArtifact:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Of the finished stage.
+        """The metadata of the finished stage.
 
         Raises:
             RunError: If it is not finished.
@@ -54,38 +54,38 @@ class StageArtifact:
         return self.run.require(self.stage)
 
     def paths(self) -> list[Path]:
-        """The files and folders that a finished stage has left."""
+        """The files and folders that a finished stage has written."""
         raise NotImplementedError
 
     def missing(self) -> list[str]:
-        """Those of `paths` that are not there any more."""
+        """The `paths` that no longer exist."""
         return [str(path) for path in self.paths() if not path.exists()]
 
     def faults(self, read: Read = "all") -> list[Fault]:
-        """Where the finished stage's folder is not what was written."""
-        if self.run.files(self.stage) is None:  # of an earlier version
+        """The finished stage's files that differ from what was written."""
+        if self.run.files(self.stage) is None:  # written by an earlier version
             return [Fault(Path(path), "missing") for path in self.missing()]
         return self.run.faults(self.stage, read=read)
 
     def made_with(self, file: Path) -> list[Path]:
-        """What is made again if a file is damaged: by default that file alone."""
+        """What has to be made again if a file is damaged: by default only that file."""
         return [file]
 
     def is_dispensable(self, file: Path) -> bool:
-        """Whether nothing but a display is lost with a file that takes long to make again."""
+        """Whether a file is only for display, but takes long to make again."""
         return self.trains and is_display(file)
 
     def matters(self, fault: Fault) -> bool:
-        """Whether a fault changes results. Foreign files do where files are found by patterns."""
+        """Whether a fault changes results. Foreign files of types that are found by pattern do."""
         if fault.what == "foreign":
             return fault.file.suffix in FOUND_BY_PATTERN
         return not self.is_dispensable(fault.file)
 
     def verified(self, path: Path) -> Path:
-        """A file or folder, once it is known to be what the finished stage wrote.
+        """A file or folder, after checking that it is what the finished stage wrote.
 
         Raises:
-            RunError: If it is not; it says what makes it again.
+            RunError: If it is not; the message says how to make it again.
         """
         if faults := [*filter(self.matters, self.run.faults(self.stage, path, "unnamed"))]:
             raise damaged_error(faults, self.stage)
@@ -93,7 +93,7 @@ class StageArtifact:
 
 
 def damaged_error(faults: Sequence[Fault], stage: str) -> RunError:
-    """What a finished stage left is not what it wrote."""
+    """The error for files of a finished stage that differ from what it wrote."""
     first, more = faults[0], f"; and {len(faults) - 1} more" if faults[1:] else ""
     return RunError(
         "A file in the run was not written by gradsieve."

@@ -1,4 +1,4 @@
-"""What the stages after the selection leave: trained models, results, the report."""
+"""Outputs of the stages after selection: trained models, results, the report."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class TrainedModel:
 
     @property
     def partial(self) -> Path:
-        """Where it is trained, before its folder appears."""
+        """The folder used during training; it is renamed to `folder` at the end."""
         return self.folder.with_name(f"{self.folder.name}.tmp")
 
     def exists(self) -> bool:
-        """Whether it is there, with the files that were saved; of earlier versions, the weights."""
+        """Whether all saved files exist undamaged; earlier versions recorded no file list."""
         try:
             training = read_sealed(self.folder / TRAINING) or {}
             files = training.get("files", {}).items()
@@ -48,15 +48,15 @@ class TrainedModel:
 
     @property
     def fingerprint(self) -> str:
-        """Of the weights."""
+        """A fingerprint of the weights."""
         return folder_fingerprint(self.folder, ("*.safetensors",))
 
     def training(self) -> dict[str, Any]:
-        """Seconds, rows and the fingerprint of the selection that it was trained on."""
+        """The training's seconds, rows and the fingerprint of its selection."""
         return _json(self.folder / TRAINING)
 
     def publish(self, training: Mapping[str, Any]) -> None:
-        """Make what is in `partial` the model."""
+        """Publish the content of `partial` as the model."""
         files = {
             file.relative_to(self.partial).as_posix(): file_hash(file)
             for file in self.partial.rglob("*")
@@ -66,7 +66,7 @@ class TrainedModel:
         publish(self.partial, self.folder)
 
     def copy_from(self, other: TrainedModel) -> None:
-        """Take the weights of a model that was trained on the same rows with the same seed."""
+        """Copy a model that was trained on the same rows with the same seed."""
         shutil.rmtree(self.partial, ignore_errors=True)
         shutil.copytree(other.folder, self.partial)
         publish(self.partial, self.folder)
@@ -83,7 +83,7 @@ class ModelsArtifact(StageArtifact):
         return TrainedModel(self.verified(self.folder / name))
 
     def trained_on(self, selection: str, seed: int) -> TrainedModel | None:
-        """A model that was trained on these rows with this seed, for whatever name."""
+        """A model trained on these rows with this seed, under any name; None if there is none."""
         for folder in sorted(self.folder.glob(f"*/*/seed-{seed}")):
             with suppress(OSError, ValueError):
                 training = read_sealed(folder / TRAINING) or {}
@@ -94,14 +94,14 @@ class ModelsArtifact(StageArtifact):
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of each model, by name."""
+        """The fingerprint of each model, by name."""
         return dict(self.metadata["models"])
 
     def paths(self) -> list[Path]:
         return [self.folder / name for name in self.metadata["models"]]
 
     def missing(self) -> list[str]:
-        """Models without weights."""
+        """Models that are missing or damaged."""
         return [str(path) for path in self.paths() if not TrainedModel(path).exists()]
 
     def made_with(self, file: Path) -> list[Path]:
@@ -110,7 +110,7 @@ class ModelsArtifact(StageArtifact):
 
 
 class _Summarized(StageArtifact):
-    """Results of a stage, summed up in one file; the stage's list has the other files."""
+    """Results of a stage, summarized in one file; the stage's list has the other files."""
 
     summary = Below("results.json")
 
@@ -122,17 +122,17 @@ class _Summarized(StageArtifact):
         write_json(self.summary, {"rows": rows})
 
     def paths(self) -> list[Path]:
-        """The summary, which all is made for."""
+        """The summary; the other files only serve to make it."""
         return [self.summary]
 
 
 class ResultsArtifact(_Summarized):
-    """Metrics of each model, question by question and, in a record per metric, on average."""
+    """Metrics of each model per question; the summary has one record per metric, averaged."""
 
     stage = "evaluate"
 
     def result_file(self, name: str) -> Path:
-        """Of one model on one target: TARGET/METHOD/seed-S."""
+        """Result of one model on one target: TARGET/METHOD/seed-S."""
         return self.folder / f"{name}.json"
 
     def samples_file(self, name: str) -> Path:
@@ -140,12 +140,12 @@ class ResultsArtifact(_Summarized):
         return self.folder / f"{name}.samples.jsonl"
 
     def samples(self, name: str) -> Iterator[dict[str, Any]]:
-        """Prompt, references, answer and metrics of each question; none, if none was answered."""
+        """Prompt, references, answer and metrics of each question; empty if none was answered."""
         file = self.verified(self.samples_file(name))
         return read_lines(file) if file.is_file() else iter(())
 
     def is_complete(self, name: str, of: str) -> bool:
-        """Whether the result is there, of this model and these questions, with its answers."""
+        """Whether the result for this model and these questions exists, with its answers."""
         if not is_whole(self.result_file(name)):
             return False
         found = self.result(name)
@@ -154,7 +154,7 @@ class ResultsArtifact(_Summarized):
         )
 
     def result(self, name: str) -> dict[str, Any]:
-        """A number per question and metric; empty if it is not there yet."""
+        """A value per question and metric; empty if the result does not exist yet."""
         file = self.verified(self.result_file(name))
         return _json(file) if file.is_file() else {}
 
@@ -167,14 +167,14 @@ class ResultsArtifact(_Summarized):
 
     @staticmethod
     def name(row: Mapping[str, Any]) -> str:
-        """Of the result that a row of the summary is an average of."""
+        """The name of the result that a row of the summary averages."""
         return f"{row['target']}/{row['method']}/seed-{row['seed']}"
 
 
 class ValidationArtifact(_Summarized):
     """Losses of models trained on parts of the pool; and a record for each target and method.
 
-    A part is named by a hash of its members: each is trained on once, whichever methods it serves.
+    A part is named by a hash of its members: each is trained on once, whichever methods use it.
     """
 
     stage = "validate"
@@ -185,20 +185,20 @@ class ValidationArtifact(_Summarized):
         return TrainedModel(self.folder / "models" / part / f"seed-{seed}")
 
     def loss_file(self, part: str, seed: int, target: str) -> Path:
-        """That model's losses on a target."""
+        """The file with that model's losses on a target."""
         return self.folder / "losses" / part / f"seed-{seed}" / f"{target}.json"
 
     def losses(self, part: str, seed: int, target: str) -> list[float]:
-        """A loss per example."""
+        """One loss per example."""
         return list(_json(self.loss_file(part, seed, target))["losses"])
 
     def has_losses(self, part: str, seed: int, target: str, of: str) -> bool:
-        """Whether they are there, of these examples."""
+        """Whether the losses on these examples exist."""
         file = self.loss_file(part, seed, target)
         return is_whole(file) and _json(file).get("of") == of
 
     def made_with(self, file: Path) -> list[Path]:
-        """A model is made again as a whole, which happens for losses that are missing alone."""
+        """A model is made again as a whole, with its losses: only missing losses cause that."""
         kind, *parts = file.relative_to(self.folder).parts
         if kind != "models":
             return [file]

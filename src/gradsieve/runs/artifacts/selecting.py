@@ -1,4 +1,4 @@
-"""What the stages up to the selection leave: pool, checkpoints, features, scores, selections."""
+"""Outputs of the stages up to selection: pool, checkpoints, features, scores, selections."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from gradsieve.store.targets import TargetGradients, read_target_gradients, targ
 
 
 class PoolArtifact(StageArtifact):
-    """The candidate pool, and the rows that can't be used: source, where, reason."""
+    """The candidate pool, and a list of the rows that can't be used: source, where, reason."""
 
     stage = "pool"
     skipped = Below("skipped.jsonl")
@@ -48,13 +48,13 @@ class PoolArtifact(StageArtifact):
         return file_fingerprint(file) if file.is_file() and file.stat().st_size else None
 
     def read(self) -> Pool:
-        """Map the finished pool."""
+        """Open the finished pool, memory-mapped."""
         self.run.require(self.stage)
         return Pool(self.verified(self.folder))
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of each source's rows, whatever their order and the path and format of their file."""
+        """A fingerprint of each source's rows, independent of row order, file path and format."""
         return dict(self.metadata["output"])
 
     def paths(self) -> list[Path]:
@@ -63,28 +63,28 @@ class PoolArtifact(StageArtifact):
         return [self.skipped, self.folder / "order.npy", *parts]
 
     def made_with(self, file: Path) -> list[Path]:
-        """The files of all sources together are made again if `state.json` is missing."""
+        """Includes `state.json`: without it, the files that all sources share are made again."""
         return [file, self.folder / "dataset" / "state.json"]
 
 
 class WarmupArtifact(StageArtifact):
-    """Checkpoints of the warm-up, its own or those that the recipe names."""
+    """Checkpoints of the warm-up: trained by it, or named by the recipe."""
 
     stage = "warmup"
     trains = True
 
     def own_checkpoint(self, number: int) -> Path:
-        """Where the warm-up's checkpoint of an epoch is, from 1."""
+        """The folder of the warm-up's own checkpoint after an epoch, counted from 1."""
         return self.folder / f"checkpoint-{number}"
 
     def is_trained(self, epochs: int) -> bool:
-        """Whether a training of so many epochs has ended: its losses are written last."""
+        """Whether a training of this many epochs is complete: its losses are written last."""
         last = self.own_checkpoint(epochs)
         return (self.folder / LOSSES).is_file() and last.is_dir()
 
     @property
     def checkpoints(self) -> list[Path]:
-        """In order; relative names are below the stage's folder, so that a run may be moved."""
+        """The folders in order; relative names are in the stage's folder, so a run can be moved."""
         folders = [self.folder / name for name in self.metadata["checkpoints"]]
         return [self.verified(f) if f.parent == self.folder else f for f in folders]
 
@@ -95,12 +95,12 @@ class WarmupArtifact(StageArtifact):
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """Learning rates that sum to 1: eta_i of the method [N]."""
+        """Learning rates normalized to sum to 1: eta_i of the method [N]."""
         rates = np.array(self.learning_rates, dtype=np.float64)
         return np.asarray(rates / rates.sum())
 
     def losses(self) -> list[dict[str, Any]]:
-        """One record per logged step; empty where nothing was trained here."""
+        """One record per logged step; empty if the run trained nothing or the file is damaged."""
         file = self.folder / LOSSES
         if not file.is_file() or self.run.faults(self.stage, file):
             return []
@@ -110,12 +110,12 @@ class WarmupArtifact(StageArtifact):
         return [self.folder / name for name in self.metadata["checkpoints"]]
 
     def faults(self, read: Read = "all") -> list[Fault]:
-        """As of any stage; and checkpoints that the recipe named and that have moved."""
+        """As for any stage, plus checkpoints named by the recipe that no longer exist."""
         moved = [path for path in self.paths() if path.parent != self.folder and not path.exists()]
         return super().faults(read) + [Fault(path, "missing") for path in moved]
 
     def made_with(self, file: Path) -> list[Path]:
-        """A training is made again as a whole."""
+        """The training is repeated as a whole."""
         return [self.folder]
 
 
@@ -126,18 +126,18 @@ class CheckpointFeatures:
     folder: Path
 
     def store_folder(self, kind: str) -> Path:
-        """Of the datastore `pool` (Adam's updates), `pool-sgd` (plain gradients) or `exact`."""
+        """Folder of the datastore `pool` (Adam's updates), `pool-sgd` (gradients) or `exact`."""
         return self.folder / kind
 
     def store(self, kind: str) -> Store:
         return open_store(self.store_folder(kind))
 
     def directions(self, share: tuple[int, int] | None) -> Path:
-        """Exact mode's directions, while the stage runs; of a process that takes a share."""
+        """Temporary folder of exact mode's directions; a process with a share has its own."""
         return self.folder / ("directions" if share is None else f"directions-{share[0]}")
 
     def target_file(self, kind: str, target: str) -> Path:
-        """Where a target's gradients for a datastore are."""
+        """The file with a target's gradients for a datastore."""
         return target_file(self.folder, kind, target)
 
     def target_gradients(self, kind: str, target: str) -> TargetGradients:
@@ -151,7 +151,7 @@ class FeaturesArtifact(StageArtifact):
     skipped_file = Below("skipped.parquet")
 
     def checkpoint(self, number: int) -> CheckpointFeatures:
-        """Features at a checkpoint, from 1."""
+        """Features at a checkpoint, counted from 1."""
         return CheckpointFeatures(self.folder / f"checkpoint-{number}")
 
     @property
@@ -163,7 +163,7 @@ class FeaturesArtifact(StageArtifact):
         return found
 
     def skipped(self) -> pa.Table:
-        """Source, id and `skip_reason` of the examples whose features are not finite, by key."""
+        """Source, id and `skip_reason` of examples whose features are not finite, in key order."""
         with reading(self.skipped_file):
             return pq.read_table(self.verified(self.skipped_file))
 
@@ -175,7 +175,7 @@ class FeaturesArtifact(StageArtifact):
     def kinds(self) -> list[str]:
         """The datastores that the stage was last asked for.
 
-        What is left of a method that the recipe no longer has may lack examples.
+        Datastores left over from methods that the recipe no longer has may lack examples.
         """
         return list(self.metadata["inputs"]["stores"])
 
@@ -204,7 +204,7 @@ class FeaturesArtifact(StageArtifact):
 
 
 class ScoresArtifact(StageArtifact):
-    """A table of scores per target and method; what each took, and what it keeps meanwhile."""
+    """A table of scores per target and method; facts about each method; temporary files."""
 
     stage = "score"
     work = Below("work")
@@ -212,7 +212,7 @@ class ScoresArtifact(StageArtifact):
     _facts = Below(FACTS)
 
     def skipped(self, pool: Pool, method: str) -> pa.Table:
-        """Source, id and `skip_reason` of the pool's examples that a method can't score, by key."""
+        """Source, id and `skip_reason` of examples that a method can't score, in key order."""
         reasons = pc.is_valid(pool.skip_reasons).to_numpy()
         numbers = pool.order[reasons[pool.order]]
         found = pool.take(numbers, ["source", "id", "skip_reason"])
@@ -222,12 +222,12 @@ class ScoresArtifact(StageArtifact):
         return found.sort_by([("source", "ascending"), ("id", "ascending")])
 
     def reads_gradients(self, method: str) -> bool:
-        """Whether a method's scores are of gradients; no method's code is run to know it."""
+        """Whether a method's scores use gradients, found without running the method's code."""
         facts = self.metadata["methods"][method]
-        return bool(facts.get("gradients", method in ("less", "dot", "sgd")))  # an older run
+        return bool(facts.get("gradients", method in ("less", "dot", "sgd")))  # older runs
 
     def table_file(self, target: str, method: str) -> Path:
-        """Where a target's scores by a method are."""
+        """The file with a target's scores by a method."""
         return self.folder / target / f"{method}.parquet"
 
     def table(self, target: str, method: str) -> ScoreTable:
@@ -236,23 +236,23 @@ class ScoresArtifact(StageArtifact):
             return read_scores(self.verified(file))
 
     def examples(self, target: str, method: str) -> ExampleScores | None:
-        """Read a method's scores for each target example, if they are kept."""
+        """Read a method's scores for each target example, if they were stored."""
         file = self.table_file(target, method)
         with reading(file):
             return read_example_scores(self.verified(file))
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """For each method `seconds`, `own` parts and `noise`, as the score stage found them."""
+        """`seconds`, `own` parts and `noise` of each method, as the score stage recorded them."""
         try:
             found = read_sealed(self._facts) or {}
-        except (OSError, ValueError):  # of a run that lost it: nothing else depends on it
+        except (OSError, ValueError):  # unreadable: nothing else depends on it
             return {}
-        return {  # in older runs seconds alone
+        return {  # older runs recorded only seconds
             name: of if isinstance(of, dict) else {"seconds": of} for name, of in found.items()
         }
 
     def add_facts(self, method: str, facts: Mapping[str, Any]) -> None:
-        """Record what is known of a method's scores."""
+        """Record facts about a method's scores."""
         write_sealed(self._facts, {**self.facts(), method: facts})
 
     def paths(self) -> list[Path]:
@@ -261,11 +261,11 @@ class ScoresArtifact(StageArtifact):
 
 
 def link_tables(old: Path, new: Path, targets: Iterable[str]) -> None:
-    """Give a stage's new folder the tables of some targets, as links to the old one's files."""
+    """Hard-link some targets' tables, and the facts, from a stage's old folder to its new one."""
     files = [old / ScoresArtifact.FACTS]
     for target in sorted(targets):
         for table in sorted((old / target).glob("*.parquet")):
-            if hash_of(table).is_file():  # by which damage is found
+            if hash_of(table).is_file():  # needed to detect damage
                 files += [hash_of(table), table]
     link_files(old, new, filter(Path.is_file, files))
 
@@ -275,9 +275,9 @@ class SelectionFiles:
     """One selection, `RUN/04-select/TARGET/METHOD` (docs/run-folder.md).
 
     Attributes:
-        selected: The rows as they came in, in rank order, plus rank, score, subtask and source.
-        messages: The same rows as chat messages, whatever format they came in.
-        answers: A prompt and its completion for each supervised answer of the same rows.
+        selected: The original rows in rank order, plus rank, score, subtask and source.
+        messages: The same rows as chat messages, whatever their original format.
+        answers: A prompt and its completion for each supervised answer in the same rows.
         dropped: Examples that have no score or were passed over, with the reason.
     """
 
@@ -290,7 +290,7 @@ class SelectionFiles:
 
     @property
     def fingerprint(self) -> str:
-        """Of the rows, which users take, and of the messages, which training reads."""
+        """A fingerprint of the rows, which users take, and the messages, which training reads."""
         return fingerprint([file_fingerprint(file) for file in (self.selected, self.messages)])
 
 
@@ -304,17 +304,17 @@ class SelectionsArtifact(StageArtifact):
         return SelectionFiles(self.verified(self.folder / target / method))
 
     def of(self, recipe: Recipe, target: str, method: str) -> SelectionFiles:
-        """The selection that serves a target: its own, or the one for all targets."""
+        """The selection for a target: its own, or the one for all targets together."""
         return self.selection(TOGETHER if recipe.select.together else target, method)
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of the selected rows, by TARGET/METHOD."""
+        """The fingerprint of each selection, by TARGET/METHOD."""
         return dict(self.metadata["selections"])
 
     @property
     def leaks(self) -> Path:
-        """Examples that share 13 words in a row with a test question."""
+        """The file of examples that share 13 consecutive words with a test question."""
         return self.verified(self.folder / "leaks.jsonl")
 
     def paths(self) -> list[Path]:
