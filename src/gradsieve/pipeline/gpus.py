@@ -1,8 +1,8 @@
-"""Seconds of a stage on a named GPU, from the GPU's data sheet.
+"""Predicts the seconds of a stage on a named GPU, from the GPU's data sheet.
 
-In: a stage's estimate, and a GPU's peak rates. Out: FLOPs over a share of the peak, plus bytes over
-the memory's rate where a model generates answers token by token. Peaks are dense bf16 with float32
-accumulation (half of what data sheets print "with sparsity").
+In: a stage's estimate, and a GPU's peak rates. Out: FLOPs divided by a share of the peak, plus
+bytes divided by memory bandwidth where a model generates answers token by token. Peaks are dense
+bf16 with float32 accumulation (half of what data sheets print "with sparsity").
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from gradsieve.errors import UsageError
 from gradsieve.stages.estimate import Estimate
 
 UTILIZATION = 0.35
-"""Share of the peak that passes reach, for models of a billion weights and more. Features reached
-0.39 to 0.41 at Llama-2-7B's shape without padding (benchmarks/features/gpu.md); a model of 135
-million weights, whose GPU waits for its CPU, 0.04."""
+"""Share of the peak that forward and backward passes reach, for models of a billion weights and
+more. Features reached 0.39 to 0.41 at Llama-2-7B's shape without padding
+(benchmarks/features/gpu.md); a model of 135 million weights, whose GPU waits for its CPU, 0.04."""
 
 DISK_BYTES_A_SECOND = 1e9
-"""An assumption: one NVMe disk."""
+"""Assumption: one NVMe disk."""
 
 STARTUP_SECONDS = 20.0
-"""Of a stage that loads a model, besides reading its weights: an assumption."""
+"""Startup time of a stage that loads a model, besides reading its weights: an assumption."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU."""
+    """One GPU and its peak rates."""
 
     name: str
     teraflops: float
@@ -36,12 +36,12 @@ class Gpu:
     source: str
 
     def seconds(self, estimate: Estimate, workers: int = 1) -> float:
-        """What a stage takes on it, or on several."""
+        """Predicted seconds of a stage on this GPU, or on several of them."""
         compute = estimate.flops / (self.teraflops * 1e12 * UTILIZATION)
         generating = estimate.generated_bytes / (self.gigabytes_a_second * 1e9)
         starting = STARTUP_SECONDS if estimate.loads else 0.0
         read = estimate.loads * estimate.weight_bytes
-        disk = (estimate.read_bytes + estimate.disk_bytes) / DISK_BYTES_A_SECOND  # shared
+        disk = (estimate.read_bytes + estimate.disk_bytes) / DISK_BYTES_A_SECOND  # not divided
         own = compute + generating + read / DISK_BYTES_A_SECOND
         return own * estimate.share(workers) + starting + disk
 
@@ -69,7 +69,7 @@ def find_gpu(name: str) -> Gpu:
     """A GPU by its name.
 
     Raises:
-        UsageError: If it is not in the table; it names the nearest.
+        UsageError: If it is not in the table; suggests the nearest name.
     """
     known = {key.lower(): key for key in GPUS}
     if name.lower() in known:

@@ -1,6 +1,6 @@
-"""Check every input, then predict what a run would take, before it is started.
+"""Checks every input, then predicts a run's time, memory and disk use before it is started.
 
-In: a recipe. Out: a `Plan`: the pool and targets counted, and for each stage its estimate, with
+In: a recipe. Out: a `Plan`: counts of the pool and targets, and an estimate for each stage, with
 seconds from a timed sample of this run (sample.py) or from a GPU's data sheet (gpus.py).
 """
 
@@ -45,23 +45,23 @@ from gradsieve.stages.estimate import (
 )
 
 NOWHERE = Path("/nonexistent")
-"""A plan without a run folder looks here for what is up to date."""
+"""The run folder of a plan without one, so that no stage is up to date."""
 
 MADE = ("done", "archived")
 """States of stages that need no work."""
 
 CONTINUED = ("resume", "extend")
-"""States of stages that keep what they have; how much of their work that is, is not known."""
+"""States of stages that keep existing outputs; how much work is left is unknown."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage.
+    """The prediction for one stage.
 
     Attributes:
-        optimizer_steps: Of all its trainings; None for stages that train nothing.
-        seconds: What it will take, or took if it is done; None if unknown.
-        memory_bytes: Estimated peak of the device's memory; None if no model is run.
+        optimizer_steps: Total over all its trainings; None for stages that train nothing.
+        seconds: Predicted, or measured if the stage is done; None if unknown.
+        memory_bytes: Estimated peak of device memory; None if no model runs.
     """
 
     stage: str
@@ -76,8 +76,8 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """One source of the pool: rows that could be read, and those that couldn't; of the examples
-    that are used tokens and truncated ones; and examples without a label token (skipped).
+    """One source of the pool: readable and unreadable rows, tokens and truncated examples among
+    the examples that are used, and examples without a label token (skipped).
     """
 
     name: str
@@ -90,18 +90,18 @@ class SourcePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would take.
+    """The predicted time, memory and disk use of a run.
 
     Attributes:
-        machine: What the seconds hold for.
+        machine: The hardware that the seconds apply to.
         targets: Name, subtasks, examples, examples left out, and held-out questions.
-        stages: Those that the recipe needs, in order.
-        seconds_reading: What reading and tokenizing the pool just took.
-        seconds: Of all stages to run; None if a stage's is unknown.
-        gpu_hours: That the workers' GPUs are held; None on a CPU, or if a stage's time is unknown.
-        disk_bytes: Of all stages to run.
-        disk_free_bytes: Where the run's folder is or would be; None without one.
-        trainable: Parameters of the adapter.
+        stages: The stages that the recipe needs, in order, without the report.
+        seconds_reading: Measured time of reading and tokenizing the pool.
+        seconds: Total of all stages to run; None if any of them is unknown.
+        gpu_hours: Time that GPUs are allocated; None on a CPU, or if a stage's time is unknown.
+        disk_bytes: Total of all stages to run.
+        disk_free_bytes: Free space at the run folder's location; None without a run folder.
+        trainable: Number of parameters of the adapter.
     """
 
     machine: str
@@ -118,7 +118,7 @@ class Plan:
     notes: tuple[str, ...]
 
     def table(self) -> str:
-        """For people: plain characters, so that it can be mailed."""
+        """The plan as plain text, suitable for mail."""
         return plan_text(self)
 
 
@@ -132,24 +132,24 @@ def plan(
     calibrate: bool = True,
     progress: Progress | None = None,
 ) -> Plan:
-    """Check every input, then predict what a run would take. Nothing is written.
+    """Check every input, then predict a run's time, memory and disk use. Nothing is written.
 
     Args:
         recipe: A recipe, its file, or its sections as dicts.
-        out: The run folder: shows what is up to date, and the disk's free space.
-        gpu: Predict for a GPU of the table; None: for this machine.
-        workers: Of the engine, a GPU each.
-        calibrate: Time each stage on a sample; otherwise there are no seconds.
+        out: The run folder, to find which stages are up to date and how much disk is free.
+        gpu: Name of the GPU in the table to predict for; None means this machine.
+        workers: Number of the engine's workers, one GPU each.
+        calibrate: Without `gpu`: time each stage on a sample; if False, predict no seconds.
         progress: Where to report progress; standard error by default.
 
     Raises:
-        GradsieveError: With all problems that were found.
+        GradsieveError: With all problems found.
     """
     recipe = as_recipe(recipe)
     named = find_gpu(gpu) if gpu is not None else None
     folder = Path(out) if out is not None else None
     context = Context(recipe, RunFolder(folder or NOWHERE), progress_for(progress))
-    # The report takes seconds: nobody needs to know how many before it is made.
+    # The report takes only seconds, so it is not planned.
     needed = [STAGES[name] for name in stages_of(recipe) if name != "report"]
     seconds_reading = 0.0
 
@@ -284,7 +284,7 @@ def _what_does_not_fit(
         and found.get("features", State("done")).kind not in MADE
     ):
         groups = Counter((row.example.source, row.example.subtask) for row in target_rows(context))
-        # All directions, and at first one subtask's examples' gradients.
+        # All directions, and at the start the gradients of one subtask's examples.
         wanted = 4 * (exact_columns(context) + max(groups.values())) * shape.adapter
         there = memory if gpu is not None else free_memory()
         if shape.weight_bytes + wanted > there:

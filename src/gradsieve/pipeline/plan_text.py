@@ -1,4 +1,4 @@
-"""A plan as text: tables of the pool, the targets and the stages, by rich."""
+"""A plan as text: tables of the pool, the targets and the stages, made by rich."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _sums(plan: Plan) -> Iterator[str]:
 
 
 def _aligned(head: Sequence[str], rows: Any, left: int = 1) -> str:
-    """Columns: the first ones to the left, numbers to the right."""
+    """A table: the first `left` columns are aligned to the left, the others to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     for place, name in enumerate(head):
         table.add_column(name, justify="left" if place < left else "right", no_wrap=True)
@@ -84,7 +84,7 @@ def _aligned(head: Sequence[str], rows: Any, left: int = 1) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes as people read them."""
+    """A number of bytes in readable units."""
     value = float(count)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:

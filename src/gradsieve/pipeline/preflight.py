@@ -1,9 +1,9 @@
 """Checks all inputs before a model is loaded, and reports all problems at once.
 
-In: a run's context and the stages that are wanted. Out: nothing, or one error that holds every
-problem. What is read here (pool, targets, template) stays in the context, so that a run reads it
-once; only where something is wrong are the parts read again one by one, to find all that is.
-Rejected: checks in the stages alone, where a mistake in the last section shows after hours.
+In: a run's context and the stages to run. Out: nothing, or one error that contains every problem.
+Inputs read here (pool, targets, template) stay in the context, so that a run reads them once; only
+if something is wrong are the parts read again one by one, to find every problem.
+Rejected: checks only in the stages, where a mistake in the last section appears after hours.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gradsieve.stages.checks import configuration, problem_of
 
 
 def check(context: Context, wanted: Sequence[Stage], also: Iterable[GradsieveError] = ()) -> None:
-    """Check all that these stages need; problems of more checks are reported with the others.
+    """Check everything that these stages need; the problems in `also` are reported with the others.
 
     Raises:
         GradsieveError: The problem, or `ErrorGroup` where there are several.
@@ -45,16 +45,16 @@ def check(context: Context, wanted: Sequence[Stage], also: Iterable[GradsieveErr
 
 
 def check_pool(context: Context, wanted: Sequence[Stage]) -> None:
-    """Check what these stages need of the pool, which is up to date.
+    """Check what these stages need from the pool, which must be up to date.
 
     Raises:
-        GradsieveError: As `check`.
+        GradsieveError: As in `check`.
     """
     raise_all(problem for stage in wanted for problem in stage.check_pool(context))
 
 
 def _reported(stage: Stage, context: Context) -> Iterator[GradsieveError]:
-    """What a stage's own check finds; what it raises on the way counts too."""
+    """The problems that a stage's own check yields or raises."""
     try:
         yield from stage.check(context)
     except GradsieveError as error:
@@ -62,14 +62,14 @@ def _reported(stage: Stage, context: Context) -> Iterator[GradsieveError]:
 
 
 def _versions() -> Iterator[GradsieveError]:
-    """Installed packages against the ranges that this package needs; extras are not needed."""
+    """Installed packages outside the version ranges that this package requires, without extras."""
     for line in importlib.metadata.requires("gradsieve") or ():
         wanted = Requirement(line)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
-            continue  # of an extra, or of another system
+            continue  # for an extra or another system
         version = _version(wanted.name)
         if version is None:
-            continue  # its import says so, if it is not there under another name
+            continue  # importing it fails, unless it is installed under another name
         if not wanted.specifier.contains(version, prereleases=True):
             yield UsageError(
                 f"The installed version of {wanted.name} does not fit.",
@@ -78,7 +78,7 @@ def _versions() -> Iterator[GradsieveError]:
             )
 
 
-@cache  # each reads a file and parses it: 3 ms
+@cache  # each call reads and parses a file: 3 ms
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -90,7 +90,7 @@ def _version(package: str) -> str | None:
 
 
 def rows(context: Context, folder: Path, pool: Stage) -> Iterator[GradsieveError]:
-    """Every row of the pool can be used; it is built in `folder` if the run's is not up to date."""
+    """Problems with the pool's rows; builds it in `folder` if the run's is not up to date."""
 
     def build() -> None:
         if configuration(context):  # reported by the stages' own checks
@@ -105,13 +105,13 @@ def rows(context: Context, folder: Path, pool: Stage) -> Iterator[GradsieveError
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the one above it that exists."""
+    """The folder, or its nearest parent that exists."""
     there = folder.exists() or folder == folder.parent
     return folder if there else existing(folder.parent)
 
 
 def writable(run: RunFolder) -> Iterator[GradsieveError]:
-    """The run's folder can be made or written in, and is a run's; nothing is written."""
+    """Problems with writing to the run folder, or if it is not a run; nothing is written."""
     folder = existing(run.path)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         yield RunError(

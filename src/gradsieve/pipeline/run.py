@@ -1,8 +1,8 @@
-"""The stages in order: skip what is up to date, resume what was started, say why one is redone.
+"""The stages in order: skip what is up to date, resume what was started, report why one is redone.
 
-This page is the whole run. A stage is up to date if its `meta.json` was written with the same
+This module is the whole run. A stage is up to date if its `meta.json` was written with the same
 inputs; it resumes in its folder if it was started with them; otherwise its folder moves to
-`RUN/archive/` and it starts again. Since inputs hold the outputs of the stages before, later stages
+`RUN/archive/` and it starts again. Since inputs include the outputs of earlier stages, later stages
 follow.
 """
 
@@ -49,12 +49,12 @@ def run(
     last: str | None = None,
     progress: Progress | None = None,
 ) -> RunFolder:
-    """Run a recipe's stages; what is up to date is kept.
+    """Run a recipe's stages; stages that are up to date are kept.
 
     Args:
         recipe: A recipe, its file, or its sections as dicts.
         out: The run folder.
-        first: Take the stages before this one as they are, whatever has changed since.
+        first: Start with this stage; earlier stages are used as they are, even if outdated.
         last: Stop after this stage; by default after the report. Training and evaluation run if the
             recipe has a section for them.
         progress: Where to report progress; standard error by default.
@@ -69,18 +69,18 @@ def run(
 
 @torch_defaults()
 def run_stages(context: Context, first: str | None = None, last: str | None = None) -> RunFolder:
-    """As `run`, with inputs that may be in memory."""
+    """Like `run`, with inputs that may be in memory."""
     recipe, run = context.recipe, context.run
     needed = stages_of(recipe)
     asked = _stages_between(first, last)
-    # Named by `--until`, a stage runs with the one that it reads, though the recipe needs neither.
+    # A stage named by `--until` runs with the stage it reads, even if the recipe needs neither.
     reads = STAGES[last].reads if last else None
     wanted = [name for name in asked if name in needed or name in (first, last, reads)]
     _check_processes(wanted)
     start = wanted[0]
     if STAGES[start].refreshes_pool:
         wanted = ["pool", *wanted]
-    # Under `accelerate launch` the first process reads what is up to date, and writes.
+    # Under `accelerate launch` only the first process checks what is up to date, and writes.
     leads = distributed.is_first()
     with (
         run.locked() if leads else nullcontext(),
@@ -122,7 +122,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
 
 
 def _other_settings(context: Context, taken: Sequence[str]) -> bool:
-    """Whether stages that are taken as they are were made with other settings; warns of them."""
+    """Whether stages used as they are were made with other settings; warns about each."""
     run, stale = context.run, outdated(context.run)
     found = {name: changed_settings(run, context.recipe, name) for name in taken}
     for name in stale.keys() & found.keys():
@@ -142,7 +142,7 @@ def stages_of(recipe: Recipe) -> list[str]:
 
 
 def run_stage(stage: Stage, context: Context, others: bool) -> None:
-    """Run a stage, if it has to; `others`: the stages before it are of other settings."""
+    """Run a stage if it is not up to date; `others`: earlier stages have other settings."""
     run, progress, name = context.run, context.progress, stage.name
     inputs = stage.fingerprint_inputs(context)
     state = find_state(stage, context, inputs)
@@ -155,7 +155,7 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
         progress.end(name, f"up to date{with_others}")
         return
     snapshot = run.snapshot(name)
-    # What is extended or resumed took its earlier seconds, too.
+    # An extended or resumed stage includes the seconds that it took before.
     kept = state.kind in ("extend", "resume")
     before = run.seconds(name) if kept else 0.0
     archived = prepare(stage, state, context)
@@ -170,17 +170,17 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
         with _timed(context, name, before):
             metadata = stage.run(context)
     except GradsieveError:
-        # A mistake leaves what was there as it was.
+        # A user's error leaves earlier outputs unchanged.
         undo = archived is not None and stage.undo_failed
         if undo or _written(folder) == existing:
-            if archived is not None:  # what was reused is in the archive, too
+            if archived is not None:  # reused files are in the archive, too
                 run.clear(name)
             run.restore(name, snapshot, archived)
             if archived is not None:
                 progress.say(f"{name}: the old outputs are back in {folder}")
         raise
     seconds = time.monotonic() - start
-    run.clear_temporary(folder)  # of workers that were killed meanwhile
+    run.clear_temporary(folder)  # left by workers that were killed
     run.finish(
         name,
         {
@@ -196,7 +196,7 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
 
 
 def _take_part(stage: Stage, context: Context) -> None:
-    """Share a stage that the first process runs, if it has to."""
+    """Take part in a stage that the first process runs, if it is not up to date."""
     stage.fingerprint_inputs(context)
     if not distributed.agreed(False):
         stage.run(context)
@@ -204,7 +204,7 @@ def _take_part(stage: Stage, context: Context) -> None:
 
 @contextmanager
 def _timed(context: Context, name: str, before: float) -> Iterator[None]:
-    """Keep the seconds that a stage has taken so far, for when it is stopped and resumed."""
+    """Record the seconds that a stage has taken so far, in case it is stopped and resumed."""
     start = time.monotonic()
 
     def keep() -> None:
@@ -219,7 +219,7 @@ def _timed(context: Context, name: str, before: float) -> Iterator[None]:
 
 
 def _written(folder: Path) -> dict[Path, tuple[int, int] | None]:
-    """What is in a folder, and of files when they were written: one written over was made too."""
+    """The paths in a folder, files with mtime and size, so that overwritten files show."""
     return {
         path: (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
         for path in folder.rglob("*")
@@ -254,7 +254,7 @@ def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
 
 @contextmanager
 def logged(progress: Progress) -> Iterator[None]:
-    """Log the command, the versions, and how it ended."""
+    """Log the command, the versions, and the error that ends the block, if any."""
     versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
     progress.note(f"--- {' '.join(sys.argv)} ({versions})")
     try:
@@ -272,7 +272,7 @@ def _versions() -> dict[str, str]:
 
 @contextmanager
 def reporting_disk_errors(run: RunFolder) -> Iterator[None]:
-    """Turn errors of the file system, and of a disk that is full, into messages."""
+    """Turn file system errors, including a full disk, into messages."""
     try:
         yield
     except OSError as error:
@@ -291,4 +291,4 @@ def reporting_disk_errors(run: RunFolder) -> Iterator[None]:
 MAKE_ROOM = "Free disk space or give access, then run the same command again: it resumes."
 
 _UNWRITTEN = ("inline_container", "iostream error", "Error while serializing: I/O error")
-"""What torch and safetensors say of a disk that is full, without an OSError."""
+"""Texts of torch's and safetensors' errors on a full disk, which are not OSErrors."""

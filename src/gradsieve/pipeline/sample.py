@@ -1,11 +1,11 @@
-"""Seconds of each stage on this machine: the stage itself, run on a few of the run's own rows.
+"""Predicts each stage's seconds on this machine by running it on a few of the run's own rows.
 
-In: a run's context, whose pool is built, and a folder to work in. Out: what each stage will take.
-A stage runs on two rows, twice, since what is paid once is not in the second time, and then on
-three times as many (two, where three may take too long) until the time differs clearly; what a
-larger run takes follows from the units that the stage's `estimate` counts for both samples and for
-the full run. Rejected: FLOPs over a peak rate (small models on a CPU are far from any peak), and
-timing parts of stages one by one (a second copy of what stages do).
+In: a run's context with a built pool, and a working folder. Out: predicted seconds of each stage.
+A stage runs on two rows, twice, since the second time excludes one-time costs, and then on three
+times as many (two, if three may take too long) until the time clearly differs. The time of a larger
+run follows from the units that the stage's `estimate` counts for both samples and for the full run.
+Rejected: FLOPs over a peak rate (small models on a CPU are far from any peak), and timing parts of
+stages separately (it would duplicate the stages' code).
 """
 
 from __future__ import annotations
@@ -33,43 +33,43 @@ from gradsieve.stages.estimate import Estimate, by_length, questions, spread
 
 FIRST_ROWS, GROWTH = 2, (3, 2)
 CLEAR_SECONDS = 2.0
-"""A sample that takes this much longer than the first one says what a unit takes."""
+"""A sample that takes this much longer than the first one determines the time per unit."""
 
 STAGE_SECONDS, ALL_SECONDS = 20.0, 75.0
-"""No sample is started that may take longer, or longer than this with all before it."""
+"""Limits on the expected time of a sample alone, and together with all earlier samples."""
 
 MOST_ANSWER_TOKENS = 32
-"""Tokens of an answer in a sample; longer ones are scaled."""
+"""Maximum tokens of an answer in a sample; the time of longer answers is extrapolated."""
 
 
 class Times(NamedTuple):
-    """Seconds of a stage: `once`, then for each load `start`, and for each unit `unit`."""
+    """Seconds of a stage: `once`, plus `start` per load and `unit` per unit."""
 
     once: float
     start: float
     unit: float
 
     def seconds(self, estimate: Estimate, workers: int) -> float:
-        """What a run with this estimate takes, with workers like this process."""
+        """Predicted seconds of a run with this estimate, with workers like this process."""
         own = self.start * max(1, estimate.loads) + self.unit * estimate.units
         reading = estimate.read_bytes / DISK_BYTES_A_SECOND
         return self.once + own * estimate.share(workers) + reading
 
 
 class Silent(Progress):
-    """Reports nothing: a sample's warnings are not the run's."""
+    """Reports nothing: a sample's warnings don't apply to the run."""
 
     def warn(self, text: str) -> None:
-        """Nothing."""
+        """Ignore the warning."""
 
 
 @dataclass
 class Samples:
-    """Runs stages on samples of a run's inputs, as they are asked for.
+    """Runs stages on samples of a run's inputs, on demand.
 
     Attributes:
-        at_most: Stages whose time is an upper bound: a larger sample would take too long, so what
-            is paid once could not be told from what each row takes.
+        at_most: Stages whose time is an upper bound: a larger sample would take too long, so
+            one-time costs could not be separated from costs per row.
     """
 
     context: Context
@@ -81,7 +81,7 @@ class Samples:
     _spent: float = 0.0
 
     def seconds(self, name: str, estimate: Estimate, workers: int = 1) -> float:
-        """What a stage will take here, or with several workers like this process.
+        """Predicted seconds of a stage here, or with several workers like this process.
 
         Raises:
             ModelError: If memory runs out.
@@ -114,7 +114,7 @@ class Samples:
         return seconds <= STAGE_SECONDS and self._spent + seconds <= ALL_SECONDS
 
     def _run(self, stage: Stage, rows: int) -> tuple[float, Estimate]:
-        """Run a stage on a sample; its seconds and estimate."""
+        """Run a stage on a sample; returns its seconds and estimate."""
         context = self._context(stage, rows)
         try:
             self._prepare(stage, context)
@@ -129,7 +129,7 @@ class Samples:
                 "or model.max_length; or plan for another machine with --gpu.",
             ) from None
         finally:
-            gc.collect()  # Trainer and its model hold each other
+            gc.collect()  # Trainer and its model reference each other
             torch.cuda.empty_cache()
         self._spent += seconds
         if stage.name == "warmup" and self._warmup is None:
@@ -137,10 +137,10 @@ class Samples:
         return seconds, stage.estimate(context)
 
     def _prepare(self, stage: Stage, context: Context) -> None:
-        """Make what a stage reads of the stages before it."""
+        """Make the outputs of earlier stages that a stage reads."""
         _make(STAGES["pool"], context)
         if stage.name == "features":
-            if self._warmup is None:  # it is done, or its checkpoints exist
+            if self._warmup is None:  # not timed: it is done, or uses checkpoints
                 self._run(STAGES["warmup"], FIRST_ROWS)
             assert self._warmup is not None
             shutil.copytree(self._warmup, context.run.stage("warmup"))
@@ -153,7 +153,7 @@ class Samples:
             context.run.finish("train", {"models": {}})
 
     def _context(self, stage: Stage, rows: int) -> Context:
-        """The run's context with a few of its inputs, which are read and tokenized already."""
+        """The run's context with a few of its inputs, which are already read and tokenized."""
         pool, original = self.context.pool, self.context
         numbers = spread(by_length(original), rows)
         sources: dict[str, list[object]] = {}
@@ -207,7 +207,7 @@ def _make(stage: Stage, context: Context) -> None:
 
 
 def _small(recipe: Recipe, stage: Stage, rows: int, sources: set[str]) -> Recipe:
-    """A recipe for a sample: all its rows are trained on for an epoch, in at least two steps."""
+    """A recipe for a sample: training runs for one epoch on all rows, in at least two steps."""
     scored = [name for name in recipe.score.methods if not uses_gradients(name, recipe)]
     methods = scored if stage.name == "score" and scored else ["random"]
     if stage.name == "features":

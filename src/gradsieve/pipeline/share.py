@@ -1,8 +1,8 @@
-"""One share of the features, taken by one of several processes: a job array needs no engine.
+"""One share of the features, computed by one of several processes: a job array needs no engine.
 
-In: a run folder with pool and warm-up, and which of how many shares. Out: that share's shards.
-Starting and finishing the stage is one process's turn at a time, the work between is not. Whoever
-ends last finds that nothing is missing and finishes the stage; `gradsieve run` does so too.
+In: a run folder with pool and warm-up, and the share's number and count. Out: that share's shards.
+Only one process at a time starts or finishes the stage; the work between runs in parallel. The last
+process to end finds that nothing is missing and finishes the stage; `gradsieve run` does so too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gradsieve.stages import features
 def run_share(
     recipe: Recipe, out: str | Path, share: tuple[int, int], progress: Progress
 ) -> RunFolder:
-    """Take one of several shares of the features: number and count, from 1."""
+    """Compute one share of the features; `share` is (number, count), counted from 1."""
     run, stage = RunFolder(out), STAGES["features"]
     context = Context(recipe, run, progress, share=share)
     with (

@@ -1,8 +1,7 @@
 """Rows of a pool as the model reads them, with the text of their supervised tokens marked.
 
-In: a recipe, and which rows. Out: each row's text in pieces, supervised or not, as axolotl's
-preview of preprocessing shows them. Sources are read in a stream; no model is loaded and nothing is
-written.
+In: a recipe, and which rows to show. Out: each row's text in pieces, supervised or not, like
+axolotl's preview of preprocessing. Sources are streamed; no model is loaded and nothing is written.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 
 OPEN, CLOSE = "[[", "]]"
-"""Around supervised text, where there are no colors."""
+"""Markers around supervised text if there are no colors."""
 
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row.
+    """A row to show.
 
     Attributes:
         name: Source and id; empty if the row can't be read.
-        labels: Those of them that are supervised.
-        pieces: The text of the tokens, and whether they are supervised.
+        labels: Number of supervised tokens.
+        pieces: Pieces of the text, each with a flag: whether it is supervised.
     """
 
     where: str
@@ -47,7 +46,7 @@ class ShownRow:
 
     @property
     def heading(self) -> str:
-        """What it is, in a line."""
+        """A one-line summary of the row."""
         counts = f"{self.tokens} tokens, {self.labels} supervised" if self.tokens else ""
         parts = (self.name, counts, "truncated" if self.truncated else "", self.skip_reason)
         return f"{self.where}: {', '.join(part for part in parts if part)}"
@@ -67,13 +66,13 @@ class ShownRow:
 def show(
     recipe: Recipe, *, id: str | None = None, first: int = 1, source: str | None = None
 ) -> Iterator[ShownRow]:
-    """Rows of the pool.
+    """Yield rows of the pool.
 
     Args:
-        recipe: Names sources, model and chat template.
-        id: Show the row, or rows of several sources, with this id.
-        first: Without an id: show the first rows of each source.
-        source: Of this source alone.
+        recipe: Defines sources, model and chat template.
+        id: Show the row with this id, or the row of each source that has it.
+        first: Without `id`: how many rows to show from the start of each source.
+        source: Show only rows of this source.
 
     Raises:
         UsageError: If there is no such row or source.
@@ -93,14 +92,14 @@ def show(
             yield _shown(row, context.template)
     if id is not None and not found:
         where = ", ".join(spec.place for spec in specs)
-        if bad:  # one of them may have it
+        if bad:  # one of them may have this id
             where += f"; rows that cannot be read: {len(bad)}, the first {': '.join(bad[0])}"
         todo = "Give the id of a row, or --first 3. A row without an id gets one when it is read."
         raise UsageError(f"There is no row with the id {id!r}.", where, todo)
 
 
 def _with_id(rows: Iterable[Example | Rejected], id: str, bad: list[Rejected]) -> Iterator[Example]:
-    """The rows with an id; those that have none, since they can't be read, are added to `bad`."""
+    """The rows with an id; rows that can't be read, and so have no id, are added to `bad`."""
     for row in rows:
         if isinstance(row, Rejected):
             bad.append(row)

@@ -1,7 +1,7 @@
-"""What a stage's folder holds, and what has to happen to it before the stage runs.
+"""The state of a stage's folder, and how it is prepared before the stage runs.
 
-In: a stage, its fingerprint inputs now, and its folder. Out: whether it is up to date, resumes, is
-extended or starts again, and why. Files that are not what the stage wrote are archived.
+In: a stage, its current fingerprint inputs, and its folder. Out: whether it is up to date, resumes,
+is extended or starts again, and why. Files that differ from what the stage wrote are archived.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gradsieve.stages.base import Stage
 
 
 def states(context: Context, stages: Sequence[Stage]) -> dict[str, State]:
-    """What a run would find, stage by stage; nothing is changed."""
+    """The state of each stage as a run would find it; nothing is changed."""
     found: dict[str, State] = {}
     for stage in stages:
         name = stage.name
@@ -38,7 +38,7 @@ def states(context: Context, stages: Sequence[Stage]) -> dict[str, State]:
 
 
 def find_state(stage: Stage, context: Context, inputs: dict[str, Any]) -> State:
-    """The state of a stage that is about to run; outputs of these inputs leave the archive."""
+    """The state of a stage about to run; archived outputs for these inputs are restored."""
     state = state_of(stage, context, inputs)
     if state.kind in ("new", "redo") and context.run.take_back(stage.name, inputs):
         context.progress.say(
@@ -49,7 +49,7 @@ def find_state(stage: Stage, context: Context, inputs: dict[str, Any]) -> State:
 
 
 def state_of(stage: Stage, context: Context, inputs: dict[str, Any], read: Read = "all") -> State:
-    """The state of a stage with these inputs; `read`: files that are read to find damage."""
+    """The state of a stage with these inputs; `read`: which files are read to find damage."""
     run, name = context.run, stage.name
     artifact = context.artifacts.of(name)
     metadata, old = run.metadata(name), run.started_with(name)
@@ -72,7 +72,7 @@ def state_of(stage: Stage, context: Context, inputs: dict[str, Any], read: Read 
 
 
 def refuse_faults(stage: Stage, context: Context) -> None:
-    """Refuse a stage that is taken as it is if its files are not what was written."""
+    """Refuse a stage that is used as it is if its files differ from what was written."""
     artifact = context.artifacts.of(stage.name)
     context.run.restore_inputs(stage.name)
     faults = artifact.faults("unnamed")
@@ -84,7 +84,7 @@ def refuse_faults(stage: Stage, context: Context) -> None:
 
 
 def clear_faults(stage: Stage, context: Context, faults: Sequence[Fault]) -> None:
-    """Archive what is not as it was written, so that it is not used, and report it."""
+    """Archive files that differ from what was written, so that they are not used; warn."""
     artifact, warn = context.artifacts.of(stage.name), context.progress.warn
     for fault in faults:
         if fault.what == "foreign":
@@ -102,7 +102,7 @@ def clear_faults(stage: Stage, context: Context, faults: Sequence[Fault]) -> Non
 
 
 def prepare(stage: Stage, state: State, context: Context) -> Path | None:
-    """Say why a stage runs again; archive what was made with other settings, and return where."""
+    """Report why a stage runs again; archive outputs of other settings and return their folder."""
     archived = context.run.archive(stage.name) if state.kind == "redo" else None
     how = {
         "resume": state.why or "resuming where it stopped",
