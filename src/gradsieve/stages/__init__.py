@@ -1,5 +1,5 @@
-"""The stages, one class per file. They never import each other: they meet only on disk, through
-`gradsieve.runs.artifacts`.
+"""The stages, one class per file. They never import each other: they exchange data only on disk,
+through `gradsieve.runs.artifacts`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Checks that several stages share: targets, held-out questions, models.
 
-In: a run's context. Out: problems, found without loading a model. What is read stays in the
-context, so that a run reads it once; only where something is wrong are its parts read again one by
-one, to find all problems. Each check runs once per context, whichever stages ask for it.
+In: a run's context. Out: problems, found without loading a model. Inputs that are read stay in the
+context, so that a run reads them once; only if something is wrong are they read again one by one,
+to find all problems. Each check runs once per context, however many stages use it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Problems = Iterator[GradsieveError]
 
 
 def problem_of(call: Callable[[], object]) -> Problems:
-    """The problem that a call meets, if it meets one."""
+    """Yield the problem that a call raises, if any."""
     try:
         call()
     except GradsieveError as error:
@@ -40,7 +40,7 @@ def problem_of(call: Callable[[], object]) -> Problems:
 
 
 def _once(check: Callable[..., Problems]) -> Callable[..., list[GradsieveError]]:
-    """The check, whose problems are kept in the context."""
+    """The check, with its problems cached in the context."""
 
     @wraps(check)
     def kept(context: Context, *arguments: Any) -> list[GradsieveError]:
@@ -66,7 +66,7 @@ def test_sets(context: Context) -> Problems:
 
 
 def _by_target(context: Context, read: Callable[[Context], object]) -> Problems:
-    """Read all targets; if one is wrong, each by itself."""
+    """Read all targets; if that fails, read each target separately."""
     if not list(problem_of(lambda: read(context))):
         return
     for part in context.recipe.targets:
@@ -77,13 +77,13 @@ def _by_target(context: Context, read: Callable[[Context], object]) -> Problems:
 
 @_once
 def configuration(context: Context) -> Problems:
-    """A model without a configuration; without a network the hub's client looks for 23 s."""
+    """A model without a configuration; without a network the hub's client tries for 23 s."""
     yield from problem_of(context.model.config)
 
 
 @_once
 def models(context: Context) -> Problems:
-    """Kind, weights, tokenizer and template of a context's model."""
+    """Problems with the configuration, weights, tokenizer or template of a context's model."""
     if problems := configuration(context):
         yield from problems
         return
@@ -101,7 +101,7 @@ def vocabulary(context: Context) -> Problems:
 
 @_once
 def adapted_models(context: Context) -> Problems:
-    """As `models` and `vocabulary`, and the model's adapter or checkpoints."""
+    """Problems of `models` and `vocabulary`, and with the model's adapter or checkpoints."""
     yield from models(context)
     if configuration(context):
         return
@@ -113,7 +113,7 @@ def adapted_models(context: Context) -> Problems:
 
 @_once
 def students(context: Context) -> Problems:
-    """The model that is trained, which may be another one (LESS-T)."""
+    """Problems with the model to train, which may differ from the selection model (LESS-T)."""
     student = context.student
     full = context.recipe.train_or_default.full_parameters
     found = [*models(student), *vocabulary(student)] if full else adapted_models(student)
@@ -124,7 +124,7 @@ KEYS_OF_STUDENTS = {"model.name": "train.model", "model.chat_template": "train.c
 
 
 def _of_train_model(student: Context) -> Callable[[GradsieveError], GradsieveError]:
-    """Problems of `train.model`, whose adapter has the settings of the model that selects."""
+    """Name `train.model` in its problems; its adapter has the selection model's settings."""
     name = student.recipe.model.name
 
     def named(problem: GradsieveError) -> GradsieveError:
@@ -178,7 +178,7 @@ def existing(folder: Path) -> Path:
     """The folder of an existing checkpoint.
 
     Raises:
-        ModelError: If it is not there.
+        ModelError: If it does not exist.
     """
     if not folder.is_dir():
         raise ModelError(

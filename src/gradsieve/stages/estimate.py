@@ -1,8 +1,8 @@
-"""What a stage would take, counted from the recipe, the pool and the models' shapes.
+"""The cost of a stage, computed from the recipe, the pool and the models' shapes.
 
 In: a run's context. Out: an `Estimate`, and the counts that several stages' estimates share. It
-holds no seconds: `plan` times each stage on a sample and scales by `units`. What only the run can
-know is assumed: a selection's examples are as long as the pool's.
+has no seconds: `plan` times each stage on a sample and scales by `units`. What only the run can
+show is assumed: a selection's examples are as long as the pool's.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from gradsieve.recipe.schema import Budget, TrainingConfig
 from gradsieve.runs.context import Context
 
 ROW_BYTES = 100
-"""A row's share of tables apart from its numbers, i.e. names and hashes: an assumption."""
+"""Bytes of a table's row apart from its numbers, i.e. names and hashes: an assumption."""
 
 FEW_STEPS = 50
-"""Adam's moments of a warm-up with fewer optimizer steps are mostly noise: an assumption."""
+"""With fewer optimizer steps, a warm-up's Adam moments are mostly noise: an assumption."""
 
 SAME_FOR_ALL = {"random", "random_balanced", "full", "perplexity_middle", "perplexity_top"}
-"""Methods that ignore the target: their selection is trained on once for all targets."""
+"""Methods that ignore the target: one model is trained on their selection for all targets."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage would take.
+    """The estimated cost of a stage.
 
     Attributes:
-        units: What its seconds grow with, comparable between runs of the same stage only.
-        loads: How often it starts over, and loads its model: checkpoints, trained models.
-        disk_bytes: What it leaves on disk.
-        working_bytes: What else it needs on disk meanwhile: Trainer's last two checkpoints.
-        read_bytes: Datastores that it reads from disk.
-        memory_bytes: Of the device at its peak; None where none is used, or as much as there is.
-        generated_bytes: What generating answers token by token reads of GPU memory.
-        like: The stage whose sample it is timed by; None: its own.
-        tasks: Into how many it is cut for workers.
+        units: Work that its seconds grow with, comparable between runs of the same stage only.
+        loads: Number of times it loads a model: one per checkpoint or trained model.
+        disk_bytes: Size of its outputs on disk.
+        working_bytes: Disk space needed only while it runs: Trainer's last two checkpoints.
+        read_bytes: Size of the datastores that it reads from disk.
+        memory_bytes: Peak device memory; None if it uses none, or adapts to what is available.
+        generated_bytes: GPU memory traffic of generating answers token by token.
+        like: The stage whose sample gives its time; None means its own.
+        tasks: Number of tasks that it is split into for workers.
     """
 
     units: float = 0.0
@@ -66,12 +66,12 @@ class Estimate:
 
     @classmethod
     def of_trainings(cls, each: Sequence[Estimate], **more: Any) -> Estimate:
-        """Several trainings, a task each, and what else changes with them."""
+        """The sum of several trainings, one task each; `more` overrides other fields."""
         sums = {key: sum(getattr(one, key) for one in each) for key in ("units", "flops", "steps")}
         return replace(each[0], **{**sums, "loads": len(each), "tasks": len(each), **more})
 
     def share(self, workers: int) -> float:
-        """Of its time, what the busiest of several workers takes."""
+        """The share of its time that the busiest of several workers takes."""
         return math.ceil(self.tasks / workers) / self.tasks
 
 
@@ -79,7 +79,7 @@ class Estimate:
 
 
 def selecting_shape(context: Context) -> Shape:
-    """Shape of the model that selects, with its adapter where gradients are taken."""
+    """Shape of the selection model, with its adapter if gradients are taken."""
     folder = next(iter(context.recipe.warmup.checkpoints or ()), None)
     return _shape(context, needs_gradients(context.recipe), folder=folder)
 
@@ -93,7 +93,7 @@ def student_shape(context: Context) -> Shape:
 def _shape(
     context: Context, adapted: bool, *, folder: str | None = None, full: bool = False
 ) -> Shape:
-    """The shape of a context's model, kept in the context: building it takes a second."""
+    """The shape of a context's model, cached in the context: building it takes a second."""
 
     def find() -> Shape:
         if adapted and folder is not None:
@@ -111,7 +111,7 @@ def _shape(
 
 
 def lengths(context: Context) -> NDArray[np.float64]:
-    """Tokens of the pool's usable examples."""
+    """The number of tokens of each of the pool's usable examples."""
     return context.pool.lengths[context.pool.usable].astype(np.float64)
 
 
@@ -127,17 +127,17 @@ def target_rows(context: Context) -> list[Row]:
 
 
 def subtasks(context: Context) -> int:
-    """Of all targets together."""
+    """The number of subtasks of all targets together."""
     return sum(len(target.subtasks) for target in context.targets)
 
 
 def checkpoints(context: Context) -> int:
-    """Checkpoints that features are taken at."""
+    """The number of checkpoints at which features are taken."""
     return len(context.recipe.warmup.checkpoints or ()) or context.recipe.warmup.epochs
 
 
 def width(context: Context) -> int:
-    """Values of a row of the datastore."""
+    """The number of values in a row of the datastore."""
     settings = context.recipe.features
     if settings.mode == "exact":
         return exact_columns(context)
@@ -146,7 +146,7 @@ def width(context: Context) -> int:
 
 
 def store_bytes(context: Context) -> int:
-    """Bytes of a datastore of gradients; in exact mode of one of cosines."""
+    """Bytes of a datastore of gradients or, in exact mode, of cosines."""
     settings = context.recipe.features
     if settings.mode == "exact":
         return exact_bytes(context)
@@ -160,14 +160,14 @@ def exact_bytes(context: Context) -> int:
 
 
 def exact_columns(context: Context) -> int:
-    """Exact cosines of a row: to subtasks' means, to examples, or to both."""
+    """The number of exact cosines in a row: with subtasks' means, with examples, or with both."""
     recipe = context.recipe
     means = subtasks(context) if recipe.score.target_mean != "none" else 0
     return means + (len(target_rows(context)) if recipe.exact_by_example else 0)
 
 
 def selected(context: Context, budget: Budget) -> int:
-    """Examples of a selection of some size."""
+    """The number of examples in a selection with this budget."""
     usable = len(context.pool.usable)
     if budget.tokens is not None:
         return max(1, min(usable, round(budget.tokens / float(lengths(context).mean()))))
@@ -175,7 +175,7 @@ def selected(context: Context, budget: Budget) -> int:
 
 
 def trainings(context: Context) -> Iterator[int]:
-    """Examples of each model that is trained on a selection."""
+    """The number of examples of each model that is trained on a selection."""
     recipe = context.recipe
     seeds = recipe.train_or_default.seeds
     targets = len({name.target for name in recipe.selections})
@@ -185,14 +185,14 @@ def trainings(context: Context) -> Iterator[int]:
 
 
 def timed_like_warmup(context: Context) -> bool:
-    """Whether trainings take what the warm-up's does, which is timed."""
+    """Whether trainings cost the same per unit as the warm-up, so that its sample times them."""
     recipe = context.recipe
     same = context.student is context and needs_gradients(recipe)
     return same and not student_shape(context).full and not recipe.warmup.checkpoints
 
 
 def student_training(context: Context, rows: int) -> Estimate:
-    """One training on a selection of this many examples."""
+    """The cost of one training on a selection of this many examples."""
     recipe, max_steps = context.recipe, context.recipe.train_or_default.max_steps
     return training(student_shape(context), context, rows, recipe.training, max_steps)
 
@@ -204,7 +204,7 @@ def training(
     settings: TrainingConfig,
     max_steps: int | None = None,
 ) -> Estimate:
-    """One training on this many of the pool's examples."""
+    """The cost of one training on this many of the pool's examples."""
     tokens = padded_tokens(lengths(context), rows, settings.batch_size, settings.rows_at_once())
     labels = rows * float(context.pool.n_label_tokens[context.pool.usable].mean())
     passes = shape.forward_and_backward(rows, tokens / rows, labels)
@@ -226,9 +226,9 @@ def training(
 def padded_tokens(
     lengths: NDArray[np.float64], rows: int, batch_size: int, rows_at_once: int
 ) -> float:
-    """Tokens of an epoch of random batches of rows of these lengths, padding included.
+    """Tokens per epoch, including padding, of random batches of rows with these lengths.
 
-    A batch's rows are sorted by length, and those of a forward pass are padded to the longest.
+    A batch's rows are sorted by length, and the rows of a forward pass are padded to its longest.
     """
     rng = np.random.default_rng(0)
     full, rest = divmod(rows, batch_size)
@@ -242,7 +242,7 @@ def padded_tokens(
 
 
 def few_steps(steps: int) -> str | None:
-    """The warning of a warm-up with few optimizer steps."""
+    """A warning if a warm-up has few optimizer steps."""
     if steps >= FEW_STEPS:
         return None
     return (
@@ -253,27 +253,27 @@ def few_steps(steps: int) -> str | None:
 
 
 class Questions(NamedTuple):
-    """A target's held-out questions."""
+    """Counts and lengths of a target's held-out questions."""
 
     number: int
     prompt: float  # mean tokens
     longest: int  # tokens of a prompt
     choices: bool
-    answer: int  # most tokens; 0: only the loss of the reference answer is measured
-    token_bytes: float  # of text, in its prompts
+    answer: int  # maximum tokens; 0: only the loss of the reference answer is measured
+    token_bytes: float  # bytes of text per token, in its prompts
 
     @property
     def sample_bytes(self) -> float:
-        """What a model's sample of a question takes: its prompt and its answer."""
+        """Bytes of the record of a question: its prompt and the model's answer."""
         return ROW_BYTES + (self.prompt + self.answer) * self.token_bytes if self.answer else 0.0
 
 
 def questions(context: Context) -> dict[str, Questions]:
-    """The questions that each model reads, by target; prompts are measured on 64 of them."""
+    """The questions that each model reads, by target; prompt lengths are measured on 64."""
     found = {}
     for name, test in context.test_sets.items():
         metrics = metrics_of(context, name)
-        if {*metrics} - {LOSSES[0]}:  # the target's examples are no questions
+        if {*metrics} - {LOSSES[0]}:  # a target's own examples are not questions
             some = replace(test, questions=tuple(spread(test.questions, 64)))
             asked = write_prompts(context.student, some)
             choices = bool(test.questions[0].choices)
@@ -289,10 +289,10 @@ def questions(context: Context) -> dict[str, Questions]:
 def evaluation_bytes(
     shape: Shape, encoded: Sequence[TokenizedExample], asked: Collection[Questions], batch_size: int
 ) -> int:
-    """What an evaluation holds beside the weights.
+    """Bytes of memory that an evaluation needs besides the weights.
 
-    That is logits of a batch of losses (`encoded` are the target's examples) or of choices, which
-    lm-eval makes of whole prompts, with their softmax; or the keys and values of answers.
+    These are the logits of a batch for losses (`encoded` are the target's examples) or for
+    choices, whose logits and softmax lm-eval computes for whole prompts; or the answers' KV cache.
     """
     tokens = sum(len(one.input_ids) for one in encoded)
     most = max(tokens, *(round(one.number * one.prompt) for one in asked), 0)
@@ -306,11 +306,11 @@ def evaluation_bytes(
 
 
 def folder_bytes(folder: Path) -> int:
-    """What a folder's files take on disk."""
+    """The total size of a folder's files."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def spread(items: Any, count: int) -> list[Any]:
-    """At most this many of a sequence, at equal distances."""
+    """At most `count` items of a sequence, evenly spaced."""
     places = (np.arange(min(count, len(items))) + 0.5) * len(items) / min(count, len(items))
     return [items[int(place)] for place in places]

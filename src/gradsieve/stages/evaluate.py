@@ -1,9 +1,9 @@
 """Stage 7: evaluate each trained model on the targets' held-out questions (method.md, step 6).
 
 In: the trained models, the model before training (`base`) and after the warm-up (`warmed_up`).
-Out: `06-evaluate/TARGET/METHOD/seed-S.json` with a number for each question,
-`seed-S.samples.jsonl` with each answer, as lm-eval logs it, and `results.json`: each metric's
-average, its standard error and its value by subtask.
+Out: `06-evaluate/TARGET/METHOD/seed-S.json` with values for each question, `seed-S.samples.jsonl`
+with each answer, logged like lm-eval's samples, and `results.json`: each metric's average, its
+standard error and its value by subtask.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from gradsieve.stages.estimate import (
 from gradsieve.tasks import QuestionSet
 
 GENERATED = 10
-"""What a generated token costs, in tokens of a prompt: an assumption."""
+"""Cost of a generated token, in prompt tokens: an assumption."""
 
 
 class Evaluate(Stage):
@@ -74,7 +74,7 @@ class Evaluate(Stage):
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
-        """Whether results are kept: models and targets may be added or removed."""
+        """Whether results can be kept: models and targets may be added or removed."""
         varies = ("models", "targets", "questions")
         return same_but(old, new, *varies) and all(agree(old[key], new[key]) for key in varies)
 
@@ -120,11 +120,11 @@ class Evaluate(Stage):
         return {"results": len(rows), "output": fingerprint([rows, answers])}
 
     def needed(self, recipe: Recipe) -> bool:
-        """If the recipe asks for it."""
+        """Whether the recipe has a section `evaluate`."""
         return recipe.evaluate is not None
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Models and questions; every task has held-out questions."""
+        """Check models and questions; every task needs held-out questions."""
         yield from checks.students(context)
         yield from checks.targets(context)
         problems = checks.test_sets(context)
@@ -176,10 +176,10 @@ def _tasks(context: Context, known: Inputs) -> Iterator[EvaluationTask]:
 
 
 def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
-    """The warm-up's last checkpoint, if it is of the model that is trained; and its identity."""
+    """The warm-up's last checkpoint and its fingerprint, if it is of the model to train."""
     meta = context.run.metadata("warmup")
     recipe = context.recipe
-    own = any(uses_gradients(name, recipe) for name in recipe.score.methods)  # or an older one's?
+    own = any(uses_gradients(name, recipe) for name in recipe.score.methods)  # else an older one's
     if meta is None or not own or context.student.recipe.model != recipe.model:
         return None, None
     return context.artifacts.warmup.checkpoints[-1], meta["fingerprints"][-1]
@@ -187,12 +187,12 @@ def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """One model on one target.
+    """The evaluation of one model on one target.
 
     Attributes:
-        name: Of the result, TARGET/METHOD/seed-S.
-        model: The trained model's folder; None: before training.
-        of: Changes if the result would: with the model, its target or the target's questions.
+        name: Name of the result, TARGET/METHOD/seed-S.
+        model: The trained model's folder; None means the model before training.
+        of: Fingerprint of all that the result depends on: model, target, questions and settings.
     """
 
     name: str
@@ -206,7 +206,7 @@ class EvaluationTask:
 
 @dataclass(frozen=True)
 class Questions:
-    """What is measured of a target."""
+    """The metrics, questions and prompts of a target."""
 
     metrics: Sequence[str]
     test: QuestionSet | None
@@ -230,11 +230,11 @@ class EvaluationJob(Job[EvaluationTask, None]):
         return f"evaluation of {task.name}"
 
     def setup(self, progress: Progress) -> Callable[[EvaluationTask], None]:
-        """Nothing is shared: each task loads a model of its own."""
+        """Nothing is shared: each task loads its own model."""
         return self._evaluate
 
     def _evaluate(self, task: EvaluationTask) -> None:
-        """Write a number for each question and metric."""
+        """Write a value for each question and metric."""
         questions = self.questions[task.target]
         model = (
             self.source.load().eval()
@@ -274,7 +274,7 @@ class EvaluationJob(Job[EvaluationTask, None]):
 
 
 def evaluation_job(context: Context, tasks: Sequence[EvaluationTask]) -> EvaluationJob:
-    """The questions of all targets that the tasks are about, with their prompts."""
+    """The job for these tasks, with the questions and prompts of all their targets."""
     student = context.student
     names = dict.fromkeys(task.target for task in tasks)
     questions = {name: _questions(context, name) for name in names}
@@ -312,7 +312,7 @@ def _questions(context: Context, target: str) -> Questions:
 def _samples(
     test: QuestionSet, prompts: Prompts, answers: Sequence[Answer]
 ) -> Iterator[dict[str, Any]]:
-    """A record for each question: what was asked, what is right, and what the model answered."""
+    """One record per question: the prompt, the references, and the model's answer."""
     for question, prompt, answer in zip(test.questions, prompts.texts, answers, strict=True):
         yield {
             "id": question.example.id,
@@ -326,7 +326,7 @@ def _samples(
 
 
 def _losses(model: PreTrainedModel, rows: Sequence[Row]) -> list[float | None]:
-    """Loss of each answer; None where no label is within the model's length."""
+    """The loss of each answer; None if truncation leaves no label token."""
     usable = [index for index, row in enumerate(rows) if not row.skip_reason]
     encoded = [rows[index].encoded for index in usable]
     losses: list[float | None] = [None] * len(rows)
@@ -336,14 +336,14 @@ def _losses(model: PreTrainedModel, rows: Sequence[Row]) -> list[float | None]:
 
 
 def _summary(name: str, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One record a metric: average, standard error, count, and averages by subtask."""
+    """One record per metric: average, standard error, count, and averages by subtask."""
     target, method, seed = name.split("/")
     for metric, numbers in found["metrics"].items():
         values = np.array([np.nan if value is None else value for value in numbers])
         there = ~np.isnan(values)
         if not there.any():
             continue
-        own = metric == "target_loss"  # of the target's examples, not of the questions
+        own = metric == "target_loss"  # per target example, not per question
         weights = np.ones(len(values)) if own else np.array(ResultsArtifact.weights(found, metric))
         weights = np.where(there, weights, 0) / weights[there].sum()
         of = np.array(["all"] * len(values) if own else found["subtasks"])
@@ -364,7 +364,7 @@ def _summary(name: str, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _standard_error(values: np.ndarray, weights: np.ndarray) -> float | None:
-    """Of a weighted mean of independent questions (Cochran, 1977); None for a single one."""
+    """Standard error of a weighted mean of independent questions (Cochran, 1977); None for one."""
     if len(values) < 2:
         return None
     mean = float((weights * values).sum())

@@ -4,13 +4,13 @@ In: the warm-up's checkpoints, pool and targets. Out, in `02-features/`: `checkp
 datastore), `checkpoint-i/targets/NAME.safetensors` (the target examples' projected gradients) and
 `skipped.parquet` (the examples whose features are not finite).
 
-With `features.mode: exact` the datastore is `checkpoint-i/exact/`, whose rows are the exact cosines
-to the targets' subtasks or examples, and the targets' gradients are not kept. `both` writes both in
-one pass; the exact cosines stay those to the targets of the first pass, as long as these are in the
+With `features.mode: exact` the datastore is `checkpoint-i/exact/`, whose rows are exact cosines
+with the targets' subtasks or examples, and the targets' gradients are not kept. `both` writes both
+in one pass; its exact cosines are with the targets of the first pass, as long as these are in the
 recipe.
 
-Work is cut into shards of examples of about equal length. The cut depends on the pool alone, so
-that a killed run resumes with the next shard and ends with the same bytes.
+The pool is split into shards of examples of similar length. The split depends only on the pool, so
+a killed run resumes with the next shard and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ Numbers = NDArray[np.int64]
 SHARDS_WANTED = 50
 ROWS_A_SHARD = (64, 4096)
 SHARD_VALUES = 1 << 26
-"""Shards are what a kill can cost and what is read at once, so a pool is cut into about 50, within
-these numbers of rows and values."""
+"""A shard is the most work that a kill can lose, and the unit of reading, so a pool is split into
+about 50, within these limits on rows and values."""
 
 
 class Features(Stage):
@@ -81,12 +81,12 @@ class Features(Stage):
     refreshes_pool = True
 
     def needed(self, recipe: Recipe) -> bool:
-        """If a method or the removal of near duplicates reads gradients."""
+        """Whether a method or the removal of near duplicates reads gradients."""
         return needs_gradients(recipe)
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         settings, mean = context.recipe.features, context.recipe.score.target_mean
-        by_turns = context.recipe.exact_by_example and mean != "none"  # not by `target_mean`
+        by_turns = context.recipe.exact_by_example and mean != "none"  # else `target_mean` says it
         return {
             "features": settings.results(),
             "model": context.model_inputs,
@@ -99,7 +99,7 @@ class Features(Stage):
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
-        """Whether what was made for old inputs serves new ones: other rows or targets may come."""
+        """Whether old outputs can be kept: rows and, outside exact mode, targets may change."""
         others = () if new["features"]["mode"] == "exact" else ("targets", "stores")
         return same_but(old, new, "pool", *others)
 
@@ -110,7 +110,7 @@ class Features(Stage):
         yield from checks.methods(context.recipe)
 
     def estimate(self, context: Context) -> Estimate:
-        """At each checkpoint a pass over the pool for each datastore, and one over the targets."""
+        """Per checkpoint, a pass over the pool per group of datastores and one over targets."""
         settings, shape, pool = context.recipe.features, selecting_shape(context), context.pool
         names, values, rows = stores(context), width(context), target_rows(context)
         made, taken = len(groups(names)), checkpoints(context)
@@ -143,7 +143,7 @@ class Features(Stage):
         )
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Take the features of every row at every checkpoint, as far as they are not there yet."""
+        """Compute the missing features of all rows at all checkpoints."""
         pool, work = context.pool, _work(context)
         _hand_out(context, work)
         facts = [one.finish() for one in work]
@@ -164,17 +164,17 @@ class Features(Stage):
 
 
 def take_share(context: Context) -> None:
-    """Take the features of this process's share, while others take theirs."""
+    """Compute the features of this process's share, while other processes compute theirs."""
     _hand_out(context, _work(context))
 
 
 def is_missing(context: Context) -> bool:
-    """Whether shards or targets' gradients are missing; `share` is not looked at."""
+    """Whether shards or targets' gradients are missing, in `context.share` if it is set."""
     return any(not isinstance(task, AdamTask) for one in _work(context) for task in one.tasks())
 
 
 def stores(context: Context) -> dict[str, bool]:
-    """Name of each datastore that the recipe's methods read, and whether its rows are Adam's."""
+    """The datastores that the recipe's methods read, and whether each holds Adam's updates."""
     recipe, mode = context.recipe, context.recipe.features.mode
     if mode == "exact":
         return {"exact": True}
@@ -186,7 +186,7 @@ def stores(context: Context) -> dict[str, bool]:
 
 
 def groups(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Datastores that are filled by one pass: `pool` with `exact`, the others alone."""
+    """Groups of datastores filled in one pass: `pool` with `exact`, each of the others alone."""
     together = ("pool", "exact") if {"pool", "exact"} <= {*names} else ()
     alone = [(name,) for name in names if name not in together]
     return [together, *alone] if together else [*alone]
@@ -213,9 +213,9 @@ def _work(context: Context) -> list[CheckpointWork]:
 
 
 def _hand_out(context: Context, work: Sequence[CheckpointWork]) -> None:
-    """Hand out what is missing."""
+    """Hand the missing tasks to the engine."""
     job = work[0].job
-    # A direction is as large as the adapter: those of one checkpoint at a time.
+    # Directions are as large as the adapter, so only one checkpoint's exist at a time.
     rounds = [[one] for one in work] if "exact" in stores(context) else [work]
     for some in rounds:
         of = f", checkpoint {some[0].number} of {len(work)}" if len(rounds) > 1 else ""
@@ -236,7 +236,7 @@ def _hand_out(context: Context, work: Sequence[CheckpointWork]) -> None:
 
 
 class CheckpointWork:
-    """The tasks at one checkpoint, counted from 1, and what is recorded when they are done.
+    """The tasks at one checkpoint, counted from 1, and its metadata when they are done.
 
     `rows` are the usable examples' numbers in the pool, shortest first, and their keys [n].
     """
@@ -258,7 +258,7 @@ class CheckpointWork:
         self._groups = groups(self._stores)
 
     def _opened(self, kind: str, checkpoint: str, keys: pa.Table) -> StoreWriter:
-        """A datastore; the exact one that exists, if it serves these rows and some targets."""
+        """A datastore; an existing exact one is reused if it fits these rows and targets."""
         settings = self._settings(kind, checkpoint)
         folder, mode = self.where.store_folder(kind), self.job.settings.mode
         for file in damaged_by_name(folder) if self.context.share is None else ():
@@ -275,7 +275,7 @@ class CheckpointWork:
         return create_store(folder, settings)
 
     def _settings(self, kind: str, checkpoint: str) -> dict[str, Any]:
-        """What all rows of a datastore share."""
+        """The settings that all rows of a datastore share."""
         job, settings, of_adam = self.job, self.job.settings, self._of_adam[kind]
         shared = {
             "adam": settings.adam if of_adam else None,
@@ -301,33 +301,33 @@ class CheckpointWork:
 
     @property
     def rows_done(self) -> int:
-        """Rows that need no pass, for each group of datastores."""
+        """The number of rows that need no pass, summed over the groups of datastores."""
         return sum(int((~self._lacking(kinds)).sum()) for kinds in self._groups)
 
     def _lacking(self, kinds: tuple[str, ...]) -> NDArray[np.bool_]:
-        """Rows that one of these datastores lacks [n]."""
+        """Rows that at least one of these datastores lacks [n]."""
         return np.asarray(np.any([self._missing[kind] for kind in kinds], axis=0))
 
     @property
     def _directions(self) -> dict[tuple[str, str], Path]:
-        """The file of each subtask's directions, by target and subtask."""
+        """The file with each subtask's directions, by target and subtask."""
         columns, folder = self._stores["exact"].settings["exact"]["columns"], self._own
         subtasks = dict.fromkeys((of, one) for of, one, *_ in columns)
         return {subtask: folder / f"{n}.safetensors" for n, subtask in enumerate(subtasks)}
 
     def clear_directions(self) -> None:
-        """Remove the directions: they are as large as a datastore."""
+        """Remove the directions, which are as large as a datastore."""
         shutil.rmtree(self._own, ignore_errors=True)
 
     def directions(self) -> list[DirectionTask]:
-        """Exact mode's directions, if there are rows to compare with them; old ones are removed."""
+        """Tasks for exact mode's directions, if rows need them; removes old directions."""
         self.clear_directions()
         if "exact" not in self._stores or not self._missing["exact"].any():
             return []
         return [DirectionTask(self.number, *of_subtask) for of_subtask in self._directions.items()]
 
     def tasks(self) -> Iterator[FeatureTask]:
-        """What is missing: Adam's facts first, then shards, then targets."""
+        """The tasks to run: Adam's facts first, then missing shards, then missing targets."""
         if self.context.share is None:
             yield AdamTask(self.number, self._numbers[: 8 if any(self._of_adam.values()) else 0])
         for kinds in self._groups:
@@ -366,7 +366,7 @@ class CheckpointWork:
         return self.where.target_gradients(kind, target.name).identity == _identity(target)
 
     def finish(self) -> dict[str, Any]:
-        """Seal the datastores; returns what is recorded of the checkpoint."""
+        """Seal the datastores; returns the checkpoint's metadata."""
         assert self.adam is not None, "every checkpoint has this task"
         facts: dict[str, Any] = {"adam_step": self.adam.step, "stores": {}}
         if self.adam.share_below_eps is not None:
@@ -384,19 +384,19 @@ class CheckpointWork:
 
 
 def _identity(target: Target) -> str:
-    """Of a target's gradients."""
+    """A fingerprint that identifies a target's gradients."""
     return fingerprint([target.fingerprint, target.name])
 
 
 def _by_key(skipped: pa.Table) -> pa.Table:
-    """Source, id and `skip_reason` of each example once, in order of (source, id)."""
+    """Source, id and `skip_reason`, once per example, in order of (source, id)."""
     once = skipped.group_by(["source", "id"]).aggregate([("skip_reason", "min")])
     once = once.rename_columns(["source", "id", "skip_reason"])
     return once.sort_by([("source", "ascending"), ("id", "ascending")])
 
 
 def rows_a_shard(rows: int, width: int) -> int:
-    """Rows of a shard, for a pool of so many rows with so many values each."""
+    """The number of rows per shard, given the pool's rows and the values per row."""
     size = int(np.clip(rows // SHARDS_WANTED, *ROWS_A_SHARD))
     return min(size, max(1, SHARD_VALUES // width))
 

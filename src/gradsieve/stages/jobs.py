@@ -1,4 +1,4 @@
-"""Training as work for an engine, shared by the stages `train` and `validate`.
+"""Training as tasks for an engine, shared by the stages `train` and `validate`.
 
 In: rows, as messages on disk or numbers in the pool. Out: a `TrainedModel`, which appears complete
 or not at all.
@@ -36,12 +36,12 @@ from gradsieve.runs.artifacts import TrainedModel
 from gradsieve.runs.context import Context
 
 ReadRows = Callable[[], PoolTokens | Sequence[Example]]
-"""Gives the rows to train on: the pool's tokens, or what is tokenized first; can be pickled."""
+"""Returns the rows to train on: the pool's tokens, or examples to be tokenized; can be pickled."""
 
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """One model to train; models of the same rows (their fingerprint) and seed are equal."""
+    """One model to train; models of the same `selection` (a fingerprint) and seed are equal."""
 
     selection: str
     seed: int
@@ -101,7 +101,7 @@ class TrainingJob(Job[TrainingTask, None]):
         distributed.wait()
 
     def _tokenized(self, task: TrainingTask, progress: Progress) -> Sequence[TokenizedExample]:
-        """The rows; of examples those with a label token (another model may cut more of them)."""
+        """The tokenized rows, without those that have no label token (train.model may cut more)."""
         read = task.rows()
         if isinstance(read, PoolTokens):
             return read
@@ -130,7 +130,7 @@ class TrainingJob(Job[TrainingTask, None]):
 
 
 def training_job(context: Context) -> TrainingJob:
-    """Training as the recipe has it for selections."""
+    """The job that trains models with the recipe's settings for selections."""
     settings, student = context.recipe.train_or_default, context.student
     return TrainingJob(
         student.model,
@@ -143,8 +143,8 @@ def training_job(context: Context) -> TrainingJob:
 
 
 def rows_of_pool(context: Context, numbers: NDArray[np.int64]) -> ReadRows:
-    """Rows of the pool by their numbers, in this order."""
-    same = context.student is context  # else the student tokenizes them its own way
+    """A function that reads rows of the pool by their numbers, in this order."""
+    same = context.student is context  # else the student tokenizes them again
     return partial(_read_pool, context.pool.folder, numbers, same)
 
 

@@ -1,8 +1,8 @@
-"""Stage 0: the sources, read once in a stream and tokenized, on disk (docs/run-folder.md).
+"""Stage 0: streams the sources once and stores them, tokenized, on disk (docs/run-folder.md).
 
 In: the sources that the recipe names, and the chat template. Out: `00-pool/dataset/`, a
-memory-mapped Arrow data set with each row as it came in, its messages, token ids and labels, and
-`00-pool/skipped.jsonl`, the rows that can't be used. A changed source redoes its own part only.
+memory-mapped Arrow data set with each original row, its messages, token ids and labels, and
+`00-pool/skipped.jsonl`, the rows that can't be used. If a source changes, only its part is redone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gradsieve.stages.base import Stage
 from gradsieve.stages.estimate import Estimate, folder_bytes
 
 NOTABLE = 0.1
-"""Share of rows above which a run says how many are truncated, or can't be scored."""
+"""Share of truncated or skipped rows above which a run warns."""
 
 
 class Pool(Stage):
@@ -43,26 +43,26 @@ class Pool(Stage):
         }
 
     def reuse(self, archived: Path, folder: Path) -> None:
-        """Sources that did not change keep their part: the files are linked, not copied."""
+        """Keep the parts of unchanged sources: the files are linked, not copied."""
         link_parts(archived, folder)
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Every source can be read; its rows are checked when they are."""
+        """Check that every source can be read; rows are checked while they are read."""
         for spec in context.source_specs:
             yield from checks.problem_of(partial(context.source_key, spec))
         yield from checks.models(context)
 
     def after_run(self, context: Context) -> Iterator[str]:
-        """Sources that changed while the run's later stages worked."""
+        """Warn about sources that changed while later stages ran."""
         for path in context.changed_sources():
             yield f"{path} has changed since this run read it: run again to use what it holds now"
 
     def estimate(self, context: Context) -> Estimate:
-        """Its bytes; `plan` builds the pool, and so knows its seconds."""
+        """Its bytes; `plan` builds the pool, and so measures its seconds."""
         return Estimate(disk_bytes=folder_bytes(context.pool.folder))
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Read and tokenize the sources, as far as they are not there yet."""
+        """Read and tokenize the sources that are missing from the pool."""
         with context.progress.counting("pool", 0, "rows") as report:
             pool = build_pool(
                 context.artifacts.pool.folder,
@@ -92,7 +92,7 @@ class Pool(Stage):
 
 
 def _warn_of_shares(context: Context, pool: MappedPool) -> None:
-    """Warn where many rows lose text, or have no gradient."""
+    """Warn if many rows are truncated or skipped."""
     reasons = Counter(pool.skip_reasons.drop_null().to_pylist()).most_common(1)
     found = {
         f"are truncated to {context.template.max_length:,} tokens": pool.column("truncated").sum(),

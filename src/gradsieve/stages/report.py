@@ -1,7 +1,7 @@
-"""The last stage: a page on the selections, for a browser.
+"""The last stage: an HTML page about the selections.
 
-In: the finished stages that belong to the selections. Out: `08-report/index.html`, one file that
-loads nothing. For the same inputs its bytes are the same, except for the line with the
+In: the finished stages that belong to the selections. Out: `08-report/index.html`, one
+self-contained file. For the same inputs its bytes are the same, except for the line with the
 recipe, times and versions.
 """
 
@@ -33,7 +33,7 @@ class Report(Stage):
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
-        """An old page is overwritten: all it was made of is in the other stages."""
+        """An old page is overwritten: its whole content is in the other stages."""
         return True
 
     def run(self, context: Context) -> dict[str, Any]:

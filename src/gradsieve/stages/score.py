@@ -1,9 +1,9 @@
 """Stage 4: a score for each example of the pool, target and method (method.md, steps 4 and 5).
 
 In: the pool, the targets and, for methods that use them, gradients. Out:
-`03-score/TARGET/METHOD.parquet` with columns source, id, score, subtask (the one that scored
-highest) and the scores by subtask (`runs/score_table.py`), in order of (source, id). The pool and
-the features know which examples have no score, and why (`artifacts.scores.skipped`).
+`03-score/TARGET/METHOD.parquet` with columns source, id, score, subtask (the one with the highest
+score) and the scores by subtask (`runs/score_table.py`), in order of (source, id). The outputs of
+pool and features record which examples have no score, and why (`artifacts.scores.skipped`).
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ from gradsieve.stages.estimate import (
 )
 
 KEY_BYTES = 40
-"""A row of a table of scores apart from its subtasks, compressed: an assumption."""
+"""Compressed bytes of a score table's row apart from its subtasks: an assumption."""
 
 EXACT = "stores.exact"
-"""Key of the features' outputs under which exact mode's cosines are."""
+"""Key of exact mode's cosines in the outputs of features."""
 
 LOW_SIGNAL = 2.0
-"""Spread of scores over the projection's error: the ratio is 1 if scores are error alone, and at 2
-a quarter of their variance is."""
+"""Ratio of the scores' spread to the projection's error, below which a run warns: at 1 the scores
+are only error, at 2 a quarter of their variance is."""
 
 
 class Score(Stage):
@@ -87,28 +87,28 @@ class Score(Stage):
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
-        """Whether scores are kept: other methods and targets may come.
+        """Whether scores can be kept: methods may change, and targets may be added.
 
-        Exact cosines, once there are some, take the place of those from a datastore.
+        Exact cosines, once they exist, replace those from a datastore.
         """
         return {*old["targets"]} == _kept(old, new)
 
     def reuse(self, archived: Path, folder: Path) -> None:
-        """Tables of targets that did not change stay if others did, or were removed."""
+        """Keep the tables of unchanged targets if others changed or were removed."""
         link_tables(
             archived, folder, _kept(*(read_sealed(at / INPUTS) for at in (archived, folder)))
         )
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Every method is known, and its library is installed."""
+        """Check that every method is known and its library is installed."""
         yield from checks.methods(context.recipe, libraries=True)
         yield from checks.models(context)
-        if not _needs_features(context):  # else the stages before have looked
+        if not _needs_features(context):  # else earlier stages have checked it
             yield from checks.vocabulary(context)
         yield from checks.targets(context)
 
     def estimate(self, context: Context) -> Estimate:
-        """Passes of methods that use a model; reading the datastores for the others."""
+        """Forward passes of methods that use a model; reading datastores for the others."""
         recipe, rows = context.recipe, len(context.pool.usable)
         methods = all_members(recipe)
         shape, names = selecting_shape(context), subtasks(context)
@@ -131,10 +131,10 @@ class Score(Stage):
         )
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Score the pool by every method; tables that are there are kept."""
+        """Score the pool by every method; existing tables are kept."""
         scores, recipe = context.artifacts.scores, context.recipe
         names = recipe.score.methods
-        for name in sorted(names, key="fusion".__eq__):  # it takes the others' scores
+        for name in sorted(names, key="fusion".__eq__):  # last: it uses the others' scores
             facts = scores.facts().get(name)
             is_scored = all(is_whole(scores.table_file(t.name, name)) for t in context.targets)
             if not is_scored or facts is None or facts.get("own", []) != _identity(recipe, name):
@@ -163,7 +163,7 @@ class Score(Stage):
                 }
                 for target, name in recipe.scored
             },
-            "output": fingerprint(made),  # with names: one of the same bytes may be renamed
+            "output": fingerprint(made),  # names too: a renamed table has the same bytes
         }
 
 
@@ -173,7 +173,7 @@ def _needs_features(context: Context) -> bool:
 
 
 def _kept(old: Inputs | None, new: Inputs | None) -> set[str]:
-    """The targets whose tables that were made for the old inputs are those of the new ones."""
+    """The targets whose tables for the old inputs are valid for the new inputs too."""
     varies = ("methods", "targets", "features", "own", "order")
     if old is None or new is None or not same_but(old, new, *varies):
         return set()
@@ -201,15 +201,15 @@ def _in_turn(recipe: Recipe) -> bool:
 
 
 def _unsorted(context: Context) -> dict[str, str]:
-    """Of each target whose examples are not sorted by id, a fingerprint of their order."""
+    """A fingerprint of the example order for each target whose examples are not sorted by id."""
     ids = {target.name: [one.id for one in target.examples] for target in context.targets}
     return {name: fingerprint(own) for name, own in ids.items() if own != sorted(own)}
 
 
 def _identity(recipe: Recipe, name: str) -> list[str]:
-    """What a method consists of besides this package: other methods, files, an embedding model.
+    """What a method depends on besides this package: other methods, files, an embedding model.
 
-    A model of the hub is identified by its name.
+    A hub model is identified by its name.
     """
     parts = members(name, recipe)
     files = [recipe.score.files[part].rpartition(":") for part in parts
@@ -226,7 +226,7 @@ def _features(context: Context) -> dict[str, Any]:
 
 
 def _score(context: Context, name: str) -> None:
-    """Score by one method; what it took is recorded first, so that no table lacks it."""
+    """Score by one method; its facts are written before its tables, so that no table lacks them."""
     artifact = context.artifacts.scores
     task = _task(context, name)
     start = time.monotonic()
@@ -276,7 +276,7 @@ def _noise(scores: Scores) -> dict[str, dict[str, float]]:
 
 
 def _noise_warning(recipe: Recipe, noise: Mapping[str, Mapping[str, float]]) -> str | None:
-    """The warning of scores that are mostly the projection's error."""
+    """A warning if scores are mostly the projection's error."""
     low = {name: found["ratio"] for name, found in noise.items() if found["ratio"] < LOW_SIGNAL}
     if not low:
         return None
@@ -292,7 +292,7 @@ def _noise_warning(recipe: Recipe, noise: Mapping[str, Mapping[str, float]]) -> 
 
 
 def _warn_of_ties(context: Context, name: str, scores: Scores) -> None:
-    """Warn if the scores, or those for some subtasks, rank nothing, or not the best half."""
+    """Warn if all scores, the best half of them, or all scores of some subtasks are equal."""
     rows, ties = len(scores.total), "; equal scores are ordered by source and id"
     best = int((scores.total == scores.total.max(initial=-np.inf)).sum())
     if rows > 1 and np.ptp(scores.total) == 0:
@@ -339,7 +339,7 @@ def _task(context: Context, name: str) -> ScoringTask:
 
 
 def _known(context: Context, target: str, name: str, numbers: NDArray[np.int64]) -> Scores:
-    """Scores that have been written, of some of the pool's examples."""
+    """Read written scores, restricted to some of the pool's examples."""
     artifact = context.artifacts.scores
     table, examples = artifact.table(target, name), artifact.examples(target, name)
     kept = np.isin(table.numbers(context.pool), numbers)  # both are in order of (source, id)
@@ -356,7 +356,7 @@ def _known(context: Context, target: str, name: str, numbers: NDArray[np.int64])
 
 
 def _spread(file: Path) -> dict[str, float]:
-    """How many examples were scored, and between which scores they lie."""
+    """The number of scored examples, and quantiles of their scores."""
     with reading(file):
         total = pq.read_table(file, columns=["score"])["score"].to_numpy()
     quantiles = {"lowest": 0.0, "median": 0.5, "top 5%": 0.95, "highest": 1.0}

@@ -1,11 +1,11 @@
-"""Stage 5: the best rows, given back as they came in (method.md, step 5).
+"""Stage 5: the best rows, in their original format (method.md, step 5).
 
 In: scores and the pool. Out, in `04-select/TARGET/METHOD/` (or `together/METHOD/`; METHOD@SIZE if
 the recipe asks for several sizes):
 `selected.jsonl` (rows in rank order, plus rank, score, subtask and source), `messages.jsonl` (the
-same rows as chat messages, alike whatever format they came in), `dropped.jsonl` (rows that could
+same rows as chat messages, whatever their original format), `dropped.jsonl` (rows that could
 not be scored or were passed over, with the reason) and `README.md`, a card for the hub; and
-`leaks.jsonl`, the pool's rows that hold text of a test question. Equal scores are ordered by
+`leaks.jsonl`, the pool's rows that contain text of a test question. Equal scores are ordered by
 (source, id), the same on every machine.
 """
 
@@ -49,10 +49,10 @@ from gradsieve.stages.estimate import ROW_BYTES, Estimate, selected
 from gradsieve.store import Store, open_store
 
 AT_ONCE = 4096
-"""Rows read from the pool at a time."""
+"""Number of rows read from the pool at a time."""
 
 ENOUGH = 10
-"""Of fewer rows one subtask easily takes most by chance."""
+"""Minimum rows for a warning: with fewer, one subtask easily has most of them by chance."""
 
 
 class Select(Stage):
@@ -77,19 +77,19 @@ class Select(Stage):
         }
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Targets and questions."""
+        """Check methods, targets and questions."""
         yield from checks.methods(context.recipe)
         yield from checks.targets(context)
         yield from checks.test_sets(context)
 
     def check_pool(self, context: Context) -> Iterator[GradsieveError]:
-        """Not more rows are selected than there are, and caps are on sources and leave rows."""
+        """Check that the pool has enough rows, and that caps are on sources with rows and leave rows."""
         yield from checks.problem_of(partial(_refuse_too_many, context, len(context.pool)))
         yield from checks.problem_of(partial(_refuse_unknown_caps, context))
         yield from checks.problem_of(partial(_refuse_caps_below_a_row, context))
 
     def estimate(self, context: Context) -> Estimate:
-        """Looking for leaks in the pool, and writing each selection three times."""
+        """The search for leaks in the pool, and each selection written three times."""
         pool, names = context.pool, context.recipe.selections
         files = ("row", "messages", "messages")  # the last as prompts and completions
         text = sum(pc.sum(pc.binary_length(pool.table[name])).as_py() for name in files)
@@ -120,7 +120,7 @@ class Select(Stage):
 
 
 def _turns(context: Context) -> dict[str, list[str]]:
-    """Ids of each target's examples in their order, in which they take turns, if they do."""
+    """Ids of each target's examples in the order in which they take turns, if they do."""
     if context.recipe.select.turns != "examples":
         return {}
     return {target.name: [one.id for one in target.examples] for target in context.targets}
@@ -138,7 +138,7 @@ def _refuse_too_many(context: Context, rows: int) -> None:
 
 
 def _refuse_unknown_caps(context: Context) -> None:
-    """Caps on sources that no row of a file with many names; others are refused with the recipe."""
+    """Refuse caps on `SOURCE/NAME` if no row has it; other names are checked with the recipe."""
     caps, known = context.recipe.select.per_source, context.pool.source_names
     for name in caps if isinstance(caps, dict) else ():
         if "/" in name and name not in known:
@@ -163,7 +163,7 @@ def _refuse_caps_below_a_row(context: Context) -> None:
 def _select(
     context: Context, name: SelectionName, scored: _Scored, leaks: Mapping[int, Leak]
 ) -> dict[str, Any]:
-    """Write one selection; returns what the metadata records of it."""
+    """Write one selection; returns its metadata."""
     target, method = name.target, name.method
     out = context.artifacts.selections.selection(target, name.short)
     choice = _chosen(context, name, scored, leaks)
@@ -205,15 +205,15 @@ def _select(
 
 
 def _counts(examples: Sequence[Row]) -> tuple[int, int]:
-    """The examples that rows were scored by, and their subtasks."""
+    """The number of target examples that scores are based on, and of their subtasks."""
     return len(examples), len({row.example.subtask for row in examples})
 
 
 def dominated(rows: Mapping[str, int], subtasks: int, across: AcrossSubtasks) -> str | None:
-    """The warning of a selection of which one subtask takes most.
+    """A warning if one subtask has most of a selection's rows.
 
-    The limit is half-way between an equal share and everything: 75% of two subtasks, 51% of 57.
-    `rows` has the most frequent subtask first; `subtasks` is how many could have been chosen for.
+    The limit is halfway between an equal share and everything: 75% for 2 subtasks, 51% for 57.
+    `rows` has the most frequent subtask first; `subtasks` is how many the scores distinguish.
     """
     total = sum(rows.values())
     if subtasks < 2 or total < ENOUGH:
@@ -230,21 +230,21 @@ def dominated(rows: Mapping[str, int], subtasks: int, across: AcrossSubtasks) ->
 
 @dataclass(frozen=True)
 class _Scored:
-    """All scored rows, by their lines in the score table."""
+    """All scored rows, indexed by their lines in the score table."""
 
     pool: Pool
     ranking: Ranking
-    numbers: NDArray[np.int64]  # in the pool [n]
+    numbers: NDArray[np.int64]  # row numbers in the pool [n]
     sources: NDArray[np.int32]  # an index into `names` [n]
     names: Sequence[str]
 
     @property
     def tokens(self) -> NDArray[np.int32]:
-        """Their lengths [n]."""
+        """The number of tokens of each row [n]."""
         return self.pool.lengths[self.numbers]
 
     def count(self, lines: NDArray[np.int64] | slice) -> dict[str, int]:
-        """Rows of each source that has some, the most frequent first."""
+        """The number of rows of each source that has any, the most frequent first."""
         return _counted(self.sources[lines], self.names)
 
     def selected(self, choice: Choice) -> Iterator[Selected]:
@@ -257,7 +257,7 @@ class _Scored:
                 yield Selected(example, rank + 1, float(choice.scores[rank]), subtask)
 
     def dropped(self, choice: Choice) -> Iterator[dict[str, Any]]:
-        """The rows that were passed over, and why."""
+        """The rows that were passed over, with the reason."""
         reasons = iter(choice.reasons)
         for part in _parts(choice.passed):
             for key in self.pool.keys(self.numbers[part]):
@@ -265,7 +265,7 @@ class _Scored:
 
 
 def _counted(of: NDArray[np.int32], names: Sequence[str]) -> dict[str, int]:
-    """How often each name occurs, if it does, the most frequent first; names may repeat."""
+    """The count of each name that occurs, the most frequent first; names may repeat."""
     found: Counter[str] = Counter()
     for name, count in zip(names, np.bincount(of, minlength=len(names)).tolist(), strict=True):
         found[name] += count
@@ -277,19 +277,19 @@ def _parts(values: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 
 
 def _scored(context: Context, target: str, method: str) -> _Scored:
-    """All scored rows; several targets take turns, each with subtasks of its own."""
+    """All scored rows; several targets take turns, each with its own subtasks."""
     pool, recipe = context.pool, context.recipe
     names = [t.name for t in recipe.targets] if target == TOGETHER else [target]
     scores, parts = context.artifacts.scores, []
     for name in names:  # one table at a time: each may have 57 columns
         table = scores.table(name, method)
-        numbers = table.numbers_in(pool)  # the same in each
+        numbers = table.numbers_in(pool)  # the same for each target
         ids = _turns(context).get(name)
         examples = scores.examples(name, method) if ids else None
         if ids and examples is not None:
             examples = examples.in_order(ids)
         part = _ranked(table, examples, recipe.select.turns)
-        if target == TOGETHER:  # two may have a subtask of the same name
+        if target == TOGETHER:  # two targets may have a subtask of the same name
             part = part._replace(subtasks=[f"{name}/{subtask}" for subtask in part.subtasks])
         parts.append(part)
     sources, names = pool.source_codes[numbers], pool.source_names
@@ -297,7 +297,7 @@ def _scored(context: Context, target: str, method: str) -> _Scored:
 
 
 def _ranked(table: ScoreTable, examples: ExampleScores | None, turns: str) -> Ranked:
-    """What a target's rows are ranked by."""
+    """The scores by which a target's rows are ranked."""
     if examples is not None:
         return in_turns(examples.values, examples.subtasks)
     if turns == "subtasks" and table.subtasks:
@@ -309,7 +309,7 @@ def _chosen(
     context: Context, name: SelectionName, scored: _Scored, leaks: Mapping[int, Leak]
 ) -> Choice:
     settings, budget, numbers = context.recipe.select, name.budget, scored.numbers
-    if name.method == "full":  # whatever the recipe says; but what leaks stays out
+    if name.method == "full":  # ignores the recipe's limits, except for leaks
         settings = SelectConfig(fraction=1.0, drop_leaks=settings.drop_leaks)
     else:
         _refuse_too_many(context, len(numbers))
@@ -363,7 +363,7 @@ def _last_store(context: Context) -> Store:
 
 
 def _leaks(context: Context) -> dict[int, Leak]:
-    """Rows of the pool that share text with test questions, by number; warns if there are some."""
+    """Rows of the pool that share text with test questions, by number; warns if there are any."""
     questions = {
         name: ((q.example.id, text) for q in test.questions for text in q.texts)
         for name, test in context.full_test_sets.items()
@@ -386,7 +386,7 @@ def _leak_records(pool: Pool, leaks: Mapping[int, Leak]) -> Iterator[dict[str, A
 
 
 def _unscored(context: Context, method: str) -> Iterator[dict[str, Any]]:
-    """Rows that a method can't score, and why."""
+    """Rows that a method can't score, with the reason."""
     for batch in context.artifacts.scores.skipped(context.pool, method).to_batches(AT_ONCE):
         for row in batch.to_pylist():
             yield {"source": row["source"], "id": row["id"], "reason": row["skip_reason"]}

@@ -1,8 +1,8 @@
-"""Stage 6: LoRA on the selection, with the warm-up's settings (method.md, steps 6 and 7).
+"""Stage 6: trains LoRA on the selections with the warm-up's settings (method.md, steps 6 and 7).
 
-In: selections, and the model that selected or another one (LESS-T). Out: one peft adapter (or, with
-`full_parameters`, a model) for each target, method and seed in `05-train/TARGET/METHOD/seed-S/`,
-with its `loss.jsonl`.
+In: selections, and the selection model or another one (LESS-T). Out: one peft adapter (or, with
+`full_parameters`, a full model) for each target, method and seed in
+`05-train/TARGET/METHOD/seed-S/`, with its `loss.jsonl`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Train(Stage):
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
-        """Whether models are kept: seeds, methods and targets may be added or removed."""
+        """Whether models can be kept: seeds, methods and targets may be added or removed."""
         kept = agree(old["selections"], new["selections"])
         return kept and same_but(old, new, "seeds", "selections")
 
@@ -83,7 +83,7 @@ class Train(Stage):
         for _ in context.engine.map(training_job(context), missing, "training", done):
             pass
         for task in tasks.values() if distributed.is_first() else ():
-            if not task.out.exists():  # the same rows, for another target
+            if not task.out.exists():  # another target has the same rows
                 task.out.copy_from(first[task.selection, task.seed].out)
         distributed.wait()
         prints = {name: task.out.fingerprint for name, task in tasks.items()}
@@ -98,7 +98,7 @@ class Train(Stage):
         }
 
     def needed(self, recipe: Recipe) -> bool:
-        """If models are to be trained, or evaluated."""
+        """Whether the recipe trains or evaluates models."""
         return bool(recipe.train or recipe.evaluate)
 
 
@@ -109,10 +109,10 @@ def _task(context: Context, name: str, selection: str, seed: int) -> TrainingTas
 
 
 def _exists(context: Context, task: TrainingTask) -> bool:
-    """Whether the model is there; one of the same rows with another name is copied."""
+    """Whether the model exists; a model of the same rows under another name is copied first."""
     if task.out.exists():
         return True
-    # A selection has another name in a list of sizes, or if its target has another name.
+    # A selection's name changes if it joins a list of sizes, or if its target is renamed.
     other = context.artifacts.models.trained_on(task.selection, task.seed)
     if other is not None:
         task.out.copy_from(other)
@@ -120,7 +120,7 @@ def _exists(context: Context, task: TrainingTask) -> bool:
 
 
 def _make_room(context: Context, task: TrainingTask) -> None:
-    """Remove what is left of an incomplete model; archive one of another selection."""
+    """Remove the remains of an incomplete model; archive a model of another selection."""
     if not task.out.exists():
         shutil.rmtree(task.out.folder, ignore_errors=True)
     elif task.out.training().get("selection") not in (None, task.selection):

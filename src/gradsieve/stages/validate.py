@@ -1,17 +1,17 @@
-"""Stage 8: whether scores predict what training does, on this data (docs/howto/validate.md).
+"""Stage 8: whether scores predict the effect of training, on this data (docs/howto/validate.md).
 
 In: scores, the pool, and the model to train. Out: models trained on random subsets of the pool, and
-on all of it but a few rows, with their losses on each target; and `07-validate/results.json`, for
-each target and method:
+on the pool without a few rows, with their losses on each target; and `07-validate/results.json`,
+with for each target and method:
 
 - LDS, the linear datamodeling score (Park et al., TRAK, ICML 2023, arXiv 2303.14186): the rank
-  correlation, over subsets, of the summed scores of a subset's rows with the true loss, negated;
-- for each share in `leave_out`, the loss after leaving out the best rows, minus that after leaving
-  out as many random ones: the leave-out check of bergson's leaderboard, there called QLD.
+  correlation over subsets between the sum of a subset's scores and its negated true loss;
+- for each share in `leave_out`, the loss after leaving out the best rows, minus the loss after
+  leaving out as many random rows: the leave-out check of bergson's leaderboard, called QLD there.
 
 The loss is that of the target's held-out examples (`held_out_loss`) or, if it has none, of the
 target's examples themselves (`target_loss`). A part of the pool is named by a hash of its members:
-it is trained on once, whichever methods need it, and again for none that come later.
+it is trained on once, whichever methods need it, also if methods are added later.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from gradsieve.stages.jobs import TrainingJob, TrainingTask, rows_of_pool, train
 from gradsieve.tasks import Target
 
 RANDOM_PARTS = 3
-"""Random parts of each size of `leave_out`, with which leaving out the best rows is compared."""
+"""Number of random parts per size of `leave_out`, the baseline for leaving out the best rows."""
 
 
 class Validate(Stage):
@@ -66,7 +66,7 @@ class Validate(Stage):
     optional_before = ("select", "train", "evaluate")
 
     def needed(self, recipe: Recipe) -> bool:
-        """If the recipe asks for it."""
+        """Whether the recipe has a section `validate`."""
         return recipe.validate is not None
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Validate(Stage):
         }
 
     def can_extend(self, old: Inputs, new: Inputs) -> bool:
-        """Whether models are kept: they depend on subsets and training alone, not on scores."""
+        """Whether models can be kept: they depend on subsets and training, not on scores."""
         parts = old["validate"], new["validate"]
         same = same_but(old, new, "validate", "scores", "targets", "questions")
         return same and same_but(*parts, "subsets", "leave_out", "seeds")
@@ -94,7 +94,7 @@ class Validate(Stage):
         yield from checks.test_sets(context)
 
     def estimate(self, context: Context) -> Estimate:
-        """A training for each part of the pool and seed, and losses of each."""
+        """A training for each part of the pool and seed, and the losses of each model."""
         recipe, settings, shape = context.recipe, _settings(context), student_shape(context)
         usable = len(context.pool.usable)
         rankings = sum(
@@ -108,7 +108,7 @@ class Validate(Stage):
         each = {rows: student_training(context, rows) for rows in {*sizes}}
         made = [each[rows] for rows in sizes for _ in settings.seeds]
         tokens = np.array([len(row.encoded.input_ids) for row in target_rows(context)])
-        # Questions are as long as the targets' examples: assumed.
+        # Assumption: questions are as long as the targets' examples.
         asked = len(tokens) + sum(len(test.questions) for test in context.test_sets.values())
         losses = len(made) * asked * float(shape.forward(1, tokens, tokens).mean())
         return Estimate.of_trainings(
@@ -121,7 +121,7 @@ class Validate(Stage):
         )
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Train on each part and measure losses; what is there is kept."""
+        """Train on each part and measure losses; existing results are kept."""
         artifact, parts = context.artifacts.validation, parts_of_pool(context)
         asked = {target.name: _asked(context, target) for target in context.targets}
         tasks = [
@@ -158,7 +158,7 @@ class Part:
 
     name: str  # a hash of its members
     label: str
-    numbers: NDArray[np.int64]  # by (source, id)
+    numbers: NDArray[np.int64]  # in order of (source, id)
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,9 @@ class Parts:
     """All parts of the pool to train on.
 
     Attributes:
-        subsets: Random ones.
-        random: Without random rows, by share left out.
-        best: Without the best rows, by target, method and share left out.
+        subsets: Random subsets.
+        random: The pool without random rows, by share left out.
+        best: The pool without the best rows, by target, method and share left out.
     """
 
     subsets: list[Part]
@@ -183,7 +183,7 @@ class Parts:
 
 
 def parts_of_pool(context: Context) -> Parts:
-    """The parts of the pool, the same for the same seed, pool and scores."""
+    """The parts of the pool; the same seed, pool and scores give the same parts."""
     pool, settings = context.pool, _settings(context)
     usable, seed = pool.usable, settings.seed
     if len(usable) < 2:
@@ -217,7 +217,7 @@ def parts_of_pool(context: Context) -> Parts:
 
 
 def _rankings(context: Context) -> Iterator[tuple[str, str, ScoreTable]]:
-    """The tables of scores that rank something."""
+    """The score tables whose scores are not all equal, with target and method."""
     for target, method in context.recipe.scored:
         table = context.artifacts.scores.table(target, method)
         if np.ptp(table.total) > 0:
@@ -232,9 +232,9 @@ class Asked:
     """The examples whose loss counts for a target.
 
     Attributes:
-        of: Changes if their losses would, with the same model.
+        of: A fingerprint of the target and its questions, on which the losses depend.
         rows: Tokenized; each has label tokens.
-        weights: Of each in the mean.
+        weights: The weight of each row in the mean.
     """
 
     loss: str
@@ -258,11 +258,11 @@ def _asked(context: Context, target: Target) -> Asked:
 
 @dataclass(frozen=True)
 class ValidationTask:
-    """One model to train, and to measure."""
+    """One model to train and to measure."""
 
     part: str
     training: TrainingTask
-    targets: Sequence[str]  # whose losses are not there yet
+    targets: Sequence[str]  # targets whose losses are missing
 
 
 def _task(context: Context, part: Part, seed: int, asked: Mapping[str, Asked]) -> ValidationTask:
@@ -299,7 +299,7 @@ class ValidationJob(Job[ValidationTask, None]):
                 shutil.rmtree(out.folder, ignore_errors=True)
                 train(task.training)
             self._measure(task, out.folder)
-            if self.training.full_parameters:  # a copy of the model for each part fills disks
+            if self.training.full_parameters:  # full models of all parts would fill the disk
                 shutil.rmtree(out.folder)
 
         return run
@@ -319,7 +319,7 @@ class ValidationJob(Job[ValidationTask, None]):
             write_json(file, {"of": asked.of, "losses": losses.tolist()}, hashed=True)
 
 
-# --- what they say ------------------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------------------
 
 
 def _validation(
@@ -328,7 +328,7 @@ def _validation(
     settings, artifact = _settings(context), context.artifacts.validation
 
     def losses(*some: Part) -> NDArray[np.float64]:
-        """A row per part and seed."""
+        """One row per part and seed."""
         return np.array(
             [artifact.losses(part.name, s, target) for part in some for s in settings.seeds]
         )
@@ -360,7 +360,7 @@ def _validation(
 
 
 def _summed(context: Context, table: ScoreTable, subsets: Sequence[Part]) -> list[float]:
-    """Sums of scores over subsets; a row without a score counts as one with the mean score."""
+    """Sums of scores over subsets; a row without a score counts as having the mean score."""
     centered = np.zeros(len(context.pool))
     centered[table.numbers_in(context.pool)] = table.total - table.total.mean(dtype=np.float64)
     return [float(centered[part.numbers].sum()) for part in subsets]

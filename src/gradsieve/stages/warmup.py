@@ -1,10 +1,10 @@
 """Stage 1: LoRA on a random share of the pool, a checkpoint after each epoch (method.md, step 1).
 
-In: pool and model. Out: `01-warmup/checkpoint-1..N` with Adam's moments, and `loss.jsonl`. Or, with
-`warmup.checkpoints`, nothing but a check and a note of an existing run's checkpoints.
+In: pool and model. Out: `01-warmup/checkpoint-1..N` with Adam's moments, and `loss.jsonl`. With
+`warmup.checkpoints`, existing checkpoints are only checked and recorded.
 
 The random share is the examples with the smallest hash of (seed, source, id), so it doesn't depend
-on the pool's order, and examples that are added later change it little.
+on the pool's order, and examples added later change it little.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Warmup(Stage):
     distributed = True
 
     def needed(self, recipe: Recipe) -> bool:
-        """If a method or the removal of near duplicates reads gradients."""
+        """Whether a method or the removal of near duplicates reads gradients."""
         return needs_gradients(recipe)
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         settings = context.recipe.warmup
-        # All inputs are read before anything is spent, the quickest to check first.
+        # All inputs are read before any expensive work, the quickest to check first.
         pool, _ = context.pool_inputs, context.targets
         if settings.checkpoints is not None:
             folders = [checks.existing(Path(folder)) for folder in settings.checkpoints]
@@ -63,7 +63,7 @@ class Warmup(Stage):
         return {"model": context.model_inputs, "pool": pool, "warmup": settings.results()}
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Model, targets and trackers."""
+        """Check model, targets and trackers."""
         yield from checks.adapted_models(context)
         yield from checks.targets(context)
         yield from checks.trackers(context.recipe)
@@ -81,7 +81,7 @@ class Warmup(Stage):
             )
 
     def estimate(self, context: Context) -> Estimate:
-        """A training on the random share."""
+        """One training on the random share."""
         settings, shape = context.recipe.warmup, selecting_shape(context)
         if settings.checkpoints is not None:
             return Estimate()
@@ -90,7 +90,7 @@ class Warmup(Stage):
         return replace(one, disk_bytes=settings.epochs * 12 * shape.adapter)
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Train the adapter, or take the checkpoints that the recipe names."""
+        """Train the adapter, or use the checkpoints that the recipe names."""
         settings = context.recipe.warmup
         if settings.checkpoints is not None:
             existing = [checks.existing(Path(folder)) for folder in settings.checkpoints]
@@ -145,7 +145,7 @@ def _describe(folders: list[Path], context: Context) -> dict[str, Any]:
     prints = [checkpoint_fingerprint(folder) for folder in folders]
     rates = rates or [1.0] * len(folders)
     return {
-        # Its own by name alone, so that a run may be moved.
+        # The run's own checkpoints by name only, so that the run can be moved.
         "checkpoints": [
             folder.name if folder.parent == context.run.stage("warmup") else str(folder)
             for folder in folders
