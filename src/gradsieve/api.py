@@ -1,6 +1,6 @@
-"""The same pipeline from Python: with a model, a tokenizer and data that are in memory.
+"""The same pipeline from Python, with a model, a tokenizer and data in memory.
 
-In: what a fine-tuning script holds. Out: a `Selection`. Only the inputs differ from the command
+In: the objects of a fine-tuning script. Out: a `Selection`. Only the inputs differ from the command
 line's (`runs.context.InMemoryInputs`). The base model is neither copied to disk nor changed.
 """
 
@@ -39,11 +39,11 @@ from gradsieve.selection import MESSAGES, ROWS
 from gradsieve.selection.export import features_of, message_features
 
 Rows = Any
-"""A `datasets.Dataset`, any other iterable of rows, or a path or hub name; or a mapping with the
-keys of the recipe's section, in which `path` is one of these."""
+"""A `datasets.Dataset`, any other iterable of rows, a path, or a hub name; or a mapping with the
+keys of the recipe's section, whose `path` is one of these."""
 
 SHOWN = 5
-"""Rows of a selection that a notebook shows."""
+"""Number of a selection's rows shown in a notebook."""
 
 
 def select(
@@ -61,25 +61,25 @@ def select(
     """Select the rows of a pool that teach a model the targets' skill.
 
     Args:
-        model: A causal language model in memory. It is never changed: its weights are shared, it
-            keeps its mode and gets no adapter. Or a folder, a hub name, or the recipe's `model`
-            section.
-        tokenizer: The model's, never changed either; None: the one that is saved under the model's
-            name.
-        pool: Rows (a `datasets.Dataset`, a list of dicts, a path); or several sources by name.
-        targets: Examples of the skill, in the same forms; or several targets by name. Keys of the
-            recipe's section go with it: `{"mine": {"path": rows, "subtask": "topic"}}`,
+        model: A causal language model in memory, a folder, a hub name, or the recipe's `model`
+            section. A model in memory is never changed: its weights are shared, it keeps its mode
+            and gets no adapter.
+        tokenizer: The model's tokenizer, never changed either; None loads the one saved under the
+            model's name.
+        pool: Rows (a `datasets.Dataset`, a list of dicts, a path), or several sources by name.
+        targets: Examples of the skill, in the same forms, or several targets by name. Keys of the
+            recipe's section can be added: `{"mine": {"path": rows, "subtask": "topic"}}`,
             `{"mmlu": {"task": "mmlu", "path": "data/eval/mmlu"}}`.
-        out: The run folder; stages that are up to date are kept. None: a temporary one, removed
-            with the result.
-        chat_template: As the recipe's `model.chat_template`.
-        max_length: As the recipe's `model.max_length`, in tokens.
+        out: The run folder; stages that are up to date are kept. None means a temporary folder,
+            removed with the result.
+        chat_template: Same as the recipe's `model.chat_template`.
+        max_length: Same as the recipe's `model.max_length`, in tokens.
         progress: Where to report progress; standard error by default.
         **settings: The recipe's other sections, e.g. `warmup={"epochs": 2}`,
             `select={"count": 500}`, `score={"methods": ["less", "bm25"]}`.
 
     Returns:
-        The selection for the first target by the first method; `Selection.of` gives the others.
+        The selection for the first target by the first method; `Selection.of` returns the others.
 
     Raises:
         GradsieveError: For anything that the user can fix.
@@ -116,7 +116,7 @@ def select(
     folder = (
         Path(out).absolute() if out is not None else Path(tempfile.mkdtemp(prefix="gradsieve-"))
     )
-    # A copy of the tokenizer: a call may change how it truncates and pads.
+    # The tokenizer is copied: a call may change how it truncates and pads.
     in_memory = InMemoryInputs(rows, examples, tests, in_memory_model, copy.deepcopy(tokenizer))
     context = Context(recipe, RunFolder(folder), progress, in_memory)
     if out is None:
@@ -127,7 +127,7 @@ def select(
 
 
 class Selection:
-    """Rows selected for one target by one method; `select` makes it.
+    """Rows selected for one target by one method, as returned by `select`.
 
     Attributes:
         target: The target's name, or `together`.
@@ -163,7 +163,7 @@ class Selection:
                 if name.startswith(folder) and name.endswith(".jsonl")}  # fmt: skip
 
     def _check_current(self) -> None:
-        """Refuse to read what another call has put in this one's place."""
+        """Refuse to read a selection that another call has replaced."""
         if self._listed() != self._files:
             raise RunError(
                 "The run folder now has another selection than this one.",
@@ -198,14 +198,14 @@ class Selection:
 
     @cached_property
     def selected(self) -> datasets.Dataset:
-        """The selected rows as they came in, best first, with rank, score, subtask and source."""
+        """The selected original rows, best first, with rank, score, subtask and source."""
         self._check_current()
         rows = _records(self.folder / ROWS)
         return _dataset(rows, features_of(rows))
 
     @cached_property
     def messages(self) -> datasets.Dataset:
-        """The selected rows as chat messages, whatever format they came in: to train on."""
+        """The selected rows as chat messages to train on, whatever their original format."""
         self._check_current()
         rows = _records(self.folder / MESSAGES)
         return _dataset(rows, message_features(rows))
@@ -215,7 +215,7 @@ class Selection:
         """Every scored row, best first: source, id, score, subtask, and columns of the subtasks.
 
         Raises:
-            UsageError: For a selection for all targets together: each has scores of its own.
+            UsageError: For a selection for all targets together: each target has its own scores.
         """
         if self.target == TOGETHER:
             names = ", ".join(t.name for t in self._context.recipe.targets)
@@ -235,8 +235,8 @@ class Selection:
 
         Args:
             id: The row's id, as in `scores`.
-            source: The row's source, where the id alone is in several.
-            target: Only for a selection for all targets together: by which one's scores.
+            source: The row's source, needed if several sources have this id.
+            target: Only for a selection for all targets together: the target to explain it for.
 
         Raises:
             UsageError: If there is no such row, or there are several.
@@ -252,7 +252,7 @@ class Selection:
 
 
 def _dataset(rows: list[dict[str, Any]], features: datasets.Features) -> datasets.Dataset:
-    """By column, since `Dataset.from_list` takes the columns of the first row alone."""
+    """A dataset built by column: `Dataset.from_list` uses only the first row's columns."""
     columns = {name: [row.get(name) for row in rows] for name in features}
     return datasets.Dataset.from_dict(columns, features=features)
 
@@ -287,7 +287,7 @@ def _check_tokenizer(tokenizer: object) -> None:
 def _sections(
     value: Rows | Mapping[str, Rows], default_name: str
 ) -> tuple[list[dict[str, Any]], dict[str, Iterable[Any]]]:
-    """The recipe's sections of sources or targets, and the rows that take the place of paths."""
+    """The recipe's sections of sources or targets, and the rows that replace their paths."""
     if _is_row(value):
         todo = "Give a list of rows, also of a single one: [row]."
         raise DataError("This is one row, not rows.", default_name, todo)
@@ -330,7 +330,7 @@ def _rows(value: Any) -> Iterable[Any]:
 
 
 def _is_row(value: Any) -> bool:
-    """Whether it is a row itself, whose keys would be taken for names and its texts for paths."""
+    """Whether the value is a single row, whose keys would be read as names, its texts as paths."""
     if not isinstance(value, Mapping):
         return False
     try:

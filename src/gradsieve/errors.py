@@ -85,7 +85,7 @@ class RunError(GradsieveError):
 
 
 class ErrorGroup(GradsieveError):
-    """Several things are wrong; `errors` has an error for each."""
+    """Several problems; `errors` has an error for each."""
 
     def __init__(self, errors: Sequence[GradsieveError]) -> None:
         self.errors = errors
@@ -98,7 +98,7 @@ class ErrorGroup(GradsieveError):
 
 
 def raise_all(problems: Iterable[GradsieveError]) -> None:
-    """Raise what is wrong, if anything is: each problem once, several as one `ErrorGroup`."""
+    """Raise the problems, if there are any: each only once, several as one `ErrorGroup`."""
     each = [e for one in problems for e in (one.errors if isinstance(one, ErrorGroup) else [one])]
     found = list({str(problem): problem for problem in each}.values())
     if found:

@@ -1,8 +1,8 @@
 """Files, hashes and optional libraries.
 
-Files are written atomically: a file appears with all of its bytes or not at all, after a power cut
-too. A folder that a library fills is published in the same way. Entries of folders are synced
-before a mark that relies on them is written, once: a sync of each rename would double the cost.
+Files are written atomically: a file appears with all of its bytes or not at all, even after a power
+cut. A folder that a library fills is published in the same way. Folder entries are synced once,
+before a marker that relies on them is written: a sync of each rename would double the cost.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def file_fingerprint(path: Path) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """XXH3 of 128 bits of a file's bytes: against damage, not malice, at memory speed."""
+    """128-bit XXH3 of a file's bytes: detects damage, not tampering, at memory speed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def folder_fingerprint(folder: Path, patterns: tuple[str, ...] = ("*",)) -> str:
-    """SHA-256 of names and bytes of a folder's own files that match a pattern."""
+    """SHA-256 of names and bytes of the files directly in a folder that match a pattern."""
     files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
     return fingerprint([(file.name, file_fingerprint(file)) for file in files if file.is_file()])
 
@@ -52,9 +52,9 @@ def folder_fingerprint(folder: Path, patterns: tuple[str, ...] = ("*",)) -> str:
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
     """A line such as `warmup.epochs: 4 -> 2` for each leaf in which two trees of data differ.
 
-    Fingerprints are named in words: "target `code` was added".
+    Changed fingerprints are described in words: "target `code` was added".
     """
-    if at == "features" and {} in (old, new):  # no method needs them, or none did: see `methods`
+    if at == "features" and {} in (old, new):  # not needed now or before: `methods` shows it
         return []
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = list(dict.fromkeys([*old, *new]))
@@ -71,13 +71,13 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
         return differences(old or {}, new or {}, at)
     if named and (at in SENTENCES or section == "features"):
         return [SENTENCES[section]]
-    if section == "stages":  # the pool's outputs are by source, those of features by datastore
+    if section == "stages":  # outputs are by source (pool) or by datastore (features)
         name = name.partition(".")[0]
     if at.endswith("learning_rates"):
         return ["the checkpoints' learning rates have changed"]
     if at in ("template", "model.template"):
         return ["model.max_length, the chat template or the tokenizer has changed"]
-    if at == "examples":  # not recorded if there are none
+    if at == "examples":  # recorded only if there are any
         return [f"scores of single target examples are {'added' if new else 'left out'}"]
     if not named:
         return [f"{at}: {_short(old)} -> {_short(new)}"]
@@ -88,12 +88,12 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
 
 
 def because(changes: str) -> str:
-    """What `first_few` gives, as a reason."""
+    """The output of `first_few`, phrased as a reason."""
     return f"because{' of' if ' -> ' in changes.split('; ')[0] else ''} {changes}"
 
 
 def first_few(changes: list[str]) -> str:
-    """The first three of `differences`, and the number of others."""
+    """The first three lines of `differences`, and the number of the others."""
     return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if changes[3:] else "")
 
 
@@ -114,7 +114,7 @@ THINGS = {
     "turns": "the order of the examples of target",
     "stages": "stage",
 }
-"""What the names are of, under which fingerprints are kept."""
+"""For each key with fingerprints by name: what the names refer to."""
 
 SENTENCES = {
     "bad_rows": "the rows that can't be read have changed",
@@ -123,11 +123,11 @@ SENTENCES = {
     "order": "the order of the targets has changed",
     "scores": "the scores have changed",
 }
-"""What is said of a single fingerprint or list."""
+"""Messages for a change of a single fingerprint or list."""
 
 
 def _is_hashed(value: Any) -> bool:
-    """Whether a value says nothing to people: a fingerprint, also after a name, or among others."""
+    """Whether a value is unreadable: a fingerprint, also after a name, or in a collection."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -142,15 +142,15 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def atomic(path: Path, hashed: bool = False) -> Iterator[Path]:
-    """A temporary path that replaces `path`, synced to disk, when the block ends.
+    """Yield a temporary path that replaces `path`, synced to disk, when the block ends.
 
-    Its hash, if asked for, is on disk before: what a stage has made is verified by `is_whole` when
-    the stage resumes. A finished stage has a list of all hashes.
+    If `hashed`, its hash is on disk first: `is_whole` verifies the file when the stage that wrote
+    it resumes. A finished stage has a list of all hashes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     temporary.touch(exist_ok=False)
-    mode = temporary.stat().st_mode & 0o777  # by the umask; some writers create files as 0600
+    mode = temporary.stat().st_mode & 0o777  # set by the umask; some writers create files as 0600
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -165,7 +165,7 @@ def atomic(path: Path, hashed: bool = False) -> Iterator[Path]:
 
 
 def link_files(old: Path, new: Path, files: Iterable[Path]) -> None:
-    """Give a folder files of another one, at the same places, as links."""
+    """Hard-link files of one folder into another, at the same relative paths."""
     for file in files:
         link = new / file.relative_to(old)
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -173,13 +173,13 @@ def link_files(old: Path, new: Path, files: Iterable[Path]) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is there, with the bytes that `atomic` wrote; older ones have no hash."""
+    """Whether a file exists with the bytes that `atomic` wrote, if their hash is known."""
     kept = hash_of(path)
     return path.is_file() and (not kept.is_file() or kept.read_bytes() == file_hash(path).encode())
 
 
 def hash_of(path: Path) -> Path:
-    """Where the hash of a file is that `atomic` wrote with one."""
+    """The path of the hash that `atomic` writes for a file."""
     return path.with_name(f".{path.name}.xxh3")
 
 
@@ -192,7 +192,7 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 
 
 def sync(path: Path) -> None:
-    """Bring a file's bytes, or a folder's entries, to disk."""
+    """Sync a file's bytes, or a folder's entries, to disk."""
     if _identity(path.stat()) in _on_disk:
         return
     opened = os.open(path, os.O_RDONLY)
@@ -200,13 +200,13 @@ def sync(path: Path) -> None:
         os.fsync(opened)
     except OSError as error:
         if not path.is_dir() or error.errno not in (errno.EINVAL, errno.EBADF):
-            raise  # some file systems have nothing to sync in a folder
+            raise  # some file systems can't sync folders
     finally:
         os.close(opened)
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring everything below a folder to disk, and the folder's own entries."""
+    """Sync everything below a folder, and the folder's own entries, to disk."""
     for below, _, files in os.walk(folder, topdown=False):
         for name in files:
             sync(Path(below, name))
@@ -256,7 +256,7 @@ def write_text(path: Path, text: str, hashed: bool = False) -> None:
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """The values of a run's JSONL file.
+    """Yield the values of a run's JSONL file.
 
     Raises:
         RunError: If a line is not JSON.
@@ -267,10 +267,10 @@ def read_lines(path: Path) -> Iterator[Any]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Report a run's file that can't be read, whatever a library raises, as damaged.
+    """Report a run's file as damaged if it can't be read, whatever a library raises.
 
     Raises:
-        RunError: Naming the file.
+        RunError: If reading fails; names the file.
     """
     try:
         yield
@@ -290,7 +290,7 @@ def needed(module: str, extra: str) -> Any:
     """Import an optional library.
 
     Raises:
-        UsageError: If it is not installed; with the command that installs it.
+        UsageError: If it is not installed; names the command that installs it.
     """
     try:
         return importlib.import_module(module)
@@ -302,7 +302,7 @@ def installed(module: str, extra: str) -> None:
     """Check that an optional library is installed, without importing it.
 
     Raises:
-        UsageError: If it is not installed; with the command that installs it.
+        UsageError: If it is not installed; names the command that installs it.
     """
     if importlib.util.find_spec(module) is None:
         raise _missing(module, module, extra)

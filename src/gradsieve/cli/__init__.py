@@ -1,9 +1,8 @@
 """The command line: `init`, `run`, each stage, `plan`, `show`, `explain`, `compare`, `store`, ...
 
 Standard output carries the result, standard error the progress. Exit status 0: done; 1: failed;
-2: wrong usage or recipe; 128 and its number: stopped by a signal (130: Ctrl-C). Nothing heavy is
-imported before a command needs it. All text is printed by `echo`, which replaces what a terminal
-would obey.
+2: wrong usage or recipe; 128 + N: stopped by signal N (130: Ctrl-C). Heavy imports are delayed
+until a command needs them. All text is printed by `echo`, which replaces control characters.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class _Commands(TyperGroup):
-    """Commands that Ctrl-C ends quietly."""
+    """Commands that exit without a traceback on Ctrl-C."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -52,16 +51,16 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one message, never a traceback."""
+    """Run the command line; a user's mistake is reported in one message, without a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what its encoding lacks is written as an escape
+        if hasattr(stream, "reconfigure"):  # escapes characters that its encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except GradsieveError as error:
         echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader has exited, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
@@ -182,7 +181,7 @@ def plan(
     from gradsieve.console import Progress
     from gradsieve.pipeline.plan import plan as make_plan
 
-    with redirect_stdout(sys.stderr):  # what a user's own method prints
+    with redirect_stdout(sys.stderr):  # output of a user's own method
         found = make_plan(
             checked,
             out,
@@ -290,7 +289,7 @@ app.add_typer(store_app)
 
 
 def _checked(recipe: Path, overrides: list[str] | None) -> Recipe:
-    """The recipe, checked before imports that take seconds."""
+    """The recipe, checked before slow imports."""
     from gradsieve.recipe.load import load_recipe
 
     return load_recipe(recipe, overrides or ())
@@ -306,7 +305,7 @@ def _run(
     as_json: bool,
     share: tuple[int, int] | None = None,
 ) -> None:
-    with interruptible(out), redirect_stdout(sys.stderr):  # what a user's own method prints
+    with interruptible(out), redirect_stdout(sys.stderr):  # output of a user's own method
         checked = _checked(recipe, overrides)
         from gradsieve.console import Progress
         from gradsieve.pipeline import run as pipeline
@@ -332,12 +331,12 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _print_result(run: RunFolder, needed: Sequence[str], as_json: bool) -> None:
-    """What the run holds: its selections, and results and report that are of these selections.
+    """Print the run's selections, and the results and report that are based on them.
 
     Args:
-        run: The run.
-        needed: The stages of the recipe. The run may hold others, of another recipe.
-        as_json: Print all of the stages' metadata.
+        run: The run folder.
+        needed: The stages that the recipe needs. The run may hold others, from another recipe.
+        as_json: Print the metadata of all stages as JSON.
     """
     from gradsieve.runs.artifacts import Artifacts
     from gradsieve.runs.lineage import outdated

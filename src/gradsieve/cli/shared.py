@@ -1,4 +1,4 @@
-"""Options that several commands have, and how they print."""
+"""Options and printing shared by several commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def echo(result: Any, err: bool = False) -> None:
-    """Print text, or other data as JSON, without what a terminal would obey in names and rows."""
+    """Print text, or other data as JSON; control characters in names and rows are replaced."""
     from gradsieve.console import clean_lines
 
     if isinstance(result, str):

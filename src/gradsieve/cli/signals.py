@@ -1,4 +1,4 @@
-"""Signals that end a command: with the status that shells expect, and a line on what was kept."""
+"""Handles signals that end a command: exit status as shells expect, and a line on what was kept."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ STOPPING = {
     signal.SIGUSR1: signal.SIG_DFL,
     signal.SIGHUP: signal.SIG_DFL,
 }
-"""Signals that end a run, and their usual handlers: Ctrl-C, the warnings of clusters, a terminal
-that was closed."""
+"""Signals that end a run, and their default handlers: Ctrl-C, the warnings of clusters, a closed
+terminal."""
 
 AGAIN_SECONDS = 0.1
-"""Some code swallows whatever is raised in it: pydantic while it serializes, `__del__`, a library's
-bare `except`. After so many seconds a signal's exception is raised again."""
+"""Some code swallows all exceptions: pydantic while it serializes, `__del__`, a library's bare
+`except`. After this many seconds, a signal's exception is raised again."""
 
 
 @contextmanager
 def interruptible(out: Path | None = None) -> Iterator[None]:
-    """A signal ends with the status that shells expect, and a line on what a run has kept.
+    """On a signal, exit with the status that shells expect, and print what a run has kept.
 
-    A second one, while the first is still closing files and processes, ends at once: what is on
-    disk is complete at any moment.
+    A second signal, while the first is still closing files and processes, exits at once: files on
+    disk are complete at any moment.
     """
     kept = f"\nstopped. Finished stages, epochs and shards are kept in {out}: "
     kept += "run the same command again to resume."
@@ -73,7 +73,7 @@ def interruptible(out: Path | None = None) -> Iterator[None]:
 
 
 def _is_closing() -> bool:
-    """Whether the signal's exception is on its way, through blocks that close what is open."""
+    """Whether the signal's exception is propagating, through blocks that close open resources."""
     error = sys.exc_info()[1]
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__

@@ -1,6 +1,6 @@
 """Terminal and log: Python's `logging` for lines, rich's progress bars for long work.
 
-Standard output belongs to results: everything here goes to standard error and to `RUN/log.txt`.
+Standard output is reserved for results: everything here goes to standard error and `RUN/log.txt`.
 Modules log to `logging.getLogger(__name__)`, below the logger `gradsieve`; a `Progress` shows these
 records while it is active. Rejected: tqdm, whose lines pile up in log files.
 """
@@ -32,7 +32,7 @@ from gradsieve.errors import UsageError
 __all__ = ["Progress", "Report", "clean", "clean_lines", "clock", "log", "progress_for"]
 
 SECONDS_BETWEEN_LINES = 10.0
-"""How often work is reported where there is no terminal, and in the log file."""
+"""How often progress is reported in the log file, and on standard error if it is no terminal."""
 
 Report = Callable[[float], None]
 """Called with the units done so far."""
@@ -55,7 +55,7 @@ class Progress:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         terminal = sys.stderr.isatty()
-        # The stream itself: while another library is silenced, sys.stderr is another one.
+        # Keeps the stream: sys.stderr is replaced while another library is silenced.
         self._console = Console(file=sys.stderr, force_terminal=terminal, force_jupyter=False)
         self._has_bars = terminal and not quiet and not self._console.is_dumb_terminal
         self._bars = make_bars(self._console, disable=not self._has_bars)
@@ -66,11 +66,11 @@ class Progress:
 
     @contextmanager
     def running(self, stages: Sequence[str], log_file: Path | None) -> Iterator[None]:
-        """While a run lasts: show its stages, keep a log, and silence other libraries.
+        """During a run, show its stages, keep a log, and silence other libraries.
 
         Args:
-            stages: Their names, in order; empty: no row for them.
-            log_file: A file that lines are added to, with times; None: there is none.
+            stages: Names of the stages, in order; if empty, no row is shown for them.
+            log_file: The file that lines are appended to, with times; None means no log file.
         """
         with ExitStack() as stack:
             file = file_handler(log_file)
@@ -93,7 +93,7 @@ class Progress:
 
     @contextmanager
     def _activated(self, *handlers: logging.Handler) -> Iterator[None]:
-        """Show bars, and send gradsieve's records here alone; restored afterwards."""
+        """Show bars, and send gradsieve's records only here; restores the logger afterwards."""
         before, level, propagate = log.handlers[:], log.level, log.propagate
         log.handlers[:] = [self._lines, *handlers]
         log.setLevel(logging.DEBUG)
@@ -109,12 +109,12 @@ class Progress:
             log.propagate = propagate
 
     def begin(self, stage: str) -> None:
-        """A stage starts."""
+        """Report that a stage starts."""
         self._advance_stages(0, stage)
         self.say(f"{stage}: starting")
 
     def end(self, stage: str, how: str) -> None:
-        """A stage has ended, e.g. `done in 42 s`."""
+        """Report how a stage has ended, e.g. `done in 42 s`."""
         self._advance_stages(1, stage)
         self.say(f"{stage}: {how}")
 
@@ -131,7 +131,7 @@ class Progress:
         self._log(logging.WARNING, text)
 
     def note(self, text: str) -> None:
-        """Log a line to the log file alone."""
+        """Log a line to the log file only."""
         self._log(logging.DEBUG, text)
 
     def _log(self, level: int, text: str) -> None:
@@ -143,7 +143,7 @@ class Progress:
 
     @contextmanager
     def on_line(self, call: Callable[[], None]) -> Iterator[None]:
-        """Call something as often as work is reported."""
+        """Call `call` whenever progress is reported."""
         before, self._on_line = self._on_line, call
         try:
             yield
@@ -155,15 +155,15 @@ class Progress:
         """Count units of work, with rate and time left.
 
         Args:
-            what: Which work.
-            total: Units in all; 0 or None if it is not known.
-            unit: Their name, in the plural.
+            what: Name of the work.
+            total: Total number of units; 0 or None if unknown.
+            unit: Name of the units, in the plural.
         """
         say = self.note if self._has_bars else self.say
         with ExitStack() as stack:
             if not self._active:
                 stack.enter_context(self._activated())
-            # A task is timed by rich also where no bar is shown.
+            # Rich times a task even if no bar is shown.
             row = self._bars.add_task(shortened(what), total=total or None, unit=unit, also="")
             stack.callback(self._bars.remove_task, row)
             task = next(task for task in self._bars.tasks if task.id == row)
@@ -184,10 +184,10 @@ class Progress:
 
 
 def progress_for(given: Progress | None) -> Progress:
-    """The caller's, or one that reports to standard error.
+    """The given progress, or one that reports to standard error.
 
     Raises:
-        UsageError: If it is something else, such as a flag or a bar.
+        UsageError: If it is of another type, such as a flag or a bar.
     """
     if not isinstance(given, Progress | None):
         todo = "Give gradsieve.Progress(), or gradsieve.Progress(quiet=True) for warnings alone."

@@ -1,7 +1,7 @@
 """Progress bars on a terminal, and their numbers, which plain lines show too.
 
-In: rich's tasks, which know what is done and when. Out: text such as `120/240 rows, 12 rows/s, 10 s
-left`. What was done before counting began (by a run that was stopped) doesn't count for the rate.
+In: rich's tasks, which record progress over time. Out: text such as `120/240 rows, 12 rows/s, 10 s
+left`. Units done before counting began (by a run that was stopped) don't count for the rate.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from rich.text import Text
 from gradsieve.console.lines import clean
 
 SECONDS_OF_RATE = 600.0
-"""A rate is measured over this time; steps of large models take minutes."""
+"""Rates are measured over this time; steps of large models take minutes."""
 
 LABEL = 26
-"""Characters of a bar's label; a longer one leaves no room for the numbers at 80 columns."""
+"""Maximum characters of a bar's label; longer ones leave no room for numbers at 80 columns."""
 
 STAGES = "stages"
 """The unit of the row that shows the stages of a run."""
@@ -53,13 +53,13 @@ class _Status(ProgressColumn):
 
 
 def amount(task: Task) -> str:
-    """Units done, and in all if known, e.g. `1,204/5,329 rows`."""
+    """Units done, and the total if known, e.g. `1,204/5,329 rows`."""
     of = f"/{task.total:,.0f}" if task.total else ""
     return f"{_number(task.completed)}{of} {task.fields['unit']}"
 
 
 def status(task: Task) -> str:
-    """Units done, rate and time left, as far as they are known."""
+    """Units done, and the rate and time left if known."""
     parts = [amount(task)]
     if task.speed:
         parts.append(rate(task.speed, task.fields["unit"]))
@@ -71,7 +71,7 @@ def status(task: Task) -> str:
 
 
 def rate(per_second: float, unit: str) -> str:
-    """A rate by second, minute or hour, whichever gives at least one: `1.7 epochs/min`."""
+    """A rate per second, minute or hour, the first that is at least 1: `1.7 epochs/min`."""
     for seconds, name in ((1, "s"), (60, "min")):
         if per_second * seconds >= 1:
             return f"{_number(per_second * seconds)} {unit}/{name}"
@@ -83,7 +83,7 @@ def _number(value: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as people write them: 42 s, 3 min 20 s, 2 h 5 min."""
+    """Seconds in readable units: 42 s, 3 min 20 s, 2 h 5 min."""
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{rest} s"
@@ -93,7 +93,7 @@ def clock(seconds: float) -> str:
 def memory() -> str:
     """Memory of this process, and of a GPU if it uses one."""
     text = f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB"
-    torch = sys.modules.get("torch")  # where nothing has imported it, no GPU is in use
+    torch = sys.modules.get("torch")  # if nothing has imported it, no GPU is in use
     if torch is not None and torch.cuda.is_initialized():
         free, total = torch.cuda.mem_get_info()
         text += f", GPU {(total - free) / 2**30:.1f}/{total / 2**30:.0f} GiB"
@@ -101,6 +101,6 @@ def memory() -> str:
 
 
 def shortened(label: str) -> str:
-    """A label that leaves room for bar and numbers; its end is kept, where seeds differ."""
+    """A label cut to leave room for bar and numbers; its end, where seeds differ, is kept."""
     label = clean(label)
     return label if len(label) <= LABEL else f"{label[: LABEL // 2 - 1]}…{label[-LABEL // 2 :]}"

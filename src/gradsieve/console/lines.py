@@ -1,8 +1,8 @@
-"""Lines on standard error and in the log file, without control characters of the data.
+"""Lines on standard error and in the log file, without control characters from the data.
 
-Other libraries' warnings go to the log file alone, and their progress bars nowhere; all their
-settings are restored afterwards: a notebook's are not ours to change. Rejected: `RichHandler`: it
-wraps and pads lines, so that a path copied from a terminal is broken.
+Other libraries' warnings go only to the log file, and their progress bars are hidden; all their
+settings are restored afterwards, since a notebook's settings are not ours to change. Rejected:
+`RichHandler` (it wraps and pads lines, so that a path copied from a terminal is broken).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from rich.text import Text
 log = logging.getLogger("gradsieve")
 
 LIBRARIES = ("transformers", "datasets", "huggingface_hub")
-"""Those that print by handlers of their own; all others' records reach the root logger."""
+"""Libraries with their own logging handlers; records of all others reach the root logger."""
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
-"""Format characters that Persian, Indic scripts and emoji need; no terminal obeys them."""
+"""Format characters that Persian, Indic scripts and emoji need; harmless to terminals."""
 
 
 class _Formatter(logging.Formatter):
-    """A line for people: warnings are marked, other libraries named, control characters replaced.
+    """Readable lines: warnings are marked, other libraries named, control characters replaced.
 
     Args:
         times: Whether lines start with the time.
@@ -54,7 +54,7 @@ class _Formatter(logging.Formatter):
 
 
 class ConsoleHandler(logging.Handler):
-    """Lines on standard error, above the bars."""
+    """Prints lines on standard error, above the bars."""
 
     def __init__(self, console: Console, level: int) -> None:
         super().__init__(level)
@@ -67,7 +67,7 @@ class ConsoleHandler(logging.Handler):
 
 
 class _FileHandler(logging.FileHandler):
-    """A log file, never another's by a symbolic link; if it can't be written, the run continues."""
+    """A log file that follows no symbolic link; if it can't be written, the run continues."""
 
     def _open(self) -> TextIOWrapper:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
@@ -75,16 +75,16 @@ class _FileHandler(logging.FileHandler):
         return os.fdopen(opened, "a", encoding=self.encoding, errors=self.errors)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing can be done, and nothing needs to be."""
+        """Ignore the error: the run continues without this line."""
 
     def close(self) -> None:
-        """Close the file; lines that it has no room for are lost."""
+        """Close the file; lines that the disk has no room for are lost."""
         with suppress(OSError):
             super().close()
 
 
 def file_handler(file: Path | None) -> logging.Handler:
-    """All of gradsieve's records and other libraries' warnings, with times; None: nowhere."""
+    """A handler for gradsieve's records and other libraries' warnings; None discards them."""
     handler: logging.Handler = logging.NullHandler()
     if file is not None:
         try:
@@ -103,7 +103,7 @@ def is_ours(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def third_parties_to(handler: logging.Handler) -> Iterator[None]:
-    """Send other libraries' warnings to a handler, and show none of their progress bars."""
+    """Send other libraries' warnings to a handler, and hide their progress bars."""
     root = logging.getLogger()
     loggers = [logging.getLogger(name) for name in LIBRARIES]
     before = [logger.handlers[:] for logger in loggers]
@@ -115,7 +115,7 @@ def third_parties_to(handler: logging.Handler) -> Iterator[None]:
     warnings.showwarning = lambda message, category, *_, **__: logging.getLogger(
         category.__name__
     ).warning(message)
-    # Every library's bars are subclasses of this one, whatever switches they have of their own.
+    # All libraries' bars are subclasses of this one, whatever their own switches.
     tqdm.tqdm.__init__ = lambda self, *a, **k: make(self, *a, **{**k, "disable": True})
     try:
         yield
@@ -127,7 +127,7 @@ def third_parties_to(handler: logging.Handler) -> Iterator[None]:
             logger.handlers[:] = handlers
 
 
-# --- text of the data is data ---------------------------------------------------------------------
+# --- control characters in data -------------------------------------------------------------------
 
 
 def clean(text: str) -> str:
@@ -141,7 +141,7 @@ def clean_lines(text: str) -> str:
 
 
 def _printable(line: str) -> str:
-    """Escape sequences, marks of direction and halves of surrogate pairs are replaced."""
+    """Replace escape sequences, direction marks and halves of surrogate pairs."""
     return line if line.isprintable() else "".join(map(_printable_character, line))
 
 
