@@ -83,7 +83,7 @@ class Select(Stage):
         yield from checks.test_sets(context)
 
     def check_pool(self, context: Context) -> Iterator[GradsieveError]:
-        """Check that the pool has enough rows, and that caps are on sources with rows and leave rows."""
+        """Check that the pool has enough rows, and that caps fit its sources and leave rows."""
         yield from checks.problem_of(partial(_refuse_too_many, context, len(context.pool)))
         yield from checks.problem_of(partial(_refuse_unknown_caps, context))
         yield from checks.problem_of(partial(_refuse_caps_below_a_row, context))
@@ -147,7 +147,7 @@ def _refuse_unknown_caps(context: Context) -> None:
 
 
 def _refuse_caps_below_a_row(context: Context) -> None:
-    """Shares of so small a selection that no source may have a row of it."""
+    """Refuse caps so low for the selection's size that no source may have a row in it."""
     settings, names = context.recipe.select, context.pool.source_names
     for budget in settings.budgets:
         caps = Caps(settings.per_source, budget.rows(len(context.pool)), budget.tokens, names)

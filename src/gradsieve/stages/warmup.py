@@ -69,7 +69,7 @@ class Warmup(Stage):
         yield from checks.trackers(context.recipe)
 
     def check_pool(self, context: Context) -> Iterator[GradsieveError]:
-        """The random share is enough for more than one optimizer step."""
+        """Check that the random share is enough for more than one optimizer step."""
         settings = context.recipe.warmup
         rows = share_size(len(context.pool.usable), settings.fraction)
         if settings.checkpoints is None and settings.changes_nothing(rows):
