@@ -1,6 +1,6 @@
 """A run on the cluster that this script is submitted to: `ray submit CLUSTER.yaml run.py`.
 
-With a number of workers, those without a node make the autoscaler start nodes.
+If a run requests more workers than the nodes can hold, the autoscaler starts nodes.
 """
 
 import sys

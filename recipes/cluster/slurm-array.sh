@@ -5,7 +5,7 @@ set -euo pipefail
 : "${RECIPE:?Set RECIPE to the recipe}" "${RUN:?Set RUN to the run folder}" "${SHARES:?Set SHARES}"
 one=(--parsable --gpus=1 --cpus-per-task=8 --time=24:00:00)
 
-# A share that was preempted or failed is made by the last job, which makes what is missing.
+# If a share is preempted or fails, the last job computes what is missing.
 before=$(sbatch "${one[@]}" --job-name=gradsieve-warmup \
   --wrap="gradsieve run '$RECIPE' --out '$RUN' --until warmup --quiet")
 # shellcheck disable=SC2016 # SLURM sets the variables in each job
