@@ -420,8 +420,8 @@ def test_run_and_plan_take_plain_data(
     for call, said in (
         (lambda: gradsieve.run(data, made.path, last="scores"), "no stage scores"),
         (lambda: gradsieve.run(data, made.path, first="scores"), "no stage scores"),
-        (lambda: gradsieve.run(data, made.path, progress=True), "no gradsieve.Progress"),
-        (lambda: gradsieve.plan(data, progress=print), "no gradsieve.Progress"),
+        (lambda: gradsieve.run(data, made.path, progress=True), "not a gradsieve.Progress"),
+        (lambda: gradsieve.plan(data, progress=print), "not a gradsieve.Progress"),
         (lambda: gradsieve.run({**data, "scoring": {}}, made.path), "did you mean `score`"),
     ):
         with pytest.raises(UsageError) as caught:
@@ -519,9 +519,9 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"pool": {"messages": [{"prompt": "a"}]}}, DataError, "cannot be read"),
     ({"pool": {"a": [Path("a.jsonl")]}}, DataError, "several by name"),
     ({"pool": [object()]}, DataError, "expected an object"),
-    ({"progress": True}, UsageError, "no gradsieve.Progress"),
+    ({"progress": True}, UsageError, "not a gradsieve.Progress"),
     ({"pool": [{"prompt": "a"}]}, DataError, "cannot be read"),
-    ({"pool": "none.jsonl"}, DataError, "file is not there"),
+    ({"pool": "none.jsonl"}, DataError, "file does not exist"),
     ({"pool": {"a b": []}}, RecipeError, "pool.0.name"),
     ({"targets": {"t": {"path": [], "task": "mmlu"}}}, DataError, "read from its folder"),
     ({"targets": {"t": {"path": [{"prompt": "a", "completion": "b"}], "subtask": "no"}}},
@@ -549,7 +549,7 @@ def test_wrong_models_are_told_before_anything_is_written(
         with pytest.raises(ModelError):
             select(inputs, model, tokenizer, out=tmp_path / "run")
     for wrong in (inputs["model"]["name"], loaded(inputs)):
-        with pytest.raises(ModelError, match="no tokenizer"):
+        with pytest.raises(ModelError, match="not a transformers tokenizer"):
             select(inputs, loaded(inputs), wrong, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

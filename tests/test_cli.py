@@ -155,7 +155,7 @@ RUN = ["run", "recipe.yaml", "--out"]
             "did you mean `epochs`",
         ),
         (["features", "recipe.yaml", "--out", "x"], 1, "warmup is not finished"),
-        (["run", "recipe.yaml", "--out", "x"], 1, "The file is not there"),
+        (["run", "recipe.yaml", "--out", "x"], 1, "The file does not exist"),
         (["run", "recipe.yaml", "--out", "recipe.yaml"], 1, "cannot be written"),
         (["plan", "recipe.yaml"], 1, "problems, and nothing was started"),
         (["plan", "recipe.yaml", "--gpu", "H1000"], 2, "Did you mean H100?"),

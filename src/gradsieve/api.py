@@ -281,7 +281,7 @@ def _check_tokenizer(tokenizer: object) -> None:
             "Give what AutoTokenizer.from_pretrained returns (processor.tokenizer of a processor)"
         )
         todo += ", or None for the one that is saved under the model's name."
-        raise ModelError("This is no tokenizer of transformers.", type(tokenizer).__name__, todo)
+        raise ModelError("This is not a transformers tokenizer.", type(tokenizer).__name__, todo)
 
 
 def _sections(

@@ -238,7 +238,9 @@ def test_files_that_have_moved(inputs: dict[str, Any], tmp_path: Path) -> None:
     assert found.messages[0]["role"] == "user"
     assert found.positive[0].text is None
     assert found.positive[0].id in str(found)
-    assert "the target's examples can't be read any more: The file is not there." in found.notes[-1]
+    assert (
+        "the target's examples can't be read any more: The file does not exist." in found.notes[-1]
+    )
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,7 @@ def test_the_verdict_and_the_steps(tmp_path: Path) -> None:
     ("methods", "metric", "why"),
     [
         (["less", "random", "base"], "target_loss", "target_loss is of the examples that were"),
-        (["random", "full", "base"], "held_out_loss", "there is no selection but by random and"),
+        (["random", "full", "base"], "held_out_loss", "the only selections are random and full"),
     ],
 )
 def test_why_there_is_no_verdict(

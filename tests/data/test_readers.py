@@ -182,7 +182,7 @@ def test_a_missing_file_names_a_near_one(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_source("s", str(tmp_path / "doly.jsonl"))
     assert "dolly.jsonl?" in caught.value.todo
-    with pytest.raises(DataError, match="folder is not there"):
+    with pytest.raises(DataError, match="folder does not exist"):
         read_source("s", str(tmp_path / "none" / "doly.jsonl"))
 
 
@@ -325,7 +325,7 @@ def test_json_has_no_nan(tmp_path: Path, name: str) -> None:
     lines, array = tmp_path / "rows.jsonl", tmp_path / "rows.json"
     lines.write_text("\n".join(rows))
     array.write_text(f"[{','.join(rows)}]")
-    said = f"not JSON: {name} is no value of JSON; write null where there is none"
+    said = f"not JSON: {name} is not a JSON value; write null if there is none"
     for file, place in ((lines, f"{lines}:2"), (array, f"{array} row 2")):
         source = read_source("s", str(file), on_bad_row="skip")
         assert (len(source.examples), source.bad_rows) == (1, ((place, said),))

@@ -336,7 +336,7 @@ def test_damaged_gradients_of_a_target_are_reported_and_made_again(
     after = world.results(done)
     assert {name: after[name] for name in before} == before  # and the damaged file's archive
     file.unlink()
-    with pytest.raises(StoreError, match="are not there"):
+    with pytest.raises(StoreError, match="are missing"):
         read_target_gradients(file)
 
 

@@ -447,7 +447,7 @@ def test_the_log_tells_command_versions_and_how_it_ended(
     assert len(starts) == 2
     assert all("torch 2" in line and "gradsieve 0" in line for line in starts)
     assert "warmup: done in" in log
-    assert "stopped: DataError The file is not there." in log
+    assert "stopped: DataError The file does not exist." in log
 
 
 def test_a_stage_that_has_written_over_a_file_is_not_taken_back(
@@ -496,7 +496,7 @@ def test_wrong_models_and_files_are_told(inputs: dict[str, Any], tmp_path: Path)
         gradsieve.run(
             world.recipe(inputs, warmup__lora={"target_modules": ["query"]}), tmp_path / "b"
         )
-    with pytest.raises(DataError, match="file is not there"):
+    with pytest.raises(DataError, match="file does not exist"):
         gradsieve.run(
             world.recipe({**inputs, "pool": [{"name": "x", "path": "none.jsonl"}]}), tmp_path / "c"
         )

@@ -45,9 +45,14 @@ def test_an_object_or_a_class(folder: Path, place: str) -> None:
 @pytest.mark.parametrize(
     ("place", "text", "what", "todo"),
     [
-        ("no.py:Longest", LONGEST, "is not there", "FILE.py:OBJECT"),
-        ("my.py:Longst", LONGEST, "Longst is no method: it lacks source, uses", "Longest, LONGEST"),
-        ("my.py:needs", LONGEST, "needs is no method", "One of"),
+        ("no.py:Longest", LONGEST, "does not exist", "FILE.py:OBJECT"),
+        (
+            "my.py:Longst",
+            LONGEST,
+            "Longst is not a method: it lacks source, uses",
+            "Longest, LONGEST",
+        ),
+        ("my.py:needs", LONGEST, "needs is not a method", "One of"),
         ("my.py:X", "import no_such_thing", "ModuleNotFoundError", "Correct the file"),
         ("my.py:X", "def (", "SyntaxError", "Correct the file"),
         ("my.py:X", "class X:\n    def __init__(self, a): ...", "cannot be made", "without arg"),
@@ -137,7 +142,7 @@ def test_in_a_run(folder: Path) -> None:
 def test_the_method_is_loaded_before_anything_is_spent(folder: Path) -> None:
     data: dict[str, Any] = world.make(folder / "inputs", rows=20)
     recipe = world.recipe(data, score={"methods": ["my.py:Shortest", "less"]})
-    with pytest.raises(GradsieveError, match="Shortest is no method"):
+    with pytest.raises(GradsieveError, match="Shortest is not a method"):
         gradsieve.run(recipe, folder / "run")
     assert not (folder / "run" / "01-warmup").exists()
 

@@ -101,7 +101,7 @@ def test_tokenizer_and_configuration_are_the_users() -> None:
         tokenizer,  # type: ignore[arg-type]
     )
     assert only_tokenizer.tokenizer() is tokenizer
-    with pytest.raises(ModelError, match="is not there"):
+    with pytest.raises(ModelError, match="does not exist"):
         only_tokenizer.load()
 
 
@@ -133,10 +133,10 @@ def spread() -> nn.Module:
     [
         (tiny.adapted, "has an adapter already"),
         (with_adapter_inside, "has an adapter already"),
-        (lambda: nn.DataParallel(tiny.model()), "no causal language model"),
-        (lambda: tiny.model().model, "no causal language model"),
-        (lambda: nn.Linear(2, 2), "no causal language model"),
-        (lambda: 3, "no causal language model"),
+        (lambda: nn.DataParallel(tiny.model()), "not a transformers causal language model"),
+        (lambda: tiny.model().model, "not a transformers causal language model"),
+        (lambda: nn.Linear(2, 2), "not a transformers causal language model"),
+        (lambda: 3, "not a transformers causal language model"),
         (spread, "not on one device"),
     ],
 )

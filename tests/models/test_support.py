@@ -96,7 +96,7 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     (problem,) = check_support(
         ModelSource(recipe.ModelConfig(name=str(tmp_path / "nothing"))), warmup()
     )
-    assert "is not there" in str(problem)
+    assert "does not exist" in str(problem)
 
 
 def test_each_name_that_no_layer_has_is_told_with_the_nearest(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_an_adapter_of_another_model_names_a_weight_and_both_shapes(tmp_path: Pa
     ("lost", "what"),
     [
         ("adapter_config.json", "no adapter here"),
-        ("adapter_model.safetensors", "weights are not there"),
+        ("adapter_model.safetensors", "weights are missing"),
         ("optimizer.pt", "no optimizer state"),
     ],
 )

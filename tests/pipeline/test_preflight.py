@@ -156,7 +156,7 @@ def test_a_problem_of_the_trained_model_names_it(inputs: dict[str, Any], tmp_pat
         plan(inputs, train={"model": str(tmp_path)}, warmup__lora=lora)
     assert caught.value.where == f"train.model {tmp_path}, warmup.lora.target_modules: q_proj"
     assert "all-linear fits both" in caught.value.todo
-    with pytest.raises(ModelError, match="folder is not there") as caught:
+    with pytest.raises(ModelError, match="folder does not exist") as caught:
         plan(inputs, train={"model": "./none"})
     assert caught.value.where.startswith("train.model ./none")
 
@@ -190,7 +190,7 @@ def test_the_trained_model_may_have_its_own_template(
         ({"warmup__report_to": ["wandb"]}, UsageError, "wandb is not installed"),
         ({"score__methods": ["les"]}, UsageError, "no method les"),
         ({"evaluate": {"tasks": ["plain"]}}, DataError, "no held-out questions"),
-        ({"train": {"model": "./none"}}, ModelError, "folder is not there"),
+        ({"train": {"model": "./none"}}, ModelError, "folder does not exist"),
     ],
 )  # fmt: skip
 def test_each_problem(

@@ -199,7 +199,7 @@ MODELS = (
     Case(
         "a model's path that is not there",
         key("model.name", "models/mine/modle"),
-        ("The model's folder is not there", "models/mine/modle: no such folder", "Give a folder"),
+        ("The model's folder does not exist", "models/mine/modle: no such folder", "Give a folder"),
     ),
     Case("a model that is a file", key("model.name", "one.jsonl"), ("one.jsonl: a file",)),
     Case(
@@ -322,7 +322,7 @@ CHECKPOINTS = (
     Case(
         "a checkpoint that is not there",
         key("warmup.checkpoints", ["mine/checkpoint-1"]),
-        ("is not there", "mine/checkpoint-1", "folders that exist"),
+        ("does not exist", "mine/checkpoint-1", "folders that exist"),
     ),
     Case(
         "a checkpoint without adapter_config.json",
@@ -352,7 +352,7 @@ CHECKPOINTS = (
     Case(
         "a checkpoint without the adapter's weights",
         checkpoints(gone("mine/checkpoint-1/adapter_model.safetensors")),
-        ("adapter's weights are not there", "mine/checkpoint-1", "adapter_model.safetensors"),
+        ("adapter's weights are missing", "mine/checkpoint-1", "adapter_model.safetensors"),
         keeps="in archive",
     ),
     Case(

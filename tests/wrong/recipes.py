@@ -95,8 +95,12 @@ RECIPES = (
         "target_mean: none takes the best example",
         "mean_of_cosines",
     ),
-    wrong("a file of a method that isn't there", key("score.methods", ["m.py:M"]), "is not there"),
-    wrong("a class that is no method", own_method, "Longest is no method", "source, uses, score"),
+    wrong(
+        "a file of a method that isn't there", key("score.methods", ["m.py:M"]), "does not exist"
+    ),
+    wrong(
+        "a class that is no method", own_method, "Longest is not a method", "source, uses, score"
+    ),
     wrong(
         "a method that needs what is not known",
         own_method_that_uses("gradient"),
@@ -106,7 +110,7 @@ RECIPES = (
     wrong(
         "a method of your own with the name of another",
         own_method_named_less,
-        "A method of yours is named less, which means something else.",
+        "Your method has the reserved name less.",
         "score.methods: my.py:less",
         "score.files: {my_less: my.py:less}",
     ),

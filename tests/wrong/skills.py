@@ -59,7 +59,7 @@ TARGETS = (
     Case(
         "a target that is not there",
         lambda desk: desk.set("targets.1.path", "target.json"),
-        ("The file is not there", "target.json", "mean target.jsonl?"),
+        ("The file does not exist", "target.json", "mean target.jsonl?"),
     ),
     Case(
         "a target of examples that are all too long",
@@ -83,7 +83,7 @@ TARGETS = (
     Case(
         "held-out examples that are not there",
         lambda desk: desk.set("targets.1.test", "tset.jsonl"),
-        ("The file is not there", "tset.jsonl"),
+        ("The file does not exist", "tset.jsonl"),
     ),
     Case(
         "held-out examples that can't be read",

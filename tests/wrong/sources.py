@@ -124,11 +124,11 @@ NAMED = {"prompt": "question", "completion": "answer"}
 NOT_THERE = ("pool.0.path", "someone/something")
 
 FILES = (
-    Case("a missing file", missing, ("The file is not there", "ome.jsonl", "mean one.jsonl?")),
+    Case("a missing file", missing, ("The file does not exist", "ome.jsonl", "mean one.jsonl?")),
     Case(
         "a missing folder",
         lambda desk: desk.set("pool.0.path", "dta/one.jsonl"),
-        ("The folder is not there", "dta", "relative paths start where"),
+        ("The folder does not exist", "dta", "relative paths start where"),
     ),
     Case("a broken link", broken_link, ("leads to no file", "a.jsonl -> b.jsonl", "Correct the")),
     Case("an empty file", pool("a.jsonl", ""), ("The file is empty", "a.jsonl", "with rows")),

@@ -97,7 +97,7 @@ class Comparison:
                 "target held-out examples (`test`), and leave evaluate.metrics out."
             )
         else:
-            yield "No verdict: there is no selection but by random and full. Add methods."
+            yield "No verdict: the only selections are random and full. Add methods."
 
     def _validated(self) -> Iterator[str]:
         for run, found in self.validation.items():

@@ -27,7 +27,7 @@ def init(
         Path | None, option("--out", "FILE", "Default: recipe.yaml; with --from NAME.yaml.")
     ] = None,
 ) -> None:
-    """Write a recipe to start from; what no option gives is asked."""
+    """Write a starter recipe; prompts for what the options leave out."""
     from gradsieve.recipe import starter
 
     if list_:

@@ -191,5 +191,5 @@ def progress_for(given: Progress | None) -> Progress:
     """
     if not isinstance(given, Progress | None):
         todo = "Give gradsieve.Progress(), or gradsieve.Progress(quiet=True) for warnings alone."
-        raise UsageError("This is no gradsieve.Progress.", f"progress: {given!r}", todo)
+        raise UsageError("This is not a gradsieve.Progress.", f"progress: {given!r}", todo)
     return given or Progress()

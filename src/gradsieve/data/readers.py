@@ -186,7 +186,7 @@ def _refuse_spread_json(first_line: bytes, where: str) -> None:
 
 
 def _bad_constant(name: str) -> BadRow:
-    return BadRow(f"not JSON: {name} is no value of JSON; write null where there is none")
+    return BadRow(f"not JSON: {name} is not a JSON value; write null if there is none")
 
 
 def _refuse_constant(name: str) -> Any:
@@ -370,11 +370,11 @@ def _refuse_missing_file(name: str) -> None:
         raise DataError("The link leads to no file.", f"{path} -> {path.readlink()}", todo)
     todo = "Check the path; relative paths start where gradsieve is started."
     if not path.parent.is_dir():
-        raise DataError("The folder is not there.", str(path.parent), todo)
+        raise DataError("The folder does not exist.", str(path.parent), todo)
     there = [item.name for item in path.parent.iterdir()]
     for near in difflib.get_close_matches(path.name, there, n=1):
         todo = f"Did you mean {path.parent / near}?"
-    raise DataError("The file is not there.", str(path), todo)
+    raise DataError("The file does not exist.", str(path), todo)
 
 
 def _dataset_rows(loaded: datasets.Dataset, place: str) -> Iterator[Any]:

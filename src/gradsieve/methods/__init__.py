@@ -84,7 +84,7 @@ def find_method(name: str, recipe: Recipe | None = None) -> Method:
     if base in files:
         if base in TAKEN:
             raise UsageError(
-                f"A method of yours is named {base}, which means something else.",
+                f"Your method has the reserved name {base}.",
                 f"score.methods: {files[base]}",
                 f"Give it another name, e.g. score.files: {{my_{base}: {files[base]}}}.",
             )

@@ -22,7 +22,7 @@ def load_method(place: str) -> Method:
     file = Path(place.rpartition(":")[0])
     if not file.is_file():
         todo = "Give a Python file as FILE.py:OBJECT, relative to where gradsieve is started."
-        raise UsageError("The file of a method is not there.", f"score.methods: {place}", todo)
+        raise UsageError("The file of a method does not exist.", f"score.methods: {place}", todo)
     return _loaded(place, file_fingerprint(file))
 
 

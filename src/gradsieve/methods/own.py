@@ -29,7 +29,7 @@ def checked_method(method: Any, name: str, where: str, known: Sequence[str] = ()
     """
     lacks = [part for part in ("source", "uses", "score") if not hasattr(method, part)]
     if lacks:
-        what = f"{name} is no method: it lacks {', '.join(lacks)}."
+        what = f"{name} is not a method: it lacks {', '.join(lacks)}."
         todo = f"One of {', '.join(known)}." if known else "See docs/methods.md."
         raise UsageError(what, where, todo)
     if method.uses not in get_args(Uses):

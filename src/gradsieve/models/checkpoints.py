@@ -124,7 +124,7 @@ def load_moments(folder: Path, model: PeftModel) -> Moments:
         return _states_of(model, states, constants, str(file))
     except UnpicklingError as error:
         unknown = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-        holds = f"it holds {unknown[1]}, which" if unknown else "it is no pickle, or one that"
+        holds = f"it holds {unknown[1]}, which" if unknown else "it is not a pickle, or one that"
         raise _unreadable(file, f"{holds} would run code") from None
     except _UNREADABLE as error:
         raise _unreadable(file, error) from None

@@ -183,7 +183,7 @@ def adapter_file(folder: Path) -> Path:
     files = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise ModelError("The adapter's weights are not there.", str(files[0]), BOTH_FILES)
+        raise ModelError("The adapter's weights are missing.", str(files[0]), BOTH_FILES)
     return file
 
 

@@ -69,7 +69,7 @@ class KeepMoments(TrainerCallback):
         model, now = kwargs["model"], self._number(state)
         if not isinstance(model, PeftModel):
             raise ModelError(
-                "The trained model has no adapter, whose moments could be kept.",
+                "The trained model has no adapter.",
                 type(model).__name__,
                 "Give the Trainer a peft model (peft.get_peft_model; SFTTrainer: peft_config=...).",
             )

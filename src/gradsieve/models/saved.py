@@ -285,7 +285,7 @@ def _refuse_other_folders(name: str) -> None:
     )
     if adapter is not None:
         raise ModelError(
-            "The model's folder holds an adapter, which is no full model.",
+            "The model's folder holds an adapter, not a full model.",
             f"model.name {name}: {adapter.relative_to(path)}",
             "Merge it into its model (peft: merge_and_unload, save_pretrained) and give that one's "
             "folder; or use the model without it, and its checkpoints as warmup.checkpoints.",
@@ -293,7 +293,7 @@ def _refuse_other_folders(name: str) -> None:
     is_path = path.is_absolute() or name.startswith(".") or name.count("/") > 1 or path.is_file()
     if is_path and not path.is_dir():
         found = f"model.name {name}: {'a file' if path.is_file() else 'no such folder'}"
-        raise ModelError("The model's folder is not there.", found, GIVE_A_MODEL)
+        raise ModelError("The model's folder does not exist.", found, GIVE_A_MODEL)
 
 
 def first_line(error: Exception) -> str:

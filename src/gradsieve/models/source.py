@@ -203,7 +203,7 @@ def _check_kind(model: object) -> None:
         )
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise ModelError(
-            "This is no causal language model of transformers.",
+            "This is not a transformers causal language model.",
             type(model).__name__,
             "Give what AutoModelForCausalLM.from_pretrained returns, unwrapped (model.module of "
             "DDP, model._orig_mod of torch.compile), or a name or folder.",

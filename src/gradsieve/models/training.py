@@ -207,7 +207,7 @@ def _arguments(
             "A batch cannot be shared evenly.",
             f"warmup.batch_size {settings.batch_size}, micro_batch_size {micro}, "
             f"{shares} processes",
-            "Start so many processes that micro_batch_size x processes divides batch_size.",
+            "Choose a number of processes so that micro_batch_size x processes divides batch_size.",
         )
     made = TrainingArguments(
         output_dir=str(work),

@@ -182,7 +182,7 @@ def existing(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise ModelError(
-            "A checkpoint of warmup.checkpoints is not there.",
+            "A checkpoint of warmup.checkpoints does not exist.",
             str(folder),
             "Name folders that exist, relative to where gradsieve is started.",
         )

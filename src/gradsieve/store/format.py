@@ -281,7 +281,7 @@ def unseal(folder: Folder, name: str) -> dict[str, Any]:
     """
     content = _sealed(folder, name)
     if content is None:
-        todo = "Run `gradsieve features` again: it writes that file anew, and keeps all rows."
+        todo = "Run `gradsieve features` again: it rewrites that file and keeps all rows."
         raise StoreError(f"The datastore's {name} is damaged.", folder.where(name), todo)
     if content["format"] != FORMAT:
         raise StoreError(

@@ -64,7 +64,7 @@ def read_target_gradients(file: Path) -> TargetGradients:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         return TargetGradients(**about, rows=tensors.pop("features"), **tensors)
     except FileNotFoundError:
-        what, todo = "The gradients of a target are not there.", "Run"
+        what, todo = "The gradients of a target are missing.", "Run"
     except (SafetensorError, ValueError, LookupError, TypeError):
         what, todo = "The gradients of a target are damaged.", "Delete that file and run"
     raise StoreError(
