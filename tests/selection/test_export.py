@@ -291,7 +291,10 @@ def test_the_marks_of_the_schema_decide_what_is_shown(name: str) -> None:
 
 def test_the_date_that_templates_write_is_noted() -> None:
     text = card(recipe(), date="2024-07-26")
-    assert "```\n\nThe chat template writes today's date: every row was scored with 2024-07" in text
+    assert (
+        "```\n\nThe chat template contains today's date; all rows were scored with the date 2024-07"
+        in text
+    )
     assert "today's date" not in card(recipe())
 
 
