@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from safetensors import safe_open
@@ -507,7 +508,8 @@ def test_text_that_no_dataset_can_hold(chosen: Any) -> None:
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"pool": datasets.DatasetDict({"train": datasets.Dataset.from_list([{"a": 1}])})},
      DataError, "several splits"),
-    ({"pool": pd.DataFrame({"prompt": ["a"], "completion": ["b"]})}, DataError, "data frame"),
+    ({"pool": pd.DataFrame({"prompt": ["a"], "completion": ["b"]})}, DataError, "by columns"),
+    ({"pool": pa.table({"prompt": ["a"], "completion": ["b"]})}, DataError, "to_pylist"),
     ({"pool": {"x": 3}}, DataError, "holds no rows"),
     ({"pool": {"x": {"rows": []}}}, DataError, "holds no rows"),
     ({"pool": []}, DataError, "no usable row"),

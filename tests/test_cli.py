@@ -81,6 +81,14 @@ def test_a_closed_pipe_ends_quietly() -> None:
         assert done.stderr == ""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_a_result_that_cannot_be_written_is_one_message() -> None:
+    line = f"{sys.executable} -m gradsieve --version > /dev/full"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: The result cannot be written: No space left")
+
+
 def test_ctrl_c_twice_is_quiet() -> None:
     code = (
         "import os, signal, sys, gradsieve.cli as cli\n"

@@ -42,6 +42,13 @@ Rows = Any
 """A `datasets.Dataset`, any other iterable of rows, a path, or a hub name; or a mapping with the
 keys of the recipe's section, whose `path` is one of these."""
 
+TABLES = {
+    "iterrows": "frame.to_dict('records')",
+    "to_dicts": "frame.to_dicts()",
+    "to_pylist": "table.to_pylist()",
+}
+"""Methods by which tables of pandas, polars and pyarrow are known, and what gives their rows."""
+
 SHOWN = 5
 """Number of a selection's rows shown in a notebook."""
 
@@ -313,9 +320,8 @@ def _rows(value: Any) -> Iterable[Any]:
     if _is_dict_of_splits(value):
         todo = f"Give one of its splits: {', '.join(map(str, value))}."
         raise DataError("This is a data set of several splits.", kind, todo)
-    if hasattr(value, "iterrows"):
-        todo = "Give frame.to_dict('records'), or datasets.Dataset.from_pandas(frame)."
-        raise DataError("A data frame's rows are its columns' names.", kind, todo)
+    if how := next((how for method, how in TABLES.items() if hasattr(value, method)), None):
+        raise DataError("A table is read by columns, not by rows.", kind, f"Give its rows: {how}.")
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         todo = "Give a datasets.Dataset, a list of rows, a path, or {'path': one of these}."
         raise DataError("This holds no rows.", kind, todo)

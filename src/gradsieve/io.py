@@ -75,7 +75,7 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
         name = name.partition(".")[0]
     if at.endswith("learning_rates"):
         return ["the checkpoints' learning rates have changed"]
-    if at in ("template", "model.template"):
+    if at in ("template", "model.template", "base.template"):
         return ["model.max_length, the chat template or the tokenizer has changed"]
     if at == "examples":  # recorded only if there are any
         return [f"scores of single target examples are {'added' if new else 'left out'}"]
@@ -122,6 +122,7 @@ SENTENCES = {
     "features": "the features have changed",
     "order": "the order of the targets has changed",
     "scores": "the scores have changed",
+    "warmed_up": "the model after the warm-up has changed",
 }
 """Messages for a change of a single fingerprint or list."""
 

@@ -13,7 +13,7 @@ import gradsieve
 import world
 from gradsieve.cli import app
 from gradsieve.demo.skills import make_questions
-from gradsieve.errors import ModelError
+from gradsieve.errors import ModelError, UsageError
 from gradsieve.pipeline.plan import plan as make_plan
 from gradsieve.pipeline.plan_text import size
 from gradsieve.pipeline.sample import Samples, Times
@@ -146,6 +146,8 @@ def test_what_is_done_and_what_a_change_does(inputs: dict[str, Any], tmp_path: P
     assert states()["features"] == ("resume", f"{shard} is missing")
     notes = plan(inputs, tmp_path, calibrate=False).notes
     assert "upper bounds, as parts of their outputs are there: features" in notes
+    known = "what they can keep is known once the stages before them are made"
+    assert f"upper bounds, as {known}: score" in notes
 
 
 def test_a_stage_that_is_extended_needs_no_room_for_what_it_has(
@@ -259,6 +261,11 @@ def test_memory_that_runs_out_is_one_message(
     with pytest.raises(ModelError, match="parts of warmup") as caught:
         plan(inputs)
     assert "warmup.micro_batch_size" in caught.value.todo
+
+
+def test_there_is_a_worker(inputs: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="at least one worker"):
+        plan(inputs, workers=0)
 
 
 def test_size() -> None:

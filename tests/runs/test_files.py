@@ -106,6 +106,11 @@ def test_what_records_a_stage_is_repaired(run: RunFolder) -> None:
     assert "starts again" in str(run.repair("select"))
     assert not folder.exists()
     assert (run.path / "archive/04-select-damaged/leaks.jsonl").is_file()
+    for file in ("meta.json", "inputs.json"):  # both at once
+        folder.mkdir(exist_ok=True)
+        (folder / file).write_text("{")
+    assert "starts again" in str(run.repair("select"))
+    assert not folder.exists()
 
 
 def test_settings_that_are_put_back_find_their_outputs(run: RunFolder) -> None:

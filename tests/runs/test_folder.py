@@ -170,6 +170,10 @@ def test_reasons_read_as_sentences() -> None:
     text = ["model.max_length, the chat template or the tokenizer has changed"]
     assert differences({"model": {"template": one}}, {"model": {"template": two}}) == text
     assert differences({"template": one}, {"template": two}) == text
+    assert differences({"base": {"template": one}}, {"base": {"template": two}}) == text
+    after = ["the model after the warm-up has changed"]
+    assert differences({"warmed_up": one}, {"warmed_up": two}) == after
+    assert differences({"warmed_up": one}, {"warmed_up": None}) == after
     sources = [[{"name": "a"}, {"name": name}] for name in ("b", "c")]
     assert differences({"pool": sources[0]}, {"pool": sources[1]}) == ['pool.1.name: "b" -> "c"']
     stages = {"stages": {"pool": {"a.b": one, "c": one}, "score": one}}

@@ -406,6 +406,8 @@ def test_a_missing_row_is_named(tmp_path: Path) -> None:
     assert open_store(tmp_path).positions(keys(99, 1)).tolist() == [-1]
     with pytest.raises(StoreError, match="No row has such a position"):
         open_store(tmp_path).read(np.array([3, -1]))
+    with pytest.raises(StoreError, match="No row has such a position"):
+        open_store(tmp_path).read(np.array([False, True]))  # a mask of rows
 
 
 def test_sizes_of_1_bit_stay_within_6_per_cent(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from gradsieve.errors import RunError
+
 
 def option(name: str, metavar: str, help: str, **more: Any) -> Any:
     """An option with a value."""
@@ -26,4 +28,10 @@ def echo(result: Any, err: bool = False) -> None:
     else:
         text = json.dumps(result, ensure_ascii=False)
         text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
-    typer.echo(text, err=err)
+    try:
+        typer.echo(text, err=err)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        todo = "Free disk space, and run the same command again."
+        raise RunError(f"The result cannot be written: {error.strerror}.", "stdout", todo) from None

@@ -21,7 +21,7 @@ import psutil
 import torch
 
 from gradsieve.console import Progress, progress_for
-from gradsieve.errors import GradsieveError, ModelError, RunError, raise_all
+from gradsieve.errors import GradsieveError, ModelError, RunError, UsageError, raise_all
 from gradsieve.models.ambient import torch_defaults
 from gradsieve.models.device import device, free_memory, slow_dtype
 from gradsieve.pipeline.gpus import UTILIZATION, Gpu, find_gpu
@@ -146,6 +146,8 @@ def plan(
         GradsieveError: With all problems found.
     """
     recipe = as_recipe(recipe)
+    if workers < 1:
+        raise UsageError("A run has at least one worker.", f"workers: {workers}", "Give 1 or more.")
     named = find_gpu(gpu) if gpu is not None else None
     folder = Path(out) if out is not None else None
     context = Context(recipe, RunFolder(folder or NOWHERE), progress_for(progress))
@@ -322,8 +324,12 @@ def _notes(
                 f"{stage.stage} may need {size(stage.memory_bytes)} of memory, there are "
                 f"{size(round(memory))}: {todo}"
             )
-    if parts := [stage.stage for stage in stages if stage.state in CONTINUED]:
-        yield f"upper bounds, as parts of their outputs are there: {', '.join(parts)}"
+    for kinds, reason in (
+        (CONTINUED, "parts of their outputs are there"),
+        (("wait",), "what they can keep is known once the stages before them are made"),
+    ):
+        if parts := [stage.stage for stage in stages if stage.state in kinds]:
+            yield f"upper bounds, as {reason}: {', '.join(parts)}"
     if isinstance(by, Samples) and by.at_most:
         yield f"upper bounds, as larger samples would take too long: {', '.join(by.at_most)}"
     if recipe.select.near_duplicates:

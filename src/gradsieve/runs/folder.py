@@ -250,12 +250,13 @@ class RunFolder:
         Returns:
             What was wrong; None if nothing was.
         """
-        folder = self.stage(name)
+        folder, found, damage = self.stage(name), None, None
         try:
             found = _read(folder / META)
         except _Damaged as error:
             self.archive_part(folder / META)
-            return f"{error.where} is damaged: what it lists is checked, and made if it is missing"
+            checked = "what it lists is checked, and made if it is missing"
+            damage = f"{error.where} is damaged: {checked}"
         try:
             self.started_with(name)
         except _Damaged as error:
@@ -263,7 +264,7 @@ class RunFolder:
                 self._to_archive(folder, f"{folder.name}-damaged")
                 return f"{error.where} is damaged: the stage starts again"
         self.restore_inputs(name)
-        return None
+        return damage
 
     def restore_inputs(self, name: str) -> None:
         """Rewrite a finished stage's `inputs.json` from `meta.json` if they differ."""

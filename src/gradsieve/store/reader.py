@@ -254,7 +254,8 @@ class Store:
             StoreError: If a position doesn't exist.
         """
         wanted = np.arange(len(self)) if positions is None else np.unique(positions)
-        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(self):
+        whole = wanted.dtype.kind in "iu"  # a mask of rows has no positions
+        if len(wanted) and not (whole and 0 <= wanted[0] <= wanted[-1] < len(self)):
             where = f"{self.folder}: {wanted[0]} to {wanted[-1]}, of {len(self)} rows"
             raise StoreError("No row has such a position.", where, "Use `find` to name the row.")
         shards = self._index[0]
