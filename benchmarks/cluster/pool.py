@@ -1,11 +1,11 @@
-"""How fast one process could write a pool if others tokenized it: is handing that out worth it?
+"""How fast one process could write a pool if others tokenized it: would distributing that help?
 
     python benchmarks/cluster/pool.py --data ../shared/data/train --model FOLDER [--times 5]
 
-The driver of a run reads the sources, gives the rows ids and writes the pool; processes on its
-machine parse and tokenize. Here the chunks are made before, and the driver's part is timed alone,
-without sending them: no number of machines can be faster. Prints rows a second of both parts, each
-on one core.
+The driver of a run reads the sources, assigns ids to the rows and writes the pool; processes on the
+same machine parse and tokenize. Here the chunks are made in advance and only the driver's part is
+timed, without the cost of sending chunks, so the result is an upper bound for any number of
+machines. Prints the rows per second of both parts, each on one core.
 """
 
 from __future__ import annotations

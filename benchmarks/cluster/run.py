@@ -1,13 +1,13 @@
-"""What handing out costs: a driver with 64 workers, two workers against one, Ray against local.
+"""Cost of distributing work: a driver with 64 workers, two workers against one, Ray against local.
 
     python benchmarks/cluster/run.py sleeping --workers 64 --shards 10000 --seconds 1
     OMP_NUM_THREADS=1 python benchmarks/cluster/run.py real --data ../shared/data --rows 5329
 
-`sleeping`: tasks that sleep instead of computing, so that many workers fit on few cores. Overhead
-is the workers' time that is not spent in tasks, from the moment that all have started; memory of
-the driver is its private memory after a tenth of the tasks and at the end. `real`: the features of
-real rows with the model stories260K by the local engine, by Ray with one worker and with two, each
-of one thread; compared are the seconds of the busiest worker. Writes result.json.
+`sleeping`: tasks sleep instead of computing, so that many workers fit on few cores. Overhead is the
+workers' time that is not spent in tasks, counted from the moment when all have started; the
+driver's memory is its private memory after a tenth of the tasks and at the end. `real`: features of
+real rows with the model stories260K, computed by the local engine and by Ray with one and with two
+single-threaded workers; compares the seconds of the busiest worker. Writes result.json.
 """
 
 from __future__ import annotations

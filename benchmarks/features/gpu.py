@@ -2,23 +2,23 @@
 
     python benchmarks/features/gpu.py --out benchmarks/features/gpu.json      (or: make bench-gpu)
 
-Random weights in bfloat16, synthetic Adam moments. Nothing is downloaded. Runners
-take turns within a group, each figure is the median of `--repeats` turns, each runner at the batch
-size that was fastest in a trial before. One that has taken `--limit` seconds gets no more trials
-or turns. The second group has dense signs and the peers that are installed, on fewer examples and
-of the first length only; the floor and the sketch run in both.
+Uses random weights in bfloat16 and synthetic Adam moments; downloads nothing. Runners take turns
+within a group; each figure is the median of `--repeats` turns at the batch size that was the
+runner's fastest in a preceding trial. A runner that has used `--limit` seconds gets no more trials
+or turns. The second group has dense signs and the installed peers, on fewer examples and only of
+the first length; the floor and the sketch run in both groups.
 
-- matmul: the best that this device does on a product of two square matrices
-- floor: plain forward and backward of the batch, frozen base, nothing done with the gradients
+- matmul: this device's best rate for a product of two square matrices
+- floor: plain forward and backward of the batch, frozen base, gradients discarded
 - sketch, exact (57 directions), dense signs: gradsieve
-- paper's procedure: batch 1, backward, concatenate, official Gamma, project 16 rows at a time, by
-  fast_jl if it imports, else by traker's dense BasicProjector (as the released code does). CUDA 13
-  no longer has the architecture that fast_jl 0.1.3 names: for gpu.json its setup.py named 9.0
+- paper's procedure: batch 1, backward, concatenate, official Gamma, project 16 rows at a time, with
+  fast_jl if it imports, else with traker's dense BasicProjector (as the released code does). CUDA
+  13 dropped the architecture that fast_jl 0.1.3 names; for gpu.json its setup.py was set to 9.0
 - bergson, dense and per module, with exact Gamma
 
-TFLOP/s count the floor's multiplications only: 4 a frozen weight and token, 6 a LoRA value and
-token, and attention's. A runner that fails or runs out of memory is listed with the reason. With a
-small shape this runs on a CPU too, which is how it is tested.
+TFLOP/s count only the floor's matrix products: 4 per frozen weight and token, 6 per LoRA parameter
+and token, and those of attention. A runner that fails or runs out of memory is listed with the
+reason. With a small shape this also runs on a CPU, which is how it is tested.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PEERS = ("paper's procedure", "bergson dense, exact Gamma", "bergson per module,
 
 
 class GpuProblem(Problem):
-    """A large model, its moments, and examples of one length."""
+    """A large model, its Adam moments, and examples of a single length."""
 
     def __init__(self, shape: argparse.Namespace, length: int, count: int) -> None:
         torch.manual_seed(0)
@@ -81,19 +81,19 @@ class GpuProblem(Problem):
         self.set_count(count)
 
     def set_count(self, count: int) -> None:
-        """Take so many examples."""
+        """Set the number of examples."""
         self.lengths = [self.length] * count
         self.examples = [self._example(self.length) for _ in range(count)]
 
     def batches(self, tokens: int) -> list[dict[str, Tensor]]:
-        """On the device."""
+        """The batches of `Problem`, on the device."""
         return [
             {key: value.to(DEVICE) for key, value in batch.items()}
             for batch in super().batches(tokens)
         ]
 
     def floor_flops(self) -> float:
-        """Multiplications and additions that the floor needs for an example."""
+        """Floating-point operations (multiplications and additions) of the floor per example."""
         config = self.model.config
         linear = sum(
             module.weight.numel()
@@ -118,7 +118,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def matmul_peak(size: int, repeats: int) -> float:
-    """TFLOP/s of bfloat16 products; the best of three sizes."""
+    """TFLOP/s of bfloat16 matrix products; the best of three sizes."""
     best = 0.0
     for side in (size // 2, size, 2 * size):
         left, right = (torch.randn(side, side, device=DEVICE).bfloat16() for _ in range(2))
@@ -131,7 +131,7 @@ def matmul_peak(size: int, repeats: int) -> float:
 
 
 def best_size(run: Runner, problem: Problem, trials: list[int], limit: float) -> int:
-    """The fastest batch size, in tokens, of those that memory and the time hold."""
+    """The fastest batch size, in tokens, among those that fit into memory and the time limit."""
     times = {}
     start = time.perf_counter()
     for tokens in trials:
@@ -150,13 +150,13 @@ def best_size(run: Runner, problem: Problem, trials: list[int], limit: float) ->
 def in_turn(
     runs: Mapping[str, Runner], problem: GpuProblem, shape: argparse.Namespace
 ) -> dict[str, dict]:
-    """Each runner's median seconds an example; or why there are none."""
+    """Each runner's median seconds per example, or the reason for its failure."""
     sizes: dict[str, int] = {}
     found: dict[str, dict] = {}
     for name, run in runs.items():
         try:
             sizes[name] = best_size(run, problem, shape.tokens, shape.limit)
-        except Exception as error:  # a peer's failure is a finding, whatever it is
+        except Exception as error:  # a peer's failure of any kind is a result
             found[name] = {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
         print(f"{name}: {found.get(name) or sizes[name]}", flush=True)
         gc.collect()
@@ -180,7 +180,7 @@ def in_turn(
 
 
 def measure(shape: argparse.Namespace, length: int, peak: float, into: dict) -> Iterator[None]:
-    """One length of examples; stops after each group that is in `into`."""
+    """Measure examples of one length; yields after each group is stored in `into`."""
     problem = GpuProblem(shape, length, shape.examples)
     sketch = extracted(Projection("sketch", shape.dim))
     own = {"floor": floor, "sketch": sketch}
@@ -202,7 +202,7 @@ def measure(shape: argparse.Namespace, length: int, peak: float, into: dict) -> 
 
 
 def with_shares(group: dict[str, dict], flops: float, peak: float) -> dict[str, dict]:
-    """What was measured, with how it compares to the floor and to the device's best."""
+    """The measurements of a group, compared with the floor and the device's matmul peak."""
     for told in group.values():
         if "failed" not in told:
             taken = told["seconds_an_example"]

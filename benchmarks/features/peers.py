@@ -1,17 +1,17 @@
-"""The peers' ways to LESS's features, on the problem of run.py: each takes (problem, tokens).
+"""How other packages compute LESS's features on run.py's problem: each takes (problem, tokens).
 
-Every peer gets token ids and labels ready-made, its own batching by `tokens` (a batch of padded
-rows, sorted by length), and 8192 dims. Those that lack Adam get the released code's Gamma through
-the smallest change that the peer allows, so that all compute the same rows:
+Every peer gets prepared token ids and labels, its own batching by `tokens` (batches of padded rows,
+sorted by length), and 8192 dims. Peers without Adam get the released code's Gamma through the
+smallest change that the package allows, so that all compute the same rows:
 
 - bergson 2.5.1: hooks; a subclass of its InMemoryCollector turns each module's gradients into
-  Gamma. `global` is its dense projection, `per_module` its default (two-sided, 16 x 16 a module).
+  Gamma. `global` is its dense projection, `per_module` its default (two-sided, 16 x 16 per module).
 - traker 0.3.2: vmap over its FunctionalGradientComputer, its BasicProjector (dense Rademacher).
 - dattri 0.3.0: vmap by torch.func (what its task does), its random_project (dense normal).
 - paper: batch size 1, backward, concatenate, Gamma, traker's BasicProjector on 16 rows at a time,
   as the released code does.
 
-Left out: each peer's writing to disk.
+Not measured: the time each peer takes to write to disk.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 DIM = 8192
 PAPER_ROWS = 16
-"""Gradients that the released code collects before it projects them (`project_interval`)."""
+"""The number of gradients that the released code projects at a time (`project_interval`)."""
 
 
 def official(g: Tensor, m: Tensor, v: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def official(g: Tensor, m: Tensor, v: Tensor) -> Tensor:
 
 
 def _flat(problem: Problem) -> tuple[list[str], Tensor, Tensor]:
-    """Names of the trained weights, and their moments in one row each."""
+    """Names of the trained weights, and their two Adam moments, each flattened into one row."""
     names = [name for name, weight in problem.model.named_parameters() if weight.requires_grad]
     moments = problem.moments.exp_avg, problem.moments.exp_avg_sq
     m, v = (torch.cat([of[name].flatten() for name in names]) for of in moments)
@@ -49,7 +49,7 @@ def _flat(problem: Problem) -> tuple[list[str], Tensor, Tensor]:
 
 
 def _projector(like: Tensor) -> Any:
-    """traker's projector as the released code chooses it: fast_jl on a GPU if it is there."""
+    """traker's projector as the released code chooses it: fast_jl on a GPU if installed."""
     from trak.projectors import BasicProjector, CudaProjector, ProjectionType
 
     settings = {
@@ -100,7 +100,7 @@ def _example_loss(model: Any, weights: Any, buffers: Any, ids: Tensor, labels: T
 
 
 def traker(problem: Problem, tokens: int) -> Tensor:
-    """TRAK's own gradient computer and projector, Gamma between the two."""
+    """TRAK's own gradient computer and projector, with Gamma applied between the two."""
     from trak.gradient_computers import FunctionalGradientComputer
 
     class Loss:
@@ -111,7 +111,7 @@ def traker(problem: Problem, tokens: int) -> Tensor:
         problem.eager, Loss, len(m), torch.float32, torch.device("cpu"), names
     )
     trained = set(names)
-    # Only the adapter: differentiating the frozen base too would be unfair to it.
+    # Differentiates only the adapter; including the frozen base would be unfair to traker.
     frozen = {k: w.detach() for k, w in problem.eager.named_parameters() if k not in trained}
     computer.func_weights = {k: w for k, w in computer.func_weights.items() if k in trained}
     computer.func_buffers = {**computer.func_buffers, **frozen}
@@ -125,7 +125,7 @@ def traker(problem: Problem, tokens: int) -> Tensor:
 
 
 def dattri(problem: Problem, tokens: int) -> Tensor:
-    """torch.func's vmap as in dattri's AttributionTask, its random_project."""
+    """torch.func's vmap as in dattri's AttributionTask, and dattri's random_project."""
     from dattri.func.projection import random_project
 
     names, m, v = _flat(problem)
@@ -174,7 +174,7 @@ def bergson(target: str) -> Callable[[Problem, int], Tensor]:
                 return self.double_sided_projection(name, gamma, a_side, rows, columns)
 
             def forward_hook(self, module: Any, a: Tensor) -> None:
-                module._inputs = a  # whole: Gamma comes before the projection
+                module._inputs = a  # unprojected: Gamma is applied first
 
         data = Dataset.from_list(problem.examples)
         processor = GradientProcessor(
@@ -207,7 +207,7 @@ PEERS: dict[str, tuple[str, Callable[[Problem, int], Tensor]]] = {
     "traker": ("trak", traker),
     "dattri": ("dattri", dattri),
 }
-"""Name: (package, runner)."""
+"""The package and the runner of each peer, by name."""
 
 
 def installed() -> dict[str, Callable[[Problem, int], Tensor]]:

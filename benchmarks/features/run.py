@@ -2,17 +2,17 @@
 
     python benchmarks/features/run.py --out benchmarks/features/cpu.json
 
-Runners take turns (A B A B ...), each figure is the median of `--repeats` turns, on one thread. A
-random Llama with LoRA and synthetic Adam moments; tokens are random, two thirds of each example are
-labelled. Each batched runner has the batch size that was fastest for it in a trial before.
+Runners take turns (A B A B ...) on one thread; each figure is the median of `--repeats` turns. The
+model is a random Llama with LoRA and synthetic Adam moments; tokens are random, and the last two
+thirds of each example are labeled. Batched runners use the batch size that was fastest in a trial.
 
-- floor: plain forward and backward of the batch, frozen base, nothing done with the gradients
+- floor: plain forward and backward of the batch, frozen base, gradients discarded
 - sketch, rademacher (8192 dims), exact (57 directions): gradsieve
-- the peers of peers.py, those that are installed (`make bench` does it), on `--slow` examples of
-  the same spread of lengths; in the settings marked so
+- the installed peers of peers.py (`make bench` installs them), on `--slow` examples with the same
+  spread of lengths, in the settings of WITH_PEERS
 
-Errors are the rms error of cosines between examples, times sqrt(8192), against the same updates
-unprojected in float32: about 1 for dense signs. All rows are the released code's Gamma.
+Errors are the rms error of cosines between examples, times sqrt(8192), compared with the same
+updates unprojected in float32: about 1 for dense signs. All rows are the released code's Gamma.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ SETTINGS = {
     "mixed lengths, r 32, 32,000 words": {"r": 32, "vocabulary": 32000, "mixed": True},
 }
 WITH_PEERS = ("toy: r 16, 128 tokens", "mixed lengths, r 32")
-"""The rest would take hours: a dense projector's time grows with r."""
+"""Settings with peers; others would take hours: a dense projector's time grows with r."""
 
 
 class Problem:
-    """A model, its moments and examples."""
+    """A model, its Adam moments and examples."""
 
     def __init__(self, r: int, vocabulary: int, mixed: bool, count: int) -> None:
         torch.manual_seed(0)
@@ -75,7 +75,7 @@ class Problem:
         )
         lora = LoraConfig(r=r, lora_alpha=4 * r, target_modules=MODULES, init_lora_weights=False)
         self.model = get_peft_model(LlamaForCausalLM(config), lora).eval()
-        config._attn_implementation = "eager"  # vmap fails in the fused attention with a mask
+        config._attn_implementation = "eager"  # vmap fails with masked fused attention
         self.eager = get_peft_model(LlamaForCausalLM(config), lora).eval()
         self.eager.load_state_dict(self.model.state_dict())
         weights = {name: layer.weight for name, layer in lora_layers(self.model).items()}
@@ -94,17 +94,17 @@ class Problem:
         self.examples = [self._example(length) for length in self.lengths]
 
     def _example(self, length: int) -> dict[str, list[int]]:
-        """Random tokens, the last two thirds labelled."""
+        """Random tokens, the last two thirds of which are labeled."""
         ids = torch.randint(0, self.vocabulary, (length,)).tolist()
         bare = length // 3
         return {"input_ids": ids, "labels": [-100] * bare + ids[bare:]}
 
     def batch_indices(self, tokens: int) -> list[list[int]]:
-        """Batches, sorted by length: whatever `tokens` is, the order of examples is the same."""
+        """Batches sorted by length; the order of examples doesn't depend on `tokens`."""
         return length_sorted_batches(self.lengths, tokens)
 
     def batches(self, tokens: int) -> list[dict[str, Tensor]]:
-        """Padded on the right."""
+        """Batches, padded on the right."""
 
         def padded(batch: list[int], key: str, value: int) -> Tensor:
             rows = [torch.tensor(self.examples[i][key]) for i in batch]
@@ -126,7 +126,7 @@ def floor(problem: Problem, tokens: int) -> None:
 
 
 def gradients_only(problem: Problem, tokens: int) -> None:
-    """Per-example gradients, logits at labels only, nothing done with them."""
+    """Compute per-example gradients with logits at labels only, and discard them."""
     for batch in problem.batches(tokens):
         with per_example_pass(problem.model, lambda *_: None) as losses:
             losses({key: batch[key] for key in ("input_ids", "labels")}).sum().backward()
@@ -141,13 +141,13 @@ def extracted(projection: Projection | ExactProducts) -> Runner:
 
 
 def balanced(problem: Problem, tokens: int) -> Tensor:
-    """The default of a recipe: scaled by powers of Adam's second moment before the sketch."""
+    """A recipe's default: updates scaled by powers of Adam's second moment before the sketch."""
     balance = Balance.of(problem.moments.exp_avg_sq, problem.moments.eps)
     return extracted(Projection("sketch", DIM, balance=balance))(problem, tokens)
 
 
 def exact(subtasks: int = SUBTASKS) -> Runner:
-    """Directions are drawn at the first run: at the size of a GPU's model they may not fit."""
+    """A runner that draws its directions on its first run: on a large model they may not fit."""
     runs: list[Runner] = []
 
     def run(problem: Problem, tokens: int) -> Tensor | None:
@@ -176,12 +176,12 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Most bytes that tensors made within the call held at once."""
+    """The peak number of bytes held by tensors that were created within the call."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
-    # The raw events: the tidied ones hide what an operator takes and frees by itself.
+    # Raw events: the aggregated ones hide what an operator allocates and frees internally.
     events = profiler.profiler.kineto_results.events()
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
     held = peak = 0
@@ -192,7 +192,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def memory(problem: Problem, tokens: int) -> dict[str, int]:
-    """Peak of one batch, and the most that is allowed: batch x the largest weight's gradients."""
+    """Peak memory of one batch, and its limit: batch size x the largest weight's gradients."""
     batch = max(problem.batch_indices(tokens), key=len)
     one = copy.copy(problem)
     one.examples = [problem.examples[i] for i in batch]
@@ -219,7 +219,7 @@ def fastest(runs: Mapping[str, Runner], problem: Problem, trials: Sequence[int])
 
 
 def measure(setting: dict, count: int, slow: int, repeats: int) -> dict:
-    """One setting; `slow` examples for the peers, none if 0."""
+    """Measure one setting, with `slow` examples for the peers; 0 means no peers."""
     problem = Problem(**setting, count=count)
     small = Problem(**setting, count=slow or 1)
     own = {
@@ -309,7 +309,7 @@ def main() -> None:
 
 
 def commit() -> str:
-    """The commit of the checkout; empty in a copy without its history."""
+    """The commit of the checkout; empty in a copy without git history."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 

@@ -1,12 +1,12 @@
-"""Does the influence estimate predict what one real AdamW step does? Every reading, on real data.
+"""Do influence estimates predict the effect of one real AdamW step? All readings, on real data.
 
     python benchmarks/first_order/run.py --data ../shared/data --out runs/miniature
 
-The model, pool, targets and warm-up are those of benchmarks/paper_in_miniature (made if they are
-not there). At each checkpoint, torch.optim.AdamW makes one step on each of 60 rows of the pool,
-starting from the checkpoint's weights and moments; the change of each of 15 subtasks' mean loss is
-compared with every estimate of it. Correlations are over rows within a subtask, as a selection uses
-them, then averaged. Writes result.json and table.md to this folder.
+The model, pool, targets and warm-up are those of benchmarks/paper_in_miniature (created if
+missing). At each checkpoint, torch.optim.AdamW makes one step on each of 60 rows of the pool,
+starting from the checkpoint's weights and moments; the change in the mean loss of each of 15
+subtasks is compared with every estimate of it. Correlations are over rows within a subtask, because
+a selection ranks rows, and then averaged. Writes result.json and table.md to this folder.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from gradsieve.runs.context import Context
 HERE = Path(__file__).parent
 ROWS, SUBTASKS = 60, {"gsm8k": 5, "bbh": 5, "mmlu": 5}
 RATES = (1.0, 0.1)
-"""The step's learning rate over the checkpoint's own."""
+"""Learning rates of the step, as multiples of the checkpoint's learning rate."""
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def main() -> None:
 def _checkpoint(
     context: Context, folder: Path, rate: float, rows: list[Any], subtasks: dict[str, list[Any]]
 ) -> dict[str, Any]:
-    """Correlation of each estimate with the true change, at each learning rate."""
+    """The correlation of each estimate with the true change, at each learning rate."""
     model = load_adapter(context.model.load(), folder)
     m, v, step, betas, eps = load_moments(folder, model)
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -146,7 +146,7 @@ def _true_changes(
     subtasks: dict[str, list[Any]],
     rate: float,
 ) -> np.ndarray:
-    """How much each subtask's loss falls by one real step on each row: [rows, subtasks]."""
+    """The decrease of each subtask's loss after one real step on each row: [rows, subtasks]."""
     m, v, step = moments
     start = {name: p.detach().clone() for name, p in weights.items()}
 
@@ -173,7 +173,7 @@ def _true_changes(
 
 
 def _correlations(values: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Means over subtasks of the correlations over rows."""
+    """Pearson's and Spearman's correlations over rows, averaged over subtasks."""
 
     def ranks(table: np.ndarray) -> np.ndarray:
         return np.argsort(np.argsort(table, axis=0), axis=0)

@@ -1,13 +1,13 @@
-"""The paper's ablations in miniature: what each choice of LESS is worth, on real data, on a CPU.
+"""The paper's ablations in miniature: the effect of each choice in LESS, on real data, on a CPU.
 
     python benchmarks/paper_in_miniature/ablations.py NAME --data DATA --out runs/miniature
 
 NAME is `warmup` (share of the pool 0, 1, 5, 25%), `checkpoints` (1 to 4), `dims` (1,024 to all),
-`rank` (4, 16, 64 of the selecting adapter), `transfer` (LESS-T: a third of the parameters
-selects) or `reading` (of Adam's update). The model and the targets are those of run.py; the pool
-is 4,000 rows of its pool. Each variant selects 5% for each target; the model is trained on it with
-three seeds, and the mean loss of held-out answers is measured. Finished work is kept: the same
-command resumes. Writes the variant's part of ablations.json, and ablations.md.
+`rank` (4, 16, 64 of the selecting adapter), `transfer` (LESS-T: a model with a third of the
+parameters selects) or `reading` (of Adam's update). The model and the targets are those of run.py;
+the pool is 4,000 rows of its pool. Each variant selects 5% for each target; the model is trained on
+them with three seeds, and the mean loss of held-out answers is measured. Completed work is kept, so
+the same command resumes. Writes the ablation's part of ablations.json, and ablations.md.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Ranking = dict[str, list[Key]]
 
 
 class Trial:
-    """The small pool, and what training on a part of it does."""
+    """The small pool, and the losses after training on a part of it."""
 
     def __init__(self, data: Path, out: Path) -> None:
         self.data, self.inputs, self.out = data, out / "inputs", out / "ablations"
@@ -92,7 +92,7 @@ class Trial:
             for file in sorted((self.out / "pool").glob("*.jsonl"))
         ]
         tree["select"] = {"fraction": SHARE}
-        # As in the paper, and as `ranked` combines subtasks and `cosines` projects.
+        # As in the paper; `ranked` combines subtasks and `cosines` projects in the same way.
         tree["score"]["across_subtasks"] = "max"
         tree["features"]["projection"]["balanced"] = False
         for section, keys in changes.items():
@@ -128,7 +128,7 @@ class Trial:
         return dict.fromkeys(self.questions, keys)
 
     def losses(self, ranking: Ranking, seeds: tuple[int, ...] = SEEDS) -> dict[str, list[float]]:
-        """Mean loss of held-out answers after training on the best rows, by target and seed."""
+        """Mean losses of held-out answers after training on the best rows: by target, per seed."""
         count = round(SHARE * len(self.usable))
         return {
             target: [self._trained(target, tuple(keys[:count]), seed) for seed in seeds]
@@ -149,11 +149,11 @@ class Trial:
         return float(json.loads(file.read_text())["loss"])
 
 
-# --- what each variant selects ------------------------------------------------------------------
+# --- the selection of each variant ----------------------------------------------------------------
 
 
 def ranking_of(run: RunFolder, method: str = "less") -> Ranking:
-    """The order of a run's scores."""
+    """The rows ordered by a run's scores."""
     ranking = {}
     for folder in sorted(p for p in run.stage("score").iterdir() if p.is_dir()):
         table = pq.read_table(folder / f"{method}.parquet").to_pylist()
@@ -163,15 +163,15 @@ def ranking_of(run: RunFolder, method: str = "less") -> Ranking:
 
 
 def whole_run(trial: Trial) -> RunFolder:
-    """The warm-up and the unprojected updates, from which any projection can be made."""
+    """A run with the warm-up and unprojected updates, from which any projection can be computed."""
     features = {"projection": {"kind": "none"}, "bits": 16}
     return trial.run("whole", trial.recipe(features=features), last="features")
 
 
 def cosines(run: RunFolder, number: int, dim: int | None) -> dict[str, Any]:
-    """Cosines [n, S] of all rows at one checkpoint after projection to `dim` values.
+    """Cosines [n, S] of all rows at one checkpoint after projection to `dim` dimensions.
 
-    None leaves the rows as they are in the run's datastore.
+    None uses the rows as stored in the run's datastore.
     """
     where = run.stage("features") / f"checkpoint-{number}"
     kept = where.parents[1] / f"cosines-{number}-{dim}.npz"
@@ -180,7 +180,7 @@ def cosines(run: RunFolder, number: int, dim: int | None) -> dict[str, Any]:
         with safe_open(checkpoint / "adam.safetensors", "pt") as file:
             sizes = {
                 key.partition("/")[2].replace(".weight", ".default.weight"): file.get_slice(key)
-                for key in file.keys()  # noqa: SIM118 - safe_open is no mapping
+                for key in file.keys()  # noqa: SIM118 - safe_open isn't a mapping
                 if key.startswith("exp_avg/")
             }
         lengths = {name: int(np.prod(sizes[name].get_shape())) for name in sorted(sizes)}
@@ -204,7 +204,7 @@ def cosines(run: RunFolder, number: int, dim: int | None) -> dict[str, Any]:
         for block in store.shards():
             rows = projected(torch.from_numpy(block.directions))
             found = (torch.nn.functional.normalize(rows, dim=1) @ wanted.T).numpy()
-            if store.balanced:  # cosines are by the norms before rows were scaled
+            if store.balanced:  # cosines use the norms of the unscaled rows
                 found *= (block.feature_norms / block.gradient_norms)[:, None]
             parts.append(found)
             names = store.keys().select(["source", "id"]).take(block.positions)
@@ -214,13 +214,13 @@ def cosines(run: RunFolder, number: int, dim: int | None) -> dict[str, Any]:
 
 
 def _in_order(found: dict[str, Any]) -> dict[str, Any]:
-    """Rows in order of (source, id): each checkpoint's shards have an order of their own."""
+    """Rows sorted by (source, id): the order of shards differs between checkpoints."""
     order = sorted(range(len(found["keys"])), key=found["keys"].tolist().__getitem__)
     return {**found, "keys": found["keys"][order], "cosines": found["cosines"][order]}
 
 
 def ranked(run: RunFolder, checkpoints: tuple[int, ...], dim: int | None) -> Ranking:
-    """The order by LESS's score from some of the checkpoints."""
+    """The rows ordered by the LESS score computed from the given checkpoints."""
     rates = run.require("warmup")["learning_rates"]
     found = [cosines(run, number, dim) for number in checkpoints]
     total = sum(
@@ -341,7 +341,7 @@ def measure(trial: Trial, name: str) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """One table an ablation."""
+    """One table per ablation."""
     parts = [
         "# Ablations in miniature",
         "`python benchmarks/paper_in_miniature/ablations.py NAME --data ../shared/data --out "

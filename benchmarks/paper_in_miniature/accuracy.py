@@ -1,11 +1,11 @@
-"""Whether so small a model answers at all: MMLU's accuracy and TyDiQA's F1 after training.
+"""Can so small a model answer questions at all? MMLU accuracy and TyDiQA F1 after training.
 
     python benchmarks/paper_in_miniature/run.py --data ../shared/data --out runs/miniature
     python benchmarks/paper_in_miniature/accuracy.py --run runs/miniature/pool
 
 In: a run of run.py. Each of its models for these targets answers the first 20 held-out questions of
 each subtask, without few-shot examples, which don't fit into 512 positions. Out: accuracy.json and
-accuracy.md in this folder, or with another run's name in theirs.
+accuracy.md in this folder; for a run not named `pool`, accuracy-NAME.json and accuracy-NAME.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TARGETS = ("mmlu", "tydiqa")
 
 
 def measure(run: RunFolder) -> dict[str, Any]:
-    """The first metric's mean of each model, by target and method, and its standard error."""
+    """The mean of the first metric for each model, by target and method, with standard errors."""
     recipe = load_recipe(run.recipe)
     questions = EvaluateConfig(shots=False, limit=20, batch_size=16)
     context = Context(recipe.model_copy(update={"evaluate": questions}), run, Progress())

@@ -1,12 +1,12 @@
-"""What BM25 finds of TyDiQA's nine languages, with words split in two ways. No model is needed.
+"""Planted rows that BM25 finds in TyDiQA's nine languages, with two word splitters; needs no model.
 
     python benchmarks/paper_in_miniature/languages.py --data ../shared/data --out runs/languages
 
-In: the miniature's pool of 31,000 rows, in which 100 of TyDiQA's held-out questions of each
-language are planted, and the paper's nine examples. Neither pool nor examples are cut to a model's
-length. Out: languages.json and languages.md next to this file: by language, the planted rows among
-the top 5%, for words as bm25s splits them (Python's `re`) and as the package does (`data.words`).
-Each is measured without the instruction in the examples, too: all planted rows share it.
+In: the miniature's pool of 31,000 rows, plus 100 planted rows per language from TyDiQA's held-out
+questions, and the paper's nine examples. Nothing is truncated to a model's maximum length. Out:
+languages.json and languages.md next to this file: by language, the planted rows among the top 5%,
+with words split by bm25s (Python's `re`) and by the package (`data.words`). Each is also measured
+with the instruction removed from the examples, because all planted rows share it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SPLITTERS: dict[str, Split] = {"bm25s": split_by_bm25s, "data.words": lexical._w
 
 
 class Texts:
-    """What BM25 reads of a pool, from examples in memory."""
+    """The part of a pool's interface that BM25 uses, for examples in memory."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
@@ -75,7 +75,7 @@ def pool_and_planted(data: Path, out: Path) -> list[Row]:
 
 
 def found(rows: list[Row], examples: list[Row], split: Split) -> dict[str, int]:
-    """Planted rows of each language among the best 5%."""
+    """The number of planted rows of each language among the best 5%."""
     recipe = check_recipe(
         {
             "model": {"name": "none"},

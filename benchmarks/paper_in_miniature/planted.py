@@ -5,8 +5,8 @@
 
 In: a run with planted rows, up to its selections. Out: planted.json and planted.md in this folder.
 
-All TyDiQA rows share the words of an instruction, by which BM25 finds them; what it finds by the
-rest of the examples is counted too.
+All TyDiQA rows share the words of an instruction, by which BM25 finds them; rows that it finds by
+the rest of the examples are counted too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PLANTED = {"tydiqa": "planted_tydiqa_train", "mmlu": "planted_mmlu_val"}
 
 
 def found(run: RunFolder, target: str, method: str) -> dict[str, Any]:
-    """Planted rows in a selection, and in the pool."""
+    """Counts of planted rows in a selection and in the pool."""
     file = run.stage("score") / target / f"{method}.parquet"
     pool = pq.read_table(file, columns=["source", "id"]).to_pylist()
     lines = (run.stage("select") / target / method / "messages.jsonl").read_bytes().splitlines()
@@ -42,7 +42,7 @@ def found(run: RunFolder, target: str, method: str) -> dict[str, Any]:
 
 
 def counted(target: str, pool: list[Any], selected: list[Any]) -> dict[str, Any]:
-    """How many of a target's planted rows there are; TyDiQA's by language too."""
+    """Counts of a target's planted rows; for TyDiQA also by language."""
 
     def planted(rows: list[Any]) -> list[str]:
         return [row["id"] for row in rows if row["source"] == PLANTED[target]]
@@ -60,14 +60,14 @@ def counted(target: str, pool: list[Any], selected: list[Any]) -> dict[str, Any]
 
 
 def without_instruction(example: Example) -> Example:
-    """TyDiQA's example without its instruction, the words of which all planted rows share."""
+    """A TyDiQA example without its instruction, whose words all planted rows share."""
     asked, answer = example.messages
     rest = asked["content"].removeprefix(WORDS[example.subtask][0])
     return replace(example, messages=({"role": asked["role"], "content": rest}, answer))
 
 
 def bm25_without_instruction(run: RunFolder, count: int) -> dict[str, Any]:
-    """TyDiQA's planted rows that BM25 finds if the examples lack the words that all rows share."""
+    """Counts of TyDiQA's planted rows that BM25 finds by examples without the instruction."""
     recipe = load_recipe(run.recipe)
     context = Context(recipe, run, Progress())
     pool = context.pool

@@ -1,9 +1,9 @@
-"""What the miniature works on: a pool, four targets with held-out questions, and a small Llama.
+"""The miniature's inputs: a pool, four targets with held-out questions, and a small Llama.
 
 In: the folder of public data. Out, in `OUT/inputs`: `pool/SOURCE.jsonl` (31,000 rows of eleven
 sources, in the sources' proportions), `gsm8k/` (examples of its training set that are not in the
-pool, questions of its test set, by number of steps), and `model/`: a Llama of 1.3 million
-parameters and 4,096 byte pairs, trained from scratch on the text of the pool.
+pool, questions of its test set, by number of steps), and `model/`: a Llama with 1.3 million
+parameters and a BPE vocabulary of 4,096, trained from scratch on the text of the pool.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PLANTED = ("planted_tydiqa_train", "planted_mmlu_val")
 
 
 def main(data: Path, out: Path, planted: bool) -> None:
-    """Write all inputs; what is there is kept."""
+    """Write all inputs; existing ones are kept."""
     pool = draw_pool(data, out / "pool", planted)
     draw_gsm8k(data, out / "gsm8k", pool)
     if not (out / "model" / "config.json").is_file():
@@ -99,7 +99,7 @@ def _steps(answer: str) -> int:
 
 
 def texts(pool: Path) -> Iterator[str]:
-    """Each row of the pool as plain text, without the planted ones."""
+    """Each row of the pool as plain text, except the planted ones."""
     for file in sorted(pool.glob("*.jsonl")):
         if file.stem not in PLANTED:
             for line in file.read_text(encoding="utf-8").split("\n"):

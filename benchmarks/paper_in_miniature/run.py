@@ -2,13 +2,13 @@
 
     python benchmarks/paper_in_miniature/run.py --data ../shared/data --out runs/miniature
 
-Two runs: the pool as it is, and with planted rows (TyDiQA's training set, MMLU's validation set)
-in it. Each selects 5% for BBH, TyDiQA, MMLU and GSM8K by every method, trains on each selection
-with three seeds, and measures the loss of held-out answers. Training on all rows, which takes
-twenty times as long, is a run of its own with one seed. The second run, and runs for some of the
-targets, start from the first one's warm-up and datastore, to which only new work is added. The same
-command resumes an interrupted run. Writes table.md and result.json to this folder; runs
-for some of the targets, or of one of the two alone, write table-NAME.md and result-NAME.json.
+Two runs: one with the pool alone, one with planted rows (TyDiQA's training set, MMLU's validation
+set) added to it. Each selects 5% for BBH, TyDiQA, MMLU and GSM8K by every method, trains on each
+selection with three seeds, and measures the loss of held-out answers. Training on all rows, which
+takes twenty times as long, is a separate run with one seed. The second run, and runs for a subset
+of the targets, start from the first run's warm-up and datastore and add only what is missing. The
+same command resumes an interrupted run. Writes table.md and result.json to this folder; for a
+subset of the targets or only one of the two runs, writes table-NAME.md and result-NAME.json.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def recipe(
     targets: list[str] = TARGETS,
     seeds: list[int] = SEEDS,
 ) -> Any:
-    """The run's recipe; rank, rates and epochs are those that suit so small a model."""
+    """The run's recipe; rank, learning rates and epochs suit the small model."""
     sources = sorted(file.stem for file in (inputs / "pool").glob("*.jsonl"))
     evaluation = data / "eval"
     return check_recipe(
@@ -82,7 +82,7 @@ def recipe(
             "warmup": {
                 "learning_rate": 2e-3,
                 "batch_size": 16,
-                "micro_batch_size": 2,  # little padding: rows are of very different lengths
+                "micro_batch_size": 2,  # limits padding: lengths vary widely
                 "lora": {"r": 16, "alpha": 32},
             },
             "score": {
@@ -96,7 +96,7 @@ def recipe(
 
 
 def grown(first: Path, run: Path) -> str | None:
-    """Begin a run with the first one's warm-up and features; the stage to continue with."""
+    """Copy the first run's warm-up and features into a run; returns the stage to resume at."""
     if run == first or not (first / "02-features" / "meta.json").is_file():
         return None
     for stage in ("01-warmup", "02-features"):

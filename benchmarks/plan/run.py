@@ -3,14 +3,14 @@
     python benchmarks/plan/run.py --data ../shared/data --out runs/plan [--only demo] [--clock cpu]
 
 1. demo: the built-in example with fewer epochs, four methods, training and evaluation;
-2. real: 600 rows of eleven public sources, MMLU, TyDiQA and BBH as targets, a Llama of 260 thousand
-   parameters, up to the selection;
-3. trained: the same pool for TyDiQA by three methods, trained on and evaluated.
+2. real: 600 rows of eleven public sources, MMLU, TyDiQA and BBH as targets, a Llama with 260
+   thousand parameters, up to the selection;
+3. trained: the same pool for TyDiQA, with three methods, training and evaluation.
 
-Plan and run are processes of their own, one after the other. With `--clock cpu` both count their
-CPU's seconds instead of the wall's: on a machine that others use, whose load changes from minute to
-minute, nothing else can be compared. Writes result.json and table.md to this folder. A stage that
-takes less than a second is not informative and is left out of the table.
+Plan and run are separate processes, one after the other. With `--clock cpu` both measure CPU time
+instead of wall time: on a shared machine, whose load changes from minute to minute, only CPU time
+can be compared. Writes result.json and table.md to this folder. A stage that takes less than a
+second is not informative and is left out of the table.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ CLOCKS = {
     "wall": "",
     "cpu": "import time; time.monotonic = time.perf_counter = time.process_time; ",
 }
-"""What is done before gradsieve is imported."""
+"""Code that runs before gradsieve is imported, by clock."""
 
 
 def real(data: Path, out: Path, targets: tuple[str, ...], **more: Any) -> Path:
-    """A recipe over the real rows; returns its file."""
+    """Write a recipe for the real rows; returns its file."""
     tree = {
         "model": real_data.small_model(data),
         "pool": real_data.draw(data, out / "pool", ROWS, planted=0),
@@ -87,7 +87,7 @@ def recipes(data: Path, out: Path) -> dict[str, tuple[Path, list[str]]]:
 def gradsieve(
     clock: str, command: str, recipe: Path, out: Path, overrides: list[str]
 ) -> tuple[Any, float]:
-    """What a command prints as JSON, and the seconds it took."""
+    """Run a command; returns the JSON that it prints and the seconds it took."""
     changes = [part for item in overrides for part in ("--set", item)]
     arguments = [command, str(recipe), "--out", str(out), *changes, "--json"]
     start = time.monotonic()
@@ -101,7 +101,7 @@ def gradsieve(
 
 
 def compare(recipe: Path, overrides: list[str], out: Path, clock: str) -> dict[str, Any]:
-    """Plan, run, and compare the two."""
+    """Plan and run a recipe, and compare the two."""
     planned, planning = gradsieve(clock, "plan", recipe, out, overrides)
     _, running = gradsieve(clock, "run", recipe, out, overrides)
     run = RunFolder(out)
@@ -130,7 +130,7 @@ def compare(recipe: Path, overrides: list[str], out: Path, clock: str) -> dict[s
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown."""
+    """The result as Markdown."""
     clock = result["command"].rpartition(" ")[2]
     loads = ", ".join(str(found["load"]) for found in result["recipes"].values())
     lines = [

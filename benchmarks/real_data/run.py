@@ -1,9 +1,9 @@
-"""One run over real rows with planted needles: stages' times, peak memory, needles found.
+"""One run over real rows with planted needles: time per stage, peak memory, needles found.
 
     python benchmarks/real_data/run.py --data ../shared/data --out runs/real [--rows 6000]
 
-The pool is drawn at random from eleven public sources, and TyDiQA's training rows are planted in
-it (three languages); the targets are MMLU, TyDiQA and BBH; the model is a Llama with 260 thousand
+The pool is drawn at random from eleven public sources, and TyDiQA training rows in three languages
+are planted in it; the targets are MMLU, TyDiQA and BBH; the model is a Llama with 260 thousand
 parameters and a context of 512 tokens, so long rows are truncated or skipped. Writes result.json.
 """
 
@@ -68,7 +68,7 @@ def main() -> None:
                 {"name": name, "task": name, "path": str(data / "eval" / name)}
                 for name in ("mmlu", "tydiqa", "bbh")
             ],
-            # A model of this size has all to learn: a larger rate than the paper's 2e-5.
+            # So small a model needs a larger learning rate than the paper's 2e-5.
             "warmup": {"learning_rate": 1e-3, "batch_size": 16, "lora": {"r": 8, "alpha": 32}},
         }
     )
