@@ -1,4 +1,4 @@
-"""Scores of bergson 2.5.1 for the rows that judged.py judges, with the seconds of each.
+"""Scores of bergson 2.5.1 for the rows that judged.py evaluates, with the seconds per step.
 
     python benchmarks/real_model/bergson_scores.py --run OUT/W --recipe OUT/judged/recipe.yaml \
         --out OUT/bergson [--adapter OUT/W/01-warmup/checkpoint-4] [--ekfac-rows 400]
@@ -10,25 +10,25 @@ wall seconds of each step). Each step is skipped if its files exist, so a stoppe
 Rows, chat template and labels come from gradsieve: OUT/W has the pool, the recipe has the targets.
 Gradients, projections, normalization, Hessians and scores come from bergson's own functions, with
 its defaults: losses summed over an example's label tokens, Rademacher projections, every linear
-layer except the output, 1,000 downweighted components, relative damping of 0.1. Not its defaults:
-the model's own precision (bfloat16) instead of float32, and batches of 1,024 tokens.
+layer except the output, 1,000 downweighted components, relative damping of 0.1. Two settings differ
+from its defaults: the model's own precision (bfloat16, not float32), and batches of 1,024 tokens.
 
 - bergson_cosine: unit-normalized gradients, projected to 16 x 16 dims per module, as in bergson's
   quick start (`bergson build --projection_dim 16`, `bergson query --unit_norm`).
 - bergson_trackstar: `bergson trackstar` with `unit_normalize`, as in its examples. 16 x 16 dims
   per module, and H^-1/2 of the mixed autocorrelation of pool and target on both sides.
-- bergson_ekfac: `bergson ekfac`, that is kfac with `ev_correction`, on a target's mean gradient.
+- bergson_ekfac: `bergson ekfac` (kfac with `ev_correction`) on a target's mean gradient.
 
 Cosine and TrackStar give one score per query: NAME is their mean over the target's examples,
 NAME_nearest their maximum (bergson's `score: nearest`). With --adapter, names end in _lora and
-gradients are the adapter's: unprojected for cosine and EK-FAC; for TrackStar divided by the square
+gradients are the adapter's: unprojected for cosine and EK-FAC; for TrackStar, divided by the square
 root of Adam's second moment (`optimizer_state`) and projected. EK-FAC is fitted on a random sample
-of the pool (--ekfac-rows), and for the adapter only: for the 106 million weights of SmolLM2-135M's
-linear layers it needs about 100 minutes of one core for 1,195 rows of 170 tokens.
+of the pool (--ekfac-rows), and only for the adapter: for the 106 million weights of SmolLM2-135M's
+linear layers it takes about 100 minutes on one core for 1,195 rows of 170 tokens.
 
-The pool's gradients are computed once and stored, and every method scores the stored ones, which
-gives the same scores as bergson's commands. `bergson trackstar` itself passes over the pool twice
-for each target, `bergson ekfac` three times.
+The pool's gradients are computed once and stored, and every method scores the stored gradients,
+which gives the same scores as bergson's commands. `bergson trackstar` itself passes over the pool
+twice for each target, `bergson ekfac` three times.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ PARTS, DIM, TOKENS = 16, 16, 1024
 PACKAGES = ("bergson", "torch", "transformers", "peft")
 
 Gradients = dict[str, Tensor]
-"""By module [n, d]."""
+"""Gradients [n, d] by module."""
 Side = Literal["left", "right"]
 
 
 class Seconds:
-    """CPU and wall seconds of each step, in seconds.json, with the versions of packages."""
+    """Records CPU and wall seconds of each step, and package versions, in seconds.json."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -94,7 +94,7 @@ class Seconds:
 
 
 def write_data(context: Context, out: Path, fit_rows: int) -> None:
-    """Write pool and targets as tokenized data sets, the pool in parts of similar lengths."""
+    """Write pool and targets as tokenized datasets, the pool in parts of similar lengths."""
     pool = context.pool
     numbers = pool.usable
     order = np.argsort(pool.lengths[numbers], kind="stable")
@@ -120,7 +120,7 @@ def as_dataset(rows: list[TokenizedExample]) -> Dataset:
 
 
 def config_of(data: Path, run: Path, model: Path, dim: int) -> IndexConfig:
-    """Settings of a pass; an adapter's tokenizer is its base model's."""
+    """bergson's config for a pass; an adapter uses the tokenizer of its base model."""
     adapter = model / "adapter_config.json"
     base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.exists() else model
     return IndexConfig(
@@ -168,7 +168,7 @@ def scores(
 
 
 class Model:
-    """A model's stored gradients and what is scored with them."""
+    """A model's stored gradients and the scores computed from them."""
 
     def __init__(self, out: Path, model: Path, dim: int, suffix: str, seconds: Seconds) -> None:
         self.out, self.model, self.dim, self.suffix = out, model, dim, suffix
@@ -197,7 +197,7 @@ class Model:
         return [target for target in self.targets if not (self.out / target / file).exists()]
 
     def save(self, target: str, name: str, of_queries: Tensor) -> None:
-        """Write the maximum over queries, if there are several, and then the mean."""
+        """Write the maximum over queries (if there are several), then the mean."""
         (self.out / target).mkdir(exist_ok=True)
         ways = {"_nearest": of_queries.amax(1)} if of_queries.shape[1] > 1 else {}
         for ending, found in (ways | {"": of_queries.mean(1)}).items():
@@ -212,7 +212,7 @@ class Model:
             self.save(target, "bergson_cosine", found)
 
     def trackstar(self, change: Callable[[Gradients], Gradients] = lambda g: g) -> None:
-        """Scores with the mixed Hessian of each target."""
+        """Score with the mixed Hessian of each target."""
         if not self.missing("bergson_trackstar"):
             return
         folder = self.out / f"hessians{self.suffix}"
@@ -229,7 +229,7 @@ class Model:
             self.save(target, "bergson_trackstar", found)
 
     def autocorrelation(self, parts: Iterable[Gradients], run: Path) -> None:
-        """Save what `bergson hessian --method autocorrelation` fits, from stored gradients."""
+        """Save the result of `bergson hessian --method autocorrelation`, from stored gradients."""
         sums: dict[str, Tensor] = {}
         rows = 0
         for part in parts:
@@ -244,11 +244,11 @@ class Model:
         save_run_config(Hessian(HessianConfig(method="autocorrelation"), config), run)
 
     def ekfac(self) -> None:
-        """EK-FAC of unprojected gradients."""
+        """Score with EK-FAC on unprojected gradients."""
         run, kfac = self.out / f"ekfac{self.suffix}", HessianConfig("kfac", ev_correction=True)
         if not run.exists():
             with self.seconds.of(f"ekfac{self.suffix} fit"):
-                torch.manual_seed(0)  # labels are drawn from the model
+                torch.manual_seed(0)  # labels are sampled from the model
                 config = config_of(self.out / "data" / "fit", run, self.model, 0)
                 approximate_hessians(config, kfac)
         prepare = load_preconditioner(
@@ -262,7 +262,7 @@ class Model:
 
 
 def adam_projected(checkpoint: Path) -> Callable[[Gradients], Gradients]:
-    """What `optimizer_state` and `projection_dim` do, on an adapter's unprojected gradients."""
+    """Applies `optimizer_state` and `projection_dim` to an adapter's unprojected gradients."""
     moments = load_file(checkpoint / "adam.safetensors")
     first, last = "exp_avg_sq/base_model.", ".weight"
     scales = {

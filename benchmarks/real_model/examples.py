@@ -1,9 +1,9 @@
-"""How many target examples are enough: relevant rows among the best 5%, by examples a subtask.
+"""How many target examples are enough? Relevant rows in the best 5%, by examples per subtask.
 
     python benchmarks/real_model/examples.py --passes PASS ... --out benchmarks/real_model
 
-Rows of a target's own kind are: planted MMLU questions for MMLU, GSM8K's training rows for GSM8K,
-GPTeacher's code for code. Exact cosines of the default reading; subsets of the examples at random.
+Relevant rows are planted MMLU questions for MMLU, GSM8K's training rows for GSM8K and GPTeacher's
+code for code. Uses exact cosines of the default reading and random subsets of the examples.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DRAWS = 8
 
 
 def share(one: Pass, target: str, count: int, rng: np.random.Generator) -> float:
-    """Rows of the target's kind among the best 5%, over their share of the pool."""
+    """The share of the target's kind among the best 5% of rows, over its share of the pool."""
     columns, subtasks = one.columns(target)
     of = np.array(subtasks)
     chosen = np.concatenate(

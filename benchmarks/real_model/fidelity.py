@@ -1,4 +1,4 @@
-"""Error of sketched scores against exact ones: plain and balanced, by dimensions and bits.
+"""Error of sketched scores compared with exact ones: plain and balanced, by dimensions and bits.
 
 python benchmarks/real_model/fidelity.py --passes PASS ... --out benchmarks/real_model
 """
@@ -19,7 +19,7 @@ TARGETS = ("tydiqa", "mmlu", "bbh", "gsm8k", "code")
 
 
 def compare(exact: np.ndarray, sketched: np.ndarray) -> dict[str, float]:
-    """Error of a cosine, the spread of true ones, rank correlation and recall of the best 5%."""
+    """Cosine error, spread of the exact cosines, rank correlation and recall of the best 5%."""
     own, true = across(sketched, "standardized_max"), across(exact, "standardized_max")
     both = set(top(own)) & set(top(true))
     correlations = [spearmanr(a, b)[0] for a, b in zip(sketched.T, exact.T, strict=True)]

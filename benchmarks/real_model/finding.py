@@ -1,4 +1,4 @@
-"""Planted rows among the best 5%, by reading of Adam, way over subtasks, and sketch.
+"""Planted rows among the best 5%, by reading of Adam, way of combining subtasks, and sketch.
 
 python benchmarks/real_model/finding.py --passes PASS ... --out benchmarks/real_model
 """
@@ -23,7 +23,7 @@ WAYS = ("max", "mean", "standardized_max")
 
 
 def found(sources: np.ndarray, selected: np.ndarray, target: str) -> dict[str, float]:
-    """Share of each kind of planted row that is selected, and of all of them over chance."""
+    """The share of each kind of planted row that is selected, and their ratio to chance overall."""
     kinds = PLANTED[target]
     shares = {
         kind: float((sources[selected] == kind).sum() / (sources == kind).sum()) for kind in kinds
@@ -54,7 +54,7 @@ def measure(one: Pass, baselines: Path | None) -> list[dict]:
 
 
 def of_baselines(one: Pass, target: str, folder: Path | None, less: np.ndarray) -> list[dict]:
-    """Methods without gradients, from a run's score tables, and their fusion with LESS."""
+    """Results of methods without gradients, from a run's score tables, and of fusion with LESS."""
     scores = {}
     for file in sorted((folder / target).glob("*.parquet")) if folder else []:
         table = pq.read_table(file, columns=["source", "id", "score"])

@@ -1,11 +1,11 @@
-"""One pass over the pool at a checkpoint, in which everything about scores is measured at once.
+"""One pass over the pool at a checkpoint that takes all measurements of scores at once.
 
     python benchmarks/real_model/gradients.py --run runs/real_model/W --checkpoint 4 --out FOLDER
 
-For each row of the pool and each of Adam's readings: the exact inner products with every target
-example's gradient and the update's length; and the sketches, plain and balanced, of several
-dimensions. Rows are taken in shards that each become a file, so a stopped pass resumes. The tables
-(finding.py, fidelity.py) are made of these files.
+For each row of the pool and each reading of Adam it stores the exact inner products with every
+target example's gradient, the norm of the update, and plain and balanced sketches of several
+dimensions. Each shard of rows becomes a file, so a stopped pass resumes. finding.py and fidelity.py
+make their tables from these files.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Parts = dict[str, Accumulator]
 
 
 def name_of(reading: str, balanced: bool, dim: int) -> str:
-    """The key of a projection in the files."""
+    """The key of a projection in the stored files."""
     return f"{reading}-{'balanced' if balanced else 'plain'}-{dim}"
 
 
@@ -58,7 +58,7 @@ class Checkpoint:
     def __init__(self, context: Context, folder: Path) -> None:
         self.model = load_adapter(context.model.load(), folder, like_base=True)
         self.m, self.v, self.step, self.betas, self.eps = load_moments(folder, self.model)
-        # The square root of the update's denominator, eps included, so that nothing is zero.
+        # The square root of the update's denominator, including eps, so that no scale is zero.
         self.scales = {
             "torch": {n: (v.sqrt() + self.eps).sqrt() for n, v in self.v.items()},
             "official": {n: (v + self.eps).sqrt().sqrt() for n, v in self.v.items()},
@@ -67,7 +67,7 @@ class Checkpoint:
         self.sizes = {n: layer.weight.numel() for n, layer in lora_layers(self.model).items()}
 
     def accumulators(self, batch: int) -> Parts:
-        """A sum of a batch's sketches for each projection."""
+        """An accumulator of a batch's sketches for each projection."""
         cpu = torch.device("cpu")
         return {name_of(*p): self.projections[p[2]].accumulator(batch, cpu) for p in PROJECTIONS}
 
@@ -84,7 +84,7 @@ class Checkpoint:
 
 
 def target_pass(at: Checkpoint, encoded) -> dict[str, np.ndarray]:
-    """Target examples: full gradients [k, P], and their projections."""
+    """Full gradients [k, P] of target examples, and their projections."""
     gradients = torch.zeros(len(encoded), sum(at.sizes.values()))
     names = sorted(at.sizes)
     starts = dict(zip(names, np.cumsum([0, *(at.sizes[n] for n in names[:-1])]), strict=True))
@@ -107,7 +107,7 @@ def target_pass(at: Checkpoint, encoded) -> dict[str, np.ndarray]:
 
 
 def pool_pass(at: Checkpoint, encoded, directions: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """A shard of the pool: products with each target example, lengths, projections."""
+    """Products of a pool shard's rows with each target example, their norms and projections."""
     n, k = len(encoded), len(next(iter(directions.values())))
     out = {f"products-{r}": torch.zeros(n, k) for r in READINGS}
     squares = {r: torch.zeros(n, dtype=torch.float64) for r in READINGS}
@@ -186,7 +186,7 @@ def main() -> None:
     }
     (out / "facts.json").write_text(json.dumps(facts))
     order = numbers[np.argsort(pool.lengths[numbers], kind="stable")]
-    # A fixed shuffle of shards, so that a pass that is stopped has seen all lengths.
+    # A fixed shuffle of shards, so that a stopped pass has covered all lengths.
     shards = np.random.default_rng(0).permutation(range(0, len(order), SHARD))
     for done, start in enumerate(shards):
         file = out / f"shard-{start:05}.npz"

@@ -1,4 +1,4 @@
-"""Scores judged by what training does: LDS of many methods over the same trained subsets.
+"""Scores evaluated by training: LDS of many methods over the same trained subsets.
 
     python benchmarks/real_model/prepare.py ... --rows 1080 --needles 0.5 --characters 2500
     gradsieve run OUT/recipe.yaml --out OUT/W --until warmup, then gradients.py into OUT/W-4
@@ -13,17 +13,17 @@
     gradsieve validate OUT/third/recipe.yaml --out OUT/third/run
     python benchmarks/real_model/judged.py left-out --run OUT/third/run --out benchmarks/real_model
 
-`prepare` writes the run's targets with few held-out questions each, so that a loss takes seconds,
-and a recipe. `methods` adds scores to it, as methods of a Python file: a pass of gradients.py in
-every reading of Adam, way over subtasks and sketch, and the scores of other programs that lie as
-OUT/judged/TARGET/NAME.npy in the order of keys.json. Names of a pass start with `exact_`,
-`torch_` and `sgd_`: its targets' labels are the released code's, what follows an answer's prefix.
-`less_...`, `own_sgd_...` and `own_gist_...` are the package's own scores for the targets that
-`prepare` writes, whose labels are the whole answers (`supervise: all`). `planted` counts rows of
-the target's kind among the best 5% by each. `gradsieve validate` trains on each subset once,
-whatever methods are added later. `third` writes a third of the pool and a recipe that leaves out
-its best 5% by some methods, since each needs a training on all the rest for each target;
-`left-out` writes the losses.
+`prepare` writes a recipe and the run's targets with few held-out questions each, so that computing
+a loss takes seconds. `methods` adds scores to the recipe, as methods in a Python file: those of a
+gradients.py pass in every reading of Adam, way of combining subtasks and sketch, and the scores of
+other programs, read from OUT/judged/TARGET/NAME.npy in the order of keys.json. Names from a pass
+start with `exact_`, `torch_` and `sgd_`; its target labels are those of the released code, the text
+after an answer's prefix. `less_...`, `own_sgd_...` and `own_gist_...` are the package's own scores
+for the targets that `prepare` writes, whose labels are the full answers (`supervise: all`).
+`planted` counts rows of the target's kind among the best 5% by each score. `gradsieve validate`
+trains on each subset only once, even if methods are added later. `third` writes a third of the pool
+and a recipe that leaves out its best 5% by some methods, because each needs a training on all other
+rows for each target; `left-out` writes the losses.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ WAYS = ("max", "mean", "standardized_max")
 SKETCHES = ("torch-plain-8192", "torch-balanced-8192", "torch-balanced-2048", "sgd-plain-8192")
 
 LEFT_OUT = ("less_standardized_max", "own_sgd_standardized_max", "bergson_cosine")
-"""Scores whose best rows are left out, besides BM25's."""
+"""Scores whose best rows are left out, in addition to BM25's."""
 LEFT_OUT_TARGETS = ("tydiqa", "gsm8k")
 
 METHODS = '''"""Scores from files, as methods of a recipe; written by judged.py."""
@@ -98,7 +98,7 @@ for name in {names!r}:
 
 
 def of_pass(one: Pass, target: str) -> dict[str, np.ndarray]:
-    """Scores of a pass by name [n]."""
+    """Scores [n] computed from a pass, by name."""
     found = {}
     for reading in READINGS:
         by_subtask = one.exact(reading, target)
@@ -115,7 +115,7 @@ def of_pass(one: Pass, target: str) -> dict[str, np.ndarray]:
 
 
 def methods(gradients: Path, out: Path) -> None:
-    """Write the scores of a pass, and name all that is there in the recipe."""
+    """Write the scores of a pass, and list all existing scores in the recipe."""
     one, recipe = Pass(gradients), yaml.safe_load((out / "recipe.yaml").read_text())
     (out / "keys.json").write_text(json.dumps(one.keys))
     for target in TARGETS:
@@ -129,7 +129,7 @@ def methods(gradients: Path, out: Path) -> None:
 
 
 def prepare(run: Path, out: Path) -> None:
-    """Write targets with few held-out questions."""
+    """Write targets with few held-out questions, and a recipe."""
     context = Context(load_recipe(run / "recipe.yaml"), RunFolder(run))
     recipe = yaml.safe_load((run.parent / "recipe.yaml").read_text())
     targets = []
@@ -165,7 +165,7 @@ def prepare(run: Path, out: Path) -> None:
 
 
 def in_best(of_kind: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Rows of a kind [n] among the best by their scores [n]."""
+    """Rows of a kind (mask [n]) among the best by their scores [n]."""
     best = of_kind[top(scores)]
     return {
         "times chance": round(float(best.mean() / of_kind.mean()), 1),
@@ -175,7 +175,7 @@ def in_best(of_kind: np.ndarray, scores: np.ndarray) -> dict[str, float]:
 
 
 def table_of(found: dict[str, dict[str, dict[str, float]]], title: str) -> list[str]:
-    """Lines of a table of `in_best`, by name of the scores and target."""
+    """Lines of a table of `in_best` results, by score name and target."""
     lines = [f"| {title} | " + " | ".join(KINDS) + " |", "|" + " --- |" * (len(KINDS) + 1)]
     for name, own in found.items():
         cells = [f"{own[t]['times chance']} ({own[t]['rows']} of {own[t]['of']})" for t in KINDS]
@@ -184,7 +184,7 @@ def table_of(found: dict[str, dict[str, dict[str, float]]], title: str) -> list[
 
 
 def planted(folder: Path, out: Path) -> None:
-    """Write, for each of the scores, the share of rows of the target's kind in its best 5%."""
+    """Write, for each score, the share of rows of the target's kind in its best 5%."""
     sources = np.array([source for source, _ in json.loads((folder / "keys.json").read_text())])
     found = defaultdict(dict)
     for target, kinds in KINDS.items():
@@ -201,7 +201,7 @@ def planted(folder: Path, out: Path) -> None:
 
 
 def answer_losses(context: Context, cache: Path) -> dict[str, dict[str, float]]:
-    """Mean loss after each trained subset of what follows the prefix of held-out answers alone."""
+    """Mean losses on the text after the prefix of held-out answers, by subset and target."""
     known = json.loads(cache.read_text()) if cache.exists() else {}
     rows = {}
     for target in ("tydiqa", "mmlu"):
@@ -262,7 +262,7 @@ def table(run: Path, out: Path) -> None:
 
 
 def third(judged: Path, out: Path) -> None:
-    """Write a third of each source, and a recipe that leaves out the best rows of what is left."""
+    """Write a third of each source, and a recipe that leaves out the best rows of that third."""
     recipe = yaml.safe_load((judged / "recipe.yaml").read_text())
     for source in recipe["pool"]:
         lines = Path(source["path"]).read_text(encoding="utf-8").split("\n")[:-1]
@@ -274,7 +274,7 @@ def third(judged: Path, out: Path) -> None:
     recipe["targets"] = [one for one in recipe["targets"] if one["name"] in LEFT_OUT_TARGETS]
     files = [f"{judged.resolve()}/methods.py:{name}" for name in LEFT_OUT]
     recipe["score"] = {"methods": ["bm25", *files]}
-    # As few and small subsets as can be: their LDS says nothing.
+    # As few and as small subsets as possible, because their LDS isn't used.
     recipe["validate"] = {"subsets": 3, "share": 0.02, "leave_out": [0.05]}
     (out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
 

@@ -1,4 +1,4 @@
-"""What a pass of gradients.py has left, as arrays: read by finding.py and fidelity.py.
+"""The results of a gradients.py pass, as arrays: read by finding.py and fidelity.py.
 
 Letters: n rows of the pool, k target examples, S subtasks of a target, d dimensions.
 """
@@ -23,7 +23,7 @@ SHARE = 0.05
 
 @dataclass(eq=False)
 class Pass:
-    """One checkpoint's files; rows in the order of the shards that are there."""
+    """The files of one checkpoint; rows are in the order of the existing shards."""
 
     folder: Path
 
@@ -55,7 +55,7 @@ class Pass:
         return np.array([source for source, _ in self.keys])
 
     def columns(self, target: str) -> tuple[list[int], list[str]]:
-        """Positions of a target's examples, and the subtask of each."""
+        """Positions of a target's examples, and the subtask of each example."""
         found = [(i, one[1]) for i, one in enumerate(self.facts["examples"]) if one[0] == target]
         return [i for i, _ in found], [subtask for _, subtask in found]
 
@@ -73,7 +73,7 @@ class Pass:
         return sums / norms / np.linalg.norm(means, axis=1)
 
     def projected(self, key: str, target: str, bits: int = 16) -> np.ndarray:
-        """Cosines from sketches with unscaled lengths [n, S]."""
+        """Cosines [n, S]: inner products of sketches over the norms of the unscaled vectors."""
         columns, subtasks = self.columns(target)
         reading = key.split("-")[0]
         rows = self.array(f"row-{key}").astype(np.float32)
@@ -90,13 +90,13 @@ class Pass:
 
 
 def quantized(rows: np.ndarray, bits: int) -> np.ndarray:
-    """Unit rows as the datastore gives them back."""
+    """Unit rows as the datastore returns them after quantization."""
     codes, norms, _ = encode(rows, bits)
     return decode(codes, bits) / norms[:, None]
 
 
 def across(by_subtask: np.ndarray, how: str) -> np.ndarray:
-    """One score for each row, as the package has it."""
+    """One score per row, combined over subtasks as in the package."""
     names = [""] * by_subtask.shape[1]
     return combine(how, names, by_subtask.astype(np.float32)).total
 
@@ -112,5 +112,5 @@ def fused(*scores: np.ndarray) -> np.ndarray:
 
 
 def in_turns(columns: np.ndarray, share: float = SHARE) -> np.ndarray:
-    """Each column in turn takes its best row that is left."""
+    """Positions of the best rows by round robin: each column in turn takes its best unused row."""
     return round_robin(columns.astype(np.float32))[0][: round(share * len(columns))]

@@ -1,14 +1,14 @@
-"""The pool, targets and recipe of the measurements on a real pretrained model.
+"""Writes the pool, targets and recipe for the measurements on a real pretrained model.
 
     python benchmarks/real_model/prepare.py --data ../shared/data --model SMOLLM2 --out OUT
 
 The pool is 3,000 rows drawn at random from eleven public sources, and 240 needles: TyDiQA's
 training rows in English, Swahili and Korean (40 each) and MMLU's validation questions (120).
-`--rows`, `--needles` (a share of these 240) and `--characters` make a smaller one, of rows that are
-short enough to train on a hundred times (judged.py).
-Targets: TyDiQA, MMLU and BBH in the paper's layout, and eight examples each of GSM8K and of
-GPTeacher's code, the rest of whose held-out rows is for evaluation. Writes `pool/`, `targets/` and
-`recipe.yaml`. The warm-ups: `gradsieve run OUT/recipe.yaml --out OUT/W20 --until warmup`.
+`--rows`, `--needles` (a share of these 240) and `--characters` make a smaller pool, with rows short
+enough to train on a hundred times (judged.py).
+Targets: TyDiQA, MMLU and BBH in the paper's layout, and eight examples each from GSM8K and
+GPTeacher's code, whose other held-out rows are used for evaluation. Writes `pool/`, `targets/` and
+`recipe.yaml`. For the warm-ups: `gradsieve run OUT/recipe.yaml --out OUT/W20 --until warmup`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ EACH_LANGUAGE, MMLU_ROWS, REAL_ROWS = 40, 120, 3000
 
 
 def lines_of(file: Path) -> list[bytes]:
-    """The file's rows, as they are."""
+    """The lines of a JSONL file, unparsed."""
     return [line for line in file.read_bytes().split(b"\n") if line]
 
 
 def write(file: Path, lines: list[bytes]) -> None:
-    """Write rows as a JSONL file."""
+    """Write lines as a JSONL file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"\n".join(lines) + b"\n")
 
@@ -43,7 +43,7 @@ def write_pool(
     sources = {file.stem: lines_of(file) for file in sorted((data / "train").glob("*.jsonl"))}
     code = sources["gpteacher_code"]
     rng.shuffle(code)
-    # The last 400 rows of code are for the target and its evaluation.
+    # The last 400 rows of code are used for the target and its evaluation.
     sources["gpteacher_code"], held_out = code[:-400], code[-400:]
     everything = [(name, line) for name, lines in sources.items() for line in lines]
     short = [one for one in everything if characters is None or len(one[1]) <= characters]
@@ -67,7 +67,7 @@ def write_pool(
 
 
 def write_gsm8k(data: Path, out: Path) -> None:
-    """Eight examples of GSM8K, and the others for evaluation."""
+    """Write eight examples of GSM8K as a target, and the others for evaluation."""
     rows = [json.loads(line) for line in lines_of(data / "eval" / "gsm8k" / "test.jsonl")]
     turns = [
         json.dumps(

@@ -1,4 +1,4 @@
-"""Planted rows among the best 5%, by the score tables of two models' runs on one pool.
+"""Planted rows among the best 5%, from the score tables of two models' runs on one pool.
 
     python benchmarks/real_model/prepare.py --data ../shared/data --model MODEL --out OUT \
         --rows 700 --needles 0.25 --characters 600

@@ -1,9 +1,9 @@
-"""Methods for a recipe that give the scores of another run with the same pool.
+"""Methods for a recipe that return the scores of another run with the same pool.
 
     score: {methods: [random, "benchmarks/real_model/stored_scores.py:stored_less", ...]}
 
-The environment variable SCORES names that run's folder `03-score`. So selections made on one
-machine are trained on by another, without its features.
+The environment variable SCORES names that run's folder `03-score`. This lets one machine train on
+selections made by another, without the other machine's features.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gradsieve.methods import Scores, ScoringTask
 
 
 class Stored:
-    """Scores of the method of this name."""
+    """Stored scores of the method with this name."""
 
     uses = "data"
 
@@ -26,7 +26,7 @@ class Stored:
         self.name, self.source = name, f"{name} of another run"
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """Each target's scores, by source and id."""
+        """Return each target's scores, matched by source and id."""
         return {target: Scores(self._of(task, target)) for target in task.targets}
 
     def _of(self, task: ScoringTask, target: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What training on a selection does, against training on random rows: losses, F1, accuracy.
+"""Training on a selection, compared with training on random rows: losses, F1, accuracy.
 
     python benchmarks/real_model/trained.py recipe --judged OUT/judged --out OUT/trained
     gradsieve run OUT/trained/recipe.yaml --out OUT/trained/run --until evaluate
@@ -11,15 +11,15 @@
     gradsieve run OUT/trained/seeds.yaml --out OUT/trained/seeds
     python benchmarks/real_model/trained.py table --judged OUT/judged --out OUT/trained
 
-After judged.py, in its folders. `recipe` writes a recipe that selects 10% of the pool for each
-target by each of METHODS and trains on them as `gradsieve validate` has trained on its random
-subsets of 10%: these are the random selections that everything is compared with. `answers` has some
-of the models answer held-out questions of TyDiQA and MMLU (all that were trained for it, and the
-first RANDOM of the random subsets); what is answered is kept. `quantiles` divides the pool into
-ten parts of equal size by the scores of LESS, best first, each to be trained on alone. `seeds`
-takes the paper's amounts, 5% of the pool and four epochs, with SEEDS, and F1 of SEEDS_ASKED of
-TyDiQA's English questions; `gradsieve compare` reads it. `table` writes trained.json and
-trained.md to this folder, from what is there: `z` is the loss's distance from the mean of the
+Run this after judged.py, in its folders. `recipe` writes a recipe that selects 10% of the pool for
+each target by each of METHODS and trains on them as `gradsieve validate` trains on its random
+subsets of 10%, which are the random baseline of all comparisons. `answers` lets some of the models
+answer held-out questions of TyDiQA and MMLU (all models trained for the target, and those of the
+first RANDOM random subsets); existing answers are kept. `quantiles` divides the pool into ten parts
+of equal size by the scores of LESS, best first; each part is trained on alone. `seeds` uses the
+paper's amounts (5% of the pool and four epochs) with SEEDS, and measures F1 on SEEDS_ASKED of
+TyDiQA's English questions; `gradsieve compare` reads it. `table` writes trained.json and trained.md
+to this folder from the existing results: `z` is the distance of the loss from the mean of the
 random subsets, in their standard deviations; negative is better.
 """
 
@@ -62,7 +62,7 @@ SHARE, RANDOM = 0.1, 6
 ANSWERED = {"tydiqa": "f1", "mmlu": "accuracy"}
 LANGUAGES, EACH_LANGUAGE = ("english", "swahili", "korean"), 80
 LIMIT = {"tydiqa": None, "mmlu": 4}
-"""Questions of a subtask."""
+"""Maximum number of questions per subtask."""
 QUANTILES, QUANTILES_BY = ("tydiqa", "gsm8k"), "less_standardized_max"
 SEEDS, SEEDS_ASKED = [0, 1], 200
 SEEDS_METHODS = ("less_standardized_max", "random", "bm25", "file_rds_plus")
@@ -70,12 +70,12 @@ TENTHS = [f"quantile_{number}" for number in range(1, 11)]
 
 
 def write_recipe(judged: Path, out: Path, methods: list[str]) -> None:
-    """The judged recipe, with a selection and a training for each target and method."""
+    """Write the judged recipe with a selection and a training for each target and method."""
     write_yaml(out / "recipe.yaml", training_recipe(judged, methods, TARGETS))
 
 
 def training_recipe(judged: Path, methods: list[str], targets: Iterable[str]) -> dict[str, Any]:
-    """The judged recipe with trainings; methods are the package's, or in judged/methods.py."""
+    """The judged recipe with trainings; methods come from the package or judged/methods.py."""
     file, own = judged / "methods.py", ("random", "bm25", "dsir")
     methods = [m if m in own or ":" in m else f"{file}:{m}" for m in methods]
     recipe: dict[str, Any] = yaml.safe_load((judged / "recipe.yaml").read_text())
@@ -95,7 +95,7 @@ def write_yaml(file: Path, tree: dict[str, Any]) -> None:
 
 
 def write_quantiles(judged: Path, out: Path) -> None:
-    """A recipe that trains on the rows between two quantiles of a target's scores."""
+    """Write a recipe that trains on the rows between two quantiles of a target's scores."""
     folder = out.resolve() / "quantile-scores"
     for target in QUANTILES:
         scores = np.load(judged / target / f"{QUANTILES_BY}.npy")
@@ -112,7 +112,7 @@ def write_quantiles(judged: Path, out: Path) -> None:
 
 
 def write_seeds(judged: Path, out: Path, recipe: Path) -> None:
-    """A recipe of the paper's setting for TyDiQA's English questions."""
+    """Write a recipe with the paper's settings for TyDiQA's English questions."""
     tree = training_recipe(judged, list(SEEDS_METHODS), ())
     own = {target["name"]: target for target in yaml.safe_load(recipe.read_text())["targets"]}
     folder = few_questions(Path(own["tydiqa"]["path"]), out, ("english",), SEEDS_ASKED)
@@ -126,7 +126,7 @@ def write_seeds(judged: Path, out: Path, recipe: Path) -> None:
 
 
 def random_models(judged: Context, target: str) -> list[tuple[Path, float]]:
-    """Folder and loss of each model that was trained on a random subset."""
+    """The folder and mean loss of each model that was trained on a random subset."""
     artifact, found = judged.artifacts.validation, []
     for part in parts_of_pool(judged).subsets:
         losses = artifact.losses(part.name, 0, target)
@@ -135,7 +135,7 @@ def random_models(judged: Context, target: str) -> list[tuple[Path, float]]:
 
 
 def models(judged: Path, out: Path) -> dict[str, dict[str, Path | None]]:
-    """Folder of each model that answers, by target and name."""
+    """The folder of each model that answers questions, by target and name; None: untrained."""
     base: dict[str, Path | None] = {"base": None}
     of = Context(load_recipe(judged / "run" / "recipe.yaml"), RunFolder(judged / "run"))
     for number, (folder, _) in enumerate(random_models(of, "mmlu")[:RANDOM], start=1):
@@ -149,7 +149,7 @@ def models(judged: Path, out: Path) -> dict[str, dict[str, Path | None]]:
 
 
 def few_questions(data: Path, out: Path, languages: Sequence[str], each: int) -> Path:
-    """TyDiQA's folder with the first questions of some languages."""
+    """Write a TyDiQA folder with the first questions of some languages; returns the folder."""
     folder, asked = out / "-".join(["tydiqa", *languages]), Counter[str]()
     folder.mkdir(exist_ok=True)
     shutil.copy(data / "tydiqa-one-shot.json", folder)
@@ -166,7 +166,7 @@ def few_questions(data: Path, out: Path, languages: Sequence[str], each: int) ->
 
 
 def answers(judged: Path, out: Path, recipe: Path) -> None:
-    """Answers of models to held-out questions."""
+    """Let the models answer held-out questions, and store the results."""
     tree = yaml.safe_load(recipe.read_text())
     by_name = {target["name"]: target for target in tree["targets"]}
     by_name["tydiqa"]["path"] = str(
@@ -194,19 +194,19 @@ def answers(judged: Path, out: Path, recipe: Path) -> None:
 
 
 def mean_of(result: dict, target: str) -> float:
-    """The target's own metric."""
+    """The weighted mean of the target's metric."""
     return float(np.average(result["metrics"][ANSWERED[target]], weights=result["weights"]))
 
 
 def mean_loss(results: ResultsArtifact, name: str) -> float | None:
-    """The mean of the held-out losses; None: not there."""
+    """The mean of the held-out losses; None if there is no result."""
     if not results.result_file(name).is_file():
         return None
     return float(np.mean(results.result(name)["metrics"]["held_out_loss"]))
 
 
 def losses(judged: Path, run: Path, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """By name and target: loss, and how many standard deviations of random ones it is off."""
+    """By name and target: the loss, and its distance from random in standard deviations."""
     of = Context(load_recipe(judged / "run" / "recipe.yaml"), RunFolder(judged / "run"))
     results = ResultsArtifact(RunFolder(run))
     found: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -222,9 +222,9 @@ def losses(judged: Path, run: Path, methods: Iterable[str]) -> dict[str, dict[st
 
 
 def answered(out: Path) -> dict[str, dict[str, Any]]:
-    """By name and target: the metric, its distance from that of random models, standard errors.
+    """By name and target: the metric, its difference to random models, and standard errors.
 
-    The distance is paired: question by question, from the mean of the random models.
+    The difference is paired: per question, from the mean of the random models.
     """
     results = ResultsArtifact(RunFolder(out / "answers"))
     found: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -247,7 +247,7 @@ def answered(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def paired(over: np.ndarray, weights: Sequence[float] | None = None) -> dict[str, float]:
-    """The mean of the questions' differences to random, and its standard error."""
+    """The mean over questions of the differences to random, and its standard error."""
     return {
         "over_random": float(np.average(over, weights=weights)),
         "error": float(over.std(ddof=1) / np.sqrt(len(over))),
@@ -255,9 +255,9 @@ def paired(over: np.ndarray, weights: Sequence[float] | None = None) -> dict[str
 
 
 def by_seed(run: Path) -> dict[str, dict[str, Any]]:
-    """By selection: F1 after each seed's training, and the difference to random, paired.
+    """By selection: F1 after each seed's training, and the paired difference to random.
 
-    The differences are those of each question's mean over seeds.
+    The differences are between each question's means over seeds.
     """
     results = ResultsArtifact(RunFolder(run))
     values: dict[str, list[np.ndarray]] = defaultdict(list)

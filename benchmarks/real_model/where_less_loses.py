@@ -1,11 +1,11 @@
-"""Why LESS finds fewer of code's rows than BM25 does, and what helps: each example by itself.
+"""Why LESS finds fewer rows of code than BM25 does, and what helps: results per target example.
 
     python benchmarks/real_model/where_less_loses.py --gradients OUT/W-4 \
         --target OUT/judged/code.jsonl
 
-From a pass of gradients.py over judged.py's pool: how many rows of code each target example finds
-alone (in times of chance, among the best 5%), with the length of its answer and its gradient's
-norm; and ways to join the examples, in each reading of Adam. Writes where_less_loses.json and .md.
+From a gradients.py pass over judged.py's pool: rows of code that each target example finds alone
+(multiples of chance, among the best 5%), with its answer's length and gradient norm; and ways of
+combining the examples, in each reading of Adam. Writes where_less_loses.json and .md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WAYS = ("mean gradient", "mean of cosines", "mean of standardized cosines", "lar
 
 
 def joined(one: Pass, reading: str) -> dict[str, np.ndarray]:
-    """Scores [n] by way of joining."""
+    """Scores [n] by way of combining examples."""
     cosines = one.exact(reading, TARGET, by_example=True)
     compared = standardize(cosines.astype(np.float32))
     mean = one.exact(reading, TARGET)[:, 0]

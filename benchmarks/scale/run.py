@@ -1,14 +1,14 @@
-"""Rows against seconds and memory: how long a run takes up to the selection, and what it holds.
+"""Time and memory by number of rows: a run up to the selection, stage by stage.
 
     python benchmarks/scale/run.py --data ../shared/data --rows 10000 100000 1000000
 
-A pool of real text (train/*.jsonl in turn, again and again with new ids) is run with the model of
-models/stories260K in the tulu format, the target MMLU and a method (random by default), stage by
-stage; and compared with reading and tokenizing the same rows in memory, as the first edition did
-(at most --in-memory rows). Each number of rows is measured in a process of its own. Private memory
-is what no file on disk backs: anonymous memory of all processes together, sampled every 50 ms; that
-of a stage includes what earlier stages have left. Writes result.json and table.md; of another
-method METHOD.json and METHOD.md:
+A pool of real text (rows of train/*.jsonl, repeated with new ids) is run stage by stage with the
+model models/stories260K in the tulu format, the target MMLU and one method (random by default). The
+run is compared with reading and tokenizing the same rows in memory, as the first version of the
+package did (at most --in-memory rows). Each number of rows is measured in a separate process.
+Private memory is the anonymous memory (not backed by a file) of all processes together, sampled
+every 50 ms; a stage's figure includes memory left over from earlier stages. Writes result.json and
+table.md; for another method, METHOD.json and METHOD.md:
 
     OMP_NUM_THREADS=1 ONEDNN_PRIMITIVE_CACHE_CAPACITY=64 \
         python benchmarks/scale/run.py --data ../shared/data --method less \
@@ -49,7 +49,7 @@ MIB = 1 << 20
 
 
 def write_pool(data: Path, rows: int, file: Path, characters: int | None) -> None:
-    """Real rows, of lines of at most so many characters, repeated with new ids."""
+    """Write real rows, repeated with new ids, from lines with at most `characters` characters."""
     lines = [line for source in sorted((data / "train").glob("*.jsonl"))
              for line in source.read_bytes().splitlines()
              if characters is None or len(line) <= characters]  # fmt: skip
@@ -60,7 +60,7 @@ def write_pool(data: Path, rows: int, file: Path, characters: int | None) -> Non
 
 
 class Usage:
-    """Memory and CPU time of this process and all that it starts, sampled while a block runs."""
+    """Memory and CPU time of this process and its children, sampled while a block runs."""
 
     def __init__(self) -> None:
         self.private_bytes = 0
@@ -102,7 +102,7 @@ class Usage:
 
 
 def anonymous_bytes(process: int) -> int:
-    """Memory that no file backs."""
+    """Memory of a process that is not backed by a file."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Anonymous:"))
 
@@ -110,7 +110,7 @@ def anonymous_bytes(process: int) -> int:
 def measure(
     how: str, data: Path, file: Path, folder: Path, max_length: int, rank: int
 ) -> list[dict[str, Any]]:
-    """One number of rows, in this process: a record per stage, and one of all."""
+    """Measure one number of rows in this process; returns a record per stage and one overall."""
     if how == "in memory":
         return [{"stage": "read and tokenize, in memory", **measured_call(in_memory, data, file)}]
     tree = {
@@ -162,7 +162,7 @@ def measured_call(call: Callable[..., None], *arguments: Any) -> dict[str, Any]:
 def measured(
     arguments: argparse.Namespace, how: str, rows: int, scratch: Path
 ) -> list[dict[str, Any]]:
-    """One number of rows, in a process of its own."""
+    """Measure one number of rows in a separate process."""
     file = scratch / f"{rows}.jsonl"
     if not file.exists():
         write_pool(arguments.data, rows, file, arguments.characters)

@@ -1,11 +1,11 @@
-"""What projection and bits lose of the scores: against unprojected ones, and against float32.
+"""Loss of score accuracy by projection and bits, compared with unprojected and float32 scores.
 
     python benchmarks/store/fidelity.py --data ../shared/data --inputs runs/miniature/inputs
 
-The model and the pool are those of benchmarks/paper_in_miniature (made if they are not there). A
-LoRA of rank 128 on all linear layers (1.26 million values) is warmed up; then the true Adam updates
-of 10,000 rows are taken once, and each is scored unprojected and by every number of dims and bits,
-for the subjects of MMLU, languages of TyDiQA and files of BBH. Writes fidelity.json and .md.
+The model and the pool are those of benchmarks/paper_in_miniature (created if missing). A LoRA of
+rank 128 on all linear layers (1.26 million parameters) is warmed up; then the exact Adam updates of
+10,000 rows are computed once, and each is scored unprojected and with every number of dims and
+bits, for MMLU's subjects, TyDiQA's languages and BBH's files. Writes fidelity.json and .md.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def main() -> None:
 def _targets(
     context: Context, model: Any, sizes: dict[str, int], projections: list[Projection]
 ) -> tuple[list[tuple[str, str]], ExactProducts, dict[int, np.ndarray]]:
-    """Columns, exact products with the subtasks' mean gradients, and their projections."""
+    """Columns, exact products with the subtasks' mean gradients, and projections of the means."""
     columns: list[tuple[str, str]] = []
     whole: list[torch.Tensor] = []
     projected: dict[int, list[torch.Tensor]] = {p.dim: [] for p in projections}
@@ -170,7 +170,7 @@ def _targets(
 def _agreement(
     found: np.ndarray, truth: np.ndarray, columns: list[tuple[str, str]], target: str
 ) -> dict[str, float]:
-    """Recall of the top 5% and Spearman's correlation of the best subtask's score."""
+    """Recall of the top 5% and Spearman's correlation, by the score of the best subtask."""
     own = [index for index, (owner, _) in enumerate(columns) if owner == target]
     one, other = found[:, own].max(1), truth[:, own].max(1)
     count = round(SHARE * len(one))

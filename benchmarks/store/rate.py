@@ -1,11 +1,11 @@
-"""How fast a datastore is scored, compared with the machine's read bandwidth, numpy and FAISS.
+"""Scoring rate of a datastore, compared with the machine's read bandwidth, numpy and FAISS.
 
     python benchmarks/store/rate.py --out runs/rate [--million]
 
-Synthetic rows of 8192 dims, 57 subtasks (and 1). Each store's bytes are summed from its files (in
-the page cache) for the bandwidth; then all are scored, in turn, five times; medians. `--million`
-writes, opens, verifies and scores 1,000,000 rows at 1 bit, in processes of their own whose peak
-memory is read. Writes rate.json and rate.md next to this file.
+Uses synthetic rows of 8192 dims, and 57 subtasks or 1. The bandwidth is measured by summing the
+bytes of each store's files (in the page cache); then all stores are scored in turn, five times, and
+medians are reported. `--million` writes, opens, verifies and scores 1,000,000 rows at 1 bit, each
+in a separate process whose peak memory is read. Writes rate.json and rate.md next to this file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REPEATS = 5
 
 
 def make(folder: Path, bits: int, rows: int) -> None:
-    """Write rows of random directions; a store that is there is kept."""
+    """Write rows of random directions; an existing store is kept and extended."""
     store = create_store(folder, {"bits": bits, "projection": {"dim": DIM}})
     there = len(open_store(folder))
     for start in range(there, rows, SHARD):
@@ -52,13 +52,13 @@ def directions(count: int) -> np.ndarray:
 
 
 def score(folder: Path, subtasks: int) -> float:
-    """Best score of all, so that nothing can be left out."""
+    """The best of all scores, so that none of the work can be skipped."""
     parts = open_store(folder).similarities(directions(subtasks))
     return max(float(part.cosines.max()) for part in parts)
 
 
 def find(folder: Path) -> int:
-    """Positions of all rows, from their keys."""
+    """Look up the positions of all rows by their keys; returns how many are found."""
     store = open_store(folder)
     return int((store.positions(store.keys()) >= 0).sum())
 
@@ -68,7 +68,7 @@ def bytes_of(folder: Path) -> int:
 
 
 def total(folder: Path) -> int:
-    """Sum of all bytes, read as 64-bit words: what reading alone costs."""
+    """The sum of all bytes, read as 64-bit words: the cost of reading alone."""
     found = 0
     for file in sorted(folder.glob("shard-*")):
         content = np.frombuffer(file.read_bytes(), dtype=np.uint8)
@@ -77,7 +77,7 @@ def total(folder: Path) -> int:
 
 
 def timed(runners: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of each, in turn."""
+    """Run each in turn, and return median seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(REPEATS):
         for name, runner in runners.items():
@@ -88,7 +88,7 @@ def timed(runners: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def compare(out: Path) -> dict[str, Any]:
-    """Rates for each number of bits, and of numpy and FAISS on float32 in memory."""
+    """Scoring rates for each number of bits, and of numpy and FAISS on float32 in memory."""
     runners: dict[str, Callable[[], Any]] = {}
     sizes: dict[str, int] = {}
     for bits in (16, 8, 4, 2, 1):
@@ -137,7 +137,7 @@ def compare(out: Path) -> dict[str, Any]:
 
 
 def million(out: Path) -> dict[str, Any]:
-    """Write, verify and score a million rows of 1 bit; seconds and peak memory of each."""
+    """Write, verify and score a million rows at 1 bit; seconds and peak memory of each step."""
     folder = out / "million"
     steps = {
         "import": "pass",

@@ -1,9 +1,9 @@
-"""Bytes that a row takes in a datastore, by bits and kind of id.
+"""Bytes per row in a datastore, by number of bits and kind of id.
 
     python benchmarks/store/size.py
 
-One shard of 4,096 rows of 8,192 random values each. Ids: `flan_v2_N`, N below a million in random
-order, and UUIDs. Writes size.md next to this file.
+Uses one shard of 4,096 rows with 8,192 random values each. Ids are `flan_v2_N`, with N below a
+million in random order, and UUIDs. Writes size.md next to this file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def named(ids: list[str]) -> list[RowKey]:
 
 
 def bytes_a_row(keys: list[RowKey], values: np.ndarray, bits: int) -> tuple[float, float]:
-    """Of the shard and of its keys."""
+    """Bytes per row of the shard and of its keys."""
     with tempfile.TemporaryDirectory() as folder:
         create_store(folder, {"bits": bits}).write_shard(keys, values, np.ones(len(keys)))
         shard, names = (next(Path(folder).glob(kind)) for kind in ("shard-*", "keys-*"))

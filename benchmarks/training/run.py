@@ -1,13 +1,13 @@
-"""Memory and time of a training step, as Trainer and PEFT make it and as this package does.
+"""Memory and time of a training step with Trainer and PEFT, compared with this package.
 
     python benchmarks/training/run.py --data ../shared/data --model NAME=FOLDER ... [--threads 2]
 
-Rows of eleven public sources in the Tulu format, cut to 512 tokens; only rows that are that long
-are taken. Each step is one micro-batch of 4 rows, through `train_model` with the recipe's defaults
-(LoRA of rank 128 on q, k, v, o; bfloat16). Each way of training is a process of its own: its peak
-of resident memory, and the median over steps of the CPU's seconds (other programs may use the
-machine), the first step left out. `stock` is the model's own loss over all logits, PyTorch's
-dropout and PEFT's layers; `gradsieve` makes logits at label positions and keeps less for dropout.
+Uses rows of eleven public sources in the Tulu format, truncated to 512 tokens; shorter rows are
+skipped. Each step is one micro-batch of 4 rows, through `train_model` with the recipe's defaults
+(LoRA of rank 128 on q, k, v, o; bfloat16). Each way of training runs in a separate process, which
+reports its peak resident memory and the median CPU seconds per step (other programs may use the
+machine), without the first step. `stock` is the model's own loss over all logits, PyTorch's dropout
+and PEFT's layers; `gradsieve` computes logits only at label positions and stores less for dropout.
 
 Writes result.json and table.md to this folder.
 """
@@ -63,7 +63,7 @@ def stock_dropout(*_: Any) -> Any:
 
 
 def long_rows(data: Path, template: ChatTemplate, count: int) -> list[TokenizedExample]:
-    """Rows of all sources in turn that are at least as long as they may be."""
+    """Random rows of all sources that fill the maximum length after truncation."""
     files = sorted((data / "train").glob("*.jsonl"))
     sources = [file.read_bytes().splitlines() for file in files]
     found: list[TokenizedExample] = []
@@ -78,7 +78,7 @@ def long_rows(data: Path, template: ChatTemplate, count: int) -> list[TokenizedE
 
 
 def measure(way: str, folder: str, data: Path) -> dict[str, Any]:
-    """One training, in this process."""
+    """Measure one training in this process."""
     source = ModelSource(ModelConfig(name=folder))
     rows = long_rows(data, ChatTemplate(source.tokenizer(), "tulu", TOKENS), ROWS * STEPS)
     model = add_adapter(source.load(), LoraConfig(), 0)
