@@ -30,11 +30,11 @@ EFFECTS = {
     "adds": "adds results and keeps the others.",
     "repeats": "a seed: makes another repetition.",
 }
-"""Of the marks in the schema (`gradsieve.recipe.schema.Effect`)."""
+"""Meanings of the effects in the schema (`gradsieve.recipe.schema.Effect`)."""
 
 
 def recipe_page() -> str:
-    """Every key of the recipe."""
+    """The page with every key of the recipe."""
     parts = [
         "# Recipe\n",
         "<!-- made by docs/generate.py -->\n",
@@ -71,7 +71,7 @@ def _first_line(section: type[Section] | None) -> str:
 
 
 def _type(annotation: Any) -> str:
-    """A type in plain words: `list of int`, `str or null`, `1 / 2 / 4`."""
+    """A readable type: `list of int`, `str or null`, `1 / 2 / 4`."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if Tag(SEVERAL) in inner:  # the list of a value or a list of them
         return "a list"
@@ -108,14 +108,14 @@ Exit status 0: done; 1: failed; 2: wrong usage or recipe; 128 and its number: st
 
 
 def cli_page() -> str:
-    """The help of every command."""
+    """The page with the help of every command."""
     command: Any = typer.main.get_command(app)
     context = _context(command, "gradsieve")
     return "".join([CLI_START, *_help(command, context, "#")])
 
 
 def _help(command: Any, context: Any, level: str) -> Iterator[str]:
-    """The help of a command, and of its own commands below it."""
+    """The help of a command, followed by that of its subcommands."""
     yield f"```text\n{command.get_help(context)}\n```\n"
     for name, sub in getattr(command, "commands", {}).items():
         own = _context(sub, name, context)
@@ -138,7 +138,7 @@ PAGES = {"recipe.md": recipe_page, "cli.md": cli_page}
 
 
 def main() -> int:
-    """Write the pages, or compare them."""
+    """Write the pages, or with `--check` compare them."""
     stale = []
     for name, page in PAGES.items():
         text = re.sub(r"[ \t]+\n", "\n", page())

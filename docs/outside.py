@@ -1,8 +1,8 @@
-"""Brings files from outside docs/ into the site, so that a link works there as it does in the code.
+"""Adds files from outside docs/ to the site, so that links work there as they do in the repository.
 
 In: pages whose links start with `../` (benchmarks, recipes, LOG.md). Out: those files as pages or
-plain files of the site, and links that lead to them. Rejected: copies in docs/, which go stale, and
-links to a host, which break in a clone.
+plain files of the site, and links that point to them. Rejected: copies in docs/, which go stale,
+and links to a host, which break in a clone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LINK = re.compile(r"\]\(([^)#\s:]+)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the files."""
+    """Add the outside files to the site."""
     for pattern in BROUGHT:
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
@@ -40,7 +40,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Lead links to where their files are in the site."""
+    """Rewrite links to the locations of their files in the site."""
     site = page.file.src_uri
     here = site if page.file.generated_by else f"docs/{site}"
 

@@ -68,7 +68,7 @@ def loss_of(model: Any, row: Row) -> Tensor:
 
 
 def warm_up(model: Any, rows: list[Row]) -> Iterator[tuple[Any, float]]:
-    """Step 1: LoRA; yields Adam's state and the mean learning rate after each epoch."""
+    """Step 1: train LoRA; yields Adam's state and the mean learning rate after each epoch."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, betas=(BETA1, BETA2), eps=EPS, weight_decay=0.0)
     steps, step = EPOCHS * math.ceil(len(rows) / BATCH), 0
@@ -113,7 +113,7 @@ def drop_by_example(model: Any, tokens: Tensor, step: int) -> None:
 
 
 def gradient(model: Any, row: Row) -> dict[str, Tensor]:
-    """The gradient g of an example's loss, by parameter."""
+    """The gradient g of an example's loss, by parameter name."""
     weights = {name: w for name, w in model.named_parameters() if w.requires_grad}
     found = torch.autograd.grad(loss_of(model, row), list(weights.values()))
     return dict(zip(weights, found, strict=True))
