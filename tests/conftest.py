@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import typer.testing
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's libraries: no test needs one
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's libraries: no test needs it
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 LONG = ("tests/trust/", "tests/docs/", "tests/e2e/", "tests/test_api.py", "tests/test_wrong_inputs")
-"""Files and folders that take longest: at the end one process would work while the other waits."""
+"""Slow files and folders, run first: otherwise one process would still be busy at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; a process takes a file's tests together (`--dist loadfile`)."""
+    """Put the slowest files first; one process runs all tests of a file (`--dist loadfile`)."""
 
     def place(item: pytest.Item) -> int:
         return next((n for n, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG))
@@ -28,15 +28,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What the imports have made stays: each training collects garbage, which took half a second
-    because of it."""
+    """Exempt the objects that imports created from garbage collection: each training spent half a
+    second on them."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def disk_not_waited_for() -> Iterator[None]:
-    """Nothing cuts the power here; tests/trust does, in processes of its own."""
+    """Skip fsync: no test here cuts the power; tests/trust does, in processes of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
         yield
@@ -44,7 +44,7 @@ def disk_not_waited_for() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def commands_made_once() -> Iterator[None]:
-    """As in a process; typer makes all commands anew for each call, in 60 ms."""
+    """Build the commands once, as a process does; typer rebuilds them for each call, in 60 ms."""
     made = functools.cache(typer.main.get_command)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("typer.main.get_command", made)
@@ -54,7 +54,7 @@ def commands_made_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data beside the checkout; tests that need it are skipped without it."""
+    """The folder of real data next to the checkout; tests that need it are skipped without it."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data is not here: {SHARED_DATA}")
     return SHARED_DATA

@@ -1,4 +1,4 @@
-"""Conversations of many shapes, and a stand-in tokenizer that knows every template's tokens."""
+"""Conversations of many shapes, and a stand-in tokenizer with every template's special tokens."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ TAG = re.compile(
 
 
 def byte_tokenizer(templates: list[str], template: str | None = None) -> PreTrainedTokenizerBase:
-    """One token a byte, so that labels can be read as text, and one for each tag of a template."""
+    """One token per byte, so that labels read as text, and one for each tag of a template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

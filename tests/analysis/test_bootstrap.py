@@ -1,4 +1,4 @@
-"""Intervals of differences, on numbers whose interval is known."""
+"""Confidence intervals of differences, on numbers whose interval is known."""
 
 import numpy as np
 import pandas as pd
@@ -10,14 +10,14 @@ Values = list[float | None] | list[float]
 
 
 def interval(one: list[Values], other: list[Values]) -> tuple[float, float, float] | None:
-    """Of questions with equal weights; None where a question was not asked."""
+    """The interval for questions with equal weights; None marks a question that was not asked."""
     weights = np.full(len(one[0]), 1 / len(one[0]))
     return difference(np.array(one, dtype=float), np.array(other, dtype=float), weights)
 
 
 def test_the_interval_is_of_paired_differences() -> None:
     rng = np.random.default_rng(0)
-    hard = rng.normal(0, 10, 400)  # questions differ much, the methods little
+    hard = rng.normal(0, 10, 400)  # questions vary widely, the methods only a little
     gain = rng.normal(0.5, 1, 400)
     found = interval([(hard + gain).tolist()], [hard.tolist()])
     assert found is not None
@@ -47,7 +47,7 @@ def test_seeds_are_averaged_first() -> None:
 
 @pytest.mark.parametrize(("ours", "theirs"), [(3, 3), (3, 9), (5, 5)])
 def test_it_covers_what_seeds_do(ours: int, theirs: int) -> None:
-    """Models of both methods differ at random, and by more than the questions show."""
+    """Models of both methods vary by seed, and by more than the questions show."""
     rng = np.random.default_rng(2)
     hits = 0
     for _ in range(200):
@@ -92,7 +92,7 @@ def test_resampled_rank_correlations_are_those_of_the_repeated_pairs() -> None:
 @pytest.mark.parametrize("rho", [0.0, 0.5])
 def test_the_interval_of_a_rank_correlation_covers_it(rho: float) -> None:
     rng = np.random.default_rng(3)
-    truth = 6 / np.pi * np.arcsin(rho / 2)  # of a normal distribution
+    truth = 6 / np.pi * np.arcsin(rho / 2)  # for a normal distribution
     hits = 0
     for _ in range(100):
         one, noise = rng.normal(size=(2, 32))

@@ -39,7 +39,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
 @pytest.mark.parametrize("method", ["less", "dot", "sgd"])
 def test_contributions_add_up_to_the_scores(context: Context, method: str) -> None:
     table = context.artifacts.scores.table("mine", method)
-    lines = np.arange(len(table))[::7][::-1]  # in no order of the pool
+    lines = np.arange(len(table))[::7][::-1]  # not in pool order
     numbers = table.numbers(context.pool)[lines]
     found = decompose(context, "mine", numbers, method)
     assert found.values.shape == (2, len(lines), 6)
@@ -58,7 +58,7 @@ def test_what_cannot_be_decomposed_is_named(context: Context) -> None:
 
 
 def test_an_example_without_a_feature_is_named(context: Context, tmp_path: Path) -> None:
-    """The features are of two sources, the pool has since become one of three."""
+    """The features cover two sources, but the pool has three by now."""
     world.write(tmp_path / "new.jsonl", [{"id": "n", "prompt": "inward : 1 2", "completion": "2"}])
     tree = context.recipe.model_dump(mode="json")
     tree["pool"].append({"name": "zoo", "path": str(tmp_path / "new.jsonl")})

@@ -1,4 +1,4 @@
-"""An explanation adds up, agrees with the run's files, and notes what it can't give."""
+"""An explanation adds up, agrees with the run's files, and states what is not available."""
 
 import importlib
 import json
@@ -21,7 +21,7 @@ METHODS = ["less", "dot", "sgd", "bm25"]
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A pool with a row that is too long, and one whose id is in both sources."""
+    """A pool with a row that is too long, and with one id that occurs in both sources."""
     folder = tmp_path_factory.mktemp("inputs")
     made = world.make(folder, rows=ROWS)
     extra = [
@@ -66,7 +66,7 @@ def test_checkpoints_and_examples_add_up_to_the_score(run: RunFolder, method: st
     assert found.score is not None
     for subtask, score in found.score.subtasks.items():
         assert sum(found.checkpoints[subtask]) == pytest.approx(score, rel=1e-4, abs=1e-6)
-        # Three examples a subtask: all of them are shown.
+        # Three examples per subtask: all of them are shown.
         parts = [c.value for c in found.positive + found.negative if c.subtask == subtask]
         assert len(parts) == 3
         assert sum(parts) == pytest.approx(score, rel=1e-4, abs=1e-6)

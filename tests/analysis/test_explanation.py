@@ -1,4 +1,4 @@
-"""An explanation as text: everything is there, and no terminal obeys the data."""
+"""An explanation as text: it is complete, and the terminal can't be controlled by the data."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Runs compared: what counts as a repetition, as a difference, and as out of date."""
+"""Comparing runs: what counts as a repetition, as a difference, and as out of date."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -62,7 +62,7 @@ def test_runs_may_have_different_methods(tmp_path: Path) -> None:
     table = found.markdown().split("Rows that selections share:")[1].split("\n")
     assert table[4:] == ["| random | 50% |  |", "| rds | 50% |  |"]
     results, shared = found.latex().split("\n\n")
-    assert results.count(r"\\") == 4  # the head and three methods
+    assert results.count(r"\\") == 4  # the header and three methods
     assert shared.startswith(r"\begin{tabular}{lrr} % mine: rows that are shared")
     assert r"rds & 50\% &  \\" in shared
 
@@ -137,10 +137,10 @@ def test_differences_are_the_keys_that_are_marked(
         RunFolder(run).write_recipe(yaml.safe_dump({**INPUTS, **full}))
     for key in type(section_at(load_recipe(runs[0] / "recipe.yaml"), path)).model_fields:
         if key == "name" and path in ("pool.0", "targets.0"):
-            continue  # names say which source or target it is
+            continue  # the name identifies the source or target
 
         def changed(file: Path, key: str = key) -> Recipe:
-            recipe = load_recipe(file).model_copy(deep=True)  # its defaults are shared
+            recipe = load_recipe(file).model_copy(deep=True)  # the recipes share default objects
             if file == runs[1] / "recipe.yaml":
                 section_at(recipe, path).__dict__[key] = "another value"
             return recipe
@@ -152,7 +152,7 @@ def test_differences_are_the_keys_that_are_marked(
 
 
 def trained(run: Path, selections: dict[str, str], on: dict[str, str]) -> None:
-    """Metadata of a run with some selections, and with models that were trained on others."""
+    """Write the metadata of a run whose models were trained on other selections than its own."""
     folder = RunFolder(run)
     models = {f"{name}/seed-0": f"weights of {selection}" for name, selection in on.items()}
     select = folder.require("select")
@@ -219,7 +219,7 @@ def test_a_trained_model_that_runs_share_is_no_repetition_of_itself(
 
 
 def test_a_model_that_runs_share_is_refused_on_different_questions(tmp_path: Path) -> None:
-    """Of its two results only one counts, but which one must not depend on the order of runs."""
+    """Only one of its two results counts; which one must not depend on the order of runs."""
     runs = [finished(tmp_path / str(n), ["bm25"], ("q1", "q2", "q3")[:n]) for n in (2, 3)]
     for run in runs:
         trained(run, {"mine/bm25": "1"}, on={"mine/bm25": "1"})
@@ -253,7 +253,7 @@ def test_rows_are_told_apart_whatever_id_they_came_with(tmp_path: Path, own_id: 
 
 
 def test_the_verdict_and_the_steps(tmp_path: Path) -> None:
-    run = finished(tmp_path, ["less", "random", "full", "base"])  # a lower loss by 1, 2, 3
+    run = finished(tmp_path, ["less", "random", "full", "base"])  # losses rise by 1 each
     counts = {"less": 12, "random": 12, "full": 240}
     steps = {f"mine/{name}/seed-0": count for name, count in counts.items()}
     RunFolder(run).finish("train", {"steps_by_model": steps})
@@ -294,7 +294,7 @@ def test_why_there_is_no_verdict(
 
 
 def test_what_validate_has_found(tmp_path: Path) -> None:
-    """Also of a run that was not evaluated; what is of earlier scores is left out."""
+    """It is reported even for a run without evaluation; results for earlier scores are left out."""
     folder, lds = RunFolder(tmp_path), (0.31, 0.05, 0.52)
     row = asdict(Validation("mine", "less", "held_out_loss", 4, 1, lds, {}, 6 * [1.0], 6 * [2.0]))
     write_json(folder.stage("validate") / "results.json", {"rows": [row]})

@@ -1,4 +1,4 @@
-"""What validation says in plain words."""
+"""The sentences that report validation results."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What to do, by cells whose verdict is clear to a reader."""
+"""Verdicts, on cells for which a reader would see the right verdict at once."""
 
 import pytest
 
@@ -173,4 +173,4 @@ def test_selections_of_several_sizes() -> None:
     assert curve(f1(less=cell(0.3), random=cell(0.2)), {"less": 5, "random": 5}) is None
     decided = verdict(f1(**cells), {}, {}, {})
     assert decided is not None
-    assert decided.best == "less@0.1"  # of 0.5, `less` is not clearly better than random
+    assert decided.best == "less@0.1"  # `less@0.5` is not clearly better than random

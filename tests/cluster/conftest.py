@@ -1,4 +1,4 @@
-"""A cluster of three nodes on this machine, for the tests of this folder."""
+"""A cluster of three nodes on this machine, for the tests in this folder."""
 
 import os
 from collections.abc import Iterator

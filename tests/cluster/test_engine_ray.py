@@ -1,4 +1,4 @@
-"""The engine on Ray with tasks that need no model: results, every kind of failure, nodes."""
+"""The Ray engine with tasks that need no model: results, every kind of failure, nodes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def shared(cluster: Any) -> Iterator[RayEngine]:
 def engine(
     shared: RayEngine, listening: world.Listening, tmp_path_factory: pytest.TempPathFactory
 ) -> RayEngine:
-    """With a worker on each of three nodes."""
+    """An engine with a worker on each of three nodes."""
     scratch = tmp_path_factory.mktemp("scratch")
     nodes: set[str] = set()
     for _ in range(500):
@@ -56,7 +56,7 @@ def test_every_node_takes_tasks_the_largest_first(engine: RayEngine, tmp_path: P
     assert attempts(tmp_path)[0][0] >= 17
     workers = len(engine.workers)
     assert list(engine.map(ToyJob(tmp_path), [Toy(99)])) == [99]
-    assert len(engine.workers) == workers  # the same ones take the next job
+    assert len(engine.workers) == workers  # the same workers take the next job
     work = engine.take_work()
     assert sum(one["tasks"] for one in work) == 21
     assert sum(one["tokens"] for one in work) == sum(range(20)) + 99
@@ -83,7 +83,7 @@ def test_a_task_that_fails_three_times_stops_the_run(engine: RayEngine, tmp_path
     assert f"toy 5: failed {ATTEMPTS} times, on " in caught.value.where
     assert "resumes" in caught.value.todo
     nodes = [node for number, node in attempts(tmp_path) if number == 5]
-    assert len(set(nodes)) == ATTEMPTS  # elsewhere, where there is another node
+    assert len(set(nodes)) == ATTEMPTS  # on different nodes, as long as there are others
 
 
 def test_a_mistake_stops_the_run_at_once(engine: RayEngine, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_node_that_joins_takes_work_and_one_that_is_lost_does_not_matter(
     engine: RayEngine, listening: world.Listening, cluster: Any, tmp_path: Path
 ) -> None:
     joined = None
-    # The largest go first; the others wait for the node that joins.
+    # The largest tasks go first; the others wait for the node that joins.
     tasks = [Toy(n, "with a fourth node" if n < 50 else "", 0.1) for n in range(60)]
     for done, _ in enumerate(engine.map(ToyJob(tmp_path), tasks), start=1):
         if done == 3:
@@ -124,7 +124,7 @@ def test_a_node_that_joins_takes_work_and_one_that_is_lost_does_not_matter(
 def test_a_worker_with_two_gpus_sees_both(
     cluster: Any, listening: world.Listening, tmp_path: Path
 ) -> None:
-    node = cluster.add_node(num_cpus=2, num_gpus=4)  # Ray hands out what it is told there is
+    node = cluster.add_node(num_cpus=2, num_gpus=4)  # Ray does not check that the GPUs exist
     settings = EngineConfig(kind="ray", address=cluster.address, gpus_per_worker=2)
     engine = RayEngine(settings, listening)
     try:

@@ -1,4 +1,4 @@
-"""Whole runs on a cluster: the bytes of a local run, whatever is killed. `make test-cluster`."""
+"""Full runs on a cluster: the bytes of a local run, whatever is killed. `make test-cluster`."""
 
 import os
 import random
@@ -40,7 +40,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def local(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """Up to the trained models, by one process."""
+    """A run up to the trained models, in one process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "ROWS_A_SHARD", (2, 2))
         out = tmp_path_factory.mktemp("local")
@@ -49,7 +49,7 @@ def local(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> R
 
 @pytest.fixture
 def warm(local: RunFolder, tmp_path: Path) -> Path:
-    """A run whose warm-up is done."""
+    """A run with a completed warm-up."""
     out = tmp_path / "run"
     shutil.copytree(local.path, out, ignore=shutil.ignore_patterns("0[2-9]-*"))
     return out
@@ -95,7 +95,7 @@ def test_exact_mode(cluster: Any, inputs: dict[str, Any], warm: Path, tmp_path: 
 
 
 def finished(log: Path) -> Iterator[int]:
-    """Process of each worker that has finished a task, as the log grows."""
+    """Yield the process id of each worker that has finished a task, as the log grows."""
     processes: dict[str, int] = {}
     with log.open() as lines:
         while True:
@@ -120,7 +120,7 @@ def test_random_kills_and_a_lost_node(
             if stop.is_set():
                 return
             if process and process not in killed and len(killed) < KILLS:
-                time.sleep(chance.random() / 10)  # some shards
+                time.sleep(chance.random() / 10)  # enough time for some shards
                 os.kill(process, signal.SIGKILL)
                 killed.add(process)
                 if len(killed) == KILLS // 2:

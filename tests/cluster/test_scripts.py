@@ -1,4 +1,4 @@
-"""The files of recipes/cluster: their form, and the SLURM scripts' bodies run on this machine."""
+"""The files of recipes/cluster: their format, and the SLURM scripts, run on this machine."""
 
 import json
 import os
@@ -66,15 +66,15 @@ def test_kuberay() -> None:
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     pods = [group["template"]["spec"] for group in groups]
     images = {pod["containers"][0]["image"] for pod in pods}
-    assert len(images) == 1  # one version everywhere
-    for pod in pods:  # what a run shares
+    assert len(images) == 1  # the same version everywhere
+    for pod in pods:  # the volume that the pods of a run share
         volume = pod["volumes"][0]
         assert volume["name"] == pod["containers"][0]["volumeMounts"][0]["name"]
         assert "persistentVolumeClaim" in volume
 
 
 def environment(tmp_path: Path, **shims: str) -> dict[str, str]:
-    """Commands of SLURM, and gradsieve's and Ray's of this interpreter."""
+    """An environment with mock SLURM commands, and this interpreter's gradsieve and Ray."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, text in shims.items():
@@ -101,7 +101,7 @@ def test_job_array(inputs: dict[str, Any], tmp_path: Path) -> None:
     submitted = (tmp_path / "shim.log").read_text().splitlines()
     assert ["--dependency=afterok:17" in line for line in submitted] == [False, True, False]
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "share 1 of 2" in log or "share 2 of 2" in log  # whoever ended first
+    assert "share 1 of 2" in log or "share 2 of 2" in log  # whichever process finished first
     plain = gradsieve.run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "plain")
     assert world.results(RunFolder(tmp_path / "run")) == world.results(plain)
 
@@ -109,7 +109,7 @@ def test_job_array(inputs: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.cluster
 def test_sbatch(inputs: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    one_thread = world.recipe(inputs, engine={"cpus_per_worker": 1})  # as this process has
+    one_thread = world.recipe(inputs, engine={"cpus_per_worker": 1})  # as in this process
     (tmp_path / "recipe.yaml").write_text(dump_recipe(one_thread))
     plain = gradsieve.run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "plain")
     found = {

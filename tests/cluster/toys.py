@@ -1,4 +1,4 @@
-"""Jobs without a model, whose tasks fail in the ways that clusters do."""
+"""Jobs without a model, whose tasks fail in the ways that tasks fail on clusters."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from gradsieve.errors import ModelError, StoreError
 
 @dataclass(frozen=True)
 class Toy:
-    """Writes a file; `how` says what happens before."""
+    """A task that writes a file; `how` names what happens before that."""
 
     number: int
     how: str = ""
@@ -76,6 +76,6 @@ class ToyJob(Job[Toy, int]):
 
 
 def attempts(folder: Path) -> list[tuple[int, str]]:
-    """(task, node) of each attempt."""
+    """The (task, node) of each attempt."""
     lines = (folder / "attempts.txt").read_text().split("\n")[:-1]
     return [(int(line.split()[0]), line.split()[1]) for line in lines]

@@ -1,4 +1,4 @@
-"""What is said where: plain lines, a terminal, a log; and what other libraries may not say."""
+"""Progress output: plain lines, a terminal, a log; and the silencing of other libraries."""
 
 import io
 import json
@@ -19,14 +19,14 @@ from gradsieve.console.bars import make_bars, rate, status
 
 
 class Terminal(io.StringIO):
-    """A standard error that says it is a terminal."""
+    """A standard error stream that reports being a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 def terminal_of(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """In the test itself: pytest changes sys.stderr between fixtures and tests."""
+    """Make a terminal within the test: pytest changes sys.stderr between fixtures and tests."""
     monkeypatch.setenv("TERM", "xterm")
     made = Terminal()
     monkeypatch.setattr(sys, "stderr", made)
@@ -34,7 +34,7 @@ def terminal_of(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 def work(progress: Progress, log: Path | None) -> None:
-    """What a run says."""
+    """Log what a run logs."""
     with progress.running(["warmup", "score"], log):
         progress.end("warmup", "up to date")
         progress.begin("score")
@@ -104,7 +104,7 @@ def test_a_bar_outside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
             report(2)
             progress._bars.refresh()
     assert terminal.getvalue().count("2/3 rows") >= 2
-    assert terminal.getvalue().endswith("\r\x1b[2K\x1b[?25h\r")  # nothing is left
+    assert terminal.getvalue().endswith("\r\x1b[2K\x1b[?25h\r")  # the line is cleared
 
 
 @pytest.mark.parametrize("label", ["scores", "representations of the second checkpoint " * 3])
@@ -181,7 +181,7 @@ SHOWN = "half \ufffd, \ufffd[2Jof\ufffd a\n        pair, \ufffdleft :tada:\n"
 def test_a_log_on_a_full_disk_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not when it is written, and not when it is closed: its last lines are lost."""
+    """Neither writing nor closing it fails; its last lines are lost."""
     full = partial(open, "/dev/full", "w")
     monkeypatch.setattr("gradsieve.console.lines._FileHandler._open", lambda _: full())
     work(Progress(), tmp_path / "log.txt")
@@ -270,7 +270,7 @@ def test_rate_and_time_left_leave_out_what_was_there_before() -> None:
     bars = make_bars(Console(file=io.StringIO()), disable=True)
     row = bars.add_task("x", total=100, unit="rows")
     for now, done in ((1.0, 90), (11.0, 95)):
-        assert "," not in status(bars.tasks[0])  # neither rate nor time left
+        assert "," not in status(bars.tasks[0])  # neither rate nor remaining time
         bars.get_time = partial(float, now)
         bars.update(row, completed=done)
     assert status(bars.tasks[0]) == "95/100 rows, 30 rows/min, 10 s left"

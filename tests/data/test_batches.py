@@ -1,4 +1,4 @@
-"""Batches hold every example once, within their tokens, and pad on the right."""
+"""Batches hold every example once, stay within the token budget, and pad on the right."""
 
 from array import array
 

@@ -1,4 +1,4 @@
-"""Each of the usual formats gives the same messages; what is wrong with a row is said."""
+"""All common formats give the same messages; errors name what is wrong with a row."""
 
 import json
 
@@ -96,7 +96,7 @@ def test_tools_and_calls_are_kept(content: object, calls: object, tools: object)
 
 
 def test_keys_that_arrow_fills_with_null_are_none() -> None:
-    """Parquet gives each turn, tool and call the keys of all of them."""
+    """Parquet gives each turn, tool and call the union of all their keys."""
     none = {"tool_calls": None, "name": None, "reasoning_content": None, "weight": None}
     function = {"name": "weather", "arguments": {"c": "Oslo", "unit": None}}
     filled = {**CALLING, "name": None, "tool_calls": [{**CALL, "function": function}]}
@@ -119,7 +119,7 @@ def test_other_keys_of_a_turn_are_handed_on(key: str) -> None:
 
 
 def test_sharegpt_with_function_calls() -> None:
-    """LLaMA-Factory's roles; `tools` are text."""
+    """LLaMA-Factory's roles; `tools` is JSON text."""
     call = {"name": "weather", "arguments": {"c": "Oslo"}}
     row = {
         "conversations": [

@@ -27,7 +27,7 @@ ROWS = [
 
 
 def identity(source: Source) -> list[str]:
-    """What a source's tokens and labels depend on, whatever the order of its rows."""
+    """All that a source's tokens and labels depend on, independent of row order."""
     parts = ([one.id, one.row, one.supervised] for one in source.examples)
     return sorted(json.dumps(part, sort_keys=True) for part in parts)
 
@@ -58,7 +58,7 @@ def write(folder: Path, kind: str) -> str:
     elif kind == "saved-splits":
         data = datasets.Dataset.from_list(ROWS)
         datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(path)
-    elif kind == "hub-folder":  # a data set repository's layout, as the hub has it
+    elif kind == "hub-folder":  # the layout of a data set repository on the hub
         path.mkdir()
         (path / "README.md").write_text(
             "---\nconfigs:\n- config_name: default\n  data_files: data.jsonl\n---\n"
@@ -210,7 +210,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def with_images() -> datasets.Dataset:
-    """Made without Pillow, which need not be there."""
+    """A data set with images, built without Pillow, which may not be installed."""
     features = datasets.Features(
         {
             "messages": [{"role": datasets.Value("string"), "content": datasets.Value("string")}],
@@ -291,7 +291,7 @@ def test_a_time_that_python_has_not_is_a_bad_row(tmp_path: Path) -> None:
 
 
 def test_json_kept_in_a_column_comes_back_as_it_was(tmp_path: Path) -> None:
-    """`datasets` keeps values of several kinds as JSON text; a selection's card asks for it."""
+    """`datasets` stores columns of mixed types as JSON text; a selection's card requests this."""
     rows = [{"messages": TURNS, "meta": {"a": 1}}, {"messages": TURNS, "meta": ["b", None]}]
     features = datasets.Features({"messages": datasets.Json(), "meta": datasets.Json()})
     made = datasets.Dataset.from_list(rows, features=features)
@@ -395,7 +395,7 @@ def test_columns_name_the_fields_of_a_format() -> None:
     same = {"prompt": "q", "completion": "a", "id": 7, "system": "Be brief."}
     [expected] = read_source("s", [same]).examples
     assert (example.id, example.messages) == (expected.id, expected.messages)
-    assert example.row == OTHER_NAMES  # it comes back as it came in
+    assert example.row == OTHER_NAMES  # the row is unmodified
 
 
 def test_columns_choose_among_formats_and_may_swap() -> None:
@@ -471,7 +471,7 @@ def test_a_large_file_that_packs_as_text_does_is_read(
 
 
 def test_a_folder_may_hold_files_that_it_says_are_not_read(tmp_path: Path) -> None:
-    """Other splits, hidden files, and what a card leaves out; others were lost silently."""
+    """Other splits, hidden files, files that a card excludes; any other unread file is an error."""
     row = json.dumps({"prompt": "a", "completion": "b"}) + "\n"
     for name in ("train/a.jsonl", "test/b.jsonl", ".c.jsonl", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -487,7 +487,7 @@ def test_a_folder_may_hold_files_that_it_says_are_not_read(tmp_path: Path) -> No
 
 
 def test_a_folder_whose_files_have_different_columns(tmp_path: Path) -> None:
-    """`datasets` says that it could not cast."""
+    """`datasets` reports that it could not cast."""
     rows = [{"prompt": "a", "completion": "b"}, {"messages": [], "kind": "x"}]
     for number, row in enumerate(rows):
         (tmp_path / f"{number}.jsonl").write_text(json.dumps(row) + "\n")

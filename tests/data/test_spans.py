@@ -1,4 +1,4 @@
-"""Which characters are supervised: header, answer and end of every assistant turn, and no more."""
+"""Supervised characters: header, answer and end of every assistant turn, and nothing else."""
 
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def test_the_assistant_first(name: str, end: str) -> None:
 @pytest.mark.parametrize("start", ["", "<think>\n"])
 @pytest.mark.parametrize("name", ["qwen3_5_think", "qwen3_6", "qwen3", "nemotron_3_nano"])
 def test_thinking_where_the_prompt_ends_in_its_start(name: str, start: str) -> None:
-    """As the template writes it, from where the generation prompt ends."""
+    """The text is what the template writes after the generation prompt."""
     template = shipped(name)
     answer = f"{start}I count.\n</think>\n\nIt is two."
     [found] = supervised(template, Q, said(answer))
@@ -205,7 +205,7 @@ def test_text_that_a_macro_writes_belongs_to_its_turn() -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "pythia", "mistral-v1"])
 def test_generation_marks_are_transformers_masks(shared_data: Path, name: str) -> None:
-    """A token that overlaps a span is in it: here the space stands before the mark."""
+    """A token that overlaps a span is part of it: here the space precedes the mark."""
     text = (
         "{% for m in messages %}{% if m.role == 'assistant' %}\nAnswer: {% generation %}"
         "{{ m.content }}{{ eos_token }}{% endgeneration %}\n{% else %}\nQuestion: {{ m.content }}\n"

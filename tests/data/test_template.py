@@ -1,4 +1,4 @@
-"""Labels are the assistant's words and the end of its turns, in every kind of template."""
+"""Labels cover the assistant's text and the end of its turns, for every kind of template."""
 
 import random
 import signal
@@ -52,7 +52,7 @@ TURNS: tuple[Message, ...] = (
 
 
 def tokenizer(template: str | None = None, eos: str | None = "</s>") -> PreTrainedTokenizerBase:
-    """One token a byte: nothing is merged, so labels can be read as text."""
+    """A tokenizer with one token per byte: nothing is merged, so labels read as text."""
     made = byte_tokenizer([], template)
     made.add_special_tokens({"additional_special_tokens": SPECIAL})
     made.eos_token = eos
@@ -114,7 +114,7 @@ def test_tulu_is_the_papers_format() -> None:
 
 
 def test_tulu_gives_the_released_codes_tokens_and_labels() -> None:
-    """Written by hand: one token a byte, `</s>` one token; newlines after it are labels."""
+    """Written by hand: one token per byte, `</s>` one token; newlines after it are labels."""
     made = tokenizer()
     end = made.eos_token_id
     one, two = "<|user|>\nyes\n<|assistant|>\n", "<|user|>\nand?\n<|assistant|>\n"
@@ -157,7 +157,7 @@ def test_a_question_ends_where_the_answer_starts() -> None:
     asked: list[Message] = [{"role": "user", "content": "Q"}]
     start = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
     template = ChatTemplate(tokenizer(QWEN3))
-    # The white space before the answer is generated: it may be one token with the answer.
+    # The white space before the answer is generated: it may share a token with the answer.
     assert template.prompt(asked) == f"{start}<think>\n\n</think>"
     assert ChatTemplate(tokenizer(MISTRAL)).prompt(asked) == "<s>[INST] Q [/INST]"
     reasons: Message = {"role": "assistant", "content": "<think>\na\n</think>\n\nb"}
@@ -297,7 +297,7 @@ def test_fingerprint_is_the_same_after_the_tokenizer_was_used() -> None:
 def released_labels(
     made: PreTrainedTokenizerBase, messages: tuple[Message, ...]
 ) -> tuple[list[int], list[int]]:
-    """The released code's rule: turns that are not the assistant's are masked by token counts."""
+    """The rule in LESS's released code: non-assistant turns are masked by token counts."""
 
     def joined(turns: tuple[Message, ...]) -> str:
         ends = {"assistant": str(made.eos_token)}
@@ -318,7 +318,7 @@ def released_labels(
 
 @pytest.fixture(scope="module")
 def real_rows(shared_data: Path) -> dict[str, list[Example]]:
-    """The first rows of two sources, which are large."""
+    """The first 300 rows of each of two large sources."""
     files = {name: str(shared_data / "train" / f"{name}.jsonl") for name in ("oasst1", "dolly")}
     return {name: read_source(name, file).examples[:300] for name, file in files.items()}
 
@@ -351,13 +351,13 @@ def test_real_answers_come_back_from_labels(
 
 
 def labels_by_offsets(ids: list[int], offsets: list, spans: list) -> list[int]:
-    """The obvious way, token by token."""
+    """The straightforward implementation, token by token."""
     hit = [any(a < end and start < b for start, end in spans) for a, b in offsets]
     return [token if flag else -100 for token, flag in zip(ids, hit, strict=True)]
 
 
 def backends() -> dict[str, Tokenizer]:
-    """One token a byte; bytes of characters, as Llama's; words without the white space."""
+    """One token per byte; byte fallback like Llama's; words without their white space."""
     byte = byte_tokenizer([]).backend_tokenizer
     pieces = [f"<0x{number:02X}>" for number in range(256)] + ["<unk>", "▁", "a", "b", "▁a"]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
@@ -411,7 +411,7 @@ def test_a_template_that_loops_is_ended(tmp_path: Path) -> None:
     ],
 )
 def test_a_template_that_writes_too_much_is_ended(written: str, tmp_path: Path) -> None:
-    """In its own text, in a macro of which little is shown, and where it marks the answers."""
+    """The limit holds for output, for text captured by a macro, and inside generation marks."""
     turns = "{% for m in messages %}{{ m.content }}{% endfor %}"
     file = tmp_path / "long.jinja"
     file.write_text(f"{{% set x = messages[0].content * 9 %}}{turns}{written}")

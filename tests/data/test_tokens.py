@@ -1,4 +1,4 @@
-"""A text that is cut before it is tokenized gives the tokens that it gives in full."""
+"""A text that is cut before tokenization gives the same tokens as the full text."""
 
 import random
 import re

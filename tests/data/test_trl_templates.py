@@ -59,7 +59,7 @@ PROMPTED += ["qwen3_5_nothink", "qwen3_5_think", "qwen3_6"]
 PROMPTED += ["nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra", "nemotron_3_5_lightning"]
 
 EVERYWHERE = {"glm4moe": TEXT} | dict.fromkeys(PROMPTED, PROMPT)
-"""Differences that many shapes have, by template."""
+"""Differences in many shapes, by template."""
 
 DROPS_CALLS = ["idefics3", "smolvlm", "lfm2", "phi3", "phi3_5", "llama3", "qwen2_5_vl"]
 DROPS_CALLS += ["deepseek_r1_distill"]
@@ -75,7 +75,7 @@ DIFFERENCES: list[tuple[str, list[str], list[str]]] = [
     (CHARACTER, ["diffusion_gemma"], ["other scripts"]),
     (STOP, ["diffusion_gemma"], ["a call at the end"]),
 ]
-"""Differences of some shapes: what differs, templates, shapes."""
+"""Differences in some shapes: reason, templates, shapes."""
 
 
 @cache
@@ -95,12 +95,12 @@ def template_of(name: str) -> ChatTemplate:
 
 
 def masks_of_trl(template: ChatTemplate, name: str, shape: str) -> tuple[list[int], list[bool]]:
-    """Tokens and mask by transformers, from TRL's training template."""
+    """Tokens and mask from transformers, with TRL's training template."""
     training = TEMPLATES.get(f"{name}_training", OWN[name])
     found = stand_in().apply_chat_template(
         [dict(turn) for turn in template.turns(example(shape).messages)],
         tools=list(example(shape).tools) or None,
-        chat_template=Renderer(training, {}).template,  # today's date is the fixed one
+        chat_template=Renderer(training, {}).template,  # the fixed date stands in for today's
         date_string=DATE_STRING,
         return_dict=True,
         return_assistant_tokens_mask=True,
@@ -109,7 +109,7 @@ def masks_of_trl(template: ChatTemplate, name: str, shape: str) -> tuple[list[in
 
 
 def pieces(ids: Any, kept: list[bool]) -> list[str]:
-    """The texts of neighboring tokens that are kept."""
+    """The texts of consecutive tokens that are kept."""
     runs: list[list[int]] = [[]]
     for token, keep in zip(ids, kept, strict=True):
         if keep:
@@ -122,7 +122,7 @@ def pieces(ids: Any, kept: list[bool]) -> list[str]:
 def compare(
     template: ChatTemplate, name: str, shape: str, ours: TokenizedExample | Refusal
 ) -> str | None:
-    """What differs; None if nothing does."""
+    """The reason why labels differ; None if they are equal."""
     try:
         ids, theirs = masks_of_trl(template, name, shape)
     except Exception:
@@ -166,7 +166,7 @@ def test_labels_are_trls_but_for_the_listed_differences(name: str) -> None:
         if isinstance(ours, TokenizedExample):
             check(shape, ours)
     if f"{name}_training" not in TEMPLATES and "{% generation" not in OWN[name]:
-        return  # TRL says nothing of what is supervised
+        return  # TRL has no mask for it
     found = {shape: compare(template, name, shape, ours) for shape, ours in encoded.items()}
     listed = {
         shape: kind
@@ -182,7 +182,7 @@ def test_labels_are_trls_but_for_the_listed_differences(name: str) -> None:
 
 
 def check(shape: str, encoded: TokenizedExample) -> None:
-    """The last answer is supervised with something that ends it, and no question is."""
+    """The last answer is supervised together with an end token, and no question is."""
     kept = stand_in().decode([label for label in encoded.labels if label != -100])
     last = SHAPES[shape][-1]["content"]
     for text in parts_of(last) or [text_of(last)]:

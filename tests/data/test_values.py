@@ -1,4 +1,4 @@
-"""Values of every kind come back as JSON's, or are left out by name; never as Python's text."""
+"""Values of every kind are read as JSON values, or left out by name; never as Python's repr."""
 
 import datetime
 import decimal
@@ -19,7 +19,7 @@ UUID = "12345678-1234-5678-1234-567812345678"
 
 
 class Text(str):
-    """As an enumeration of text is, its `str()` is another text."""
+    """A string whose `str()` is a different text, as for an enumeration of strings."""
 
     def __str__(self) -> str:
         return "Text.A"

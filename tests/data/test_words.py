@@ -1,4 +1,4 @@
-"""Thirteen words are thirteen in every script, however they are spelled."""
+"""Thirteen words count as thirteen in every script, however they are spelled."""
 
 import unicodedata
 
@@ -8,7 +8,7 @@ from hypothesis import given
 
 from gradsieve.data.words import split_words, split_words_and_punctuation
 
-SENTENCES = {  # of thirteen words each, separated by spaces or the script's own punctuation
+SENTENCES = {  # thirteen words each, separated by spaces or the script's own punctuation
     "latin": "The quick brown fox jumps over the lazy dog near a river bank",
     "greek": "Η Ελλάδα είναι μια χώρα της Ευρώπης στο πιο νότιο άκρο της Βαλκανικής",
     "cyrillic": "Москва это столица России и самый большой город этой страны и всей Европы",
@@ -68,12 +68,12 @@ def test_equivalent_spellings_are_the_same_words(one: str, other: str) -> None:
     "text", ["", " \n", "...", "。、", "👩‍💻❤️", "\u0301 \u200d \ufe0f", "🙂👍🏽"]
 )
 def test_no_words(text: str) -> None:
-    """Marks and joiners of emoji are no words."""
+    """Emoji marks and joiners are not words."""
     assert split_words(text) == []
 
 
 def test_punctuation_is_kept_where_it_counts() -> None:
-    """As NLTK's WordPunctTokenizer, which DSIR is defined with."""
+    """Like NLTK's WordPunctTokenizer, which defines DSIR's features."""
     found = split_words_and_punctuation("Don't stop... 3.14, हिन्दी!")
     assert found == ["don", "'", "t", "stop", "...", "3", ".", "14", ",", "हिन्दी", "!"]
 

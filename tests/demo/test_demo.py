@@ -20,7 +20,7 @@ def test_the_selection_finds_the_skill(tmp_path: Path) -> None:
     assert result.of_skill > 3 * result.of_twin
     assert result.loss["less"] < result.loss["bm25"] < result.loss["base"]
     assert result.loss["less"] < result.loss["random"]
-    assert result.loss["less"] < result.loss["full"]  # with as many steps
+    assert result.loss["less"] < result.loss["full"]  # with the same number of steps
     assert result.accuracy["less"] > result.accuracy["random"]
     assert "5% by LESS taught the skill best" in result.table()
 

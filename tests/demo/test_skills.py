@@ -1,4 +1,4 @@
-"""The demo's skills are right, in equal parts, and not to be told by words."""
+"""The demo's skills are correct, equally frequent, and can't be distinguished by words."""
 
 from collections import Counter
 from itertools import pairwise
@@ -9,7 +9,7 @@ from gradsieve.demo.model import make_tokenizer
 from gradsieve.demo.skills import SKILLS, make_examples, make_rows
 
 ORDERED = {"copy", "reverse", "ascending", "descending", "rotate left", "rotate right"}
-CHECKS = {  # each rule once more, in another way
+CHECKS = {  # each rule again, implemented independently
     "copy": lambda items, said: said == items,
     "reverse": lambda items, said: list(reversed(said)) == items,
     "ascending": lambda items, said: all(a < b for a, b in pairwise(said)),
@@ -54,7 +54,7 @@ def test_twins_have_the_same_words_in_another_order(twins: tuple[str, str]) -> N
 
 
 def test_words_alone_find_no_more_than_half() -> None:
-    """Overlap of words with the target's examples: the skill can't be told from its twin."""
+    """Word overlap with the target's examples can't distinguish the skill from its twin."""
     examples = make_examples("reverse", 10, 0)
     known = Counter(word for row in examples for word in {*row.question.split()})
     rows = make_rows(1200, 0)

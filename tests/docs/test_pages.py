@@ -15,7 +15,7 @@ import pytest
 import pages
 from gradsieve.recipe.load import load_recipe
 
-# trl 1.16 still gives transformers 5.23 a setting by its old name.
+# trl 1.16 still passes transformers 5.23 a setting by its old name.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`gradient_checkpointing` is deprecated:FutureWarning"
 )

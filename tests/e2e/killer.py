@@ -36,7 +36,7 @@ def start(recipe: Recipe, folder: Path) -> int:
 
 def main() -> None:
     recipe, folder, wanted = load_recipe(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    gc.freeze()  # what the imports have made: no child looks for garbage there
+    gc.freeze()  # exempt objects created by imports, so that no child collects garbage among them
     began = time.monotonic()
     assert os.waitpid(start(recipe, folder / "alone"), 0)[1] == 0
     seconds = time.monotonic() - began
@@ -44,7 +44,7 @@ def main() -> None:
     kills = whole = 0
     while kills < wanted or (folder / f"{whole}").exists():
         child = start(recipe, folder / f"{whole}")
-        # Longer and longer, so that the run gets through; at the end it may.
+        # Each run resumes the killed one; after the last kill it may complete.
         limit = rng.uniform(0, seconds / 2) if kills < wanted else 600.0
         began, status = time.monotonic(), None
         while status is None and time.monotonic() - began < limit:

@@ -87,7 +87,7 @@ def test_a_target_that_is_added_takes_the_datastore(
 def test_a_run_that_becomes_exact_is_scored_again(
     inputs: dict[str, Any], runs: dict[str, RunFolder], tmp_path: Path
 ) -> None:
-    """The datastore has the same bytes as before, yet the scores are no longer from it."""
+    """The datastore has the same bytes as before, but the scores no longer come from it."""
     run({**inputs, "score": {"methods": ["less", "bm25"]}}, tmp_path, "store")
     after = run({**inputs, "score": {"methods": ["less", "bm25"]}}, tmp_path, "both")
     for target in ("mine", "plain"):
@@ -95,7 +95,7 @@ def test_a_run_that_becomes_exact_is_scored_again(
 
 
 def test_rows_that_come_after_a_target_has_gone(inputs: dict[str, Any], tmp_path: Path) -> None:
-    """They can't be compared with it: exact cosines to the other targets are taken again."""
+    """They lack cosines to the removed target: exact cosines to the others are computed again."""
     world.write(tmp_path / "new.jsonl", [{"id": "n", "prompt": "inward : 1 2", "completion": "2"}])
     more = [*inputs["pool"], {"name": "zoo", "path": str(tmp_path / "new.jsonl")}]
     out, left = tmp_path / "run", {**inputs, "targets": inputs["targets"][1:]}

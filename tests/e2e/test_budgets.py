@@ -88,12 +88,12 @@ def test_each_is_trained_on_evaluated_and_compared_with_random_of_its_size(run: 
         assert less.over_random is not None
         assert less.over_random[0] == pytest.approx(less.mean - random.mean, abs=1e-6)
         assert random.over_random is None
-    assert cells["full"].over_random is None  # no random selection has its size
+    assert cells["full"].over_random is None  # no random selection has the same size
     assert set(found.overlap["plain"]) == {"less@0.1", "less@0.3"}
     table = found.markdown()
     assert "| less@0.1 | 4 |" in table
     assert "| random@0.3 | 12 |" in table
-    for size in ("0.1", "0.3"):  # no cell for two selections of different sizes
+    for size in ("0.1", "0.3"):  # no cell compares two selections of different sizes
         shared = table.split(f"Rows that selections of {size} share:\n\n")[1].split("\n\n")[0]
         assert shared.split("\n")[0] == f"|  | less@{size} |"
 

@@ -1,4 +1,4 @@
-"""From selections to the table: training, evaluation and comparison, and how they grow."""
+"""From selections to the table: training, evaluation and comparison, and extending them."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """One finished run; tests must not change it."""
+    """A finished run; tests must not change it."""
     out = tmp_path_factory.mktemp("run")
     return gradsieve.run(settings(inputs), out)
 
@@ -158,7 +158,7 @@ def test_a_model_that_is_lost_is_trained_again(
     for out in (run.stage("train") / target / "random" / "seed-0" for target in ("mine", "plain")):
         (shutil.rmtree if whole else os.remove)(out if whole else out / ADAPTER)
     gradsieve.run(recipe, tmp_path, last="train")
-    now = world.results(run)  # what was left of the models is in archive/
+    now = world.results(run)  # the remains of the models are in archive/
     assert {name: what for name, what in now.items() if not name.startswith("archive/")} == before
 
 
@@ -166,7 +166,7 @@ def test_a_model_that_is_lost_is_trained_again(
 def test_models_of_an_earlier_version_are_kept(
     inputs: dict[str, Any], tmp_path: Path, seeds: list[int]
 ) -> None:
-    """Without `train.max_steps` in their inputs, and without the steps that they made."""
+    """Their inputs have no `train.max_steps`, and their metadata no step counts."""
     of = {"score__methods": ["random"], "select": {"count": 12}}
     few = settings(inputs, **of, train={"epochs": 1, "seeds": [0]})
     run = gradsieve.run(few, tmp_path, last="train")
@@ -226,13 +226,13 @@ def test_methods_and_targets_may_go_and_come_back(
     assert {row["method"] for row in results(copy)} == {"base", "random", "bm25"}
     assert {row["target"] for row in results(copy)} == {"mine"}
     gradsieve.run(settings(inputs), copy.path)
-    now = world.results(copy)  # scores that were made again are in archive/
+    now = world.results(copy)  # replaced scores are in archive/
     assert {name: what for name, what in now.items() if not name.startswith("archive/")} == before
     assert {file: file.stat().st_mtime_ns for file in made} == times
 
 
 def test_what_comes_back_changed_is_made_anew(inputs: dict[str, Any], tmp_path: Path) -> None:
-    """The target's examples and questions are others than when it was left out."""
+    """The target's examples and questions have changed since it was left out."""
     few = {"score__methods": ["bm25"], "train": {"epochs": 1}, "select": {"count": 3}}
     changed = {"name": "plain", "path": str(tmp_path / "other.jsonl")}
     world.write(tmp_path / "other.jsonl", [world.record(r) for r in make_examples("copy", 3, 5)])
@@ -255,7 +255,7 @@ def test_only_targets_that_something_is_asked_of_are_evaluated(
 
 
 def test_another_batch_size_keeps_the_results(inputs: dict[str, Any], tmp_path: Path) -> None:
-    """As after running out of memory: the stage was started, and one result is there."""
+    """Like after running out of memory: the stage was started, and one result exists."""
     few = {"score__methods": ["random"], "train": {"epochs": 1}}
     run = gradsieve.run(settings(inputs, **few), tmp_path)
     (run.stage("evaluate") / "meta.json").unlink()
@@ -313,7 +313,7 @@ def test_a_metric_that_no_task_has_is_refused(inputs: dict[str, Any], tmp_path: 
 
 
 def student(inputs: dict[str, Any], folder: Path, *, positions: int = 64, refuses: str = "") -> str:
-    """Another model to train: the same with fewer positions, or a template that refuses a word."""
+    """A different model to train: with fewer positions, or a template that refuses a word."""
     shutil.copytree(inputs["model"]["name"], folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
@@ -378,7 +378,7 @@ def test_another_model_that_can_read_no_row_is_refused(
 
 
 def test_rows_that_another_models_template_refuses(inputs: dict[str, Any], tmp_path: Path) -> None:
-    """They are named, or left out with `on_bad_row: skip`."""
+    """They are reported, or skipped with `on_bad_row: skip`."""
     model = student(inputs, tmp_path / "student", refuses="first")
     given = {"score__methods": ["random"], "evaluate": None, "train": {"model": model}}
     with pytest.raises(DataError, match="refuses") as caught:
@@ -413,7 +413,7 @@ def test_a_task_without_questions_is_refused(inputs: dict[str, Any], tmp_path: P
 def test_the_table(run: RunFolder) -> None:
     found = compare([run.path])
     cell = found.cells["mine"]["held_out_loss"]["random"]
-    assert len(cell.values) == 4  # two seeds of selection times two of training
+    assert len(cell.values) == 4  # two selection seeds times two training seeds
     assert cell.deviation is not None
     assert cell.over_random is None
     bm25 = found.cells["mine"]["held_out_loss"]["bm25"]
@@ -451,7 +451,7 @@ def test_questions_without_a_loss_are_counted(inputs: dict[str, Any], tmp_path: 
 
 
 def test_subtasks_whose_questions_have_no_loss_count_as_much() -> None:
-    """The mean over subtasks of what is left of each."""
+    """The mean over subtasks of the questions of each that have a loss."""
     asked = {"subtasks": [*"aaab"], "weights": [1 / 6, 1 / 6, 1 / 6, 1 / 2]}
     losses = {"held_out_loss": [1.0, None, None, 3.0], "f1": [1.0, 0.5, 0.0, 0.0]}
     found = {"metrics": losses, **asked, "loss_weights": [0.5, 0.0, 0.0, 0.5]}
@@ -518,7 +518,7 @@ def test_every_answer_is_kept(inputs: dict[str, Any], run: RunFolder) -> None:
 def test_losses_alone_generate_nothing(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradsieve.stages.evaluate.model_answers", None)  # would fail if called
+    monkeypatch.setattr("gradsieve.stages.evaluate.model_answers", None)  # fails if called
     monkeypatch.setattr("gradsieve.stages.evaluate.write_prompts", None)
     few = {"score__methods": ["random"], "train": {"epochs": 1}}
     recipe = settings(inputs, **few, evaluate={"metrics": ["held_out_loss"]})

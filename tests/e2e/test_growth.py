@@ -1,4 +1,4 @@
-"""A run that grows takes the features of what is new, counted in rows, and of nothing else."""
+"""An extended run computes features for what is new, counted in rows, and for nothing else."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ CHECKPOINTS = 2
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Sources one and two of 20 rows each; the checkpoints of a warm-up on both; one target."""
+    """Sources one and two of 20 rows each, the checkpoints of a warm-up on both, and one target."""
     folder = tmp_path_factory.mktemp("shared")
     made = world.make(folder / "inputs", rows=ROWS)
     warm = gradsieve.run(world.recipe(made), folder / "warm", last="warmup")
@@ -39,7 +39,7 @@ def finished(shared: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def inputs(shared: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """The same, with rows in files that a test may change."""
+    """The same inputs, with rows in files that a test may change."""
     own: dict[str, Any] = copy.deepcopy(shared)
     for given in (*own["pool"], *own["targets"]):
         given["path"] = str(shutil.copy(given["path"], tmp_path))
@@ -48,13 +48,13 @@ def inputs(shared: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def done(finished: RunFolder, tmp_path: Path) -> RunFolder:
-    """A copy of the finished run, in the folder where `run` goes on with it."""
+    """A copy of the finished run, in the folder where `run` resumes it."""
     return RunFolder(shutil.copytree(finished.path, tmp_path / "run"))
 
 
 @pytest.fixture
 def extracted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of each call that takes features, the measuring ones apart."""
+    """The row count of each extraction, except for those that measure eps."""
     counts: list[int] = []
     real = jobs.extract
 
@@ -103,7 +103,7 @@ def test_a_new_source(
     meta = small.stage("features") / "meta.json"
     meta.write_text(json.dumps({**small.require("features"), "seconds": 1000.0}))
     grown = run(inputs, tmp_path / "run")
-    assert 1000 < grown.require("features")["seconds"] < 2000  # what it cost in all
+    assert 1000 < grown.require("features")["seconds"] < 2000  # the total cost
     assert sum(extracted) == CHECKPOINTS * ROWS // 2
     assert scores(grown) == pytest.approx(scores(finished), abs=5e-6)
 
@@ -143,7 +143,7 @@ def test_a_new_target(inputs: dict[str, Any], done: RunFolder, extracted: list[i
 
 
 def test_a_target_and_a_method_with_another_name(inputs: dict[str, Any], tmp_path: Path) -> None:
-    """Their tables have the same bytes, in other files: the selections are made for the names."""
+    """Their tables have the same bytes in other files: selections are made for the new names."""
     own = tmp_path / "own.py"
     own.write_text(
         "from gradsieve.methods import Scores\n"
@@ -216,7 +216,7 @@ def test_rows_that_are_gone_drop_from_the_scores(
     assert sum(extracted) == 0
     assert len(fewer) == ROWS - 5
     assert {key: whole[key] for key in fewer} == fewer
-    again = scores(run(inputs, done.path))  # their features are still there
+    again = scores(run(inputs, done.path))  # their features are still stored
     assert sum(extracted) == 0
     assert again == whole
 
@@ -231,7 +231,7 @@ def test_scores_of_rows_that_are_gone_are_not_selected_from(
         with pytest.raises(RunError, match="no longer has rows that the scores are of") as caught:
             gradsieve.run(fewer, tmp_path / "run", first=stage, last=stage)
         assert caught.value.where == "03-score: one 00000 and 4 more"
-    found = gradsieve.run(fewer, tmp_path / "run", first="score")  # its features are there
+    found = gradsieve.run(fewer, tmp_path / "run", first="score")  # its features are stored
     assert len(scores(found)) == ROWS - 5
     assert found.require("report")["rows"] == ROWS - 5
 
@@ -248,7 +248,7 @@ def test_the_pools_order_does_not_matter(
 def test_target_examples_that_take_turns_do_so_in_their_order(
     inputs: dict[str, Any], tmp_path: Path, extracted: list[int], turns: str
 ) -> None:
-    """Gradients keep the order in which they were taken; nothing is computed for another."""
+    """Gradients keep the order in which they were extracted; another order needs no computation."""
     inputs["targets"][0]["subtask"] = None
     methods = ["less", "bm25", "rds_plus", "fusion"]
     chosen = {**inputs, "score": {"methods": methods}, "select": {"count": 8, "turns": turns}}
@@ -285,13 +285,13 @@ def test_a_row_that_cannot_be_read_is_listed(inputs: dict[str, Any], tmp_path: P
 def test_a_datastore_that_was_deleted_is_made_again(
     inputs: dict[str, Any], done: RunFolder, extracted: list[int]
 ) -> None:
-    """As the message about an older format says."""
+    """The message about an older format asks for it."""
     before = world.results(done)
     settings = done.stage("features") / "checkpoint-2" / "pool" / "settings.json"
     told = json.loads(settings.read_text(encoding="utf-8"))
     for file in (settings, settings.with_name("manifest.json")):
         file.write_text(json.dumps({**told, "format": "gradsieve-datastore/1"}))
-    meta = done.stage("features") / "meta.json"  # versions of that format listed no files
+    meta = done.stage("features") / "meta.json"  # versions with that format listed no files
     known = json.loads(meta.read_text(encoding="utf-8"))
     del known["files"]
     meta.write_text(json.dumps(known))
@@ -334,7 +334,7 @@ def test_damaged_gradients_of_a_target_are_reported_and_made_again(
     assert any(line.startswith(f"features: {file} is damaged") for line in told.lines)
     assert extracted == [targets_rows(inputs)]
     after = world.results(done)
-    assert {name: after[name] for name in before} == before  # and the damaged file's archive
+    assert {name: after[name] for name in before} == before  # and its archive
     file.unlink()
     with pytest.raises(StoreError, match="are missing"):
         read_target_gradients(file)

@@ -17,7 +17,7 @@ from gradsieve.runs.folder import STAGE_NAMES, RunFolder
 
 STARTS = {stage: f"{stage}: starting" for stage in STAGE_NAMES}
 MOMENTS = {"pool": STARTS["pool"], "training, in the Trainer": "  warm-up: ", **STARTS}
-"""The start of the line after which Ctrl-C is pressed, in the order of a run."""
+"""For each moment, in the order of a run: the start of the line after which Ctrl-C is pressed."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_until(
     recipe: Path, out: Path, said: str | None, *more: str, number: int = signal.SIGINT
 ) -> tuple[int, str, str]:
-    """Start the command and send a signal after this line; status, stdout, stderr."""
+    """Start the command and send a signal after the line; returns status, stdout and stderr."""
     code = "import gradsieve.console as p; p.SECONDS_BETWEEN_LINES = 0.0\n"
     code += "import gradsieve.cli.signals as s; s.AGAIN_SECONDS = 0.01\n"  # stages take 0.1 s here
     code += "from gradsieve.__main__ import main; main()"
@@ -57,7 +57,7 @@ def run_until(
         for line in process.stderr:
             told.append(line)
             if said is not None and line.startswith(said):
-                os.killpg(process.pid, number)  # as a terminal does, workers too
+                os.killpg(process.pid, number)  # as a terminal does, to workers too
                 said = None
         reader.join()
     assert said is None, told
@@ -66,7 +66,7 @@ def run_until(
 
 @pytest.mark.slow
 def test_in_every_stage(recipe: Path, tmp_path: Path) -> None:
-    """One folder, interrupted in each stage in turn, ends with the bytes of an undisturbed run."""
+    """One folder, interrupted in each stage in turn, ends with an uninterrupted run's bytes."""
     long = ["--set", "warmup.epochs=500"]
     for moment, said in MOMENTS.items():
         more = long if moment.startswith("training") else []
@@ -92,7 +92,7 @@ def test_in_every_stage(recipe: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_the_warnings_of_a_cluster(recipe: Path, tmp_path: Path, number: int) -> None:
-    """A job that is to end, or is preempted, ends like Ctrl-C, with its own status."""
+    """A job that is terminated or preempted ends as with Ctrl-C, with its own status."""
     status, out, told = run_until(recipe, tmp_path / "run", STARTS["features"], number=number)
     assert status == 128 + number
     assert out == ""

@@ -1,4 +1,4 @@
-"""A run that is killed, at any moment, ends with the same bytes when it is started again."""
+"""A run that is killed at any moment ends with the same bytes after it is started again."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Run
 def test_killed_again_and_again(
     whole: tuple[dict[str, Any], RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One folder is killed at its second file, its third, and so on until it gets through."""
+    """One folder is killed at its second file, its third, and so on until a run completes."""
     inputs, run = whole
     kills = kill_until_done(inputs, tmp_path, monkeypatch, range(2, 100))
     assert kills >= 5
@@ -54,7 +54,7 @@ def test_killed_once_at_each_file(
 def kill_until_done(
     inputs: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, numbers: Iterable[int]
 ) -> int:
-    """Run with a kill at each of these moves until a run gets through; returns the kills."""
+    """Run with a kill at each of these moves until a run completes; returns the number of kills."""
     for kills, number in enumerate(numbers):
         with monkeypatch.context() as patch:
             world.kill_at(patch, number, before=number % 2 == 0)
@@ -73,7 +73,7 @@ def test_a_full_disk_is_told_and_nothing_done_is_lost(
     monkeypatch: pytest.MonkeyPatch,
     files: int,
 ) -> None:
-    """There is room for some files only; then somebody makes room."""
+    """There is room for some files only; then space is freed."""
     inputs, run = whole
     room = [files]
     real = os.fsync
@@ -111,7 +111,7 @@ def test_a_library_that_meets_a_full_disk(
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:
-    """safetensors and torch have errors of their own for it."""
+    """safetensors and torch raise their own errors for a full disk."""
 
     def stop(*_: Any) -> None:
         raise error
@@ -122,13 +122,13 @@ def test_a_library_that_meets_a_full_disk(
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Working files that a finished run must not leave."""
+    """Temporary files that a finished run must not leave."""
     return [str(f) for f in folder.rglob("*") if f.name.endswith(".tmp") or f.name == "trainer"]
 
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments(whole: tuple[dict[str, Any], RunFolder], tmp_path: Path) -> None:
-    """Real processes, a real signal; on one thread, as the run that they are held against.
+    """Real processes, a real signal; on one thread, like the run that they are compared with.
 
     Slow: tests/trust does it a few times in each run of the tests.
     """
@@ -156,7 +156,7 @@ def test_kill_9_at_random_moments(whole: tuple[dict[str, Any], RunFolder], tmp_p
 
 
 def test_what_unfinished_stages_have_made_is_verified(tmp_path: Path) -> None:
-    """A byte of each file is flipped between a kill and the same command."""
+    """A byte of each file is flipped between a kill and the next start."""
     recipe = world.recipe(
         world.make(tmp_path / "inputs", rows=60),
         score__methods=["less", "random", "perplexity_middle"],

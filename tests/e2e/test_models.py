@@ -1,4 +1,4 @@
-"""Other ways to hold the model: the stages end to end."""
+"""Other ways to store the model: the stages end to end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_quantized_base_end_to_end(tmp_path: Path, quantization: str) -> None:
     pytest.importorskip("bitsandbytes")
     data = world.make(tmp_path / "world", rows=40)
     config = AutoConfig.from_pretrained(data["model"]["name"])
-    config.update({"hidden_size": 64, "intermediate_size": 64, "head_dim": 32})  # blocks of 32
+    config.update({"hidden_size": 64, "intermediate_size": 64, "head_dim": 32})  # in blocks of 32
     LlamaForCausalLM(config).save_pretrained(data["model"]["name"])
     recipe = world.recipe(data, model__quantization=quantization, train={"seeds": [0]})
     run = gradsieve.run(recipe, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Results are shown with the selection they are of, or as out of date with what to run."""
+"""Results are shown with the selection they belong to, or as out of date with what to run."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def call(*arguments: str | Path) -> Result:
 
 @pytest.fixture(scope="module")
 def out(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete run; then, of another selection, the select stage alone."""
+    """A complete run, and then the select stage alone with other settings."""
     out = tmp_path_factory.mktemp("run")
     whole = call("run", recipe, "--out", out)
     assert whole.exit_code == 0, whole.output
@@ -67,7 +67,7 @@ def test_another_selection_has_no_results_yet(recipe: Path, out: Path) -> None:
     assert "out of date" in str(compared.exception)
     assert "gradsieve run" in str(compared.exception)
 
-    # Put back, the selection is what the models were trained on.
+    # With the old settings the selection is again the one that the models were trained on.
     call("run", recipe, "--out", out, "--until", "select")
     assert outdated(RunFolder(out)) == {}
     assert call("compare", out).exit_code == 0
@@ -97,7 +97,7 @@ def test_stages_belong_together_by_what_they_read(recipe: Path, out: Path) -> No
 
 
 def test_a_stage_that_the_recipe_lacks(recipe: Path, tmp_path: Path) -> None:
-    """`--until evaluate` trains, too; another selection then names the command to update with."""
+    """`--until evaluate` trains too; after another selection, a message gives the update command."""
     alone, out = tmp_path / "alone.yaml", tmp_path / "run"
     alone.write_text(f"base: {recipe}\ntrain: null\nevaluate: null\n", encoding="utf-8")
     first = call("run", alone, "--out", out, "--until", "evaluate")
@@ -109,7 +109,7 @@ def test_a_stage_that_the_recipe_lacks(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_outputs_that_come_back_are_named(recipe: Path, tmp_path: Path) -> None:
-    """A stage that fails before it has made anything leaves what was there."""
+    """A stage that fails before it has written anything leaves the old outputs in place."""
     out = tmp_path / "run"
     few = ("run", recipe, "--out", out, "--until", "features", "--set", "score.methods=[less]")
     assert call(*few).exit_code == 0

@@ -41,7 +41,7 @@ def test_two_processes_train_as_one_does(inputs: dict[str, Any], tmp_path: Path)
         score={"methods": ["random", "bm25"]},
         select={"count": 12},
         train={"seeds": [0], "epochs": 2},
-        warmup__lora__dropout=0,  # each process draws its own
+        warmup__lora__dropout=0,  # each process draws its own random numbers
     )
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(recipe))

@@ -1,4 +1,4 @@
-"""The report as the last stage: when it is made, what it holds, and of which stages."""
+"""The report as the last stage: when it is made, what it contains, and from which stages."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def content(run: RunFolder, block: str = "data") -> dict[str, Any]:
-    """What the page holds."""
+    """What the page contains."""
     text = (run.stage("report") / "index.html").read_text(encoding="utf-8")
     found = re.search(f' id="{block}">(.*)</script>', text)
     assert found is not None
@@ -87,7 +87,7 @@ def test_it_grows_with_the_run(inputs: dict[str, Any], tmp_path: Path) -> None:
     stages = ["pool", "score", "select", "train", "evaluate"]
     assert list(content(made, "provenance")["seconds"]) == stages
 
-    # Another selection: what was trained on the old one is not its result.
+    # With another selection, what was trained on the old one is not its result.
     other = world.recipe(inputs, **{**QUICK, "select": {"count": 5}}, train={}, evaluate={})
     run(other, tmp_path, last="select")
     run(other, tmp_path, first="report")
@@ -97,7 +97,7 @@ def test_it_grows_with_the_run(inputs: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_answers_stay_with_their_questions(inputs: dict[str, Any], tmp_path: Path) -> None:
-    """Whatever `evaluate.limit` is when the page is written."""
+    """This holds whatever `evaluate.limit` is when the page is written."""
     inputs = {**inputs, "targets": [{**inputs["targets"][0], "test": inputs["targets"][0]["path"]}]}
     quick = {**QUICK, "train": {"epochs": 1}}
     made, _ = run(world.recipe(inputs, **quick, evaluate={"limit": 2}), tmp_path)
@@ -134,7 +134,7 @@ def test_every_way_to_select_has_its_report(
     changes: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gradsieve.report.contributions.SHOWN", 6)  # as many examples as there are
+    monkeypatch.setattr("gradsieve.report.contributions.SHOWN", 6)  # as many as there are examples
     recipe = world.recipe(inputs, **changes)
     made, _ = run(recipe, tmp_path)
     data = content(made)
@@ -150,7 +150,7 @@ def test_every_way_to_select_has_its_report(
                 strict=True,
             )
             for parts, subtask, by_subtask, score in each:
-                if recipe.select.turns == "subtasks":  # the score may be that for another subtask
+                if recipe.select.turns == "subtasks":  # it may be another subtask's score
                     score = dict(by_subtask).get(subtask, score)
                 total = sum(part for _, part in parts)
                 assert total == pytest.approx(score, rel=2e-3, abs=2e-6)
@@ -165,7 +165,7 @@ def test_the_command(inputs: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(RunError, match="pool is not finished"):
         run(recipe, out, first="report")
-    run(recipe, out, last="select")  # the training is still to come
+    run(recipe, out, last="select")  # there is no training yet
     done = shell.invoke(app, ["report", str(file), "--out", str(out), "--quiet"])
     assert done.exit_code == 0, done.output
     assert f"report: {out / '08-report' / 'index.html'}" in done.output
@@ -201,7 +201,7 @@ def test_another_model_is_refused_another_warmup_or_features_noted(
         run(world.recipe(inputs, **changes), out, first="report")
         page = (out / "08-report" / "index.html").read_text(encoding="utf-8")
         assert f"made with other settings than below: {line}" in page
-    # What a recipe without gradients has not used is no matter.
+    # Settings that a recipe without gradients does not use don't matter.
     blind = world.recipe(inputs, score={"methods": ["random"]}, warmup__learning_rate=0.5)
     run(blind, out)
     assert "made with other settings" not in (out / "08-report" / "index.html").read_text()

@@ -1,4 +1,4 @@
-"""A whole run: what it makes, what it skips, and that the data alone decide the selection."""
+"""A full run: its outputs, what it skips, and that the selection depends on the data alone."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def told() -> world.Listening:
-    """What the finished run has said."""
+    """What the finished run has logged."""
     return world.Listening()
 
 
@@ -36,7 +36,7 @@ def told() -> world.Listening:
 def run(
     inputs: dict[str, Any], told: world.Listening, tmp_path_factory: pytest.TempPathFactory
 ) -> RunFolder:
-    """One finished run; tests must not change it."""
+    """A finished run; tests must not change it."""
     return gradsieve.run(world.recipe(inputs), tmp_path_factory.mktemp("run"), progress=told)
 
 
@@ -93,7 +93,7 @@ def test_scores_are_as_in_the_contract(run: RunFolder) -> None:
 
 
 def test_scores_are_the_formulas(run: RunFolder, inputs: dict[str, Any]) -> None:
-    """From the datastore's rows and the targets' gradients, written out in numpy."""
+    """Computed from the datastore's rows and the targets' gradients, written out in numpy."""
     from safetensors.numpy import load_file
 
     rates = np.array(run.require("warmup")["learning_rates"])
@@ -144,7 +144,7 @@ def test_meta_tells_what_was_done(run: RunFolder) -> None:
 def test_a_finished_run_is_skipped(
     inputs: dict[str, Any], told: world.Listening, copied: RunFolder
 ) -> None:
-    counted = 2 * (world.ROWS + 6 + 6)  # the pool's and two targets', at two checkpoints
+    counted = 2 * (world.ROWS + 6 + 6)  # for the pool and two targets, at two checkpoints
     wanted = f"  features: {counted}/{counted} examples in "
     assert [line for line in told.lines if line.startswith(wanted)]
     before = world.results(copied)
@@ -170,7 +170,7 @@ def test_a_finished_run_is_skipped(
 
 def test_batch_size_does_not_matter(run: RunFolder, inputs: dict[str, Any], tmp_path: Path) -> None:
     one = {**inputs, "warmup": {"checkpoints": [str(run.stage("warmup") / "checkpoint-2")]}}
-    for bits, most in ((32, 1e-6), (16, 5e-6)):  # rounding to 16 bits makes small gaps larger
+    for bits, most in ((32, 1e-6), (16, 5e-6)):  # rounding to 16 bits enlarges small differences
         runs = [
             gradsieve.run(
                 world.recipe(one, features__tokens_per_batch=tokens, features__bits=bits),
@@ -190,7 +190,7 @@ def test_order_of_the_pool_does_not_matter(
     other = gradsieve.run(recipe, tmp_path / "run")
     theirs = world.results(other)
     for name, content in world.results(run).items():
-        if not name.startswith("00-pool/"):  # it keeps the order of the files
+        if not name.startswith("00-pool/"):  # the pool keeps the order of the files
             assert theirs[name] == content, name
 
 
@@ -337,7 +337,7 @@ def test_rows_without_a_label_are_set_aside(inputs: dict[str, Any], tmp_path: Pa
 def test_rows_whose_gradient_is_not_finite_are_set_aside(
     run: RunFolder, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A model with a spoiled embedding, whose square is not finite, that one row meets."""
+    """One row contains a token whose embedding has a square that is not finite."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(inputs["model"]["name"])
@@ -368,7 +368,7 @@ def test_rows_whose_gradient_is_not_finite_are_set_aside(
         artifacts = Artifacts(other)
         assert artifacts.features.skipped().to_pylist() == [skipped]
         assert artifacts.scores.skipped(artifacts.pool.read(), "less").to_pylist() == [skipped]
-        # A method that reads no gradients scores it.
+        # A method without gradients scores it.
         assert not (other.stage("select") / "mine" / "random" / "dropped.jsonl").read_text()
 
 
@@ -428,7 +428,7 @@ def test_where_losses_are_sent_changes_nothing_that_is_done(
     told = world.Listening()
     again = world.recipe(inputs, warmup__report_to=["tensorboard"])
     gradsieve.run(again, copied.path, progress=told)
-    # The report shows the recipe, and is written again.
+    # The report shows the recipe, so it is written again.
     assert told.lines[:5] == [f"{name}: up to date" for name in MADE]
 
 
@@ -476,7 +476,7 @@ def test_stages_that_are_missing_or_out_of_order(inputs: dict[str, Any], tmp_pat
 
 
 def test_a_warm_up_of_one_step_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
-    """Its learning rate is 0: all scores would be 0 / 0, a model trained on it the base model."""
+    """The only learning rate is 0: scores would be 0 / 0, and the model would be the base model."""
     one = {"warmup__epochs": 1, "warmup__fraction": 0.02}
     with pytest.raises(DataError, match="would change nothing") as caught:
         gradsieve.run(world.recipe(inputs, **one), tmp_path)

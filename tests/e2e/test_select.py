@@ -1,4 +1,4 @@
-"""Selecting with rules: each leaves out what it says, and says so."""
+"""Selecting with rules: each excludes what it claims, and reports it."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ ROWS = 80
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A pool with a copy of a third source's rows in it, and leaks of the test questions."""
+    """A pool with a source of copied rows and a source that leaks test questions."""
     folder = tmp_path_factory.mktemp("inputs")
     made = world.make(folder, rows=ROWS)
     copies = [world.record(row) for row in make_rows(ROWS, 0)[:20]]
@@ -30,7 +30,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     questions = [world.record(row) for row in make_questions("reverse", 4, 1)]
     for question in questions:
         text = question["messages"][0]["content"]
-        question["messages"][0]["content"] = " : ".join([text] * 3)  # long enough
+        question["messages"][0]["content"] = " : ".join([text] * 3)  # long enough for the leak rule
     world.write(folder / "test.jsonl", questions)
     leaking = [{**question, "id": f"leak-{n}"} for n, question in enumerate(questions[:3])]
     world.write(folder / "leaking.jsonl", leaking)
@@ -91,7 +91,7 @@ def test_near_duplicates_are_left_out(inputs: dict[str, Any], out: Path) -> None
 def test_near_duplicates_do_not_depend_on_what_the_run_made_before(
     inputs: dict[str, Any], out: Path, tmp_path: Path
 ) -> None:
-    """After `less` alone, the datastore of `sgd` alone counts, as it would in a new run."""
+    """After `less` alone, only the datastore of `sgd` counts, as in a new run."""
     rules = {"fraction": 1.0, "near_duplicates": {"cosine": 0.8}}
     recipe = world.recipe(inputs, score__methods=["sgd"], select=rules)
     selected = []
@@ -153,7 +153,7 @@ def test_each_target_example_gets_its_turn(inputs: dict[str, Any], tmp_path: Pat
         assert [(row["source"], row["id"]) for row in found] == expected
         kinds = [examples[turn % len(examples)]["kind"] for turn in range(20)]
         assert [row["subtask"] for row in found] == kinds
-    # A method without scores for examples selects by its score.
+    # A method without scores per example selects by its total score.
     assert run.require("select")["targets"]["mine"]["random"]["rows"] == 20
 
 

@@ -1,4 +1,4 @@
-"""Several processes take shares of the features: each writes its own, the last one finishes."""
+"""Several processes share the feature extraction: each writes its part, the last one finishes."""
 
 from pathlib import Path
 from typing import Any

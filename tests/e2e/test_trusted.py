@@ -1,4 +1,4 @@
-"""Damaged files, moved inputs, settings that are put back, and sources that change."""
+"""Damaged files, moved inputs, restored settings, and sources that change."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The local engine: tasks in order, one set-up, finished tasks keep their files."""
+"""The local engine: tasks run in order after one setup, and finished tasks keep their files."""
 
 import pickle  # noqa: TID251 - as workers receive a job
 from collections.abc import Callable

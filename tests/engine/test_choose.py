@@ -1,4 +1,4 @@
-"""Which engine `auto` takes, and why."""
+"""Which engine `auto` chooses, and why."""
 
 from unittest.mock import Mock
 
@@ -72,7 +72,7 @@ def test_idle_gpus_are_named_with_the_line_that_helps(monkeypatch: pytest.Monkey
 def test_a_ray_that_does_not_start_is_one_message(
     monkeypatch: pytest.MonkeyPatch, address: str | None, says: str
 ) -> None:
-    """A machine that is too slow makes Ray raise a plain Exception."""
+    """On a machine that is too slow, Ray raises a plain Exception."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     ray = Mock(is_initialized=lambda: False)
     ray.init.side_effect = Exception("The current node timed out during startup.")

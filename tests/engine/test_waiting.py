@@ -1,4 +1,4 @@
-"""Which task a worker gets: the largest first, one that has failed last, and elsewhere."""
+"""Which task a worker gets: the largest first; failed ones last, and on another node."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from gradsieve.errors import GradsieveError
 
 
 class Sized(Job[int, None]):
-    """Tasks are their own sizes."""
+    """A job whose tasks are their own sizes."""
 
     def setup(self, progress: Progress) -> Callable[[int], None]:
         raise NotImplementedError
@@ -31,7 +31,7 @@ def taken(waiting: Waiting, seats: list[Seat], by: Seat) -> Any:
 
 
 def fails(waiting: Waiting, seats: list[Seat], by: Seat) -> int:
-    """A worker takes a task, and is lost."""
+    """A worker takes a task and is lost; returns the task."""
     attempt = waiting.take(by, seats)
     assert attempt
     assert by.node

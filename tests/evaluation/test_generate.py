@@ -1,4 +1,4 @@
-"""Through lm-eval: who always says the right answer scores 1, who never does 0."""
+"""Through lm-eval: a model that always answers correctly scores 1, one that never does 0."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +19,9 @@ from gradsieve.tasks import Question, QuestionSet, load_test_set
 
 
 class Parrot(LM):
-    """Says what it was told to, whatever the model is."""
+    """A stand-in model that gives fixed answers."""
 
-    says: dict[str, str]  # by prompt
+    says: dict[str, str]  # answers by prompt
     seen: Sequence[Any] = ()
 
     def __init__(self, **given: Any) -> None:
@@ -47,7 +47,7 @@ def answers(
     tokenizer: PreTrainedTokenizerBase,
     ends: Sequence[int] = (),
 ) -> list[Answer]:
-    """Of a chat template of which only this matters."""
+    """Answers with a chat template that is reduced to what generation needs."""
     template: Any = SimpleNamespace(
         tokenizer=tokenizer, adds_special_tokens=False, ends=ends, end_texts=()
     )
@@ -122,7 +122,7 @@ def test_gold_on_real_questions(
     right = [
         q.answers[0] if q.choices else q.example.messages[-1]["content"] for q in test.questions
     ]
-    if task == "tydiqa":  # the model goes on after the language's "Answer:"
+    if task == "tydiqa":  # the model continues after the language's "Answer:"
         right = [question.answers[0] for question in test.questions]
     for scores in scored(monkeypatch, test, right):
         assert set(scores.values()) == {1.0}
@@ -152,7 +152,7 @@ def test_with_a_model(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("removed", [["pad"], ["pad", "unk"], ["pad", "unk", "eos"]])
 @pytest.mark.parametrize("choices", [("a", "b c"), ()])
 def test_the_tokenizer_is_left_as_it_was(removed: list[str], choices: tuple[str, ...]) -> None:
-    """Without a padding token too: lm-eval sets one, and the padding side, on what it gets."""
+    """It may lack a padding token: lm-eval sets one, and the padding side, on what it receives."""
     model, tokenizer = tiny.model().eval(), make_tokenizer()
     for name in removed:
         setattr(tokenizer, f"{name}_token", None)

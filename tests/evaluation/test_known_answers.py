@@ -1,4 +1,4 @@
-"""A model that knows every answer scores 1, whatever its template writes before an answer."""
+"""A model that knows every answer scores 1, whatever the template writes before an answer."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def template_of(name: str) -> ChatTemplate:
     text = ORDINARY
     if name != "ordinary":
         text = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
-        # A token a byte: a shorter system turn is a faster test.
+        # With one token per byte, a shorter system turn makes a faster test.
         text = text.replace("You are ChatGPT, a large language model trained by OpenAI.", "")
     made = byte_tokenizer([text], text)
     made.pad_token = "</s>"

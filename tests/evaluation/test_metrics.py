@@ -1,4 +1,4 @@
-"""Judging answers: against SQuAD's own examples, and at both ends of the scale."""
+"""Judging answers: on SQuAD's own examples, and at both ends of the scale."""
 
 from typing import Any
 
@@ -25,12 +25,12 @@ def test_normalized(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("said", "gold", "expected"),
     [
-        ("in the year 1912", "1912", 2 / 4),  # 1 of 3 words, and 1 of 1
+        ("in the year 1912", "1912", 2 / 4),  # precision 1/3, recall 1/1
         ("1912", "1912", 1.0),
-        ("cat cat", "cat", 2 / 3),  # a word counts as often as it is there
+        ("cat cat", "cat", 2 / 3),  # a word counts as often as it occurs
         ("dog", "cat", 0.0),
         ("", "cat", 0.0),
-        ("the", "a", 0.0),  # nothing is left of either: their words are compared
+        ("the", "a", 0.0),  # both are only an article: their words are compared
         ("A", "a", 1.0),
         ("\u00fc", "u\u0308", 1.0),
         ("", "+", 0.0),
@@ -51,7 +51,7 @@ def test_what_follows_the_answer_is_is_judged() -> None:
     test = QuestionSet((question(("(A)",)),), ("exact_match",), extract=pattern, match="letters")
     assert judge(test, "Ice melts. So the answer is (A). Q:", ("(A)",)) == {"exact_match": 1.0}
     assert judge(test, "So the answer is (B). Not (A).", ("(A)",)) == {"exact_match": 0.0}
-    assert judge(test, "(A)", ("(A)",)) == {"exact_match": 1.0}  # said without the phrase
+    assert judge(test, "(A)", ("(A)",)) == {"exact_match": 1.0}  # without the phrase
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_what_follows_the_answer_is_is_judged() -> None:
     [
         ("words", " Ann  LEE", "Ann Lee", True),
         ("words", "5", "-5", False),
-        ("words", "Z\u00fcrich", "Zu\u0308rich", True),  # as a tokenizer with NFC writes it
+        ("words", "Z\u00fcrich", "Zu\u0308rich", True),  # as written by a tokenizer with NFC
         ("words", "", "+", False),
         ("letters", "(b)", "B", True),
         ("letters", "the", "a", False),

@@ -1,4 +1,4 @@
-"""How questions are put to a model: within its positions, with as many worked examples as fit."""
+"""How prompts are written: within the model's positions, with as many shots as fit."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +35,7 @@ def shots_of(asked: Prompts) -> list[int]:
 
 
 def test_all_worked_examples_if_there_is_room() -> None:
-    """Training may be cut shorter than the model is: a question needn't be."""
+    """Training may use a lower max_length than the model supports; questions don't have to."""
     asked = write_prompts(context(64), questions(["head : g h"]))
     assert (shots_of(asked), asked.fewer, asked.cut) == ([3], 0, 0)
     assert (asked.max_length, asked.max_tokens) == (64, 4)

@@ -1,4 +1,4 @@
-"""examples/less_in_one_file.py, held equal to the package: warm-up, scores and selection."""
+"""examples/less_in_one_file.py gives the same warm-up, scores and selection as the package."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> dict[str, Any]:
-    """The same settings for the package; one source, a target of two subtasks."""
+    """The same settings for the package: one source, and a target with two subtasks."""
     made = world.make(tmp_path, rows=120)
     rows = [json.loads(line) for name in ("one", "two") for line in lines(tmp_path, name)]
     world.write(tmp_path / "pool.jsonl", rows)

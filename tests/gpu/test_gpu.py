@@ -119,7 +119,7 @@ def test_dropout_of_an_example_is_the_same_in_any_batch() -> None:
 
 
 def test_a_missing_compiler_is_told(tmp_path: Path) -> None:
-    """In a process of its own, whose kernels are not built yet."""
+    """This runs in a process of its own, whose kernels are not built yet."""
     code = (
         "import torch; from gradsieve.models.kernels import has_kernels;"
         "assert not has_kernels(torch.device('cuda', 0))"

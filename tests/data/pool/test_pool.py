@@ -1,4 +1,4 @@
-"""The pool on disk is the same whatever the format, the number of processes, kills and order.
+"""The pool on disk is independent of format, number of processes, kills and row order.
 
 What a pool holds is compared with reading and tokenizing the same rows in memory.
 """
@@ -29,7 +29,7 @@ SHORT_CHUNKS = 7
 
 @pytest.fixture(scope="session")
 def template() -> ChatTemplate:
-    """One token a byte, in the tulu format; few tokens, so that some rows have no label."""
+    """One token per byte, in the tulu format; a low max_length, so that some rows have no label."""
     return ChatTemplate(byte_tokenizer([]), "tulu", max_length=60)
 
 
@@ -60,7 +60,7 @@ def jsonl(file: Path, rows: list) -> str:
 
 
 def everything(pool: Pool) -> list[tuple]:
-    """All that a pool says of its rows, by (source, id)."""
+    """All that a pool stores about its rows, by (source, id)."""
     columns = ["length", "n_label_tokens", "truncated", "skip_reason", "content_hash"]
     taken = pool.take(pool.order, columns).to_pylist()
     return list(
@@ -232,11 +232,11 @@ def test_the_number_of_processes_changes_no_byte(tmp_path: Path, template: ChatT
 
 
 class Killed(BaseException):
-    """Stands for a signal."""
+    """Stands in for a signal."""
 
 
 def killing(monkeypatch: pytest.MonkeyPatch, name: str, after: int) -> None:
-    """Let a function of part.py be the last thing that a process does, at its nth call."""
+    """Kill the process when a function of part.py is called after `after` completed calls."""
     import gradsieve.data.pool.part as part
 
     calls: Iterator[int] = iter(range(after))
@@ -254,7 +254,7 @@ def killing(monkeypatch: pytest.MonkeyPatch, name: str, after: int) -> None:
 def test_a_killed_build_resumes_and_ends_with_the_same_bytes(
     tmp_path: Path, template: ChatTemplate, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [*ROWS, *ROWS[:9], {"prompt": "no answer"}]  # ids that are taken, rows that are equal
+    rows = [*ROWS, *ROWS[:9], {"prompt": "no answer"}]  # rows with duplicate ids or equal contents
     sources = [SourceSpec("a", jsonl(tmp_path / "a.jsonl", rows)), SourceSpec("b", ROWS)]
     build_pool(tmp_path / "whole", sources, template, on_bad_row="skip")
     kills = 0
@@ -289,7 +289,7 @@ def test_finished_chunks_are_not_made_again(
 
 
 def tokenized(template: ChatTemplate, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Counts rows that are tokenized from now on."""
+    """Count the rows that are tokenized from now on."""
     counts: list[int] = []
     original = template.try_encode_all
 

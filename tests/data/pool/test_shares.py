@@ -1,4 +1,4 @@
-"""Random shares of a pool, which neither order nor later examples change much."""
+"""Random shares of a pool, which neither row order nor added examples change much."""
 
 import hashlib
 from typing import Any
