@@ -1,4 +1,4 @@
-"""Rows that try to get out of a page, and a run whose pool and target hold them."""
+"""Rows that try to escape from a page, and a run whose pool and target contain them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def world_of(folder: Path, rows: int = 60) -> dict[str, Any]:
             ],
         }
         for name, text in TEXTS.items()
-        if name != "half"  # tokenizers take no half of a pair
+        if name != "half"  # tokenizers reject a lone surrogate
     ]
     world.write(folder / "hostile.jsonl", records)
     made["pool"].append({"name": "hostile", "path": str(folder / "hostile.jsonl")})

@@ -1,4 +1,4 @@
-"""Folders in the hub's format, since tests have no network; and what tests ask of them."""
+"""Folders in the hub's format, since tests have no network, and functions to load them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Splits = dict[str, list[dict[str, Any]]]
 """Rows by split."""
 
 Write = Callable[[Path, dict[str, Splits]], str]
-"""Writes a data set, splits by configuration, and returns its path."""
+"""Writes a data set (splits by configuration) and returns its path."""
 
 
 def parquet(folder: Path, data: dict[str, Splits]) -> str:
@@ -104,7 +104,7 @@ def tydiqa(train: list[dict[str, Any]], tests: list[dict[str, Any]]) -> dict[str
 
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as the published files have it."""
+    """A row in the format of the published files."""
     columns = row["answers"]
     answers = [
         dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)

@@ -97,7 +97,7 @@ def test_stages_belong_together_by_what_they_read(recipe: Path, out: Path) -> No
 
 
 def test_a_stage_that_the_recipe_lacks(recipe: Path, tmp_path: Path) -> None:
-    """`--until evaluate` trains too; after another selection, a message gives the update command."""
+    """`--until evaluate` trains too; after another selection, a message gives the command."""
     alone, out = tmp_path / "alone.yaml", tmp_path / "run"
     alone.write_text(f"base: {recipe}\ntrain: null\nevaluate: null\n", encoding="utf-8")
     first = call("run", alone, "--out", out, "--until", "evaluate")

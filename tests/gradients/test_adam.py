@@ -1,4 +1,4 @@
-"""Gamma is the update that torch's AdamW makes, and the released code's formula."""
+"""Gamma is the update of torch's AdamW, and the formula in LESS's released code."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ from gradsieve.gradients.per_example import per_example
     "constants", [{}, {"betas": (0.9, 0.95)}, {"eps": 1e-5}, {"betas": (0.8, 0.98), "eps": 1e-4}]
 )
 def test_torch_reading_is_a_real_adamw_step_on_one_example(constants: dict[str, Any]) -> None:
-    """In float64 weights, since a step is far smaller than the weight that it is added to."""
+    """Weights are float64, since a step is far smaller than the weight that it is added to."""
     model = tiny.adapted(dropout=0.0).double()
     weights = tiny.weights(model)
     optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=0.0, **constants)
-    tiny.stepped(model, optimizer, 5)  # moments that are not trivial
+    tiny.stepped(model, optimizer, 5)  # nontrivial moments
     state = {
         name: {key: value.float() for key, value in optimizer.state[p].items()}
         for name, p in weights.items()

@@ -1,4 +1,4 @@
-"""Scaling both sides inversely leaves inner products as they are, and errors become smaller."""
+"""Scaling both sides inversely preserves inner products and reduces errors."""
 
 import json
 import math
@@ -22,7 +22,7 @@ SHAPES = {"q.lora_A": (4, 37), "q.lora_B": (50, 4), "v.lora_A": (3, 7)}
 
 
 def draw(seed: int, spread: float, *lead: int) -> dict[str, torch.Tensor]:
-    """Values whose sizes differ by e^spread."""
+    """Random values whose scales vary by a factor of about e^spread."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for name, shape in SHAPES.items():
@@ -82,7 +82,7 @@ def test_scales_are_fourth_roots_of_v_and_of_v_plus_eps() -> None:
 
 @pytest.mark.parametrize("mean", ["cosine_of_mean", "mean_of_cosines"])
 def test_directions_are_divided_by_the_norms_before_scaling(mean: Any) -> None:
-    """Without a projection these are the exact cosines."""
+    """Without a projection the cosines are exact."""
     x, y, balance = draw(2, 0.0, 3), draw(3, 2.0, 5), Balance.of(second_moments())
     subtasks = ["b", "a", "b", "b", "a"]
     plain = Projection("none").project(y)
@@ -106,7 +106,7 @@ def test_a_single_examples_norm_is_exact() -> None:
 
 @pytest.fixture(scope="module")
 def warmed_up(shared_data: Path) -> tuple[Any, Moments, Any, Any]:
-    """stories260K after 32 steps of AdamW on real rows, rows of a pool, and of a target."""
+    """stories260K after 32 steps of AdamW on real rows, with rows of a pool and of a target."""
     folder = shared_data / "models" / "stories260K"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The fused path gives what its three steps give one after the other."""
+"""The fused path gives the same result as its three steps, one after the other."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Batches of any size give the same features; what memory does decides the size, not the result."""
+"""Batches of any size give the same features; memory determines the size, not the result."""
 
 from array import array
 from typing import Any
@@ -26,7 +26,7 @@ def examples() -> list[TokenizedExample]:
 
 
 class Short:
-    """An extractor whose memory holds only so many tokens."""
+    """An extractor that runs out of memory above a number of tokens."""
 
     def __init__(self, real: FeatureExtractor, tokens: int) -> None:
         self.real, self.tokens, self.sizes = real, tokens, []  # type: ignore[var-annotated]
@@ -78,7 +78,7 @@ def test_auto_grows_while_memory_lasts(
     budget.tokens, budget._grows = 10, True  # as on a GPU
     short = Short(extractor, 10_000)
     extract(short, examples(), budget)  # type: ignore[arg-type]
-    assert budget.tokens == 40  # twice doubled
+    assert budget.tokens == 40  # doubled twice
     assert short.sizes == [2, 1, 2, 1, 1, 1, 1]  # at most 10, 20, then 40 tokens
 
 
@@ -90,4 +90,4 @@ def test_auto_does_not_grow_on_a_cpu() -> None:
     budget.too_many(1000)
     assert budget.tokens == 500
     budget.used(0.0)
-    assert budget.tokens == 500  # once halved, it stays
+    assert budget.tokens == 500  # no growth after it was halved

@@ -33,7 +33,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
     "gptj": {**GPT2, "rotary_dim": 8},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
-    "minicpm3": {  # the layer of latent attention has a head's dimension between
+    "minicpm3": {  # latent attention has its own ranks and head dimensions
         **{"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16},
         **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
     },
@@ -56,7 +56,7 @@ def adapted(family: str) -> torch.nn.Module:
     return tiny.stirred(get_peft_model(model, lora))
 
 
-@pytest.mark.filterwarnings("ignore")  # of configurations that are smaller than their defaults
+@pytest.mark.filterwarnings("ignore")  # about configurations that are smaller than the defaults
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_equals_the_loop(family: str) -> None:
     model, batch = adapted(family), tiny.batch()
@@ -94,7 +94,7 @@ def test_a_loss_of_a_router_is_left_to_the_model() -> None:
 
 
 def test_a_model_without_attention_needs_no_cache_for_its_loss() -> None:
-    """Its code fails with one."""
+    """The model's code fails with a cache."""
     states = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
     kinds = {"layer_types": ["linear_attention"] * 2, "shared_intermediate_size": 48}
     config = AutoConfig.for_model("granitemoehybrid", **tiny.SMALL, **states, **kinds)

@@ -18,7 +18,7 @@ from gradsieve.recipe import schema as recipe
 
 
 def relative_error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
-    """Largest over weights and examples of |found - wanted| / |wanted|."""
+    """The largest |found - wanted| / |wanted| over weights and examples."""
     assert list(found) == list(wanted)
     errors = [
         ((found[name] - wanted[name]).flatten(1).norm(dim=1) / wanted[name].flatten(1).norm(dim=1))
@@ -49,7 +49,7 @@ def test_bfloat16_is_as_near_as_the_loop_in_bfloat16() -> None:
 
 
 def test_activation_checkpointing_gives_the_same_in_less_memory() -> None:
-    """Dropout stays off, though blocks by themselves recompute activations in training only."""
+    """Dropout stays off, although blocks recompute activations only in training mode by default."""
 
     def measured(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], int]:
         sizes = {}
@@ -98,7 +98,7 @@ ADAPTERS = {
 @pytest.mark.parametrize("keys", ADAPTERS.values(), ids=ADAPTERS)
 @pytest.mark.parametrize("saved", [False, True])
 def test_any_plain_lora(keys: dict[str, Any], saved: bool, tmp_path: Path) -> None:
-    """Made here, or as a checkpoint that a user has."""
+    """LoRA created here, or loaded from a user's checkpoint."""
     modules = {"target_modules": ["q_proj", "v_proj", "down_proj"]}
     config = LoraConfig(**{"r": 4, "lora_alpha": 8, **modules, **keys})
     model = tiny.stirred(get_peft_model(tiny.model(), config))
@@ -112,7 +112,7 @@ def test_any_plain_lora(keys: dict[str, Any], saved: bool, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_a_quantized_base(quantization: str, tmp_path: Path) -> None:
-    """On the CPU too: the gradients are the loop's, and not those of the base as it was."""
+    """On the CPU too: the gradients equal the loop's, and differ from the unquantized base's."""
     pytest.importorskip("bitsandbytes")
     wide = tiny.LlamaConfig(**{**tiny.SMALL, "hidden_size": 64, "intermediate_size": 128})
     torch.manual_seed(0)
@@ -124,7 +124,7 @@ def test_a_quantized_base(quantization: str, tmp_path: Path) -> None:
     batch = tiny.batch()
     found = per_example(model, batch)
     with torch.no_grad():
-        model.eval()(**batch)  # after which bitsandbytes may hold weights otherwise
+        model.eval()(**batch)  # bitsandbytes may change its weight layout in a forward pass
     assert relative_error(found, per_example_loop(model, batch)) <= 1e-2
     assert relative_error(per_example(model, batch), found) <= 1e-6
     plain = settings.model_copy(update={"quantization": None})
@@ -135,7 +135,7 @@ def test_a_quantized_base(quantization: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_model_that_accelerate_has_put_on_devices(checkpointing: bool, tmp_path: Path) -> None:
-    """Its modules have forwards of accelerate's, which stay."""
+    """Its modules have forward methods from accelerate, which are preserved."""
     tiny.adapted(dropout=0.0).save_pretrained(tmp_path)
     base = LlamaForCausalLM(tiny.CONFIGS["llama-gqa-tied"]).requires_grad_(False)
     parts = ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb")
@@ -225,7 +225,7 @@ def test_a_layer_that_never_runs_is_refused() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 2])
 def test_a_layer_that_sees_some_tokens_is_refused(tokens: int) -> None:
-    """Also if their number is a multiple of the examples: they may all be of one."""
+    """Even if their number is a multiple of the examples: all tokens may belong to one example."""
     base = tiny.model()
     attention = base.model.layers[0].self_attn
     attention.gate = torch.nn.Linear(32, 16)

@@ -1,4 +1,4 @@
-"""The fused kernel gives what the steps in PyTorch give, here by Triton's interpreter on a CPU.
+"""The fused kernel gives the results of the PyTorch steps; run by Triton's interpreter on a CPU.
 
 The interpreter has to be asked for before Triton is imported, so the comparison runs in a process
 of its own. Triton comes with PyTorch's CUDA packages only; on a CPU `pip install triton` (a
@@ -19,7 +19,7 @@ from gradsieve.gradients.features import Totals
 from gradsieve.gradients.projection import SMALLEST_SCALE, Balance, Projection
 
 CONSTANTS = {"betas": (0.8, 0.95), "eps": 1e-5}
-"""Of an optimizer that doesn't have torch's defaults."""
+"""Constants of an optimizer without torch's defaults."""
 
 SHAPES = {"q.lora_A": (4, 37), "q.lora_B": (50, 4), "v.lora_A": (3, 7)}
 
@@ -27,7 +27,7 @@ SHAPES = {"q.lora_A": (4, 37), "q.lora_B": (50, 4), "v.lora_A": (3, 7)}
 def largest_gap(
     dim: int, batch: int, reading: str, momentum: str, plain: bool, balanced: bool
 ) -> float:
-    """Relative errors of rows and lengths against the path in PyTorch; the larger one."""
+    """Relative errors of rows and norms against the PyTorch path; returns the larger one."""
     from gradsieve.gradients.kernels import FusedTotals
 
     generator = torch.Generator().manual_seed(0)
@@ -37,7 +37,7 @@ def largest_gap(
         {name: function(shape, generator=generator) * size for name, shape in SHAPES.items()}
         for function, size in ((torch.randn, 1e-3), (torch.rand, 1e-6))
     )
-    v["v.lora_A"].zero_()  # as of a weight that has not had a gradient
+    v["v.lora_A"].zero_()  # like a weight that has never had a gradient
     moments = None if plain else Moments(m, v, step=7, **CONSTANTS)
     balance = Balance.of(v, CONSTANTS["eps"] if reading == "official" else 0.0)
     projection, device = Projection("sketch", dim, 5), torch.device("cpu")
@@ -70,8 +70,8 @@ CASES = [
     (40, 6, "torch", "keep", True, False),
     (64, 5, "official", "keep", True, True),
 ]
-"""dim, examples, and how the update is made and scaled: smaller and larger than a weight or a
-program."""
+"""dim, number of examples, and how the update is computed and scaled; some sizes are below those of
+a weight or a kernel program, some above."""
 
 
 def test_equals_the_steps_in_pytorch() -> None:

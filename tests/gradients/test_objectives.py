@@ -1,4 +1,4 @@
-"""The loss of an example: the model's own, whatever else is in the batch."""
+"""An example's loss is the model's own, whatever else is in the batch."""
 
 from array import array
 
@@ -57,7 +57,7 @@ def test_the_gradient_of_logits_takes_their_place() -> None:
     loss.backward(retain_graph=True)
     logits, gradient = places
     assert logits == gradient
-    with pytest.raises(RuntimeError, match="inplace"):  # never a gradient of a gradient
+    with pytest.raises(RuntimeError, match="inplace"):  # no second backward pass
         loss.backward()
 
 

@@ -1,4 +1,4 @@
-"""Projections keep inner products, and are the same numbers on every run and thread count."""
+"""Projections preserve inner products, and are identical in every run and with any thread count."""
 
 import math
 
@@ -13,7 +13,7 @@ SHAPES = {"q.lora_A": (8, 300), "q.lora_B": (300, 8), "v.lora_A": (16, 1100), "v
 
 
 def values(count: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Rows with a common part, so that cosines are not all near zero."""
+    """Rows with a common component, so that cosines are not all near zero."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(1, *shape, generator=generator)
@@ -58,7 +58,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("kind", GOLDEN)
 def test_the_matrix_never_changes(kind: str) -> None:
-    """A datastore of last year must fit a target of today; else VERSION has to change."""
+    """Old datastores must fit new targets; a change of the matrix requires a new VERSION."""
     found = Projection(kind, 16, 3).project({"w": torch.arange(1.0, 41.0).view(1, 5, 8)})[0]
     assert found.tolist() == [float(value) for value in GOLDEN[kind].split()]
 

@@ -1,4 +1,4 @@
-"""Influence is the learning-rate weighted sum of cosines, in both readings of the mean."""
+"""Influence is the learning-rate-weighted sum of cosines, in both interpretations of the mean."""
 
 import numpy as np
 import torch

@@ -34,7 +34,7 @@ def test_a_subtask_whose_scores_are_equal_contributes_nothing() -> None:
     found = combine("standardized_max", ["dead", "live"], scores)
     assert found.best.tolist() == [1, 1, 1]
     assert np.argsort(-found.total).tolist() == [0, 2, 1]
-    assert found.total[1] < 0  # not the 0 of the subtask that ranks nothing
+    assert found.total[1] < 0  # not 0, the value for the subtask that ranks nothing
     nothing = combine("standardized_max", ["dead"], scores[:, :1])
     assert nothing.total.tolist() == [0, 0, 0]
     assert nothing.best.tolist() == [0, 0, 0]
@@ -78,7 +78,7 @@ def test_raw_and_standardized_columns(inputs: dict[str, Any], tmp_path: Path, mo
                          features__tokens_per_batch=700)  # fmt: skip
     again = gradsieve.run(other, tmp_path / "again", last="score")
     first, second = table(run), table(again)
-    for name in ("score", "standardized:letters", "numbers"):  # gradients differ in last digits
+    for name in ("score", "standardized:letters", "numbers"):  # gradients differ in the last digits
         assert first[name] == pytest.approx(second[name], abs=1e-3)
 
 
@@ -118,7 +118,7 @@ def test_the_report_and_explain_show_both(inputs: dict[str, Any], tmp_path: Path
 
 
 def test_a_subtask_that_takes_most_is_a_warning() -> None:
-    assert dominated({"a": 8, "b": 4}, 2, "max") is None  # 67%, up to 75%
+    assert dominated({"a": 8, "b": 4}, 2, "max") is None  # 67%; up to 75% is accepted
     assert dominated({"a": 9, "b": 3}, 2, "max") is None
     warning = dominated({"a": 10, "b": 2}, 2, "max")
     assert warning is not None

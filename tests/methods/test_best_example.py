@@ -1,4 +1,4 @@
-"""`target_mean: none`: each target example is a subtask of its own; against loops over numbers."""
+"""`target_mean: none`: each target example is its own subtask; compared with numeric loops."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def runs(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 def cosines(run: RunFolder, target: str = "mine", kind: str = "pool") -> tuple[Any, Any, Any]:
-    """Ids and subtasks of the target's examples, and each one's sum of cosines by row [n, k]."""
+    """Ids and subtasks of the target's examples, and the sums of cosines by row and example [n, k]."""
     pool = Artifacts(run).pool.read()
     keys = pool.store_keys(pool.usable)
     rates = np.array(run.require("warmup")["learning_rates"])
@@ -93,7 +93,7 @@ def cosines(run: RunFolder, target: str = "mine", kind: str = "pool") -> tuple[A
 def check(
     found: dict[str, np.ndarray], ids: list[str], subtasks: list[str], expected: np.ndarray
 ) -> None:
-    """A table against one loop over rows and examples."""
+    """Compare a table with a single loop over rows and examples."""
     mean, deviation = expected.mean(axis=0), expected.std(axis=0)
     for row, values in enumerate(expected):
         standard = (values - mean) / deviation
@@ -177,7 +177,7 @@ def test_rows_that_are_added_change_what_scores_are_standardized_over(
 def test_other_methods_and_turns(
     inputs: dict[str, Any], runs: dict[str, RunFolder], tmp_path: Path
 ) -> None:
-    """Inner products, plain gradients, and examples that take turns by their own cosines."""
+    """Inner products, plain gradients, and turns in which each example uses its own cosines."""
     checkpoints = [str(runs["exact"].stage("warmup") / f"checkpoint-{n}") for n in (1, 2)]
     methods = ["less", "dot", "sgd", "gist", "knn_kde", "less_greedy", "fusion", "bm25"]
     recipe = world.recipe(

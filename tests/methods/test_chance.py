@@ -1,4 +1,4 @@
-"""Random baselines: fair, seeded, and the same in any order of the pool."""
+"""Random baselines: fair, seeded, and independent of the pool's order."""
 
 from collections import Counter
 
@@ -27,7 +27,7 @@ def test_each_row_is_as_likely_as_any() -> None:
 def test_a_seed_decides() -> None:
     assert ranked("random", 3) == ranked("random", 3)
     shared = len({*ranked("random", 0)[:200]} & {*ranked("random", 1)[:200]})
-    assert 5 < shared < 40  # 20 by chance
+    assert 5 < shared < 40  # 20 expected by chance
 
 
 def test_the_pools_other_rows_do_not_matter() -> None:

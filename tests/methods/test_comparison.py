@@ -53,7 +53,7 @@ def test_workers_find_the_same(
         return list(comparison.compare(task, "scores", store, compared, positions))
 
     here, there = found(None), found(world.Workers(listening))
-    assert len(here) == 4  # shards with a wanted row
+    assert len(here) == 4  # shards that contain a wanted row
     for one, other in zip(here, there, strict=True):
         assert one.positions.tolist() == other.positions.tolist()
         assert one.similarities.tobytes() == other.similarities.tobytes()

@@ -1,4 +1,4 @@
-"""KNN-KDE and the greedy choice, step by step by hand; and in a run."""
+"""KNN-KDE and greedy selection, step by step by hand, and in a run."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from gradsieve.runs.folder import RunFolder
 
 
 def order(rows: list[list[float]], aim: list[float]) -> list[int]:
-    """The greedy order of rows of one checkpoint."""
+    """The greedy order for the rows of one checkpoint."""
     units = np.array(rows, dtype=np.float32)
     units /= np.linalg.norm(units, axis=1, keepdims=True)
     aims = units @ np.array(aim, dtype=np.float32)
@@ -65,7 +65,7 @@ def test_density_counts_what_is_near() -> None:
     near = 1 - 0.140625
     cosines = np.array([[1, near, 0.5], [near, 1, 0], [0.5, 0, 1]], dtype=np.float32)
     assert density(cosines, 30) == pytest.approx([1.5, 1.5, 1.0])
-    assert density(cosines, 10) == pytest.approx([1, 1, 1])  # of a tenth of ten rows: itself
+    assert density(cosines, 10) == pytest.approx([1, 1, 1])  # a tenth of ten rows is the row itself
 
 
 def test_probabilities_by_hand() -> None:
@@ -114,7 +114,7 @@ def run(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run
 
 
 def keys(table: dict[str, np.ndarray], scores: np.ndarray) -> list[tuple[str, str]]:
-    """By falling score."""
+    """Row keys in order of descending score."""
     best = np.argsort(-scores, kind="stable")
     return list(zip(table["source"][best], table["id"][best], strict=True))
 

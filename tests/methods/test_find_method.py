@@ -1,4 +1,4 @@
-"""Methods are found by name, built-in or installed; what is missing is told."""
+"""Methods are found by name, built-in or installed; errors name what is missing."""
 
 import sys
 from importlib.metadata import EntryPoint
@@ -35,7 +35,7 @@ def test_a_misspelt_name_is_refused_with_the_nearest() -> None:
 
 
 class Longest:
-    """A third party's method: the longest rows."""
+    """A third-party method: it prefers the longest rows."""
 
     source = "tests, this very file"
     uses = "data"

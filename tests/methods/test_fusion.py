@@ -1,4 +1,4 @@
-"""Reciprocal ranks by hand; and a run in which methods are joined."""
+"""Reciprocal ranks by hand, and a run that fuses methods."""
 
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def test_in_a_run(tmp_path: Path) -> None:
     expected = fuse(parts).total
     assert world.table(run, "fusion")["score"].tolist() == expected.tolist()
     assert run.require("score")["methods"]["fusion"]["gradients"] is True
-    # Other parts: only the fusion is made again.
+    # With different parts, only the fusion is computed again.
     seconds = run.require("score")["methods"]["less"]["seconds"]
     recipe = world.recipe(data, score={**fusion, "fusion": ["less", "random"]})
     run = gradsieve.run(recipe, tmp_path / "run", last="score")

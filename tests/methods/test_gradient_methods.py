@@ -1,4 +1,4 @@
-"""LESS, its inner products and its plain gradients, each against the formula on what is stored."""
+"""LESS, its inner products and its plain gradients, each against the formula on stored data."""
 
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,12 @@ def stored(run: RunFolder, store: str) -> tuple[torch.Tensor, torch.Tensor, torc
 
 
 def target_file(checkpoint: Path, store: str) -> Path:
-    """Each datastore has target gradients of its own."""
+    """Each datastore has its own target gradients."""
     return checkpoint / store.replace("pool", "targets") / "plain.safetensors"
 
 
 def norms(run: RunFolder, store: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """By which cosines are taken: of rows [N, n, 1], and of the target's mean gradients [N, 1, 1].
+    """Norms in the cosines: of the rows [N, n, 1] and of the target's mean gradients [N, 1, 1].
 
     Those before scaling and projection where rows were scaled.
     """
@@ -95,7 +95,7 @@ def test_plain_gradients_have_another_length_than_updates(run: RunFolder) -> Non
 
 
 def test_plain_gradients_are_never_scaled(run: RunFolder) -> None:
-    """They are as large as the targets' gradients already; both keep their projection."""
+    """They have the scale of the targets' gradients already; both are projected unscaled."""
     folder = run.stage("features") / "checkpoint-1"
     assert not open_store(folder / "pool-sgd").balanced
     with safe_open(target_file(folder, "pool-sgd"), "pt") as file:
@@ -115,7 +115,7 @@ def test_exact_mode_refuses_what_needs_a_datastore(tmp_path: Path) -> None:
 
 def noise(run: RunFolder, method: str) -> dict[str, float]:
     facts = run.require("score")["tables"][f"plain/{method}"]["signal_to_noise"]
-    (found,) = facts.values()  # of its only subtask
+    (found,) = facts.values()  # it has only one subtask
     return dict(found)
 
 
@@ -136,12 +136,12 @@ def test_signal_to_noise(run: RunFolder, method: str, store: str) -> None:
     assert found["spread"] == pytest.approx(float(np.std(scores(run, method))), rel=1e-4)
     assert found["ratio"] == pytest.approx(found["spread"] / found["error"])
     balanced = open_store(run.stage("features") / "checkpoint-1" / store).balanced
-    if method != "dot" and not balanced:  # cosines err by 1 / sqrt(d), or a little more
+    if method != "dot" and not balanced:  # cosines err by 1 / sqrt(d) or slightly more
         assert found["error"] >= float((weights**2).sum().sqrt()) / 2048**0.5
 
 
 def test_the_known_error_is_the_measured_one() -> None:
-    """Of cosines that are projected with different seeds, at two dims."""
+    """The errors of cosines that are projected with different seeds, at two dimensions."""
     rng = np.random.default_rng(0)
     row, mean = torch.tensor(rng.normal(size=(2, 1, 4000)), dtype=torch.float32)
     exact = float(torch.cosine_similarity(row, mean))

@@ -1,4 +1,4 @@
-"""BM25 against its formula, and DSIR's weights against a count by hand."""
+"""BM25 compared with its formula, and DSIR's weights with a count by hand."""
 
 import math
 from collections import Counter
@@ -16,7 +16,7 @@ ROWS = [pools.row(text, str(number)) for number, text in enumerate(TEXTS)]
 
 
 def bm25(query: list[str], document: list[str], documents: list[list[str]]) -> float:
-    """Lucene's variant, which bm25s takes by default, written anew."""
+    """Lucene's variant, the default of bm25s, reimplemented."""
     mean = sum(map(len, documents)) / len(documents)
     total = 0.0
     for word in query:
@@ -32,7 +32,7 @@ def test_bm25_is_the_formula() -> None:
     subtasks = ["land", "water", "land"]
     target = [pools.row(q, subtask=s) for q, s in zip(questions, subtasks, strict=True)]
     scores = find_method("bm25").score(pools.task(ROWS, {"t": target}))["t"]
-    # Words of one letter are no tokens (bm25s); every turn says something: "yes" is a word too.
+    # Single letters are not tokens (bm25s); all turns count: "yes" is a word too.
     documents = [[w for w in f"{text} yes".split() if len(w) > 1] for text in TEXTS]
     by_question = np.array(
         [
@@ -77,7 +77,7 @@ def test_dsir_samples_in_proportion_to_its_weights() -> None:
 
 
 def test_bm25_without_a_word() -> None:
-    """Words of one letter are none: such an example says nothing, such a pool can't be ranked."""
+    """Single letters are not words: such an example scores 0, and such a pool can't be ranked."""
     turns = ({"role": "user", "content": "2 + 3 ?"}, {"role": "assistant", "content": "5"})
     row = pools.row("")
     bare = replace(row, example=replace(row.example, messages=turns))
@@ -87,7 +87,7 @@ def test_bm25_without_a_word() -> None:
         find_method("bm25").score(pools.task([bare], {"t": ROWS}))
 
 
-MEANT = {  # a question, the row that shares its words, and one that shares letters and marks only
+MEANT = {  # a question, a row with the same words, and one that shares only letters and marks
     "hindi": ("भारत की राजधानी", "नई दिल्ली भारत की राजधानी है", "किताबें और राजा भीतर आधा नीला"),
     "chinese": ("中国的首都", "北京是中国首都", "都市里的国首席中间"),
     "japanese": ("日本の首都はどこ", "東京は日本の首都です", "本日は都合が悪い首相"),
@@ -107,7 +107,7 @@ def test_words_of_every_script(script: str, method: str) -> None:
 
 
 def test_bm25_is_the_formula_in_other_scripts() -> None:
-    """A word with vowel signs is one word; a text without spaces is its pairs."""
+    """A word with vowel signs is one word; a text without spaces is split into character pairs."""
     texts = ["हिन्दी भाषा", "日本国", "हिन्दी किताब 日本"]
     documents = [["हिन्दी", "भाषा"], ["日本", "本国"], ["हिन्दी", "किताब", "日本"]]
     documents = [[*document, "yes"] for document in documents]

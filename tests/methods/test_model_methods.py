@@ -1,4 +1,4 @@
-"""Methods that run the model: each against the model's own output, one row at a time."""
+"""Methods that run the model, each compared with the model's own output, one row at a time."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_rds_plus_weighs_by_position_and_takes_turns(task: ScoringTask, model: A
     assert scores.by_subtask is not None
     assert scores.by_subtask[:, 0] == pytest.approx(cosines.mean(1), abs=1e-5)
     order = np.argsort(-scores.total).tolist()
-    # The first example takes its nearest row; the second the nearest of those that are left.
+    # The first example takes its nearest row; the second takes the nearest remaining one.
     assert order[0] == cosines[:, 0].argmax()
     left = [index for index in range(len(cosines)) if index != order[0]]
     assert order[1] == left[cosines[left, 1].argmax()]
@@ -100,7 +100,7 @@ def test_perplexity_is_the_models_own_loss(task: ScoringTask, model: Any) -> Non
 def test_methods_share_a_pass(
     task: ScoringTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str
 ) -> None:
-    """Also one that was stopped; only what is missing is made."""
+    """This includes an interrupted pass, of which only the missing part is computed."""
     wanted = find_method(second).score(task)["mine"]
     sharing = replace(task, work=tmp_path / "work")
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Methods from a user's Python file: named in the recipe, fingerprinted by contents."""
+"""Methods from a user's Python file: named in the recipe, fingerprinted by their contents."""
 
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def test_in_a_run(folder: Path) -> None:
     (folder / "my.py").write_text(LONGEST.replace("SIGN = 1", "SIGN = -1"))
     second, again = scored()
     assert second == [-length for length in first]
-    assert again == written  # other methods are kept
+    assert again == written  # other methods' scores are kept
 
 
 def test_the_method_is_loaded_before_anything_is_spent(folder: Path) -> None:

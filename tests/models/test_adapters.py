@@ -1,4 +1,4 @@
-"""Saved adapters load as trained and leave a caller's model alone, or are refused by name."""
+"""Saved adapters load as trained and leave the caller's model alone, or are refused by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MINE = recipe.ModelConfig(name="mine", dtype="float32")
 
 
 def adapter(base: PreTrainedModel, folder: Path, **keys: Any) -> PeftModel:
-    """Trained for a few steps and saved, with an optimizer state."""
+    """An adapter trained for a few steps and saved with an optimizer state."""
     settings = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **keys}
     model = get_peft_model(base, LoraConfig(**settings))
     optimizer = torch.optim.AdamW(tiny.weights(model).values(), lr=1e-2)
@@ -124,9 +124,9 @@ def test_other_starts_are_refused_by_name(start: str, name: str) -> None:
 
 
 def resized(seed: int = 1) -> PreTrainedModel:
-    """With three more tokens, whose embeddings are random."""
+    """A base model with three more tokens, whose embeddings are random."""
     base = tiny.model()
-    base.config = copy.deepcopy(base.config)  # which all tests share
+    base.config = copy.deepcopy(base.config)  # all tests share it
     torch.manual_seed(seed)
     base.resize_token_embeddings(tiny.VOCABULARY + 3, mean_resizing=False)
     return base
@@ -140,7 +140,7 @@ def test_a_resized_vocabulary_is_named_and_the_advice_works(tmp_path: Path) -> N
     assert "in the file [100, 32], in the model [97, 32]" in problem.where
     assert "resize_token_embeddings(100)" in problem.todo
 
-    mine = resized(seed=5)  # other new rows: the adapter's file has those of the training
+    mine = resized(seed=5)  # different new rows: the adapter's file has the trained ones
     assert problems(mine, tmp_path) == []
     before = mine.get_input_embeddings().weight.clone()
     loaded = load_adapter(model_source(MINE, mine).load(), tmp_path / "adapter").eval()

@@ -1,4 +1,4 @@
-"""Adam's moments by name: ours, and every optimizer file that transformers' Trainer writes."""
+"""Adam's moments by name: our files, and every optimizer file that transformers' Trainer writes."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_optimizer_pt_with_integer_keys(tmp_path: Path) -> None:
-    """As Trainer writes it: real Trainer, real file."""
+    """The format that Trainer writes: a real Trainer and a real file."""
     model = tiny.adapted()
     rows = [{k: v[0] for k, v in tiny.batch((12,), seed=seed).items()} for seed in range(6)]
     arguments = TrainingArguments(
@@ -81,7 +81,7 @@ def test_optimizer_pt_with_integer_keys(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrapper", ["", "module.", "_fsdp_wrapped_module."])
 def test_optimizer_bin_with_names(tmp_path: Path, wrapper: str) -> None:
-    """As FSDP writes it, the layout that LESS's released code needs."""
+    """The format that FSDP writes, which LESS's released code requires."""
     model, optimizer = trained()
     model.save_pretrained(str(tmp_path))
     state = named_state(model, optimizer)

@@ -1,4 +1,4 @@
-"""The warning of a dtype in which a machine is slow."""
+"""The warning about a dtype that is slow on this machine."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Dropout by example: what is dropped depends on seed, step and example, on nothing else.
+"""Dropout per example: what is dropped depends on seed, step and example, and on nothing else.
 
 A GPU's kernel is held to the same, by Triton's interpreter, in a process of its own
 (tests/gradients/test_kernels.py says why).
@@ -26,7 +26,7 @@ P = 0.3
 
 
 class Two(nn.Module):
-    """Two dropout layers after each other, which show what they drop."""
+    """Two dropout layers in a row; the output shows what each one drops."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class Two(nn.Module):
 
 
 def batch(lengths: tuple[int, ...], longest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Examples whose tokens are 100 a, 100 a + 1, ... where a is their length."""
+    """Examples with the tokens 100 a, 100 a + 1, ..., where a is the length."""
     mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
     ids = (100 * torch.tensor(lengths)[:, None] + torch.arange(longest)) * mask
     return ids, mask
 
 
 def dropped(lengths: tuple[int, ...], longest: int, seed: int = 0, step: int = 0) -> Any:
-    """Each example's output of both layers, without its padding."""
+    """The output of both layers for each example, without its padding."""
     model, (ids, mask) = Two(), batch(lengths, longest)
     with example_dropout(model, seed) as begin:
         begin(ids, mask, step)
@@ -68,7 +68,7 @@ def test_layers_steps_seeds_and_examples_differ() -> None:
     ]
     for at, one in enumerate(found):
         for other in found[:at]:
-            assert float(((one == 0) == (other == 0)).float().mean()) < 0.7  # by chance 0.58
+            assert float(((one == 0) == (other == 0)).float().mean()) < 0.7  # 0.58 by chance
 
 
 def test_the_share_and_the_mean_are_dropouts() -> None:
@@ -113,7 +113,7 @@ def test_adapters_compute_what_pefts_forward_does(dtype: torch.dtype, room: floa
     found = []
     with example_dropout(model, 0) as begin:
         begin(ids, mask, 0)
-        # PEFT's method, whose dropout layer is the example's one, and the one in its place.
+        # PEFT's method with the example's dropout layer, and the method that replaces it.
         for forward in (lambda x: Linear.forward(layer, x), layer.forward):
             layer.zero_grad()
             given = x.clone().requires_grad_()

@@ -38,7 +38,7 @@ def tensors() -> dict[str, np.ndarray]:
 
 
 def write(file: Path, architecture: str = "llama") -> Path:
-    """A Llama of one block in 8 bits, norms apart."""
+    """A Llama with one block in 8 bits, except for the norms."""
     writer = gguf.GGUFWriter(file, architecture)
     writer.add_name("tiny")
     writer.add_block_count(1)

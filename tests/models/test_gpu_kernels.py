@@ -1,4 +1,4 @@
-"""A GPU whose kernels can't be built is used without them, and the reason is said once."""
+"""A GPU whose kernels can't be compiled is used without them; the reason is reported once."""
 
 import logging
 

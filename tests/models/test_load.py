@@ -89,7 +89,7 @@ def test_a_model_is_known_by_every_byte_wherever_it_lies(
     here, there = tmp_path / "here", tmp_path / "there"
     (here / "1_Pooling").mkdir(parents=True)
     (here / "1_Pooling" / "config.json").write_text("{}")
-    weights = bytearray(20_000_000)  # above what was once sampled
+    weights = bytearray(20_000_000)  # more than an earlier version sampled
     (here / "model.safetensors").write_bytes(weights)
     shutil.copytree(here, there)
     monkeypatch.chdir(tmp_path)
@@ -103,7 +103,7 @@ def test_a_model_is_known_by_every_byte_wherever_it_lies(
     (here / "1_Pooling" / "config.json").write_text("{ }")
     assert print_of(str(here)) != first
     (here / "1_Pooling" / "config.json").write_text("{}")
-    (here / "checkpoint-3").mkdir()  # of a training that wrote the model
+    (here / "checkpoint-3").mkdir()  # left by the training that wrote the model
     (here / "checkpoint-3" / "trainer_state.json").write_text("{}")
     assert print_of(str(here)) == first
 

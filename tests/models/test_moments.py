@@ -21,7 +21,7 @@ from gradsieve.models.load import load_adapter
 def trained(
     folder: Path, moments: gradsieve.KeepMoments, resume: bool = False, **changes: Any
 ) -> Trainer:
-    """Two epochs of three steps."""
+    """Train for two epochs of three steps."""
     settings = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 2,
@@ -37,7 +37,7 @@ def trained(
     names = ("use_dora", "target_modules", "modules_to_save", "init_lora_weights")
     if lora := {name: changes.pop(name) for name in names if name in changes}:
         config = LoraConfig(**{"r": 2, "target_modules": ["q_proj"], **lora})
-        model = get_peft_model(tiny.model("qwen3"), config)  # whose embeddings are not tied
+        model = get_peft_model(tiny.model("qwen3"), config)  # its embeddings are not tied
     make = changes.pop("optimizer", None)
     optimizer = make(tiny.weights(model).values()) if make else None
     arguments = TrainingArguments(**{**settings, **changes})
@@ -64,7 +64,7 @@ def test_each_epoch_is_kept_as_it_was(tmp_path: Path) -> None:
         assert torch.equal(exp_avg[name], state["exp_avg"])
         assert torch.equal(exp_avg_sq[name], state["exp_avg_sq"])
     rates = load_learning_rates(map(Path, moments.checkpoints))
-    steps = [1e-3 * (6 - step) / 6 for step in range(6)]  # linear decay, without warm-up
+    steps = [1e-3 * (6 - step) / 6 for step in range(6)]  # linear decay without warm-up
     assert rates == [pytest.approx(sum(steps[:3]) / 3), pytest.approx(sum(steps[3:]) / 3)]
 
 
@@ -99,7 +99,7 @@ def test_a_run_that_goes_on_keeps_what_is_there(tmp_path: Path) -> None:
     settings = {"save_strategy": "epoch", "num_train_epochs": 2}
     trained(tmp_path / "out", gradsieve.KeepMoments(tmp_path / "kept"), **settings)
     for later in (tmp_path / "kept" / "checkpoint-2", tmp_path / "out" / "checkpoint-6"):
-        later.rename(later.with_name("gone"))  # as if it had been stopped after an epoch
+        later.rename(later.with_name("gone"))  # as if stopped after an epoch
     moments = gradsieve.KeepMoments(tmp_path / "kept")
     trained(tmp_path / "out", moments, resume=True, **settings)
     assert len(moments.checkpoints) == 2
@@ -147,7 +147,7 @@ def test_what_would_keep_nothing_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_trl_warms_up_and_trains_on_what_was_selected(tmp_path: Path) -> None:
-    """SFTTrainer twice: its first run is the warm-up, its second takes the selection's folder."""
+    """SFTTrainer runs twice: its first run is the warm-up, its second trains on the selection."""
     from trl import SFTConfig, SFTTrainer
 
     data = world.make(tmp_path / "inputs", rows=40)
@@ -196,7 +196,7 @@ def test_trl_warms_up_and_trains_on_what_was_selected(tmp_path: Path) -> None:
         max_length=64,
         warmup={"checkpoints": moments.checkpoints},
         features=data["features"],
-        score={"across_subtasks": "max"},  # as world.recipe
+        score={"across_subtasks": "max"},  # as in world.recipe
         select={"count": 8},
     )
     folder = run.stage("select") / "mine" / "less"

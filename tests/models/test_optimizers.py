@@ -1,4 +1,4 @@
-"""Gamma is the step of the optimizer that a state is of; any other optimizer is refused by name."""
+"""Gamma is the step of the optimizer that saved the state; other optimizers are refused by name."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def trained(make: Make) -> tuple[PeftModel, torch.optim.Optimizer]:
 def cosine_to_the_next_step(
     model: PeftModel, optimizer: torch.optim.Optimizer, folder: Path
 ) -> float:
-    """Of Gamma from the saved state, and the optimizer's next step on one example."""
+    """The cosine of Gamma from the saved state and the optimizer's next step on one example."""
     m, v, step, betas, eps = load_moments(folder, model)
     optimizer.zero_grad()
     model(**tiny.batch((15,), seed=9)).loss.backward()
     before = {name: p.detach().clone() for name, p in weights(model).items()}
     gradients = {name: p.grad.clone() for name, p in weights(model).items()}
     for group in optimizer.param_groups:
-        group["lr"], group["weight_decay"] = 1.0, 0.0  # large steps, without rounding
+        group["lr"], group["weight_decay"] = 1.0, 0.0  # large steps avoid rounding
     optimizer.step()
     gamma = torch.cat(
         [
@@ -202,7 +202,7 @@ def test_groups_that_name_their_weights_are_matched(tmp_path: Path) -> None:
 
 
 def test_trainers_groups_are_matched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With weight decay and without, as if names with v_proj were those of norms."""
+    """Groups with and without weight decay, where names with v_proj stand in for norms."""
     model = tiny.adapted()
     decayed = [name for name in weights(model) if "v_proj" not in name]
     monkeypatch.setattr(Trainer, "get_decay_parameter_names", lambda *_: decayed)
@@ -217,7 +217,7 @@ def test_trainers_groups_are_matched(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_several_learning_rates_are_refused(tmp_path: Path) -> None:
-    """LoRA+ and layer-wise rates; a schedule that has come to 0 doesn't hide them."""
+    """LoRA+ and layer-wise learning rates are found even after a schedule has reached 0."""
     model = tiny.adapted()
     optimizer = torch.optim.AdamW(in_groups(model, "lora_A", "lora_B", rates=(1e-3, 16e-3)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step < 3))

@@ -1,4 +1,4 @@
-"""Operations and sizes from shapes alone, against PyTorch's own counts."""
+"""FLOPs and sizes computed from shapes, compared with PyTorch's own counts."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ FAMILIES = ["llama-gqa-tied", "gpt-neox", "gpt2", "qwen3", "phi3-fused-qkv"]
 
 
 def counted(family: str, adapter: bool, backward: bool) -> int:
-    """Operations of a pass, as PyTorch counts them."""
+    """FLOPs of a pass as PyTorch counts them."""
     model = tiny.adapted(family, dropout=0) if adapter else tiny.model(family)
     model.set_attn_implementation("eager")
     ids = torch.ones(3, 40, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""A model in memory: what is loaded shares its weights, and nothing done to that shows on it."""
+"""In-memory models: what is loaded shares their weights, and nothing done to it affects them."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def test_what_is_done_to_a_view_does_not_show() -> None:
 
 
 def test_a_patched_forward_is_left_out() -> None:
-    """As SFTTrainer leaves it behind: a closure over the given model's own."""
+    """SFTTrainer leaves one behind: a closure over the forward method of the caller's model."""
     model = tiny.model().eval()
     ids = tiny.batch()["input_ids"]
     wanted = model(ids).logits
@@ -62,7 +62,7 @@ def test_a_patched_forward_is_left_out() -> None:
 
 
 def test_hooks_are_left_out() -> None:
-    """The caller's see no pass but the caller's own, and are not copied with all they hold."""
+    """The caller's hooks run only in the caller's passes; they and their contents are not copied."""
     model, seen = tiny.model().eval(), []
     layer = model.model.layers[0]
     layer.register_forward_hook(lambda *_: seen.append("forward"))
@@ -92,7 +92,7 @@ def test_tokenizer_and_configuration_are_the_users() -> None:
     source = model_source(SECTION, model, tokenizer)  # type: ignore[arg-type]
     assert source.tokenizer() is tokenizer
     assert source.config().to_dict() == model.config.to_dict()
-    assert source.config() is not model.config  # a model that is built from it changes it
+    assert source.config() is not model.config  # building a model from a config modifies it
     source.check_weights()
     assert next(source.meta_model().parameters()).is_meta
     only_tokenizer = model_source(
@@ -118,7 +118,7 @@ def test_the_fingerprint_is_of_every_weight() -> None:
 
 
 def with_adapter_inside() -> nn.Module:
-    """As `model.add_adapter` makes it."""
+    """The adapter was added by `model.add_adapter`."""
     return inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), tiny.model())
 
 

@@ -1,4 +1,4 @@
-"""What features cannot be taken of is refused by name, from configurations alone."""
+"""Models without feature support are refused by name, from their configurations alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SIZES = {
 
 
 def model(folder: Path, config: Any = "llama-gqa-tied", **keys: Any) -> ModelSource:
-    """A model of which there is a configuration, and nothing else."""
+    """A model that consists of its configuration only."""
     config = tiny.CONFIGS[config] if isinstance(config, str) else config
     config.save_pretrained(folder / "model")
     return ModelSource(recipe.ModelConfig(name=str(folder / "model"), **keys))
@@ -56,7 +56,7 @@ def warmup(targets: Any = ("q_proj", "v_proj"), **keys: Any) -> recipe.WarmupCon
 def checkpoint(
     folder: Path, config: LoraConfig, name: str = "llama-gqa-tied"
 ) -> recipe.WarmupConfig:
-    """A user's checkpoint: an adapter that peft saved, with an optimizer state."""
+    """A user's checkpoint: an adapter saved by peft, with an optimizer state."""
     adapted = get_peft_model(tiny.model(name), config)
     adapted.save_pretrained(str(folder / "adapter"))
     weights = tiny.weights(adapted).values()
@@ -154,7 +154,7 @@ GEMMA3 = Gemma3Config(
 
 
 def test_the_refusal_of_a_tower_names_the_line_that_helps(tmp_path: Path) -> None:
-    """Its line is written into the recipe, as it stands; then nothing is wrong."""
+    """Adding its line to the recipe unchanged solves the problem."""
     (problem,) = check_support(model(tmp_path, GEMMA3), warmup())
     assert "layers for images or sound" in problem.what
     assert "model.vision_tower." in problem.where
@@ -206,19 +206,19 @@ def test_layers_of_other_kinds(name: str, layer: nn.Module, reason: str) -> None
 
 
 def test_fused_experts(tmp_path: Path) -> None:
-    """Mixtral's experts are parameters, no layers; peft's all-linear adapts them nevertheless."""
+    """Mixtral's experts are parameters, not layers; peft's all-linear adapts them nevertheless."""
     mixtral = MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4)
     (problem,) = check_support(model(tmp_path, mixtral), warmup(["q_proj", "w1"]))
     assert problem.where.endswith("w1")
     (problem,) = check_support(model(tmp_path, mixtral), warmup("all-linear"))
     assert "experts of a mixture" in problem.what
     names = yaml.safe_load(problem.todo.partition("target_modules: ")[2].removesuffix("."))
-    assert names == ["q_proj", "k_proj", "v_proj", "o_proj"]  # exclude_modules would not do
+    assert names == ["q_proj", "k_proj", "v_proj", "o_proj"]  # exclude_modules would not help
     assert check_support(model(tmp_path, mixtral), warmup(names)) == []
 
 
 def test_a_router_that_is_linear_by_class_only(tmp_path: Path) -> None:
-    """It returns two tensors, which peft adds LoRA's output to, and fails."""
+    """The router returns two tensors; peft fails when it adds LoRA's output to them."""
     llama4 = Llama4TextConfig(**tiny.SMALL, head_dim=8, num_local_experts=2)
     (problem,) = check_support(model(tmp_path, llama4), warmup("all-linear"))
     assert problem.what.endswith("layers of type Llama4Router.")
@@ -357,7 +357,7 @@ def test_bitsandbytes_that_is_not_installed(
 
 
 def test_no_weight_is_read_or_made(tmp_path: Path) -> None:
-    """A model of 7 billion parameters is looked at in a few seconds and next to no memory."""
+    """A model with 7 billion parameters is checked in a few seconds with almost no memory."""
     llama = model(tmp_path, tiny.LlamaConfig())
     assert check_support(llama, warmup()) == []
     with pytest.raises(ModelError, match="holds no weights"):

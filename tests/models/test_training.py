@@ -1,4 +1,4 @@
-"""A killed training ends with the same bytes as one that was let alone."""
+"""A killed and resumed training ends with the same bytes as an uninterrupted one."""
 
 import math
 import random
@@ -40,7 +40,7 @@ SETTINGS = recipe.WarmupConfig(
 
 
 class Killed(BaseException):
-    """As little caught as a kill is."""
+    """Like a kill, it is not caught by `except Exception`."""
 
 
 def fresh() -> PeftModel:
@@ -101,7 +101,7 @@ def test_the_callers_random_states_are_restored(tmp_path: Path) -> None:
             torch.get_rng_state().tolist(),
         ]
 
-    base, examples = tiny.model(), rows()  # they seed torch themselves
+    base, examples = tiny.model(), rows()  # both set torch's seed
     set_seed(7)
     before = states()
     model = add_adapter(base, SETTINGS.lora, seed=0)
@@ -163,7 +163,7 @@ def test_a_training_of_other_rows_is_not_resumed(tmp_path: Path) -> None:
 def test_what_is_trained_but_not_saved_is_not_trained_again(tmp_path: Path) -> None:
     steps: list[int] = []
     adapters = []
-    for _ in range(2):  # the second one finds what the first left when it was killed in saving
+    for _ in range(2):  # the second finds what the first left when it was killed while saving
         model = fresh()
         train_model(model, rows(), SETTINGS, 0, tmp_path, SFT, lambda done, _: steps.append(done))
         adapters.append({name: p.clone() for name, p in model.named_parameters()})
@@ -173,7 +173,7 @@ def test_what_is_trained_but_not_saved_is_not_trained_again(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["loss.jsonl"]
 
 
-@pytest.mark.parametrize("steps", [2, 7])  # less than an epoch, and into the third
+@pytest.mark.parametrize("steps", [2, 7])  # less than one epoch, and into the third
 def test_max_steps_are_made_whatever_the_epochs(tmp_path: Path, steps: int) -> None:
     def trained(folder: Path, kill_at: int | None = None) -> int:
         def on_step(done: int, total: int) -> None:
@@ -222,7 +222,7 @@ def test_learning_rates_fall_from_epoch_to_epoch(tmp_path: Path) -> None:
 def test_losses_are_those_of_full_logits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, counts_tokens: bool
 ) -> None:
-    """Over accumulated micro-batches too, whether the model counts a step's tokens or not."""
+    """This includes accumulated micro-batches, whether or not the model counts a step's tokens."""
     settings = SETTINGS.model_copy(update={"micro_batch_size": 2})
 
     def losses(folder: Path) -> list[float]:
@@ -239,7 +239,7 @@ def test_losses_are_those_of_full_logits(
 
 
 def test_a_models_own_loss_is_trained_where_it_is_another(tmp_path: Path) -> None:
-    """One that can't be computed from the output layer alone."""
+    """The loss can't be computed from the output layer alone."""
     model = fresh()
     base = model.get_base_model()
     own = base.loss_function
@@ -256,7 +256,7 @@ def test_a_models_own_loss_is_trained_where_it_is_another(tmp_path: Path) -> Non
 def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    """At a dropout of 0.2."""
+    """The dropout is 0.2."""
     settings = SETTINGS
     cut = settings.model_copy(update={"micro_batch_size": 2})
     for name, chosen in (("whole", settings), ("cut", cut)):
@@ -297,9 +297,9 @@ def test_each_epoch_has_its_own_order(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 class Tracker(TrainerCallback):
-    """Stands where TensorBoard's callback does, and writes where it writes by default."""
+    """A stand-in for TensorBoard's callback that writes to the same default folder."""
 
-    losses: list[float] = []  # noqa: RUF012 - Trainer makes the object
+    losses: list[float] = []  # noqa: RUF012 - Trainer creates the object
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         self.losses += [logs["loss"]] if "loss" in logs else []
