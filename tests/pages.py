@@ -53,11 +53,11 @@ HUB = (
 """Models from elsewhere, replaced by a random Llama with 16 hidden units."""
 
 INSTEAD = {
-    "max_length: 512": "max_length: 256",  # as many tokens as that Llama has positions
+    "max_length: 512": "max_length: 256",  # that Llama's number of positions
     "seeds: [0, 1, 2]": "seeds: [0]",  # one training instead of three
     # 7 trainings, not 38, each on a tenth of the pool.
     "validate: {}": "validate: {subsets: 3, share: 0.1, leave_out: [0.9]}",
-    # The extras are installed here; looking for them takes pip 5 s.
+    # The extras are already installed; resolving them takes pip 5 s.
     "pip install 'gradsieve[": "pip install --no-deps 'gradsieve[",
     "--id row-17": "--id 00017",  # a row of the pool that `prepare` writes
     # The pool of the tutorial with a real model, with a fifth of its rows.
@@ -206,7 +206,7 @@ class Reader:
 
     def _python(self, block: Block, text: str) -> None:
         if block.title:
-            return  # a file, which a command runs
+            return  # a file that a command runs
         code = compile("\n" * (block.line - 1) + text, block.page, "exec")
         with contextlib.redirect_stdout(io.StringIO()):
             exec(code, self._names)

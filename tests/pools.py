@@ -1,4 +1,4 @@
-"""Scoring tasks for methods that look at words or at nothing: examples need no tokens."""
+"""Scoring tasks for methods that use words or nothing: examples need no tokens."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gradsieve.recipe.load import check_recipe
 
 
 def row(text: str, id: str = "0", source: str = "a", subtask: str = "") -> Row:
-    """An example that says a text; its tokens are missing."""
+    """An example with a text; its tokens are missing."""
     turns = ({"role": "user", "content": text}, {"role": "assistant", "content": "yes"})
     example = Example(source=source, id=id, messages=turns, row={}, subtask=subtask)
     return Row(example, None, None)  # type: ignore[arg-type]
 
 
 class Texts:
-    """What such methods read of a pool, from examples in memory."""
+    """The parts of a pool that such methods read, from examples in memory."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self._examples = examples
@@ -44,7 +44,7 @@ class Texts:
 def task(
     rows: Sequence[Row], targets: Mapping[str, Sequence[Row]] | None = None, **given: Any
 ) -> ScoringTask:
-    """A task without model or gradients."""
+    """A task without a model or gradients."""
     tree: dict[str, Any] = {"model": {"name": "m"}, "pool": [{"name": "a", "path": "a"}]}
     tree |= {"targets": [{"name": "t", "path": "t"}], "score": {"across_subtasks": "max"}}
     recipe = check_recipe({**tree, **given.pop("r", {})})

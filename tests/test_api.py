@@ -1,4 +1,4 @@
-"""gradsieve.select: the command line's selection, from what is in memory."""
+"""gradsieve.select makes the command line's selection from in-memory objects."""
 
 import contextlib
 import copy
@@ -71,14 +71,14 @@ def select(inputs: dict[str, Any], model: Any, tokenizer: Any, **given: Any) -> 
         "progress": world.Listening(),
         "warmup": inputs["warmup"],
         "features": inputs["features"],
-        "score": {"across_subtasks": "max"},  # as world.recipe
+        "score": {"across_subtasks": "max"},  # as in world.recipe
     }
     return gradsieve.select(model, tokenizer, **{**settings, **given})
 
 
 @pytest.fixture(scope="module")
 def chosen(inputs: dict[str, Any], tokenizer: Any) -> Any:
-    """`select` by a model that is loaded for the call."""
+    """`select` with a model that is loaded for each call."""
     return lambda **given: select(inputs, loaded(inputs), tokenizer, **given)
 
 
@@ -131,7 +131,7 @@ def test_the_model_is_left_as_it_was(inputs: dict[str, Any], tokenizer: Any) -> 
         evaluate={"tasks": ["target_loss"]},
     )
     trained = found.run.stage("train") / "mine" / "less" / "seed-0" / "model.safetensors"
-    assert not same_weights(trained, before)  # it was trained, elsewhere
+    assert not same_weights(trained, before)  # training used another copy
     assert [type(module) for module in model.modules()] == modules
     assert [p.requires_grad for p in model.parameters()] == grads
     assert model.training
@@ -147,7 +147,7 @@ def same_weights(file: Path, weights: dict[str, torch.Tensor]) -> bool:
 def test_the_tokenizer_is_left_as_it_was(
     inputs: dict[str, Any], tokenizer: Any, tmp_path: Path
 ) -> None:
-    """lm-eval pads, calls of the tokenizer change its cutting; and the run knows the same again."""
+    """lm-eval pads, and calls change its truncation; the run still recognizes the tokenizer."""
     model, own = loaded(inputs), copy.deepcopy(tokenizer)
     own.pad_token = None
     own.padding_side = "right"
@@ -172,14 +172,14 @@ def test_the_tokenizer_is_left_as_it_was(
 
 
 def finished(out: Path) -> dict[str, int]:
-    """When each stage that leaves results was finished."""
+    """The time at which each stage with results finished."""
     files = [file for file in out.glob("0*/meta.json") if "report" not in file.parent.name]
     assert len(files) >= 4
     return {str(file): file.stat().st_mtime_ns for file in files}
 
 
 def test_adapters_are_evaluated_without_a_trace(inputs: dict[str, Any], tokenizer: Any) -> None:
-    """The adapter is merged to be evaluated, which would change weights that are shared."""
+    """Evaluation merges the adapter, which would change shared weights."""
     model = loaded(inputs)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = select(
@@ -326,7 +326,7 @@ def test_another_dtype_is_worked_in(inputs: dict[str, Any], tokenizer: Any) -> N
 
 @contextlib.contextmanager
 def torch_settings(kind: str) -> Iterator[None]:
-    """What a notebook may have set before it calls."""
+    """Settings that a notebook may have made before the call."""
     if kind == "default dtype":
         torch.set_default_dtype(torch.bfloat16)
     try:
@@ -365,7 +365,7 @@ def test_torch_settings_of_the_caller_change_nothing(
 
 
 def test_calls_in_several_threads_take_turns() -> None:
-    """Torch has one state of chance: two calls at once gave other adapters, and other rows."""
+    """Torch has one random state: concurrent calls gave different adapters and different rows."""
     entered = threading.Event()
 
     def call() -> None:
@@ -373,7 +373,7 @@ def test_calls_in_several_threads_take_turns() -> None:
             entered.set()
 
     other = threading.Thread(target=call)
-    with torch_defaults(), torch_defaults():  # a call within a call doesn't wait for itself
+    with torch_defaults(), torch_defaults():  # a nested call doesn't wait for the outer one
         other.start()
         assert not entered.wait(0.2)
     other.join()
@@ -392,13 +392,13 @@ def test_the_result_is_found_from_another_directory(
 
 
 def test_a_selection_that_was_replaced_is_not_another(chosen: Any, tmp_path: Path) -> None:
-    """Two calls with one folder: the first result is not silently the second's."""
+    """Two calls with one folder: the first result does not silently become the second's."""
     first = chosen(out=tmp_path, score={"methods": ["random", "bm25"]}, select={"count": 3})
     kept, read = first.of(method="bm25"), first.of(method="bm25")
     assert len(read.selected) == 3
     second = chosen(out=tmp_path, score={"methods": ["random", "bm25"]}, select={"count": 5})
     assert (len(second), len(second.of(method="bm25"))) == (5, 5)
-    assert len(read.selected) == 3  # read before
+    assert len(read.selected) == 3  # read before the second call
     for stale in (first, kept):
         for what in (len, lambda one: one.selected, lambda one: one.messages,
                      lambda one: one.scores, lambda one: one.explain("00000")):  # fmt: skip
@@ -469,7 +469,7 @@ TOOLS_TEMPLATE = (
 
 
 def test_tools_that_the_best_row_has_not(chosen: Any, tmp_path: Path) -> None:
-    """`Dataset.from_list` would take the columns of the first row."""
+    """`Dataset.from_list` would use only the columns of the first row."""
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": "007"}}}
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
     tools = [{"type": "function", "function": {"name": "f"}}]
@@ -488,7 +488,7 @@ def test_tools_that_the_best_row_has_not(chosen: Any, tmp_path: Path) -> None:
 
 
 def test_the_card_counts_what_was_used(chosen: Any) -> None:
-    """Neither target examples that have no label token, nor rows that have no score."""
+    """It excludes target examples without label tokens and rows without a score."""
     long = {"prompt": "a " * 80, "completion": "b"}
     short = [{"prompt": "a b", "completion": "b"}, {"prompt": "c d", "completion": "d"}]
     found = chosen(targets={"t": [long, *short]}, pool=[long, *short], score={"method": "full"})

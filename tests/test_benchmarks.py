@@ -1,4 +1,4 @@
-"""Benchmarks do what they say: the GPU's on a tiny shape, the ablations next to the pipeline."""
+"""Benchmarks do what they claim: the GPU's on a tiny shape, the ablations next to the pipeline."""
 
 import ast
 import json
@@ -51,7 +51,7 @@ def test_the_gpu_benchmark_with_a_tiny_shape(
 def test_the_ablations_rank_as_the_pipeline_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checkpoints' rows lie in different orders, and must be added by name."""
+    """Checkpoints store rows in different orders, so scores must be added by name."""
     monkeypatch.syspath_prepend(FOLDER / "paper_in_miniature")
     import ablations
 

@@ -1,4 +1,4 @@
-"""The command line: quick, quiet about its insides, and clear about mistakes."""
+"""The command line: fast, quiet about internals, and clear about errors."""
 
 import importlib.metadata
 import json
@@ -92,7 +92,7 @@ def test_a_result_that_cannot_be_written_is_one_message() -> None:
 def test_ctrl_c_twice_is_quiet() -> None:
     code = (
         "import os, signal, sys, gradsieve.cli as cli\n"
-        # Processes in the background of a shell start with SIGINT ignored.
+        # Background processes of a shell start with SIGINT ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def twice(*_, **__):\n"
         "    try:\n"
@@ -121,12 +121,12 @@ def test_a_signal_that_is_swallowed_comes_again(name: str) -> None:
         "    with signals.interruptible(Path('run')):\n"
         "        try:\n"
         f"            os.kill(os.getpid(), signal.{name})\n"
-        "        except BaseException:\n"  # as pydantic while it serializes
+        "        except BaseException:\n"  # as pydantic does while serializing
         "            pass\n"
         "        try:\n"
         "            time.sleep(20)\n"
         "        finally:\n"
-        "            time.sleep(0.5)\n"  # what is closed is left in peace
+        "            time.sleep(0.5)\n"  # cleanup is not interrupted
         "            print('closed')\n"
         "except typer.Exit as stopped:\n"
         "    time.sleep(0.5)\n"

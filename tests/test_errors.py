@@ -41,7 +41,7 @@ def test_an_error_survives_pickling_and_copying(kind: type[GradsieveError]) -> N
 
 
 def attributes(error: GradsieveError) -> dict[str, object]:
-    """All of them; errors in a group are equal if they read alike."""
+    """All attributes; errors in a group are equal if their attributes are."""
     found = dict(vars(error))
     if isinstance(error, ErrorGroup):
         found["errors"] = [(type(own), attributes(own)) for own in error.errors]

@@ -1,4 +1,4 @@
-"""The public API: what it is, that it costs nothing to import, and that its examples run."""
+"""The public API: its names, that importing it is cheap, and that its examples run."""
 
 import doctest
 import importlib
@@ -68,7 +68,7 @@ def test_examples_of_docstrings_run(
 
 
 class QuietTrainer(Trainer):
-    """Without the log that an example would have to repeat."""
+    """A Trainer without the log output that an example would have to include."""
 
     def train(self, *given: Any, **named: Any) -> Any:
         self.remove_callback(PrinterCallback)
@@ -76,7 +76,7 @@ class QuietTrainer(Trainer):
 
 
 def _notebook(folder: Path, name: str) -> dict[str, Any]:
-    """What a user has at hand when an example starts."""
+    """The objects that a user has when an example starts."""
     data = world.make(folder / "inputs", rows=40)
     model = AutoModelForCausalLM.from_pretrained(data["model"]["name"])
     rows = [{k: v[0] for k, v in tiny.batch((12,), seed=seed).items()} for seed in range(6)]

@@ -1,7 +1,6 @@
 """Every wrong input of tests/wrong: one message, the right exit status, and nothing lost.
 
-docs/messages.md has the messages; after a change of words run `python -m wrong.pages` in
-tests/.
+docs/messages.md lists the messages; after changing one, run `python -m wrong.pages` in tests/.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def page() -> str:
 
 
 def told(case: Case, desk: Desk, folder: Path, on: str) -> wrong.Answer:
-    """Try a case; whatever it is, it must be one message and lose nothing."""
+    """Try a case: it must give a single message and lose nothing."""
     with wrong.at(desk, folder, on) as copy:
         case.spoil(copy)
         run = folder / "run"
@@ -42,7 +41,7 @@ def told(case: Case, desk: Desk, folder: Path, on: str) -> wrong.Answer:
     assert answer.status == case.status, answer.err
     assert answer.out == ""
     assert "Traceback" not in answer.err
-    if "Usage: " not in answer.err:  # typer's own messages have no parts
+    if "Usage: " not in answer.err:  # typer's own messages are not split into parts
         assert [part for part in PARTS if f"\n{part}" not in answer.err] == []
     assert [phrase for phrase in case.says if phrase not in answer.message] == [], answer.message
     if on == "finished":
@@ -69,7 +68,7 @@ def test_the_page_has_these_cases_and_no_others(page: str) -> None:
 
 
 def test_a_process_says_the_same(desk: Desk, tmp_path: Path) -> None:
-    """A mistake in the recipe, and one that transformers and the hub see."""
+    """An error in the recipe, and one that involves transformers and the hub."""
     wanted = ("a misspelt key", "an encoder (BERT)")
     for number, case in enumerate(case for case in CASES if case.name in wanted):
         with wrong.at(desk, tmp_path / str(number), "new") as copy:

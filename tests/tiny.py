@@ -1,4 +1,4 @@
-"""Tiny models, made from a configuration: what several test folders build on. No network."""
+"""Tiny models, made from configurations, for several test folders. No network."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def model(name: str = "llama-gqa-tied") -> PreTrainedModel:
 
 
 def adapted(name: str = "llama-gqa-tied", r: int = 4, dropout: float = 0.1) -> PeftModel:
-    """A random model with a LoRA adapter none of whose matrices is zero."""
+    """A random model with a LoRA adapter whose matrices are all nonzero."""
     config = LoraConfig(
         r=r,
         lora_alpha=4 * r,
@@ -115,7 +115,7 @@ def adapted(name: str = "llama-gqa-tied", r: int = 4, dropout: float = 0.1) -> P
 
 
 def stirred(made: PeftModel) -> PeftModel:
-    """The same model, none of whose LoRA matrices is zero."""
+    """The same model, with all LoRA matrices nonzero."""
     generator = torch.Generator().manual_seed(1)
     for parameter_name, parameter in made.named_parameters():
         if "lora_B" in parameter_name:
@@ -125,7 +125,7 @@ def stirred(made: PeftModel) -> PeftModel:
 
 
 def weights(made: PeftModel) -> dict[str, Tensor]:
-    """What is trained, by name."""
+    """Trainable parameters, by name."""
     return {name: p for name, p in made.named_parameters() if p.requires_grad}
 
 
@@ -138,7 +138,7 @@ def stepped(made: PeftModel, optimizer: torch.optim.Optimizer, steps: int = 3) -
 
 
 def batch(lengths: tuple[int, ...] = (20, 7, 13, 20), seed: int = 0) -> dict[str, Tensor]:
-    """Mixed lengths, padded on the right; two labelled stretches, as of two assistant turns."""
+    """Rows of mixed lengths, padded on the right; two labeled spans, as for two assistant turns."""
     generator = torch.Generator().manual_seed(seed)
     longest = max(lengths)
     ids = torch.randint(1, VOCABULARY, (len(lengths), longest), generator=generator)
@@ -153,6 +153,6 @@ def batch(lengths: tuple[int, ...] = (20, 7, 13, 20), seed: int = 0) -> dict[str
 
 
 def tokenizer_state(tokenizer: Any) -> dict[str, Any]:
-    """All of a tokenizer that a call or a library may change."""
+    """Everything in a tokenizer that a call or a library may change."""
     public = {name: value for name, value in vars(tokenizer).items() if name != "_tokenizer"}
     return {**copy.deepcopy(public), "backend": tokenizer.backend_tokenizer.to_str()}

@@ -32,7 +32,7 @@ ROWS = 150
 
 
 def record(row: Row) -> dict[str, Any]:
-    """A row of the pool, with a field that nothing here knows."""
+    """A row of the pool, with a field that no code uses."""
     turns = [("user", row.question), ("assistant", row.answer)]
     messages = [{"role": role, "content": content} for role, content in turns]
     return {"id": row.id, "messages": messages, "kind": row.kind, "note": "\u2028 é"}
@@ -91,7 +91,7 @@ def recipe(data: dict[str, Any], **changes: Any) -> Recipe:
         for key in above:
             node = node.setdefault(key, {})
         node[last] = value
-    # Scores as they are, which a test can compute by hand.
+    # Unstandardized scores, which a test can compute by hand.
     tree.setdefault("score", {}).setdefault("across_subtasks", "max")
     return check_recipe(tree)
 
@@ -125,7 +125,7 @@ def pool_of(folder: Path, texts: list[str]) -> Pool:
 
 
 class Listening(Progress):
-    """Keeps what is said."""
+    """Stores the lines of progress."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Listening(Progress):
 
 
 class Workers(Engine):
-    """Tasks in another order, by a job that was pickled."""
+    """Runs tasks in reverse order, with a pickled job."""
 
     def _run(self, job: Job[Any, Any], tasks: Sequence[Any]) -> Iterator[Finished]:
         sent, sent_tasks = pickle.loads(pickle.dumps((job, tasks)))
@@ -149,7 +149,7 @@ class Workers(Engine):
 
 
 def results(run: RunFolder) -> dict[str, bytes]:
-    """The bytes of all that a run has made, but for what tells times and versions."""
+    """The bytes of all results of a run, except files that contain times and versions."""
     skip = {"meta.json", "inputs.json", ".lock", "recipe.yaml", "seconds.json", "training.json"}
     skip |= {"log.txt", ".turn"}
     files = [file for file in run.path.rglob("*") if file.is_file() and file.name not in skip]
@@ -157,9 +157,9 @@ def results(run: RunFolder) -> dict[str, bytes]:
 
 
 def _lasting(file: Path) -> bytes:
-    """A file's bytes; of the report, all but the one line with the recipe, times and versions.
+    """A file's bytes; for the report, without the line with the recipe, times and versions.
 
-    One in the archive may be damaged.
+    A report in the archive may be damaged.
     """
     content = file.read_bytes()
     if file.name != "index.html":
@@ -171,13 +171,13 @@ def _lasting(file: Path) -> bytes:
 
 
 class Killed(BaseException):
-    """As little caught as a kill is."""
+    """Like a kill, it is not caught by `except Exception`."""
 
 
 def kill_at(
     patch: pytest.MonkeyPatch, number: int, before: bool = True, below: str = ""
 ) -> list[int]:
-    """Die just before (or after) the given move to a path with `below`; returns a running count."""
+    """Die just before (or after) the nth move to a path with `below`; returns a running count."""
     count = [0]
 
     def counting(name: str) -> None:

@@ -1,7 +1,7 @@
-"""Labels of every chat template that TRL ships, against TRL's own masks and transformers'.
+"""Labels for every chat template that TRL ships, compared with the masks of TRL and transformers.
 
-TRL's training templates have `{% generation %}` around what is supervised; here the spans are found
-in the models' own templates. Where both write the same text, labels are compared token for token.
+TRL's training templates mark supervised text with `{% generation %}`; gradsieve finds the spans in
+the models' own templates. Where both write the same text, labels are compared token for token.
 Every difference is listed below with its reason; one that isn't listed fails.
 """
 
@@ -32,27 +32,27 @@ EARLIER += ["a system prompt within", "reasoning_content, earlier", "thinking in
 EARLIER += ["thinking in both texts", "two calls in turn"]
 
 PROMPT = "prompt"
-"""TRL supervises text of the generation prompt too (`<|start|>assistant`, `<think>`, a newline).
-The prompt has it, so a model never writes it."""
+"""TRL also supervises text of the generation prompt (`<|start|>assistant`, `<think>`, a newline).
+The prompt contains it, so the model never generates it."""
 
 TEXT = "text"
-"""TRL's training template writes other text than the model's: thinking in earlier turns, reasoning
-that the model's template drops, the next role's tag as the end. Here the model's own is kept."""
+"""TRL's training template writes different text: thinking in earlier turns, reasoning that the
+model's template drops, the next role's tag as the end. gradsieve keeps the model's own text."""
 
 CALL = "call"
-"""The template drops the call of a function. The row is refused, not supervised without it."""
+"""The template drops a function call. The row is refused, not supervised without it."""
 
 ARGUMENTS = "arguments"
-"""The model's template takes a call's arguments as text only; TRL's also as an object."""
+"""The model's template accepts a call's arguments only as text; TRL's also as an object."""
 
 CHARACTER = "character"
-"""transformers' mask leaves out all but the first token of a span's last character."""
+"""transformers' mask omits all but the first token of a span's last character."""
 
 STOP = "stop"
-"""The model stops for a call's result by `<|tool_response>`; TRL leaves that token out."""
+"""The model stops at `<|tool_response>` to get a call's result; TRL omits that token."""
 
 PARTS = "parts"
-"""The template writes only the first part of a content. The row is refused."""
+"""The template writes only the first part of a message's content. The row is refused."""
 
 PROMPTED = ["deepseek_r1_distill", "deepseekv3", "gptoss", "muse_glimmer", "qwen2_5", "qwen3_8"]
 PROMPTED += ["qwen3_5_nothink", "qwen3_5_think", "qwen3_6"]

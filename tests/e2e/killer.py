@@ -1,10 +1,10 @@
-"""Kills runs at random moments: started as a process of its own, which loads everything once.
+"""Kill runs at random moments; a separate process that loads everything once.
 
     python killer.py RECIPE FOLDER KILLS
 
-Each run is a fork, killed with SIGKILL after a random time, and started again in the same folder. A
-run that gets through leaves FOLDER/N whole, and the next starts in a new folder. Prints the number
-of kills and of whole runs.
+Each run is a fork, killed with SIGKILL after a random time and started again in the same folder. A
+run that completes is left in FOLDER/N, and the next one starts in a new folder. Prints the number
+of kills and of complete runs.
 """
 
 import gc
@@ -22,7 +22,7 @@ from gradsieve.recipe.schema import Recipe
 
 
 def start(recipe: Recipe, folder: Path) -> int:
-    """Run in a fork; returns its process id."""
+    """Start a run in a fork; returns its process id."""
     child = os.fork()
     if child:
         return child

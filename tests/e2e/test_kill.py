@@ -130,7 +130,7 @@ def leftovers(folder: Path) -> list[str]:
 def test_kill_9_at_random_moments(whole: tuple[dict[str, Any], RunFolder], tmp_path: Path) -> None:
     """Real processes, a real signal; on one thread, like the run that they are compared with.
 
-    Slow: tests/trust does it a few times in each run of the tests.
+    Slow: in every test run, tests/trust does the same a few times.
     """
     kills = 200
     recipe = tmp_path / "recipe.yaml"

@@ -1,7 +1,7 @@
-"""Several processes share a training, as `accelerate launch` starts them; here on the CPU.
+"""Several processes share a training, as with `accelerate launch`; here on the CPU.
 
 Slow: each process imports everything. The launcher is torch's own, since `accelerate launch` starts
-one process alone where there is no GPU; both set the same environment.
+only one process without a GPU; both set the same environment.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""Model families: per-example gradients equal the loop's, the training loss the model's own.
+"""Model families: per-example gradients equal the loop's, and the loss equals the model's own.
 
-To 1e-5, with LoRA on every layer; among them are models that scale logits or cap them.
+The tolerance is 1e-5, with LoRA on every layer; some of the models scale or cap logits.
 
 Models are tiny and random, made from transformers' own configurations.
 """

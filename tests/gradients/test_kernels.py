@@ -1,8 +1,8 @@
 """The fused kernel gives the results of the PyTorch steps; run by Triton's interpreter on a CPU.
 
-The interpreter has to be asked for before Triton is imported, so the comparison runs in a process
-of its own. Triton comes with PyTorch's CUDA packages only; on a CPU `pip install triton` (a
-gigabyte, hence no dependency of the tests).
+The interpreter must be requested before Triton is imported, so the comparison runs in a process of
+its own. Triton comes only with PyTorch's CUDA packages; on a CPU, `pip install triton` (a gigabyte,
+hence not a test dependency).
 """
 
 import importlib.util

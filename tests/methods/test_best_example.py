@@ -74,7 +74,7 @@ def runs(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 def cosines(run: RunFolder, target: str = "mine", kind: str = "pool") -> tuple[Any, Any, Any]:
-    """Ids and subtasks of the target's examples, and the sums of cosines by row and example [n, k]."""
+    """Ids and subtasks of target examples, and sums of cosines by row and example [n, k]."""
     pool = Artifacts(run).pool.read()
     keys = pool.store_keys(pool.usable)
     rates = np.array(run.require("warmup")["learning_rates"])

@@ -49,7 +49,7 @@ def target_file(checkpoint: Path, store: str) -> Path:
 def norms(run: RunFolder, store: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Norms in the cosines: of the rows [N, n, 1] and of the target's mean gradients [N, 1, 1].
 
-    Those before scaling and projection where rows were scaled.
+    If rows were scaled, these are the norms before scaling and projection.
     """
     rows, means, _ = stored(run, store)
     if not open_store(run.stage("features") / "checkpoint-1" / store).balanced:

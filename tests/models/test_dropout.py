@@ -1,7 +1,7 @@
 """Dropout per example: what is dropped depends on seed, step and example, and on nothing else.
 
-A GPU's kernel is held to the same, by Triton's interpreter, in a process of its own
-(tests/gradients/test_kernels.py says why).
+The GPU kernel is tested in the same way, by Triton's interpreter in a process of its own
+(tests/gradients/test_kernels.py explains why).
 """
 
 import importlib.util

@@ -62,7 +62,7 @@ def test_a_patched_forward_is_left_out() -> None:
 
 
 def test_hooks_are_left_out() -> None:
-    """The caller's hooks run only in the caller's passes; they and their contents are not copied."""
+    """The caller's hooks run only in the caller's passes; they and what they hold aren't copied."""
     model, seen = tiny.model().eval(), []
     layer = model.model.layers[0]
     layer.register_forward_hook(lambda *_: seen.append("forward"))

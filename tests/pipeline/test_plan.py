@@ -1,4 +1,4 @@
-"""The whole plan: what is done, what is to do, and what it takes."""
+"""The full plan: what is completed, what remains, and what it costs."""
 
 import json
 from pathlib import Path
@@ -155,7 +155,7 @@ def test_a_stage_that_is_extended_needs_no_room_for_what_it_has(
 ) -> None:
     gradsieve.run(world.recipe(inputs), tmp_path, last="features")
     (tmp_path / "02-features" / "meta.json").unlink()
-    room = plan(inputs, tmp_path, calibrate=False).disk_bytes // 2  # features are most of it
+    room = plan(inputs, tmp_path, calibrate=False).disk_bytes // 2  # most of it is features
     monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(free=room))
     assert plan(inputs, tmp_path, calibrate=False).disk_free_bytes == room
 
@@ -181,7 +181,7 @@ def test_a_named_gpu(inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) ->
     quick, slow = (plan(inputs, gpu=name, train={}, evaluate={}) for name in ("H200", "L4"))
     assert quick.machine == "H200"
     for one, other in zip(quick.stages, slow.stages, strict=True):
-        # Tokens of the pool are counted, and timed, on this machine.
+        # The pool is tokenized, and timed, on this machine's CPU.
         if one.stage in ("features", "train"):
             assert one.seconds < other.seconds
     assert quick.stages[2].memory_bytes > 0
@@ -222,7 +222,7 @@ def test_memory_that_may_not_suffice_is_told(
 
 
 def test_memory_of_a_large_model() -> None:
-    """A batch of 32 examples of 2048 tokens, uncut, of a model of billions of weights."""
+    """A batch of 32 full examples of 2048 tokens, for a model with billions of weights."""
     from gradsieve.models.shape import Shape
 
     llama7b = Shape(
@@ -231,7 +231,7 @@ def test_memory_of_a_large_model() -> None:
         bytes_a_value=2, bytes_a_weight=2,
     )  # fmt: skip
     one = llama7b.weight_bytes + llama7b.trained_bytes + llama7b.activation_bytes(2048, 2048)
-    assert 24e9 < one < 40e9  # known to fit into 40 GB at batch size 1, not into 24 GB
+    assert 24e9 < one < 40e9  # known to fit into 40 GB at batch size 1, but not into 24 GB
     assert llama7b.activation_bytes(32 * 2048, 32 * 2048) > 80e9
 
 

@@ -1,4 +1,4 @@
-"""What is wrong is told before anything is spent, all of it at once."""
+"""Errors are reported before any expensive work, all of them at once."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a model's weights are loaded."""
+    """Fail if a model's weights are loaded."""
 
     def load(_: Any) -> None:
         raise AssertionError("a model was loaded")
@@ -83,11 +83,11 @@ def test_all_problems_are_in_one_list(inputs: dict[str, Any], tmp_path: Path) ->
             "score.methods",
         ):
             assert part in where, where
-        assert len(found) in (7, 8)  # `plan` looks at the folder too
+        assert len(found) in (7, 8)  # `plan` checks the folder too
         told = str(caught.value)
         assert told.count("what to do:") == len(found)
         assert told.startswith(f"{len(found)} problems, and nothing was started:\n1. ")
-        assert caught.value.exit_status == 2  # the recipe's mistake
+        assert caught.value.exit_status == 2  # an error in the recipe
     assert not list((tmp_path / "run").glob("0*"))
 
 
@@ -277,7 +277,7 @@ def test_a_plan_tokenizes_each_source_once(
 
 
 def test_only_what_the_stages_need(inputs: dict[str, Any], tmp_path: Path) -> None:
-    """A mistake in a later stage doesn't stop an earlier one that was asked for alone."""
+    """An error in a later stage doesn't stop an earlier one that was requested alone."""
     recipe = world.recipe(inputs, evaluate={"tasks": ["plain"]}, select={"count": 3})
     with pytest.raises(DataError, match="held-out"):
         gradsieve.run(recipe, tmp_path)

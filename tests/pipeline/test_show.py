@@ -1,4 +1,4 @@
-"""`gradsieve show` marks what is supervised, and says why a row can't be used."""
+"""`gradsieve show` marks supervised text, and explains why a row can't be used."""
 
 import json
 from pathlib import Path

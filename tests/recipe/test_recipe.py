@@ -1,4 +1,4 @@
-"""A recipe is typed, frozen data; all its problems are told at once, each with its place."""
+"""A recipe is typed, frozen data; all its problems are reported at once, each with its location."""
 
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,7 @@ def test_the_size_of_a_selection_is_replaced(
 
 
 def test_a_base_that_is_not_there_is_named_with_its_recipe(tmp_path: Path) -> None:
-    """As after the recipe has moved to another folder."""
+    """This happens when a recipe is moved to another folder."""
     missing = tmp_path / ".." / "other.yaml"
     (problem,) = problems(tmp_path, "base: ../other.yaml\n")
     assert problem.startswith(f"base (line 1): there is no {missing}; a base is relative to")
@@ -273,7 +273,7 @@ def test_recipes_that_we_ship_are_right(file: Path) -> None:
 
 
 def test_the_papers_recipes_have_no_default_of_ours() -> None:
-    """Those that change scores, but for the sketch, which is unbiased with the same error."""
+    """This concerns keys that change scores, except the sketch (unbiased, with the same error)."""
     read = {file.stem: load_recipe(file) for file in RECIPES}
     for name in ("llama2-7b", "less-t-mistral-7b", "less-t-llama2-13b", "llama2-7b-as-released"):
         features, score = read[name].features, read[name].score

@@ -1,4 +1,4 @@
-"""Recipes to start from are right, and no file is written over."""
+"""Starter recipes are valid, and no file is overwritten."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_no_two_sources_get_one_name() -> None:
 
 
 def test_its_comments_are_right_too(tmp_path: Path) -> None:
-    """Each key that is a comment may be used."""
+    """Each key that is commented out can be enabled."""
     text = starter("m", ["a.jsonl"], "t.jsonl", None, "recipe.yaml")
     for start in ("chat_template", "max_length", "subtask", "test", "answer", "micro_batch_size",
                   "learning_rate", "lora",

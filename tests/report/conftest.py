@@ -1,4 +1,4 @@
-"""A headless Chromium that opens pages from disk; tests of it are skipped where there is none."""
+"""A headless Chromium that opens pages from disk; its tests are skipped if it is not installed."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ FLAGS = (
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Debian's Chromium, driven by playwright, which brings none of its own here."""
+    """Debian's Chromium, driven by playwright, which has no browser of its own here."""
     sync_api = pytest.importorskip("playwright.sync_api")
     found = shutil.which("chromium") or shutil.which("chromium-browser")
     if found is None:
@@ -33,7 +33,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Open a file; at the end nothing may have been said on the console, asked for, or run."""
+    """Open a file; at the end there must be no console messages, errors, dialogs or requests."""
     contexts, complaints = [], []
 
     def opened(

@@ -1,7 +1,6 @@
-"""The page in a real browser: it works, it is quick with many rows, and no data runs in it.
+"""The page in a real browser: it works, it is fast with many rows, and no data is executed.
 
-Each test ends with a check that nothing was written to the console, asked for, or thrown
-(conftest.py).
+Each test ends with a check that there were no console messages, requests or errors (conftest.py).
 """
 
 import json
@@ -23,12 +22,12 @@ ROWS = 20_000
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a run over hostile rows."""
+    """The page of a run with hostile rows."""
     data = hostile.world_of(tmp_path_factory.mktemp("inputs"))
     recipe = world.recipe(
         data,
         score={"methods": ["less", "bm25"]},
-        # So many that some are passed over and some are left as near misses.
+        # Enough rows that some are excluded by rules and some are near misses.
         select={"fraction": 0.4, "per_source": {"one": 4}, "near_duplicates": {"cosine": 0.99}},
     )
     run = gradsieve.run(recipe, tmp_path_factory.mktemp("run"))
@@ -36,7 +35,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def count(tab: Any, group: str = "All") -> int:
-    """Rows that fit, as the button of a group says."""
+    """The number of matching rows on a group's button."""
     text = tab.locator("#groups label", has_text=re.compile(f"^{group} ")).inner_text()
     return int(text.rpartition(" ")[2].replace(",", ""))
 
@@ -158,7 +157,7 @@ def test_nothing_in_the_data_runs(visit: Visit, report: Path, target: str) -> No
     text = tab.locator("#rows").inner_text()
     for name in ("script", "end", "link", "broken", "comment"):
         assert hostile.TEXTS[name] in text, name
-    assert "Cut here: 96,020 more characters" in text  # of 6 and 100,014, after 4,000 in all
+    assert "Cut here: 96,020 more characters" in text  # of 6 and 100,014, after the first 4,000
     assert tab.evaluate("document.querySelectorAll('main a, main script, main img').length") == 0
 
 
@@ -192,7 +191,7 @@ def test_a_phone_needs_no_scrolling_sideways(visit: Visit, report: Path, width: 
 
 
 def until(tab: Any, condition: str) -> None:
-    """Playwright's own waiting evaluates text in the page, which its policy forbids."""
+    """Playwright's own waits evaluate text in the page, which the page's policy forbids."""
     for _ in range(200):
         if tab.evaluate(condition):
             return
@@ -360,7 +359,7 @@ def luminance(color: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_readable_in_both_schemes(visit: Visit, report: Path, scheme: str) -> None:
-    """WCAG 2.2, 1.4.3: 4.5 to 1; by the system's scheme, and by the button."""
+    """WCAG 2.2, 1.4.3: a contrast of 4.5 to 1, for the system's color scheme and the button's."""
     tab = visit(report, scheme=scheme)
     tab.locator("#rows .head").first.click()
     script = "([s, p]) => getComputedStyle(document.querySelector(s))[p]"
@@ -428,7 +427,7 @@ def written(data: dict[str, Any], folder: Path) -> Path:
 
 
 def test_scores_that_do_not_differ(visit: Visit, tmp_path: Path) -> None:
-    """Edges that are equal, as pages of old had them, make no number that is none."""
+    """Equal histogram edges, as in older pages, do not lead to NaN."""
     data = few_rows()
     data["views"][0]["scores"] = {"edges": [1, 1, 1], "all": [0, 3], "selected": [0, 2]}
     tab = visit(written(data, tmp_path))
@@ -444,7 +443,7 @@ def test_20_000_rows_stay_fluent(visit: Visit, tmp_path: Path) -> None:
     tab = visit(file)
     assert count(tab) == ROWS
     assert "of a pair" in tab.locator("#rows .snippet").first.inner_text()
-    # The texts are made ready while nobody types; then each letter is answered.
+    # The texts are prepared while the user is idle; then each letter is answered.
     while tab.evaluate("texts.length") < ROWS:
         tab.wait_for_timeout(20)
     milliseconds = []
@@ -454,6 +453,6 @@ def test_20_000_rows_stay_fluent(visit: Visit, tmp_path: Path) -> None:
     assert count(tab) == ROWS
     tab.select_option("#sort", label="shortest")
     milliseconds.append(tab.evaluate("state.milliseconds"))
-    # Filtering, counting, sorting and drawing; 10 to 40 here, so that a busy machine passes too.
+    # Filtering, counting, sorting and drawing; 10 to 40 ms here, so that a busy machine passes too.
     assert sorted(milliseconds)[len(milliseconds) // 2] < 100, milliseconds
     assert tab.locator("#rows > li").count() == 25

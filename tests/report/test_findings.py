@@ -53,7 +53,7 @@ def test_on_the_page(visit: Callable[..., Any], tmp_path: Path) -> None:
     metric = {"metric": "f1", "higher_is_better": True, "methods": [{"method": "less", **cell}]}
     data["results"] = {"t": [metric]}
     tab = visit(written(data, tmp_path))
-    # As written: on the page a style sheet gives sentences a capital.
+    # The stored text: on the page, a style sheet capitalizes sentences.
     assert VERDICT.text in (tab.locator("#verdict").text_content() or "")
     assert "one trained model" in (tab.locator("#verdict li").text_content() or "")
     assert tab.locator("#metrics td.number").all_inner_texts()[-2:] == ["0.400", "1,234"]

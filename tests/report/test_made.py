@@ -1,10 +1,10 @@
-"""How a training went, in a few points."""
+"""A training's loss curve, reduced to a few points."""
 
 from gradsieve.report.made import loss_curve
 
 
 def logs(epochs: int, steps: int) -> list[dict[str, float]]:
-    """Losses that jump from step to step by one and fall by one each epoch."""
+    """Losses that alternate by 1 from step to step and fall by 1 each epoch."""
     return [
         {
             "step": epoch * steps + step + 1,

@@ -18,7 +18,7 @@ def test_axes_are_the_principal_components() -> None:
     wanted /= np.abs(wanted).max()
     assert np.abs(places) == pytest.approx(np.abs(wanted), abs=1e-5)
     assert share == pytest.approx((sizes[:2] ** 2).sum() / (sizes**2).sum(), rel=1e-5)
-    assert places.max(axis=0) == pytest.approx(np.abs(places).max(axis=0))  # signs are settled
+    assert places.max(axis=0) == pytest.approx(np.abs(places).max(axis=0))  # signs are fixed
     assert len({*np.sign(places[:20, 0])}) == len({*np.sign(places[20:, 0])}) == 1
 
 

@@ -1,4 +1,4 @@
-"""Numbers of the report, beside another library's."""
+"""The report's numbers, compared with another library's."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ def test_overlap_of_top() -> None:
     assert overlap_of_top(values, values, 0.05) == 1
     assert overlap_of_top(values, -values, 0.05) == 0
     other = values.copy()
-    other[:2] = 1000  # two of five places are taken by others
+    other[:2] = 1000  # two of the five places go to other rows
     assert overlap_of_top(values, other, 0.05) == 3 / 5
 
 

@@ -1,4 +1,4 @@
-"""The page's file: data comes out as it went in, and cannot be anything but data."""
+"""The page's file: data is unchanged when read back, and cannot be anything but data."""
 
 import base64
 import hashlib
@@ -10,7 +10,7 @@ from gradsieve.report.page import embedded, page
 
 
 def elements(text: str, tag: str) -> list[str]:
-    """The content of each element, as a browser cuts scripts and styles: to the first end tag."""
+    """The content of each element, cut as browsers cut scripts and styles: at the first end tag."""
     return re.findall(f"<{tag}[^>]*>(.*?)</{tag}", text, flags=re.DOTALL | re.IGNORECASE)
 
 

@@ -1,4 +1,4 @@
-"""What a report says, beside the run's own files."""
+"""The report's contents, compared with the run's own files."""
 
 import json
 import re
@@ -118,7 +118,7 @@ def test_counts_are_those_of_the_files(
 def test_scores_of_rows_chosen_in_turns_are_on_the_scale_of_all_scores(
     made: tuple[Recipe, RunFolder], tmp_path: Path
 ) -> None:
-    """The score for the subtask whose turn it was isn't standardized; those of others are."""
+    """The score for the subtask of a turn isn't standardized; the combined scores are."""
     changes = {"score": {"method": "bm25", "across_subtasks": "standardized_max"},
                "select": {"count": 20, "turns": "subtasks"}}  # fmt: skip
     data = made[0].model_dump(include={"model", "pool", "targets"}, mode="json")
@@ -148,7 +148,7 @@ def test_contributions_are_the_strongest_parts_of_the_score(
         own = {id: total[row, n] for n, (id, of) in
                enumerate(zip(parts.ids, parts.subtasks, strict=True)) if of == subtask}  # fmt: skip
         found = {target["examples"][n][0]: part for n, part in shown["contributions"][row]}
-        # Three examples a subtask: all of them are shown.
+        # Three examples per subtask: all of them are shown.
         assert found == pytest.approx(own, rel=1e-4, abs=1e-7)
         assert sum(own.values()) == pytest.approx(shown["score"][row], rel=1e-3, abs=1e-6)
         assert sum(shown["by_checkpoint"][row]) == pytest.approx(sum(own.values()), abs=1e-5)

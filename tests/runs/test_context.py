@@ -88,7 +88,7 @@ def test_another_model_is_told_of_once(tmp_path: Path) -> None:
 
 
 def refusing(tmp_path: Path, **keys: Any) -> tuple[Context, world.Listening]:
-    """A target of which the template refuses each example that has a d in it."""
+    """A target whose template refuses every example that contains a d."""
     template = tmp_path / "refusing.jinja"
     template.write_text(
         "{% for m in messages %}{% if 'd' in m.content %}{{ raise_exception('no d') }}"

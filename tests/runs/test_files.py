@@ -1,4 +1,4 @@
-"""What a finished stage left is listed with hashes, and nothing else is used."""
+"""A finished stage's files are listed with hashes, and no other files are used."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from gradsieve.runs.verify import verify
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    """A stage with files of two folders, as a finished one leaves them."""
+    """A finished stage with files in two folders."""
     run = RunFolder(tmp_path / "run")
     run.write_recipe("a: 1\n")
     folder = run.begin("select", {"a": 1})
@@ -93,7 +93,7 @@ def test_what_records_a_stage_is_repaired(run: RunFolder) -> None:
     (folder / "inputs.json").write_text("{")
     assert run.repair("select") is None
     assert run.started_with("select") == {"a": 1}
-    write_sealed(folder / "inputs.json", {"a": 2})  # of an earlier version
+    write_sealed(folder / "inputs.json", {"a": 2})  # from an earlier version
     assert [problem["problem"] for problem in verify(run).problems] == ["not of this stage"]
     assert run.repair("select") is None
     assert run.started_with("select") == {"a": 1}
@@ -106,7 +106,7 @@ def test_what_records_a_stage_is_repaired(run: RunFolder) -> None:
     assert "starts again" in str(run.repair("select"))
     assert not folder.exists()
     assert (run.path / "archive/04-select-damaged/leaks.jsonl").is_file()
-    for file in ("meta.json", "inputs.json"):  # both at once
+    for file in ("meta.json", "inputs.json"):  # both files at once
         folder.mkdir(exist_ok=True)
         (folder / file).write_text("{")
     assert "starts again" in str(run.repair("select"))

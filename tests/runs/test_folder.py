@@ -1,4 +1,4 @@
-"""A run folder tells what is done, and never shows half a file."""
+"""A run folder shows what is completed, and never a partial file."""
 
 import json
 import multiprocessing
@@ -66,7 +66,7 @@ def test_a_folder_of_something_else_is_not_claimed(tmp_path: Path) -> None:
     assert caught.value.where == f"--out {tmp_path}: recipe.yaml"
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
     RunFolder(tmp_path / "new").claim()
-    RunFolder(tmp_path / "new").claim()  # its own mark is no hindrance
+    RunFolder(tmp_path / "new").claim()  # its own marker is accepted
 
 
 def test_an_unreadable_meta_is_told(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
     folder = tmp_path / "02-features" / "pool"
     folder.mkdir(parents=True)
     (folder / ".shard-1.safetensors.abc.tmp").touch()
-    (folder / ".tmpX1y2").touch()  # as Rust's tempfile names them
+    (folder / ".tmpX1y2").touch()  # the naming of Rust's tempfile
     (folder / ".tmpdir").mkdir()
     (folder / "shard-1.safetensors").touch()
     with RunFolder(tmp_path).locked():
@@ -164,7 +164,7 @@ def test_reasons_read_as_sentences() -> None:
     ]
     made = {"stores.pool": one, "targets.t": one}
     assert differences({"features": "2" * 64}, {"features": made}) == ["the features have changed"]
-    assert differences({"features": {}}, {"features": made}) == []  # as `methods` show
+    assert differences({"features": {}}, {"features": made}) == []  # as for `methods`
     rates = [{"features": {**made, "learning_rates": [rate]}} for rate in (1e-3, 2e-3)]
     assert differences(*rates) == ["the checkpoints' learning rates have changed"]
     text = ["model.max_length, the chat template or the tokenizer has changed"]

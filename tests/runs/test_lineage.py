@@ -1,4 +1,4 @@
-"""Which stages belong together, by the metadata of made-up runs."""
+"""Which stages belong together, according to the metadata of made-up runs."""
 
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def test_what_is_added_leaves_the_rest_as_it_was(run: RunFolder) -> None:
 
 @pytest.mark.parametrize("pool", [{"one": "p1", "two": "p2"}, {}])
 def test_a_warm_up_and_features_serve_another_pool(run: RunFolder, pool: dict[str, str]) -> None:
-    """As with `--from score`, which stops where rows have no features."""
+    """As with `--from score`, which stops if rows have no features."""
     assert set(change(run, "pool", output=pool)) == {"score", "select", "train", "report"}
     for name in ("score", "select"):
         found = change(run, name, inputs={**STAGES[name]["inputs"], "pool": pool})
@@ -86,5 +86,5 @@ def test_a_warm_up_and_features_serve_another_pool(run: RunFolder, pool: dict[st
 def test_what_a_stage_has_read_is_not_finished(run: RunFolder) -> None:
     (run.stage("select") / "meta.json").unlink()
     assert outdated(run) == {"train": "select is not finished", "report": "select is not finished"}
-    problems = verify(run).problems  # once, though two stages have read it
+    problems = verify(run).problems  # once, although two stages have read it
     assert [one["stage"] for one in problems if one["problem"] == "missing"].count("select") == 1

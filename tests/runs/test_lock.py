@@ -1,4 +1,4 @@
-"""One process at a time, and nothing outside of the run folder is touched."""
+"""One process at a time, and nothing outside the run folder is touched."""
 
 import errno
 import fcntl
@@ -38,7 +38,7 @@ def test_links_within_the_folder_and_to_it_are_no_hindrance(tmp_path: Path) -> N
 
 
 def test_the_log_is_no_link(tmp_path: Path) -> None:
-    """Also where it became one after the check."""
+    """This includes a log that becomes a link after the check."""
     victim = tmp_path / "victim"
     victim.write_text("theirs")
     (tmp_path / "log.txt").symlink_to(victim)
@@ -69,7 +69,7 @@ def test_a_file_system_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyP
             pass
         assert str(holder) in caught.value.todo
     assert not holder.exists()
-    holder.write_text(f"{os.uname().nodename} 999999999")  # of a process that was killed
+    holder.write_text(f"{os.uname().nodename} 999999999")  # left by a killed process
     with run.locked():
         pass
     holder.write_text(f"another-host {os.getpid()}")

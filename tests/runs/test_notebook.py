@@ -1,4 +1,4 @@
-"""Tables for notebooks hold the data as text."""
+"""Tables for notebooks show the data as text."""
 
 import hostile
 from gradsieve.runs.notebook import html_table

@@ -1,4 +1,4 @@
-"""A table of scores comes back as it was written, and its lines are found in the pool."""
+"""A score table is read back as it was written, and its lines are matched to the pool."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_a_table_comes_back(subtasks: list[str], tmp_path: Path) -> None:
 
 def test_lines_by_rank_and_by_key() -> None:
     made = table([])
-    assert made.order.tolist() == [1, 2, 0]  # equal scores by (source, id)
+    assert made.order.tolist() == [1, 2, 0]  # ties are sorted by (source, id)
     assert made.ranks.tolist() == [3, 1, 2]
     assert made.key(1) == ("a", "é")
     assert [made.find(*made.key(line)) for line in range(3)] == [0, 1, 2]

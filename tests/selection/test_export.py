@@ -1,4 +1,4 @@
-"""A selection's folder: a data set that loads, with a card that shows no path of this machine."""
+"""A selection's folder: a data set that loads, with a card that shows no local path."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ SPECIAL = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All rows of a pool with every format, selected."""
+    """The folder of a selection of all rows, from a pool with every format."""
     inputs = tmp_path_factory.mktemp("inputs")
     made = world.make(inputs, rows=20)
     world.write(inputs / "mixed.jsonl", MIXED)
@@ -67,7 +67,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 def test_the_folder_loads_as_it_is(folder: Path, tmp_path: Path) -> None:
     loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path))
     written = lines(folder / "selected.jsonl")
-    # `datasets` reads ten decimals of a number in a file that has columns of several kinds.
+    # `datasets` reads numbers with ten decimals if a file has columns of mixed types.
     for row, wanted in zip(loaded, written, strict=True):
         assert row.pop("score") == pytest.approx(wanted["score"])
         assert {
@@ -170,7 +170,7 @@ def test_messages_keep_tools_and_what_is_supervised(tmp_path: Path) -> None:
     for name in "wp":
         weights = [turn.get("weight") for turn in written[name]["messages"]]
         assert weights == [None, 0, None, 1]
-        # What is trained on the selection reads the same turns back.
+        # A training on the selection reads the same turns.
         assert conversation_of(written[name]).supervised == (False, False, False, True)
     loaded = datasets.load_dataset(
         str(folder), "messages", split="train", cache_dir=str(tmp_path / "cache")
@@ -198,7 +198,7 @@ def test_the_metadata_is_what_the_hub_reads(folder: Path) -> None:
         "prompt_completion",
     }
     assert "gradsieve" in block["tags"]
-    assert "license" not in block  # only the user knows
+    assert "license" not in block  # only the user knows it
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert text.startswith("---\n# license: one that")
 
@@ -210,7 +210,7 @@ def test_the_card_shows_how_and_from_what_but_no_path(folder: Path) -> None:
     assert "`model` by `random`" in text
     assert "xia2024less" in text
     assert str(folder.parents[3].parent) not in text
-    assert "warmup:" not in text  # random needs none
+    assert "warmup:" not in text  # random needs no warm-up
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -285,7 +285,7 @@ def test_the_marks_of_the_schema_decide_what_is_shown(name: str) -> None:
     plain = recipe()
     section = getattr(plain, name)
     wanted = {key for key in type(section).model_fields if section.effect(key) != "no"}
-    of_others = {"fusion", "embedding"}  # which are methods too
+    of_others = {"fusion", "embedding"}  # fusion and embedding are methods themselves
     assert set(settings_of(card(plain))[name]) == wanted - of_others
 
 
@@ -316,7 +316,7 @@ def test_a_folder_that_looks_like_a_hub_name(tmp_path: Path, monkeypatch: Any) -
 # --- types of columns ---------------------------------------------------------------------------
 
 LONG = "x" * 3000
-"""Enough of them are several of the blocks (10 MB) in which `datasets` reads."""
+"""Several thousand of them fill several of the 10 MB blocks that `datasets` reads."""
 
 CASES: dict[str, list[dict[str, Any]]] = {
     "formats": [
@@ -363,5 +363,5 @@ def test_rows_load_as_they_were_written(name: str, tmp_path: Path) -> None:
 
 
 def _filled(row: dict[str, Any]) -> dict[str, Any]:
-    """Without what is null: a column that a row lacks is null when it is loaded."""
+    """The row without nulls: a column that a row lacks is null after loading."""
     return {key: value for key, value in row.items() if value is not None}

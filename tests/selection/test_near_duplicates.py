@@ -1,4 +1,4 @@
-"""Near duplicates by stored updates: the best of each group is kept, whoever compares the rows."""
+"""Near duplicates by stored updates: the best row of each group is kept, whoever compares them."""
 
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def test_the_best_of_a_group_is_kept(
 
 
 def nothing(count: int) -> np.ndarray:
-    """No lines that come next are known."""
+    """A stand-in for `ahead` that returns no lines."""
     return np.empty(0, np.int64)
 
 
@@ -100,7 +100,7 @@ def test_rows_that_are_not_asked_after_are_not_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16, 32])
 def test_equal_rows_are_near_at_every_cosine(bits: int, tmp_path: Path) -> None:
-    """Rounding makes their cosine a little less than 1; rows of zeros are near nothing."""
+    """Rounding makes their cosine slightly less than 1; rows of zeros are near nothing."""
     rows = np.random.default_rng(bits).normal(size=(40, DIM)).astype(np.float32)
     rows = np.concatenate([rows, 3.7 * rows, np.zeros_like(rows)])
     pool = world.pool_of(tmp_path, ["rising : a b"] * 120)

@@ -1,4 +1,4 @@
-"""Columns and orders take turns; how far an order is gone down, and what is passed over."""
+"""Columns and orders take turns; how far down an order goes, and which lines are passed over."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def lines(scores: list[list[float]]) -> list[tuple[int, int]]:
 
 
 def test_by_hand() -> None:
-    # Column 0 takes line 0, column 1 line 1; then column 0's next is line 2, column 1's line 3.
+    # Column 0 takes line 0, column 1 line 1; next come column 0 with line 2, column 1 with line 3.
     assert lines([[9, 1], [8, 9], [7, 8], [1, 7]]) == [(0, 0), (1, 1), (2, 0), (3, 1)]
 
 
@@ -56,7 +56,7 @@ def test_an_order_is_arrays() -> None:
 
 
 def walk(parts: list[Ranked], passed: tuple[int, ...] = ()) -> list[tuple[int, float, str]]:
-    """Line, score and subtask of all lines in order; some are passed over."""
+    """Line, score and subtask of all lines in order, passing over the lines in `passed`."""
     ranking = ranking_of(parts)
     found = []
     while (offer := ranking.offer()) is not None:
@@ -79,7 +79,7 @@ def test_a_line_that_is_passed_over_does_not_cost_a_turn() -> None:
     scores = np.array([[9, 1], [8, 2], [7, 3], [1, 9], [2, 8]], dtype=np.float32)
     part = in_turns(scores, ["x", "y"])
     assert walk([part]) == [(0, 9, "x"), (3, 9, "y"), (1, 8, "x"), (4, 8, "y"), (2, 7, "x")]
-    # Without line 0 the next best of x comes at once: x and y go on in turn.
+    # Without line 0, x takes its next best line at once: x and y keep alternating.
     assert walk([part], (0,)) == [(1, 8, "x"), (3, 9, "y"), (2, 7, "x"), (4, 8, "y")]
     # Line 3 is the third of x and the first of y.
     assert walk([part], (3,)) == [(0, 9, "x"), (4, 8, "y"), (1, 8, "x"), (2, 3, "y")]
@@ -165,14 +165,14 @@ def test_only_rows_that_would_be_taken_are_checked() -> None:
     settings = SelectConfig.model_validate({"count": 3, "per_source": {"b": 1}})
     choice = taken("abbbaaaa", settings, [check])
     assert choice.chosen.tolist() == [0, 2, 4]
-    assert asked == [0, 1, 2, 4]  # the second b is over its cap; after 4 it is full
+    assert asked == [0, 1, 2, 4]  # the second b exceeds its cap; after 4 all are selected
     assert choice.passed.tolist() == [1, 3]
     assert [reason.split(":")[0] for reason in choice.reasons] == ["odd", "per_source"]
 
 
 @pytest.mark.parametrize("turns", [False, True])
 def test_lines_ahead_are_those_that_come_next(turns: bool) -> None:
-    """Also where columns are alike, so that most of a column's best lines are gone."""
+    """This includes similar columns, where most of a column's best lines are already taken."""
     chance = np.random.default_rng(0)
     scores = chance.normal(size=(300, 1)) + 0.1 * chance.normal(size=(300, 9))
     columns = in_turns(scores.astype(np.float32), [""] * 9)

@@ -1,4 +1,4 @@
-"""What stages say that they would take, against what a run has done."""
+"""The stages' estimates, compared with the measurements of a run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -92,21 +92,21 @@ def test_bytes_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:
         files = [file for name in names for file in run.stage(stage).rglob(name)]
         size = sum(file.stat().st_size for file in files)
         assert size / 3 < found[stage].disk_bytes < 3 * size, stage
-        if stage == "features":  # what fills disks is predicted closely
+        if stage == "features":  # the largest outputs are predicted closely
             assert found[stage].disk_bytes == pytest.approx(size, rel=0.1)
         if stage == "select":
             assert found[stage].disk_bytes == pytest.approx(size, rel=0.2)
-        if stage == "evaluate":  # prompts too, which are most of it
+        if stage == "evaluate":  # including prompts, which are most of it
             assert found[stage].disk_bytes > 0.7 * size
 
 
 def test_a_loss_of_held_out_answers_reads_them(inputs: dict[str, Any], run: RunFolder) -> None:
-    """Where nothing is generated, it is all that an evaluation does."""
+    """If nothing is generated, an evaluation consists of these losses only."""
     metrics = [["target_loss"], ["target_loss", "held_out_loss"], None]
     contexts = [context_of(inputs, run, evaluate={"metrics": names}) for names in metrics]
     target, both, all_metrics = (all_stages()["evaluate"].estimate(one) for one in contexts)
     held_out = questions(contexts[1])["mine"]
-    more = target.loads / 2 * held_out.number * held_out.prompt  # of both targets one has a test
+    more = target.loads / 2 * held_out.number * held_out.prompt  # one of two targets has a test
     assert questions(contexts[0]) == {}
     assert both.units == pytest.approx(target.units + more)
     assert both.units < all_metrics.units
@@ -120,11 +120,11 @@ def held(context: Context, batch_size: int) -> int:
 
 
 def test_memory_of_an_evaluation(inputs: dict[str, Any], run: RunFolder) -> None:
-    """Logits of losses; of choices, as many as prompts have tokens, twice; keys and values."""
+    """Logits for losses; for choices, logits for every prompt token, twice; keys and values."""
     settings = {"metrics": ["target_loss"]}, {"batch_size": 2}
     losses, answers = (context_of(inputs, run, evaluate=one) for one in settings)
     shape, rows = student_shape(losses), [row.encoded for row in target_rows(losses)]
-    assert shape.kept == 2 * 32  # a key and a value of two heads of 16
+    assert shape.kept == 2 * 32  # a key and a value for two heads of 16
     read, labels = sum(len(row.input_ids) for row in rows), sum(row.n_labels for row in rows)
     assert read < 4096
     assert held(losses, 8) == 4 * labels * shape.vocabulary
@@ -155,7 +155,7 @@ def test_existing_checkpoints(inputs: dict[str, Any], run: RunFolder) -> None:
     found = estimates(context)
     assert found["warmup"] == Estimate()
     assert found["features"].loads == 2
-    assert found["train"].like is None  # there is no warm-up that could be timed
+    assert found["train"].like is None  # no warm-up was timed
     assert selecting_shape(context).adapter == 2 * 2 * 4 * (16 + 16)  # layers, r, modules, in, out
 
 
@@ -179,7 +179,7 @@ def test_max_steps_give_all_trainings_the_same_budget(
 
 
 def test_passes_of_a_method_are_by_example(inputs: dict[str, Any], run: RunFolder) -> None:
-    """Attention grows with the square of an example's length, not of the pool's."""
+    """Attention grows with the square of an example's length, not of the pool's size."""
     context = context_of(inputs, run, score__methods=["perplexity_top"])
     of_targets = [len(row.encoded.input_ids) for row in target_rows(context)]
     forward, tokens = selecting_shape(context).forward, [*lengths(context), *of_targets]
@@ -191,7 +191,7 @@ def test_padded_tokens_of_random_batches() -> None:
     assert padded_tokens(np.full(50, 7.0), 10, 4, 2) == 70
     both = padded_tokens(np.tile([1.0, 9.0], 500), 1000, 2, 2)
     assert both == pytest.approx(1000 * (9 * 3 + 1) / 4, rel=0.15)
-    # Of 100 rows, sorted, about half are in passes of short rows alone.
+    # Of 100 sorted rows, about half are in passes that contain only short rows.
     cut = padded_tokens(np.tile([1.0, 9.0], 500), 1000, 100, 2)
     assert cut == pytest.approx(1000 * (9 + 1) / 2, rel=0.05)
 

@@ -1,4 +1,4 @@
-"""A stage's jobs can be sent to another process, and are the same there."""
+"""A stage's jobs can be sent to another process, and are unchanged there."""
 
 import pickle  # noqa: TID251 - as workers receive a job
 from pathlib import Path

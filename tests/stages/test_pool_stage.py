@@ -1,4 +1,4 @@
-"""What a run says of its pool."""
+"""What a run reports about its pool."""
 
 from pathlib import Path
 from typing import Any

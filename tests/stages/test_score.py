@@ -1,4 +1,4 @@
-"""The scores stage reports scores that rank nothing."""
+"""The scores stage reports scores that don't rank rows."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def warnings(inputs: dict[str, Any], out: Path, methods: list[str]) -> list[str]
 
 
 def target(folder: Path, *texts: tuple[str, str]) -> dict[str, Any]:
-    """A target whose examples say these, each of a kind."""
+    """A target with one example per (kind, text)."""
     records = [
         {
             "id": str(number),
@@ -56,7 +56,7 @@ def test_rows_that_all_tie_are_reported(inputs: dict[str, Any], tmp_path: Path) 
 def test_ties_of_most_rows_for_the_highest_score_are_reported(
     inputs: dict[str, Any], tmp_path: Path
 ) -> None:
-    # One target example spans a line, in which every row points one way or the other.
+    # A single target example spans a line; every row points in one of its two directions.
     one = target(tmp_path, ("known", "b c a"))
     run = {**inputs, "targets": [one]}
     found = [text for text in warnings(run, tmp_path / "run", ["gist"]) if "gist" in text]

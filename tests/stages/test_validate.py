@@ -1,4 +1,4 @@
-"""Whether scores predict training: in a world where it is known, killed, and extended."""
+"""Whether scores predict training: where the answer is known, with kills, and when extended."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class Planted:
-    """Knows which rows are of the target's kind."""
+    """A method that knows which rows are of the target's kind."""
 
     source = "tests, this very file"
     uses = "data"
@@ -58,7 +58,7 @@ def _installed() -> Any:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A pool of 24 rows, of which 6 have the target's answer, and the others answer in numbers."""
+    """A pool of 24 rows: 6 have the target's answer, the others answer in numbers."""
     folder = tmp_path_factory.mktemp("inputs")
     data = world.make(folder, rows=24)
     others = [replace(row, answer="10 11 12 13") for row in make_rows(18, 0)]
@@ -87,7 +87,7 @@ def run(inputs: dict[str, Any], out: Path, **changes: Any) -> RunFolder:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of rows of each training."""
+    """The number of rows in each training."""
     counts: list[int] = []
     real = jobs.train_model
 
@@ -111,7 +111,7 @@ def found(folder: RunFolder) -> dict[str, Validation]:
 def test_scores_that_are_known_to_predict(
     inputs: dict[str, Any], tmp_path: Path, trained: list[int]
 ) -> None:
-    """All weights are trained, for as many steps whatever the rows, and no model is kept."""
+    """All weights are trained, with the same number of steps for any rows, and no model is kept."""
     train = {"full_parameters": True, "learning_rate": 1e-2, "max_steps": 6}
     settings = {"subsets": 12, "share": 0.25, "leave_out": [0.25]}
     folder = run(inputs, tmp_path, train=train, validate=settings)
@@ -125,8 +125,8 @@ def test_scores_that_are_known_to_predict(
     assert other is not None
     assert other[1] < 0 < other[2]
     assert "no evidence" in rows["random-1"].text()
-    assert rows["planted"].without["0.25"][1] > 0  # without any planted row it is far worse
-    assert trained.count(6) >= 11  # subsets that are equal are trained on once
+    assert rows["planted"].without["0.25"][1] > 0  # the loss is far worse without any planted row
+    assert trained.count(6) >= 11  # equal subsets are trained on once
     assert {*trained} == {6, 18}
     assert not list(folder.stage("validate").rglob("*.safetensors"))
 
@@ -156,7 +156,7 @@ def test_killed_again_and_again(
     assert kills > 4
     left = world.results(RunFolder(tmp_path))
     assert left == world.results(whole)
-    assert len(trained) < 8 + 2 + kills  # a training that was finished is not repeated
+    assert len(trained) < 8 + 2 + kills  # completed trainings are not repeated
 
 
 def test_order_makes_no_difference(
@@ -177,7 +177,7 @@ def test_what_comes_later_is_added(
     run(inputs, folder)
     assert trained == []
     run(inputs, folder, score__methods=["planted", "random-1", "full", "random-2"])
-    assert trained == [22]  # without the best by random-2; `full` ranks nothing
+    assert trained == [22]  # without the best by random-2; `full` has no ranking
     rows = found(RunFolder(folder))
     assert rows["full"].lds is None
     assert rows["full"].without == {}
@@ -188,7 +188,7 @@ def test_what_comes_later_is_added(
     second = {**inputs["targets"][0], "name": "second", "test": None}
     more = {**inputs, "targets": [*inputs["targets"], second]}
     run(more, folder, validate__subsets=4)
-    assert trained == [22, 6]  # models are kept, and measured on the new target
+    assert trained == [22, 6]  # models are kept, and evaluated on the new target
     (row,) = [
         one
         for one in read_validation(Artifacts(RunFolder(folder)).validation)
@@ -206,14 +206,14 @@ def test_another_model_reads_the_rows_itself(
     shutil.copytree(inputs["model"]["name"], tmp_path / "other")
     train = {"model": str(tmp_path / "other")}
     other = run(inputs, tmp_path / "run", train=train, validate__leave_out=[])
-    assert trained == [6] * 5  # two of them by the stage train
+    assert trained == [6] * 5  # the train stage makes two of them
     assert found(other)["planted"].losses == found(whole)["planted"].losses
 
 
 def test_a_damaged_model_is_made_again(
     inputs: dict[str, Any], whole: RunFolder, tmp_path: Path, trained: list[int]
 ) -> None:
-    """Nothing else would notice: its losses are there."""
+    """Nothing else would detect it, since the model's losses are stored."""
     copy = RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
     file = min(copy.stage("validate").glob("models/*/seed-0/*.safetensors"))
     file.write_bytes(bytes([file.read_bytes()[0] ^ 4]) + file.read_bytes()[1:])

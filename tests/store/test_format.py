@@ -1,4 +1,4 @@
-"""Keys come back as they were, whatever is in them; what matches them keeps them apart."""
+"""Keys are read back unchanged, whatever they contain, and matching tells them apart."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_half_of_a_surrogate_pair_is_refused() -> None:
 
 
 def test_keys_take_few_bytes(tmp_path: Path) -> None:
-    """8.2 of them are the content's: 64 random bits as hexadecimal digits."""
+    """8.2 of the bytes are for the content hash: 64 random bits as hexadecimal digits."""
     rng = np.random.default_rng(0)
     keys = [RowKey("cot", f"cot_{n}", rng.bytes(8).hex()) for n in rng.permutation(10**6)[:4096]]
     write_table(Folder(tmp_path), KEYS, key_table(keys), SETTINGS)

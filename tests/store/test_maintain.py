@@ -1,4 +1,4 @@
-"""Whole datastores: inspect, convert, merge, verify; locally and through fsspec."""
+"""Operations on datastores: inspect, convert, merge, verify; locally and through fsspec."""
 
 import errno
 import json
@@ -71,7 +71,7 @@ def test_converted_is_as_written_with_fewer_bits(tmp_path: Path, bits: int) -> N
     small, direct = cosines(tmp_path / "small"), cosines(tmp_path / "direct")
     assert small.keys() == direct.keys()
     same = [np.abs(small[key] - direct[key]).max() < 1e-5 for key in small]
-    assert sum(same) >= 19  # a value on the edge of a step may fall to the other side
+    assert sum(same) >= 19  # a value on the edge of a step may be rounded the other way
     assert inspect(tmp_path / "small")["finished"]
     assert open_store(tmp_path / "small").verify() == []
 
@@ -116,7 +116,7 @@ def test_more_bits_are_refused(tmp_path: Path, bits: int) -> None:
 
 
 def test_rows_that_do_not_fill_bytes_are_refused(tmp_path: Path) -> None:
-    """As exact mode's may be, one value for each subtask."""
+    """Exact mode may store such rows: one value for each subtask."""
     store = create_store(tmp_path / "exact", {"bits": 32})
     store.write_shard(keys(0, 4), rows(0, 4)[:, :3], np.ones(4))
     with pytest.raises(StoreError) as caught:
@@ -140,7 +140,7 @@ def test_merge(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", [0, 10, 15])
 def test_merge_refuses_a_row_that_two_hold(tmp_path: Path, start: int) -> None:
-    """Also where the shards that hold it are the same file."""
+    """This includes shards that are the same file in both."""
     fill(tmp_path / "one")
     fill(tmp_path / "two", start=start)
     with pytest.raises(StoreError, match="the same row cannot be merged") as caught:
@@ -250,7 +250,7 @@ def test_verify_finds_a_missing_shard_and_wrong_counts(tmp_path: Path) -> None:
 def test_a_datastore_that_lacks_files_is_neither_finished_nor_copied(
     tmp_path: Path, kind: str
 ) -> None:
-    """A copy would be complete by its own manifest, with rows lost."""
+    """A copy would be complete according to its own manifest, with rows missing."""
     fill(tmp_path / "cut")
     fill(tmp_path / "other", 50)
     lost = min((tmp_path / "cut").glob(f"{kind}-*"))

@@ -1,4 +1,4 @@
-"""Cosines straight from packed codes: exact whatever the tile, the order and the count of rows."""
+"""Cosines computed from packed codes: exact for any tile size, order and number of rows."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from gradsieve.store.scoring import Cosines
 
 BITS = (32, 16, 8, 4, 2, 1)
 Whole = tuple[int, np.ndarray, np.ndarray, np.ndarray]
-"""Bits, codes, their norms and cosines to 57 directions."""
+"""Bits, codes, their norms, and cosines to 57 directions."""
 
 
 def made(count: int, dim: int, bits: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +35,7 @@ def test_as_in_double_precision(bits: int, count: int, subtasks: int, dim: int) 
 
 
 def misaligned(values: np.ndarray, by: int) -> np.ndarray:
-    """A copy that starts some bytes after a multiple of 64."""
+    """A copy that starts a few bytes after a multiple of 64."""
     room = np.empty(values.nbytes + 128, dtype=np.uint8)
     start = -room.ctypes.data % 64 + by
     copy = room[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
@@ -105,7 +105,7 @@ def test_nothing_has_a_cosine_of_zero() -> None:
 
 
 def test_lengths_of_directions_are_kept() -> None:
-    """Methods give means of unit vectors, whose length says how well examples agree."""
+    """Methods pass means of unit vectors, whose norm says how well examples agree."""
     codes, norms = made(4, 256, 2)
     of_unit = Cosines(directions(3, 256), 2)(codes, norms)
     scale = np.array([0.1, 1.0, 300.0], dtype=np.float32)
@@ -114,7 +114,7 @@ def test_lengths_of_directions_are_kept() -> None:
 
 
 def test_unpacking_leaves_the_number_of_threads_alone() -> None:
-    """Float products round differently by it, so what follows in the process would change."""
+    """Rounding depends on it, so later float results of the process would change."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     codes, norms = made(20, 256, 1)

@@ -1,4 +1,4 @@
-"""A datastore gives back what was written, in any number of bits, and finds what was damaged."""
+"""A datastore returns what was written, with any number of bits, and detects damage."""
 
 import json
 import multiprocessing
@@ -28,8 +28,8 @@ from gradsieve.store.format import Folder
 DIM = 512
 BITS = (32, 16, 8, 4, 2, 1)
 ERROR = {32: 1e-6, 16: 5e-4, 8: 1.2e-2, 4: 0.12, 2: 0.36, 1: 0.61}
-"""Most relative error of a row of normal values. For 4, 2 and 1 bits: Max (1960), the square roots
-of 0.01154, 0.1175 and 0.3634, and a little."""
+"""The largest relative error of a row of normal values. For 4, 2 and 1 bits: Max (1960), the square
+roots of 0.01154, 0.1175 and 0.3634, plus a margin."""
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def test_round_trip(tmp_path: Path, bits: int) -> None:
     assert sorted(names_of(store)) == keys(0, 20)
     wanted, found = rows(), store.read(store.find(keys(0, 20)))
     unit = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
-    # `read` gives rows their own length back: compare directions, as cosines do.
+    # `read` restores the rows' original norms: compare directions, as cosines do.
     cosines = (unit * found).sum(1) / np.linalg.norm(found, axis=1)
     assert np.arccos(np.clip(cosines, -1, 1)).max() <= max(1.2 * ERROR[bits], 1e-3)
     np.testing.assert_allclose(
@@ -81,7 +81,7 @@ def test_codes_have_the_error_of_the_best_quantizer(bits: int) -> None:
     codes, code_norms, lengths = quantize.encode(wanted, bits)
     found = quantize.decode(codes, bits) * (lengths / code_norms)[:, None]
     error = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
-    # Rows keep their length; the error of Max's shorter ones is the sine of the same angle.
+    # Rows keep their norms; the error of Max's shorter vectors is the sine of the same angle.
     assert error.max() <= 2 * np.sin(np.arcsin(ERROR[bits]) / 2)
     assert codes.nbytes * 8 == wanted.size * bits
 
@@ -113,7 +113,7 @@ def test_similarities_are_cosines_of_what_is_stored(tmp_path: Path, bits: int) -
     wanted = stored @ directions.T / np.linalg.norm(stored, axis=1, keepdims=True)
     got = np.stack([found[position] for position in store.find(keys(0, 20)).tolist()])
     scale = np.linalg.norm(directions, axis=1)
-    # Integer products hold directions in steps of 2^-15 of their largest value.
+    # Integer products quantize directions in steps of 2^-15 of their largest value.
     np.testing.assert_allclose(got / scale, wanted / scale, atol=1e-5 if bits <= 8 else 1e-6)
 
 
@@ -138,7 +138,7 @@ def test_a_shard_holds_each_row_once(tmp_path: Path) -> None:
     some = rows(4)
     name = store._publish(
         key_table(named), some, np.ones(4, dtype=np.float32)
-    )  # as another writer might
+    )  # as another writer might do
     assert open_store(tmp_path).verify() == [f"{tmp_path / name}: {named[1]} is there twice"]
 
 
@@ -186,7 +186,7 @@ def test_other_settings_are_refused_by_both_values(
     with pytest.raises(StoreError) as caught:
         create_store(tmp_path / "one", other)
     assert said in caught.value.where
-    # A shard that was copied into another datastore is refused as well.
+    # A shard that was copied into another datastore is refused too.
     create_store(tmp_path / "two", other)
     for kind in ("shard-*", "keys-*"):
         shutil.copy(next((tmp_path / "one").glob(kind)), tmp_path / "two")
@@ -234,9 +234,9 @@ def test_rows_that_are_not_finite_are_skipped(tmp_path: Path) -> None:
     store = create_store(tmp_path, settings())
     bad = rows(5)
     bad[1, 3], bad[2, 0] = np.nan, np.inf
-    bad[4] = 3e38  # its length is more than float32 holds
+    bad[4] = 3e38  # its norm exceeds the range of float32
     store.write_shard(keys(0, 5), bad, np.ones(5))
-    store.write_shard(keys(5, 1), bad[1:2], np.ones(1))  # a shard of nothing else
+    store.write_shard(keys(5, 1), bad[1:2], np.ones(1))  # a shard with no other rows
     assert names_of(open_store(tmp_path)) == [keys(0, 4)[0], keys(0, 4)[3]]
     again = create_store(tmp_path, settings())
     assert np.flatnonzero(again.missing(keys(0, 7))).tolist() == [6]
@@ -274,7 +274,7 @@ def test_every_damaged_byte_is_found(tmp_path: Path) -> None:
 def test_every_torn_file_is_found(tmp_path: Path) -> None:
     for file in small(tmp_path):
         content = file.read_bytes()
-        for length in range(0, len(content) - 1, 7):  # a last line end more or less is no loss
+        for length in range(0, len(content) - 1, 7):  # one line end more or less loses nothing
             file.write_bytes(content[:length])
             assert problems(tmp_path), f"{file.name}, {length} bytes"
         file.unlink()
@@ -294,7 +294,7 @@ def test_torn_keys_are_reported_by_all_that_read_them(tmp_path: Path) -> None:
 
 
 def write_much(folder: Path, first: int) -> None:
-    """Rows first to first + 40, in shards that another writer may cut as well or otherwise."""
+    """Write rows first to first + 40, in shards that may or may not match another writer's."""
     store = create_store(folder, settings())
     whole = rows(60)
     whole[[3, 33, 53]] = np.nan
@@ -304,7 +304,7 @@ def write_much(folder: Path, first: int) -> None:
 
 
 def test_two_writers_at_once_lose_and_mix_nothing(tmp_path: Path) -> None:
-    """Both skip rows, and half of the rows are written by both."""
+    """Both writers skip rows, and both write half of the rows."""
     spawn = multiprocessing.get_context("spawn")
     writers = [spawn.Process(target=write_much, args=(tmp_path, first)) for first in (0, 18)]
     for writer in writers:
@@ -325,7 +325,7 @@ def test_two_writers_at_once_lose_and_mix_nothing(tmp_path: Path) -> None:
 def test_the_first_of_two_new_settings_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both writers find no datastore; the second comes when the first has written."""
+    """Neither writer finds a datastore; the second creates it after the first has written."""
     create_store(tmp_path, settings())
     monkeypatch.setattr(Folder, "exists", lambda self, name: False)
     Folder(tmp_path).create("settings.json", b"other")
@@ -355,7 +355,7 @@ def test_a_damaged_shard_costs_only_its_own_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["shard-*", "keys-*"])
 def test_a_lost_file_costs_only_its_own_rows(tmp_path: Path, kind: str) -> None:
-    """Whichever of a shard's two files is deleted, the same shard is written again."""
+    """The same shard is written again, whichever of its two files is deleted."""
     filled(tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     next(tmp_path.glob(kind)).unlink()
@@ -371,7 +371,7 @@ def test_a_lost_file_costs_only_its_own_rows(tmp_path: Path, kind: str) -> None:
 
 
 def test_an_open_datastore_keeps_8_bytes_of_each_row(tmp_path: Path) -> None:
-    """So that one of a hundred million rows can be opened; names alone would be 300 bytes a row."""
+    """Then a datastore of 10^8 rows can be opened; names alone would take 300 bytes per row."""
     count, each = 40_000, 4000
     store = create_store(tmp_path, settings(bits=1))
     for start in range(0, count, each):
@@ -380,7 +380,7 @@ def test_an_open_datastore_keeps_8_bytes_of_each_row(tmp_path: Path) -> None:
     def score(store: Store) -> int:
         return sum(len(part.positions) for part in store.similarities(np.ones((1, 8), np.float32)))
 
-    score(open_store(tmp_path))  # imports torch
+    score(open_store(tmp_path))  # this imports torch
     tracemalloc.start()
     reader = open_store(tmp_path)
     assert len(reader) == count
@@ -407,11 +407,11 @@ def test_a_missing_row_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="No row has such a position"):
         open_store(tmp_path).read(np.array([3, -1]))
     with pytest.raises(StoreError, match="No row has such a position"):
-        open_store(tmp_path).read(np.array([False, True]))  # a mask of rows
+        open_store(tmp_path).read(np.array([False, True]))  # a boolean mask is refused
 
 
 def test_sizes_of_1_bit_stay_within_6_per_cent(tmp_path: Path) -> None:
-    """Also with UUIDs, whose 16 bytes nothing can compress, in shards of 512 rows."""
+    """This includes UUIDs, whose 16 bytes can't be compressed, in shards of 512 rows."""
     many = np.random.default_rng(0).normal(size=(512, 8192)).astype(np.float32)
     rng = np.random.default_rng(1)
     ids = {

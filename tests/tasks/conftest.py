@@ -1,4 +1,4 @@
-"""What the tests of targets share."""
+"""Fixtures for the tests of targets."""
 
 from pathlib import Path
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test writes to the user's cache of data sets."""
+    """Keep tests from writing to the user's cache of data sets."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""BBH's prompts are taken apart into three examples, from either of their published layouts."""
+"""BBH's prompts are split into three examples, from either of their published layouts."""
 
 import json
 from collections.abc import Callable

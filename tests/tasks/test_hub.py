@@ -1,6 +1,6 @@
-"""MMLU through `datasets`, what can't be read, and all benchmarks from their real files.
+"""MMLU through `datasets`, unreadable inputs, and all benchmarks from their real files.
 
-The same targets and questions must come out as from the paper's files. There is no hub here:
+The targets and questions must equal those from the paper's files. Tests have no access to the hub:
 folders in its format are made from small data and from the real files.
 """
 
@@ -45,7 +45,7 @@ def test_mmlu_is_the_same_both_ways(tmp_path: Path, write: Write) -> None:
 
 
 def test_mmlu_saved_as_one_with_named_letters(tmp_path: Path) -> None:
-    """As `load_dataset("cais/mmlu", "all").save_to_disk(...)` writes it."""
+    """The format of `load_dataset("cais/mmlu", "all").save_to_disk(...)`."""
     names = datasets.ClassLabel(names=list(LETTERS))
     made = {
         split: datasets.Dataset.from_list(rows).cast_column("answer", names)
@@ -151,7 +151,7 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
 
 
 def test_the_papers_layout_comes_first(tmp_path: Path) -> None:
-    """A copy of a hub repository may hold the published files."""
+    """A copy of a hub repository may contain the published files."""
     (mmlu_files(tmp_path) / "README.md").write_text("---\nlicense: mit\n---\n")
     assert len(load_target("t", "mmlu", str(tmp_path)).examples) == 3
 

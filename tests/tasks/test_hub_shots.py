@@ -1,6 +1,6 @@
 """BBH and TyDiQA through `datasets`: their few-shot examples come from elsewhere.
 
-BBH's from lm-eval's task files, TyDiQA's from its training set: the paper's if they are there.
+BBH's come from lm-eval's task files, TyDiQA's from its training set: the paper's if present.
 """
 
 import json
@@ -71,7 +71,7 @@ def test_bbh_of_unknown_tasks_is_refused(tmp_path: Path) -> None:
     rows = {"test": BBH["navigate"]}
     error = refusal("bbh", parquet(tmp_path / "other", {"swimming": rows}))
     assert error.what == "The data set has none of BBH's 27 tasks as a configuration."
-    # One saved data set might be any task.
+    # A single saved data set could be any task.
     assert refusal("bbh", saved(tmp_path, {"one": rows}) + "/one").what == error.what
 
 
@@ -121,7 +121,7 @@ PAPERS_ROWS = [tydiqa_row(id, f"About {id}.", "About") for id in sorted(PAPERS)]
 
 @pytest.mark.parametrize("write", WAYS)
 def test_tydiqa_is_the_same_both_ways(tmp_path: Path, write: Write) -> None:
-    """With the paper's rows among the training set, the paper's target comes out."""
+    """If the paper's rows are in the training set, the result is the paper's target."""
     local = both("tydiqa", tydiqa_files(tmp_path / "local", tydiqa(PAPERS_ROWS, TESTS)))
     train = [*PAPERS_ROWS, *(tydiqa_row(f"english-{n}-0") for n in range(20))]
     random.Random(0).shuffle(train)
@@ -162,7 +162,7 @@ def test_one_shots_are_short_and_not_of_tested_passages(tmp_path: Path) -> None:
     bad += [tydiqa_row(f"english-{n}-0", long) for n in range(30, 50)]
     target = load_target("t", "tydiqa", parquet(tmp_path / "1", tydiqa([*bad, good], TESTS)))
     assert [example.row["id"] for example in target.examples] == ["english-4-0"]
-    # Rather a long one than none.
+    # A long example is better than none.
     target = load_target("t", "tydiqa", parquet(tmp_path / "2", tydiqa(bad, TESTS)))
     assert [example.row["context"] for example in target.examples] == [long]
 

@@ -1,4 +1,4 @@
-"""MMLU questions are read as they stand in the CSV files, and written as the paper's code does."""
+"""MMLU questions are read unchanged from the CSV files, and written as the paper's code does."""
 
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_what_other_programs_leave_behind_changes_nothing(tmp_path: Path, text: 
 def test_hidden_files_are_no_subjects(tmp_path: Path) -> None:
     dev(tmp_path, ROW)
     plain = load_target("t", "mmlu", str(tmp_path))
-    dev(tmp_path, b"\x00\x05\x16\x07", "._some_subject")  # as a Mac's archives have them
+    dev(tmp_path, b"\x00\x05\x16\x07", "._some_subject")  # as in archives made on a Mac
     assert load_target("t", "mmlu", str(tmp_path)) == plain
 
 
@@ -105,7 +105,7 @@ def test_hidden_files_are_no_subjects(tmp_path: Path) -> None:
 def test_a_bad_row_is_named_by_the_line_it_starts_at(
     tmp_path: Path, bad: str | bytes, line: int, said: str
 ) -> None:
-    # Two rows on three lines come before it.
+    # Two rows on three lines precede it.
     before = ROW + '"How\nmany?",1,2,3,4,B\n'
     file = dev(tmp_path, before.encode() + (bad.encode() if isinstance(bad, str) else bad))
     error = refusal(tmp_path)

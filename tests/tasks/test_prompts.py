@@ -1,6 +1,6 @@
-"""Evaluation prompts, written once more by hand: in full for small files, and for real ones.
+"""Evaluation prompts, written independently: in full for small files, and for real ones.
 
-The second writer is plain code after LESS's eval/ scripts; it shares nothing with the package.
+The second implementation follows LESS's eval/ scripts and shares no code with the package.
 """
 
 import csv
@@ -42,7 +42,7 @@ def test_mmlu_in_full(mmlu: Path) -> None:
     assert first.example.messages[0]["content"] == HEADER + asked
     assert (first.answers, first.choices) == (("B",), ("A", "B", "C", "D"))
     assert first.example.messages[1]["content"] == "The answer is: B"
-    # Choices that a table reader would take for missing values are text.
+    # Choices that pandas would read as missing values are text.
     assert "Two\nlines, even\nA. null\nB. nan\nC. None\nD. None\nAnswer:" in second.with_shots
 
 
@@ -80,7 +80,7 @@ def test_tydiqa_in_full(tmp_path: Path) -> None:
     assert question.answers == ("Ann", "Ann Lee")
     assert question.example.answer_prefix == "Answer:"
 
-    # The shot is the target's example, whatever its file is called.
+    # The shot is the target's example, whatever its file is named.
     shot["question"] = "What did?"
     (tmp_path / "mine.json").write_text(json.dumps({"english": [shot]}))
     (question,) = questions("tydiqa", tmp_path / "mine.json").values()
@@ -88,7 +88,7 @@ def test_tydiqa_in_full(tmp_path: Path) -> None:
 
 
 def spread(names: list[str]) -> list[str]:
-    """Twenty of them, evenly over all."""
+    """Twenty names, evenly spaced."""
     return names[:: len(names) // COUNT][:COUNT]
 
 

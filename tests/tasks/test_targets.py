@@ -1,8 +1,8 @@
-"""What all targets share; and the paper's three, from their real files.
+"""Behavior that all targets share, and the paper's three targets from their real files.
 
-The real ones are held against texts put together here in another way, from the description of the
-paper's code (github.com/princeton-nlp/LESS, get_validation_dataset.py), byte for byte: first by
-concatenation, then through the chat template that a run uses.
+The real ones are compared byte for byte with texts that are built here independently, following the
+paper's code (github.com/princeton-nlp/LESS, get_validation_dataset.py): first by concatenation,
+then through the chat template that a run uses.
 """
 
 import json
@@ -23,7 +23,7 @@ from gradsieve.recipe.schema import TargetConfig as TargetSection
 from gradsieve.tasks import TASKS, Target, load_target, tydiqa
 
 Expected = dict[str, tuple[str, str]]
-"""id -> (text up to where learning starts, what is learnt)."""
+"""id -> (text before the supervised part, supervised text)."""
 
 
 def mmlu_expected(folder: Path) -> Expected:
@@ -127,7 +127,7 @@ def test_real_choices_that_say_none_are_words(shared_data: Path) -> None:
 
     files = sorted((shared_data / "eval" / "mmlu" / "test").glob("*.csv"))
     choices = Counter(cell for file in files for row in read_questions(file) for cell in row[1:5])
-    # pandas' own reading loses exactly these.
+    # pandas would lose exactly these.
     lost = sum(
         int(pandas.read_csv(file, header=None).iloc[:, 1:5].isna().to_numpy().sum())
         for file in files

@@ -1,4 +1,4 @@
-"""TyDiQA's examples are asked in their own language, in the words of the paper's code."""
+"""TyDiQA's examples are prompted in their own language, with the wording of the paper's code."""
 
 import json
 from functools import partial

@@ -1,7 +1,7 @@
-"""The runs that are killed and damaged: their recipes, and the runs as they are before damage.
+"""The runs that are killed and damaged: their recipes, and their state before the damage.
 
-Each is made once, in a fork: a finished run; one of other settings, which has other kinds of files;
-runs that were killed on the way; and one whose earlier outputs are in the archive.
+Each is made once, in a fork: a finished run; one with other settings and therefore other kinds of
+files; runs that were killed midway; and one whose earlier outputs are in the archive.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trust.children import Kill, run_child
 ROWS = 40
 METHODS = ["less", "random", "bm25"]
 KILLED_AT = (0.3, 0.8)
-"""Parts of a stage's file operations after which it is killed, each in a run of its own."""
+"""Fractions of a stage's file operations after which it is killed, each in a run of its own."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Base:
 
     Attributes:
         run: Its folder.
-        recipe: With which it runs after damage.
-        whole: The run whose bytes it then has to have.
-        older: A run of other data, which has the older versions of files.
+        recipe: The recipe that resumes it after the damage.
+        whole: The run whose bytes it must then have.
+        older: A run with other data, which provides the older versions of files.
     """
 
     run: Path
@@ -50,11 +50,11 @@ class Base:
 
 
 class Bases:
-    """All of them, in a folder.
+    """All base runs, in a folder.
 
     Args:
-        out: The folder; what it has already is not made again.
-        seeds: Of training.
+        out: The folder; runs that it already contains are not made again.
+        seeds: Number of training seeds.
     """
 
     def __init__(self, out: Path, seeds: int = 2) -> None:
@@ -98,7 +98,7 @@ class Bases:
 
     @cached_property
     def damaged(self) -> list[Base]:
-        """Those of which files are damaged."""
+        """The runs whose files are damaged."""
         older = self.finished.older
         more = self._recipe(
             "inputs", 0, score={"methods": ["sgd"]}, train={"full_parameters": True}, validate=None
@@ -112,7 +112,7 @@ class Bases:
         ]
 
     def _archived(self) -> Path:
-        """A copy of the finished run after a run with other selections."""
+        """A copy of the finished run, after another run with different selections in it."""
         run = self.out / "archived"
         if not run.exists():
             shutil.copytree(self.whole, run.with_suffix(".part"))
@@ -133,7 +133,7 @@ class Bases:
                     kill = Kill(operation=start + round(part * (end - start)), before=False)
                     partial = run.with_suffix(".part")
                     shutil.rmtree(partial, ignore_errors=True)
-                    # A few operations depend on time, so that one near the end may not come.
+                    # A few operations depend on timing, so one near the end may not occur.
                     assert run_child(self.recipe, partial, run, kill).status in (None, 0)
                     partial.rename(run)
                 runs.append(run)

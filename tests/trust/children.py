@@ -1,4 +1,4 @@
-"""A run in a fork: killed, followed operation by operation, or left alone."""
+"""A run in a fork: killed, traced operation by operation, or left alone."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Ended:
     """How a child ended.
 
     Attributes:
-        status: The exit status; None: it was killed.
-        said: What it wrote on standard error.
+        status: The exit status; None if it was killed.
+        said: What it wrote to standard error.
     """
 
     status: int | None
@@ -42,9 +42,9 @@ class Kill:
     """When a child is killed.
 
     Attributes:
-        after_seconds: At this moment; None: at an operation.
-        operation: Just before or after this file operation, counted from 1.
-        before: Before it.
+        after_seconds: The time of the kill; None means at an operation.
+        operation: The file operation of the kill, counted from 1.
+        before: Whether the kill is just before that operation, or just after it.
     """
 
     after_seconds: float | None = None
@@ -63,13 +63,13 @@ def run_child(
     """Run in a fork.
 
     Args:
-        recipe: What to run.
+        recipe: The recipe to run.
         folder: The run folder.
-        log: Prefix of files for what the child says (.err), its number of file operations (.ops),
-            at which of them each stage starts (.stages) and the files that it synced (.synced).
-        kill: When it is killed.
-        first: As of `run`.
-        last: As of `run`.
+        log: Prefix of the files with the child's standard error (.err), its number of file operations
+            (.ops), the operation at which each stage starts (.stages), and what it synced (.synced).
+        kill: When the child is killed; None means never.
+        first: As in `run`.
+        last: As in `run`.
     """
     child = os.fork()
     if not child:
@@ -110,7 +110,7 @@ def _status_of(
 
 
 def _synced(opened: int) -> dict[str, Any]:
-    """What is on disk of a file or folder once it is synced."""
+    """The state of a file or folder that is on disk once it is synced."""
     found = os.fstat(opened)
     record: dict[str, Any] = {"number": found.st_ino, "time": found.st_mtime_ns}
     if stat.S_ISDIR(found.st_mode):
@@ -120,7 +120,7 @@ def _synced(opened: int) -> dict[str, Any]:
 
 
 def _follow(log: Path, kill: Kill | None) -> None:
-    """Count this process's file operations, log what is synced, and die where it is wanted."""
+    """Count this process's file operations, log what is synced, and die at the given operation."""
     own, count = os.getpid(), [0]
     operations = os.open(log.with_suffix(".ops"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     synced = os.open(log.with_suffix(".synced"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -2,8 +2,8 @@
 
 In: a run folder as a killed process left it, the folder as it was before that process started, and
 which files and folders the process synced. A file that was written since its last sync is emptied,
-halved, holed or kept. A name that was given or taken away since its folder's last sync is as it was
-before, or not; each by itself, which is harsher than file systems that keep the order.
+halved, holed or kept. A name that was added or removed since its folder's last sync is reverted or
+kept, independently of all others, which is harsher than file systems that keep the order.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOST = 0.6
-"""Probability that something that was not synced is lost."""
+"""Probability that an unsynced change is lost."""
 
 
 @dataclass(frozen=True)
 class Before:
-    """A folder as it was.
+    """The earlier state of a folder.
 
     Attributes:
-        folder: Which.
-        copy: A copy of it, with its times.
-        numbers: Number and time of writing of each file and folder, by its relative path.
+        folder: The folder's path.
+        copy: A copy of it, including modification times.
+        numbers: Inode number and modification time of each file and folder, by relative path.
     """
 
     folder: Path
@@ -35,7 +35,7 @@ class Before:
 
 
 def remember(folder: Path, copy: Path) -> Before:
-    """Keep a folder as it is."""
+    """Save the current state of a folder."""
     shutil.rmtree(copy, ignore_errors=True)
     if folder.exists():
         shutil.copytree(folder, copy, symlinks=True)
@@ -52,7 +52,7 @@ def _numbers(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def cut(before: Before, synced: Path, rng: random.Random) -> list[str]:
-    """Lose what was not synced; returns what was lost."""
+    """Lose some of what was not synced; returns what was lost."""
     records = [json.loads(line) for line in synced.read_text().splitlines()]
     contents = {(record["number"], record["time"]) for record in records}
     entries = {r["number"]: r["entries"] for r in records if "entries" in r}
@@ -78,7 +78,7 @@ def cut(before: Before, synced: Path, rng: random.Random) -> list[str]:
         if path in now or parent is None or moved or rng.random() > LOST:
             continue
         if name not in entries.get(parent[0], {name: 0}):
-            continue  # that it was removed is on disk
+            continue  # its removal is on disk
         old, new = before.copy / path, before.folder / path
         if old.is_file() and new.parent.is_dir() and not new.exists():
             lost.append(f"removal of {path}")
@@ -87,7 +87,7 @@ def cut(before: Before, synced: Path, rng: random.Random) -> list[str]:
 
 
 def _put_back(before: Before, path: str, old_path: str | None) -> None:
-    """Undo that something got a name."""
+    """Undo the creation of a name."""
     here, old = before.folder / path, before.copy / path
     target = before.folder / old_path if old_path else None
     if target is not None and target.parent.is_dir() and not target.exists():

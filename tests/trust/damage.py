@@ -1,7 +1,7 @@
 """Every kind of file of a run, damaged in five ways.
 
-In: runs that are finished, that were killed on the way, or that have an archive. Out: a trial for
-each kind of file, each damage and each command: the same one, or the next stage alone.
+In: runs that are finished, were killed midway, or have an archive. Out: a trial for each kind of
+file, each kind of damage and each command: the same command, or the next stage alone.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from trust.children import run_child
 WAYS = ("flip", "cut", "empty", "delete", "older")
 COMMANDS = ("the same command", "the next stage")
 UNREAD = r"\.lock|log\.txt|(.*/)?\.[^/]+\.xxh3"
-"""Of these nothing is read: whatever they hold, nothing else changes. The hashes of an unfinished
-stage's files are read when it resumes; one that is wrong means that its file is made again."""
+"""Files that are not read: whatever they contain, nothing else changes. The hashes of an unfinished
+stage's files are read when it resumes; a wrong hash means that its file is made again."""
 
 UNHASHED = r"unfinished .*/(loss\.jsonl|\.)"
-"""Of an unfinished stage: loss curves and hidden files, which no result is made from."""
+"""Loss curves and hidden files of an unfinished stage; no result depends on them."""
 
 NAMES = (
     (r"[0-9a-f]{16,}", "H"),
@@ -37,17 +37,17 @@ NAMES = (
     (r"(checkpoint|seed)-\d+", r"\1-N"),
     (r"directions/(\.?)\d+", r"directions/\1N"),
 )
-"""What doesn't matter to a file's kind: hashes, numbers and names of inputs."""
+"""Parts of a name that don't affect the kind of file: hashes, numbers and names of inputs."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a damaged file.
+    """The outcome of damaging a file.
 
     Attributes:
-        how: `healed`: all bytes are as they were. `found`: a message names the file, and what is
-            there is right. `unread`: nothing depends on the file. `silent`: none of these.
-        why: If it is silent, or a traceback was shown.
+        how: `healed`: all bytes are as they were. `found`: a message names the file, and all other
+            results are right. `unread`: nothing depends on the file. `silent`: none of these.
+        why: The reason if it is silent, or if a traceback was shown.
     """
 
     how: str
@@ -56,12 +56,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Damage:
-    """A damage, and the command that follows.
+    """Damage to a file, and the command that follows.
 
     Attributes:
-        base: The run before.
-        kind: Of file, for the record.
-        file: Its path in the run.
+        base: The run before the damage.
+        kind: The kind of file, for the record.
+        file: The file's path in the run.
         way: One of `WAYS`.
         command: One of `COMMANDS`.
     """
@@ -77,7 +77,7 @@ class Damage:
 
 
 def all_damages(bases: Sequence[Base]) -> Iterator[Damage]:
-    """Each kind of file of each base, in each way, with each command that there is for it."""
+    """Each kind of file of each base, damaged in each way, with each command that applies."""
     seen: set[str] = set()
     for base in bases:
         for kind, file in kinds(base).items():
@@ -90,7 +90,7 @@ def all_damages(bases: Sequence[Base]) -> Iterator[Damage]:
 
 
 def kinds(base: Base) -> dict[str, str]:
-    """A file of each kind, by the kind's name; of a killed run those of the killed stage."""
+    """A file of each kind, by the kind's name; for a killed run, only files of the killed stage."""
     found: dict[str, str] = {}
     for file in sorted(base.run.rglob("*")):
         name = file.relative_to(base.run).as_posix()
@@ -130,21 +130,21 @@ def damage(file: Path, way: str, older: Path) -> bool:
 
 
 def try_damage(trial: Damage, work: Path) -> Outcome | None:
-    """Damage a file of a copy of a run, and run; None if that changes nothing."""
+    """Damage a file in a copy of a run, and run; None if the damage changes nothing."""
     base, copy = trial.base, work / "damaged"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(base.run, copy)
-    now = re.sub(rf"^{ARCHIVE}/([^/]+)-[0-9a-f]{{8}}/", r"\1/", trial.file)  # when taken back
+    now = re.sub(rf"^{ARCHIVE}/([^/]+)-[0-9a-f]{{8}}/", r"\1/", trial.file)  # when restored
     if not damage(copy / trial.file, trial.way, base.older / now):
         return None
     is_unread = re.fullmatch(UNREAD, now) is not None
     is_listed = base.stage is None and now == trial.file and not is_unread
-    # An older meta.json of the same files is as good; another recipe makes stages out of date.
+    # An older meta.json of the same files is valid; another recipe makes stages out of date.
     is_as_good = trial.way == "older" and Path(now).name in ("meta.json", "recipe.yaml")
     if is_listed and not is_as_good and _is_sound(copy):
         return Outcome("silent", "verify finds nothing")
     first, last = None, base.stage.name if base.stage else None
-    if trial.command == COMMANDS[1]:  # the stage has to run, and to read
+    if trial.command == COMMANDS[1]:  # the stage must run, and read the file
         first = last = _next_stage(trial.file, base.run)
         assert first is not None
         shutil.rmtree(RunFolder(copy).stage(first))
@@ -155,10 +155,10 @@ def try_damage(trial: Damage, work: Path) -> Outcome | None:
     if ended.status == 0 and not differing and _is_sound(copy):
         return Outcome("unread" if is_unread else "healed")
     if _is_named(trial.file, now, ended.said) and (
-        ended.status or set(differing) <= {now, "08-report/index.html"}  # which leaves it out
+        ended.status or set(differing) <= {now, "08-report/index.html"}  # it omits the file
     ):
         return Outcome("found")
-    # A stage alone reads what it needs; that `verify` finds the damage was seen above.
+    # A single stage reads only what it needs; `verify` has found the damage above.
     if ended.status == 0 and differing == [now] and (is_unread or trial.command == COMMANDS[1]):
         return Outcome("unread")
     said = ended.said[-300:]
@@ -166,7 +166,7 @@ def try_damage(trial: Damage, work: Path) -> Outcome | None:
 
 
 def _is_named(file: str, now: str, said: str) -> bool:
-    """Whether a message names a file; without the right meta.json it is the stage, or its files."""
+    """Whether a message names the file; for meta.json, naming its stage folder is enough."""
     return (
         file in said
         or now in said
@@ -175,20 +175,20 @@ def _is_named(file: str, now: str, said: str) -> bool:
 
 
 def _differing(base: Base, run: Path) -> list[str]:
-    """Results that a run should have and doesn't; of a killed run up to the stage that it ran."""
+    """Missing or wrong results of a run; for a killed run, up to the stage that was killed."""
     wanted, there = world.results(RunFolder(base.whole)), world.results(RunFolder(run))
     last = base.stage.folder if base.stage else "~"
     return [one for one in wanted if one <= f"{last}/~" and there.get(one) != wanted[one]]
 
 
 def _is_sound(run: Path) -> bool:
-    """Whether verify has no problem, and no stage that lacks its meta.json."""
+    """Whether verify finds no problem, and no stage without its meta.json."""
     found = verify(RunFolder(run))
     return not found.problems and set(found.stages.values()) == {"verified"}
 
 
 def _next_stage(file: str, run: Path) -> str | None:
-    """The run's stage that reads a stage's files; of the report's and others' there is none."""
+    """The first later stage that reads a stage's files; None for the report and for other files."""
     there = [stage for stage in STAGES if (run / stage.folder).is_dir()]
     folders, folder = [stage.folder for stage in there], file.split("/")[0]
     if folder not in folders[:-1]:

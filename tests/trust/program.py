@@ -1,4 +1,4 @@
-"""The trials, their record, and the table made of it."""
+"""The trials, their records, and the table made from them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--page", type=Path, help="where the table is written")
     given = parser.parse_args()
-    gc.freeze()  # what the imports have made: no child looks for garbage there
+    gc.freeze()  # exempt objects created by imports from garbage collection in children
     out = given.out.resolve()
     _start(out)
     bases = Bases(out, given.seeds)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _start(out: Path) -> None:
-    """Make the folder; what is there is of no use if gradsieve or this program has changed."""
+    """Make the folder; its contents are removed if gradsieve or this program has changed."""
     folders = Path(gradsieve.__path__[0]), Path(trust.__path__[0])
     files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
     version = fingerprint([file_hash(file) for file in files])
@@ -80,10 +80,10 @@ def _start(out: Path) -> None:
 
 
 def run_trials(trials: Sequence[Trial], out: Path, jobs: int) -> Records:
-    """Run trials in several processes; their records, in the order of the trials.
+    """Run trials in several processes; returns their records, in the order of the trials.
 
-    A trial's records are one line of trials.jsonl, written when it has ended: what is there already
-    is not tried again.
+    A trial's records are one line of trials.jsonl, written when the trial ends: recorded trials are
+    not repeated.
     """
     file = out / "trials.jsonl"
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
@@ -108,7 +108,7 @@ def _whole_lines(lines: Sequence[bytes]) -> list[bytes]:
 
 
 def _run(trial: Trial, work: Path) -> Records:
-    """In a process of the pool, which has a folder of its own."""
+    """Run a trial in a process of the pool, which has its own folder."""
     own = work / str(os.getpid())
     own.mkdir(parents=True, exist_ok=True)
     return trial.run(own)
@@ -116,13 +116,13 @@ def _run(trial: Trial, work: Path) -> Records:
 
 @dataclass(frozen=True)
 class Interruption:
-    """A run that is killed several times, and then gets through.
+    """A run that is killed several times, and then completes.
 
     Attributes:
-        bases: With the recipe and the bytes that are wanted.
-        what: `kill`; or `cut`: what the killed process had not synced is lost.
-        number: Of the run.
-        kills: How often.
+        bases: The base runs, with the recipe and the expected bytes.
+        what: `kill`, or `cut`: what the killed process had not synced is lost.
+        number: The number of the run, which seeds its kills.
+        kills: The number of kills.
     """
 
     bases: Bases
@@ -134,7 +134,7 @@ class Interruption:
         return f"{self.what} {self.number}, {self.kills} times"
 
     def run(self, work: Path) -> Records:
-        """Kill a run until it has been killed so often, anew if it gets through before."""
+        """Kill a run `kills` times; if it completes before that, start a new one."""
         tried: Records = []
         rng, run = random.Random(f"{self.what} {self.number}"), work / "interrupted"
         while len(tried) < self.kills:
@@ -154,7 +154,7 @@ class Interruption:
             tried.append({"what": self.what, "how": how, "lost": lost})
         wanted, found = (world.results(RunFolder(one)) for one in (self.bases.whole, run))
         names = wanted.keys() | found.keys()
-        # A cut may lose the name of a hash and keep the file's; a finished stage has all hashes.
+        # A cut may lose the name of a hash but not of its file; finished stages have all hashes.
         names -= {name for name in wanted.keys() - found.keys() if name.endswith(".xxh3")}
         differing = [name for name in names if found.get(name) != wanted.get(name)]
         ok = ended.status == 0 and not differing and "Traceback" not in ended.said
@@ -168,7 +168,7 @@ class Interruption:
 
 @dataclass(frozen=True)
 class OneDamage:
-    """A damaged file, and a command."""
+    """A trial with a damaged file and a command."""
 
     damage: Damage
 
@@ -176,7 +176,7 @@ class OneDamage:
         return str(self.damage)
 
     def run(self, work: Path) -> Records:
-        """No record if the damage changes nothing."""
+        """Try the damage; returns no record if it changes nothing."""
         outcome = try_damage(self.damage, work)
         if outcome is None:
             return []
@@ -189,7 +189,7 @@ Trial = Interruption | OneDamage
 
 
 def _interruptions(bases: Bases, what: str, wanted: int) -> Iterator[Interruption]:
-    """Runs that are killed so often, all together."""
+    """Trials whose runs are killed `wanted` times in total."""
     number, left = 0, wanted
     while left:
         kills = min(left, random.Random(f"{what} {number}").randint(3, 8))
@@ -216,7 +216,7 @@ def _kill(rng: random.Random, bases: Bases, what: str) -> tuple[Kill, str]:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Promise, how it was tried, how often, and the result."""
+    """A Markdown table of promises, how each was tried, how often, and the result."""
     rows = ["| promise | tried by | times | result |", "| --- | --- | ---: | --- |"]
     promises = {
         "kill": "A killed run resumes and ends with the same bytes",
@@ -257,7 +257,7 @@ def _result(records: list[dict[str, Any]]) -> str:
 
 
 def write_table(page: Path, text: str) -> None:
-    """Put the table between its marks."""
+    """Write the table between its marks in the page."""
     content = page.read_text(encoding="utf-8")
     before, _, rest = content.partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -1,4 +1,4 @@
-"""A small share of `make test-trust`: some kills, power cuts and damaged files of a whole run."""
+"""A small part of `make test-trust`: some kills, power cuts and damaged files of full runs."""
 
 import json
 import os
@@ -21,7 +21,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
     ],
 )
 def test_trials(tmp_path: Path, kills: int, cuts: int, damages: int, which: list[str]) -> None:
-    """In a process of its own, which forks before it has threads."""
+    """The trials run in a separate process, which forks before it has threads."""
     wanted = ["--kills", str(kills), "--cuts", str(cuts), "--damages", str(damages)]
     wanted += ["--jobs", "2", *which]
     done = subprocess.run(

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # as in conftest.py, for the page that is made without it
+os.environ["HF_HUB_OFFLINE"] = "1"  # as in conftest.py, which wrong.pages does not load
 
 import yaml
 
@@ -161,7 +161,7 @@ def call(command: str) -> Answer:
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # the tests' own filter makes them errors
+        warnings.simplefilter("ignore")  # pytest's filter would make them errors
         try:
             main()
         except SystemExit as stopped:

@@ -1,6 +1,6 @@
 """The pool on disk is independent of format, number of processes, kills and row order.
 
-What a pool holds is compared with reading and tokenizing the same rows in memory.
+A pool's contents are compared with reading and tokenizing the same rows in memory.
 """
 
 import gzip
