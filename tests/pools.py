@@ -25,7 +25,7 @@ def row(text: str, id: str = "0", source: str = "a", subtask: str = "") -> Row:
 
 
 class Texts:
-    """The parts of a pool that such methods read, from examples in memory."""
+    """The parts of a pool that these methods read, from examples in memory."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self._examples = examples

@@ -77,7 +77,7 @@ def test_dsir_samples_in_proportion_to_its_weights() -> None:
 
 
 def test_bm25_without_a_word() -> None:
-    """Single letters are not words: such an example scores 0, and such a pool can't be ranked."""
+    """Single letters are not words: without words, scores are 0, and a pool can't be ranked."""
     turns = ({"role": "user", "content": "2 + 3 ?"}, {"role": "assistant", "content": "5"})
     row = pools.row("")
     bare = replace(row, example=replace(row.example, messages=turns))

@@ -105,7 +105,7 @@ def test_nothing_has_a_cosine_of_zero() -> None:
 
 
 def test_lengths_of_directions_are_kept() -> None:
-    """Methods pass means of unit vectors, whose norm says how well examples agree."""
+    """Methods pass means of unit vectors, whose norm measures how well examples agree."""
     codes, norms = made(4, 256, 2)
     of_unit = Cosines(directions(3, 256), 2)(codes, norms)
     scale = np.array([0.1, 1.0, 300.0], dtype=np.float32)

@@ -65,8 +65,8 @@ def run_child(
     Args:
         recipe: The recipe to run.
         folder: The run folder.
-        log: Prefix of the files with the child's standard error (.err), its number of file operations
-            (.ops), the operation at which each stage starts (.stages), and what it synced (.synced).
+        log: Prefix of files with the child's standard error (.err), its number of file operations
+            (.ops), the operation that starts each stage (.stages), and what it synced (.synced).
         kill: When the child is killed; None means never.
         first: As in `run`.
         last: As in `run`.

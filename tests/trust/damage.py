@@ -45,8 +45,9 @@ class Outcome:
     """The outcome of damaging a file.
 
     Attributes:
-        how: `healed`: all bytes are as they were. `found`: a message names the file, and all other
-            results are right. `unread`: nothing depends on the file. `silent`: none of these.
+        how: `healed`: all bytes are as they were. `found`: a message names the file, and the
+            command fails or all other results are right. `unread`: nothing depends on the file.
+            `silent`: none of these.
         why: The reason if it is silent, or if a traceback was shown.
     """
 
