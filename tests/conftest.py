@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer.testing
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's libraries: no test needs it
+os.environ["HF_HUB_OFFLINE"] = "1"  # set before the hub's libraries are imported
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

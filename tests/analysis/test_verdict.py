@@ -1,4 +1,4 @@
-"""Verdicts, on cells for which a reader would see the right verdict at once."""
+"""Verdicts, on cells for which the right verdict is obvious."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Full runs on a cluster: the bytes of a local run, whatever is killed. `make test-cluster`."""
+"""Full runs on a cluster give a local run's bytes, whatever is killed. `make test-cluster`."""
 
 import os
 import random

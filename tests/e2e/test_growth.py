@@ -334,7 +334,7 @@ def test_damaged_gradients_of_a_target_are_reported_and_made_again(
     assert any(line.startswith(f"features: {file} is damaged") for line in told.lines)
     assert extracted == [targets_rows(inputs)]
     after = world.results(done)
-    assert {name: after[name] for name in before} == before  # and its archive
+    assert {name: after[name] for name in before} == before  # besides an archive
     file.unlink()
     with pytest.raises(StoreError, match="are missing"):
         read_target_gradients(file)

@@ -181,7 +181,7 @@ def test_a_named_gpu(inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) ->
     quick, slow = (plan(inputs, gpu=name, train={}, evaluate={}) for name in ("H200", "L4"))
     assert quick.machine == "H200"
     for one, other in zip(quick.stages, slow.stages, strict=True):
-        # The pool is tokenized, and timed, on this machine's CPU.
+        # The pool is tokenized, and timed, on this machine.
         if one.stage in ("features", "train"):
             assert one.seconds < other.seconds
     assert quick.stages[2].memory_bytes > 0

@@ -325,7 +325,7 @@ def test_two_writers_at_once_lose_and_mix_nothing(tmp_path: Path) -> None:
 def test_the_first_of_two_new_settings_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither writer finds a datastore; the second creates it after the first has written."""
+    """Neither writer finds a datastore; the second writes its settings after the first."""
     create_store(tmp_path, settings())
     monkeypatch.setattr(Folder, "exists", lambda self, name: False)
     Folder(tmp_path).create("settings.json", b"other")

@@ -42,7 +42,7 @@ class Kill:
     """When a child is killed.
 
     Attributes:
-        after_seconds: The time of the kill; None means at an operation.
+        after_seconds: Seconds from the start to the kill; None means at an operation.
         operation: The file operation of the kill, counted from 1.
         before: Whether the kill is just before that operation, or just after it.
     """
