@@ -535,14 +535,14 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("given", "kind", "said"), MISTAKES)
-def test_mistakes_are_told(chosen: Any, given: dict[str, Any], kind: type, said: str) -> None:
+def test_mistakes_are_reported(chosen: Any, given: dict[str, Any], kind: type, said: str) -> None:
     with pytest.raises(kind) as caught:
         chosen(**given)
     assert said in str(caught.value)
     assert str(caught.value).count("\n") >= 2
 
 
-def test_wrong_models_are_told_before_anything_is_written(
+def test_wrong_models_are_reported_before_anything_is_written(
     inputs: dict[str, Any], tokenizer: Any, tmp_path: Path
 ) -> None:
     with torch.inference_mode():

@@ -244,7 +244,7 @@ def test_runs_on_different_questions_are_refused(tmp_path: Path, ids: Sequence[s
 
 
 @pytest.mark.parametrize("own_id", ["", None, True, 0.5, ["r0"]])
-def test_rows_are_told_apart_whatever_id_they_came_with(tmp_path: Path, own_id: Any) -> None:
+def test_rows_are_distinguished_whatever_their_id(tmp_path: Path, own_id: Any) -> None:
     run = finished(tmp_path, ["random", "bm25"])
     for method in ("random", "bm25"):
         folder = RunFolder(run).stage("select") / "mine" / method

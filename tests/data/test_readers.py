@@ -93,7 +93,7 @@ def ids(source: Source) -> dict[str, str]:
     return {example.messages[0]["content"]: example.id for example in source.examples}
 
 
-def test_made_ids_are_stable_and_equal_rows_are_told_apart(tmp_path: Path) -> None:
+def test_made_ids_are_stable_and_equal_rows_are_distinguished(tmp_path: Path) -> None:
     rows = [{"prompt": p, "completion": "x"} for p in "abca"]
     first = read_source("s", jsonl(tmp_path, rows))
     assert len({example.id for example in first.examples}) == 4

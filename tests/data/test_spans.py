@@ -186,7 +186,7 @@ def test_a_template_without_a_loop_over_messages() -> None:
     assert "as it is" in reason(template_of("{{ messages[0].content }}"), Q, said("2"))
 
 
-def test_a_template_whose_turns_cannot_be_told_apart() -> None:
+def test_a_template_whose_turns_cannot_be_distinguished() -> None:
     text = "{{ messages | map(attribute='content') | join('|') }} ({{ messages | length }} turns)"
     assert "{% generation %}" in reason(template_of(text), Q, said("2"), Q, said("3"))
 

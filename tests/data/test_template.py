@@ -202,7 +202,7 @@ def test_the_callers_tokenizer_is_not_changed() -> None:
     assert made.backend_tokenizer.to_str() == before
 
 
-def test_answer_prefix_is_given_and_only_the_rest_is_learnt() -> None:
+def test_answer_prefix_is_given_and_only_the_rest_is_supervised() -> None:
     messages: tuple[Message, ...] = (
         {"role": "user", "content": "Q\nAnswer:"},
         {"role": "assistant", "content": "The answer is: B"},
@@ -218,7 +218,7 @@ def test_answer_prefix_is_given_and_only_the_rest_is_learnt() -> None:
         template.encode(wrong)
 
 
-def test_truncation_on_the_right_and_rows_set_aside() -> None:
+def test_truncation_on_the_right_and_skipped_rows() -> None:
     template = ChatTemplate(tokenizer(), "tulu", max_length=40)
     encoded = template.encode(Example("s", "1", TURNS))
     assert len(encoded.input_ids) == 40

@@ -231,7 +231,7 @@ def test_methods_and_targets_may_go_and_come_back(
     assert {file: file.stat().st_mtime_ns for file in made} == times
 
 
-def test_what_comes_back_changed_is_made_anew(inputs: dict[str, Any], tmp_path: Path) -> None:
+def test_what_comes_back_changed_is_made_again(inputs: dict[str, Any], tmp_path: Path) -> None:
     """The target's examples and questions have changed since it was left out."""
     few = {"score__methods": ["bm25"], "train": {"epochs": 1}, "select": {"count": 3}}
     changed = {"name": "plain", "path": str(tmp_path / "other.jsonl")}
@@ -266,7 +266,7 @@ def test_another_batch_size_keeps_the_results(inputs: dict[str, Any], tmp_path: 
     assert file.stat().st_mtime_ns == before
 
 
-def test_another_learning_rate_trains_anew_and_keeps_the_old(
+def test_another_learning_rate_trains_again_and_keeps_the_old(
     inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     one = {"score__methods": ["random"]}

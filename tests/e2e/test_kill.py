@@ -67,7 +67,7 @@ def kill_until_done(
 
 
 @pytest.mark.parametrize("files", [1, 12, 120])
-def test_a_full_disk_is_told_and_nothing_done_is_lost(
+def test_a_full_disk_is_reported_and_nothing_done_is_lost(
     whole: tuple[dict[str, Any], RunFolder],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

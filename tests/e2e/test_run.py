@@ -320,7 +320,7 @@ def test_existing_checkpoints_need_no_warmup(
     assert_same_scores(run, other)
 
 
-def test_rows_without_a_label_are_set_aside(inputs: dict[str, Any], tmp_path: Path) -> None:
+def test_rows_without_a_label_are_skipped(inputs: dict[str, Any], tmp_path: Path) -> None:
     long = {"id": "long", "prompt": "a " * 90, "completion": "b"}
     world.write(tmp_path / "long.jsonl", [long])
     pool = [*inputs["pool"], {"name": "long", "path": str(tmp_path / "long.jsonl")}]
@@ -334,7 +334,7 @@ def test_rows_without_a_label_are_set_aside(inputs: dict[str, Any], tmp_path: Pa
     assert ("long", "long") not in scores(run)
 
 
-def test_rows_whose_gradient_is_not_finite_are_set_aside(
+def test_rows_whose_gradient_is_not_finite_are_skipped(
     run: RunFolder, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     """One row contains a token whose embedding has a square that is not finite."""
@@ -489,7 +489,7 @@ def test_a_warm_up_of_one_step_is_refused(inputs: dict[str, Any], tmp_path: Path
     assert any("seed 0: the only step has a learning rate of 0" in line for line in progress.lines)
 
 
-def test_wrong_models_and_files_are_told(inputs: dict[str, Any], tmp_path: Path) -> None:
+def test_wrong_models_and_files_are_reported(inputs: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded"):
         gradsieve.run(world.recipe(inputs, model__name=str(tmp_path)), tmp_path / "a")
     with pytest.raises(ModelError, match="no layer of this name"):

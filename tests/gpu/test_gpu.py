@@ -118,7 +118,7 @@ def test_dropout_of_an_example_is_the_same_in_any_batch() -> None:
             assert 0.03 < float((alone == 0).float().mean()) < 0.3
 
 
-def test_a_missing_compiler_is_told(tmp_path: Path) -> None:
+def test_a_missing_compiler_is_reported(tmp_path: Path) -> None:
     """This runs in a process of its own, whose kernels are not built yet."""
     code = (
         "import torch; from gradsieve.models.kernels import has_kernels;"

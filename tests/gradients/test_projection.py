@@ -77,7 +77,7 @@ def test_thread_count_does_not_matter() -> None:
         torch.set_num_threads(threads)
 
 
-def test_kept_signs_are_the_ones_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_signs_are_the_ones_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, keeps, forgets = values(3), Projection("rademacher", 512), Projection("rademacher", 512)
     first, again = keeps.project(rows), keeps.project(rows)
     assert keeps._kept_bytes >= sum(piece[0].numel() for piece in rows.values()) * 512 / 8

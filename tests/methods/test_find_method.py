@@ -62,7 +62,7 @@ def test_a_third_partys_method_is_found_by_entry_point(monkeypatch: pytest.Monke
     assert "longest" in caught.value.todo
 
 
-def test_a_library_that_is_missing_is_told_with_what_installs_it(
+def test_a_library_that_is_missing_is_reported_with_what_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "bm25s", None)

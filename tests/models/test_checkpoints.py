@@ -170,7 +170,7 @@ def test_a_pickle_that_would_run_code_is_refused(
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors at all"])
 @pytest.mark.parametrize("name", ["adam.safetensors", "optimizer.pt"])
-def test_damaged_files_are_told(tmp_path: Path, name: str, content: bytes) -> None:
+def test_damaged_files_are_reported(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match="cannot be read"):
         load_moments(tmp_path, tiny.adapted())

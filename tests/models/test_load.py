@@ -71,7 +71,7 @@ def test_a_quantized_base_is_trained_on_and_answers(
     torch.testing.assert_close(found, wanted)
 
 
-def test_without_bitsandbytes_it_is_told_how_to_get_it(
+def test_without_bitsandbytes_the_message_says_how_to_get_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)

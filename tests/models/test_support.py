@@ -99,7 +99,7 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert "does not exist" in str(problem)
 
 
-def test_each_name_that_no_layer_has_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_each_name_that_no_layer_has_is_reported_with_the_nearest(tmp_path: Path) -> None:
     problems = check_support(model(tmp_path), warmup(["q_proj", "qproj", "c_attn"]))
     first, second = problems
     assert first.where.endswith("qproj")
@@ -325,7 +325,7 @@ def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
     assert name in problem.where
 
 
-def test_what_all_checkpoints_share_is_told_once_and_each_is_looked_at(tmp_path: Path) -> None:
+def test_what_all_checkpoints_share_is_reported_once_and_each_is_looked_at(tmp_path: Path) -> None:
     folders = []
     for number in (1, 2, 3):
         adapted = tiny.adapted()

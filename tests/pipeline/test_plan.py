@@ -89,7 +89,7 @@ def test_every_stage_gets_seconds(
         (1.0, Times(once=0.0, start=0.0, unit=4.0), ["warmup"]),
     ],
 )
-def test_what_a_row_takes_is_told_from_what_is_paid_once(
+def test_cost_per_row_is_separated_from_what_is_paid_once(
     monkeypatch: pytest.MonkeyPatch, most: float, times: Times, at_most: list[str]
 ) -> None:
     taken: list[int] = []
@@ -201,7 +201,7 @@ def test_several_workers(inputs: dict[str, Any]) -> None:
     assert "GPU-hours)" in eight.table()
 
 
-def test_memory_that_may_not_suffice_is_told(
+def test_memory_that_may_not_suffice_is_reported(
     inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small, large = (

@@ -212,7 +212,7 @@ def test_each_problem(
         ("lm_eval", {"evaluate": {}}),
     ],
 )
-def test_a_missing_library_is_told_before_anything_is_spent(
+def test_a_missing_library_is_reported_before_anything_is_spent(
     inputs: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

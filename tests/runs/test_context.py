@@ -26,7 +26,7 @@ def data(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def test_what_a_benchmark_lacks_is_told_once(tmp_path: Path, data: dict[str, str]) -> None:
+def test_what_a_benchmark_lacks_is_reported_once(tmp_path: Path, data: dict[str, str]) -> None:
     recipe = world.recipe(
         world.make(tmp_path / "world"),
         targets=[{"name": f"my-{task}", "task": task, "path": path} for task, path in data.items()],
@@ -66,7 +66,7 @@ def test_a_language_without_an_example_is_reported(tmp_path: Path) -> None:
     )
 
 
-def test_another_model_is_told_of_once(tmp_path: Path) -> None:
+def test_another_model_is_reported_once(tmp_path: Path) -> None:
     recipe = world.recipe(world.make(tmp_path / "world"))
     long = recipe.model.model_copy(update={"max_length": 4096})
     same = recipe.model_copy(update={"model": long, "train": TrainConfig()})

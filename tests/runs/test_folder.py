@@ -69,7 +69,7 @@ def test_a_folder_of_something_else_is_not_claimed(tmp_path: Path) -> None:
     RunFolder(tmp_path / "new").claim()  # its own marker is accepted
 
 
-def test_an_unreadable_meta_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_meta_is_reported(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.begin("select", {})
     (run.stage("select") / "meta.json").write_text("{")

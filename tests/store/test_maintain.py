@@ -213,7 +213,7 @@ def test_a_store_may_be_anywhere_that_fsspec_reaches() -> None:
 
 
 @pytest.mark.parametrize("place", ["nosuch://bucket/store", "s3://bucket/store"])
-def test_a_place_that_cannot_be_reached_is_told(place: str) -> None:
+def test_a_place_that_cannot_be_reached_is_reported(place: str) -> None:
     with pytest.raises(StoreError) as caught:
         open_store(place)
     assert caught.value.where == place

@@ -36,7 +36,7 @@ def test_subtasks_come_from_the_field_and_may_be_of_unequal_size(tmp_path: Path)
     assert Counter(example.subtask for example in target.examples) == {"sums": 2, "7": 1}
 
 
-def test_all_assistant_turns_are_learnt(tmp_path: Path) -> None:
+def test_all_assistant_turns_are_supervised(tmp_path: Path) -> None:
     target = load_target("mine", "custom", written(tmp_path, [*ROWS]), subtask_field="topic")
     assert [example.answer_prefix for example in target.examples] == [None, None, None]
     assert [len(example.messages) for example in target.examples] == [2, 2, 4]

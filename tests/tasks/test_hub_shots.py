@@ -139,7 +139,7 @@ def test_tydiqa_with_answers_as_a_list_of_objects(tmp_path: Path) -> None:
     assert both("tydiqa", path) == both("tydiqa", tydiqa_files(tmp_path / "local", data))
 
 
-def test_other_one_shots_are_told_and_the_same_in_any_order(tmp_path: Path) -> None:
+def test_other_one_shots_are_reported_and_the_same_in_any_order(tmp_path: Path) -> None:
     train = [tydiqa_row(f"{language}-{n}-0", f"{language} {n}")
              for n in range(9) for language in ("english", "korean")]  # fmt: skip
     picked = []
