@@ -8,10 +8,6 @@
     gradsieve validate OUT/judged/recipe.yaml --out OUT/judged/run
     python benchmarks/real_model/judged.py planted --run OUT/judged --out benchmarks/real_model
     python benchmarks/real_model/judged.py table --run OUT/judged/run --out benchmarks/real_model
-    python benchmarks/real_model/judged.py third --run OUT/judged --out OUT/third
-    gradsieve run OUT/third/recipe.yaml --out OUT/third/run --until score
-    gradsieve validate OUT/third/recipe.yaml --out OUT/third/run
-    python benchmarks/real_model/judged.py left-out --run OUT/third/run --out benchmarks/real_model
 
 `prepare` writes a recipe and the run's targets with few held-out questions each, so that computing
 a loss takes seconds. `methods` adds scores to the recipe, as methods in a Python file: those of a
@@ -21,9 +17,7 @@ start with `exact_`, `torch_` and `sgd_`; its target labels are those of the rel
 after an answer's prefix. `less_...`, `own_sgd_...` and `own_gist_...` are the package's own scores
 for the targets that `prepare` writes, whose labels are the full answers (`supervise: all`).
 `planted` counts rows of the target's kind among the best 5% by each score. `gradsieve validate`
-trains on each subset only once, even if methods are added later. `third` writes a third of the pool
-and a recipe that leaves out its best 5% by some methods, because each needs a training on all other
-rows for each target; `left-out` writes the losses.
+trains on each subset only once, even if methods are added later.
 """
 
 from __future__ import annotations
@@ -60,10 +54,6 @@ QUESTIONS = 27
 OWN = ["random", "bm25", "dsir", "rds", "rds_plus", "perplexity_middle", "perplexity_top"]
 WAYS = ("max", "mean", "standardized_max")
 SKETCHES = ("torch-plain-8192", "torch-balanced-8192", "torch-balanced-2048", "sgd-plain-8192")
-
-LEFT_OUT = ("less_standardized_max", "own_sgd_standardized_max", "bergson_cosine")
-"""Scores whose best rows are left out, in addition to BM25's."""
-LEFT_OUT_TARGETS = ("tydiqa", "gsm8k")
 
 METHODS = '''"""Scores from files, as methods of a recipe; written by judged.py."""
 
@@ -261,54 +251,9 @@ def table(run: Path, out: Path) -> None:
     (out / "lds.md").write_text("\n".join(lines) + "\n")
 
 
-def third(judged: Path, out: Path) -> None:
-    """Write a third of each source, and a recipe that leaves out the best rows of that third."""
-    recipe = yaml.safe_load((judged / "recipe.yaml").read_text())
-    for source in recipe["pool"]:
-        lines = Path(source["path"]).read_text(encoding="utf-8").split("\n")[:-1]
-        rng, count = random.Random(source["name"]), max(1, round(len(lines) / 3))
-        kept = sorted(rng.sample(range(len(lines)), count))
-        source["path"] = str(out.resolve() / f"{source['name']}.jsonl")
-        text = "".join(f"{lines[number]}\n" for number in kept)
-        Path(source["path"]).write_text(text, encoding="utf-8")
-    recipe["targets"] = [one for one in recipe["targets"] if one["name"] in LEFT_OUT_TARGETS]
-    files = [f"{judged.resolve()}/methods.py:{name}" for name in LEFT_OUT]
-    recipe["score"] = {"methods": ["bm25", *files]}
-    # As few and as small subsets as possible, because their LDS isn't used.
-    recipe["validate"] = {"subsets": 3, "share": 0.02, "leave_out": [0.05]}
-    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-
-
-def left_out(run: Path, out: Path) -> None:
-    """Write the losses after leaving out the best 5%, minus those after leaving out random rows."""
-    context = Context(load_recipe(run / "recipe.yaml"), RunFolder(run))
-    found = defaultdict(dict)
-    for row in context.artifacts.validation.rows():
-        found[row["method"]][row["target"]] = row["without"]["0.05"]
-    lines = [
-        f"Trained on {len(context.pool.usable)} rows without the best 5%: the loss on held-out",
-        "answers minus that after leaving out as many random rows (the mean of three draws), with",
-        "95% intervals over questions. Above 0: the rows that are missing had taught something.",
-        "",
-        "| scores | " + " | ".join(LEFT_OUT_TARGETS) + " |",
-        "|" + " --- |" * (len(LEFT_OUT_TARGETS) + 1),
-    ]
-    for method, own in found.items():
-        cells = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*own[t]) for t in LEFT_OUT_TARGETS]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    (out / "left-out.json").write_text(json.dumps(found, indent=1) + "\n")
-    (out / "left-out.md").write_text("\n".join(lines) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
-    steps = {
-        "prepare": prepare,
-        "planted": planted,
-        "table": table,
-        "third": third,
-        "left-out": left_out,
-    }
+    steps = {"prepare": prepare, "planted": planted, "table": table}
     parser.add_argument("what", choices=(*steps, "methods"))
     parser.add_argument("--run", type=Path, help="the run, or the folder, that a step reads")
     parser.add_argument("--gradients", type=Path, help="what gradients.py has left")
