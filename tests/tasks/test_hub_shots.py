@@ -48,7 +48,7 @@ def bbh_files(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("split", ["test", "train"])
+@pytest.mark.parametrize("split", ["test", pytest.param("train", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("write", WAYS)
 def test_bbh_is_the_same_both_ways(tmp_path: Path, write: Write, split: str) -> None:
     path = write(tmp_path / "hub", {task: {split: rows} for task, rows in BBH.items()})
