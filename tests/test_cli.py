@@ -110,6 +110,24 @@ def test_ctrl_c_twice_is_quiet() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_a_closed_terminal_ends_with_its_status() -> None:
+    """The last line cannot be written, as to a terminal that is gone."""
+    code = (
+        "import os, signal, typer\n"
+        "from pathlib import Path\n"
+        "from gradsieve.cli import signals\n"
+        "try:\n"
+        "    with signals.interruptible(Path('run')):\n"
+        "        os.kill(os.getpid(), signal.SIGHUP)\n"
+        "except typer.Exit as stopped:\n"
+        "    print(stopped.exit_code)\n"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full)
+    assert done.stdout.split() == [b"129"]
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_that_is_swallowed_comes_again(name: str) -> None:
     code = (

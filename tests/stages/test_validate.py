@@ -141,7 +141,6 @@ def test_the_loss_is_of_held_out_examples(whole: RunFolder, inputs: dict[str, An
     assert whole.require("validate")["models"] == 3 + 3 + 2
 
 
-@pytest.mark.slow
 def test_killed_again_and_again(
     inputs: dict[str, Any], whole: RunFolder, tmp_path: Path, trained: list[int]
 ) -> None:

@@ -33,5 +33,7 @@ def echo(result: Any, err: bool = False) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        if err:  # of a closed terminal: there is nowhere else to say it
+            return
         todo = "Free disk space, and run the same command again."
         raise RunError(f"The result cannot be written: {error.strerror}.", "stdout", todo) from None

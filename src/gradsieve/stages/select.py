@@ -336,9 +336,10 @@ def _chosen(
 
 
 def _nothing_chosen(scored: _Scored, choice: Choice, budget: Budget) -> DataError:
-    line = choice.too_long if choice.too_long >= 0 else int(choice.passed[0])
+    is_long = choice.too_long >= 0
+    line = choice.too_long if is_long else int(choice.passed[0])
     (key,) = scored.pool.keys(scored.numbers[[line]])
-    if line == choice.too_long:
+    if is_long:
         return DataError(
             "Not even the best row can be selected.",
             f"select.tokens {budget.tokens}, {key.source} {key.id}: {scored.tokens[line]} tokens",
