@@ -219,6 +219,17 @@ def check_hash(folder: Folder, name: str, found: str) -> None:
         raise StoreError("A file of the datastore is damaged.", folder.where(name), RUN_AGAIN)
 
 
+def read_checked(folder: Folder, name: str) -> bytes:
+    """Read a file whose name has the hash of its bytes.
+
+    Raises:
+        StoreError: If it is damaged.
+    """
+    content = folder.read(name)
+    check_hash(folder, name, hash_of(content))
+    return content
+
+
 def keys_of(shard: str) -> str:
     """The name of a shard's file of keys: `shard-K-H.safetensors` has `keys-K.parquet`."""
     return KEYS.replace("*", shard.split("-")[1])
@@ -246,8 +257,9 @@ def write_table(folder: Folder, pattern: str, table: pa.Table, settings: Mapping
         writer.write_table(table)
         writer.add_key_value_metadata({METADATA: fingerprint(settings).encode()})
     content = sink.getvalue()
-    folder.write(pattern.replace("*", hash_of(content)), content)
-    return hash_of(content)
+    own = hash_of(content)
+    folder.write(pattern.replace("*", own), content)
+    return own
 
 
 def read_table(folder: Folder, name: str, settings: Mapping[str, Any]) -> pa.Table:
@@ -256,9 +268,7 @@ def read_table(folder: Folder, name: str, settings: Mapping[str, Any]) -> pa.Tab
     Raises:
         StoreError: If the file is damaged, or belongs to a datastore with other settings.
     """
-    content = folder.read(name)
-    check_hash(folder, name, hash_of(content))
-    file = pq.ParquetFile(io.BytesIO(content))
+    file = pq.ParquetFile(io.BytesIO(read_checked(folder, name)))
     own, ours = (file.metadata.metadata or {}).get(METADATA, b"").decode(), fingerprint(settings)
     if own != ours:
         what = "A shard belongs to a datastore with other settings."

@@ -22,11 +22,10 @@ from gradsieve.store.format import (
     SETTINGS,
     SHARDS,
     Folder,
-    check_hash,
-    hash_of,
     key_at,
     key_table,
     keys_of,
+    read_checked,
     shard_names,
 )
 from gradsieve.store.reader import Store, open_store
@@ -132,7 +131,8 @@ def merge(
         _check_overlap(writer.reader(), store, new)
         done += len(names) - len(new)
         for name in new:
-            _copy(store, writer, name)
+            for file in (keys_of(name), name):  # keys without a shard are ignored
+                writer.folder.write(file, read_checked(store.folder, file))
             done += 1
             report(done)
         writer.skip(store.skipped())
@@ -174,11 +174,3 @@ def _check_overlap(first: Store, other: Store, shards: Sequence[str]) -> None:
             f"{first.folder}, {other.folder}: {key_at(common, 0)}",
             "Leave one out, or compute the features of each row in one of them only.",
         )
-
-
-def _copy(store: Store, writer: StoreWriter, name: str) -> None:
-    """Check and copy a shard and its keys, the keys first."""
-    for file in (keys_of(name), name):
-        content = store.folder.read(file)
-        check_hash(store.folder, file, hash_of(content))
-        writer.folder.write(file, content)

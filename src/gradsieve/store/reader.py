@@ -8,7 +8,6 @@ checked. An open datastore keeps 8 bytes per row, a hash of its key.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -20,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import safetensors.numpy
-import xxhash
 from numpy.typing import NDArray
 from safetensors import safe_open
 
 from gradsieve.errors import StoreError
+from gradsieve.io import file_hash
 from gradsieve.store import quantize
 from gradsieve.store.format import (
     MANIFEST,
@@ -32,11 +31,11 @@ from gradsieve.store.format import (
     Folder,
     Keys,
     check_hash,
-    hash_of,
     key_at,
     key_hashes,
     key_table,
     keys_of,
+    read_checked,
     read_manifest,
     read_settings,
     read_table,
@@ -285,14 +284,11 @@ class Store:
     def _tensors(self, name: str) -> Tensors:
         """A shard's tensors, checked against the hash in its name; memory-mapped if it is local."""
         if not self.folder.local:
-            content = self.folder.read(name)
-            check_hash(self.folder, name, hash_of(content))
-            tensors: Tensors = safetensors.numpy.load(content)
+            tensors: Tensors = safetensors.numpy.load(read_checked(self.folder, name))
             return tensors
         path = Path(self.folder.path) / name
-        with self.folder.reporting(name), path.open("rb") as file:
-            found = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
-        check_hash(self.folder, name, found)
+        with self.folder.reporting(name):
+            check_hash(self.folder, name, file_hash(path))
         with safe_open(path, "pt") as opened:
             return {kind: opened.get_tensor(kind).numpy() for kind in opened.keys()}  # noqa: SIM118
 
