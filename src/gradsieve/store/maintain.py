@@ -58,7 +58,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 def convert(
     source: str | Path, target: str | Path, bits: int, report: Report = lambda _: None
-) -> StoreWriter:
+) -> None:
     """Write a datastore's rows with fewer bits.
 
     Raises:
@@ -85,7 +85,6 @@ def convert(
     writer.skip(store.skipped())
     if store.folder.exists(MANIFEST):
         writer.finish()
-    return writer
 
 
 def _begin(path: str | Path, settings: dict[str, Any]) -> StoreWriter:
@@ -108,7 +107,7 @@ def _begin(path: str | Path, settings: dict[str, Any]) -> StoreWriter:
 
 def merge(
     sources: Sequence[str | Path], target: str | Path, report: Report = lambda _: None
-) -> StoreWriter:
+) -> None:
     """Merge datastores that have equal settings and no rows in common.
 
     Raises:
@@ -138,7 +137,6 @@ def merge(
         writer.skip(store.skipped())
     if all(store.folder.exists(MANIFEST) for store in stores):
         writer.finish()
-    return writer
 
 
 def _open_complete(path: str | Path) -> Store:

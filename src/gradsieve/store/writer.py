@@ -103,16 +103,13 @@ class StoreWriter:
         """
         return (self.reader().positions(keys) < 0) & ~self._is_skipped(key_table(keys))
 
-    def write_shard(self, keys: Keys, features: Any, gradient_norms: Any) -> str | None:
+    def write_shard(self, keys: Keys, features: Any, gradient_norms: Any) -> None:
         """Add rows atomically; rows that are not finite are skipped.
 
         Args:
             keys: The rows' keys, each only once.
             features: [n, d] float32, array or CPU tensor.
             gradient_norms: [n], norms before projection.
-
-        Returns:
-            The shard's name, or None if no row was finite.
 
         Raises:
             StoreError: If a row is given twice, or if writing fails, e.g. because the disk is full.
@@ -126,11 +123,11 @@ class StoreWriter:
         norms = np.asarray(gradient_norms, dtype=np.float32)
         # NaN compares as false; a norm that float32 can't represent counts as infinite.
         finite = (quantize.row_norms(rows) <= np.finfo(np.float32).max) & np.isfinite(norms)
-        name = self._publish(*rows_where(finite, keys, rows, norms)) if finite.any() else None
+        if finite.any():
+            self._publish(*rows_where(finite, keys, rows, norms))
         # Last, so that if the process is killed in between, the shard isn't made of other batches.
         bad = keys.filter(~finite)
         self.skip(bad.append_column("skip_reason", pa.array([NOT_FINITE] * len(bad), pa.string())))
-        return name
 
     def skip(self, rows: pa.Table) -> None:
         """Record rows that will have no features (keys and `skip_reason`) in a separate file."""
@@ -154,7 +151,7 @@ class StoreWriter:
             rows[name] = len(read_table(self.folder, name, self.settings))
         self.folder.write(MANIFEST, seal({"rows": rows}))
 
-    def _publish(self, keys: pa.Table, rows: NDArray[np.float32], norms: Any) -> str:
+    def _publish(self, keys: pa.Table, rows: NDArray[np.float32], norms: Any) -> None:
         bits = self.settings["bits"]
         if rows.shape[1] * bits % 8:
             raise StoreError(
@@ -172,6 +169,4 @@ class StoreWriter:
         content = save(tensors, {"format": FORMAT})
         # The shard is written last: keys without a shard are ignored.
         own = write_table(self.folder, KEYS, keys, self.settings)
-        name = SHARDS.replace("*", f"{own}-{hash_of(content)}")
-        self.folder.write(name, content)
-        return name
+        self.folder.write(SHARDS.replace("*", f"{own}-{hash_of(content)}"), content)
