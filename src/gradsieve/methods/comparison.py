@@ -123,7 +123,7 @@ class Stored:
 
     def parts(self, store: Store, rows: Wanted) -> Iterator[Part]:
         for block in store.shards(rows):
-            yield Part(block.positions, block.directions * block.feature_norms[:, None])
+            yield Part(block.positions, block.rows)
 
 
 def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

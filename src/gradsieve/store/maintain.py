@@ -78,8 +78,7 @@ def convert(
     done = len(keys) - len(left)
     report(done)
     for block in store.shards(left):
-        rows = block.directions * block.feature_norms[:, None]
-        writer.write_shard(keys.take(block.positions), rows, block.gradient_norms)
+        writer.write_shard(keys.take(block.positions), block.rows, block.gradient_norms)
         done += len(block.positions)
         report(done)
     writer.skip(store.skipped())

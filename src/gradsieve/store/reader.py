@@ -62,6 +62,11 @@ class Block(NamedTuple):
     feature_norms: NDArray[np.float32]
     gradient_norms: NDArray[np.float32]
 
+    @property
+    def rows(self) -> NDArray[np.float32]:
+        """The projected rows [n, d], up to quantization."""
+        return self.directions * self.feature_norms[:, None]
+
 
 class Similarities(NamedTuple):
     """Some of a shard's rows: positions [n], cosines with directions [n, S], the norms [n] that
@@ -219,8 +224,7 @@ class Store:
             StoreError: If a shard is damaged.
         """
         ordered, places = np.unique(positions, return_inverse=True)
-        blocks = (part.directions * part.feature_norms[:, None] for part in self.shards(ordered))
-        return np.concatenate([*blocks])[places]
+        return np.concatenate([block.rows for block in self.shards(ordered)])[places]
 
     def similarities(
         self,
