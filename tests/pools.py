@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 import world
 from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool.mapped import ExampleKey
+from gradsieve.engine import LocalEngine
 from gradsieve.methods import ScoringTask
 from gradsieve.methods.base import full_text
 from gradsieve.models.source import ModelSource
@@ -50,7 +52,8 @@ def task(
     recipe = check_recipe({**tree, **given.pop("r", {})})
     pool: Any = Texts([row.example for row in sorted(rows, key=lambda row: row.key)])
     settings = {"recipe": recipe, "model": ModelSource(recipe.model), "seed": 0, **given}
-    settings = {"progress": world.Listening(), **settings}
+    progress = world.Listening()
+    settings |= {"progress": progress, "engine": LocalEngine(progress), "work": Path("unused")}
     return ScoringTask(
         pool, np.arange(len(rows)), targets or {"t": [row("a question")]}, **settings
     )

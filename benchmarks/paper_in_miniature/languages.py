@@ -26,6 +26,7 @@ from planted import without_instruction
 from gradsieve.console import Progress
 from gradsieve.data.examples import Example, Row
 from gradsieve.data.sources import read_source
+from gradsieve.engine import LocalEngine
 from gradsieve.methods import ScoringTask, find_method, lexical
 from gradsieve.methods.base import full_text
 from gradsieve.models.source import model_source
@@ -83,7 +84,7 @@ def found(rows: list[Row], examples: list[Row], split: Split) -> dict[str, int]:
             "targets": [{"name": "t", "path": "none"}],
         }
     )
-    numbers = np.arange(len(rows))
+    numbers, progress = np.arange(len(rows)), Progress(quiet=True)
     with mock.patch.object(lexical, "_words", split):
         task = ScoringTask(
             Texts(rows),
@@ -92,7 +93,9 @@ def found(rows: list[Row], examples: list[Row], split: Split) -> dict[str, int]:
             recipe,
             model_source(recipe.model),
             0,
-            Progress(quiet=True),
+            progress,
+            LocalEngine(progress),
+            Path("unused"),
         )
         total = find_method("bm25").score(task)["t"].total
     best = np.argsort(-total, kind="stable")[: round(SHARE * len(rows))]

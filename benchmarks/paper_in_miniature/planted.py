@@ -75,7 +75,15 @@ def bm25_without_instruction(run: RunFolder, count: int) -> dict[str, Any]:
     rows = context.target_rows(target)
     examples = [replace(row, example=without_instruction(row.example)) for row in rows]
     task = ScoringTask(
-        pool, pool.usable, {"tydiqa": examples}, recipe, context.model, 0, Progress()
+        pool,
+        pool.usable,
+        {"tydiqa": examples},
+        recipe,
+        context.model,
+        0,
+        Progress(),
+        context.engine,
+        context.artifacts.scores.work,
     )
     scores = find_method("bm25").score(task)["tydiqa"]
     keys = [key._asdict() for key in task.example_keys()]

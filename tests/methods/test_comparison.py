@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import world
-from gradsieve.engine import Engine
+from gradsieve.engine import Engine, LocalEngine
 from gradsieve.methods import comparison
 from gradsieve.methods.comparison import Column, Comparison, Directions, Part, Stored, Subspaces
 from gradsieve.store import RowKey, Store, create_store, open_store
@@ -42,17 +42,21 @@ def comparisons() -> list[Comparison]:
 @pytest.mark.parametrize("compared", comparisons())
 @pytest.mark.parametrize("at_once", [1, 10, 1000])
 def test_workers_find_the_same(
-    store: Store, compared: Comparison, at_once: int, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    compared: Comparison,
+    at_once: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(comparison, "TASK_ROWS", at_once)
     listening = world.Listening()
     positions = np.array([33, 2, 9, 8, 1, 20, 34])
 
-    def found(engine: Engine | None) -> list[Part]:
-        task: Any = SimpleNamespace(engine=engine, progress=listening, work=None)
+    def found(engine: Engine) -> list[Part]:
+        task: Any = SimpleNamespace(engine=engine, progress=listening, work=tmp_path)
         return list(comparison.compare(task, "scores", store, compared, positions))
 
-    here, there = found(None), found(world.Workers(listening))
+    here, there = found(LocalEngine(listening)), found(world.Workers(listening))
     assert len(here) == 4  # shards that contain a wanted row
     for one, other in zip(here, there, strict=True):
         assert one.positions.tolist() == other.positions.tolist()

@@ -11,24 +11,31 @@ import torch
 import gradsieve
 import world
 from gradsieve.data.examples import TokenizedExample
+from gradsieve.engine import LocalEngine
 from gradsieve.methods import ScoringTask, find_method
 from gradsieve.runs.context import Context
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> ScoringTask:
+def scoring(tmp_path_factory: pytest.TempPathFactory) -> ScoringTask:
     recipe = world.recipe(world.make(tmp_path_factory.mktemp("inputs"), rows=30))
     run = gradsieve.run(recipe, tmp_path_factory.mktemp("run"), last="pool")
-    context = Context(recipe, run, world.Listening())
+    progress = world.Listening()
+    context = Context(recipe, run, progress)
     targets = {target.name: context.target_rows(target) for target in context.targets}
-    return ScoringTask(
-        context.pool, context.pool.usable, targets, recipe, context.model, 0, world.Listening()
-    )
+    engine, work = LocalEngine(progress), Path("replaced")
+    numbers, model = context.pool.usable, context.model
+    return ScoringTask(context.pool, numbers, targets, recipe, model, 0, progress, engine, work)
+
+
+@pytest.fixture
+def task(scoring: ScoringTask, tmp_path: Path) -> ScoringTask:
+    return replace(scoring, work=tmp_path / "own")
 
 
 @pytest.fixture(scope="module")
-def model(task: ScoringTask) -> Any:
-    return task.model.load().eval()
+def model(scoring: ScoringTask) -> Any:
+    return scoring.model.load().eval()
 
 
 def states(model: Any, encoded: TokenizedExample) -> torch.Tensor:

@@ -51,8 +51,8 @@ class ScoringTask:
 
     Attributes:
         numbers: Pool row numbers of the examples to score [n], in order of (source, id).
-        engine: Runs passes over the pool; None means in this process.
-        work: Folder where these passes store results; None means a temporary folder.
+        engine: Runs passes over the pool.
+        work: Folder where these passes store results; the stage's other methods reuse them.
         known: Scores of the same examples by other methods, by method and target name.
     """
 
@@ -63,9 +63,9 @@ class ScoringTask:
     model: ModelSource
     seed: int
     progress: Progress
+    engine: Engine
+    work: Path
     features: Features | None = None
-    engine: Engine | None = None
-    work: Path | None = None
     known: Mapping[str, Mapping[str, Scores]] = field(default_factory=dict)
 
     @property

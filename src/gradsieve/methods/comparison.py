@@ -21,7 +21,7 @@ from gradsieve.console import Progress
 from gradsieve.engine import Job, LocalEngine, Size
 from gradsieve.io import atomic
 from gradsieve.methods.base import ScoringTask
-from gradsieve.methods.forward import grouped, work_folder
+from gradsieve.methods.forward import grouped
 from gradsieve.store import Shard, Store, Wanted, open_store
 from gradsieve.store.quantize import TINY
 
@@ -142,7 +142,7 @@ def compare(
         StoreError: If a shard is damaged.
     """
     wanted = store.wanted(rows)
-    if task.engine is None or isinstance(task.engine, LocalEngine):
+    if isinstance(task.engine, LocalEngine):
         done = 0
         with task.progress.counting(what, len(rows), "rows") as report:
             for part in comparison.parts(store, wanted):
@@ -150,17 +150,16 @@ def compare(
                 yield part
                 report(done)
         return
-    with work_folder(task, "similarities") as folder:
-        tasks = [
-            ComparisonTask(folder / f"{number}.npz", group)
-            for number, group in enumerate(grouped(wanted, _rows, TASK_ROWS))
-        ]
-        job = ComparisonJob(str(store.folder), comparison)
-        for _ in task.engine.map(job, tasks, what):
-            pass
-        for one in tasks:
-            yield from one.parts()
-            one.file.unlink()
+    tasks = [
+        ComparisonTask(task.work / "similarities" / f"{number}.npz", group)
+        for number, group in enumerate(grouped(wanted, _rows, TASK_ROWS))
+    ]
+    job = ComparisonJob(str(store.folder), comparison)
+    for _ in task.engine.map(job, tasks, what):
+        pass
+    for one in tasks:
+        yield from one.parts()
+        one.file.unlink()
 
 
 @dataclass(frozen=True)

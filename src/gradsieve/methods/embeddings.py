@@ -12,8 +12,8 @@ Letters: n examples of the pool, k of the target, h hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Representations:
     """
 
     source: str
-    vectors: Callable[[ScoringTask], AbstractContextManager[OfAll]]
+    vectors: Callable[[ScoringTask], OfAll]
     uses: Uses
     in_turn: bool = False
     library: str | None = None
@@ -75,10 +75,10 @@ class Representations:
             name: np.empty((len(task), len(examples)), dtype=np.float32)
             for name, examples in task.targets.items()
         }
-        with self.vectors(task) as (targets, parts):
-            for places, part in parts:
-                for name, cosines in found.items():
-                    cosines[places] = part @ targets[name].T
+        targets, parts = self.vectors(task)
+        for places, part in parts:
+            for name, cosines in found.items():
+                cosines[places] = part @ targets[name].T
         scores = {}
         for name, cosines in found.items():
             scores[name] = over_examples(task, task.targets[name], cosines)
@@ -87,24 +87,15 @@ class Representations:
         return scores
 
 
-@dataclass(frozen=True)
-class HiddenStates:
+def _from_model(task: ScoringTask, which: int) -> OfAll:
     """Vectors from the last layer of the recipe's model, without an adapter.
 
-    Attributes:
-        which: Index of one of the two vectors that `hidden_states` computes for both methods.
+    `which` is the index of one of the two vectors that `hidden_states` computes for both methods.
     """
-
-    which: int
-
-    @contextmanager
-    def __call__(self, task: ScoringTask) -> Iterator[OfAll]:
-        """Yield the vectors of each target, and those of the pool in parts."""
-        targets = {name: [row.encoded for row in rows] for name, rows in task.targets.items()}
-        with forward(task, "hidden states", hidden_states, TOKENS_PER_BATCH, targets) as made:
-            of_targets, parts = made
-            own = {name: rows[:, self.which] for name, rows in of_targets.items()}
-            yield own, ((places, rows[:, self.which]) for places, rows in parts)
+    targets = {name: [row.encoded for row in rows] for name, rows in task.targets.items()}
+    made, parts = forward(task, "hidden states", hidden_states, TOKENS_PER_BATCH, targets)
+    own = {name: rows[:, which] for name, rows in made.items()}
+    return own, ((places, rows[:, which]) for places, rows in parts)
 
 
 def hidden_states(model: Any, encoded: Sequence[TokenizedExample]) -> Vectors:
@@ -159,8 +150,7 @@ def _not_loaded(name: str, error: Exception) -> ModelError:
     )
 
 
-@contextmanager
-def _embeddings(task: ScoringTask) -> Iterator[OfAll]:
+def _embeddings(task: ScoringTask) -> OfAll:
     """Vectors of a sentence-transformers model, `AT_ONCE` texts at a time."""
     library = needed("sentence_transformers", "baselines")
     name = task.recipe.score.embedding
@@ -177,17 +167,17 @@ def _embeddings(task: ScoringTask) -> Iterator[OfAll]:
         name: encode([full_text(row.example) for row in rows])
         for name, rows in task.targets.items()
     }
-    yield targets, ((some, encode(task.pool.texts(task.numbers[some]))) for some in task.places())
+    return targets, ((some, encode(task.pool.texts(task.numbers[some]))) for some in task.places())
 
 
 RDS = Representations(
     "RDS (the LESS paper's baseline: last hidden state of the last token)",
-    HiddenStates(0),
+    partial(_from_model, which=0),
     "model",
 )
 RDS_PLUS = Representations(
     "RDS+ (Ivison et al., 2025, arXiv 2503.01807: mean weighted by position, round robin)",
-    HiddenStates(1),
+    partial(_from_model, which=1),
     "model",
     in_turn=True,
 )

@@ -8,9 +8,7 @@ kill and is reused by the stage's other methods; the stage removes the files.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +20,7 @@ from gradsieve.console import Progress
 from gradsieve.data.batching import PoolTokens, length_sorted_batches
 from gradsieve.data.examples import TokenizedExample
 from gradsieve.data.pool import Pool
-from gradsieve.engine import Job, LocalEngine, Size
+from gradsieve.engine import Job, Size
 from gradsieve.io import atomic, fingerprint, is_whole
 from gradsieve.methods.base import ScoringTask
 from gradsieve.models.source import ModelSource
@@ -78,35 +76,36 @@ class ForwardJob(Job[ForwardTask, None]):
         return f"rows {task.file.stem}"
 
 
-@contextmanager
 def forward(
     task: ScoringTask,
     what: str,
     make: MakeRows,
     tokens_per_batch: int,
     targets: Mapping[str, Sequence[TokenizedExample]],
-) -> Iterator[tuple[dict[str, NDArray[Any]], Iterator[Part]]]:
-    """Yield the rows of each target [k, ...], and those of the pool's examples in parts.
+) -> tuple[dict[str, NDArray[Any]], Iterator[Part]]:
+    """The rows of each target [k, ...], and those of the pool's examples in parts.
 
-    `what` must be unique to `make`: rows that are already stored under this name are reused.
+    `what` must be unique to `make`: rows that are already stored under this name, by an earlier
+    attempt or another method of the stage, are reused.
     Tasks hold full batches of `tokens_per_batch`, the batch size that `make` uses, so that results
     don't depend on the number of tasks.
     """
-    with work_folder(task, what) as folder:
-        job = ForwardJob(task.model, task.pool.folder, make)
-        parts = [
-            (place, _of_pool(folder, task, task.numbers[place]))
-            for place in _parts(task.pool.lengths[task.numbers], tokens_per_batch)
-        ]
-        of_targets = {name: _of_target(folder, name, some) for name, some in targets.items()}
-        tasks = [*(one for _, one in parts), *of_targets.values()]
-        missing = [one for one in tasks if not is_whole(one.file)]
-        done = sum(len(one.examples) for one in tasks) - sum(len(one.examples) for one in missing)
-        engine = task.engine or LocalEngine(task.progress)
-        for _ in engine.map(job, missing, what, done):
-            pass
-        found = {name: np.load(one.file) for name, one in of_targets.items()}
-        yield found, ((place, np.load(one.file)) for place, one in parts)
+    settings = task.model.settings
+    own = fingerprint([task.model.fingerprint, settings.dtype, settings.quantization])
+    folder = task.work / f"{what.replace(' ', '-')}-{own[:16]}"
+    job = ForwardJob(task.model, task.pool.folder, make)
+    parts = [
+        (place, _of_pool(folder, task, task.numbers[place]))
+        for place in _parts(task.pool.lengths[task.numbers], tokens_per_batch)
+    ]
+    of_targets = {name: _of_target(folder, name, some) for name, some in targets.items()}
+    tasks = [*(one for _, one in parts), *of_targets.values()]
+    missing = [one for one in tasks if not is_whole(one.file)]
+    done = sum(len(one.examples) for one in tasks) - sum(len(one.examples) for one in missing)
+    for _ in task.engine.map(job, missing, what, done):
+        pass
+    found = {name: np.load(one.file) for name, one in of_targets.items()}
+    return found, ((place, np.load(one.file)) for place, one in parts)
 
 
 def _parts(lengths: NDArray[np.int32], tokens_per_batch: int) -> Iterator[NDArray[np.int64]]:
@@ -138,15 +137,3 @@ def _of_target(folder: Path, name: str, examples: Sequence[TokenizedExample]) ->
     own = fingerprint([name, [one.input_ids.tolist() for one in examples]])
     tokens = sum(len(one.input_ids) for one in examples)
     return ForwardTask(folder / f"{own[:32]}.npy", examples, tokens)
-
-
-@contextmanager
-def work_folder(task: ScoringTask, what: str) -> Iterator[Path]:
-    """The folder for rows, which the next attempt and the stage's other methods reuse."""
-    if task.work is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            yield Path(temporary)
-        return
-    settings = task.model.settings
-    own = fingerprint([task.model.fingerprint, settings.dtype, settings.quantization])
-    yield task.work / f"{what.replace(' ', '-')}-{own[:16]}"

@@ -27,9 +27,9 @@ class Perplexity:
     def score(self, task: ScoringTask) -> dict[str, Scores]:
         """The same scores for every target."""
         losses = np.empty(len(task))
-        with forward(task, "perplexity", example_losses, TOKENS_PER_BATCH, {}) as (_, parts):
-            for places, some in parts:
-                losses[places] = some
+        _, parts = forward(task, "perplexity", example_losses, TOKENS_PER_BATCH, {})
+        for places, some in parts:
+            losses[places] = some
         if self.middle:
             place = np.argsort(np.argsort(losses, kind="stable"))
             losses = -np.abs(place - (len(losses) - 1) / 2)
