@@ -18,7 +18,6 @@ Letters: B examples, p values of one weight, d dim.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from gradsieve.gradients.adam import BETA1, BETA2, EPS, Moments, Momentum, Reading
+from gradsieve.gradients.adam import Moments, Momentum, Reading
 from gradsieve.gradients.projection import SMALLEST_SCALE, Projection
 
 BLOCK, EXAMPLES, PARTS = 256, 4, 8
@@ -126,17 +125,15 @@ class FusedTotals:
         batch: int,
         device: torch.device,
     ) -> None:
-        self._projection = projection
-        self._exp_avg: Mapping[str, Tensor] = moments.exp_avg if moments else {}
-        self._exp_avg_sq: Mapping[str, Tensor] = moments.exp_avg_sq if moments else {}
+        adam = moments or Moments({}, {}, 0)
+        beta1, beta2 = adam.betas
         balance = projection.balance
-        if balance is not None:
-            self._exp_avg_sq = balance.exp_avg_sq
-        step = moments.step + 1 if moments else 1
-        beta1, beta2 = moments.betas if moments else (BETA1, BETA2)
+        self._projection = projection
+        self._exp_avg = adam.exp_avg
+        self._exp_avg_sq = balance.exp_avg_sq if balance else adam.exp_avg_sq
         self._settings: dict[str, Any] = {
-            "first": 1 - beta1**step,
-            "second": 1 - beta2**step,
+            "first": 1 - beta1 ** (adam.step + 1),
+            "second": 1 - beta2 ** (adam.step + 1),
             "unit": balance.unit if balance else 1.0,
             "added": balance.added if balance else 0.0,
             "SCALED": balance is not None,
@@ -145,7 +142,7 @@ class FusedTotals:
             "OFFICIAL": reading == "official",
             "KEEP": momentum == "keep",
             "ADAM": moments is not None,
-            **{"BETA1": beta1, "BETA2": beta2, "EPS": moments.eps if moments else EPS},
+            **{"BETA1": beta1, "BETA2": beta2, "EPS": adam.eps},
             **{"DIM": projection.dim, "BLOCK": BLOCK, "EXAMPLES": EXAMPLES},
             "enable_fp_fusion": True,  # explicit, since Triton's default is about to change
         }
