@@ -16,7 +16,12 @@ import tiny
 from gradsieve.gradients.adam import Moments
 from gradsieve.gradients.features import FeatureExtractor
 from gradsieve.gradients.projection import SMALLEST_SCALE, Balance, Projection
-from gradsieve.gradients.similarity import Norms, example_directions, subtask_directions
+from gradsieve.gradients.similarity import (
+    Norms,
+    example_directions,
+    mean_norms,
+    subtask_directions,
+)
 
 SHAPES = {"q.lora_A": (4, 37), "q.lora_B": (50, 4), "v.lora_A": (3, 7)}
 
@@ -88,7 +93,8 @@ def test_directions_are_divided_by_the_norms_before_scaling(mean: Any) -> None:
     plain = Projection("none").project(y)
     names, wanted = subtask_directions(plain, subtasks, mean)
     rows = Projection("none", balance=balance.of_targets()).project(y)
-    norms = Norms.of(plain, plain.norm(dim=1), subtasks)
+    of_rows = plain.norm(dim=1)
+    norms = Norms(of_rows, mean_norms(plain, of_rows, subtasks))
     _, found = subtask_directions(rows, subtasks, mean, norms)
     exact = flat(x) @ wanted.T
     torch.testing.assert_close(Projection("none", balance=balance).project(x) @ found.T, exact)
@@ -100,8 +106,8 @@ def test_directions_are_divided_by_the_norms_before_scaling(mean: Any) -> None:
 def test_a_single_examples_norm_is_exact() -> None:
     y = draw(3, 2.0, 2)
     norms = flat(y).norm(dim=1)
-    found = Norms.of(Projection("sketch", 8).project(y), norms, ["b", "a"])
-    torch.testing.assert_close(found.of_means, norms.flip(0))
+    found = mean_norms(Projection("sketch", 8).project(y), norms, ["b", "a"])
+    torch.testing.assert_close(found, norms.flip(0))
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from gradsieve.gradients.extract import TokenBudget, extract
 from gradsieve.gradients.features import FeatureExtractor, Projected
 from gradsieve.gradients.per_example import check_pass, lora_layers
 from gradsieve.gradients.projection import Balance, Projection
-from gradsieve.gradients.similarity import Norms, TargetMean, divided, subtask_directions
+from gradsieve.gradients.similarity import TargetMean, divided, mean_norms, subtask_directions
 from gradsieve.io import atomic
 from gradsieve.models.checkpoints import load_moments
 from gradsieve.models.device import device, free_memory
@@ -315,7 +315,7 @@ class TargetTask(FeatureTask):
         extractor = at.targets(self.of_adam)
         features, norms, _ = extract(extractor, encoded, at.budget(self))
         rows, *plain = (part.contiguous() for part in features.split(extractor.widths, dim=1))
-        means = Norms.of(plain[0], norms, subtasks).of_means if plain else None
+        means = mean_norms(plain[0], norms, subtasks) if plain else None
         gradients = TargetGradients(ids, subtasks, rows, self.identity, norms, means)
         write_target_gradients(self.file, gradients)
 

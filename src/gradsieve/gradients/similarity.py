@@ -33,19 +33,19 @@ class Norms(NamedTuple):
     of_rows: Float[Tensor, " k"]
     of_means: Float[Tensor, " S"]
 
-    @classmethod
-    def of(
-        cls, plain: Float[Tensor, "k d"], norms: Float[Tensor, " k"], subtasks: Sequence[str]
-    ) -> Norms:
-        """Norms of means, estimated from unscaled projected rows; relative error 1 / sqrt(2 d).
 
-        Each row is rescaled to its norm before projection, so that the mean of a single example
-        has its exact norm.
-        """
-        rows = functional.normalize(plain, dim=1, eps=TINY) * norms.unsqueeze(1)
-        return cls(
-            norms, torch.linalg.vector_norm(subtask_directions(rows, subtasks, "mean")[1], dim=1)
-        )
+def mean_norms(
+    plain: Float[Tensor, "k d"], norms: Float[Tensor, " k"], subtasks: Sequence[str]
+) -> Float[Tensor, " S"]:
+    """Norms of subtasks' means, from unscaled projected rows; relative error 1 / sqrt(2 d).
+
+    Each row is rescaled to its norm before projection, so that the mean of a single example has
+    its exact norm.
+    """
+    rows = divided(plain, None) * norms.unsqueeze(1)
+    means = subtask_directions(rows, subtasks, "mean")[1]
+    found: Tensor = torch.linalg.vector_norm(means, dim=1)
+    return found
 
 
 def subtask_directions(
