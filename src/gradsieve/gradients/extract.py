@@ -37,7 +37,7 @@ def first_tokens(wanted: int | Literal["auto"]) -> int:
 class TokenBudget:
     """How many tokens, padding included, a forward pass may have; `tokens` is the current limit."""
 
-    def __init__(self, wanted: int | Literal["auto"] = "auto") -> None:
+    def __init__(self, wanted: int | Literal["auto"]) -> None:
         self._grows = wanted == "auto" and device().type == "cuda"
         forget_memory_used()
         self.tokens = first_tokens(wanted)
@@ -91,7 +91,7 @@ def _batches(
 ) -> Iterator[tuple[list[int], FeatureRows]]:
     """Yield positions and features batch by batch, shortest examples first."""
     lengths = [len(example.input_ids) for example in encoded]
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
     start = 0
     while start < len(order):
         batch = fill_batch(order, lengths, start, budget.tokens)

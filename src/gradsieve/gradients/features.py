@@ -101,14 +101,9 @@ class FeatureExtractor:
         return FeatureRows(totals.rows(), totals.norms(), share)
 
     def _totals(self, batch: int, device: torch.device) -> Totals | FusedTotals:
-        first, *others = self.projections
-        if (
-            isinstance(first, Projection)
-            and first.kind == "sketch"
-            and not others
-            and has_kernels(device)
-        ):
-            return FusedTotals(first, self.moments, self.reading, self.momentum, batch, device)
+        match self.projections:
+            case [Projection(kind="sketch") as sketch] if has_kernels(device):
+                return FusedTotals(sketch, self.moments, self.reading, self.momentum, batch, device)
         return Totals(self.projections, self._update, batch, device)
 
     @property
