@@ -60,20 +60,18 @@ class Cosines:
         self._count = len(directions)
         self._device = torch.device("cuda" if _has_gpu(bits) else "cpu")
         self._buffer = torch.empty(0, dtype=torch.int8)
-        self._directions = self._copied(directions)
+        wanted = self._copied(directions)
         if bits > 8:
             # |codes . steps| <= |codes| |steps| (Cauchy-Schwarz), also for partial sums; codes
             # have norm sqrt(d), and with a power of 2 the steps are scaled exactly.
-            norms = (
-                self._directions.double().norm(dim=1, keepdim=True).clamp_min(float(quantize.TINY))
-            )
+            norms = wanted.double().norm(dim=1, keepdim=True).clamp_min(float(quantize.TINY))
             most = 2 * CODES * directions.shape[1] ** 0.5 * norms / LARGEST_SUM
             self._step = torch.exp2(torch.log2(most).ceil())
-            self._steps = (self._directions.double() / self._step).round()
+            self._steps = (wanted.double() / self._step).round()
             return
-        largest = self._directions.abs().amax(1, keepdim=True).clamp_min(float(quantize.TINY))
+        largest = wanted.abs().amax(1, keepdim=True).clamp_min(float(quantize.TINY))
         self._step = (largest / STEPS).double()
-        steps = (self._directions.double() / self._step).round().long()
+        steps = (wanted.double() / self._step).round().long()
         high = (steps + 128) // 256
         digits = torch.cat([high, steps - 256 * high]).to(torch.int8)
         # Padding with zeros to a multiple is faster, and some GPUs require it.
