@@ -35,9 +35,10 @@ AT_ONCE = 10_000
 
 @dataclass(frozen=True)
 class Features:
-    """Where the gradients are stored: one folder and learning rate per checkpoint.
+    """Where the gradients are stored: one folder and weight per checkpoint.
 
-    `exact` names the targets whose exact cosines are stored.
+    The weights are the checkpoints' learning rates, normalized to sum to 1 (eta_i in
+    docs/method.md). `exact` names the targets whose exact cosines are stored.
     """
 
     folders: Sequence[Path]
@@ -67,12 +68,6 @@ class ScoringTask:
     work: Path
     features: Features | None = None
     known: Mapping[str, Mapping[str, Scores]] = field(default_factory=dict)
-
-    @property
-    def weights(self) -> list[float]:
-        """The checkpoints' learning rates, normalized to sum to 1 (eta_i in docs/method.md)."""
-        rates = np.array(self.features.weights if self.features else (), dtype=np.float64)
-        return list((rates / rates.sum()).tolist())
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -27,6 +27,7 @@ from gradsieve.errors import StoreError
 from gradsieve.gradients.similarity import subtask_directions
 from gradsieve.methods.base import (
     ExampleScores,
+    Features,
     Scores,
     ScoringTask,
     Uses,
@@ -110,9 +111,8 @@ class Influence:
 
     def exact(self, task: ScoringTask) -> set[str]:
         """Targets whose exact cosines are stored; empty for methods that don't use them."""
-        assert task.features is not None, "the features stage comes first"
         of_updates = self.cosine and self.uses == "gradients"
-        return {*task.features.exact} & {*task.targets} if of_updates else set()
+        return {*_features(task).exact} & {*task.targets} if of_updates else set()
 
     def scores(self, task: ScoringTask, target: str, sums: Sums) -> Scores:
         """A target's scores."""
@@ -147,7 +147,7 @@ class Influence:
             columns = [*comparison.columns]
             if number == 1:
                 total, variance = np.zeros((len(positions), len(columns))), np.zeros(len(columns))
-            what = f"scores, checkpoint {number} of {len(task.weights)}"
+            what = f"scores, checkpoint {number} of {len(_features(task).weights)}"
             for part in compare(task, what, checkpoint.store, comparison, positions):
                 rows = order[done : done + len(part.positions)]
                 total[rows] += checkpoint.weight * part.similarities
@@ -193,9 +193,8 @@ def checkpoints(task: ScoringTask, kind: str) -> Iterator[Checkpoint]:
     Raises:
         StoreError: If a datastore lacks a row.
     """
-    assert task.features is not None, "the features stage comes first"
-    keys = task.pool.store_keys(task.numbers)
-    for folder, weight in zip(task.features.folders, task.weights, strict=True):
+    features, keys = _features(task), task.pool.store_keys(task.numbers)
+    for folder, weight in zip(features.folders, features.weights, strict=True):
         store = open_store(folder / kind)
         positions = store.positions(keys)
         if (positions < 0).any():
@@ -206,6 +205,11 @@ def checkpoints(task: ScoringTask, kind: str) -> Iterator[Checkpoint]:
                 "Run `gradsieve features` again: it adds only what is missing.",
             )
         yield Checkpoint(weight, folder, kind, store, positions)
+
+
+def _features(task: ScoringTask) -> Features:
+    assert task.features is not None, "the features stage comes first"
+    return task.features
 
 
 @dataclass(frozen=True)

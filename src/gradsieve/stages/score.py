@@ -315,9 +315,9 @@ def _task(context: Context, name: str) -> ScoringTask:
         checkpoints = context.artifacts.features.checkpoints
         skipped = context.pool.locate(context.artifacts.features.skipped())
         numbers = numbers[~np.isin(numbers, skipped)]
-        rates = context.artifacts.warmup.learning_rates
+        weights = context.artifacts.warmup.weights.tolist()
         exact = context.artifacts.features.exact_targets
-        features = Features([checkpoint.folder for checkpoint in checkpoints], rates, exact)
+        features = Features([checkpoint.folder for checkpoint in checkpoints], weights, exact)
     return ScoringTask(
         pool=context.pool,
         numbers=numbers,
