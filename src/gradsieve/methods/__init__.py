@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from typing import cast
 
 from gradsieve.errors import UsageError, did_you_mean
-from gradsieve.methods.base import Features, Method, Scores, ScoringTask, Uses
+from gradsieve.methods.base import Features, Method, Scores, ScoringTask
 from gradsieve.methods.files import load_method
 from gradsieve.methods.own import checked_method, score_by_own
 from gradsieve.recipe.schema import Recipe
@@ -35,7 +35,6 @@ __all__ = [
     "needs_gradients",
     "score_by",
     "split_seed",
-    "uses",
     "uses_gradients",
 ]
 
@@ -119,14 +118,10 @@ def all_members(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(m for name in recipe.score.methods for m in members(name, recipe)))
 
 
-def uses(name: str, recipe: Recipe) -> set[Uses]:
-    """What a method needs beyond the data."""
-    return {find_method(member, recipe).uses for member in members(name, recipe)}
-
-
 def uses_gradients(name: str, recipe: Recipe) -> bool:
     """Whether a method reads a datastore (of Adam updates or of plain gradients)."""
-    return any("gradients" in use for use in uses(name, recipe))
+    found = [find_method(member, recipe) for member in members(name, recipe)]
+    return any("gradients" in method.uses for method in found)
 
 
 def needs_gradients(recipe: Recipe) -> bool:

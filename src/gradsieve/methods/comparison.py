@@ -72,7 +72,7 @@ class Directions:
         The variance of an inner product of x and y is (|x|^2 |y|^2 + <x,y>^2) / d. Lengths are
         those of the projected vectors, which estimate the lengths of the original vectors.
         """
-        projection: dict[str, Any] = store.settings.get("projection") or {"kind": "none"}
+        projection: dict[str, Any] = store.settings["projection"]
         dims = None if projection["kind"] == "none" else int(projection["dim"])
         squares = np.square(self.directions, dtype=np.float64).sum(axis=1)
         for found in store.similarities(self.directions, rows, store.balanced):

@@ -43,7 +43,7 @@ class KnnKde:
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
         """Pass over the datastore for the cosines, and over the neighbors for the densities."""
-        sums = LESS.sums(task, examples=True)
+        sums = LESS.sums(task, examples=True, kind=LESS.kind)
         return {
             target: by_rank(
                 LESS.scores(task, target, sums),

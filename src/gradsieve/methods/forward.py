@@ -110,7 +110,7 @@ def forward(
 
 def _parts(lengths: NDArray[np.int32], tokens_per_batch: int) -> Iterator[NDArray[np.int64]]:
     """Positions of full batches, shortest examples first, grouped into tasks."""
-    size = min(max(len(lengths) // TASKS_WANTED, ROWS_A_TASK[0]), ROWS_A_TASK[1])
+    size = int(np.clip(len(lengths) // TASKS_WANTED, *ROWS_A_TASK))
     for some in grouped(length_sorted_batches(lengths, tokens_per_batch), len, size):
         yield np.concatenate(some)
 

@@ -29,14 +29,12 @@ class Fusion:
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
         """Reuse known scores; compute those of the other methods first."""
-        found = [_scored(task, name) for name in task.recipe.score.fusion]
+        found = [
+            task.known[name] if name in task.known
+            else score_by(name, replace(task, seed=split_seed(name)[1]))
+            for name in task.recipe.score.fusion
+        ]  # fmt: skip
         return {target: fuse([scores[target] for scores in found]) for target in task.targets}
-
-
-def _scored(task: ScoringTask, name: str) -> dict[str, Scores]:
-    if name in task.known:
-        return dict(task.known[name])
-    return score_by(name, replace(task, seed=split_seed(name)[1]))
 
 
 def fuse(parts: Sequence[Scores]) -> Scores:

@@ -136,11 +136,11 @@ class Influence:
             replace(found, examples=examples) if task.recipe.select.turns == "examples" else found
         )
 
-    def sums(self, task: ScoringTask, examples: bool = False, kind: str | None = None) -> Sums:
+    def sums(self, task: ScoringTask, examples: bool, kind: str) -> Sums:
         """Similarities to every subtask and, with `examples`, to every target example."""
         columns: list[Column] = []
         total, variance = np.zeros((0, 0)), np.zeros(0)
-        for number, checkpoint in enumerate(checkpoints(task, kind or self.kind), start=1):
+        for number, checkpoint in enumerate(checkpoints(task, kind), start=1):
             positions = checkpoint.positions
             order, done = np.argsort(positions), 0
             comparison = self.comparison(task, checkpoint, examples)
