@@ -1,6 +1,6 @@
 """The loss of an example: the function whose gradients become features.
 
-In: tokenized examples. Out: batches, and the loss of each example in a batch. Gradients
+In: examples. Out: tokenized examples, batches, and the loss of each example in a batch. Gradients
 (`per_example`), training, evaluation and the perplexity methods use the loss defined here.
 
 `sft` is supervised fine-tuning: the mean cross-entropy over an example's label tokens. Logits are
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradsieve.data.batching import batches_of, collate
-from gradsieve.data.examples import TokenizedExample
+from gradsieve.data.examples import Example, TokenizedExample
+from gradsieve.data.template import ChatTemplate, Refusal
 from gradsieve.errors import ModelError
 from gradsieve.models.device import device
 
@@ -36,6 +37,11 @@ Batch = Mapping[str, Tensor]
 
 class Objective(Protocol):
     """Defines an example's loss, and how examples become batches."""
+
+    def encode(
+        self, examples: Sequence[Example], template: ChatTemplate
+    ) -> list[TokenizedExample | Refusal]:
+        """Tokenize examples; an example that the template refuses becomes a `Refusal`."""
 
     def collate(self, examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
         """A batch, padded on the right."""
@@ -56,6 +62,12 @@ class Objective(Protocol):
 
 class Sft:
     """Supervised fine-tuning: the mean cross-entropy over an example's label tokens."""
+
+    def encode(
+        self, examples: Sequence[Example], template: ChatTemplate
+    ) -> list[TokenizedExample | Refusal]:
+        """Token ids and labels from the chat template."""
+        return template.try_encode_all(examples)
 
     collate = staticmethod(collate)
 
