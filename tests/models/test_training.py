@@ -29,7 +29,6 @@ from gradsieve.models.training import (
     StepsByLength,
     check_trackers,
     clear_work,
-    seconds_before,
     train_model,
 )
 from gradsieve.recipe import schema as recipe
@@ -148,26 +147,31 @@ def test_a_training_of_other_rows_is_not_resumed(tmp_path: Path) -> None:
                 raise Killed
 
         model = fresh()
-        train_model(model, some, SETTINGS, 0, folder, SFT, on_step, of=of)
+        _, earlier = train_model(model, some, SETTINGS, 0, folder, SFT, on_step, of=of)
+        assert earlier == 0
         return {name: p.clone() for name, p in tiny.weights(model).items()}
 
     whole = trained(tmp_path / "whole", "b", rows()[::-1])
     with pytest.raises(Killed):
         trained(tmp_path / "killed", "a", rows(), kill_at=5)
-    assert seconds_before(tmp_path / "killed", "a") > 0
     found = trained(tmp_path / "killed", "b", rows()[::-1])
     assert all(torch.equal(found[name], whole[name]) for name in whole)
-    assert seconds_before(tmp_path / "killed", "a") == 0
 
 
 def test_what_is_trained_but_not_saved_is_not_trained_again(tmp_path: Path) -> None:
     steps: list[int] = []
-    adapters = []
+    adapters, seconds = [], []
+
+    def on_step(done: int, _: int) -> None:
+        steps.append(done)
+
     for _ in range(2):  # the second finds what the first left when it was killed while saving
         model = fresh()
-        train_model(model, rows(), SETTINGS, 0, tmp_path, SFT, lambda done, _: steps.append(done))
+        _, earlier = train_model(model, rows(), SETTINGS, 0, tmp_path, SFT, on_step)
+        seconds.append(earlier)
         adapters.append({name: p.clone() for name, p in model.named_parameters()})
     assert steps == list(range(1, 10))
+    assert seconds[0] == 0 < seconds[1]
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
     clear_work(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["loss.jsonl"]
@@ -182,7 +186,7 @@ def test_max_steps_are_made_whatever_the_epochs(tmp_path: Path, steps: int) -> N
                 raise Killed
 
         model, settings = fresh(), SETTINGS.model_copy(update={"epochs": 1})
-        made = train_model(model, rows(), settings, 0, folder, SFT, on_step, max_steps=steps)
+        made, _ = train_model(model, rows(), settings, 0, folder, SFT, on_step, max_steps=steps)
         clear_work(folder)
         save_adapter(model, folder)
         return made

@@ -61,7 +61,7 @@ def train_model(
     keep_checkpoints: bool = False,
     max_steps: int | None = None,
     of: str = "",
-) -> int:
+) -> tuple[int, float]:
     """Train; writes `loss.jsonl`, and `checkpoint-1..N` with Adam's moments on request.
 
     Args:
@@ -79,7 +79,8 @@ def train_model(
         of: Identifies the training, if `folder` may hold an unfinished training of another kind.
 
     Returns:
-        The number of optimizer steps made.
+        The number of optimizer steps made, and the seconds that an interrupted training of the
+        same kind had taken before.
     """
     work = folder / "trainer"
     last, earlier = _last_complete(work, of) if distributed.is_first() else (None, 0.0)
@@ -106,12 +107,7 @@ def train_model(
         lines = [json.dumps({key: log[key] for key in keys}) + "\n" for log in curve]
         write_text(folder / "loss.jsonl", "".join(lines))
     distributed.wait()
-    return int(trainer.state.global_step)
-
-
-def seconds_before(folder: Path, of: str) -> float:
-    """Seconds that an unfinished training in a folder has taken so far, if it is the same one."""
-    return _last_complete(folder / "trainer", of)[1]
+    return int(trainer.state.global_step), earlier
 
 
 class StepsByLength(Sampler[int]):

@@ -30,7 +30,7 @@ from gradsieve.models import distributed
 from gradsieve.models.checkpoints import save_adapter
 from gradsieve.models.load import add_adapter
 from gradsieve.models.source import ModelSource
-from gradsieve.models.training import clear_work, seconds_before, train_model
+from gradsieve.models.training import clear_work, train_model
 from gradsieve.recipe.schema import TrainingConfig
 from gradsieve.runs.artifacts import TrainedModel
 from gradsieve.runs.context import Context
@@ -75,13 +75,12 @@ class TrainingJob(Job[TrainingTask, None]):
         rows = self._tokenized(task, progress)
         if self.settings.changes_nothing(len(rows), self.max_steps):
             progress.warn(f"{self.name(task)}: the only step has a learning rate of 0")
-        earlier = seconds_before(out.partial, task.selection)
         model = self._untrained(seed)
         total, unit = self.settings.epochs, "epochs"
         if self.max_steps is not None:
             total, unit = self.max_steps, "steps"
         with progress.counting(self.name(task), total, unit) as report:
-            steps = train_model(
+            steps, earlier = train_model(
                 model,
                 rows,
                 self.settings,
