@@ -12,11 +12,11 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from gradsieve.console import Counter, Progress, clock
+from gradsieve.console import Progress, clock
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -124,9 +124,7 @@ class Engine(ABC):
         """
         total = done + sum(job.size(task).units for task in tasks)
         start, tokens = time.monotonic(), 0
-        counting: AbstractContextManager[Counter] = nullcontext(_unreported)
-        if what:
-            counting = self.progress.counting(what, total, job.unit)
+        counting = self.progress.counting(what, total, job.unit) if what else nullcontext(_ignored)
         with counting as report:
             report(done)
             for task, result, worker, seconds in self._run(job, tasks) if tasks else ():
@@ -143,11 +141,9 @@ class Engine(ABC):
         wall, self._seconds = max(self._seconds, 1e-9), 0.0
         work = [worker.take() for worker in self.workers if worker.tasks]
         for one in work:
-            speed = f", {one['tokens'] / max(one['seconds'], 1e-9):,.0f} tokens/s"
             self.progress.note(
                 f"  {one['name']} ({one['node']}, {one['device']}): {one['tasks']} tasks in "
-                f"{clock(one['seconds'])}{speed if one['tokens'] else ''}, "
-                f"busy {one['seconds'] / wall:.0%}"
+                f"{duration(one['seconds'], one['tokens'])}, busy {one['seconds'] / wall:.0%}"
             )
         return work
 
@@ -159,7 +155,7 @@ class Engine(ABC):
         """Run a job's tasks (at least one) and yield each when it has finished."""
 
 
-def _unreported(done: float, also: str = "") -> None:
+def _ignored(done: float, also: str = "") -> None:
     """Replaces a progress line."""
 
 
@@ -176,6 +172,11 @@ class LocalEngine(Engine):
             result = run(task)
             worker.device = device_name()
             yield Finished(task, result, worker, time.monotonic() - start)
+
+
+def duration(seconds: float, tokens: int) -> str:
+    """How long work took, with its tokens per second if tokens are counted."""
+    return clock(seconds) + (f", {tokens / max(seconds, 1e-9):,.0f} tokens/s" if tokens else "")
 
 
 def device_name() -> str:

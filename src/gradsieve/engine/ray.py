@@ -12,6 +12,7 @@ consider neither nodes nor batches).
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -21,8 +22,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradsieve.console import Progress, clock
-from gradsieve.engine.base import Engine, Finished, Job, Result, Task, Worker
+from gradsieve.console import Progress
+from gradsieve.engine.base import Engine, Finished, Job, Result, Task, Worker, duration
 from gradsieve.engine.waiting import Attempt, Seat, Waiting
 from gradsieve.engine.worker import VERSION, Failure, Node, Outcome, RayWorker
 from gradsieve.errors import GradsieveError, RunError, UsageError
@@ -59,7 +60,7 @@ class RayEngine(Engine):
         self._bad_nodes: Counter[str] = Counter()
         self._failed_starts = 0
         self._started = False
-        self._looked = self._idle_since = 0.0
+        self._looked, self._idle_since = -math.inf, 0.0
 
     def close(self) -> None:
         """Stop the workers and disconnect from Ray, which ends if it was started here."""
@@ -150,7 +151,7 @@ class RayEngine(Engine):
     def _look_for_nodes(self, tasks: int) -> None:
         """Start workers where there is room: initially, after losses, and on new nodes."""
         now = time.monotonic()
-        if self._looked and now - self._looked < SECONDS_BETWEEN_LOOKS:
+        if now - self._looked < SECONDS_BETWEEN_LOOKS:
             return
         self._looked = now
         count, cpus, gpus = self._shape()
@@ -174,8 +175,9 @@ class RayEngine(Engine):
     # --- tasks ----------------------------------------------------------------------------------
 
     def _hand_out(self, job: Any, waiting: Waiting) -> None:
-        for seat in [seat for seat in self._seats if seat.node and seat.attempt is None]:
-            assert seat.node is not None
+        for seat in list(self._seats):
+            if seat.node is None or seat.attempt is not None:
+                continue
             if self._is_left_out(seat.node):
                 self._lose(seat)
                 continue
@@ -242,7 +244,7 @@ class RayEngine(Engine):
                 f"waiting for a worker of {cpus:g} CPUs and {gpus:g} GPUs: the cluster has "
                 f"{self._ray.available_resources()}"
             )
-            self._idle_since = float("inf")
+            self._idle_since = math.inf
 
     def _finish(
         self, job: Job[Any, Any], seat: Seat, outcome: Outcome | Exception, waiting: Waiting
@@ -263,10 +265,10 @@ class RayEngine(Engine):
                 return Finished(attempt.task, outcome.result, worker, outcome.seconds)
             failure = outcome.failure
         else:
-            failure = Failure(GradsieveError(f"Its worker was lost: {_first(outcome)}."))
-            failure.memory = isinstance(outcome, self._ray.exceptions.OutOfMemoryError)
+            error = RunError(f"Its worker was lost: {_first(outcome)}.")
             # The kernel's OOM killer leaves no message: a repeated loss counts as lack of memory.
-            failure.memory |= bool(attempt.failures)
+            memory = isinstance(outcome, self._ray.exceptions.OutOfMemoryError)
+            failure = Failure(error, memory=memory or bool(attempt.failures))
         self._failed(job, attempt, seat, failure)
         waiting.add(attempt)
         return None
@@ -322,8 +324,7 @@ class RayEngine(Engine):
 
     def _note(self, job: Job[Any, Any], task: Any, worker: Worker, seconds: float) -> None:
         size = job.size(task)
-        speed = f", {size.tokens / max(seconds, 1e-9):,.0f} tokens/s" if size.tokens else ""
-        amount = f"{size.units:,} {job.unit} in {clock(seconds)}{speed}"
+        amount = f"{size.units:,} {job.unit} in {duration(seconds, size.tokens)}"
         self.progress.note(f"  {worker.name} on {worker.node}: {job.name(task)}: {amount}")
 
 
@@ -342,10 +343,6 @@ def _stopped(name: str, attempt: Attempt) -> GradsieveError:
     error = attempt.failures[-1][1].error
     nodes = ", ".join(node.name for node, _ in attempt.failures)
     times = f"failed {len(attempt.failures)} times, " if len(attempt.failures) > 1 else ""
-    where = f"{name}: {times}on {nodes}"
-    kind = RunError if type(error) is GradsieveError else type(error)
-    found = GradsieveError.__new__(kind)
-    GradsieveError.__init__(
-        found, error.what, f"{error.where}; {where}".lstrip("; "), error.todo or RESUME
-    )
-    return found
+    error.where = f"{error.where}; {name}: {times}on {nodes}".lstrip("; ")
+    error.todo = error.todo or RESUME
+    return error

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from gradsieve.console import Counter, Progress, clock
 from gradsieve.engine.base import Job, device_name
-from gradsieve.errors import GradsieveError
+from gradsieve.errors import GradsieveError, RunError
 from gradsieve.io import needed
 
 VERSION = importlib.metadata.version("gradsieve")
@@ -102,9 +102,8 @@ class RayWorker:
         """Accept a job; None frees what the last job holds."""
         self._job, self._run = job, None
         gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        if torch := sys.modules.get("torch"):
+            torch.cuda.empty_cache()  # does nothing if no GPU is in use
 
     def run(self, task: Any) -> Outcome:
         """Run a task."""
@@ -122,13 +121,13 @@ class RayWorker:
 
 def failure_of(error: Exception) -> Failure:
     """The failure that an exception causes."""
-    memory = isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY)
     if isinstance(error, GradsieveError):
         # A file system may fail on one machine only; other errors are the same everywhere.
         return Failure(error, again=isinstance(error.__cause__, OSError))
     what = f"A task failed: {type(error).__name__}: {error}".rstrip(": ")
     where = str(getattr(error, "filename", None) or "")
-    return Failure(GradsieveError(what, where), traceback.format_exc(), memory=memory)
+    memory = isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY)
+    return Failure(RunError(what, where), traceback.format_exc(), memory=memory)
 
 
 class Collected(Progress):
