@@ -17,7 +17,7 @@ from gradsieve.analysis.results import compare
 from gradsieve.cli import app
 from gradsieve.demo.skills import make_examples, make_questions
 from gradsieve.errors import DataError, RunError, UsageError
-from gradsieve.evaluation.metrics import judge
+from gradsieve.evaluation.metrics import final_answer, judge
 from gradsieve.io import fingerprint
 from gradsieve.models.load import load_trained
 from gradsieve.models.source import ModelSource
@@ -544,7 +544,7 @@ def test_the_final_answer_is_found_by_the_targets_pattern(
     ]
     assert [question.answers for question in test.questions] == [("3",), ("7",)]
     for text, score in (("so it is\n#### 3", 1.0), ("3", 1.0), ("3\n#### 4", 0.0)):
-        assert judge(test, text, ("3",))["exact_match"] == score
+        assert judge(test, final_answer(test, text), ("3",))["exact_match"] == score
     world.write(tmp_path / "test.jsonl", [*rows, {"prompt": "5 + 6", "completion": "it is 11"}])
     with pytest.raises(DataError, match="1 of 3 reference answers") as caught:
         _ = Context(world.recipe({**inputs, "targets": [target]}), RunFolder(tmp_path)).test_sets

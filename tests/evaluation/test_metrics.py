@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gradsieve.data.examples import Example
-from gradsieve.evaluation.metrics import f1, judge, normalized
+from gradsieve.evaluation.metrics import f1, final_answer, judge, normalized
 from gradsieve.tasks import Question, QuestionSet
 
 
@@ -49,9 +49,12 @@ def test_the_best_of_several_answers_counts() -> None:
 def test_what_follows_the_answer_is_is_judged() -> None:
     pattern = r"So the answer is (.*?)\."
     test = QuestionSet((question(("(A)",)),), ("exact_match",), extract=pattern, match="letters")
-    assert judge(test, "Ice melts. So the answer is (A). Q:", ("(A)",)) == {"exact_match": 1.0}
-    assert judge(test, "So the answer is (B). Not (A).", ("(A)",)) == {"exact_match": 0.0}
-    assert judge(test, "(A)", ("(A)",)) == {"exact_match": 1.0}  # without the phrase
+    for text, score in (
+        ("Ice melts. So the answer is (A). Q:", 1.0),
+        ("So the answer is (B). Not (A).", 0.0),
+        ("(A)", 1.0),  # without the phrase
+    ):
+        assert judge(test, final_answer(test, text), ("(A)",)) == {"exact_match": score}
 
 
 @pytest.mark.parametrize(

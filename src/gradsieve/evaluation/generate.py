@@ -97,7 +97,8 @@ def _answer(test: QuestionSet, question: Question, sample: Mapping[str, Any]) ->
         likelihoods = [likelihood for likelihood, _ in found]
         choice = question.choices[likelihoods.index(max(likelihoods))]
         return Answer(choice, choice, {"accuracy": float(sample["acc"])})
-    return Answer(found[0], final_answer(test, found[0]), judge(test, found[0], question.answers))
+    final = final_answer(test, found[0])
+    return Answer(found[0], final, judge(test, final, question.answers))
 
 
 def _copied(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> PreTrainedTokenizerBase:
@@ -117,12 +118,12 @@ def _task(
     docs: list[dict[str, Any]],
     max_tokens: int,
     ends: Sequence[int],
-    stops: Sequence[str],
+    stops: list[str],
 ) -> Any:
     file = Path(__file__).with_name("choice.yaml" if has_choices else "answer.yaml")
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not has_choices:
-        config["generation_kwargs"] |= {"until": list(stops), "max_gen_toks": max_tokens}
+        config["generation_kwargs"] |= {"until": stops, "max_gen_toks": max_tokens}
         if ends:
             config["generation_kwargs"]["eos_token_id"] = sorted(set(ends))
         config["process_results"] = lambda *_: {"exact_match": 0.0}  # judged by metrics.py

@@ -17,11 +17,7 @@ from gradsieve.tasks.questions import QuestionSet, matched
 
 
 def judge(test: QuestionSet, answer: str, right: tuple[str, ...]) -> dict[str, float]:
-    """Score a free-text answer against the references; the best match counts.
-
-    Only the final answer is compared, not the reasoning before it.
-    """
-    answer = final_answer(test, answer)
+    """Score a `final_answer` against the references; the best match counts."""
     reduce = _REDUCTIONS[test.match]
     scores = {
         "exact_match": max(float(same(answer, gold, reduce)) for gold in right),
