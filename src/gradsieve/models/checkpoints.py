@@ -77,7 +77,7 @@ def _states_of(
     steps: set[int] = set()
     first = next(model.parameters()).device  # features are added up here if there are several
     for name, weight in _trainable(model).items():
-        m, v, step = adam_state(states.get(name, {}), weight.shape, f"{where}: {name}")
+        m, v, step = adam_state(states[name], weight.shape, f"{where}: {name}")
         exp_avg[name], exp_avg_sq[name] = m.to(first), v.to(first)
         steps.add(step)
     if len(steps) > 1:

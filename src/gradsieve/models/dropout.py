@@ -65,12 +65,13 @@ def example_dropout(model: nn.Module, seed: int) -> Iterator[Begin]:
         now.of = _Pass(seeds, lengths)
 
     layers = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p]
+    numbers = {layer: number for number, layer in enumerate(layers)}
     adapters = [module for module in model.modules() if type(module) is Linear]
     with ExitStack() as undo:
-        for number, layer in enumerate(layers):
+        for layer, number in numbers.items():
             put_forward(undo, layer, _dropout(layer, number, now))
         for adapter in adapters:
-            put_forward(undo, adapter, _adapter(adapter, layers, now))
+            put_forward(undo, adapter, _adapter(adapter, numbers, now))
         yield begin
 
 
@@ -86,9 +87,10 @@ def _dropout(layer: nn.Dropout, number: int, now: _Current) -> Callable[[Tensor]
     return forward
 
 
-def _adapter(module: Linear, layers: list[nn.Dropout], now: _Current) -> Callable[..., Tensor]:
+def _adapter(
+    module: Linear, numbers: dict[nn.Dropout, int], now: _Current
+) -> Callable[..., Tensor]:
     """The forward of peft, replaced by `_LowRank` where both compute the same."""
-    numbers = {layer: number for number, layer in enumerate(layers)}
     whole: Callable[..., Tensor] = module.forward
 
     def forward(x: Tensor, *args: Any, **others: Any) -> Tensor:

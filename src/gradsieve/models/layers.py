@@ -35,8 +35,8 @@ def adapted(base: PreTrainedModel, config: LoraConfig, where: str) -> PeftModel:
     config.inference_mode = False
     config.lora_dropout = 0.0  # fused experts refuse it, with a message that names no layer
     try:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # problems are raised as errors below
+        # Problems that peft warns of are raised as errors by `unmatched` and `layer_problems`.
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             return get_peft_model(base, config)
     except Exception as error:  # peft accepts settings of any type, and fails where it uses them
         raise misfit(where, error) from None
@@ -113,9 +113,7 @@ def layer_problems(model: PeftModel, where: str) -> Iterator[ModelError]:
             continue
         short = name.removeprefix("base_model.model.")
         places.setdefault(id(layer), []).append(short)
-        reason = _unfollowed(short, layer, head)
-        if not f"{short}.".startswith(decoder):
-            reason = TOWER
+        reason = _unfollowed(short, layer, head) if f"{short}.".startswith(decoder) else TOWER
         if reason:
             reasons.setdefault(reason, []).append(short)
     for shared in places.values():

@@ -107,9 +107,9 @@ def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) 
         ModelError: If the folder holds no adapter, one of another model, or weights that are not
             finite.
     """
-    adapter_file(folder)
+    file = adapter_file(folder)
     try:
-        _copy_changed_weights(model, folder)
+        _copy_changed_weights(model, file)
         with peft_warnings_hidden():
             loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except SafetensorError as error:
@@ -187,15 +187,15 @@ def adapter_file(folder: Path) -> Path:
     return file
 
 
-def _copy_changed_weights(model: PreTrainedModel, folder: Path) -> None:
+def _copy_changed_weights(model: PreTrainedModel, file: Path) -> None:
     """Copy the weights that loading the adapter changes in place: a user's model may share them.
 
     OLoRA subtracts its initial adapter from the base weights; an adapter with a resized vocabulary
     includes embeddings.
     """
-    config = json.loads(adapter_config(folder).read_text(encoding="utf-8"))
+    config = json.loads(adapter_config(file.parent).read_text(encoding="utf-8"))
     changed: list[nn.Module] = [model] if config.get("init_lora_weights") == "olora" else []
-    if _has_embeddings(adapter_file(folder)):
+    if _has_embeddings(file):
         changed += [model.get_input_embeddings(), model.get_output_embeddings()]
     parameters = {p for module in changed for p in module.parameters() if p.is_floating_point()}
     for parameter in parameters:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gradsieve.errors import ModelError
+from gradsieve.gradients.adam import BETA1, BETA2, EPS
 from gradsieve.io import needed
 
 State = Mapping[str, Any]
@@ -75,8 +76,8 @@ USE_ADAMW = (
 class Constants(NamedTuple):
     """Adam's b1, b2 and eps; the defaults are torch's."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    betas: tuple[float, float] = (BETA1, BETA2)
+    eps: float = EPS
 
 
 def adam_constants(states: Iterable[State], groups: Iterable[Group], where: str) -> Constants:

@@ -34,11 +34,10 @@ GIVE_A_MODEL = (
     "for a gated one log in with `hf auth login`."
 )
 
-TO_DO = {
-    "tokenizer": "Put the tokenizer that the model was trained with into its folder: "
+GIVE_A_TOKENIZER = (
+    "Put the tokenizer that the model was trained with into its folder: "
     "tokenizer.save_pretrained(FOLDER). A Trainer without processing_class saves none."
-}
-"""Advice that replaces `GIVE_A_MODEL`, by the noun of what can't be loaded."""
+)
 
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -87,7 +86,7 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
                 f"model.name {model.name}, {model.dtype}",
                 "Use a smaller model, model.dtype: bfloat16, or a machine with more memory.",
             ) from None
-        todo = TO_DO.get(noun, GIVE_A_MODEL)
+        todo = GIVE_A_TOKENIZER if noun == "tokenizer" else GIVE_A_MODEL
         if "trust_remote_code" in str(error):
             todo = (
                 "Read its code, then set model.trust_remote_code: true to run it; or give another "
@@ -132,7 +131,7 @@ def gguf_file(name: str) -> Path | None:
     return files[0] if files else None
 
 
-def read_model(model: ModelConfig, gpus: int = 1) -> PreTrainedModel:
+def read_model(model: ModelConfig, gpus: int) -> PreTrainedModel:
     """The model with its weights, quantized if the recipe says so, spread over at most `gpus`."""
     check_weights(model)
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}

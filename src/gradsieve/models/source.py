@@ -97,8 +97,7 @@ class ModelSource:
         """The model on torch's meta device: shapes without weights; takes about a second."""
         config = self.config()
         try:
-            with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with torch.device("meta"), warnings.catch_warnings(action="ignore"):
                 made = AutoModelForCausalLM.from_config(
                     config,
                     dtype=getattr(torch, self.settings.dtype),
@@ -155,7 +154,7 @@ class InMemoryModel(ModelSource):
         view = copy.deepcopy(self.model, seen)
         for module in view.modules():
             module.__dict__.pop("forward", None)
-        return view.requires_grad_(False).eval()
+        return view.eval()
 
     @cached_property
     def fingerprint(self) -> str:
