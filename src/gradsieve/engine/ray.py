@@ -124,28 +124,30 @@ class RayEngine(Engine):
 
     def _resources(self) -> tuple[float, float]:
         """Total CPUs and GPUs of the nodes that are alive and not left out."""
-        nodes = [node["Resources"] for node in self._ray.nodes() if self._is_usable(node)]
+        nodes = [
+            node["Resources"]
+            for node in self._ray.nodes()
+            if node["Alive"] and self._bad_nodes[node["NodeID"]] < ATTEMPTS
+        ]
         return sum(n.get("CPU", 0) for n in nodes), sum(n.get("GPU", 0) for n in nodes)
-
-    def _is_usable(self, node: dict[str, Any]) -> bool:
-        return bool(node["Alive"]) and self._bad_nodes[node["NodeID"]] < ATTEMPTS
 
     def _shape(self) -> tuple[int, float, float]:
         """The number of workers (of the recipe, or that fit), and the CPUs and GPUs of each."""
         settings, (all_cpus, all_gpus) = self._settings, self._resources()
         gpus = settings.gpus_per_worker
         gpus = float(all_gpus > 0) if gpus is None else gpus
-        if gpus:
-            count = settings.workers or int(all_gpus / gpus)
-            cpus = settings.cpus_per_worker or 1.0
+        if settings.cpus_per_worker:
+            cpus = settings.cpus_per_worker
+        elif gpus:
+            cpus = 1.0
         elif settings.workers:
-            count = settings.workers
-            cpus = settings.cpus_per_worker or _share(all_cpus, count)
+            cpus = _share(all_cpus, settings.workers)
         else:
-            cpus = settings.cpus_per_worker or min(CORES_A_WORKER, max(all_cpus, 1))
-            count = int(all_cpus / cpus)
+            cpus = min(CORES_A_WORKER, max(all_cpus, 1))
+        room = int(all_gpus / gpus if gpus else all_cpus / (cpus or 1))
+        count = settings.workers or room
         if self._bad_nodes:  # workers of nodes that are left out can't be replaced
-            count = min(count, int(all_gpus / gpus if gpus else all_cpus / cpus))
+            count = min(count, room)
         return max(1, count), cpus, gpus
 
     def _look_for_nodes(self, tasks: int) -> None:

@@ -61,8 +61,8 @@ def misfit(where: str, error: Exception) -> ModelError:
     return ModelError("The adapter does not fit the model.", f"{where}: {first_line(error)}", todo)
 
 
-def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> list[ModelError]:
-    """Errors for names or a regular expression that match no layer; peft ignores these silently.
+def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> Iterator[ModelError]:
+    """Yield errors for names, or a regular expression, that match no layer; peft ignores these.
 
     Args:
         base: The model.
@@ -70,36 +70,30 @@ def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> list[Mod
         where: The recipe's key.
     """
     if targets == "all-linear":
-        return []
-    names = [name for name, _ in base.named_modules()]
+        return
+    modules = dict(base.named_modules())
     head = base.get_output_embeddings()  # type: ignore[operator]
     linear = [
         name
-        for name, module in base.named_modules()
+        for name, module in modules.items()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     ]
-    lasts = map(_last, linear)
-    there = list(dict.fromkeys(name for name in lasts if not name.isdigit()))
+    there = list(dict.fromkeys(last for last in map(_last, linear) if not last.isdigit()))
     if isinstance(targets, str):
-        if any(re.fullmatch(targets, name) for name in names):
-            return []
-        return [
-            ModelError(
+        if not any(re.fullmatch(targets, name) for name in modules):
+            yield ModelError(
                 "The model has no layer whose full name matches the regular expression.",
                 f"{where}: {targets}",
                 f"Its linear layers are {', '.join(there)}; their full names look like "
                 f"{linear[0]}. Names alone are written as a list: [{there[0]}].",
             )
-        ]
-    ends = {".".join(name.split(".")[at:]) for name in names for at in range(name.count(".") + 1)}
-    problems = []
+        return
+    ends = {".".join(name.split(".")[at:]) for name in modules for at in range(name.count(".") + 1)}
     for target in (target for target in targets if target not in ends):
         near = difflib.get_close_matches(target, there, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "."
         todo = f"Its linear layers are {', '.join(there)}{hint}"
-        what = "The model has no layer of this name."
-        problems.append(ModelError(what, f"{where}: {target}", todo))
-    return problems
+        yield ModelError("The model has no layer of this name.", f"{where}: {target}", todo)
 
 
 def layer_problems(model: PeftModel, where: str) -> Iterator[ModelError]:

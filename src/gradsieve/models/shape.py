@@ -97,18 +97,18 @@ def shape_of(model: nn.Module, settings: ModelConfig, full: bool = False) -> Sha
     head = model.get_output_embeddings().weight  # type: ignore[operator]
     heads = getattr(config, "num_attention_heads", None) or 1  # state space models have none
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    sizes = {"parameters": 0, "matmul": 0, "adapter": 0}
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        for weight in module.parameters(recurse=False):
-            kind = "adapter" if "lora_" in name else "parameters"
-            sizes[kind] += 0 if id(weight) in seen else weight.numel()  # embeddings may be tied
-            seen.add(id(weight))
-            dense = isinstance(module, nn.Linear | Conv1D) and weight.dim() == 2
-            if kind == "parameters" and dense and weight is not head:
-                sizes["matmul"] += weight.numel()
+    sizes = {"lora": 0, "base": 0}
+    for name, weight in model.named_parameters():  # tied weights once
+        sizes["lora" if "lora_" in name else "base"] += weight.numel()
+    dense = (
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and "lora_" not in name
+    )
     return Shape(
-        **sizes | ({"adapter": sizes["parameters"]} if full else {}),
+        parameters=sizes["base"],
+        matmul=sum(weight.numel() for weight in dense if weight is not head),
+        adapter=sizes["base" if full else "lora"],
         head=head.numel(),
         vocabulary=head.shape[0],
         layers=config.num_hidden_layers,
