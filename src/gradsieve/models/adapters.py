@@ -167,13 +167,14 @@ def variant_problems(adapter: Mapping[str, Any], place: str) -> Iterator[ModelEr
         yield ModelError(what, f"{place}: {where}", f"{PLAIN_LORA} {MERGE}")
 
 
-REAL, FLAG, PATTERN = (int, float), (bool,), (dict,)
 SETTINGS: dict[str, tuple[tuple[type, ...], tuple[float, float] | None]] = {
     "r": ((int,), (1, math.inf)),
-    "lora_alpha": (REAL, (0, math.inf)),
-    "lora_dropout": (REAL, (0, 1)),
-    **dict.fromkeys(("use_rslora", "fan_in_fan_out"), (FLAG, None)),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (PATTERN, None)),
+    "lora_alpha": ((int, float), (0, math.inf)),
+    "lora_dropout": ((int, float), (0, 1)),
+    "use_rslora": ((bool,), None),
+    "fan_in_fan_out": ((bool,), None),
+    "rank_pattern": ((dict,), None),
+    "alpha_pattern": ((dict,), None),
 }
 """Allowed types of settings; for numbers also the minimum and the exclusive maximum."""
 

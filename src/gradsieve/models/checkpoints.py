@@ -48,11 +48,11 @@ def save_checkpoint(
         for kind, moments in (("exp_avg", states.exp_avg), ("exp_avg_sq", states.exp_avg_sq))
         for name, moment in moments.items()
     }
-    facts: dict[str, Any] = {key: getattr(states, key) for key in ("step", "betas", "eps")}
-    facts["learning_rate"] = learning_rate
+    facts = {"step": states.step, "betas": states.betas, "eps": states.eps}
+    metadata = json.dumps({**facts, "learning_rate": learning_rate})
     # A single key: safetensors writes several in an order that changes from run to run.
     with atomic(folder / "adam.safetensors") as temporary:
-        save_file(tensors, temporary, {METADATA: json.dumps(facts)})
+        save_file(tensors, temporary, {METADATA: metadata})
 
 
 def adam_states(model: PeftModel, optimizer: torch.optim.Optimizer) -> Moments:
