@@ -95,9 +95,9 @@ def adam_constants(states: Iterable[State], groups: Iterable[Group], where: str)
     """
     used = [group for group in groups if len(group["params"])]
     trained = [state for state in states if state]
-    names = {_other_optimizer(state, used) for state in trained or [{}]}
-    for name in sorted(filter(None, names)):
-        what = f"The optimizer keeps no moments of Adam's that can be used: it is {name}."
+    names = (_other_optimizer(state, used) for state in trained or [{}])
+    if other := min(filter(None, names), default=None):
+        what = f"The optimizer keeps no moments of Adam's that can be used: it is {other}."
         raise ModelError(what, where, USE_ADAMW)
     # Check both: a schedule may end at 0 for all groups, or make their rates diverge.
     now = {float(group["lr"]) for group in used if "lr" in group}
