@@ -77,11 +77,11 @@ def write_prompts(context: Context, test: QuestionSet) -> Prompts:
     """
     questions = test.questions
     max_length = context.positions or context.template.max_length
-    answers = [answer for q in questions for answer in (q.choices or (*q.answers, _written(q)))]
-    # One more for the end token; some more, as answers may be tokenized differently in context.
-    max_tokens = max(_lengths(context, answers)) + 8
-    if not questions[0].choices and test.max_tokens is not None:
-        max_tokens = test.max_tokens
+    max_tokens = test.max_tokens
+    if max_tokens is None or questions[0].choices:
+        answers = [answer for q in questions for answer in (q.choices or (*q.answers, _written(q)))]
+        # One more for the end token; some more, as answers may be tokenized differently in context.
+        max_tokens = max(_lengths(context, answers)) + 8
     max_tokens = min(max_tokens, max_length // 2)
     room = max_length - max_tokens
     shots = [len(q.shots.examples) if q.shots and settings(context).shots else 0 for q in questions]

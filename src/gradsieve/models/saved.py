@@ -231,13 +231,13 @@ def _check_header(file: Path) -> None:
         what = "A weight file is a pointer of git-lfs, not the weights."
         raise ModelError(what, str(file), "Run `git lfs pull` in the model's folder.")
     wrong = None
-    if file.suffix == ".gguf":
-        wrong = None if start.startswith(b"GGUF") else f"{file}: it doesn't start with GGUF"
-    else:
+    if file.suffix != ".gguf":
         try:
             safe_open(file, "pt")
         except SafetensorError as error:
             wrong = f"{file}, {file.stat().st_size} bytes: {first_line(error)}"
+    elif not start.startswith(b"GGUF"):
+        wrong = f"{file}: it doesn't start with GGUF"
     if wrong:
         raise ModelError("A weight file is damaged.", wrong, "Copy or download it again.")
 
