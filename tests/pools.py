@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def task(
     tree: dict[str, Any] = {"model": {"name": "m"}, "pool": [{"name": "a", "path": "a"}]}
     tree |= {"targets": [{"name": "t", "path": "t"}], "score": {"across_subtasks": "max"}}
     recipe = check_recipe({**tree, **given.pop("r", {})})
-    pool: Any = Texts([row.example for row in sorted(rows, key=lambda row: row.key)])
+    pool: Any = Texts(sorted((row.example for row in rows), key=attrgetter("source", "id")))
     settings = {"recipe": recipe, "model": ModelSource(recipe.model), "seed": 0, **given}
     progress = world.Listening()
     settings |= {"progress": progress, "engine": LocalEngine(progress), "work": Path("unused")}

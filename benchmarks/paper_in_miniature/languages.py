@@ -72,7 +72,7 @@ def pool_and_planted(data: Path, out: Path) -> list[Row]:
     for language in WORDS:
         own = [q.example for q in test.questions if q.example.subtask == language]
         rows += [row(replace(example, source="planted")) for example in own[:PLANTED]]
-    return sorted(rows, key=lambda row: row.key)
+    return sorted(rows, key=lambda row: (row.example.source, row.example.id))
 
 
 def found(rows: list[Row], examples: list[Row], split: Split) -> dict[str, int]:

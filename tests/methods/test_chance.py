@@ -8,6 +8,7 @@ import pools
 from gradsieve.methods import find_method
 
 ROWS = [pools.row("x", str(number), "big" if number % 10 else "small") for number in range(2000)]
+KEYS = [(row.example.source, row.example.id) for row in ROWS]
 
 
 def ranked(name: str, seed: int = 0) -> list[tuple[str, str]]:
@@ -18,7 +19,7 @@ def ranked(name: str, seed: int = 0) -> list[tuple[str, str]]:
 
 def test_each_row_is_as_likely_as_any() -> None:
     top = Counter(key for seed in range(200) for key in ranked("random", seed)[:100])
-    counts = np.array([top[row.key] for row in ROWS])
+    counts = np.array([top[key] for key in KEYS])
     assert counts.mean() == 10
     # A binomial's variance is 200 * 0.05 * 0.95; the sample variance of 2000 of them is near.
     assert abs(counts.var() / 9.5 - 1) < 0.2
@@ -44,7 +45,7 @@ def test_balanced_takes_as_many_of_each_source_as_it_has() -> None:
     order = ranked("random_balanced")
     assert Counter(source for source, _ in order[:100]) == {"big": 50, "small": 50}
     assert Counter(source for source, _ in order[:1000]) == {"big": 800, "small": 200}
-    assert sorted(order) == sorted(row.key for row in ROWS)
+    assert sorted(order) == sorted(KEYS)
 
 
 def test_full_prefers_none() -> None:

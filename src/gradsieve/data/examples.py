@@ -92,8 +92,3 @@ class Row:
     example: Example
     encoded: TokenizedExample
     skip_reason: str | None
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """(source, id): unique in the pool; rows with equal scores are sorted by it."""
-        return self.example.source, self.example.id
