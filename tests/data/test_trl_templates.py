@@ -100,7 +100,7 @@ def masks_of_trl(template: ChatTemplate, name: str, shape: str) -> tuple[list[in
     found = stand_in().apply_chat_template(
         [dict(turn) for turn in template.turns(example(shape).messages)],
         tools=list(example(shape).tools) or None,
-        chat_template=Renderer(training, {}).template,  # the fixed date stands in for today's
+        chat_template=Renderer(training, {}, 0).template,  # the fixed date stands in for today's
         date_string=DATE_STRING,
         return_dict=True,
         return_assistant_tokens_mask=True,

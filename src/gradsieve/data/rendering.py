@@ -195,9 +195,7 @@ class Renderer:
     Rendering raises `TooLongError` before it joins a text of more than `most_characters`.
     """
 
-    def __init__(
-        self, template: str, variables: Mapping[str, str], most_characters: int = 1 << 29
-    ) -> None:
+    def __init__(self, template: str, variables: Mapping[str, str], most_characters: int) -> None:
         self._most_characters = most_characters
         self.template = _with_fixed_date(template)
         self._marked = _with_marks(self.template)
@@ -219,8 +217,8 @@ class Renderer:
     ) -> Turns:
         """The text of a conversation, and the position of each turn's text."""
         named = [{**turn, _TURN: number} for number, turn in enumerate(turns)]
-        asked = {"add_generation_prompt": generation_prompt}
-        return _taken_apart(self._render(self._marked, named, tools, **asked)[0])
+        text, _ = self._render(self._marked, named, tools, add_generation_prompt=generation_prompt)
+        return _taken_apart(text)
 
     def write_generation(
         self, turns: Sequence[Turn], tools: Sequence[Any] = ()

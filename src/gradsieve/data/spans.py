@@ -21,7 +21,14 @@ from typing import Any
 
 import jinja2
 
-from gradsieve.data.content import after_reasoning, common_prefix, in_parts, parts_of, text_of
+from gradsieve.data.content import (
+    after_reasoning,
+    common_prefix,
+    in_parts,
+    in_text,
+    parts_of,
+    text_of,
+)
 from gradsieve.data.rendering import Renderer, Span, Turn, Turns
 
 PLACEHOLDER = "q7xq0answer0qx7q"
@@ -182,25 +189,19 @@ class SpanFinder:
     @cached_property
     def ending_within(self) -> str:
         """The text that the template writes after the answer in a turn before another turn."""
-        turns: list[Turn] = [*_PROBE, _PROBE[0]]
         try:
-            found = self.renderer.write_turns(
-                [in_parts(turn) for turn in turns] if self.wants_parts else turns
-            )
+            found = self.renderer.write_turns(self.in_form([*_PROBE, _PROBE[0]]))
         except TEMPLATE_ERRORS:
             return ""
         said = "".join(found.text[start:end] for start, end in found.of(1))
         return said.partition(PLACEHOLDER)[2]
 
-    @property
-    def wants_parts(self) -> bool:
-        """Whether the template renders content in parts, and drops or refuses content as text."""
-        return self._written == (False, True)
-
-    @property
-    def wants_text(self) -> bool:
-        """Whether the template renders content as text, and drops or refuses content in parts."""
-        return self._written == (True, False)
+    def in_form(self, turns: Sequence[Turn]) -> list[Turn]:
+        """The turns, with content as text or in parts if the template renders only one of them."""
+        as_text, as_parts = self._written
+        if as_text == as_parts:
+            return list(turns)
+        return [in_text(turn) if as_text else in_parts(turn) for turn in turns]
 
     @cached_property
     def _written(self) -> tuple[bool, bool]:
@@ -217,11 +218,8 @@ class SpanFinder:
 
     def around(self, turns: Sequence[Turn], tools: Sequence[Any] = ()) -> tuple[str, str]:
         """The text before and after an answer to these turns; empty if the template refuses."""
-        turns = [*turns, _PROBE[1]]
-        if self.wants_parts:
-            turns = [in_parts(turn) for turn in turns]
         try:
-            text = self.renderer.write(turns, tools)
+            text = self.renderer.write(self.in_form([*turns, _PROBE[1]]), tools)
         except TEMPLATE_ERRORS:  # the template requires other turns
             return "", ""
         before, _, after = text.rpartition(PLACEHOLDER)

@@ -23,7 +23,7 @@ from typing import Literal
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from gradsieve.data.content import common_prefix, in_parts, in_text, text_of
+from gradsieve.data.content import common_prefix, text_of
 from gradsieve.data.examples import Example, Message, TokenizedExample
 from gradsieve.data.readers import LIMITS
 from gradsieve.data.rendering import DATE, DATE_STRING, Renderer, Turn, render_limit, template_text
@@ -262,14 +262,12 @@ class ChatTemplate:
     def turns(self, messages: Sequence[Message]) -> list[Turn]:
         """The messages in the form that the template takes; empty system prompts are dropped."""
         # As in transformers, keys without a value are dropped.
-        turns: list[Turn] = [
+        turns = [
             {key: value for key, value in turn.items() if value is not None}
             for turn in messages
             if not _is_empty_system(turn)
         ]
-        if self._finder.wants_parts:
-            return [in_parts(turn) for turn in turns]
-        return [in_text(turn) for turn in turns] if self._finder.wants_text else turns
+        return self._finder.in_form(turns)
 
     def _conversation(self, example: Example) -> Conversation:
         marks = example.supervised or [True] * len(example.messages)
