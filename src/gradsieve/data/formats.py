@@ -87,13 +87,11 @@ def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversati
     raise BadRow(f"{UNKNOWN_KEYS} {', '.join(map(str, row)) or '(none)'}")
 
 
-def renamed(row: Any, columns: Mapping[str, str]) -> Any:
+def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """The row, with the keys that `columns` names renamed to those of a format.
 
     Keys of other formats, of which `columns` names no field, are removed: they hold another text.
     """
-    if not isinstance(row, Mapping):
-        return row
     needed = [keys for keys, _ in _FORMATS if not columns.keys().isdisjoint(keys)]
     others = {key for keys, _ in _FORMATS if needed and keys not in needed for key in keys}
     for name, key in columns.items():
@@ -318,8 +316,6 @@ def _tool_calls(value: Any) -> list[dict[str, Any]]:
 
 
 def _objects(value: Any, key: str) -> list[dict[str, Any]]:
-    if value is None:
-        return []
     if isinstance(value, str):
         value = _parsed(value, key) if value.strip() else None
     if key == "tool_calls" and isinstance(value, Mapping):  # a single function_call
