@@ -56,7 +56,7 @@ class SourceSpec:
         name: The examples' `source`; part of file names.
         path: A .jsonl (.gz, .zst), .json or .parquet file, a folder written by
             `Dataset.save_to_disk`, or a data set that `datasets.load_dataset` knows; or rows in
-            memory, which are read twice (an iterator is converted to a list).
+            memory, which are read twice.
         split: Split of a saved data set with splits, or of one on the hub.
         revision: Revision of a data set on the hub.
         supervise: The supervised part of prompt/completion rows.
@@ -73,10 +73,6 @@ class SourceSpec:
     columns: Mapping[Any, str] = field(default_factory=dict)
     source_field: str | None = None
     limits: LimitsConfig = LIMITS
-
-    def __post_init__(self) -> None:
-        if isinstance(self.path, Iterator):
-            object.__setattr__(self, "path", list(self.path))
 
     @property
     def place(self) -> str:
@@ -242,12 +238,6 @@ def state_of(spec: SourceSpec) -> object:
     return [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
 
-def changed_error(place: str) -> DataError:
-    """The error for a source that was written to while a run was reading it."""
-    todo = "Run again when nothing writes to it."
-    return DataError("The file was changed while it was read.", place, todo)
-
-
 def _files_of(spec: SourceSpec) -> list[Path] | None:
     """The files of a source that is a file or folder; None if it is neither."""
     path = Path(spec.path) if isinstance(spec.path, str) else None
@@ -304,10 +294,7 @@ def read_source(
     rows = list(examples_of(spec, left_out))
     examples = [row for row in rows if isinstance(row, Example)]
     bad = [row for row in rows if isinstance(row, Rejected)]
-    if bad and on_bad_row == "fail":
-        raise bad_rows_error(spec.place, bad, len(bad), len(bad) + len(examples))
-    if not examples:
-        raise no_row_error(spec.place, len(bad))
+    refuse_bad_rows(spec.place, bad, len(bad), len(examples), skips=on_bad_row == "skip")
     return Source(tuple(examples), tuple(bad), left_out.warnings())
 
 
@@ -325,27 +312,29 @@ def examples_of(spec: SourceSpec, left_out: LeftOut) -> Iterator[Example | Rejec
                 yield Rejected(where, str(error))
 
 
-def bad_rows_error(place: str, first: Sequence[Rejected], bad: int, rows: int) -> DataError:
-    """The error for bad rows, with their number and the first of them."""
-    listed = [f"{row.where}: {row.reason}" for row in first[:LISTED_AT_ONCE]]
-    todo = "Fix the rows, or set on_bad_row: skip to leave them out."
-    if any(row.reason.startswith(UNKNOWN_KEYS) for row in first):
-        columns = "columns: {prompt: question, completion: answer}"
-        todo += f" If their keys have other names, set these in the source, e.g. {columns}."
-    return DataError(
-        f"{bad} of {rows} rows of {place} cannot be read.",
-        list_first(listed, bad),
-        todo,
-    )
+def refuse_bad_rows(
+    place: str, first: Sequence[Rejected], bad: int, good: int, *, skips: bool
+) -> None:
+    """Check the numbers of a source's bad and good rows; `first` are the first bad ones.
+
+    Raises:
+        DataError: If there are bad rows that are not skipped, or no good row.
+    """
+    if bad and not skips:
+        listed = [f"{row.where}: {row.reason}" for row in first[:LISTED_AT_ONCE]]
+        todo = "Fix the rows, or set on_bad_row: skip to leave them out."
+        if any(row.reason.startswith(UNKNOWN_KEYS) for row in first):
+            columns = "columns: {prompt: question, completion: answer}"
+            todo += f" If their keys have other names, set these in the source, e.g. {columns}."
+        what = f"{bad} of {bad + good} rows of {place} cannot be read."
+        raise DataError(what, list_first(listed, bad), todo)
+    if not good:
+        found = f"all of its {bad} rows are bad" if bad else "it has no rows"
+        todo = "Give at least one good row."
+        raise DataError("There is no usable row.", f"{place}: {found}", todo)
 
 
 def list_first(listed: Sequence[str], count: int) -> str:
     """The lines of a message's second part, with the number of lines not listed."""
     more = [f"and {count - len(listed)} more"] if count > len(listed) else []
     return "\n              ".join([*listed, *more])
-
-
-def no_row_error(place: str, bad: int) -> DataError:
-    """The error for a source without a single good row."""
-    found = f"all of its {bad} rows are bad" if bad else "it has no rows"
-    return DataError("There is no usable row.", f"{place}: {found}", "Give at least one good row.")

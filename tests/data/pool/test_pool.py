@@ -218,16 +218,15 @@ def test_the_order_of_sources_changes_no_byte(tmp_path: Path, template: ChatTemp
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
 
 
-def test_the_number_of_processes_changes_no_byte(tmp_path: Path, template: ChatTemplate) -> None:
+def test_the_number_of_processes_changes_no_byte(
+    tmp_path: Path, template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = jsonl(tmp_path / "rows.jsonl", [*ROWS, {"prompt": "no answer"}])
     for workers in (1, 2):
-        build_pool(
-            tmp_path / str(workers),
-            [SourceSpec("s", file)],
-            template,
-            workers=workers,
-            on_bad_row="skip",
+        monkeypatch.setattr(
+            "gradsieve.data.pool.workers.default_workers", lambda count=workers: count
         )
+        build_pool(tmp_path / str(workers), [SourceSpec("s", file)], template, on_bad_row="skip")
     assert bytes_of(tmp_path / "1") == bytes_of(tmp_path / "2")
 
 

@@ -26,11 +26,12 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gradsieve.data.formats import BadRow
 from gradsieve.data.ids import IdIndex
 from gradsieve.data.pool.chunks import CHUNK_BYTES, CHUNK_ROWS, Chunk, raw_chunks
-from gradsieve.data.pool.mapped import ORDER, SKIPPED, Pool, order_of
+from gradsieve.data.pool.mapped import ORDER, SKIPPED, Pool
 from gradsieve.data.pool.part import SCHEMA, Part, PartWriter, Progress, SkippedRow, read_state
 from gradsieve.data.pool.workers import Workers
 from gradsieve.data.sources import (
@@ -38,10 +39,8 @@ from gradsieve.data.sources import (
     Rejected,
     SourceKey,
     SourceSpec,
-    bad_rows_error,
-    changed_error,
     json_text,
-    no_row_error,
+    refuse_bad_rows,
     source_key,
     state_of,
 )
@@ -64,7 +63,6 @@ def build_pool(
     template: ChatTemplate,
     *,
     on_bad_row: Literal["fail", "skip"] = "fail",
-    workers: int | None = None,
     report: Callable[[int], object] = lambda rows: None,
     key_of: Callable[[SourceSpec], SourceKey] = source_key,
 ) -> Pool:
@@ -76,7 +74,6 @@ def build_pool(
         template: Renders and tokenizes the conversations.
         on_bad_row: Whether unusable rows raise an error, once those of all sources are found, or
             are left out.
-        workers: Number of processes; None means one per core. The files don't depend on it.
         report: Called with the number of rows that are finished, including skipped ones.
         key_of: Returns a source's key, which may be cached: computing it reads the full source.
 
@@ -86,13 +83,16 @@ def build_pool(
         ErrorGroup: If several sources have such an error.
     """
     problems: list[DataError] = []
-    counts: list[_Rows] = []
-    with Workers(template, workers) as pool:
-        for spec in sources:
-            counts.append(_Rows(spec, on_bad_row == "skip"))
+    counts = [_Rows(spec, on_bad_row == "skip") for spec in sources]
+
+    def report_all() -> None:
+        report(sum(rows.good + rows.bad for rows in counts))
+
+    with closing(Workers(template)) as workers:
+        for rows in counts:
+            part = Part(folder, rows.spec.name)
             try:
-                build = _SourceBuild(folder, counts[-1], key_of(spec), template)
-                build.run(pool, lambda: report(sum(rows.seen for rows in counts)))
+                _build_part(part, rows, key_of(rows.spec), template, workers, report_all)
             except DataError as error:
                 problems.append(error)
     raise_all(problems)
@@ -109,14 +109,14 @@ def build_pool(
 
 def check_rows(sources: Sequence[SourceSpec], *, skips: bool) -> Iterator[DataError]:
     """Errors in the sources' rows that can be found without a chat template; writes nothing."""
-    with Workers(None) as workers:
+    with closing(Workers(None)) as workers:
         for spec in sources:
             try:
                 rows = _Rows(spec, skips)
                 with closing(IdIndex(spec.where)) as ids:
                     for chunk in workers.make(raw_chunks(spec), lambda: True):
                         rows.take(chunk, ids)
-                rows.raise_if_any_is_bad()
+                rows.refuse_bad()
             except DataError as error:
                 yield error
 
@@ -130,10 +130,6 @@ class _Rows:
     good: int = 0
     bad: int = 0
     first_bad: list[SkippedRow] = field(default_factory=list)
-
-    @property
-    def seen(self) -> int:
-        return self.good + self.bad
 
     @property
     def fail(self) -> bool:
@@ -159,60 +155,60 @@ class _Rows:
         self.add(len(names) - names.count(None), len(skipped), skipped)
         return names, skipped
 
-    def raise_if_any_is_bad(self) -> None:
+    def refuse_bad(self) -> None:
         """Raise an error for bad rows, or if there are no good ones."""
-        if self.fail:
-            first = [Rejected(self.spec.where(line), reason) for line, reason in self.first_bad]
-            raise bad_rows_error(self.spec.place, first, self.bad, self.seen)
-        if not self.good:
-            raise no_row_error(self.spec.place, self.bad)
+        first = [Rejected(self.spec.where(line), reason) for line, reason in self.first_bad]
+        refuse_bad_rows(self.spec.place, first, self.bad, self.good, skips=self.skips)
 
 
-class _SourceBuild:
-    """Builds one source's part of the pool, or completes it."""
+def _build_part(
+    part: Part,
+    rows: _Rows,
+    key: SourceKey,
+    template: ChatTemplate,
+    workers: Workers,
+    report: Callable[[], object],
+) -> None:
+    """Build one source's part of the pool, or complete it."""
+    spec, cut = rows.spec, [CHUNK_ROWS, CHUNK_BYTES]
+    made_of = fingerprint([VERSION, cut, key.digest, *spec.reading, template.fingerprint])
+    progress = part.read_progress()
+    if progress is None or progress.key != made_of or progress.place not in ("", spec.place):
+        part.remove()
+        progress = Progress(made_of)
+    rows.add(progress.rows, progress.skipped, part.skipped())
+    report()
+    if not progress.done:
+        with (
+            closing(PartWriter(part, progress, spec.place)) as writer,
+            closing(IdIndex(spec.where)) as ids,
+        ):
+            if progress.rows:
+                _restore_ids(ids, part.table())
+            left_out = LeftOut(progress.left_out)
+            chunks = islice(raw_chunks(spec), progress.chunks, None)
+            for chunk in workers.make(chunks, lambda: rows.fail):
+                _add_chunk(writer, chunk, rows, ids, left_out)
+                report()
+            if state_of(spec) != key.state:
+                todo = "Run again when nothing writes to it."
+                raise DataError("The file was changed while it was read.", spec.place, todo)
+            if not rows.fail:
+                writer.finish(left_out.warnings())
+    rows.refuse_bad()
 
-    def __init__(self, folder: Path, rows: _Rows, key: SourceKey, template: ChatTemplate) -> None:
-        self._rows, self._spec, self._state = rows, rows.spec, key.state
-        self._part = Part(folder, self._spec.name)
-        cut = [CHUNK_ROWS, CHUNK_BYTES]
-        made_of = fingerprint([VERSION, cut, key.digest, *self._spec.reading, template.fingerprint])
-        found = self._part.read_progress()
-        if found is None or found.key != made_of or found.place not in ("", self._spec.place):
-            self._part.remove()
-            found = Progress(made_of)
-        self._progress = found
-        rows.add(found.rows, found.skipped, self._part.skipped())
 
-    def run(self, workers: Workers, report: Callable[[], object]) -> None:
-        """Add the missing chunks."""
-        report()
-        if not self._progress.done:
-            with (
-                closing(PartWriter(self._part, self._progress, self._spec.place)) as writer,
-                closing(IdIndex(self._spec.where)) as ids,
-            ):
-                self._add_chunks(writer, ids, workers, report)
-        self._rows.raise_if_any_is_bad()
-
-    def _add_chunks(
-        self, writer: PartWriter, ids: IdIndex, workers: Workers, report: Callable[[], object]
-    ) -> None:
-        left_out = LeftOut(self._progress.left_out)
-        if self._progress.rows:
-            _restore_ids(ids, self._part.table())
-        chunks = islice(raw_chunks(self._spec), self._progress.chunks, None)
-        for chunk in workers.make(chunks, lambda: self._rows.fail):
-            names, skipped = self._rows.take(chunk, ids)
-            if not self._rows.fail:  # otherwise nothing more is tokenized or written
-                kept = [row.identity for row, name in zip(chunk.rows, names, strict=True) if name]
-                for row in chunk.rows:
-                    left_out.add(row.left_out, self._spec.where(row.line))
-                writer.add(_named(chunk, names), kept, skipped, left_out.columns)
-            report()
-        if state_of(self._spec) != self._state:
-            raise changed_error(self._spec.place)
-        if not self._rows.fail:
-            writer.finish(left_out.warnings())
+def _add_chunk(
+    writer: PartWriter, chunk: Chunk, rows: _Rows, ids: IdIndex, left_out: LeftOut
+) -> None:
+    """Count a chunk's rows, and write them unless bad rows stop the run."""
+    names, skipped = rows.take(chunk, ids)
+    if rows.fail:  # nothing more is tokenized or written
+        return
+    kept = [row.identity for row, name in zip(chunk.rows, names, strict=True) if name]
+    for row in chunk.rows:
+        left_out.add(row.left_out, rows.spec.where(row.line))
+    writer.add(_named(chunk, names), kept, skipped, left_out.columns)
 
 
 def _named(chunk: Chunk, names: Sequence[str | None]) -> pa.RecordBatch | None:
@@ -249,8 +245,10 @@ def _finish(folder: Path, specs: Mapping[str, SourceSpec]) -> None:
     with atomic(folder / SKIPPED) as skipped, skipped.open("wb") as lines:
         for part in parts:
             lines.writelines(_skipped_lines(part, specs[part.name]))
+    table = pa.concat_tables(part.table() for part in parts)
+    by_key = pc.sort_indices(table, sort_keys=[("source", "ascending"), ("id", "ascending")])
     with atomic(folder / ORDER) as order, order.open("wb") as opened:
-        np.save(opened, order_of(pa.concat_tables(part.table() for part in parts)))
+        np.save(opened, by_key.to_numpy().astype(np.int64))
     write_state(folder, [part.data_file.name for part in parts], identity)
 
 

@@ -217,12 +217,6 @@ class Pool:
         return [_example(row) for row in taken.to_pylist()]
 
 
-def order_of(table: pa.Table) -> NDArray[np.int64]:
-    """Numbers of a pool's rows, sorted by (source, id) in the order of code points."""
-    keys = [("source", "ascending"), ("id", "ascending")]
-    return np.asarray(pc.sort_indices(table, sort_keys=keys).to_numpy(), dtype=np.int64)
-
-
 def _example(row: dict[str, Any]) -> Example:
     """An example, from the columns of its row."""
     return Example(

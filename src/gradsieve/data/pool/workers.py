@@ -20,7 +20,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import chain, islice
-from typing import Any, Self
+from typing import Any
 
 import psutil
 
@@ -40,18 +40,15 @@ class Workers:
 
     Args:
         template: Sent to each process once.
-        count: Number of processes; None means one per core, as memory allows; 1, only this process.
     """
 
-    def __init__(self, template: ChatTemplate | None, count: int | None = None) -> None:
+    def __init__(self, template: ChatTemplate | None) -> None:
         self._template = template
-        self._count = count or default_workers()
+        self._count = default_workers()
         self._executor: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the processes."""
         if self._executor:
             self._executor.shutdown(cancel_futures=True)
 
