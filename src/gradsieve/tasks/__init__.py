@@ -113,23 +113,20 @@ def load_target(
     """
     if task not in TASKS:
         raise DataError(f"There is no task {task}.", f"target {name}", did_you_mean(task, TASKS))
-    if task in BENCHMARKS:
-        examples, warnings = BENCHMARKS[task].read(name, _folder(name, path))
-        if supervise == "all":
-            examples = [replace(example, answer_prefix=None) for example in examples]
-        found, expected = len({one.subtask for one in examples}), BENCHMARKS[task].SUBTASKS
-        if found < expected:
-            warnings = [*warnings, f"{found} of the benchmark's {expected} subtasks were found"]
-        target = Target(name, task, tuple(examples), warnings=tuple(warnings))
-    else:
-        examples, source = custom.read(
-            name, path, subtask_field, on_bad_row, supervise=supervise, **reading
-        )
-        target = Target(name, task, tuple(examples), source.bad_rows, source.warnings)
-    if not target.examples:
-        where = f"target {name}: {SourceSpec(name, path).place}"
+    if task not in BENCHMARKS:
+        source = custom.read(name, path, subtask_field, on_bad_row, supervise=supervise, **reading)
+        return Target(name, task, source.examples, source.bad_rows, source.warnings)
+    folder = _folder(name, path)
+    examples, warnings = BENCHMARKS[task].read(name, folder)
+    if not examples:
+        where = f"target {name}: {folder}"
         raise DataError("The target has no examples.", where, "Add at least one example.")
-    return target
+    if supervise == "all":
+        examples = [replace(example, answer_prefix=None) for example in examples]
+    found, expected = len({one.subtask for one in examples}), BENCHMARKS[task].SUBTASKS
+    if found < expected:
+        warnings = [*warnings, f"{found} of the benchmark's {expected} subtasks were found"]
+    return Target(name, task, tuple(examples), warnings=tuple(warnings))
 
 
 def load_test_set(

@@ -191,10 +191,9 @@ def _checked(rows: Any, where: str) -> Questions:
         match row:
             case {"input": str(), "target": str()}:
                 continue
-        found = shown(row) if isinstance(row, dict) else type(row).__name__
         raise DataError(
             "Expected questions with texts as input and target.",
-            f"{where}, question {number}: found {found}",
+            f"{where}, question {number}: found {shown(row)}",
             "Use BBH's published questions.",
         )
     return [{"input": row["input"], "target": row["target"]} for row in rows]

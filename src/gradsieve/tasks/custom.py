@@ -27,18 +27,19 @@ def read(
     subtask_field: str | None,
     on_bad_row: Literal["fail", "skip"],
     **reading: Any,
-) -> tuple[list[Example], Source]:
-    """The examples with their subtasks, and the source with its warnings.
+) -> Source:
+    """The source, whose examples have their subtasks.
 
     Raises:
         DataError: If a row has no subtask, or as in `read_source`.
     """
     source = read_source(name, path, on_bad_row=on_bad_row, **reading)
     if subtask_field is None:
-        return [replace(example, subtask=ONE_SUBTASK) for example in source.examples], source
-    examples = list(source.examples)
-    _refuse_missing(examples, subtask_field, SourceSpec(name, path).place)
-    return [replace(one, subtask=str(one.row[subtask_field])) for one in examples], source
+        examples = [replace(one, subtask=ONE_SUBTASK) for one in source.examples]
+    else:
+        _refuse_missing(source.examples, subtask_field, SourceSpec(name, path).place)
+        examples = [replace(one, subtask=str(one.row[subtask_field])) for one in source.examples]
+    return replace(source, examples=tuple(examples))
 
 
 def test_set(
@@ -57,7 +58,8 @@ def test_set(
     Raises:
         DataError: As in `read`, or if a reference has no final answer.
     """
-    examples, source = read(name, path, subtask_field, on_bad_row, **reading)
+    source = read(name, path, subtask_field, on_bad_row, **reading)
+    examples = source.examples
     references = [after_reasoning(text_of(example.messages[-1]["content"])) for example in examples]
     if answer is not None:
         finals = [matched(answer, reference) for reference in references]
@@ -77,7 +79,7 @@ def test_set(
 
 
 def _refuse_unmatched(
-    examples: list[Example], references: list[str], finals: list[str | None], answer: str
+    examples: tuple[Example, ...], references: list[str], finals: list[str | None], answer: str
 ) -> None:
     bare = [place for place, final in enumerate(finals) if not final]
     if bare:
@@ -89,7 +91,7 @@ def _refuse_unmatched(
         )
 
 
-def _refuse_missing(examples: list[Example], field: str, path: str) -> None:
+def _refuse_missing(examples: tuple[Example, ...], field: str, path: str) -> None:
     bare = [
         (number, example)
         for number, example in enumerate(examples, start=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,10 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def shown(row: Mapping[str, Any]) -> str:
-    """A row's columns and the start of their values, for a message."""
+def shown(row: Any) -> str:
+    """A row's columns and the start of their values, for a message; the type of anything else."""
+    if not isinstance(row, dict):
+        return type(row).__name__
     return ", ".join(f"{key}: {reprlib.repr(value)}" for key, value in row.items()) or "nothing"
 
 

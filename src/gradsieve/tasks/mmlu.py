@@ -61,7 +61,9 @@ def test_set(name: str, path: str) -> QuestionSet | None:
         tests = _subjects(name, path, "test")
     except hub.NotThere:
         return None
-    dev = _subjects(name, path, "dev") if tests else {}
+    if not tests:
+        return None
+    dev = _subjects(name, path, "dev")
     if bare := sorted(set(tests) - set(dev)):
         of = f"{len(bare)} of {len(tests)} subjects"
         what = f"There are test questions but no development questions for {of}."
@@ -74,7 +76,7 @@ def test_set(name: str, path: str) -> QuestionSet | None:
             example = _example(name, subject, number, row)
             shots = Shots(_header(subject), shown_first, _asked(row))
             questions.append(Question(example, (row[-1],), LETTERS, shots, (row[0],)))
-    return QuestionSet(tuple(questions), ("accuracy",)) if questions else None
+    return QuestionSet(tuple(questions), ("accuracy",))
 
 
 def _subjects(name: str, path: str, part: str) -> dict[str, list[list[str]]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,16 +140,13 @@ def _local_questions(file: Path) -> hub.Rows:
     Raises:
         DataError: If it has another format.
     """
-    try:
+    with suppress(KeyError, TypeError):
         found = [part for article in read_json(file)["data"] for part in article["paragraphs"]]
         rows = [{**row, "context": part["context"]} for part in found for row in part["qas"]]
-        is_sound = all(isinstance(row["id"], str) for row in rows)
-    except (KeyError, TypeError):
-        is_sound = False
-    if not is_sound:
-        what = "Expected {data: [{paragraphs: [{context, qas: [{id, question, answers}]}]}]}."
-        raise DataError(what, str(file), "Use the published file.")
-    return rows
+        if all(isinstance(row["id"], str) for row in rows):
+            return rows
+    what = "Expected {data: [{paragraphs: [{context, qas: [{id, question, answers}]}]}]}."
+    raise DataError(what, str(file), "Use the published file.")
 
 
 def _question(name: str, row: dict[str, Any], shots: dict[str, str], file: Path) -> Question:
@@ -156,7 +154,7 @@ def _question(name: str, row: dict[str, Any], shots: dict[str, str], file: Path)
     example = _example(name, language, row["id"], row, file)
     after = None
     if language in shots:
-        words = _words(language, file)
+        words = WORDS[language]
         after = Shots(f"{words[0]}\n\n", (shots[language],), _asked(words, row))
     answers = tuple(answer["text"] for answer in row["answers"])
     return Question(example, answers, shots=after, texts=(row["context"], row["question"]))
@@ -229,10 +227,9 @@ def _asked(words: Words, row: Mapping[str, Any]) -> str:
 def _example(name: str, language: str, id: str, row: Any, file: Path) -> Example:
     words = CHINESE if file.name == IN_CHINESE else _words(language, file)
     if not _is_sound(row):
-        found = shown(row) if isinstance(row, dict) else type(row).__name__
         what = "Expected an example with context, question and at least one answer."
         todo = TODO if file.name != DEV else "Use the published file."
-        raise DataError(what, f"{file}, {id}: found {found}", todo)
+        raise DataError(what, f"{file}, {id}: found {shown(row)}", todo)
     prompt = words[0] + _asked(words, row)  # as in LESS's code, nothing separates them
     answer = f" {row['answers'][0]['text']}"
     return question_and_answer(name, language, id, prompt, words[3], answer, row)
