@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gradsieve.data.examples import TokenizedExample
 from gradsieve.data.pool import Pool
@@ -78,17 +79,13 @@ def fill_batch(
 
 def collate(encoded: Sequence[TokenizedExample]) -> dict[str, Tensor]:
     """`input_ids`, `labels` and `attention_mask`, int64 [B, T], padded on the right."""
-    longest = max(len(example.input_ids) for example in encoded)
-    shape = (len(encoded), longest)
-    input_ids = torch.zeros(shape, dtype=torch.int64)
-    labels = torch.full(shape, -100)
-    mask = torch.zeros(shape, dtype=torch.int64)
-    for row, example in enumerate(encoded):
-        length = len(example.input_ids)
-        input_ids[row, :length] = torch.frombuffer(example.input_ids, dtype=torch.int32)
-        labels[row, :length] = torch.frombuffer(example.labels, dtype=torch.int32)
-        mask[row, :length] = 1
-    return {"input_ids": input_ids, "labels": labels, "attention_mask": mask}
+    input_ids = [torch.frombuffer(example.input_ids, dtype=torch.int32) for example in encoded]
+    labels = [torch.frombuffer(example.labels, dtype=torch.int32) for example in encoded]
+    return {
+        "input_ids": pad_sequence(input_ids, batch_first=True).long(),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=-100).long(),
+        "attention_mask": pad_sequence([torch.ones_like(i) for i in input_ids], True).long(),
+    }
 
 
 def batches_of(
