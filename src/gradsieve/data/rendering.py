@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import datetime
 import errno
+import itertools
 import math
 import re
 import signal
@@ -277,25 +278,21 @@ def _with_marks(template: str) -> str:
     A `set` without effect is put where the loop's tag was next to the text after (or before) it, so
     that Jinja strips the same white space.
     """
-    made: list[str] = []
     # For each open loop: its number, and the name of its message variable, or of its index.
     loops: list[tuple[int, str | None, str | None]] = []
-    at = 0
-    for number, tag in enumerate(_TAG.finditer(template)):
-        word = tag["word"]
+    numbers = itertools.count()
+
+    def marked(tag: re.Match[str]) -> str:
+        number, word = next(numbers), tag["word"]
         if word is None:  # a comment
-            continue
-        made.append(template[at : tag.start()])
-        at = tag.end()
+            return tag[0]
         left, inside, right = tag["left"], tag["inside"].rstrip(), tag["right"]
         if word == "endfor":
             loop, name, _ = loops.pop() if loops else (0, None, None)
             if name is None:
-                made.append(tag[0])
-                continue
+                return tag[0]
             closed = f"{{{{ '{_CLOSE}{loop}{_NAMED}' if {_is_turn(name)} }}}}"
-            made.append(f"{{%{left} set gradsieve_ = 0 %}}{closed}{{% endfor {right}%}}")
-            continue
+            return f"{{%{left} set gradsieve_ = 0 %}}{closed}{{% endfor {right}%}}"
         name = None
         if word == "for":
             over = _OVER.match(inside)
@@ -306,12 +303,12 @@ def _with_marks(template: str) -> str:
             name = taken[1]
             loops[-1] = loops[-1][0], name, taken[2]
         if name is None:
-            made.append(tag[0])
-            continue
+            return tag[0]
         mark = f"'{_OPEN}{loops[-1][0]} ' ~ {name}.{_TURN} ~ '{_NAMED}'"
         opened = f"{{{{ {mark} if {_is_turn(name)} }}}}"
-        made.append(f"{{%{left} {inside} %}}{opened}{{% set gradsieve_ = 0 {right}%}}")
-    return "".join([*made, template[at:]])
+        return f"{{%{left} {inside} %}}{opened}{{% set gradsieve_ = 0 {right}%}}"
+
+    return _TAG.sub(marked, template)
 
 
 def _is_turn(name: str) -> str:

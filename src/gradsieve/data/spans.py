@@ -14,7 +14,7 @@ conversation that can't be verified is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -244,10 +244,8 @@ class SpanFinder:
 
 def _verify_calls(turn: Turn, said: str) -> None:
     for call in turn.get("tool_calls") or ():
-        called = call.get("function") if isinstance(call, Mapping) else None
-        called = called if isinstance(called, Mapping) else call
-        name = called.get("name") if isinstance(called, Mapping) else None
-        if isinstance(name, str) and name not in said:
+        name = call["function"]["name"]  # the form that `formats` gives all calls
+        if name not in said:
             raise ValueError(f"it does not write the call of {name}")
 
 
