@@ -179,9 +179,8 @@ def _turns(value: Any, key: str, keys: tuple[str, str], roles: Mapping[str, str]
 
 
 def _turn(turn: Any, role_key: str, text_key: str, roles: Mapping[str, str]) -> _Turn:
-    if not isinstance(turn, Mapping) or role_key not in turn or not (
-        text_key in turn or turn.get("tool_calls")
-    ):  # fmt: skip
+    has_role = isinstance(turn, Mapping) and role_key in turn
+    if not has_role or not (text_key in turn or turn.get("tool_calls")):
         found = f"keys {', '.join(turn)}" if isinstance(turn, Mapping) else kind_of(turn)
         raise BadRow(f"expected a turn with {role_key} and {text_key}, found {found}")
     name = turn[role_key]
@@ -230,8 +229,8 @@ def _text(role: str, content: Any) -> str:
         raise BadRow(f"expected text in the {role}'s turn, found {kind_of(content)}")
     texts: list[str] = []
     for part in content:
-        text = part.get("text") if isinstance(part, Mapping) else part
-        kind = part.get("type") or "text" if isinstance(part, Mapping) else "text"
+        fields = part if isinstance(part, Mapping) else {"text": part}
+        text, kind = fields.get("text"), fields.get("type") or "text"
         if kind != "text" or not isinstance(text, str):
             found = f"type {kind}" if kind != "text" else kind_of(text)
             raise BadRow(f"expected parts of text in the {role}'s turn, found a part of {found}")
