@@ -183,8 +183,7 @@ class Pool:
         if not len(keys):
             return np.empty(0, dtype=np.int64)
         columns = list(ExampleKey._fields)
-        order = np.asarray(self.order)
-        known = self.take(order, columns).append_column("number", pa.array(order))
+        known = self.table.select(columns).append_column("number", pa.array(np.arange(len(self))))
         lines = keys.select(columns).append_column("line", pa.array(np.arange(len(keys))))
         found = lines.join(known, columns, join_type="left outer").sort_by("line")
         return np.asarray(pc.fill_null(found["number"], -1).to_numpy())
