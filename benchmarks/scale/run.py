@@ -141,7 +141,7 @@ def measure(
 def in_memory(data: Path, file: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(data / "models" / "stories260K")
     template = ChatTemplate(tokenizer, "tulu", max_length=2048)
-    template.encode_all(read_source("s", str(file)).examples)
+    template.try_encode_all(read_source("s", str(file)).examples)
 
 
 def run_stage(recipe: Recipe, folder: Path, stage: str) -> None:

@@ -71,7 +71,7 @@ def long_rows(data: Path, template: ChatTemplate, count: int) -> list[TokenizedE
     while len(found) < count:
         line = max(rng.choices(rng.choice(sources), k=20), key=len)
         example = Example("s", str(len(found)), conversation_of(json.loads(line)).messages)
-        (tokens,) = template.encode_all([example])
+        tokens = template.encode(example)
         if len(tokens.input_ids) == TOKENS and tokens.n_labels:
             found.append(tokens)
     return found

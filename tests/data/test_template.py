@@ -180,7 +180,7 @@ def test_refusals_are_collected() -> None:
     assert second.where == "a.jsonl:2 (s, 1)"
     assert second.skip_reason == "the chat template refuses it: System role not supported"
     with pytest.raises(DataError) as caught:
-        template.encode_all(examples)
+        template.try_encode_all(examples, "fail")
     assert caught.value.what == "The chat template refuses 2 of 4 examples."
     assert caught.value.where.startswith("a.jsonl:2 (s, 1): ['system', 'user'")
 
@@ -233,7 +233,7 @@ def test_many_at_once_are_the_same_as_one_by_one() -> None:
     examples = [
         Example("s", str(i), ({"role": "user", "content": "é日" * i}, TURNS[1])) for i in range(5)
     ]
-    assert template.encode_all(examples) == [template.encode(example) for example in examples]
+    assert template.try_encode_all(examples) == [template.encode(example) for example in examples]
 
 
 @pytest.mark.parametrize(

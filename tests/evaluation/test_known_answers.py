@@ -48,7 +48,7 @@ def trained(template: ChatTemplate, examples: list[Example]) -> LlamaForCausalLM
             max_position_embeddings=512,
         )
     )
-    batch = collate(template.encode_all(examples))
+    batch = collate(template.try_encode_all(examples))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(STEPS):
         loss = model(**batch).loss

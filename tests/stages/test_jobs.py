@@ -18,7 +18,7 @@ def test_jobs_survive_pickling(tmp_path: Path) -> None:
     training = training_job(context)
     copied = pickle.loads(pickle.dumps(training))
     examples = context.targets[0].examples
-    assert copied.template.encode_all(examples) == training.template.encode_all(examples)
+    assert copied.template.try_encode_all(examples) == training.template.try_encode_all(examples)
     assert (copied.model, copied.settings) == (training.model, training.settings)
     task = evaluate.EvaluationTask("mine/base/seed-0", None, "")
     job = evaluate.evaluation_job(context, [task])

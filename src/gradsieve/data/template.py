@@ -143,12 +143,9 @@ class ChatTemplate:
 
     def encode(self, example: Example) -> TokenizedExample:
         """Tokenize one example; raises `DataError` if the template refuses it."""
-        return self.encode_all([example])[0]
-
-    def encode_all(self, examples: Sequence[Example]) -> list[TokenizedExample]:
-        """Tokenize examples, in order; raises `DataError` for those that the template refuses."""
-        encoded = self.try_encode_all(examples, "fail")
-        return [tokens for tokens in encoded if isinstance(tokens, TokenizedExample)]
+        rendered = self.render(example)
+        [encoding] = self._tokenize([rendered])
+        return self._labeled(rendered, encoding)
 
     def try_encode_all(
         self, examples: Sequence[Example], on_bad_row: Literal["fail", "skip"] = "skip"

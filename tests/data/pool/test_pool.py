@@ -87,7 +87,7 @@ def test_holds_what_reading_and_tokenizing_gives(tmp_path: Path, template: ChatT
     file = jsonl(tmp_path / "rows.jsonl", ROWS)
     pool = build_pool(tmp_path / "pool", [SourceSpec("s", file)], template)
     examples = read_source("s", file).examples
-    encoded = template.encode_all(examples)
+    encoded = template.try_encode_all(examples)
     numbers = range(len(examples))
     assert len(pool) == len(examples) == 40
     assert pool.keys(numbers) == [(example.source, example.id) for example in examples]
@@ -484,7 +484,7 @@ def test_what_is_supervised_is_kept_and_part_of_the_fingerprint(
     for supervise, pool in pools.items():
         examples = read_source("s", rows, supervise=supervise).examples
         assert pool.examples([0, 1]) == list(examples)
-        assert pool.tokenized([0, 1]) == template.encode_all(examples)
+        assert pool.tokenized([0, 1]) == template.try_encode_all(examples)
     assert pools["completion"].fingerprints != pools["all"].fingerprints
 
 
