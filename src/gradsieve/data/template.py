@@ -132,9 +132,9 @@ class ChatTemplate:
     def warnings(self) -> tuple[str, ...]:
         """Messages for the user about how the template writes answers."""
         with render_limit(self._limits, "a question of one turn"):
-            wrote_answer = self._finder.around(({"role": "user", "content": "?"},)) != ("", "")
-        marked = self._finder.renderer.marks_generation
-        if marked or not wrote_answer or self._finder.ending.strip():
+            before, after = self._finder.around(({"role": "user", "content": "?"},))
+        refused = not (before or after)
+        if refused or after.strip() or self._finder.renderer.marks_generation:
             return ()
         return (
             "the chat template writes nothing after an answer: its end is not supervised, and a "
