@@ -54,7 +54,7 @@ def _check_selection(context: Context, stale: Mapping[str, str]) -> None:
     made = {key: score["inputs"][key] for key in ("model", "targets", "pool")}
     now = {
         "model": context.model_inputs,
-        "targets": {target.name: target.fingerprint for target in context.targets},
+        "targets": context.target_inputs,
         "pool": {source.name: made["pool"].get(source.name) for source in recipe.pool},
     }
     changes = [

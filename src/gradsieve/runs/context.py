@@ -305,3 +305,8 @@ class Context:
     def pool_inputs(self) -> dict[str, str]:
         """Fingerprints of the pool's rows, independent of file paths and row order."""
         return self.artifacts.pool.fingerprints
+
+    @property
+    def target_inputs(self) -> dict[str, str]:
+        """Fingerprints of the targets."""
+        return {target.name: target.fingerprint for target in self.targets}

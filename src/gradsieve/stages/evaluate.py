@@ -66,7 +66,7 @@ class Evaluate(Stage):
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         return {
             "evaluate": settings(context).results(("yes", "repeats", "adds")),
-            "targets": {target.name: target.fingerprint for target in context.targets},
+            "targets": context.target_inputs,
             "questions": {name: test.fingerprint for name, test in context.test_sets.items()},
             "base": context.student.model_inputs,
             "warmed_up": _warmed_up(context)[1],

@@ -92,7 +92,7 @@ class Features(Stage):
             "model": context.model_inputs,
             "checkpoints": context.artifacts.warmup.metadata["output"],
             "pool": context.pool_inputs,
-            "targets": {target.name: target.fingerprint for target in context.targets},
+            "targets": context.target_inputs,
             "target_mean": mean if settings.mode != "store" else None,
             "stores": list(stores(context)),
             **({"examples": True} if by_turns else {}),
@@ -288,7 +288,7 @@ class CheckpointWork:
             projection = settings.projection.model_dump(exclude={"balanced"})
             projection |= {"version": VERSION[balanced], **({"balanced": True} if balanced else {})}
             return {"bits": settings.bits, "projection": projection, **shared}
-        targets = {target.name: target.fingerprint for target in self.context.targets}
+        targets = self.context.target_inputs
         exact = {"columns": job.columns, "targets": targets, "target_mean": job.target_mean}
         return {"bits": 32, "exact": exact, **shared}
 

@@ -27,7 +27,7 @@ class Report(Stage):
         return {
             "recipe": context.recipe.model_dump(mode="json"),
             "pool": context.pool_inputs,
-            "targets": {target.name: target.fingerprint for target in context.targets},
+            "targets": context.target_inputs,
             "stages": {name: meta["output"] for name, meta in current_stages(context).items()},
             **({"bad_rows": bad_rows} if (bad_rows := context.artifacts.pool.bad_rows) else {}),
         }

@@ -77,7 +77,7 @@ class Score(Stage):
         return {
             "score": recipe.score.results(),
             "methods": names,
-            "targets": {target.name: target.fingerprint for target in context.targets},
+            "targets": context.target_inputs,
             "pool": context.pool_inputs,
             "model": context.model_inputs,
             "features": _features(context) if _needs_features(context) else {},

@@ -76,7 +76,7 @@ class Validate(Stage):
             "training": context.recipe.training.results(),
             "model": context.student.model_inputs,
             "pool": context.pool_inputs,
-            "targets": {target.name: target.fingerprint for target in context.targets},
+            "targets": context.target_inputs,
             "questions": {name: test.fingerprint for name, test in context.test_sets.items()},
             "scores": context.artifacts.scores.metadata["output"],
         }
