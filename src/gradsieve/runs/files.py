@@ -100,18 +100,18 @@ def faults(
         within: Check only this file, or only the files below this folder.
         read: Which files are read; for the others only the size is compared.
     """
-    found = []
+    found, within = [], within or folder
     for name, (size, digest) in listed.items():
         file = folder / name
-        if within is not None and file != within and within not in file.parents:
+        if not file.is_relative_to(within):
             continue
         if not file.is_file():
             found.append(Fault(file, "missing"))
         elif file.stat().st_size != size or (_is_read(file, read) and hash_once(file) != digest):
             found.append(Fault(file, "damaged"))
-    if within is None or within.is_dir():
+    if within.is_dir():
         known = {folder / name for name in listed}
-        found += [Fault(f, "foreign") for f in files_in(within or folder) if f not in known]
+        found += [Fault(f, "foreign") for f in files_in(within) if f not in known]
     return found
 
 
