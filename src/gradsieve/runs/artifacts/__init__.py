@@ -42,7 +42,6 @@ class Artifacts:
     """The outputs of every stage of a run."""
 
     def __init__(self, run: RunFolder) -> None:
-        self.run = run
         self.pool = PoolArtifact(run)
         self.warmup = WarmupArtifact(run)
         self.features = FeaturesArtifact(run)
@@ -55,5 +54,5 @@ class Artifacts:
 
     def of(self, stage: str) -> StageArtifact:
         """The artifact of a stage, by the stage's name."""
-        artifacts = (part for part in vars(self).values() if isinstance(part, StageArtifact))
-        return next(artifact for artifact in artifacts if artifact.stage == stage)
+        found: StageArtifact = next(part for part in vars(self).values() if part.stage == stage)
+        return found

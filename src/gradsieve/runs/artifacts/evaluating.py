@@ -100,9 +100,9 @@ class ModelsArtifact(StageArtifact):
     def paths(self) -> list[Path]:
         return [self.folder / name for name in self.metadata["models"]]
 
-    def missing(self) -> list[str]:
+    def missing(self) -> list[Path]:
         """Models that are missing or damaged."""
-        return [str(path) for path in self.paths() if not TrainedModel(path).exists()]
+        return [path for path in self.paths() if not TrainedModel(path).exists()]
 
     def made_with(self, file: Path) -> list[Path]:
         """A model is made again as a whole."""

@@ -85,8 +85,7 @@ class WarmupArtifact(StageArtifact):
     @property
     def checkpoints(self) -> list[Path]:
         """The folders in order; relative names are in the stage's folder, so a run can be moved."""
-        folders = [self.folder / name for name in self.metadata["checkpoints"]]
-        return [self.verified(f) if f.parent == self.folder else f for f in folders]
+        return [self.verified(f) if f.parent == self.folder else f for f in self.paths()]
 
     @property
     def learning_rates(self) -> list[float]:
