@@ -235,8 +235,11 @@ class _Scored:
     pool: Pool
     ranking: Ranking
     numbers: NDArray[np.int64]  # row numbers in the pool [n]
-    sources: NDArray[np.int32]  # an index into `names` [n]
-    names: Sequence[str]
+
+    @property
+    def sources(self) -> NDArray[np.int32]:
+        """The source of each row, an index into `pool.source_names` [n]."""
+        return self.pool.source_codes[self.numbers]
 
     @property
     def tokens(self) -> NDArray[np.int32]:
@@ -245,7 +248,7 @@ class _Scored:
 
     def count(self, lines: NDArray[np.int64] | slice) -> dict[str, int]:
         """The number of rows of each source that has any, the most frequent first."""
-        return _counted(self.sources[lines], self.names)
+        return _counted(self.sources[lines], self.pool.source_names)
 
     def selected(self, choice: Choice) -> Iterator[Selected]:
         """The chosen rows, in order."""
@@ -280,20 +283,18 @@ def _scored(context: Context, target: str, method: str) -> _Scored:
     """All scored rows; several targets take turns, each with its own subtasks."""
     pool, recipe = context.pool, context.recipe
     names = [t.name for t in recipe.targets] if target == TOGETHER else [target]
-    scores, parts = context.artifacts.scores, []
+    scores, turns, parts = context.artifacts.scores, _turns(context), []
     for name in names:  # one table at a time: each may have 57 columns
         table = scores.table(name, method)
         numbers = table.numbers_in(pool)  # the same for each target
-        ids = _turns(context).get(name)
-        examples = scores.examples(name, method) if ids else None
-        if ids and examples is not None:
-            examples = examples.in_order(ids)
+        examples = scores.examples(name, method) if turns else None
+        if examples is not None:
+            examples = examples.in_order(turns[name])
         part = _ranked(table, examples, recipe.select.turns)
         if target == TOGETHER:  # two targets may have a subtask of the same name
             part = part._replace(subtasks=[f"{name}/{subtask}" for subtask in part.subtasks])
         parts.append(part)
-    sources, names = pool.source_codes[numbers], pool.source_names
-    return _Scored(pool, ranking_of(parts), numbers, sources, names)
+    return _Scored(pool, ranking_of(parts), numbers)
 
 
 def _ranked(table: ScoreTable, examples: ExampleScores | None, turns: str) -> Ranked:
@@ -321,9 +322,8 @@ def _chosen(
         store, ahead = _last_store(context), scored.ranking.ahead
         cosine = settings.near_duplicates.cosine
         checks.append(NearDuplicates(context.engine, store, scored.pool, numbers, ahead, cosine))
-    choice = choose(
-        scored.ranking, scored.sources, scored.tokens, scored.names, settings, budget, checks
-    )
+    names = scored.pool.source_names
+    choice = choose(scored.ranking, scored.sources, scored.tokens, names, settings, budget, checks)
     if not len(choice.chosen):
         raise _nothing_chosen(scored, choice, budget)
     wanted = budget.rows(len(numbers))
