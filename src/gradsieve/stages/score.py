@@ -345,14 +345,8 @@ def _known(context: Context, target: str, name: str, numbers: NDArray[np.int64])
     kept = np.isin(table.numbers(context.pool), numbers)  # both are in order of (source, id)
     if examples is not None:
         examples = replace(examples, values=examples.values[kept])
-    by_subtask = table.by_subtask[kept] if table.subtasks else None
-    scores = Scores(table.total[kept], table.subtasks, by_subtask, examples=examples)
-    if table.best_examples is None:
-        return scores
-    standardized = None if table.standardized is None else table.standardized[kept]
-    return replace(
-        scores, standardized=standardized, best_examples=table.best_examples.filter(kept)
-    )
+    within = table.within[kept] if table.subtasks else None  # what `fusion` ranks by
+    return Scores(table.total[kept], table.subtasks, within, examples=examples)
 
 
 def _spread(file: Path) -> dict[str, float]:
