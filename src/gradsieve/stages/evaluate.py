@@ -82,7 +82,7 @@ class Evaluate(Stage):
         """Prompts, answers and losses of each model: untrained, warmed up, and trained."""
         shape, batch_size = student_shape(context), settings(context).batch_size
         seeds = context.recipe.train_or_default.seeds
-        same = context.student.recipe.model == context.recipe.model
+        same = context.student is context
         models = 1 + (same and needs_gradients(context.recipe))
         models += len(context.recipe.selections_for("any")) * len(seeds)
         encoded = [row.encoded for row in target_rows(context)]
@@ -180,7 +180,7 @@ def _warmed_up(context: Context) -> tuple[Path | None, str | None]:
     meta = context.run.metadata("warmup")
     recipe = context.recipe
     own = any(uses_gradients(name, recipe) for name in recipe.score.methods)  # else an older one's
-    if meta is None or not own or context.student.recipe.model != recipe.model:
+    if meta is None or not own or context.student is not context:
         return None, None
     return context.artifacts.warmup.checkpoints[-1], meta["fingerprints"][-1]
 
@@ -327,12 +327,9 @@ def _samples(
 
 def _losses(model: PreTrainedModel, rows: Sequence[Row]) -> list[float | None]:
     """The loss of each answer; None if truncation leaves no label token."""
-    usable = [index for index, row in enumerate(rows) if not row.skip_reason]
-    encoded = [rows[index].encoded for index in usable]
-    losses: list[float | None] = [None] * len(rows)
-    for index, loss in zip(usable, example_losses(model, encoded).tolist(), strict=True):
-        losses[index] = loss
-    return losses
+    usable = [row.encoded for row in rows if not row.skip_reason]
+    losses = iter(example_losses(model, usable).tolist())
+    return [None if row.skip_reason else next(losses) for row in rows]
 
 
 def _summary(name: str, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
