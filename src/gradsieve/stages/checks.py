@@ -117,30 +117,25 @@ def students(context: Context) -> Problems:
     student = context.student
     full = context.recipe.train_or_default.full_parameters
     found = [*models(student), *vocabulary(student)] if full else adapted_models(student)
-    yield from found if student is context else map(_of_train_model(student), found)
+    yield from found if student is context else map(partial(_of_train_model, student), found)
 
 
 KEYS_OF_STUDENTS = {"model.name": "train.model", "model.chat_template": "train.chat_template"}
 
 
-def _of_train_model(student: Context) -> Callable[[GradsieveError], GradsieveError]:
-    """Name `train.model` in its problems; its adapter has the selection model's settings."""
-    name = student.recipe.model.name
-
-    def named(problem: GradsieveError) -> GradsieveError:
-        own = copy.copy(problem)
-        for key, here in KEYS_OF_STUDENTS.items():
-            own.where, own.todo = own.where.replace(key, here), own.todo.replace(key, here)
-        if "train.model" not in own.where:
-            own.where = f"train.model {name}, {own.where}"
-        if "warmup.lora.target_modules" in own.where:
-            own.todo += (
-                " The adapters of both models have these target_modules: all-linear fits both, or "
-                "a regular expression."
-            )
-        return own
-
-    return named
+def _of_train_model(student: Context, problem: GradsieveError) -> GradsieveError:
+    """Name `train.model` in its problem; its adapter has the selection model's settings."""
+    own = copy.copy(problem)
+    for key, here in KEYS_OF_STUDENTS.items():
+        own.where, own.todo = own.where.replace(key, here), own.todo.replace(key, here)
+    if "train.model" not in own.where:
+        own.where = f"train.model {student.recipe.model.name}, {own.where}"
+    if "warmup.lora.target_modules" in own.where:
+        own.todo += (
+            " The adapters of both models have these target_modules: all-linear fits both, or "
+            "a regular expression."
+        )
+    return own
 
 
 def methods(recipe: Recipe, libraries: bool = False) -> Problems:
@@ -154,11 +149,12 @@ def methods(recipe: Recipe, libraries: bool = False) -> Problems:
             continue
         if "gradients" in method.uses:
             gradients.append(name)
+        if not libraries:
+            continue
         library, check = (getattr(method, part, None) for part in ("library", "check"))
         missing = list(problem_of(partial(installed, library, "baselines"))) if library else []
-        if libraries:
-            yield from missing
-        if libraries and check is not None and not missing:
+        yield from missing
+        if check is not None and not missing:
             yield from problem_of(partial(check, recipe))
     if recipe.features.mode == "exact" and set(gradients) - {"less"}:
         yield UsageError(
