@@ -59,9 +59,9 @@ class TrainingJob(Job[TrainingTask, None]):
     model: ModelSource
     template: ChatTemplate
     settings: TrainingConfig
-    on_bad_row: Literal["fail", "skip"] = "fail"
-    full_parameters: bool = False
-    max_steps: int | None = None
+    on_bad_row: Literal["fail", "skip"]
+    full_parameters: bool
+    max_steps: int | None
 
     def setup(self, progress: Progress) -> Callable[[TrainingTask], None]:
         """Nothing is shared: each training starts from the model's own weights."""
