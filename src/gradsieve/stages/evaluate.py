@@ -120,7 +120,6 @@ class Evaluate(Stage):
         return {"results": len(rows), "output": fingerprint([rows, answers])}
 
     def needed(self, recipe: Recipe) -> bool:
-        """Whether the recipe has a section `evaluate`."""
         return recipe.evaluate is not None
 
     def check(self, context: Context) -> Iterator[GradsieveError]:

@@ -81,7 +81,6 @@ class Features(Stage):
     refreshes_pool = True
 
     def needed(self, recipe: Recipe) -> bool:
-        """Whether a method or the removal of near duplicates reads gradients."""
         return needs_gradients(recipe)
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:

@@ -37,7 +37,6 @@ class Report(Stage):
         return True
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Write the page."""
         content = gather(context)
         file = context.artifacts.report.page
         write_text(file, page(content, provenance(context)))

@@ -77,7 +77,6 @@ class Select(Stage):
         }
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Check methods, targets and questions."""
         yield from checks.methods(context.recipe)
         yield from checks.targets(context)
         yield from checks.test_sets(context)

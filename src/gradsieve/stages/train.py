@@ -50,7 +50,6 @@ class Train(Stage):
         return kept and same_but(old, new, "seeds", "selections")
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """The model to train, and trackers."""
         yield from checks.students(context)
         yield from checks.trackers(context.recipe)
 
@@ -98,7 +97,6 @@ class Train(Stage):
         }
 
     def needed(self, recipe: Recipe) -> bool:
-        """Whether the recipe trains or evaluates models."""
         return bool(recipe.train or recipe.evaluate)
 
 

@@ -66,7 +66,6 @@ class Validate(Stage):
     optional_before = ("select", "train", "evaluate")
 
     def needed(self, recipe: Recipe) -> bool:
-        """Whether the recipe has a section `validate`."""
         return recipe.validate is not None
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
@@ -88,7 +87,6 @@ class Validate(Stage):
         return same and same_but(*parts, "subsets", "leave_out", "seeds")
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """The model to train, targets and held-out examples."""
         yield from checks.students(context)
         yield from checks.targets(context)
         yield from checks.test_sets(context)

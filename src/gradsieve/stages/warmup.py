@@ -49,7 +49,6 @@ class Warmup(Stage):
     distributed = True
 
     def needed(self, recipe: Recipe) -> bool:
-        """Whether a method or the removal of near duplicates reads gradients."""
         return needs_gradients(recipe)
 
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
@@ -63,7 +62,6 @@ class Warmup(Stage):
         return {"model": context.model_inputs, "pool": pool, "warmup": settings.results()}
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Check model, targets and trackers."""
         yield from checks.adapted_models(context)
         yield from checks.targets(context)
         yield from checks.trackers(context.recipe)
