@@ -140,9 +140,8 @@ class ResultsArtifact(_Summarized):
         return self.folder / f"{name}.samples.jsonl"
 
     def samples(self, name: str) -> Iterator[dict[str, Any]]:
-        """Prompt, references, answer and metrics of each question; empty if none was answered."""
-        file = self.verified(self.samples_file(name))
-        return read_lines(file) if file.is_file() else iter(())
+        """Prompt, references, answer and metrics of each question."""
+        return read_lines(self.verified(self.samples_file(name)))
 
     def is_complete(self, name: str, of: str) -> bool:
         """Whether the result for this model and these questions exists, with its answers."""
@@ -154,9 +153,8 @@ class ResultsArtifact(_Summarized):
         )
 
     def result(self, name: str) -> dict[str, Any]:
-        """A value per question and metric; empty if the result does not exist yet."""
-        file = self.verified(self.result_file(name))
-        return _json(file) if file.is_file() else {}
+        """A value per question and metric."""
+        return _json(self.verified(self.result_file(name)))
 
     @staticmethod
     def weights(result: Mapping[str, Any], metric: str) -> list[float]:
