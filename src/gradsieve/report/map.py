@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsieve.runs.context import Context
-from gradsieve.store import open_store
 
 POINTS = 1500
 """Maximum rows on the map: the axes take seconds, and points can still be distinguished."""
@@ -28,10 +27,9 @@ Chosen = Mapping[str, NDArray[np.int64]]
 
 def feature_map(context: Context, chosen: Mapping[str, Chosen]) -> dict[str, Any] | None:
     """The map, with the selections by target; None without a datastore or with too few rows."""
-    stores = context.artifacts.features.last_stores()
-    if not stores:
+    store, pool = context.artifacts.features.last_store(), context.pool
+    if store is None:
         return None
-    store, pool = open_store(stores[0]), context.pool
     selections = [numbers for methods in chosen.values() for numbers in methods.values()]
     dimensions = store.read(np.arange(1)).shape[1] if len(store) else 1
     numbers = _sample(pool.usable, np.concatenate(selections), min(POINTS, VALUES // dimensions))

@@ -46,7 +46,7 @@ from gradsieve.selection.rules import Caps, Leak, find_leaks
 from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
 from gradsieve.stages.estimate import ROW_BYTES, Estimate, selected
-from gradsieve.store import Store, open_store
+from gradsieve.store import Store
 
 AT_ONCE = 4096
 """Number of rows read from the pool at a time."""
@@ -352,14 +352,14 @@ def _nothing_chosen(scored: _Scored, choice: Choice, budget: Budget) -> DataErro
 
 
 def _last_store(context: Context) -> Store:
-    stores = context.artifacts.features.last_stores()
-    if not stores:
+    store = context.artifacts.features.last_store()
+    if store is None:
         raise RunError(
             "There is no datastore to find near duplicates in: exact mode keeps none.",
             f"select.near_duplicates, {context.run.stage('features')}",
             "Run `gradsieve features` with features.mode: store first.",
         )
-    return open_store(stores[0])
+    return store
 
 
 def _leaks(context: Context) -> dict[int, Leak]:

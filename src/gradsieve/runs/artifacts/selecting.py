@@ -185,10 +185,10 @@ class FeaturesArtifact(StageArtifact):
             return list(self.metadata["inputs"]["targets"])
         return list(self.metadata.get("exact_targets", ()))
 
-    def last_stores(self) -> list[Path]:
-        """Folders of the datastores of gradients at the last checkpoint; none in exact mode."""
-        last = self.checkpoints[-1]
-        return [last.store_folder(kind) for kind in self.kinds if kind != "exact"]
+    def last_store(self) -> Store | None:
+        """The first datastore of gradients at the last checkpoint; None in exact mode."""
+        last, kinds = self.checkpoints[-1], [kind for kind in self.kinds if kind != "exact"]
+        return last.store(kinds[0]) if kinds else None
 
     def paths(self) -> list[Path]:
         """Tables, target gradients, and every file of the datastores."""
