@@ -33,12 +33,7 @@ from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
-from gradsieve.stages.estimate import (
-    Estimate,
-    few_steps,
-    selecting_shape,
-    training,
-)
+from gradsieve.stages.estimate import Estimate, few_steps, selecting_shape, training
 
 
 class Warmup(Stage):
