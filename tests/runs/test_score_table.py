@@ -1,6 +1,5 @@
 """A score table is read back as it was written, and its lines are matched to the pool."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import gradsieve
 import world
 from gradsieve.data.pool import Pool
+from gradsieve.methods import Scores
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.score_table import (
     FIXED,
@@ -43,7 +43,9 @@ def table(subtasks: list[str]) -> ScoreTable:
 @pytest.mark.parametrize("subtasks", [["letters", "id"], []])
 def test_a_table_comes_back(subtasks: list[str], tmp_path: Path) -> None:
     made = table(subtasks)
-    write_scores(tmp_path / "scores.parquet", made)
+    by_subtask = made.by_subtask if subtasks else None
+    scores = Scores(made.total, subtasks, by_subtask)
+    write_scores(tmp_path / "scores.parquet", made.keys, scores)
     found = read_scores(tmp_path / "scores.parquet")
     assert found.keys.equals(made.keys)
     assert found.subtasks == subtasks
@@ -90,8 +92,9 @@ def test_lines_are_numbers_of_the_pool(pool: Pool) -> None:
 def test_best_examples_come_back(tmp_path: Path) -> None:
     subtasks = ["letters", "best_example:letters"]
     ids = [pa.array(["x", "é", "x"]).dictionary_encode(), pa.array(["", "z", "z"])]
-    made = replace(table(subtasks), best_examples=pa.table(dict(zip("ab", ids, strict=True))))
-    write_scores(tmp_path / "scores.parquet", made)
+    made, best_examples = table(subtasks), pa.table(dict(zip("ab", ids, strict=True)))
+    scores = Scores(made.total, subtasks, made.by_subtask, best_examples=best_examples)
+    write_scores(tmp_path / "scores.parquet", made.keys, scores)
     found = read_scores(tmp_path / "scores.parquet")
     assert found.subtasks == subtasks
     assert found.within.tolist() == made.by_subtask.tolist()

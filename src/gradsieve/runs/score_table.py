@@ -24,7 +24,7 @@ from gradsieve.data.pool import Pool
 from gradsieve.data.pool.mapped import ExampleKey
 from gradsieve.errors import RunError
 from gradsieve.io import atomic
-from gradsieve.methods.base import ExampleScores
+from gradsieve.methods.base import ExampleScores, Scores
 
 FIXED = ("source", "id", "score", "subtask")
 MARK = "subtask:"
@@ -180,25 +180,26 @@ def read_example_scores(file: Path) -> ExampleScores | None:
     return ExampleScores(ids, subtasks, values) if fields else None
 
 
-def write_scores(file: Path, table: ScoreTable, examples: ExampleScores | None = None) -> None:
-    """Write a table; `examples` holds the scores for each target example."""
-    names = pa.array([*table.subtasks, ""], pa.string())
+def write_scores(file: Path, keys: pa.Table, scores: Scores) -> None:
+    """Write a method's scores; `keys` has the columns `source` and `id` [n]."""
+    names = pa.array([*scores.subtasks, ""], pa.string())
     columns = {
-        "source": table.keys["source"],
-        "id": table.keys["id"],
-        "score": table.total,
-        "subtask": names.take(pa.array(table.best % len(names))),
+        "source": keys["source"],
+        "id": keys["id"],
+        "score": scores.total,
+        "subtask": names.take(pa.array(scores.best % len(names))),
     }
-    for index, name in enumerate(table.subtasks):
-        columns[column_of(name)] = table.by_subtask[:, index]
-    if table.standardized is not None:
-        for index, name in enumerate(table.subtasks):
-            columns[STANDARDIZED + name] = table.standardized[:, index]
-    if table.best_examples is not None:
-        for name, ids in zip(table.subtasks, table.best_examples.columns, strict=True):
+    if scores.by_subtask is not None:
+        for name, values in zip(scores.subtasks, scores.by_subtask.T, strict=True):
+            columns[column_of(name)] = values
+    if scores.standardized is not None:
+        for name, values in zip(scores.subtasks, scores.standardized.T, strict=True):
+            columns[STANDARDIZED + name] = values
+    if scores.best_examples is not None:
+        for name, ids in zip(scores.subtasks, scores.best_examples.columns, strict=True):
             columns[BEST_EXAMPLE + name] = ids
     found = pa.table(columns)
-    if examples is not None:
+    if (examples := scores.examples) is not None:
         for index, (id, subtask) in enumerate(zip(examples.ids, examples.subtasks, strict=True)):
             name = f"{EXAMPLE}{index + 1}:{subtask}/{id}"
             field = pa.field(name, pa.float32(), metadata={"id": id, "subtask": subtask})

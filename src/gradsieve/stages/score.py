@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -39,7 +38,7 @@ from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import link_tables
 from gradsieve.runs.context import Context
 from gradsieve.runs.files import INPUTS
-from gradsieve.runs.score_table import ScoreTable, write_scores
+from gradsieve.runs.score_table import write_scores
 from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage, same_but
 from gradsieve.stages.estimate import (
@@ -240,27 +239,12 @@ def _score(context: Context, name: str) -> None:
     for target in context.targets:
         found, what = scores[target.name], f"{name}, target {target.name}"
         file = artifact.table_file(target.name, name)
-        write_scores(file, _table(keys, found), found.examples)
+        write_scores(file, keys, found)
         if split_seed(name)[0] != "full":
             _warn_of_ties(context, what, found)
         if warning := _noise_warning(context.recipe, noise.get(target.name, {})):
             context.progress.warn(f"{what}: {warning}")
     context.progress.say(f"  {name}: scored in {clock(seconds)}")
-
-
-def _table(keys: pa.Table, scores: Scores) -> ScoreTable:
-    by_subtask = scores.by_subtask
-    if by_subtask is None:
-        by_subtask = np.zeros((len(keys), 0), dtype=np.float32)
-    return ScoreTable(
-        keys,
-        scores.total,
-        scores.best,
-        list(scores.subtasks),
-        by_subtask,
-        scores.standardized,
-        scores.best_examples,
-    )
 
 
 def _noise(scores: Scores) -> dict[str, dict[str, float]]:
