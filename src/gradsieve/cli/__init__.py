@@ -113,7 +113,7 @@ def run(
     _run(recipe, out, set_, from_, until, quiet, as_json)
 
 
-def _stage_command(name: str, summary: str) -> Callable[..., None]:
+def _stage_command(name: str) -> Callable[..., None]:
     def command(
         recipe: RecipeFile,
         out: Out,
@@ -123,7 +123,6 @@ def _stage_command(name: str, summary: str) -> Callable[..., None]:
     ) -> None:
         _run(recipe, out, set_, name, name, quiet, as_json)
 
-    command.__doc__ = summary
     return command
 
 
@@ -150,12 +149,11 @@ def _features(
 app.command("init", epilog=f"Example: {INIT_EXAMPLE}")(init)
 
 for _stage in STAGES:
-    _command = _stage_command(_stage.name, _stage.summary)
-    if _stage.name == "features":
-        _features.__doc__, _command = _stage.summary, _features
     app.command(
-        _stage.name, epilog=f"Example: gradsieve {_stage.name} recipe.yaml --out runs/first"
-    )(_command)
+        _stage.name,
+        help=_stage.summary,
+        epilog=f"Example: gradsieve {_stage.name} recipe.yaml --out runs/first",
+    )(_features if _stage.name == "features" else _stage_command(_stage.name))
 
 
 @app.command(epilog="Example: gradsieve plan llama2-7b.yaml --out runs/llama2-7b --gpu H100")
