@@ -53,7 +53,6 @@ class Progress:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
         terminal = sys.stderr.isatty()
         # Keeps the stream: sys.stderr is replaced while another library is silenced.
         self._console = Console(file=sys.stderr, force_terminal=terminal, force_jupyter=False)
