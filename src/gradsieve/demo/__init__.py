@@ -14,6 +14,7 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gradsieve.analysis.results import compare
 from gradsieve.console import Progress
@@ -21,9 +22,10 @@ from gradsieve.demo.model import STEPS, make_model
 from gradsieve.demo.skills import Row, make_examples, make_questions, make_rows
 from gradsieve.io import read_lines, write_json, write_text
 from gradsieve.pipeline import run as pipeline
-from gradsieve.recipe.load import check_recipe, dump_recipe, load_recipe
+from gradsieve.recipe.load import check_recipe, dump_recipe
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
+from gradsieve.selection.export import write_lines
 
 TARGET = "reverse"
 TWIN = "copy"
@@ -102,7 +104,7 @@ def main(out: Path, progress: Progress) -> Result:
     for part, library in _left_out().items():
         progress.say(f"demo: without {part}, since {library} is not installed")
     recipe = prepare(out / "inputs", progress)
-    run = pipeline.run(load_recipe(recipe), out, progress=progress)
+    run = pipeline.run(recipe, out, progress=progress)
     files = Artifacts(run).selections.selection(TARGET, "less")
     cells = compare([out]).cells[TARGET]
     truth = json.loads((out / "inputs" / "truth.json").read_text(encoding="utf-8"))
@@ -120,22 +122,22 @@ def main(out: Path, progress: Progress) -> Result:
     )
 
 
-def prepare(folder: Path, progress: Progress, seed: int = SEED) -> Path:
+def prepare(folder: Path, progress: Progress) -> Path:
     """Write pool, target, model and recipe; return the recipe's path."""
-    rows = make_rows(POOL_ROWS, seed)
+    rows = make_rows(POOL_ROWS, SEED)
     for source in range(3):
         own = [row for row in rows if row.source == source]
-        write_text(folder / f"source-{source}.jsonl", _lines(own))
-    examples = make_examples(TARGET, EXAMPLES_A_KIND, seed)
-    write_text(folder / "target.jsonl", _lines(examples))
-    questions = make_questions(TARGET, QUESTIONS_A_KIND, seed)
-    write_text(folder / "test.jsonl", _lines(questions))
+        write_lines(folder / f"source-{source}.jsonl", map(_record, own))
+    examples = make_examples(TARGET, EXAMPLES_A_KIND, SEED)
+    write_lines(folder / "target.jsonl", map(_record, examples))
+    questions = make_questions(TARGET, QUESTIONS_A_KIND, SEED)
+    write_lines(folder / "test.jsonl", map(_record, questions))
     write_json(folder / "truth.json", {row.id: row.skill for row in rows})
     if not (folder / "model" / "tokenizer.json").is_file():
         progress.say(f"demo: pretraining a small model on all skills except {TARGET}")
         with progress.counting("model", STEPS, "steps") as report:
-            known = [row for row in make_rows(POOL_ROWS, seed + 1) if row.skill != TARGET]
-            make_model(known, folder / "model", seed, report)
+            known = [row for row in make_rows(POOL_ROWS, SEED + 1) if row.skill != TARGET]
+            make_model(known, folder / "model", SEED, report)
     write_text(folder / "recipe.yaml", recipe_text(folder))
     return folder / "recipe.yaml"
 
@@ -182,11 +184,7 @@ def recipe_text(folder: Path) -> str:
     return dump_recipe(check_recipe(recipe))
 
 
-def _lines(rows: list[Row]) -> str:
-    lines = []
-    for row in rows:
-        turns = [("user", row.question), ("assistant", row.answer)]
-        messages = [{"role": role, "content": content} for role, content in turns]
-        record = {"id": row.id, "kind": row.kind, "messages": messages}
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    return "".join(lines)
+def _record(row: Row) -> dict[str, Any]:
+    turns = [("user", row.question), ("assistant", row.answer)]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return {"id": row.id, "kind": row.kind, "messages": messages}
