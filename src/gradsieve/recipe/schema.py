@@ -131,7 +131,7 @@ class Recipe(Section):
     warmup: WarmupConfig = WarmupConfig()
     features: FeaturesConfig = FeaturesConfig()
     score: ScoreConfig = ScoreConfig()
-    select: SelectConfig = SelectConfig(fraction=0.05)
+    select: SelectConfig = SelectConfig()
     train: TrainConfig | None = key(None, "Step 6: training; null stops after the selection.")
     evaluate: EvaluateConfig | None = key(None, "Step 7: evaluation; null skips it.")
     validate: ValidateConfig | None = key(None, "Validation of scores; null skips it.")  # type: ignore[assignment]

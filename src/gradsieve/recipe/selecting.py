@@ -162,27 +162,21 @@ class ScoreConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _methods_of_files_are_named(cls, given: Any) -> Any:
-        """Expand `my.py:Longest` to the method `Longest` and its file."""
-        if not isinstance(given, Mapping) or not isinstance(given.get("methods"), list):
+    def _methods_are_names(cls, given: Any) -> Any:
+        """Expand `method` to a list, and `my.py:Longest` to the method `Longest` and its file."""
+        if not isinstance(given, Mapping):
             return given
-        places = [name for name in given["methods"] if isinstance(name, str) and ".py:" in name]
-        files = {place.rpartition(":")[2]: place for place in places}
-        if not files or not isinstance(given.get("files", {}), Mapping):
-            return given
-        names = [n.rpartition(":")[2] if n in places else n for n in given["methods"]]
-        return {**given, "methods": names, "files": {**given.get("files", {}), **files}}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_method_is_a_list(cls, given: Any) -> Any:
-        """Expand `method`; runs before the validator above: pydantic runs the last one first."""
-        if not isinstance(given, Mapping) or "method" not in given:
-            return given
-        if "methods" in given:
-            raise ValueError("expected one of method, methods; got both")
-        rest = {key: value for key, value in given.items() if key != "method"}
-        return {**rest, "methods": [given["method"]]}
+        given = {**given}
+        if "method" in given:
+            if "methods" in given:
+                raise ValueError("expected one of method, methods; got both")
+            given["methods"] = [given.pop("method")]
+        methods, files = given.get("methods"), given.get("files", {})
+        if isinstance(methods, list) and isinstance(files, Mapping):
+            places = [name for name in methods if isinstance(name, str) and ".py:" in name]
+            given["methods"] = [n.rpartition(":")[2] if n in places else n for n in methods]
+            given["files"] = {**files, **{place.rpartition(":")[2]: place for place in places}}
+        return given
 
     @model_validator(mode="after")
     def _best_example_needs_maximum(self) -> ScoreConfig:
