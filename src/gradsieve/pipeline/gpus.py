@@ -71,12 +71,12 @@ def find_gpu(name: str) -> Gpu:
     Raises:
         UsageError: If it is not in the table; suggests the nearest name.
     """
-    known = {key.lower(): key for key in GPUS}
-    if name.lower() in known:
-        return GPUS[known[name.lower()]]
-    near = [key for key in known if key.startswith(name.lower())]
-    near = near or difflib.get_close_matches(name.lower(), known, n=1)
-    todo = f"Did you mean {known[near[0]]}? " if near else ""
+    wanted, known = name.lower(), {key.lower(): gpu for key, gpu in GPUS.items()}
+    if wanted in known:
+        return known[wanted]
+    near = [key for key in known if key.startswith(wanted)]
+    near = near or difflib.get_close_matches(wanted, known, n=1)
+    todo = f"Did you mean {known[near[0]].name}? " if near else ""
     raise UsageError(
         f"There is no GPU {name} in the table.", "--gpu", f"{todo}Known: {', '.join(GPUS)}."
     )

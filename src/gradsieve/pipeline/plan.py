@@ -202,17 +202,17 @@ def _stages(
     with context.progress.counting("planning", len(estimates), "stages") as report:
         for done, (name, estimate) in enumerate(estimates.items(), start=1):
             state = found[name]
-            memory = estimate.memory_bytes if state.kind not in MADE else None
-            seconds: float | None = None
             if state.kind == "done":
                 seconds = context.run.require(name)["seconds"]
             elif state.kind == "archived":
                 seconds = 0.0
-            elif by is not None and name == "pool":
+            elif by is None:
+                seconds = None
+            elif name == "pool":
                 seconds = seconds_reading
             elif isinstance(by, Gpu):
                 seconds = by.seconds(estimate, workers)
-            elif by is not None:
+            else:
                 seconds = by.seconds(name, estimate, workers)
             yield StagePlan(
                 name,
@@ -222,7 +222,7 @@ def _stages(
                 estimate.steps or None,
                 seconds,
                 estimate.disk_bytes,
-                memory,
+                None if state.kind in MADE else estimate.memory_bytes,
             )
             report(done)
 
@@ -262,9 +262,9 @@ def _what_does_not_fit(
     free: int | None,
     gpu: Gpu | None,
 ) -> Iterator[GradsieveError]:
-    left = [estimate for name, estimate in estimates.items() if found[name].kind not in MADE]
-    needed = sum(estimate.disk_bytes for estimate in left)
-    needed += max((estimate.working_bytes for estimate in left), default=0)
+    left = {name: one for name, one in estimates.items() if found[name].kind not in MADE}
+    needed = sum(estimate.disk_bytes for estimate in left.values())
+    needed += max((estimate.working_bytes for estimate in left.values()), default=0)
     kept = [context.run.stage(name) for name, state in found.items() if state.kind in CONTINUED]
     needed -= sum(map(folder_bytes, kept))
     if free is not None and needed > free:
@@ -281,10 +281,7 @@ def _what_does_not_fit(
             f"{size(round(memory))}",
             "Take a smaller model (train.model may still be this one), or more memory.",
         )
-    if (
-        context.recipe.features.mode != "store"
-        and found.get("features", State("done")).kind not in MADE
-    ):
+    if context.recipe.features.mode != "store" and "features" in left:
         groups = Counter((row.example.source, row.example.subtask) for row in target_rows(context))
         # All directions, and at the start the gradients of one subtask's examples.
         wanted = 4 * (exact_columns(context) + max(groups.values())) * shape.adapter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -46,12 +47,10 @@ def plan_text(plan: Plan) -> str:
 
 
 def _pool(plan: Plan) -> Iterator[list[Any]]:
-    counts = ("rows", "bad_rows", "tokens", "truncated", "skipped")
-    lines = [[one.name, *(getattr(one, key) for key in counts)] for one in plan.sources]
+    lines = [astuple(source) for source in plan.sources]
     if len(lines) > 1:
-        lines.append(
-            ["all", *(sum(column) for column in zip(*(x[1:] for x in lines), strict=True))]
-        )
+        _, *columns = zip(*lines, strict=True)
+        lines.append(("all", *map(sum, columns)))
     for name, count, bad, tokens, *parts in lines:
         shares = (f"{part / count if count else 0:.1%}" for part in parts)
         yield [name, count, bad, tokens, *shares]

@@ -11,8 +11,8 @@ stages separately (it would duplicate the stages' code).
 from __future__ import annotations
 
 import gc
-import itertools
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,7 +75,6 @@ class Samples:
     context: Context
     scratch: Path
     at_most: list[str] = field(default_factory=list)
-    _numbers: itertools.count[int] = field(default_factory=itertools.count)
     _times: dict[str, Times] = field(default_factory=dict)
     _warmup: Path | None = None
     _spent: float = 0.0
@@ -161,7 +160,7 @@ class Samples:
             sources.setdefault(key.source.partition("/")[0], []).append(row)
         context = Context(
             _small(original.recipe, stage, rows, set(sources)),
-            RunFolder(self.scratch / str(next(self._numbers))),
+            RunFolder(tempfile.mkdtemp(dir=self.scratch)),
             Silent(quiet=True),
             replace(original.in_memory, pool=sources),
         )
