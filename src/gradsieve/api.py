@@ -13,6 +13,7 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +151,10 @@ class Selection:
 
     def _repr_html_(self) -> str:
         """The best rows as a table, in a notebook."""
-        best = self.messages.select(range(min(SHOWN, len(self.messages))))
         rows = [
             [row["rank"], f"{row['score']:.4g}", row["subtask"], row["source"], row["id"],
              " / ".join(text_of(turn["content"]) for turn in row["messages"])]
-            for row in best
+            for row in islice(self.messages, SHOWN)
         ]  # fmt: skip
         title = f"{len(self)} rows for {self.target} by {self.method}, the best {len(rows)}"
         return html_table(title, [["rank", "score", "subtask", "source", "id", "text"], *rows])

@@ -43,7 +43,7 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
-def folder_fingerprint(folder: Path, patterns: tuple[str, ...] = ("*",)) -> str:
+def folder_fingerprint(folder: Path, patterns: tuple[str, ...]) -> str:
     """SHA-256 of names and bytes of the files directly in a folder that match a pattern."""
     files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
     return fingerprint([(file.name, file_fingerprint(file)) for file in files if file.is_file()])

@@ -135,11 +135,11 @@ def test_fingerprints() -> None:
 
 def test_folder_fingerprint_sees_names_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
-    first = folder_fingerprint(tmp_path)
+    first = folder_fingerprint(tmp_path, ("*",))
     (tmp_path / "b").write_text("2")
-    second = folder_fingerprint(tmp_path)
+    second = folder_fingerprint(tmp_path, ("*",))
     (tmp_path / "b").write_text("3")
-    assert len({first, second, folder_fingerprint(tmp_path)}) == 3
+    assert len({first, second, folder_fingerprint(tmp_path, ("*",))}) == 3
     assert folder_fingerprint(tmp_path, ("a",)) == first
 
 

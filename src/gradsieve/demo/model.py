@@ -6,7 +6,7 @@ marks assistant turns. Training is short: the model distinguishes the skills but
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from gradsieve.console import Report
 from gradsieve.demo.skills import Row, vocabulary
 from gradsieve.models.saved import quiet_transformers
 
@@ -46,7 +47,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(rows: Sequence[Row], folder: Path, seed: int, report: Callable[[int], None]) -> None:
+def make_model(rows: Sequence[Row], folder: Path, seed: int, report: Report) -> None:
     """Train on the rows' text; save model and tokenizer to a folder."""
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
@@ -77,7 +78,7 @@ def _train(
     ids: torch.Tensor,
     assistant: int,
     seed: int,
-    report: Callable[[int], None],
+    report: Report,
 ) -> None:
     """Train on the loss of the answers only: the questions are random lists."""
     generator = torch.Generator().manual_seed(seed)
