@@ -20,7 +20,6 @@ from typer.core import TyperGroup
 
 from gradsieve.cli.shared import Json, Quiet, echo, option
 from gradsieve.cli.signals import interruptible
-from gradsieve.cli.starter import EXAMPLE as INIT_EXAMPLE
 from gradsieve.cli.starter import init
 from gradsieve.cli.stores import store_app
 from gradsieve.errors import GradsieveError, UsageError
@@ -146,7 +145,9 @@ def _features(
     _run(recipe, out, set_, "features", "features", quiet, as_json, share)
 
 
-app.command("init", epilog=f"Example: {INIT_EXAMPLE}")(init)
+app.command(
+    epilog="Example: gradsieve init --model Qwen/Qwen3-0.6B --pool a.jsonl --target t.jsonl"
+)(init)
 
 for _stage in STAGES:
     app.command(

@@ -11,8 +11,6 @@ import typer
 from gradsieve.cli.shared import echo, option
 from gradsieve.errors import UsageError
 
-EXAMPLE = "gradsieve init --model Qwen/Qwen3-0.6B --pool a.jsonl --target t.jsonl"
-
 
 def init(
     model: Annotated[str | None, option("--model", "M", "A folder or a hub id.")] = None,
