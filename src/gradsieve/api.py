@@ -112,18 +112,14 @@ def select(
     target_sections, examples = _sections(targets, "target")
     tests = {}
     for target in target_sections:
-        if isinstance(test := target.get("test"), str | Path):
-            target["test"] = str(test)
-        elif test is not None:
+        if not isinstance(test := target.get("test"), str | Path | None):
             tests[target["name"]], target["test"] = _rows(test), IN_MEMORY
     recipe = check_recipe(
         {"model": model_section, "pool": sources, "targets": target_sections, **settings},
         "gradsieve.select",
     )
     # Absolute, for a notebook that changes its directory later.
-    folder = (
-        Path(out).absolute() if out is not None else Path(tempfile.mkdtemp(prefix="gradsieve-"))
-    )
+    folder = Path(tempfile.mkdtemp(prefix="gradsieve-") if out is None else out).absolute()
     # The tokenizer is copied: a call may change how it truncates and pads.
     in_memory = InMemoryInputs(rows, examples, tests, in_memory_model, copy.deepcopy(tokenizer))
     context = Context(recipe, RunFolder(folder), progress, in_memory)
@@ -303,10 +299,9 @@ def _sections(
     for name, one in (value if is_named else {default_name: value}).items():
         is_section = isinstance(one, Mapping) and "path" in one
         section = {"name": name, **(one if is_section else {"path": one})}
-        path = section["path"]
-        if not isinstance(path, str | Path):
-            rows[str(section["name"])], path = _rows(path), IN_MEMORY
-        sections.append({**section, "path": str(path)})
+        if not isinstance(path := section["path"], str | Path):
+            rows[str(section["name"])], section["path"] = _rows(path), IN_MEMORY
+        sections.append(section)
     return sections, rows
 
 
