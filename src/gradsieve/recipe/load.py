@@ -139,9 +139,7 @@ def _text(path: Path) -> str:
 
 
 def check_recipe(
-    tree: Mapping[str, Any],
-    where: str = "recipe",
-    lines: Mapping[tuple[str, ...], str] | None = None,
+    tree: Mapping[str, Any], where: str = "recipe", lines: Lines | None = None
 ) -> Recipe:
     """Validate plain data as a `Recipe`; `lines` maps a key's path to the place where it is set.
 
@@ -284,7 +282,7 @@ def _override_error(override: str, problem: str, todo: str = "") -> RecipeError:
 # --- reporting problems -------------------------------------------------------------------------
 
 
-def _problem(error: dict[str, Any], lines: Mapping[tuple[str, ...], str]) -> str:
+def _problem(error: dict[str, Any], lines: Lines) -> str:
     """One line: the place in the recipe, what is wrong, and what was expected or likely meant."""
     path = tuple(str(part) for part in error["loc"] if part not in TAGS)
     section = section_at(path[:-1])

@@ -113,7 +113,7 @@ def copy_ready(name: str, out: Path) -> tuple[list[Path], list[Path]]:
     """
     known = _ready()
     if name not in known:
-        raise UsageError(f"There is no recipe {name}.", "--from", did_you_mean(name, [*known]))
+        raise UsageError(f"There is no recipe {name}.", "--from", did_you_mean(name, known))
     text = known[name].read_text(encoding="utf-8")
     written, kept = [write_recipe(text, out)], []
     if base := re.search(r"^base: (\S+)\.yaml$", text, re.MULTILINE):
