@@ -121,7 +121,7 @@ def _results(run: RunFolder, notes: list[str]) -> list[Result]:
     if run.metadata("validate") is not None and run.metadata("evaluate") is None:
         return []
     inputs = run.require("evaluate").get("inputs", {})
-    artifact, stale = Artifacts(run).results, _outdated_models(run)
+    artifact, stale = Artifacts(run).results, _outdated_models(run, inputs)
     found: list[Result] = []
     left_out: dict[str, None] = {}
     for row in artifact.rows():
@@ -166,13 +166,12 @@ def _model(row: Result, inputs: Mapping[str, Any]) -> Any:
     return own[0] if own else inputs.get(row["method"])  # `base` and `warmed_up`
 
 
-def _outdated_models(run: RunFolder) -> set[str]:
+def _outdated_models(run: RunFolder, inputs: Mapping[str, Any]) -> set[str]:
     """TARGET/METHOD of the evaluated models whose selection has changed since."""
-    evaluated = run.require("evaluate").get("inputs", {}).get("models", {})
+    evaluated, targets = inputs.get("models", {}), inputs.get("targets", {})
     train = run.require("train") if evaluated else {}
     trained, models = train.get("inputs", {}).get("selections", {}), train.get("models", {})
     selected = (run.metadata("select") or {}).get("selections", {})
-    targets = (run.metadata("evaluate") or {}).get("inputs", {}).get("targets", {})
     found = set()
     for name, weights in evaluated.items():
         target, method, _ = name.split("/")
@@ -230,17 +229,18 @@ def _settings(run: RunFolder) -> dict[str, Any]:
 def _cell(found: list[Result], references: Mapping[str, list[Result]]) -> Cell:
     _check_questions([*found, *(one for some in references.values() for one in some)])
     values, weights = [result["value"] for result in found], found[0]["weights"]
+    by_question = _by_question(found)
     over = {
         name: gap
         for name, others in references.items()
         if weights is not None
-        if (gap := difference(_by_question(found), _by_question(others), np.array(weights)))
+        if (gap := difference(by_question, _by_question(others), np.array(weights)))
     }
     return Cell(
         values=values,
         mean=statistics.fmean(values),
         deviation=statistics.stdev(values) if len(values) > 1 else None,
-        questions=int((~np.isnan(_by_question(found)).any(0)).sum()),
+        questions=int((~np.isnan(by_question).any(0)).sum()),
         higher_is_better=found[0]["higher_is_better"],
         over=over,
     )
@@ -315,14 +315,12 @@ def _overlaps(
     run: RunFolder, name: str, methods: Mapping[str, Any]
 ) -> dict[tuple[str, str], float]:
     """Shared rows as a fraction of the smaller selection, by pair of methods (first seeds only)."""
-    files = {
-        method: Artifacts(run).selections.selection(name, method).messages
-        for method in methods
-        if method == split_seed(method)[0] != "full"
-    }
+    selections = Artifacts(run).selections
     chosen = {
         method: pa.concat_tables(records_of(file)).select(["source", "id"])
-        for method, file in files.items()
+        for method in methods
+        if method == split_seed(method)[0] != "full"
+        for file in [selections.selection(name, method).messages]
     }
     return {
         (one, other): overlap(chosen[one], chosen[other])
@@ -332,6 +330,6 @@ def _overlaps(
 
 
 def overlap(one: pa.Table, other: pa.Table) -> float:
-    """Shared rows as a fraction of the smaller selection, from tables of sources and ids."""
+    """Shared rows as a fraction of the smaller selection, from tables of the rows' keys."""
     shared = one.join(other, one.column_names, join_type="inner")
     return len(shared) / min(len(one), len(other))
