@@ -175,11 +175,11 @@ def _tabular(table: list[list[str]], caption: str) -> str:
     return "\n".join([*lines, head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"])
 
 
-_TEX: Mapping[str, str] = {
+_TEX = str.maketrans({
     "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "_": r"\_", "%": r"\%", "&": r"\&",
     "#": r"\#",
-}  # fmt: skip
+})  # fmt: skip
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)
+    return text.translate(_TEX)
