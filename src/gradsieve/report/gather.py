@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradsieve.analysis.decompose import can_decompose
-from gradsieve.analysis.results import compare
+from gradsieve.analysis.results import compare, overlap
 from gradsieve.analysis.tables import Comparison
 from gradsieve.analysis.validation import Validation, read_validation
 from gradsieve.analysis.verdict import Cell
@@ -118,9 +119,7 @@ def _view(
         view["shown"] |= scores.of_rows(selection.numbers[shown.lines], wanted)
         view["agreement"] = scores.agreement(selection.numbers, table.total)
     of_pool = np.zeros(len(context.pool), np.int32)
-    known = selection.numbers >= 0
-    signs = np.where(selection.chosen, -1, 1)
-    of_pool[selection.numbers[known]] = (table.ranks * signs)[known]
+    of_pool[selection.numbers] = np.where(selection.chosen, -table.ranks, table.ranks)
     return view, of_pool
 
 
@@ -141,12 +140,9 @@ def _target(target: Target) -> dict[str, Any]:
 
 
 def _overlaps(chosen: Chosen) -> dict[str, Any]:
-    """Shared rows as a fraction of the smaller selection, for each pair of methods."""
-
-    def share(one: NDArray[np.int64], other: NDArray[np.int64]) -> float | None:
-        return short(len(np.intersect1d(one, other, True)) / min(len(one), len(other)))
-
-    shares = [[share(one, other) for other in chosen.values()] for one in chosen.values()]
+    """The overlap of each pair of methods."""
+    tables = [pa.table({"number": numbers}) for numbers in chosen.values()]
+    shares = [[short(overlap(one, other)) for other in tables] for one in tables]
     return {"methods": list(chosen), "shares": shares}
 
 
