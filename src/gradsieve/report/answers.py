@@ -43,8 +43,9 @@ def answers(context: Context, target: str, methods: Collection[str]) -> dict[str
         return None
     count = len(asked)
     places = np.linspace(0, count - 1, min(count, QUESTIONS)).round().astype(int).tolist()
+    wanted = set(places)
     samples = [
-        [one for place, one in enumerate(results.samples(name)) if place in {*places}]
+        [one for place, one in enumerate(results.samples(name)) if place in wanted]
         for name in names.values()
     ]
     # The first metric that is not the same for all answers.
