@@ -89,9 +89,7 @@ class Selected:
                 {**turn, "weight": int(flag)} if turn["role"] == "assistant" else turn
                 for turn, flag in zip(turns, example.supervised, strict=True)
             ]
-        tools = {"tools": example.tools} if example.tools else {}
-        key = {"source": example.source, "id": example.id}
-        return {"messages": turns, **tools, **key, **self._added}
+        return {"messages": turns, **self._described}
 
     def as_answers(self) -> Iterator[dict[str, Any]]:
         """For each supervised answer, a prompt (the turns before it) and a completion (the answer).
@@ -100,12 +98,15 @@ class Selected:
         """
         turns = self.example.messages
         flags = self.example.supervised or [turn["role"] == "assistant" for turn in turns]
-        tools = {"tools": self.example.tools} if self.example.tools else {}
-        key = {"source": self.example.source, "id": self.example.id}
         for place, turn in enumerate(turns):
             if flags[place] and place:
-                pair = {"prompt": turns[:place], "completion": [turn]}
-                yield {**pair, **tools, **key, **self._added}
+                yield {"prompt": turns[:place], "completion": [turn], **self._described}
+
+    @property
+    def _described(self) -> dict[str, Any]:
+        """What a line contains besides turns."""
+        tools = {"tools": self.example.tools} if self.example.tools else {}
+        return {**tools, "source": self.example.source, "id": self.example.id, **self._added}
 
     @property
     def _added(self) -> dict[str, Any]:
