@@ -113,4 +113,4 @@ def fused(*scores: np.ndarray) -> np.ndarray:
 
 def in_turns(columns: np.ndarray, share: float = SHARE) -> np.ndarray:
     """Positions of the best rows by round robin: each column in turn takes its best unused row."""
-    return round_robin(columns.astype(np.float32))[0][: round(share * len(columns))]
+    return round_robin(columns.astype(np.float32))[: round(share * len(columns))]

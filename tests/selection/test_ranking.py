@@ -19,12 +19,15 @@ from gradsieve.selection.ranking import (
 )
 
 
-def pairs(order: tuple[np.ndarray, np.ndarray]) -> list[tuple[int, int]]:
-    return list(zip(order[0].tolist(), order[1].tolist(), strict=True))
+def pairs(scores: np.ndarray) -> list[tuple[int, int]]:
+    """Each line, and the column whose turn it was; columns take turns like subtasks."""
+    found = walk([in_turns(scores, list(map(str, range(scores.shape[1]))))])
+    assert round_robin(scores).tolist() == [line for line, _, _ in found]
+    return [(line, int(column)) for line, _, column in found]
 
 
 def lines(scores: list[list[float]]) -> list[tuple[int, int]]:
-    return pairs(round_robin(np.array(scores, dtype=np.float32)))
+    return pairs(np.array(scores, dtype=np.float32))
 
 
 def test_by_hand() -> None:
@@ -42,7 +45,7 @@ def test_equal_scores_go_in_order_of_lines() -> None:
 
 @given(arrays(np.float32, (13, 4), elements=st.integers(0, 5)))
 def test_each_column_gets_its_share(scores: np.ndarray) -> None:
-    chosen = pairs(round_robin(scores))
+    chosen = pairs(scores)
     assert sorted(line for line, _ in chosen) == list(range(13))
     for turn, (line, column) in enumerate(chosen):
         assert column == turn % 4
@@ -51,8 +54,7 @@ def test_each_column_gets_its_share(scores: np.ndarray) -> None:
 
 
 def test_an_order_is_arrays() -> None:
-    found, turns = round_robin(np.zeros((3, 2), dtype=np.float32))
-    assert (found.dtype, turns.dtype) == (np.int64, np.int32)
+    assert round_robin(np.zeros((3, 2), dtype=np.float32)).dtype == np.int64
 
 
 def walk(parts: list[Ranked], passed: tuple[int, ...] = ()) -> list[tuple[int, float, str]]:

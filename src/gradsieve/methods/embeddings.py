@@ -83,7 +83,7 @@ class Representations:
         for name, cosines in found.items():
             scores[name] = over_examples(task, task.targets[name], cosines)
             if self.in_turn:
-                scores[name] = by_rank(scores[name], round_robin(cosines)[0])
+                scores[name] = by_rank(scores[name], round_robin(cosines))
         return scores
 
 

@@ -46,10 +46,6 @@ class Order:
     def __init__(self, scores: NDArray[np.float32], columns: NDArray[np.int32] | int) -> None:
         self._scores, self._columns = scores, np.broadcast_to(columns, len(scores))
         self._order = np.argsort(-scores, kind="stable").astype(np.int32)
-        self.restart()
-
-    def restart(self) -> None:
-        """Start again with the best line."""
         self._place = 0
 
     def offer(self, gone: NDArray[np.bool_]) -> Offer | None:
@@ -78,12 +74,6 @@ class Turns:
     def __init__(self, parts: Sequence[Order | Turns]) -> None:
         self._parts, self._turn = parts, 0
 
-    def restart(self) -> None:
-        """Start again with the first part."""
-        self._turn = 0
-        for part in self._parts:
-            part.restart()
-
     def offer(self, gone: NDArray[np.bool_]) -> Offer | None:
         """The line of the part whose turn it is; parts without remaining lines are skipped."""
         for _ in self._parts:
@@ -111,13 +101,12 @@ class Ranking:
     """All scored lines, offered one by one."""
 
     def __init__(self, lines: int, turns: Turns, subtasks: Sequence[str]) -> None:
-        self.subtasks, self._turns = subtasks, turns
-        self._gone = np.zeros(lines, dtype=bool)
+        self.subtasks, self._lines, self._start = subtasks, lines, turns
+        self.restart()
 
     def restart(self) -> None:
         """Start again with all lines."""
-        self._gone[:] = False
-        self._turns.restart()
+        self._gone, self._turns = np.zeros(self._lines, dtype=bool), copy(self._start)
 
     def offer(self) -> Offer | None:
         """The next line; None if none remains."""
@@ -179,19 +168,11 @@ def in_turns(scores: NDArray[np.float32], subtasks: Sequence[str]) -> Ranked:
     return Ranked(scores, np.arange(len(subtasks), dtype=np.int32), subtasks)
 
 
-def round_robin(scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Rank lines by scores [n, S] whose columns take turns, each taking its best remaining line.
-
-    Returns every line once, in this order [n], and the column whose turn it was [n].
+def round_robin(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """All lines [n], ranked by scores [n, S] whose columns take turns: each takes its best
+    remaining line.
     """
-    ranking = ranking_of([in_turns(scores, [""] * scores.shape[1])])
-    lines, columns = np.empty(len(scores), np.int64), np.empty(len(scores), np.int32)
-    for place in range(len(scores)):
-        offer = ranking.offer()
-        assert offer is not None
-        lines[place], _, columns[place] = offer
-        ranking.end_turn()
-    return lines, columns
+    return ranking_of([in_turns(scores, [""] * scores.shape[1])]).ahead(len(scores))
 
 
 @dataclass(frozen=True)
