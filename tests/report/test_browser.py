@@ -405,7 +405,7 @@ def many_rows() -> dict[str, Any]:
         "targets": [{"name": "t", "examples": [["x", "all", 0, [["user", "q"]]]]}],
         "views": [view], "rows": rows, "overlaps": {"t": {"methods": ["less"], "shares": [[1]]}},
         "leaks": {"rows": 0, "shown": []}, "questions": {}, "loss": [], "checkpoints": [],
-        "results": {}, "answers": {}, "map": None, "turns": False,
+        "results": {}, "findings": {}, "answers": {}, "map": None, "turns": False,
         "ranks": {"t": [[n, -n - 1] for n in range(ROWS)]},
     }  # fmt: skip
 
@@ -446,13 +446,14 @@ def test_20_000_rows_stay_fluent(visit: Visit, tmp_path: Path) -> None:
     # The texts are prepared while the user is idle; then each letter is answered.
     while tab.evaluate("texts.length") < ROWS:
         tab.wait_for_timeout(20)
+    timed = "() => { const start = performance.now(); refresh(); return performance.now() - start; }"
     milliseconds = []
     for text in ("w", "word9", "word99", "word99 word12", "answer 1999", "none such", ""):
         tab.locator("#query").fill(text)
-        milliseconds.append(tab.evaluate("state.milliseconds"))
+        milliseconds.append(tab.evaluate(timed))
     assert count(tab) == ROWS
     tab.select_option("#sort", label="shortest")
-    milliseconds.append(tab.evaluate("state.milliseconds"))
+    milliseconds.append(tab.evaluate(timed))
     # Filtering, counting, sorting and drawing; 10 to 40 ms here, so that a busy machine passes too.
     assert sorted(milliseconds)[len(milliseconds) // 2] < 100, milliseconds
     assert tab.locator("#rows > li").count() == 25

@@ -1,13 +1,13 @@
 // The address holds the page's state, so that a view can be shared as a link: target, method, filters, page, open row.
 
-const GROUPS = () => ["all", ...report.groups];
+const GROUPS = ["all", ...report.groups];
 
 function address() {
-  const { view, group, page, layout, open } = state, { value: query } = at("query");
+  const { view, group, page, open } = state;
   const source = report.sources[Number(at("source").value)], subtask = view.subtasks[Number(at("subtask").value)];
   const found = {
-    target: view.target, method: view.method, group: GROUPS()[group + 1], q: query, source: source || "", subtask: subtask ? subtask[0] : "",
-    sort: at("sort").value, layout, page: page ? page + 1 : "", row: open ? open[1] : "", from: open ? open[0] : "",
+    target: view.target, method: view.method, group: GROUPS[group + 1], q: at("query").value, source: source || "", subtask: subtask ? subtask[0] : "",
+    sort: at("sort").value, layout: at("layout").value, page: page ? page + 1 : "", row: open ? open[1] : "", from: open ? open[0] : "",
   };
   return new URLSearchParams(Object.entries(found).filter(([, value]) => value !== "")).toString();
 }
@@ -34,8 +34,8 @@ function restore() {
   choose("method", of("method"));
   choose("sort", of("sort") || "best");
   at("query").value = of("q");
-  state.group = GROUPS().indexOf(of("group") || "selected") - 1;
-  at("layout").value = state.layout = of("layout") === "methods" ? "methods" : "list";
+  state.group = GROUPS.indexOf(of("group") || "selected") - 1;
+  at("layout").value = of("layout") === "methods" ? "methods" : "list";
   state.open = given.has("row") ? [of("from"), of("row")] : null;
   const { open } = state;
   show();

@@ -1,27 +1,17 @@
 // Elements, numbers and small charts. Text enters the page as text nodes only, never as HTML.
 "use strict";
 
-function element(tag, attributes, ...children) {
-  const made = document.createElement(tag);
-  fill(made, attributes);
-  made.append(...children.filter((child) => child !== null && child !== undefined));
-  return made;
-}
+const element = (tag, attributes, ...children) => filled(document.createElement(tag), attributes, children);
+const drawn = (tag, attributes, ...children) => filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
-function drawn(tag, attributes, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  fill(made, attributes);
-  made.append(...children);
-  return made;
-}
-
-function fill(made, attributes) {
-  for (const [name, value] of Object.entries(attributes || {})) {
-    if (name === "class") made.setAttribute("class", value);
-    else if (name === "width%") made.style.width = `${Math.max(0, Math.min(100, value))}%`;
+function filled(made, attributes = {}, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "width%") made.style.width = `${Math.max(0, Math.min(100, value))}%`;
     else if (typeof value === "boolean") made.toggleAttribute(name, value);
     else made.setAttribute(name, value);
   }
+  made.append(...children.filter((child) => child !== null));
+  return made;
 }
 
 const LONG = 400;
@@ -60,6 +50,8 @@ function clock(seconds) {
   if (all < 3600) return `${Math.floor(all / 60)} min ${all % 60} s`;
   return `${Math.floor(all / 3600)} h ${Math.floor((all % 3600) / 60)} min`;
 }
+
+const range = (values) => [Math.min(...values), Math.max(...values)];
 
 // A value's position between low (0) and high (1); values may be rounded, and low may equal high.
 function within(value, low, high) {
@@ -120,9 +112,11 @@ window.addEventListener("resize", () => {
   }, 60);
 });
 
-function forget(boxes) {
-  for (let at = charts.length - 1; at >= 0; at--) {
-    if (boxes.some((box) => box.contains(charts[at][0]))) charts.splice(at, 1);
+// Lines across a chart at round values, with their numbers on the left.
+function valueAxis(svg, [low, high], left, right, y) {
+  for (const mark of ticks(low, high, 4)) {
+    svg.append(drawn("line", { x1: left, x2: right, y1: y(mark), y2: y(mark), class: "axis" }));
+    svg.append(drawn("text", { x: left - 6, y: y(mark) + 4, "text-anchor": "end" }, number(mark)));
   }
 }
 
@@ -187,10 +181,7 @@ function lossChart(box, points) {
     const top = 10, bottom = height - 22, left = 44, right = width - 10;
     const x = (step) => left + ((step - first) / (end - first)) * (right - left);
     const y = (loss) => bottom - within(loss, low, high) * (bottom - top);
-    for (const mark of ticks(low, high, 4)) {
-      svg.append(drawn("line", { x1: left, x2: right, y1: y(mark), y2: y(mark), class: "axis" }));
-      svg.append(drawn("text", { x: left - 6, y: y(mark) + 4, "text-anchor": "end" }, number(mark)));
-    }
+    valueAxis(svg, [low, high], left, right, y);
     svg.append(drawn("path", { d: "M" + known.map(([step, loss]) => `${x(step)} ${y(loss)}`).join("L"), class: "curve" }));
     for (const [step, loss] of known) svg.append(drawn("circle", { cx: x(step), cy: y(loss), r: 2.5, class: "dot" }));
     const steps = ticks(first, end, Math.max(2, width / 90)).filter(Number.isInteger);
@@ -200,7 +191,7 @@ function lossChart(box, points) {
 
 // One method's values on the methods' common scale: a dot for each model, a line for the mean.
 function stripChart(box, values, mean, low, high, here) {
-  chart(box, 18, `${values.map(number).join(", ")}`, (svg, width) => {
+  chart(box, 18, values.map(number).join(", "), (svg, width) => {
     const x = (value) => 5 + within(value, low, high) * (width - 10);
     svg.append(drawn("line", { x1: 0, x2: width, y1: 9, y2: 9, class: "axis" }));
     for (const value of values) if (value !== null) svg.append(drawn("circle", { cx: x(value), cy: 9, r: 4, class: here ? "dot here" : "dot" }));
@@ -217,7 +208,6 @@ function mapChart(box, legend, points, chosen, sources) {
   legend.replaceChildren(...order.slice(0, COLORS).map((source) => element("li", {}, element("i", { class: `swatch ${color(source)}` }), named(sources[source]))),
     ...(order.length > COLORS ? [element("li", {}, element("i", { class: `swatch s${COLORS}` }), `${order.length - COLORS} others`)] : []));
   const places = points.map((_, place) => place).sort((one, other) => chosen.has(one) - chosen.has(other));
-  const range = (values) => [Math.min(...values), Math.max(...values)];
   const across = range(points.map((point) => point[2])), up = range(points.map((point) => point[3]));
   chart(box, 360, `Map of ${points.length} rows, ${chosen.size} of them selected`, (svg, width, height) => {
     for (const place of places) {
@@ -238,8 +228,7 @@ function matrix(names, values, format, columns = names) {
     const cells = names.slice(0, -1).map((_, column) => {
       if (column >= row) return element("td");
       const cell = element("td", { class: "shade" }, format(values[row][column]));
-      const strength = Math.max(0, Math.min(1, values[row][column] || 0));
-      cell.style.background = `color-mix(in srgb, var(--selected) ${Math.round(45 * strength)}%, transparent)`;
+      cell.style.background = `color-mix(in srgb, var(--selected) ${Math.round(45 * within(values[row][column], 0, 1))}%, transparent)`;
       return cell;
     });
     table.append(element("tr", {}, element("th", { scope: "row" }, named(name)), ...cells));

@@ -27,9 +27,9 @@ function ordered(found) {
   return by ? found.sort(by) : found;
 }
 
-// Filter, count, sort and draw; the duration is stored for the test with 20,000 rows.
+// Filter, count, sort and draw.
 function refresh() {
-  const start = performance.now(), { group } = state.view.shown;
+  const { group } = state.view.shown;
   const found = matches(wanted(), Number(at("source").value), Number(at("subtask").value));
   const counts = report.groups.map(() => 0);
   for (const n of found) counts[group[n]]++;
@@ -40,16 +40,15 @@ function refresh() {
   state.found = ordered(state.group < 0 ? found : found.filter((n) => group[n] === state.group));
   state.page = 0;
   showPage();
-  state.milliseconds = performance.now() - start;
 }
 
 function showPage() {
   const { found } = state, pages = Math.max(1, Math.ceil(found.length / PAGE)), words = wanted();
   const first = state.page * PAGE, last = Math.min(found.length, first + PAGE);
-  const { layout } = state, page = found.slice(first, last);
-  at("rows").hidden = layout === "methods";
-  at("rows").replaceChildren(...(layout === "methods" ? [] : page.map((n) => listed(n, words))));
-  at("by-method").replaceChildren(...(layout === "methods" && page.length ? [byMethod(page, words)] : []));
+  const byMethods = at("layout").value === "methods", page = found.slice(first, last);
+  at("rows").hidden = byMethods;
+  at("rows").replaceChildren(...(byMethods ? [] : page.map((n) => listed(n, words))));
+  at("by-method").replaceChildren(...(byMethods && page.length ? [byMethod(page, words)] : []));
   at("count").textContent = found.length ? `Rows ${whole.format(first + 1)} to ${whole.format(last)} of ${whole.format(found.length)}` : "No row matches: use fewer words, or other filters.";
   at("page").textContent = `Page ${whole.format(state.page + 1)} of ${whole.format(pages)}`;
   at("previous").disabled = state.page === 0;
@@ -110,11 +109,8 @@ const keyOf = (n) => [report.sources[report.rows[state.view.shown.row[n]][0]], r
 const isOpen = (n) => state.open !== null && keyOf(n).every((part, place) => part === state.open[place]);
 
 // A row's ranks by every method: negative if it is selected, 0 if it has no score.
-function ranks(n) {
-  const { target, shown } = state.view;
-  if (!ranks[target]) ranks[target] = new Map(report.ranks[target].map(([row, ...places]) => [row, places]));
-  return ranks[target].get(shown.row[n]);
-}
+const ranksByTarget = new Map(Object.entries(report.ranks).map(([target, rows]) => [target, new Map(rows.map(([row, ...places]) => [row, places]))]));
+const ranks = (n) => ranksByTarget.get(state.view.target).get(state.view.shown.row[n]);
 
 const ranked = (place) => (place ? whole.format(Math.abs(place)) : "\u2013") + (place < 0 ? " \u2713" : "");
 
@@ -134,7 +130,7 @@ function byMethod(page, words) {
     const name = element("button", { type: "button", class: "row" }, element("span", { dir: "auto" }, ...marked(snippet(turns, words), words)), named(report.sources[source], "span", { class: "small" }));
     name.addEventListener("click", () => {
       state.open = keyOf(n);
-      at("layout").value = state.layout = "list";
+      at("layout").value = "list";
       showPage();
     });
     return element("tr", {}, element("th", { scope: "row" }, name), ...ranks(n).map((place) => element("td", { class: place < 0 ? "number chosen" : "number" }, ranked(place))));
@@ -169,11 +165,15 @@ function checkpointScores(n) {
   return found ? found[n].map((part, place) => [`checkpoint ${place + 1}`, part]) : [];
 }
 
+const largest = (parts) => Math.max(...parts.map(([, part]) => Math.abs(part)), 1e-12);
+
+// A part of a score, and a bar of its share of the largest part.
+const amount = (part, most, text) =>
+  element("span", { class: part < 0 ? "amount away" : "amount" }, text, element("i", { "width%": (100 * Math.abs(part)) / most }));
+
 function byPart(title, parts) {
   if (parts.length < 2) return [];
-  const most = Math.max(...parts.map(([, part]) => Math.abs(part)), 1e-12);
-  const rows = parts.map(([name, part]) => element("li", {},
-    element("span", { class: part < 0 ? "amount away" : "amount" }, score(part), element("i", { "width%": (100 * Math.abs(part)) / most })), named(name)));
+  const most = largest(parts), rows = parts.map(([name, part]) => element("li", {}, amount(part, most, score(part)), named(name)));
   return [element("h3", {}, title), element("ul", { class: "contributions" }, ...rows)];
 }
 
@@ -181,7 +181,7 @@ function contributions(n) {
   const { shown, method } = state.view;
   if (!shown.contributions) return [element("h3", {}, "Why"), element("p", { class: "small" }, `Scores of ${method} can\u2019t be decomposed by target example.`)];
   const { examples } = targetOf(state.view), parts = shown.contributions[n];
-  const most = Math.max(...parts.map(([, part]) => Math.abs(part)), 1e-12);
+  const most = largest(parts);
   const list = (title, chosen) => chosen.length ? [element("h3", {}, title), element("ul", { class: "contributions" }, ...chosen.map((part) => contribution(part, examples, most)))] : [];
   const total = shown.by_checkpoint[n].reduce((sum, part) => sum + part, 0), rest = total - parts.reduce((sum, [, part]) => sum + part, 0);
   const what = Math.abs(total - shown.score[n]) > 0.01 * most ? "the score for the subtask, which is not standardized" : "the score";
@@ -196,7 +196,7 @@ const beginnings = new Map();
 function beginning(examples, subtask) {
   const key = `${state.view.target}\n${subtask}`;
   if (!beginnings.has(key)) {
-    const starts = examples.filter((one) => one[1] === subtask).map((one) => snippetOf(one));
+    const starts = examples.filter((one) => one[1] === subtask).map(([, , , turns]) => request(turns));
     let common = starts[0];
     for (const text of starts) while (!text.startsWith(common)) common = common.slice(0, -1);
     beginnings.set(key, starts.length > 1 ? common.slice(0, Math.max(common.lastIndexOf(" "), common.lastIndexOf("\n")) + 1) : "");
@@ -204,16 +204,14 @@ function beginning(examples, subtask) {
   return beginnings.get(key);
 }
 
-const snippetOf = (example) => (example[3].find((turn) => turn[0] === "user") || example[3][0] || ["", ""])[1];
-
 function contribution([place, part], examples, most) {
   const [id, subtask, more, turns] = examples[place];
-  const common = beginning(examples, subtask), own = snippetOf(examples[place]).slice(common.length, common.length + 160).trim();
+  const common = beginning(examples, subtask), own = request(turns).slice(common.length, common.length + 160).trim();
   const opened = element("details", {}, named((common && own ? "\u2026 " : "") + (own || id), "summary"));
   opened.addEventListener("toggle", () => {
     if (opened.childElementCount === 1) opened.append(...conversation(turns, more, []), element("p", { class: "small" }, named(subtask), ", id ", named(id)));
   }, { once: true });
-  return element("li", {}, element("span", { class: part < 0 ? "amount away" : "amount" }, signed(part, score), element("i", { "width%": (100 * Math.abs(part)) / most })), opened);
+  return element("li", {}, amount(part, most, signed(part, score)), opened);
 }
 
 // --- switches -----------------------------------------------------------------------------------
@@ -250,24 +248,26 @@ function showList(view) {
 function show() {
   const method = at("method").value, target = at("target").value;
   state.view = report.views.find((view) => view.target === target && view.method === method);
-  forget([document.querySelector("main")]);
+  charts.length = 0;
   state.answers = 0;
   for (const part of [showSummary, showShares, showCharts, showMap, showResults, showAnswers, showList, showTarget, showChecks]) part(state.view);
-  showRun();
+}
+
+const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
+
+function isDark() {
+  const { theme } = document.documentElement.dataset;
+  return theme ? theme === "dark" : systemIsDark.matches;
 }
 
 function toggleTheme() {
-  const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  const now = root.dataset.theme || (dark ? "dark" : "light");
-  root.dataset.theme = now === "dark" ? "light" : "dark";
+  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
   nameTheme();
 }
 
 function nameTheme() {
-  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  const now = document.documentElement.dataset.theme || (dark ? "dark" : "light");
-  at("theme").replaceChildren(now === "dark" ? "\u2600" : "\u263e", element("span", {}, now === "dark" ? " Light" : " Dark"));
-  at("theme").setAttribute("aria-label", `Switch to ${now === "dark" ? "light" : "dark"}`);
+  at("theme").replaceChildren(isDark() ? "\u2600" : "\u263e", element("span", {}, isDark() ? " Light" : " Dark"));
+  at("theme").setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"}`);
 }
 
 function moveFocus(event) {
@@ -288,8 +288,8 @@ function start() {
   for (const id of ["target", "method"]) at(id).addEventListener("change", show);
   for (const id of ["source", "subtask", "sort"]) at(id).addEventListener("change", refresh);
   at("layout").parentElement.hidden = methods.length === 1;
-  at("layout").addEventListener("change", () => { state.layout = at("layout").value; showPage(); });
-  at("plain").addEventListener("change", () => { state.plain = at("plain").checked; showPage(); showTarget(state.view); showAnswers(state.view); });
+  at("layout").addEventListener("change", showPage);
+  at("plain").addEventListener("change", () => { showPage(); showTarget(state.view); showAnswers(state.view); });
   at("export").addEventListener("click", download);
   at("differ").addEventListener("change", () => { state.answers = 0; showAnswers(state.view); });
   at("answers-previous").addEventListener("click", () => turnAnswers(-1));
@@ -308,8 +308,9 @@ function start() {
     }
   });
   at("theme").addEventListener("click", toggleTheme);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", nameTheme);
+  systemIsDark.addEventListener("change", nameTheme);
   nameTheme();
+  showRun();
   show();
   state.address = address();
   restore();

@@ -1,15 +1,14 @@
 // Summary, charts, results, checks and the run: the whole page shows the selection named at its top.
 // A row is [source, id, tokens, truncated, leak, characters left out, [[role, text], ...]].
 
-const read = (id) => JSON.parse(document.getElementById(id).textContent);
 const at = (id) => document.getElementById(id);
-const report = read("data"), made = read("provenance");
+const report = JSON.parse(at("data").textContent), made = JSON.parse(at("provenance").textContent);
 const PAGE = 25, FEW = 12;
 const SORTS = {
   best: "as selected, best first", "score down": "highest score", "score up": "lowest score",
   short: "shortest", long: "longest", source: "by source",
 };
-const state = { view: report.views[0], group: 0, page: 0, answers: 0, layout: "list", open: null, plain: false };
+const state = { view: report.views[0], group: 0, page: 0, answers: 0, open: null };
 
 // Scores of a view, all with the number of digits that its range requires.
 function score(value) {
@@ -34,15 +33,17 @@ function searched(row) {
 
 const wanted = () => at("query").value.toLowerCase().split(/\s+/).filter(Boolean);
 
+// The text of the first user turn.
+const request = (turns) => (turns.find((turn) => turn[0] === "user") || turns[0] || ["", ""])[1];
+
 function snippet(turns, words) {
-  const first = turns.find((turn) => turn[0] === "user") || turns[0] || ["", ""];
   for (const word of words) {
     for (const [, text] of turns) {
       const found = text.toLowerCase().indexOf(word);
       if (found >= 0) return (found > 60 ? "\u2026" : "") + text.slice(Math.max(0, found - 60), found + 240);
     }
   }
-  return first[1].slice(0, 300);
+  return request(turns).slice(0, 300);
 }
 
 // --- the selection ------------------------------------------------------------------------------

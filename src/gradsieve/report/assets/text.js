@@ -62,11 +62,12 @@ function readable(text, words) {
 }
 
 function conversation(turns, more, words) {
+  const plain = at("plain").checked;
   const shown = turns.map(([role, text]) =>
     element("div", { class: `turn ${role === "assistant" ? "assistant" : ""}` },
       element("b", {}, role),
-      element("div", { class: state.plain ? "text plain" : "text", dir: "auto", ...(text.length > 1500 ? { tabindex: "0" } : {}) },
-        ...(state.plain ? marked(text, words) : readable(text, words)))));
+      element("div", { class: plain ? "text plain" : "text", dir: "auto", ...(text.length > 1500 ? { tabindex: "0" } : {}) },
+        ...(plain ? marked(text, words) : readable(text, words)))));
   if (more) shown.push(element("p", { class: "small" }, `Cut here: ${whole.format(more)} more characters; a page holds the first ${whole.format(report.cut)} of a row.`));
   return shown;
 }

@@ -1,6 +1,6 @@
 // The conclusions for a target: the verdict, a curve over selection sizes, and validation.
 
-const foundOf = (view) => (report.findings || {})[view.target] || { steps: {}, validation: [] };
+const foundOf = (view) => report.findings[view.target] || { steps: {}, validation: [] };
 
 function showVerdict(view) {
   const { verdict } = foundOf(view), box = at("verdict");
@@ -26,15 +26,10 @@ function showFindings(view, current) {
 // Draw axes with their numbers; returns the functions that map values to coordinates.
 function axes(svg, width, height, [left, right], [low, high], places) {
   const x = (value) => 50 + within(value, left, right) * (width - 62), y = (value) => height - 24 - within(value, low, high) * (height - 40);
-  for (const mark of ticks(low, high, 4)) {
-    svg.append(drawn("line", { x1: 50, x2: width - 12, y1: y(mark), y2: y(mark), class: "axis" }));
-    svg.append(drawn("text", { x: 44, y: y(mark) + 4, "text-anchor": "end" }, number(mark)));
-  }
+  valueAxis(svg, [low, high], 50, width - 12, y);
   labels(svg, places, x, height - 6, number);
   return [x, y];
 }
-
-const range = (values) => [Math.min(...values), Math.max(...values)];
 
 function sizeChart(box, curve, current) {
   const lines = Object.entries(curve.lines).map(([name, points]) => [name, points.filter(Boolean)]);
