@@ -8,6 +8,7 @@ own text is compared, not the text that a benchmark puts around every question.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -47,15 +48,12 @@ class Caps:
     def full(self, source: int, tokens: int) -> str | None:
         """Why an example of a source can't be taken; None if it can be."""
         cap = self._caps[source]
-        if cap is None:
-            return None
         spent = self._spent[source] + (tokens if cap.of_tokens else 1)
         return cap.reason if spent > cap.most else None
 
     def take(self, source: int, tokens: int) -> None:
         """Count an example of a source as taken."""
-        cap = self._caps[source]
-        self._spent[source] += tokens if cap and cap.of_tokens else 1
+        self._spent[source] += tokens if self._caps[source].of_tokens else 1
 
 
 class _Cap(NamedTuple):
@@ -64,9 +62,9 @@ class _Cap(NamedTuple):
     reason: str
 
 
-def _cap(name: str, cap: float | None, count: int | None, budget: int | None) -> _Cap | None:
+def _cap(name: str, cap: float | None, count: int | None, budget: int | None) -> _Cap:
     if cap is None:
-        return None
+        return _Cap(math.inf, False, "")
     if isinstance(cap, int):
         return _Cap(cap, False, f"per_source: {cap} rows of {name} are selected already")
     share = cap * (count or budget or 0)
