@@ -82,9 +82,9 @@ def explain(
     recipe = context.recipe
     context.run.require("score")
     target = _one_of(target, [t.name for t in recipe.targets], "--target")
-    names = {name.short: name for name in recipe.selections_for(target)}
-    first = {name.method: name for name in reversed(names.values())}  # the first of several sizes
-    names = {**first, **names}
+    selections = recipe.selections_for(target)
+    names = {name.method: name for name in reversed(selections)}  # the first of several sizes
+    names |= {name.short: name for name in selections}
     method = _one_of(method or recipe.score.methods[0], list(names), "--method")
     return _Explainer(context, names[method]).explain(_find(context.pool, str(id), source))
 

@@ -157,8 +157,7 @@ class Explanation:
             )
             for name, *cells in zip(part.head, *part.rows, strict=True):
                 is_number = all(map(_is_number, cells))
-                justify = "right" if is_number else "left"
-                table.add_column(name, justify=justify, no_wrap=is_number)  # type: ignore[arg-type]
+                table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number)
             for row in part.rows:
                 table.add_row(*map(Text, row))
             console.print(table)

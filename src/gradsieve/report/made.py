@@ -50,7 +50,6 @@ def _check_selection(context: Context, stale: Mapping[str, str]) -> None:
     recipe, run = context.recipe, context.run
     score, select = run.require("score"), run.require("select")
     wanted = {f"{name.target}/{name.short}" for name in recipe.selections}
-    missing = [f"no selection {name}" for name in sorted(wanted - select["selections"].keys())]
     made = {key: score["inputs"][key] for key in ("model", "targets", "pool")}
     now = {
         "model": context.model_inputs,
@@ -58,7 +57,7 @@ def _check_selection(context: Context, stale: Mapping[str, str]) -> None:
         "pool": {source.name: made["pool"].get(source.name) for source in recipe.pool},
     }
     changes = [
-        *missing,
+        *(f"no selection {name}" for name in sorted(wanted - select["selections"].keys())),
         *(line for name in ("score", "select") for line in changed_settings(run, recipe, name)),
         *differences(made, now),
         *(f"{name} is out of date: {stale[name]}" for name in ("score", "select") if name in stale),

@@ -144,7 +144,7 @@ class Selection:
             "rank": self.table.ranks[shown.lines].tolist(),
             "score": [short(score) for score in self.table.total[shown.lines].tolist()],
             "subtask": shown.subtasks.tolist(),
-            "reason": {str(place): reason for place, reason in shown.reasons.items()},
+            "reason": shown.reasons,
             "by_subtask": [_highest(self.table.compared[line]) for line in shown.lines],
         }
 
