@@ -446,7 +446,9 @@ def test_20_000_rows_stay_fluent(visit: Visit, tmp_path: Path) -> None:
     # The texts are prepared while the user is idle; then each letter is answered.
     while tab.evaluate("texts.length") < ROWS:
         tab.wait_for_timeout(20)
-    timed = "() => { const start = performance.now(); refresh(); return performance.now() - start; }"
+    timed = (
+        "() => { const start = performance.now(); refresh(); return performance.now() - start; }"
+    )
     milliseconds = []
     for text in ("w", "word9", "word99", "word99 word12", "answer 1999", "none such", ""):
         tab.locator("#query").fill(text)

@@ -12,15 +12,11 @@ function address() {
   return new URLSearchParams(Object.entries(found).filter(([, value]) => value !== "")).toString();
 }
 
-let saving;
-function save() {
-  clearTimeout(saving);
-  saving = setTimeout(() => {
-    const now = address();
-    if (now !== state.address) history.replaceState(null, "", `#${now}`);
-    state.address = now;
-  }, 200);
-}
+const save = settled(200, () => {
+  const now = address();
+  if (now !== state.address) history.replaceState(null, "", `#${now}`);
+  state.address = now;
+});
 
 function choose(id, value) {
   if ([...at(id).options].some((option) => option.value === value)) at(id).value = value;

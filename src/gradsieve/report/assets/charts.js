@@ -90,6 +90,14 @@ function labels(svg, marks, place, y, format) {
   }
 }
 
+// Lines across a chart at round values, with their numbers on the left.
+function valueAxis(svg, [low, high], left, right, y) {
+  for (const mark of ticks(low, high, 4)) {
+    svg.append(drawn("line", { x1: left, x2: right, y1: y(mark), y2: y(mark), class: "axis" }));
+    svg.append(drawn("text", { x: left - 6, y: y(mark) + 4, "text-anchor": "end" }, number(mark)));
+  }
+}
+
 const charts = [], COLORS = 7;
 
 // Draw into a box now, and again whenever its width changes.
@@ -104,21 +112,18 @@ function chart(box, height, label, draw) {
   paint();
 }
 
-let redrawing;
-window.addEventListener("resize", () => {
-  clearTimeout(redrawing);
-  redrawing = setTimeout(() => {
-    for (const [box, paint] of charts) if (box.isConnected) paint();
-  }, 60);
-});
-
-// Lines across a chart at round values, with their numbers on the left.
-function valueAxis(svg, [low, high], left, right, y) {
-  for (const mark of ticks(low, high, 4)) {
-    svg.append(drawn("line", { x1: left, x2: right, y1: y(mark), y2: y(mark), class: "axis" }));
-    svg.append(drawn("text", { x: left - 6, y: y(mark) + 4, "text-anchor": "end" }, number(mark)));
-  }
+// A function that calls `act` once, when it has not been called for some milliseconds.
+function settled(milliseconds, act) {
+  let waiting;
+  return () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(act, milliseconds);
+  };
 }
+
+window.addEventListener("resize", settled(60, () => {
+  for (const [box, paint] of charts) if (box.isConnected) paint();
+}));
 
 // Counts by score: the pool's bars, the selected part of each in color.
 function scoreChart(box, bins, cut, format) {
@@ -179,7 +184,7 @@ function lossChart(box, points) {
   const first = known[0][0], end = Math.max(last[0], first + 1);
   chart(box, 190, `Loss from ${number(losses[0])} to ${number(last[1])} in ${last[0]} steps`, (svg, width, height) => {
     const top = 10, bottom = height - 22, left = 44, right = width - 10;
-    const x = (step) => left + ((step - first) / (end - first)) * (right - left);
+    const x = (step) => left + within(step, first, end) * (right - left);
     const y = (loss) => bottom - within(loss, low, high) * (bottom - top);
     valueAxis(svg, [low, high], left, right, y);
     svg.append(drawn("path", { d: "M" + known.map(([step, loss]) => `${x(step)} ${y(loss)}`).join("L"), class: "curve" }));
