@@ -10,9 +10,9 @@ function answer([value, more, text, final], name, current) {
   const right = value >= 1 ? "right" : value > 0 ? "partly" : "wrong";
   const mark = { right: "\u2713", partly: "~", wrong: "\u2717" }[right];
   return element("div", { class: `answer ${right}` },
-    element("p", { class: "small" }, element("b", { class: name === current ? "key-selected" : "" }, name), ` ${mark} ${number(value)}`),
+    small(element("b", { class: name === current ? "key-selected" : "" }, name), ` ${mark} ${number(value)}`),
     element("div", { class: "text plain", dir: "auto" }, text || "(nothing)", more ? `\u2026 ${whole.format(more)} more characters` : ""),
-    final === null ? null : element("p", { class: "small" }, "compared: ", named(final)));
+    final === null ? null : small("compared: ", named(final)));
 }
 
 function showAnswers(view) {
@@ -26,7 +26,7 @@ function showAnswers(view) {
   at("answers-hint").textContent = `${questions.length < of ? `${whole.format(questions.length)} of ${whole.format(of)}` : `The ${whole.format(of)}`} held-out questions, with the answer and ${metric} of each method\u2019s first model. All answers are in the run folder (samples.jsonl).`;
   at("asked").replaceChildren(...list.slice(state.answers * ANSWERS, (state.answers + 1) * ANSWERS).map(([id, subtask, more, turns, references, given]) =>
     element("li", {},
-      element("div", {}, ...conversation(turns, more, []), element("p", { class: "small" }, "Reference: ", ...references.flatMap((text, place) => [place ? " or " : "", named(text, "b")]), ` \u00b7 `, named(subtask), ", id ", named(id))),
+      element("div", {}, ...conversation(turns, more, []), small("Reference: ", ...references.flatMap((text, place) => [place ? " or " : "", named(text, "b")]), ` \u00b7 `, named(subtask), ", id ", named(id))),
       element("div", { class: "side" }, ...given.map((one, place) => answer(one, models[place], baseOf(view.method)))))));
   at("answers-page").textContent = list.length ? `Page ${state.answers + 1} of ${pages}, ${whole.format(list.length)} questions` : "All models score the same on each question.";
   at("answers-previous").disabled = state.answers === 0;
@@ -48,7 +48,7 @@ function showTarget(view) {
     const opened = element("details", { class: "card", open: groups.size === 1 && some.length <= 5 },
       element("summary", {}, named(name), element("span", { class: "small" }, ` ${whole.format(some.length)} ${some.length === 1 ? "example" : "examples"}`)));
     const fill = () => {
-      if (opened.open && opened.childElementCount === 1) opened.append(...some.flatMap(([id, , more, turns]) => [element("p", { class: "small" }, "id ", named(id)), ...conversation(turns, more, [])]));
+      if (opened.open && opened.childElementCount === 1) opened.append(...some.flatMap(([id, , more, turns]) => [small("id ", named(id)), ...conversation(turns, more, [])]));
     };
     opened.addEventListener("toggle", fill);
     fill();

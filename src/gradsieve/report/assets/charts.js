@@ -21,6 +21,8 @@ const clipped = (text) => (text.length > LONG ? `${text.slice(0, LONG)}\u2026` :
 const named = (text, of = "bdi", attributes = {}) =>
   element(of, { dir: "auto", title: clipped(text), ...attributes }, clipped(text));
 
+const small = (...children) => element("p", { class: "small" }, ...children);
+
 const whole = new Intl.NumberFormat("en");
 const minus = (text) => text.replace("-", "\u2212");
 

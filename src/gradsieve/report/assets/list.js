@@ -96,7 +96,7 @@ function listed(n, words) {
 function detail(n, words) {
   const { shown } = state.view, [source, id, , , leak, more, turns] = report.rows[shown.row[n]];
   const text = element("div", {}, ...conversation(turns, more, words),
-    element("p", { class: "small" }, named(report.sources[source]), ", id ", named(id)));
+    small(named(report.sources[source]), ", id ", named(id)));
   const why = element("div");
   const reason = shown.reason[n];
   if (reason) why.append(element("h3", {}, "Why it was passed over"), named(reason, "p", { class: "small" }));
@@ -179,13 +179,13 @@ function byPart(title, parts) {
 
 function contributions(n) {
   const { shown, method } = state.view;
-  if (!shown.contributions) return [element("h3", {}, "Why"), element("p", { class: "small" }, `Scores of ${method} can\u2019t be decomposed by target example.`)];
+  if (!shown.contributions) return [element("h3", {}, "Why"), small(`Scores of ${method} can\u2019t be decomposed by target example.`)];
   const { examples } = targetOf(state.view), parts = shown.contributions[n];
   const most = largest(parts);
   const list = (title, chosen) => chosen.length ? [element("h3", {}, title), element("ul", { class: "contributions" }, ...chosen.map((part) => contribution(part, examples, most)))] : [];
   const total = shown.by_checkpoint[n].reduce((sum, part) => sum + part, 0), rest = total - parts.reduce((sum, [, part]) => sum + part, 0);
   const what = Math.abs(total - shown.score[n]) > 0.01 * most ? "the score for the subtask, which is not standardized" : "the score";
-  const others = Math.abs(rest) > 0.01 * most ? [element("p", { class: "small" }, `All others: ${signed(rest, score)}. Contributions add up to ${what}, ${score(total)}.`)] : [];
+  const others = Math.abs(rest) > 0.01 * most ? [small(`All others: ${signed(rest, score)}. Contributions add up to ${what}, ${score(total)}.`)] : [];
   return [...list("Target examples with positive contributions", parts.filter(([, part]) => part > 0)),
     ...list("Target examples with negative contributions", parts.filter(([, part]) => part < 0).reverse()), ...others];
 }
@@ -209,7 +209,7 @@ function contribution([place, part], examples, most) {
   const common = beginning(examples, subtask), own = request(turns).slice(common.length, common.length + 160).trim();
   const opened = element("details", {}, named((common && own ? "\u2026 " : "") + (own || id), "summary"));
   opened.addEventListener("toggle", () => {
-    if (opened.childElementCount === 1) opened.append(...conversation(turns, more, []), element("p", { class: "small" }, named(subtask), ", id ", named(id)));
+    if (opened.childElementCount === 1) opened.append(...conversation(turns, more, []), small(named(subtask), ", id ", named(id)));
   }, { once: true });
   return element("li", {}, amount(part, most, signed(part, score)), opened);
 }

@@ -230,7 +230,7 @@ function showRun() {
   const versions = Object.entries(made.versions).map(([name, version]) => `${name} ${version}`).join(" \u00b7 ");
   const places = Object.entries(made.workers).filter(([, place]) => place).map(([name, place]) => `${name}: ${place}`).join(" \u00b7 ");
   const lines = [`Scoring only: ${cost}.`, places, versions].filter(Boolean);
-  const cards = [card("Time", "Seconds per stage, all runs of it together.", times, ...lines.map((line) => element("p", { class: "small" }, line)))];
+  const cards = [card("Time", "Seconds per stage, all runs of it together.", times, ...lines.map((line) => small(line)))];
   if (report.checkpoints.length) {
     const heads = ["checkpoint", "mean learning rate", "Adam steps", "v\u2019 < 1e-8"].map((name, place) => element("th", { scope: "col", class: place ? "number" : "" }, name));
     const rows = report.checkpoints.map((one, place) => element("tr", {},

@@ -68,6 +68,6 @@ function conversation(turns, more, words) {
       element("b", {}, role),
       element("div", { class: plain ? "text plain" : "text", dir: "auto", ...(text.length > 1500 ? { tabindex: "0" } : {}) },
         ...(plain ? marked(text, words) : readable(text, words)))));
-  if (more) shown.push(element("p", { class: "small" }, `Cut here: ${whole.format(more)} more characters; a page holds the first ${whole.format(report.cut)} of a row.`));
+  if (more) shown.push(small(`Cut here: ${whole.format(more)} more characters; a page holds the first ${whole.format(report.cut)} of a row.`));
   return shown;
 }
