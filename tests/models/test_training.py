@@ -32,14 +32,11 @@ from gradsieve.models.training import (
     train_model,
 )
 from gradsieve.recipe import schema as recipe
+from world import Killed
 
 SETTINGS = recipe.WarmupConfig(
     epochs=3, learning_rate=1e-3, batch_size=4, lora=recipe.LoraConfig(r=2, alpha=8, dropout=0.2)
 )
-
-
-class Killed(BaseException):
-    """Like a kill, it is not caught by `except Exception`."""
 
 
 def fresh() -> PeftModel:

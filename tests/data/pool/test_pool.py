@@ -23,6 +23,7 @@ from gradsieve.data.pool.build import build_pool, check_rows
 from gradsieve.data.sources import SourceSpec, read_source, source_key
 from gradsieve.data.template import ChatTemplate
 from gradsieve.errors import DataError, ErrorGroup
+from world import Killed
 
 SHORT_CHUNKS = 7
 
@@ -228,10 +229,6 @@ def test_the_number_of_processes_changes_no_byte(
         )
         build_pool(tmp_path / str(workers), [SourceSpec("s", file)], template, on_bad_row="skip")
     assert bytes_of(tmp_path / "1") == bytes_of(tmp_path / "2")
-
-
-class Killed(BaseException):
-    """Stands in for a signal."""
 
 
 def killing(monkeypatch: pytest.MonkeyPatch, name: str, after: int) -> None:
