@@ -239,6 +239,10 @@ def test_the_page_of_the_open_row_is_shown(visit: Visit, report: Path) -> None:
     until(tab, "location.hash.includes('row=')")
     hash = re.sub("&page=[0-9]+", "", tab.evaluate("location.hash"))
     assert key_of_open_row(visit(report, hash=hash)) == opened
+    # Rows against methods have no place for an open row.
+    hash = hash.replace("layout=list", "layout=methods")
+    tab.evaluate("hash => { history.replaceState(null, '', hash); restore(); }", hash)
+    assert tab.locator("#layout").input_value() == "methods"
 
 
 def test_filtered_rows_are_exported(visit: Visit, report: Path) -> None:

@@ -42,7 +42,7 @@ function restore() {
   const place = open ? state.found.findIndex(isOpen) : -1;
   state.page = place >= 0 ? Math.floor(place / PAGE) : Math.max(0, Math.min(Number(of("page") || 1), Math.ceil(state.found.length / PAGE)) - 1);
   showPage();
-  if (place >= 0) at("rows").children[place % PAGE].scrollIntoView({ block: "center" });
+  if (place >= 0) at("rows").children[place % PAGE]?.scrollIntoView({ block: "center" });
 }
 
 start();
