@@ -5,10 +5,10 @@ If a model is on several GPUs, it is the first, which receives batches and accum
 
 from __future__ import annotations
 
-import os
 import timeit
 from functools import cache, partial
 
+import psutil
 import torch
 
 from gradsieve.models import distributed
@@ -53,10 +53,10 @@ def _slowdown(dtype: torch.dtype) -> float:
 
 
 def free_memory() -> int:
-    """Free memory of the device, in bytes."""
+    """Available memory of the device, in bytes."""
     if device().type == "cuda":
         return int(torch.cuda.mem_get_info()[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(psutil.virtual_memory().available)
 
 
 def memory_used() -> float:
