@@ -54,7 +54,7 @@ WAYS = [parquet, jsonl_with_card, saved]
 
 
 def both(task: str, path: str | Path) -> tuple[Target, QuestionSet]:
-    test = load_test_set(task, task, str(path), None, None)
+    test = load_test_set(task, task, str(path), None)
     assert test is not None
     return load_target(task, task, str(path)), test
 

@@ -68,7 +68,7 @@ def pool_and_planted(data: Path, out: Path) -> list[Row]:
         for file in sorted((out / "pool").glob("*.jsonl"))
         for example in read_source(file.stem, str(file)).examples
     ]
-    test = load_test_set("planted", "tydiqa", str(data / "eval" / "tydiqa"), None, None)
+    test = load_test_set("planted", "tydiqa", str(data / "eval" / "tydiqa"), None)
     for language in WORDS:
         own = [q.example for q in test.questions if q.example.subtask == language]
         rows += [row(replace(example, source="planted")) for example in own[:PLANTED]]

@@ -116,7 +116,7 @@ def test_the_end_of_a_turn_ends_an_answer(
 def test_gold_on_real_questions(
     task: str, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    test = load_test_set(task, task, str(shared_data / "eval" / task), None, None)
+    test = load_test_set(task, task, str(shared_data / "eval" / task), None)
     assert test is not None
     test = test.limited(2)
     right = [

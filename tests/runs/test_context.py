@@ -140,3 +140,24 @@ def test_skipped_rows_of_a_test_file_are_counted(tmp_path: Path) -> None:
     (line,) = listening.lines
     assert line.startswith("warning: plain, test: 1 bad rows left out, the first at ")
     assert "test.jsonl:2" in line
+
+
+@pytest.mark.parametrize("part", ["path", "test"])
+def test_limits_are_those_of_targets_and_questions_too(tmp_path: Path, part: str) -> None:
+    data = world.make(tmp_path / "inputs", rows=4)
+    long = {"kind": "long", "prompt": "How long?", "completion": "long " * 100}
+    world.write(tmp_path / "long.jsonl", [long])
+    data["targets"][0][part] = str(tmp_path / "long.jsonl")
+
+    def read(row_bytes: int) -> list[str]:
+        recipe = world.recipe(data, limits={"row_bytes": row_bytes}, evaluate={})
+        context = Context(recipe, RunFolder(tmp_path / "run"), world.Listening())
+        examples = context.targets[0].examples
+        if part == "test":
+            examples = [one.example for one in context.test_sets["mine"].questions]
+        return [example.messages[-1]["content"] for example in examples]
+
+    assert read(1000) == [long["completion"]]
+    with pytest.raises(DataError, match="more than 500 bytes") as caught:
+        read(500)
+    assert "long.jsonl:1" in caught.value.where

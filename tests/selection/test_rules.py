@@ -92,7 +92,7 @@ def test_leaks_of_a_pool_are_in_order_of_ids(
 
 def test_planted_questions_are_found(shared_data: Path) -> None:
     """28 of the 41 rows hold text of an MMLU test question; of 600 clean rows, at most a few."""
-    questions = load_test_set("mmlu", "mmlu", str(shared_data / "eval" / "mmlu"), None, None)
+    questions = load_test_set("mmlu", "mmlu", str(shared_data / "eval" / "mmlu"), None)
     assert questions is not None
     texts = [(q.example.id, text) for q in questions.questions for text in q.texts]
 

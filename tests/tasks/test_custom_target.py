@@ -78,8 +78,8 @@ def test_bad_rows_of_a_test_file_too(tmp_path: Path) -> None:
     empty = {**ROWS[1], "output": " "}
     path = written(tmp_path, [ROWS[0], empty])
     with pytest.raises(DataError, match="the answer is empty"):
-        load_test_set("mine", "custom", path, path, None)
-    test = load_test_set("mine", "custom", path, path, None, on_bad_row="skip")
+        load_test_set("mine", "custom", path, path)
+    test = load_test_set("mine", "custom", path, path, on_bad_row="skip")
     assert test is not None
     assert [question.example.id for question in test.questions] == [ROWS[0]["id"]]
     assert test.bad_rows == ((f"{path}:2", "the answer is empty"),)

@@ -77,9 +77,9 @@ def test_missing_subjects_are_counted(tmp_path: Path) -> None:
     data = mmlu_rows(QUESTIONS)
     del data["all"]["test"]
     path = parquet(tmp_path / "without", data)
-    assert load_test_set("t", "mmlu", path, None, None) is None
+    assert load_test_set("t", "mmlu", path, None) is None
     other = parquet(tmp_path / "other", mmlu_rows(QUESTIONS))
-    assert load_test_set("t", "mmlu", path, other, None) is not None
+    assert load_test_set("t", "mmlu", path, other) is not None
 
 
 GOOD = mmlu_rows(QUESTIONS)["all"]["dev"][0]

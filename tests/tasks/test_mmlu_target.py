@@ -136,5 +136,5 @@ def test_a_subject_with_test_questions_alone_is_named(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "anatomy_test.csv").write_text(ROW)
     with pytest.raises(DataError, match="no development questions for 1 of 1 subj") as caught:
-        load_test_set("t", "mmlu", str(tmp_path), None, None)
+        load_test_set("t", "mmlu", str(tmp_path), None)
     assert caught.value.where.endswith("e.g. anatomy")

@@ -15,7 +15,7 @@ COUNT = 20
 
 
 def questions(task: str, path: Path) -> dict[str, Question]:
-    test = load_test_set(task, task, str(path), None, None)
+    test = load_test_set(task, task, str(path), None)
     assert test is not None
     return {question.example.id: question for question in test.questions}
 

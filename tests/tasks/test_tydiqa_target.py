@@ -97,7 +97,7 @@ def test_a_damaged_question_is_described(tmp_path: Path) -> None:
     dev = {"data": [{"paragraphs": [{"context": "c", "qas": [damaged]}]}]}
     written(tmp_path, dev, DEV)
     with pytest.raises(DataError) as caught:
-        load_test_set("t", "tydiqa", str(tmp_path), None, None)
+        load_test_set("t", "tydiqa", str(tmp_path), None)
     assert "english-1-0: found id: 'english-1-0'," in caught.value.where
     assert "answers: []" in caught.value.where
     assert caught.value.todo == "Use the published file."

@@ -193,7 +193,7 @@ class EngineConfig(Section):
 class LimitsConfig(Section):
     """Size and time limits: inputs beyond them are rejected before they use all memory or hours."""
 
-    row_bytes: int = key(256 << 20, "Maximum bytes of a row in the pool.", "no", ge=1)
+    row_bytes: int = key(256 << 20, "Maximum bytes of a row.", "no", ge=1)
     unpacked_times: int = key(
         200,
         "Maximum ratio of a file's unpacked size to its own size (gzip, zstd, Parquet); files that "

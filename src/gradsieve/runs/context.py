@@ -25,7 +25,7 @@ from gradsieve.engine.choose import choose_engine
 from gradsieve.errors import DataError
 from gradsieve.models.source import ModelSource, model_source
 from gradsieve.recipe.load import dump_recipe
-from gradsieve.recipe.schema import Recipe
+from gradsieve.recipe.schema import Recipe, TargetConfig
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
 from gradsieve.tasks import QuestionSet, Target, load_target, load_test_set
@@ -170,10 +170,7 @@ class Context:
                 target.name,
                 target.task,
                 self.in_memory.targets.get(target.name, target.path),
-                subtask_field=target.subtask,
-                on_bad_row=self.recipe.on_bad_row,
-                supervise=target.supervise,
-                columns=target.columns,
+                **self._reading(target),
             )
             for target in self.recipe.targets
         ]
@@ -182,6 +179,16 @@ class Context:
                 self.warn_of_bad_rows(target.name, len(target.bad_rows), target.bad_rows[0])
             self.warnings += [f"target {target.name}: {warning}" for warning in target.warnings]
         return targets
+
+    def _reading(self, target: TargetConfig) -> dict[str, Any]:
+        """How a target's examples and its questions are read."""
+        return {
+            "subtask_field": target.subtask,
+            "on_bad_row": self.recipe.on_bad_row,
+            "supervise": target.supervise,
+            "columns": target.columns,
+            "limits": self.recipe.limits,
+        }
 
     def warn_of_bad_rows(self, name: str, count: int, first: tuple[str, str]) -> None:
         """Warn that rows of a source or target are skipped."""
@@ -203,11 +210,8 @@ class Context:
                 target.task,
                 self.in_memory.targets.get(target.name, target.path),
                 self.in_memory.tests.get(target.name, target.test),
-                target.subtask,
-                target.answer,
-                self.recipe.on_bad_row,
-                supervise=target.supervise,
-                columns=target.columns,
+                answer=target.answer,
+                **self._reading(target),
             )
             for target in self.recipe.targets
         }

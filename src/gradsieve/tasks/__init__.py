@@ -106,7 +106,7 @@ def load_target(
         on_bad_row: For custom only: stop at rows that can't be read, or skip them.
         supervise: For custom, as in `SourceSpec`. For a benchmark, "completion" supervises the text
             after the answer's prefix, as in the released code; "all", the full assistant turn.
-        **reading: For custom only: `columns`, as in `SourceSpec`.
+        **reading: For custom only: `columns` and `limits`, as in `SourceSpec`.
 
     Raises:
         DataError: If the task is unknown, or the path yields no examples.
@@ -134,7 +134,8 @@ def load_test_set(
     task: str,
     path: str | Iterable[Any],
     test: str | Iterable[Any] | None,
-    subtask_field: str | None,
+    *,
+    subtask_field: str | None = None,
     answer: str | None = None,
     on_bad_row: Literal["fail", "skip"] = "fail",
     **reading: Any,
