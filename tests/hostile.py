@@ -43,6 +43,7 @@ def world_of(folder: Path, rows: int = 60) -> dict[str, Any]:
     kinds = ("<b>one</b>", "two\u202e")
     examples = [{**row, "kind": kind} for row, kind in zip(records, kinds, strict=False)]
     world.write(folder / "evil.jsonl", examples)
-    evil = {"name": "evil", "path": str(folder / "evil.jsonl"), "subtask": "kind"}
+    # JavaScript's functions have a property of this name.
+    evil = {"name": "length", "path": str(folder / "evil.jsonl"), "subtask": "kind"}
     made["targets"].append(evil)
     return made

@@ -127,7 +127,7 @@ def test_open_an_example_with_the_keyboard(visit: Visit, report: Path) -> None:
 
 def test_switch_target_and_method(visit: Visit, report: Path) -> None:
     tab = visit(report)
-    for target in ("plain", "evil", "mine"):
+    for target in ("plain", "length", "mine"):
         tab.select_option("#target", target)
         assert tab.locator("h1").inner_text().endswith(target)
     tab.select_option("#method", "bm25")
@@ -136,7 +136,7 @@ def test_switch_target_and_method(visit: Visit, report: Path) -> None:
     assert "can\u2019t be decomposed" in tab.locator("#rows .detail").first.inner_text()
 
 
-@pytest.mark.parametrize("target", ["mine", "evil"])
+@pytest.mark.parametrize("target", ["mine", "length"])
 def test_nothing_in_the_data_runs(visit: Visit, report: Path, target: str) -> None:
     tab = visit(report)
     tab.select_option("#target", target)
@@ -179,7 +179,7 @@ def test_text_of_any_script_stays_in_its_place(visit: Visit, report: Path) -> No
 @pytest.mark.parametrize("width", [320, 390, 768])
 def test_a_phone_needs_no_scrolling_sideways(visit: Visit, report: Path, width: int) -> None:
     tab = visit(report, width=width, height=800)
-    for target in ("mine", "evil"):
+    for target in ("mine", "length"):
         tab.select_option("#target", target)
         tab.get_by_text(re.compile("^All ")).click()
         tab.select_option("#source", label="hostile")
@@ -206,7 +206,7 @@ def key_of_open_row(tab: Any) -> str:
 def test_the_address_holds_what_is_shown(visit: Visit, report: Path) -> None:
     tab = visit(report)
     assert tab.evaluate("location.hash") == ""
-    tab.select_option("#target", "evil")
+    tab.select_option("#target", "length")
     tab.select_option("#method", "bm25")
     tab.get_by_text(re.compile("^All ")).click()
     tab.select_option("#source", label="hostile")
@@ -216,7 +216,7 @@ def test_the_address_holds_what_is_shown(visit: Visit, report: Path) -> None:
     opened, rows = key_of_open_row(tab), count(tab)
     until(tab, "location.hash.includes('row=')")
     other = visit(report, hash=tab.evaluate("location.hash"))
-    assert other.locator("h1").inner_text().endswith("evil")
+    assert other.locator("h1").inner_text().endswith("length")
     assert "bm25" in other.locator("#lead").inner_text()
     assert other.locator("#source").evaluate("one => one.selectedOptions[0].text") == "hostile"
     assert (other.locator("#query").input_value(), count(other)) == ("a b", rows)
@@ -285,7 +285,7 @@ def test_the_targets_examples_are_listed(visit: Visit, report: Path) -> None:
     assert subtasks.all_inner_texts() == ["letters 3 examples", "numbers 3 examples"]
     subtasks.first.click()
     until(tab, "document.querySelectorAll('#subtask-list .turn').length === 6")
-    tab.select_option("#target", "evil")
+    tab.select_option("#target", "length")
     for subtask in tab.locator("#subtask-list summary").all():
         subtask.click()
     tab.locator("#subtask-list .turn").nth(3).wait_for()
