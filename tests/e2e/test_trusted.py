@@ -86,6 +86,14 @@ def test_the_next_stage_names_what_is_damaged(run: RunFolder, inputs: dict[str, 
     assert "03-score/mine/random.parquet" in caught.value.where
 
 
+def test_the_metadata_of_later_stages_is_not_needed(run: RunFolder, inputs: dict[str, Any]) -> None:
+    (run.path / "05-train" / "meta.json").write_text("{")
+    for first in (None, "select"):
+        told = world.Listening()
+        gradsieve.run(trained(inputs), run.path, first=first, last="select", progress=told)
+        assert "select: up to date" in told.lines
+
+
 def test_a_lost_curve_costs_no_training(run: RunFolder, inputs: dict[str, Any]) -> None:
     flip(run.path / "05-train/mine/random/seed-0/loss.jsonl")
     told = world.Listening()

@@ -101,7 +101,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
             if damage := run.repair(name):
                 context.progress.warn(damage)
         check(context, [STAGES[name] for name in wanted])
-        others = _other_settings(context, taken)
+        others = _other_settings(context, taken, outdated(run, earlier))
         for name in taken if leads else ():
             refuse_faults(STAGES[name], context)
         for name in wanted:
@@ -121,10 +121,9 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     return run
 
 
-def _other_settings(context: Context, taken: Sequence[str]) -> bool:
+def _other_settings(context: Context, taken: Sequence[str], stale: Mapping[str, str]) -> bool:
     """Whether stages used as they are were made with other settings; warns about each."""
-    run, stale = context.run, outdated(context.run)
-    found = {name: changed_settings(run, context.recipe, name) for name in taken}
+    found = {name: changed_settings(context.run, context.recipe, name) for name in taken}
     for name in stale.keys() & found.keys():
         found[name].append(f"{name} is out of date, because {stale[name]}")
     for name, changes in found.items():

@@ -6,7 +6,7 @@ read, so later changes to these outputs are detected. Neither models nor data ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradsieve.io import agree
@@ -24,14 +24,16 @@ MADE_BY = {
 stage's name and the key of its metadata that has the current fingerprints."""
 
 
-def outdated(run: RunFolder) -> dict[str, str]:
+def outdated(run: RunFolder, stages: Sequence[str] = STAGE_NAMES) -> dict[str, str]:
     """The finished stages whose inputs have changed since they ran, and what changed, in order.
+
+    `stages` are the first of all stages: no metadata of later ones is read.
 
     A warm-up stays valid when the pool changes (`--from features`), and so do features: those of
     removed rows are ignored, and scoring asks for those of new rows (`--from score`).
     """
     found: dict[str, str] = {}
-    for name in STAGE_NAMES:
+    for name in stages:
         if name == "warmup":
             continue
         for other, (then, now) in _read_by(run, name).items():
