@@ -6,7 +6,7 @@ import pickle  # noqa: TID251
 import pytest
 
 from gradsieve import errors
-from gradsieve.errors import ErrorGroup, GradsieveError, RecipeError, UsageError
+from gradsieve.errors import ErrorGroup, GradsieveError, RecipeError, UsageError, first_line
 from gradsieve.tasks.hub import NotThere
 
 
@@ -58,3 +58,16 @@ def test_a_groups_errors_are_kept() -> None:
     twin = pickle.loads(pickle.dumps(MADE[ErrorGroup]))
     assert [type(error) for error in twin.errors] == [UsageError, RecipeError]
     assert "1. what\n  where:      where" in str(twin)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError("It is gone.\nIt was here."), "It is gone"),
+        (ValueError("Cannot read:\n  row 3\n"), "Cannot read: row 3"),
+        (OSError(), "OSError"),
+        (ValueError("x" * 999), "x" * 300),
+    ],
+)
+def test_the_first_line_of_another_librarys_error(error: Exception, line: str) -> None:
+    assert first_line(error) == line

@@ -109,3 +109,13 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     """A hint with the nearest known name, or with all of them."""
     near = difflib.get_close_matches(given, list(known), n=1)
     return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error, and the second if the first is only a heading.
+
+    Without its full stop; of an error without a message, the type.
+    """
+    first, *others = (line.strip() for line in str(error).strip().split("\n"))
+    line = f"{first} {others[0]}" if first.endswith(":") and others else first
+    return (line.rstrip(".") or type(error).__name__)[:300]

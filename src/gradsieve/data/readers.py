@@ -27,7 +27,7 @@ from datasets.features.features import _visit
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from gradsieve.data.formats import BadRow, kind_of
-from gradsieve.errors import DataError
+from gradsieve.errors import DataError, first_line
 from gradsieve.recipe.schema import LimitsConfig
 
 IN_MEMORY = "(in memory)"
@@ -247,7 +247,7 @@ def _parquet_rows(file: Path, limits: LimitsConfig) -> Iterator[Any]:
                 yield from _table_rows(pa.Table.from_batches([batch]), features)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"The file is not Parquet: {str(error).splitlines()[0].rstrip('.')}.",
+            f"The file is not Parquet: {first_line(error)}.",
             str(file),
             "Give a whole Parquet file, or rename it to what it is.",
         ) from None
@@ -350,9 +350,8 @@ def _hub_rows(name: str, split: str, revision: str | None) -> Iterator[Any]:
             where = f"{name}, split {split}: {' and '.join(map(', '.join, columns))}"
             what = "The files of the data set don't have the same columns and types."
             raise DataError(what, where, "Make a source of each file.") from None
-        said = str(cause).strip() or type(error).__name__
         raise DataError(
-            f"The data set cannot be loaded: {said.splitlines()[0].rstrip('.')}.",
+            f"The data set cannot be loaded: {first_line(cause)}.",
             f"{name}, split {split}",
             "Give a file that exists, a folder with data files, or a name on the hub.",
         ) from None
@@ -388,6 +387,5 @@ def _dataset_rows(loaded: datasets.Dataset, place: str) -> Iterator[Any]:
 
 
 def _unreadable(error: BaseException, place: str) -> DataError:
-    said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     todo = "Give a folder that Dataset.save_to_disk wrote, with all of its files."
-    return DataError(f"The data set cannot be read: {said}.", place, todo)
+    return DataError(f"The data set cannot be read: {first_line(error)}.", place, todo)

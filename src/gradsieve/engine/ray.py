@@ -26,7 +26,7 @@ from gradsieve.console import Progress
 from gradsieve.engine.base import Engine, Finished, Job, Result, Task, Worker, duration
 from gradsieve.engine.waiting import Attempt, Seat, Waiting
 from gradsieve.engine.worker import VERSION, Failure, Node, Outcome, RayWorker
-from gradsieve.errors import GradsieveError, RunError, UsageError
+from gradsieve.errors import GradsieveError, RunError, UsageError, first_line
 from gradsieve.io import needed
 from gradsieve.recipe.schema import EngineConfig
 
@@ -109,10 +109,10 @@ class RayEngine(Engine):
         except Exception as error:  # Ray raises plain Exception if a node fails to start
             if address is None:
                 todo = "Free memory and processors and run again, or set engine.kind: local."
-                raise RunError("Ray cannot be started here.", _first(error), todo) from None
+                raise RunError("Ray cannot be started here.", first_line(error), todo) from None
             raise UsageError(
                 "The Ray cluster cannot be reached.",
-                f"engine.address {address}: {_first(error)}",
+                f"engine.address {address}: {first_line(error)}",
                 "Start it (`ray start --head`), or leave engine.address out to use this machine.",
             ) from None
         finally:
@@ -228,11 +228,11 @@ class RayEngine(Engine):
 
     def _count_failed_start(self, seat: Seat, error: Exception) -> None:
         self._failed_starts += 1
-        self.progress.warn(f"{seat.worker.name} did not start: {_first(error)}")
+        self.progress.warn(f"{seat.worker.name} did not start: {first_line(error)}")
         if self._failed_starts >= ATTEMPTS and not any(other.node for other in self._seats):
             raise RunError(
                 "No worker starts.",
-                _first(error),
+                first_line(error),
                 "Install gradsieve with its libraries on every node, and free some memory there.",
             )
 
@@ -267,7 +267,7 @@ class RayEngine(Engine):
                 return Finished(attempt.task, outcome.result, worker, outcome.seconds)
             failure = outcome.failure
         else:
-            error = RunError(f"Its worker was lost: {_first(outcome)}.")
+            error = RunError(f"Its worker was lost: {first_line(outcome)}.")
             # The kernel's OOM killer leaves no message: a repeated loss counts as lack of memory.
             memory = isinstance(outcome, self._ray.exceptions.OutOfMemoryError)
             failure = Failure(error, memory=memory or bool(attempt.failures))
@@ -334,10 +334,6 @@ def _share(all_cpus: float, workers: int) -> float:
     """CPUs per worker: a whole number, unless there are more workers than CPUs."""
     share = all_cpus / workers
     return float(int(share)) if share >= 1 else share
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error) else type(error).__name__
 
 
 def _stopped(name: str, attempt: Attempt) -> GradsieveError:

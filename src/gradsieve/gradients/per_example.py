@@ -29,10 +29,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gradsieve.errors import ModelError
+from gradsieve.errors import ModelError, first_line
 from gradsieve.gradients.objectives import IGNORED, SFT, Batch, Objective, output_layer
 from gradsieve.models.layers import put_forward
-from gradsieve.models.saved import first_line
 
 Sink = Callable[[str, Tensor], None]
 """Called with a weight's name and its per-example gradient [B, out, in], once per backward pass."""

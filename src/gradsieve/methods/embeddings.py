@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from gradsieve.data.batching import batches_of
 from gradsieve.data.examples import TokenizedExample
-from gradsieve.errors import ModelError
+from gradsieve.errors import ModelError, first_line
 from gradsieve.io import needed
 from gradsieve.methods.base import (
     Scores,
@@ -145,7 +145,7 @@ def check_embedding(recipe: Recipe) -> None:
 def _not_loaded(name: str, error: Exception) -> ModelError:
     return ModelError(
         "The embedding model cannot be loaded.",
-        f"score.embedding {name}: {(str(error).splitlines() or [type(error).__name__])[0]}",
+        f"score.embedding {name}: {first_line(error)}",
         "Give a folder, or a hub name that this machine can reach or has in its cache.",
     )
 

@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from gradsieve.models.saved import first_line
+from gradsieve.errors import first_line
 
 try:
     from gradsieve.models.dropout_kernel import keep_by_example

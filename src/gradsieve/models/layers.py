@@ -21,8 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from gradsieve.errors import ModelError
-from gradsieve.models.saved import first_line
+from gradsieve.errors import ModelError, first_line
 
 PLAIN_LORA = "Use plain LoRA on linear layers: peft.LoraConfig with r, lora_alpha, target_modules."
 

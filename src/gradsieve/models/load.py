@@ -23,10 +23,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.pytorch_utils import Conv1D
 
-from gradsieve.errors import ModelError
+from gradsieve.errors import ModelError, first_line
 from gradsieve.models.device import device
 from gradsieve.models.layers import adapted, misfit
-from gradsieve.models.saved import first_line
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe import schema as recipe
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging
 
-from gradsieve.errors import ModelError
+from gradsieve.errors import ModelError, first_line
 from gradsieve.io import file_hash, fingerprint, needed
 from gradsieve.models.device import device
 from gradsieve.recipe.schema import ModelConfig
@@ -93,6 +93,8 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
                 "one."
             )
         where = f"model.name {model.name}: {first_line(error)}"
+        # "We couldn't connect" doesn't say that the user may have meant a folder.
+        where += ". There is no such folder here." if "couldn't connect" in where else ""
         raise ModelError(f"The {noun} cannot be loaded.", where, todo) from None
 
 
@@ -293,12 +295,3 @@ def _refuse_other_folders(name: str) -> None:
     if is_path and not path.is_dir():
         found = f"model.name {name}: {'a file' if path.is_file() else 'no such folder'}"
         raise ModelError("The model's folder does not exist.", found, GIVE_A_MODEL)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's error, plus the second line if the first is only a heading."""
-    first, *others = (line.strip() for line in str(error).strip().split("\n"))
-    line = f"{first} {others[0]}" if first.endswith(":") and others else first
-    # "We couldn't connect" doesn't say that the user may have meant a folder.
-    hint = " There is no such folder here." if "couldn't connect" in line else ""
-    return (line or type(error).__name__)[:300] + hint

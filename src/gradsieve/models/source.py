@@ -32,13 +32,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from gradsieve.errors import ModelError
+from gradsieve.errors import ModelError, first_line
 from gradsieve.io import fingerprint
 from gradsieve.models.device import device
 from gradsieve.models.saved import (
     check_sizes,
     check_weights,
-    first_line,
     model_fingerprint,
     read,
     read_model,

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from gradsieve.errors import first_line
 from gradsieve.store import quantize
 
 _logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def _multiplies_integers() -> bool:
     except RuntimeError as error:
         _logger.warning(
             "This GPU multiplies no integers (%s): rows are compared on the processor",
-            str(error).partition("\n")[0],
+            first_line(error),
         )
         return False
     return True

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import yaml
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
-from gradsieve.errors import DataError
+from gradsieve.errors import DataError, first_line
 from gradsieve.tasks.layout import shown
 
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -69,7 +69,7 @@ def read_split(name: str, path: str, config: str, split: str) -> Rows:
     except (*unreadable, yaml.YAMLError) as error:
         # For unreadable files, the message of `datasets` is in the cause.
         deeper = error.__cause__ if isinstance(error, DatasetGenerationError) else None
-        reason = str(deeper or error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(deeper or error)
         if reason.startswith(ABSENT):
             what = f"The data set has no such configuration or split: {reason}"
             todo = "Use a copy that has it; docs/targets.md names some."
