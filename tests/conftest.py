@@ -10,6 +10,9 @@ import pytest
 import typer.testing
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # set before the hub's libraries are imported
+# Nothing here compiles models. Without this, bitsandbytes imports the compiler in every process
+# that has an adapter, in 3 s.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
