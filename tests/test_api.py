@@ -244,6 +244,7 @@ def test_every_form_of_pool_and_targets(
         datasets.Dataset.from_list(one),
         datasets.Dataset.from_list(one).with_format("numpy"),
         datasets.Dataset.from_list(one).to_iterable_dataset(),
+        torch.utils.data.Subset(one, range(len(one))),  # `__getitem__` without `__iter__`
         {"pool": one},
         {"pool": {"path": one}},
         {"path": one},
@@ -515,6 +516,8 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"pool": []}, DataError, "no usable row"),
     ({"pool": ["text"]}, DataError, "texts, not rows"),
     ({"pool": {"prompt": "a", "completion": "b", "id": "1"}}, DataError, "one row, not rows"),
+    ({"pool": {"id": [1, 2], "prompt": ["a", "b"], "completion": ["c", "d"]}},
+     DataError, "dict of columns"),
     ({"targets": {"messages": [{"role": "user", "content": "a"},
                                {"role": "assistant", "content": "b"}]}},
      DataError, "one row, not rows"),

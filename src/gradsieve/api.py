@@ -294,6 +294,10 @@ def _sections(
     if _is_row(value):
         todo = "Give a list of rows, also of a single one: [row]."
         raise DataError("This is one row, not rows.", default_name, todo)
+    if isinstance(value, Mapping) and _is_row({key: _first(value[key]) for key in value}):
+        todo = "Give its rows: dataset.select(range(n)), not dataset[:n]; a dict of columns as "
+        todo += "Dataset.from_dict(columns)."
+        raise DataError("This is a dict of columns, not rows.", default_name, todo)
     is_named = isinstance(value, Mapping) and "path" not in value and not _is_dict_of_splits(value)
     sections, rows = [], {}
     for name, one in (value if is_named else {default_name: value}).items():
@@ -317,6 +321,8 @@ def _rows(value: Any) -> Iterable[Any]:
         raise DataError("This is a data set of several splits.", kind, todo)
     if how := next((how for method, how in TABLES.items() if hasattr(value, method)), None):
         raise DataError("A table is read by columns, not by rows.", kind, f"Give its rows: {how}.")
+    if not isinstance(value, Iterable) and hasattr(value, "__getitem__"):  # torch's map style
+        value = [value[number] for number in range(len(value))]
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         todo = "Give a datasets.Dataset, a list of rows, a path, or {'path': one of these}."
         raise DataError("This holds no rows.", kind, todo)
@@ -339,6 +345,10 @@ def _is_row(value: Any) -> bool:
     except BadRow:
         return False
     return True
+
+
+def _first(column: Any) -> Any:
+    return column[0] if isinstance(column, list | tuple) and column else None
 
 
 def _is_dict_of_splits(value: Any) -> bool:

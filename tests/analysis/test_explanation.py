@@ -61,6 +61,7 @@ def test_a_notebook_gets_tables() -> None:
     made = FOUND._repr_html_()
     assert "selected for target mine, method less, rank 3" in made
     assert "<td>t.jsonl:3</td>" in made
+    assert made.count("<p>") == len(FOUND.notes) > 0
     assert "\x1b" not in made
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -430,7 +431,12 @@ def test_a_notebook_shows_stages_selections_and_results(run: RunFolder) -> None:
     made = run._repr_html_()
     assert f"<td>train</td><td>{run.require('train')['seconds']}</td>" in made
     assert "<td>mine</td><td>bm25</td><td>12</td>" in made
-    assert "<caption>mine</caption>" in compare([run.path])._repr_html_()
+    found = compare([run.path])
+    assert "<caption>mine</caption>" in found._repr_html_()
+    assert f"<p>Verdict: {escape(found.verdicts['mine'].text)}</p>" in found._repr_html_()
+    found.notes.append("a run is left out")
+    assert "<p>a run is left out</p>" in found._repr_html_()
+    assert str(found) == f"note: a run is left out\n\n{found.markdown()}"
 
 
 def test_questions_without_a_loss_are_counted(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_an_object_or_a_class(folder: Path, place: str) -> None:
             "Longest, LONGEST",
         ),
         ("my.py:needs", LONGEST, "needs is not a method", "One of"),
+        ("my.py:Longest", LONGEST.replace("source =", "sources ="), "lacks source", "Add it"),
         ("my.py:X", "import no_such_thing", "ModuleNotFoundError", "Correct the file"),
         ("my.py:X", "def (", "SyntaxError", "Correct the file"),
         ("my.py:X", "class X:\n    def __init__(self, a): ...", "cannot be made", "without arg"),
@@ -85,6 +86,8 @@ WRONG = {
     "        return {'mine': Scores(0 / (lengths - lengths.max()))}\n": "rows that are not finite",
     "        return {'mine': Scores(lengths, ['a'])}\n": "by_subtask",
     "        return {'mine': Scores(lengths, ['a', 'b'], lengths[:, None])}\n": "(20, 1) instead",
+    "        return {'mine': Scores(lengths, ['a', 'a'], np.ones((20, 2)))}\n": "subtasks that",
+    "        return {'mine': Scores(lengths, [1, 2], np.ones((20, 2)))}\n": "subtasks that",
 }
 
 

@@ -77,7 +77,7 @@ def test_every_stage_gets_seconds(
     assert found.seconds == pytest.approx(sum(stage.seconds for stage in found.stages))
     assert all(stage.seconds > 0 for stage in found.stages)
     assert not (tmp_path / "run").exists()
-    assert "evaluate  to run" in found.table()
+    assert "evaluate  to run" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_what_is_done_and_what_a_change_does(inputs: dict[str, Any], tmp_path: P
     assert [state for state, _ in states().values()] == ["done", "done", "done", "done", "new"]
     found = plan(inputs, tmp_path, calibrate=False)
     assert found.stages[1].seconds == RunFolder(tmp_path).require("warmup")["seconds"]
-    assert "took " in found.table()
+    assert "took " in str(found)
     changed = states(warmup__epochs=3)
     assert changed["warmup"] == ("redo", "warmup.epochs: 2 -> 3")
     assert changed["features"] == ("wait", "warmup comes first")
@@ -167,7 +167,7 @@ def test_what_the_archive_has_takes_no_time(inputs: dict[str, Any], tmp_path: Pa
     stage = found.stages[2]
     assert (stage.stage, stage.state, stage.why, stage.seconds) == ("features", "archived", "", 0)
     assert found.disk_bytes == sum(one.disk_bytes for one in found.stages[3:])
-    assert "features  in archive/" in found.table()
+    assert "features  in archive/" in str(found)
     progress = world.Listening()
     gradsieve.run(world.recipe(inputs), tmp_path, last="features", progress=progress)
     assert "features: these settings' outputs are taken back from the archive" in progress.lines
@@ -197,8 +197,8 @@ def test_several_workers(inputs: dict[str, Any]) -> None:
             assert shared.seconds < alone.seconds
         elif alone.stage == "warmup":
             assert shared.seconds == alone.seconds
-    assert "on 8 x H100 (" in eight.table()
-    assert "GPU-hours)" in eight.table()
+    assert "on 8 x H100 (" in str(eight)
+    assert "GPU-hours)" in str(eight)
 
 
 def test_memory_that_may_not_suffice_is_reported(

@@ -19,7 +19,7 @@ from rich.text import Text
 from gradsieve.console import clean, clean_lines
 from gradsieve.data.content import text_of
 from gradsieve.data.examples import Message
-from gradsieve.runs.notebook import html_table
+from gradsieve.runs.notebook import html_lines, html_table
 
 CUT = 160
 """Number of characters shown of a target example's or neighbor's text."""
@@ -170,7 +170,7 @@ class Explanation:
         """HTML tables for notebooks."""
         turns = [["role", "text"], *([t["role"], text_of(t["content"])] for t in self.messages)]
         parts = [html_table(part.title, [part.head, *part.rows]) for part in self._parts()]
-        return "".join([html_table(self._headline(), turns), *parts])
+        return "".join([html_table(self._headline(), turns), *parts, html_lines(self.notes)])
 
     def _headline(self) -> str:
         name = f"{clean(self.source)} {clean(self.id)}, {self.tokens} tokens"

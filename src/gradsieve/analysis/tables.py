@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from gradsieve.analysis.bootstrap import interval_text
 from gradsieve.analysis.validation import Validation
 from gradsieve.analysis.verdict import HELD_OUT, Cell, Curve, Verdict, headline
-from gradsieve.runs.notebook import html_table
+from gradsieve.runs.notebook import html_lines, html_table
 
 ByMethod = dict[str, dict[str, int]]
 """Numbers by target and method."""
@@ -66,7 +66,7 @@ class Comparison:
         return "\n\n".join(parts)
 
     def __str__(self) -> str:
-        return self.markdown()
+        return "\n\n".join([*(f"note: {note}" for note in self.notes), self.markdown()])
 
     def latex(self) -> str:
         """LaTeX tables (package booktabs), with verdicts and cautions as comments."""
@@ -84,8 +84,12 @@ class Comparison:
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        """HTML tables for notebooks."""
-        return "".join(html_table(target, self._table(target, "–")) for target in self.cells)
+        """HTML for notebooks: the tables, each with its verdict below, and the notes."""
+        parts = [
+            html_table(target, self._table(target, "–")) + html_lines(self._said(target))
+            for target in self.cells
+        ]
+        return "".join([*parts, html_lines([*self._validated(), *self.notes])])
 
     def _said(self, target: str) -> Iterator[str]:
         if found := self.verdicts.get(target):

@@ -189,7 +189,7 @@ def plan(
             calibrate=not no_calibration,
             progress=Progress(quiet),
         )
-    echo(asdict(found) if as_json else found.table())
+    echo(asdict(found) if as_json else str(found))
 
 
 @app.command(epilog="Example: gradsieve show recipe.yaml --first 3")

@@ -30,7 +30,10 @@ def checked_method(method: Any, name: str, where: str, known: Sequence[str] = ()
     lacks = [part for part in ("source", "uses", "score") if not hasattr(method, part)]
     if lacks:
         what = f"{name} is not a method: it lacks {', '.join(lacks)}."
-        todo = f"One of {', '.join(known)}." if known else "See docs/methods.md."
+        is_other = known and name not in known
+        todo = (
+            f"One of {', '.join(known)}." if is_other else "Add it; docs/methods.md has an example."
+        )
         raise UsageError(what, where, todo)
     if method.uses not in get_args(Uses):
         todo = f"Set `uses` to one of {', '.join(map(repr, get_args(Uses)))}."
@@ -60,6 +63,8 @@ def _checked(scores: object, name: str, target: str, task: ScoringTask) -> Score
     if not isinstance(scores, Scores):
         raise _wrong(name, f"{_kind(scores)} for target {target}, not Scores")
     rows, columns = len(task), len(scores.subtasks)
+    if len({subtask for subtask in scores.subtasks if isinstance(subtask, str)}) < columns:
+        raise _wrong(name, f"subtasks that are not texts, each another (target {target})")
     total = _numbers(scores.total, (rows,), name, f"target {target}, total", task)
     by_subtask = scores.by_subtask
     if by_subtask is not None or columns:

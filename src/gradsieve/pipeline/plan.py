@@ -117,7 +117,7 @@ class Plan:
     trainable: int
     notes: tuple[str, ...]
 
-    def table(self) -> str:
+    def __str__(self) -> str:
         """The plan as plain text, suitable for mail."""
         return plan_text(self)
 

@@ -5,7 +5,7 @@ Rich is not used, since `gradsieve --help` must not import it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 SHOWN = 200
@@ -20,7 +20,15 @@ def html_table(title: str, rows: Sequence[Sequence[object]]) -> str:
     return f"<table><caption>{_cell(title)}</caption>{''.join(lines)}</table>"
 
 
+def html_lines(lines: Iterable[str]) -> str:
+    """A paragraph for each line."""
+    return "".join(f"<p>{escape(_printable(line))}</p>" for line in lines)
+
+
 def _cell(value: object) -> str:
-    text = " ".join(str(value)[: 2 * SHOWN].split())
-    text = "".join(c if c.isprintable() else "\ufffd" for c in text)  # direction marks too
+    text = _printable(" ".join(str(value)[: 2 * SHOWN].split()))
     return escape(text if len(text) <= SHOWN else text[:SHOWN] + "…")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)  # direction marks too
