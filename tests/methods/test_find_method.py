@@ -48,13 +48,25 @@ class Longest:
 LONGEST = Longest()
 
 
+class Needs(Longest):
+    """Not a method: it can't be made without arguments."""
+
+    def __init__(self, argument: str) -> None: ...
+
+
 def test_a_third_partys_method_is_found_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     def installed(group: str) -> list[Any]:
-        return [EntryPoint("longest", "test_find_method:LONGEST", group)]
+        places = {"longest": "LONGEST", "class": "Longest", "none": "NONE", "needs": "Needs"}
+        return [EntryPoint(name, f"test_find_method:{of}", group) for name, of in places.items()]
 
     monkeypatch.setattr(methods, "entry_points", installed)
     monkeypatch.setitem(sys.modules, "test_find_method", sys.modules[__name__])
     assert find_method("longest") is LONGEST
+    assert isinstance(find_method("class"), Longest)
+    for wrong, what in {"none": "no attribute 'NONE'", "needs": "cannot be made"}.items():
+        with pytest.raises(UsageError, match=what) as caught:
+            find_method(wrong)
+        assert "entry point test_find_method:" in caught.value.where
     scores = find_method("longest-3").score(pools.task([pools.row("a"), pools.row("abc", "1")]))
     assert scores["t"].total.tolist() == [len("a\nyes"), len("abc\nyes")]
     with pytest.raises(UsageError) as caught:

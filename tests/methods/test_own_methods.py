@@ -53,7 +53,7 @@ def test_an_object_or_a_class(folder: Path, place: str) -> None:
             "Longest, LONGEST",
         ),
         ("my.py:needs", LONGEST, "needs is not a method", "One of"),
-        ("my.py:Longest", LONGEST.replace("source =", "sources ="), "lacks source", "Add it"),
+        ("my.py:Longest", LONGEST.replace("source =", "sources ="), "lacks source", "Add what"),
         ("my.py:X", "import no_such_thing", "ModuleNotFoundError", "Correct the file"),
         ("my.py:X", "def (", "SyntaxError", "Correct the file"),
         ("my.py:X", "class X:\n    def __init__(self, a): ...", "cannot be made", "without arg"),

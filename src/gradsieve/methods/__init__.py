@@ -93,7 +93,13 @@ def find_method(name: str, recipe: Recipe | None = None) -> Method:
         return cast(Method, getattr(importlib.import_module(f"{__name__}.{module}"), attribute))
     others = {point.name: point for point in entry_points(group=GROUP)}
     if base in others:
-        return checked_method(others[base].load(), base, f"score.methods: {base}")
+        where = f"score.methods: {base}, entry point {others[base].value}"
+        try:
+            found = others[base].load()
+        except Exception as error:  # whatever the package's code raises
+            what = f"The method cannot be loaded: {type(error).__name__}: {error}"
+            raise UsageError(what, where, "Correct the package, or remove the method.") from error
+        return checked_method(found, base, where)
     todo = did_you_mean(base, [*METHODS, *others])
     raise UsageError(f"There is no method {base}.", "score.methods", todo)
 

@@ -14,7 +14,7 @@ from gradsieve.methods.own import checked_method
 
 
 def load_method(place: str) -> Method:
-    """Run a Python file and return a method from it; a class is instantiated.
+    """Run a Python file and return a method from it.
 
     Raises:
         UsageError: If the file or object doesn't exist, or it is not a method.
@@ -40,11 +40,5 @@ def _loaded(place: str, contents: str) -> Method:
     except Exception as error:  # whatever the user's code raises
         what = f"The file of a method cannot be run: {type(error).__name__}: {error}"
         raise UsageError(what, where, "Correct the file.") from error
-    found = getattr(module, name, None)
-    try:
-        method = found() if isinstance(found, type) else found
-    except TypeError as error:
-        what = f"The method cannot be made: {error}"
-        raise UsageError(what, where, "Give an object, or a class without arguments.") from error
     known = [key for key, value in vars(module).items() if hasattr(value, "score")]
-    return checked_method(method, name, where, known)
+    return checked_method(getattr(module, name, None), name, where, known)

@@ -21,18 +21,31 @@ from gradsieve.methods.base import Method, Scores, ScoringTask, Uses
 FIX = "Correct the method; docs/methods.md describes what it returns."
 
 
-def checked_method(method: Any, name: str, where: str, known: Sequence[str] = ()) -> Method:
-    """Return the object if it is a method; `known` are names to suggest otherwise.
+def checked_method(found: Any, name: str, where: str, known: Sequence[str] = ()) -> Method:
+    """Return the object, or an instance of the class, if it is a method.
+
+    Args:
+        found: The object or class.
+        name: Its name.
+        where: Where the recipe names it, for messages.
+        known: Names to suggest if it is not a method.
 
     Raises:
         UsageError: If it lacks an attribute, or `uses` has an unknown value.
     """
+    try:
+        method = found() if isinstance(found, type) else found
+    except TypeError as error:
+        what = f"The method cannot be made: {error}"
+        raise UsageError(what, where, "Give an object, or a class without arguments.") from error
     lacks = [part for part in ("source", "uses", "score") if not hasattr(method, part)]
     if lacks:
         what = f"{name} is not a method: it lacks {', '.join(lacks)}."
         is_other = known and name not in known
         todo = (
-            f"One of {', '.join(known)}." if is_other else "Add it; docs/methods.md has an example."
+            f"One of {', '.join(known)}."
+            if is_other
+            else "Add what it lacks; docs/methods.md has an example."
         )
         raise UsageError(what, where, todo)
     if method.uses not in get_args(Uses):
