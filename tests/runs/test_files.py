@@ -60,6 +60,7 @@ def test_damaged_missing_and_foreign_files_are_named(run: RunFolder) -> None:
     found = verify(run)
     assert {problem["problem"] for problem in found.problems} == {"damaged", "missing", "foreign"}
     assert "3 problems in 1 stages" in found.text()
+    assert set(found.stages.values()) == {"checked"}
     with pytest.raises(RunError, match="damaged") as caught:
         Artifacts(run).selections.selection("mine", "less")
     assert str(folder / "mine/less/selected.jsonl") in caught.value.where

@@ -185,7 +185,7 @@ def _differing(base: Base, run: Path) -> list[str]:
 def _is_sound(run: Path) -> bool:
     """Whether verify finds no problem, and no stage without its meta.json."""
     found = verify(RunFolder(run))
-    return not found.problems and set(found.stages.values()) == {"verified"}
+    return not found.problems and set(found.stages.values()) == {"checked"}
 
 
 def _next_stage(file: str, run: Path) -> str | None:

@@ -41,12 +41,9 @@ def checked_method(found: Any, name: str, where: str, known: Sequence[str] = ())
     lacks = [part for part in ("source", "uses", "score") if not hasattr(method, part)]
     if lacks:
         what = f"{name} is not a method: it lacks {', '.join(lacks)}."
-        is_other = known and name not in known
-        todo = (
-            f"One of {', '.join(known)}."
-            if is_other
-            else "Add what it lacks; docs/methods.md has an example."
-        )
+        todo = "Add what it lacks; docs/methods.md has an example."
+        if known and name not in known:
+            todo = f"One of {', '.join(known)}."
         raise UsageError(what, where, todo)
     if method.uses not in get_args(Uses):
         todo = f"Set `uses` to one of {', '.join(map(repr, get_args(Uses)))}."

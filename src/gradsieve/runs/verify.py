@@ -22,7 +22,7 @@ class Verification:
     """The result of verifying a run's files."""
 
     run: str
-    # `verified`, `unfinished`, or `not listed` (written by an earlier version)
+    # `checked` (with or without problems), `unfinished`, or `not listed` (of an earlier version)
     stages: dict[str, str] = field(default_factory=dict)
     problems: list[dict[str, str]] = field(default_factory=list)
     files: int = 0
@@ -35,11 +35,11 @@ class Verification:
     def text(self) -> str:
         """A readable summary: one line per problem, and one about what was read."""
         lines = [f"{one['stage']}: {one['file']}: {one['problem']}" for one in self.problems]
-        lines += [f"{name}: {state}" for name, state in self.stages.items() if state != "verified"]
-        count = f"{len(self.problems)} problems" if self.problems else "no problems"
-        verified = list(self.stages.values()).count("verified")
-        read = f"{verified} stages, {self.files} files, {self.bytes / 2**20:.1f} MiB"
-        return "\n".join([*lines, f"{count} in {read}"])
+        lines += [f"{name}: {state}" for name, state in self.stages.items() if state != "checked"]
+        count = len(self.problems) or "no"
+        checked = list(self.stages.values()).count("checked")
+        read = f"{checked} stages, {self.files} files, {self.bytes / 2**20:.1f} MiB"
+        return "\n".join([*lines, f"{count} problem{'s' * (count != 1)} in {read}"])
 
 
 def verify(run: RunFolder, report: Callable[[float], None] = lambda stages: None) -> Verification:
@@ -72,7 +72,7 @@ def verify(run: RunFolder, report: Callable[[float], None] = lambda stages: None
 def _stage(run: RunFolder, name: str, found: Verification) -> None:
     metadata, listed = run.metadata(name), run.files(name)
     if listed is not None:
-        found.stages[name] = "verified"
+        found.stages[name] = "checked"
         found.files += len(listed)
         found.bytes += sum(int(size) for size, _ in listed.values())
         for fault in run.faults(name):
