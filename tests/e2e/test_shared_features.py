@@ -1,5 +1,6 @@
 """Several processes share the feature extraction: each writes its part, the last one finishes."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import pytest
 
 import gradsieve
 import world
-from gradsieve.errors import RunError
+from gradsieve.errors import RunError, StoreError
+from gradsieve.gradients.jobs import TargetTask
 from gradsieve.pipeline.share import run_share
 from gradsieve.recipe.schema import Recipe
+from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
 from gradsieve.stages import features
 
@@ -57,6 +60,54 @@ def test_a_share_finds_what_was_made_with_its_settings(recipe: Recipe, tmp_path:
     said = share(recipe, tmp_path, 1, 3)
     assert "features: these settings' outputs are taken back from the archive" in said
     assert said[-1] == "features: up to date"
+
+
+def test_a_share_reports_a_warmup_of_other_settings(recipe: Recipe, tmp_path: Path) -> None:
+    gradsieve.run(recipe, tmp_path, last="warmup")
+    warmup = recipe.warmup.model_copy(update={"seed": 7})
+    said = share(recipe.model_copy(update={"warmup": warmup}), tmp_path, 1, 2)
+    assert any("warmup is taken as it is" in line and "seed: 0 -> 7" in line for line in said)
+
+
+def test_the_stage_includes_the_seconds_of_its_shares(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradsieve.run(recipe, tmp_path, last="warmup")
+    take, waited = features.take_share, 1.5
+
+    def slow(context: Context) -> None:
+        time.sleep(waited)
+        take(context)
+
+    monkeypatch.setattr(features, "take_share", slow)
+    share(recipe, tmp_path, 1, 2)
+    share(recipe, tmp_path, 2, 2)
+    assert RunFolder(tmp_path).require("features")["seconds"] > 2 * waited
+
+
+def test_targets_of_other_settings_are_not_written(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe.features.model_copy(update={"mode": "store"})
+    projection = settings.projection.model_copy(update={"seed": 7})
+    later = settings.model_copy(update={"projection": projection})
+    recipe, other = (recipe.model_copy(update={"features": one}) for one in (settings, later))
+    gradsieve.run(recipe, tmp_path, last="warmup")
+    take = features.take_share
+
+    def overtaken(context: Context) -> None:
+        monkeypatch.setattr(features, "take_share", take)
+        work = features._work(context)
+        tasks = [task for task in work[0].tasks() if isinstance(task, TargetTask)]
+        share(other, tmp_path, 2, 2)
+        assert tasks
+        with pytest.raises(StoreError, match="made with other settings"):
+            list(context.engine.map(work[0].job, tasks))
+        assert not any(task.file.exists() for task in tasks)
+
+    monkeypatch.setattr(features, "take_share", overtaken)
+    with pytest.raises(StoreError, match="made with other settings"):
+        share(recipe, tmp_path, 1, 2)
 
 
 def test_a_run_refuses_while_shares_work(recipe: Recipe, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def choose_engine(settings: EngineConfig, progress: Progress) -> Engine:
     if distributed.count() > 1:
         kind, why = "local", "a launcher has started several processes"
     elif settings.kind != "auto":
-        kind, why = settings.kind, "as the recipe says"
+        kind, why = settings.kind, "the recipe says so"
     elif not (address or settings.address or gpus > 1):
         kind, why = "local", f"{gpus or 'no'} GPU{'s' * (gpus != 1)} here, no RAY_ADDRESS"
     elif importlib.util.find_spec("ray") is None:

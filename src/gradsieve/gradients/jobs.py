@@ -297,11 +297,13 @@ class ShardTask(FeatureTask):
 
 @dataclass(frozen=True)
 class TargetTask(FeatureTask):
-    """A target's projected gradients, for one datastore."""
+    """A target's projected gradients, for one datastore with these settings."""
 
     target: str
     identity: str
     file: Path
+    store: Path
+    settings: Mapping[str, Any] = field(repr=False)
     of_adam: bool
 
     def __str__(self) -> str:
@@ -317,6 +319,8 @@ class TargetTask(FeatureTask):
         rows, *plain = (part.contiguous() for part in features.split(extractor.widths, dim=1))
         means = mean_norms(plain[0], norms, subtasks) if plain else None
         gradients = TargetGradients(ids, subtasks, rows, self.identity, norms, means)
+        # Refused if another share has started the stage again with other settings.
+        create_store(self.store, self.settings)
         write_target_gradients(self.file, gradients)
 
 

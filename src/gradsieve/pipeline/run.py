@@ -101,12 +101,12 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
             if damage := run.repair(name):
                 context.progress.warn(damage)
         check(context, [STAGES[name] for name in wanted])
-        others = _other_settings(context, taken, outdated(run, earlier))
+        others = other_settings(context, taken, outdated(run, earlier))
         for name in taken if leads else ():
             refuse_faults(STAGES[name], context)
         for name in wanted:
             if leads:
-                run_stage(STAGES[name], context, others)
+                run_stage(STAGES[name], context, others and name != "pool")
             elif STAGES[name].distributed:
                 _take_part(STAGES[name], context)
             context.report_warnings()
@@ -121,7 +121,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     return run
 
 
-def _other_settings(context: Context, taken: Sequence[str], stale: Mapping[str, str]) -> bool:
+def other_settings(context: Context, taken: Sequence[str], stale: Mapping[str, str]) -> bool:
     """Whether stages used as they are were made with other settings; warns about each."""
     found = {name: changed_settings(context.run, context.recipe, name) for name in taken}
     for name in stale.keys() & found.keys():
@@ -166,7 +166,7 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
         stage.reuse(archived, folder)
     existing = _written(folder)
     try:
-        with _timed(context, name, before):
+        with timed(context, name, before):
             metadata = stage.run(context)
     except GradsieveError:
         # A user's error leaves earlier outputs unchanged.
@@ -202,8 +202,11 @@ def _take_part(stage: Stage, context: Context) -> None:
 
 
 @contextmanager
-def _timed(context: Context, name: str, before: float) -> Iterator[None]:
-    """Record the seconds that a stage has taken so far, in case it is stopped and resumed."""
+def timed(context: Context, name: str, before: float) -> Iterator[None]:
+    """Record the seconds that a stage has taken so far, in case it is resumed.
+
+    Of shares that run at the same time, the one that ends last leaves the time since it started.
+    """
     start = time.monotonic()
 
     def keep() -> None:
@@ -212,9 +215,8 @@ def _timed(context: Context, name: str, before: float) -> Iterator[None]:
     with context.progress.on_line(keep):
         try:
             yield
-        except BaseException:
+        finally:
             keep()
-            raise
 
 
 def _written(folder: Path) -> dict[Path, tuple[int, int] | None]:

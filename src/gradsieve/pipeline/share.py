@@ -12,11 +12,19 @@ from pathlib import Path
 
 from gradsieve.console import Progress
 from gradsieve.pipeline.preflight import check
-from gradsieve.pipeline.run import STAGES, logged, reporting_disk_errors, run_stage
+from gradsieve.pipeline.run import (
+    STAGES,
+    logged,
+    other_settings,
+    reporting_disk_errors,
+    run_stage,
+    timed,
+)
 from gradsieve.pipeline.state import clear_faults, find_state, prepare, refuse_faults
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
+from gradsieve.runs.lineage import outdated
 from gradsieve.stages import features
 
 
@@ -38,6 +46,7 @@ def run_share(
                 run.require(name)
             refuse_faults(STAGES["warmup"], context)
             check(context, [STAGES["pool"], stage])
+            other_settings(context, ["warmup"], outdated(run, ["pool", "warmup"]))
             run_stage(STAGES["pool"], context, False)
             context.report_warnings()
             inputs = stage.fingerprint_inputs(context)
@@ -48,7 +57,8 @@ def run_share(
             clear_faults(stage, context, state.faults)
             prepare(stage, state, context)
             run.begin(stage.name, inputs)
-        features.take_share(context)
+        with timed(context, stage.name, run.seconds(stage.name)):
+            features.take_share(context)
         with run.turn():
             context.share = None
             if features.is_missing(context):

@@ -332,10 +332,12 @@ class CheckpointWork:
         for kinds in self._groups:
             yield from self._shards(kinds)
         for kind, of_adam in self._of_adam.items():
+            store = self.where.store_folder(kind), self._stores[kind].settings
             for place, target in enumerate(() if kind == "exact" else self.context.targets):
                 if self.context.takes(place) and not self._has_target(kind, target):
+                    about = target.name, _identity(target)
                     file = self.where.target_file(kind, target.name)
-                    yield TargetTask(self.number, target.name, _identity(target), file, of_adam)
+                    yield TargetTask(self.number, *about, file, *store, of_adam)
 
     def _shards(self, kinds: tuple[str, ...]) -> Iterator[ShardTask]:
         lacking, lengths = self._lacking(kinds), self.context.pool.lengths
