@@ -22,7 +22,7 @@ from trust.children import Kill, run_child
 ROWS = 40
 METHODS = ["less", "random", "bm25"]
 KILLED_AT = (0.3, 0.8)
-"""Fractions of a stage's file operations after which it is killed, each in a run of its own."""
+"""Fractions of a stage's file operations after which it is killed, each in a separate run."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Base:
     Attributes:
         run: Its folder.
         recipe: The recipe that resumes it after the damage.
-        whole: The run whose bytes it must then have.
+        whole: The finished run whose bytes it must have after resuming.
         older: A run with other data, which provides the older versions of files.
     """
 
@@ -53,7 +53,7 @@ class Bases:
     """All base runs, in a folder.
 
     Args:
-        out: The folder; runs that it already contains are not made again.
+        out: The folder; runs that it already contains are reused.
         seeds: Number of training seeds.
     """
 
@@ -112,7 +112,7 @@ class Bases:
         ]
 
     def _archived(self) -> Path:
-        """A copy of the finished run, after another run with different selections in it."""
+        """A copy of the finished run, after a rerun with another selection archived outputs."""
         run = self.out / "archived"
         if not run.exists():
             shutil.copytree(self.whole, run.with_suffix(".part"))

@@ -30,7 +30,7 @@ class Ended:
 
     Attributes:
         status: The exit status; None if it was killed.
-        said: What it wrote to standard error.
+        said: Its standard error.
     """
 
     status: int | None
@@ -42,9 +42,9 @@ class Kill:
     """When a child is killed.
 
     Attributes:
-        after_seconds: Seconds from the start to the kill; None means at an operation.
-        operation: The file operation of the kill, counted from 1.
-        before: Whether the kill is just before that operation, or just after it.
+        after_seconds: Seconds from the start to the kill; None means kill at `operation`.
+        operation: The file operation at which it is killed, counted from 1.
+        before: Whether it is killed just before that operation rather than just after it.
     """
 
     after_seconds: float | None = None
@@ -60,7 +60,7 @@ def run_child(
     first: str | None = None,
     last: str | None = None,
 ) -> Ended:
-    """Run in a fork.
+    """Run a recipe in a forked child process.
 
     Args:
         recipe: The recipe to run.
@@ -110,7 +110,7 @@ def _status_of(
 
 
 def _synced(opened: int) -> dict[str, Any]:
-    """The state of a file or folder that is on disk once it is synced."""
+    """The state of a file or folder that a sync guarantees to be on disk."""
     found = os.fstat(opened)
     record: dict[str, Any] = {"number": found.st_ino, "time": found.st_mtime_ns}
     if stat.S_ISDIR(found.st_mode):

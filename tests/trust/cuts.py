@@ -1,9 +1,9 @@
-"""A power cut: what was not synced is lost, in whole or in part.
+"""Simulate a power cut: unsynced changes are lost, fully or in part.
 
 In: a run folder as a killed process left it, the folder as it was before that process started, and
 which files and folders the process synced. A file that was written since its last sync is emptied,
-halved, holed or kept. A name that was added or removed since its folder's last sync is reverted or
-kept, independently of all others, which is harsher than file systems that keep the order.
+halved, partly zeroed or kept. A name that was added or removed since its folder's last sync
+is reverted or kept, independently of all others; file systems that keep the order lose less.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Before:
     Attributes:
         folder: The folder's path.
         copy: A copy of it, including modification times.
-        numbers: Inode number and modification time of each file and folder, by relative path.
+        numbers: Inode number and modification time (ns) of each file and folder, by relative path.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ def _numbers(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def cut(before: Before, synced: Path, rng: random.Random) -> list[str]:
-    """Lose some of what was not synced; returns what was lost."""
+    """Discard some of the unsynced changes; returns what was lost."""
     records = [json.loads(line) for line in synced.read_text().splitlines()]
     contents = {(record["number"], record["time"]) for record in records}
     entries = {r["number"]: r["entries"] for r in records if "entries" in r}
@@ -78,7 +78,7 @@ def cut(before: Before, synced: Path, rng: random.Random) -> list[str]:
         if path in now or parent is None or moved or rng.random() > LOST:
             continue
         if name not in entries.get(parent[0], {name: 0}):
-            continue  # its removal is on disk
+            continue  # its removal was synced
         old, new = before.copy / path, before.folder / path
         if old.is_file() and new.parent.is_dir() and not new.exists():
             lost.append(f"removal of {path}")

@@ -21,8 +21,8 @@ from trust.children import run_child
 WAYS = ("flip", "cut", "empty", "delete", "older")
 COMMANDS = ("the same command", "the next stage")
 UNREAD = r"\.lock|log\.txt|(.*/)?\.[^/]+\.xxh3"
-"""Files that are not read: whatever they contain, nothing else changes. The hashes of an unfinished
-stage's files are read when it resumes; a wrong hash means that its file is made again."""
+"""Files whose contents affect no other file. The hashes of an unfinished stage's files are read
+when it resumes; a file with a wrong hash is made again."""
 
 UNHASHED = r"unfinished .*/(loss\.jsonl|\.)"
 """Loss curves and hidden files of an unfinished stage; no result depends on them."""
@@ -45,7 +45,7 @@ class Outcome:
     """The outcome of damaging a file.
 
     Attributes:
-        how: `healed`: all bytes are as they were. `found`: a message names the file, and the
+        how: `healed`: all bytes are restored. `found`: a message names the file, and the
             command fails or all other results are right. `unread`: nothing depends on the file.
             `silent`: none of these.
         why: The reason if it is silent, or if a traceback was shown.
@@ -91,7 +91,7 @@ def all_damages(bases: Sequence[Base]) -> Iterator[Damage]:
 
 
 def kinds(base: Base) -> dict[str, str]:
-    """A file of each kind, by the kind's name; for a killed run, only files of the killed stage."""
+    """One file per kind, by the kind's name; for a killed run, only files of the killed stage."""
     found: dict[str, str] = {}
     for file in sorted(base.run.rglob("*")):
         name = file.relative_to(base.run).as_posix()
@@ -131,7 +131,7 @@ def damage(file: Path, way: str, older: Path) -> bool:
 
 
 def try_damage(trial: Damage, work: Path) -> Outcome | None:
-    """Damage a file in a copy of a run, and run; None if the damage changes nothing."""
+    """Damage a file in a copy of a run and run the command; None if the damage changes nothing."""
     base, copy = trial.base, work / "damaged"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(base.run, copy)
@@ -145,7 +145,7 @@ def try_damage(trial: Damage, work: Path) -> Outcome | None:
     if is_listed and not is_as_good and _is_sound(copy):
         return Outcome("silent", "verify finds nothing")
     first, last = None, base.stage.name if base.stage else None
-    if trial.command == COMMANDS[1]:  # the stage must run, and read the file
+    if trial.command == COMMANDS[1]:  # so that the stage runs and reads the file
         first = last = _next_stage(trial.file, base.run)
         assert first is not None
         shutil.rmtree(RunFolder(copy).stage(first))
@@ -156,7 +156,7 @@ def try_damage(trial: Damage, work: Path) -> Outcome | None:
     if ended.status == 0 and not differing and _is_sound(copy):
         return Outcome("unread" if is_unread else "healed")
     if _is_named(trial.file, now, ended.said) and (
-        ended.status or set(differing) <= {now, "08-report/index.html"}  # it omits the file
+        ended.status or set(differing) <= {now, "08-report/index.html"}  # the report omits the file
     ):
         return Outcome("found")
     # A single stage reads only what it needs; `verify` has found the damage above.
@@ -183,7 +183,7 @@ def _differing(base: Base, run: Path) -> list[str]:
 
 
 def _is_sound(run: Path) -> bool:
-    """Whether verify finds no problem, and no stage without its meta.json."""
+    """Whether `verify` finds no problem and every stage has its meta.json."""
     found = verify(RunFolder(run))
     return not found.problems and set(found.stages.values()) == {"checked"}
 

@@ -108,7 +108,7 @@ def _whole_lines(lines: Sequence[bytes]) -> list[bytes]:
 
 
 def _run(trial: Trial, work: Path) -> Records:
-    """Run a trial in a process of the pool, which has its own folder."""
+    """Run a trial in a folder that belongs to this process of the pool."""
     own = work / str(os.getpid())
     own.mkdir(parents=True, exist_ok=True)
     return trial.run(own)
@@ -120,8 +120,8 @@ class Interruption:
 
     Attributes:
         bases: The base runs, with the recipe and the expected bytes.
-        what: `kill`, or `cut`: what the killed process had not synced is lost.
-        number: The number of the run, which seeds its kills.
+        what: `kill`; or `cut`, which also discards unsynced changes of the killed process.
+        number: The trial's number, which seeds its kills.
         kills: The number of kills.
     """
 
@@ -154,7 +154,7 @@ class Interruption:
             tried.append({"what": self.what, "how": how, "lost": lost})
         wanted, found = (world.results(RunFolder(one)) for one in (self.bases.whole, run))
         names = wanted.keys() | found.keys()
-        # A cut may lose the name of a hash but not of its file; finished stages have all hashes.
+        # A cut may lose a hash file but not the file it is for; finished stages have all hashes.
         names -= {name for name in wanted.keys() - found.keys() if name.endswith(".xxh3")}
         differing = [name for name in names if found.get(name) != wanted.get(name)]
         ok = ended.status == 0 and not differing and "Traceback" not in ended.said
@@ -257,7 +257,7 @@ def _result(records: list[dict[str, Any]]) -> str:
 
 
 def write_table(page: Path, text: str) -> None:
-    """Write the table between its marks in the page."""
+    """Write the table between its markers in the page."""
     content = page.read_text(encoding="utf-8")
     before, _, rest = content.partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -1,12 +1,12 @@
 """Wrong inputs: how each is made, the command that reads it, and its message.
 
-Made for tests/test_wrong_inputs.py and docs/messages.md. A `Desk` is a user's folder: a model, a
+Used by tests/test_wrong_inputs.py and docs/messages.md. A `Desk` is a user's folder: a model, a
 pool, targets, a recipe with relative paths, and a run that is finished up to its selections. A
-`Case` breaks something in it and calls the command line. The cases are in the modules beside this
-one, and `pages.TABLES` has them all.
+`Case` breaks something in it and calls the command line. The cases are in the other modules of this
+package; `pages.TABLES` lists them all.
 
-Called within this process, since each process imports torch for seconds; some cases are called as a
-process as well.
+Commands run in this process, since importing torch takes seconds; the test also runs some cases in
+a separate process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # as in conftest.py, which wrong.pages does not load
+os.environ["HF_HUB_OFFLINE"] = "1"  # as in conftest.py, which wrong.pages doesn't import
 
 import yaml
 
@@ -42,12 +42,12 @@ ROWS = 40
 
 @dataclass(frozen=True)
 class Desk:
-    """A user's folder; it is the working directory while a case is tried.
+    """A user's folder; it is the working directory while a case runs.
 
     Attributes:
-        folder: Where it is.
-        finished: The desk that it is a copy of, with an undamaged run.
-        undo: What is undone after the case (locks, limits).
+        folder: Its path.
+        finished: Path of the desk that was copied, which has an undamaged run.
+        undo: Releases locks and restores limits after the case.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ class Desk:
         self.write("one.jsonl", "\n".join(lines))
 
     def edit(self, name: str, **changes: Any) -> None:
-        """Change keys of a JSON file; None takes one away."""
+        """Change keys of a JSON file; None removes one."""
         file = self.folder / name
         tree = {**json.loads(file.read_text(encoding="utf-8")), **changes}
         kept = {key: value for key, value in tree.items() if value is not None}
@@ -95,15 +95,15 @@ class Case:
     """A wrong input.
 
     Attributes:
-        name: What is wrong, for the page and as the test's name.
+        name: What is wrong; shown on the page and used as the test's name.
         spoil: Makes the input wrong.
-        says: Parts of the message: what is wrong, where, what to do.
-        status: The exit status.
+        says: Expected parts of the message: what is wrong, where, what to do.
+        status: The expected exit status.
         command: Arguments of `gradsieve`.
-        on: Whether it is tried on a new run, on a finished one, or on both.
+        on: The runs that it is tried on: a new one, a finished one, or both.
         keeps: Where a finished run's files are afterwards: `in place`, or some `in archive`, if a
             stage runs again.
-        late: Reported after training has started, since it can't be known before.
+        late: Whether the error can only be detected after training has started.
     """
 
     name: str
@@ -118,7 +118,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call of the command line gave."""
+    """The result of a command."""
 
     status: int
     out: str
@@ -126,14 +126,14 @@ class Answer:
 
     @property
     def message(self) -> str:
-        """The error alone, as it stands on the page."""
+        """The error message alone, as shown on the page."""
         text = f"\n{self.err}"
         starts = max(text.rfind("\nerror: "), text.rfind("\nError: "))
         return text[starts + len("\nerror: ") :].strip() if starts >= 0 else self.err.strip()
 
 
 def make_desk(folder: Path) -> Desk:
-    """A folder with everything right, and a finished run."""
+    """A desk with valid inputs and a finished run."""
     data = world.make(folder, rows=ROWS)
     relative = json.loads(json.dumps(data).replace(f"{folder}/", ""))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(relative, sort_keys=False), encoding="utf-8")
@@ -144,7 +144,7 @@ def make_desk(folder: Path) -> Desk:
 
 @contextlib.contextmanager
 def at(desk: Desk, folder: Path, run: str = "finished") -> Iterator[Desk]:
-    """A copy of a desk, with its run or without, as the working directory."""
+    """A copy of a desk, with or without its run, as the working directory."""
     ignored = shutil.ignore_patterns("run") if run == "new" else None
     shutil.copytree(desk.folder, folder, ignore=ignored)
     with contextlib.chdir(folder), contextlib.ExitStack() as undo:
@@ -161,7 +161,7 @@ def call(command: str) -> Answer:
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # pytest's filter would make them errors
+        warnings.simplefilter("ignore")  # pytest's filter would turn them into errors
         try:
             main()
         except SystemExit as stopped:
@@ -171,7 +171,7 @@ def call(command: str) -> Answer:
 
 
 def state(run: Path) -> dict[str, str]:
-    """A hash of each of a run's files; its log goes on, whatever happens."""
+    """A hash of each file of a run, except its lock and its log, which keeps growing."""
     files = [file for file in sorted(run.rglob("*")) if file.is_file()]
     files = [file for file in files if file.name not in (".lock", "log.txt")]
     return {
@@ -180,7 +180,7 @@ def state(run: Path) -> dict[str, str]:
 
 
 def lost(before: dict[str, str], after: dict[str, str], keeps: str) -> list[str]:
-    """Files of a run that are not any more what they were, or are nowhere in it."""
+    """Files of a run that changed or, for `in archive`, whose bytes are nowhere in the run."""
     if keeps == "in place":
         return [
             name for name in before.keys() | after.keys() if before.get(name) != after.get(name)

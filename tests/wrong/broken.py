@@ -1,4 +1,4 @@
-"""Files of models, tokenizers and adapters that are damaged or hold what none has."""
+"""Files of models, tokenizers and adapters that are damaged or have impossible contents."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def a_weight(name: str, value: float) -> Spoil:
 
 
 def shards(index: str | None = None) -> Spoil:
-    """Weights of which the second shard is missing, with an index or what is there instead."""
+    """Weights whose second shard is missing; `index` replaces the text of the index."""
 
     def spoil(desk: Desk) -> None:
         weights = load_file(desk.folder / WEIGHTS)

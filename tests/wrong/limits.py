@@ -1,6 +1,6 @@
-"""Inputs that would take all memory or hours: pipes, bombs, endless templates. Made cheaply.
+"""Inputs that would exhaust memory or take hours: pipes, decompression bombs, endless templates.
 
-Their rows of docs/messages.md have the time and memory that the refusal took.
+They are cheap to make. docs/messages.md reports the time and memory until each is rejected.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def pipe(name: str, key: str, value: str) -> Spoil:
 
 
 def packed(start: bytes, times: int, block: bytes) -> Spoil:
-    """A .zst of the start and many copies of a block."""
+    """Sets the pool to a .zst file: `start`, then `times` copies of `block`."""
 
     def spoil(desk: Desk) -> None:
         with pa.CompressedOutputStream("a.jsonl.zst", "zstd") as out:
@@ -64,7 +64,7 @@ def recipe(change: Callable[[str], str]) -> Spoil:
 
 
 def aliases(start: str, many: str) -> str:
-    """Twenty levels, each nine times the one before."""
+    """Twenty levels of YAML aliases, each with nine references to the level before."""
     lines = [f"a0: &a0 {start}"]
     lines += [f"a{n}: &a{n} {many.format(', '.join([f'*a{n - 1}'] * 9))}" for n in range(1, 20)]
     return "\n".join(lines) + "\n"

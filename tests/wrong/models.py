@@ -32,10 +32,10 @@ SMALL = {"vocab_size": 200, "hidden_size": 16, "num_hidden_layers": 1, "num_atte
 
 
 class RunsCode:
-    """What a pickle that runs code looks like."""
+    """An object whose pickle calls a function when it is loaded."""
 
     def __reduce__(self) -> Any:
-        return (len, ("this ran",))  # `print` has another name once Ray has been imported
+        return (len, ("this ran",))  # not `print`, which importing Ray replaces
 
 
 def template(text: str | bytes) -> Spoil:
@@ -63,7 +63,7 @@ def key(name: str, value: Any) -> Spoil:
 
 
 def saved(make: Callable[[], Any]) -> Spoil:
-    """Puts another model beside the tokenizer."""
+    """Replaces the model but keeps the tokenizer."""
 
     def spoil(desk: Desk) -> None:
         (desk.folder / WEIGHTS).unlink()
@@ -91,7 +91,7 @@ def more_tokens(desk: Desk) -> None:
 
 
 def checkpoints(spoil: Spoil) -> Spoil:
-    """Gives the finished run's warm-up as existing checkpoints, and spoils them."""
+    """Sets a copy of the finished run's warm-up as existing checkpoints, and spoils it."""
 
     def whole(desk: Desk) -> None:
         shutil.copytree(desk.finished / "run" / "01-warmup", "mine")
@@ -110,7 +110,7 @@ def moments(desk: Desk) -> None:
 
 
 def broken_state(desk: Desk) -> None:
-    """Of a Trainer's checkpoint: ours has the learning rate next to the moments."""
+    """Trainer's format needs trainer_state.json; ours has the learning rate with the moments."""
     states: dict[str, dict[str, Any]] = {}
     with safe_open(ADAM, "pt") as opened:
         for key in opened.keys():  # noqa: SIM118

@@ -42,15 +42,15 @@ TABLES: dict[str, tuple[Case, ...]] = {
 }
 
 MEASURED = (" CPU seconds | peak memory, MiB |", " ---: | ---: |")
-"""Of the limits. Memory includes the libraries' own."""
+"""Extra columns for the limits; the memory includes the libraries' own."""
 
 HASHES = re.compile(
     r"(?<=shard-)[0-9a-f]{32}-[0-9a-f]{32}|\b[0-9a-f]{8}(?= ->)|(?<=-> )[0-9a-f]{8}\b"
 )
-"""Hashes of features: other processors round differently."""
+"""Hashes of features, which depend on how a processor rounds."""
 
 DEPTH = " while calling a Python object"
-"""Whether Python adds it to a RecursionError depends on how deep the caller is."""
+"""Python adds this to a RecursionError or not, depending on the depth of the caller."""
 
 HEAD = """# Error messages
 
@@ -76,7 +76,7 @@ def line(case: Case, answer: Answer) -> str:
 
 
 def measured(case: Case) -> tuple[Answer, str]:
-    """The answer of a process of its own, with its time and memory as more columns."""
+    """The answer of a separate process, and its time and memory as extra columns."""
     read, write = os.pipe()
     if not (child := os.fork()):
         os.write(write, json.dumps(asdict(call(case.command))).encode())

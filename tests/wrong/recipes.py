@@ -1,4 +1,4 @@
-"""Wrong recipes, and wrong words on the command line."""
+"""Wrong recipes and wrong command-line arguments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def text(content: str | bytes) -> Spoil:
 
 
 def nothing(desk: Desk) -> None:
-    """The command itself is wrong."""
+    """Changes nothing, since the command itself is wrong."""
 
 
 def folder(desk: Desk) -> None:

@@ -12,12 +12,12 @@ from wrong import RUN, Case, Desk
 
 Spoil = Callable[[Desk], object]
 FULL = 60
-"""KiB that a file may have where a disk is as good as full: an adapter fits, a datastore's shard
-does not."""
+"""Maximum file size in KiB, which simulates a full disk: an adapter fits, a datastore's shard does
+not."""
 
 
 def nothing(desk: Desk) -> None:
-    """The command itself is wrong."""
+    """Changes nothing, since the command itself is wrong."""
 
 
 def meta(content: str | bytes) -> Spoil:
@@ -31,7 +31,7 @@ def in_use(desk: Desk) -> None:
 
 
 def full(desk: Desk) -> None:
-    """A disk is full where no file can grow; a small file system needs rights to mount it."""
+    """Limits file sizes, like a full disk; mounting a small file system needs privileges."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     desk.undo.callback(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
     desk.set("warmup.seed", 1)
@@ -53,7 +53,7 @@ def damaged(pattern: str) -> Spoil:
 
 
 def damaged_shard(desk: Desk) -> None:
-    """Scores that are there read no datastore."""
+    """Also removes the scores: if they exist, the datastore is not read."""
     damaged("02-*/*-1/pool/shard-*")(desk)
     shutil.rmtree("run/03-score")
 

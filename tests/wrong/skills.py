@@ -18,7 +18,7 @@ TYDIQA = {"tydiqa-one-shot.json": json.dumps(ONE_SHOT)}
 
 
 def target(rows: list[dict[str, Any]], **changes: Any) -> Spoil:
-    """Makes rows a target."""
+    """Sets the second target to these rows."""
 
     def spoil(desk: Desk) -> None:
         desk.write("mine.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -28,7 +28,7 @@ def target(rows: list[dict[str, Any]], **changes: Any) -> Spoil:
 
 
 def benchmark(task: str, files: Mapping[str, str], **changes: Any) -> Spoil:
-    """Makes a folder a benchmark."""
+    """Sets the second target to a benchmark with these files."""
 
     def spoil(desk: Desk) -> None:
         desk.write(f"{task}/notes.txt", "")

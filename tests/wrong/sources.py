@@ -22,13 +22,13 @@ BINARY = bytes(range(256)) * 40
 
 
 def turns(*pairs: tuple[Any, Any]) -> dict[str, Any]:
-    """A row of messages."""
+    """A row with messages from (role, content) pairs."""
     return {"messages": [{"role": role, "content": content} for role, content in pairs]}
 
 
 USER, ANSWER = ({"role": role, "content": "it"} for role in ("user", "assistant"))
 MADE = "b212ce535b0b0992"
-"""The id that is made for GOOD."""
+"""The id that is generated for GOOD."""
 
 TOO_LONG = turns(("user", "a " * 90), ("assistant", "b"))
 
@@ -38,7 +38,7 @@ def pool(name: str, content: str | bytes) -> Spoil:
 
 
 def row(content: dict[str, Any] | str) -> Spoil:
-    """Spoils the pool's seventh row."""
+    """Replaces the pool's seventh row."""
     return lambda desk: desk.row(7, content)
 
 
@@ -85,7 +85,7 @@ def empty_folder(desk: Desk) -> None:
 
 
 def folder_of(*files: str) -> Spoil:
-    """A folder with one row in each file."""
+    """Sets the pool to a folder with one row in each of these files."""
 
     def spoil(desk: Desk) -> None:
         for file in files:
@@ -101,7 +101,7 @@ def broken_link(desk: Desk) -> None:
 
 
 def saved(spoil: Callable[[Path], object]) -> Spoil:
-    """A saved data set, damaged."""
+    """Sets the pool to a damaged saved data set."""
 
     def whole(desk: Desk) -> None:
         import datasets
