@@ -12,7 +12,7 @@ TAG = re.compile(
 
 
 def byte_tokenizer(templates: list[str], template: str | None = None) -> PreTrainedTokenizerBase:
-    """One token per byte, so that labels read as text, and one for each tag of a template."""
+    """A tokenizer with one token per byte, so labels are readable, and one per template tag."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,4 +1,4 @@
-"""Rows that try to escape from a page, and a run whose pool and target contain them."""
+"""Rows that try to inject code into a page, and a recipe whose pool and target contain them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXTS = {
 
 
 def world_of(folder: Path, rows: int = 60) -> dict[str, Any]:
-    """A small world with these texts as rows, ids, subtasks and target examples."""
+    """A small recipe and its files, with `TEXTS` as rows, ids, subtasks and target examples."""
     made = world.make(folder, rows=rows)
     records = [
         {
@@ -43,7 +43,7 @@ def world_of(folder: Path, rows: int = 60) -> dict[str, Any]:
     kinds = ("<b>one</b>", "two\u202e")
     examples = [{**row, "kind": kind} for row, kind in zip(records, kinds, strict=False)]
     world.write(folder / "evil.jsonl", examples)
-    # JavaScript's functions have a property of this name.
+    # JavaScript functions have a property with this name.
     evil = {"name": "length", "path": str(folder / "evil.jsonl"), "subtask": "kind"}
     made["targets"].append(evil)
     return made

@@ -1,4 +1,4 @@
-"""Folders in the hub's format, since tests have no network, and functions to load them."""
+"""Folders in the Hub's format, and functions that load them; tests have no network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradsieve.errors import DataError
 from gradsieve.tasks import QuestionSet, Target, load_target, load_test_set
 
 Splits = dict[str, list[dict[str, Any]]]
-"""Rows by split."""
+"""The rows of each split."""
 
 Write = Callable[[Path, dict[str, Splits]], str]
 """Writes a data set (splits by configuration) and returns its path."""

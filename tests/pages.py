@@ -1,16 +1,16 @@
-"""The documentation's code blocks, run as a reader would run them.
+"""Run the documentation's code blocks as a reader would.
 
 In: a Markdown page. Out: its fenced blocks, and a `Reader` that runs them from top to bottom in a
 folder:
 
 - a block with `title="FILE"` is written to that file; with `title="add to FILE"` its sections are
-  put into that recipe;
-- a `yaml` block must be a recipe that loads; without a title, together with the page's recipe.yaml;
+  added to that recipe;
+- a `yaml` block must be a recipe that loads; without a title, it is added to a copy of recipe.yaml;
 - `sh` and `python` blocks are run; `jsonl` rows must be readable; `json` and `toml` must parse;
 - a `text` block is output, and is not run.
 
-What can't run here without a network, or takes too long, is replaced: `HUB` and `INSTEAD` list all
-of it.
+What needs a network or takes too long is replaced; `HUB`, `INSTEAD` and `SIZES` list all
+replacements.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ HUB = (
     "Qwen/Qwen3-0.6B",
     "SmolLM2-135M-Instruct.Q4_1.gguf",
 )
-"""Models from elsewhere, replaced by a random Llama with 16 hidden units."""
+"""Published models, replaced by a random Llama with 16 hidden units."""
 
 INSTEAD = {
     "max_length: 512": "max_length: 256",  # that Llama's number of positions
@@ -66,9 +66,9 @@ INSTEAD = {
     "letters[:200]": "letters[:40]",
     "range(1, 100)": "range(1, 10)",
     "summaries[10:50]": "summaries[10:14]",  # each is answered by five models
-    # TRL trains in bfloat16, for which it wants a GPU.
+    # TRL trains in bfloat16, which requires a GPU or `use_cpu`.
     'report_to="none")': 'report_to="none", use_cpu=True)',
-    # 24 rows are trained on here, not 200, so that an epoch is 3 steps of 8 rows, not 25.
+    # Trains on 24 rows, not 200: an epoch has 3 steps of 8 rows, not 25.
     "warm/checkpoint-25": "warm/checkpoint-3",
     "warm/checkpoint-50": "warm/checkpoint-6",
 }
@@ -82,7 +82,7 @@ SIZES = {
     "demo.QUESTIONS_A_KIND": 2,
     "pipeline.sample.CLEAR_SECONDS": 0.01,
 }
-"""The demo's and `plan`'s sizes here; the demo's own take minutes, and are in a slow test."""
+"""Reduced sizes of the demo and `plan`; a slow test runs the demo's own, which take minutes."""
 
 ROWS = 120
 
@@ -93,10 +93,10 @@ class Block:
 
     Attributes:
         page: The page's path from the repository's root.
-        line: Where its text starts.
+        line: The line where its text starts.
         language: The first word after the fence.
-        title: The file that it is, or is added to; empty if it has none.
-        text: What it holds.
+        title: The title, which names the file that it is written or added to; empty if none.
+        text: Its content.
     """
 
     page: str
@@ -124,7 +124,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def prepare(folder: Path) -> None:
-    """What a reader has: a pool, a target, held-out questions, a model."""
+    """Write a reader's files: a pool, a target, held-out questions and a model."""
     world.make(folder, rows=ROWS)
     config = folder / "model" / "config.json"
     positions = json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 256})
@@ -155,9 +155,9 @@ class Reader:
     """Runs the blocks of a page.
 
     Args:
-        folder: Where blocks run; it must contain what `prepare` writes.
-        real_shell: Run `sh` blocks by bash, as they are. Otherwise each command of gradsieve is
-            called in this process, which saves the seconds that its imports take.
+        folder: The folder where blocks run; it must contain the files that `prepare` writes.
+        real_shell: Run `sh` blocks unchanged in bash. Otherwise each gradsieve command runs in this
+            process, which saves seconds of imports.
     """
 
     def __init__(self, folder: Path, real_shell: bool = False) -> None:
@@ -165,7 +165,7 @@ class Reader:
         self._names: dict[str, Any] = {"__name__": "__main__"}
 
     def follow(self, block: Block) -> None:
-        """Run one block; an AssertionError, or the error itself, if it does not work."""
+        """Run one block; raises an AssertionError or the block's own error if it fails."""
         text = self._here(block.text)
         with contextlib.chdir(self.folder):
             if block.title.startswith("add to "):
@@ -225,7 +225,7 @@ class Reader:
         assert block.title, f"{block.where}: a template is used as a file; give it a title"
 
     def _text(self, block: Block, text: str) -> None:
-        """Output: nothing to do."""
+        """Output is not run."""
 
 
 def _commands(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tiny models, made from configurations, for several test folders. No network."""
+"""Tiny models for several test folders, built from configurations without a network."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def adapted(name: str = "llama-gqa-tied", r: int = 4, dropout: float = 0.1) -> P
 
 
 def stirred(made: PeftModel) -> PeftModel:
-    """The same model, with all LoRA matrices nonzero."""
+    """Make all LoRA matrices nonzero, in place; returns the model."""
     generator = torch.Generator().manual_seed(1)
     for parameter_name, parameter in made.named_parameters():
         if "lora_B" in parameter_name:
@@ -138,7 +138,7 @@ def stepped(made: PeftModel, optimizer: torch.optim.Optimizer, steps: int = 3) -
 
 
 def batch(lengths: tuple[int, ...] = (20, 7, 13, 20), seed: int = 0) -> dict[str, Tensor]:
-    """Rows of mixed lengths, padded on the right; two labeled spans, as for two assistant turns."""
+    """Right-padded rows of mixed lengths; two labeled spans, as for two assistant turns."""
     generator = torch.Generator().manual_seed(seed)
     longest = max(lengths)
     ids = torch.randint(1, VOCABULARY, (len(lengths), longest), generator=generator)

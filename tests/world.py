@@ -45,7 +45,7 @@ def write(file: Path, records: list[dict[str, Any]]) -> None:
 
 
 def make(folder: Path, rows: int = ROWS) -> dict[str, Any]:
-    """Write model, pool and target; returns the recipe as plain data."""
+    """Write a model, a pool and a target; returns the recipe as a dict."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
@@ -116,7 +116,7 @@ def table(run: RunFolder, method: str = "less", target: str = "mine") -> dict[st
 
 
 def pool_of(folder: Path, texts: list[str]) -> Pool:
-    """A pool of short conversations; ids are their numbers."""
+    """A pool of short conversations, whose ids are their numbers, e.g. 007."""
     rows = [{"id": f"{n:03}", "prompt": text, "completion": "a"} for n, text in enumerate(texts)]
     write(folder / "rows.jsonl", rows)
     source = SourceSpec("s", str(folder / "rows.jsonl"))
@@ -125,7 +125,7 @@ def pool_of(folder: Path, texts: list[str]) -> Pool:
 
 
 class Listening(Progress):
-    """Stores the lines of progress."""
+    """Stores the progress messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Listening(Progress):
 
 
 class Workers(Engine):
-    """Runs tasks in reverse order, with a pickled job."""
+    """Runs tasks in reverse order, from a pickled copy of the job and tasks."""
 
     def _run(self, job: Job[Any, Any], tasks: Sequence[Any]) -> Iterator[Finished]:
         sent, sent_tasks = pickle.loads(pickle.dumps((job, tasks)))
@@ -159,7 +159,7 @@ def results(run: RunFolder) -> dict[str, bytes]:
 def _lasting(file: Path) -> bytes:
     """A file's bytes; for the report, without the line with the recipe, times and versions.
 
-    A report in the archive may be damaged.
+    An archived report may be damaged and lack that line.
     """
     content = file.read_bytes()
     if file.name != "index.html":
@@ -171,13 +171,13 @@ def _lasting(file: Path) -> bytes:
 
 
 class Killed(BaseException):
-    """Like a kill, it is not caught by `except Exception`."""
+    """A simulated kill, which `except Exception` does not catch."""
 
 
 def kill_at(
     patch: pytest.MonkeyPatch, number: int, before: bool = True, below: str = ""
 ) -> list[int]:
-    """Die just before (or after) the nth move to a path with `below`; returns a running count."""
+    """Raise Killed just before or after the nth move to a path with `below`; returns a counter."""
     count = [0]
 
     def counting(name: str) -> None:

@@ -11,7 +11,7 @@ ray = pytest.importorskip("ray", reason="the engine on Ray needs gradsieve[ray]"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # no token in the home folder
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # needs no token in the home folder
     import toys
     from ray.cluster_utils import Cluster
 

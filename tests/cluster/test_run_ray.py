@@ -1,4 +1,4 @@
-"""Full runs on a cluster give a local run's bytes, whatever is killed. `make test-cluster`."""
+"""Runs on a cluster give the same bytes as a local run, despite kills. `make test-cluster`."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""The files of recipes/cluster: their format, and the SLURM scripts, run on this machine."""
+"""The files of recipes/cluster: their formats, and the SLURM scripts run on this machine."""
 
 import json
 import os
@@ -109,7 +109,7 @@ def test_job_array(inputs: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.cluster
 def test_sbatch(inputs: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    one_thread = world.recipe(inputs, engine={"cpus_per_worker": 1})  # as in this process
+    one_thread = world.recipe(inputs, engine={"cpus_per_worker": 1})  # the same as in this process
     (tmp_path / "recipe.yaml").write_text(dump_recipe(one_thread))
     plain = gradsieve.run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "plain")
     found = {

@@ -1,4 +1,4 @@
-"""Jobs without a model, whose tasks fail in the ways that tasks fail on clusters."""
+"""Jobs that need no model, whose tasks fail in the ways that occur on clusters."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from gradsieve.errors import ModelError, StoreError
 
 @dataclass(frozen=True)
 class Toy:
-    """A task that writes a file; `how` names what happens before that."""
+    """A task that writes a file; `how` names what happens before it writes."""
 
     number: int
     how: str = ""

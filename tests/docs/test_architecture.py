@@ -1,4 +1,4 @@
-"""docs/architecture.md and AGENTS.md name files, folders and layers that are there."""
+"""docs/architecture.md and AGENTS.md name files, folders and layers that exist."""
 
 import re
 import tomllib
@@ -9,7 +9,7 @@ SOURCE = pages.ROOT / "src" / "gradsieve"
 
 
 def named_paths(page: str) -> set[str]:
-    """Files and folders in backticks, and files that are links."""
+    """Folders and Python files in backticks."""
     text = (pages.ROOT / page).read_text(encoding="utf-8")
     inline = re.findall(r"`([a-z_]+(?:/[a-z_]+)*/?(?:\.py)?)`", text)
     return {path for path in inline if path.endswith(("/", ".py"))}

@@ -1,4 +1,4 @@
-"""docs/method.md names functions that are there."""
+"""docs/method.md names functions that exist."""
 
 import importlib
 import re

@@ -1,7 +1,7 @@
 """Every code block of README.md and docs/ runs; tests/pages.py runs them.
 
-The tutorial and README.md are followed once; every other page starts with the folder that one of
-them leaves.
+The tutorial and README.md each run once; every other page starts with the folder that one of them
+produced.
 """
 
 import re
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
 README, TUTORIAL = pages.ROOT / "README.md", pages.ROOT / "docs" / "tutorial.md"
 PAGES = [README, *sorted((pages.ROOT / "docs").rglob("*.md"))]
 FOLLOWS = {"docs/python.md": README, "docs/training.md": README}
-"""Pages that are not read after the tutorial."""
+"""Pages that don't start with the tutorial's folder."""
 
 LANGUAGES = {"sh", "python", "yaml", "jsonl", "json", "toml", "jinja", "text"}
 
@@ -58,7 +58,7 @@ NOT_RUN = {
         "hf upload USER/NAME runs/first/04-select/legal/less . --repo-type dataset",
     ): "uploads",
 }
-"""Page and first line of each block that is not run, and why."""
+"""The page and first line of each block that is not run, and the reason."""
 
 
 def name(page: Path) -> str:
@@ -66,18 +66,18 @@ def name(page: Path) -> str:
 
 
 def key(block: pages.Block) -> tuple[str, str]:
-    """As in `NOT_RUN`; a comment at the end of the line is left out."""
+    """A block's key in `NOT_RUN`: its page and its first line, without a trailing comment."""
     return block.page, block.text.split("\n")[0].split("  #")[0].strip()
 
 
 def run_of(page: Path) -> list[pages.Block]:
-    """The blocks that are followed."""
+    """The blocks of a page that are run."""
     return [block for block in pages.blocks(page) if key(block) not in NOT_RUN]
 
 
 @pytest.fixture(scope="module")
 def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader has before the tutorial."""
+    """A folder with a reader's files before the tutorial."""
     folder = tmp_path_factory.mktemp("brought")
     pages.prepare(folder)
     return folder
@@ -85,7 +85,7 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def after(brought: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """The folder after a page was followed; tests must not change it."""
+    """Returns the folder after a page's blocks ran; tests must not change it."""
 
     @cache
     def followed(page: Path) -> Path:
