@@ -1,15 +1,18 @@
 """Which engine `auto` chooses, and why."""
 
+import socket
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 
+import gradsieve
 import world
 from gradsieve.engine import LocalEngine
 from gradsieve.engine.choose import choose_engine
-from gradsieve.engine.ray import RayEngine
-from gradsieve.errors import GradsieveError
+from gradsieve.engine.ray import RayEngine, check_address
+from gradsieve.errors import GradsieveError, UsageError
 from gradsieve.recipe.schema import EngineConfig
 
 
@@ -67,7 +70,7 @@ def test_idle_gpus_are_named_with_the_line_that_helps(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("address", "says"),
-    [(None, "Ray cannot be started here"), ("head:6379", "The Ray cluster cannot be reached")],
+    [(None, "Ray cannot be started here"), ("auto", "The Ray cluster cannot be reached")],
 )
 def test_a_ray_that_does_not_start_is_one_message(
     monkeypatch: pytest.MonkeyPatch, address: str | None, says: str
@@ -81,3 +84,18 @@ def test_a_ray_that_does_not_start_is_one_message(
     with pytest.raises(GradsieveError, match=says) as caught:
         list(engine._run(Mock(), ["a task"]))
     assert "timed out during startup" in caught.value.where
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_does_not_answer_stops_the_run_before_it_starts(
+    tmp_path: Path, scheme: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
+        assert check_address(EngineConfig(address=address)) == address
+    recipe = world.recipe(world.make(tmp_path), engine={"kind": "ray", "address": address})
+    with pytest.raises(UsageError, match="cannot be reached") as caught:
+        gradsieve.run(recipe, tmp_path / "run")
+    assert f"engine.address {address}: " in caught.value.where
+    assert not (tmp_path / "run" / "00-pool").exists()
+    gradsieve.run(recipe, tmp_path / "run", last="pool")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -35,6 +36,9 @@ ATTEMPTS = 3
 
 SECONDS_BETWEEN_LOOKS = 2.0
 """How often the driver looks for nodes that have joined."""
+
+SECONDS_TO_ANSWER = 5.0
+"""How long a cluster may take to accept a connection."""
 
 SECONDS_TO_WARN = 60.0
 """Time without any worker after which a warning is logged."""
@@ -95,7 +99,7 @@ class RayEngine(Engine):
         """Connect to the cluster of the settings or of RAY_ADDRESS; without one, start Ray here."""
         if self._ray.is_initialized():
             return
-        address = self._settings.address or os.environ.get("RAY_ADDRESS")
+        address = check_address(self._settings)
         before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
         try:
             # By default Ray's workers yield to all other processes (niceness 15).
@@ -110,11 +114,7 @@ class RayEngine(Engine):
             if address is None:
                 todo = "Free memory and processors and run again, or set engine.kind: local."
                 raise RunError("Ray cannot be started here.", first_line(error), todo) from None
-            raise UsageError(
-                "The Ray cluster cannot be reached.",
-                f"engine.address {address}: {first_line(error)}",
-                "Start it (`ray start --head`), or leave engine.address out to use this machine.",
-            ) from None
+            raise _unreachable(address, error) from None
         finally:
             if threading.current_thread() is threading.main_thread():
                 for one, handler in before.items():
@@ -328,6 +328,30 @@ class RayEngine(Engine):
         size = job.size(task)
         amount = f"{size.units:,} {job.unit} in {duration(seconds, size.tokens)}"
         self.progress.note(f"  {worker.name} on {worker.node}: {job.name(task)}: {amount}")
+
+
+def check_address(settings: EngineConfig) -> str | None:
+    """The cluster's address, of the settings or of RAY_ADDRESS; None without a cluster.
+
+    Raises:
+        UsageError: If nothing answers there. Ray would try for five minutes.
+    """
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
+        except (OSError, OverflowError) as error:
+            raise _unreachable(address, error) from None
+    return address
+
+
+def _unreachable(address: str | None, error: Exception) -> UsageError:
+    return UsageError(
+        "The Ray cluster cannot be reached.",
+        f"engine.address {address}: {first_line(error)}",
+        "Start it (`ray start --head`), or leave engine.address out to use this machine.",
+    )
 
 
 def _share(all_cpus: float, workers: int) -> float:
