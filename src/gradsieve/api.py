@@ -321,7 +321,9 @@ def _rows(value: Any) -> Iterable[Any]:
         raise DataError("This is a data set of several splits.", kind, todo)
     if how := next((how for method, how in TABLES.items() if hasattr(value, method)), None):
         raise DataError("A table is read by columns, not by rows.", kind, f"Give its rows: {how}.")
-    if not isinstance(value, Iterable) and hasattr(value, "__getitem__"):  # torch's map style
+    if not isinstance(value, Iterable) and (
+        hasattr(value, "__getitem__") and hasattr(value, "__len__")  # torch's map style
+    ):
         value = [value[number] for number in range(len(value))]
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         todo = "Give a datasets.Dataset, a list of rows, a path, or {'path': one of these}."

@@ -65,24 +65,33 @@ def test_a_share_finds_what_was_made_with_its_settings(recipe: Recipe, tmp_path:
 def test_a_share_reports_a_warmup_of_other_settings(recipe: Recipe, tmp_path: Path) -> None:
     gradsieve.run(recipe, tmp_path, last="warmup")
     warmup = recipe.warmup.model_copy(update={"seed": 7})
-    said = share(recipe.model_copy(update={"warmup": warmup}), tmp_path, 1, 2)
-    assert any("warmup is taken as it is" in line and "seed: 0 -> 7" in line for line in said)
+    other = recipe.model_copy(update={"warmup": warmup})
+    alone = world.Listening()
+    shared = share(other, tmp_path, 1, 2)
+    gradsieve.run(other, tmp_path, first="features", last="features", progress=alone)
+    for said in (shared, alone.lines):
+        assert any("warmup is taken as it is" in line and "seed: 0 -> 7" in line for line in said)
+        assert "pool: up to date" in said
 
 
 def test_the_stage_includes_the_seconds_of_its_shares(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gradsieve.run(recipe, tmp_path, last="warmup")
-    take, waited = features.take_share, 1.5
+    take, waited = features.take_share, 0.5
 
     def slow(context: Context) -> None:
         time.sleep(waited)
         take(context)
 
     monkeypatch.setattr(features, "take_share", slow)
-    share(recipe, tmp_path, 1, 2)
-    share(recipe, tmp_path, 2, 2)
-    assert RunFolder(tmp_path).require("features")["seconds"] > 2 * waited
+    run, seconds = RunFolder(tmp_path), 0.0
+    for _ in range(2):  # all of it, then what was lost
+        share(recipe, tmp_path, 1, 2)
+        share(recipe, tmp_path, 2, 2)
+        assert run.require("features")["seconds"] > seconds + waited
+        seconds = run.require("features")["seconds"]
+        next(run.stage("features").glob("checkpoint-1/*/shard-*")).unlink()
 
 
 def test_targets_of_other_settings_are_not_written(

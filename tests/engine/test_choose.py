@@ -1,17 +1,15 @@
 """Which engine `auto` chooses, and why."""
 
 import socket
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 
-import gradsieve
 import world
 from gradsieve.engine import LocalEngine
 from gradsieve.engine.choose import choose_engine
-from gradsieve.engine.ray import RayEngine, check_address
+from gradsieve.engine.ray import RayEngine
 from gradsieve.errors import GradsieveError, UsageError
 from gradsieve.recipe.schema import EngineConfig
 
@@ -86,16 +84,20 @@ def test_a_ray_that_does_not_start_is_one_message(
     assert "timed out during startup" in caught.value.where
 
 
-@pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_a_cluster_that_does_not_answer_stops_the_run_before_it_starts(
-    tmp_path: Path, scheme: str
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://[::1]:{}", "a..b:1", "a:99999"])
+def test_a_cluster_that_does_not_answer_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
+    """Ray itself would try for five minutes."""
+    ray = Mock(is_initialized=lambda: False)
+    monkeypatch.setattr("gradsieve.engine.ray.needed", lambda *_: ray)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
-        assert check_address(EngineConfig(address=address)) == address
-    recipe = world.recipe(world.make(tmp_path), engine={"kind": "ray", "address": address})
+        port = server.getsockname()[1]
+        RayEngine(EngineConfig(address=f"127.0.0.1:{port}"), Noting())._connect()
+    assert ray.init.call_args.kwargs["address"] == f"127.0.0.1:{port}"
+    ray.init.reset_mock()
+    engine = RayEngine(EngineConfig(address=address.format(port)), Noting())
     with pytest.raises(UsageError, match="cannot be reached") as caught:
-        gradsieve.run(recipe, tmp_path / "run")
-    assert f"engine.address {address}: " in caught.value.where
-    assert not (tmp_path / "run" / "00-pool").exists()
-    gradsieve.run(recipe, tmp_path / "run", last="pool")
+        engine._connect()
+    assert f"engine.address {address.format(port)}: " in caught.value.where
+    assert not ray.init.called

@@ -58,6 +58,12 @@ def test_an_object_or_a_class(folder: Path, place: str) -> None:
         ("my.py:X", "def (", "SyntaxError", "Correct the file"),
         ("my.py:X", "class X:\n    def __init__(self, a): ...", "cannot be made", "without arg"),
         (
+            "my.py:X",
+            "class X:\n    def __init__(self): raise OSError('no file')",
+            "made: OSError: no",
+            "",
+        ),
+        (
             "my.py:Longest",
             LONGEST.replace('"data"', '"gradient"'),
             "uses 'gradient', which is not known",

@@ -99,7 +99,7 @@ class RayEngine(Engine):
         """Connect to the cluster of the settings or of RAY_ADDRESS; without one, start Ray here."""
         if self._ray.is_initialized():
             return
-        address = check_address(self._settings)
+        address = _address(self._settings)
         before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
         try:
             # By default Ray's workers yield to all other processes (niceness 15).
@@ -330,7 +330,7 @@ class RayEngine(Engine):
         self.progress.note(f"  {worker.name} on {worker.node}: {job.name(task)}: {amount}")
 
 
-def check_address(settings: EngineConfig) -> str | None:
+def _address(settings: EngineConfig) -> str | None:
     """The cluster's address, of the settings or of RAY_ADDRESS; None without a cluster.
 
     Raises:
@@ -341,7 +341,7 @@ def check_address(settings: EngineConfig) -> str | None:
     if host and port.isdigit():
         try:
             socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             raise _unreachable(address, error) from None
     return address
 

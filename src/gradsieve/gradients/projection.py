@@ -146,7 +146,7 @@ class Projection:
         self, out: Float[Tensor, "B d"], name: str, x: Float[Tensor, "B p"]
     ) -> None:
         """Add one weight's dense projection to `out`."""
-        rows = max(1, TILE_VALUES[x.device.type] // self.dim)
+        rows = max(1, TILE_VALUES.get(x.device.type, TILE_VALUES["cpu"]) // self.dim)
         for start in range(0, x.shape[1], rows):
             piece = x[:, start : start + rows]
             words = self._dense_words(name, start, piece.shape[1], x.device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -34,9 +35,9 @@ def checked_method(found: Any, name: str, where: str, known: Sequence[str] = ())
         UsageError: If it lacks an attribute, or `uses` has an unknown value.
     """
     try:
-        method = found() if isinstance(found, type) else found
-    except TypeError as error:
-        what = f"The method cannot be made: {error}"
+        method = _made(found) if isinstance(found, type) else found
+    except Exception as error:  # whatever its code raises
+        what = f"The method cannot be made: {type(error).__name__}: {error}"
         raise UsageError(what, where, "Give an object, or a class without arguments.") from error
     lacks = [part for part in ("source", "uses", "score") if not hasattr(method, part)]
     if lacks:
@@ -69,12 +70,18 @@ def score_by_own(method: Method, name: str, task: ScoringTask) -> dict[str, Scor
     return {target: _checked(found.get(target), name, target, task) for target in task.targets}
 
 
+@cache
+def _made(kind: type) -> Any:
+    """The only instance of a class: it may be costly to make, or keep what its `check` found."""
+    return kind()
+
+
 def _checked(scores: object, name: str, target: str, task: ScoringTask) -> Scores:
     if not isinstance(scores, Scores):
         raise _wrong(name, f"{_kind(scores)} for target {target}, not Scores")
     rows, columns = len(task), len(scores.subtasks)
     if len({subtask for subtask in scores.subtasks if isinstance(subtask, str)}) < columns:
-        raise _wrong(name, f"subtasks that are not texts, each another (target {target})")
+        raise _wrong(name, f"subtasks that are not distinct texts (target {target})")
     total = _numbers(scores.total, (rows,), name, f"target {target}, total", task)
     by_subtask = scores.by_subtask
     if by_subtask is not None or columns:

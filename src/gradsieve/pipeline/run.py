@@ -14,14 +14,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from gradsieve.console import Progress, clock, progress_for
-from gradsieve.engine.ray import check_address
 from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
 from gradsieve.io import fingerprint, first_few
 from gradsieve.models import distributed
@@ -36,7 +35,6 @@ from gradsieve.runs.lineage import outdated
 from gradsieve.runs.settings import changed_settings
 from gradsieve.stages import all_stages
 from gradsieve.stages.base import Stage
-from gradsieve.stages.checks import problem_of
 
 STAGES = all_stages()
 
@@ -102,7 +100,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
         for name in wanted if leads else ():
             if damage := run.repair(name):
                 context.progress.warn(damage)
-        check(context, [STAGES[name] for name in wanted], _of_cluster(recipe, wanted))
+        check(context, [STAGES[name] for name in wanted])
         others = other_settings(context, taken, outdated(run, earlier))
         for name in taken if leads else ():
             refuse_faults(STAGES[name], context)
@@ -121,12 +119,6 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
         if leads:
             run.write_recipe(context.recipe_text)
     return run
-
-
-def _of_cluster(recipe: Recipe, wanted: Sequence[str]) -> Iterator[GradsieveError]:
-    """The problem of a cluster that can't be reached; the stage `pool` needs none."""
-    if recipe.engine.kind == "ray" and distributed.count() == 1 and list(wanted) != ["pool"]:
-        yield from problem_of(partial(check_address, recipe.engine))
 
 
 def other_settings(context: Context, taken: Sequence[str], stale: Mapping[str, str]) -> bool:

@@ -24,7 +24,6 @@ from gradsieve.pipeline.state import clear_faults, find_state, prepare, refuse_f
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
-from gradsieve.runs.lineage import outdated
 from gradsieve.stages import features
 
 
@@ -46,7 +45,7 @@ def run_share(
                 run.require(name)
             refuse_faults(STAGES["warmup"], context)
             check(context, [STAGES["pool"], stage])
-            other_settings(context, ["warmup"], outdated(run, ["pool", "warmup"]))
+            other_settings(context, ["warmup"], {})
             run_stage(STAGES["pool"], context, False)
             context.report_warnings()
             inputs = stage.fingerprint_inputs(context)
@@ -56,8 +55,12 @@ def run_share(
                 return run
             clear_faults(stage, context, state.faults)
             prepare(stage, state, context)
+            before = run.seconds(stage.name)
             run.begin(stage.name, inputs)
-        with timed(context, stage.name, run.seconds(stage.name)):
+            run.keep_seconds(
+                stage.name, before
+            )  # for other shares: `begin` removes those of `meta.json`
+        with timed(context, stage.name, before):
             features.take_share(context)
         with run.turn():
             context.share = None
