@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import Toy, ToyJob, attempts
+from toys import Elsewhere, Toy, ToyJob, attempts
 
 import world
 from gradsieve.engine.ray import ATTEMPTS, RayEngine
@@ -84,6 +84,11 @@ def test_a_task_that_fails_three_times_stops_the_run(engine: RayEngine, tmp_path
     assert "resumes" in caught.value.todo
     nodes = [node for number, node in attempts(tmp_path) if number == 5]
     assert len(set(nodes)) == ATTEMPTS  # each attempt on another node, if any
+
+
+def test_a_job_that_workers_cannot_load_says_why(engine: RayEngine, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"was lost: [^(]*No module named 'mine'"):
+        list(engine.map(Elsewhere(tmp_path), [Toy(1)]))
 
 
 def test_a_mistake_stops_the_run_at_once(engine: RayEngine, tmp_path: Path) -> None:

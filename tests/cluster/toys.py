@@ -75,6 +75,17 @@ class ToyJob(Job[Toy, int]):
         return task.number
 
 
+class Elsewhere(ToyJob):
+    """A job of a module that the workers don't have."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return not_here, ()
+
+
+def not_here() -> None:
+    raise ModuleNotFoundError("No module named 'mine'")
+
+
 def attempts(folder: Path) -> list[tuple[int, str]]:
     """The (task, node) of each attempt."""
     lines = (folder / "attempts.txt").read_text().split("\n")[:-1]

@@ -267,7 +267,8 @@ class RayEngine(Engine):
                 return Finished(attempt.task, outcome.result, worker, outcome.seconds)
             failure = outcome.failure
         else:
-            error = RunError(f"Its worker was lost: {first_line(outcome)}.")
+            cause = getattr(outcome, "cause", None) or outcome  # Ray's own text starts with ids
+            error = RunError(f"Its worker was lost: {first_line(cause)}.")
             # The kernel's OOM killer leaves no message: a repeated loss counts as lack of memory.
             memory = isinstance(outcome, self._ray.exceptions.OutOfMemoryError)
             failure = Failure(error, memory=memory or bool(attempt.failures))
