@@ -57,9 +57,8 @@ def run_share(
             prepare(stage, state, context)
             before = run.seconds(stage.name)
             run.begin(stage.name, inputs)
-            run.keep_seconds(
-                stage.name, before
-            )  # for other shares: `begin` removes those of `meta.json`
+            # For other shares: `begin` removes `meta.json`, which has those of a finished stage.
+            run.keep_seconds(stage.name, before)
         with timed(context, stage.name, before):
             features.take_share(context)
         with run.turn():
