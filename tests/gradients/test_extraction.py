@@ -10,8 +10,10 @@ import tiny
 from gradsieve.data.examples import TokenizedExample
 from gradsieve.errors import ModelError
 from gradsieve.gradients import extract as extraction
+from gradsieve.gradients.adam import Moments
 from gradsieve.gradients.extract import TokenBudget, extract
 from gradsieve.gradients.features import FeatureExtractor
+from gradsieve.gradients.per_example import lora_layers
 from gradsieve.gradients.projection import Projection
 
 LENGTHS = [5, 30, 12, 12, 7, 25, 30, 4, 18]
@@ -50,6 +52,21 @@ def test_the_order_is_the_examples(extractor: FeatureExtractor) -> None:
         alone = extract(extractor, [example], TokenBudget(1))
         torch.testing.assert_close(found.rows[position], alone.rows[0], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(found.gradient_norms[position], alone.gradient_norms[0])
+
+
+def test_the_share_below_eps_is_the_mean_over_examples() -> None:
+    model = tiny.adapted(dropout=0.0)
+    sizes = {name: layer.weight.shape for name, layer in lora_layers(model).items()}
+    zeros = {name: torch.zeros(size) for name, size in sizes.items()}
+    moments = Moments(step=20, exp_avg=zeros, exp_avg_sq=zeros, eps=1e-7)
+    of_adam = FeatureExtractor(model, Projection("sketch", 256), moments)
+    alone, unequal, together = (
+        extract(of_adam, examples(), TokenBudget(tokens), measure_eps=True).share_below_eps
+        for tokens in (1, 60, 1000)
+    )
+    assert 0.1 < together < 0.9
+    assert alone == pytest.approx(together, rel=1e-4)
+    assert unequal == pytest.approx(together, rel=1e-4)
 
 
 def test_a_batch_for_which_memory_runs_out_is_made_smaller(extractor: FeatureExtractor) -> None:

@@ -16,6 +16,7 @@ from gradsieve.stages import all_stages
 from gradsieve.stages.estimate import (
     FEW_STEPS,
     Estimate,
+    by_length,
     evaluation_bytes,
     few_steps,
     lengths,
@@ -76,6 +77,21 @@ def test_counts_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:
     ]
     results = list(run.stage("evaluate").rglob("seed-*.json"))
     assert found["evaluate"].loads == len(results)
+
+
+def test_features_count_the_rows_on_which_eps_is_measured(
+    inputs: dict[str, Any], run: RunFolder
+) -> None:
+    """A small sample consists of them, so without them `plan` expected twice the time."""
+    passes = {}
+    for method in ("less", "sgd"):
+        context = context_of(inputs, run, score={"methods": [method]})
+        passes[method] = all_stages()["features"].estimate(context).flops
+    shape, pool = selecting_shape(context), context.pool
+    rows = by_length(context)[:8]
+    lengths, labels = pool.lengths[rows], pool.n_label_tokens[rows]
+    eps = 2 * shape.forward_and_backward(1, lengths.astype(float), labels).sum()  # 2 checkpoints
+    assert passes["less"] - passes["sgd"] == pytest.approx(eps)
 
 
 def test_bytes_are_the_runs(inputs: dict[str, Any], run: RunFolder) -> None:

@@ -65,12 +65,13 @@ def extract(
         ModelError: If memory runs out even with a single example.
     """
     rows, norms = torch.empty(len(encoded), sum(extractor.widths)), torch.empty(len(encoded))
-    shares: list[float] = []
+    share_below_eps = 0.0
 
     def keep(coming: _OnItsWay) -> None:
+        nonlocal share_below_eps
         batch, made = coming.arrived()
         rows[batch], norms[batch] = made.rows, made.gradient_norms
-        shares.append(made.share_below_eps)
+        share_below_eps += made.share_below_eps * len(batch) / len(encoded)
 
     before: _OnItsWay | None = None
     for batch, made in _batches(extractor, encoded, budget, measure_eps):
@@ -80,7 +81,7 @@ def extract(
         before = coming
     if before is not None:
         keep(before)
-    return FeatureRows(rows, norms, sum(shares) / len(shares))
+    return FeatureRows(rows, norms, share_below_eps)
 
 
 def _batches(

@@ -243,7 +243,7 @@ class AdamTask(FeatureTask):
         share = None
         if len(self.numbers):
             few, extractor = at.pool.tokenized(self.numbers), at.rows(of_adam=True)
-            share = extract(extractor, few, TokenBudget(1), measure_eps=True).share_below_eps
+            share = extract(extractor, few, at.budget(self), measure_eps=True).share_below_eps
         return AdamFacts(self.checkpoint, at.moments.step, at.moments.eps, share)
 
 

@@ -72,6 +72,9 @@ SHARD_VALUES = 1 << 26
 """A shard is the most work that a kill can lose, and the unit of reading, so a pool is split into
 about 50, within these limits on rows and values."""
 
+EPS_ROWS = 8
+"""Rows on which the effect of Adam's eps is measured at each checkpoint."""
+
 
 class Features(Stage):
     """Per-example features of the pool, and the targets' gradients, at every checkpoint."""
@@ -119,11 +122,10 @@ class Features(Stage):
         labels = pool.n_label_tokens[pool.usable].astype(np.float64)
         own = made * shape.forward_and_backward(1, lengths(context), labels).sum()
         own += (work + 10 * made) * shape.adapter * len(pool.usable)
-        of_targets = sum(
-            shape.forward_and_backward(1, len(row.encoded.input_ids), row.encoded.n_labels)
-            for row in rows
-        )
-        flops = taken * float(own + of_targets)
+        first = by_length(context)[: EPS_ROWS if any(names.values()) else 0]
+        alone = [(int(pool.lengths[row]), int(pool.n_label_tokens[row])) for row in first]
+        alone += [(len(row.encoded.input_ids), row.encoded.n_labels) for row in rows]
+        flops = taken * float(own + sum(shape.forward_and_backward(1, *one) for one in alone))
         tokens = max(int(lengths(context).max()), first_tokens(settings.tokens_per_batch))
         size = rows_a_shard(len(pool.usable), values)
         of_adapter = 13 + 4 * settings.projection.balanced + 4 * columns
@@ -328,7 +330,8 @@ class CheckpointWork:
     def tasks(self) -> Iterator[FeatureTask]:
         """The tasks to run: Adam's facts first, then missing shards, then missing targets."""
         if self.context.share is None:
-            yield AdamTask(self.number, self._numbers[: 8 if any(self._of_adam.values()) else 0])
+            of_adam = any(self._of_adam.values())
+            yield AdamTask(self.number, self._numbers[: EPS_ROWS if of_adam else 0])
         for kinds in self._groups:
             yield from self._shards(kinds)
         for kind, of_adam in self._of_adam.items():
