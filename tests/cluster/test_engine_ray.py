@@ -1,13 +1,21 @@
 """The Ray engine with tasks that need no model: results, every kind of failure, nodes."""
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import toys
 from toys import Elsewhere, Toy, ToyJob, attempts
 
 import world
+from gradsieve.data.pool.build import build_pool
+from gradsieve.data.sources import SourceSpec
+from gradsieve.data.template import ChatTemplate
+from gradsieve.demo.model import make_tokenizer
+from gradsieve.engine.executor import RayExecutor
 from gradsieve.engine.ray import ATTEMPTS, RayEngine
 from gradsieve.errors import ModelError, RunError
 from gradsieve.recipe.schema import EngineConfig
@@ -96,6 +104,60 @@ def test_a_mistake_stops_the_run_at_once(engine: RayEngine, tmp_path: Path) -> N
         list(engine.map(ToyJob(tmp_path), [Toy(2, "mistake")]))
     assert "toy 2: on " in caught.value.where
     assert len(attempts(tmp_path)) == 1
+
+
+@pytest.fixture
+def executor(shared: RayEngine, tmp_path: Path) -> Executor:
+    """Calls on the three nodes' cores, once the workers of earlier tests have left them."""
+    for _ in range(100):
+        made, cores = shared.executor(toys.prepare, tmp_path) or (None, 0)
+        if made and cores == 3:
+            return made
+        time.sleep(0.1)
+    raise AssertionError("the cores did not become free")
+
+
+def test_calls_run_on_every_node_in_prepared_processes(executor: Executor, tmp_path: Path) -> None:
+    calls = [executor.submit(toys.call, number, seconds=0.2) for number in range(12)]
+    numbers, nodes, processes = zip(*(call.result() for call in calls), strict=True)
+    assert numbers == tuple(range(12))
+    assert len(set(nodes)) == 3
+    prepared = (tmp_path / "prepared.txt").read_text().split()
+    assert sorted(prepared) == sorted(set(processes))  # each of them once
+
+
+def test_a_lost_call_is_repeated_and_errors_are_the_calls_own(executor: Executor) -> None:
+    assert executor.submit(toys.killed_once).result() == "second try"
+    with pytest.raises(ModelError, match="The model is wrong") as caught:
+        executor.submit(toys.mistaken).result()
+    assert type(caught.value) is ModelError
+    with pytest.raises(RunError, match="call on the Ray cluster failed") as failed:
+        executor.submit(toys.not_here).result()
+    assert failed.value.where == "No module named 'mine'"
+
+
+def test_the_pool_is_tokenized_on_the_cluster(
+    shared: RayEngine, executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same bytes as here."""
+    monkeypatch.setattr("gradsieve.data.pool.chunks.CHUNK_ROWS", 5)
+    monkeypatch.setattr("gradsieve.data.pool.workers.default_workers", lambda: 1)
+    rows = [{"prompt": f"How many? {n % 90}", "completion": f"{n}"} for n in range(200)]
+    world.write(tmp_path / "rows.jsonl", [*rows, {"prompt": "no answer"}])
+    sources = [SourceSpec("s", str(tmp_path / "rows.jsonl"))]
+    template = ChatTemplate(make_tokenizer(), "tulu", 64)
+    found = {}
+    calls, submit = [], RayExecutor.submit
+    monkeypatch.setattr(
+        RayExecutor, "submit", lambda self, *args: calls.append(1) or submit(self, *args)
+    )
+    for where, engine in (("here", None), ("there", shared)):
+        out = tmp_path / where
+        build_pool(out, sources, template, on_bad_row="skip", engine=engine)
+        files = (file for file in out.rglob("*") if file.is_file())
+        found[where] = {file.relative_to(out): file.read_bytes() for file in files}
+    assert found["here"] == found["there"]
+    assert len(calls) == 41
 
 
 def test_a_full_disk_on_one_node(

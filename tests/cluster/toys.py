@@ -86,6 +86,33 @@ def not_here() -> None:
     raise ModuleNotFoundError("No module named 'mine'")
 
 
+def prepare(folder: Path) -> None:
+    """Record in this folder, and for later calls, that the process is prepared."""
+    os.environ["PREPARED"] = str(folder)
+    with (folder / "prepared.txt").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+def call(number: int, seconds: float) -> tuple[int, str, str]:
+    """The number, the node and the process, after some time."""
+    assert os.environ["PREPARED"]
+    time.sleep(seconds)
+    return number, ray.get_runtime_context().get_node_id(), str(os.getpid())
+
+
+def killed_once() -> str:
+    mark = Path(os.environ["PREPARED"]) / "killed"
+    if mark.exists():
+        return "second try"
+    mark.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ""
+
+
+def mistaken() -> None:
+    raise ModelError("The model is wrong.", "m", "Give another one.")
+
+
 def attempts(folder: Path) -> list[tuple[int, str]]:
     """The (task, node) of each attempt."""
     lines = (folder / "attempts.txt").read_text().split("\n")[:-1]

@@ -12,6 +12,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -146,6 +147,13 @@ class Engine(ABC):
                 f"{duration(one['seconds'], one['tokens'])}, busy {one['seconds'] / wall:.0%}"
             )
         return work
+
+    def executor(self, start: Callable[..., object], *sent: object) -> tuple[Executor, int] | None:
+        """An executor on a cluster's free cores, and their number; None if there is no cluster.
+
+        Each of its processes calls `start(*sent)` first.
+        """
+        return None
 
     def close(self) -> None:  # noqa: B027 - optional
         """Stop everything that was started for this run."""

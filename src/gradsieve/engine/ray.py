@@ -19,12 +19,14 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 from gradsieve.console import Progress
 from gradsieve.engine.base import Engine, Finished, Job, Result, Task, Worker, duration
+from gradsieve.engine.executor import RayExecutor
 from gradsieve.engine.waiting import Attempt, Seat, Waiting
 from gradsieve.engine.worker import VERSION, Failure, Node, Outcome, RayWorker
 from gradsieve.errors import GradsieveError, RunError, UsageError, first_line
@@ -74,6 +76,16 @@ class RayEngine(Engine):
         if self._started:
             self._ray.shutdown()
             self._started = False
+
+    def executor(self, start: Callable[..., object], *sent: object) -> tuple[Executor, int] | None:
+        """An executor on the cluster's free cores; None if Ray is only on this machine."""
+        if not _address(self._settings):
+            return None
+        self._connect()
+        for seat in list(self._seats):
+            self._lose(seat)  # idle workers hold cores
+        free = int(self._ray.available_resources().get("CPU", 0))
+        return RayExecutor(self._ray, start, *sent), free
 
     def _run(self, job: Job[Task, Result], tasks: Sequence[Task]) -> Iterator[Finished]:
         self._connect()

@@ -71,6 +71,7 @@ class Pool(Stage):
                 on_bad_row=context.recipe.on_bad_row,
                 report=report,
                 key_of=context.source_key,
+                engine=context.engine,
             )
         for name, source in pool.sources.items():
             if source.skipped:

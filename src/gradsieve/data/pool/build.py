@@ -46,6 +46,7 @@ from gradsieve.data.sources import (
 )
 from gradsieve.data.template import ChatTemplate
 from gradsieve.data.values import LeftOut
+from gradsieve.engine.base import Engine
 from gradsieve.errors import DataError, raise_all
 from gradsieve.io import atomic, fingerprint, write_json
 
@@ -65,6 +66,7 @@ def build_pool(
     on_bad_row: Literal["fail", "skip"] = "fail",
     report: Callable[[int], object] = lambda rows: None,
     key_of: Callable[[SourceSpec], SourceKey] = source_key,
+    engine: Engine | None = None,
 ) -> Pool:
     """Build the parts of the pool that are missing or out of date.
 
@@ -76,6 +78,7 @@ def build_pool(
             are left out.
         report: Called with the number of rows that are finished, including skipped ones.
         key_of: Returns a source's key, which may be cached: computing it reads the full source.
+        engine: May have the cores of a cluster, which tokenize if there are more than here.
 
     Raises:
         DataError: If a source can't be read, changes meanwhile, has bad rows and `on_bad_row` is
@@ -88,7 +91,7 @@ def build_pool(
     def report_all() -> None:
         report(sum(rows.good + rows.bad for rows in counts))
 
-    with closing(Workers(template)) as workers:
+    with closing(Workers(template, engine)) as workers:
         for rows in counts:
             part = Part(folder, rows.spec.name)
             try:

@@ -1,4 +1,4 @@
-"""Processes the chunks of a pool on all cores.
+"""Processes the chunks of a pool on all cores of this machine, or of a cluster that has more.
 
 In: a stream of chunks of raw rows. Out: finished chunks, in the same order. This process handles
 small sources, since starting workers takes seconds (each loads the tokenizer's libraries).
@@ -16,7 +16,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -26,10 +26,14 @@ import psutil
 
 from gradsieve.data.pool.chunks import Chunk, RawChunk, make_chunk
 from gradsieve.data.template import ChatTemplate
+from gradsieve.engine.base import Engine
 from gradsieve.errors import DataError
 
 WORTH_STARTING = 4
 """Minimum number of chunks in a source for which worker processes are started."""
+
+MOST_ELSEWHERE = 32
+"""Maximum number of a cluster's cores: about 17 keep the process that writes the pool busy."""
 
 WORKER_BYTES = 1 << 29
 """Memory per worker; the libraries take about half of it."""
@@ -40,12 +44,13 @@ class Workers:
 
     Args:
         template: Sent to each process once.
+        engine: May have the cores of a cluster.
     """
 
-    def __init__(self, template: ChatTemplate | None) -> None:
-        self._template = template
+    def __init__(self, template: ChatTemplate | None, engine: Engine | None = None) -> None:
+        self._template, self._engine = template, engine
         self._count = default_workers()
-        self._executor: ProcessPoolExecutor | None = None
+        self._executor: Executor | None = None
 
     def close(self) -> None:
         """End the processes."""
@@ -64,7 +69,9 @@ class Workers:
         """
         first = list(islice(chunks, WORTH_STARTING))
         chunks = chain(first, chunks)
-        if self._count == 1 or (len(first) < WORTH_STARTING and not self._executor):
+        if self._executor is None and len(first) == WORTH_STARTING:
+            self._start_executor()
+        if self._executor is None:
             for chunk in chunks:
                 yield make_chunk(chunk, self._template, only_check())
             return
@@ -83,11 +90,18 @@ class Workers:
                 "Run the same command again: it resumes. If it is killed again, free some memory.",
             ) from None
 
-    def _submit(self, chunk: RawChunk, only_check: bool) -> Future[Chunk]:
-        if self._executor is None:
+    def _start_executor(self) -> None:
+        """Start processes where there are more cores; none if there is only one."""
+        elsewhere = self._engine.executor(_start, self._template) if self._engine else None
+        if elsewhere and elsewhere[1] > self._count:
+            self._executor, self._count = elsewhere[0], min(elsewhere[1], MOST_ELSEWHERE)
+        elif self._count > 1:
             self._executor = ProcessPoolExecutor(
                 self._count, _context(), initializer=_start, initargs=(self._template,)
             )
+
+    def _submit(self, chunk: RawChunk, only_check: bool) -> Future[Chunk]:
+        assert self._executor is not None
         with _main_hidden():  # this may start a process
             return self._executor.submit(_make, chunk, only_check)
 
