@@ -437,7 +437,7 @@ def test_an_id_that_is_a_number_is_explained(chosen: Any, inputs: dict[str, Any]
     best = found.selected[0]["id"]
     assert isinstance(best, int)
     assert found.explain(best).selected == 1
-    assert gradsieve.explain(found.run.path, "mine", np.int64(best)).selected == 1
+    assert gradsieve.explain(found.run.path, "mine", id=np.int64(best)).selected == 1
     with pytest.raises(UsageError, match="no row with the id"):
         found.explain(0.5)
 
@@ -454,7 +454,7 @@ def test_a_model_that_was_never_saved(inputs: dict[str, Any], tokenizer: Any) ->
 
 def test_a_run_made_in_memory_is_explained_from_its_folder(chosen: Any, tmp_path: Path) -> None:
     found = chosen(out=tmp_path)
-    told = gradsieve.explain(tmp_path, "mine", found.scores["id"][0])
+    told = gradsieve.explain(tmp_path, id=found.scores["id"][0])
     assert told.selected == 1
     turns = found.messages[0]["messages"]
     assert [turn["content"] for turn in told.messages] == [turn["content"] for turn in turns]

@@ -246,7 +246,9 @@ class Selection:
         """
         self._check_current()
         wanted = target or (None if self.target == TOGETHER else self.target)
-        return explain(self.run, wanted, id, source, self.method, context=self._context)
+        return explain(
+            self.run, wanted, id=id, source=source, method=self.method, context=self._context
+        )
 
     def report(self) -> Path:
         """Write the report; returns `08-report/index.html`."""

@@ -51,7 +51,9 @@ def test_scores_and_ranks_are_the_tables(run: RunFolder, method: str) -> None:
     ranked = table(run, "mine", method)
     for rank in (1, 2, ROWS // 2, len(ranked)):
         row = ranked[rank - 1]
-        found = gradsieve.explain(run.path, "mine", row["id"], row["source"], method)
+        found = gradsieve.explain(
+            run.path, "mine", id=row["id"], source=row["source"], method=method
+        )
         assert found.score is not None
         assert (found.score.rank, found.score.of) == (rank, ROWS + 1)
         assert found.score.score == row["score"]
@@ -62,7 +64,7 @@ def test_scores_and_ranks_are_the_tables(run: RunFolder, method: str) -> None:
 @pytest.mark.parametrize("method", ["less", "dot", "sgd"])
 def test_checkpoints_and_examples_add_up_to_the_score(run: RunFolder, method: str) -> None:
     row = table(run, "mine", method)[3]
-    found = gradsieve.explain(run, "mine", row["id"], row["source"], method)
+    found = gradsieve.explain(run, "mine", id=row["id"], source=row["source"], method=method)
     assert found.score is not None
     for subtask, score in found.score.subtasks.items():
         assert sum(found.checkpoints[subtask]) == pytest.approx(score, rel=1e-4, abs=1e-6)
@@ -77,7 +79,7 @@ def test_checkpoints_and_examples_add_up_to_the_score(run: RunFolder, method: st
 
 def test_the_winning_subtasks_examples_come_first(run: RunFolder, inputs: dict[str, Any]) -> None:
     for row in table(run, "mine", "less")[::10]:
-        found = gradsieve.explain(run, "mine", row["id"], row["source"])
+        found = gradsieve.explain(run, "mine", id=row["id"], source=row["source"])
         assert found.score is not None
         by_score = sorted(found.score.subtasks, key=lambda name: -found.score.subtasks[name])
         assert by_score[0] == row["subtask"]
@@ -94,7 +96,7 @@ def test_the_winning_subtasks_examples_come_first(run: RunFolder, inputs: dict[s
 
 def test_neighbors_are_the_datastores_largest_cosines(run: RunFolder) -> None:
     row = table(run, "mine", "less")[0]
-    found = gradsieve.explain(run, "mine", row["id"], row["source"])
+    found = gradsieve.explain(run, "mine", id=row["id"], source=row["source"])
     store = gradsieve.open_store(run.stage("features") / "checkpoint-2" / "pool")
     names = [(key["source"], key["id"]) for key in store.keys().to_pylist()]
     rows = store.read(np.arange(len(store)))
@@ -113,20 +115,20 @@ def test_what_became_of_each_row_is_what_the_selection_says(run: RunFolder) -> N
     folder = run.stage("select") / "mine" / "less"
     lines = (folder / "messages.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     for record in map(json.loads, lines):
-        found = gradsieve.explain(run, "mine", record["id"], record["source"])
+        found = gradsieve.explain(run, "mine", id=record["id"], source=record["source"])
         assert (found.selected, found.reason) == (record["rank"], None)
         assert found.messages == record["messages"]
     dropped = map(json.loads, (folder / "dropped.jsonl").read_text("utf-8").split("\n")[:-1])
     for record in dropped:
-        found = gradsieve.explain(run, "mine", record["id"], record["source"])
+        found = gradsieve.explain(run, "mine", id=record["id"], source=record["source"])
         assert (found.selected, found.reason) == (None, record["reason"])
     last = table(run, "mine", "less")[-1]
-    found = gradsieve.explain(run, "mine", last["id"], last["source"])
+    found = gradsieve.explain(run, "mine", id=last["id"], source=last["source"])
     assert found.reason == "the 5 selected rows rank before it"
 
 
 def test_a_row_that_was_skipped(run: RunFolder) -> None:
-    found = gradsieve.explain(run, "plain", "long")
+    found = gradsieve.explain(run, "plain", id="long")
     assert found.reason == "no label token within the first 64 tokens"
     assert (found.targets, found.positive, found.neighbors) == ({}, [], [])
     assert found.messages[0]["content"] == "a " * 90
@@ -134,7 +136,7 @@ def test_a_row_that_was_skipped(run: RunFolder) -> None:
 
 def test_a_method_without_gradients_has_scores_and_neighbors(run: RunFolder) -> None:
     row = table(run, "mine", "bm25")[0]
-    found = gradsieve.explain(run, "mine", row["id"], row["source"], "bm25")
+    found = gradsieve.explain(run, "mine", id=row["id"], source=row["source"], method="bm25")
     assert found.notes == ["scores of bm25 can't be decomposed by target example"]
     assert found.score is not None
     assert len(found.neighbors) == 5
@@ -144,7 +146,7 @@ def test_a_method_without_gradients_has_scores_and_neighbors(run: RunFolder) -> 
 def test_a_run_without_gradients(inputs: dict[str, Any], tmp_path: Path) -> None:
     recipe = world.recipe(inputs, score={"method": "bm25"})
     gradsieve.run(recipe, tmp_path, last="score")
-    found = gradsieve.explain(tmp_path, "mine", "00001")
+    found = gradsieve.explain(tmp_path, "mine", id="00001")
     assert found.reason == "nothing has been selected yet"
     assert "no datastore" in found.notes[1]
     assert not found.neighbors
@@ -156,7 +158,7 @@ def test_exact_mode_has_checkpoints_but_no_contributions(
     recipe = world.recipe(inputs, features={"mode": "exact"})
     run = gradsieve.run(recipe, tmp_path)
     row = table(run, "mine", "less")[0]
-    found = gradsieve.explain(run, "mine", row["id"], row["source"])
+    found = gradsieve.explain(run, "mine", id=row["id"], source=row["source"])
     assert found.score is not None
     for subtask, score in found.score.subtasks.items():
         assert sum(found.checkpoints[subtask]) == pytest.approx(score, rel=1e-4, abs=1e-6)
@@ -169,7 +171,7 @@ def test_one_selection_for_all_targets(inputs: dict[str, Any], tmp_path: Path) -
     run = gradsieve.run(recipe, tmp_path)
     file = run.stage("select") / "together" / "bm25" / "messages.jsonl"
     record = json.loads(file.read_text(encoding="utf-8").split("\n")[2])
-    found = gradsieve.explain(run, "plain", record["id"], record["source"])
+    found = gradsieve.explain(run, "plain", id=record["id"], source=record["source"])
     assert found.selected == 3
     assert record["subtask"].startswith("mine/")
     assert found.notes[0].endswith(f"this row was taken for {record['subtask']}")
@@ -188,21 +190,21 @@ def test_features_that_are_not_those_of_the_scores(
     made(3, first="pool", last="features")
     scored = {(row["source"], row["id"]) for row in table(run, "mine", "less")}
     for source, id in sorted(scored)[:: ROWS // 5]:
-        found = gradsieve.explain(run, "mine", id, source)
+        found = gradsieve.explain(run, "mine", id=id, source=source)
         assert {(n.source, n.id) for n in found.neighbors} <= scored
         assert "score is out of date: pool has changed since" in found.notes[0]
     assert found.checkpoints
     made(1, first="pool", last="features")
     last = max(scored)
     with pytest.raises(UsageError, match="There is no source"):
-        gradsieve.explain(run, "mine", last[1], last[0])
+        gradsieve.explain(run, "mine", id=last[1], source=last[0])
 
 
 def test_features_that_are_being_made_again(inputs: dict[str, Any], tmp_path: Path) -> None:
     run = gradsieve.run(world.recipe(inputs), tmp_path, last="select")
     (run.stage("features") / "meta.json").unlink()
     row = table(run, "mine", "less")[0]
-    found = gradsieve.explain(run, "mine", row["id"], row["source"])
+    found = gradsieve.explain(run, "mine", id=row["id"], source=row["source"])
     assert (found.checkpoints, found.positive, found.neighbors) == ({}, [], [])
     assert "score is out of date: features is not finished" in found.notes[0]
     assert found.notes[2].startswith("the features were made again since")
@@ -214,9 +216,9 @@ def test_a_selection_that_is_out_of_date(inputs: dict[str, Any], tmp_path: Path)
         return gradsieve.run(recipe, tmp_path, **stages)
 
     run = made(["random"])
-    assert gradsieve.explain(run, "mine", "00001").notes[0].startswith("scores of random can't")
+    assert gradsieve.explain(run, "mine", id="00001").notes[0].startswith("scores of random can't")
     made(["random", "random-1"], last="score")
-    note = gradsieve.explain(run, "mine", "00001").notes[0]
+    note = gradsieve.explain(run, "mine", id="00001").notes[0]
     assert "select is out of date: score has changed since" in note
     assert "gradsieve run" in note
 
@@ -234,7 +236,7 @@ def test_files_that_have_moved(inputs: dict[str, Any], tmp_path: Path) -> None:
     run = gradsieve.run(recipe, tmp_path / "run", last="score")
     moved.unlink()
     other.unlink()
-    found = gradsieve.explain(run, "mine", "00001")
+    found = gradsieve.explain(run, "mine", id="00001")
     assert found.messages[0]["role"] == "user"
     assert found.positive[0].text is None
     assert found.positive[0].id in str(found)
@@ -270,25 +272,25 @@ def test_a_mistake_in_a_large_pool(
 ) -> None:
     monkeypatch.setattr(importlib.import_module("gradsieve.analysis.explain"), "IDS", 10)
     with pytest.raises(UsageError, match="There is no row with the id") as caught:
-        gradsieve.explain(run, "mine", id)
+        gradsieve.explain(run, "mine", id=id)
     assert caught.value.todo.startswith("Did you mean 0000" if id == "0001" else "There are")
 
 
 def test_folders_that_cannot_be_explained(inputs: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
-        gradsieve.explain(tmp_path, "mine", "1")
+        gradsieve.explain(tmp_path, "mine", id="1")
     recipe = world.recipe(inputs, score={"method": "random"})
     run = gradsieve.run(recipe, tmp_path)
     (run.stage("score") / "plain" / "random.parquet").unlink()
     with pytest.raises(RunError, match="no scores of this target"):
-        gradsieve.explain(tmp_path, "mine", "00001")
+        gradsieve.explain(tmp_path, "mine", id="00001")
     (run.stage("score") / "meta.json").unlink()
     with pytest.raises(RunError, match="score is not finished"):
-        gradsieve.explain(tmp_path, "mine", "00001")
+        gradsieve.explain(tmp_path, "mine", id="00001")
 
 
 def test_json_holds_all_of_it(run: RunFolder) -> None:
-    found = gradsieve.explain(run, "mine", "00001")
+    found = gradsieve.explain(run, "mine", id="00001")
     tree = json.loads(found.json())
     assert tree["targets"]["plain"]["rank"] == found.targets["plain"].rank
     assert tree["positive"][0]["value"] == found.positive[0].value

@@ -102,12 +102,12 @@ def test_the_report_and_explain_know_all(run: RunFolder) -> None:
     page = (run.stage("report") / "index.html").read_text("utf-8")
     assert all(f'"method":"{name}"' in page.replace('": "', '":"') for name in NAMES)
     chosen = ids(run, "less@0.3")
-    late = gradsieve.explain(run, "plain", chosen[8], method="less@0.3")
+    late = gradsieve.explain(run, "plain", id=chosen[8], method="less@0.3")
     assert (late.selected, late.method) == (9, "less@0.3")
-    assert gradsieve.explain(run, "plain", chosen[8], method="less@0.1").selected is None
-    assert gradsieve.explain(run, "plain", chosen[0]).method == "less@0.1"
+    assert gradsieve.explain(run, "plain", id=chosen[8], method="less@0.1").selected is None
+    assert gradsieve.explain(run, "plain", id=chosen[0]).method == "less@0.1"
     with pytest.raises(UsageError) as caught:
-        gradsieve.explain(run, "plain", chosen[0], method="less@0.2")
+        gradsieve.explain(run, "plain", id=chosen[0], method="less@0.2")
     assert "less@0.1" in caught.value.todo
 
 

@@ -106,7 +106,7 @@ def test_the_report_and_explain_show_both(inputs: dict[str, Any], tmp_path: Path
     facts = run.require("select")["targets"]["mine"]["less"]
     assert sum(facts["subtasks"].values()) == 12
     best = int(np.argmax(found["score"]))
-    explained = gradsieve.explain(run, "mine", found["id"][best], found["source"][best])
+    explained = gradsieve.explain(run, "mine", id=found["id"][best], source=found["source"][best])
     assert explained.score is not None
     assert max(explained.score.standardized.values()) == pytest.approx(explained.score.score)
     assert explained.score.subtasks["letters"] == pytest.approx(found["letters"][best])

@@ -129,7 +129,7 @@ def test_a_table_has_a_column_for_each_subtask_not_for_each_example(
 def test_explain_names_the_example_that_decided(runs: dict[str, RunFolder], mode: str) -> None:
     run, found = runs[mode], table(runs[mode])
     best = int(np.argmax(found["score"]))
-    one = gradsieve.explain(run, "mine", found["id"][best], found["source"][best])
+    one = gradsieve.explain(run, "mine", id=found["id"][best], source=found["source"][best])
     assert one.score is not None
     subtask = found["subtask"][best]
     deciding = found[f"best_example:{subtask}"][best]

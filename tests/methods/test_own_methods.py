@@ -163,4 +163,4 @@ def test_reading_a_run_folder_runs_no_code(folder: Path) -> None:
     table = world.table(run, "Longest")
     (folder / "my.py").write_text("raise SystemExit('this was run')")
     id, source = table["id"][0], table["source"][0]
-    assert gradsieve.explain(folder / "run", "mine", id, source).score is not None
+    assert gradsieve.explain(folder / "run", "mine", id=id, source=source).score is not None

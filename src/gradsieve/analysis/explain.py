@@ -49,11 +49,11 @@ IDS = 10_000
 @torch_defaults()
 def explain(
     run: RunFolder | str | Path,
-    target: str | None,
+    target: str | None = None,
+    *,
     id: str | int,
     source: str | None = None,
     method: str | None = None,
-    *,
     context: Context | None = None,
 ) -> Explanation:
     """Explain the score of one example of the pool, and whether it was selected.

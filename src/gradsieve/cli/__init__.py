@@ -234,7 +234,7 @@ def explain(
     """Explain an example's rank: its scores, contributions to them, nearest neighbors."""
     from gradsieve.analysis.explain import explain as explained
 
-    explanation = explained(run, target, id_, source, method)
+    explanation = explained(run, target, id=id_, source=source, method=method)
     if sys.stdout.isatty() and not as_json:
         explanation.print()
     else:
