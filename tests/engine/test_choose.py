@@ -45,6 +45,8 @@ def test_several_gpus_or_a_cluster_take_ray(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert chosen(monkeypatch, 8, True) == (RayEngine, ["engine: ray, because 8 GPUs here"])
     assert chosen(monkeypatch, 0, True, kind="ray")[0] is RayEngine
+    reason = "engine: ray, because engine.address is auto"
+    assert chosen(monkeypatch, 0, True, address="auto") == (RayEngine, [reason])
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert chosen(monkeypatch, 0, True) == (
         RayEngine,
@@ -96,8 +98,13 @@ def test_a_cluster_that_does_not_answer_is_one_message(
         RayEngine(EngineConfig(address=f"127.0.0.1:{port}"), Noting())._connect()
     assert ray.init.call_args.kwargs["address"] == f"127.0.0.1:{port}"
     ray.init.reset_mock()
-    engine = RayEngine(EngineConfig(address=address.format(port)), Noting())
-    with pytest.raises(UsageError, match="cannot be reached") as caught:
-        engine._connect()
-    assert f"engine.address {address.format(port)}: " in caught.value.where
+    monkeypatch.setenv("RAY_ADDRESS", address.format(port))
+    for named, settings in (
+        ("engine.address", {"address": address.format(port)}),
+        ("RAY_ADDRESS", {}),
+    ):
+        with pytest.raises(UsageError, match="cannot be reached") as caught:
+            RayEngine(EngineConfig(**settings), Noting())._connect()
+        assert caught.value.where.startswith(f"{named} {address.format(port)}: ")
+        assert caught.value.todo.endswith(f", or remove {named} to use this machine.")
     assert not ray.init.called

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import torch
 
 from gradsieve.console import Progress
 from gradsieve.engine.base import Engine, LocalEngine
-from gradsieve.engine.ray import RayEngine
+from gradsieve.engine.ray import RayEngine, named_cluster
 from gradsieve.models import distributed
 from gradsieve.recipe.schema import EngineConfig
 
@@ -22,17 +21,17 @@ def choose_engine(settings: EngineConfig, progress: Progress) -> Engine:
     Raises:
         UsageError: If the recipe asks for Ray and it is not installed.
     """
-    gpus, address = torch.cuda.device_count(), os.environ.get("RAY_ADDRESS")
+    gpus, (named, address) = torch.cuda.device_count(), named_cluster(settings)
     if distributed.count() > 1:
         kind, why = "local", "a launcher has started several processes"
     elif settings.kind != "auto":
         kind, why = settings.kind, "the recipe says so"
-    elif not (address or settings.address or gpus > 1):
+    elif not (address or gpus > 1):
         kind, why = "local", f"{gpus or 'no'} GPU{'s' * (gpus != 1)} here, no RAY_ADDRESS"
     elif importlib.util.find_spec("ray") is None:
         kind, why = "local", f"Ray is not installed ({INSTALL})"
     else:
-        kind, why = "ray", f"RAY_ADDRESS is {address}" if address else f"{gpus} GPUs here"
+        kind, why = "ray", f"{named} is {address}" if address else f"{gpus} GPUs here"
     progress.note(f"engine: {kind}, because {why}")
     if kind == "ray":
         return RayEngine(settings, progress)

@@ -79,7 +79,7 @@ class RayEngine(Engine):
 
     def executor(self, start: Callable[..., object], *sent: object) -> tuple[Executor, int] | None:
         """An executor on the cluster's free cores; None if Ray is only on this machine."""
-        if not _address(self._settings):
+        if named_cluster(self._settings)[1] is None:
             return None
         self._connect()
         for seat in list(self._seats):
@@ -111,7 +111,8 @@ class RayEngine(Engine):
         """Connect to the cluster of the settings or of RAY_ADDRESS; without one, start Ray here."""
         if self._ray.is_initialized():
             return
-        address = _address(self._settings)
+        named, address = named_cluster(self._settings)
+        _check_answer(named, address or "")
         before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
         try:
             # By default Ray's workers yield to all other processes (niceness 15).
@@ -126,7 +127,7 @@ class RayEngine(Engine):
             if address is None:
                 todo = "Free memory and processors and run again, or set engine.kind: local."
                 raise RunError("Ray cannot be started here.", first_line(error), todo) from None
-            raise _unreachable(address, error) from None
+            raise _unreachable(named, address, error) from None
         finally:
             if threading.current_thread() is threading.main_thread():
                 for one, handler in before.items():
@@ -343,27 +344,28 @@ class RayEngine(Engine):
         self.progress.note(f"  {worker.name} on {worker.node}: {job.name(task)}: {amount}")
 
 
-def _address(settings: EngineConfig) -> str | None:
-    """The cluster's address, of the settings or of RAY_ADDRESS; None without a cluster.
+def named_cluster(settings: EngineConfig) -> tuple[str, str | None]:
+    """What names the cluster, and its address; None without a cluster."""
+    if settings.address:
+        return "engine.address", settings.address
+    return "RAY_ADDRESS", os.environ.get("RAY_ADDRESS") or None
 
-    Raises:
-        UsageError: If nothing answers there. Ray would try for five minutes.
-    """
-    address = settings.address or os.environ.get("RAY_ADDRESS")
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+
+def _check_answer(named: str, address: str) -> None:
+    """Raise a UsageError if nothing answers at an address. Ray would try for five minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         try:
             socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
         except (OSError, OverflowError, UnicodeError) as error:
-            raise _unreachable(address, error) from None
-    return address
+            raise _unreachable(named, address, error) from None
 
 
-def _unreachable(address: str | None, error: Exception) -> UsageError:
+def _unreachable(named: str, address: str, error: Exception) -> UsageError:
     return UsageError(
         "The Ray cluster cannot be reached.",
-        f"engine.address {address}: {first_line(error)}",
-        "Start it (`ray start --head`), or leave engine.address out to use this machine.",
+        f"{named} {address}: {first_line(error)}",
+        f"Start it (`ray start --head`), or remove {named} to use this machine.",
     )
 
 
