@@ -44,10 +44,13 @@ def test_the_archive_keeps_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_a_beginning_is_undone(tmp_path: Path, moved: bool) -> None:
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_beginning_is_undone(tmp_path: Path, moved: bool, finished: bool) -> None:
     run = RunFolder(tmp_path)
     run.begin("select", {"a": 1})
-    run.finish("select", {"output": "x"})
+    run.keep_seconds("select", 2.5)
+    if finished:
+        run.finish("select", {"output": "x"})
     run.recipe.write_text("a: 1\n")
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     notes = run.snapshot("select")

@@ -154,9 +154,6 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
         progress.end(name, f"up to date{with_others}")
         return
     snapshot = run.snapshot(name)
-    # An extended or resumed stage includes the seconds that it took before.
-    kept = state.kind in ("extend", "resume")
-    before = run.seconds(name) if kept else 0.0
     archived = prepare(stage, state, context)
     progress.begin(name)
     run.write_recipe(context.recipe_text)
@@ -166,7 +163,7 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
         stage.reuse(archived, folder)
     existing = _written(folder)
     try:
-        with timed(context, name, before):
+        with timed(context, name):
             metadata = stage.run(context)
     except GradsieveError:
         # A user's error leaves earlier outputs unchanged.
@@ -178,20 +175,19 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
             if archived is not None:
                 progress.say(f"{name}: the old outputs are back in {folder}")
         raise
-    seconds = time.monotonic() - start
     run.clear_temporary(folder)  # left by workers that were killed
     run.finish(
         name,
         {
             "fingerprint": fingerprint(inputs),
             "inputs": inputs,
-            "seconds": round(before + seconds, 3),
+            "seconds": run.seconds(name),
             "versions": _versions(),
             "workers": context.take_work(),
             **metadata,
         },
     )
-    progress.end(name, f"done in {clock(seconds)}")
+    progress.end(name, f"done in {clock(time.monotonic() - start)}")
 
 
 def _take_part(stage: Stage, context: Context) -> None:
@@ -202,12 +198,12 @@ def _take_part(stage: Stage, context: Context) -> None:
 
 
 @contextmanager
-def timed(context: Context, name: str, before: float) -> Iterator[None]:
-    """Record the seconds that a stage has taken so far, in case it is resumed.
+def timed(context: Context, name: str) -> Iterator[None]:
+    """Record the seconds that a stage has taken so far, including those before it was resumed.
 
     Of shares that run at the same time, the one that ends last leaves the time since it started.
     """
-    start = time.monotonic()
+    before, start = context.run.seconds(name), time.monotonic()
 
     def keep() -> None:
         context.run.keep_seconds(name, before + time.monotonic() - start)

@@ -55,11 +55,8 @@ def run_share(
                 return run
             clear_faults(stage, context, state.faults)
             prepare(stage, state, context)
-            before = run.seconds(stage.name)
             run.begin(stage.name, inputs)
-            # For other shares: `begin` removes `meta.json`, which has those of a finished stage.
-            run.keep_seconds(stage.name, before)
-        with timed(context, stage.name, before):
+        with timed(context, stage.name):
             features.take_share(context)
         with run.turn():
             context.share = None

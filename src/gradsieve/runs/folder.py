@@ -213,11 +213,15 @@ class RunFolder:
         return found
 
     def begin(self, name: str, inputs: Mapping[str, Any]) -> Path:
-        """Record that a stage starts with these fingerprint inputs; returns its folder."""
-        folder = self.stage(name)
+        """Record that a stage starts with these fingerprint inputs; returns its folder.
+
+        The seconds that its outputs have taken so far are kept.
+        """
+        folder, seconds = self.stage(name), self.seconds(name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / META).unlink(missing_ok=True)
         write_sealed(folder / INPUTS, inputs)
+        self.keep_seconds(name, seconds)
         return folder
 
     def finish(self, name: str, metadata: Mapping[str, Any]) -> None:
@@ -327,7 +331,7 @@ class RunFolder:
 
     def snapshot(self, name: str) -> dict[Path, bytes]:
         """The contents of the recipe and of the files that record a stage's progress."""
-        files = [self.stage(name) / INPUTS, self.stage(name) / META, self.recipe]
+        files = [*(self.stage(name) / own for own in (INPUTS, META, SECONDS)), self.recipe]
         return {file: file.read_bytes() for file in files if file.is_file()}
 
     def clear(self, name: str) -> None:
