@@ -245,8 +245,8 @@ def test_runs_on_different_questions_are_refused(tmp_path: Path, ids: Sequence[s
 
 @pytest.mark.parametrize("own_id", ["", None, True, 0.5, ["r0"]])
 def test_rows_are_distinguished_whatever_their_id(tmp_path: Path, own_id: Any) -> None:
-    run = finished(tmp_path, ["random", "bm25"])
-    for method in ("random", "bm25"):
+    run = finished(tmp_path, ["random-1", "bm25"])
+    for method in ("random-1", "bm25"):
         folder = RunFolder(run).stage("select") / "mine" / method
         world.write(folder / "selected.jsonl", [{"source": "a", "id": own_id}] * 2)
     assert compare([run]).overlap == {"mine": {"random": {"bm25": 0.5}}}

@@ -315,11 +315,13 @@ def _overlaps(
     run: RunFolder, name: str, methods: Mapping[str, Any]
 ) -> dict[tuple[str, str], float]:
     """Shared rows as a fraction of the smaller selection, by pair of methods (first seeds only)."""
-    selections = Artifacts(run).selections
+    selections, first = Artifacts(run).selections, dict[str, str]()
+    for method in methods:
+        first.setdefault(split_seed(method)[0], method)
     chosen = {
-        method: pa.concat_tables(records_of(file)).select(["source", "id"])
-        for method in methods
-        if method == split_seed(method)[0] != "full"
+        base: pa.concat_tables(records_of(file)).select(["source", "id"])
+        for base, method in first.items()
+        if base != "full"
         for file in [selections.selection(name, method).messages]
     }
     return {
