@@ -34,6 +34,12 @@ def test_a_misspelt_name_is_refused_with_the_nearest() -> None:
     assert "bm25" in caught.value.todo
 
 
+def test_a_name_that_ends_in_a_number_is_explained() -> None:
+    with pytest.raises(UsageError, match="no method top") as caught:
+        find_method("top-2@0.05")
+    assert caught.value.where == "score.methods: top-2 is top with seed 2"
+
+
 class Longest:
     """A third-party method: it prefers the longest rows."""
 

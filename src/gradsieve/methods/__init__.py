@@ -78,7 +78,8 @@ def find_method(name: str, recipe: Recipe | None = None) -> Method:
     Raises:
         UsageError: If there is no such method; the message suggests the closest name.
     """
-    base = split_seed(name)[0].partition("@")[0]
+    name = name.partition("@")[0]
+    base, seed = split_seed(name)
     files = recipe.score.files if recipe else {}
     if base in files:
         if base in TAKEN:
@@ -100,8 +101,9 @@ def find_method(name: str, recipe: Recipe | None = None) -> Method:
             what = f"The method cannot be loaded: {type(error).__name__}: {error}"
             raise UsageError(what, where, "Correct the package, or remove the method.") from error
         return checked_method(found, base, where)
+    where = f"score.methods: {name} is {base} with seed {seed}" if name != base else "score.methods"
     todo = did_you_mean(base, [*METHODS, *others])
-    raise UsageError(f"There is no method {base}.", "score.methods", todo)
+    raise UsageError(f"There is no method {base}.", where, todo)
 
 
 def score_by(name: str, task: ScoringTask) -> dict[str, Scores]:
