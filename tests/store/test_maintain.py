@@ -276,9 +276,13 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert told.exit_code == 0
     assert "20 rows" in told.output
     assert json.loads(run("inspect", tmp_path / "whole", "--json").output)["rows"] == 20
-    assert run("convert", tmp_path / "whole", tmp_path / "small", "--bits", 2).exit_code == 0
+    told = run("convert", tmp_path / "whole", tmp_path / "small", "--bits", 2)
+    assert told.stdout.startswith("20 rows (a 10, b 10), 0 skipped; finished\n")
+    assert told.stdout.endswith(" 2-bit values\n")
     assert run("verify", tmp_path / "small").exit_code == 0
-    assert run("merge", tmp_path / "whole", "--into", tmp_path / "merged").exit_code == 0
+    (tmp_path / "whole" / "manifest.json").unlink()
+    told = run("merge", tmp_path / "whole", "--into", tmp_path / "merged")
+    assert told.stdout.startswith("20 rows (a 10, b 10), 0 skipped; unfinished\n")
     file = next((tmp_path / "small").glob("shard-*"))
     file.write_bytes(file.read_bytes()[:-3])
     told = run("verify", tmp_path / "small")

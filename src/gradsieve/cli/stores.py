@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,17 +28,8 @@ def inspect(store: StorePath, as_json: Json = False) -> None:
     from gradsieve.store import inspect as inspected
 
     summary = inspected(store)
-    if as_json:
-        echo(summary)
-        return
-    sources = ", ".join(f"{name} {count}" for name, count in summary["sources"].items())
-    state = "finished" if summary["finished"] else "unfinished"
-    echo(
-        f"{summary['rows']} rows ({sources}), {summary['skipped']} skipped; {state}\n"
-        f"{summary['shards']} shards, {summary['bytes'] / 2**20:.1f} MiB, "
-        f"{summary['bits']} bits per value\n"
-        f"{json.dumps(summary['settings'], ensure_ascii=False, indent=1)}"
-    )
+    settings = json.dumps(summary["settings"], ensure_ascii=False, indent=1)
+    echo(summary if as_json else f"{_in_words(summary)}\n{settings}")
 
 
 @store_app.command(epilog=f"Example: gradsieve store verify {A_STORE}")
@@ -62,10 +53,12 @@ def convert(
     """Write a copy of a datastore with fewer bits."""
     from gradsieve.console import Progress
     from gradsieve.store import convert as converted
+    from gradsieve.store import inspect as inspected
     from gradsieve.store import open_store
 
     with Progress(quiet).counting("convert", len(open_store(store)), "rows") as report:
         converted(store, into, bits, report)
+    echo(_in_words(inspected(into)))
 
 
 @store_app.command(epilog="Example: gradsieve store merge part-1 part-2 --into all")
@@ -82,3 +75,14 @@ def merge(
     shards = sum(inspected(store)["shards"] for store in stores)
     with Progress(quiet).counting("merge", shards, "shards") as report:
         merged(stores, into, report)
+    echo(_in_words(inspected(into)))
+
+
+def _in_words(summary: dict[str, Any]) -> str:
+    sources = ", ".join(f"{name} {count}" for name, count in summary["sources"].items())
+    state = "finished" if summary["finished"] else "unfinished"
+    return (
+        f"{summary['rows']} rows ({sources}), {summary['skipped']} skipped; {state}\n"
+        f"{summary['shards']} shards, {summary['bytes'] / 2**20:.1f} MiB, "
+        f"{summary['bits']}-bit values"
+    )
