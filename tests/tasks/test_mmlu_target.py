@@ -49,8 +49,8 @@ def test_all_of_an_answer_is_supervised_on_request(tmp_path: Path) -> None:
     assert whole.fingerprint != plain.fingerprint
     template = ChatTemplate(make_tokenizer())
     answer, turn = (
-        "".join(text for text, flag in template.pieces(one.examples[0]) if flag)
-        for one in (plain, whole)
+        "".join(text for text, flag in template.in_pieces(rendered)[1] if flag)
+        for rendered in (template.render(one.examples[0]) for one in (plain, whole))
     )
     assert answer.strip() == "B"
     assert turn.split() == ["The", "answer", "is:", "B", "</s>"]

@@ -186,17 +186,17 @@ class ChatTemplate:
         except TEMPLATE_ERRORS as error:
             return Refusal(example, str(error) or type(error).__name__)
 
-    def pieces(self, example: Example) -> list[tuple[str, bool]]:
-        """The text of an example's tokens, in pieces, each with whether it is supervised."""
-        rendered = self.render(example)
+    def in_pieces(self, rendered: Rendered) -> tuple[TokenizedExample, list[tuple[str, bool]]]:
+        """The tokens of a text, and their text in pieces, each with whether it is supervised."""
         [encoding] = self._tokenize([rendered])
+        encoded = self._labeled(rendered, encoding)
         at, pieces = 0, list[tuple[str, bool]]()
-        flags = [label != -100 for label in self._labeled(rendered, encoding).labels]
+        flags = [label != -100 for label in encoded.labels]
         for flag, tokens in groupby(zip(flags, encoding.offsets, strict=False), itemgetter(0)):
             end = max(at, *(last for _, (_, last) in tokens))
             pieces.append((rendered.text[at:end], flag))
             at = end
-        return [piece for piece in pieces if piece[0]]
+        return encoded, [piece for piece in pieces if piece[0]]
 
     @cached_property
     def ends(self) -> list[int]:

@@ -111,10 +111,10 @@ def _shown(row: Example | Rejected, template: ChatTemplate) -> ShownRow:
     if isinstance(row, Rejected):
         return ShownRow(row.where, skip_reason=row.reason)
     name = f"{row.source} {row.id}"
-    [encoded] = template.try_encode_all([row])
-    if isinstance(encoded, Refusal):
-        return ShownRow(row.where, name, skip_reason=encoded.skip_reason)
+    rendered = template.try_render(row)
+    if isinstance(rendered, Refusal):
+        return ShownRow(row.where, name, skip_reason=rendered.skip_reason)
+    encoded, pieces = template.in_pieces(rendered)
     labels = sum(label != -100 for label in encoded.labels)
     counts = (len(encoded.input_ids), labels, encoded.truncated)
-    pieces = tuple(template.pieces(row))
-    return ShownRow(row.where, name, *counts, pieces, encoded.skip_reason)
+    return ShownRow(row.where, name, *counts, tuple(pieces), encoded.skip_reason)

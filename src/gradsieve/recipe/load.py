@@ -177,10 +177,11 @@ def dump_recipe(recipe: Recipe) -> str:
 def _parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     """The file's data, and the line number of each key; a duplicate key is an error."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
         _refuse_expanding(root, where)
-        tree = yaml.safe_load(text)
-        keys = list(_key_lines(root, ()))
+        keys = list(_key_lines(root, ()))  # first: `construct_document` expands merges in place
+        tree = None if root is None else loader.construct_document(root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
