@@ -328,8 +328,8 @@ def _chosen(
     wanted = budget.rows(len(numbers))
     if name.method != "full" and wanted is not None and len(choice.chosen) < wanted:
         context.progress.warn(
-            f"{name.short}, target {name.target}: {len(choice.chosen)} rows instead of {wanted}, "
-            f"since {len(choice.passed)} were passed over; dropped.jsonl lists the reasons"
+            f"{name.short}, target {name.target}: {len(choice.chosen)} rows instead of {wanted} "
+            f"({len(choice.passed)} passed over); dropped.jsonl lists the reasons"
         )
     return choice
 
