@@ -280,6 +280,9 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert told.stdout.startswith("20 rows (a 10, b 10), 0 skipped; finished\n")
     assert told.stdout.endswith(" 2-bit values\n")
     assert run("verify", tmp_path / "small").exit_code == 0
+    with pytest.raises(StoreError, match="made with other settings") as caught:
+        convert(tmp_path / "whole", tmp_path / "whole", 2)
+    assert "delete" not in caught.value.todo  # it is what was to be converted
     (tmp_path / "whole" / "manifest.json").unlink()
     told = run("merge", tmp_path / "whole", "--into", tmp_path / "merged")
     assert told.stdout.startswith("20 rows (a 10, b 10), 0 skipped; unfinished\n")

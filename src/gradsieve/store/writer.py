@@ -66,7 +66,7 @@ def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
         raise StoreError(
             "The datastore was made with other settings.",
             f"{folder.where(SETTINGS)}: {'; '.join(changes)}",
-            "Give another folder, or delete this one.",
+            "Give another folder, or move this one away.",
         )
     return StoreWriter(folder, existing)
 
