@@ -1,11 +1,13 @@
-"""Is `gradsieve plan` right? Three recipes are planned, run, and compared, stage by stage.
+"""Is `gradsieve plan` right? Four recipes are planned, run, and compared, stage by stage.
 
-    python benchmarks/plan/run.py --data ../shared/data --out runs/plan [--only demo] [--clock cpu]
+    python benchmarks/plan/run.py --data ../shared/data --out runs/plan --model SMOLLM2 \
+        [--only demo] [--clock cpu]
 
 1. demo: the built-in example with fewer epochs, four methods, training and evaluation;
 2. real: 600 rows of eleven public sources, MMLU, TyDiQA and BBH as targets, a Llama with 260
    thousand parameters, up to the selection;
-3. trained: the same pool for TyDiQA, with three methods, training and evaluation.
+3. trained: the same pool for TyDiQA, with three methods, training and evaluation;
+4. smollm2: SmolLM2-135M-Instruct in bfloat16, 300 of the rows and TyDiQA.
 
 Plan and run are separate processes, one after the other. With `--clock cpu` both measure CPU time
 instead of wall time: on a shared machine, whose load changes from minute to minute, only CPU time
@@ -44,11 +46,11 @@ CLOCKS = {
 """Code that runs before gradsieve is imported, by clock."""
 
 
-def real(data: Path, out: Path, targets: tuple[str, ...], **more: Any) -> Path:
+def real(data: Path, out: Path, targets: tuple[str, ...], rows: int = ROWS, **more: Any) -> Path:
     """Write a recipe for the real rows; returns its file."""
     tree = {
         "model": real_data.small_model(data),
-        "pool": real_data.draw(data, out / "pool", ROWS, planted=0),
+        "pool": real_data.draw(data, out / "pool", rows, planted=0),
         "targets": [
             {"name": name, "task": name, "path": str(data / "eval" / name)} for name in targets
         ],
@@ -65,7 +67,7 @@ def real(data: Path, out: Path, targets: tuple[str, ...], **more: Any) -> Path:
     return file
 
 
-def recipes(data: Path, out: Path) -> dict[str, tuple[Path, list[str]]]:
+def recipes(data: Path, out: Path, model: Path) -> dict[str, tuple[Path, list[str]]]:
     """Recipe file and overrides by name."""
     return {
         "demo": (prepare(out / "demo-inputs", Progress()), ["train.epochs=3", "train.seeds=[0]"]),
@@ -78,6 +80,21 @@ def recipes(data: Path, out: Path) -> dict[str, tuple[Path, list[str]]]:
                 score={"methods": ["less", "random", "rds_plus"]},
                 train={"seeds": [0, 1]},
                 evaluate={"limit": 3},
+            ),
+            [],
+        ),
+        "smollm2": (
+            real(
+                data,
+                out / "smollm2-inputs",
+                targets=("tydiqa",),
+                rows=300,
+                model={"name": str(model), "max_length": 1024},
+                warmup={"epochs": 1, "fraction": 0.2, "lora": {"r": 8, "alpha": 32}},
+                score={"methods": ["less", "random", "rds_plus"]},
+                select={"fraction": 0.1},
+                train={"epochs": 1, "seeds": [0]},
+                evaluate={"limit": 1},
             ),
             [],
         ),
@@ -125,19 +142,22 @@ def compare(recipe: Path, overrides: list[str], out: Path, clock: str) -> dict[s
         "seconds": round(sum(stage["seconds"] for stage in stages), 2),
         "wall_seconds_of_planning": round(planning, 1),
         "wall_seconds_of_the_run": round(running, 1),
+        "clock": clock,
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "load": round(os.getloadavg()[0], 1),
     }
 
 
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
-    clock = result["command"].rpartition(" ")[2]
-    loads = ", ".join(str(found["load"]) for found in result["recipes"].values())
+    clocks = ", ".join(
+        f"{name} by {found['clock']} time ({found['threads']} threads, load {found['load']})"
+        for name, found in result["recipes"].items()
+    )
     lines = [
         "# Predicted and taken\n",
         f"`{result['command']}`, {result['machine']}, {json.dumps(result['versions'])}.\n",
-        f"Stages that took a second or more, and the sums of all, by the {clock}'s clock. "
-        f"Load of the machine: {loads}.\n",
+        f"Stages that took a second or more, and the sums of all: {clocks}.\n",
         "| recipe | stage | predicted | taken | predicted / taken |",
         "| --- | --- | --- | --- | --- |",
     ]
@@ -156,19 +176,21 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--only", help="one recipe; the others' results are kept")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     arguments = parser.parse_args()
     file, found = HERE / "result.json", {}
-    for name, (recipe, overrides) in recipes(arguments.data, arguments.out).items():
+    for name, (recipe, overrides) in recipes(
+        arguments.data, arguments.out, arguments.model
+    ).items():
         if arguments.only in (None, name):
             found[name] = compare(recipe, overrides, arguments.out / name, arguments.clock)
     if arguments.only:
         found = {**json.loads(file.read_text(encoding="utf-8"))["recipes"], **found}
     result = {
-        "command": f"python benchmarks/plan/run.py --clock {arguments.clock}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
-        f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads",
+        "command": "python benchmarks/plan/run.py",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "recipes": found,
     }
