@@ -136,6 +136,11 @@ def test_what_is_done_and_what_a_change_does(inputs: dict[str, Any], tmp_path: P
     changed = states(warmup__epochs=3)
     assert changed["warmup"] == ("redo", "warmup.epochs: 2 -> 3")
     assert changed["features"] == ("wait", "warmup comes first")
+    table, reasons = str(plan(inputs, tmp_path, calibrate=False, warmup__epochs=3)).split("\n\n")[
+        2:4
+    ]
+    assert "warmup.epochs" not in table
+    assert reasons == "warmup: warmup.epochs: 2 -> 3"
     grown = states(score={"methods": ["less", "random"]})
     assert grown["score"][0] == "extend"
     assert "random" in grown["score"][1]

@@ -19,11 +19,12 @@ def test_many_truncated_or_skipped_rows_are_reported_once(tmp_path: Path) -> Non
         return found, run.require("pool")
 
     assert warned(64)[0] == []
-    found, facts = warned(12)
-    assert any("are truncated to 12 tokens" in line for line in found)
+    found, facts = warned(14)
+    assert (facts["truncated"], facts["usable"]) == (3, 7)  # a skipped row is not truncated, too
+    assert any("are truncated to 14 tokens" in line for line in found)
     for line in found:
         count = facts["truncated"] if "truncated" in line else facts["rows"] - facts["usable"]
         assert f"pool: {count} of {facts['rows']} rows ({count / facts['rows']:.0%})" in line
         assert "model.max_length" in line
         assert count > 0.1 * facts["rows"]
-    assert warned(12)[0] == []
+    assert warned(14)[0] == []

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradsieve.pipeline.plan import Plan, StagePlan
 
 STATES = {"new": "to run", "resume": "resumes", "extend": "to extend", "redo": "to run again",
-          "archived": "in archive/", "wait": "depends"}  # fmt: skip
+          "archived": "in archive/"}  # fmt: skip
 
 
 def plan_text(plan: Plan) -> str:
@@ -27,7 +27,9 @@ def plan_text(plan: Plan) -> str:
     stages = [
         [
             stage.stage,
-            f"{STATES.get(stage.state, stage.state)}{': ' if stage.why else ''}{stage.why}",
+            f"depends: {stage.why}"
+            if stage.state == "wait"
+            else STATES.get(stage.state, stage.state),
             f"{stage.flops:.2g}",
             "" if stage.optimizer_steps is None else stage.optimizer_steps,
             _time(stage),
@@ -40,6 +42,9 @@ def plan_text(plan: Plan) -> str:
         _aligned(["pool", "rows", "bad", "tokens", "truncated", "skipped"], _pool(plan)),
         _aligned(["target", "subtasks", "examples", "left out", "questions"], targets),
         _aligned(head, stages, left=2),
+        "\n".join(  # below the table: a change of settings can take a long line
+            f"{one.stage}: {one.why}" for one in plan.stages if one.why and one.state != "wait"
+        ),
         "\n".join(_sums(plan)),
         "\n".join(f"note: {note}" for note in plan.notes),
     ]

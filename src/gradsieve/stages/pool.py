@@ -82,7 +82,7 @@ class Pool(Stage):
         return {
             "rows": len(pool),
             "usable": len(pool.usable),
-            "truncated": int(pool.column("truncated").sum()),
+            "truncated": _truncated(pool),
             "tokens": int(pool.lengths.sum()),
             "sources": {
                 name: {"rows": source.rows, "bad_rows": source.skipped}
@@ -92,11 +92,16 @@ class Pool(Stage):
         }
 
 
+def _truncated(pool: MappedPool) -> int:
+    """The number of usable rows that are truncated; one without label tokens is skipped instead."""
+    return int(pool.column("truncated")[pool.usable].sum())
+
+
 def _warn_of_shares(context: Context, pool: MappedPool) -> None:
     """Warn if many rows are truncated or skipped."""
     reasons = Counter(pool.skip_reasons.drop_null().to_pylist()).most_common(1)
     found = {
-        f"are truncated to {context.template.max_length:,} tokens": pool.column("truncated").sum(),
+        f"are truncated to {context.template.max_length:,} tokens": _truncated(pool),
         f"are skipped: {reasons[0][0] if reasons else ''}": len(pool) - len(pool.usable),
     }
     for what, count in found.items():
