@@ -237,6 +237,8 @@ def test_a_method_of_a_file_has_the_name_of_its_object(tmp_path: Path, score: st
         ("model.name.x=1", "is a value"),
         ("warmup.epochs=[", "not YAML"),
         ("warmup.epoch=2", "did you mean `epochs`?"),
+        ("train.seed=1", "did you mean `seeds`?"),
+        ("seed=1", "`seed` belongs in `warmup`"),  # not `select`, which is a little like it
     ],
 )
 def test_set_that_is_wrong(tmp_path: Path, override: str, said: str) -> None:

@@ -266,8 +266,9 @@ def verify_run(run: Run, quiet: Quiet = False, as_json: Json = False) -> None:
     from gradsieve.console import Progress
     from gradsieve.runs.verify import verify as verified
 
-    with Progress(quiet).counting("verify", len(STAGES), "stages") as report:
-        found = verified(RunFolder(run), report)
+    folder = RunFolder(run)
+    with Progress(quiet).counting("verify", len(folder.stages_there()), "stages") as report:
+        found = verified(folder, report)
     echo(asdict(found) if as_json else found.text())
     if found.problems:
         raise typer.Exit(1)

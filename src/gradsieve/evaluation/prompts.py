@@ -65,8 +65,8 @@ class Prompts:
         if not what:
             return None
         return (
-            f"of {len(self.texts)} questions {' and '.join(what)}, since the model's context "
-            f"length is {self.max_length}, {self.max_tokens} of it for the answer"
+            f"prompts shortened to fit, of {len(self.texts)}: {' and '.join(what)}; the model's "
+            f"context length is {self.max_length} tokens, {self.max_tokens} of them for the answer"
         )
 
 

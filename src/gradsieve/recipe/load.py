@@ -327,10 +327,10 @@ _EXPECTED = {
 def _unknown_key(path: tuple[str, ...]) -> str:
     section = section_at(path[:-1])
     keys = list(section.model_fields) if section else []
-    near = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.6)
+    elsewhere = " or ".join(f"`{place}`" for place in _places_of(path[-1], Recipe))
+    near = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.8 if elsewhere else 0.6)
     if near:
         return f"unknown key; did you mean `{near[0]}`?"
-    elsewhere = " or ".join(f"`{place}`" for place in _places_of(path[-1], Recipe))
     if elsewhere:
         return f"unknown key here; `{path[-1]}` belongs in {elsewhere}"
     return f"unknown key; known here: {', '.join(keys)}"
