@@ -172,7 +172,7 @@ def test_results_of_an_earlier_selection_are_left_out(tmp_path: Path) -> None:
     assert found.cells["mine"]["held_out_loss"].keys() == {"base", "bm25"}
     (note,) = found.notes
     assert "results of mine/random are out of date" in note
-    assert "`gradsieve run`" in note
+    assert "`gradsieve run --from train`" in note
     assert note in CliRunner().invoke(app, ["compare", str(run)]).stderr
     trained(run, {"mine/bm25": "4", "mine/random": "3"}, on=same)
     with pytest.raises(RunError, match="out of date") as caught:

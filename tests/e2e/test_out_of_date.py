@@ -57,7 +57,7 @@ def test_another_selection_has_no_results_yet(recipe: Path, out: Path) -> None:
     assert "train: out of date, because select has changed since" in lines
     assert "evaluate: out of date, because train is out of date" in lines
     assert "report: out of date, because select has changed since" in lines
-    assert f"To update: `gradsieve run` with this recipe and --out {out}" in lines
+    assert f"To update: `gradsieve run --from train` with this recipe and --out {out}" in lines
     found = json.loads(call("select", recipe, "--out", out, "--set", "select.count=5", "--json")
                        .stdout)  # fmt: skip
     assert set(found["out_of_date"]) == {"train", "evaluate", "report"}

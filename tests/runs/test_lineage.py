@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gradsieve.runs.folder import RunFolder
-from gradsieve.runs.lineage import outdated, upstream
+from gradsieve.runs.lineage import outdated, update, upstream
 from gradsieve.runs.verify import verify
 
 STAGES: dict[str, dict[str, Any]] = {
@@ -63,6 +63,15 @@ def test_a_change_outdates_all_that_follows(run: RunFolder) -> None:
         "train": "select is out of date",
         "report": "score has changed since",
     }
+
+
+def test_the_command_that_updates_keeps_the_warm_up(run: RunFolder) -> None:
+    found = change(run, "pool", output={"one": "p1", "two": "p2"})
+    assert [*found] == ["score", "select", "train", "report"]
+    assert update(run, found) == "gradsieve run --from features"  # new rows have none yet
+    assert update(run, [*found][1:]) == "gradsieve run --from select"
+    run.finish("score", {**STAGES["score"], "inputs": {"pool": {"one": "p1"}}})  # as bm25 does
+    assert update(run, outdated(run)) == "gradsieve run --from score"
 
 
 def test_what_is_added_leaves_the_rest_as_it_was(run: RunFolder) -> None:

@@ -29,7 +29,7 @@ from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import SelectionName
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder
-from gradsieve.runs.lineage import outdated
+from gradsieve.runs.lineage import outdated, update
 from gradsieve.runs.score_table import ScoreTable
 from gradsieve.store import Store
 
@@ -145,9 +145,11 @@ class _Explainer:
     def __init__(self, context: Context, name: SelectionName) -> None:
         self._context, self._pool, self._artifacts = context, context.pool, context.artifacts
         self._target, self._method, self._selection = name.target, name.method, name.short
+        changed = outdated(context.run)
+        command = update(context.run, changed)
         self._notes = [
-            f"{stage} is out of date: {reason}; run `gradsieve run` with the run's recipe"
-            for stage, reason in outdated(context.run).items()
+            f"{stage} is out of date: {reason}; run `{command}` with the run's recipe"
+            for stage, reason in changed.items()
             if stage in ("score", "select")
         ]
 

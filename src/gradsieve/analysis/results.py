@@ -30,7 +30,7 @@ from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import TOGETHER, Effect
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
-from gradsieve.runs.lineage import outdated
+from gradsieve.runs.lineage import outdated, update
 
 Result = dict[str, Any]
 """A row of results.json with its values by question, the questions' ids and weights, its run."""
@@ -137,7 +137,8 @@ def _results(run: RunFolder, notes: list[str]) -> list[Result]:
         about["model"] = _model(row, inputs)
         by_question = result["metrics"][row["metric"]]
         found.append({**row, **about, "by_question": by_question, "run": str(run.path)})
-    todo = f"run `gradsieve run` with its recipe and --out {run.path}"
+    changed = outdated(run)
+    todo = f"run `{update(run, changed)}` with its recipe and --out {run.path}"
     if left_out and all(row["method"] in UNTRAINED for row in found):
         raise RunError(
             "The results are out of date: they are of models trained on earlier selections.",
@@ -151,7 +152,7 @@ def _results(run: RunFolder, notes: list[str]) -> list[Result]:
         )
     notes += [
         f"{run.path}: {stage} is out of date: {reason}; {todo}"
-        for stage, reason in outdated(run).items()
+        for stage, reason in changed.items()
         if stage in ("score", "select")
     ]
     return found

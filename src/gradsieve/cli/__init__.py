@@ -339,7 +339,7 @@ def _print_result(run: RunFolder, needed: Sequence[str], as_json: bool) -> None:
         as_json: Print the metadata of all stages as JSON.
     """
     from gradsieve.runs.artifacts import Artifacts
-    from gradsieve.runs.lineage import outdated
+    from gradsieve.runs.lineage import outdated, update
 
     metas = {name: meta for name in STAGE_NAMES if (meta := run.metadata(name)) is not None}
     stale = outdated(run)
@@ -364,7 +364,8 @@ def _print_result(run: RunFolder, needed: Sequence[str], as_json: bool) -> None:
     for name, reason in stale.items():
         echo(f"{name}: out of date, because {reason}")
     if stale:
-        command = "run" if stale.keys() & {*needed} else next(iter(stale))
-        echo(f"To update: `gradsieve {command}` with this recipe and --out {run.path}")
+        own = [name for name in stale if name in needed]
+        command = update(run, own) if own else f"gradsieve {next(iter(stale))}"
+        echo(f"To update: `{command}` with this recipe and --out {run.path}")
     if not selected:
         echo(f"done: {', '.join(metas)} in {run.path}")

@@ -72,7 +72,8 @@ def _sums(plan: Plan) -> Iterator[str]:
     free = "" if plan.disk_free_bytes is None else f" ({size(plan.disk_free_bytes)} free)"
     held = "" if plan.gpu_hours is None else f" ({plan.gpu_hours:,.1f} GPU-hours)"
     yield f"to run: {seconds} on {plan.machine}{held}, {size(plan.disk_bytes)} on disk{free}"
-    yield f"trainable parameters: {plan.trainable:,}"
+    if plan.trainable:
+        yield f"trainable parameters: {plan.trainable:,}"
 
 
 def _aligned(head: Sequence[str], rows: Any, left: int = 1) -> str:

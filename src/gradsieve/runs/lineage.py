@@ -6,7 +6,7 @@ read, so later changes to these outputs are detected. Neither models nor data ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gradsieve.io import agree
@@ -44,6 +44,16 @@ def outdated(run: RunFolder, stages: Sequence[str] = STAGE_NAMES) -> dict[str, s
             elif not _holds(other, then, now) and (name, other) != ("features", "pool"):
                 found.setdefault(name, f"{other} has changed since")
     return found
+
+
+def update(run: RunFolder, stale: Iterable[str]) -> str:
+    """The command that updates these stages, outdated and in order, but keeps an earlier warm-up.
+
+    Instead of with scores it starts with the features that they read: new rows have none yet.
+    """
+    first = next(iter(stale), "train")
+    reads_features = first == "score" and "features" in _read_by(run, first)
+    return f"gradsieve run --from {'features' if reads_features else first}"
 
 
 def upstream(run: RunFolder, name: str) -> set[str]:
