@@ -136,6 +136,16 @@ def test_switch_target_and_method(visit: Visit, report: Path) -> None:
     assert "can\u2019t be decomposed" in tab.locator("#rows .detail").first.inner_text()
 
 
+def test_ends_of_intervals_have_a_sign(visit: Visit, tmp_path: Path) -> None:
+    """As in the table of `gradsieve compare`."""
+    data = few_rows()
+    one = {"method": "base", "values": [0.5], "mean": 0.5, "deviation": None,
+           "over": {"random": [0.4, 0.3, 0.5]}}  # fmt: skip
+    data["results"] = {"t": [{"metric": "f1", "higher_is_better": True, "methods": [one]}]}
+    gap = visit(written(data, tmp_path)).locator("td.gap").inner_text()
+    assert gap == "+0.400 [+0.300, +0.500]"
+
+
 @pytest.mark.parametrize("target", ["mine", "length"])
 def test_nothing_in_the_data_runs(visit: Visit, report: Path, target: str) -> None:
     tab = visit(report)

@@ -158,7 +158,7 @@ function showMetric(card, metric, current) {
     const cells = [element("th", { scope: "row" }, one.method), element("td", { class: "strip" }, strip), element("td", { class: "number" }, mean)];
     const gap = one.over.random;
     if (trained) cells.push(element("td", { class: "number" }, one.method in steps ? whole.format(steps[one.method]) : "\u2013"));
-    if (against) cells.push(element("td", { class: "number gap" }, ...(gap ? [signed(gap[0], fixed), " ", element("span", {}, `[${fixed(gap[1])}, ${fixed(gap[2])}]`)] : [])));
+    if (against) cells.push(element("td", { class: "number gap" }, ...(gap ? [signed(gap[0], fixed), " ", element("span", {}, `[${signed(gap[1], fixed)}, ${signed(gap[2], fixed)}]`)] : [])));
     table.append(element("tr", { class: here ? "current" : "" }, ...cells));
     stripChart(strip, one.values, one.mean, low, high, here);
   }
@@ -204,7 +204,7 @@ function showChecks(view) {
   let curve = null;
   if (report.loss.length) {
     curve = element("div", { class: "chart" });
-    cards.push(card("Warm-up", "Training loss, mean of each epoch (of parts of it, if it has many steps).", curve));
+    cards.push(card("Warm-up", "Training loss by optimizer step, mean of each epoch (of parts of it, if it has many steps).", curve));
   }
   if (overlap.methods.length > 1) {
     const shared = card("Overlap of methods", "Shared rows, divided by the smaller selection.", matrix(overlap.methods, overlap.shares, percent));
