@@ -9,6 +9,8 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -20,6 +22,7 @@ from conversations import byte_tokenizer
 from gradsieve.data.batching import PoolTokens, batches_of
 from gradsieve.data.pool import Pool
 from gradsieve.data.pool.build import build_pool, check_rows
+from gradsieve.data.pool.chunks import Chunk, RawChunk, make_chunk
 from gradsieve.data.sources import SourceSpec, read_source, source_key
 from gradsieve.data.template import ChatTemplate
 from gradsieve.errors import DataError, ErrorGroup
@@ -229,6 +232,40 @@ def test_the_number_of_processes_changes_no_byte(
         )
         build_pool(tmp_path / str(workers), [SourceSpec("s", file)], template, on_bad_row="skip")
     assert bytes_of(tmp_path / "1") == bytes_of(tmp_path / "2")
+
+
+@pytest.mark.parametrize(("free", "under_way"), [(1, 0), (3, 7), (100, 33)])
+def test_free_cores_of_a_cluster_tokenize_if_they_are_more(
+    tmp_path: Path,
+    template: ChatTemplate,
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    under_way: int,
+) -> None:
+    monkeypatch.setattr("gradsieve.data.pool.chunks.CHUNK_ROWS", 1)
+    sources = [SourceSpec("s", ROWS)]
+    build_pool(tmp_path / "here", sources, template)
+    calls: list[Any] = []
+    most = [0]
+
+    def submit(_: object, chunk: RawChunk, only_check: bool) -> Mock:
+        def result() -> Chunk:
+            calls.remove(call)
+            return make_chunk(chunk, template, only_check)
+
+        call = Mock(result=result)
+        calls.append(call)
+        most.append(len(calls))
+        return call
+
+    engine = Mock()
+    engine.executor.return_value = Mock(submit=submit), free
+    build_pool(tmp_path / "there", sources, template, engine=engine)
+    assert bytes_of(tmp_path / "here") == bytes_of(tmp_path / "there")
+    assert max(most) == under_way
+    where = "on the cluster" if under_way else "here"
+    note = f"pool: tokenized {where}, because {free} cores are free on the cluster, 1 here"
+    engine.progress.note.assert_called_once_with(note)
 
 
 def killing(monkeypatch: pytest.MonkeyPatch, name: str, after: int) -> None:

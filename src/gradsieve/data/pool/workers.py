@@ -32,8 +32,9 @@ from gradsieve.errors import DataError
 WORTH_STARTING = 4
 """Minimum number of chunks in a source for which worker processes are started."""
 
-MOST_ELSEWHERE = 32
-"""Maximum number of a cluster's cores: about 17 keep the process that writes the pool busy."""
+MOST_ELSEWHERE = 16
+"""Maximum number of a cluster's cores that counts. About 17 keep the process that writes the pool
+busy; twice as many chunks are under way, so no more than 33 are used."""
 
 WORKER_BYTES = 1 << 29
 """Memory per worker; the libraries take about half of it."""
@@ -92,10 +93,17 @@ class Workers:
 
     def _start_executor(self) -> None:
         """Start processes where there are more cores; none if there is only one."""
-        elsewhere = self._engine.executor(_start, self._template) if self._engine else None
-        if elsewhere and elsewhere[1] > self._count:
-            self._executor, self._count = elsewhere[0], min(elsewhere[1], MOST_ELSEWHERE)
-        elif self._count > 1:
+        if self._engine and (found := self._engine.executor(_start, self._template)):
+            executor, free = found
+            more = free > self._count
+            self._engine.progress.note(
+                f"pool: tokenized {'on the cluster' if more else 'here'}, because {free} cores are "
+                f"free on the cluster, {self._count} here"
+            )
+            if more:
+                self._executor, self._count = executor, min(free, MOST_ELSEWHERE)
+                return
+        if self._count > 1:
             self._executor = ProcessPoolExecutor(
                 self._count, _context(), initializer=_start, initargs=(self._template,)
             )
