@@ -109,6 +109,7 @@ def test_a_mistake_stops_the_run_at_once(engine: RayEngine, tmp_path: Path) -> N
 @pytest.fixture
 def executor(shared: RayEngine, tmp_path: Path) -> Executor:
     """Calls on the three nodes' cores, once the workers of earlier tests have left them."""
+    shared.close()
     for _ in range(100):
         made, cores = shared.executor(toys.prepare, tmp_path) or (None, 0)
         if made and cores == 3:
@@ -131,9 +132,9 @@ def test_a_lost_call_is_repeated_and_errors_are_the_calls_own(executor: Executor
     with pytest.raises(ModelError, match="The model is wrong") as caught:
         executor.submit(toys.mistaken).result()
     assert type(caught.value) is ModelError
-    with pytest.raises(RunError, match="call on the Ray cluster failed") as failed:
+    with pytest.raises(RunError, match="process on the Ray cluster failed") as failed:
         executor.submit(toys.not_here).result()
-    assert failed.value.where == "No module named 'mine'"
+    assert failed.value.where == "ModuleNotFoundError: No module named 'mine'"
 
 
 def test_the_pool_is_tokenized_on_the_cluster(

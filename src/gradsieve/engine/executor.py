@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future
 from functools import lru_cache, partial
 from typing import Any
 
-from gradsieve.engine.worker import VERSION
+from gradsieve.engine.worker import VERSION, check_version
 from gradsieve.errors import GradsieveError, RunError, first_line
 from gradsieve.io import needed
 
@@ -42,13 +42,8 @@ class RayExecutor(Executor):
         return found
 
 
-def _call(version: str, start: list[Any], call: Callable[[], Any]) -> Any:
-    if version != VERSION:
-        raise RunError(
-            "The nodes have different versions of gradsieve.",
-            f"{platform.node()} {VERSION}, the driver {version}",
-            "Install the same version on every node.",
-        )
+def _call(driver: str, start: list[Any], call: Callable[[], Any]) -> Any:
+    check_version(platform.node(), VERSION, driver)
     _start_once(*start)
     return call()
 
@@ -68,8 +63,10 @@ def _pass_on(found: Future[Any], ended: Future[Any]) -> None:
     cause = getattr(error, "cause", None) or error  # what the call raised
     if not isinstance(cause, GradsieveError):
         cause = RunError(
-            "A call on the Ray cluster failed.",
-            first_line(cause),
-            "Install gradsieve with its libraries on every node, and run the same command again.",
+            "A process on the Ray cluster failed.",
+            f"{type(cause).__name__}: {first_line(cause)}",
+            "Run the same command again: it resumes. If it fails again, install gradsieve with its "
+            "libraries on every node, and free some memory there.",
         )
+        cause.__cause__ = error  # has the traceback
     found.set_exception(cause)

@@ -28,7 +28,7 @@ from gradsieve.console import Progress
 from gradsieve.engine.base import Engine, Finished, Job, Result, Task, Worker, duration
 from gradsieve.engine.executor import RayExecutor
 from gradsieve.engine.waiting import Attempt, Seat, Waiting
-from gradsieve.engine.worker import VERSION, Failure, Node, Outcome, RayWorker
+from gradsieve.engine.worker import VERSION, Failure, Node, Outcome, RayWorker, check_version
 from gradsieve.errors import GradsieveError, RunError, UsageError, first_line
 from gradsieve.io import needed
 from gradsieve.recipe.schema import EngineConfig
@@ -82,8 +82,6 @@ class RayEngine(Engine):
         if named_cluster(self._settings)[1] is None:
             return None
         self._connect()
-        for seat in list(self._seats):
-            self._lose(seat)  # idle workers hold cores
         free = int(self._ray.available_resources().get("CPU", 0))
         return RayExecutor(self._ray, start, *sent), free
 
@@ -232,12 +230,7 @@ class RayEngine(Engine):
         self._failed_starts = 0
         seat.node, seat.worker.node = found, found.name
         self.progress.note(f"  {seat.worker.name} is on {found.name}, process {found.process}")
-        if found.version != VERSION:
-            raise RunError(
-                "The nodes have different versions of gradsieve.",
-                f"{found.name} {found.version}, here {VERSION}",
-                "Install the same version on every node.",
-            )
+        check_version(found.name, found.version, driver=VERSION)
 
     def _count_failed_start(self, seat: Seat, error: Exception) -> None:
         self._failed_starts += 1

@@ -119,6 +119,16 @@ class RayWorker:
         return Outcome(seconds, device_name(), result, failure, self._progress.take())
 
 
+def check_version(node: str, version: str, driver: str) -> None:
+    """Raise a RunError if a node's version of gradsieve is not the driver's."""
+    if version != driver:
+        raise RunError(
+            "The nodes have different versions of gradsieve.",
+            f"{node} {version}, the driver {driver}",
+            "Install the same version on every node.",
+        )
+
+
 def failure_of(error: Exception) -> Failure:
     """The failure that an exception causes."""
     if isinstance(error, GradsieveError):
