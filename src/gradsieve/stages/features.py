@@ -112,7 +112,7 @@ class Features(Stage):
         yield from checks.methods(context.recipe)
 
     def estimate(self, context: Context) -> Estimate:
-        """Per checkpoint, a pass over the pool per group of datastores and one over targets."""
+        """Per checkpoint, passes over the pool by group of datastores, targets and rows for eps."""
         settings, shape, pool = context.recipe.features, selecting_shape(context), context.pool
         names, values, rows = stores(context), width(context), target_rows(context)
         made, taken = len(groups(names)), checkpoints(context)
