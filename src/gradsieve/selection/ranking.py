@@ -16,7 +16,6 @@ from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,11 +59,15 @@ class Order:
         """Does nothing, since there is only one order."""
 
 
-@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
 def _first_left(order: NDArray[np.int32], gone: NDArray[np.bool_], place: int) -> int:
     """The first place from `place` on whose line remains; with many columns most are gone."""
-    while place < len(order) and gone[order[place]]:
-        place += 1
+    size = 1
+    while place < len(order):
+        taken = gone[order[place : place + size]]
+        first = int(taken.argmin())
+        if not taken[first]:
+            return place + first
+        place, size = place + len(taken), 2 * size
     return place
 
 
