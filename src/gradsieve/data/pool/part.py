@@ -106,6 +106,9 @@ class Progress:
         return sha256(f"{self.rows} {self.digest}".encode()).hexdigest()
 
 
+_PROGRESS = TypeAdapter(Progress)
+
+
 class Part:
     """The files of one source."""
 
@@ -118,7 +121,7 @@ class Part:
     def read_progress(self) -> Progress | None:
         """The part's progress; None if there is none, or its files don't have the recorded size."""
         try:
-            progress = TypeAdapter(Progress).validate_json(self.progress_file.read_bytes())
+            progress = _PROGRESS.validate_json(self.progress_file.read_bytes())
             sizes = self.data_file.stat().st_size, self.skipped_file.stat().st_size
         except (OSError, ValueError):
             return None
