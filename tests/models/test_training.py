@@ -2,6 +2,7 @@
 
 import math
 import random
+import shutil
 import sys
 import types
 from array import array
@@ -68,15 +69,31 @@ def prints(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): file_fingerprint(path) for path in files}
 
 
-def test_a_checkpoint_each_epoch_and_the_loss_curve(tmp_path: Path) -> None:
-    train(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted training; tests must not change it."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed_at_8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training, killed in the last epoch; tests must not change it."""
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.raises(Killed):
+        train(folder, 8)
+    return folder
+
+
+def test_a_checkpoint_each_epoch_and_the_loss_curve(whole: Path) -> None:
+    assert sorted(path.name for path in whole.iterdir()) == [
         "checkpoint-1",
         "checkpoint-2",
         "checkpoint-3",
         "loss.jsonl",
     ]
-    assert len((tmp_path / "loss.jsonl").read_text().splitlines()) == 9
+    assert len((whole / "loss.jsonl").read_text().splitlines()) == 9
 
 
 def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
@@ -107,12 +124,13 @@ def test_the_callers_random_states_are_restored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kill_at", [2, 5, 9])
-def test_killed_and_resumed_is_byte_for_byte_the_same(tmp_path: Path, kill_at: int) -> None:
-    train(tmp_path / "whole")
+def test_killed_and_resumed_is_byte_for_byte_the_same(
+    tmp_path: Path, whole: Path, kill_at: int
+) -> None:
     with pytest.raises(Killed):
-        train(tmp_path / "killed", kill_at)
-    train(tmp_path / "killed")
-    assert prints(tmp_path / "killed") == prints(tmp_path / "whole")
+        train(tmp_path, kill_at)
+    train(tmp_path)
+    assert prints(tmp_path) == prints(whole)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +139,10 @@ def test_killed_and_resumed_is_byte_for_byte_the_same(tmp_path: Path, kill_at: i
      "checkpoint-1/adam.safetensors"],
 )  # fmt: skip
 @pytest.mark.parametrize("how", ["flipped", "cut off", "removed"])
-def test_a_damaged_checkpoint_is_not_resumed(tmp_path: Path, damaged: str, how: str) -> None:
-    train(tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(tmp_path / "killed", 8)
+def test_a_damaged_checkpoint_is_not_resumed(
+    tmp_path: Path, whole: Path, killed_at_8: Path, damaged: str, how: str
+) -> None:
+    shutil.copytree(killed_at_8, tmp_path / "killed")
     file = tmp_path / "killed" / damaged
     content = file.read_bytes()
     middle = len(content) // 2
@@ -134,7 +152,7 @@ def test_a_damaged_checkpoint_is_not_resumed(tmp_path: Path, damaged: str, how: 
     elif how == "removed":
         file.unlink()
     train(tmp_path / "killed")
-    assert prints(tmp_path / "killed") == prints(tmp_path / "whole")
+    assert prints(tmp_path / "killed") == prints(whole)
 
 
 def test_a_training_of_other_rows_is_not_resumed(tmp_path: Path) -> None:
@@ -197,22 +215,21 @@ def test_max_steps_are_made_whatever_the_epochs(tmp_path: Path, steps: int) -> N
     assert len(losses) == steps
 
 
-def test_a_torn_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
-    train(tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(tmp_path / "killed", 8)
+def test_a_torn_checkpoint_is_not_resumed_from(
+    tmp_path: Path, whole: Path, killed_at_8: Path
+) -> None:
+    shutil.copytree(killed_at_8, tmp_path / "killed")
     torn = tmp_path / "killed" / "trainer" / "checkpoint-6"
     (torn / MARK).unlink()
     (torn / "optimizer.pt").write_bytes(b"half")
     train(tmp_path / "killed")
-    assert prints(tmp_path / "killed") == prints(tmp_path / "whole")
+    assert prints(tmp_path / "killed") == prints(whole)
 
 
-def test_learning_rates_fall_from_epoch_to_epoch(tmp_path: Path) -> None:
+def test_learning_rates_fall_from_epoch_to_epoch(whole: Path) -> None:
     from gradsieve.models.checkpoints import load_learning_rates
 
-    train(tmp_path)
-    rates = load_learning_rates([tmp_path / f"checkpoint-{i}" for i in (1, 2, 3)])
+    rates = load_learning_rates([whole / f"checkpoint-{i}" for i in (1, 2, 3)])
     assert rates is not None
     assert rates[1] > rates[2] > 0
     assert rates[2] < 1e-3 / 3
@@ -224,7 +241,7 @@ def test_losses_are_those_of_full_logits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, counts_tokens: bool
 ) -> None:
     """This includes accumulated micro-batches, whether or not the model counts a step's tokens."""
-    settings = SETTINGS.model_copy(update={"micro_batch_size": 2})
+    settings = SETTINGS.model_copy(update={"micro_batch_size": 2, "epochs": 1})
 
     def losses(folder: Path) -> list[float]:
         model = tiny.adapted(name, dropout=0.0)
@@ -236,7 +253,7 @@ def test_losses_are_those_of_full_logits(
     monkeypatch.setattr(Sft, "fits", lambda *_: False)
     wanted = losses(tmp_path / "full")
     assert found == pytest.approx(wanted, rel=1e-5)
-    assert len(set(wanted)) == 9
+    assert len(set(wanted)) == 3
 
 
 def test_a_models_own_loss_is_trained_where_it_is_another(tmp_path: Path) -> None:
@@ -245,8 +262,9 @@ def test_a_models_own_loss_is_trained_where_it_is_another(tmp_path: Path) -> Non
     base = model.get_base_model()
     own = base.loss_function
     base.loss_function = lambda *given, **named: 2 * own(*given, **named)
-    train_model(model, rows(), SETTINGS, 0, tmp_path, SFT, lambda *_: None)
-    train_model(fresh(), rows(), SETTINGS, 0, tmp_path / "plain", SFT, lambda *_: None)
+    once = {"max_steps": 1}
+    train_model(model, rows(), SETTINGS, 0, tmp_path, SFT, lambda *_: None, **once)
+    train_model(fresh(), rows(), SETTINGS, 0, tmp_path / "plain", SFT, lambda *_: None, **once)
     first, plain = (
         next(iter(read_lines(folder / "loss.jsonl")))["loss"]
         for folder in (tmp_path, tmp_path / "plain")
@@ -310,7 +328,7 @@ class Tracker(TrainerCallback):
 
 
 def test_trackers_get_the_losses_by_trainers_own_integrations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
     train(tmp_path / "a", settings=SETTINGS.model_copy(update={"report_to": ["tensorboard"]}))
@@ -318,8 +336,7 @@ def test_trackers_get_the_losses_by_trainers_own_integrations(
     events = tmp_path / "a" / "tensorboard" / "events"
     assert events.read_text() == str(tmp_path / "a")
     events.unlink()
-    train(tmp_path / "b")
-    assert prints(tmp_path / "a") == prints(tmp_path / "b")
+    assert prints(tmp_path / "a") == prints(whole)
 
 
 def test_every_training_is_a_run_of_its_own_in_wandb(
