@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,15 @@ def disk_not_waited_for() -> Iterator[None]:
     """Skip fsync: no test here cuts the power; tests/trust does, in processes of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def collected_when_needed() -> Iterator[None]:
+    """Leave garbage to Python: accelerate collects it before each training, and in a process with
+    the objects of a thousand tests that takes as long as the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("accelerate.utils.memory.gc", types.SimpleNamespace(collect=lambda: 0))
         yield
 
 
