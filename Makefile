@@ -20,9 +20,10 @@ demo: $(RUNTIME)        ## the main job on a small built-in example
 	$(BIN)/gradsieve demo --out runs/demo
 
 # Workers with several threads each would wait by spinning. A worker takes a file at a time: what the
-# file's tests share is made once.
+# file's tests share is made once. Bytecode is kept, whatever the environment says: each worker and
+# each process that a test starts would compile for seconds.
 test: $(STAMP)          ## the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)     ## the slow ones: many kills, larger inputs
 	$(BIN)/python -m pytest -m slow
