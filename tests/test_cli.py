@@ -75,7 +75,7 @@ def test_version_and_short_help() -> None:
 
 def test_a_closed_pipe_ends_quietly() -> None:
     program = f"{sys.executable} -m gradsieve"
-    for command in ("--help", "run --help", "compare none", "--version"):
+    for command in ("--help", "run --help", "init --model ''", "--version"):
         line = f"{program} {command} 2>&1 | true"
         done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
         assert done.stderr == ""

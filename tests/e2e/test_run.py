@@ -169,7 +169,8 @@ def test_a_finished_run_is_skipped(
 
 
 def test_batch_size_does_not_matter(run: RunFolder, inputs: dict[str, Any], tmp_path: Path) -> None:
-    one = {**inputs, "warmup": {"checkpoints": [str(run.stage("warmup") / "checkpoint-2")]}}
+    checkpoints = [str(run.stage("warmup") / "checkpoint-2")]
+    one = {**inputs, "pool": inputs["pool"][:1], "warmup": {"checkpoints": checkpoints}}
     for bits, most in ((32, 1e-6), (16, 5e-6)):  # rounding to 16 bits enlarges small differences
         runs = [
             gradsieve.run(

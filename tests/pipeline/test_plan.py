@@ -69,7 +69,7 @@ def test_every_stage_gets_seconds(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gradsieve.pipeline.sample.STAGE_SECONDS", 20.0)
-    monkeypatch.setattr("gradsieve.pipeline.sample.CLEAR_SECONDS", 0.05)
+    monkeypatch.setattr("gradsieve.pipeline.sample.CLEAR_SECONDS", 0.01)
     methods = ["less", "random", "bm25", "perplexity_top"]
     found = plan(
         inputs, tmp_path / "run", score={"methods": methods}, train={"epochs": 1}, evaluate={}

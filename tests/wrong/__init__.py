@@ -57,12 +57,13 @@ class Desk:
     def set(self, key: str, value: Any) -> None:
         """Set a key of the recipe, e.g. `pool.0.path`."""
         file = self.folder / "recipe.yaml"
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)
         node, *path = tree, *key.split(".")
         for part in path[:-1]:
             node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
         node[int(path[-1]) if isinstance(node, list) else path[-1]] = value
-        file.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        written = yaml.dump(tree, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True)
+        file.write_text(written, encoding="utf-8")
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file."""
