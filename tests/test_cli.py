@@ -1,5 +1,6 @@
 """The command line: fast, quiet about internals, and clear about errors."""
 
+import gc
 import importlib.metadata
 import json
 import os
@@ -17,6 +18,7 @@ import gradsieve
 import world
 import wrong
 from gradsieve import cli
+from gradsieve.cli.shared import importing
 from gradsieve.recipe.load import dump_recipe, load_recipe
 from gradsieve.runs.folder import STAGE_NAMES
 
@@ -48,6 +50,21 @@ def test_results_are_read_without_what_loads_models_and_rows() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_imports_are_exempt_from_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen: list[bool] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    with importing():  # torch is imported already, by other code
+        assert gc.isenabled()
+    monkeypatch.delitem(sys.modules, "torch")
+    with importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ImportError), importing():
+        raise ImportError
+    assert gc.isenabled()
+    assert frozen == [False]
 
 
 def test_help_is_quick() -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gradsieve.cli.shared import Json, Quiet, echo, option
+from gradsieve.cli.shared import Json, Quiet, echo, importing, option
 from gradsieve.cli.signals import interruptible
 from gradsieve.cli.starter import init
 from gradsieve.cli.stores import store_app
@@ -177,8 +177,9 @@ def plan(
 ) -> None:
     """Check all inputs, then predict time, memory and disk; write nothing."""
     checked = _checked(recipe, set_)
-    from gradsieve.console import Progress
-    from gradsieve.pipeline.plan import plan as make_plan
+    with importing():
+        from gradsieve.console import Progress
+        from gradsieve.pipeline.plan import plan as make_plan
 
     with redirect_stdout(sys.stderr):  # output of a user's own method
         found = make_plan(
@@ -203,7 +204,8 @@ def show(
 ) -> None:
     """Print rows of the pool as the model reads them, with supervised text marked."""
     checked = _checked(recipe, set_)
-    from gradsieve.pipeline.show import show as shown
+    with importing():
+        from gradsieve.pipeline.show import show as shown
 
     rows = shown(checked, id=id_, first=first, source=source)
     if as_json:
@@ -232,7 +234,8 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Explain an example's rank: its scores, contributions to them, nearest neighbors."""
-    from gradsieve.analysis.explain import explain as explained
+    with importing():
+        from gradsieve.analysis.explain import explain as explained
 
     explanation = explained(run, target, id=id_, source=source, method=method)
     if sys.stdout.isatty() and not as_json:
@@ -248,7 +251,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare methods: results over seeds, difference to random, overlap and cost."""
-    from gradsieve.analysis.results import compare as compared
+    with importing():
+        from gradsieve.analysis.results import compare as compared
 
     format_ = "json" if as_json else format_
     if format_ not in ("markdown", "latex", "json"):
@@ -263,8 +267,9 @@ def compare(
 @app.command("verify", epilog="Example: gradsieve verify runs/first")
 def verify_run(run: Run, quiet: Quiet = False, as_json: Json = False) -> None:
     """Check every file of a run against its recorded hash; exit status 1 if any is wrong."""
-    from gradsieve.console import Progress
-    from gradsieve.runs.verify import verify as verified
+    with importing():
+        from gradsieve.console import Progress
+        from gradsieve.runs.verify import verify as verified
 
     folder = RunFolder(run)
     with Progress(quiet).counting("verify", len(folder.stages_there()), "stages") as report:
@@ -277,8 +282,9 @@ def verify_run(run: Run, quiet: Quiet = False, as_json: Json = False) -> None:
 @app.command(epilog="Example: gradsieve demo --out runs/demo")
 def demo(out: Out = Path("runs/demo"), quiet: Quiet = False, as_json: Json = False) -> None:
     """Run every stage on a small built-in example, on a CPU, in minutes."""
-    from gradsieve.console import Progress
-    from gradsieve.demo import main as run_demo
+    with importing():
+        from gradsieve.console import Progress
+        from gradsieve.demo import main as run_demo
 
     with interruptible(out):
         result = run_demo(out, Progress(quiet))
@@ -307,9 +313,10 @@ def _run(
 ) -> None:
     with interruptible(out), redirect_stdout(sys.stderr):  # output of a user's own method
         checked = _checked(recipe, overrides)
-        from gradsieve.console import Progress
-        from gradsieve.pipeline import run as pipeline
-        from gradsieve.pipeline.share import run_share
+        with importing():
+            from gradsieve.console import Progress
+            from gradsieve.pipeline import run as pipeline
+            from gradsieve.pipeline.share import run_share
 
         if share is None:
             done = pipeline.run(checked, out, first=first, last=last, progress=Progress(quiet))
