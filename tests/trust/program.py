@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="where the table is written")
     given = parser.parse_args()
     gc.freeze()  # exempt objects created by imports from garbage collection in children
+    gc.enable()
     out = given.out.resolve()
     _start(out)
     bases = Bases(out, given.seeds)
