@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bm25s  # noqa: F401 - imported here once, not in each fork
-import lm_eval.evaluator  # noqa: F401
-
 import gradsieve
 import trust
 import world
