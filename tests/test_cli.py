@@ -134,6 +134,7 @@ def test_a_closed_terminal_ends_with_its_status() -> None:
         "import os, signal, typer\n"
         "from pathlib import Path\n"
         "from gradsieve.cli import signals\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup ignores it
         "try:\n"
         "    with signals.interruptible(Path('run')):\n"
         "        os.kill(os.getpid(), signal.SIGHUP)\n"
@@ -152,6 +153,7 @@ def test_a_signal_that_is_swallowed_comes_again(name: str) -> None:
         "from pathlib import Path\n"
         "from gradsieve.cli import signals\n"
         "signals.AGAIN_SECONDS = 0.05\n"
+        f"signal.signal(signal.{name}, signal.SIG_DFL)\n"  # nohup ignores SIGHUP
         "try:\n"
         "    with signals.interruptible(Path('run')):\n"
         "        try:\n"
