@@ -38,6 +38,7 @@ def run_until(
     """Start the command and send a signal after the line; returns status, stdout and stderr."""
     code = "import gradsieve.console as p; p.SECONDS_BETWEEN_LINES = 0.0\n"
     code += "import gradsieve.cli.signals as s; s.AGAIN_SECONDS = 0.01\n"  # stages take 0.1 s here
+    code += "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup ignores it
     code += "from gradsieve.__main__ import main; main()"
     command = [sys.executable, "-c", code, "run", str(recipe), "--out", str(out), *more]
     told: list[str] = []
