@@ -19,8 +19,11 @@ def cluster() -> Iterator[Any]:
     head = {"num_cpus": 1, "_system_config": {"worker_niceness": 0}, "include_dashboard": False}
     made = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
-        made.add_node(num_cpus=1)
+        made.add_node(wait=False, num_cpus=1)
+    made.wait_for_nodes()
     try:
-        yield made
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gradsieve.engine.ray.SECONDS_BETWEEN_LOOKS", 0.2)
+            yield made
     finally:
         made.shutdown()
