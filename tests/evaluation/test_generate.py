@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lm_eval.api.model import LM
 from lm_eval.models import huggingface
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 import tiny
 from gradsieve.data.examples import Example
 from gradsieve.demo.model import make_tokenizer
+from gradsieve.errors import ModelError
 from gradsieve.evaluation.generate import Answer, model_answers
 from gradsieve.evaluation.prompts import Prompts
 from gradsieve.tasks import Question, QuestionSet, load_test_set
@@ -72,6 +74,30 @@ def questions(gold: list[str], choices: tuple[str, ...] = ()) -> tuple[Question,
         turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": answer})
         made.append(Question(Example("t", str(number), turns, {}), (answer,), choices))
     return tuple(made)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    room = 1
+
+    class Full(Parrot):
+        def __init__(self, **given: Any) -> None:
+            super().__init__()
+            sizes.append(given["batch_size"])
+
+        def generate_until(self, requests: list[Any], **others: Any) -> list[str]:
+            if sizes[-1] > room:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().generate_until(requests, **others)
+
+    test = QuestionSet(questions(["yes"]), ("exact_match",))
+    Parrot.says = {"prompt 0": "yes"}
+    monkeypatch.setattr(huggingface, "HFLM", Full)
+    assert answers(test, ["prompt 0"], None, make_tokenizer())[0].text == "yes"
+    assert sizes == [2, 1]
+    room = 0
+    with pytest.raises(ModelError, match="with a single example"):
+        answers(test, ["prompt 0"], None, make_tokenizer())
 
 
 def test_choices(monkeypatch: pytest.MonkeyPatch) -> None:

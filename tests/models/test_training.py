@@ -289,6 +289,36 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
         assert float((weight - halves[name]).abs().max()) < 2e-4, name
 
 
+class Full(Sft):
+    """An objective for which memory has room for `room` rows, from the micro-batch `after` on."""
+
+    def __init__(self, room: int, after: int) -> None:
+        self.room, self.left = room, after
+
+    def batch_loss(self, model: Any, batch: Any, count: Any = None) -> torch.Tensor:
+        if model.training:
+            self.left -= 1
+            if self.left < 0 and len(batch["labels"]) > self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().batch_loss(model, batch, count)
+
+
+def test_a_training_without_enough_memory_goes_on_with_fewer_rows_at_once(tmp_path: Path) -> None:
+    halves = SETTINGS.model_copy(update={"micro_batch_size": 2})
+    train(tmp_path / "halves", settings=halves)
+    said: list[str] = []
+    for name, after in (("first", 1), ("later", 4)):  # in the first epoch, in the second
+        given = (fresh(), rows(), SETTINGS, 0, tmp_path / name, Full(2, after), lambda *_: None)
+        assert train_model(*given, keep_checkpoints=True, warn=said.append) == (9, 0.0)
+        clear_work(tmp_path / name)
+    assert prints(tmp_path / "first") == prints(tmp_path / "halves")
+    assert len(list(read_lines(tmp_path / "later" / "loss.jsonl"))) == 9
+    assert "2 rows per forward pass" in said[0]
+    assert len(said) == 2
+    with pytest.raises(ModelError, match="with a single example"):
+        train_model(fresh(), rows(), SETTINGS, 0, tmp_path, Full(0, 0), lambda *_: None)
+
+
 def test_rows_of_a_step_are_those_of_a_random_order_longest_first() -> None:
     lengths = np.random.default_rng(0).integers(1, 99, 22).astype(np.int32)
     sampler = StepsByLength(lengths, 8, seed=3)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +26,7 @@ from gradsieve.data.template import ChatTemplate
 from gradsieve.evaluation.metrics import final_answer, judge
 from gradsieve.evaluation.prompts import Prompts
 from gradsieve.io import needed
+from gradsieve.models.device import out_of_memory
 from gradsieve.tasks.questions import Question, QuestionSet
 
 
@@ -56,9 +58,10 @@ def model_answers(
         model: In eval mode; without an adapter (merge it first).
         test: The questions.
         prompts: The result of `write_prompts` for this model.
-        batch_size: Number of questions per batch.
+        batch_size: Number of questions per batch; halved when memory runs out.
 
     Raises:
+        ModelError: If memory runs out with a single question.
         UsageError: If lm-eval is not installed.
     """
     docs = [
@@ -83,9 +86,17 @@ def model_answers(
         )
         stops = [*test.stops, *template.end_texts]
         task = _task(bool(test.questions[0].choices), docs, prompts.max_tokens, ends, stops)
-        samples = needed("lm_eval.evaluator", "evaluate").evaluate(
-            lm=lm, task_dict={"task": task}, log_samples=True, bootstrap_iters=0
-        )["samples"]["task"]
+        try:
+            samples = needed("lm_eval.evaluator", "evaluate").evaluate(
+                lm=lm, task_dict={"task": task}, log_samples=True, bootstrap_iters=0
+            )["samples"]["task"]
+        except torch.OutOfMemoryError:
+            samples = None  # within this block, the exception would keep memory from being freed
+    if samples is None:
+        if batch_size == 1:
+            raise out_of_memory(f"at most {prompts.max_length} tokens")
+        torch.cuda.empty_cache()
+        return model_answers(template, model, test, prompts, batch_size // 2)
     samples = sorted(samples, key=lambda sample: sample["doc_id"])
     return [_answer(test, *pair) for pair in zip(test.questions, samples, strict=True)]
 

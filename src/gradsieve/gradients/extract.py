@@ -16,10 +16,9 @@ from torch import Tensor
 
 from gradsieve.data.batching import fill_batch
 from gradsieve.data.examples import TokenizedExample
-from gradsieve.errors import ModelError
 from gradsieve.gradients.features import FeatureExtractor, FeatureRows
 from gradsieve.gradients.objectives import send
-from gradsieve.models.device import device, forget_memory_used, memory_used
+from gradsieve.models.device import device, forget_memory_used, memory_used, out_of_memory
 
 FIRST = {"cpu": 1024, "cuda": 8192}
 """The initial budget of `auto`, in tokens. On a CPU it never grows: more tokens take more memory
@@ -100,12 +99,7 @@ def _batches(
         made = _unless_memory_runs_out(extractor, tensors, measure_eps)
         if made is None:
             if len(batch) == 1:
-                raise ModelError(
-                    "Memory runs out with a single example.",
-                    f"{lengths[batch[0]]} tokens, {device()}",
-                    "Lower model.max_length, set model.gradient_checkpointing, or use a device "
-                    "with more memory.",
-                )
+                raise out_of_memory(f"{lengths[batch[0]]} tokens")
             budget.too_many(len(batch) * lengths[batch[-1]])
             torch.cuda.empty_cache()
             continue

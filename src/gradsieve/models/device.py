@@ -11,6 +11,7 @@ from functools import cache, partial
 import psutil
 import torch
 
+from gradsieve.errors import ModelError
 from gradsieve.models import distributed
 
 
@@ -73,3 +74,13 @@ def forget_memory_used() -> None:
         torch.cuda.empty_cache()
         for gpu in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(gpu)
+
+
+def out_of_memory(size: str) -> ModelError:
+    """The error that memory runs out with a single example of this size."""
+    return ModelError(
+        "Memory runs out with a single example.",
+        f"{size}, {device()}",
+        "Lower model.max_length, set model.gradient_checkpointing, or use a device with more "
+        "memory.",
+    )

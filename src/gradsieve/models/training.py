@@ -11,6 +11,7 @@ afterwards.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import math
@@ -41,6 +42,7 @@ from gradsieve.errors import ModelError, UsageError
 from gradsieve.gradients.objectives import Objective
 from gradsieve.io import file_hash, read_sealed, sync_tree, write_sealed, write_text
 from gradsieve.models import distributed
+from gradsieve.models.device import device, out_of_memory
 from gradsieve.models.dropout import Begin, example_dropout
 from gradsieve.models.load import own_randomness
 from gradsieve.models.moments import KeepMoments
@@ -61,6 +63,7 @@ def train_model(
     keep_checkpoints: bool = False,
     max_steps: int | None = None,
     of: str = "",
+    warn: Callable[[str], None] = lambda _: None,
 ) -> tuple[int, float]:
     """Train; writes `loss.jsonl`, and `checkpoint-1..N` with Adam's moments on request.
 
@@ -77,28 +80,57 @@ def train_model(
         keep_checkpoints: Keep a checkpoint after each epoch.
         max_steps: Number of optimizer steps; None means as many as `settings.epochs` take.
         of: Identifies the training, if `folder` may hold an unfinished training of another kind.
+        warn: Called with a line if memory runs out. Training then goes on from the last complete
+            epoch with half the rows per forward pass.
 
     Returns:
         The number of optimizer steps made, and the seconds that an interrupted training of the
         same kind had taken before.
+
+    Raises:
+        ModelError: If memory runs out with a single row per forward pass, or if one of several
+            processes runs out of memory.
     """
     work = folder / "trainer"
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    untrained = {name: p.detach().to("cpu", copy=True) for name, p in weights.items()}
+
+    def attempt(last: str | None, earlier: float) -> Trainer | None:
+        """The trainer after training; None, not an error, frees the memory that ran out."""
+        with own_randomness(), example_dropout(model, seed) as begin:
+            trainer = _Trainer(
+                objective,
+                begin,
+                model=model,
+                args=_arguments(settings, seed, work, max_steps),
+                train_dataset=rows,
+                data_collator=objective.collate,
+                callbacks=[
+                    *([KeepMoments(folder)] if keep_checkpoints else []),
+                    _Resumable(on_step, of, earlier),
+                ],
+            )
+            trainer.remove_callback(PrinterCallback)  # it prints each log to standard output
+            try:
+                trainer.train(resume_from_checkpoint=last)
+            except torch.OutOfMemoryError:
+                return None
+        return trainer
+
     last, earlier = _last_complete(work, of) if distributed.is_first() else (None, 0.0)
-    with own_randomness(), example_dropout(model, seed) as begin:
-        trainer = _Trainer(
-            objective,
-            begin,
-            model=model,
-            args=_arguments(settings, seed, work, max_steps),
-            train_dataset=rows,
-            data_collator=objective.collate,
-            callbacks=[
-                *([KeepMoments(folder)] if keep_checkpoints else []),
-                _Resumable(on_step, of, earlier),
-            ],
+    trainer = attempt(distributed.agreed(last), earlier)
+    while trainer is None:
+        settings = _smaller(settings, rows)
+        warn(
+            f"memory ran out; training goes on with {settings.micro_batch_size} rows per forward "
+            "pass (warmup.micro_batch_size)"
         )
-        trainer.remove_callback(PrinterCallback)  # it prints each log to standard output
-        trainer.train(resume_from_checkpoint=distributed.agreed(last))
+        gc.collect()  # Trainer and its model reference each other
+        torch.cuda.empty_cache()
+        for name, weight in weights.items():
+            weight.data.copy_(untrained[name])
+            weight.grad = None
+        trainer = attempt(*_last_complete(work, of))
     if distributed.is_first():
         if "wandb" in settings.report_to:
             importlib.import_module("wandb").finish()  # its callback leaves the run open
@@ -108,6 +140,21 @@ def train_model(
         write_text(folder / "loss.jsonl", "".join(lines))
     distributed.wait()
     return int(trainer.state.global_step), earlier
+
+
+def _smaller(settings: recipe.TrainingConfig, rows: Sequence[Any]) -> recipe.TrainingConfig:
+    """The same settings with at most half as many rows per forward pass."""
+    micro = settings.rows_at_once(distributed.count())
+    if distributed.count() > 1:  # the other processes wait for this one
+        raise ModelError(
+            "Memory runs out.",
+            f"warmup.micro_batch_size {micro}, {device()}",
+            "Set a smaller warmup.micro_batch_size, or model.gradient_checkpointing.",
+        )
+    if micro == 1:
+        raise out_of_memory(f"at most {lengths_of(rows).max()} tokens")
+    less = max(n for n in range(1, micro // 2 + 1) if settings.batch_size % n == 0)
+    return settings.model_copy(update={"micro_batch_size": less})
 
 
 class StepsByLength(Sampler[int]):

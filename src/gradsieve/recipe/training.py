@@ -45,8 +45,8 @@ class TrainingConfig(Section):
     batch_size: int = key(32, "Examples per optimizer step.", ge=1)
     micro_batch_size: int | None = key(
         None,
-        "Examples per forward pass, a divisor of batch_size; null means at most 8. Changes "
-        "results by rounding only.",
+        "Examples per forward pass, a divisor of batch_size; null means at most 8. Halved when "
+        "memory runs out. Changes results by rounding only.",
         "no",
         ge=1,
     )
@@ -154,7 +154,7 @@ class EvaluateConfig(Section):
     )
     limit: int | None = key(None, "First held-out examples per subtask; null means all.", ge=1)
     shots: bool = key(True, "Put the benchmark's few-shot examples before each question.")
-    batch_size: int = key(8, "Questions per batch.", "no", ge=1)
+    batch_size: int = key(8, "Questions per batch; halved when memory runs out.", "no", ge=1)
 
 
 class ValidateConfig(Section):

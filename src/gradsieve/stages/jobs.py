@@ -88,6 +88,7 @@ class TrainingJob(Job[TrainingTask, None]):
                 out.partial,
                 objective=SFT,
                 on_step=lambda done, steps: report(round(total * done / steps, 2)),
+                warn=lambda line: progress.warn(f"{self.name(task)}: {line}"),
                 max_steps=self.max_steps,
                 of=task.selection,
             )

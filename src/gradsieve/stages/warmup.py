@@ -118,6 +118,7 @@ def _train(context: Context, chosen: NDArray[np.int64]) -> None:
             context.artifacts.warmup.folder,
             objective=SFT,
             on_step=lambda done, total: report(round(settings.epochs * done / total, 2)),
+            warn=context.progress.warn,
             keep_checkpoints=True,
         )
 
