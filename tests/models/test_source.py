@@ -177,3 +177,13 @@ def test_a_model_goes_over_as_many_gpus_as_are_asked_for(
         model_source(settings, gpus=asked).load()
     assert found.get("max_memory") == wanted
     assert found.get("device_map") == (wanted and "balanced")
+
+
+def test_a_model_that_does_not_fit_into_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    source = model_source(SECTION, tiny.model())
+    monkeypatch.setattr(nn.Module, "to", full)
+    with pytest.raises(ModelError, match="doesn't fit into memory"):
+        source.load()

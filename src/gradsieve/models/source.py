@@ -77,15 +77,24 @@ class ModelSource:
                 copied.
 
         Raises:
-            ModelError: If it can't be loaded as a causal language model, or if weights are missing
-                or not finite.
+            ModelError: If it can't be loaded as a causal language model, if it doesn't fit into
+                memory, or if weights are missing or not finite.
         """
         loaded = self._weights(will_change).requires_grad_(False)
         _keep_packing(loaded)
         if self.settings.gradient_checkpointing:
             _checkpoint_activations(loaded)
         is_placed = hasattr(loaded, "hf_device_map") or getattr(loaded, "is_quantized", False)
-        loaded = loaded if is_placed else loaded.to(device())
+        if not is_placed:
+            try:
+                loaded = loaded.to(device())
+            except torch.OutOfMemoryError as error:
+                raise ModelError(
+                    "The model doesn't fit into memory.",
+                    f"model.name {self.settings.name}, {device()}: {first_line(error)}",
+                    "Free the GPU of other programs, set model.quantization: 4bit, or distribute "
+                    "the model over several GPUs (engine.gpus_per_worker: 2).",
+                ) from None
         _refuse_infinite(loaded, self.settings.name)
         return loaded
 
