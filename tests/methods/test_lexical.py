@@ -76,6 +76,16 @@ def test_dsir_samples_in_proportion_to_its_weights() -> None:
     assert tops[0] != tops[1]  # a sample, not a ranking
 
 
+def test_dsir_of_several_targets_is_that_of_each_alone() -> None:
+    rows = [pools.row(text, f"{n:02}") for n, text in enumerate(texts(WORDS, 40, 0))]
+    targets = {"a": [pools.row(texts(WORDS[:3], 1, 1)[0])], "b": [pools.row(texts(WORDS, 1, 2)[0])]}
+    together = find_method("dsir").score(pools.task(rows, targets))
+    for name, examples in targets.items():
+        alone = find_method("dsir").score(pools.task(rows, {name: examples}))
+        assert (together[name].total == alone[name].total).all()
+    assert (together["a"].total != together["b"].total).any()
+
+
 def test_bm25_without_a_word() -> None:
     """Single letters are not words: without words, scores are 0, and a pool can't be ranked."""
     turns = ({"role": "user", "content": "2 + 3 ?"}, {"role": "assistant", "content": "5"})

@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsieve.data.examples import Row
 from gradsieve.data.words import split_words, split_words_and_punctuation
 from gradsieve.errors import DataError
 from gradsieve.io import needed
@@ -104,29 +104,35 @@ class Dsir:
     library = "data_selection"
 
     def score(self, task: ScoringTask) -> dict[str, Scores]:
-        """Fit one estimator per target."""
+        """Fit one estimator for all targets, and weigh each row once for each."""
         gumbel = -np.log(-np.log(draws(f"dsir{task.seed}", task)))
+        ratios, featurizer = _log_ratios(task)
+        weights = np.empty((len(ratios), len(task)))
+        for row, text in enumerate(task.texts()):
+            counts = featurizer(text)
+            weights[:, row] = [np.dot(ratio, counts) for ratio in ratios]
         return {
-            name: Scores((_log_weights(task, examples) + gumbel).astype(np.float32))
-            for name, examples in task.targets.items()
+            name: Scores((own + gumbel).astype(np.float32))
+            for name, own in zip(task.targets, weights, strict=True)
         }
 
 
-def _log_weights(task: ScoringTask, examples: Sequence[Row]) -> NDArray[np.float64]:
+def _log_ratios(task: ScoringTask) -> tuple[NDArray[np.float64], Callable[[str], Any]]:
+    """Each target's log ratio of a bucket's shares [targets, buckets], and what counts buckets."""
     dsir = needed("data_selection", "baselines").HashedNgramDSIR
+    texts = {"pool": task.texts()} | {
+        f"target-{number}": (full_text(row.example) for row in examples)
+        for number, examples in enumerate(task.targets.values())
+    }
     with TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("pool", "target")]
-        for file, texts in zip(
-            files, (task.texts(), (full_text(row.example) for row in examples)), strict=True
-        ):
-            with file.open("w", encoding="utf-8") as out:
-                out.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-        pool, target = ([str(file)] for file in files)
-        estimator = dsir(pool, target, cache_dir=folder, num_proc=1)
+        for name, own in texts.items():
+            with Path(folder, name).open("w", encoding="utf-8") as out:
+                out.writelines(json.dumps({"text": text}) + "\n" for text in own)
+        pool, *targets = (str(Path(folder, name)) for name in texts)
+        estimator = dsir([pool], targets, cache_dir=folder, num_proc=1, separate_targets=True)
         estimator.tokenizer = split_words_and_punctuation
         estimator.fit_importance_estimator(num_tokens_to_fit="all")
-    weights = (estimator.importance_estimator(estimator.featurizer(t)) for t in task.texts())
-    return np.fromiter(weights, np.float64, len(task))
+    return estimator.log_diff, estimator.featurizer
 
 
 BM25 = Bm25()
