@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from gradsieve.errors import UsageError
 from gradsieve.stages.estimate import Estimate
 
-UTILIZATION = 0.35
-"""Share of the peak that forward and backward passes reach, for models of a billion weights and
-more. Features reached 0.39 to 0.41 at Llama-2-7B's shape without padding
-(benchmarks/features/gpu.md); a model of 135 million weights, whose GPU waits for its CPU, 0.04."""
+UTILIZATION, WIDE = 0.35, 4096
+"""Share of the peak that forward and backward passes reach with a hidden size of `WIDE` or more.
+Narrower models reach less, in proportion: most of their time is memory traffic. Features reached
+0.39 to 0.41 with 4096 (benchmarks/features/gpu.md) and 0.04 to 0.05 with 576, on an H200."""
 
 DISK_BYTES_A_SECOND = 1e9
 """Assumption: one NVMe disk."""
@@ -37,7 +37,8 @@ class Gpu:
 
     def seconds(self, estimate: Estimate, workers: int = 1) -> float:
         """Predicted seconds of a stage on this GPU, or on several of them."""
-        compute = estimate.flops / (self.teraflops * 1e12 * UTILIZATION)
+        reached = UTILIZATION * min(1, (estimate.hidden or WIDE) / WIDE)
+        compute = estimate.flops / (self.teraflops * 1e12 * reached)
         generating = estimate.generated_bytes / (self.gigabytes_a_second * 1e9)
         starting = STARTUP_SECONDS if estimate.loads else 0.0
         read = estimate.loads * estimate.weight_bytes

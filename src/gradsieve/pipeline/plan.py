@@ -24,7 +24,7 @@ from gradsieve.console import Progress, progress_for
 from gradsieve.errors import GradsieveError, ModelError, RunError, UsageError, raise_all
 from gradsieve.models.ambient import torch_defaults
 from gradsieve.models.device import device, free_memory, slow_dtype
-from gradsieve.pipeline.gpus import UTILIZATION, Gpu, find_gpu
+from gradsieve.pipeline.gpus import UTILIZATION, WIDE, Gpu, find_gpu
 from gradsieve.pipeline.plan_text import plan_text, size
 from gradsieve.pipeline.preflight import check, check_pool, existing, rows, writable
 from gradsieve.pipeline.run import STAGES, stages_of
@@ -308,7 +308,8 @@ def _notes(
     if gpu is not None:
         yield (
             f"{gpu.name}: {gpu.teraflops:g} TFLOP/s in bf16 ({gpu.source}), of which "
-            f"{UTILIZATION:.0%} are reached: an assumption"
+            f"{UTILIZATION:.0%} are reached by a model with a hidden size of {WIDE} or more, and "
+            "less by a narrower one, in proportion: an assumption"
         )
     for stage in stages:
         if stage.memory_bytes is not None and stage.memory_bytes > 0.9 * memory:

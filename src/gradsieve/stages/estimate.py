@@ -41,6 +41,7 @@ class Estimate:
 
     Attributes:
         units: Work that its seconds grow with, comparable between runs of the same stage only.
+        hidden: Width of the residual stream of the model that it runs; 0 without a model.
         loads: Number of times it loads a model: one per checkpoint or trained model.
         disk_bytes: Size of its outputs on disk.
         working_bytes: Disk space needed only while it runs: Trainer's last two checkpoints.
@@ -53,6 +54,7 @@ class Estimate:
 
     units: float = 0.0
     flops: float = 0.0
+    hidden: int = 0
     loads: int = 0
     steps: int = 0
     disk_bytes: int = 0
@@ -215,6 +217,7 @@ def training(
     return Estimate(
         units=flops,
         flops=flops,
+        hidden=shape.hidden,
         loads=1,
         steps=max_steps or steps,
         working_bytes=2 * 12 * shape.adapter,

@@ -97,6 +97,7 @@ class Evaluate(Stage):
         return Estimate(
             units=models * (read + GENERATED * written),
             flops=models * flops,
+            hidden=shape.hidden,
             loads=models * len(context.targets),
             tasks=models * len(context.targets),
             disk_bytes=models * (ROW_BYTES * len(encoded) + kept),

@@ -136,6 +136,7 @@ class Features(Stage):
         return Estimate(
             units=flops,
             flops=flops,
+            hidden=shape.hidden,
             loads=taken,
             tasks=taken * made * math.ceil(len(pool.usable) / size),
             disk_bytes=taken * left,

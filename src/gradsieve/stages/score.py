@@ -125,6 +125,7 @@ class Score(Stage):
         return Estimate(
             units=float(tokens.sum()),
             flops=float(stored * products + passes * forward),
+            hidden=shape.hidden,
             disk_bytes=rows * len(methods) * (4 * names + KEY_BYTES * len(context.targets)),
             read_bytes=stored * store_bytes(context),
         )
