@@ -56,6 +56,7 @@ class ForwardJob(Job[ForwardTask, None]):
     model: ModelSource
     pool: Path
     make: MakeRows
+    what: str
 
     def setup(self, progress: Progress) -> Callable[[ForwardTask], None]:
         """Load the model and map the pool."""
@@ -73,7 +74,7 @@ class ForwardJob(Job[ForwardTask, None]):
         return Size(len(task.examples), task.tokens)
 
     def name(self, task: ForwardTask) -> str:
-        return f"rows {task.file.stem}"
+        return f"{self.what}, part {task.file.stem[:8]}"
 
 
 def forward(
@@ -93,7 +94,7 @@ def forward(
     settings = task.model.settings
     own = fingerprint([task.model.fingerprint, settings.dtype, settings.quantization])
     folder = task.work / f"{what.replace(' ', '-')}-{own[:16]}"
-    job = ForwardJob(task.model, task.pool.folder, make)
+    job = ForwardJob(task.model, task.pool.folder, make, what)
     parts = [
         (place, _of_pool(folder, task, task.numbers[place]))
         for place in _parts(task.pool.lengths[task.numbers], tokens_per_batch)
