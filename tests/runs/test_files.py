@@ -7,7 +7,7 @@ import pytest
 from gradsieve.errors import RunError
 from gradsieve.io import file_hash, read_sealed, write_sealed
 from gradsieve.runs.artifacts import Artifacts
-from gradsieve.runs.files import hash_once, list_files
+from gradsieve.runs.files import faults, hash_once, list_files
 from gradsieve.runs.folder import RunFolder
 from gradsieve.runs.verify import verify
 
@@ -75,6 +75,26 @@ def test_a_file_is_read_once(run: RunFolder, monkeypatch: pytest.MonkeyPatch) ->
     file.write_text("{}\n")
     with pytest.raises(pytest.fail.Exception):
         hash_once(file)
+
+
+def test_a_file_is_verified_without_reading_the_list_again(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation may list thousands of results, and `compare` verifies each."""
+
+    class OnlyLookedUp(dict[str, list[int | str]]):
+        __iter__ = items = lambda _: pytest.fail("searched")  # type: ignore[assignment]
+
+    file = run.stage("select") / "leaks.jsonl"
+    listed = run.files("select")
+    assert listed is not None
+    monkeypatch.setattr("gradsieve.runs.folder.read_sealed", lambda _: pytest.fail("read again"))
+    assert run.faults("select", file) == []
+    file.write_text("damaged")
+    assert [f.what for f in faults(file.parent, OnlyLookedUp(listed), file)] == ["damaged"]
+    monkeypatch.undo()
+    run.finish("select", {"inputs": {"a": 1}})
+    assert run.faults("select", file) == []  # `meta.json` has changed
 
 
 def test_every_bit_of_meta_counts(run: RunFolder) -> None:

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,7 +32,17 @@ from gradsieve.io import (
     write_sealed,
     write_text,
 )
-from gradsieve.runs.files import INPUTS, META, Fault, FileList, Read, faults, list_files
+from gradsieve.runs.files import (
+    INPUTS,
+    META,
+    Fault,
+    FileList,
+    Identity,
+    Read,
+    faults,
+    identity,
+    list_files,
+)
 from gradsieve.runs.lock import LOCK, locked, mark, refuse_links
 from gradsieve.runs.notebook import html_table
 
@@ -173,7 +184,8 @@ class RunFolder:
 
     def files(self, name: str) -> FileList | None:
         """The file list of a finished stage; None if it is not finished or has no list."""
-        return (_read(self.stage(name) / META) or {}).get("files")
+        meta = self.stage(name) / META
+        return _listed(meta, identity(meta) if meta.is_file() else None)
 
     def faults(self, name: str, within: Path | None = None, read: Read = "all") -> list[Fault]:
         """Where a finished stage's folder differs from its file list, if any (`files.faults`)."""
@@ -439,3 +451,9 @@ def _read(path: Path) -> dict[str, Any] | None:
             f"Give another --out, or delete {path.parent} to have that stage made again.",
         )
     return value
+
+
+@lru_cache(maxsize=len(STAGES))
+def _listed(meta: Path, _: Identity | None) -> FileList | None:
+    """The file list in a stage's metadata, read once as long as the file does not change."""
+    return (_read(meta) or {}).get("files")
