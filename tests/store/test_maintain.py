@@ -164,6 +164,24 @@ def test_merge_resumes_and_adds_to_what_was_merged_before(tmp_path: Path) -> Non
     assert len(open_store(tmp_path / "all")) == 60
 
 
+def test_merge_finishes_only_what_lacks_nothing(tmp_path: Path) -> None:
+    for number, name in enumerate(("one", "two", "three")):
+        fill(tmp_path / name, start=20 * number)
+    (tmp_path / "one" / "manifest.json").unlink()
+    merge([tmp_path / "one"], tmp_path / "all")
+    merge([tmp_path / "two"], tmp_path / "all")
+    assert not inspect(tmp_path / "all")["finished"]  # `one` may lack rows
+    fill(tmp_path / "one")
+    merge([tmp_path / name for name in ("one", "two")], tmp_path / "all")
+    assert inspect(tmp_path / "all")["finished"]
+    next((tmp_path / "all").glob("shard-*")).unlink()
+    merge([tmp_path / "three"], tmp_path / "all")
+    assert not inspect(tmp_path / "all")["finished"]
+    assert "is missing" in open_store(tmp_path / "all").verify()[0]
+    merge([tmp_path / name for name in ("one", "two", "three")], tmp_path / "all")
+    assert inspect(tmp_path / "all")["finished"]
+
+
 def test_merge_refuses_other_settings_by_both_values(tmp_path: Path) -> None:
     fill(tmp_path / "one", checkpoint="abc")
     fill(tmp_path / "two", checkpoint="xyz")

@@ -134,8 +134,20 @@ def merge(
             done += 1
             report(done)
         writer.skip(store.skipped())
-    if all(store.folder.exists(MANIFEST) for store in stores):
+    if _is_complete(writer.reader(), stores):
         writer.finish()
+
+
+def _is_complete(target: Store, merged: Sequence[Store]) -> bool:
+    """Whether no row is missing in what was merged, or in what the target held before.
+
+    A target without a manifest is an unfinished merge of these, or unfinished for other reasons.
+    """
+    known = {name for store in merged for name in shard_names(store.folder)}
+    was_finished = target.folder.exists(MANIFEST) and not target.missing_files()
+    return all(store.folder.exists(MANIFEST) for store in merged) and (
+        was_finished or known.issuperset(shard_names(target.folder))
+    )
 
 
 def _open_complete(path: str | Path) -> Store:
