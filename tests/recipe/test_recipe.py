@@ -238,6 +238,8 @@ def test_a_method_of_a_file_has_the_name_of_its_object(tmp_path: Path, score: st
         ("warmup.epochs=[", "not YAML"),
         ("warmup.epoch=2", "did you mean `epochs`?"),
         ("train.seed=1", "did you mean `seeds`?"),
+        ("warmup.lr=1", "did you mean `learning_rate`?"),  # not `lora`
+        ("warmup.lora_alpha=1", "`alpha` belongs in `warmup.lora`"),
         ("seed=1", "`seed` belongs in `warmup`"),  # not `select`, which is a little like it
     ],
 )

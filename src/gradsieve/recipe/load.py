@@ -324,15 +324,33 @@ _EXPECTED = {
 """Replaces the pydantic messages that only a programmer would understand, by error type."""
 
 
+_OTHER_NAMES = {
+    "lr": "learning_rate",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "micro_batch_size",
+    "max_seq_length": "max_length",
+    "cutoff_len": "max_length",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "rank": "r",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "model_name_or_path": "name",
+    "precision": "dtype",
+    "num_samples": "count",
+}
+"""Keys as other training libraries name them (transformers, TRL, peft, LLaMA-Factory)."""
+
+
 def _unknown_key(path: tuple[str, ...]) -> str:
-    section = section_at(path[:-1])
+    section, key = section_at(path[:-1]), _OTHER_NAMES.get(path[-1], path[-1])
     keys = list(section.model_fields) if section else []
-    elsewhere = " or ".join(f"`{place}`" for place in _places_of(path[-1], Recipe))
-    near = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.8 if elsewhere else 0.6)
+    elsewhere = " or ".join(f"`{place}`" for place in _places_of(key, Recipe))
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8 if elsewhere else 0.6)
     if near:
         return f"unknown key; did you mean `{near[0]}`?"
     if elsewhere:
-        return f"unknown key here; `{path[-1]}` belongs in {elsewhere}"
+        return f"unknown key here; `{key}` belongs in {elsewhere}"
     return f"unknown key; known here: {', '.join(keys)}"
 
 
