@@ -229,6 +229,15 @@ def test_a_method_of_a_file_has_the_name_of_its_object(tmp_path: Path, score: st
     assert "score.files" in "".join(problems(tmp_path, f"{GOOD}score: {wrong}\n"))
 
 
+def test_numbers_are_decimal(tmp_path: Path) -> None:
+    """YAML 1.1 has octal numbers (010 is 8) and numbers to base 60 (1:30 is 90)."""
+    text = f"{GOOD}warmup: {{epochs: 010, learning_rate: 0.1}}\n"
+    recipe = load_recipe(written(tmp_path, text), ["warmup.batch_size=0016"])
+    assert (recipe.warmup.epochs, recipe.warmup.batch_size) == (10, 16)
+    assert recipe.warmup.learning_rate == 0.1
+    assert problems(tmp_path, f"{GOOD}warmup: {{epochs: 1:30}}\n")[0].endswith("got '1:30'")
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

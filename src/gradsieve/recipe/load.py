@@ -7,6 +7,7 @@ All problems are reported at once, each with its line, the expected value and th
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -174,10 +175,21 @@ def dump_recipe(recipe: Recipe) -> str:
 # --- reading YAML -------------------------------------------------------------------------------
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 010 and 1:30 as text; YAML 1.1 reads them as 8 (octal) and 90 (base 60)."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """The tag of a value that has none in the file."""
+        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        is_number = tag.endswith((":int", ":float"))
+        odd = is_number and re.match(r"[-+]?0[0-9_]|.*:", value)
+        return self.DEFAULT_SCALAR_TAG if odd else tag
+
+
 def _parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     """The file's data, and the line number of each key; a duplicate key is an error."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         root = loader.get_single_node()
         _refuse_expanding(root, where)
         keys = list(_key_lines(root, ()))  # first: `construct_document` expands merges in place
@@ -240,7 +252,7 @@ def _override(tree: dict[str, Any], override: str) -> tuple[str, ...]:
     if not equals or not all(keys):
         raise _override_error(override, "expected section.key=value", todo)
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise _override_error(override, "the value is not YAML", todo) from None
     node: Any = tree
