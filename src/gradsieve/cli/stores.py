@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gradsieve.cli.shared import Json, Quiet, echo, option
+from gradsieve.cli.shared import Json, Quiet, echo, importing, option
 
 store_app = typer.Typer(
     name="store",
@@ -25,7 +25,8 @@ StorePath = Annotated[
 @store_app.command(epilog=f"Example: gradsieve store inspect {A_STORE}")
 def inspect(store: StorePath, as_json: Json = False) -> None:
     """Summarize a datastore without reading its features."""
-    from gradsieve.store import inspect as inspected
+    with importing():
+        from gradsieve.store import inspect as inspected
 
     summary = inspected(store)
     settings = json.dumps(summary["settings"], ensure_ascii=False, indent=1)
@@ -35,7 +36,8 @@ def inspect(store: StorePath, as_json: Json = False) -> None:
 @store_app.command(epilog=f"Example: gradsieve store verify {A_STORE}")
 def verify(store: StorePath, as_json: Json = False) -> None:
     """Check each file's hash, row counts and values; exit status 1 if any is wrong."""
-    from gradsieve.store import open_store
+    with importing():
+        from gradsieve.store import open_store
 
     problems = open_store(store).verify()
     echo(problems if as_json else "\n".join(problems or ["no problems"]))
@@ -51,10 +53,11 @@ def convert(
     quiet: Quiet = False,
 ) -> None:
     """Write a copy of a datastore with fewer bits."""
-    from gradsieve.console import Progress
-    from gradsieve.store import convert as converted
-    from gradsieve.store import inspect as inspected
-    from gradsieve.store import open_store
+    with importing():
+        from gradsieve.console import Progress
+        from gradsieve.store import convert as converted
+        from gradsieve.store import inspect as inspected
+        from gradsieve.store import open_store
 
     with Progress(quiet).counting("convert", len(open_store(store)), "rows") as report:
         converted(store, into, bits, report)
@@ -68,9 +71,10 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Merge datastores that have the same settings and no row in common."""
-    from gradsieve.console import Progress
-    from gradsieve.store import inspect as inspected
-    from gradsieve.store import merge as merged
+    with importing():
+        from gradsieve.console import Progress
+        from gradsieve.store import inspect as inspected
+        from gradsieve.store import merge as merged
 
     shards = sum(inspected(store)["shards"] for store in stores)
     with Progress(quiet).counting("merge", shards, "shards") as report:
