@@ -13,6 +13,7 @@ import world
 from gradsieve.gradients.projection import Projection
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
+from gradsieve.stages.score import _noise_warning
 from gradsieve.store import Store, open_store
 
 METHODS = ["less", "dot", "sgd"]
@@ -163,8 +164,14 @@ def test_scores_that_are_noise_are_a_warning(tmp_path: Path) -> None:
     (line,) = [line for line in progress.lines if "warning: less, target plain: " in line]
     ratio = noise(run, "less")["ratio"]
     assert ratio < 2
-    assert f"spread over rows {ratio:.1f} times as much as the projection to 8 dims errs" in line
+    assert (
+        f"spread over rows {int(10 * ratio) / 10} times as much as the projection to 8 dims errs"
+        in line
+    )
     assert "features.mode: exact" in line
+    just_below = _noise_warning(world.recipe(data), {"all": {"ratio": 1.99}})
+    assert just_below is not None
+    assert "rows 1.9 times as" in just_below
 
 
 def test_gist_is_a_cosine_in_the_targets_subspace(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ pool and features record which examples have no score, and why (`artifacts.score
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -266,10 +267,11 @@ def _noise_warning(recipe: Recipe, noise: Mapping[str, Mapping[str, float]]) -> 
     if not low:
         return None
     worst = min(low, key=lambda name: low[name])
+    ratio = math.floor(10 * low[worst]) / 10  # 1.96 would be rounded to 2.0, the limit
     settings = recipe.features.projection.model_dump()
     balanced = "" if settings.get("balanced") else "features.projection.balanced, "
     return (
-        f"scores spread over rows {low[worst]:.1f} times as much as the projection to "
+        f"scores spread over rows {ratio} times as much as the projection to "
         f"{settings['dim']} dims errs (subtask {worst}; {len(low)} of {len(noise)} are below "
         f"{LOW_SIGNAL:g}), so much of the ranking is noise: use features.mode: exact, {balanced}"
         "or a larger features.projection.dim"
