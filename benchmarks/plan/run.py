@@ -24,6 +24,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,16 @@ def real(data: Path, out: Path, targets: tuple[str, ...], rows: int = ROWS, **mo
     return file
 
 
-def recipes(data: Path, out: Path, model: Path) -> dict[str, tuple[Path, list[str]]]:
-    """Recipe file and overrides by name."""
+def recipes(data: Path, out: Path, model: Path) -> dict[str, tuple[Callable[[], Path], list[str]]]:
+    """What writes a recipe's file, and overrides, by name."""
     return {
-        "demo": (prepare(out / "demo-inputs", Progress()), ["train.epochs=3", "train.seeds=[0]"]),
-        "real": (real(data, out / "real-inputs", targets=("mmlu", "tydiqa", "bbh")), []),
+        "demo": (
+            lambda: prepare(out / "demo-inputs", Progress()),
+            ["train.epochs=3", "train.seeds=[0]"],
+        ),
+        "real": (lambda: real(data, out / "real-inputs", targets=("mmlu", "tydiqa", "bbh")), []),
         "trained": (
-            real(
+            lambda: real(
                 data,
                 out / "trained-inputs",
                 targets=("tydiqa",),
@@ -84,7 +88,7 @@ def recipes(data: Path, out: Path, model: Path) -> dict[str, tuple[Path, list[st
             [],
         ),
         "smollm2": (
-            real(
+            lambda: real(
                 data,
                 out / "smollm2-inputs",
                 targets=("tydiqa",),
@@ -174,18 +178,17 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="for all recipes but demo")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, help="for the recipe smollm2")
     parser.add_argument("--only", help="one recipe; the others' results are kept")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     arguments = parser.parse_args()
     file, found = HERE / "result.json", {}
-    for name, (recipe, overrides) in recipes(
-        arguments.data, arguments.out, arguments.model
-    ).items():
-        if arguments.only in (None, name):
-            found[name] = compare(recipe, overrides, arguments.out / name, arguments.clock)
+    known = recipes(arguments.data, arguments.out, arguments.model)
+    for name in [arguments.only] if arguments.only else known:
+        recipe, overrides = known[name]
+        found[name] = compare(recipe(), overrides, arguments.out / name, arguments.clock)
     if arguments.only:
         found = {**json.loads(file.read_text(encoding="utf-8"))["recipes"], **found}
     result = {
