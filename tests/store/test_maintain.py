@@ -180,6 +180,13 @@ def test_merge_finishes_only_what_lacks_nothing(tmp_path: Path) -> None:
     assert "is missing" in open_store(tmp_path / "all").verify()[0]
     merge([tmp_path / name for name in ("one", "two", "three")], tmp_path / "all")
     assert inspect(tmp_path / "all")["finished"]
+    fill(tmp_path / "four", start=60)
+    (tmp_path / "four" / "manifest.json").unlink()
+    merge([tmp_path / "four"], tmp_path / "all")  # which has a manifest, of earlier shards
+    assert not inspect(tmp_path / "all")["finished"]
+    fill(tmp_path / "four", start=60)
+    merge([tmp_path / "four"], tmp_path / "all")
+    assert inspect(tmp_path / "all")["finished"]
 
 
 def test_merge_refuses_other_settings_by_both_values(tmp_path: Path) -> None:

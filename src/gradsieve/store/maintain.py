@@ -18,7 +18,6 @@ from gradsieve.errors import StoreError
 from gradsieve.io import differences
 from gradsieve.store.format import (
     KEYS,
-    MANIFEST,
     SETTINGS,
     SHARDS,
     Folder,
@@ -26,6 +25,7 @@ from gradsieve.store.format import (
     key_table,
     keys_of,
     read_checked,
+    read_manifest,
     shard_names,
 )
 from gradsieve.store.reader import Store, open_store
@@ -50,7 +50,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "shards": len(shards),
         "bytes": sum(shards.values()) + sum(keys.values()),
         "bits": store.bits,
-        "finished": store.folder.exists(MANIFEST) and not store.missing_files(),
+        "finished": store.is_finished(),
         "skipped": len(store.skipped()),
         "settings": store.settings,
     }
@@ -82,7 +82,7 @@ def convert(
         done += len(block.positions)
         report(done)
     writer.skip(store.skipped())
-    if store.folder.exists(MANIFEST):
+    if store.is_finished():
         writer.finish()
 
 
@@ -139,14 +139,12 @@ def merge(
 
 
 def _is_complete(target: Store, merged: Sequence[Store]) -> bool:
-    """Whether no row is missing in what was merged, or in what the target held before.
-
-    A target without a manifest is an unfinished merge of these, or unfinished for other reasons.
-    """
-    known = {name for store in merged for name in shard_names(store.folder)}
-    was_finished = target.folder.exists(MANIFEST) and not target.missing_files()
-    return all(store.folder.exists(MANIFEST) for store in merged) and (
-        was_finished or known.issuperset(shard_names(target.folder))
+    """Whether no row is missing in what was merged, or in what the target held before."""
+    known = {*(read_manifest(target.folder) or ())}.union(*(shard_names(s.folder) for s in merged))
+    return (
+        all(store.is_finished() for store in merged)
+        and known.issuperset(shard_names(target.folder))
+        and not target.missing_files()
     )
 
 

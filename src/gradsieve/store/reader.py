@@ -301,6 +301,12 @@ class Store:
         there = self.folder.sizes("*")
         return [name for name in read_manifest(self.folder) or {} if name not in there]
 
+    def is_finished(self) -> bool:
+        """Whether all requested rows exist: the manifest lists every shard, and none is missing."""
+        listed = read_manifest(self.folder)
+        every = listed is not None and listed.keys() >= {*shard_names(self.folder)}
+        return every and not self.missing_files()
+
     def verify(self) -> list[str]:
         """Problems, one line each; empty if every file is as it was written."""
         rows: dict[str, int] = {}
