@@ -37,10 +37,10 @@ def test_few_subsets_show_nothing() -> None:
 
 def test_what_leaving_out_the_best_rows_costs() -> None:
     text = found(
-        (0.3, 0.1, 0.5), {"0.01": (0.0123, 0.004, 0.02), "0.05": (-0.001, -0.1, 0.1)}
+        (0.3, 0.1, 0.5), {"0.005": (0.0123, 0.004, 0.02), "0.05": (-0.001, -0.1, 0.1)}
     ).text()
     assert text.endswith(
-        "Without its best 1% the loss is +0.0123 [+0.0040, +0.0200] against leaving out random "
+        "Without its best 0.5% the loss is +0.0123 [+0.0040, +0.0200] against leaving out random "
         "rows. Without its best 5% the loss is -0.0010 [-0.1000, +0.1000] against leaving out "
         "random rows, no clear difference."
     )

@@ -70,8 +70,8 @@ class Validation:
 def _left_out(share: str, gap: Interval) -> str:
     doubt = "" if gap[1] > 0 or gap[2] < 0 else ", no clear difference"
     return (
-        f"Without its best {float(share):.0%} the loss is {interval_text(gap, 4)} against leaving "
-        f"out random rows{doubt}."
+        f"Without its best {100 * float(share):g}% the loss is {interval_text(gap, 4)} against "
+        f"leaving out random rows{doubt}."
     )
 
 

@@ -204,12 +204,12 @@ def parts_of_pool(context: Context) -> Parts:
         found.subsets.append(part(f"subset {number}", members))
     for size in settings.leave_out:
         found.random[size] = [
-            part(f"without {size:.0%} at random", ~share(size, f"left out {number}"))
+            part(f"without {100 * size:g}% at random", ~share(size, f"left out {number}"))
             for number in range(RANDOM_PARTS)
         ]
         for target, method, table in _rankings(context):
             best = table.numbers_in(pool)[table.order[: share_size(len(usable), size)]]
-            label = f"without the best {size:.0%} for {target} by {method}"
+            label = f"without the best {100 * size:g}% for {target} by {method}"
             found.best[target, method, size] = part(label, ~np.isin(usable, best))
     return found
 
