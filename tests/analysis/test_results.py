@@ -299,6 +299,8 @@ def test_what_validate_has_found(tmp_path: Path) -> None:
     row = asdict(Validation("mine", "less", "held_out_loss", 4, 1, lds, {}, 6 * [1.0], 6 * [2.0]))
     write_json(folder.stage("validate") / "results.json", {"rows": [row]})
     folder.finish("score", {"output": "now"})
+    with pytest.raises(RunError, match="The stage validate is not finished"):
+        compare([tmp_path])
     folder.finish("validate", {"inputs": {"scores": "now"}})
     found = compare([tmp_path])
     assert found.markdown() == (

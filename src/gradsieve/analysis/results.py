@@ -118,7 +118,8 @@ def records_of(file: Path) -> Iterator[pa.Table]:
 def _results(run: RunFolder, notes: list[str]) -> list[Result]:
     """The up-to-date rows of results.json, each with its values by question."""
     run.stages_there()
-    if run.metadata("validate") is not None and run.metadata("evaluate") is None:
+    if run.stage("validate").is_dir() and run.metadata("evaluate") is None:
+        run.require("validate")
         return []
     inputs = run.require("evaluate").get("inputs", {})
     artifact, stale = Artifacts(run).results, _outdated_models(run, inputs)
