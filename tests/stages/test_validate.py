@@ -254,3 +254,12 @@ def test_a_pool_of_one_row_is_refused(inputs: dict[str, Any], tmp_path: Path) ->
     alone = {**inputs, "pool": [{**pool, "path": str(tmp_path / "two.jsonl")}]}
     with pytest.raises(DataError, match="too few rows"):
         run(alone, tmp_path / "run", select={"count": 1})
+
+
+def test_a_share_that_leaves_no_row_is_refused(inputs: dict[str, Any], whole: RunFolder) -> None:
+    recipe = world.recipe({**inputs, **SETTINGS}, validate__leave_out=[0.05, 0.99])
+    context = Context(recipe, whole, world.Listening())
+    for attempt in (STAGE.estimate, STAGE.run):
+        with pytest.raises(DataError, match="too few rows") as caught:
+            attempt(context)
+        assert caught.value.where.endswith("rows with label tokens, of which 99% are left out")

@@ -95,6 +95,7 @@ class Validate(Stage):
         """A training for each part of the pool and seed, and the losses of each model."""
         recipe, settings, shape = context.recipe, _settings(context), student_shape(context)
         usable = len(context.pool.usable)
+        _check_rows(usable, settings)
         rankings = sum(
             1 if split_seed(name)[0] in SAME_FOR_ALL else len(recipe.targets)
             for name in recipe.score.methods
@@ -184,12 +185,7 @@ def parts_of_pool(context: Context) -> Parts:
     """The parts of the pool; the same seed, pool and scores give the same parts."""
     pool, settings = context.pool, _settings(context)
     usable, seed = pool.usable, settings.seed
-    if len(usable) < 2:
-        raise DataError(
-            "The pool has too few rows to train on parts of it.",
-            f"validate, {len(usable)} rows with label tokens",
-            "Add rows, or remove the section validate.",
-        )
+    _check_rows(len(usable), settings)
 
     def part(label: str, members: NDArray[np.bool_]) -> Part:
         name = hashlib.sha256(np.packbits(members).tobytes()).hexdigest()[:16]
@@ -212,6 +208,17 @@ def parts_of_pool(context: Context) -> Parts:
             label = f"without the best {100 * size:g}% for {target} by {method}"
             found.best[target, method, size] = part(label, ~np.isin(usable, best))
     return found
+
+
+def _check_rows(usable: int, settings: ValidateConfig) -> None:
+    """Refuse a pool that leaves nothing to train on."""
+    most = max(settings.leave_out, default=0)
+    if usable <= share_size(usable, most):
+        raise DataError(
+            "The pool has too few rows to train on parts of it.",
+            f"validate, {usable} rows with label tokens, of which {100 * most:g}% are left out",
+            "Add rows, lower validate.leave_out, or remove the section validate.",
+        )
 
 
 def _rankings(context: Context) -> Iterator[tuple[str, str, ScoreTable]]:
