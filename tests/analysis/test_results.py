@@ -179,7 +179,10 @@ def test_results_of_an_earlier_selection_are_left_out(tmp_path: Path) -> None:
         compare([run])
     assert "mine/bm25, mine/random" in caught.value.where
     trained(run, {"mine/bm25": "1", "mine/rds": "9"}, on=same)  # one method replaced
-    assert compare([run]).cells["mine"]["held_out_loss"].keys() == {"base", "bm25"}
+    RunFolder(run).finish("report", {"inputs": {"stages": {"select": "as it was"}}})
+    found = compare([run])
+    assert found.cells["mine"]["held_out_loss"].keys() == {"base", "bm25"}
+    assert "`gradsieve run --from train`" in found.notes[0]  # not from the report
 
 
 def test_a_training_that_was_stopped_is_named(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from gradsieve.methods import split_seed
 from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import TOGETHER, Effect
 from gradsieve.runs.artifacts import Artifacts
-from gradsieve.runs.folder import RunFolder
+from gradsieve.runs.folder import STAGE_NAMES, RunFolder
 from gradsieve.runs.lineage import outdated, update
 
 Result = dict[str, Any]
@@ -138,7 +138,7 @@ def _results(run: RunFolder, notes: list[str]) -> list[Result]:
         about["model"] = _model(row, inputs)
         by_question = result["metrics"][row["metric"]]
         found.append({**row, **about, "by_question": by_question, "run": str(run.path)})
-    changed = outdated(run)
+    changed = outdated(run, STAGE_NAMES[: STAGE_NAMES.index("train")])
     todo = f"run `{update(run, changed)}` with its recipe and --out {run.path}"
     if left_out and all(row["method"] in UNTRAINED for row in found):
         raise RunError(
