@@ -8,17 +8,23 @@ training rows in English, Swahili and Korean (40 each) and MMLU's validation que
 enough to train on a hundred times (judged.py).
 Targets: TyDiQA, MMLU and BBH in the paper's layout, and eight examples each from GSM8K and
 GPTeacher's code, whose other held-out rows are used for evaluation. Writes `pool/`, `targets/` and
-`recipe.yaml`. For the warm-ups: `gradsieve run OUT/recipe.yaml --out OUT/W20 --until warmup`.
+`recipe.yaml`. With `--questions N` it also writes copies of the benchmarks with fewer held-out
+questions: `tydiqa-english`, `tydiqa-one` (whose only target example is the English one) and `mmlu`
+(the first N of each subject). For the warm-ups:
+`gradsieve run OUT/recipe.yaml --out OUT/W20 --until warmup`.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import random
+import shutil
 from pathlib import Path
 
 import yaml
+from trained import few_questions
 
 LANGUAGES = ("english", "swahili", "korean")
 EACH_LANGUAGE, MMLU_ROWS, REAL_ROWS = 40, 120, 3000
@@ -84,6 +90,21 @@ def write_gsm8k(data: Path, out: Path) -> None:
     write(out / "targets" / "gsm8k-test.jsonl", turns[8:])
 
 
+def write_few_questions(data: Path, out: Path, each: int) -> None:
+    """Write TyDiQA's questions in English, and the first questions of each subject of MMLU."""
+    english = few_questions(data / "tydiqa", out, ("english",), 1000)
+    one = out / "tydiqa-one"
+    shutil.copytree(english, one, dirs_exist_ok=True)
+    example = json.loads((data / "tydiqa" / "tydiqa-one-shot.json").read_text())["english"]
+    (one / "tydiqa-one-shot.json").write_text(json.dumps({"english": example}))
+    shutil.copytree(data / "mmlu" / "dev", out / "mmlu" / "dev", dirs_exist_ok=True)
+    for file in sorted((data / "mmlu" / "test").glob("*.csv")):
+        copy = out / "mmlu" / "test" / file.name
+        copy.parent.mkdir(exist_ok=True)
+        with file.open(newline="") as questions, copy.open("w", newline="") as few:
+            csv.writer(few).writerows(list(csv.reader(questions))[:each])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
@@ -92,11 +113,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=REAL_ROWS)
     parser.add_argument("--needles", type=float, default=1.0, help="share of the 240 needles")
     parser.add_argument("--characters", type=int, help="the most of a real row's JSON")
+    parser.add_argument("--questions", type=int, help="MMLU's held-out questions of a subject")
     parser.add_argument("--max-length", type=int, default=1024)
     arguments = parser.parse_args()
     data, out = arguments.data.resolve(), arguments.out.resolve()
     pool = write_pool(data, out, arguments.rows, arguments.needles, arguments.characters)
     write_gsm8k(data, out)
+    if arguments.questions:
+        write_few_questions(data / "eval", out, arguments.questions)
     benchmarks = [
         {"name": name, "task": name, "path": str(data / "eval" / name)}
         for name in ("tydiqa", "mmlu", "bbh")
