@@ -7,7 +7,9 @@ import gzip
 import hashlib
 import json
 import random
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -243,17 +245,19 @@ def test_free_cores_of_a_cluster_tokenize_if_they_are_more(
     under_way: int,
 ) -> None:
     monkeypatch.setattr("gradsieve.data.pool.chunks.CHUNK_ROWS", 1)
-    sources = [SourceSpec("s", ROWS)]
+    sources = [SourceSpec("s", ROWS), SourceSpec("t", ROWS)]
     build_pool(tmp_path / "here", sources, template)
     calls: list[Any] = []
     most = [0]
 
-    def submit(_: object, chunk: RawChunk, only_check: bool) -> Mock:
-        def result() -> Chunk:
-            calls.remove(call)
-            return make_chunk(chunk, template, only_check)
+    class Call(Future[Chunk]):
+        def result(self, timeout: float | None = None) -> Chunk:
+            calls.remove(self)
+            return super().result(timeout)
 
-        call = Mock(result=result)
+    def submit(_: object, chunk: RawChunk, only_check: bool) -> Call:
+        call = Call()
+        call.set_result(make_chunk(chunk, template, only_check))
         calls.append(call)
         most.append(len(calls))
         return call
@@ -265,7 +269,22 @@ def test_free_cores_of_a_cluster_tokenize_if_they_are_more(
     assert max(most) == under_way
     where = "on the cluster" if under_way else "here"
     note = f"pool: tokenized {where}, because {free} cores are free on the cluster, 1 here"
-    engine.progress.note.assert_called_once_with(note)
+    engine.progress.note.assert_called_once_with(note)  # not for each source
+    engine.progress.warn.assert_not_called()
+
+
+def test_a_cluster_whose_cores_are_taken_is_waited_for_with_a_warning(
+    tmp_path: Path, template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradsieve.data.pool.workers.SECONDS_TO_WARN", 0.01)
+    monkeypatch.setattr("gradsieve.data.pool.workers._template", template, raising=False)
+    with ThreadPoolExecutor(1) as cores:
+        cores.submit(time.sleep, 0.1)  # another program
+        engine = Mock()
+        engine.executor.return_value = cores, 2
+        build_pool(tmp_path, [SourceSpec("s", ROWS)], template, engine=engine)
+    engine.progress.warn.assert_called_once()
+    assert "other programs may use" in engine.progress.warn.call_args.args[0]
 
 
 def killing(monkeypatch: pytest.MonkeyPatch, name: str, after: int) -> None:

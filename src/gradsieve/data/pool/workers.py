@@ -16,7 +16,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from gradsieve.console import Progress
 from gradsieve.data.pool.chunks import Chunk, RawChunk, make_chunk
 from gradsieve.data.template import ChatTemplate
 from gradsieve.engine.base import Engine
@@ -35,6 +36,9 @@ WORTH_STARTING = 4
 MOST_ELSEWHERE = 16
 """Maximum number of a cluster's cores that counts. About 17 keep the process that writes the pool
 busy; twice as many chunks are under way, so no more than 33 are used."""
+
+SECONDS_TO_WARN = 60.0
+"""Time without a chunk, which is less than a second's work, after which a warning is logged."""
 
 WORKER_BYTES = 1 << 29
 """Memory per worker; the libraries take about half of it."""
@@ -52,6 +56,7 @@ class Workers:
         self._template, self._engine = template, engine
         self._count = default_workers()
         self._executor: Executor | None = None
+        self._warns: Progress | None = None
 
     def close(self) -> None:
         """End the processes."""
@@ -81,9 +86,9 @@ class Workers:
             for chunk in chunks:
                 pending.append(self._submit(chunk, only_check()))
                 if len(pending) > 2 * self._count:
-                    yield pending.popleft().result()
+                    yield self._result(pending.popleft())
             while pending:
-                yield pending.popleft().result()
+                yield self._result(pending.popleft())
         except BrokenProcessPool:
             raise DataError(
                 "A process that tokenizes the pool was killed.",
@@ -93,15 +98,17 @@ class Workers:
 
     def _start_executor(self) -> None:
         """Start processes where there are more cores; none if there is only one."""
-        if self._engine and (found := self._engine.executor(_start, self._template)):
+        engine, self._engine = self._engine, None  # asked once, not for each source
+        if engine and (found := engine.executor(_start, self._template)):
             executor, free = found
             more = free > self._count
-            self._engine.progress.note(
+            engine.progress.note(
                 f"pool: tokenized {'on the cluster' if more else 'here'}, because {free} cores are "
                 f"free on the cluster, {self._count} here"
             )
             if more:
                 self._executor, self._count = executor, min(free, MOST_ELSEWHERE)
+                self._warns = engine.progress
                 return
         if self._count > 1:
             self._executor = ProcessPoolExecutor(
@@ -112,6 +119,16 @@ class Workers:
         assert self._executor is not None
         with _main_hidden():  # this may start a process
             return self._executor.submit(_make, chunk, only_check)
+
+    def _result(self, chunk: Future[Chunk]) -> Chunk:
+        """A finished chunk; warns once if the cluster's cores have been taken meanwhile."""
+        if self._warns and wait([chunk], SECONDS_TO_WARN).not_done:
+            self._warns.warn(
+                "pool: waiting for the cluster: none of its cores has tokenized the next rows in "
+                f"{SECONDS_TO_WARN:.0f} s; other programs may use them"
+            )
+            self._warns = None
+        return chunk.result()
 
 
 def default_workers() -> int:
