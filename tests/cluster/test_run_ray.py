@@ -75,7 +75,7 @@ def test_same_bytes_as_local(
     found = gradsieve.run(recipe(inputs, **on(cluster)), warm, last="train")
     assert world.results(found) == world.results(local)
     assert len({one["name"] for one in found.require("features")["workers"]}) == 3
-    for job in ("similarities of", "near duplicates in"):
+    for job in ("similarities of checkpoint-1/pool, part 1", "near duplicates from"):
         assert job in (warm / "log.txt").read_text()
     for stage in ("features", "score", "select", "train"):
         work = found.require(stage)["workers"]

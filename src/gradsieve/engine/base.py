@@ -142,8 +142,9 @@ class Engine(ABC):
         wall, self._seconds = max(self._seconds, 1e-9), 0.0
         work = [worker.take() for worker in self.workers if worker.tasks]
         for one in work:
+            tasks = f"{one['tasks']} task{'s' * (one['tasks'] != 1)}"
             self.progress.note(
-                f"  {one['name']} ({one['node']}, {one['device']}): {one['tasks']} tasks in "
+                f"  {one['name']} ({one['node']}, {one['device']}): {tasks} in "
                 f"{duration(one['seconds'], one['tokens'])}, busy {one['seconds'] / wall:.0%}"
             )
         return work

@@ -333,8 +333,9 @@ class RayEngine(Engine):
 
     def _note(self, job: Job[Any, Any], task: Any, worker: Worker, seconds: float) -> None:
         size = job.size(task)
-        amount = f"{size.units:,} {job.unit} in {duration(seconds, size.tokens)}"
-        self.progress.note(f"  {worker.name} on {worker.node}: {job.name(task)}: {amount}")
+        units = f": {size.units:,} {job.unit}" if size.units > 1 else ""
+        done = f"{job.name(task)}{units} in {duration(seconds, size.tokens)}"
+        self.progress.note(f"  {worker.name} on {worker.node}: {done}")
 
 
 def named_cluster(settings: EngineConfig) -> tuple[str, str | None]:

@@ -206,7 +206,8 @@ class ComparisonJob(Job[ComparisonTask, None]):
         return Size(sum(map(_rows, task.rows)))
 
     def name(self, task: ComparisonTask) -> str:
-        return f"similarities of {len(task.rows)} shards from {task.rows[0][0].name} on"
+        store = "/".join(Path(self.store).parts[-2:])
+        return f"similarities of {store}, part {int(task.file.stem) + 1}"
 
 
 def _rows(wanted: tuple[Shard, NDArray[np.int64]]) -> int:

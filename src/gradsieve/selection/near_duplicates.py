@@ -133,5 +133,5 @@ class NearJob(Job[Wanted, NDArray[Any]]):
         return Size(sum(len(positions) for _, positions in task))
 
     def name(self, task: Wanted) -> str:
-        """The number of shards, and the first one."""
-        return f"near duplicates in {len(task)} shards from {task[0][0].name} on"
+        """Its first shard."""
+        return f"near duplicates from {task[0][0].name} on"
