@@ -138,6 +138,13 @@ class Listening(Progress):
         self.lines.append(f"warning: {text}")
 
 
+class Noting(Listening):
+    """Stores the lines of the log file, too."""
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
 class Workers(Engine):
     """Runs tasks in reverse order, from a pickled copy of the job and tasks."""
 

@@ -1,8 +1,5 @@
 """Which engine `auto` chooses, and why."""
 
-import socket
-from unittest.mock import Mock
-
 import pytest
 import torch
 
@@ -10,19 +7,13 @@ import world
 from gradsieve.engine import LocalEngine
 from gradsieve.engine.choose import choose_engine
 from gradsieve.engine.ray import RayEngine
-from gradsieve.errors import GradsieveError, UsageError
 from gradsieve.recipe.schema import EngineConfig
-
-
-class Noting(world.Listening):
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def chosen(
     monkeypatch: pytest.MonkeyPatch, gpus: int, has_ray: bool, **settings: str
 ) -> tuple[type, list[str]]:
-    noting = Noting()
+    noting = world.Noting()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object() if has_ray else None)
     monkeypatch.setattr("gradsieve.engine.ray.needed", lambda *_: None)
@@ -66,45 +57,3 @@ def test_idle_gpus_are_named_with_the_line_that_helps(monkeypatch: pytest.Monkey
     assert "7 of 8 GPUs are idle" in lines[-1]
     kind, lines = chosen(monkeypatch, 8, True, kind="local", gpus_per_worker="2")
     assert "6 of 8 GPUs are idle" in lines[-1]
-
-
-@pytest.mark.parametrize(
-    ("address", "says"),
-    [(None, "Ray cannot be started here"), ("auto", "The Ray cluster cannot be reached")],
-)
-def test_a_ray_that_does_not_start_is_one_message(
-    monkeypatch: pytest.MonkeyPatch, address: str | None, says: str
-) -> None:
-    """On a machine that is too slow, Ray raises a plain Exception."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    ray = Mock(is_initialized=lambda: False)
-    ray.init.side_effect = Exception("The current node timed out during startup.")
-    monkeypatch.setattr("gradsieve.engine.ray.needed", lambda *_: ray)
-    engine = RayEngine(EngineConfig(kind="ray", address=address), Noting())
-    with pytest.raises(GradsieveError, match=says) as caught:
-        list(engine._run(Mock(), ["a task"]))
-    assert "timed out during startup" in caught.value.where
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://[::1]:{}", "a..b:1", "a:99999"])
-def test_a_cluster_that_does_not_answer_is_one_message(
-    monkeypatch: pytest.MonkeyPatch, address: str
-) -> None:
-    """Ray itself would try for five minutes."""
-    ray = Mock(is_initialized=lambda: False)
-    monkeypatch.setattr("gradsieve.engine.ray.needed", lambda *_: ray)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        RayEngine(EngineConfig(address=f"127.0.0.1:{port}"), Noting())._connect()
-    assert ray.init.call_args.kwargs["address"] == f"127.0.0.1:{port}"
-    ray.init.reset_mock()
-    monkeypatch.setenv("RAY_ADDRESS", address.format(port))
-    for named, settings in (
-        ("engine.address", {"address": address.format(port)}),
-        ("RAY_ADDRESS", {}),
-    ):
-        with pytest.raises(UsageError, match="cannot be reached") as caught:
-            RayEngine(EngineConfig(**settings), Noting())._connect()
-        assert caught.value.where.startswith(f"{named} {address.format(port)}: ")
-        assert caught.value.todo.endswith(f", or remove {named} to use this machine.")
-    assert not ray.init.called

@@ -12,15 +12,18 @@ consider neither nodes nor batches).
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +59,12 @@ class RayEngine(Engine):
 
     def __init__(self, settings: EngineConfig, progress: Progress) -> None:
         super().__init__(progress)
-        if (Path.home() / ".ray" / "auth_token").is_file():
+        # Read when Ray is imported; a later change is seen only by the processes that it starts.
+        if "ray" not in sys.modules and (Path.home() / ".ray" / "auth_token").is_file():
             # `ray start` uses this token by default, `ray.init` doesn't; others need no token.
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         self._ray: Any = needed("ray", "ray")
+        logging.getLogger("ray").propagate = True  # to log.txt; `ray.init` removes its own handler
         self._settings = settings
         self._seats: list[Seat] = []
         self._calls: dict[Any, Seat] = {}
@@ -111,25 +116,21 @@ class RayEngine(Engine):
             return
         named, address = named_cluster(self._settings)
         _check_answer(named, address or "")
-        before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+        # By default Ray's workers yield to all other processes (niceness 15).
+        own = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
         try:
-            # By default Ray's workers yield to all other processes (niceness 15).
-            own = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
-            self._ray.init(
-                address=address or "local",  # never another run's cluster on this machine
-                log_to_driver=False,
-                configure_logging=False,
-                **({} if address else own),
-            )
+            with _own_signal_handlers():
+                self._ray.init(
+                    address=address or "local",  # never another run's cluster on this machine
+                    log_to_driver=False,
+                    configure_logging=False,
+                    **({} if address else own),
+                )
         except Exception as error:  # Ray raises plain Exception if a node fails to start
             if address is None:
                 todo = "Free memory and processors and run again, or set engine.kind: local."
                 raise RunError("Ray cannot be started here.", first_line(error), todo) from None
             raise _unreachable(named, address, error) from None
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                for one, handler in before.items():
-                    signal.signal(one, handler)
         self._started = True
         self._idle_since = time.monotonic()
 
@@ -343,6 +344,23 @@ def named_cluster(settings: EngineConfig) -> tuple[str, str | None]:
     if settings.address:
         return "engine.address", settings.address
     return "RAY_ADDRESS", os.environ.get("RAY_ADDRESS") or None
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Restore the handlers that Ray replaces; if its own one raised SystemExit, ours is called."""
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    stopped = False
+    try:
+        yield
+    except SystemExit:
+        stopped = True
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for one, handler in before.items():
+                signal.signal(one, handler)
+    if stopped:
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _check_answer(named: str, address: str) -> None:
