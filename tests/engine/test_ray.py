@@ -16,8 +16,10 @@ from gradsieve.cli.signals import interruptible
 from gradsieve.console import Progress
 from gradsieve.engine import Size
 from gradsieve.engine.base import Worker
-from gradsieve.engine.ray import RayEngine
-from gradsieve.errors import GradsieveError, UsageError
+from gradsieve.engine.ray import ATTEMPTS, RayEngine
+from gradsieve.engine.waiting import Attempt, Seat
+from gradsieve.engine.worker import VERSION, Failure, Node
+from gradsieve.errors import GradsieveError, RunError, UsageError
 from gradsieve.recipe.schema import EngineConfig
 
 
@@ -128,3 +130,20 @@ def test_a_log_line_counts_units_only_if_there_are_several(monkeypatch: pytest.M
         "  worker 1 on node: this: 2,000 rows in 2 s, 3,000 tokens/s",
     ]
     assert noting.lines[2].startswith("  worker 1 (node, cpu): 1 task in 1 s")
+
+
+def test_a_traceback_in_the_log_names_task_and_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node("1", "there", 7, VERSION)
+    ray = Mock(**{"nodes.return_value": [{"NodeID": "1", "Alive": True}]})
+    monkeypatch.setattr("gradsieve.engine.ray.needed", lambda *_: ray)
+    noting = world.Noting()
+    engine = RayEngine(EngineConfig(kind="ray"), noting)
+    seat, attempt = Seat(None, Worker("worker 2", "there"), node), Attempt("task", None)
+    job = Mock(**{"name.return_value": "shard 1"})
+    failure = Failure(RunError("A task failed: LookupError: no."), "Traceback (...)\nLookupError")
+    for _ in range(ATTEMPTS - 1):
+        engine._failed(job, attempt, seat, failure)
+    assert noting.lines[0] == "shard 1 on there, worker 2: Traceback (...)\nLookupError"
+    with pytest.raises(RunError) as caught:
+        engine._failed(job, attempt, seat, failure)
+    assert caught.value.where == "shard 1: failed 3 times, on there"

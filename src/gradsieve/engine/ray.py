@@ -289,7 +289,7 @@ class RayEngine(Engine):
         assert node is not None
         name = job.name(attempt.task)
         if failure.details:
-            self.progress.note(failure.details)
+            self.progress.note(f"{name} on {node.name}, {seat.worker.name}: {failure.details.rstrip()}")
         if not self._is_alive(node):
             self.progress.warn(f"node {node.name} was lost; {name} runs again")
             return
@@ -390,7 +390,7 @@ def _share(all_cpus: float, workers: int) -> float:
 def _stopped(name: str, attempt: Attempt) -> GradsieveError:
     """The last failure's error, with the task and the nodes where it failed."""
     error = attempt.failures[-1][1].error
-    nodes = ", ".join(node.name for node, _ in attempt.failures)
+    nodes = ", ".join(dict.fromkeys(node.name for node, _ in attempt.failures))
     times = f"failed {len(attempt.failures)} times, " if len(attempt.failures) > 1 else ""
     error.where = f"{error.where}; {name}: {times}on {nodes}".lstrip("; ")
     error.todo = error.todo or RESUME
