@@ -5,7 +5,9 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -147,3 +149,50 @@ def test_a_traceback_in_the_log_names_task_and_worker(monkeypatch: pytest.Monkey
     with pytest.raises(RunError) as caught:
         engine._failed(job, attempt, seat, failure)
     assert caught.value.where == "shard 1: failed 3 times, on there"
+
+
+def ray_with(monkeypatch: pytest.MonkeyPatch, cpus: int) -> Mock:
+    """A Ray of one node, on which no worker starts."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = Mock(is_initialized=lambda: False)
+    ray.nodes.return_value = [{"NodeID": "1", "Alive": True, "Resources": {"CPU": cpus}}]
+    ray.available_resources.return_value = {"CPU": 1.0, "node:192.0.2.2": 1.0}
+    monkeypatch.setattr("gradsieve.engine.ray.needed", lambda *_: ray)
+    return ray
+
+
+@pytest.mark.parametrize("settings", [{"cpus_per_worker": 8}, {"gpus_per_worker": 1}])
+def test_workers_that_do_not_fit_on_this_machine_are_refused(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, float]
+) -> None:
+    """Ray would wait for a node with more."""
+    ray_with(monkeypatch, cpus=2)
+    with pytest.raises(UsageError, match="No worker fits") as caught:
+        RayEngine(EngineConfig(kind="ray", **settings), world.Noting())._connect()
+    assert caught.value.where.startswith("engine, per worker: CPUs ")
+    assert "(here 2), GPUs" in caught.value.where
+    RayEngine(EngineConfig(kind="ray", workers=3), world.Noting())._connect()
+
+
+def test_a_cluster_without_room_is_warned_of_once_and_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the process had connected to Ray before."""
+    ray = ray_with(monkeypatch, cpus=8)
+    ray.is_initialized = lambda: True
+    monkeypatch.setattr("gradsieve.engine.ray.SECONDS_TO_WARN", 0.1)
+    noting, warnings = world.Noting(), list[int]()
+
+    def wait(*_: object, **__: object) -> tuple[list[Any], list[Any]]:
+        time.sleep(0.03)
+        warnings.append(len(noting.lines))
+        if len(warnings) == 9:
+            raise KeyboardInterrupt
+        return [], []
+
+    ray.wait = wait
+    engine = RayEngine(EngineConfig(kind="ray"), noting)
+    monkeypatch.setattr(engine, "_look_for_nodes", lambda _: None)
+    with pytest.raises(KeyboardInterrupt):
+        list(engine._run(Mock(**{"size.return_value": Size()}), ["a task"]))
+    room = "CPUs 4 (1 free on the cluster), GPUs 0 (0 free)"
+    assert noting.lines == [f"warning: waiting for room for a worker: {room}"]
+    assert warnings[0] == 0

@@ -8,7 +8,8 @@ import torch
 
 from gradsieve.console import Progress
 from gradsieve.engine.base import Engine, LocalEngine
-from gradsieve.engine.ray import RayEngine, named_cluster
+from gradsieve.engine.connect import named_cluster
+from gradsieve.engine.ray import RayEngine
 from gradsieve.models import distributed
 from gradsieve.recipe.schema import EngineConfig
 

@@ -15,20 +15,17 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
-import socket
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gradsieve.console import Progress
 from gradsieve.engine.base import Engine, Finished, Job, Result, Task, Worker, duration
+from gradsieve.engine.connect import connect, named_cluster
 from gradsieve.engine.executor import RayExecutor
 from gradsieve.engine.waiting import Attempt, Seat, Waiting
 from gradsieve.engine.worker import VERSION, Failure, Node, Outcome, RayWorker, check_version
@@ -41,9 +38,6 @@ ATTEMPTS = 3
 
 SECONDS_BETWEEN_LOOKS = 2.0
 """How often the driver looks for nodes that have joined."""
-
-SECONDS_TO_ANSWER = 5.0
-"""How long a cluster may take to accept a connection."""
 
 SECONDS_TO_WARN = 60.0
 """Time without any worker after which a warning is logged."""
@@ -94,6 +88,7 @@ class RayEngine(Engine):
         self._connect()
         waiting, left = Waiting(job, tasks), len(tasks)
         reference = self._ray.put(job)
+        self._idle_since = time.monotonic()
         self._bad_nodes.clear()  # by now a full disk may have room again
         for seat in self._seats:
             seat.has_job = False
@@ -111,28 +106,24 @@ class RayEngine(Engine):
     # --- the cluster ----------------------------------------------------------------------------
 
     def _connect(self) -> None:
-        """Connect to the cluster of the settings or of RAY_ADDRESS; without one, start Ray here."""
+        """Connect to Ray, or start it here, unless the process has done so."""
         if self._ray.is_initialized():
             return
-        named, address = named_cluster(self._settings)
-        _check_answer(named, address or "")
-        # By default Ray's workers yield to all other processes (niceness 15).
-        own = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
-        try:
-            with _own_signal_handlers():
-                self._ray.init(
-                    address=address or "local",  # never another run's cluster on this machine
-                    log_to_driver=False,
-                    configure_logging=False,
-                    **({} if address else own),
-                )
-        except Exception as error:  # Ray raises plain Exception if a node fails to start
-            if address is None:
-                todo = "Free memory and processors and run again, or set engine.kind: local."
-                raise RunError("Ray cannot be started here.", first_line(error), todo) from None
-            raise _unreachable(named, address, error) from None
+        connect(self._ray, self._settings)
         self._started = True
-        self._idle_since = time.monotonic()
+        if named_cluster(self._settings)[1] is None:  # no other node will join
+            self._check_room()
+
+    def _check_room(self) -> None:
+        """Raise a UsageError if no worker fits."""
+        (cpus, gpus), (_, own_cpus, own_gpus) = self._resources(), self._shape()
+        if own_cpus > cpus or own_gpus > gpus:
+            raise UsageError(
+                "No worker fits on this machine.",
+                f"engine, per worker: CPUs {own_cpus:g} (here {cpus:g}), "
+                f"GPUs {own_gpus:g} (here {gpus:g})",
+                "Lower engine.cpus_per_worker or engine.gpus_per_worker.",
+            )
 
     def _resources(self) -> tuple[float, float]:
         """Total CPUs and GPUs of the nodes that are alive and not left out."""
@@ -248,10 +239,10 @@ class RayEngine(Engine):
         if any(seat.node for seat in self._seats):
             self._idle_since = time.monotonic()
         elif time.monotonic() - self._idle_since > SECONDS_TO_WARN:
-            _, cpus, gpus = self._shape()
+            (_, cpus, gpus), free = self._shape(), self._ray.available_resources()
             self.progress.warn(
-                f"waiting for a worker of {cpus:g} CPUs and {gpus:g} GPUs: the cluster has "
-                f"{self._ray.available_resources()}"
+                f"waiting for room for a worker: CPUs {cpus:g} ({free.get('CPU', 0):g} free on "
+                f"the cluster), GPUs {gpus:g} ({free.get('GPU', 0):g} free)"
             )
             self._idle_since = math.inf
 
@@ -289,7 +280,8 @@ class RayEngine(Engine):
         assert node is not None
         name = job.name(attempt.task)
         if failure.details:
-            self.progress.note(f"{name} on {node.name}, {seat.worker.name}: {failure.details.rstrip()}")
+            where = f"{name} on {node.name}, {seat.worker.name}"
+            self.progress.note(f"{where}: {failure.details.rstrip()}")
         if not self._is_alive(node):
             self.progress.warn(f"node {node.name} was lost; {name} runs again")
             return
@@ -337,48 +329,6 @@ class RayEngine(Engine):
         units = f": {size.units:,} {job.unit}" if size.units > 1 else ""
         done = f"{job.name(task)}{units} in {duration(seconds, size.tokens)}"
         self.progress.note(f"  {worker.name} on {worker.node}: {done}")
-
-
-def named_cluster(settings: EngineConfig) -> tuple[str, str | None]:
-    """What names the cluster, and its address; None without a cluster."""
-    if settings.address:
-        return "engine.address", settings.address
-    return "RAY_ADDRESS", os.environ.get("RAY_ADDRESS") or None
-
-
-@contextmanager
-def _own_signal_handlers() -> Iterator[None]:
-    """Restore the handlers that Ray replaces; if its own one raised SystemExit, ours is called."""
-    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
-    stopped = False
-    try:
-        yield
-    except SystemExit:
-        stopped = True
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for one, handler in before.items():
-                signal.signal(one, handler)
-    if stopped:
-        signal.raise_signal(signal.SIGTERM)
-
-
-def _check_answer(named: str, address: str) -> None:
-    """Raise a UsageError if nothing answers at an address. Ray would try for five minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
-        except (OSError, OverflowError, UnicodeError) as error:
-            raise _unreachable(named, address, error) from None
-
-
-def _unreachable(named: str, address: str, error: Exception) -> UsageError:
-    return UsageError(
-        "The Ray cluster cannot be reached.",
-        f"{named} {address}: {first_line(error)}",
-        f"Start it (`ray start --head`), or remove {named} to use this machine.",
-    )
 
 
 def _share(all_cpus: float, workers: int) -> float:
