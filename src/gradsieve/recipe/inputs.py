@@ -159,8 +159,9 @@ class EngineConfig(Section):
     )
     gpus_per_worker: float | None = key(
         None,
-        "GPUs per worker: 0.5 for two workers per GPU, 2 to split the model across two GPUs; null "
-        "means 1 if there are GPUs.",
+        "GPUs per worker: 2 splits the model across two GPUs, 0.5 puts two workers on each GPU "
+        "(they take turns, no faster than one where it was measured); null means 1 if there are "
+        "GPUs.",
         "no",
         ge=0,
     )
