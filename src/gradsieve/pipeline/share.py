@@ -60,8 +60,10 @@ def run_share(
             features.take_share(context)
         with run.turn():
             context.share = None
+            done = f"share {share[0]} of {share[1]} is done"
             if features.is_missing(context):
-                progress.end(stage.name, f"share {share[0]} of {share[1]} is done, others are not")
+                progress.end(stage.name, f"{done}, others are not")
             else:
+                progress.say(f"{stage.name}: {done}, and so are all others")
                 run_stage(stage, context, False)
     return run
