@@ -9,7 +9,7 @@ import pytest
 import gradsieve
 import world
 from gradsieve.errors import RunError, StoreError
-from gradsieve.gradients.jobs import TargetTask
+from gradsieve.gradients.jobs import ShardTask, TargetTask
 from gradsieve.pipeline.share import run_share
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
@@ -117,6 +117,26 @@ def test_targets_of_other_settings_are_not_written(
     monkeypatch.setattr(features, "take_share", overtaken)
     with pytest.raises(StoreError, match="made with other settings"):
         share(recipe, tmp_path, 1, 2)
+
+
+def test_a_share_creates_no_datastore_where_another_has_archived_it(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one, which is about to create it with other settings, would be refused."""
+    settings = recipe.features.model_copy(update={"mode": "store"})
+    recipe = recipe.model_copy(update={"features": settings})
+    run = gradsieve.run(recipe, tmp_path, last="warmup")
+
+    def overtaken(context: Context) -> None:
+        work = features._work(context)
+        tasks = [task for task in work[0].tasks() if isinstance(task, ShardTask)]
+        run.archive("features")
+        list(context.engine.map(work[0].job, tasks))
+
+    monkeypatch.setattr(features, "take_share", overtaken)
+    with pytest.raises(StoreError, match="moved away"):
+        share(recipe, tmp_path, 1, 1)
+    assert not run.stage("features").joinpath("checkpoint-1").exists()
 
 
 def test_a_run_refuses_while_shares_work(recipe: Recipe, tmp_path: Path) -> None:

@@ -15,7 +15,13 @@ from gradsieve.store.format import (
 )
 from gradsieve.store.maintain import convert, inspect, merge
 from gradsieve.store.reader import Shard, Store, Wanted, open_store
-from gradsieve.store.writer import StoreWriter, create_store, rows_where, sound_store
+from gradsieve.store.writer import (
+    StoreWriter,
+    create_store,
+    created_store,
+    rows_where,
+    sound_store,
+)
 
 __all__ = [
     "RowKey",
@@ -25,6 +31,7 @@ __all__ = [
     "Wanted",
     "convert",
     "create_store",
+    "created_store",
     "inspect",
     "key_table",
     "merge",

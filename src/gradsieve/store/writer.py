@@ -53,13 +53,29 @@ def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
     `settings` are JSON data that all rows share, including `bits`.
 
     Raises:
-        StoreError: If it exists with other settings (the message names the differing keys and both
-            values) or in another format.
+        StoreError: As in `created_store`.
     """
     folder = Folder(path)
     # A damaged file is replaced. Rows with other settings are still refused, by their keys' file.
     write = folder.write if is_damaged(folder, SETTINGS) else folder.create
     write(SETTINGS, seal({"settings": settings}))
+    return created_store(path, settings)
+
+
+def created_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
+    """Open a datastore for writing that this run, perhaps another process of it, has created.
+
+    Raises:
+        StoreError: If it exists with other settings (the message names the differing keys and both
+            values) or in another format, or is not there any more.
+    """
+    folder = Folder(path)
+    if not folder.exists(SETTINGS):
+        raise StoreError(
+            "The datastore was moved away while its rows were computed.",
+            str(folder),
+            "If another command has started the stage again with other settings, wait for it.",
+        )
     existing = read_settings(folder)
     changes = differences(existing, json.loads(json.dumps(settings)))
     if changes:
