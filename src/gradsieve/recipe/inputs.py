@@ -160,8 +160,8 @@ class EngineConfig(Section):
     gpus_per_worker: float | None = key(
         None,
         "GPUs per worker: 2 splits the model across two GPUs, 0.5 puts two workers on each GPU "
-        "(they take turns, no faster than one where it was measured); null means 1 if there are "
-        "GPUs.",
+        "(they take turns, for features no faster than one where it was measured); null means 1 if "
+        "there are GPUs.",
         "no",
         ge=0,
     )
