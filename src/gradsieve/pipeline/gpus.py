@@ -14,9 +14,9 @@ from gradsieve.errors import UsageError
 from gradsieve.stages.estimate import Estimate
 
 UTILIZATION, WIDE = 0.35, 4096
-"""Share of the peak that forward and backward passes reach with a hidden size of `WIDE` or more.
-Narrower models reach less, in proportion: most of their time is memory traffic. Features reached
-0.39 to 0.41 with 4096 (benchmarks/features/gpu.md) and 0.04 to 0.05 with 576, on an H200."""
+"""Share of the peak that forward and backward passes reach with a hidden size of `WIDE` or more;
+narrower models reach less, in proportion. On an H200, features reached 0.39 to 0.41 with 4096
+(benchmarks/features/gpu.md) and 0.04 to 0.05 with 576 (LOG.md)."""
 
 DISK_BYTES_A_SECOND = 1e9
 """Assumption: one NVMe disk."""
