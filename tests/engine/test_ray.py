@@ -20,8 +20,9 @@ from gradsieve.engine import Size
 from gradsieve.engine.base import Worker
 from gradsieve.engine.ray import ATTEMPTS, RayEngine
 from gradsieve.engine.waiting import Attempt, Seat
-from gradsieve.engine.worker import VERSION, Failure, Node
-from gradsieve.errors import GradsieveError, RunError, UsageError
+from gradsieve.engine.worker import VERSION, Failure, Node, failure_of
+from gradsieve.errors import GradsieveError, ModelError, RunError, UsageError
+from gradsieve.models.device import out_of_memory
 from gradsieve.recipe.schema import EngineConfig
 
 
@@ -149,6 +150,15 @@ def test_a_traceback_in_the_log_names_task_and_worker(monkeypatch: pytest.Monkey
     with pytest.raises(RunError) as caught:
         engine._failed(job, attempt, seat, failure)
     assert caught.value.where == "shard 1: failed 3 times, on there"
+
+
+def test_a_task_without_enough_memory_runs_again() -> None:
+    """On another GPU, or when other programs and workers use less of this one."""
+    failure = failure_of(out_of_memory("9 tokens"))
+    assert failure.again
+    assert failure.memory
+    assert failure.error.__cause__ is None  # its frames would keep the model in memory
+    assert not failure_of(ModelError("The model cannot be built.")).again
 
 
 def ray_with(monkeypatch: pytest.MonkeyPatch, cpus: int) -> Mock:

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,12 +132,15 @@ def check_version(node: str, version: str, driver: str) -> None:
 
 def failure_of(error: Exception) -> Failure:
     """The failure that an exception causes."""
+    cause = error.__cause__ if isinstance(error, GradsieveError) else error
+    memory = isinstance(cause, MemoryError) or any(text in str(cause) for text in NO_MEMORY)
     if isinstance(error, GradsieveError):
-        # A file system may fail on one machine only; other errors are the same everywhere.
-        return Failure(error, again=isinstance(error.__cause__, OSError))
+        # A file system may fail on one machine only, and other programs may leave a GPU more memory
+        # later; other errors are the same everywhere. The copy has no traceback, whose frames would
+        # keep a model.
+        return Failure(copy(error), again=memory or isinstance(cause, OSError), memory=memory)
     what = f"A task failed: {type(error).__name__}: {error}".rstrip(": ")
     where = str(getattr(error, "filename", None) or "")
-    memory = isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY)
     return Failure(RunError(what, where), traceback.format_exc(), memory=memory)
 
 

@@ -78,9 +78,11 @@ def forget_memory_used() -> None:
 
 def out_of_memory(size: str) -> ModelError:
     """The error that memory runs out with a single example of this size."""
-    return ModelError(
+    error = ModelError(
         "Memory runs out with a single example.",
         f"{size}, {device()}",
         "Lower model.max_length, set model.gradient_checkpointing, or use a device with more "
         "memory.",
     )
+    error.__cause__ = MemoryError()  # by which a Ray worker knows that another attempt may succeed
+    return error

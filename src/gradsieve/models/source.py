@@ -94,7 +94,7 @@ class ModelSource:
                     f"model.name {self.settings.name}, {device()}: {first_line(error)}",
                     "Free the GPU of other programs, set model.quantization: 4bit, or distribute "
                     "the model over several GPUs (engine.gpus_per_worker: 2).",
-                ) from None
+                ) from error
         _refuse_infinite(loaded, self.settings.name)
         return loaded
 
