@@ -57,6 +57,12 @@ def test_a_signal_while_ray_starts_ends_as_at_other_times(monkeypatch: pytest.Mo
     with pytest.raises(typer.Exit) as caught, interruptible():
         RayEngine(EngineConfig(kind="ray"), world.Noting())._connect()
     assert caught.value.exit_code == 128 + signal.SIGTERM
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    with pytest.raises(SystemExit):  # not on with a Ray that has started in part
+        RayEngine(EngineConfig(kind="ray"), world.Noting())._connect()
+    signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
 
 
 def test_rays_warnings_go_to_the_log(

@@ -54,17 +54,16 @@ def connect(ray: Any, settings: EngineConfig) -> None:
 def _own_signal_handlers() -> Iterator[None]:
     """Restore the handlers that Ray replaces; if its own one raised SystemExit, ours is called."""
     before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
-    stopped = False
     try:
-        yield
+        try:
+            yield
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                for one, handler in before.items():
+                    signal.signal(one, handler)
     except SystemExit:
-        stopped = True
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for one, handler in before.items():
-                signal.signal(one, handler)
-    if stopped:
         signal.raise_signal(signal.SIGTERM)
+        raise  # a handler that returns must not leave a Ray that has started in part
 
 
 def _check_answer(named: str, address: str) -> None:
