@@ -184,8 +184,10 @@ class RunFolder:
 
     def files(self, name: str) -> FileList | None:
         """The file list of a finished stage; None if it is not finished or has no list."""
-        meta = self.stage(name) / META
-        return _listed(meta, identity(meta) if meta.is_file() else None)
+        try:
+            return _listed(identity(self.stage(name) / META))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def faults(self, name: str, within: Path | None = None, read: Read = "all") -> list[Fault]:
         """Where a finished stage's folder differs from its file list, if any (`files.faults`)."""
@@ -454,6 +456,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 @lru_cache(maxsize=len(STAGES))
-def _listed(meta: Path, _: Identity | None) -> FileList | None:
+def _listed(meta: Identity) -> FileList | None:
     """The file list in a stage's metadata, read once as long as the file does not change."""
-    return (_read(meta) or {}).get("files")
+    return (_read(Path(meta[0])) or {}).get("files")
