@@ -174,12 +174,13 @@ def test_merge_finishes_only_what_lacks_nothing(tmp_path: Path) -> None:
     fill(tmp_path / "one")
     merge([tmp_path / name for name in ("one", "two")], tmp_path / "all")
     assert inspect(tmp_path / "all")["finished"]
-    next((tmp_path / "all").glob("shard-*")).unlink()
-    merge([tmp_path / "three"], tmp_path / "all")
-    assert not inspect(tmp_path / "all")["finished"]
-    assert "is missing" in open_store(tmp_path / "all").verify()[0]
-    merge([tmp_path / name for name in ("one", "two", "three")], tmp_path / "all")
-    assert inspect(tmp_path / "all")["finished"]
+    for lost in ("shard-*", "keys-*"):
+        next((tmp_path / "all").glob(lost)).unlink()
+        merge([tmp_path / "three"], tmp_path / "all")
+        assert not inspect(tmp_path / "all")["finished"]
+        assert "is missing" in open_store(tmp_path / "all").verify()[0]
+        merge([tmp_path / name for name in ("one", "two", "three")], tmp_path / "all")
+        assert inspect(tmp_path / "all")["finished"]
     fill(tmp_path / "four", start=60)
     (tmp_path / "four" / "manifest.json").unlink()
     merge([tmp_path / "four"], tmp_path / "all")  # which has a manifest, of earlier shards

@@ -124,8 +124,8 @@ def merge(
     writer = _begin(target, stores[0].settings)
     done = 0
     for store in stores:
-        names = shard_names(store.folder)
-        new = [name for name in names if not writer.folder.exists(name)]
+        names, there = shard_names(store.folder), {*shard_names(writer.folder)}
+        new = [name for name in names if name not in there]
         _check_overlap(writer.reader(), store, new)
         done += len(names) - len(new)
         for name in new:
