@@ -256,10 +256,16 @@ def test_a_pool_of_one_row_is_refused(inputs: dict[str, Any], tmp_path: Path) ->
         run(alone, tmp_path / "run", select={"count": 1})
 
 
-def test_a_share_that_leaves_no_row_is_refused(inputs: dict[str, Any], whole: RunFolder) -> None:
+def test_a_share_that_leaves_no_row_is_refused(
+    inputs: dict[str, Any], whole: RunFolder, tmp_path: Path
+) -> None:
     recipe = world.recipe({**inputs, **SETTINGS}, validate__leave_out=[0.05, 0.99])
-    context = Context(recipe, whole, world.Listening())
-    for attempt in (STAGE.estimate, STAGE.run):
+    for attempt in (
+        lambda: gradsieve.run(recipe, tmp_path),
+        lambda: gradsieve.plan(recipe),
+        lambda: STAGE.run(Context(recipe, whole, world.Listening())),
+    ):
         with pytest.raises(DataError, match="too few rows") as caught:
-            attempt(context)
+            attempt()
         assert caught.value.where.endswith("rows with label tokens, of which 99% are left out")
+    assert not RunFolder(tmp_path).stage("score").exists()  # found before anything is computed

@@ -164,9 +164,9 @@ def plan(
 
     with context.progress.running([], None), TemporaryDirectory() as scratch:
         check(context, needed, chain(read(), writable(context.run) if folder else ()))
+        check_pool(context, needed)
         estimates = {stage.name: stage.estimate(context) for stage in needed}
         found = states(context, needed)
-        check_pool(context, needed)
         free = shutil.disk_usage(existing(folder)).free if folder is not None else None
         raise_all(_what_does_not_fit(context, estimates, found, free, named))
         by = named or (Samples(context, Path(scratch)) if calibrate else None)

@@ -20,6 +20,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -91,11 +92,13 @@ class Validate(Stage):
         yield from checks.targets(context)
         yield from checks.test_sets(context)
 
+    def check_pool(self, context: Context) -> Iterator[GradsieveError]:
+        yield from checks.problem_of(partial(_refuse_too_few_rows, context))
+
     def estimate(self, context: Context) -> Estimate:
         """A training for each part of the pool and seed, and the losses of each model."""
         recipe, settings, shape = context.recipe, _settings(context), student_shape(context)
         usable = len(context.pool.usable)
-        _check_rows(usable, settings)
         rankings = sum(
             1 if split_seed(name)[0] in SAME_FOR_ALL else len(recipe.targets)
             for name in recipe.score.methods
@@ -183,9 +186,9 @@ class Parts:
 
 def parts_of_pool(context: Context) -> Parts:
     """The parts of the pool; the same seed, pool and scores give the same parts."""
+    _refuse_too_few_rows(context)
     pool, settings = context.pool, _settings(context)
     usable, seed = pool.usable, settings.seed
-    _check_rows(len(usable), settings)
 
     def part(label: str, members: NDArray[np.bool_]) -> Part:
         name = hashlib.sha256(np.packbits(members).tobytes()).hexdigest()[:16]
@@ -210,9 +213,9 @@ def parts_of_pool(context: Context) -> Parts:
     return found
 
 
-def _check_rows(usable: int, settings: ValidateConfig) -> None:
+def _refuse_too_few_rows(context: Context) -> None:
     """Refuse a pool that leaves nothing to train on."""
-    most = max(settings.leave_out, default=0)
+    usable, most = len(context.pool.usable), max(_settings(context).leave_out, default=0)
     if usable <= share_size(usable, most):
         raise DataError(
             "The pool has too few rows to train on parts of it.",
