@@ -87,6 +87,15 @@ def test_convert_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert files[1].stat().st_mtime_ns == times[files[1]]
 
 
+def test_convert_does_not_finish_what_another_left_unfinished(tmp_path: Path) -> None:
+    fill(tmp_path / "one")
+    fill(tmp_path / "two", start=20)
+    (tmp_path / "one" / "manifest.json").unlink()
+    for name in ("one", "two"):
+        convert(tmp_path / name, tmp_path / "small", 4)
+        assert not inspect(tmp_path / "small")["finished"]
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     fill(tmp_path / "whole")
     with pytest.raises(StoreError, match="holds something else") as caught:

@@ -82,7 +82,7 @@ def convert(
         done += len(block.positions)
         report(done)
     writer.skip(store.skipped())
-    if store.is_finished():
+    if store.is_finished() and len(writer.reader()) == len(keys):  # others may be unfinished
         writer.finish()
 
 
