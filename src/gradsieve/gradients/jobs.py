@@ -36,7 +36,7 @@ from gradsieve.models.device import device, free_memory
 from gradsieve.models.load import load_adapter
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe.schema import FeaturesConfig
-from gradsieve.store import created_store, rows_where
+from gradsieve.store import open_writer, rows_where
 from gradsieve.store.targets import TargetGradients, write_target_gradients
 
 Column = tuple[str, ...]
@@ -291,7 +291,7 @@ class ShardTask(FeatureTask):
             if output.exact:
                 # Turn inner products into cosines; a row of norm 0 has cosines of 0.
                 part = part / norms.clamp_min(torch.finfo(norms.dtype).tiny).unsqueeze(1)
-            store = created_store(output.store, output.settings)
+            store = open_writer(output.store, output.settings)
             store.write_shard(*rows_where(output.lacks, keys, part, norms))
 
 
@@ -320,7 +320,7 @@ class TargetTask(FeatureTask):
         means = mean_norms(plain[0], norms, subtasks) if plain else None
         gradients = TargetGradients(ids, subtasks, rows, self.identity, norms, means)
         # Refused if another share has started the stage again with other settings.
-        created_store(self.store, self.settings)
+        open_writer(self.store, self.settings)
         write_target_gradients(self.file, gradients)
 
 

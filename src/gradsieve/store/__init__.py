@@ -18,7 +18,7 @@ from gradsieve.store.reader import Shard, Store, Wanted, open_store
 from gradsieve.store.writer import (
     StoreWriter,
     create_store,
-    created_store,
+    open_writer,
     rows_where,
     sound_store,
 )
@@ -31,11 +31,11 @@ __all__ = [
     "Wanted",
     "convert",
     "create_store",
-    "created_store",
     "inspect",
     "key_table",
     "merge",
     "open_store",
+    "open_writer",
     "rows_where",
     "sound_store",
     "store_files",

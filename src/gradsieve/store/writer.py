@@ -53,16 +53,16 @@ def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
     `settings` are JSON data that all rows share, including `bits`.
 
     Raises:
-        StoreError: As in `created_store`.
+        StoreError: As in `open_writer`.
     """
     folder = Folder(path)
     # A damaged file is replaced. Rows with other settings are still refused, by their keys' file.
     write = folder.write if is_damaged(folder, SETTINGS) else folder.create
     write(SETTINGS, seal({"settings": settings}))
-    return created_store(path, settings)
+    return open_writer(path, settings)
 
 
-def created_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
+def open_writer(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
     """Open a datastore for writing that this run, perhaps another process of it, has created.
 
     Raises:
