@@ -61,6 +61,28 @@ def test_the_gradient_of_logits_takes_their_place() -> None:
         loss.backward()
 
 
+def test_a_batch_for_losses_that_does_not_fit_into_memory_is_halved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, room, sizes = tiny.model(), 2, []
+    ids = [array("i", range(1, 9 + row)) for row in range(5)]
+    examples = [TokenizedExample(one, one[:]) for one in ids]
+    together, real = example_losses(model, examples), SFT.losses
+
+    def losses(model: nn.Module, batch: Batch) -> torch.Tensor:
+        sizes.append(len(batch["labels"]))
+        if sizes[-1] > room:
+            raise torch.OutOfMemoryError
+        return real(model, batch)
+
+    monkeypatch.setattr(SFT, "losses", losses)
+    assert example_losses(model, examples) == pytest.approx(together, rel=1e-5)
+    assert sizes == [5, 2, 3, 1, 2]
+    room = 0
+    with pytest.raises(ModelError, match="with a single example"):
+        example_losses(model, examples)
+
+
 def test_gradients_are_of_the_objective() -> None:
     class Twice(Sft):
         def losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -13,6 +13,7 @@ import world
 from gradsieve.data.examples import TokenizedExample
 from gradsieve.engine import LocalEngine
 from gradsieve.methods import ScoringTask, find_method
+from gradsieve.methods.embeddings import hidden_states
 from gradsieve.runs.context import Context
 
 
@@ -43,6 +44,21 @@ def states(model: Any, encoded: TokenizedExample) -> torch.Tensor:
     ids = torch.tensor([list(encoded.input_ids)])
     with torch.no_grad():
         return model(ids, output_hidden_states=True).hidden_states[-1][0]
+
+
+def test_hidden_states_that_do_not_fit_into_memory_are_computed_in_parts(
+    scoring: ScoringTask, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = [scoring.tokens()[index] for index in range(5)]
+    together, real = hidden_states(model, some), model.base_model.forward
+
+    def forward(input_ids: torch.Tensor, **others: Any) -> Any:
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError
+        return real(input_ids=input_ids, **others)
+
+    monkeypatch.setattr(model.base_model, "forward", forward)
+    np.testing.assert_allclose(hidden_states(model, some), together, atol=1e-6)
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ from gradsieve.data.batching import batches_of, collate
 from gradsieve.data.examples import Example, TokenizedExample
 from gradsieve.data.template import ChatTemplate, Refusal
 from gradsieve.errors import ModelError
-from gradsieve.models.device import device
+from gradsieve.models.device import halved_to_fit
 
 IGNORED = -100
 """The label of an unsupervised position (the convention of transformers and PyTorch)."""
@@ -128,8 +129,7 @@ def example_losses(model: nn.Module, examples: Sequence[TokenizedExample]) -> ND
     model.eval()
     with torch.inference_mode():
         for positions, tensors in batches_of(examples, TOKENS_PER_BATCH):
-            batch = {key: value.to(device()) for key, value in tensors.items()}
-            losses[positions] = SFT.losses(model, batch).cpu().numpy()
+            losses[positions] = halved_to_fit(partial(SFT.losses, model), tensors).numpy()
     return losses
 
 

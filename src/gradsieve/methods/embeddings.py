@@ -37,7 +37,7 @@ from gradsieve.methods.base import (
     over_examples,
 )
 from gradsieve.methods.forward import Part, forward
-from gradsieve.models.device import device
+from gradsieve.models.device import device, halved_to_fit
 from gradsieve.recipe.schema import Recipe
 from gradsieve.selection.ranking import round_robin
 
@@ -100,18 +100,22 @@ def _from_model(task: ScoringTask, which: int) -> OfAll:
 
 def hidden_states(model: Any, encoded: Sequence[TokenizedExample]) -> Vectors:
     """Two unit vectors per example [n, 2, h]: the last token's, and a position-weighted mean."""
+
+    def vectors(batch: dict[str, Tensor]) -> Tensor:
+        hidden = model.base_model(**batch, use_cache=False).last_hidden_state.float()
+        mask = batch["attention_mask"]
+        # A model split over several GPUs returns its hidden states on the last one.
+        weights = (each.to(hidden).unsqueeze(2) for each in (_last_token(mask), _by_position(mask)))
+        return torch.stack([functional.normalize((hidden * w).sum(1)) for w in weights], 1)
+
     made: Vectors = np.empty((len(encoded), 2, 0), dtype=np.float32)
     with torch.inference_mode():
         for batch, tensors in batches_of(encoded, TOKENS_PER_BATCH):
-            on = {key: value.to(device()) for key, value in tensors.items() if key != "labels"}
-            hidden = model.base_model(**on, use_cache=False).last_hidden_state.float()
+            del tensors["labels"]
+            found = halved_to_fit(vectors, tensors).numpy()
             if not made.size:
-                made = np.empty((len(made), 2, hidden.shape[2]), dtype=np.float32)
-            mask = on["attention_mask"]
-            for which, weights in enumerate((_last_token(mask), _by_position(mask))):
-                # A model split over several GPUs returns its hidden states on the last one.
-                mean = (hidden * weights.to(hidden).unsqueeze(2)).sum(1)
-                made[batch, which] = functional.normalize(mean, dim=1).cpu().numpy()
+                made = np.empty((len(made), *found.shape[1:]), dtype=np.float32)
+            made[batch] = found
     return made
 
 

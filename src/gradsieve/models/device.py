@@ -6,10 +6,13 @@ If a model is on several GPUs, it is the first, which receives batches and accum
 from __future__ import annotations
 
 import timeit
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache, partial
 
 import psutil
 import torch
+from torch import Tensor
 
 from gradsieve.errors import ModelError
 from gradsieve.models import distributed
@@ -76,13 +79,34 @@ def forget_memory_used() -> None:
             torch.cuda.reset_peak_memory_stats(gpu)
 
 
+def halved_to_fit(
+    compute: Callable[[dict[str, Tensor]], Tensor], batch: Mapping[str, Tensor]
+) -> Tensor:
+    """What `compute` returns for each row of a batch, on the CPU.
+
+    If memory runs out, the batch's halves are computed one after the other.
+
+    Raises:
+        ModelError: If memory runs out even with a single row.
+    """
+    with suppress(torch.OutOfMemoryError):  # a caught one would keep memory from being freed
+        return compute({key: value.to(device()) for key, value in batch.items()}).cpu()
+    rows, tokens = batch["input_ids"].shape
+    if rows == 1:
+        raise out_of_memory(f"{tokens} tokens")
+    torch.cuda.empty_cache()
+    halves = (slice(rows // 2), slice(rows // 2, None))
+    parts = [{key: value[half] for key, value in batch.items()} for half in halves]
+    return torch.cat([halved_to_fit(compute, part) for part in parts])
+
+
 def out_of_memory(size: str) -> ModelError:
     """The error that memory runs out with a single example of this size."""
     error = ModelError(
         "Memory runs out with a single example.",
         f"{size}, {device()}",
-        "Lower model.max_length, set model.gradient_checkpointing, or use a device with more "
-        "memory.",
+        "Lower model.max_length, use a device with more memory, or, for training and features, "
+        "set model.gradient_checkpointing.",
     )
     error.__cause__ = MemoryError()  # by which a Ray worker knows that another attempt may succeed
     return error
