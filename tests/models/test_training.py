@@ -313,10 +313,27 @@ def test_a_training_without_enough_memory_goes_on_with_fewer_rows_at_once(tmp_pa
         clear_work(tmp_path / name)
     assert prints(tmp_path / "first") == prints(tmp_path / "halves")
     assert len(list(read_lines(tmp_path / "later" / "loss.jsonl"))) == 9
-    assert "2 rows per forward pass" in said[0]
+    assert "micro_batch_size: 2" in said[0]
     assert len(said) == 2
     with pytest.raises(ModelError, match="with a single example"):
         train_model(fresh(), rows(), SETTINGS, 0, tmp_path, Full(0, 0), lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "message"), [(4, "Memory runs out."), (2, "with a single example")]
+)
+def test_of_several_processes_none_starts_again(
+    batch_size: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OfTwo(Full):
+        def batch_loss(self, model: Any, *given: Any) -> torch.Tensor:
+            if model.training:
+                monkeypatch.setattr("gradsieve.models.distributed.count", lambda: 2)
+            return super().batch_loss(model, *given)
+
+    settings = SETTINGS.model_copy(update={"batch_size": batch_size})
+    with pytest.raises(ModelError, match=message):
+        train_model(fresh(), rows(), settings, 0, tmp_path, OfTwo(0, 0), lambda *_: None)
 
 
 def test_rows_of_a_step_are_those_of_a_random_order_longest_first() -> None:

@@ -80,7 +80,7 @@ def train_model(
         keep_checkpoints: Keep a checkpoint after each epoch.
         max_steps: Number of optimizer steps; None means as many as `settings.epochs` take.
         of: Identifies the training, if `folder` may hold an unfinished training of another kind.
-        warn: Called with a line if memory runs out. Training then goes on from the last complete
+        warn: Called with a line if memory runs out. Training then resumes after the last complete
             epoch with half the rows per forward pass.
 
     Returns:
@@ -92,8 +92,7 @@ def train_model(
             processes runs out of memory.
     """
     work = folder / "trainer"
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    untrained = {name: p.detach().to("cpu", copy=True) for name, p in weights.items()}
+    untrained = _copies(model) if distributed.count() == 1 else []  # several are not tried again
 
     def attempt(last: str | None, earlier: float) -> Trainer | None:
         """The trainer after training; None, not an error, frees the memory that ran out."""
@@ -122,13 +121,13 @@ def train_model(
     while trainer is None:
         settings = _smaller(settings, rows)
         warn(
-            f"memory ran out; training goes on with {settings.micro_batch_size} rows per forward "
-            "pass (warmup.micro_batch_size)"
+            "memory ran out; training resumes with fewer rows per forward pass "
+            f"(warmup.micro_batch_size: {settings.micro_batch_size})"
         )
         gc.collect()  # Trainer and its model reference each other
         torch.cuda.empty_cache()
-        for name, weight in weights.items():
-            weight.data.copy_(untrained[name])
+        for weight, copy in untrained:
+            weight.data.copy_(copy)
             weight.grad = None
         trainer = attempt(*_last_complete(work, of))
     if distributed.is_first():
@@ -142,17 +141,23 @@ def train_model(
     return int(trainer.state.global_step), earlier
 
 
+def _copies(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+    """The trainable weights, each with a copy in the machine's memory."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    return [(weight, weight.detach().to("cpu", copy=True)) for weight in weights]
+
+
 def _smaller(settings: recipe.TrainingConfig, rows: Sequence[Any]) -> recipe.TrainingConfig:
     """The same settings with at most half as many rows per forward pass."""
     micro = settings.rows_at_once(distributed.count())
+    if micro == 1:
+        raise out_of_memory(f"at most {lengths_of(rows).max()} tokens")
     if distributed.count() > 1:  # the other processes wait for this one
         raise ModelError(
             "Memory runs out.",
             f"warmup.micro_batch_size {micro}, {device()}",
             "Set a smaller warmup.micro_batch_size, or model.gradient_checkpointing.",
         )
-    if micro == 1:
-        raise out_of_memory(f"at most {lengths_of(rows).max()} tokens")
     less = max(n for n in range(1, micro // 2 + 1) if settings.batch_size % n == 0)
     return settings.model_copy(update={"micro_batch_size": less})
 
