@@ -250,3 +250,14 @@ def test_an_adapted_head_is_refused() -> None:
     model = get_peft_model(tiny.model("qwen3"), config)
     with pytest.raises(ModelError, match="output layer"):
         per_example(model, tiny.batch())
+
+
+def test_memory_that_runs_out_in_the_check_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.adapted()
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(model.get_base_model().model.norm, "forward", full)
+    with pytest.raises(ModelError, match="Memory runs out"):
+        check_pass(model)

@@ -1,5 +1,7 @@
 """In-memory models: what is loaded shares their weights, and nothing done to it affects them."""
 
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import tiny
 from gradsieve.engine.worker import failure_of
 from gradsieve.errors import ModelError
 from gradsieve.models.load import add_adapter
+from gradsieve.models.saved import read
 from gradsieve.models.source import model_source, section_of
 from gradsieve.recipe import schema as recipe
 
@@ -186,6 +189,11 @@ def test_a_model_that_does_not_fit_into_memory_is_reported(monkeypatch: pytest.M
 
     source = model_source(SECTION, tiny.model())
     monkeypatch.setattr(nn.Module, "to", full)
-    with pytest.raises(ModelError, match="doesn't fit into memory") as caught:
-        source.load()
-    assert failure_of(caught.value).again  # a worker on a GPU that others use too
+    for load in (
+        source.load,
+        partial(read, SimpleNamespace(from_pretrained=full), SECTION, "model"),
+    ):
+        with pytest.raises(ModelError, match="not enough memory for the model") as caught:
+            load()
+        assert "4bit" in caught.value.todo
+        assert failure_of(caught.value).again  # a worker on a GPU that others use too

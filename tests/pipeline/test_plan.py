@@ -265,7 +265,7 @@ def test_memory_that_runs_out_is_one_message(
     monkeypatch.setattr("gradsieve.stages.warmup.train_model", train)
     with pytest.raises(ModelError, match="parts of warmup") as caught:
         plan(inputs)
-    assert "warmup.micro_batch_size" in caught.value.todo
+    assert "--gpu" in caught.value.todo
 
 
 def test_there_is_a_worker(inputs: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradsieve.errors import ModelError, first_line
 from gradsieve.gradients.objectives import IGNORED, SFT, Batch, Objective, output_layer
+from gradsieve.models.device import out_of_memory
 from gradsieve.models.layers import put_forward
 
 Sink = Callable[[str, Tensor], None]
@@ -210,8 +211,10 @@ def check_pass(model: nn.Module) -> None:
         with per_example_pass(model, lambda *_: None) as losses:
             found = losses({"input_ids": ids, "labels": labels})
             found.sum().backward()
-    except (ModelError, torch.OutOfMemoryError):
+    except ModelError:
         raise
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(f"{ids.shape[1]} tokens") from error
     except Exception as error:  # a model's own code may raise anything
         raise ModelError(
             "The model does not run with this adapter.",

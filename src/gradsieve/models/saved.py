@@ -79,13 +79,10 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
             "Give the model as safetensors.",
         ) from None
     except Exception as error:  # readers raise many types; those in Rust raise plain Exception
-        # On a CPU, PyTorch's out-of-memory error is not a MemoryError.
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            raise ModelError(
-                "There is not enough memory for the model.",
-                f"model.name {model.name}, {model.dtype}",
-                "Use a smaller model, model.dtype: bfloat16, or a machine with more memory.",
-            ) from None
+        # On a CPU, PyTorch's out-of-memory error has no type of its own.
+        is_full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if is_full or "can't allocate memory" in str(error):
+            raise no_memory_for(model, error) from error
         todo = GIVE_A_TOKENIZER if noun == "tokenizer" else GIVE_A_MODEL
         if "trust_remote_code" in str(error):
             todo = (
@@ -96,6 +93,18 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
         # "We couldn't connect" doesn't say that the user may have meant a folder.
         where += ". There is no such folder here." if "couldn't connect" in where else ""
         raise ModelError(f"The {noun} cannot be loaded.", where, todo) from None
+
+
+def no_memory_for(model: ModelConfig, error: Exception) -> ModelError:
+    """The error that a model doesn't fit into memory."""
+    todo = "Use a smaller model, model.dtype: bfloat16, or a machine with more memory."
+    if isinstance(error, torch.OutOfMemoryError):
+        todo = (
+            "Stop other programs on the GPU, set model.quantization: 4bit, or distribute the model "
+            "over several GPUs (engine.gpus_per_worker: 2)."
+        )
+    where = f"model.name {model.name}, {model.dtype}"
+    return ModelError("There is not enough memory for the model.", where, todo)
 
 
 def check_sizes(config: Any, name: str) -> None:

@@ -39,6 +39,7 @@ from gradsieve.models.saved import (
     check_sizes,
     check_weights,
     model_fingerprint,
+    no_memory_for,
     read,
     read_model,
 )
@@ -89,12 +90,7 @@ class ModelSource:
             try:
                 loaded = loaded.to(device())
             except torch.OutOfMemoryError as error:
-                raise ModelError(
-                    "The model doesn't fit into memory.",
-                    f"model.name {self.settings.name}, {device()}: {first_line(error)}",
-                    "Free the GPU of other programs, set model.quantization: 4bit, or distribute "
-                    "the model over several GPUs (engine.gpus_per_worker: 2).",
-                ) from error
+                raise no_memory_for(self.settings, error) from error
         _refuse_infinite(loaded, self.settings.name)
         return loaded
 

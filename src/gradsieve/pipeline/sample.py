@@ -124,8 +124,7 @@ class Samples:
             raise ModelError(
                 f"Memory runs out while parts of {stage.name} are timed.",
                 f"a sample of {rows} of the pool's rows",
-                "Set warmup.micro_batch_size, lower features.tokens_per_batch, evaluate.batch_size "
-                "or model.max_length; or plan for another machine with --gpu.",
+                "Lower model.max_length, or plan for another machine with --gpu.",
             ) from None
         finally:
             gc.collect()  # Trainer and its model reference each other
