@@ -68,6 +68,21 @@ def test_each_epoch_is_kept_as_it_was(tmp_path: Path) -> None:
     assert rates == [pytest.approx(sum(steps[:3]) / 3), pytest.approx(sum(steps[3:]) / 3)]
 
 
+def test_the_active_adapter_is_kept_whatever_its_name(tmp_path: Path) -> None:
+    model, moments = tiny.adapted(), gradsieve.KeepMoments(tmp_path / "kept")
+    model.add_adapter("mine", model.peft_config["default"])
+    model.set_adapter("mine")
+    trained(tmp_path / "out", moments, model=model, max_steps=1)
+    folder = Path(moments.checkpoints[0])
+    kept = load_file(folder / "adapter_model.safetensors")
+    for name, weight in tiny.weights(model).items():
+        assert torch.equal(kept[name.replace(".mine.", ".")], weight), name
+    assert load_moments(folder, load_adapter(tiny.model(), folder)).step == 1
+    model.base_model.set_adapter(["default", "mine"])
+    with pytest.raises(ModelError, match="Several adapters are active"):
+        trained(tmp_path / "out", moments, model=model)
+
+
 def test_the_optimizers_constants_are_kept(tmp_path: Path) -> None:
     moments = gradsieve.KeepMoments(tmp_path / "kept")
     trainer = trained(tmp_path / "out", moments, adam_beta2=0.95, adam_epsilon=1e-5)

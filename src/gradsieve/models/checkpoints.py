@@ -90,8 +90,13 @@ def _states_of(
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter with peft, with the same bytes in every process."""
-    model.save_pretrained(str(folder))
+    """Write the active adapter with peft, with the same bytes in every process."""
+    name = model.active_adapter
+    model.save_pretrained(str(folder), selected_adapters=[name])
+    if (own := folder / name).is_dir():  # of an adapter that isn't named `default`
+        for file in own.iterdir():
+            file.rename(folder / file.name)
+        own.rmdir()
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))

@@ -32,8 +32,9 @@ class KeepMoments(TrainerCallback):
             (`save_strategy`), numbered by the step.
 
     Raises:
-        ModelError: When training starts, if the model is not a peft model or its adapter is not
-            plain LoRA; after the first step, if the optimizer is not Adam or AdamW.
+        ModelError: When training starts, if the model is not a peft model, or if its active adapter
+            is not plain LoRA or not the only one; after the first step, if the optimizer is not
+            Adam or AdamW.
         UsageError: If nothing would be kept.
 
     Example:
@@ -72,6 +73,12 @@ class KeepMoments(TrainerCallback):
                 "The trained model has no adapter.",
                 type(model).__name__,
                 "Give the Trainer a peft model (peft.get_peft_model; SFTTrainer: peft_config=...).",
+            )
+        if len(model.active_adapters) > 1:
+            raise ModelError(
+                "Several adapters are active; gradsieve follows one.",
+                ", ".join(model.active_adapters),
+                "Activate one (set_adapter), or merge the others first (merge_and_unload).",
             )
         if self.every == "save" and args.save_strategy == "no":
             raise UsageError(
