@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import pages
+from gradsieve.demo.model import make_tokenizer
 from gradsieve.recipe.load import load_recipe
 
 # trl 1.16 still passes transformers 5.23 a setting by its old name.
@@ -150,3 +151,13 @@ def test_recipes_load_and_name_themselves(recipe: Path) -> None:
     text = recipe.read_text(encoding="utf-8")
     commands = re.findall(r"^#\s+(gradsieve run .*)$", text, re.MULTILINE)
     assert commands == [f"gradsieve run {recipe.name} --out runs/{recipe.stem}"]
+
+
+def test_the_template_of_its_page_prompts_with_the_text_before_an_answer() -> None:
+    page = pages.ROOT / "docs" / "howto" / "own-template.md"
+    (template,) = (block.text for block in pages.blocks(page) if block.language == "jinja")
+    tokenizer = make_tokenizer()
+    turns = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "a"}]
+    options = {"chat_template": template, "tokenize": False}
+    prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, **options)
+    assert tokenizer.apply_chat_template(turns, **options).startswith(f"{prompt} a")
