@@ -117,7 +117,7 @@ def test_killed_and_resumed_gives_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     written: int,
 ) -> None:
-    real, left = jobs.create_store, [written]
+    real, left = jobs.open_writer, [written]
 
     def stopping(*given: Any) -> Any:
         left[0] -= 1
@@ -125,7 +125,7 @@ def test_killed_and_resumed_gives_the_same_bytes(
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(jobs, "create_store", stopping)
+    monkeypatch.setattr(jobs, "open_writer", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(inputs, tmp_path, "both")
     monkeypatch.undo()

@@ -24,14 +24,19 @@ def settings(context: Context) -> EvaluateConfig:
 
 
 def metrics_of(context: Context, target: str) -> list[str]:
-    """The metrics of a target: its losses, and those of the answers to its questions."""
-    tasks, wanted = settings(context).tasks, settings(context).metrics
-    test, found = context.test_sets.get(target), list[str]()
+    """The metrics of a target that the recipe wants."""
+    wanted = settings(context).metrics
+    return [one for one in metrics_there(context, target) if wanted is None or one in wanted]
+
+
+def metrics_there(context: Context, target: str) -> list[str]:
+    """All metrics of a target: its losses, and those of the answers to its questions."""
+    tasks, test, found = settings(context).tasks, context.test_sets.get(target), list[str]()
     if tasks is None or "target_loss" in tasks:
         found += LOSSES if test else LOSSES[:1]
     if test and (tasks is None or target in tasks):
         found += test.metrics
-    return [metric for metric in found if wanted is None or metric in wanted]
+    return found
 
 
 def has_answers(metrics: Sequence[str]) -> bool:

@@ -29,6 +29,7 @@ from gradsieve.evaluation.prompts import (
     Prompts,
     has_answers,
     metrics_of,
+    metrics_there,
     settings,
     write_prompts,
 )
@@ -147,9 +148,10 @@ class Evaluate(Stage):
             todo = "Use one of these, or give a target held-out examples (`test`)."
             if unknown[0] in LOSSES and tasks and "target_loss" not in tasks:
                 todo = "Add target_loss to evaluate.tasks, or take it out of evaluate.metrics."
+            there = {m for t in context.recipe.targets for m in metrics_there(context, t.name)}
             yield DataError(
                 "No target has this metric.",
-                f"evaluate.metrics: {unknown[0]}; the targets have {', '.join(sorted(measured))}",
+                f"evaluate.metrics: {unknown[0]}; the targets have {', '.join(sorted(there))}",
                 todo,
             )
 
