@@ -190,7 +190,8 @@ def test_the_trained_model_may_have_its_own_template(
         ({"warmup__report_to": ["wandb"]}, UsageError, "wandb is not installed"),
         ({"score__methods": ["les"]}, UsageError, "no method les"),
         ({"evaluate": {"tasks": ["plain"]}}, DataError, "no held-out questions"),
-        ({"evaluate": {"metrics": ["f1"]}}, DataError, "(?s)has this metric.*have target_loss"),
+        ({"evaluate": {"tasks": ["target_loss"], "metrics": ["f1"]}}, DataError,
+         "(?s)has this metric.*have held_out_loss"),
         ({"train": {"model": "./none"}}, ModelError, "folder does not exist"),
     ],
 )  # fmt: skip
