@@ -532,7 +532,7 @@ def test_losses_alone_generate_nothing(
     assert {(row["target"], row["metric"]) for row in results(run)} == {("mine", "held_out_loss")}
     assert not list(tmp_path.rglob("*.samples.jsonl"))
     wrong = settings(inputs, **few, evaluate={"metrics": ["f1", "accuracy"]})
-    with pytest.raises(DataError, match="accuracy; the targets have f1"):
+    with pytest.raises(DataError, match="accuracy; the targets have exact_match, f1"):
         gradsieve.run(wrong, tmp_path)
 
 
