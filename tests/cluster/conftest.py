@@ -1,6 +1,7 @@
 """A cluster of three nodes on this machine, for the tests in this folder."""
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ def cluster() -> Iterator[Any]:
 
     ray.cloudpickle.register_pickle_by_value(toys)
     head = {"num_cpus": 1, "_system_config": {"worker_niceness": 0}, "include_dashboard": False}
+    before = signal.getsignal(signal.SIGTERM)  # the head's handler would stay in this process
     made = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         made.add_node(wait=False, num_cpus=1)
@@ -27,3 +29,4 @@ def cluster() -> Iterator[Any]:
             yield made
     finally:
         made.shutdown()
+        signal.signal(signal.SIGTERM, before)
