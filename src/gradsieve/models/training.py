@@ -47,6 +47,7 @@ from gradsieve.models.dropout import Begin, example_dropout
 from gradsieve.models.load import own_randomness
 from gradsieve.models.moments import KeepMoments
 from gradsieve.recipe import schema as recipe
+from gradsieve.recipe.training import largest_divisor
 
 MARK = "gradsieve-whole"
 """Name of the file that marks a Trainer's checkpoint as complete."""
@@ -158,7 +159,7 @@ def _smaller(settings: recipe.TrainingConfig, rows: Sequence[Any]) -> recipe.Tra
             f"warmup.micro_batch_size {micro}, {device()}",
             "Set a smaller warmup.micro_batch_size, or model.gradient_checkpointing.",
         )
-    less = max(n for n in range(1, micro // 2 + 1) if settings.batch_size % n == 0)
+    less = largest_divisor(settings.batch_size, micro // 2)
     return settings.model_copy(update={"micro_batch_size": less})
 
 

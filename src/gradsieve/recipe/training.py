@@ -36,6 +36,11 @@ AT_ONCE = 8
 so that small batches need little padding; with larger ones, models run hardly faster."""
 
 
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is at most `most`."""
+    return max(divisor for divisor in range(1, most + 1) if number % divisor == 0)
+
+
 class TrainingConfig(Section):
     """Settings for training an adapter, in the warm-up and on selections."""
 
@@ -79,7 +84,7 @@ class TrainingConfig(Section):
         if self.micro_batch_size:
             return self.micro_batch_size
         share = max(1, self.batch_size // processes)
-        return max(rows for rows in range(1, min(share, AT_ONCE) + 1) if share % rows == 0)
+        return largest_divisor(share, min(share, AT_ONCE))
 
 
 class WarmupConfig(TrainingConfig):
