@@ -1,9 +1,9 @@
 """Generate answers to a test set's questions with lm-eval, in this process.
 
 In: a model, its tokenizer, questions and their prompts. Out: each question's answer with its
-metrics. The task files in this folder configure lm-eval; prompts (prompts.py) use the model's chat
-template and the benchmark's few-shot examples. lm-eval's own tasks are not used: they lack TyDiQA,
-use no chat template, and load questions from the hub.
+metrics. lm-eval only generates answers or compares choices: prompts (prompts.py) use the model's
+chat template and the benchmark's few-shot examples, and metrics.py scores answers. lm-eval's own
+tasks are not used: they lack TyDiQA, use no chat template, and load questions from the hub.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -107,7 +105,7 @@ def _answer(test: QuestionSet, question: Question, sample: Mapping[str, Any]) ->
     if question.choices:
         likelihoods = [likelihood for likelihood, _ in found]
         choice = question.choices[likelihoods.index(max(likelihoods))]
-        return Answer(choice, choice, {"accuracy": float(sample["acc"])})
+        return Answer(choice, choice, {"accuracy": float(choice == question.answers[0])})
     final = final_answer(test, found[0])
     return Answer(found[0], final, judge(test, final, question.answers))
 
@@ -131,14 +129,25 @@ def _task(
     ends: Sequence[int],
     stops: list[str],
 ) -> Any:
-    file = Path(__file__).with_name("choice.yaml" if has_choices else "answer.yaml")
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not has_choices:
-        config["generation_kwargs"] |= {"until": stops, "max_gen_toks": max_tokens}
+    """The questions as a task of lm-eval, whose own metric is not used."""
+    config: dict[str, Any] = {
+        "task": "task",
+        "custom_dataset": lambda **_: {"test": Dataset.from_list(docs)},
+        "test_split": "test",
+        "num_fewshot": 0,
+        "doc_to_text": "prompt",
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "process_results": lambda *_: {"acc": 0.0},
+    }
+    if has_choices:
+        config |= {"output_type": "multiple_choice", "doc_to_choice": "choices"}
+        config["target_delimiter"] = " "
+    else:
+        generation = {"do_sample": False, "until": stops, "max_gen_toks": max_tokens}
         if ends:
-            config["generation_kwargs"]["eos_token_id"] = sorted(set(ends))
-        config["process_results"] = lambda *_: {"exact_match": 0.0}  # judged by metrics.py
-    config["custom_dataset"] = lambda **_: {"test": Dataset.from_list(docs)}
+            generation["eos_token_id"] = sorted(set(ends))
+        config |= {"output_type": "generate_until", "generation_kwargs": generation}
     return needed("lm_eval.api.task", "evaluate").ConfigurableTask(config=config)
 
 
