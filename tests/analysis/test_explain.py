@@ -248,13 +248,13 @@ def test_files_that_have_moved(inputs: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "message", "todo"),
     [
-        ({"id": "no"}, "There is no row with the id 'no'", "There are"),
+        ({"id": "no"}, "There is no row with the id 'no'", "The first id is"),
         ({"id": "0001"}, "There is no row with the id '0001'", "Did you mean"),
         ({"id": "00003"}, "Several rows have the id 00003", "--source"),
         ({"id": "00003", "source": "ones"}, "There is no source ones", "Did you mean one?"),
         ({"id": "00003", "source": "two"}, "There is no row", "It is in extra, one."),
         ({"id": "00001", "target": "mane"}, "There is no target mane", "Did you mean mine?"),
-        ({"id": "00001", "target": None}, "The run has several targets", "There are mine, plain."),
+        ({"id": "00001", "target": None}, "The run has several targets", "Known: mine, plain."),
         ({"id": "00001", "method": "les"}, "There is no method les", "Did you mean less?"),
     ],
 )
@@ -273,7 +273,7 @@ def test_a_mistake_in_a_large_pool(
     monkeypatch.setattr(importlib.import_module("gradsieve.analysis.explain"), "IDS", 10)
     with pytest.raises(UsageError, match="There is no row with the id") as caught:
         gradsieve.explain(run, "mine", id=id)
-    assert caught.value.todo.startswith("Did you mean 0000" if id == "0001" else "There are")
+    assert caught.value.todo.startswith("Did you mean 0000" if id == "0001" else "The first id")
 
 
 def test_folders_that_cannot_be_explained(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ def test_a_notebook_gets_tables() -> None:
 
 def test_subtasks_are_in_order_of_score() -> None:
     lines = str(FOUND).split("\n")
-    assert lines.index("  b        +0.2500       +0.2000       +0.0500") < lines.index(
-        "  a        +0.1250       +0.1000       +0.0250"
+    assert lines.index(" b        +0.2500       +0.2000       +0.0500") < lines.index(
+        " a        +0.1250       +0.1000       +0.0250"
     )
 
 

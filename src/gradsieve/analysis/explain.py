@@ -8,10 +8,10 @@ and why (a method without gradients, exact mode, moved files, stages that are ou
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from gradsieve.analysis.explanation import Contribution, Explanation, Neighbor, 
 from gradsieve.data.content import text_of
 from gradsieve.data.examples import Example
 from gradsieve.data.pool import Pool
-from gradsieve.errors import DataError, RunError, UsageError
+from gradsieve.errors import DataError, RunError, UsageError, did_you_mean
 from gradsieve.io import read_lines
 from gradsieve.models.ambient import torch_defaults
 from gradsieve.recipe.load import load_recipe
@@ -102,15 +102,7 @@ def _one_of(name: str | None, known: Sequence[str], option: str) -> str:
     if name in known:
         return str(name)
     what = f"There is no {option[2:]} {name}." if name else f"The run has several {option[2:]}s."
-    raise UsageError(what, option, _nearest(name or "", known, len(known)))
-
-
-def _nearest(wrong: str, known: Sequence[str], count: int) -> str:
-    """A hint with the closest known names; `count` is the number of all names."""
-    if near := difflib.get_close_matches(wrong, known, n=3):
-        return f"Did you mean {', '.join(near)}?"
-    more = f" and {count - 5} more" if count > 5 else ""
-    return f"There are {', '.join(known[:5])}{more}."
+    raise UsageError(what, option, did_you_mean(name or "", known))
 
 
 def _find(pool: Pool, id: str, source: str | None) -> int:
@@ -131,12 +123,12 @@ def _find(pool: Pool, id: str, source: str | None) -> int:
 
 def _nearest_id(pool: Pool, id: str) -> str:
     """A hint with the closest ids: among those with the same start, in a small pool among all."""
-    ids = pool.table["id"]
+    ids = alike = pool.table["id"]
     if len(pool) > IDS:
         start = id[:2].encode("utf-8", "surrogatepass")  # arguments may be invalid UTF-8
         alike = ids.filter(pc.starts_with(ids, start))
-        ids = alike if len(alike) else ids
-    return _nearest(id, sorted(ids[:IDS].to_pylist()), len(pool))
+    near = get_close_matches(id, alike[:IDS].to_pylist(), n=3)
+    return f"Did you mean {', '.join(near)}?" if near else f"The first id is {ids[0]}."
 
 
 class _Explainer:
@@ -258,9 +250,8 @@ class _Explainer:
         examples = self._target_examples()
         total = values.sum(axis=0).tolist()
         contributions = [
-            Contribution(id, subtask, value, _text(example), example.where if example else "")
+            Contribution(id, subtask, value, *examples.get((subtask, id), (None, "")))
             for id, subtask, value in zip(found.ids, found.subtasks, total, strict=True)
-            for example in [examples.get((subtask, id))]
         ]
         scores = score.compared
         contributions.sort(key=lambda one: (-scores[one.subtask], one.subtask, -abs(one.value)))
@@ -316,16 +307,16 @@ class _Explainer:
     def _position(self, store: Store, number: int) -> int:
         return int(store.positions(self._pool.store_keys([number]))[0])
 
-    def _target_examples(self) -> dict[tuple[str, str], Example]:
-        """The target's examples by subtask and id."""
+    def _target_examples(self) -> dict[tuple[str, str], tuple[str, str]]:
+        """Text and place of the target's examples, by subtask and id."""
         try:
             targets = self._context.targets
         except DataError as error:
             why = f"{error.what} ({error.where})"
             self._notes.append(f"the target's examples can't be read any more: {why}")
             return {}
-        own = (target.examples for target in targets if target.name == self._target)
-        return {(example.subtask, example.id): example for examples in own for example in examples}
+        own = next(target.examples for target in targets if target.name == self._target)
+        return {(one.subtask, one.id): (_text(one), one.where) for one in own}
 
 
 def _score(table: ScoreTable, line: int) -> TargetScore:
@@ -353,7 +344,5 @@ def _strongest(contributions: Sequence[Contribution]) -> list[Contribution]:
     return shown
 
 
-def _text(example: Example | None) -> str | None:
-    if example is None:
-        return None
+def _text(example: Example) -> str:
     return "\n".join(f"{turn['role']}: {text_of(turn['content'])}" for turn in example.messages)

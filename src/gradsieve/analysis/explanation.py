@@ -5,14 +5,13 @@ Control characters in the data are replaced before they reach a terminal (`grads
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +25,10 @@ CUT = 160
 
 OWN_CUT = 2000
 """Number of characters shown of each turn of the explained example."""
+
+
+WIDEST = 10_000
+"""Columns of an explanation as a string: more than any table has, so that no line is wrapped."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Neighbor:
     cosine: float
     score: float
     rank: int
-    text: str | None
+    text: str
 
 
 @dataclass(frozen=True)
@@ -137,34 +140,26 @@ class Explanation:
 
     def __str__(self) -> str:
         """The explanation as text with aligned columns."""
-        lines = [self._headline()]
-        for part in self._parts():
-            lines += ["", part.title]
-            widths = [max(map(len, column)) for column in zip(part.head, *part.rows, strict=True)]
-            for row in (part.head, *part.rows):
-                cells = (_aligned(cell, width) for cell, width in zip(row, widths, strict=True))
-                lines.append(("  " + "  ".join(cells)).rstrip())
-        lines += ["", *(f"note: {clean(note)}" for note in self.notes)] if self.notes else []
-        return "\n".join([*lines, "", *self._turns()])
+        console = Console(file=io.StringIO(), width=WIDEST, color_system=None, force_jupyter=False)
+        with console.capture() as captured:
+            self.print(console)
+        return "\n".join(line.rstrip() for line in captured.get().split("\n")).rstrip()
 
-    def print(self) -> None:
-        """Print colored tables to standard output."""
-        console = Console()
+    def print(self, console: Console | None = None) -> None:
+        """Print colored tables, by default to standard output."""
+        console = console or Console()
         console.print(Text(self._headline(), style="bold"))
         for part in self._parts():
-            table = Table(
-                title=part.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD
-            )
+            table = Table(box=None)
             for name, *cells in zip(part.head, *part.rows, strict=True):
                 is_number = all(map(_is_number, cells))
                 table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number)
             for row in part.rows:
                 table.add_row(*map(Text, row))
-            console.print(table)
+            console.print(Text(f"\n{part.title}", style="bold"), table, sep="\n")
         for note in self.notes:
-            console.print(Text(f"note: {clean(note)}", style="dim"))
-        text = Text("\n".join(self._turns()))
-        console.print(Panel(text, title="the example", title_align="left"))
+            console.print(Text(f"\nnote: {clean(note)}", style="dim"))
+        console.print(Text("\n".join(["", *self._turns()])))
 
     def _repr_html_(self) -> str:
         """HTML tables for notebooks."""
@@ -251,7 +246,3 @@ def _number(value: float) -> str:
 
 def _is_number(cell: str) -> bool:
     return cell.removeprefix("+").removeprefix("-").replace(".", "", 1).isdigit()
-
-
-def _aligned(cell: str, width: int) -> str:
-    return cell.rjust(width) if _is_number(cell) else cell.ljust(width)

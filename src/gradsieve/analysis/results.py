@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, islice, zip_longest
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,11 @@ def compare(runs: Run | Sequence[Run]) -> Comparison:
     by_run = [_results(run, comparison.notes) for run in folders]
     comparison.notes.extend(_differing(folders, by_run))
     groups: dict[Group, list[Result]] = {}
+    first: dict[tuple[str, str], Result] = {}
     for result in (result for found in by_run for result in found):
-        key = (result["target"], result["metric"], split_seed(result["method"])[0])
-        group = groups.setdefault(key, [])
-        _check_questions([*group[:1], result])
+        target, metric = result["target"], result["metric"]
+        _check_questions(first.setdefault((target, metric), result), result)
+        group = groups.setdefault((target, metric, split_seed(result["method"])[0]), [])
         # Runs may share a model, untrained or trained on the same rows: it counts once.
         if result["model"] is None or all(result["model"] != other["model"] for other in group):
             group.append(result)
@@ -126,8 +127,9 @@ def _results(run: RunFolder, notes: list[str]) -> list[Result]:
     found: list[Result] = []
     left_out: dict[str, None] = {}
     for row in artifact.rows():
-        if row["method"] not in UNTRAINED and f"{row['target']}/{row['method']}" in stale:
-            left_out[f"{row['target']}/{row['method']}"] = None
+        selection = f"{row['target']}/{row['method']}"
+        if row["method"] not in UNTRAINED and selection in stale:
+            left_out[selection] = None
             continue
         result = artifact.result(artifact.name(row))
         own = row["metric"] == TARGET  # on the target's examples, not on questions
@@ -229,7 +231,6 @@ def _settings(run: RunFolder) -> dict[str, Any]:
 
 
 def _cell(found: list[Result], references: Mapping[str, list[Result]]) -> Cell:
-    _check_questions([*found, *(one for some in references.values() for one in some)])
     values, weights = [result["value"] for result in found], found[0]["weights"]
     by_question = _by_question(found)
     over = {
@@ -248,27 +249,15 @@ def _cell(found: list[Result], references: Mapping[str, list[Result]]) -> Cell:
     )
 
 
-def _check_questions(results: list[Result]) -> None:
+def _check_questions(one: Result, other: Result) -> None:
     """Raise if results are not for the same questions in the same order."""
-    first = results[0]
-    for other in results[1:]:
-        if other["ids"] != first["ids"]:
-            pairs = zip_longest(first["ids"], other["ids"], fillvalue="no question")
-            one, two = next(pair for pair in pairs if pair[0] != pair[1])
-            raise RunError(
-                "The runs were evaluated on different questions.",
-                f"target {first['target']}: {len(first['ids'])} in {first['run']}, "
-                f"{len(other['ids'])} in {other['run']}; the first to differ: {one}, {two}",
-                "Compare runs with the same target, test file and evaluate.limit.",
-            )
-        known = {result["questions"] for result in (first, other)} - {None}  # old runs lack it
-        if len(known) > 1:
-            raise RunError(
-                "The runs were evaluated on different questions.",
-                f"target {first['target']}: the ids in {first['run']} and {other['run']} are the "
-                "same, the texts, few-shot examples or answers are not",
-                "Compare runs with the same target and test file.",
-            )
+    if any(one[key] != other[key] for key in ("ids", "questions")):
+        raise RunError(
+            "The runs were evaluated on different questions.",
+            f"target {one['target']}: {len(one['ids'])} in {one['run']}, "
+            f"{len(other['ids'])} in {other['run']}",
+            "Compare runs with the same target, test file, few-shot examples and evaluate.limit.",
+        )
 
 
 def _by_question(results: list[Result]) -> NDArray[np.float64]:

@@ -11,6 +11,9 @@ from gradsieve.analysis.validation import Validation
 from gradsieve.analysis.verdict import HELD_OUT, Cell, Curve, Verdict, headline
 from gradsieve.runs.notebook import html_lines, html_table
 
+NONE = "–"
+"""A cell without a value."""
+
 ByMethod = dict[str, dict[str, int]]
 """Numbers by target and method."""
 
@@ -53,13 +56,8 @@ class Comparison:
         """The comparison as Markdown tables, each with its verdict and cautions below."""
         parts = []
         for target in self.cells:
-            parts.append(_markdown(f"### {target}", self._table(target, "–")))
-            parts.extend(self._said(target))
-            if found := self.curves.get(target):
-                parts.append(_markdown(f"{found.metric} by size:", _sizes(found, "–")))
-            for size, table in self._overlaps(target):
-                which = f"selections of {size}" if size else "selections"
-                parts.append(_markdown(f"Rows that {which} share:", table))
+            parts += [_markdown(f"### {target}", self._table(target)), *self._said(target)]
+            parts += [_markdown(f"{title}:", table) for title, table in self._more(target)]
         if self.validation:
             lines = (f"- {line}" for line in self._validated())
             parts.append("\n".join(["### Validation", "", *lines]))
@@ -73,12 +71,8 @@ class Comparison:
         parts = []
         for target in self.cells:
             said = "".join(f"\n% {line}" for line in self._said(target))
-            parts.append(_tabular(self._table(target, ""), target) + said)
-            if found := self.curves.get(target):
-                parts.append(_tabular(_sizes(found, ""), f"{target}: {found.metric} by size"))
-            for size, table in self._overlaps(target):
-                which = f" by selections of {size}" if size else ""
-                parts.append(_tabular(table, f"{target}: rows that are shared{which}"))
+            parts.append(_tabular(self._table(target), target) + said)
+            parts += [_tabular(table, f"{target}: {title}") for title, table in self._more(target)]
         if self.validation:
             parts.append("\n".join(f"% {line}" for line in self._validated()))
         return "\n\n".join(parts)
@@ -86,7 +80,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         """HTML for notebooks: the tables, each with its verdict below, and the notes."""
         parts = [
-            html_table(target, self._table(target, "–")) + html_lines(self._said(target))
+            html_table(target, self._table(target)) + html_lines(self._said(target))
             for target in self.cells
         ]
         return "".join([*parts, html_lines([*self._validated(), *self.notes])])
@@ -108,33 +102,37 @@ class Comparison:
             where = f"{run}: " if len(self.validation) > 1 else ""
             yield from (f"{where}{one.text()}" for one in found)
 
-    def _table(self, target: str, none: str) -> list[list[str]]:
+    def _table(self, target: str) -> list[list[str]]:
         metrics, rows, steps = self.cells[target], self.rows.get(target, {}), self.steps.get(target)
         methods = dict.fromkeys(method for cells in metrics.values() for method in cells)
-        columns = {"method": list(methods), "rows": [str(rows.get(m, none)) for m in methods]}
+        columns = {"method": list(methods), "rows": [str(rows.get(m, NONE)) for m in methods]}
         if steps:
-            columns["steps"] = [str(steps.get(method, none)) for method in methods]
+            columns["steps"] = [str(steps.get(method, NONE)) for method in methods]
         for name, cells in metrics.items():
             arrow = "↑" if next(iter(cells.values())).higher_is_better else "↓"
             found = [cells.get(method) for method in methods]
-            columns[f"{name} {arrow}"] = [_mean(cell) if cell else none for cell in found]
+            columns[f"{name} {arrow}"] = [_mean(cell) if cell else NONE for cell in found]
         # The loss and the headline metric are compared with random.
         for name in (name for name in metrics if name in (HELD_OUT, headline(metrics))):
             over = {method: cell.over_random for method, cell in metrics[name].items()}
             if any(over.values()):
                 gaps = [over.get(method) for method in methods]
-                columns[f"{name}, over random"] = [interval_text(g) if g else none for g in gaps]
+                columns[f"{name}, over random"] = [interval_text(g) if g else NONE for g in gaps]
         costs = [self.seconds.get(method.partition("@")[0]) for method in methods]
-        columns["cost (s)"] = [none if cost is None else f"{cost:.0f}" for cost in costs]
+        columns["cost (s)"] = [NONE if cost is None else f"{cost:.0f}" for cost in costs]
         return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
-    def _overlaps(self, target: str) -> Iterator[tuple[str, list[list[str]]]]:
-        """A table of shares for each size of selection."""
+    def _more(self, target: str) -> Iterator[tuple[str, list[list[str]]]]:
+        """Titles and tables: the metric by size, and shared rows for each size of selection."""
+        if found := self.curves.get(target):
+            yield f"{found.metric} by size", _sizes(found)
         shares = self.overlap.get(target, {})
         by_size: dict[str, list[str]] = {}
         for name in dict.fromkeys([*shares, *(name for row in shares.values() for name in row)]):
             by_size.setdefault(name.partition("@")[2], []).append(name)
-        return ((size, _triangle(shares, names)) for size, names in by_size.items())
+        for size, names in by_size.items():
+            which = f"selections of {size}" if size else "selections"
+            yield f"Rows that {which} share", _triangle(shares, names)
 
 
 def _triangle(shares: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> list[list[str]]:
@@ -147,10 +145,10 @@ def _triangle(shares: Mapping[str, Mapping[str, float]], names: Sequence[str]) -
     ]
 
 
-def _sizes(curve: Curve, none: str) -> list[list[str]]:
+def _sizes(curve: Curve) -> list[list[str]]:
     """A row per method with the metric for each size; levels without sizes are the same for all."""
     lines = {
-        name: [none if point is None else f"{point[1]:.3f}" for point in points]
+        name: [NONE if point is None else f"{point[1]:.3f}" for point in points]
         for name, points in curve.lines.items()
     }
     lines |= {name: [f"{level:.3f}"] * len(curve.sizes) for name, level in curve.levels.items()}
@@ -180,8 +178,8 @@ def _tabular(table: list[list[str]], caption: str) -> str:
 
 
 _TEX = str.maketrans({
-    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "_": r"\_", "%": r"\%", "&": r"\&",
-    "#": r"\#",
+    NONE: "--", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "_": r"\_", "%": r"\%",
+    "&": r"\&", "#": r"\#",
 })  # fmt: skip
 
 
