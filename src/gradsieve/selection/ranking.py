@@ -11,7 +11,8 @@ Letters: n scored examples (lines of the score table), S columns of scores.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -55,9 +56,6 @@ class Order:
         line = int(self._order[self._place])
         return Offer(line, float(self._scores[line]), int(self._columns[line]))
 
-    def end_turn(self) -> None:
-        """Does nothing, since there is only one order."""
-
 
 def _first_left(order: NDArray[np.int32], gone: NDArray[np.bool_], place: int) -> int:
     """The first place from `place` on whose line remains; with many columns most are gone."""
@@ -71,70 +69,58 @@ def _first_left(order: NDArray[np.int32], gone: NDArray[np.bool_], place: int) -
     return place
 
 
-class Turns:
-    """Orders (or nested `Turns`) that take turns, each offering its best remaining line."""
-
-    def __init__(self, parts: Sequence[Order | Turns]) -> None:
-        self._parts, self._turn = parts, 0
-
-    def offer(self, gone: NDArray[np.bool_]) -> Offer | None:
-        """The line of the part whose turn it is; parts without remaining lines are skipped."""
-        for _ in self._parts:
-            if (found := self._parts[self._turn].offer(gone)) is not None:
-                return found
-            self._next()
-        return None
-
-    def end_turn(self) -> None:
-        """Move to the next part, after a line was taken."""
-        self._parts[self._turn].end_turn()
-        self._next()
-
-    def _next(self) -> None:
-        self._turn = (self._turn + 1) % len(self._parts)
-
-    def __copy__(self) -> Turns:
-        """An independent copy with the same state; the arrays are shared."""
-        twin = Turns([copy(part) for part in self._parts])
-        twin._turn = self._turn
-        return twin
+Turns = deque[deque[Order]]
+"""The orders of each target; the first order of the first target has its turn."""
 
 
 class Ranking:
-    """All scored lines, offered one by one."""
+    """All scored lines, offered one by one: `targets` take turns, and so do each one's orders."""
 
-    def __init__(self, lines: int, turns: Turns, subtasks: Sequence[str]) -> None:
-        self.subtasks, self._lines, self._start = subtasks, lines, turns
+    def __init__(
+        self, lines: int, targets: Iterable[Iterable[Order]], subtasks: Sequence[str]
+    ) -> None:
+        self.subtasks, self._lines = subtasks, lines
+        self._start: Turns = deque(map(deque, targets))
         self.restart()
 
     def restart(self) -> None:
         """Start again with all lines."""
-        self._gone, self._turns = np.zeros(self._lines, dtype=bool), copy(self._start)
+        self._gone, self._turns = np.zeros(self._lines, dtype=bool), _copied(self._start)
 
     def offer(self) -> Offer | None:
-        """The next line; None if none remains."""
-        found = self._turns.offer(self._gone)
-        if found is not None:
-            self._gone[found.line] = True
-        return found
+        """The next line, the best that remains in the order whose turn it is; None at the end."""
+        while self._turns:
+            while own := self._turns[0]:
+                if (found := own[0].offer(self._gone)) is not None:
+                    self._gone[found.line] = True
+                    return found
+                own.popleft()  # no line remains in it
+            self._turns.popleft()
+        return None
 
     def end_turn(self) -> None:
-        """Record that the offered line was taken."""
-        self._turns.end_turn()
+        """Move to the next target, and the next order of this one: the offered line was taken."""
+        self._turns[0].rotate(-1)
+        self._turns.rotate(-1)
 
     def ahead(self, count: int) -> NDArray[np.int64]:
         """Up to `count` lines that come next; exact if all of them are taken."""
-        turns, gone = copy(self._turns), self._gone.copy()
+        twin = copy(self)
+        twin._gone, twin._turns = self._gone.copy(), _copied(self._turns)
         lines: list[int] = []
-        while len(lines) < count and (found := turns.offer(gone)) is not None:
-            gone[found.line] = True
-            turns.end_turn()
+        while len(lines) < count and (found := twin.offer()) is not None:
+            twin.end_turn()
             lines.append(found.line)
         return np.array(lines, np.int64)
 
     def subtask(self, column: int) -> str:
         """A subtask's name; empty if there is none."""
         return "" if column < 0 else self.subtasks[column]
+
+
+def _copied(turns: Turns) -> Turns:
+    """Independent turns with the same state; the arrays are shared."""
+    return deque(deque(map(copy, orders)) for orders in turns)
 
 
 class Ranked(NamedTuple):
@@ -153,17 +139,17 @@ class Ranked(NamedTuple):
 
 def ranking_of(parts: Sequence[Ranked]) -> Ranking:
     """A ranking in which several targets take turns, from their scores of the same lines."""
-    turns: list[Order | Turns] = []
+    targets: list[list[Order]] = []
     subtasks: list[str] = []
     for scores, columns, names in parts:
         own = np.where(columns < 0, columns, columns + len(subtasks)).astype(np.int32)
         if scores.ndim == 1:
-            turns.append(Order(scores, own))
+            targets.append([Order(scores, own)])
         else:
             pairs = zip(scores.T, own.tolist(), strict=True)
-            turns.append(Turns([Order(column, number) for column, number in pairs]))
+            targets.append([Order(column, number) for column, number in pairs])
         subtasks += names
-    return Ranking(len(parts[0].scores), Turns(turns), subtasks)
+    return Ranking(len(parts[0].scores), targets, subtasks)
 
 
 def in_turns(scores: NDArray[np.float32], subtasks: Sequence[str]) -> Ranked:
