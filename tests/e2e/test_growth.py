@@ -326,7 +326,7 @@ def test_damaged_gradients_of_a_target_are_reported_and_made_again(
     file = done.stage("features") / "checkpoint-1" / "targets" / "mine.safetensors"
     file.write_bytes(file.read_bytes()[:-8] if content is None else content)
     (done.stage("score") / "mine" / "less.parquet").unlink()
-    with pytest.raises(StoreError, match="gradients of a target are damaged") as caught:
+    with pytest.raises(StoreError, match="gradients of a target are missing or damaged") as caught:
         read_target_gradients(file)
     assert (caught.value.where, caught.value.todo[:15]) == (str(file), "Delete that fil")
     told = world.Listening()

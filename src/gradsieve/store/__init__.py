@@ -6,22 +6,10 @@ docs/format.md specifies the format. `create_store` opens one for writing, `open
 
 from pathlib import Path
 
-from gradsieve.store.format import (
-    MANIFEST,
-    Folder,
-    RowKey,
-    key_table,
-    read_manifest,
-)
+from gradsieve.store.format import MANIFEST, Folder, RowKey, key_table, read_manifest
 from gradsieve.store.maintain import convert, inspect, merge
 from gradsieve.store.reader import Shard, Store, Wanted, open_store
-from gradsieve.store.writer import (
-    StoreWriter,
-    create_store,
-    open_writer,
-    rows_where,
-    sound_store,
-)
+from gradsieve.store.writer import StoreWriter, create_store, open_writer, rows_where, sound_store
 
 __all__ = [
     "RowKey",

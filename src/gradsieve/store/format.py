@@ -106,7 +106,8 @@ class Folder:
     """A folder of files, given by a local path or a URL.
 
     Raises:
-        StoreError: If the URL's protocol is unknown, or its library is not installed.
+        StoreError: If the URL's protocol is unknown, its library is not installed, or a file can't
+            be read or written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -142,21 +143,13 @@ class Folder:
         return bool(self._files.isfile(f"{self.path}/{name}"))
 
     def read(self, name: str) -> bytes:
-        """A file's bytes.
-
-        Raises:
-            StoreError: If it can't be read.
-        """
+        """A file's bytes."""
         with self.reporting(name):
             content: bytes = self._files.cat_file(f"{self.path}/{name}")
             return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file, completely or not at all.
-
-        Raises:
-            StoreError: If it can't be written, e.g. because the disk is full.
-        """
+        """Write a file, completely or not at all."""
         with self.reporting(name):
             if self.local:
                 with atomic(Path(self.path) / name) as temporary:
@@ -166,11 +159,7 @@ class Folder:
                 self._files.pipe_file(f"{self.path}/{name}", content)
 
     def create(self, name: str, content: bytes) -> None:
-        """Write a file unless it exists; of two concurrent local writers the first wins.
-
-        Raises:
-            StoreError: If it can't be written.
-        """
+        """Write a file unless it exists; of two concurrent local writers the first wins."""
         if self.exists(name):
             return
         if not self.local:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gradsieve.console import Report
 from gradsieve.errors import StoreError
@@ -44,9 +45,10 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """
     store = open_store(path)
     shards, keys = store.folder.sizes(SHARDS), store.folder.sizes(KEYS)
+    sources = pc.value_counts(store.keys()["source"]).to_pylist()
     return {
         "rows": len(store),
-        "sources": store.sources(),
+        "sources": dict(sorted((one["values"], one["counts"]) for one in sources)),
         "shards": len(shards),
         "bytes": sum(shards.values()) + sum(keys.values()),
         "bits": store.bits,

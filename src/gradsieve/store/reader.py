@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import safe_open
@@ -109,7 +108,11 @@ Wanted = Sequence[tuple[Shard, NDArray[np.int64]]]
 
 
 class Store:
-    """A datastore that is open for reading; see `open_store`."""
+    """A datastore that is open for reading; see `open_store`.
+
+    Raises:
+        StoreError: If a file that is read is damaged; it is named.
+    """
 
     def __init__(self, folder: Folder, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
@@ -153,25 +156,12 @@ class Store:
         return read_table(self.folder, keys_of(shard), self.settings)
 
     def keys(self) -> pa.Table:
-        """Source, id and content hash of each row, in order of position.
-
-        Raises:
-            StoreError: If a file is damaged.
-        """
+        """Source, id and content hash of each row, in order of position."""
         tables = [self.shard_keys(shard.name).take(shard.places()) for shard in self._index[0]]
         return pa.concat_tables([key_table([]), *tables])
 
-    def sources(self) -> dict[str, int]:
-        """The number of rows of each source."""
-        counts = pc.value_counts(self.keys()["source"]).to_pylist()
-        return dict(sorted((count["values"], count["counts"]) for count in counts))
-
     def skipped(self) -> pa.Table:
-        """Keys of rows that have no feature, with their `skip_reason`.
-
-        Raises:
-            StoreError: If a file is damaged.
-        """
+        """Keys of rows that have no feature, with their `skip_reason`."""
         names = self.folder.sizes(SKIPPED)
         tables = [read_table(self.folder, name, self.settings) for name in names]
         none = key_table([]).append_column("skip_reason", pa.array([], pa.string()))
@@ -206,11 +196,7 @@ class Store:
         return positions
 
     def shards(self, positions: NDArray[np.int64] | Wanted | None = None) -> Iterator[Block]:
-        """Yield blocks of rows in order of position; only shards with requested rows are read.
-
-        Raises:
-            StoreError: If a shard is damaged.
-        """
+        """Yield blocks of rows in order of position; only shards with requested rows are read."""
         for found, tensors in self._read(positions):
             norms: NDArray[np.float32] = np.maximum(tensors["code_norms"], quantize.TINY)
             directions = quantize.decode(tensors["codes"], self.bits) / norms[:, None]
@@ -218,11 +204,7 @@ class Store:
             yield Block(found, directions, tensors["feature_norms"], tensors["gradient_norms"])
 
     def read(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Projected rows [n, d], up to quantization, in the order of `positions`.
-
-        Raises:
-            StoreError: If a shard is damaged.
-        """
+        """Projected rows [n, d], up to quantization, in the order of `positions`."""
         ordered, places = np.unique(positions, return_inverse=True)
         return np.concatenate([block.rows for block in self.shards(ordered)])[places]
 
@@ -236,9 +218,6 @@ class Store:
 
         With `balanced`, rows are divided by their `gradient_norms` instead of `feature_norms`: for
         directions of targets whose scales are the inverse of the rows'.
-
-        Raises:
-            StoreError: If a shard is damaged.
         """
         cosines = Cosines(directions, self.bits)
         for found, tensors in self._read(positions):

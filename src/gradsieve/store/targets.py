@@ -63,22 +63,17 @@ def read_target_gradients(file: Path) -> TargetGradients:
             about = json.loads(opened.metadata()["gradsieve"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         return TargetGradients(**about, rows=tensors.pop("features"), **tensors)
-    except FileNotFoundError:
-        what, todo = "The gradients of a target are missing.", "Run"
-    except (SafetensorError, ValueError, LookupError, TypeError):
-        what, todo = "The gradients of a target are damaged.", "Delete that file and run"
-    raise StoreError(
-        what, str(file), f"{todo} `gradsieve features` again: it makes only what is missing."
-    )
+    except (FileNotFoundError, SafetensorError, ValueError, LookupError, TypeError):
+        raise StoreError(
+            "The gradients of a target are missing or damaged.",
+            str(file),
+            "Delete that file and run `gradsieve features` again: it makes only what is missing.",
+        ) from None
 
 
 def write_target_gradients(file: Path, gradients: TargetGradients) -> None:
     """Write a target's gradients to a file."""
-    about = {
-        "identity": gradients.identity,
-        "ids": gradients.ids,
-        "subtasks": gradients.subtasks,
-    }
+    about = {name: getattr(gradients, name) for name in ("identity", "ids", "subtasks")}
     # A single key: safetensors writes several in an order that changes from run to run.
     metadata = {"gradsieve": json.dumps(about)}
     tensors = {"features": gradients.rows, "gradient_norms": gradients.gradient_norms}

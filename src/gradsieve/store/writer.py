@@ -142,8 +142,8 @@ class StoreWriter:
         if finite.any():
             self._publish(*rows_where(finite, keys, rows, norms))
         # Last, so that if the process is killed in between, the shard isn't made of other batches.
-        bad = keys.filter(~finite)
-        self.skip(bad.append_column("skip_reason", pa.array([NOT_FINITE] * len(bad), pa.string())))
+        if len(bad := keys.filter(~finite)):
+            self.skip(bad.append_column("skip_reason", pa.array([NOT_FINITE] * len(bad))))
 
     def skip(self, rows: pa.Table) -> None:
         """Record rows that will have no features (keys and `skip_reason`) in a separate file."""
@@ -153,8 +153,6 @@ class StoreWriter:
             write_table(self.folder, SKIPPED, new.sort_by(order), self.settings)
 
     def _is_skipped(self, keys: pa.Table) -> NDArray[np.bool_]:
-        if not len(keys):
-            return np.zeros(0, dtype=bool)
         return np.isin(key_hashes(keys), key_hashes(self.reader().skipped()))
 
     def finish(self) -> None:
@@ -175,14 +173,9 @@ class StoreWriter:
                 f"{self.folder}: {rows.shape[1]} values of {bits} bits",
                 "Use 8 bits or more.",
             )
-        codes, code_norms, feature_norms = quantize.encode(rows, bits)
-        tensors = {
-            "codes": codes,
-            "code_norms": code_norms,
-            "feature_norms": feature_norms,
-            "gradient_norms": norms,
-        }
-        content = save(tensors, {"format": FORMAT})
+        encoded = quantize.encode(rows, bits)
+        tensors = dict(zip(("codes", "code_norms", "feature_norms"), encoded, strict=True))
+        content = save({**tensors, "gradient_norms": norms}, {"format": FORMAT})
         # The shard is written last: keys without a shard are ignored.
         own = write_table(self.folder, KEYS, keys, self.settings)
         self.folder.write(SHARDS.replace("*", f"{own}-{hash_of(content)}"), content)
