@@ -11,7 +11,7 @@ import torch
 import gradsieve
 import world
 from gradsieve.analysis.decompose import can_decompose, decompose
-from gradsieve.errors import RunError, StoreError
+from gradsieve.errors import StoreError
 from gradsieve.gradients.similarity import example_directions, subtask_directions
 from gradsieve.runs.context import Context
 
@@ -51,10 +51,11 @@ def test_contributions_add_up_to_the_scores(context: Context, method: str) -> No
         np.testing.assert_allclose(total[:, own].sum(1), wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_what_cannot_be_decomposed_is_named(context: Context) -> None:
+def test_what_can_be_decomposed(context: Context) -> None:
+    exact = world.recipe(context.recipe.model_dump(mode="json"), features={"mode": "exact"})
+    assert can_decompose(context.recipe, "less")
     assert not can_decompose(context.recipe, "random")
-    with pytest.raises(RunError, match="cannot be decomposed"):
-        decompose(context, "mine", context.pool.usable[:1], "random")
+    assert not can_decompose(exact, "less")
 
 
 def test_an_example_without_a_feature_is_named(context: Context, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_worked_examples_are_left_out_from_the_last_as_far_as_it_takes() -> None
     asked = write_prompts(context(positions), questions(["head : g h", "head :", "a " * 40]))
     assert shots_of(asked) == [2, 3, 0]
     assert (asked.fewer, asked.cut) == (2, 1)
-    said = f"of {len(asked.texts)}: 2 with fewer few-shot examples and 1 without their start"
+    said = f"of {len(asked.texts)}: 2 with fewer few-shot examples, 1 without their start"
     assert said in str(asked.warning)
     assert all(n <= positions - 4 for n in asked.lengths[:2])
     assert asked.texts[0].index(SHOTS[0]) < asked.texts[0].index(SHOTS[1])

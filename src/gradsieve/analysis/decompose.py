@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsieve.errors import RunError
 from gradsieve.gradients.similarity import example_directions
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
@@ -47,22 +46,14 @@ def can_decompose(recipe: Recipe, method: str) -> bool:
 def decompose(
     context: Context, target: str, numbers: NDArray[np.int64], method: str = "less"
 ) -> Contributions:
-    """Decompose the scores of some examples, by their numbers in the pool [n].
+    """Decompose a method's scores, if it can, of some examples by their numbers in the pool [n].
 
     Raises:
-        RunError: If the method's scores can't be decomposed (`can_decompose`).
         StoreError: If an example has no stored feature.
     """
-    recipe, artifacts = context.recipe, context.artifacts
-    if not can_decompose(recipe, method):
-        raise RunError(
-            "These scores cannot be decomposed by target example.",
-            f"score.methods {method}, features.mode {recipe.features.mode}",
-            f"Use one of {', '.join(METHODS)} with features.mode: store.",
-        )
+    artifacts, mean = context.artifacts, context.recipe.score.target_mean
     kind = "pool-sgd" if method == "sgd" else "pool"
     keys = context.pool.store_keys(numbers)
-    mean = recipe.score.target_mean
     found: list[NDArray[np.float32]] = []
     checkpoints, weights = artifacts.features.checkpoints, artifacts.warmup.weights
     for checkpoint, weight in zip(checkpoints, weights, strict=True):

@@ -48,11 +48,7 @@ def normalized(text: str) -> str:
 
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_REDUCTIONS: dict[str, Callable[[str], str]] = {
-    "words": words,
-    "letters": letters,
-    "squad": normalized,
-}
+_REDUCTIONS = {"words": words, "letters": letters, "squad": normalized}
 
 
 def same(answer: str, gold: str, reduce: Callable[[str], str]) -> bool:

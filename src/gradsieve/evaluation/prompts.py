@@ -65,13 +65,12 @@ class Prompts:
     @property
     def warning(self) -> str | None:
         """How many questions differ from the benchmark's; None if none of them do."""
-        what = [f"{self.fewer} with fewer few-shot examples"] if self.fewer else []
-        what += [f"{self.cut} without their start"] if self.cut else []
-        if not what:
+        if not self.fewer and not self.cut:
             return None
         return (
-            f"prompts shortened to fit, of {len(self.texts)}: {' and '.join(what)}; the model's "
-            f"context length is {self.max_length} tokens, {self.max_tokens} of them for the answer"
+            f"prompts shortened to fit, of {len(self.texts)}: {self.fewer} with fewer few-shot "
+            f"examples, {self.cut} without their start; the model's context length is "
+            f"{self.max_length} tokens, {self.max_tokens} of them for the answer"
         )
 
 

@@ -233,9 +233,7 @@ class Card:
             proposed=find_method(self.name.method, recipe).source,
             metadata=_yaml(self._metadata()),
             settings=_yaml(self._settings()),
-            rows_file=ROWS,
-            messages_file=MESSAGES,
-            answers_file=ANSWERS,
+            jsonl=FILES,
         )
 
     def _metadata(self) -> dict[str, Any]:
