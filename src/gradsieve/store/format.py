@@ -1,9 +1,10 @@
 """The files of a datastore (docs/format.md), in a local folder or on any fsspec file system.
 
 In: a path, or a URL such as `s3://bucket/store` (whose fsspec library must be installed). Out:
-checked content. A file appears completely or not at all: locally through a temporary name, fsync
-and rename; elsewhere as one object, which object stores publish atomically. A large file's name has
-a hash of its bytes, a small file has a fingerprint of its content, so every flipped bit is found.
+checked content, or a StoreError that names the damaged file. A file appears completely or not at all:
+locally through a temporary name, fsync and rename; elsewhere as one object, which object stores
+publish atomically. A large file's name has a hash of its bytes, a small file has a fingerprint of
+its content, so every flipped bit is found.
 
 Keys of rows are Parquet tables. Rejected: hashes instead of ids (a datastore could not list its
 rows), and keys inside the shard (safetensors has no strings).
@@ -199,21 +200,13 @@ def hash_of(content: bytes) -> str:
 
 
 def check_hash(folder: Folder, name: str, found: str) -> None:
-    """Compare the hash of a file's bytes with its name.
-
-    Raises:
-        StoreError: If they differ.
-    """
+    """Raise a `StoreError` if a file's name doesn't have the hash of its bytes."""
     if name.rpartition("-")[2].partition(".")[0] != found:
         raise StoreError("A file of the datastore is damaged.", folder.where(name), RUN_AGAIN)
 
 
 def read_checked(folder: Folder, name: str) -> bytes:
-    """Read a file whose name has the hash of its bytes.
-
-    Raises:
-        StoreError: If it is damaged.
-    """
+    """Read a file whose name has the hash of its bytes, and check it."""
     content = folder.read(name)
     check_hash(folder, name, hash_of(content))
     return content
@@ -252,11 +245,7 @@ def write_table(folder: Folder, pattern: str, table: pa.Table, settings: Mapping
 
 
 def read_table(folder: Folder, name: str, settings: Mapping[str, Any]) -> pa.Table:
-    """Read and check a file that `write_table` wrote.
-
-    Raises:
-        StoreError: If the file is damaged, or belongs to a datastore with other settings.
-    """
+    """Read a file that `write_table` wrote; refuses keys of a datastore with other settings."""
     file = pq.ParquetFile(io.BytesIO(read_checked(folder, name)))
     own, ours = (file.metadata.metadata or {}).get(METADATA, b"").decode(), fingerprint(settings)
     if own != ours:
@@ -273,11 +262,7 @@ def seal(value: Mapping[str, Any]) -> bytes:
 
 
 def unseal(folder: Folder, name: str) -> dict[str, Any]:
-    """Read a small file.
-
-    Raises:
-        StoreError: If it is damaged, or has another format.
-    """
+    """Read a small file; refuses another format."""
     content = _sealed(folder, name)
     if content is None:
         todo = "Run `gradsieve features` again: it rewrites that file and keeps all rows."
@@ -321,11 +306,7 @@ def read_settings(folder: Folder) -> dict[str, Any]:
 
 
 def read_manifest(folder: Folder) -> dict[str, int] | None:
-    """The number of rows of each file in a finished datastore; None if it isn't finished.
-
-    Raises:
-        StoreError: If the manifest is damaged.
-    """
+    """The number of rows of each file in a finished datastore; None if it isn't finished."""
     if not folder.exists(MANIFEST):
         return None
     rows: dict[str, int] = unseal(folder, MANIFEST)["rows"]

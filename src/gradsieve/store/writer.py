@@ -112,11 +112,7 @@ class StoreWriter:
         return Store(self.folder, self.settings)
 
     def missing(self, keys: Keys) -> NDArray[np.bool_]:
-        """Which rows [n] need work: neither stored, nor skipped with a reason.
-
-        Raises:
-            StoreError: If a file of keys is damaged.
-        """
+        """Which rows [n] need work: neither stored, nor skipped with a reason."""
         return (self.reader().positions(keys) < 0) & ~self._is_skipped(key_table(keys))
 
     def write_shard(self, keys: Keys, features: Any, gradient_norms: Any) -> None:

@@ -92,12 +92,15 @@ function labels(svg, marks, place, y, format) {
   }
 }
 
-// Lines across a chart at round values, with their numbers on the left.
-function valueAxis(svg, [low, high], left, right, y) {
+// Draw axes with their numbers; returns the functions that map values to coordinates.
+function axes(svg, width, height, [left, right], [low, high], places, format = number) {
+  const x = (value) => 50 + within(value, left, right) * (width - 62), y = (value) => height - 24 - within(value, low, high) * (height - 40);
   for (const mark of ticks(low, high, 4)) {
-    svg.append(drawn("line", { x1: left, x2: right, y1: y(mark), y2: y(mark), class: "axis" }));
-    svg.append(drawn("text", { x: left - 6, y: y(mark) + 4, "text-anchor": "end" }, number(mark)));
+    svg.append(drawn("line", { x1: 50, x2: width - 12, y1: y(mark), y2: y(mark), class: "axis" }));
+    svg.append(drawn("text", { x: 44, y: y(mark) + 4, "text-anchor": "end" }, number(mark)));
   }
+  labels(svg, places, x, height - 6, format);
+  return [x, y];
 }
 
 const charts = [], COLORS = 7;
@@ -181,18 +184,12 @@ function lengthChart(box, bins) {
 function lossChart(box, points) {
   const known = points.filter(([, loss]) => loss !== null);
   if (!known.length) return box.append("No step had a finite loss.");
-  const losses = known.map(([, loss]) => loss), last = known.at(-1);
-  const low = Math.min(...losses), high = Math.max(...losses, low + 1e-6);
-  const first = known[0][0], end = Math.max(last[0], first + 1);
-  chart(box, 190, `Loss from ${number(losses[0])} to ${number(last[1])} in ${last[0]} steps`, (svg, width, height) => {
-    const top = 10, bottom = height - 22, left = 44, right = width - 10;
-    const x = (step) => left + within(step, first, end) * (right - left);
-    const y = (loss) => bottom - within(loss, low, high) * (bottom - top);
-    valueAxis(svg, [low, high], left, right, y);
+  const [first, last] = [known[0], known.at(-1)], steps = [first[0], Math.max(last[0], first[0] + 1)];
+  chart(box, 190, `Loss from ${number(first[1])} to ${number(last[1])} in ${last[0]} steps`, (svg, width, height) => {
+    const marks = ticks(...steps, Math.max(2, width / 90)).filter(Number.isInteger);
+    const [x, y] = axes(svg, width, height, steps, range(known.map(([, loss]) => loss)), marks, (value) => whole.format(value));
     svg.append(drawn("path", { d: "M" + known.map(([step, loss]) => `${x(step)} ${y(loss)}`).join("L"), class: "curve" }));
     for (const [step, loss] of known) svg.append(drawn("circle", { cx: x(step), cy: y(loss), r: 2.5, class: "dot" }));
-    const steps = ticks(first, end, Math.max(2, width / 90)).filter(Number.isInteger);
-    labels(svg, steps, x, height - 6, (value) => whole.format(value));
   });
 }
 

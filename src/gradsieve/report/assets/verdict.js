@@ -23,14 +23,6 @@ function showFindings(view, current) {
   for (const [made, draw] of cards) draw(made.appendChild(element("div", { class: "chart" })));
 }
 
-// Draw axes with their numbers; returns the functions that map values to coordinates.
-function axes(svg, width, height, [left, right], [low, high], places) {
-  const x = (value) => 50 + within(value, left, right) * (width - 62), y = (value) => height - 24 - within(value, low, high) * (height - 40);
-  valueAxis(svg, [low, high], 50, width - 12, y);
-  labels(svg, places, x, height - 6, number);
-  return [x, y];
-}
-
 function sizeChart(box, curve, current) {
   const lines = Object.entries(curve.lines).map(([name, points]) => [name, points.filter(Boolean)]);
   const all = lines.flatMap(([, points]) => points), levels = Object.entries(curve.levels);
