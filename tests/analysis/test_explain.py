@@ -282,7 +282,7 @@ def test_folders_that_cannot_be_explained(inputs: dict[str, Any], tmp_path: Path
     recipe = world.recipe(inputs, score={"method": "random"})
     run = gradsieve.run(recipe, tmp_path)
     (run.stage("score") / "plain" / "random.parquet").unlink()
-    with pytest.raises(RunError, match="no scores of this target"):
+    with pytest.raises(RunError, match="A file of the run is missing"):
         gradsieve.explain(tmp_path, "mine", id="00001")
     (run.stage("score") / "meta.json").unlink()
     with pytest.raises(RunError, match="score is not finished"):

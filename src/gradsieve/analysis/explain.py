@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -147,41 +146,36 @@ class _Explainer:
 
     def explain(self, number: int) -> Explanation:
         (key,) = self._pool.keys([number])
-        tables = {t.name: self._table(t.name) for t in self._context.recipe.targets}
-        lines = {name: table.find(*key) for name, table in tables.items()}
+        names = [target.name for target in self._context.recipe.targets]
+        tables = {name: self._artifacts.scores.table(name, self._method) for name in names}
         targets = {
-            name: _score(tables[name], line) for name, line in lines.items() if line is not None
+            name: _score(table, line)
+            for name, table in tables.items()
+            if (line := table.find(*key)) is not None
         }
         rank, reason = self._selected(*key)
-        found = Explanation(
+        by_checkpoint: dict[str, list[float]] = {}
+        contributions: list[Contribution] = []
+        neighbors: list[Neighbor] = []
+        if (score := targets.get(self._target)) is not None:
+            by_checkpoint, contributions = self._decomposed(number, score)
+            neighbors = self._neighbors(number, tables[self._target])
+        return Explanation(
             *key,
             target=self._target,
             method=self._selection,
             selected=rank,
-            reason=reason if self._target in targets else self._skip_reason(*key),
+            reason=self._skip_reason(*key) if score is None else reason,
             tokens=int(self._pool.lengths[number]),
             targets=targets,
             selected_by_subtask=self._selected_by_subtask(),
+            checkpoints=by_checkpoint,
+            positive=_strongest([one for one in contributions if one.value > 0]),
+            negative=_strongest([one for one in contributions if one.value < 0]),
+            neighbors=neighbors,
             messages=list(self._pool.messages([number])[0]),
             notes=self._notes,
         )
-        if found.score is None:
-            return found
-        checkpoints, contributions = self._decomposed(number, found.score)
-        return replace(
-            found,
-            checkpoints=checkpoints,
-            positive=_strongest([one for one in contributions if one.value > 0]),
-            negative=_strongest([one for one in contributions if one.value < 0]),
-            neighbors=self._neighbors(number, tables[self._target]),
-        )
-
-    def _table(self, target: str) -> ScoreTable:
-        file = self._artifacts.scores.table_file(target, self._method)
-        if not file.is_file():
-            todo = "Run `gradsieve score` with the run's recipe."
-            raise RunError("There are no scores of this target and method.", str(file), todo)
-        return self._artifacts.scores.table(target, self._method)
 
     def _skip_reason(self, source: str, id: str) -> str:
         skipped = self._artifacts.scores.skipped(self._pool, self._method)

@@ -9,7 +9,6 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -86,12 +85,8 @@ class TargetScore:
         return self.standardized or self.subtasks
 
 
-class _Part(NamedTuple):
-    """A table; numbers are right-aligned."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+Rows = list[Sequence[str]]
+"""A table's rows; the first one is its head."""
 
 
 @dataclass(frozen=True)
@@ -149,14 +144,14 @@ class Explanation:
         """Print colored tables, by default to standard output."""
         console = console or Console()
         console.print(Text(self._headline(), style="bold"))
-        for part in self._parts():
+        for title, rows in self._tables().items():
             table = Table(box=None)
-            for name, *cells in zip(part.head, *part.rows, strict=True):
+            for name, *cells in zip(*rows, strict=True):
                 is_number = all(map(_is_number, cells))
                 table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number)
-            for row in part.rows:
+            for row in rows[1:]:
                 table.add_row(*map(Text, row))
-            console.print(Text(f"\n{part.title}", style="bold"), table, sep="\n")
+            console.print(Text(f"\n{title}", style="bold"), table, sep="\n")
         for note in self.notes:
             console.print(Text(f"\nnote: {clean(note)}", style="dim"))
         console.print(Text("\n".join(["", *self._turns()])))
@@ -164,8 +159,8 @@ class Explanation:
     def _repr_html_(self) -> str:
         """HTML tables for notebooks."""
         turns = [["role", "text"], *([t["role"], text_of(t["content"])] for t in self.messages)]
-        parts = [html_table(part.title, [part.head, *part.rows]) for part in self._parts()]
-        return "".join([html_table(self._headline(), turns), *parts, html_lines(self.notes)])
+        tables = [html_table(title, rows) for title, rows in self._tables().items()]
+        return "".join([html_table(self._headline(), turns), *tables, html_lines(self.notes)])
 
     def _headline(self) -> str:
         name = f"{clean(self.source)} {clean(self.id)}, {self.tokens} tokens"
@@ -174,7 +169,9 @@ class Explanation:
             return f"{name}: selected for {selection}, rank {self.selected}"
         return f"{name}: not selected for {selection}: {clean(self.reason or '')}"
 
-    def _parts(self) -> list[_Part]:
+    def _tables(self) -> dict[str, Rows]:
+        """The tables that have rows, by title."""
+        also, of = ", and what each checkpoint adds" if self.checkpoints else "", self.target
         scores = [
             (name, _number(its.score), str(its.rank), str(its.of))
             for name, its in self.targets.items()
@@ -184,20 +181,18 @@ class Explanation:
              cut(n.text))
             for n in self.neighbors
         ]  # fmt: skip
-        parts = [
-            _Part("Scores", ("target", "score", "rank", "of"), scores),
-            self._subtasks(),
-            _contributions(f"Positive contributions of examples of {self.target}", self.positive),
-            _contributions(f"Negative contributions of examples of {self.target}", self.negative),
-            _Part(
-                "Most similar examples of the pool (cosine of updates at the last checkpoint)",
-                ("source", "id", "cosine", "score", "rank", "text"),
-                neighbors,
-            ),
-        ]
-        return [part for part in parts if part.rows]
+        tables: dict[str, Rows] = {
+            "Scores": [("target", "score", "rank", "of"), *scores],
+            f"Scores by subtask of {of}{also}": self._subtasks(),
+            f"Positive contributions of examples of {of}": _contributions(self.positive),
+            f"Negative contributions of examples of {of}": _contributions(self.negative),
+            "Most similar examples of the pool (cosine of updates at the last checkpoint)": [
+                ("source", "id", "cosine", "score", "rank", "text"), *neighbors
+            ],
+        }  # fmt: skip
+        return {title: rows for title, rows in tables.items() if len(rows) > 1}
 
-    def _subtasks(self) -> _Part:
+    def _subtasks(self) -> Rows:
         """A table of subtasks by score, with a column for each checkpoint if there are any."""
         score, taken = self.score or TargetScore(0, 0, 0, {}), self.selected_by_subtask
         names = sorted(score.compared, key=lambda name: -score.compared[name])
@@ -212,9 +207,7 @@ class Explanation:
         adds = [self.checkpoints[name] for name in names] if self.checkpoints else []
         for number, added in enumerate(zip(*adds, strict=True), start=1):
             columns[f"checkpoint {number}"] = [_number(value) for value in added]
-        also = ", and what each checkpoint adds" if self.checkpoints else ""
-        rows = list(zip(*columns.values(), strict=True))
-        return _Part(f"Scores by subtask of {self.target}{also}", list(columns), rows)
+        return [list(columns), *zip(*columns.values(), strict=True)]
 
     def _turns(self) -> Iterator[str]:
         for turn in self.messages:
@@ -231,13 +224,13 @@ def cut(text: str | None) -> str:
     return line if len(line) <= CUT and len(text) <= 2 * CUT else line[: CUT - 3] + "..."
 
 
-def _contributions(title: str, found: Sequence[Contribution]) -> _Part:
+def _contributions(found: Sequence[Contribution]) -> Rows:
     """A table of target examples, named by file and line if known, otherwise by id."""
-    rows = [
+    rows = (
         (clean(one.subtask), _number(one.value), clean(one.where or one.id), cut(one.text))
         for one in found
-    ]
-    return _Part(title, ("subtask", "contribution", "example", "text"), rows)
+    )
+    return [("subtask", "contribution", "example", "text"), *rows]
 
 
 def _number(value: float) -> str:

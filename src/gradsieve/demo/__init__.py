@@ -151,20 +151,12 @@ def _left_out() -> dict[str, str]:
 def recipe_text(folder: Path) -> str:
     """The demo's recipe; the small model needs some settings that differ from the paper's."""
     left_out = _left_out()
+    target, test = (str(folder / name) for name in ("target.jsonl", "test.jsonl"))
+    sources = {f"source-{number}": str(folder / f"source-{number}.jsonl") for number in range(3)}
     recipe = {
         "model": {"name": str(folder / "model"), "dtype": "float32", "max_length": 64},
-        "pool": [
-            {"name": f"source-{source}", "path": str(folder / f"source-{source}.jsonl")}
-            for source in range(3)
-        ],
-        "targets": [
-            {
-                "name": TARGET,
-                "path": str(folder / "target.jsonl"),
-                "subtask": "kind",
-                "test": str(folder / "test.jsonl"),
-            }
-        ],
+        "pool": [{"name": name, "path": path} for name, path in sources.items()],
+        "targets": [{"name": TARGET, "path": target, "subtask": "kind", "test": test}],
         "warmup": {
             "fraction": 0.05,
             "epochs": 4,

@@ -1,7 +1,7 @@
 """The files of a datastore (docs/format.md), in a local folder or on any fsspec file system.
 
 In: a path, or a URL such as `s3://bucket/store` (whose fsspec library must be installed). Out:
-checked content, or a StoreError that names the damaged file. A file appears completely or not at all:
+checked content, or a StoreError that names the file. A file appears completely or not at all:
 locally through a temporary name, fsync and rename; elsewhere as one object, which object stores
 publish atomically. A large file's name has a hash of its bytes, a small file has a fingerprint of
 its content, so every flipped bit is found.
