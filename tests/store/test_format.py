@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradsieve.errors import StoreError
 from gradsieve.store import RowKey, key_table
-from gradsieve.store.format import KEYS, Folder, key_hashes, read_table, write_table
+from gradsieve.store.format import KEYS, Folder, key_hashes
 
 KEY = st.builds(
     RowKey,
@@ -24,8 +24,8 @@ SETTINGS = {"bits": 1}
 
 def back(keys: list[RowKey], place: str = "memory://names") -> list[RowKey]:
     folder = Folder(place)
-    name = KEYS.replace("*", write_table(folder, KEYS, key_table(keys), SETTINGS))
-    return [RowKey(**row) for row in read_table(folder, name, SETTINGS).to_pylist()]
+    name = KEYS.replace("*", folder.write_table(KEYS, key_table(keys), SETTINGS))
+    return [RowKey(**row) for row in folder.read_table(name, SETTINGS).to_pylist()]
 
 
 @settings(deadline=None)  # the first call is slow on a busy machine
@@ -66,7 +66,7 @@ def test_keys_take_few_bytes(tmp_path: Path) -> None:
     """8.2 of the bytes are for the content hash: 64 random bits as hexadecimal digits."""
     rng = np.random.default_rng(0)
     keys = [RowKey("cot", f"cot_{n}", rng.bytes(8).hex()) for n in rng.permutation(10**6)[:4096]]
-    write_table(Folder(tmp_path), KEYS, key_table(keys), SETTINGS)
+    Folder(tmp_path).write_table(KEYS, key_table(keys), SETTINGS)
     (file,) = tmp_path.iterdir()
     assert file.stat().st_size < 12.5 * 4096
 

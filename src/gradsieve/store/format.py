@@ -104,11 +104,11 @@ def repeats(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 class Folder:
-    """A folder of files, given by a local path or a URL.
+    """A datastore's folder, given by a local path or a URL.
 
     Raises:
         StoreError: If the URL's protocol is unknown, its library is not installed, or a file can't
-            be read or written.
+            be read or written, is damaged or has another format.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -166,10 +166,16 @@ class Folder:
         if not self.local:
             self.write(name, content)
             return
-        spare = f".{name}.{uuid4().hex}.tmp"
-        self.write(spare, content)
+        spare = Path(self.path) / f".{name}.{uuid4().hex}.tmp"
+        self.write(spare.name, content)
         with self.reporting(name):
-            _rename_if_new(Path(self.path) / spare, Path(self.path) / name)
+            try:
+                os.link(spare, spare.with_name(name))
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without hard links
+                spare.replace(spare.with_name(name))
+            spare.unlink(missing_ok=True)
 
     @contextmanager
     def reporting(self, name: str) -> Iterator[None]:
@@ -183,15 +189,93 @@ class Folder:
                 "Free disk space or give access, then run the same command again: it resumes.",
             ) from error
 
+    def read_checked(self, name: str) -> bytes:
+        """Read a file whose name has the hash of its bytes, and check it."""
+        content = self.read(name)
+        self.check_hash(name, hash_of(content))
+        return content
 
-def _rename_if_new(old: Path, new: Path) -> None:
-    try:
-        os.link(old, new)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links
-        old.replace(new)
-    old.unlink(missing_ok=True)
+    def check_hash(self, name: str, found: str) -> None:
+        """Raise a `StoreError` if a file's name doesn't have the hash of its bytes."""
+        if name.rpartition("-")[2].partition(".")[0] != found:
+            raise StoreError("A file of the datastore is damaged.", self.where(name), RUN_AGAIN)
+
+    def shards(self) -> list[str]:
+        """Names of the shards, in order; shards whose keys are missing don't count."""
+        keys = self.sizes(KEYS)
+        return [name for name in self.sizes(SHARDS) if keys_of(name) in keys]
+
+    def write_table(self, pattern: str, table: pa.Table, settings: Mapping[str, Any]) -> str:
+        """Write keys and any further text columns; returns the hash in the file's name."""
+        sink, texts = io.BytesIO(), [name for name in table.column_names if name != "source"]
+        with pq.ParquetWriter(
+            sink,
+            table.schema,
+            compression="zstd",
+            use_dictionary=["source"],
+            # Characters are stored without lengths in between, so hex digits compress to 4 bits.
+            column_encoding=dict.fromkeys(texts, "DELTA_LENGTH_BYTE_ARRAY"),
+            write_statistics=False,
+            store_schema=False,
+        ) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({METADATA: fingerprint(settings).encode()})
+        content = sink.getvalue()
+        own = hash_of(content)
+        self.write(pattern.replace("*", own), content)
+        return own
+
+    def read_table(self, name: str, settings: Mapping[str, Any]) -> pa.Table:
+        """Read what `write_table` wrote; refuses a file of a datastore with other settings."""
+        file = pq.ParquetFile(io.BytesIO(self.read_checked(name)))
+        own = (file.metadata.metadata or {}).get(METADATA, b"").decode()
+        if own != (ours := fingerprint(settings)):
+            what = "A shard belongs to a datastore with other settings."
+            raise StoreError(what, f"{self.where(name)}: {own[:8]}, here {ours[:8]}", RUN_AGAIN)
+        return file.read(use_threads=False)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that all rows share; refuses a folder without a datastore."""
+        if not self.exists(SETTINGS):
+            todo = "Give the folder of a datastore, e.g. RUN/02-features/checkpoint-1/pool."
+            raise StoreError("There is no gradient datastore here.", str(self), todo)
+        settings: dict[str, Any] = self._unsealed(SETTINGS)["settings"]
+        return settings
+
+    def manifest(self) -> dict[str, int] | None:
+        """The number of rows of each file in a finished datastore; None if it isn't finished."""
+        if not self.exists(MANIFEST):
+            return None
+        rows: dict[str, int] = self._unsealed(MANIFEST)["rows"]
+        return rows
+
+    def is_damaged(self, name: str) -> bool:
+        """Whether a sealed file exists, but differs from what was written."""
+        return self.exists(name) and self._sealed(name) is None
+
+    def _unsealed(self, name: str) -> dict[str, Any]:
+        """Read a sealed file; refuses another format."""
+        content = self._sealed(name)
+        if content is None:
+            todo = "Run `gradsieve features` again: it rewrites that file and keeps all rows."
+            raise StoreError(f"The datastore's {name} is damaged.", self.where(name), todo)
+        if content["format"] != FORMAT:
+            raise StoreError(
+                f"The datastore is of format {content['format']}; this version reads {FORMAT}.",
+                self.where(name),
+                "Delete its folder and run `gradsieve features` again to rebuild it.",
+            )
+        return content
+
+    def _sealed(self, name: str) -> dict[str, Any] | None:
+        """A sealed file's content (unverified if of another format); None if it is damaged."""
+        try:
+            content: dict[str, Any] = json.loads(self.read(name))
+            written = content.pop("fingerprint")
+            sound = content["format"] != FORMAT or written == fingerprint(content)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+        return content if sound else None
 
 
 def hash_of(content: bytes) -> str:
@@ -199,115 +283,13 @@ def hash_of(content: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 
-def check_hash(folder: Folder, name: str, found: str) -> None:
-    """Raise a `StoreError` if a file's name doesn't have the hash of its bytes."""
-    if name.rpartition("-")[2].partition(".")[0] != found:
-        raise StoreError("A file of the datastore is damaged.", folder.where(name), RUN_AGAIN)
-
-
-def read_checked(folder: Folder, name: str) -> bytes:
-    """Read a file whose name has the hash of its bytes, and check it."""
-    content = folder.read(name)
-    check_hash(folder, name, hash_of(content))
-    return content
-
-
 def keys_of(shard: str) -> str:
     """The name of a shard's file of keys: `shard-K-H.safetensors` has `keys-K.parquet`."""
     return KEYS.replace("*", shard.split("-")[1])
 
 
-def shard_names(folder: Folder) -> list[str]:
-    """Names of the shards, in order; shards whose keys are missing don't count."""
-    keys = folder.sizes(KEYS)
-    return [name for name in folder.sizes(SHARDS) if keys_of(name) in keys]
-
-
-def write_table(folder: Folder, pattern: str, table: pa.Table, settings: Mapping[str, Any]) -> str:
-    """Write keys and any further text columns; returns the hash in the file's name."""
-    sink, texts = io.BytesIO(), [name for name in table.column_names if name != "source"]
-    with pq.ParquetWriter(
-        sink,
-        table.schema,
-        compression="zstd",
-        use_dictionary=["source"],
-        # Characters are stored without lengths in between, so hex digits compress to 4 bits each.
-        column_encoding=dict.fromkeys(texts, "DELTA_LENGTH_BYTE_ARRAY"),
-        write_statistics=False,
-        store_schema=False,
-    ) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({METADATA: fingerprint(settings).encode()})
-    content = sink.getvalue()
-    own = hash_of(content)
-    folder.write(pattern.replace("*", own), content)
-    return own
-
-
-def read_table(folder: Folder, name: str, settings: Mapping[str, Any]) -> pa.Table:
-    """Read a file that `write_table` wrote; refuses keys of a datastore with other settings."""
-    file = pq.ParquetFile(io.BytesIO(read_checked(folder, name)))
-    own, ours = (file.metadata.metadata or {}).get(METADATA, b"").decode(), fingerprint(settings)
-    if own != ours:
-        what = "A shard belongs to a datastore with other settings."
-        raise StoreError(what, f"{folder.where(name)}: {own[:8]}, here {ours[:8]}", RUN_AGAIN)
-    return file.read(use_threads=False)
-
-
 def seal(value: Mapping[str, Any]) -> bytes:
-    """A small file's bytes: JSON with the format and a fingerprint of all other fields."""
+    """A sealed file's bytes: JSON with the format and a fingerprint of all other fields."""
     content = {"format": FORMAT, **value}
     sealed = {"fingerprint": fingerprint(content), **content}
     return (json.dumps(sealed, ensure_ascii=False, indent=1) + "\n").encode("utf-8")
-
-
-def unseal(folder: Folder, name: str) -> dict[str, Any]:
-    """Read a small file; refuses another format."""
-    content = _sealed(folder, name)
-    if content is None:
-        todo = "Run `gradsieve features` again: it rewrites that file and keeps all rows."
-        raise StoreError(f"The datastore's {name} is damaged.", folder.where(name), todo)
-    if content["format"] != FORMAT:
-        raise StoreError(
-            f"The datastore is of format {content['format']}; this version reads {FORMAT}.",
-            folder.where(name),
-            "Delete its folder and run `gradsieve features` again to rebuild it.",
-        )
-    return content
-
-
-def is_damaged(folder: Folder, name: str) -> bool:
-    """Whether a small file exists, but differs from what was written."""
-    return folder.exists(name) and _sealed(folder, name) is None
-
-
-def _sealed(folder: Folder, name: str) -> dict[str, Any] | None:
-    """A small file's content (unverified if of another format); None if it is damaged."""
-    try:
-        content: dict[str, Any] = json.loads(folder.read(name))
-        written = content.pop("fingerprint")
-        sound = content["format"] != FORMAT or written == fingerprint(content)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return None
-    return content if sound else None
-
-
-def read_settings(folder: Folder) -> dict[str, Any]:
-    """The settings that all rows of a datastore share.
-
-    Raises:
-        StoreError: If there is no datastore, or its format is another one.
-    """
-    if not folder.exists(SETTINGS):
-        todo = "Give the folder of a datastore, e.g. RUN/02-features/checkpoint-1/pool."
-        raise StoreError("There is no gradient datastore here.", str(folder), todo)
-    settings: dict[str, Any] = unseal(folder, SETTINGS)["settings"]
-    return settings
-
-
-def read_manifest(folder: Folder) -> dict[str, int] | None:
-    """The number of rows of each file in a finished datastore; None if it isn't finished."""
-    if not folder.exists(MANIFEST):
-        return None
-    rows: dict[str, int] = unseal(folder, MANIFEST)["rows"]
-    return rows

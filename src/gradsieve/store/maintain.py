@@ -17,18 +17,7 @@ import pyarrow.compute as pc
 from gradsieve.console import Report
 from gradsieve.errors import StoreError
 from gradsieve.io import differences
-from gradsieve.store.format import (
-    KEYS,
-    SETTINGS,
-    SHARDS,
-    Folder,
-    key_at,
-    key_table,
-    keys_of,
-    read_checked,
-    read_manifest,
-    shard_names,
-)
+from gradsieve.store.format import KEYS, SETTINGS, SHARDS, Folder, key_at, key_table, keys_of
 from gradsieve.store.reader import Store, open_store
 from gradsieve.store.writer import StoreWriter, create_store
 
@@ -120,19 +109,25 @@ def merge(
         raise StoreError("No datastore to merge.", str(target), "Name at least one.")
     stores = [_open_complete(source) for source in sources]
     for number, store in enumerate(stores):
-        _check_settings(stores[0], store)
+        if changes := differences(stores[0].settings, store.settings):
+            raise StoreError(
+                "Only datastores with the same settings can be merged.",
+                f"{stores[0].folder}, {store.folder}: {'; '.join(changes)}",
+                "Leave one out; if only the bits differ, `gradsieve store convert` the larger "
+                "first.",
+            )
         for other in stores[:number]:
-            _check_overlap(other, store, shard_names(store.folder))
+            _check_overlap(other, store, store.folder.shards())
     writer = _begin(target, stores[0].settings)
     done = 0
     for store in stores:
-        names, there = shard_names(store.folder), {*shard_names(writer.folder)}
+        names, there = store.folder.shards(), {*writer.folder.shards()}
         new = [name for name in names if name not in there]
         _check_overlap(writer.reader(), store, new)
         done += len(names) - len(new)
         for name in new:
             for file in (keys_of(name), name):  # keys without a shard are ignored
-                writer.folder.write(file, read_checked(store.folder, file))
+                writer.folder.write(file, store.folder.read_checked(file))
             done += 1
             report(done)
         writer.skip(store.skipped())
@@ -142,10 +137,10 @@ def merge(
 
 def _is_complete(target: Store, merged: Sequence[Store]) -> bool:
     """Whether no row is missing in what was merged, or in what the target held before."""
-    known = {*(read_manifest(target.folder) or ())}.union(*(shard_names(s.folder) for s in merged))
+    known = {*(target.folder.manifest() or ())}.union(*(s.folder.shards() for s in merged))
     return (
         all(store.is_finished() for store in merged)
-        and known.issuperset(shard_names(target.folder))
+        and known.issuperset(target.folder.shards())
         and not target.missing_files()
     )
 
@@ -160,16 +155,6 @@ def _open_complete(path: str | Path) -> Store:
             "Copy the datastore again, or have `gradsieve run` make what is missing.",
         )
     return store
-
-
-def _check_settings(first: Store, other: Store) -> None:
-    changes = differences(first.settings, other.settings)
-    if changes:
-        raise StoreError(
-            "Only datastores with the same settings can be merged.",
-            f"{first.folder}, {other.folder}: {'; '.join(changes)}",
-            "Leave one out; if only the bits differ, `gradsieve store convert` the larger first.",
-        )
 
 
 def _check_overlap(first: Store, other: Store, shards: Sequence[str]) -> None:

@@ -29,17 +29,11 @@ from gradsieve.store.format import (
     SKIPPED,
     Folder,
     Keys,
-    check_hash,
     key_at,
     key_hashes,
     key_table,
     keys_of,
-    read_checked,
-    read_manifest,
-    read_settings,
-    read_table,
     repeats,
-    shard_names,
 )
 from gradsieve.store.scoring import Cosines
 
@@ -87,7 +81,7 @@ def open_store(path: str | Path) -> Store:
         StoreError: If there is none, it has another format, or its settings are damaged.
     """
     folder = Folder(path)
-    return Store(folder, read_settings(folder))
+    return Store(folder, folder.settings())
 
 
 class Shard(NamedTuple):
@@ -136,7 +130,7 @@ class Store:
 
         If several shards hold the same row, since two writers wrote it, the first one counts.
         """
-        names = shard_names(self.folder)
+        names = self.folder.shards()
         # For local files, more threads only make Arrow use more memory.
         with ThreadPoolExecutor(1 if self.folder.local else OPENED_AT_ONCE) as pool:
             parts = list(pool.map(lambda name: key_hashes(self.shard_keys(name)), names))
@@ -153,7 +147,7 @@ class Store:
 
     def shard_keys(self, shard: str) -> pa.Table:
         """All keys of a shard, including repeated ones."""
-        return read_table(self.folder, keys_of(shard), self.settings)
+        return self.folder.read_table(keys_of(shard), self.settings)
 
     def keys(self) -> pa.Table:
         """Source, id and content hash of each row, in order of position."""
@@ -163,7 +157,7 @@ class Store:
     def skipped(self) -> pa.Table:
         """Keys of rows that have no feature, with their `skip_reason`."""
         names = self.folder.sizes(SKIPPED)
-        tables = [read_table(self.folder, name, self.settings) for name in names]
+        tables = [self.folder.read_table(name, self.settings) for name in names]
         none = key_table([]).append_column("skip_reason", pa.array([], pa.string()))
         return pa.concat_tables(tables or [none])
 
@@ -267,35 +261,35 @@ class Store:
     def _tensors(self, name: str) -> Tensors:
         """A shard's tensors, checked against the hash in its name; memory-mapped if it is local."""
         if not self.folder.local:
-            tensors: Tensors = safetensors.numpy.load(read_checked(self.folder, name))
+            tensors: Tensors = safetensors.numpy.load(self.folder.read_checked(name))
             return tensors
         path = Path(self.folder.path) / name
         with self.folder.reporting(name):
-            check_hash(self.folder, name, file_hash(path))
+            self.folder.check_hash(name, file_hash(path))
         with safe_open(path, "pt") as opened:
             return {kind: opened.get_tensor(kind).numpy() for kind in opened.keys()}  # noqa: SIM118
 
     def missing_files(self) -> list[str]:
         """Files that the manifest lists but that don't exist."""
         there = self.folder.sizes("*")
-        return [name for name in read_manifest(self.folder) or {} if name not in there]
+        return [name for name in self.folder.manifest() or {} if name not in there]
 
     def is_finished(self) -> bool:
         """Whether all requested rows exist: the manifest lists every shard, and none is missing."""
-        listed = read_manifest(self.folder)
-        every = listed is not None and listed.keys() >= {*shard_names(self.folder)}
+        listed = self.folder.manifest()
+        every = listed is not None and listed.keys() >= {*self.folder.shards()}
         return every and not self.missing_files()
 
     def verify(self) -> list[str]:
         """Problems, one line each; empty if every file is as it was written."""
         rows: dict[str, int] = {}
         skipped, problems = self.folder.sizes(SKIPPED), []
-        for name in (*shard_names(self.folder), *skipped, MANIFEST):
+        for name in (*self.folder.shards(), *skipped, MANIFEST):
             try:
                 if name == MANIFEST:
                     problems += self._manifest_problems(rows)
                 elif name in skipped:
-                    rows[name] = len(read_table(self.folder, name, self.settings))
+                    rows[name] = len(self.folder.read_table(name, self.settings))
                 else:
                     problems += self._shard_problems(name, rows)
             except StoreError as error:
@@ -320,6 +314,6 @@ class Store:
         lost = [f"{where}: {name} is missing" for name in self.missing_files()]
         return lost + [
             f"{where}: {name} should have {count} rows, it has {rows[name]}"
-            for name, count in (read_manifest(self.folder) or {}).items()
+            for name, count in (self.folder.manifest() or {}).items()
             if rows.get(name, count) != count
         ]

@@ -30,17 +30,12 @@ from gradsieve.store.format import (
     Folder,
     Keys,
     hash_of,
-    is_damaged,
     key_at,
     key_hashes,
     key_table,
     keys_of,
-    read_settings,
-    read_table,
     repeats,
     seal,
-    shard_names,
-    write_table,
 )
 from gradsieve.store.reader import Store
 
@@ -57,7 +52,7 @@ def create_store(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
     """
     folder = Folder(path)
     # A damaged file is replaced. Rows with other settings are still refused, by their keys' file.
-    write = folder.write if is_damaged(folder, SETTINGS) else folder.create
+    write = folder.write if folder.is_damaged(SETTINGS) else folder.create
     write(SETTINGS, seal({"settings": settings}))
     return open_writer(path, settings)
 
@@ -76,7 +71,7 @@ def open_writer(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
             str(folder),
             "If another command has started the stage again with other settings, wait for it.",
         )
-    existing = read_settings(folder)
+    existing = folder.settings()
     changes = differences(existing, json.loads(json.dumps(settings)))
     if changes:
         raise StoreError(
@@ -90,8 +85,8 @@ def open_writer(path: str | Path, settings: Mapping[str, Any]) -> StoreWriter:
 def sound_store(path: str | Path) -> StoreWriter | None:
     """Open an existing datastore for writing, with its own settings; None if there is none."""
     folder = Folder(path)
-    there = folder.exists(SETTINGS) and not is_damaged(folder, SETTINGS)
-    return StoreWriter(folder, read_settings(folder)) if there else None
+    there = folder.exists(SETTINGS) and not folder.is_damaged(SETTINGS)
+    return StoreWriter(folder, folder.settings()) if there else None
 
 
 def rows_where(which: NDArray[np.bool_], keys: pa.Table, rows: Any, norms: Any) -> Any:
@@ -146,7 +141,7 @@ class StoreWriter:
         new = rows.filter(~self._is_skipped(rows))
         if len(new):
             order = [(name, "ascending") for name in new.column_names]
-            write_table(self.folder, SKIPPED, new.sort_by(order), self.settings)
+            self.folder.write_table(SKIPPED, new.sort_by(order), self.settings)
 
     def _is_skipped(self, keys: pa.Table) -> NDArray[np.bool_]:
         return np.isin(key_hashes(keys), key_hashes(self.reader().skipped()))
@@ -154,11 +149,11 @@ class StoreWriter:
     def finish(self) -> None:
         """Write the manifest, which means that all requested rows exist."""
         rows = {}
-        for name in shard_names(self.folder):
+        for name in self.folder.shards():
             keys = keys_of(name)
-            rows[name] = rows[keys] = len(read_table(self.folder, keys, self.settings))
+            rows[name] = rows[keys] = len(self.folder.read_table(keys, self.settings))
         for name in self.folder.sizes(SKIPPED):
-            rows[name] = len(read_table(self.folder, name, self.settings))
+            rows[name] = len(self.folder.read_table(name, self.settings))
         self.folder.write(MANIFEST, seal({"rows": rows}))
 
     def _publish(self, keys: pa.Table, rows: NDArray[np.float32], norms: Any) -> None:
@@ -173,5 +168,5 @@ class StoreWriter:
         tensors = dict(zip(("codes", "code_norms", "feature_norms"), encoded, strict=True))
         content = save({**tensors, "gradient_norms": norms}, {"format": FORMAT})
         # The shard is written last: keys without a shard are ignored.
-        own = write_table(self.folder, KEYS, keys, self.settings)
+        own = self.folder.write_table(KEYS, keys, self.settings)
         self.folder.write(SHARDS.replace("*", f"{own}-{hash_of(content)}"), content)
