@@ -186,6 +186,8 @@ def main() -> None:
     arguments = parser.parse_args()
     file, found = HERE / "result.json", {}
     known = recipes(arguments.data, arguments.out, arguments.model)
+    if arguments.only not in (None, *known):
+        parser.error(f"--only takes one of {', '.join(known)}")
     for name in [arguments.only] if arguments.only else known:
         recipe, overrides = known[name]
         found[name] = compare(recipe(), overrides, arguments.out / name, arguments.clock)
