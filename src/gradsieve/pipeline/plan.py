@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +27,7 @@ from gradsieve.models.ambient import torch_defaults
 from gradsieve.models.device import device, free_memory, slow_dtype
 from gradsieve.pipeline.gpus import UTILIZATION, WIDE, Gpu, find_gpu
 from gradsieve.pipeline.plan_text import plan_text, size
-from gradsieve.pipeline.preflight import check, check_pool, existing, rows, writable
+from gradsieve.pipeline.preflight import build_rows, check, check_pool, existing, writable
 from gradsieve.pipeline.run import STAGES, stages_of
 from gradsieve.pipeline.sample import MOST_ANSWER_TOKENS, Samples
 from gradsieve.pipeline.state import states
@@ -34,6 +35,7 @@ from gradsieve.recipe.load import as_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder, State
+from gradsieve.stages.checks import problem_of
 from gradsieve.stages.estimate import (
     Estimate,
     exact_columns,
@@ -159,7 +161,7 @@ def plan(
         """Read and tokenize the pool's rows."""
         nonlocal seconds_reading
         start = time.perf_counter()
-        yield from rows(context, Path(scratch), STAGES["pool"])
+        yield from problem_of(partial(build_rows, context, Path(scratch), STAGES["pool"]))
         seconds_reading = time.perf_counter() - start
 
     with context.progress.running([], None), TemporaryDirectory() as scratch:

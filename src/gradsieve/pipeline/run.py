@@ -82,13 +82,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
         wanted = ["pool", *wanted]
     # Under `accelerate launch` only the first process checks what is up to date, and writes.
     leads = distributed.is_first()
-    with (
-        run.locked() if leads else nullcontext(),
-        context.progress.running(wanted, run.log if leads else None),
-        logged(context.progress),
-        reporting_disk_errors(run),
-        closing(context),
-    ):
+    with session(context, wanted):
         earlier = STAGE_NAMES[: STAGE_NAMES.index(start)]
         taken = [name for name in needed if name in earlier and name not in wanted]
         for name in list(taken):
@@ -121,6 +115,20 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     return run
 
 
+@contextmanager
+def session(context: Context, stages: Sequence[str], shared: bool = False) -> Iterator[None]:
+    """What surrounds a command's stages: the lock, the log, messages about the disk."""
+    run, leads = context.run, shared or distributed.is_first()
+    with (
+        run.locked(shared) if leads else nullcontext(),
+        context.progress.running(stages, run.log if leads else None),
+        _logged(context.progress),
+        _reporting_disk_errors(run),
+        closing(context),
+    ):
+        yield
+
+
 def other_settings(context: Context, taken: Sequence[str], stale: Mapping[str, str]) -> bool:
     """Whether stages used as they are were made with other settings; warns about each."""
     found = {name: changed_settings(context.run, context.recipe, name) for name in taken}
@@ -140,7 +148,7 @@ def stages_of(recipe: Recipe) -> list[str]:
     return [name for name, stage in STAGES.items() if stage.needed(recipe)]
 
 
-def run_stage(stage: Stage, context: Context, others: bool) -> None:
+def run_stage(stage: Stage, context: Context, others: bool = False) -> None:
     """Run a stage if it is not up to date; `others`: earlier stages have other settings."""
     run, progress, name = context.run, context.progress, stage.name
     inputs = stage.fingerprint_inputs(context)
@@ -250,7 +258,7 @@ def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
 
 
 @contextmanager
-def logged(progress: Progress) -> Iterator[None]:
+def _logged(progress: Progress) -> Iterator[None]:
     """Log the command, the versions, and the error that ends the block, if any."""
     versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
     progress.note(f"--- {' '.join(sys.argv)} ({versions})")
@@ -268,7 +276,7 @@ def _versions() -> dict[str, str]:
 
 
 @contextmanager
-def reporting_disk_errors(run: RunFolder) -> Iterator[None]:
+def _reporting_disk_errors(run: RunFolder) -> Iterator[None]:
     """Turn file system errors, including a full disk, into messages."""
     try:
         yield

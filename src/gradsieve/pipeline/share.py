@@ -7,19 +7,11 @@ process to end finds that nothing is missing and finishes the stage; `gradsieve 
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 from gradsieve.console import Progress
 from gradsieve.pipeline.preflight import check
-from gradsieve.pipeline.run import (
-    STAGES,
-    logged,
-    other_settings,
-    reporting_disk_errors,
-    run_stage,
-    timed,
-)
+from gradsieve.pipeline.run import STAGES, other_settings, run_stage, session, timed
 from gradsieve.pipeline.state import clear_faults, find_state, prepare, refuse_faults
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
@@ -33,20 +25,14 @@ def run_share(
     """Compute one share of the features; `share` is (number, count), counted from 1."""
     run, stage = RunFolder(out), STAGES["features"]
     context = Context(recipe, run, progress, share=share)
-    with (
-        run.locked(shared=True),
-        progress.running([stage.name], run.log),
-        logged(progress),
-        reporting_disk_errors(run),
-        closing(context),
-    ):
+    with session(context, [stage.name], shared=True):
         with run.turn():
             for name in ("pool", "warmup"):
                 run.require(name)
             refuse_faults(STAGES["warmup"], context)
             check(context, [STAGES["pool"], stage])
             other_settings(context, ["warmup"], {})
-            run_stage(STAGES["pool"], context, False)
+            run_stage(STAGES["pool"], context)
             context.report_warnings()
             inputs = stage.fingerprint_inputs(context)
             state = find_state(stage, context, inputs)
@@ -65,5 +51,5 @@ def run_share(
                 progress.end(stage.name, f"{done}, others are not")
             else:
                 progress.say(f"{stage.name}: {done}, and so are all others")
-                run_stage(stage, context, False)
+                run_stage(stage, context)
     return run

@@ -30,6 +30,7 @@ from gradsieve.methods import (
     all_members,
     find_method,
     members,
+    needs_gradients,
     score_by,
     split_seed,
     uses_gradients,
@@ -103,7 +104,7 @@ class Score(Stage):
         """Check that every method is known and its library is installed."""
         yield from checks.methods(context.recipe, libraries=True)
         yield from checks.models(context)
-        if not _needs_features(context):  # else earlier stages have checked it
+        if not needs_gradients(context.recipe):  # else earlier stages have checked it
             yield from checks.vocabulary(context)
         yield from checks.targets(context)
 
