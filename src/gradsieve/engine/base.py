@@ -29,11 +29,6 @@ class Size(NamedTuple):
     units: int = 1
     tokens: int = 0
 
-    @property
-    def work(self) -> int:
-        """The number by which tasks are compared."""
-        return self.tokens or self.units
-
 
 class Job(ABC, Generic[Task, Result]):
     """A description of work shared by many tasks; `unit` is what progress counts."""

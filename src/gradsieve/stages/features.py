@@ -366,9 +366,8 @@ class CheckpointWork:
                 )
 
     def _has_target(self, kind: str, target: Target) -> bool:
-        if not is_whole(self.where.target_file(kind, target.name)):
-            return False
-        return self.where.target_gradients(kind, target.name).identity == _identity(target)
+        kept = is_whole(self.where.target_file(kind, target.name))
+        return kept and self.where.target_gradients(kind, target.name).identity == _identity(target)
 
     def finish(self) -> dict[str, Any]:
         """Seal the datastores; returns the checkpoint's metadata."""
