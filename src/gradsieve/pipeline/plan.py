@@ -27,7 +27,7 @@ from gradsieve.models.ambient import torch_defaults
 from gradsieve.models.device import device, free_memory, slow_dtype
 from gradsieve.pipeline.gpus import UTILIZATION, WIDE, Gpu, find_gpu
 from gradsieve.pipeline.plan_text import plan_text, size
-from gradsieve.pipeline.preflight import build_rows, check, check_pool, existing, writable
+from gradsieve.pipeline.preflight import build_rows, check, existing, writable
 from gradsieve.pipeline.run import STAGES, stages_of
 from gradsieve.pipeline.sample import MOST_ANSWER_TOKENS, Samples
 from gradsieve.pipeline.state import states
@@ -166,7 +166,7 @@ def plan(
 
     with context.progress.running([], None), TemporaryDirectory() as scratch:
         check(context, needed, chain(read(), writable(context.run) if folder else ()))
-        check_pool(context, needed)
+        raise_all(problem for stage in needed for problem in stage.check_pool(context))
         estimates = {stage.name: stage.estimate(context) for stage in needed}
         found = states(context, needed)
         free = shutil.disk_usage(existing(folder)).free if folder is not None else None

@@ -43,15 +43,6 @@ def check(context: Context, wanted: Sequence[Stage], also: Iterable[GradsieveErr
     raise_all(found)
 
 
-def check_pool(context: Context, wanted: Sequence[Stage]) -> None:
-    """Check what these stages need from the pool, which must be up to date.
-
-    Raises:
-        GradsieveError: As in `check`.
-    """
-    raise_all(problem for stage in wanted for problem in stage.check_pool(context))
-
-
 def _versions() -> Iterator[GradsieveError]:
     """Installed packages outside the version ranges that this package requires, without extras."""
     for line in importlib.metadata.requires("gradsieve") or ():

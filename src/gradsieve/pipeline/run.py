@@ -21,11 +21,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from gradsieve.console import Progress, clock, progress_for
-from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
+from gradsieve.errors import DataError, GradsieveError, RunError, UsageError, raise_all
 from gradsieve.io import fingerprint, first_few
 from gradsieve.models import distributed
 from gradsieve.models.ambient import torch_defaults
-from gradsieve.pipeline.preflight import check, check_pool
+from gradsieve.pipeline.preflight import check
 from gradsieve.pipeline.state import clear_faults, find_state, prepare, refuse_faults
 from gradsieve.recipe.load import as_recipe
 from gradsieve.recipe.schema import Recipe
@@ -106,7 +106,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
             context.report_warnings()
             distributed.wait()
             if name == "pool":
-                check_pool(context, [STAGES[later] for later in wanted])
+                raise_all(problem for n in wanted for problem in STAGES[n].check_pool(context))
         for name in wanted if leads else ():
             for warning in STAGES[name].after_run(context):
                 context.progress.warn(warning)

@@ -108,7 +108,6 @@ class Evaluate(Stage):
         )
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Evaluate every model on its target; finished results are kept."""
         results = context.artifacts.results
         tasks = list(_tasks(context, self.fingerprint_inputs(context)))
         missing = [task for task in tasks if not results.is_complete(task.name, task.of)]
@@ -125,7 +124,6 @@ class Evaluate(Stage):
         return recipe.evaluate is not None
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Check models and questions; every task needs held-out questions."""
         yield from checks.students(context)
         yield from checks.targets(context)
         problems = checks.test_sets(context)
@@ -145,14 +143,12 @@ class Evaluate(Stage):
             )
         unknown = [name for name in settings(context).metrics or () if name not in measured]
         if unknown:
-            todo = "Use one of these, or give a target held-out examples (`test`)."
-            if unknown[0] in LOSSES and tasks and "target_loss" not in tasks:
-                todo = "Add target_loss to evaluate.tasks, or take it out of evaluate.metrics."
             there = {m for t in context.recipe.targets for m in metrics_there(context, t.name)}
             yield DataError(
                 "No target has this metric.",
                 f"evaluate.metrics: {unknown[0]}; the targets have {', '.join(sorted(there))}",
-                todo,
+                "Use one of these, or add target_loss to evaluate.tasks, or held-out examples to a "
+                "target (`test`).",
             )
 
 

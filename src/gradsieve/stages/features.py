@@ -106,7 +106,6 @@ class Features(Stage):
         return same_but(old, new, "pool", *others)
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Model, targets, and whether the methods fit `features.mode`."""
         yield from checks.adapted_models(context)
         yield from checks.targets(context)
         yield from checks.methods(context.recipe)
@@ -145,7 +144,6 @@ class Features(Stage):
         )
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Compute the missing features of all rows at all checkpoints."""
         pool, work = context.pool, _work(context)
         _hand_out(context, work)
         facts = [one.finish() for one in work]

@@ -62,7 +62,6 @@ class Pool(Stage):
         return Estimate(disk_bytes=folder_bytes(context.pool.folder))
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Read and tokenize the sources that are missing from the pool."""
         with context.progress.counting("pool", 0, "rows") as report:
             pool = build_pool(
                 context.artifacts.pool.folder,

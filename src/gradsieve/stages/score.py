@@ -74,14 +74,17 @@ class Score(Stage):
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         recipe, names = context.recipe, context.recipe.score.methods
         own = {name: found for name in names if (found := _identity(recipe, name))}
-        order = _order(context)
+        order, features = _order(context), {}
+        if _needs_features(context):
+            rates = context.artifacts.warmup.learning_rates
+            features = {**context.artifacts.features.metadata["output"], "learning_rates": rates}
         return {
             "score": recipe.score.results(),
             "methods": names,
             "targets": context.target_inputs,
             "pool": context.pool_inputs,
             "model": context.model_inputs,
-            "features": _features(context) if _needs_features(context) else {},
+            "features": features,
             **({"own": own} if own else {}),
             **({"order": order} if order else {}),
             **({"examples": True} if recipe.select.turns == "examples" else {}),
@@ -101,7 +104,6 @@ class Score(Stage):
         )
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Check that every method is known and its library is installed."""
         yield from checks.methods(context.recipe, libraries=True)
         yield from checks.models(context)
         if not needs_gradients(context.recipe):  # else earlier stages have checked it
@@ -133,7 +135,6 @@ class Score(Stage):
         )
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Score the pool by every method; existing tables are kept."""
         scores, recipe = context.artifacts.scores, context.recipe
         names = recipe.score.methods
         for name in sorted(names, key="fusion".__eq__):  # last: it uses the others' scores
@@ -219,11 +220,6 @@ def _identity(recipe: Recipe, name: str) -> list[str]:
     if "embedding" in parts:
         found.append(model_fingerprint(recipe.score.embedding) or recipe.score.embedding)
     return found
-
-
-def _features(context: Context) -> dict[str, Any]:
-    rates = context.artifacts.warmup.learning_rates
-    return {**context.artifacts.features.metadata["output"], "learning_rates": rates}
 
 
 def _score(context: Context, name: str) -> None:

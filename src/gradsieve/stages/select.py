@@ -107,7 +107,6 @@ class Select(Stage):
         return Estimate(units=len(pool), disk_bytes=round(rows * each))
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Select for every target, or for all together, by every method."""
         artifact, leaks = context.artifacts.selections, _leaks(context)
         facts: dict[str, dict[str, Any]] = {}
         prints: dict[str, str] = {}

@@ -19,13 +19,7 @@ from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage, same_but
-from gradsieve.stages.estimate import (
-    Estimate,
-    student_shape,
-    student_training,
-    timed_like_warmup,
-    trainings,
-)
+from gradsieve.stages.estimate import Estimate, student_shape, student_training, trainings
 from gradsieve.stages.jobs import TrainingTask, read_messages, training_job
 
 
@@ -60,11 +54,9 @@ class Train(Stage):
         return Estimate.of_trainings(
             [student_training(context, rows) for rows in trainings(context)],
             disk_bytes=folders * weights,
-            like="warmup" if timed_like_warmup(context) else None,
         )
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Train a model for each target, method and seed; finished ones are kept."""
         tasks = {
             f"{name}/seed-{seed}": _task(context, name, selection, seed)
             for name, selection in context.artifacts.selections.fingerprints.items()

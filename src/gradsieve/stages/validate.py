@@ -49,7 +49,6 @@ from gradsieve.stages.estimate import (
     student_shape,
     student_training,
     target_rows,
-    timed_like_warmup,
 )
 from gradsieve.stages.jobs import TrainingJob, TrainingTask, rows_of_pool, training_job
 from gradsieve.tasks import Target
@@ -114,11 +113,9 @@ class Validate(Stage):
             flops=sum(one.flops for one in made) + losses,
             loads=2 * len(made),
             disk_bytes=0 if shape.full else len(made) * shape.trained_weight_bytes,
-            like="warmup" if timed_like_warmup(context) else "train",
         )
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Train on each part and measure losses; existing results are kept."""
         artifact, parts = context.artifacts.validation, parts_of_pool(context)
         asked = {target.name: _asked(context, target) for target in context.targets}
         tasks = [
@@ -289,7 +286,7 @@ class ValidationJob(Job[ValidationTask, None]):
                 shutil.rmtree(out.folder, ignore_errors=True)
                 train(task.training)
             self._measure(task)
-            if self.training.full_parameters:  # full models of all parts would fill the disk
+            if self.training.train.full_parameters:  # full models of all parts would fill the disk
                 shutil.rmtree(out.folder)
 
         return run

@@ -74,7 +74,6 @@ class Warmup(Stage):
             )
 
     def estimate(self, context: Context) -> Estimate:
-        """One training on the random share."""
         settings, shape = context.recipe.warmup, selecting_shape(context)
         if settings.checkpoints is not None:
             return Estimate()
@@ -83,7 +82,6 @@ class Warmup(Stage):
         return replace(one, disk_bytes=settings.epochs * 12 * shape.adapter)
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Train the adapter, or use the checkpoints that the recipe names."""
         settings = context.recipe.warmup
         if settings.checkpoints is not None:
             return _describe(_existing(settings), context)
