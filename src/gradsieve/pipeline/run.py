@@ -175,12 +175,9 @@ def run_stage(stage: Stage, context: Context, others: bool = False) -> None:
             metadata = stage.run(context)
     except GradsieveError:
         # A user's error leaves earlier outputs unchanged.
-        undo = archived is not None and stage.undo_failed
-        if undo or _written(folder) == existing:
-            if archived is not None:  # reused files are in the archive, too
-                run.clear(name)
+        if (archived and stage.undo_failed) or _written(folder) == existing:
             run.restore(name, snapshot, archived)
-            if archived is not None:
+            if archived:
                 progress.say(f"{name}: the old outputs are back in {folder}")
         raise
     run.clear_temporary(folder)  # left by workers that were killed
