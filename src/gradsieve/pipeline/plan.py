@@ -359,5 +359,4 @@ def _machine(gpu: Gpu | None) -> str:
         return gpu.name
     if _on_gpu():
         return str(torch.cuda.get_device_name())
-    threads = torch.get_num_threads()
-    return f"this CPU, {threads} thread{'' if threads == 1 else 's'}"
+    return f"this CPU, threads: {torch.get_num_threads()}"

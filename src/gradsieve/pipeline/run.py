@@ -95,12 +95,12 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
             if damage := run.repair(name):
                 context.progress.warn(damage)
         check(context, [STAGES[name] for name in wanted])
-        others = other_settings(context, taken, outdated(run, earlier))
+        warn_of_changes(context, taken, outdated(run, earlier))
         for name in taken if leads else ():
             refuse_faults(STAGES[name], context)
         for name in wanted:
             if leads:
-                run_stage(STAGES[name], context, others and name != "pool")
+                run_stage(STAGES[name], context)
             elif STAGES[name].distributed:
                 _take_part(STAGES[name], context)
             context.report_warnings()
@@ -129,18 +129,17 @@ def session(context: Context, stages: Sequence[str], shared: bool = False) -> It
         yield
 
 
-def other_settings(context: Context, taken: Sequence[str], stale: Mapping[str, str]) -> bool:
-    """Whether stages used as they are were made with other settings; warns about each."""
-    found = {name: changed_settings(context.run, context.recipe, name) for name in taken}
-    for name in stale.keys() & found.keys():
-        found[name].append(f"{name} is out of date, because {stale[name]}")
-    for name, changes in found.items():
+def warn_of_changes(context: Context, taken: Sequence[str], stale: Mapping[str, str]) -> None:
+    """Warn about stages used as they are that were made with other settings."""
+    for name in taken:
+        changes = changed_settings(context.run, context.recipe, name)
+        if name in stale:
+            changes.append(f"{name} is out of date, because {stale[name]}")
         if changes:
             context.progress.warn(
                 f"{name} is taken as it is, though settings differ: {first_few(changes)}. "
                 "To update it: `gradsieve run` with this recipe, without --from"
             )
-    return any(found.values())
 
 
 def stages_of(recipe: Recipe) -> list[str]:
@@ -148,8 +147,8 @@ def stages_of(recipe: Recipe) -> list[str]:
     return [name for name, stage in STAGES.items() if stage.needed(recipe)]
 
 
-def run_stage(stage: Stage, context: Context, others: bool = False) -> None:
-    """Run a stage if it is not up to date; `others`: earlier stages have other settings."""
+def run_stage(stage: Stage, context: Context) -> None:
+    """Run a stage if it is not up to date."""
     run, progress, name = context.run, context.progress, stage.name
     inputs = stage.fingerprint_inputs(context)
     state = find_state(stage, context, inputs)
@@ -158,8 +157,7 @@ def run_stage(stage: Stage, context: Context, others: bool = False) -> None:
     if stage.distributed:
         distributed.agreed(done)
     if done:
-        with_others = " with the stages before it as they are" if others else ""
-        progress.end(name, f"up to date{with_others}")
+        progress.end(name, "up to date")
         return
     snapshot = run.snapshot(name)
     archived = prepare(stage, state, context)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gradsieve.console import Progress
 from gradsieve.pipeline.preflight import check
-from gradsieve.pipeline.run import STAGES, other_settings, run_stage, session, timed
+from gradsieve.pipeline.run import STAGES, run_stage, session, timed, warn_of_changes
 from gradsieve.pipeline.state import clear_faults, find_state, prepare, refuse_faults
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
@@ -31,7 +31,7 @@ def run_share(
                 run.require(name)
             refuse_faults(STAGES["warmup"], context)
             check(context, [STAGES["pool"], stage])
-            other_settings(context, ["warmup"], {})
+            warn_of_changes(context, ["warmup"], {})
             run_stage(STAGES["pool"], context)
             context.report_warnings()
             inputs = stage.fingerprint_inputs(context)
