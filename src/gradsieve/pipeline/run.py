@@ -33,7 +33,7 @@ from gradsieve.runs.context import Context
 from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder, check_stage_names
 from gradsieve.runs.lineage import outdated
 from gradsieve.runs.settings import changed_settings
-from gradsieve.stages import all_stages
+from gradsieve.stages import all_stages, features
 from gradsieve.stages.base import Stage
 
 STAGES = all_stages()
@@ -82,7 +82,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
         wanted = ["pool", *wanted]
     # Under `accelerate launch` only the first process checks what is up to date, and writes.
     leads = distributed.is_first()
-    with session(context, wanted):
+    with _session(context, wanted):
         earlier = STAGE_NAMES[: STAGE_NAMES.index(start)]
         taken = [name for name in needed if name in earlier and name not in wanted]
         for name in list(taken):
@@ -95,12 +95,12 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
             if damage := run.repair(name):
                 context.progress.warn(damage)
         check(context, [STAGES[name] for name in wanted])
-        warn_of_changes(context, taken, outdated(run, earlier))
+        _warn_of_changes(context, taken, outdated(run, earlier))
         for name in taken if leads else ():
             refuse_faults(STAGES[name], context)
         for name in wanted:
             if leads:
-                run_stage(STAGES[name], context)
+                _run_stage(STAGES[name], context)
             elif STAGES[name].distributed:
                 _take_part(STAGES[name], context)
             context.report_warnings()
@@ -115,8 +115,54 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     return run
 
 
+def run_share(
+    recipe: Recipe, out: str | Path, share: tuple[int, int], progress: Progress
+) -> RunFolder:
+    """Compute one share of the features, for one of several processes: a job array needs no engine.
+
+    Only one process at a time starts or finishes the stage; the work between runs in parallel. The
+    last process to end finds that nothing is missing and finishes the stage; `run` does so, too.
+
+    Args:
+        recipe: The recipe.
+        out: A run folder with pool and warm-up.
+        share: The share's number, counted from 1, and the number of shares.
+        progress: Where to report progress.
+    """
+    run, stage = RunFolder(out), STAGES["features"]
+    context = Context(recipe, run, progress, share=share)
+    with _session(context, [stage.name], shared=True):
+        with run.turn():
+            for name in ("pool", "warmup"):
+                run.require(name)
+            refuse_faults(STAGES["warmup"], context)
+            check(context, [STAGES["pool"], stage])
+            _warn_of_changes(context, ["warmup"], {})
+            _run_stage(STAGES["pool"], context)
+            context.report_warnings()
+            inputs = stage.fingerprint_inputs(context)
+            state = find_state(stage, context, inputs)
+            if state.kind == "done":
+                progress.end(stage.name, "up to date")
+                return run
+            clear_faults(stage, context, state.faults)
+            prepare(stage, state, context)
+            run.begin(stage.name, inputs)
+        with _timed(context, stage.name):
+            features.take_share(context)
+        with run.turn():
+            context.share = None
+            done = f"share {share[0]} of {share[1]} is done"
+            if features.is_missing(context):
+                progress.end(stage.name, f"{done}, others are not")
+            else:
+                progress.say(f"{stage.name}: {done}, and so are all others")
+                _run_stage(stage, context)
+    return run
+
+
 @contextmanager
-def session(context: Context, stages: Sequence[str], shared: bool = False) -> Iterator[None]:
+def _session(context: Context, stages: Sequence[str], shared: bool = False) -> Iterator[None]:
     """What surrounds a command's stages: the lock, the log, messages about the disk."""
     run, leads = context.run, shared or distributed.is_first()
     with (
@@ -129,7 +175,7 @@ def session(context: Context, stages: Sequence[str], shared: bool = False) -> It
         yield
 
 
-def warn_of_changes(context: Context, taken: Sequence[str], stale: Mapping[str, str]) -> None:
+def _warn_of_changes(context: Context, taken: Sequence[str], stale: Mapping[str, str]) -> None:
     """Warn about stages used as they are that were made with other settings."""
     for name in taken:
         changes = changed_settings(context.run, context.recipe, name)
@@ -147,7 +193,7 @@ def stages_of(recipe: Recipe) -> list[str]:
     return [name for name, stage in STAGES.items() if stage.needed(recipe)]
 
 
-def run_stage(stage: Stage, context: Context) -> None:
+def _run_stage(stage: Stage, context: Context) -> None:
     """Run a stage if it is not up to date."""
     run, progress, name = context.run, context.progress, stage.name
     inputs = stage.fingerprint_inputs(context)
@@ -169,7 +215,7 @@ def run_stage(stage: Stage, context: Context) -> None:
         stage.reuse(archived, folder)
     existing = _written(folder)
     try:
-        with timed(context, name):
+        with _timed(context, name):
             metadata = stage.run(context)
     except GradsieveError:
         # A user's error leaves earlier outputs unchanged.
@@ -201,7 +247,7 @@ def _take_part(stage: Stage, context: Context) -> None:
 
 
 @contextmanager
-def timed(context: Context, name: str) -> Iterator[None]:
+def _timed(context: Context, name: str) -> Iterator[None]:
     """Record the seconds that a stage has taken so far, including those before it was resumed.
 
     Of shares that run at the same time, the one that ends last leaves the time since it started.
