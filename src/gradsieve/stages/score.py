@@ -99,9 +99,8 @@ class Score(Stage):
 
     def reuse(self, archived: Path, folder: Path) -> None:
         """Keep the tables of unchanged targets if others changed or were removed."""
-        link_tables(
-            archived, folder, _kept(*(read_sealed(at / INPUTS) for at in (archived, folder)))
-        )
+        old, new = (read_sealed(at / INPUTS) or {} for at in (archived, folder))
+        link_tables(archived, folder, _kept(old, new))
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
         yield from checks.methods(context.recipe, libraries=True)
@@ -175,26 +174,22 @@ def _needs_features(context: Context) -> bool:
     return any(uses_gradients(name, recipe) for name in recipe.score.methods)
 
 
-def _kept(old: Inputs | None, new: Inputs | None) -> set[str]:
+def _kept(old: Inputs, new: Inputs) -> set[str]:
     """The targets whose tables for the old inputs are valid for the new inputs too."""
-    varies = ("methods", "targets", "features", "own", "order")
-    if old is None or new is None or not same_but(old, new, *varies):
+    if not same_but(old, new, "methods", "targets", "features", "own", "order"):
         return set()
     before, now = old["features"], new["features"]
     if before and EXACT in now and EXACT not in before:
         return set()
-    of_all = {key: value for key, value in before.items() if not key.startswith("targets.")}
-    if any(now.get(key) != value for key, value in of_all.items()):
+    if any(now.get(key) != before[key] for key in before if not key.startswith("targets.")):
         return set()
 
-    def same(name: str) -> bool:
-        gradients = f"targets.{name}"
-        taken = gradients not in before or before[gradients] == now.get(gradients)
-        order, order_now = (of.get("order", {}).get(name) for of in (old, new))
-        unchanged = new["targets"].get(name) == old["targets"][name]
-        return bool(unchanged and taken and order == order_now)
+    def parts(inputs: Inputs, name: str) -> tuple[Any, ...]:
+        key = f"targets.{name}"
+        gradients = inputs["features"].get(key) if key in before else None
+        return inputs["targets"].get(name), gradients, inputs.get("order", {}).get(name)
 
-    return {*filter(same, old["targets"])}
+    return {name for name in old["targets"] if parts(old, name) == parts(new, name)}
 
 
 def _order(context: Context) -> dict[str, str]:
