@@ -280,7 +280,7 @@ def _what_does_not_fit(
         yield ModelError(
             "The model does not fit into memory.",
             f"{context.recipe.model.name}: weights {size(shape.weight_bytes)}, memory "
-            f"{size(round(memory))}",
+            f"{size(memory)}",
             "Take a smaller model (train.model may still be this one), or more memory.",
         )
     if context.recipe.features.mode != "store" and "features" in left:
@@ -292,7 +292,7 @@ def _what_does_not_fit(
             yield ModelError(
                 "The targets' gradients don't fit into memory.",
                 f"features.mode {context.recipe.features.mode}: {size(wanted)} needed next to "
-                f"the model's {size(shape.weight_bytes)}, {size(round(there))} free",
+                f"the model's {size(shape.weight_bytes)}, {size(there)} free",
                 "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
             )
 
@@ -322,7 +322,7 @@ def _notes(
                 todo = "lower evaluate.batch_size"
             yield (
                 f"{stage.stage} may need {size(stage.memory_bytes)} of memory, there are "
-                f"{size(round(memory))}: {todo}"
+                f"{size(memory)}: {todo}"
             )
     for kinds, reason in (
         (CONTINUED, "parts of their outputs are there"),

@@ -118,25 +118,26 @@ class Validate(Stage):
     def run(self, context: Context) -> dict[str, Any]:
         artifact, parts = context.artifacts.validation, parts_of_pool(context)
         asked = {target.name: _asked(context, target) for target in context.targets}
-        tasks = [
-            _task(context, part, seed, asked)
-            for part in {part.name: part for part in parts.all()}.values()
-            for seed in _settings(context).seeds
-        ]
-        missing = [task for task in tasks if task.targets]
-        done = len(tasks) - len(missing)
         job = ValidationJob(training_job(context), artifact, asked)
+        tasks = []
+        for part in {part.name: part for part in parts.all()}.values():
+            rows = rows_of_pool(context, part.numbers)
+            for seed in _settings(context).seeds:
+                out = artifact.model(part.name, seed)
+                tasks.append(TrainingTask(part.name, seed, rows, part.label, out))
+        missing = [task for task in tasks if job.not_measured(task)]
+        done = len(tasks) - len(missing)
         for _ in context.engine.map(job, missing, "validation", done):
             pass
         found = [
             _validation(context, parts, target, method, asked[target])
             for target, method in context.recipe.scored
         ]
-        rows = [asdict(one) for one in found]
-        artifact.write_rows(rows)
+        results = [asdict(one) for one in found]
+        artifact.write_rows(results)
         for one in found:
             context.progress.say(f"  {one.text()}")
-        return {"models": len(tasks), "output": fingerprint(rows)}
+        return {"models": len(tasks), "output": fingerprint(results)}
 
 
 def _settings(context: Context) -> ValidateConfig:
@@ -249,22 +250,7 @@ def _asked(context: Context, target: Target) -> Asked:
 
 
 @dataclass(frozen=True)
-class ValidationTask:
-    """One model to train on a part of the pool, and to measure."""
-
-    training: TrainingTask
-    targets: Sequence[str]  # targets whose losses are missing
-
-
-def _task(context: Context, part: Part, seed: int, asked: Mapping[str, Asked]) -> ValidationTask:
-    artifact, name = context.artifacts.validation, part.name
-    rows, out = rows_of_pool(context, part.numbers), artifact.model(name, seed)
-    targets = [of for of, one in asked.items() if not artifact.has_losses(name, seed, of, one.of)]
-    return ValidationTask(TrainingTask(name, seed, rows, part.label, out), targets)
-
-
-@dataclass(frozen=True)
-class ValidationJob(Job[ValidationTask, None]):
+class ValidationJob(Job[TrainingTask, None]):
     """Training on parts of the pool, and the losses on targets."""
 
     unit = "models"
@@ -273,37 +259,40 @@ class ValidationJob(Job[ValidationTask, None]):
     artifact: ValidationArtifact
     asked: Mapping[str, Asked]
 
-    def name(self, task: ValidationTask) -> str:
-        return self.training.name(task.training)
+    def name(self, task: TrainingTask) -> str:
+        return self.training.name(task)
 
-    def setup(self, progress: Progress) -> Callable[[ValidationTask], None]:
+    def not_measured(self, task: TrainingTask) -> list[str]:
+        """The targets on which a model's losses are missing."""
+        part, seed, exists = task.selection, task.seed, self.artifact.has_losses
+        return [name for name, one in self.asked.items() if not exists(part, seed, name, one.of)]
+
+    def setup(self, progress: Progress) -> Callable[[TrainingTask], None]:
         """Nothing is shared: each training starts from the model's own weights."""
         train = self.training.setup(progress)
 
-        def run(task: ValidationTask) -> None:
-            out = task.training.out
-            if not out.exists():
-                shutil.rmtree(out.folder, ignore_errors=True)
-                train(task.training)
+        def run(task: TrainingTask) -> None:
+            if not task.out.exists():
+                shutil.rmtree(task.out.folder, ignore_errors=True)
+                train(task)
             self._measure(task)
             if self.training.train.full_parameters:  # full models of all parts would fill the disk
-                shutil.rmtree(out.folder)
+                shutil.rmtree(task.out.folder)
 
         return run
 
-    def _measure(self, task: ValidationTask) -> None:
-        part, seed, folder = task.training.selection, task.training.seed, task.training.out.folder
-        model = load_trained(self.training.model, folder)
-        for target in task.targets:
+    def _measure(self, task: TrainingTask) -> None:
+        model = load_trained(self.training.model, task.out.folder)
+        for target in self.not_measured(task):
             asked = self.asked[target]
             losses = example_losses(model, [row.encoded for row in asked.rows])
             if not np.isfinite(losses).all():
                 raise ModelError(
                     "A model's losses are not finite numbers.",
-                    f"target {target}, {folder}",
+                    f"target {target}, {task.out.folder}",
                     "Lower the learning rate of `train`.",
                 )
-            file = self.artifact.loss_file(part, seed, target)
+            file = self.artifact.loss_file(task.selection, task.seed, target)
             write_json(file, {"of": asked.of, "losses": losses.tolist()}, hashed=True)
 
 
