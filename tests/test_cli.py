@@ -203,7 +203,7 @@ RUN = ["run", "recipe.yaml", "--out"]
         (["run", "recipe.yaml", "--out", "x"], 1, "The file does not exist"),
         (["run", "recipe.yaml", "--out", "recipe.yaml"], 1, "cannot be written"),
         (["plan", "recipe.yaml"], 1, "problems, and nothing was started"),
-        (["plan", "recipe.yaml", "--gpu", "H1000"], 2, "Did you mean H100?"),
+        (["plan", "recipe.yaml", "--gpu", "H1000"], 2, "One of A10, A100-40GB, "),
         (["plan", "recipe.yaml", "--set", "model.nam=x"], 2, "did you mean `name`"),
         (["explain", "none", "--target", "t", "--id", "1"], 1, "not a run folder"),
         (["explain", ".", "--target", "t", "--id", "1"], 1, "score is not finished"),

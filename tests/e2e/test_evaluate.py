@@ -19,7 +19,6 @@ from gradsieve.cli import app
 from gradsieve.demo.skills import make_examples, make_questions
 from gradsieve.errors import DataError, RunError, UsageError
 from gradsieve.evaluation.metrics import final_answer, judge
-from gradsieve.io import fingerprint
 from gradsieve.models.load import load_trained
 from gradsieve.models.source import ModelSource
 from gradsieve.runs.context import Context
@@ -163,35 +162,6 @@ def test_a_model_that_is_lost_is_trained_again(
     assert {name: what for name, what in now.items() if not name.startswith("archive/")} == before
 
 
-@pytest.mark.parametrize("seeds", [[0], [0, 1]], ids=["resumed", "extended"])
-def test_models_of_an_earlier_version_are_kept(
-    inputs: dict[str, Any], tmp_path: Path, seeds: list[int]
-) -> None:
-    """Their inputs have no `train.max_steps`, and their metadata no step counts."""
-    of = {"score__methods": ["random"], "select": {"count": 12}}
-    few = settings(inputs, **of, train={"epochs": 1, "seeds": [0]})
-    run = gradsieve.run(few, tmp_path, last="train")
-    made, started = run.require("train"), run.started_with("train")
-    assert set(made.pop("steps_by_model").values()) == {3}
-    del started["train"]["max_steps"]
-    for file in run.stage("train").rglob("training.json"):
-        facts = json.loads(file.read_text())
-        for added in ("steps", "files", "seal"):
-            del facts[added]
-        file.write_text(json.dumps(facts))
-    run.begin("train", started)
-    run.finish("train", {**made, "inputs": started, "fingerprint": fingerprint(started)})
-    times = {file: file.stat().st_mtime_ns for file in run.stage("train").rglob(ADAPTER)}
-    again = settings(inputs, **of, train={"epochs": 1, "seeds": seeds})
-    gradsieve.run(again, tmp_path, last="train")
-    assert {file: file.stat().st_mtime_ns for file in times} == times
-    now = run.require("train")
-    assert made["models"].items() <= now["models"].items()
-    assert len(now["models"]) == 2 * len(seeds)
-    assert set(now["steps_by_model"]) == {name for name in now["models"] if "seed-1" in name}
-    assert not (tmp_path / "archive").exists()
-
-
 @pytest.mark.parametrize(
     "lost",
     [
@@ -304,12 +274,9 @@ def test_all_weights_of_another_model(inputs: dict[str, Any], tmp_path: Path) ->
 
 
 def test_a_metric_that_no_task_has_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
-    for metric, todo in (
-        ("held_out_loss", "Add target_loss to evaluate.tasks"),
-        ("accuracy", "Use one"),
-    ):
+    for metric in ("held_out_loss", "accuracy"):
         asked = settings(inputs, evaluate={"tasks": ["mine"], "metrics": [metric]})
-        with pytest.raises(DataError, match=todo):
+        with pytest.raises(DataError, match="Use one of these, or add target_loss"):
             gradsieve.run(asked, tmp_path / "run")
 
 

@@ -10,7 +10,7 @@ import gradsieve
 import world
 from gradsieve.errors import RunError, StoreError
 from gradsieve.gradients.jobs import ShardTask, TargetTask
-from gradsieve.pipeline.share import run_share
+from gradsieve.pipeline.run import run_share
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder

@@ -48,8 +48,8 @@ def test_rows_that_all_tie_are_reported(inputs: dict[str, Any], tmp_path: Path) 
     wrong = {**inputs, "targets": [odd, *inputs["targets"]]}
     found = warnings(wrong, tmp_path / "run", ["bm25", "random", "full"])
     assert found == [
-        f"warning: bm25, target odd: all {ROWS} rows have the same score; equal scores are ordered "
-        "by source and id"
+        f"warning: bm25, target odd: {ROWS} of {ROWS} rows have the same, highest score; equal "
+        "scores are ordered by source and id"
     ]
 
 
@@ -75,4 +75,6 @@ def test_a_subtask_for_which_all_rows_tie_is_named(inputs: dict[str, Any], tmp_p
     odd = target(tmp_path, *texts)
     found = warnings({**inputs, "targets": [odd]}, tmp_path / "run", ["bm25"])
     assert len(found) == 1
-    assert found[0].endswith(f"all {ROWS} rows have the same score for the subtasks foreign")
+    assert found[0].endswith(
+        f"all {ROWS} rows have the same score for 1 of 2 subtasks, the first foreign"
+    )

@@ -316,12 +316,11 @@ def _run(
         with importing():
             from gradsieve.console import Progress
             from gradsieve.pipeline import run as pipeline
-            from gradsieve.pipeline.share import run_share
 
         if share is None:
             done = pipeline.run(checked, out, first=first, last=last, progress=Progress(quiet))
         else:
-            done = run_share(checked, out, share, Progress(quiet))
+            done = pipeline.run_share(checked, out, share, Progress(quiet))
     from gradsieve.models import distributed
 
     if distributed.is_first():

@@ -29,11 +29,6 @@ class Size(NamedTuple):
     units: int = 1
     tokens: int = 0
 
-    @property
-    def work(self) -> int:
-        """The number by which tasks are compared."""
-        return self.tokens or self.units
-
 
 class Job(ABC, Generic[Task, Result]):
     """A description of work shared by many tasks; `unit` is what progress counts."""
@@ -125,8 +120,8 @@ class Engine(ABC):
         """
         total = done + sum(job.size(task).units for task in tasks)
         start, tokens = time.monotonic(), 0
-        counting = self.progress.counting(what, total, job.unit) if what else nullcontext(_ignored)
-        with counting as report:
+        ignored = nullcontext(lambda done, also="": None)
+        with self.progress.counting(what, total, job.unit) if what else ignored as report:
             report(done)
             for task, result, worker, seconds in self._run(job, tasks) if tasks else ():
                 size = job.size(task)
@@ -162,10 +157,6 @@ class Engine(ABC):
     @abstractmethod
     def _run(self, job: Job[Task, Result], tasks: Sequence[Task]) -> Iterator[Finished]:
         """Run a job's tasks (at least one) and yield each when it has finished."""
-
-
-def _ignored(done: float, also: str = "") -> None:
-    """Replaces a progress line."""
 
 
 class LocalEngine(Engine):

@@ -111,11 +111,8 @@ class RayEngine(Engine):
             return
         connect(self._ray, self._settings)
         self._started = True
-        if named_cluster(self._settings)[1] is None:  # no other node will join
-            self._check_room()
-
-    def _check_room(self) -> None:
-        """Raise a UsageError if no worker fits."""
+        if named_cluster(self._settings)[1] is not None:  # other nodes may join
+            return
         (cpus, gpus), (_, own_cpus, own_gpus) = self._resources(), self._shape()
         if own_cpus > cpus or own_gpus > gpus:
             raise UsageError(
@@ -143,8 +140,9 @@ class RayEngine(Engine):
             cpus = settings.cpus_per_worker
         elif gpus:
             cpus = 1.0
-        elif settings.workers:
-            cpus = _share(all_cpus, settings.workers)
+        elif settings.workers:  # a whole number, unless there are more workers than CPUs
+            cpus = all_cpus / settings.workers
+            cpus = float(int(cpus)) if cpus >= 1 else cpus
         else:
             cpus = min(CORES_A_WORKER, max(all_cpus, 1))
         room = int(all_gpus / gpus if gpus else all_cpus / (cpus or 1))
@@ -185,15 +183,12 @@ class RayEngine(Engine):
                 continue
             if self._is_left_out(seat.node):
                 self._lose(seat)
-                continue
-            seat.attempt = waiting.take(seat, self._seats)
-            if seat.attempt is None:
-                continue
-            seat.group = seat.attempt.group
-            if not seat.has_job:
-                self._calls[seat.actor.begin.remote(job)] = seat
-                seat.has_job = True
-            self._calls[seat.actor.run.remote(seat.attempt.task)] = seat
+            elif attempt := waiting.take(seat, self._seats):
+                seat.attempt, seat.group = attempt, attempt.group
+                if not seat.has_job:
+                    self._calls[seat.actor.begin.remote(job)] = seat
+                    seat.has_job = True
+                self._calls[seat.actor.run.remote(attempt.task)] = seat
 
     def _ended(self) -> Iterator[tuple[Seat, Outcome | Exception]]:
         """Yield calls that have ended, waiting up to SECONDS_BETWEEN_LOOKS for the first."""
@@ -295,15 +290,12 @@ class RayEngine(Engine):
         if failure.memory:
             attempt.task = job.smaller(attempt.task)
         elif seat in self._seats:  # the node is at fault: its worker still runs
-            self._count_bad(node)
-
-    def _count_bad(self, node: Node) -> None:
-        """Leave out a node where tasks fail repeatedly, if there are others."""
-        self._bad_nodes[node.id] += 1
-        if self._bad_nodes[node.id] == ATTEMPTS and self._is_left_out(node):
-            self.progress.warn(f"node {node.name} is left out: {ATTEMPTS} tasks failed there")
+            self._bad_nodes[node.id] += 1
+            if self._bad_nodes[node.id] == ATTEMPTS and self._is_left_out(node):
+                self.progress.warn(f"node {node.name} is left out: {ATTEMPTS} tasks failed there")
 
     def _is_left_out(self, node: Node) -> bool:
+        """Whether tasks have failed on a node repeatedly, and there are others."""
         others = (seat.node for seat in self._seats if seat.node)
         is_other_left = any(self._bad_nodes[other.id] < ATTEMPTS for other in others)
         return is_other_left and self._bad_nodes[node.id] >= ATTEMPTS
@@ -329,12 +321,6 @@ class RayEngine(Engine):
         units = f": {size.units:,} {job.unit}" if size.units > 1 else ""
         done = f"{job.name(task)}{units} in {duration(seconds, size.tokens)}"
         self.progress.note(f"  {worker.name} on {worker.node}: {done}")
-
-
-def _share(all_cpus: float, workers: int) -> float:
-    """CPUs per worker: a whole number, unless there are more workers than CPUs."""
-    share = all_cpus / workers
-    return float(int(share)) if share >= 1 else share
 
 
 def _stopped(name: str, attempt: Attempt) -> GradsieveError:

@@ -43,7 +43,9 @@ class Waiting:
 
     def __init__(self, job: Job[Any, Any], tasks: Sequence[Any]) -> None:
         self._groups: dict[Hashable, list[Attempt]] = {}
-        for task in sorted(tasks, key=lambda task: job.size(task).work, reverse=True):
+        for task in sorted(
+            tasks, key=lambda task: (job.size(task).tokens, job.size(task).units), reverse=True
+        ):
             self.add(Attempt(task, job.group(task)))
 
     def add(self, attempt: Attempt) -> None:

@@ -7,7 +7,6 @@ bf16 with float32 accumulation (half of what data sheets print "with sparsity").
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from gradsieve.errors import UsageError
@@ -70,14 +69,9 @@ def find_gpu(name: str) -> Gpu:
     """A GPU by its name.
 
     Raises:
-        UsageError: If it is not in the table; suggests the nearest name.
+        UsageError: If it is not in the table; lists the known names.
     """
-    wanted, known = name.lower(), {key.lower(): gpu for key, gpu in GPUS.items()}
-    if wanted in known:
-        return known[wanted]
-    near = [key for key in known if key.startswith(wanted)]
-    near = near or difflib.get_close_matches(wanted, known, n=1)
-    todo = f"Did you mean {known[near[0]].name}? " if near else ""
-    raise UsageError(
-        f"There is no GPU {name} in the table.", "--gpu", f"{todo}Known: {', '.join(GPUS)}."
-    )
+    for known, gpu in GPUS.items():
+        if known.lower() == name.lower():
+            return gpu
+    raise UsageError(f"There is no GPU {name} in the table.", "--gpu", f"One of {', '.join(GPUS)}.")

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +27,7 @@ from gradsieve.models.ambient import torch_defaults
 from gradsieve.models.device import device, free_memory, slow_dtype
 from gradsieve.pipeline.gpus import UTILIZATION, WIDE, Gpu, find_gpu
 from gradsieve.pipeline.plan_text import plan_text, size
-from gradsieve.pipeline.preflight import check, check_pool, existing, rows, writable
+from gradsieve.pipeline.preflight import build_rows, check, existing, writable
 from gradsieve.pipeline.run import STAGES, stages_of
 from gradsieve.pipeline.sample import MOST_ANSWER_TOKENS, Samples
 from gradsieve.pipeline.state import states
@@ -34,6 +35,7 @@ from gradsieve.recipe.load import as_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.runs.folder import RunFolder, State
+from gradsieve.stages.checks import problem_of
 from gradsieve.stages.estimate import (
     Estimate,
     exact_columns,
@@ -159,12 +161,12 @@ def plan(
         """Read and tokenize the pool's rows."""
         nonlocal seconds_reading
         start = time.perf_counter()
-        yield from rows(context, Path(scratch), STAGES["pool"])
+        yield from problem_of(partial(build_rows, context, Path(scratch), STAGES["pool"]))
         seconds_reading = time.perf_counter() - start
 
     with context.progress.running([], None), TemporaryDirectory() as scratch:
         check(context, needed, chain(read(), writable(context.run) if folder else ()))
-        check_pool(context, needed)
+        raise_all(problem for stage in needed for problem in stage.check_pool(context))
         estimates = {stage.name: stage.estimate(context) for stage in needed}
         found = states(context, needed)
         free = shutil.disk_usage(existing(folder)).free if folder is not None else None
@@ -278,7 +280,7 @@ def _what_does_not_fit(
         yield ModelError(
             "The model does not fit into memory.",
             f"{context.recipe.model.name}: weights {size(shape.weight_bytes)}, memory "
-            f"{size(round(memory))}",
+            f"{size(memory)}",
             "Take a smaller model (train.model may still be this one), or more memory.",
         )
     if context.recipe.features.mode != "store" and "features" in left:
@@ -290,7 +292,7 @@ def _what_does_not_fit(
             yield ModelError(
                 "The targets' gradients don't fit into memory.",
                 f"features.mode {context.recipe.features.mode}: {size(wanted)} needed next to "
-                f"the model's {size(shape.weight_bytes)}, {size(round(there))} free",
+                f"the model's {size(shape.weight_bytes)}, {size(there)} free",
                 "Use features.mode: store, or fewer targets, or a smaller warmup.lora.r.",
             )
 
@@ -320,7 +322,7 @@ def _notes(
                 todo = "lower evaluate.batch_size"
             yield (
                 f"{stage.stage} may need {size(stage.memory_bytes)} of memory, there are "
-                f"{size(round(memory))}: {todo}"
+                f"{size(memory)}: {todo}"
             )
     for kinds, reason in (
         (CONTINUED, "parts of their outputs are there"),
@@ -357,5 +359,4 @@ def _machine(gpu: Gpu | None) -> str:
         return gpu.name
     if _on_gpu():
         return str(torch.cuda.get_device_name())
-    threads = torch.get_num_threads()
-    return f"this CPU, {threads} thread{'' if threads == 1 else 's'}"
+    return f"this CPU, threads: {torch.get_num_threads()}"

@@ -88,9 +88,8 @@ def _aligned(head: Sequence[str], rows: Any, left: int = 1) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
-def size(count: int) -> str:
+def size(value: float) -> str:
     """A number of bytes in readable units."""
-    value = float(count)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
             return f"{value:.0f} {unit}"

@@ -1,8 +1,6 @@
 """Checks all inputs before a model is loaded, and reports all problems at once.
 
 In: a run's context and the stages to run. Out: nothing, or one error that contains every problem.
-Inputs read here (pool, targets, template) stay in the context, so that a run reads them once; only
-if something is wrong are the parts read again one by one, to find every problem.
 Rejected: checks only in the stages, where a mistake in the last section appears after hours.
 """
 
@@ -11,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
@@ -36,29 +35,12 @@ def check(context: Context, wanted: Sequence[Stage], also: Iterable[GradsieveErr
     if context.recipe.engine.kind == "ray":
         found += problem_of(partial(installed, "ray", "ray"))
     for stage in wanted:
-        found += _reported(stage, context)
+        found += stage.check(context)
     found += also
     if found and any(stage.name == "pool" for stage in wanted):  # else `pool` reports bad rows
         skips = context.recipe.on_bad_row == "skip"
         found += check_rows(context.source_specs, skips=skips)
     raise_all(found)
-
-
-def check_pool(context: Context, wanted: Sequence[Stage]) -> None:
-    """Check what these stages need from the pool, which must be up to date.
-
-    Raises:
-        GradsieveError: As in `check`.
-    """
-    raise_all(problem for stage in wanted for problem in stage.check_pool(context))
-
-
-def _reported(stage: Stage, context: Context) -> Iterator[GradsieveError]:
-    """The problems that a stage's own check yields or raises."""
-    try:
-        yield from stage.check(context)
-    except GradsieveError as error:
-        yield error
 
 
 def _versions() -> Iterator[GradsieveError]:
@@ -67,41 +49,29 @@ def _versions() -> Iterator[GradsieveError]:
         wanted = Requirement(line)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue  # for an extra or another system
-        version = _version(wanted.name)
-        if version is None:
-            continue  # importing it fails, unless it is installed under another name
-        if not wanted.specifier.contains(version, prereleases=True):
-            yield UsageError(
-                f"The installed version of {wanted.name} does not fit.",
-                f"{wanted.name} {version}, gradsieve needs {wanted.specifier}",
-                f"pip install '{wanted.name}{wanted.specifier}'",
-            )
+        # Importing a missing one fails, unless it is installed under another name.
+        with suppress(importlib.metadata.PackageNotFoundError):
+            version = _version(wanted.name)
+            if not wanted.specifier.contains(version, prereleases=True):
+                yield UsageError(
+                    f"The installed version of {wanted.name} does not fit.",
+                    f"{wanted.name} {version}, gradsieve needs {wanted.specifier}",
+                    f"pip install '{wanted.name}{wanted.specifier}'",
+                )
 
 
-@cache  # each call reads and parses a file: 3 ms
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+_version = cache(importlib.metadata.version)  # each call reads and parses a file: 3 ms
 
 
-# --- the run folder -----------------------------------------------------------------------------
-
-
-def rows(context: Context, folder: Path, pool: Stage) -> Iterator[GradsieveError]:
-    """Problems with the pool's rows; builds it in `folder` if the run's is not up to date."""
-
-    def build() -> None:
-        if configuration(context):  # reported by the stages' own checks
-            return
-        if states(context, [pool])["pool"].kind != "done":
-            specs, policy = context.source_specs, context.recipe.on_bad_row
-            context.pool = build_pool(
-                folder, specs, context.template, on_bad_row=policy, key_of=context.source_key
-            )
-
-    yield from problem_of(build)
+def build_rows(context: Context, folder: Path, pool: Stage) -> None:
+    """Build the pool in `folder` if the run's is not up to date."""
+    if configuration(context):  # reported by the stages' own checks
+        return
+    if states(context, [pool])["pool"].kind != "done":
+        specs, policy = context.source_specs, context.recipe.on_bad_row
+        context.pool = build_pool(
+            folder, specs, context.template, on_bad_row=policy, key_of=context.source_key
+        )
 
 
 def existing(folder: Path) -> Path:

@@ -21,11 +21,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from gradsieve.console import Progress, clock, progress_for
-from gradsieve.errors import DataError, GradsieveError, RunError, UsageError
+from gradsieve.errors import DataError, GradsieveError, RunError, UsageError, raise_all
 from gradsieve.io import fingerprint, first_few
 from gradsieve.models import distributed
 from gradsieve.models.ambient import torch_defaults
-from gradsieve.pipeline.preflight import check, check_pool
+from gradsieve.pipeline.preflight import check
 from gradsieve.pipeline.state import clear_faults, find_state, prepare, refuse_faults
 from gradsieve.recipe.load import as_recipe
 from gradsieve.recipe.schema import Recipe
@@ -33,7 +33,7 @@ from gradsieve.runs.context import Context
 from gradsieve.runs.folder import SECONDS, STAGE_NAMES, RunFolder, check_stage_names
 from gradsieve.runs.lineage import outdated
 from gradsieve.runs.settings import changed_settings
-from gradsieve.stages import all_stages
+from gradsieve.stages import all_stages, features
 from gradsieve.stages.base import Stage
 
 STAGES = all_stages()
@@ -82,13 +82,7 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
         wanted = ["pool", *wanted]
     # Under `accelerate launch` only the first process checks what is up to date, and writes.
     leads = distributed.is_first()
-    with (
-        run.locked() if leads else nullcontext(),
-        context.progress.running(wanted, run.log if leads else None),
-        logged(context.progress),
-        reporting_disk_errors(run),
-        closing(context),
-    ):
+    with _session(context, wanted):
         earlier = STAGE_NAMES[: STAGE_NAMES.index(start)]
         taken = [name for name in needed if name in earlier and name not in wanted]
         for name in list(taken):
@@ -101,18 +95,18 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
             if damage := run.repair(name):
                 context.progress.warn(damage)
         check(context, [STAGES[name] for name in wanted])
-        others = other_settings(context, taken, outdated(run, earlier))
+        _warn_of_changes(context, taken, outdated(run, earlier))
         for name in taken if leads else ():
             refuse_faults(STAGES[name], context)
         for name in wanted:
             if leads:
-                run_stage(STAGES[name], context, others and name != "pool")
+                _run_stage(STAGES[name], context)
             elif STAGES[name].distributed:
                 _take_part(STAGES[name], context)
             context.report_warnings()
             distributed.wait()
             if name == "pool":
-                check_pool(context, [STAGES[later] for later in wanted])
+                raise_all(problem for n in wanted for problem in STAGES[n].check_pool(context))
         for name in wanted if leads else ():
             for warning in STAGES[name].after_run(context):
                 context.progress.warn(warning)
@@ -121,18 +115,77 @@ def run_stages(context: Context, first: str | None = None, last: str | None = No
     return run
 
 
-def other_settings(context: Context, taken: Sequence[str], stale: Mapping[str, str]) -> bool:
-    """Whether stages used as they are were made with other settings; warns about each."""
-    found = {name: changed_settings(context.run, context.recipe, name) for name in taken}
-    for name in stale.keys() & found.keys():
-        found[name].append(f"{name} is out of date, because {stale[name]}")
-    for name, changes in found.items():
+def run_share(
+    recipe: Recipe, out: str | Path, share: tuple[int, int], progress: Progress
+) -> RunFolder:
+    """Compute one share of the features, for one of several processes: a job array needs no engine.
+
+    Only one process at a time starts or finishes the stage; the work between runs in parallel. The
+    last process to end finds that nothing is missing and finishes the stage; `run` does so, too.
+
+    Args:
+        recipe: The recipe.
+        out: A run folder with pool and warm-up.
+        share: The share's number, counted from 1, and the number of shares.
+        progress: Where to report progress.
+    """
+    run, stage = RunFolder(out), STAGES["features"]
+    context = Context(recipe, run, progress, share=share)
+    with _session(context, [stage.name], shared=True):
+        with run.turn():
+            for name in ("pool", "warmup"):
+                run.require(name)
+            refuse_faults(STAGES["warmup"], context)
+            check(context, [STAGES["pool"], stage])
+            _warn_of_changes(context, ["warmup"], {})
+            _run_stage(STAGES["pool"], context)
+            context.report_warnings()
+            inputs = stage.fingerprint_inputs(context)
+            state = find_state(stage, context, inputs)
+            if state.kind == "done":
+                progress.end(stage.name, "up to date")
+                return run
+            clear_faults(stage, context, state.faults)
+            prepare(stage, state, context)
+            run.begin(stage.name, inputs)
+        with _timed(context, stage.name):
+            features.take_share(context)
+        with run.turn():
+            context.share = None
+            done = f"share {share[0]} of {share[1]} is done"
+            if features.is_missing(context):
+                progress.end(stage.name, f"{done}, others are not")
+            else:
+                progress.say(f"{stage.name}: {done}, and so are all others")
+                _run_stage(stage, context)
+    return run
+
+
+@contextmanager
+def _session(context: Context, stages: Sequence[str], shared: bool = False) -> Iterator[None]:
+    """What surrounds a command's stages: the lock, the log, messages about the disk."""
+    run, leads = context.run, shared or distributed.is_first()
+    with (
+        run.locked(shared) if leads else nullcontext(),
+        context.progress.running(stages, run.log if leads else None),
+        _logged(context.progress),
+        _reporting_disk_errors(run),
+        closing(context),
+    ):
+        yield
+
+
+def _warn_of_changes(context: Context, taken: Sequence[str], stale: Mapping[str, str]) -> None:
+    """Warn about stages used as they are that were made with other settings."""
+    for name in taken:
+        changes = changed_settings(context.run, context.recipe, name)
+        if name in stale:
+            changes.append(f"{name} is out of date, because {stale[name]}")
         if changes:
             context.progress.warn(
                 f"{name} is taken as it is, though settings differ: {first_few(changes)}. "
                 "To update it: `gradsieve run` with this recipe, without --from"
             )
-    return any(found.values())
 
 
 def stages_of(recipe: Recipe) -> list[str]:
@@ -140,8 +193,8 @@ def stages_of(recipe: Recipe) -> list[str]:
     return [name for name, stage in STAGES.items() if stage.needed(recipe)]
 
 
-def run_stage(stage: Stage, context: Context, others: bool) -> None:
-    """Run a stage if it is not up to date; `others`: earlier stages have other settings."""
+def _run_stage(stage: Stage, context: Context) -> None:
+    """Run a stage if it is not up to date."""
     run, progress, name = context.run, context.progress, stage.name
     inputs = stage.fingerprint_inputs(context)
     state = find_state(stage, context, inputs)
@@ -150,8 +203,7 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
     if stage.distributed:
         distributed.agreed(done)
     if done:
-        with_others = " with the stages before it as they are" if others else ""
-        progress.end(name, f"up to date{with_others}")
+        progress.end(name, "up to date")
         return
     snapshot = run.snapshot(name)
     archived = prepare(stage, state, context)
@@ -163,16 +215,13 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
         stage.reuse(archived, folder)
     existing = _written(folder)
     try:
-        with timed(context, name):
+        with _timed(context, name):
             metadata = stage.run(context)
     except GradsieveError:
         # A user's error leaves earlier outputs unchanged.
-        undo = archived is not None and stage.undo_failed
-        if undo or _written(folder) == existing:
-            if archived is not None:  # reused files are in the archive, too
-                run.clear(name)
+        if (archived and stage.undo_failed) or _written(folder) == existing:
             run.restore(name, snapshot, archived)
-            if archived is not None:
+            if archived:
                 progress.say(f"{name}: the old outputs are back in {folder}")
         raise
     run.clear_temporary(folder)  # left by workers that were killed
@@ -198,7 +247,7 @@ def _take_part(stage: Stage, context: Context) -> None:
 
 
 @contextmanager
-def timed(context: Context, name: str) -> Iterator[None]:
+def _timed(context: Context, name: str) -> Iterator[None]:
     """Record the seconds that a stage has taken so far, including those before it was resumed.
 
     Of shares that run at the same time, the one that ends last leaves the time since it started.
@@ -250,7 +299,7 @@ def _stages_between(first: str | None, last: str | None) -> Sequence[str]:
 
 
 @contextmanager
-def logged(progress: Progress) -> Iterator[None]:
+def _logged(progress: Progress) -> Iterator[None]:
     """Log the command, the versions, and the error that ends the block, if any."""
     versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
     progress.note(f"--- {' '.join(sys.argv)} ({versions})")
@@ -268,7 +317,7 @@ def _versions() -> dict[str, str]:
 
 
 @contextmanager
-def reporting_disk_errors(run: RunFolder) -> Iterator[None]:
+def _reporting_disk_errors(run: RunFolder) -> Iterator[None]:
     """Turn file system errors, including a full disk, into messages."""
     try:
         yield

@@ -348,25 +348,19 @@ class RunFolder:
         files = [*(self.stage(name) / own for own in (INPUTS, META, SECONDS)), self.recipe]
         return {file: file.read_bytes() for file in files if file.is_file()}
 
-    def clear(self, name: str) -> None:
-        """Delete everything that a stage has written since `begin`."""
-        for item in self.stage(name).iterdir():
-            if item.is_dir():
-                shutil.rmtree(item)
-            elif item.name != INPUTS:
-                item.unlink()
-
     def restore(self, name: str, snapshot: Mapping[Path, bytes], archived: Path | None) -> None:
-        """Undo `archive` and `begin` for a stage that has written nothing since."""
+        """Undo `archive` and all that the stage has written since, or only `begin`."""
         folder = self.stage(name)
-        for file in (folder / INPUTS, folder / SECONDS):
-            file.unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: it has earlier files
-            folder.rmdir()
-        if archived is not None:
+        if archived is not None:  # which includes the files that were reused
+            shutil.rmtree(folder)
             archived.rename(folder)
             with suppress(OSError):  # not empty: it has other stages' folders
                 archived.parent.rmdir()
+        else:
+            for file in (folder / INPUTS, folder / SECONDS):
+                file.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: it has earlier files
+                folder.rmdir()
         for file, content in snapshot.items():
             with atomic(file) as temporary:
                 temporary.write_bytes(content)

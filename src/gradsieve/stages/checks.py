@@ -105,8 +105,15 @@ def adapted_models(context: Context) -> Problems:
     yield from models(context)
     if configuration(context):
         return
-    folders = map(Path, context.recipe.warmup.checkpoints or ())
-    problems = [problem for one in folders for problem in problem_of(partial(existing, one))]
+    problems: list[GradsieveError] = [
+        ModelError(
+            "A checkpoint of warmup.checkpoints does not exist.",
+            folder,
+            "Name folders that exist, relative to where gradsieve is started.",
+        )
+        for folder in context.recipe.warmup.checkpoints or ()
+        if not Path(folder).is_dir()
+    ]
     problems = problems or list(check_support(context.model, context.recipe.warmup))
     yield from problems or vocabulary(context)
 
@@ -168,18 +175,3 @@ def trackers(recipe: Recipe) -> Problems:
     """Libraries of `report_to` that are not installed."""
     if recipe.warmup.report_to:
         yield from problem_of(partial(check_trackers, recipe.warmup.report_to))
-
-
-def existing(folder: Path) -> Path:
-    """The folder of an existing checkpoint.
-
-    Raises:
-        ModelError: If it does not exist.
-    """
-    if not folder.is_dir():
-        raise ModelError(
-            "A checkpoint of warmup.checkpoints does not exist.",
-            str(folder),
-            "Name folders that exist, relative to where gradsieve is started.",
-        )
-    return folder.resolve()

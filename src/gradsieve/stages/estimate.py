@@ -186,17 +186,14 @@ def trainings(context: Context) -> Iterator[int]:
         yield from [selected(context, name.budget)] * models * len(seeds)
 
 
-def timed_like_warmup(context: Context) -> bool:
-    """Whether trainings cost the same per unit as the warm-up, so that its sample times them."""
-    recipe = context.recipe
-    same = context.student is context and needs_gradients(recipe)
-    return same and not student_shape(context).full and not recipe.warmup.checkpoints
-
-
 def student_training(context: Context, rows: int) -> Estimate:
     """The cost of one training on a selection of this many examples."""
-    recipe, max_steps = context.recipe, context.recipe.train_or_default.max_steps
-    return training(student_shape(context), context, rows, recipe.training, max_steps)
+    recipe, shape = context.recipe, student_shape(context)
+    one = training(shape, context, rows, recipe.training, recipe.train_or_default.max_steps)
+    # If the warm-up trains the same model, a unit costs the same there, so its sample is enough.
+    warmed_up = needs_gradients(recipe) and not recipe.warmup.checkpoints
+    same = context.student is context and not shape.full and warmed_up
+    return replace(one, like="warmup" if same else "train")
 
 
 def training(

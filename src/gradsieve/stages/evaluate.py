@@ -108,7 +108,6 @@ class Evaluate(Stage):
         )
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Evaluate every model on its target; finished results are kept."""
         results = context.artifacts.results
         tasks = list(_tasks(context, self.fingerprint_inputs(context)))
         missing = [task for task in tasks if not results.is_complete(task.name, task.of)]
@@ -125,7 +124,6 @@ class Evaluate(Stage):
         return recipe.evaluate is not None
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Check models and questions; every task needs held-out questions."""
         yield from checks.students(context)
         yield from checks.targets(context)
         problems = checks.test_sets(context)
@@ -145,14 +143,12 @@ class Evaluate(Stage):
             )
         unknown = [name for name in settings(context).metrics or () if name not in measured]
         if unknown:
-            todo = "Use one of these, or give a target held-out examples (`test`)."
-            if unknown[0] in LOSSES and tasks and "target_loss" not in tasks:
-                todo = "Add target_loss to evaluate.tasks, or take it out of evaluate.metrics."
             there = {m for t in context.recipe.targets for m in metrics_there(context, t.name)}
             yield DataError(
                 "No target has this metric.",
                 f"evaluate.metrics: {unknown[0]}; the targets have {', '.join(sorted(there))}",
-                todo,
+                "Use one of these, or add target_loss to evaluate.tasks, or held-out examples to a "
+                "target (`test`).",
             )
 
 
@@ -238,33 +234,27 @@ class EvaluationJob(Job[EvaluationTask, None]):
     def _evaluate(self, task: EvaluationTask) -> None:
         """Write a value for each question and metric."""
         questions = self.questions[task.target]
-        model = (
-            self.source.load().eval()
-            if task.model is None
-            else load_trained(self.source, task.model)
-        )
+        test, prompts = questions.test, questions.prompts
+        model = load_trained(self.source, task.model) if task.model else self.source.load().eval()
         metrics: dict[str, Sequence[float | None]] = {
             name: _losses(model, rows) for name, rows in questions.losses.items()
         }
         found: dict[str, Any] = {"metrics": metrics}
-        if (test := questions.test) is not None:
-            found.update(
-                ids=[question.example.id for question in test.questions],
-                subtasks=[question.example.subtask for question in test.questions],
-                weights=test.weights(),
-            )
+        if test is not None:
+            found["ids"] = [question.example.id for question in test.questions]
+            found["subtasks"] = [question.example.subtask for question in test.questions]
+            found["weights"] = test.weights()
             counted = [loss is not None for loss in metrics.get(LOSSES[1], ())]
             if any(counted):
                 found["loss_weights"] = test.weights(counted)
-            if questions.prompts is not None:
-                prompts = questions.prompts
-                answers = model_answers(self.template, model, test, prompts, self.batch_size)
-                for name in test.metrics:
-                    if name in questions.metrics:
-                        metrics[name] = [answer.metrics[name] for answer in answers]
-                records = _samples(test, prompts, answers)
-                write_lines(self.results.samples_file(task.name), records, hashed=True)
-                found["samples"] = True
+        if test is not None and prompts is not None:
+            answers = model_answers(self.template, model, test, prompts, self.batch_size)
+            for name in questions.metrics:
+                if name in test.metrics:
+                    metrics[name] = [answer.metrics[name] for answer in answers]
+            records = _samples(test, prompts, answers)
+            write_lines(self.results.samples_file(task.name), records, hashed=True)
+            found["samples"] = True
         values = [value for metric in metrics.values() for value in metric]
         if not all(value is None or math.isfinite(value) for value in values):
             raise ModelError(
@@ -277,18 +267,8 @@ class EvaluationJob(Job[EvaluationTask, None]):
 
 def evaluation_job(context: Context, tasks: Sequence[EvaluationTask]) -> EvaluationJob:
     """The job for these tasks, with the questions and prompts of all their targets."""
-    student = context.student
-    names = dict.fromkeys(task.target for task in tasks)
+    student, names = context.student, dict.fromkeys(task.target for task in tasks)
     questions = {name: _questions(context, name) for name in names}
-    for name, found in questions.items():
-        if found.prompts is not None and (warning := found.prompts.warning):
-            context.warnings.append(f"target {name}: {warning}")
-        for loss, rows in found.losses.items():
-            if reasons := [row.skip_reason for row in rows if row.skip_reason]:
-                context.warnings.append(
-                    f"target {name}: {loss} is of {len(rows) - len(reasons)} of {len(rows)} "
-                    f"answers; the first of the others: {reasons[0]}"
-                )
     context.report_warnings()
     results, batch_size = context.artifacts.results, settings(context).batch_size
     return EvaluationJob(student.model, student.template, questions, results, batch_size)
@@ -298,17 +278,19 @@ def _questions(context: Context, target: str) -> Questions:
     metrics, test = metrics_of(context, target), context.test_sets.get(target)
     own: Sequence[Example] = next(t.examples for t in context.targets if t.name == target)
     held_out = [question.example for question in test.questions] if test else []
-    student = context.student
-    return Questions(
-        metrics,
-        test,
-        write_prompts(student, test) if test and has_answers(metrics) else None,
-        {
-            name: student.encode(examples)
-            for name, examples in zip(LOSSES, (own, held_out), strict=True)
-            if name in metrics
-        },
-    )
+    prompts = write_prompts(context.student, test) if test and has_answers(metrics) else None
+    if prompts is not None and prompts.warning:
+        context.warnings.append(f"target {target}: {prompts.warning}")
+    losses = {}
+    for name, examples in zip(LOSSES, (own, held_out), strict=True):
+        if name in metrics:
+            rows = losses[name] = context.student.encode(examples)
+            if reasons := [row.skip_reason for row in rows if row.skip_reason]:
+                context.warnings.append(
+                    f"target {target}: {name} is of {len(rows) - len(reasons)} of {len(rows)} "
+                    f"answers; the first of the others: {reasons[0]}"
+                )
+    return Questions(metrics, test, prompts, losses)
 
 
 def _samples(

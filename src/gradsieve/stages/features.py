@@ -106,7 +106,6 @@ class Features(Stage):
         return same_but(old, new, "pool", *others)
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Model, targets, and whether the methods fit `features.mode`."""
         yield from checks.adapted_models(context)
         yield from checks.targets(context)
         yield from checks.methods(context.recipe)
@@ -145,7 +144,6 @@ class Features(Stage):
         )
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Compute the missing features of all rows at all checkpoints."""
         pool, work = context.pool, _work(context)
         _hand_out(context, work)
         facts = [one.finish() for one in work]
@@ -366,9 +364,8 @@ class CheckpointWork:
                 )
 
     def _has_target(self, kind: str, target: Target) -> bool:
-        if not is_whole(self.where.target_file(kind, target.name)):
-            return False
-        return self.where.target_gradients(kind, target.name).identity == _identity(target)
+        kept = is_whole(self.where.target_file(kind, target.name))
+        return kept and self.where.target_gradients(kind, target.name).identity == _identity(target)
 
     def finish(self) -> dict[str, Any]:
         """Seal the datastores; returns the checkpoint's metadata."""

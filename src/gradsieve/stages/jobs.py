@@ -31,7 +31,7 @@ from gradsieve.models.checkpoints import save_adapter
 from gradsieve.models.load import add_adapter
 from gradsieve.models.source import ModelSource
 from gradsieve.models.training import clear_work, train_model
-from gradsieve.recipe.schema import TrainingConfig
+from gradsieve.recipe.schema import TrainConfig, TrainingConfig
 from gradsieve.runs.artifacts import TrainedModel
 from gradsieve.runs.context import Context
 
@@ -59,9 +59,8 @@ class TrainingJob(Job[TrainingTask, None]):
     model: ModelSource
     template: ChatTemplate
     settings: TrainingConfig
+    train: TrainConfig
     on_bad_row: Literal["fail", "skip"]
-    full_parameters: bool
-    max_steps: int | None
 
     def setup(self, progress: Progress) -> Callable[[TrainingTask], None]:
         """Nothing is shared: each training starts from the model's own weights."""
@@ -73,12 +72,11 @@ class TrainingJob(Job[TrainingTask, None]):
     def _train(self, task: TrainingTask, progress: Progress) -> None:
         out, seed, start = task.out, task.seed, time.monotonic()
         rows = self._tokenized(task, progress)
-        if self.settings.changes_nothing(len(rows), self.max_steps):
+        max_steps = self.train.max_steps
+        if self.settings.changes_nothing(len(rows), max_steps):
             progress.warn(f"{self.name(task)}: the only step has a learning rate of 0")
         model = self._untrained(seed)
-        total, unit = self.settings.epochs, "epochs"
-        if self.max_steps is not None:
-            total, unit = self.max_steps, "steps"
+        total, unit = (max_steps, "steps") if max_steps else (self.settings.epochs, "epochs")
         with progress.counting(self.name(task), total, unit) as report:
             steps, earlier = train_model(
                 model,
@@ -89,7 +87,7 @@ class TrainingJob(Job[TrainingTask, None]):
                 objective=SFT,
                 on_step=lambda done, steps: report(round(total * done / steps, 2)),
                 warn=lambda line: progress.warn(f"{self.name(task)}: {line}"),
-                max_steps=self.max_steps,
+                max_steps=max_steps,
                 of=task.selection,
             )
         if distributed.is_first():
@@ -116,13 +114,13 @@ class TrainingJob(Job[TrainingTask, None]):
         return usable
 
     def _untrained(self, seed: int) -> Any:
-        model = self.model.load(will_change=self.full_parameters)
-        if self.full_parameters:
+        model = self.model.load(will_change=self.train.full_parameters)
+        if self.train.full_parameters:
             return model.requires_grad_(True)
         return add_adapter(model, self.settings.lora, seed)
 
     def _save(self, model: Any, folder: Path) -> None:
-        if self.full_parameters:
+        if self.train.full_parameters:
             model.save_pretrained(str(folder))
             self.template.tokenizer.save_pretrained(str(folder))
         else:
@@ -131,15 +129,9 @@ class TrainingJob(Job[TrainingTask, None]):
 
 def training_job(context: Context) -> TrainingJob:
     """The job that trains models with the recipe's settings for selections."""
-    settings, student = context.recipe.train_or_default, context.student
-    return TrainingJob(
-        student.model,
-        student.template,
-        context.recipe.training,
-        context.recipe.on_bad_row,
-        settings.full_parameters,
-        settings.max_steps,
-    )
+    student, recipe = context.student, context.recipe
+    settings = recipe.training, recipe.train_or_default, recipe.on_bad_row
+    return TrainingJob(student.model, student.template, *settings)
 
 
 def rows_of_pool(context: Context, numbers: NDArray[np.int64]) -> ReadRows:

@@ -62,7 +62,6 @@ class Pool(Stage):
         return Estimate(disk_bytes=folder_bytes(context.pool.folder))
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Read and tokenize the sources that are missing from the pool."""
         with context.progress.counting("pool", 0, "rows") as report:
             pool = build_pool(
                 context.artifacts.pool.folder,
@@ -78,11 +77,12 @@ class Pool(Stage):
                 context.warn_of_bad_rows(name, source.skipped, pool.first_skipped[name])
             for warning in source.warnings:
                 context.progress.warn(f"{name}: {warning}")
-        _warn_of_shares(context, pool)
+        truncated = int(pool.column("truncated")[pool.usable].sum())  # skipped rows count as such
+        _warn_of_shares(context, pool, truncated)
         return {
             "rows": len(pool),
             "usable": len(pool.usable),
-            "truncated": _truncated(pool),
+            "truncated": truncated,
             "tokens": int(pool.lengths.sum()),
             "sources": {
                 name: {"rows": source.rows, "bad_rows": source.skipped}
@@ -92,19 +92,13 @@ class Pool(Stage):
         }
 
 
-def _truncated(pool: MappedPool) -> int:
-    """The number of usable rows that are truncated; one without label tokens is skipped instead."""
-    return int(pool.column("truncated")[pool.usable].sum())
-
-
-def _warn_of_shares(context: Context, pool: MappedPool) -> None:
+def _warn_of_shares(context: Context, pool: MappedPool, truncated: int) -> None:
     """Warn if many rows are truncated or skipped."""
     reasons = Counter(pool.skip_reasons.drop_null().to_pylist()).most_common(1)
-    found = {
-        f"are truncated to {context.template.max_length:,} tokens": _truncated(pool),
-        f"are skipped: {reasons[0][0] if reasons else ''}": len(pool) - len(pool.usable),
-    }
-    for what, count in found.items():
+    for what, count in (
+        (f"are truncated to {context.template.max_length:,} tokens", truncated),
+        (f"are skipped: {reasons[0][0] if reasons else ''}", len(pool) - len(pool.usable)),
+    ):
         if count > NOTABLE * len(pool):
             share = f"{count:,} of {len(pool):,} rows ({count / len(pool):.0%})"
             context.warnings.append(f"pool: {share} {what}; model.max_length is the limit")

@@ -30,6 +30,7 @@ from gradsieve.methods import (
     all_members,
     find_method,
     members,
+    needs_gradients,
     score_by,
     split_seed,
     uses_gradients,
@@ -73,14 +74,17 @@ class Score(Stage):
     def fingerprint_inputs(self, context: Context) -> dict[str, Any]:
         recipe, names = context.recipe, context.recipe.score.methods
         own = {name: found for name in names if (found := _identity(recipe, name))}
-        order = _unsorted(context) if _in_turn(recipe) else {}
+        order, features = _order(context), {}
+        if _needs_features(context):
+            rates = context.artifacts.warmup.learning_rates
+            features = {**context.artifacts.features.metadata["output"], "learning_rates": rates}
         return {
             "score": recipe.score.results(),
             "methods": names,
             "targets": context.target_inputs,
             "pool": context.pool_inputs,
             "model": context.model_inputs,
-            "features": _features(context) if _needs_features(context) else {},
+            "features": features,
             **({"own": own} if own else {}),
             **({"order": order} if order else {}),
             **({"examples": True} if recipe.select.turns == "examples" else {}),
@@ -95,15 +99,13 @@ class Score(Stage):
 
     def reuse(self, archived: Path, folder: Path) -> None:
         """Keep the tables of unchanged targets if others changed or were removed."""
-        link_tables(
-            archived, folder, _kept(*(read_sealed(at / INPUTS) for at in (archived, folder)))
-        )
+        old, new = (read_sealed(at / INPUTS) or {} for at in (archived, folder))
+        link_tables(archived, folder, _kept(old, new))
 
     def check(self, context: Context) -> Iterator[GradsieveError]:
-        """Check that every method is known and its library is installed."""
         yield from checks.methods(context.recipe, libraries=True)
         yield from checks.models(context)
-        if not _needs_features(context):  # else earlier stages have checked it
+        if not needs_gradients(context.recipe):  # else earlier stages have checked it
             yield from checks.vocabulary(context)
         yield from checks.targets(context)
 
@@ -132,7 +134,6 @@ class Score(Stage):
         )
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Score the pool by every method; existing tables are kept."""
         scores, recipe = context.artifacts.scores, context.recipe
         names = recipe.score.methods
         for name in sorted(names, key="fusion".__eq__):  # last: it uses the others' scores
@@ -160,7 +161,7 @@ class Score(Stage):
             "tables": {
                 f"{target}/{name}": {
                     **_spread(scores.table_file(target, name)),
-                    "signal_to_noise": facts[name].get("noise", {}).get(target, {}),
+                    "signal_to_noise": facts[name]["noise"].get(target, {}),
                 }
                 for target, name in recipe.scored
             },
@@ -173,36 +174,29 @@ def _needs_features(context: Context) -> bool:
     return any(uses_gradients(name, recipe) for name in recipe.score.methods)
 
 
-def _kept(old: Inputs | None, new: Inputs | None) -> set[str]:
+def _kept(old: Inputs, new: Inputs) -> set[str]:
     """The targets whose tables for the old inputs are valid for the new inputs too."""
-    varies = ("methods", "targets", "features", "own", "order")
-    if old is None or new is None or not same_but(old, new, *varies):
+    if not same_but(old, new, "methods", "targets", "features", "own", "order"):
         return set()
     before, now = old["features"], new["features"]
     if before and EXACT in now and EXACT not in before:
         return set()
-    of_all = {key: value for key, value in before.items() if not key.startswith("targets.")}
-    if any(now.get(key) != value for key, value in of_all.items()):
+    if any(now.get(key) != before[key] for key in before if not key.startswith("targets.")):
         return set()
 
-    def same(name: str) -> bool:
-        gradients = f"targets.{name}"
-        taken = gradients not in before or before[gradients] == now.get(gradients)
-        order, order_now = (of.get("order", {}).get(name) for of in (old, new))
-        unchanged = new["targets"].get(name) == old["targets"][name]
-        return bool(unchanged and taken and order == order_now)
+    def parts(inputs: Inputs, name: str) -> tuple[Any, ...]:
+        key = f"targets.{name}"
+        gradients = inputs["features"].get(key) if key in before else None
+        return inputs["targets"].get(name), gradients, inputs.get("order", {}).get(name)
 
-    return {*filter(same, old["targets"])}
+    return {name for name in old["targets"] if parts(old, name) == parts(new, name)}
 
 
-def _in_turn(recipe: Recipe) -> bool:
-    """Whether a method lets the target examples take turns, in their order."""
-    methods = (find_method(name, recipe) for name in all_members(recipe))
-    return any(getattr(method, "in_turn", False) for method in methods)
-
-
-def _unsorted(context: Context) -> dict[str, str]:
-    """A fingerprint of the example order for each target whose examples are not sorted by id."""
+def _order(context: Context) -> dict[str, str]:
+    """If a method lets target examples take turns: their order, by target, unless it is by id."""
+    methods = (find_method(name, context.recipe) for name in all_members(context.recipe))
+    if not any(getattr(method, "in_turn", False) for method in methods):
+        return {}
     ids = {target.name: [one.id for one in target.examples] for target in context.targets}
     return {name: fingerprint(own) for name, own in ids.items() if own != sorted(own)}
 
@@ -213,17 +207,14 @@ def _identity(recipe: Recipe, name: str) -> list[str]:
     A hub model is identified by its name.
     """
     parts = members(name, recipe)
-    files = [recipe.score.files[part].rpartition(":") for part in parts
-             if part in recipe.score.files]  # fmt: skip
-    of_files = [f"{place}:{file_fingerprint(Path(file))}" for file, _, place in files]
+    found = [] if parts == [name] else [*parts]
+    for part in parts:
+        if part in recipe.score.files:
+            file, _, place = recipe.score.files[part].rpartition(":")
+            found.append(f"{place}:{file_fingerprint(Path(file))}")
     if "embedding" in parts:
-        of_files.append(model_fingerprint(recipe.score.embedding) or recipe.score.embedding)
-    return [*(parts if parts != [name] else []), *of_files]
-
-
-def _features(context: Context) -> dict[str, Any]:
-    rates = context.artifacts.warmup.learning_rates
-    return {**context.artifacts.features.metadata["output"], "learning_rates": rates}
+        found.append(model_fingerprint(recipe.score.embedding) or recipe.score.embedding)
+    return found
 
 
 def _score(context: Context, name: str) -> None:
@@ -254,10 +245,13 @@ def _noise(scores: Scores) -> dict[str, dict[str, float]]:
     assert scores.by_subtask is not None
     assert scores.errors is not None
     spreads = scores.spreads
-    spread = (scores.by_subtask.std(axis=0, dtype=float) if spreads is None else spreads).tolist()
+    if spreads is None:
+        spreads = scores.by_subtask.std(axis=0, dtype=float)
     return {
-        name: {"spread": one, "error": error, "ratio": one / error}
-        for name, one, error in zip(scores.subtasks, spread, scores.errors.tolist(), strict=True)
+        name: {"spread": spread, "error": error, "ratio": spread / error}
+        for name, spread, error in zip(
+            scores.subtasks, spreads.tolist(), scores.errors.tolist(), strict=True
+        )
     }
 
 
@@ -268,11 +262,11 @@ def _noise_warning(recipe: Recipe, noise: Mapping[str, Mapping[str, float]]) -> 
         return None
     worst = min(low, key=lambda name: low[name])
     ratio = math.floor(10 * low[worst]) / 10  # 1.96 would be rounded to 2.0, the limit
-    settings = recipe.features.projection.model_dump()
-    balanced = "" if settings.get("balanced") else "features.projection.balanced, "
+    settings = recipe.features.projection
+    balanced = "" if settings.balanced else "features.projection.balanced, "
     return (
         f"scores spread over rows {ratio} times as much as the projection to "
-        f"{settings['dim']} dims errs (subtask {worst}; {len(low)} of {len(noise)} are below "
+        f"{settings.dim} dims errs (subtask {worst}; {len(low)} of {len(noise)} are below "
         f"{LOW_SIGNAL:g}), so much of the ranking is noise: use features.mode: exact, {balanced}"
         "or a larger features.projection.dim"
     )
@@ -280,19 +274,19 @@ def _noise_warning(recipe: Recipe, noise: Mapping[str, Mapping[str, float]]) -> 
 
 def _warn_of_ties(context: Context, name: str, scores: Scores) -> None:
     """Warn if all scores, the best half of them, or all scores of some subtasks are equal."""
-    rows, ties = len(scores.total), "; equal scores are ordered by source and id"
+    rows, warn = len(scores.total), context.progress.warn
     best = int((scores.total == scores.total.max(initial=-np.inf)).sum())
-    if rows > 1 and np.ptp(scores.total) == 0:
-        context.progress.warn(f"{name}: all {rows} rows have the same score{ties}")
-    elif best > rows / 2:
-        context.progress.warn(f"{name}: {best} of {rows} rows have the same, highest score{ties}")
+    if rows > 1 and best > rows / 2:
+        warn(
+            f"{name}: {best} of {rows} rows have the same, highest score; equal scores are ordered "
+            "by source and id"
+        )
     elif rows > 1 and scores.by_subtask is not None:
         tied = np.flatnonzero(np.ptp(scores.by_subtask, axis=0) == 0)
         if len(tied):
-            names = ", ".join(str(scores.subtasks[index]) for index in tied[:5])
-            more = f" and {len(tied) - 5} more" if len(tied) > 5 else ""
-            context.progress.warn(
-                f"{name}: all {rows} rows have the same score for the subtasks {names}{more}"
+            warn(
+                f"{name}: all {rows} rows have the same score for {len(tied)} of "
+                f"{len(scores.subtasks)} subtasks, the first {scores.subtasks[tied[0]]}"
             )
 
 

@@ -23,15 +23,11 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from gradsieve.data.examples import Row
 from gradsieve.data.pool import Pool
 from gradsieve.errors import DataError, GradsieveError, RunError, did_you_mean
 from gradsieve.io import fingerprint, read_lines, write_text
-from gradsieve.methods.base import ExampleScores
 from gradsieve.recipe.schema import TOGETHER, Budget, SelectConfig, SelectionName
-from gradsieve.recipe.selecting import ACROSS_SUBTASKS, AcrossSubtasks
 from gradsieve.runs.context import Context
-from gradsieve.runs.score_table import ScoreTable
 from gradsieve.selection.export import (
     Card,
     Selected,
@@ -83,9 +79,22 @@ class Select(Stage):
 
     def check_pool(self, context: Context) -> Iterator[GradsieveError]:
         """Check that the pool has enough rows, and that caps fit its sources and leave rows."""
-        yield from checks.problem_of(partial(_refuse_too_many, context, len(context.pool)))
-        yield from checks.problem_of(partial(_refuse_unknown_caps, context))
-        yield from checks.problem_of(partial(_refuse_caps_below_a_row, context))
+        settings, pool = context.recipe.select, context.pool
+        caps, sources = settings.per_source, pool.source_names
+        yield from checks.problem_of(partial(_refuse_too_many, context, len(pool)))
+        for name in caps if isinstance(caps, dict) else ():  # others are checked with the recipe
+            if "/" in name and name not in sources:
+                where = f"select.per_source: {name}"
+                yield DataError("No row is of this source.", where, did_you_mean(name, sources))
+        for budget in settings.budgets:
+            limits = Caps(caps, budget.rows(len(pool)), budget.tokens, sources)
+            reasons = [limits.full(source, tokens=1) for source in range(len(sources))]
+            if all(reasons):
+                yield DataError(
+                    "No row can be selected: no source may have one.",
+                    f"a selection of {budget}: {reasons[0]}",
+                    "Raise select.per_source, or select more rows.",
+                )
 
     def estimate(self, context: Context) -> Estimate:
         """The search for leaks in the pool, and each selection written three times."""
@@ -97,7 +106,6 @@ class Select(Stage):
         return Estimate(units=len(pool), disk_bytes=round(rows * each))
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Select for every target, or for all together, by every method."""
         artifact, leaks = context.artifacts.selections, _leaks(context)
         facts: dict[str, dict[str, Any]] = {}
         prints: dict[str, str] = {}
@@ -136,53 +144,28 @@ def _refuse_too_many(context: Context, rows: int) -> None:
             )
 
 
-def _refuse_unknown_caps(context: Context) -> None:
-    """Refuse caps on `SOURCE/NAME` if no row has it; other names are checked with the recipe."""
-    caps, known = context.recipe.select.per_source, context.pool.source_names
-    for name in caps if isinstance(caps, dict) else ():
-        if "/" in name and name not in known:
-            where = f"select.per_source: {name}"
-            raise DataError("No row is of this source.", where, did_you_mean(name, known))
-
-
-def _refuse_caps_below_a_row(context: Context) -> None:
-    """Refuse caps so low for the selection's size that no source may have a row in it."""
-    settings, names = context.recipe.select, context.pool.source_names
-    for budget in settings.budgets:
-        caps = Caps(settings.per_source, budget.rows(len(context.pool)), budget.tokens, names)
-        reasons = [caps.full(source, tokens=1) for source in range(len(names))]
-        if all(reasons):
-            raise DataError(
-                "No row can be selected: no source may have one.",
-                f"a selection of {budget}: {reasons[0]}",
-                "Raise select.per_source, or select more rows.",
-            )
-
-
 def _select(
     context: Context, name: SelectionName, scored: _Scored, leaks: Mapping[int, Leak]
 ) -> dict[str, Any]:
     """Write one selection; returns its metadata."""
-    target, method = name.target, name.method
-    out = context.artifacts.selections.selection(target, name.short)
+    out = context.artifacts.selections.selection(name.target, name.short)
     choice = _chosen(context, name, scored, leaks)
     write_selected(scored.selected(choice), out.selected, out.messages, out.answers)
-    write_lines(out.dropped, chain(_unscored(context, method), scored.dropped(choice)))
+    write_lines(out.dropped, chain(_unscored(context, name.method), scored.dropped(choice)))
     tokens, sources = int(scored.tokens[choice.chosen].sum()), scored.count(choice.chosen)
     columns = choice.columns[choice.columns >= 0]
     leaked = (leaks.get(number) for number in scored.numbers[choice.chosen].tolist())
     subtasks = _counted(columns, scored.ranking.subtasks)
-    if warning := dominated(
-        subtasks, len(set(scored.ranking.subtasks)), context.recipe.score.across_subtasks
-    ):
-        context.progress.warn(f"{name.short}, target {target}: {warning}")
+    if warning := dominated(subtasks, len(set(scored.ranking.subtasks))):
+        context.progress.warn(f"{name.short}, target {name.target}: {warning}")
+    targets = {target.name: context.target_rows(target) for target in context.targets}
     card = Card(
         context.recipe,
         name,
         tokens,
         sources,
         scored.count(slice(None)),
-        {t.name: _counts(context.target_rows(t)) for t in context.targets},
+        {of: (len(rows), len({r.example.subtask for r in rows})) for of, rows in targets.items()},
         {
             "default": features_of(read_lines(out.selected)),
             "messages": message_features(read_lines(out.messages)),
@@ -203,12 +186,7 @@ def _select(
     }
 
 
-def _counts(examples: Sequence[Row]) -> tuple[int, int]:
-    """The number of target examples that scores are based on, and of their subtasks."""
-    return len(examples), len({row.example.subtask for row in examples})
-
-
-def dominated(rows: Mapping[str, int], subtasks: int, across: AcrossSubtasks) -> str | None:
+def dominated(rows: Mapping[str, int], subtasks: int) -> str | None:
     """A warning if one subtask has most of a selection's rows.
 
     The limit is halfway between an equal share and everything: 75% for 2 subtasks, 51% for 57.
@@ -220,10 +198,10 @@ def dominated(rows: Mapping[str, int], subtasks: int, across: AcrossSubtasks) ->
     first, most = next(iter(rows.items()))
     if most / total <= (1 + 1 / subtasks) / 2:
         return None
-    other = "" if across == ACROSS_SUBTASKS else f"score.across_subtasks: {ACROSS_SUBTASKS}, or "
     return (
         f"{most} of {total} selected rows are for the subtask {first}, one of {subtasks}; if its "
-        f"scores are only higher in general, use {other}select.turns: subtasks"
+        "scores are only higher in general, use select.turns: subtasks, or the default of "
+        "score.across_subtasks"
     )
 
 
@@ -286,23 +264,17 @@ def _scored(context: Context, target: str, method: str) -> _Scored:
     for name in names:  # one table at a time: each may have 57 columns
         table = scores.table(name, method)
         numbers = table.numbers_in(pool)  # the same for each target
-        examples = scores.examples(name, method) if turns else None
-        if examples is not None:
+        if turns and (examples := scores.examples(name, method)) is not None:
             examples = examples.in_order(turns[name])
-        part = _ranked(table, examples, recipe.select.turns)
+            part = in_turns(examples.values, examples.subtasks)
+        elif recipe.select.turns == "subtasks" and table.subtasks:
+            part = in_turns(table.within, table.subtasks)
+        else:
+            part = Ranked(table.total, table.best, table.subtasks)
         if target == TOGETHER:  # two targets may have a subtask of the same name
             part = part._replace(subtasks=[f"{name}/{subtask}" for subtask in part.subtasks])
         parts.append(part)
     return _Scored(pool, ranking_of(parts), numbers)
-
-
-def _ranked(table: ScoreTable, examples: ExampleScores | None, turns: str) -> Ranked:
-    """The scores by which a target's rows are ranked."""
-    if examples is not None:
-        return in_turns(examples.values, examples.subtasks)
-    if turns == "subtasks" and table.subtasks:
-        return in_turns(table.within, table.subtasks)
-    return Ranked(table.total, table.best, table.subtasks)
 
 
 def _chosen(

@@ -19,13 +19,7 @@ from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage, same_but
-from gradsieve.stages.estimate import (
-    Estimate,
-    student_shape,
-    student_training,
-    timed_like_warmup,
-    trainings,
-)
+from gradsieve.stages.estimate import Estimate, student_shape, student_training, trainings
 from gradsieve.stages.jobs import TrainingTask, read_messages, training_job
 
 
@@ -60,39 +54,31 @@ class Train(Stage):
         return Estimate.of_trainings(
             [student_training(context, rows) for rows in trainings(context)],
             disk_bytes=folders * weights,
-            like="warmup" if timed_like_warmup(context) else None,
         )
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Train a model for each target, method and seed; finished ones are kept."""
         tasks = {
             f"{name}/seed-{seed}": _task(context, name, selection, seed)
             for name, selection in context.artifacts.selections.fingerprints.items()
             for seed in context.recipe.train_or_default.seeds
         }
-        first: dict[tuple[str, int], TrainingTask] = {}
-        for task in tasks.values():
-            first.setdefault((task.selection, task.seed), task)
-        missing: list[TrainingTask] = []
-        if distributed.is_first():
-            for task in tasks.values():
-                _make_room(context, task)
-            missing = [task for task in first.values() if not _exists(context, task)]
-        missing, done = distributed.agreed(missing), len(first) - len(missing)
-        for _ in context.engine.map(training_job(context), missing, "training", done):
+        missing: dict[tuple[str, int], TrainingTask] = {}
+        for task in tasks.values() if distributed.is_first() else ():
+            if not _reuse(context, task):
+                missing.setdefault((task.selection, task.seed), task)
+        todo = distributed.agreed([*missing.values()])
+        done = len({(task.selection, task.seed) for task in tasks.values()}) - len(todo)
+        for _ in context.engine.map(training_job(context), todo, "training", done):
             pass
         for task in tasks.values() if distributed.is_first() else ():
-            if not task.out.exists():  # another target has the same rows
-                task.out.copy_from(first[task.selection, task.seed].out)
+            _reuse(context, task)  # other targets may have the same rows
         distributed.wait()
         prints = {name: task.out.fingerprint for name, task in tasks.items()}
         facts = {name: task.out.training() for name, task in tasks.items()}
         return {
             "models": prints,
             "seconds_by_model": {name: fact["seconds"] for name, fact in facts.items()},
-            "steps_by_model": {  # models of earlier versions lack it
-                name: fact["steps"] for name, fact in facts.items() if "steps" in fact
-            },
+            "steps_by_model": {name: fact["steps"] for name, fact in facts.items()},
             "output": fingerprint(prints),
         }
 
@@ -106,23 +92,20 @@ def _task(context: Context, name: str, selection: str, seed: int) -> TrainingTas
     return TrainingTask(selection, seed, partial(read_messages, file), name.replace("/", ", "), out)
 
 
-def _exists(context: Context, task: TrainingTask) -> bool:
-    """Whether the model exists; a model of the same rows under another name is copied first."""
+def _reuse(context: Context, task: TrainingTask) -> bool:
+    """Keep a model, or copy one of the same rows under another name; returns whether there is one.
+
+    A selection's name changes if it joins a list of sizes, or if its target is renamed.
+    """
     if task.out.exists():
-        return True
-    # A selection's name changes if it joins a list of sizes, or if its target is renamed.
+        if task.out.training()["selection"] == task.selection:
+            return True
+        context.run.archive_part(task.out.folder)  # of a method that was removed and added again
+    shutil.rmtree(task.out.folder, ignore_errors=True)  # the remains of an incomplete model
     other = context.artifacts.models.trained_on(task.selection, task.seed)
     if other is not None:
         task.out.copy_from(other)
     return other is not None
-
-
-def _make_room(context: Context, task: TrainingTask) -> None:
-    """Remove the remains of an incomplete model; archive a model of another selection."""
-    if not task.out.exists():
-        shutil.rmtree(task.out.folder, ignore_errors=True)
-    elif task.out.training().get("selection") not in (None, task.selection):
-        context.run.archive_part(task.out.folder)  # of a method that was removed and added again
 
 
 STAGE = Train()

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import compress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,6 @@ from gradsieve.models.load import load_trained
 from gradsieve.recipe.schema import Recipe, ValidateConfig
 from gradsieve.runs.artifacts import ValidationArtifact
 from gradsieve.runs.context import Context
-from gradsieve.runs.score_table import ScoreTable
 from gradsieve.stages import checks
 from gradsieve.stages.base import Inputs, Stage, same_but
 from gradsieve.stages.estimate import (
@@ -51,7 +49,6 @@ from gradsieve.stages.estimate import (
     student_shape,
     student_training,
     target_rows,
-    timed_like_warmup,
 )
 from gradsieve.stages.jobs import TrainingJob, TrainingTask, rows_of_pool, training_job
 from gradsieve.tasks import Target
@@ -99,11 +96,8 @@ class Validate(Stage):
         """A training for each part of the pool and seed, and the losses of each model."""
         recipe, settings, shape = context.recipe, _settings(context), student_shape(context)
         usable = len(context.pool.usable)
-        rankings = sum(
-            1 if split_seed(name)[0] in SAME_FOR_ALL else len(recipe.targets)
-            for name in recipe.score.methods
-            if split_seed(name)[0] != "full"
-        )
+        ranking = [one for name in recipe.score.methods if (one := split_seed(name)[0]) != "full"]
+        rankings = sum(1 if one in SAME_FOR_ALL else len(recipe.targets) for one in ranking)
         sizes = [share_size(usable, settings.share)] * settings.subsets
         for share in settings.leave_out:
             sizes += [usable - share_size(usable, share)] * (rankings + RANDOM_PARTS)
@@ -119,32 +113,31 @@ class Validate(Stage):
             flops=sum(one.flops for one in made) + losses,
             loads=2 * len(made),
             disk_bytes=0 if shape.full else len(made) * shape.trained_weight_bytes,
-            like="warmup" if timed_like_warmup(context) else "train",
         )
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Train on each part and measure losses; existing results are kept."""
         artifact, parts = context.artifacts.validation, parts_of_pool(context)
         asked = {target.name: _asked(context, target) for target in context.targets}
-        tasks = [
-            _task(context, part, seed, asked)
-            for part in {part.name: part for part in parts.all()}.values()
-            for seed in _settings(context).seeds
-        ]
-        missing = [task for task in tasks if task.targets]
-        done = len(tasks) - len(missing)
         job = ValidationJob(training_job(context), artifact, asked)
+        tasks = []
+        for part in {part.name: part for part in parts.all()}.values():
+            rows = rows_of_pool(context, part.numbers)
+            for seed in _settings(context).seeds:
+                out = artifact.model(part.name, seed)
+                tasks.append(TrainingTask(part.name, seed, rows, part.label, out))
+        missing = [task for task in tasks if job.not_measured(task)]
+        done = len(tasks) - len(missing)
         for _ in context.engine.map(job, missing, "validation", done):
             pass
         found = [
             _validation(context, parts, target, method, asked[target])
             for target, method in context.recipe.scored
         ]
-        rows = [asdict(one) for one in found]
-        artifact.write_rows(rows)
+        results = [asdict(one) for one in found]
+        artifact.write_rows(results)
         for one in found:
             context.progress.say(f"  {one.text()}")
-        return {"models": len(tasks), "output": fingerprint(rows)}
+        return {"models": len(tasks), "output": fingerprint(results)}
 
 
 def _settings(context: Context) -> ValidateConfig:
@@ -197,19 +190,19 @@ def parts_of_pool(context: Context) -> Parts:
     def share(size: float, of: str) -> NDArray[np.bool_]:
         return np.isin(usable, random_share(pool, usable, size, f"{of} {seed}"))
 
-    found = Parts([], {}, {})
-    for number in range(1, settings.subsets + 1):
-        members = share(settings.share, f"subset {number}")
-        found.subsets.append(part(f"subset {number}", members))
+    names = [f"subset {number}" for number in range(1, settings.subsets + 1)]
+    found = Parts([part(name, share(settings.share, name)) for name in names], {}, {})
     for size in settings.leave_out:
         found.random[size] = [
             part(f"without {100 * size:g}% at random", ~share(size, f"left out {number}"))
             for number in range(RANDOM_PARTS)
         ]
-        for target, method, table in _rankings(context):
-            best = table.numbers_in(pool)[table.order[: share_size(len(usable), size)]]
-            label = f"without the best {100 * size:g}% for {target} by {method}"
-            found.best[target, method, size] = part(label, ~np.isin(usable, best))
+        for target, method in context.recipe.scored:
+            table = context.artifacts.scores.table(target, method)
+            if np.ptp(table.total) > 0:  # else there are no best rows
+                best = table.numbers_in(pool)[table.order[: share_size(len(usable), size)]]
+                label = f"without the best {100 * size:g}% for {target} by {method}"
+                found.best[target, method, size] = part(label, ~np.isin(usable, best))
     return found
 
 
@@ -222,14 +215,6 @@ def _refuse_too_few_rows(context: Context) -> None:
             f"validate, {usable} rows with label tokens, of which {100 * most:g}% are left out",
             "Add rows, lower validate.leave_out, or remove the section validate.",
         )
-
-
-def _rankings(context: Context) -> Iterator[tuple[str, str, ScoreTable]]:
-    """The score tables whose scores are not all equal, with target and method."""
-    for target, method in context.recipe.scored:
-        table = context.artifacts.scores.table(target, method)
-        if np.ptp(table.total) > 0:
-            yield target, method, table
 
 
 # --- losses -------------------------------------------------------------------------------------
@@ -265,27 +250,7 @@ def _asked(context: Context, target: Target) -> Asked:
 
 
 @dataclass(frozen=True)
-class ValidationTask:
-    """One model to train and to measure."""
-
-    part: str
-    training: TrainingTask
-    targets: Sequence[str]  # targets whose losses are missing
-
-
-def _task(context: Context, part: Part, seed: int, asked: Mapping[str, Asked]) -> ValidationTask:
-    artifact = context.artifacts.validation
-    rows, out = rows_of_pool(context, part.numbers), artifact.model(part.name, seed)
-    targets = [
-        name
-        for name, target in asked.items()
-        if not artifact.has_losses(part.name, seed, name, target.of)
-    ]
-    return ValidationTask(part.name, TrainingTask(part.name, seed, rows, part.label, out), targets)
-
-
-@dataclass(frozen=True)
-class ValidationJob(Job[ValidationTask, None]):
+class ValidationJob(Job[TrainingTask, None]):
     """Training on parts of the pool, and the losses on targets."""
 
     unit = "models"
@@ -294,36 +259,40 @@ class ValidationJob(Job[ValidationTask, None]):
     artifact: ValidationArtifact
     asked: Mapping[str, Asked]
 
-    def name(self, task: ValidationTask) -> str:
-        return self.training.name(task.training)
+    def name(self, task: TrainingTask) -> str:
+        return self.training.name(task)
 
-    def setup(self, progress: Progress) -> Callable[[ValidationTask], None]:
+    def not_measured(self, task: TrainingTask) -> list[str]:
+        """The targets on which a model's losses are missing."""
+        part, seed, exists = task.selection, task.seed, self.artifact.has_losses
+        return [name for name, one in self.asked.items() if not exists(part, seed, name, one.of)]
+
+    def setup(self, progress: Progress) -> Callable[[TrainingTask], None]:
         """Nothing is shared: each training starts from the model's own weights."""
         train = self.training.setup(progress)
 
-        def run(task: ValidationTask) -> None:
-            out = task.training.out
-            if not out.exists():
-                shutil.rmtree(out.folder, ignore_errors=True)
-                train(task.training)
-            self._measure(task, out.folder)
-            if self.training.full_parameters:  # full models of all parts would fill the disk
-                shutil.rmtree(out.folder)
+        def run(task: TrainingTask) -> None:
+            if not task.out.exists():
+                shutil.rmtree(task.out.folder, ignore_errors=True)
+                train(task)
+            self._measure(task)
+            if self.training.train.full_parameters:  # full models of all parts would fill the disk
+                shutil.rmtree(task.out.folder)
 
         return run
 
-    def _measure(self, task: ValidationTask, folder: Path) -> None:
-        model = load_trained(self.training.model, folder)
-        for target in task.targets:
+    def _measure(self, task: TrainingTask) -> None:
+        model = load_trained(self.training.model, task.out.folder)
+        for target in self.not_measured(task):
             asked = self.asked[target]
             losses = example_losses(model, [row.encoded for row in asked.rows])
             if not np.isfinite(losses).all():
                 raise ModelError(
                     "A model's losses are not finite numbers.",
-                    f"target {target}, {folder}",
+                    f"target {target}, {task.out.folder}",
                     "Lower the learning rate of `train`.",
                 )
-            file = self.artifact.loss_file(task.part, task.training.seed, target)
+            file = self.artifact.loss_file(task.selection, task.seed, target)
             write_json(file, {"of": asked.of, "losses": losses.tolist()}, hashed=True)
 
 
@@ -333,18 +302,18 @@ class ValidationJob(Job[ValidationTask, None]):
 def _validation(
     context: Context, parts: Parts, target: str, method: str, asked: Asked
 ) -> Validation:
-    settings, artifact = _settings(context), context.artifacts.validation
+    seeds, artifact = _settings(context).seeds, context.artifacts.validation
 
     def losses(*some: Part) -> NDArray[np.float64]:
         """One row per part and seed."""
-        return np.array(
-            [artifact.losses(part.name, s, target) for part in some for s in settings.seeds]
-        )
+        return np.array([artifact.losses(part.name, s, target) for part in some for s in seeds])
 
     table = context.artifacts.scores.table(target, method)
     means = [losses(part).mean(0) for part in parts.subsets]
     true = [float(np.average(mean, weights=asked.weights)) for mean in means]
-    summed = _summed(context, table, parts.subsets)
+    centered = np.zeros(len(context.pool))  # a row without a score counts as having the mean score
+    centered[table.numbers_in(context.pool)] = table.total - table.total.mean(dtype=np.float64)
+    summed = [float(centered[part.numbers].sum()) for part in parts.subsets]
     lds = None
     if np.ptp(table.total) > 0 and np.ptp(summed) > 0 and np.ptp(true) > 0:
         lds = spearman_interval(np.array(summed), -np.array(true))
@@ -359,19 +328,12 @@ def _validation(
         method,
         asked.loss,
         examples=len(asked.rows),
-        seeds=len(settings.seeds),
+        seeds=len(seeds),
         lds=lds,
         without=without,
         summed=summed,
         losses=true,
     )
-
-
-def _summed(context: Context, table: ScoreTable, subsets: Sequence[Part]) -> list[float]:
-    """Sums of scores over subsets; a row without a score counts as having the mean score."""
-    centered = np.zeros(len(context.pool))
-    centered[table.numbers_in(context.pool)] = table.total - table.total.mean(dtype=np.float64)
-    return [float(centered[part.numbers].sum()) for part in subsets]
 
 
 STAGE = Validate()

@@ -27,9 +27,9 @@ from gradsieve.methods import needs_gradients
 from gradsieve.models import distributed
 from gradsieve.models.checkpoints import checkpoint_fingerprint, load_learning_rates
 from gradsieve.models.device import slow_dtype
-from gradsieve.models.load import add_adapter, check_vocabulary
+from gradsieve.models.load import add_adapter
 from gradsieve.models.training import clear_work, train_model
-from gradsieve.recipe.schema import Recipe
+from gradsieve.recipe.schema import Recipe, WarmupConfig
 from gradsieve.runs.context import Context
 from gradsieve.stages import checks
 from gradsieve.stages.base import Stage
@@ -51,7 +51,7 @@ class Warmup(Stage):
         # All inputs are read before any expensive work, the quickest to check first.
         pool, _ = context.pool_inputs, context.targets
         if settings.checkpoints is not None:
-            folders = [checks.existing(Path(folder)) for folder in settings.checkpoints]
+            folders = _existing(settings)
             prints = [checkpoint_fingerprint(folder) for folder in folders]
             return {"checkpoints": prints, "learning_rates": load_learning_rates(folders)}
         return {"model": context.model_inputs, "pool": pool, "warmup": settings.results()}
@@ -74,7 +74,6 @@ class Warmup(Stage):
             )
 
     def estimate(self, context: Context) -> Estimate:
-        """One training on the random share."""
         settings, shape = context.recipe.warmup, selecting_shape(context)
         if settings.checkpoints is not None:
             return Estimate()
@@ -83,11 +82,9 @@ class Warmup(Stage):
         return replace(one, disk_bytes=settings.epochs * 12 * shape.adapter)
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Train the adapter, or use the checkpoints that the recipe names."""
         settings = context.recipe.warmup
         if settings.checkpoints is not None:
-            existing = [checks.existing(Path(folder)) for folder in settings.checkpoints]
-            return _describe(existing, context)
+            return _describe(_existing(settings), context)
         pool, artifact = context.pool, context.artifacts.warmup
         chosen = random_share(pool, pool.usable, settings.fraction, settings.seed)
         folders = [artifact.own_checkpoint(epoch + 1) for epoch in range(settings.epochs)]
@@ -99,11 +96,13 @@ class Warmup(Stage):
         return {**described, "rows": len(chosen), "seed": settings.seed}
 
 
+def _existing(settings: WarmupConfig) -> list[Path]:
+    return [Path(folder).resolve() for folder in settings.checkpoints or ()]
+
+
 def _train(context: Context, chosen: NDArray[np.int64]) -> None:
     settings, pool = context.recipe.warmup, context.pool
-    base = context.model.load()
-    check_vocabulary(base, context.template.tokenizer)
-    model = add_adapter(base, settings.lora, settings.seed)
+    model = add_adapter(context.model.load(), settings.lora, settings.seed)
     check_pass(model)
     steps = few_steps(settings.optimizer_steps(len(chosen)))
     for warning in (steps, slow_dtype(context.recipe.model.dtype)):
