@@ -14,7 +14,6 @@ and comparing renderings of shorter conversations (templates write a last turn d
 from __future__ import annotations
 
 import datetime
-import errno
 import itertools
 import math
 import re
@@ -132,14 +131,13 @@ def template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
         return _checked(str(own), f"the chat template of {tokenizer.name_or_path}")
     file = TULU if template == "tulu" else Path(template)
     try:
-        if file.exists() and not file.is_file():  # a pipe would be read forever
-            raise IsADirectoryError(errno.EISDIR, "it is a folder, a pipe or a device")
+        if not file.is_file():  # a pipe would be read forever
+            raise OSError("no such file, or a folder or a pipe")
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        said = getattr(error, "strerror", "it is not UTF-8 text")
         todo = "Give tokenizer, tulu, or the path of a Jinja file."
         where = f"model.chat_template: {template}"
-        raise ModelError(f"The chat template cannot be read: {said}.", where, todo) from None
+        raise ModelError(f"The chat template cannot be read: {error}.", where, todo) from None
     return _checked(text, template)
 
 

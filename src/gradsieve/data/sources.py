@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from gradsieve.data.formats import (
     conversation_of,
     is_unicode,
     kind_of,
+    parse_json,
     renamed,
 )
 from gradsieve.data.ids import IdIndex, content_digest, given_id
@@ -35,11 +35,10 @@ from gradsieve.data.readers import (
     IN_MEMORY,
     JSON_LINES,
     LIMITS,
-    parsed,
     row_bytes_error,
     rows_of,
 )
-from gradsieve.data.values import MAX_DEPTH, LeftOut, json_row
+from gradsieve.data.values import LeftOut, json_row
 from gradsieve.errors import DataError
 from gradsieve.io import file_hash, fingerprint
 from gradsieve.recipe.schema import LimitsConfig
@@ -158,9 +157,7 @@ def parse(spec: SourceSpec, raw: RawRow) -> ParsedRow:
     """Parse a row to an example; raises `BadRow` if it has no usable conversation."""
     if isinstance(raw.text, BadRow):
         raise raw.text
-    row, left_out = parsed(raw.text), dict[str, str]()
-    if not (_is_plain(raw.text) and isinstance(row, dict)):
-        row, left_out = json_row(row)
+    row, left_out = json_row(parse_json(raw.text))
     fields = renamed(row, spec.columns) if spec.columns else row
     messages, tools, supervised = conversation_of(fields, spec.supervise)
     given, identity = given_id(fields), content_digest(row)
@@ -175,15 +172,6 @@ def parse(spec: SourceSpec, raw: RawRow) -> ParsedRow:
     text = json_text(row) if left_out else raw.text.strip().decode()
     key = RowId(raw.line, id, given is None, identity, {**raw.left_out, **left_out})
     return ParsedRow(key, text, example)
-
-
-_MAYBE_INFINITE = re.compile(rb"\d[eE]\+?\d\d|\d{200}")
-"""Occurs in every number beyond the range of doubles, which Python reads as infinity."""
-
-
-def _is_plain(text: bytes) -> bool:
-    """Whether a row certainly has only valid JSON values: not nested too deeply, all finite."""
-    return text.count(b"{") + text.count(b"[") <= MAX_DEPTH and not _MAYBE_INFINITE.search(text)
 
 
 def _source_of(row: Mapping[str, Any], spec: SourceSpec) -> str:

@@ -74,14 +74,11 @@ def read_split(name: str, path: str, config: str, split: str) -> Rows:
             what = f"The data set has no such configuration or split: {reason}"
             todo = "Use a copy that has it; docs/targets.md names some."
             raise NotThere(what, where, todo) from None
-        what = "There is no such folder, and it cannot be read from the Hugging Face hub"
-        if Path(path).exists():
-            what = "The data set cannot be read"
         todo = (
-            "Check the name, the network and HF_HUB_OFFLINE; or use a folder in one of the layouts "
-            "of docs/targets.md."
+            "Use a folder in one of the layouts of docs/targets.md; or, for a data set on the "
+            "Hugging Face hub, check the name, the network and HF_HUB_OFFLINE."
         )
-        raise DataError(f"{what}: {reason}", where, todo) from None
+        raise DataError(f"The data set cannot be read: {reason}", where, todo) from None
 
 
 def _rows(path: str, config: str, split: str) -> Rows:

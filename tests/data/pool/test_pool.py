@@ -483,9 +483,11 @@ def test_equal_rows_and_ids_that_meet(tmp_path: Path, template: ChatTemplate) ->
     first = made[0].id
     assert [key.id for key in made] == [first, *(f"{first}-{n}" for n in range(2, 21))]
     rows = [{"id": first, "prompt": "q", "completion": "c"}, plain]
-    with pytest.raises(DataError, match=f"made for it, {first}, is of s .in memory. row 1"):
+    with pytest.raises(
+        DataError, match=f"'{first}' made from its content is taken by s .in memory. row 1"
+    ):
         build_pool(tmp_path / "two", [SourceSpec("s", rows)], template)
-    with pytest.raises(DataError, match=f"the id '{first}' was made for s .in memory. row 1"):
+    with pytest.raises(DataError, match=f"the id '{first}' is taken by s .in memory. row 1"):
         build_pool(tmp_path / "three", [SourceSpec("s", rows[::-1])], template)
 
 

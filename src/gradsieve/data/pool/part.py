@@ -228,8 +228,7 @@ class PartWriter:
 def _opened_at(file: Path, size: int) -> IO[bytes]:
     """Open a file, truncated to its valid bytes, at its end."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch()
-    opened = file.open("r+b")
+    opened = file.open("ab")
     opened.truncate(size)
     opened.seek(size)
     return opened

@@ -139,8 +139,6 @@ def default_workers() -> int:
 
 def _context() -> multiprocessing.context.BaseContext:
     """A context of fresh processes: a fork would copy the locks of this one's threads and CUDA."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the libraries are loaded once and shared
     return context
