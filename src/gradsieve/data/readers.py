@@ -20,6 +20,7 @@ from typing import IO, Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from datasets.features.features import _visit
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
@@ -38,7 +39,7 @@ JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 
 UNREADABLE = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
-    *(OverflowError, pa.ArrowException, datasets.exceptions.DatasetsError),
+    *(OverflowError, pa.ArrowException, datasets.exceptions.DatasetsError, yaml.YAMLError),
 )
 """Exceptions that `datasets` and pyarrow raise for damaged files and files of other formats."""
 
