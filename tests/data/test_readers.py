@@ -505,3 +505,10 @@ def test_a_folder_whose_files_have_different_columns(tmp_path: Path) -> None:
     assert "don't have the same columns" in caught.value.what
     assert caught.value.where.endswith("completion, prompt and completion, kind, messages, prompt")
     assert "source of each file" in caught.value.todo
+
+
+def test_a_folder_with_a_damaged_card(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nconfigs: [\n---\n")
+    jsonl(tmp_path, ROWS)
+    with pytest.raises(DataError, match="data set cannot be loaded: while parsing a flow node"):
+        read_source("s", str(tmp_path))

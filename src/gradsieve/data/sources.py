@@ -114,11 +114,8 @@ class RowId(NamedTuple):
     """The id of a row, before it is checked against the ids of other rows.
 
     Attributes:
-        line: As in `RawRow`.
         id: The row's own id, or one made from its content; other rows may have the same.
-        is_made: Whether the id was made from the content.
         identity: SHA-256 of everything that determines the row's tokens and labels.
-        left_out: As in `RawRow`.
     """
 
     line: int
@@ -164,10 +161,10 @@ def parse(spec: SourceSpec, raw: RawRow) -> ParsedRow:
     source = spec.name if spec.source_field is None else _source_of(row, spec)
     id = identity.hex()[:16] if given is None else given
     example = Example(source, id, messages, row, tools=tools, supervised=supervised)
-    if example.supervised is not None:
-        identity = hashlib.sha256(identity + bytes(example.supervised)).digest()
+    if supervised is not None:
+        identity = hashlib.sha256(identity + bytes(supervised)).digest()
     if spec.columns or spec.source_field:
-        named = json.dumps([source, example.id, example.messages, example.tools])
+        named = json.dumps([source, id, messages, tools])
         identity = hashlib.sha256(identity + named.encode()).digest()
     text = json_text(row) if left_out else raw.text.strip().decode()
     key = RowId(raw.line, id, given is None, identity, {**raw.left_out, **left_out})

@@ -1,9 +1,9 @@
 """One chunk of a pool: converts raw rows to an Arrow record batch of tokenized examples.
 
-In: a source, cut into chunks of rows as JSON bytes. Out: the record batch as bytes in Arrow's IPC
-format, the data from which rows get their ids, and the unusable rows. A chunk depends only on its
-rows and the chat template, so chunks can be made in any number of processes; anything that depends
-on other chunks (whether an id is taken) is left to build.py.
+In: a source, cut into chunks of rows as JSON bytes. Out: the record batch, the data from which rows
+get their ids, and the unusable rows. A chunk depends only on its rows and the chat template, so
+chunks can be made in any number of processes; anything that depends on other chunks (whether an id
+is taken) is left to build.py.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Chunk(NamedTuple):
     """The result of processing a chunk.
 
     Attributes:
-        batch: A serialized record batch of SCHEMA, without ids: other rows may have taken them.
+        batch: Rows of SCHEMA, without ids: other rows may have taken them.
         rows: The ids of the batch's rows, in order.
         skipped: The rows that are not in the batch.
     """
 
-    batch: bytes
+    batch: pa.RecordBatch | None
     rows: list[RowId]
     skipped: list[SkippedRow]
 
@@ -71,10 +71,7 @@ def raw_chunks(spec: SourceSpec) -> Iterator[RawChunk]:
 def make_chunk(raw: RawChunk, template: ChatTemplate | None, only_check: bool = False) -> Chunk:
     """Parse and tokenize the rows of a chunk, and put them in a record batch.
 
-    Args:
-        raw: The rows.
-        template: Renders and tokenizes the conversations; if None, they are only parsed.
-        only_check: Only find the unusable rows; the batch stays empty.
+    Without a template rows are only parsed. If `only_check`, the batch stays empty.
     """
     rows: list[ParsedRow] = []
     skipped: list[SkippedRow] = []
@@ -94,10 +91,9 @@ def make_chunk(raw: RawChunk, template: ChatTemplate | None, only_check: bool = 
             skipped.append(SkippedRow(parsed.key.line, result.skip_reason))
         else:
             kept.append((parsed, result))
-    batch = b""
+    batch = None
     if kept and not only_check:
-        columns = [_columns(*one) for one in kept]
-        batch = pa.RecordBatch.from_pylist(columns, SCHEMA).serialize().to_pybytes()
+        batch = pa.RecordBatch.from_pylist([_columns(*one) for one in kept], SCHEMA)
     return Chunk(batch, [row.key for row, _ in kept], skipped)
 
 

@@ -45,12 +45,7 @@ WORKER_BYTES = 1 << 29
 
 
 class Workers:
-    """Worker processes that make chunks; started when there is enough work.
-
-    Args:
-        template: Sent to each process once.
-        engine: May have the cores of a cluster.
-    """
+    """Worker processes that make chunks; started when there is enough work."""
 
     def __init__(self, template: ChatTemplate | None, engine: Engine | None = None) -> None:
         self._template, self._engine = template, engine
@@ -64,11 +59,9 @@ class Workers:
             self._executor.shutdown(cancel_futures=True)
 
     def make(self, chunks: Iterator[RawChunk], only_check: Callable[[], bool]) -> Iterator[Chunk]:
-        """Make chunks, in order.
+        """Make chunks, in order, which are read just far enough ahead to keep processes busy.
 
-        Args:
-            chunks: The chunks, read just far enough ahead to keep all processes busy.
-            only_check: Returns whether chunks that are started now need no tokenizing.
+        `only_check` returns whether chunks that are started now need no tokenizing.
 
         Raises:
             DataError: If a process is killed.
