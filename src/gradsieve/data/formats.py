@@ -34,9 +34,6 @@ SHAREGPT_ROLES = {
 
 KNOWN = "messages, conversations, prompt/completion or instruction/input/output"
 
-UNKNOWN_KEYS = f"expected {KNOWN}; found the keys"
-"""The start of the reason for a row in no known format; the row's keys follow."""
-
 LOSS_KEYS = ("weight", "train", "training", "loss")
 """Keys of a turn, 0 or 1: whether it is in the loss (OpenAI, ShareGPT; axolotl; ms-swift)."""
 
@@ -84,7 +81,7 @@ def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversati
             _refuse(row, REFUSED_IN_ROW, "the row")
             turns = _with_system(row.get("system"), read(row, supervise))
             return _checked(turns, _tools(row.get("tools")))
-    raise BadRow(f"{UNKNOWN_KEYS} {', '.join(map(str, row)) or '(none)'}")
+    raise BadRow(f"expected {KNOWN}; found the keys {', '.join(map(str, row)) or '(none)'}")
 
 
 def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ import xxhash
 
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import (
-    UNKNOWN_KEYS,
     BadRow,
     Supervise,
     conversation_of,
@@ -243,13 +242,7 @@ class Rejected(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The result of reading a source.
-
-    Attributes:
-        examples: The examples, in the order of the rows.
-        bad_rows: Rows left out (`on_bad_row="skip"`).
-        warnings: Messages for the user about how the source was read, one line each.
-    """
+    """The result of reading a source; `warnings` are one line each, for the user."""
 
     examples: tuple[Example, ...]
     bad_rows: tuple[Rejected, ...]
@@ -263,13 +256,7 @@ def read_source(
     on_bad_row: Literal["fail", "skip"] = "fail",
     **settings: Any,
 ) -> Source:
-    """Read a source of examples.
-
-    Args:
-        name: Becomes the examples' `source`.
-        path: As in `SourceSpec`.
-        on_bad_row: Stop at rows that can't be read, or leave them out.
-        **settings: The other attributes of `SourceSpec`.
+    """Read a source of examples; `settings` are the other attributes of `SourceSpec`.
 
     Raises:
         DataError: If the file can't be read, or has bad rows and `on_bad_row` is "fail".
@@ -307,16 +294,15 @@ def refuse_bad_rows(
     """
     if bad and not skips:
         listed = [f"{row.where}: {row.reason}" for row in first[:LISTED_AT_ONCE]]
-        todo = "Fix the rows, or set on_bad_row: skip to leave them out."
-        if any(row.reason.startswith(UNKNOWN_KEYS) for row in first):
-            columns = "columns: {prompt: question, completion: answer}"
-            todo += f" If their keys have other names, set these in the source, e.g. {columns}."
+        todo = (
+            "Fix the rows; or set on_bad_row: skip to leave them out; or if only their keys have "
+            "other names, set these, e.g. columns: {prompt: question, completion: answer}."
+        )
         what = f"{bad} of {bad + good} rows of {place} cannot be read."
         raise DataError(what, list_first(listed, bad), todo)
     if not good:
-        found = f"all of its {bad} rows are bad" if bad else "it has no rows"
         todo = "Give at least one good row."
-        raise DataError("There is no usable row.", f"{place}: {found}", todo)
+        raise DataError("There is no usable row.", f"{place}: {bad} bad rows, no good ones", todo)
 
 
 def list_first(listed: Sequence[str], count: int) -> str:
