@@ -68,8 +68,7 @@ def test_an_example_without_a_feature_is_named(context: Context, tmp_path: Path)
     recipe = world.recipe(tree)
     run = gradsieve.run(recipe, out, last="pool")
     grown = Context(recipe, run)
-    number = grown.pool.find("zoo", "n")
-    assert number is not None
+    number = grown.pool.find("n")["zoo"]
     with pytest.raises(StoreError, match="lacks a row") as caught:
         decompose(grown, "mine", np.array([number]))
     assert "zoo n" in caught.value.where

@@ -156,13 +156,13 @@ def test_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     [
         ("empty.jsonl", b"", "The file is empty"),
         ("blank.jsonl", b"\n\n", "no usable row"),
-        ("array.jsonl", b'[{"prompt": "a", "completion": "b"}]', "found a JSON array"),
-        ("array.jsonl", b"[\n{}\n]", "found a JSON array"),
+        ("array.jsonl", b'[{"prompt": "a", "completion": "b"}]', "or an array"),
+        ("array.jsonl", b"[\n{}\n]", "or an array"),
         ("lines.json", b'{"a": 1}\n{"a": 2}\n', "not JSON"),
         ("object.json", b'{"rows": []}', "found an object"),
         ("empty.json", b"[]", "no usable row"),
         ("binary.jsonl", bytes(range(256)) * 4, "cannot be read"),
-        ("binary.json", b"\xff\xfe", "not JSON"),
+        ("binary.json", b"\xff\xfe", "not UTF-8"),
         ("text.parquet", b"no parquet", "not Parquet"),
         ("rows.csv", b"a,b", "kind of file is not known"),
     ],
@@ -358,8 +358,14 @@ def test_a_rows_id_is_never_one_made_for_another(suffix: str) -> None:
     named = {"id": made + suffix, "prompt": "other", "completion": "row"}
     nameless = [ANONYMOUS] * (2 if suffix else 1)
     for rows, said in (
-        ([named, *nameless], f"made for it, {made}{suffix}, is of s (in memory) row 1"),
-        ([*nameless, named], f"was made for s (in memory) row {len(nameless)}, which has none"),
+        (
+            [named, *nameless],
+            f"the id '{made}{suffix}' made from its content is taken by s (in memory) row 1",
+        ),
+        (
+            [*nameless, named],
+            f"the id '{made}{suffix}' is taken by s (in memory) row {len(nameless)}",
+        ),
     ):
         source = read_source("s", rows, on_bad_row="skip")
         assert len({example.id for example in source.examples}) == len(source.examples)
@@ -499,3 +505,10 @@ def test_a_folder_whose_files_have_different_columns(tmp_path: Path) -> None:
     assert "don't have the same columns" in caught.value.what
     assert caught.value.where.endswith("completion, prompt and completion, kind, messages, prompt")
     assert "source of each file" in caught.value.todo
+
+
+def test_a_folder_with_a_damaged_card(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nconfigs: [\n---\n")
+    jsonl(tmp_path, ROWS)
+    with pytest.raises(DataError, match="data set cannot be loaded: while parsing a flow node"):
+        read_source("s", str(tmp_path))

@@ -265,7 +265,7 @@ def test_a_refused_example_is_named() -> None:
     messages: tuple[Message, ...] = ({"role": "system", "content": "S"}, *TURNS)
     with pytest.raises(DataError) as caught:
         ChatTemplate(tokenizer(GEMMA)).encode(Example("dolly", "row-7", messages))
-    assert caught.value.what == "The chat template refuses an example."
+    assert caught.value.what == "The chat template refuses 1 of 1 examples."
     assert "System role not supported" in caught.value.where
     assert "dolly, row-7" in caught.value.where
 

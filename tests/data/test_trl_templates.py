@@ -8,15 +8,17 @@ Every difference is listed below with its reason; one that isn't listed fails.
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 import trl
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from conversations import SHAPES, TOOLS, byte_tokenizer
 from gradsieve.data.content import after_reasoning, parts_of, text_of
 from gradsieve.data.examples import Example, TokenizedExample
-from gradsieve.data.rendering import DATE_STRING, Renderer
+from gradsieve.data.rendering import DATE, DATE_STRING
 from gradsieve.data.template import ChatTemplate, Refusal
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -97,14 +99,15 @@ def template_of(name: str) -> ChatTemplate:
 def masks_of_trl(template: ChatTemplate, name: str, shape: str) -> tuple[list[int], list[bool]]:
     """Tokens and mask from transformers, with TRL's training template."""
     training = TEMPLATES.get(f"{name}_training", OWN[name])
-    found = stand_in().apply_chat_template(
-        [dict(turn) for turn in template.turns(example(shape).messages)],
-        tools=list(example(shape).tools) or None,
-        chat_template=Renderer(training, {}, 0).template,  # the fixed date stands in for today's
-        date_string=DATE_STRING,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
+    with patch.object(chat_template_utils, "datetime", Mock(now=lambda: DATE)):
+        found = stand_in().apply_chat_template(
+            [dict(turn) for turn in template.turns(example(shape).messages)],
+            tools=list(example(shape).tools) or None,
+            chat_template=training,
+            date_string=DATE_STRING,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
     return found["input_ids"], [bool(kept) for kept in found["assistant_masks"]]
 
 

@@ -140,7 +140,7 @@ def test_contributions_are_the_strongest_parts_of_the_score(
     shown = view["shown"]
     every = [key for group in range(4) for key in keys(content, view, group)]
     context = Context(recipe, run)
-    numbers = np.array([context.pool.find(*key) for key in every])
+    numbers = np.array([context.pool.find(id)[source] for source, id in every])
     parts = decompose(context, "mine", numbers)
     total = parts.values.sum(axis=0)
     for row in range(len(every)):

@@ -52,16 +52,16 @@ def test_a_row_without_subtask_is_named(tmp_path: Path, value: object) -> None:
     bad = {**ROWS[0], "id": "the-bad-one", "topic": value}
     error = refusal(written(tmp_path, [*ROWS, bad]))
     assert error.what == "1 of 4 rows have no subtask in their field topic."
-    assert "row 4" in error.where
-    assert "the-bad-one" in error.where
+    assert f"{tmp_path / 'mine.jsonl'}:4 (id the-bad-one)" in error.where
     assert repr(value) in error.where
 
 
 def test_a_wrong_field_names_those_that_there_are(tmp_path: Path) -> None:
     error = refusal(written(tmp_path, [*ROWS]), "subject")
     assert "3 of 3 rows" in error.what
-    assert error.where.endswith("row 1 of the readable ones (id a): "
-                                "found id, topic, prompt, completion")  # fmt: skip
+    assert error.where.endswith(
+        "mine.jsonl:1 (id a): found id: 'a', topic: 'sums', prompt: '1 + 1', completion: '2'"
+    )
 
 
 def test_bad_rows_stop_or_are_left_out_and_counted(tmp_path: Path) -> None:

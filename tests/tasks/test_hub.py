@@ -111,7 +111,7 @@ def test_a_bad_row_of_mmlu_is_named(tmp_path: Path, bad: dict[str, Any]) -> None
 @pytest.mark.parametrize("task", BENCHMARKS)
 def test_a_name_that_cannot_be_reached(task: str) -> None:
     error = refusal(task, "some-body/some.thing")
-    assert error.what.startswith("There is no such folder, and it cannot be read from the Hugging ")
+    assert error.what.startswith("The data set cannot be read: ")
     assert error.where.startswith("target t: some-body/some.thing, configuration ")
     assert "HF_HUB_OFFLINE" in error.todo
 

@@ -92,7 +92,7 @@ LIMITS = (
     Case(
         "a pipe as chat template",
         pipe("own.jinja", "model.chat_template", "own.jinja"),
-        ("a folder, a pipe or a device", "own.jinja"),
+        ("a folder or a pipe", "own.jinja"),
     ),
     Case(
         "a pipe as recipe",

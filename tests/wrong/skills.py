@@ -71,14 +71,15 @@ TARGETS = (
         lambda desk: desk.set("targets.1.subtask", "topic"),
         (
             "6 of 6 rows have no subtask in their field topic",
-            "found id, messages",
+            "target.jsonl:1 (id",
+            "messages: [",
             "to another field",
         ),
     ),
     Case(
         "a subtask that is a list",
         target([{"topic": ["x"], **GOOD}], subtask="topic"),
-        ("no subtask in their field topic", "it is ['x']"),
+        ("no subtask in their field topic", "topic: ['x']"),
     ),
     Case(
         "held-out examples that are not there",

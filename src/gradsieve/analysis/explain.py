@@ -108,7 +108,7 @@ def _find(pool: Pool, id: str, source: str | None) -> int:
     """The row number of an example in the pool."""
     if source is not None:
         _one_of(source, pool.source_names, "--source")
-    sources = {n: found for n in pool.source_names if (found := pool.find(n, id)) is not None}
+    sources = pool.find(id)
     wanted = [number for name, number in sources.items() if source in (None, name)]
     if len(wanted) == 1:
         return wanted[0]

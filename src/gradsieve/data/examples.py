@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
+import numpy as np
+
 
 class Message(TypedDict):
     """One turn, in the format of transformers' chat templates.
@@ -73,16 +75,15 @@ class TokenizedExample:
     @property
     def n_labels(self) -> int:
         """The number of labels that are predicted; the first position never is."""
-        return sum(label != -100 for label in self.labels[1:])
+        return int(np.count_nonzero(np.asarray(self.labels)[1:] != -100))
 
     @property
     def skip_reason(self) -> str | None:
         """Why the example has no gradient; None if it has one."""
         if self.n_labels:
             return None
-        if self.truncated:
-            return f"no label token within the first {len(self.input_ids)} tokens"
-        return "no label token"
+        within = f" within the first {len(self.input_ids)} tokens" if self.truncated else ""
+        return f"no label token{within}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,9 +34,6 @@ SHAREGPT_ROLES = {
 
 KNOWN = "messages, conversations, prompt/completion or instruction/input/output"
 
-UNKNOWN_KEYS = f"expected {KNOWN}; found the keys"
-"""The start of the reason for a row in no known format; the row's keys follow."""
-
 LOSS_KEYS = ("weight", "train", "training", "loss")
 """Keys of a turn, 0 or 1: whether it is in the loss (OpenAI, ShareGPT; axolotl; ms-swift)."""
 
@@ -84,7 +81,7 @@ def conversation_of(row: Any, supervise: Supervise = "completion") -> Conversati
             _refuse(row, REFUSED_IN_ROW, "the row")
             turns = _with_system(row.get("system"), read(row, supervise))
             return _checked(turns, _tools(row.get("tools")))
-    raise BadRow(f"{UNKNOWN_KEYS} {', '.join(map(str, row)) or '(none)'}")
+    raise BadRow(f"expected {KNOWN}; found the keys {', '.join(map(str, row)) or '(none)'}")
 
 
 def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -346,14 +343,31 @@ def _without_nulls(value: Any) -> Any:
 
 def _refuse_half_pairs(value: Any, where: str) -> None:
     """Reject text with half of a surrogate pair, which no tokenizer accepts."""
-    if isinstance(value, str):
-        if not is_unicode(value):
-            at = next(place for place, letter in enumerate(value) if not is_unicode(letter))
-            half = f"{value[at]!a} at character {at + 1}"
-            raise BadRow(f"{where} is no Unicode text: half of a surrogate pair, {half}")
-    elif isinstance(value, Mapping | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            _refuse_half_pairs(item, where)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if not is_unicode(text):
+        raise BadRow(f"{where} is no Unicode text: it has half of a surrogate pair")
+
+
+def parse_json(text: bytes) -> Any:
+    """The value of JSON in UTF-8, with a `BadRow` in place of each NaN and infinity.
+
+    Raises:
+        BadRow: If it is not JSON that can be read; the reason has line and column, or the byte.
+    """
+    try:
+        return _DECODER.decode(text.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BadRow(f"not UTF-8 at byte {error.start + 1}") from None
+    except (ValueError, RecursionError) as error:  # also nested too deeply, or too many digits
+        reason = str(error).replace("line 1 ", "")  # messages name the line of a JSON line
+        raise BadRow(f"not JSON: {reason}") from None
+
+
+def _bad_constant(name: str) -> BadRow:
+    return BadRow(f"not JSON: {name} is not a JSON value; write null if there is none")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_bad_constant)
 
 
 def is_unicode(text: str) -> bool:

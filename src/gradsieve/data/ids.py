@@ -22,9 +22,8 @@ CACHE_KIB = 64 * 1024
 _TABLE = "CREATE TABLE taken (id TEXT PRIMARY KEY, line INTEGER, equal_rows INTEGER) WITHOUT ROWID"
 """`equal_rows`: number of rows without an id that have this content; 0 for a row's own id."""
 
-_GIVEN = "INSERT OR IGNORE INTO taken VALUES (?, ?, 0)"
-_MADE = """INSERT INTO taken VALUES (?, ?, 1)
-    ON CONFLICT (id) DO UPDATE SET equal_rows = equal_rows + 1 WHERE equal_rows > 0
+_TAKE = """INSERT INTO taken VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE
+    SET equal_rows = equal_rows + 1 WHERE equal_rows > 0 AND excluded.equal_rows > 0
     RETURNING equal_rows"""
 
 _SORTED = json.JSONEncoder(sort_keys=True)
@@ -68,25 +67,18 @@ class IdIndex:
         Raises `BadRow` if another row has the id. Equal rows are interchangeable, so it does not
         matter which of them gets which number.
         """
-        if is_made and (equal_rows := self._made(id, line)) > 1:
+        equal_rows = self._count(id, is_made, line)
+        if equal_rows > 1:
             id = f"{id}-{equal_rows}"
-            self._made(id, line)
-        if not is_made and self._database.execute(_GIVEN, (id, line)).rowcount == 0:
-            where, of_made = self._holder(id)
-            holds = f"was made for {where}, which has none" if of_made else f"is taken by {where}"
-            raise BadRow(f"the id {id!r} {holds}")
+            self._count(id, is_made, line)
         return id
 
-    def _made(self, id: str, line: int) -> int:
-        """The number of rows that have this made id, including this one."""
-        found = self._database.execute(_MADE, (id, line)).fetchone()
+    def _count(self, id: str, is_made: bool, line: int) -> int:
+        """The number of rows for which this id was made, including this one."""
+        found = self._database.execute(_TAKE, (id, line, is_made)).fetchone()
         if found is None:
-            where, _ = self._holder(id)
-            raise BadRow(f"it has no id, and the one made for it, {id}, is of {where}")
+            query = "SELECT line FROM taken WHERE id = ?"
+            [line] = self._database.execute(query, (id,)).fetchone()
+            made = " made from its content" if is_made else ""
+            raise BadRow(f"the id {id!r}{made} is taken by {self._where(line)}")
         return int(found[0])
-
-    def _holder(self, id: str) -> tuple[str, bool]:
-        """The location of the row that has an id, and whether the id was made."""
-        query = "SELECT line, equal_rows FROM taken WHERE id = ?"
-        line, equal_rows = self._database.execute(query, (id,)).fetchone()
-        return self._where(line), equal_rows > 0

@@ -10,23 +10,21 @@ lost, and it doesn't name the line of a bad row).
 from __future__ import annotations
 
 import difflib
-import gzip
 import io
-import json
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from datasets.features.features import _visit
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
-from gradsieve.data.formats import BadRow, kind_of
+from gradsieve.data.formats import BadRow, kind_of, parse_json
 from gradsieve.errors import DataError, first_line
 from gradsieve.recipe.schema import LimitsConfig
 
@@ -41,7 +39,7 @@ JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson")
 
 UNREADABLE = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError),
-    *(OverflowError, pa.ArrowException, datasets.exceptions.DatasetsError),
+    *(OverflowError, pa.ArrowException, datasets.exceptions.DatasetsError, yaml.YAMLError),
 )
 """Exceptions that `datasets` and pyarrow raise for damaged files and files of other formats."""
 
@@ -131,7 +129,7 @@ def _lines(file: Path, limits: LimitsConfig) -> Iterator[bytes]:
                     break
         with file.open("rb") as raw, _unpacked(raw, packed) as lines:
             yield from _limited(lines, file, limits, most)
-    except (gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
+    except OSError as error:
         raise DataError(
             f"The file cannot be unpacked: {str(error).rstrip('.')}.",
             str(file),
@@ -140,8 +138,6 @@ def _lines(file: Path, limits: LimitsConfig) -> Iterator[bytes]:
 
 
 def _unpacked(raw: IO[bytes], packed: str) -> IO[bytes]:
-    if packed == "gzip":
-        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), packed))
 
 
@@ -175,57 +171,21 @@ def _refuse_unpacked(file: Path, limits: LimitsConfig) -> None:
 
 def _refuse_spread_json(first_line: bytes, where: str) -> None:
     start = first_line.strip()
-    if start in (b"[", b"[]") or start.startswith(b"[{"):
-        found, todo = "a JSON array", "Rename the file to .json, or write one row a line."
-    elif start == b"{":
-        found = "one over several lines"
-        todo = "Write each row on a line of its own (jq -c . does), or a JSON array as .json."
-    else:
-        return
-    raise DataError(f"Expected one JSON object a line, found {found}.", where, todo)
-
-
-def _bad_constant(name: str) -> BadRow:
-    return BadRow(f"not JSON: {name} is not a JSON value; write null if there is none")
-
-
-def _refuse_constant(name: str) -> Any:
-    raise _bad_constant(name)
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
-def parsed(line: bytes) -> Any:
-    """The row of a line; raises `BadRow` if it is not JSON."""
-    try:
-        return _DECODER.decode(line.decode("utf-8"))
-    except BadRow:
-        raise
-    except UnicodeDecodeError as error:
-        found = f"not UTF-8 at byte {error.start + 1} of the line"
-    except json.JSONDecodeError as error:
-        found = f"not JSON: {error.msg} at column {error.colno}"
-    except RecursionError:
-        found = "not JSON that can be read: nested too deeply"
-    except ValueError:
-        found = "not JSON that can be read: a number of thousands of digits"
-    raise BadRow(found) from None
+    if start in (b"[", b"[]", b"{") or start.startswith(b"[{"):
+        found = "Expected one JSON object a line, found JSON over several lines or an array."
+        todo = "Write each row on a line of its own (jq -c . does), or rename an array to .json."
+        raise DataError(found, where, todo)
 
 
 def _json_rows(file: Path) -> Iterator[Any]:
+    if file.stat().st_size > ARRAY_BYTES:
+        todo = "Write it as .jsonl, one row a line, which is read in a stream (jq -c '.[]')."
+        raise DataError("The JSON array is too large to be read at once.", str(file), todo)
     try:
-        # A bad constant (NaN) stays in its row as a `BadRow` until the row's values are checked.
-        if file.stat().st_size > ARRAY_BYTES:
-            todo = "Write it as .jsonl, one row a line, which is read in a stream (jq -c '.[]')."
-            raise DataError("The JSON array is too large to be read at once.", str(file), todo)
-        text = file.read_bytes().decode("utf-8-sig")
-        rows = json.loads(text, parse_constant=_bad_constant)
-    except (ValueError, RecursionError) as error:
-        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        said = "nested too deeply" if isinstance(error, RecursionError) else error
+        rows = parse_json(file.read_bytes())
+    except BadRow as error:
         todo = "Fix it, or rename it to .jsonl if it has one row a line."
-        raise DataError(f"The file is not JSON: {said}.", f"{file}{line}", todo) from None
+        raise DataError(f"The file cannot be read: {error}.", str(file), todo) from None
     if not isinstance(rows, list):
         todo = "Write the rows as a JSON array, or one a line in a .jsonl file."
         raise DataError(f"Expected an array of rows, found {kind_of(rows)}.", str(file), todo)

@@ -14,7 +14,6 @@ and comparing renderings of shorter conversations (templates write a last turn d
 from __future__ import annotations
 
 import datetime
-import errno
 import itertools
 import math
 import re
@@ -50,8 +49,8 @@ LARGEST_PRODUCT = 10**7
 """Maximum product of the constants in a multiplication or filter. Jinja evaluates constants, such
 as a text three billion times, when it compiles a template: before the output can be counted."""
 
-_DIRECTIVES = "aAwdbBmyYHIpMSfzZjUWcxXGuV"
-_UNPADDED = ("-d", "-m", "-H", "-I", "-M", "-S", "-j", "-y", "e")
+_OWN = "{# gradsieve #}\n"
+"""Starts every template: transformers caches compiled ones, and the caller's must not change."""
 
 _TURN = "gradsieve_turn"
 _OPEN, _NAMED, _CLOSE = "\U000f5e00", "\U000f5e01", "\U000f5e02"
@@ -132,14 +131,13 @@ def template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
         return _checked(str(own), f"the chat template of {tokenizer.name_or_path}")
     file = TULU if template == "tulu" else Path(template)
     try:
-        if file.exists() and not file.is_file():  # a pipe would be read forever
-            raise IsADirectoryError(errno.EISDIR, "it is a folder, a pipe or a device")
+        if not file.is_file():  # a pipe would be read forever
+            raise OSError("no such file, or a folder or a pipe")
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        said = getattr(error, "strerror", "it is not UTF-8 text")
         todo = "Give tokenizer, tulu, or the path of a Jinja file."
         where = f"model.chat_template: {template}"
-        raise ModelError(f"The chat template cannot be read: {said}.", where, todo) from None
+        raise ModelError(f"The chat template cannot be read: {error}.", where, todo) from None
     return _checked(text, template)
 
 
@@ -198,7 +196,7 @@ class Renderer:
 
     def __init__(self, template: str, variables: Mapping[str, str], most_characters: int) -> None:
         self._most_characters = most_characters
-        self.template = _with_fixed_date(template)
+        self.template = _OWN + template
         self._marked = _with_marks(self.template)
         self.variables = {**variables, "date_string": DATE_STRING}
 
@@ -234,6 +232,7 @@ class Renderer:
     ) -> tuple[str, list[Span]]:
         environment = _compile_jinja_template(template).environment
         environment.concat = self._joined  # joins the output of a template or a macro
+        environment.globals["strftime_now"] = DATE.strftime
         rendered, spans = render_jinja_template(
             [list(turns)],
             tools=list(tools) or None,
@@ -251,25 +250,6 @@ class Renderer:
                 raise TooLongError
             kept.append(piece)
         return "".join(kept)
-
-
-def _with_fixed_date(template: str) -> str:
-    """The template, with a `strftime_now` that writes the fixed date.
-
-    A function can't be passed to a template, but the template can define a macro of that name.
-    """
-    if "strftime_now" not in template:
-        return template
-    written = {f"%{letter}": DATE.strftime(f"%{letter}") for letter in _DIRECTIVES}
-    written |= {f"%{code}": DATE.strftime(f"%{code[-1]}").lstrip(" 0") or "0" for code in _UNPADDED}
-    replaced = "".join(f"|replace({code!r},{text!r})" for code, text in written.items())
-    percent = "\x00"
-    macro = (
-        "{% macro strftime_now(format) -%}"
-        f"{{{{ format|replace('%%',{percent!r}){replaced}|replace({percent!r},'%') }}}}"
-        "{%- endmacro %}\n"
-    )
-    return macro + template
 
 
 def _with_marks(template: str) -> str:

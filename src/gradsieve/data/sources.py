@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -22,12 +21,12 @@ import xxhash
 
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import (
-    UNKNOWN_KEYS,
     BadRow,
     Supervise,
     conversation_of,
     is_unicode,
     kind_of,
+    parse_json,
     renamed,
 )
 from gradsieve.data.ids import IdIndex, content_digest, given_id
@@ -35,11 +34,10 @@ from gradsieve.data.readers import (
     IN_MEMORY,
     JSON_LINES,
     LIMITS,
-    parsed,
     row_bytes_error,
     rows_of,
 )
-from gradsieve.data.values import MAX_DEPTH, LeftOut, json_row
+from gradsieve.data.values import LeftOut, json_row
 from gradsieve.errors import DataError
 from gradsieve.io import file_hash, fingerprint
 from gradsieve.recipe.schema import LimitsConfig
@@ -115,11 +113,8 @@ class RowId(NamedTuple):
     """The id of a row, before it is checked against the ids of other rows.
 
     Attributes:
-        line: As in `RawRow`.
         id: The row's own id, or one made from its content; other rows may have the same.
-        is_made: Whether the id was made from the content.
         identity: SHA-256 of everything that determines the row's tokens and labels.
-        left_out: As in `RawRow`.
     """
 
     line: int
@@ -158,32 +153,21 @@ def parse(spec: SourceSpec, raw: RawRow) -> ParsedRow:
     """Parse a row to an example; raises `BadRow` if it has no usable conversation."""
     if isinstance(raw.text, BadRow):
         raise raw.text
-    row, left_out = parsed(raw.text), dict[str, str]()
-    if not (_is_plain(raw.text) and isinstance(row, dict)):
-        row, left_out = json_row(row)
+    row, left_out = json_row(parse_json(raw.text))
     fields = renamed(row, spec.columns) if spec.columns else row
     messages, tools, supervised = conversation_of(fields, spec.supervise)
     given, identity = given_id(fields), content_digest(row)
     source = spec.name if spec.source_field is None else _source_of(row, spec)
     id = identity.hex()[:16] if given is None else given
     example = Example(source, id, messages, row, tools=tools, supervised=supervised)
-    if example.supervised is not None:
-        identity = hashlib.sha256(identity + bytes(example.supervised)).digest()
+    if supervised is not None:
+        identity = hashlib.sha256(identity + bytes(supervised)).digest()
     if spec.columns or spec.source_field:
-        named = json.dumps([source, example.id, example.messages, example.tools])
+        named = json.dumps([source, id, messages, tools])
         identity = hashlib.sha256(identity + named.encode()).digest()
     text = json_text(row) if left_out else raw.text.strip().decode()
     key = RowId(raw.line, id, given is None, identity, {**raw.left_out, **left_out})
     return ParsedRow(key, text, example)
-
-
-_MAYBE_INFINITE = re.compile(rb"\d[eE]\+?\d\d|\d{200}")
-"""Occurs in every number beyond the range of doubles, which Python reads as infinity."""
-
-
-def _is_plain(text: bytes) -> bool:
-    """Whether a row certainly has only valid JSON values: not nested too deeply, all finite."""
-    return text.count(b"{") + text.count(b"[") <= MAX_DEPTH and not _MAYBE_INFINITE.search(text)
 
 
 def _source_of(row: Mapping[str, Any], spec: SourceSpec) -> str:
@@ -258,13 +242,7 @@ class Rejected(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The result of reading a source.
-
-    Attributes:
-        examples: The examples, in the order of the rows.
-        bad_rows: Rows left out (`on_bad_row="skip"`).
-        warnings: Messages for the user about how the source was read, one line each.
-    """
+    """The result of reading a source; `warnings` are one line each, for the user."""
 
     examples: tuple[Example, ...]
     bad_rows: tuple[Rejected, ...]
@@ -278,13 +256,7 @@ def read_source(
     on_bad_row: Literal["fail", "skip"] = "fail",
     **settings: Any,
 ) -> Source:
-    """Read a source of examples.
-
-    Args:
-        name: Becomes the examples' `source`.
-        path: As in `SourceSpec`.
-        on_bad_row: Stop at rows that can't be read, or leave them out.
-        **settings: The other attributes of `SourceSpec`.
+    """Read a source of examples; `settings` are the other attributes of `SourceSpec`.
 
     Raises:
         DataError: If the file can't be read, or has bad rows and `on_bad_row` is "fail".
@@ -322,16 +294,15 @@ def refuse_bad_rows(
     """
     if bad and not skips:
         listed = [f"{row.where}: {row.reason}" for row in first[:LISTED_AT_ONCE]]
-        todo = "Fix the rows, or set on_bad_row: skip to leave them out."
-        if any(row.reason.startswith(UNKNOWN_KEYS) for row in first):
-            columns = "columns: {prompt: question, completion: answer}"
-            todo += f" If their keys have other names, set these in the source, e.g. {columns}."
+        todo = (
+            "Fix the rows; or set on_bad_row: skip to leave them out; or if only their keys have "
+            "other names, set these, e.g. columns: {prompt: question, completion: answer}."
+        )
         what = f"{bad} of {bad + good} rows of {place} cannot be read."
         raise DataError(what, list_first(listed, bad), todo)
     if not good:
-        found = f"all of its {bad} rows are bad" if bad else "it has no rows"
         todo = "Give at least one good row."
-        raise DataError("There is no usable row.", f"{place}: {found}", todo)
+        raise DataError("There is no usable row.", f"{place}: {bad} bad rows, no good ones", todo)
 
 
 def list_first(listed: Sequence[str], count: int) -> str:

@@ -62,13 +62,12 @@ class Refusal:
 
 def refused_error(refused: Sequence[Refusal], count: int) -> DataError:
     """The error that lists the first refusals."""
-    refusals = f"{len(refused)} of {count} examples" if count > 1 else "an example"
     listed = [
         f"{one.where}: {[turn['role'] for turn in one.example.messages]}: {one.reason}"
         for one in refused[:LISTED_AT_ONCE]
     ]
     return DataError(
-        f"The chat template refuses {refusals}.",
+        f"The chat template refuses {len(refused)} of {count} examples.",
         list_first(listed, len(refused)),
         "Fix the rows, set model.chat_template (of train.model: train.chat_template) to one that "
         "takes them, or set on_bad_row: skip to leave them out.",

@@ -13,8 +13,9 @@ from typing import Any, Literal
 from gradsieve.data.content import after_reasoning, text_of
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import is_unicode
-from gradsieve.data.sources import Source, SourceSpec, read_source
+from gradsieve.data.sources import Source, read_source
 from gradsieve.errors import DataError
+from gradsieve.tasks.layout import shown
 from gradsieve.tasks.questions import Question, QuestionSet, matched
 
 ONE_SUBTASK = "all"
@@ -37,7 +38,7 @@ def read(
     if subtask_field is None:
         examples = [replace(one, subtask=ONE_SUBTASK) for one in source.examples]
     else:
-        _refuse_missing(source.examples, subtask_field, SourceSpec(name, path).place)
+        _refuse_missing(source.examples, subtask_field)
         examples = [replace(one, subtask=str(one.row[subtask_field])) for one in source.examples]
     return replace(source, examples=tuple(examples))
 
@@ -86,25 +87,22 @@ def _refuse_unmatched(
         first, end = examples[bare[0]], references[bare[0]].rstrip()[-60:]
         raise DataError(
             f"{len(bare)} of {len(examples)} reference answers do not match the target's `answer`.",
-            f"{first.where or first.id}: {answer!r} is not in '...{end}'",
+            f"{first.where}: {answer!r} is not in '...{end}'",
             "Correct the regular expression, or the reference answers.",
         )
 
 
-def _refuse_missing(examples: tuple[Example, ...], field: str, path: str) -> None:
+def _refuse_missing(examples: tuple[Example, ...], field: str) -> None:
     bare = [
-        (number, example)
-        for number, example in enumerate(examples, start=1)
+        example
+        for example in examples
         if not isinstance(example.row.get(field), str | int)
         or example.row[field] == ""
         or not is_unicode(str(example.row[field]))
     ]
-    if not bare:
-        return
-    number, first = bare[0]
-    found = f"it is {first.row[field]!r}" if field in first.row else f"found {', '.join(first.row)}"
-    raise DataError(
-        f"{len(bare)} of {len(examples)} rows have no subtask in their field {field}.",
-        f"{path}, the first: row {number} of the readable ones (id {first.id}): {found}",
-        "Add the field to each row, or set the target's `subtask` to another field.",
-    )
+    if bare:
+        raise DataError(
+            f"{len(bare)} of {len(examples)} rows have no subtask in their field {field}.",
+            f"{bare[0].where} (id {bare[0].id}): found {shown(bare[0].row)}",
+            "Add the field to each row, or set the target's `subtask` to another field.",
+        )

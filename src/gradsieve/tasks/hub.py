@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
-from datasets.exceptions import DatasetGenerationError, DatasetsError
+from datasets.exceptions import DatasetGenerationError
 
+from gradsieve.data.readers import UNREADABLE
 from gradsieve.errors import DataError, first_line
 from gradsieve.tasks.layout import shown
 
@@ -63,10 +62,9 @@ def read_split(name: str, path: str, config: str, split: str) -> Rows:
         DataError: If the data set can't be read.
     """
     where = place(name, path, config, split)
-    unreadable = (OSError, RuntimeError, ValueError, KeyError, pa.ArrowException, DatasetsError)
     try:
         return _rows(path, config, split)
-    except (*unreadable, yaml.YAMLError) as error:
+    except UNREADABLE as error:
         # For unreadable files, the message of `datasets` is in the cause.
         deeper = error.__cause__ if isinstance(error, DatasetGenerationError) else None
         reason = first_line(deeper or error)
@@ -74,14 +72,11 @@ def read_split(name: str, path: str, config: str, split: str) -> Rows:
             what = f"The data set has no such configuration or split: {reason}"
             todo = "Use a copy that has it; docs/targets.md names some."
             raise NotThere(what, where, todo) from None
-        what = "There is no such folder, and it cannot be read from the Hugging Face hub"
-        if Path(path).exists():
-            what = "The data set cannot be read"
         todo = (
-            "Check the name, the network and HF_HUB_OFFLINE; or use a folder in one of the layouts "
-            "of docs/targets.md."
+            "Use a folder in one of the layouts of docs/targets.md; or, for a data set on the "
+            "Hugging Face hub, check the name, the network and HF_HUB_OFFLINE."
         )
-        raise DataError(f"{what}: {reason}", where, todo) from None
+        raise DataError(f"The data set cannot be read: {reason}", where, todo) from None
 
 
 def _rows(path: str, config: str, split: str) -> Rows:

@@ -5,13 +5,12 @@ In: paths. Out: text or JSON data, or an error with what was expected and what w
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gradsieve.data.formats import kind_of
+from gradsieve.data.formats import BadRow, kind_of, parse_json
 from gradsieve.errors import DataError
 
 LISTED = 5
@@ -51,12 +50,9 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     todo = "Use the published file."
     try:
-        value = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise DataError(f"Not JSON: {error.msg}.", f"{file}:{error.lineno}", todo) from None
-    except (RecursionError, ValueError):
-        what = "Not readable JSON: nested too deeply, or a number of thousands of digits."
-        raise DataError(what, str(file), todo) from None
+        value = parse_json(file.read_bytes())
+    except BadRow as error:
+        raise DataError(f"The file cannot be read: {error}.", str(file), todo) from None
     if not isinstance(value, dict):
         raise DataError(f"Expected a JSON object, found {kind_of(value)}.", str(file), todo)
     return value

@@ -127,11 +127,9 @@ def read_questions(file: Path) -> list[list[str]]:
 
 
 def _checked(row: list[str], where: str) -> list[str]:
-    if len(row) != len(LETTERS) + 2:
-        what = "Expected 6 columns: a question, four choices and a letter."
-        raise DataError(what, f"{where}: {len(row)} columns", TODO)
-    if row[-1] not in LETTERS:
-        raise DataError(f"Expected a letter from A to D, found {row[-1]!r}.", where, TODO)
+    if len(row) != len(LETTERS) + 2 or row[-1] not in LETTERS:
+        what = "Expected 6 columns: a question, four choices and a letter from A to D."
+        raise DataError(what, f"{where}: {len(row)} columns, the last {row[-1]!r}", TODO)
     return row
 
 

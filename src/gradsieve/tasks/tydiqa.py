@@ -252,6 +252,5 @@ def _words(language: str, file: Path) -> Words:
 
 def _list(rows: Any, file: Path, language: str) -> list[Any]:
     if not isinstance(rows, list) or not rows:
-        found = "none" if rows == [] else type(rows).__name__
-        raise DataError(f"Expected a list of examples, found {found}.", f"{file}, {language}", TODO)
+        raise DataError("Expected a list of examples.", f"{file}, {language}", TODO)
     return rows

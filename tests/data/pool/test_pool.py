@@ -154,9 +154,9 @@ def test_rows_are_found_and_taken_in_any_order(tmp_path: Path, template: ChatTem
     pool = build_pool(tmp_path / "pool", sources, template)
     keys = pool.keys(range(len(pool)))
     assert [keys[number] for number in pool.order] == sorted(keys)
-    assert [pool.find(*key) for key in keys] == list(range(len(pool)))
-    assert pool.find("b", "missing") is None
-    assert pool.find("c", "id-1") is None
+    assert [pool.find(key.id)[key.source] for key in keys] == list(range(len(pool)))
+    assert pool.find("id-11") == {"a": keys.index(("a", "id-11")), "b": keys.index(("b", "id-11"))}
+    assert pool.find("missing") == {}
     mixed = [54, 3, 3, 0, 20]
     assert pool.keys(mixed) == [keys[number] for number in mixed]
     assert pool.rows(mixed) == [pool.rows([number])[0] for number in mixed]
@@ -483,9 +483,11 @@ def test_equal_rows_and_ids_that_meet(tmp_path: Path, template: ChatTemplate) ->
     first = made[0].id
     assert [key.id for key in made] == [first, *(f"{first}-{n}" for n in range(2, 21))]
     rows = [{"id": first, "prompt": "q", "completion": "c"}, plain]
-    with pytest.raises(DataError, match=f"made for it, {first}, is of s .in memory. row 1"):
+    with pytest.raises(
+        DataError, match=f"'{first}' made from its content is taken by s .in memory. row 1"
+    ):
         build_pool(tmp_path / "two", [SourceSpec("s", rows)], template)
-    with pytest.raises(DataError, match=f"the id '{first}' was made for s .in memory. row 1"):
+    with pytest.raises(DataError, match=f"the id '{first}' is taken by s .in memory. row 1"):
         build_pool(tmp_path / "three", [SourceSpec("s", rows[::-1])], template)
 
 
@@ -570,9 +572,7 @@ def test_a_file_with_many_sources(tmp_path: Path, template: ChatTemplate) -> Non
     assert pool.source_names == ["a", "mix/org/a", "mix/org/b", "mix/org/c"]
     assert np.bincount(pool.source_codes).tolist() == [40, 14, 13, 13]
     assert {name: source.rows for name, source in pool.sources.items()} == {"a": 40, "mix": 40}
-    number = pool.find("mix/org/b", "id-1")
-    assert number is not None
-    assert pool.rows([number]) == [rows[1]]
+    assert pool.rows([pool.find("id-1")["mix/org/b"]]) == [rows[1]]
     assert pool.keys(pool.order) == sorted(pool.keys(range(80)))
     plain = build_pool(tmp_path / "plain", [SourceSpec("mix", rows)], template)
     assert plain.fingerprints["mix"] != pool.fingerprints["mix"]

@@ -216,10 +216,10 @@ def _add_chunk(
 
 def _named(chunk: Chunk, names: Sequence[str | None]) -> pa.RecordBatch | None:
     """A chunk's rows with their ids, without the rows that got none; None if no rows are left."""
-    if not any(names):
+    if chunk.batch is None or not any(names):
         return None
-    batch = pa.ipc.read_record_batch(pa.py_buffer(chunk.batch), SCHEMA)
-    batch = batch.set_column(SCHEMA.get_field_index("id"), "id", pa.array(names, pa.string()))
+    place, ids = SCHEMA.get_field_index("id"), pa.array(names, pa.string())
+    batch = chunk.batch.set_column(place, "id", ids)
     return batch if all(names) else batch.filter(batch["id"].is_valid())
 
 
@@ -247,12 +247,15 @@ def _finish(folder: Path, specs: Mapping[str, SourceSpec]) -> None:
         return
     with atomic(folder / SKIPPED) as skipped, skipped.open("wb") as lines:
         for part in parts:
-            lines.writelines(_skipped_lines(part, specs[part.name]))
+            for line, reason in part.skipped():
+                where = specs[part.name].where(line)
+                record = {"source": part.name, "where": where, "reason": reason}
+                lines.write(json_text(record).encode() + b"\n")
     table = pa.concat_tables(part.table() for part in parts)
     by_key = pc.sort_indices(table, sort_keys=[("source", "ascending"), ("id", "ascending")])
     with atomic(folder / ORDER) as order, order.open("wb") as opened:
         np.save(opened, by_key.to_numpy().astype(np.int64))
-    write_state(folder, [part.data_file.name for part in parts], identity)
+    _write_state(folder, [part.data_file.name for part in parts], identity)
 
 
 def _refuse_many_sources(part: Part, spec: SourceSpec) -> None:
@@ -266,17 +269,11 @@ def _refuse_many_sources(part: Part, spec: SourceSpec) -> None:
         )
 
 
-def _skipped_lines(part: Part, spec: SourceSpec) -> Iterator[bytes]:
-    for line, reason in part.skipped():
-        record = {"source": part.name, "where": spec.where(line), "reason": reason}
-        yield json_text(record).encode() + b"\n"
-
-
-def write_state(folder: Path, files: Sequence[str], identity: str) -> None:
+def _write_state(folder: Path, files: Sequence[str], identity: str) -> None:
     """Write the list of a pool's data files, in order, as the last step of a build.
 
-    `identity` changes with the rows. `datasets.load_from_disk` needs the two files written here;
-    `datasets` itself writes them only with a copy of the rows (`Dataset.save_to_disk`).
+    `datasets.load_from_disk` needs the two files written here; `datasets` itself writes them only
+    with a copy of the rows (`Dataset.save_to_disk`).
     """
     features = datasets.Features.from_arrow_schema(SCHEMA).to_dict()
     write_json(folder / "dataset" / "dataset_info.json", {"features": features})

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from array import array
-from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -171,12 +170,11 @@ class Pool:
         )
         return taken.select(["source", "id"]).append_column("content", content)
 
-    def find(self, source: str, id: str) -> int | None:
-        """The row number of an example; None if the pool doesn't have it."""
-        wanted = ExampleKey(source, id)
-        place = bisect_left(self.order, wanted, key=lambda number: self.keys([number])[0])
-        found = self.order[place : place + 1]
-        return int(found[0]) if self.keys(found) == [wanted] else None
+    def find(self, id: str) -> dict[str, int]:
+        """The row number of the example with this id in each source that has one."""
+        ids = self.table["id"].cast(pa.binary())  # `id` may be no Unicode
+        numbers = np.flatnonzero(pc.equal(ids, id.encode(errors="surrogatepass")).to_numpy())
+        return {key.source: int(n) for key, n in zip(self.keys(numbers), numbers, strict=True)}
 
     def locate(self, keys: pa.Table) -> NDArray[np.int64]:
         """The row number of each example [n], by columns `source` and `id`; -1 if not found."""

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 
 from gradsieve.data.values import LeftOutColumn
 from gradsieve.errors import DataError
-from gradsieve.io import link_files, write_json
+from gradsieve.io import link_files, read_lines, write_json
 
 SCHEMA = pa.schema(
     {
@@ -147,8 +147,7 @@ class Part:
     def skipped(self) -> Iterator[SkippedRow]:
         """The unusable rows, in order."""
         if self.skipped_file.exists():
-            with self.skipped_file.open("rb") as lines:
-                yield from (SkippedRow(**json.loads(line)) for line in lines)
+            yield from (SkippedRow(**row) for row in read_lines(self.skipped_file))
 
     def table(self) -> pa.Table:
         """The rows, memory-mapped."""
@@ -161,13 +160,7 @@ class Part:
 
 
 class PartWriter:
-    """Adds chunks to a part, each in full or not at all.
-
-    Args:
-        part: The part's files.
-        progress: The part's progress; bytes after it are removed from the files.
-        place: The source's path.
-    """
+    """Adds chunks to a part, each in full or not at all; bytes after `progress` are removed."""
 
     def __init__(self, part: Part, progress: Progress, place: str) -> None:
         self._progress_file, self._progress, self._place = part.progress_file, progress, place
@@ -188,14 +181,7 @@ class PartWriter:
         skipped: Sequence[SkippedRow],
         left_out: Mapping[str, LeftOutColumn],
     ) -> None:
-        """Add the result of a chunk.
-
-        Args:
-            batch: The chunk's rows; None if all were skipped.
-            identities: SHA-256 of each row of the batch.
-            skipped: The other rows.
-            left_out: `LeftOut.columns` of all rows so far.
-        """
+        """Add a chunk's rows (None if all were skipped); `left_out` is of all rows so far."""
         if batch is not None:
             self._data.write(batch.serialize())
         self._skipped.writelines(
@@ -228,8 +214,7 @@ class PartWriter:
 def _opened_at(file: Path, size: int) -> IO[bytes]:
     """Open a file, truncated to its valid bytes, at its end."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch()
-    opened = file.open("r+b")
+    opened = file.open("ab")
     opened.truncate(size)
     opened.seek(size)
     return opened
@@ -254,9 +239,9 @@ def link_parts(old: Path, new: Path) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """The state that `build.write_state` wrote; None if it is missing or unreadable."""
+    """The contents of `state.json`; None if it is missing or unreadable."""
     try:
-        state: dict[str, Any] = json.loads((folder / "dataset" / "state.json").read_bytes())
+        found: dict[str, Any] = json.loads((folder / "dataset" / "state.json").read_bytes())
+        return found
     except (OSError, ValueError):
         return None
-    return state

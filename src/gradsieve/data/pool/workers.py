@@ -45,12 +45,7 @@ WORKER_BYTES = 1 << 29
 
 
 class Workers:
-    """Worker processes that make chunks; started when there is enough work.
-
-    Args:
-        template: Sent to each process once.
-        engine: May have the cores of a cluster.
-    """
+    """Worker processes that make chunks; started when there is enough work."""
 
     def __init__(self, template: ChatTemplate | None, engine: Engine | None = None) -> None:
         self._template, self._engine = template, engine
@@ -64,11 +59,9 @@ class Workers:
             self._executor.shutdown(cancel_futures=True)
 
     def make(self, chunks: Iterator[RawChunk], only_check: Callable[[], bool]) -> Iterator[Chunk]:
-        """Make chunks, in order.
+        """Make chunks, in order, which are read just far enough ahead to keep processes busy.
 
-        Args:
-            chunks: The chunks, read just far enough ahead to keep all processes busy.
-            only_check: Returns whether chunks that are started now need no tokenizing.
+        `only_check` returns whether chunks that are started now need no tokenizing.
 
         Raises:
             DataError: If a process is killed.
@@ -139,8 +132,6 @@ def default_workers() -> int:
 
 def _context() -> multiprocessing.context.BaseContext:
     """A context of fresh processes: a fork would copy the locks of this one's threads and CUDA."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the libraries are loaded once and shared
     return context
