@@ -47,8 +47,7 @@ from gradsieve.runs.lock import LOCK, locked, mark, refuse_links
 from gradsieve.runs.notebook import html_table
 
 SCHEMA = 2
-"""Schema version of `meta.json`; 1 dates from before the pool was a stage. A run without file
-lists, written by earlier versions, is used unverified."""
+"""Schema version of `meta.json`."""
 
 
 class StageEntry(NamedTuple):
@@ -183,7 +182,7 @@ class RunFolder:
         return None if found is None else {k: v for k, v in found.items() if k != "files"}
 
     def files(self, name: str) -> FileList | None:
-        """The file list of a finished stage; None if it is not finished or has no list."""
+        """The file list of a finished stage; None if it is not finished."""
         try:
             return _listed(identity(self.stage(name) / META))
         except (FileNotFoundError, NotADirectoryError):
@@ -446,7 +445,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         found = error.strerror if isinstance(error, OSError) else f"it is damaged ({error})"
         what = f"A file of the run cannot be read: {found}."
         raise _Damaged(what, str(path), MAKE_AGAIN) from None
-    if path.name == META and value is not None and value.get("schema") != SCHEMA:
+    if path.name == META and value and (value.get("schema") != SCHEMA or "files" not in value):
         raise RunError(
             f"This was not written by this version of gradsieve (schema {SCHEMA}).",
             str(path),

@@ -53,18 +53,8 @@ class StageArtifact:
         """
         return self.run.require(self.stage)
 
-    def paths(self) -> list[Path]:
-        """The files and folders that a finished stage has written."""
-        raise NotImplementedError
-
-    def missing(self) -> list[Path]:
-        """The `paths` that no longer exist."""
-        return [path for path in self.paths() if not path.exists()]
-
     def faults(self, read: Read = "all") -> list[Fault]:
         """The finished stage's files that differ from what was written."""
-        if self.run.files(self.stage) is None:  # written by an earlier version
-            return [Fault(path, "missing") for path in self.missing()]
         return self.run.faults(self.stage, read=read)
 
     def made_with(self, file: Path) -> list[Path]:
