@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -54,36 +55,24 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
 
     Changed fingerprints are described in words: "target `code` was added".
     """
-    if at == "features" and {} in (old, new):  # not needed now or before: `methods` shows it
-        return []
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = list(dict.fromkeys([*old, *new]))
-        below = (differences(old.get(key), new.get(key), f"{at}.{key}".strip(".")) for key in keys)
-        return list(dict.fromkeys(line for lines in below for line in lines))
-    lists = isinstance(old, list) and isinstance(new, list)
-    if lists and any(isinstance(item, Mapping) for item in [*old, *new]):  # `pool.1.name: ...`
-        return differences(dict(enumerate(old)), dict(enumerate(new)), at)
     if old == new:
         return []
-    section, _, name = at.partition(".")
-    named = _is_hashed(old) or _is_hashed(new) or section in ("turns", "order")
-    if named and None in (old, new) and isinstance(old or new, Mapping):
-        return differences(old or {}, new or {}, at)
-    if named and (at in SENTENCES or section == "features"):
-        return [SENTENCES[section]]
-    if section == "stages":  # outputs are by source (pool) or by datastore (features)
-        name = name.partition(".")[0]
-    if at.endswith("learning_rates"):
-        return ["the checkpoints' learning rates have changed"]
-    if at in ("template", "model.template", "base.template"):
-        return ["model.max_length, the chat template or the tokenizer has changed"]
-    if at == "examples":  # recorded only if there are any
-        return [f"scores of single target examples are {'added' if new else 'left out'}"]
-    if not named:
+    hashed = _is_hashed(old) or _is_hashed(new)
+    if at in SENTENCES and (hashed or at != "features"):  # a stage's settings have this key too
+        return [SENTENCES[at]]
+    lists = isinstance(old, list) and isinstance(new, list)
+    if lists and any(isinstance(item, Mapping) for item in [*old, *new]):  # `pool.1.name: ...`
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if hashed and isinstance(old or new, Mapping):
+        old, new = old or {}, new or {}
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = dict.fromkeys([*old, *new])
+        below = (differences(old.get(key), new.get(key), f"{at}.{key}".strip(".")) for key in keys)
+        return list(dict.fromkeys(chain.from_iterable(below)))
+    if not hashed:
         return [f"{at}: {_short(old)} -> {_short(new)}"]
+    section, _, name = at.partition(".")
     change = "was added" if old is None else "was removed" if new is None else "has changed"
-    if section in ("order", "turns"):  # recorded only if it matters
-        change = "has changed"
     return [f"{THINGS[section]} `{name}` {change}" if section in THINGS else f"{at} {change}"]
 
 
@@ -109,22 +98,27 @@ THINGS = {
     "questions": "the test set of target",
     "selections": "selection",
     "models": "model",
-    "order": "the order of target",
     "own": "method",
-    "turns": "the order of the examples of target",
-    "stages": "stage",
 }
 """For each key with fingerprints by name: what the names refer to."""
 
+TEMPLATE = "model.max_length, the chat template or the tokenizer has changed"
+
 SENTENCES = {
     "bad_rows": "the rows that can't be read have changed",
+    "base.template": TEMPLATE,
     "checkpoints": "the checkpoints have changed",
-    "features": "the features have changed",
-    "order": "the order of the targets has changed",
+    "examples": "whether target examples have scores of their own has changed",
+    "features": "the features that are read have changed",
+    "model.template": TEMPLATE,
+    "order": "the order of the targets or of their examples has changed",
     "scores": "the scores have changed",
+    "stages": "the outputs of earlier stages have changed",
+    "template": TEMPLATE,
+    "turns": "the order of the target examples has changed",
     "warmed_up": "the model after the warm-up has changed",
 }
-"""Messages for a change of a single fingerprint or list."""
+"""Messages for a change of keys whose values say nothing to a user."""
 
 
 def _is_hashed(value: Any) -> bool:
