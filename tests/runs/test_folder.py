@@ -190,7 +190,9 @@ def test_reasons_read_as_sentences() -> None:
         'own.fusion: ["less", "bm25"] -> ["less"]',
     ]
     reason = ["the order of the targets or of their examples has changed"]
-    assert differences({}, {"order": {"t": one}}) == differences({}, {"order": ["b", "a"]}) == reason
+    assert (
+        differences({}, {"order": {"t": one}}) == differences({}, {"order": ["b", "a"]}) == reason
+    )
     turns = {"turns": {"t": ["b", "a"]}}
     reason = ["the order of the target examples has changed"]
     assert differences({}, turns) == differences(turns, {"turns": {"t": ["a", "b"]}}) == reason

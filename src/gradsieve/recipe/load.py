@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -62,16 +62,17 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     base = tree.pop("base", None)
     if base is None:
         return tree, lines
+    file, chain = path.parent / str(base), (*extended_by, path.resolve())
+    problem = None
     if not isinstance(base, str):
-        raise RecipeError([f"base ({lines[('base',)]}): expected a path; got {base!r}"], str(path))
-    file = path.parent / base
-    chain = (*extended_by, path.resolve())
-    if file.resolve() in chain:
-        raise RecipeError([f"base ({lines[('base',)]}): {base} extends this recipe"], str(path))
-    if not file.exists():
+        problem = f"expected a path; got {base!r}"
+    elif file.resolve() in chain:
+        problem = f"{base} extends this recipe"
+    elif not file.exists():
         problem = (
             f"there is no {file}; a base is relative to the folder of the recipe that names it"
         )
+    if problem:
         raise RecipeError([f"base ({lines[('base',)]}): {problem}"], str(path))
     below, their_lines = _read(file, chain)
     return _merged(below, tree), {**their_lines, **lines}
@@ -242,54 +243,46 @@ def _key_lines(
 
 
 def _override(tree: dict[str, Any], override: str) -> tuple[str, ...]:
-    """Set one `section.key=value` in the tree, and return the key's path.
-
-    List items are addressed by position, counted from 0.
-    """
+    """Set one `section.key=value` in the tree, and return the key's path."""
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    todo = "Write --set section.key=value, e.g. --set warmup.epochs=2 or --set pool.0.path=a.jsonl."
-    if not equals or not all(keys):
-        raise _override_error(override, "expected section.key=value", todo)
+    keys = tuple(path.strip().split("."))
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise _override_error(override, "the value is not YAML", todo) from None
-    node: Any = tree
-    for key in keys[:-1]:
-        node = _child(node, key, override)
-    if isinstance(node, list):
-        node[_position(node, keys[-1], override)] = value
-        return tuple(keys)
-    for other in _alternatives(".".join(keys[:-1]), keys[-1]) if value is not None else ():
-        node.pop(other, None)
-    if value is None and node.get(keys[-1]) is not None:
-        del node[keys[-1]]
+        if not equals or not all(keys):
+            raise ValueError("expected section.key=value")
+        _set(tree, keys, yaml.load(text, _Loader))
+    except (ValueError, yaml.YAMLError) as error:
+        problem = "the value is not YAML" if isinstance(error, yaml.YAMLError) else error
+        todo = "Write for example --set warmup.epochs=2 or --set pool.0.path=a.jsonl."
+        raise RecipeError([f"--set {override}: {problem}"], "command line", todo) from None
+    return keys
+
+
+def _set(node: Any, keys: Sequence[str], value: Any, section: str = "") -> None:
+    """Set the value at a path of keys below a node; list items are counted from 0.
+
+    Raises:
+        ValueError: If the path leads through a single value, or beyond a list's end.
+    """
+    key, *below = keys
+    place: Any = key
+    if isinstance(node, dict):
+        node.setdefault(key, None)
+    elif not isinstance(node, list):
+        raise ValueError(f"{section} is a value ({node!r}), not a section")
+    elif not key.isdigit() or int(key) >= len(node):
+        raise ValueError(f"{key} is not a position in a list of {len(node)}, counted from 0")
     else:
-        node[keys[-1]] = value
-    return tuple(keys)
-
-
-def _child(node: Any, key: str, override: str) -> Any:
-    if isinstance(node, list):
-        return node[_position(node, key, override)]
-    child = node.get(key)
-    if child is None:
-        child = node[key] = {}
-    if not isinstance(child, dict | list):
-        raise _override_error(override, f"{key} is a value ({child!r}), not a section")
-    return child
-
-
-def _position(items: list[Any], key: str, override: str) -> int:
-    if key.isdigit() and int(key) < len(items):
-        return int(key)
-    problem = f"{key} is not a position in a list of {len(items)}, counted from 0"
-    raise _override_error(override, problem)
-
-
-def _override_error(override: str, problem: str, todo: str = "") -> RecipeError:
-    return RecipeError([f"--set {override}: {problem}"], "command line", todo)
+        place = int(key)
+    if below:
+        if node[place] is None:
+            node[place] = {}
+        _set(node[place], below, value, key)
+    elif value is None and isinstance(node, dict) and node[key] is not None:
+        del node[key]
+    else:
+        for other in _alternatives(section, key) if value is not None else ():
+            node.pop(other, None)
+        node[place] = value
 
 
 # --- reporting problems -------------------------------------------------------------------------

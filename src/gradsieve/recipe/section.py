@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
-from typing import Annotated, Any, Literal, TypeVar, cast
+from collections.abc import Collection, Iterator
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,7 @@ from pydantic import (
     Tag,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
@@ -76,6 +77,16 @@ class Section(BaseModel):
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         takes_truth = cls.model_fields[str(info.field_name)].annotation is bool
         return value if takes_truth else no_truth(value)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for problem in self.contradictions():
+            raise ValueError(problem)
+        return self
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield what is wrong with the section if its values exclude each other."""
+        yield from ()
 
     @classmethod
     def effect(cls, key: str) -> Effect:
