@@ -43,13 +43,6 @@ Rows = Any
 """A `datasets.Dataset`, any other iterable of rows, a path, or a hub name; or a mapping with the
 keys of the recipe's section, whose `path` is one of these."""
 
-TABLES = {
-    "iterrows": "frame.to_dict('records')",
-    "to_dicts": "frame.to_dicts()",
-    "to_pylist": "table.to_pylist()",
-}
-"""Methods by which tables of pandas, polars and pyarrow are known, and what gives their rows."""
-
 SHOWN = 5
 """Number of a selection's rows shown in a notebook."""
 
@@ -321,8 +314,10 @@ def _rows(value: Any) -> Iterable[Any]:
     if _is_dict_of_splits(value):
         todo = f"Give one of its splits: {', '.join(map(str, value))}."
         raise DataError("This is a data set of several splits.", kind, todo)
-    if how := next((how for method, how in TABLES.items() if hasattr(value, method)), None):
-        raise DataError("A table is read by columns, not by rows.", kind, f"Give its rows: {how}.")
+    if any(hasattr(value, method) for method in ("iterrows", "to_dicts", "to_pylist")):
+        todo = "Give its rows: frame.to_dict('records') in pandas, frame.to_dicts() in polars, "
+        todo += "table.to_pylist() in pyarrow."
+        raise DataError("A table is read by columns, not by rows.", kind, todo)
     if not isinstance(value, Iterable) and (
         hasattr(value, "__getitem__") and hasattr(value, "__len__")  # torch's map style
     ):

@@ -149,12 +149,12 @@ app.command(
     epilog="Example: gradsieve init --model Qwen/Qwen3-0.6B --pool a.jsonl --target t.jsonl"
 )(init)
 
-for _stage in STAGES:
+for _stage, _summary in STAGES.items():
     app.command(
-        _stage.name,
-        help=_stage.summary,
-        epilog=f"Example: gradsieve {_stage.name} recipe.yaml --out runs/first",
-    )(_features if _stage.name == "features" else _stage_command(_stage.name))
+        _stage,
+        help=_summary,
+        epilog=f"Example: gradsieve {_stage} recipe.yaml --out runs/first",
+    )(_features if _stage == "features" else _stage_command(_stage))
 
 
 @app.command(epilog="Example: gradsieve plan llama2-7b.yaml --out runs/llama2-7b --gpu H100")

@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -71,24 +71,18 @@ class Progress:
             stages: Names of the stages, in order; if empty, no row is shown for them.
             log_file: The file that lines are appended to, with times; None means no log file.
         """
-        with ExitStack() as stack:
-            file = file_handler(log_file)
-            stack.callback(file.close)
-            stack.enter_context(third_parties_to(file))
-            stack.enter_context(self._activated(file))
+        file = file_handler(log_file)
+        with closing(file), third_parties_to(file), self._activated(file):
             if stages:
-                stack.enter_context(self._stage_row(len(stages)))
-            yield
-
-    @contextmanager
-    def _stage_row(self, count: int) -> Iterator[None]:
-        row = self._bars.add_task("checking the inputs", total=count, unit=STAGES)
-        self._stages = row
-        try:
-            yield
-        finally:
-            self._stages = None
-            self._bars.remove_task(row)
+                self._stages = self._bars.add_task(
+                    "checking the inputs", total=len(stages), unit=STAGES
+                )
+            try:
+                yield
+            finally:
+                if self._stages is not None:
+                    self._bars.remove_task(self._stages)
+                    self._stages = None
 
     @contextmanager
     def _activated(self, *handlers: logging.Handler) -> Iterator[None]:

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from gradsieve.errors import RunError, UsageError
 from gradsieve.io import (
@@ -50,30 +50,22 @@ SCHEMA = 2
 """Schema version of `meta.json`."""
 
 
-class StageEntry(NamedTuple):
-    """A stage's entry for the command line, the run folder and the pipeline."""
+STAGES = {
+    "pool": "Read the sources into one memory-mapped, tokenized data set.",
+    "warmup": "Train LoRA on a random share of the pool.",
+    "features": "Build the gradient datastore and target gradients.",
+    "score": "Score each example's influence on each target.",
+    "select": "Select the best examples.",
+    "train": "Train on the selections.",
+    "evaluate": "Evaluate the trained models on held-out examples.",
+    "validate": "Measure whether scores predict what training does.",
+    "report": "Write an HTML report of what was selected and why.",
+}
+"""What each stage does, in order. Each is a class in `gradsieve.stages.NAME`; a new stage needs
+that file and one line here."""
 
-    name: str
-    folder: str
-    summary: str
-
-
-STAGES = (
-    StageEntry("pool", "00-pool", "Read the sources into one memory-mapped, tokenized data set."),
-    StageEntry("warmup", "01-warmup", "Train LoRA on a random share of the pool."),
-    StageEntry("features", "02-features", "Build the gradient datastore and target gradients."),
-    StageEntry("score", "03-score", "Score each example's influence on each target."),
-    StageEntry("select", "04-select", "Select the best examples."),
-    StageEntry("train", "05-train", "Train on the selections."),
-    StageEntry("evaluate", "06-evaluate", "Evaluate the trained models on held-out examples."),
-    StageEntry("validate", "07-validate", "Measure whether scores predict what training does."),
-    StageEntry("report", "08-report", "Write an HTML report of what was selected and why."),
-)
-"""All stages in order. Each is a class in `gradsieve.stages.NAME`; a new stage needs that file and
-one entry here."""
-
-STAGE_NAMES = tuple(entry.name for entry in STAGES)
-_FOLDERS = {entry.name: entry.folder for entry in STAGES}
+STAGE_NAMES = tuple(STAGES)
+FOLDERS = {name: f"{number:02}-{name}" for number, name in enumerate(STAGES)}
 
 ARCHIVE = "archive"
 """Folder of a run that keeps outputs made with other settings."""
@@ -170,7 +162,7 @@ class RunFolder:
 
     def stage(self, name: str) -> Path:
         """The folder of a stage, e.g. `RUN/01-warmup`."""
-        return self.path / _FOLDERS[name]
+        return self.path / FOLDERS[name]
 
     def metadata(self, name: str) -> dict[str, Any] | None:
         """The metadata of a finished stage; None if it is not finished.
@@ -301,7 +293,7 @@ class RunFolder:
         return self._to_archive(folder, self._archived(name, self.started_with(name)))
 
     def _archived(self, name: str, inputs: Mapping[str, Any] | None) -> str:
-        return f"{_FOLDERS[name]}-{fingerprint(inputs)[:8]}"
+        return f"{FOLDERS[name]}-{fingerprint(inputs)[:8]}"
 
     def take_back(self, name: str, inputs: Mapping[str, Any]) -> bool:
         """Restore a stage's folder made with these inputs from the archive, if it has one.
@@ -401,7 +393,7 @@ class RunFolder:
             where = str(self.path.absolute()).encode(errors="backslashreplace").decode()
             raise RunError("The run folder's path is not UTF-8.", where, todo) from None
         there = sorted(item.name for item in self.path.iterdir()) if self.path.is_dir() else []
-        ours = {LOCK, *_FOLDERS.values()}
+        ours = {LOCK, *FOLDERS.values()}
         if there and ours.isdisjoint(there):
             raise RunError(
                 "The run folder holds something else.",
