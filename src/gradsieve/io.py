@@ -76,11 +76,6 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
     return [f"{THINGS[section]} `{name}` {change}" if section in THINGS else f"{at} {change}"]
 
 
-def because(changes: str) -> str:
-    """The output of `first_few`, phrased as a reason."""
-    return f"because{' of' if ' -> ' in changes.split('; ')[0] else ''} {changes}"
-
-
 def first_few(changes: list[str]) -> str:
     """The first three lines of `differences`, and the number of the others."""
     return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if changes[3:] else "")
@@ -251,22 +246,14 @@ def write_text(path: Path, text: str, hashed: bool = False) -> None:
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """Yield the values of a run's JSONL file.
-
-    Raises:
-        RunError: If a line is not JSON.
-    """
+    """Yield the values of a run's JSONL file; a damaged one is refused."""
     with reading(path), path.open("rb") as lines:
         yield from map(json.loads, lines)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Report a run's file as damaged if it can't be read, whatever a library raises.
-
-    Raises:
-        RunError: If reading fails; names the file.
-    """
+    """Refuse a run's file as damaged if it can't be read, whatever a library raises."""
     try:
         yield
     except GradsieveError:
@@ -282,11 +269,7 @@ MAKE_AGAIN = "Run `gradsieve run` with the run's recipe and --out: what is damag
 
 
 def needed(module: str, extra: str) -> Any:
-    """Import an optional library.
-
-    Raises:
-        UsageError: If it is not installed; names the command that installs it.
-    """
+    """Import an optional library; one that is not installed is refused, with the command."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -294,11 +277,7 @@ def needed(module: str, extra: str) -> Any:
 
 
 def installed(module: str, extra: str) -> None:
-    """Check that an optional library is installed, without importing it.
-
-    Raises:
-        UsageError: If it is not installed; names the command that installs it.
-    """
+    """Refuse an optional library that is not installed, without importing it."""
     if importlib.util.find_spec(module) is None:
         raise _missing(module, module, extra)
 

@@ -9,7 +9,6 @@ import pytest
 from gradsieve.errors import RunError
 from gradsieve.io import (
     atomic,
-    because,
     differences,
     fingerprint,
     folder_fingerprint,
@@ -198,5 +197,3 @@ def test_reasons_read_as_sentences() -> None:
     assert differences({}, turns) == differences(turns, {"turns": {"t": ["a", "b"]}}) == reason
     assert "target examples" in differences({}, {"examples": True})[0]
     assert differences({"own": {"M": [one]}}, {}) == ["method `M` was removed"]
-    assert because("x has changed; a: 1 -> 2") == "because x has changed; a: 1 -> 2"
-    assert because("a: 1 -> 2; x has changed") == "because of a: 1 -> 2; x has changed"

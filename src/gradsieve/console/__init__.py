@@ -177,11 +177,7 @@ class Progress:
 
 
 def progress_for(given: Progress | None) -> Progress:
-    """The given progress, or one that reports to standard error.
-
-    Raises:
-        UsageError: If it is of another type, such as a flag or a bar.
-    """
+    """The given progress, or one that reports to standard error; refuses flags and bars."""
     if not isinstance(given, Progress | None):
         todo = "Give gradsieve.Progress(), or gradsieve.Progress(quiet=True) for warnings alone."
         raise UsageError("This is not a gradsieve.Progress.", f"progress: {given!r}", todo)

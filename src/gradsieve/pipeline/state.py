@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradsieve.io import because, differences, fingerprint, first_few
+from gradsieve.io import differences, fingerprint, first_few
 from gradsieve.runs.artifacts import damaged_error
 from gradsieve.runs.context import Context
 from gradsieve.runs.files import Fault, Read
@@ -106,8 +106,8 @@ def prepare(stage: Stage, state: State, context: Context) -> Path | None:
     archived = context.run.archive(stage.name) if state.kind == "redo" else None
     how = {
         "resume": state.why or "resuming where it stopped",
-        "extend": f"updating, {because(state.why)}",
-        "redo": f"running again, {because(state.why)} (the old outputs are in {archived})",
+        "extend": f"updating ({state.why})",
+        "redo": f"running again ({state.why}); the old outputs are in {archived}",
     }
     if state.kind in how:
         context.progress.say(f"{stage.name}: {how[state.kind]}")

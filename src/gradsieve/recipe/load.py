@@ -16,7 +16,9 @@ import yaml
 from pydantic import ValidationError
 
 from gradsieve.errors import RecipeError
-from gradsieve.recipe.schema import SIZES, TAGS, Recipe, Section
+from gradsieve.recipe.schema import Recipe
+from gradsieve.recipe.section import TAGS, Section
+from gradsieve.recipe.selecting import SIZES
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -38,11 +40,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def as_recipe(given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
-    """Convert any form of a recipe to a `Recipe`: a `Recipe`, plain data, or the path of a file.
-
-    Raises:
-        RecipeError: If the recipe is invalid; lists every problem.
-    """
+    """Convert any form of a recipe to a `Recipe`: a `Recipe`, plain data, or the path of a file."""
     if isinstance(given, Recipe):
         return given
     return check_recipe(given) if isinstance(given, Mapping) else load_recipe(given)
@@ -143,11 +141,7 @@ def _text(path: Path) -> str:
 def check_recipe(
     tree: Mapping[str, Any], where: str = "recipe", lines: Lines | None = None
 ) -> Recipe:
-    """Validate plain data as a `Recipe`; `lines` maps a key's path to the place where it is set.
-
-    Raises:
-        RecipeError: If the recipe is invalid; lists every problem.
-    """
+    """Validate data as a `Recipe`; `lines` maps a key's path to the place where it is set."""
     try:
         return Recipe.model_validate(_with_text_paths(tree))
     except ValidationError as error:

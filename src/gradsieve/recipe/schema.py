@@ -18,14 +18,10 @@ from gradsieve.recipe.inputs import (
     SourceConfig,
     TargetConfig,
 )
-from gradsieve.recipe.section import CHANGES, SEVERAL, TAGS, Effect, Section, key, unique
+from gradsieve.recipe.section import Section, key, unique
 from gradsieve.recipe.selecting import (
-    SIZES,
-    AcrossSubtasks,
     Budget,
     FeaturesConfig,
-    NearDuplicatesConfig,
-    ProjectionConfig,
     ScoreConfig,
     SelectConfig,
 )
@@ -39,22 +35,14 @@ from gradsieve.recipe.training import (
 )
 
 __all__ = [
-    "CHANGES",
-    "SEVERAL",
-    "SIZES",
-    "TAGS",
     "TOGETHER",
-    "AcrossSubtasks",
     "Budget",
-    "Effect",
     "EngineConfig",
     "EvaluateConfig",
     "FeaturesConfig",
     "LimitsConfig",
     "LoraConfig",
     "ModelConfig",
-    "NearDuplicatesConfig",
-    "ProjectionConfig",
     "Recipe",
     "ReportConfig",
     "ScoreConfig",
@@ -197,10 +185,9 @@ class Recipe(Section):
     @field_validator("targets")
     @classmethod
     def _names_mean_nothing_else(cls, targets: list[TargetConfig]) -> list[TargetConfig]:
-        taken = [target.name for target in targets if target.name in RESERVED]
-        taken += [target.name for target in targets if target.name.endswith(FILE_NAMES)]
-        if taken:
-            raise ValueError(f"{taken[0]} is a reserved name: rename the target")
+        for target in targets:
+            if target.name in RESERVED or target.name.endswith(FILE_NAMES):
+                raise ValueError(f"{target.name} is a reserved name: rename the target")
         return targets
 
     def contradictions(self) -> Iterator[str]:

@@ -106,11 +106,7 @@ class Section(BaseModel):
 
 
 def regular_expression(value: list[str] | str | None) -> list[str] | str | None:
-    """Check that a recipe's value, if it is a string, is a valid regular expression.
-
-    Raises:
-        ValueError: If it is not; pydantic adds the key to the message.
-    """
+    """Check that a recipe's value, if it is a string, is a valid regular expression."""
     try:
         re.compile(value if isinstance(value, str) else "")
     except re.error as error:
@@ -119,11 +115,7 @@ def regular_expression(value: list[str] | str | None) -> list[str] | str | None:
 
 
 def unique(names: list[str]) -> list[str]:
-    """Check that no name occurs twice, and return the names.
-
-    Raises:
-        ValueError: If one does.
-    """
+    """Check that no name occurs twice, and return the names."""
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise ValueError(f"the name {', '.join(twice)} is used twice")

@@ -127,11 +127,7 @@ def copy_ready(name: str, out: Path) -> tuple[list[Path], list[Path]]:
 
 
 def write_recipe(text: str, out: Path) -> Path:
-    """Write a new file.
-
-    Raises:
-        UsageError: If it already exists.
-    """
+    """Write a new file; an existing one is refused."""
     if out.exists():
         raise UsageError("The file is there already.", str(out), "Name another one with --out.")
     write_text(out, text)

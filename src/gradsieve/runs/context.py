@@ -134,18 +134,10 @@ class Context:
     @property
     def source_specs(self) -> list[SourceSpec]:
         """The location and reading options of each source in the pool."""
-        return [
-            SourceSpec(
-                source.name,
-                self.in_memory.pool.get(source.name, source.path),
-                source.split,
-                source.revision,
-                source.supervise,
-                source.columns,
-                source.source_field,
-                self.recipe.limits,
-            )
-            for source in self.recipe.pool
+        rows, limits = self.in_memory.pool, self.recipe.limits
+        return [  # each key of the section is a field
+            SourceSpec(**{**dict(one), "path": rows.get(one.name, one.path)}, limits=limits)
+            for one in self.recipe.pool
         ]
 
     def source_key(self, spec: SourceSpec) -> SourceKey:
@@ -236,7 +228,7 @@ class Context:
             self.warnings.append(
                 f"target {target.name}: the held-out questions of {len(bare)} of {len(tested)} "
                 f"subtasks are asked without a few-shot example, since the target has none of "
-                f"{'it' if len(bare) == 1 else 'them'}, the first {min(bare)}"
+                f"them, the first {min(bare)}"
             )
 
     @cached_property

@@ -81,11 +81,7 @@ TURN = ".turn"
 
 
 def check_stage_names(names: Iterable[str | None], where: str) -> None:
-    """Refuse names that are not stages; None is ignored.
-
-    Raises:
-        UsageError: For the first unknown name; `where` is the option that gave it.
-    """
+    """Refuse names, given by the option `where`, that are not stages; None is ignored."""
     for name in names:
         if name is not None and name not in STAGE_NAMES:
             todo = f"One of {', '.join(STAGE_NAMES)}."
@@ -142,11 +138,7 @@ class RunFolder:
         write_text(self.recipe, f"{SEAL}{fingerprint(text)}\n{text}")
 
     def checked_recipe(self) -> Path:
-        """The path of the resolved recipe, after checking that it is what was written.
-
-        Raises:
-            RunError: If it is damaged, or was edited.
-        """
+        """The path of the resolved recipe, refused if it is damaged or was edited."""
         with suppress(OSError, ValueError):  # the parser reports these
             first, _, text = self.recipe.read_text(encoding="utf-8").partition("\n")
             is_ours = first.startswith(SEAL) or any(self.stage(s).is_dir() for s in STAGE_NAMES)
@@ -165,11 +157,7 @@ class RunFolder:
         return self.path / FOLDERS[name]
 
     def metadata(self, name: str) -> dict[str, Any] | None:
-        """The metadata of a finished stage; None if it is not finished.
-
-        Raises:
-            RunError: If it can't be read.
-        """
+        """The metadata of a finished stage; None if it is not finished."""
         found = _read(self.stage(name) / META)
         return None if found is None else {k: v for k, v in found.items() if k != "files"}
 
@@ -186,11 +174,7 @@ class RunFolder:
         return [] if listed is None else faults(self.stage(name), listed, within, read)
 
     def stages_there(self) -> list[str]:
-        """Stages that have a folder, in order.
-
-        Raises:
-            RunError: If there are none: the folder is not a run.
-        """
+        """Stages that have a folder, in order; a folder without any is refused: it is no run."""
         there = [name for name in STAGE_NAMES if self.stage(name).is_dir()]
         if not there:
             todo = "Give the folder that was --out of `gradsieve run`."
@@ -198,19 +182,11 @@ class RunFolder:
         return there
 
     def started_with(self, name: str) -> dict[str, Any] | None:
-        """The fingerprint inputs with which a stage last started; None if it never started.
-
-        Raises:
-            RunError: If they can't be read.
-        """
+        """The fingerprint inputs with which a stage last started; None if it never started."""
         return _read(self.stage(name) / INPUTS)
 
     def require(self, name: str) -> dict[str, Any]:
-        """The metadata of a finished stage.
-
-        Raises:
-            RunError: If the stage is not finished.
-        """
+        """The metadata of a stage, refused if it is not finished."""
         found = self.metadata(name)
         if found is None:
             todo = f"Run `gradsieve {name}` with the same recipe and --out first."

@@ -102,11 +102,7 @@ def _busy(folder: Path, todo: str) -> RunError:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a folder with symbolic links that lead out of it: writing would change other files.
-
-    Raises:
-        RunError: If there is one; names the link.
-    """
+    """Refuse a folder with symbolic links that lead out of it: writing would change other files."""
     home = folder.resolve()
     for below, folders, files in os.walk(folder):
         for name in (*folders, *files):

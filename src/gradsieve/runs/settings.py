@@ -10,7 +10,8 @@ from pathlib import Path
 
 from gradsieve.io import differences
 from gradsieve.models.checkpoints import checkpoint_fingerprint
-from gradsieve.recipe.schema import CHANGES, Recipe
+from gradsieve.recipe.schema import Recipe
+from gradsieve.recipe.section import CHANGES
 from gradsieve.runs.folder import RunFolder
 
 

@@ -43,11 +43,7 @@ class Verification:
 
 
 def verify(run: RunFolder, report: Callable[[float], None] = lambda stages: None) -> Verification:
-    """Read a run's files and compare them with `meta.json`; `report` gets the count of stages done.
-
-    Raises:
-        RunError: If the folder is not a run.
-    """
+    """Read a run's files and compare them with `meta.json`; reports the count of stages done."""
     found = Verification(str(run.path))
     there = run.stages_there()
     try:

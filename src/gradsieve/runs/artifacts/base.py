@@ -46,11 +46,7 @@ class StageArtifact:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The metadata of the finished stage.
-
-        Raises:
-            RunError: If it is not finished.
-        """
+        """The metadata of the stage, which must be finished."""
         return self.run.require(self.stage)
 
     def faults(self, read: Read = "all") -> list[Fault]:
@@ -72,11 +68,7 @@ class StageArtifact:
         return not self.is_dispensable(fault.file)
 
     def verified(self, path: Path) -> Path:
-        """A file or folder, after checking that it is what the finished stage wrote.
-
-        Raises:
-            RunError: If it is not; the message says how to make it again.
-        """
+        """A file or folder, refused if it is not what the finished stage wrote."""
         if faults := [*filter(self.matters, self.run.faults(self.stage, path, "unnamed"))]:
             raise damaged_error(faults, self.stage)
         return path
