@@ -28,6 +28,7 @@ from gradsieve.data.content import text_of
 from gradsieve.data.formats import BadRow, conversation_of
 from gradsieve.data.readers import IN_MEMORY
 from gradsieve.errors import DataError, ModelError, RunError, UsageError
+from gradsieve.io import read_lines
 from gradsieve.models.source import section_of
 from gradsieve.pipeline.run import run_stages
 from gradsieve.recipe.load import check_recipe
@@ -257,8 +258,7 @@ def _dataset(rows: list[dict[str, Any]], features: datasets.Features) -> dataset
 
 def _records(file: Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file; half of a surrogate pair, which no Dataset can hold, becomes `?`."""
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-    texts = (json.dumps(json.loads(line), ensure_ascii=False) for line in lines)
+    texts = (json.dumps(row, ensure_ascii=False) for row in read_lines(file))
     return [json.loads(text.encode("utf-8", "replace")) for text in texts]
 
 

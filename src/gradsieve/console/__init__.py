@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import TaskID
@@ -34,15 +33,8 @@ __all__ = ["Progress", "Report", "clean", "clean_lines", "clock", "log", "progre
 SECONDS_BETWEEN_LINES = 10.0
 """How often progress is reported in the log file, and on standard error if it is no terminal."""
 
-Report = Callable[[float], None]
-"""Called with the units done so far."""
-
-
-class Counter(Protocol):
-    """A `Report` that may add text to its progress line."""
-
-    def __call__(self, done: float, also: str = "") -> None:
-        """Report the units done so far."""
+Report = Callable[..., None]
+"""Called with the units done so far, and optionally text that is added to the progress line."""
 
 
 class Progress:
@@ -144,7 +136,7 @@ class Progress:
             self._on_line = before
 
     @contextmanager
-    def counting(self, what: str, total: int | None, unit: str) -> Iterator[Counter]:
+    def counting(self, what: str, total: int | None, unit: str) -> Iterator[Report]:
         """Count units of work, with rate and time left.
 
         Args:

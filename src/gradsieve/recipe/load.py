@@ -344,7 +344,8 @@ _OTHER_NAMES = {
 def _unknown_key(path: tuple[str, ...]) -> str:
     section, key = section_at(path[:-1]), _OTHER_NAMES.get(path[-1], path[-1])
     keys = list(section.model_fields) if section else []
-    elsewhere = " or ".join(f"`{place}`" for place in _places_of(key, Recipe))
+    places = (place for place, other in SECTIONS.items() if place and key in other.model_fields)
+    elsewhere = " or ".join(f"`{place}`" for place in places)
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8 if elsewhere else 0.6)
     if near:
         return f"unknown key; did you mean `{near[0]}`?"
@@ -355,16 +356,7 @@ def _unknown_key(path: tuple[str, ...]) -> str:
 
 def section_at(path: Iterable[str]) -> type[Section] | None:
     """The section class at a path of keys, ignoring list positions; None if there is none."""
-    section: type[Section] = Recipe
-    for part in path:
-        if part.isdigit():
-            continue
-        field = section.model_fields.get(part)
-        inner = section_of(field.annotation) if field else None
-        if inner is None:
-            return None
-        section = inner
-    return section
+    return SECTIONS.get(".".join(part for part in path if not part.isdigit()))
 
 
 def section_of(annotation: Any) -> type[Section] | None:
@@ -375,12 +367,12 @@ def section_of(annotation: Any) -> type[Section] | None:
     return next((section for section in found if section), None)
 
 
-def _places_of(key: str, section: type[Section], above: str = "") -> list[str]:
-    """Paths of the sections that have a key of this name."""
-    places = []
+def _sections(section: type[Section], path: str = "") -> Iterator[tuple[str, type[Section]]]:
+    yield path, section
     for name, field in section.model_fields.items():
-        inner = section_of(field.annotation)
-        if inner is not None:
-            places += [above + name] if key in inner.model_fields else []
-            places += _places_of(key, inner, f"{above}{name}.")
-    return places
+        if inner := section_of(field.annotation):
+            yield from _sections(inner, f"{path}.{name}".strip("."))
+
+
+SECTIONS = dict(_sections(Recipe))
+"""Each section class by its path, such as `features.projection`; `pool` has no positions."""

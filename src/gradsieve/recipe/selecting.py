@@ -276,8 +276,6 @@ class SelectConfig(Section):
     def _paper_share_by_default(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        if "round_robin" in given:
-            raise ValueError("`round_robin: true` is called `turns: subtasks`")
         set_here = [key for key in SIZES if given.get(key) is not None]
         if len(set_here) > 1:
             raise ValueError(f"expected one of {', '.join(SIZES)}; got {', '.join(set_here)}")

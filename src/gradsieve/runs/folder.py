@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gradsieve.errors import RunError, UsageError
 from gradsieve.io import (
@@ -86,24 +85,6 @@ def check_stage_names(names: Iterable[str | None], where: str) -> None:
         if name is not None and name not in STAGE_NAMES:
             todo = f"One of {', '.join(STAGE_NAMES)}."
             raise UsageError(f"There is no stage {name}.", where, todo)
-
-
-@dataclass(frozen=True)
-class State:
-    """The state of a stage before it runs.
-
-    Attributes:
-        kind: `done`; `new`; `resume`: continues in its folder where it stopped; `extend`: adds to
-            outputs for fewer examples, targets, methods or seeds; `redo`: starts again in a new
-            folder; `archived`: restored from the archive; `wait`: an earlier stage runs first, and
-            determines what can be kept.
-        why: What has changed, or which stage runs first.
-        faults: Files that differ from what the finished stage wrote.
-    """
-
-    kind: Literal["done", "new", "resume", "extend", "redo", "archived", "wait"]
-    why: str = ""
-    faults: Sequence[Fault] = ()
 
 
 class RunFolder:

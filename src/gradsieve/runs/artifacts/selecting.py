@@ -52,11 +52,6 @@ class PoolArtifact(StageArtifact):
         self.run.require(self.stage)
         return Pool(self.verified(self.folder))
 
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """A fingerprint of each source's rows, independent of row order, file path and format."""
-        return dict(self.metadata["output"])
-
     def made_with(self, file: Path) -> list[Path]:
         """Includes `state.json`: without it, the files that all sources share are made again."""
         return [file, self.folder / "dataset" / "state.json"]
