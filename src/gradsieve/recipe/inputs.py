@@ -131,7 +131,7 @@ class TargetConfig(Section):
     )
 
     def contradictions(self) -> Iterator[str]:
-        """A benchmark with keys of `custom`."""
+        """Keys of `custom` in a benchmark's target."""
         own = {"columns": "format", "subtask": "subtasks", "answer": "answers"}
         for name, what in own.items():
             if self.task != "custom" and getattr(self, name) not in (None, {}):

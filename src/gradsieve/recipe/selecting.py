@@ -177,7 +177,7 @@ class ScoreConfig(Section):
         return given
 
     def contradictions(self) -> Iterator[str]:
-        """The best example, but no maximum."""
+        """A mean over subtasks, although only the best example counts."""
         if self.target_mean == "none" and self.across_subtasks == "mean":
             yield (
                 "target_mean: none takes the best example, across_subtasks: mean does not; use "

@@ -64,7 +64,7 @@ class TrainingConfig(Section):
     )
 
     def contradictions(self) -> Iterator[str]:
-        """Micro-batches that don't fill a batch."""
+        """A micro-batch size that does not divide the batch size."""
         micro, batch = self.micro_batch_size, self.batch_size
         if micro and batch % micro:
             yield f"micro_batch_size {micro} does not divide batch_size {batch}"
@@ -100,7 +100,7 @@ class WarmupConfig(TrainingConfig):
     )
 
     def contradictions(self) -> Iterator[str]:
-        """As for any training, and checkpoints that are none."""
+        """As for any training, and an empty list of checkpoints."""
         yield from super().contradictions()
         if self.checkpoints == []:
             yield "`checkpoints` is an empty list: name a folder, or write null"
@@ -129,7 +129,7 @@ class TrainConfig(Section):
     )
 
     def contradictions(self) -> Iterator[str]:
-        """A template of no model."""
+        """A chat template without a model."""
         if self.chat_template is not None and self.model is None:
             yield "chat_template is that of `model`, which is not set here"
 
