@@ -12,7 +12,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import psutil
@@ -53,6 +53,7 @@ def locked(
         RunError: If another process holds the lock.
     """
     file = _opened(folder / name)
+    holder: AbstractContextManager[None] = nullcontext()
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
         try:
@@ -63,10 +64,10 @@ def locked(
                 if os.fstat(file).st_nlink > 1:  # `cp -al`: the process may be in the other folder
                     todo += f" If this is a copy by hard links, delete its {folder / name}."
                 raise _busy(folder, todo) from None
-            with nullcontext() if shared or wait else _held_by_name(folder):
-                yield
-            return
-        yield
+            if not shared and not wait:
+                holder = _held_by_name(folder)
+        with holder:
+            yield
     finally:
         os.close(file)
 
