@@ -338,12 +338,9 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _print_result(run: RunFolder, needed: Sequence[str], as_json: bool) -> None:
-    """Print the run's selections, and the results and report that are based on them.
+    """Print the run's selections, results and report; as JSON, the metadata of all stages.
 
-    Args:
-        run: The run folder.
-        needed: The stages that the recipe needs. The run may hold others, from another recipe.
-        as_json: Print the metadata of all stages as JSON.
+    The recipe needs the stages `needed`; the run may have others, from another recipe.
     """
     from gradsieve.runs.artifacts import Artifacts
     from gradsieve.runs.lineage import outdated, update

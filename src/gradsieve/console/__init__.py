@@ -57,12 +57,7 @@ class Progress:
 
     @contextmanager
     def running(self, stages: Sequence[str], log_file: Path | None) -> Iterator[None]:
-        """During a run, show its stages, keep a log, and silence other libraries.
-
-        Args:
-            stages: Names of the stages, in order; if empty, no row is shown for them.
-            log_file: The file that lines are appended to, with times; None means no log file.
-        """
+        """During a run, show its stages, write a log file, and silence other libraries."""
         file = file_handler(log_file)
         with closing(file), third_parties_to(file), self._activated(file):
             if stages:
@@ -137,13 +132,7 @@ class Progress:
 
     @contextmanager
     def counting(self, what: str, total: int | None, unit: str) -> Iterator[Report]:
-        """Count units of work, with rate and time left.
-
-        Args:
-            what: Name of the work.
-            total: Total number of units; 0 or None if unknown.
-            unit: Name of the units, in the plural.
-        """
+        """Count units of work (a plural); without a total (0 or None) no time left is shown."""
         say = self.note if self._has_bars else self.say
         with ExitStack() as stack:
             if not self._active:

@@ -82,16 +82,12 @@ class ReportConfig(Section):
 
 
 class SelectionName(NamedTuple):
-    """Identifies a selection by target, method and size.
-
-    Attributes:
-        of_several: Whether the recipe selects several sizes, so that the name includes the size.
-    """
+    """Identifies a selection by target, method and size."""
 
     target: str
     method: str
     budget: Budget
-    of_several: bool = False
+    of_several: bool = False  # of several sizes, so that the name includes it
 
     @property
     def short(self) -> str:

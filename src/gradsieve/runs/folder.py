@@ -211,11 +211,7 @@ class RunFolder:
             file.write_text(json.dumps({"seconds": round(seconds, 3)}), encoding="utf-8")
 
     def repair(self, name: str) -> str | None:
-        """Repair the files that record a stage's state, so that the stage can resume.
-
-        Returns:
-            What was wrong; None if nothing was.
-        """
+        """Repair the files that record a stage's state; returns what was wrong, if anything was."""
         folder, found, damage = self.stage(name), None, None
         try:
             found = _read(folder / META)

@@ -41,16 +41,9 @@ def _opened(file: Path) -> int:
 def locked(
     folder: Path, shared: bool = False, *, name: str = LOCK, wait: bool = False
 ) -> Iterator[None]:
-    """Lock a run folder.
+    """Lock a run folder by the file `name`; refuse it, or `wait`, while another process has it.
 
-    Args:
-        folder: The run folder.
-        shared: Share the lock with other processes; without `flock` nothing is locked.
-        name: Name of the lock file.
-        wait: Wait until other processes have released the lock.
-
-    Raises:
-        RunError: If another process holds the lock.
+    With `shared`, several processes can have it; without `flock` nothing is locked then.
     """
     file = _opened(folder / name)
     holder: AbstractContextManager[None] = nullcontext()
