@@ -169,8 +169,6 @@ def run_stage(stage: Stage, context: Context, others: bool) -> None:
         # A user's error leaves earlier outputs unchanged.
         undo = archived is not None and stage.undo_failed
         if undo or _written(folder) == existing:
-            if archived is not None:  # reused files are in the archive, too
-                run.clear(name)
             run.restore(name, snapshot, archived)
             if archived is not None:
                 progress.say(f"{name}: the old outputs are back in {folder}")

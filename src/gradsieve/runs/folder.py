@@ -263,9 +263,7 @@ class RunFolder:
     def can_take_back(self, name: str, inputs: Mapping[str, Any]) -> bool:
         """Whether the archive has a stage's finished outputs for these inputs."""
         kept = self._kept(name, inputs)
-        with suppress(RunError):
-            return kept is not None and _read(kept / META) is not None
-        return False
+        return kept is not None and (kept / META).is_file()
 
     def _kept(self, name: str, inputs: Mapping[str, Any]) -> Path | None:
         """A stage's folder in the archive that was made with these inputs, if any."""
@@ -292,22 +290,16 @@ class RunFolder:
         files = [*(self.stage(name) / own for own in (INPUTS, META, SECONDS)), self.recipe]
         return {file: file.read_bytes() for file in files if file.is_file()}
 
-    def clear(self, name: str) -> None:
-        """Delete everything that a stage has written since `begin`."""
-        for item in self.stage(name).iterdir():
-            if item.is_dir():
-                shutil.rmtree(item)
-            elif item.name != INPUTS:
-                item.unlink()
-
     def restore(self, name: str, snapshot: Mapping[Path, bytes], archived: Path | None) -> None:
-        """Undo `archive` and `begin` for a stage that has written nothing since."""
+        """Undo `archive` and `begin`; an archived folder replaces what was written since."""
         folder = self.stage(name)
-        for file in (folder / INPUTS, folder / SECONDS):
-            file.unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: it has earlier files
-            folder.rmdir()
-        if archived is not None:
+        if archived is None:
+            for file in (folder / INPUTS, folder / SECONDS):
+                file.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: it has earlier files
+                folder.rmdir()
+        else:
+            shutil.rmtree(folder)  # files that it has reused are in the archive, too
             archived.rename(folder)
             with suppress(OSError):  # not empty: it has other stages' folders
                 archived.parent.rmdir()
