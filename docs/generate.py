@@ -18,7 +18,8 @@ from pydantic_core import PydanticUndefined
 
 from gradsieve.cli import app
 from gradsieve.recipe.load import section_of
-from gradsieve.recipe.schema import SEVERAL, Recipe, Section
+from gradsieve.recipe.schema import Recipe
+from gradsieve.recipe.section import SEVERAL, Section
 
 HERE = Path(__file__).parent
 
@@ -30,7 +31,7 @@ EFFECTS = {
     "adds": "adds results and keeps the others.",
     "repeats": "a seed: makes another repetition.",
 }
-"""Meanings of the effects in the schema (`gradsieve.recipe.schema.Effect`)."""
+"""Meanings of the effects in the schema (`gradsieve.recipe.section.Effect`)."""
 
 
 def recipe_page() -> str:

@@ -227,7 +227,7 @@ def test_a_folder_is_kept_and_gone_on_with(
     model.lm_head.weight.data[0] += 1
     told = world.Listening()
     select(inputs, model, tokenizer, out=tmp_path, progress=told)
-    assert "warmup: running again, because model.weights has changed" in told.lines[1]
+    assert "warmup: running again (model.weights has changed)" in told.lines[1]
 
 
 def test_every_form_of_pool_and_targets(

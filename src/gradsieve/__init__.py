@@ -10,36 +10,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradsieve.analysis.explain import explain
-    from gradsieve.analysis.explanation import Explanation
-    from gradsieve.analysis.results import compare
-    from gradsieve.analysis.tables import Comparison
-    from gradsieve.api import Selection, select
-    from gradsieve.console import Progress
-    from gradsieve.errors import GradsieveError
-    from gradsieve.models.moments import KeepMoments
-    from gradsieve.pipeline.plan import plan
-    from gradsieve.pipeline.run import run
-    from gradsieve.recipe.load import load_recipe
-    from gradsieve.recipe.schema import Recipe
-    from gradsieve.store import open_store
-
-__all__ = [
-    "Comparison",
-    "Explanation",
-    "GradsieveError",
-    "KeepMoments",
-    "Progress",
-    "Recipe",
-    "Selection",
-    "compare",
-    "explain",
-    "load_recipe",
-    "open_store",
-    "plan",
-    "run",
-    "select",
-]
+    from gradsieve.analysis.explain import explain as explain
+    from gradsieve.analysis.explanation import Explanation as Explanation
+    from gradsieve.analysis.results import compare as compare
+    from gradsieve.analysis.tables import Comparison as Comparison
+    from gradsieve.api import Selection as Selection
+    from gradsieve.api import select as select
+    from gradsieve.console import Progress as Progress
+    from gradsieve.errors import GradsieveError as GradsieveError
+    from gradsieve.models.moments import KeepMoments as KeepMoments
+    from gradsieve.pipeline.plan import plan as plan
+    from gradsieve.pipeline.run import run as run
+    from gradsieve.recipe.load import load_recipe as load_recipe
+    from gradsieve.recipe.schema import Recipe as Recipe
+    from gradsieve.store import open_store as open_store
 
 _HOMES = {
     "Comparison": "gradsieve.analysis.tables",
@@ -57,6 +41,8 @@ _HOMES = {
     "run": "gradsieve.pipeline.run",
     "select": "gradsieve.api",
 }
+
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

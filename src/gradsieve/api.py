@@ -28,6 +28,7 @@ from gradsieve.data.content import text_of
 from gradsieve.data.formats import BadRow, conversation_of
 from gradsieve.data.readers import IN_MEMORY
 from gradsieve.errors import DataError, ModelError, RunError, UsageError
+from gradsieve.io import read_lines
 from gradsieve.models.source import section_of
 from gradsieve.pipeline.run import run_stages
 from gradsieve.recipe.load import check_recipe
@@ -42,13 +43,6 @@ from gradsieve.selection.export import features_of, message_features
 Rows = Any
 """A `datasets.Dataset`, any other iterable of rows, a path, or a hub name; or a mapping with the
 keys of the recipe's section, whose `path` is one of these."""
-
-TABLES = {
-    "iterrows": "frame.to_dict('records')",
-    "to_dicts": "frame.to_dicts()",
-    "to_pylist": "table.to_pylist()",
-}
-"""Methods by which tables of pandas, polars and pyarrow are known, and what gives their rows."""
 
 SHOWN = 5
 """Number of a selection's rows shown in a notebook."""
@@ -264,8 +258,7 @@ def _dataset(rows: list[dict[str, Any]], features: datasets.Features) -> dataset
 
 def _records(file: Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file; half of a surrogate pair, which no Dataset can hold, becomes `?`."""
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-    texts = (json.dumps(json.loads(line), ensure_ascii=False) for line in lines)
+    texts = (json.dumps(row, ensure_ascii=False) for row in read_lines(file))
     return [json.loads(text.encode("utf-8", "replace")) for text in texts]
 
 
@@ -321,8 +314,10 @@ def _rows(value: Any) -> Iterable[Any]:
     if _is_dict_of_splits(value):
         todo = f"Give one of its splits: {', '.join(map(str, value))}."
         raise DataError("This is a data set of several splits.", kind, todo)
-    if how := next((how for method, how in TABLES.items() if hasattr(value, method)), None):
-        raise DataError("A table is read by columns, not by rows.", kind, f"Give its rows: {how}.")
+    if any(hasattr(value, method) for method in ("iterrows", "to_dicts", "to_pylist")):
+        todo = "Give its rows: frame.to_dict('records') in pandas, frame.to_dicts() in polars, "
+        todo += "table.to_pylist() in pyarrow."
+        raise DataError("A table is read by columns, not by rows.", kind, todo)
     if not isinstance(value, Iterable) and (
         hasattr(value, "__getitem__") and hasattr(value, "__len__")  # torch's map style
     ):

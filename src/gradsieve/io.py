@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -54,42 +55,25 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
 
     Changed fingerprints are described in words: "target `code` was added".
     """
-    if at == "features" and {} in (old, new):  # not needed now or before: `methods` shows it
-        return []
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = list(dict.fromkeys([*old, *new]))
-        below = (differences(old.get(key), new.get(key), f"{at}.{key}".strip(".")) for key in keys)
-        return list(dict.fromkeys(line for lines in below for line in lines))
-    lists = isinstance(old, list) and isinstance(new, list)
-    if lists and any(isinstance(item, Mapping) for item in [*old, *new]):  # `pool.1.name: ...`
-        return differences(dict(enumerate(old)), dict(enumerate(new)), at)
     if old == new:
         return []
-    section, _, name = at.partition(".")
-    named = _is_hashed(old) or _is_hashed(new) or section in ("turns", "order")
-    if named and None in (old, new) and isinstance(old or new, Mapping):
-        return differences(old or {}, new or {}, at)
-    if named and (at in SENTENCES or section == "features"):
-        return [SENTENCES[section]]
-    if section == "stages":  # outputs are by source (pool) or by datastore (features)
-        name = name.partition(".")[0]
-    if at.endswith("learning_rates"):
-        return ["the checkpoints' learning rates have changed"]
-    if at in ("template", "model.template", "base.template"):
-        return ["model.max_length, the chat template or the tokenizer has changed"]
-    if at == "examples":  # recorded only if there are any
-        return [f"scores of single target examples are {'added' if new else 'left out'}"]
-    if not named:
+    hashed = _is_hashed(old) or _is_hashed(new)
+    if at in SENTENCES and (hashed or at != "features"):  # a stage's settings have this key too
+        return [SENTENCES[at]]
+    lists = isinstance(old, list) and isinstance(new, list)
+    if lists and any(isinstance(item, Mapping) for item in [*old, *new]):  # `pool.1.name: ...`
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if hashed and isinstance(old or new, Mapping):
+        old, new = old or {}, new or {}
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = dict.fromkeys([*old, *new])
+        below = (differences(old.get(key), new.get(key), f"{at}.{key}".strip(".")) for key in keys)
+        return list(dict.fromkeys(chain.from_iterable(below)))
+    if not hashed:
         return [f"{at}: {_short(old)} -> {_short(new)}"]
+    section, _, name = at.partition(".")
     change = "was added" if old is None else "was removed" if new is None else "has changed"
-    if section in ("order", "turns"):  # recorded only if it matters
-        change = "has changed"
     return [f"{THINGS[section]} `{name}` {change}" if section in THINGS else f"{at} {change}"]
-
-
-def because(changes: str) -> str:
-    """The output of `first_few`, phrased as a reason."""
-    return f"because{' of' if ' -> ' in changes.split('; ')[0] else ''} {changes}"
 
 
 def first_few(changes: list[str]) -> str:
@@ -109,22 +93,27 @@ THINGS = {
     "questions": "the test set of target",
     "selections": "selection",
     "models": "model",
-    "order": "the order of target",
     "own": "method",
-    "turns": "the order of the examples of target",
-    "stages": "stage",
 }
 """For each key with fingerprints by name: what the names refer to."""
 
+TEMPLATE = "model.max_length, the chat template or the tokenizer has changed"
+
 SENTENCES = {
     "bad_rows": "the rows that can't be read have changed",
+    "base.template": TEMPLATE,
     "checkpoints": "the checkpoints have changed",
-    "features": "the features have changed",
-    "order": "the order of the targets has changed",
+    "examples": "whether target examples have scores of their own has changed",
+    "features": "the features that are read have changed",
+    "model.template": TEMPLATE,
+    "order": "the order of the targets or of their examples has changed",
     "scores": "the scores have changed",
+    "stages": "the outputs of earlier stages have changed",
+    "template": TEMPLATE,
+    "turns": "the order of the target examples has changed",
     "warmed_up": "the model after the warm-up has changed",
 }
-"""Messages for a change of a single fingerprint or list."""
+"""Messages for a change of keys whose values say nothing to a user."""
 
 
 def _is_hashed(value: Any) -> bool:
@@ -257,22 +246,14 @@ def write_text(path: Path, text: str, hashed: bool = False) -> None:
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """Yield the values of a run's JSONL file.
-
-    Raises:
-        RunError: If a line is not JSON.
-    """
+    """Yield the values of a run's JSONL file; a damaged one is refused."""
     with reading(path), path.open("rb") as lines:
         yield from map(json.loads, lines)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Report a run's file as damaged if it can't be read, whatever a library raises.
-
-    Raises:
-        RunError: If reading fails; names the file.
-    """
+    """Refuse a run's file as damaged if it can't be read, whatever a library raises."""
     try:
         yield
     except GradsieveError:
@@ -288,11 +269,7 @@ MAKE_AGAIN = "Run `gradsieve run` with the run's recipe and --out: what is damag
 
 
 def needed(module: str, extra: str) -> Any:
-    """Import an optional library.
-
-    Raises:
-        UsageError: If it is not installed; names the command that installs it.
-    """
+    """Import an optional library; one that is not installed is refused, with the command."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -300,11 +277,7 @@ def needed(module: str, extra: str) -> Any:
 
 
 def installed(module: str, extra: str) -> None:
-    """Check that an optional library is installed, without importing it.
-
-    Raises:
-        UsageError: If it is not installed; names the command that installs it.
-    """
+    """Refuse an optional library that is not installed, without importing it."""
     if importlib.util.find_spec(module) is None:
         raise _missing(module, module, extra)
 

@@ -18,7 +18,6 @@ from gradsieve.recipe.load import dump_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import STAGE_NAMES, RunFolder
-from gradsieve.runs.folder import STAGES as ENTRIES
 
 QUICK: dict[str, Any] = {"score": {"methods": ["random", "bm25"]}, "select": {"count": 9}}
 
@@ -53,7 +52,7 @@ def test_a_stages_name_is_one_word_everywhere() -> None:
     assert {type(stage).__module__ for stage in STAGES.values()} == {
         f"gradsieve.stages.{name}" for name in STAGE_NAMES
     }
-    assert {entry.folder.split("-")[1] for entry in ENTRIES} == set(STAGE_NAMES) < commands
+    assert set(STAGE_NAMES) < commands
     no_stages = {"model", "targets", "on_bad_row", "engine", "limits"}
     assert set(STAGE_NAMES) == set(Recipe.model_fields) - no_stages
 

@@ -271,7 +271,7 @@ def test_new_rows_add_only_their_own_features(inputs: dict[str, Any], tmp_path: 
     before = {file.name for file in store.glob("shard-*")}
     told = world.Listening()
     gradsieve.run(world.recipe(inputs), tmp_path, first="features", progress=told)
-    assert any("features: updating, because source `two` was added" in line for line in told.lines)
+    assert any("features: updating (source `two` was added)" in line for line in told.lines)
     assert before < {file.name for file in store.glob("shard-*")}
     assert len(scores(run)) == world.ROWS
     gradsieve.run(world.recipe(fewer), tmp_path, first="features", progress=told)

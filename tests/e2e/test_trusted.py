@@ -121,7 +121,7 @@ def test_a_setting_that_is_put_back_finds_its_outputs(
     before = world.results(run)
     told = world.Listening()
     gradsieve.run(trained(inputs, select={"count": 4}), run.path, last="select", progress=told)
-    assert "select: running again, because of select.count: 5 -> 4" in "\n".join(told.lines)
+    assert "select: running again (select.count: 5 -> 4" in "\n".join(told.lines)
     told = world.Listening()
     gradsieve.run(trained(inputs), run.path, progress=told)
     assert "select: these settings' outputs are taken back from the archive" in told.lines
@@ -134,7 +134,7 @@ def test_reasons_are_words(run: RunFolder, inputs: dict[str, Any]) -> None:
     told = world.Listening()
     more = trained({**inputs, "targets": [*inputs["targets"], other]})
     gradsieve.run(more, run.path, last="select", progress=told)
-    assert "score: updating, because target `code` was added" in told.lines
+    assert "score: updating (target `code` was added)" in told.lines
 
 
 def test_a_source_that_changes_is_named(

@@ -138,6 +138,7 @@ def test_all_weights_of_a_quantized_model_are_not_trained(tmp_path: Path) -> Non
 def test_a_section_written_twice_is_one_problem(tmp_path: Path) -> None:
     twice = GOOD + "model: {name: other}\n"
     assert problems(tmp_path, twice) == ["model (line 5): written twice, first on line 2"]
+    assert "written twice" in problems(tmp_path, GOOD + "warmup: {epochs: 1, epochs: 2}\n")[0]
 
 
 @pytest.mark.parametrize(

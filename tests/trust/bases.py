@@ -16,7 +16,7 @@ from pathlib import Path
 import world
 from gradsieve.demo.skills import make_questions
 from gradsieve.recipe.schema import Recipe
-from gradsieve.runs.folder import STAGES, RunFolder, StageEntry
+from gradsieve.runs.folder import FOLDERS, RunFolder
 from trust.children import Kill, run_child
 
 ROWS = 40
@@ -42,11 +42,10 @@ class Base:
     older: Path
 
     @property
-    def stage(self) -> StageEntry | None:
+    def stage(self) -> str | None:
         """The stage that was killed."""
-        folders = [entry for entry in STAGES if (self.run / entry.folder).is_dir()]
-        last = folders[-1]
-        return None if (self.run / last.folder / "meta.json").exists() else last
+        last = RunFolder(self.run).stages_there()[-1]
+        return None if (self.run / FOLDERS[last] / "meta.json").exists() else last
 
 
 class Bases:

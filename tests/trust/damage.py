@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import world
-from gradsieve.runs.folder import ARCHIVE, STAGES, RunFolder
+from gradsieve.runs.folder import ARCHIVE, FOLDERS, RunFolder
 from gradsieve.runs.verify import verify
 from trust.bases import Base
 from trust.children import run_child
@@ -101,7 +101,7 @@ def kinds(base: Base) -> dict[str, str]:
         for pattern, same in NAMES:
             kind = re.sub(pattern, same, kind)
         if base.stage is not None:
-            if not name.startswith(base.stage.folder):
+            if not name.startswith(FOLDERS[base.stage]):
                 continue
             kind = f"unfinished {kind}"
         found.setdefault(kind, name)
@@ -144,7 +144,7 @@ def try_damage(trial: Damage, work: Path) -> Outcome | None:
     is_as_good = trial.way == "older" and Path(now).name in ("meta.json", "recipe.yaml")
     if is_listed and not is_as_good and _is_sound(copy):
         return Outcome("silent", "verify finds nothing")
-    first, last = None, base.stage.name if base.stage else None
+    first, last = None, base.stage
     if trial.command == COMMANDS[1]:  # so that the stage runs and reads the file
         first = last = _next_stage(trial.file, base.run)
         assert first is not None
@@ -178,7 +178,7 @@ def _is_named(file: str, now: str, said: str) -> bool:
 def _differing(base: Base, run: Path) -> list[str]:
     """Missing or wrong results of a run; for a killed run, up to the stage that was killed."""
     wanted, there = world.results(RunFolder(base.whole)), world.results(RunFolder(run))
-    last = base.stage.folder if base.stage else "~"
+    last = FOLDERS[base.stage] if base.stage else "~"
     return [one for one in wanted if one <= f"{last}/~" and there.get(one) != wanted[one]]
 
 
@@ -190,9 +190,9 @@ def _is_sound(run: Path) -> bool:
 
 def _next_stage(file: str, run: Path) -> str | None:
     """The first later stage that reads a stage's files; None for the report and for other files."""
-    there = [stage for stage in STAGES if (run / stage.folder).is_dir()]
-    folders, folder = [stage.folder for stage in there], file.split("/")[0]
+    there = RunFolder(run).stages_there()
+    folders, folder = [FOLDERS[stage] for stage in there], file.split("/")[0]
     if folder not in folders[:-1]:
         return None
     after = there[folders.index(folder) + 1 :]
-    return next(stage.name for stage in after if stage.name != "validate" or folder < "06")
+    return next(stage for stage in after if stage != "validate" or folder < "06")

@@ -157,7 +157,6 @@ RECIPES = (
     ),
     wrong("a size written twice", key("select.fraction", [0.1, 0.1]), "0.1 is used twice"),
     wrong("a template of no other model", key("train.chat_template", "tulu"), "not set here"),
-    wrong("the old name of turns", key("select.round_robin", True), "called `turns: subtasks`"),
     wrong(
         "a target to evaluate that isn't one",
         key("evaluate", {"tasks": ["mien"]}),

@@ -21,7 +21,7 @@ from gradsieve.analysis.explanation import Contribution, Explanation, Neighbor, 
 from gradsieve.data.content import text_of
 from gradsieve.data.examples import Example
 from gradsieve.data.pool import Pool
-from gradsieve.errors import DataError, RunError, UsageError, did_you_mean
+from gradsieve.errors import DataError, UsageError, did_you_mean
 from gradsieve.io import read_lines
 from gradsieve.models.ambient import torch_defaults
 from gradsieve.recipe.load import load_recipe
@@ -66,7 +66,7 @@ def explain(
         context: Inputs that are already loaded, or in memory.
 
     Raises:
-        RunError: If the run has no scores.
+        RunError: If the folder is not a run, or has no scores.
         UsageError: If an example, target, source or method is unknown, or several examples match.
 
     Example:
@@ -77,7 +77,8 @@ def explain(
         >>> found.positive[0].value >= found.positive[1].value
         True
     """
-    context = context or _context(run if isinstance(run, RunFolder) else RunFolder(run))
+    run = run if isinstance(run, RunFolder) else RunFolder(run)
+    context = context or Context(load_recipe(run.checked_recipe()), run)
     recipe = context.recipe
     context.run.require("score")
     target = _one_of(target, [t.name for t in recipe.targets], "--target")
@@ -86,13 +87,6 @@ def explain(
     names |= {name.short: name for name in selections}
     method = _one_of(method or recipe.score.methods[0], list(names), "--method")
     return _Explainer(context, names[method]).explain(_find(context.pool, str(id), source))
-
-
-def _context(run: RunFolder) -> Context:
-    if not run.recipe.is_file():
-        todo = "Give the folder that was --out of `gradsieve run`."
-        raise RunError("This is not a run folder: it has no recipe.yaml.", str(run.path), todo)
-    return Context(load_recipe(run.checked_recipe()), run)
 
 
 def _one_of(name: str | None, known: Sequence[str], option: str) -> str:

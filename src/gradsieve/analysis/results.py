@@ -27,7 +27,8 @@ from gradsieve.errors import RunError, UsageError
 from gradsieve.io import differences, first_few, read_lines
 from gradsieve.methods import split_seed
 from gradsieve.recipe.load import load_recipe
-from gradsieve.recipe.schema import TOGETHER, Effect
+from gradsieve.recipe.schema import TOGETHER
+from gradsieve.recipe.section import Effect
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import STAGE_NAMES, RunFolder
 from gradsieve.runs.lineage import outdated, update

@@ -149,12 +149,12 @@ app.command(
     epilog="Example: gradsieve init --model Qwen/Qwen3-0.6B --pool a.jsonl --target t.jsonl"
 )(init)
 
-for _stage in STAGES:
+for _stage, _summary in STAGES.items():
     app.command(
-        _stage.name,
-        help=_stage.summary,
-        epilog=f"Example: gradsieve {_stage.name} recipe.yaml --out runs/first",
-    )(_features if _stage.name == "features" else _stage_command(_stage.name))
+        _stage,
+        help=_summary,
+        epilog=f"Example: gradsieve {_stage} recipe.yaml --out runs/first",
+    )(_features if _stage == "features" else _stage_command(_stage))
 
 
 @app.command(epilog="Example: gradsieve plan llama2-7b.yaml --out runs/llama2-7b --gpu H100")
@@ -337,12 +337,9 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _print_result(run: RunFolder, needed: Sequence[str], as_json: bool) -> None:
-    """Print the run's selections, and the results and report that are based on them.
+    """Print the run's selections, results and report; as JSON, the metadata of all stages.
 
-    Args:
-        run: The run folder.
-        needed: The stages that the recipe needs. The run may hold others, from another recipe.
-        as_json: Print the metadata of all stages as JSON.
+    The recipe needs the stages `needed`; the run may have others, from another recipe.
     """
     from gradsieve.runs.artifacts import Artifacts
     from gradsieve.runs.lineage import outdated, update

@@ -11,9 +11,8 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import TaskID
@@ -34,15 +33,8 @@ __all__ = ["Progress", "Report", "clean", "clean_lines", "clock", "log", "progre
 SECONDS_BETWEEN_LINES = 10.0
 """How often progress is reported in the log file, and on standard error if it is no terminal."""
 
-Report = Callable[[float], None]
-"""Called with the units done so far."""
-
-
-class Counter(Protocol):
-    """A `Report` that may add text to its progress line."""
-
-    def __call__(self, done: float, also: str = "") -> None:
-        """Report the units done so far."""
+Report = Callable[..., None]
+"""Called with the units done so far, and optionally text that is added to the progress line."""
 
 
 class Progress:
@@ -65,30 +57,19 @@ class Progress:
 
     @contextmanager
     def running(self, stages: Sequence[str], log_file: Path | None) -> Iterator[None]:
-        """During a run, show its stages, keep a log, and silence other libraries.
-
-        Args:
-            stages: Names of the stages, in order; if empty, no row is shown for them.
-            log_file: The file that lines are appended to, with times; None means no log file.
-        """
-        with ExitStack() as stack:
-            file = file_handler(log_file)
-            stack.callback(file.close)
-            stack.enter_context(third_parties_to(file))
-            stack.enter_context(self._activated(file))
+        """During a run, show its stages, write a log file, and silence other libraries."""
+        file = file_handler(log_file)
+        with closing(file), third_parties_to(file), self._activated(file):
             if stages:
-                stack.enter_context(self._stage_row(len(stages)))
-            yield
-
-    @contextmanager
-    def _stage_row(self, count: int) -> Iterator[None]:
-        row = self._bars.add_task("checking the inputs", total=count, unit=STAGES)
-        self._stages = row
-        try:
-            yield
-        finally:
-            self._stages = None
-            self._bars.remove_task(row)
+                self._stages = self._bars.add_task(
+                    "checking the inputs", total=len(stages), unit=STAGES
+                )
+            try:
+                yield
+            finally:
+                if self._stages is not None:
+                    self._bars.remove_task(self._stages)
+                    self._stages = None
 
     @contextmanager
     def _activated(self, *handlers: logging.Handler) -> Iterator[None]:
@@ -150,14 +131,8 @@ class Progress:
             self._on_line = before
 
     @contextmanager
-    def counting(self, what: str, total: int | None, unit: str) -> Iterator[Counter]:
-        """Count units of work, with rate and time left.
-
-        Args:
-            what: Name of the work.
-            total: Total number of units; 0 or None if unknown.
-            unit: Name of the units, in the plural.
-        """
+    def counting(self, what: str, total: int | None, unit: str) -> Iterator[Report]:
+        """Count units of work (a plural); without a total (0 or None) no time left is shown."""
         say = self.note if self._has_bars else self.say
         with ExitStack() as stack:
             if not self._active:
@@ -183,11 +158,7 @@ class Progress:
 
 
 def progress_for(given: Progress | None) -> Progress:
-    """The given progress, or one that reports to standard error.
-
-    Raises:
-        UsageError: If it is of another type, such as a flag or a bar.
-    """
+    """The given progress, or one that reports to standard error; refuses flags and bars."""
     if not isinstance(given, Progress | None):
         todo = "Give gradsieve.Progress(), or gradsieve.Progress(quiet=True) for warnings alone."
         raise UsageError("This is not a gradsieve.Progress.", f"progress: {given!r}", todo)

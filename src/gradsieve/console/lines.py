@@ -32,11 +32,7 @@ JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 
 
 class _Formatter(logging.Formatter):
-    """Readable lines: warnings are marked, other libraries named, control characters replaced.
-
-    Args:
-        times: Whether lines start with the time.
-    """
+    """Readable lines: warnings are marked, other libraries named, control characters replaced."""
 
     def __init__(self, times: bool) -> None:
         super().__init__()

@@ -120,7 +120,7 @@ class Engine(ABC):
         """
         total = done + sum(job.size(task).units for task in tasks)
         start, tokens = time.monotonic(), 0
-        ignored = nullcontext(lambda done, also="": None)
+        ignored = nullcontext[Report](lambda *_: None)
         with self.progress.counting(what, total, job.unit) if what else ignored as report:
             report(done)
             for task, result, worker, seconds in self._run(job, tasks) if tasks else ():

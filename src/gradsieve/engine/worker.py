@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradsieve.console import Counter, Progress, clock
+from gradsieve.console import Progress, Report, clock
 from gradsieve.engine.base import Job, device_name
 from gradsieve.errors import GradsieveError, RunError
 from gradsieve.io import needed
@@ -167,7 +167,7 @@ class Collected(Progress):
     note = say
 
     @contextmanager
-    def counting(self, what: str, total: int | None, unit: str) -> Iterator[Counter]:
+    def counting(self, what: str, total: int | None, unit: str) -> Iterator[Report]:
         """Keep a line with the amount of work and how long it took."""
         start, last = time.monotonic(), 0.0
 

@@ -21,7 +21,8 @@ from gradsieve.data.examples import Example, Row
 from gradsieve.data.pool import Pool
 from gradsieve.data.pool.mapped import ExampleKey
 from gradsieve.engine import Engine
-from gradsieve.recipe.schema import AcrossSubtasks, Recipe
+from gradsieve.recipe.schema import Recipe
+from gradsieve.recipe.selecting import AcrossSubtasks
 
 if TYPE_CHECKING:  # takes seconds to import; a table of results doesn't need it
     from gradsieve.models.source import ModelSource

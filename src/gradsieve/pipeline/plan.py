@@ -30,11 +30,11 @@ from gradsieve.pipeline.plan_text import plan_text, size
 from gradsieve.pipeline.preflight import build_rows, check, existing, writable
 from gradsieve.pipeline.run import STAGES, stages_of
 from gradsieve.pipeline.sample import MOST_ANSWER_TOKENS, Samples
-from gradsieve.pipeline.state import states
+from gradsieve.pipeline.state import State, states
 from gradsieve.recipe.load import as_recipe
 from gradsieve.recipe.schema import Recipe
 from gradsieve.runs.context import Context
-from gradsieve.runs.folder import RunFolder, State
+from gradsieve.runs.folder import RunFolder
 from gradsieve.stages.checks import problem_of
 from gradsieve.stages.estimate import (
     Estimate,

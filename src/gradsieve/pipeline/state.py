@@ -7,15 +7,33 @@ is extended or starts again, and why. Files that differ from what the stage wrot
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from gradsieve.io import because, differences, fingerprint, first_few
+from gradsieve.io import differences, fingerprint, first_few
 from gradsieve.runs.artifacts import damaged_error
 from gradsieve.runs.context import Context
 from gradsieve.runs.files import Fault, Read
-from gradsieve.runs.folder import State
 from gradsieve.stages.base import Stage
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of a stage before it runs.
+
+    Attributes:
+        kind: `done`; `new`; `resume`: continues in its folder where it stopped; `extend`: adds to
+            outputs for fewer examples, targets, methods or seeds; `redo`: starts again in a new
+            folder; `archived`: restored from the archive; `wait`: an earlier stage runs first, and
+            determines what can be kept.
+        why: What has changed, or which stage runs first.
+        faults: Files that differ from what the finished stage wrote.
+    """
+
+    kind: Literal["done", "new", "resume", "extend", "redo", "archived", "wait"]
+    why: str = ""
+    faults: Sequence[Fault] = ()
 
 
 def states(context: Context, stages: Sequence[Stage]) -> dict[str, State]:
@@ -106,8 +124,8 @@ def prepare(stage: Stage, state: State, context: Context) -> Path | None:
     archived = context.run.archive(stage.name) if state.kind == "redo" else None
     how = {
         "resume": state.why or "resuming where it stopped",
-        "extend": f"updating, {because(state.why)}",
-        "redo": f"running again, {because(state.why)} (the old outputs are in {archived})",
+        "extend": f"updating ({state.why})",
+        "redo": f"running again ({state.why}); the old outputs are in {archived}",
     }
     if state.kind in how:
         context.progress.say(f"{stage.name}: {how[state.kind]}")

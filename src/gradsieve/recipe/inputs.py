@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from gradsieve.recipe.section import Name, Section, key, regular_expression
 
@@ -129,13 +130,12 @@ class TargetConfig(Section):
         "`test` and in generated texts, e.g. `#### (\\S+)`; null means the full text.",
     )
 
-    @model_validator(mode="after")
-    def _keys_of_custom(self) -> TargetConfig:
+    def contradictions(self) -> Iterator[str]:
+        """Keys of `custom` in a benchmark's target."""
         own = {"columns": "format", "subtask": "subtasks", "answer": "answers"}
         for name, what in own.items():
             if self.task != "custom" and getattr(self, name) not in (None, {}):
-                raise ValueError(f"`{name}` is for task: custom; {self.task} has its own {what}")
-        return self
+                yield f"`{name}` is for task: custom; {self.task} has its own {what}"
 
     _answer_is_a_regular_expression = field_validator("answer")(regular_expression)
 

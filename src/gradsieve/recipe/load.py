@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +16,9 @@ import yaml
 from pydantic import ValidationError
 
 from gradsieve.errors import RecipeError
-from gradsieve.recipe.schema import SIZES, TAGS, Recipe, Section
+from gradsieve.recipe.schema import Recipe
+from gradsieve.recipe.section import TAGS, Section
+from gradsieve.recipe.selecting import SIZES
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -38,11 +40,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def as_recipe(given: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
-    """Convert any form of a recipe to a `Recipe`: a `Recipe`, plain data, or the path of a file.
-
-    Raises:
-        RecipeError: If the recipe is invalid; lists every problem.
-    """
+    """Convert any form of a recipe to a `Recipe`: a `Recipe`, plain data, or the path of a file."""
     if isinstance(given, Recipe):
         return given
     return check_recipe(given) if isinstance(given, Mapping) else load_recipe(given)
@@ -62,16 +60,17 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     base = tree.pop("base", None)
     if base is None:
         return tree, lines
+    file, chain = path.parent / str(base), (*extended_by, path.resolve())
+    problem = None
     if not isinstance(base, str):
-        raise RecipeError([f"base ({lines[('base',)]}): expected a path; got {base!r}"], str(path))
-    file = path.parent / base
-    chain = (*extended_by, path.resolve())
-    if file.resolve() in chain:
-        raise RecipeError([f"base ({lines[('base',)]}): {base} extends this recipe"], str(path))
-    if not file.exists():
+        problem = f"expected a path; got {base!r}"
+    elif file.resolve() in chain:
+        problem = f"{base} extends this recipe"
+    elif not file.exists():
         problem = (
             f"there is no {file}; a base is relative to the folder of the recipe that names it"
         )
+    if problem:
         raise RecipeError([f"base ({lines[('base',)]}): {problem}"], str(path))
     below, their_lines = _read(file, chain)
     return _merged(below, tree), {**their_lines, **lines}
@@ -142,11 +141,7 @@ def _text(path: Path) -> str:
 def check_recipe(
     tree: Mapping[str, Any], where: str = "recipe", lines: Lines | None = None
 ) -> Recipe:
-    """Validate plain data as a `Recipe`; `lines` maps a key's path to the place where it is set.
-
-    Raises:
-        RecipeError: If the recipe is invalid; lists every problem.
-    """
+    """Validate data as a `Recipe`; `lines` maps a key's path to the place where it is set."""
     try:
         return Recipe.model_validate(_with_text_paths(tree))
     except ValidationError as error:
@@ -242,54 +237,46 @@ def _key_lines(
 
 
 def _override(tree: dict[str, Any], override: str) -> tuple[str, ...]:
-    """Set one `section.key=value` in the tree, and return the key's path.
-
-    List items are addressed by position, counted from 0.
-    """
+    """Set one `section.key=value` in the tree, and return the key's path."""
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    todo = "Write --set section.key=value, e.g. --set warmup.epochs=2 or --set pool.0.path=a.jsonl."
-    if not equals or not all(keys):
-        raise _override_error(override, "expected section.key=value", todo)
+    keys = tuple(path.strip().split("."))
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise _override_error(override, "the value is not YAML", todo) from None
-    node: Any = tree
-    for key in keys[:-1]:
-        node = _child(node, key, override)
-    if isinstance(node, list):
-        node[_position(node, keys[-1], override)] = value
-        return tuple(keys)
-    for other in _alternatives(".".join(keys[:-1]), keys[-1]) if value is not None else ():
-        node.pop(other, None)
-    if value is None and node.get(keys[-1]) is not None:
-        del node[keys[-1]]
+        if not equals or not all(keys):
+            raise ValueError("expected section.key=value")
+        _set(tree, keys, yaml.load(text, _Loader))
+    except (ValueError, yaml.YAMLError) as error:
+        problem = "the value is not YAML" if isinstance(error, yaml.YAMLError) else error
+        todo = "Write for example --set warmup.epochs=2 or --set pool.0.path=a.jsonl."
+        raise RecipeError([f"--set {override}: {problem}"], "command line", todo) from None
+    return keys
+
+
+def _set(node: Any, keys: Sequence[str], value: Any, section: str = "") -> None:
+    """Set the value at a path of keys below a node; list items are counted from 0.
+
+    Raises:
+        ValueError: If the path leads through a single value, or beyond a list's end.
+    """
+    key, *below = keys
+    place: Any = key
+    if isinstance(node, dict):
+        node.setdefault(key, None)
+    elif not isinstance(node, list):
+        raise ValueError(f"{section} is a value ({node!r}), not a section")
+    elif not key.isdigit() or int(key) >= len(node):
+        raise ValueError(f"{key} is not a position in a list of {len(node)}, counted from 0")
     else:
-        node[keys[-1]] = value
-    return tuple(keys)
-
-
-def _child(node: Any, key: str, override: str) -> Any:
-    if isinstance(node, list):
-        return node[_position(node, key, override)]
-    child = node.get(key)
-    if child is None:
-        child = node[key] = {}
-    if not isinstance(child, dict | list):
-        raise _override_error(override, f"{key} is a value ({child!r}), not a section")
-    return child
-
-
-def _position(items: list[Any], key: str, override: str) -> int:
-    if key.isdigit() and int(key) < len(items):
-        return int(key)
-    problem = f"{key} is not a position in a list of {len(items)}, counted from 0"
-    raise _override_error(override, problem)
-
-
-def _override_error(override: str, problem: str, todo: str = "") -> RecipeError:
-    return RecipeError([f"--set {override}: {problem}"], "command line", todo)
+        place = int(key)
+    if below:
+        if node[place] is None:
+            node[place] = {}
+        _set(node[place], below, value, key)
+    elif value is None and isinstance(node, dict) and node[key] is not None:
+        del node[key]
+    else:
+        for other in _alternatives(section, key) if value is not None else ():
+            node.pop(other, None)
+        node[place] = value
 
 
 # --- reporting problems -------------------------------------------------------------------------
@@ -357,7 +344,8 @@ _OTHER_NAMES = {
 def _unknown_key(path: tuple[str, ...]) -> str:
     section, key = section_at(path[:-1]), _OTHER_NAMES.get(path[-1], path[-1])
     keys = list(section.model_fields) if section else []
-    elsewhere = " or ".join(f"`{place}`" for place in _places_of(key, Recipe))
+    places = (place for place, other in SECTIONS.items() if place and key in other.model_fields)
+    elsewhere = " or ".join(f"`{place}`" for place in places)
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8 if elsewhere else 0.6)
     if near:
         return f"unknown key; did you mean `{near[0]}`?"
@@ -368,16 +356,7 @@ def _unknown_key(path: tuple[str, ...]) -> str:
 
 def section_at(path: Iterable[str]) -> type[Section] | None:
     """The section class at a path of keys, ignoring list positions; None if there is none."""
-    section: type[Section] = Recipe
-    for part in path:
-        if part.isdigit():
-            continue
-        field = section.model_fields.get(part)
-        inner = section_of(field.annotation) if field else None
-        if inner is None:
-            return None
-        section = inner
-    return section
+    return SECTIONS.get(".".join(part for part in path if not part.isdigit()))
 
 
 def section_of(annotation: Any) -> type[Section] | None:
@@ -388,12 +367,12 @@ def section_of(annotation: Any) -> type[Section] | None:
     return next((section for section in found if section), None)
 
 
-def _places_of(key: str, section: type[Section], above: str = "") -> list[str]:
-    """Paths of the sections that have a key of this name."""
-    places = []
+def _sections(section: type[Section], path: str = "") -> Iterator[tuple[str, type[Section]]]:
+    yield path, section
     for name, field in section.model_fields.items():
-        inner = section_of(field.annotation)
-        if inner is not None:
-            places += [above + name] if key in inner.model_fields else []
-            places += _places_of(key, inner, f"{above}{name}.")
-    return places
+        if inner := section_of(field.annotation):
+            yield from _sections(inner, f"{path}.{name}".strip("."))
+
+
+SECTIONS = dict(_sections(Recipe))
+"""Each section class by its path, such as `features.projection`; `pool` has no positions."""

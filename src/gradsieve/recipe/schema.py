@@ -6,9 +6,10 @@ The sections are defined in the other modules of this package and re-exported he
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import ValidationInfo, field_validator
 
 from gradsieve.recipe.inputs import (
     EngineConfig,
@@ -17,14 +18,10 @@ from gradsieve.recipe.inputs import (
     SourceConfig,
     TargetConfig,
 )
-from gradsieve.recipe.section import CHANGES, SEVERAL, TAGS, Effect, Section, key, unique
+from gradsieve.recipe.section import Section, key, unique
 from gradsieve.recipe.selecting import (
-    SIZES,
-    AcrossSubtasks,
     Budget,
     FeaturesConfig,
-    NearDuplicatesConfig,
-    ProjectionConfig,
     ScoreConfig,
     SelectConfig,
 )
@@ -38,22 +35,14 @@ from gradsieve.recipe.training import (
 )
 
 __all__ = [
-    "CHANGES",
-    "SEVERAL",
-    "SIZES",
-    "TAGS",
     "TOGETHER",
-    "AcrossSubtasks",
     "Budget",
-    "Effect",
     "EngineConfig",
     "EvaluateConfig",
     "FeaturesConfig",
     "LimitsConfig",
     "LoraConfig",
     "ModelConfig",
-    "NearDuplicatesConfig",
-    "ProjectionConfig",
     "Recipe",
     "ReportConfig",
     "ScoreConfig",
@@ -93,16 +82,12 @@ class ReportConfig(Section):
 
 
 class SelectionName(NamedTuple):
-    """Identifies a selection by target, method and size.
-
-    Attributes:
-        of_several: Whether the recipe selects several sizes, so that the name includes the size.
-    """
+    """Identifies a selection by target, method and size."""
 
     target: str
     method: str
     budget: Budget
-    of_several: bool = False
+    of_several: bool = False  # of several sizes, so that the name includes it
 
     @property
     def short(self) -> str:
@@ -196,47 +181,31 @@ class Recipe(Section):
     @field_validator("targets")
     @classmethod
     def _names_mean_nothing_else(cls, targets: list[TargetConfig]) -> list[TargetConfig]:
-        taken = [target.name for target in targets if target.name in RESERVED]
-        taken += [target.name for target in targets if target.name.endswith(FILE_NAMES)]
-        if taken:
-            raise ValueError(f"{taken[0]} is a reserved name: rename the target")
+        for target in targets:
+            if target.name in RESERVED or target.name.endswith(FILE_NAMES):
+                raise ValueError(f"{target.name} is a reserved name: rename the target")
         return targets
 
-    @model_validator(mode="after")
-    def _caps_are_of_sources(self) -> Recipe:
+    def contradictions(self) -> Iterator[str]:
+        """Sections that exclude each other, and names of sources and targets that are not there."""
         # For a file with many sources, the values of its field are unknown until it is read.
         known = [s.name if s.source_field is None else f"{s.name}/VALUE" for s in self.pool]
         caps = self.select.per_source
         for name in caps if isinstance(caps, dict) else ():
             start, slash, _ = name.partition("/")
             if (f"{start}/VALUE" if slash else name) not in known:
-                raise ValueError(f"select.per_source: no source is called {name}; one of {known}")
-        return self
-
-    @model_validator(mode="after")
-    def _duplicates_need_a_datastore(self) -> Recipe:
+                yield f"select.per_source: no source is called {name}; one of {known}"
         if self.features.mode == "exact" and self.select.near_duplicates:
-            raise ValueError(
+            yield (
                 "select.near_duplicates compares rows of the datastore, which features.mode: exact "
                 "does not make"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _all_weights_are_not_quantized(self) -> Recipe:
         if self.model.quantization and self.train and self.train.full_parameters:
-            raise ValueError(
+            yield (
                 "train.full_parameters trains all weights, which model.quantization freezes: "
                 "remove one of them"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _tasks_are_targets(self) -> Recipe:
         known = ["target_loss", *(target.name for target in self.targets)]
-        wrong = [
-            task for task in (self.evaluate and self.evaluate.tasks) or [] if task not in known
-        ]
-        if wrong:
-            raise ValueError(f"evaluate.tasks: no target is called {wrong[0]}; one of {known}")
-        return self
+        for task in (self.evaluate and self.evaluate.tasks) or []:
+            if task not in known:
+                yield f"evaluate.tasks: no target is called {task}; one of {known}"

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
-from typing import Annotated, Any, Literal, TypeVar, cast
+from collections.abc import Collection, Iterator
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,7 @@ from pydantic import (
     Tag,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
@@ -77,6 +78,16 @@ class Section(BaseModel):
         takes_truth = cls.model_fields[str(info.field_name)].annotation is bool
         return value if takes_truth else no_truth(value)
 
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for problem in self.contradictions():
+            raise ValueError(problem)
+        return self
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield what is wrong with the section if its values exclude each other."""
+        yield from ()
+
     @classmethod
     def effect(cls, key: str) -> Effect:
         """A key's effect on results."""
@@ -95,11 +106,7 @@ class Section(BaseModel):
 
 
 def regular_expression(value: list[str] | str | None) -> list[str] | str | None:
-    """Check that a recipe's value, if it is a string, is a valid regular expression.
-
-    Raises:
-        ValueError: If it is not; pydantic adds the key to the message.
-    """
+    """Check that a recipe's value, if it is a string, is a valid regular expression."""
     try:
         re.compile(value if isinstance(value, str) else "")
     except re.error as error:
@@ -108,11 +115,7 @@ def regular_expression(value: list[str] | str | None) -> list[str] | str | None:
 
 
 def unique(names: list[str]) -> list[str]:
-    """Check that no name occurs twice, and return the names.
-
-    Raises:
-        ValueError: If one does.
-    """
+    """Check that no name occurs twice, and return the names."""
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise ValueError(f"the name {', '.join(twice)} is used twice")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -91,15 +91,13 @@ class FeaturesConfig(Section):
         "no",
     )
 
-    @model_validator(mode="after")
-    def _exact_needs_no_projection(self) -> FeaturesConfig:
-        unused = sorted(self.unused & self.model_fields_set)
-        if unused:
-            raise ValueError(
+    def contradictions(self) -> Iterator[str]:
+        """Keys that the mode does not use."""
+        if unused := sorted(self.unused & self.model_fields_set):
+            yield (
                 f"mode: exact does not use {' and '.join(unused)}: remove it, or write null if a "
                 "base has it"
             )
-        return self
 
     @property
     def unused(self) -> set[str]:
@@ -178,14 +176,13 @@ class ScoreConfig(Section):
             given["files"] = {**files, **{place.rpartition(":")[2]: place for place in places}}
         return given
 
-    @model_validator(mode="after")
-    def _best_example_needs_maximum(self) -> ScoreConfig:
+    def contradictions(self) -> Iterator[str]:
+        """A mean over subtasks, although only the best example counts."""
         if self.target_mean == "none" and self.across_subtasks == "mean":
-            raise ValueError(
+            yield (
                 "target_mean: none takes the best example, across_subtasks: mean does not; use "
                 "target_mean: mean_of_cosines, or another across_subtasks"
             )
-        return self
 
     @field_validator("fusion")
     @classmethod
@@ -279,8 +276,6 @@ class SelectConfig(Section):
     def _paper_share_by_default(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        if "round_robin" in given:
-            raise ValueError("`round_robin: true` is called `turns: subtasks`")
         set_here = [key for key in SIZES if given.get(key) is not None]
         if len(set_here) > 1:
             raise ValueError(f"expected one of {', '.join(SIZES)}; got {', '.join(set_here)}")

@@ -50,14 +50,10 @@ select:
 
 
 def starter(model: str, pool: Sequence[str], target: str, test: str | None, file: str) -> str:
-    """A commented recipe for the user's own data.
+    """A commented recipe for the user's own data; each source is named after its file.
 
-    Args:
-        model: A folder or a hub id.
-        pool: Paths of the sources; each is named after its file.
-        target: The path of the target's examples.
-        test: The path of its held-out examples; if None, the evaluation keys are commented out.
-        file: The path of the recipe itself, for the commands in its comments.
+    Without `test`, the target's held-out examples, the evaluation keys are commented out. `file` is
+    the path of the recipe itself, for the commands in its comments.
     """
     return _TEXT.format(
         file=file,
@@ -127,11 +123,7 @@ def copy_ready(name: str, out: Path) -> tuple[list[Path], list[Path]]:
 
 
 def write_recipe(text: str, out: Path) -> Path:
-    """Write a new file.
-
-    Raises:
-        UsageError: If it already exists.
-    """
+    """Write a new file; an existing one is refused."""
     if out.exists():
         raise UsageError("The file is there already.", str(out), "Name another one with --out.")
     write_text(out, text)

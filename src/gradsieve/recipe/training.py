@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from gradsieve.recipe.section import OneOrSeveral, Section, Seed, key, regular_expression
 
@@ -62,14 +63,11 @@ class TrainingConfig(Section):
         "no",
     )
 
-    @model_validator(mode="after")
-    def _micro_batches_fill_a_batch(self) -> Self:
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} does not divide "
-                f"batch_size {self.batch_size}"
-            )
-        return self
+    def contradictions(self) -> Iterator[str]:
+        """A micro-batch size that does not divide the batch size."""
+        micro, batch = self.micro_batch_size, self.batch_size
+        if micro and batch % micro:
+            yield f"micro_batch_size {micro} does not divide batch_size {batch}"
 
     def optimizer_steps(self, rows: int) -> int:
         """The number of optimizer steps in a training on `rows` examples."""
@@ -101,11 +99,11 @@ class WarmupConfig(TrainingConfig):
         "contents",
     )
 
-    @model_validator(mode="after")
-    def _checkpoints_are_some(self) -> Self:
-        if self.checkpoints is not None and not self.checkpoints:
-            raise ValueError("`checkpoints` is an empty list: name a folder, or write null")
-        return self
+    def contradictions(self) -> Iterator[str]:
+        """As for any training, and an empty list of checkpoints."""
+        yield from super().contradictions()
+        if self.checkpoints == []:
+            yield "`checkpoints` is an empty list: name a folder, or write null"
 
 
 class TrainConfig(Section):
@@ -130,11 +128,10 @@ class TrainConfig(Section):
         False, "Train all weights, in the model's dtype, instead of an adapter."
     )
 
-    @model_validator(mode="after")
-    def _template_is_of_another_model(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """A chat template without a model."""
         if self.chat_template is not None and self.model is None:
-            raise ValueError("chat_template is that of `model`, which is not set here")
-        return self
+            yield "chat_template is that of `model`, which is not set here"
 
 
 Metric = Literal["target_loss", "held_out_loss", "accuracy", "exact_match", "f1"]

@@ -134,18 +134,10 @@ class Context:
     @property
     def source_specs(self) -> list[SourceSpec]:
         """The location and reading options of each source in the pool."""
-        return [
-            SourceSpec(
-                source.name,
-                self.in_memory.pool.get(source.name, source.path),
-                source.split,
-                source.revision,
-                source.supervise,
-                source.columns,
-                source.source_field,
-                self.recipe.limits,
-            )
-            for source in self.recipe.pool
+        rows, limits = self.in_memory.pool, self.recipe.limits
+        return [  # each key of the section is a field
+            SourceSpec(**{**dict(one), "path": rows.get(one.name, one.path)}, limits=limits)
+            for one in self.recipe.pool
         ]
 
     def source_key(self, spec: SourceSpec) -> SourceKey:
@@ -165,15 +157,7 @@ class Context:
     @cached_property
     def targets(self) -> list[Target]:
         """The targets with their examples."""
-        targets = [
-            load_target(
-                target.name,
-                target.task,
-                self.in_memory.targets.get(target.name, target.path),
-                **self._reading(target),
-            )
-            for target in self.recipe.targets
-        ]
+        targets = [load_target(**self._reading(target)) for target in self.recipe.targets]
         for target in targets:
             if target.bad_rows:
                 self.warn_of_bad_rows(target.name, len(target.bad_rows), target.bad_rows[0])
@@ -181,8 +165,11 @@ class Context:
         return targets
 
     def _reading(self, target: TargetConfig) -> dict[str, Any]:
-        """How a target's examples and its questions are read."""
+        """Where a target's examples and its questions are, and how they are read."""
         return {
+            "name": target.name,
+            "task": target.task,
+            "path": self.in_memory.targets.get(target.name, target.path),
             "subtask_field": target.subtask,
             "on_bad_row": self.recipe.on_bad_row,
             "supervise": target.supervise,
@@ -206,12 +193,9 @@ class Context:
         """All held-out questions, by target name; targets without any are omitted."""
         found = {
             target.name: load_test_set(
-                target.name,
-                target.task,
-                self.in_memory.targets.get(target.name, target.path),
-                self.in_memory.tests.get(target.name, target.test),
-                answer=target.answer,
                 **self._reading(target),
+                test=self.in_memory.tests.get(target.name, target.test),
+                answer=target.answer,
             )
             for target in self.recipe.targets
         }
@@ -236,7 +220,7 @@ class Context:
             self.warnings.append(
                 f"target {target.name}: the held-out questions of {len(bare)} of {len(tested)} "
                 f"subtasks are asked without a few-shot example, since the target has none of "
-                f"{'it' if len(bare) == 1 else 'them'}, the first {min(bare)}"
+                f"them, the first {min(bare)}"
             )
 
     @cached_property
@@ -308,7 +292,7 @@ class Context:
     @property
     def pool_inputs(self) -> dict[str, str]:
         """Fingerprints of the pool's rows, independent of file paths and row order."""
-        return self.artifacts.pool.fingerprints
+        return dict(self.artifacts.pool.metadata["output"])
 
     @property
     def target_inputs(self) -> dict[str, str]:

@@ -97,13 +97,9 @@ named by their hash: the datastore's reader verifies them too."""
 def faults(
     folder: Path, listed: FileList, within: Path | None = None, read: Read = "all"
 ) -> list[Fault]:
-    """The differences between a folder and its list.
+    """The differences between a stage's folder and its list; `within`: only in this file or folder.
 
-    Args:
-        folder: A stage's folder.
-        listed: The output of `list_files`.
-        within: Check only this file, or only the files below this folder.
-        read: Which files are read; for the others only the size is compared.
+    Of files that are not `read`, only the size is compared.
     """
     found, within = [], within or folder
     # Thousands of results are verified one by one, and all of them are in this list.

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from gradsieve.errors import RunError, UsageError
 from gradsieve.io import (
@@ -47,34 +46,25 @@ from gradsieve.runs.lock import LOCK, locked, mark, refuse_links
 from gradsieve.runs.notebook import html_table
 
 SCHEMA = 2
-"""Schema version of `meta.json`; 1 dates from before the pool was a stage. A run without file
-lists, written by earlier versions, is used unverified."""
+"""Schema version of `meta.json`."""
 
 
-class StageEntry(NamedTuple):
-    """A stage's entry for the command line, the run folder and the pipeline."""
+STAGES = {
+    "pool": "Read the sources into one memory-mapped, tokenized data set.",
+    "warmup": "Train LoRA on a random share of the pool.",
+    "features": "Build the gradient datastore and target gradients.",
+    "score": "Score each example's influence on each target.",
+    "select": "Select the best examples.",
+    "train": "Train on the selections.",
+    "evaluate": "Evaluate the trained models on held-out examples.",
+    "validate": "Measure whether scores predict what training does.",
+    "report": "Write an HTML report of what was selected and why.",
+}
+"""What each stage does, in order. Each is a class in `gradsieve.stages.NAME`; a new stage needs
+that file and one line here."""
 
-    name: str
-    folder: str
-    summary: str
-
-
-STAGES = (
-    StageEntry("pool", "00-pool", "Read the sources into one memory-mapped, tokenized data set."),
-    StageEntry("warmup", "01-warmup", "Train LoRA on a random share of the pool."),
-    StageEntry("features", "02-features", "Build the gradient datastore and target gradients."),
-    StageEntry("score", "03-score", "Score each example's influence on each target."),
-    StageEntry("select", "04-select", "Select the best examples."),
-    StageEntry("train", "05-train", "Train on the selections."),
-    StageEntry("evaluate", "06-evaluate", "Evaluate the trained models on held-out examples."),
-    StageEntry("validate", "07-validate", "Measure whether scores predict what training does."),
-    StageEntry("report", "08-report", "Write an HTML report of what was selected and why."),
-)
-"""All stages in order. Each is a class in `gradsieve.stages.NAME`; a new stage needs that file and
-one entry here."""
-
-STAGE_NAMES = tuple(entry.name for entry in STAGES)
-_FOLDERS = {entry.name: entry.folder for entry in STAGES}
+STAGE_NAMES = tuple(STAGES)
+FOLDERS = {name: f"{number:02}-{name}" for number, name in enumerate(STAGES)}
 
 ARCHIVE = "archive"
 """Folder of a run that keeps outputs made with other settings."""
@@ -90,33 +80,11 @@ TURN = ".turn"
 
 
 def check_stage_names(names: Iterable[str | None], where: str) -> None:
-    """Refuse names that are not stages; None is ignored.
-
-    Raises:
-        UsageError: For the first unknown name; `where` is the option that gave it.
-    """
+    """Refuse names, given by the option `where`, that are not stages; None is ignored."""
     for name in names:
         if name is not None and name not in STAGE_NAMES:
             todo = f"One of {', '.join(STAGE_NAMES)}."
             raise UsageError(f"There is no stage {name}.", where, todo)
-
-
-@dataclass(frozen=True)
-class State:
-    """The state of a stage before it runs.
-
-    Attributes:
-        kind: `done`; `new`; `resume`: continues in its folder where it stopped; `extend`: adds to
-            outputs for fewer examples, targets, methods or seeds; `redo`: starts again in a new
-            folder; `archived`: restored from the archive; `wait`: an earlier stage runs first, and
-            determines what can be kept.
-        why: What has changed, or which stage runs first.
-        faults: Files that differ from what the finished stage wrote.
-    """
-
-    kind: Literal["done", "new", "resume", "extend", "redo", "archived", "wait"]
-    why: str = ""
-    faults: Sequence[Fault] = ()
 
 
 class RunFolder:
@@ -151,15 +119,11 @@ class RunFolder:
         write_text(self.recipe, f"{SEAL}{fingerprint(text)}\n{text}")
 
     def checked_recipe(self) -> Path:
-        """The path of the resolved recipe, after checking that it is what was written.
-
-        Raises:
-            RunError: If it is damaged, or was edited.
-        """
+        """The path of the resolved recipe, refused if it is damaged or was edited."""
+        self.stages_there()  # otherwise it is another program's
         with suppress(OSError, ValueError):  # the parser reports these
             first, _, text = self.recipe.read_text(encoding="utf-8").partition("\n")
-            is_ours = first.startswith(SEAL) or any(self.stage(s).is_dir() for s in STAGE_NAMES)
-            if is_ours and first != f"{SEAL}{fingerprint(text)}":
+            if first != f"{SEAL}{fingerprint(text)}":
                 what = "The run's recipe is not what was written: it is damaged, or was edited."
                 raise RunError(what, str(self.recipe), MAKE_AGAIN)
         return self.recipe
@@ -171,19 +135,15 @@ class RunFolder:
 
     def stage(self, name: str) -> Path:
         """The folder of a stage, e.g. `RUN/01-warmup`."""
-        return self.path / _FOLDERS[name]
+        return self.path / FOLDERS[name]
 
     def metadata(self, name: str) -> dict[str, Any] | None:
-        """The metadata of a finished stage; None if it is not finished.
-
-        Raises:
-            RunError: If it can't be read.
-        """
+        """The metadata of a finished stage; None if it is not finished."""
         found = _read(self.stage(name) / META)
         return None if found is None else {k: v for k, v in found.items() if k != "files"}
 
     def files(self, name: str) -> FileList | None:
-        """The file list of a finished stage; None if it is not finished or has no list."""
+        """The file list of a finished stage; None if it is not finished."""
         try:
             return _listed(identity(self.stage(name) / META))
         except (FileNotFoundError, NotADirectoryError):
@@ -195,11 +155,7 @@ class RunFolder:
         return [] if listed is None else faults(self.stage(name), listed, within, read)
 
     def stages_there(self) -> list[str]:
-        """Stages that have a folder, in order.
-
-        Raises:
-            RunError: If there are none: the folder is not a run.
-        """
+        """Stages that have a folder, in order; a folder without any is refused: it is no run."""
         there = [name for name in STAGE_NAMES if self.stage(name).is_dir()]
         if not there:
             todo = "Give the folder that was --out of `gradsieve run`."
@@ -207,19 +163,11 @@ class RunFolder:
         return there
 
     def started_with(self, name: str) -> dict[str, Any] | None:
-        """The fingerprint inputs with which a stage last started; None if it never started.
-
-        Raises:
-            RunError: If they can't be read.
-        """
+        """The fingerprint inputs with which a stage last started; None if it never started."""
         return _read(self.stage(name) / INPUTS)
 
     def require(self, name: str) -> dict[str, Any]:
-        """The metadata of a finished stage.
-
-        Raises:
-            RunError: If the stage is not finished.
-        """
+        """The metadata of a stage, refused if it is not finished."""
         found = self.metadata(name)
         if found is None:
             todo = f"Run `gradsieve {name}` with the same recipe and --out first."
@@ -263,11 +211,7 @@ class RunFolder:
             file.write_text(json.dumps({"seconds": round(seconds, 3)}), encoding="utf-8")
 
     def repair(self, name: str) -> str | None:
-        """Repair the files that record a stage's state, so that the stage can resume.
-
-        Returns:
-            What was wrong; None if nothing was.
-        """
+        """Repair the files that record a stage's state; returns what was wrong, if anything was."""
         folder, found, damage = self.stage(name), None, None
         try:
             found = _read(folder / META)
@@ -302,7 +246,7 @@ class RunFolder:
         return self._to_archive(folder, self._archived(name, self.started_with(name)))
 
     def _archived(self, name: str, inputs: Mapping[str, Any] | None) -> str:
-        return f"{_FOLDERS[name]}-{fingerprint(inputs)[:8]}"
+        return f"{FOLDERS[name]}-{fingerprint(inputs)[:8]}"
 
     def take_back(self, name: str, inputs: Mapping[str, Any]) -> bool:
         """Restore a stage's folder made with these inputs from the archive, if it has one.
@@ -319,9 +263,7 @@ class RunFolder:
     def can_take_back(self, name: str, inputs: Mapping[str, Any]) -> bool:
         """Whether the archive has a stage's finished outputs for these inputs."""
         kept = self._kept(name, inputs)
-        with suppress(RunError):
-            return kept is not None and _read(kept / META) is not None
-        return False
+        return kept is not None and (kept / META).is_file()
 
     def _kept(self, name: str, inputs: Mapping[str, Any]) -> Path | None:
         """A stage's folder in the archive that was made with these inputs, if any."""
@@ -349,18 +291,18 @@ class RunFolder:
         return {file: file.read_bytes() for file in files if file.is_file()}
 
     def restore(self, name: str, snapshot: Mapping[Path, bytes], archived: Path | None) -> None:
-        """Undo `archive` and all that the stage has written since, or only `begin`."""
+        """Undo `archive` and `begin`; an archived folder replaces what was written since."""
         folder = self.stage(name)
-        if archived is not None:  # which includes the files that were reused
-            shutil.rmtree(folder)
-            archived.rename(folder)
-            with suppress(OSError):  # not empty: it has other stages' folders
-                archived.parent.rmdir()
-        else:
+        if archived is None:
             for file in (folder / INPUTS, folder / SECONDS):
                 file.unlink(missing_ok=True)
             with suppress(OSError):  # not empty: it has earlier files
                 folder.rmdir()
+        else:
+            shutil.rmtree(folder)  # files that it has reused are in the archive, too
+            archived.rename(folder)
+            with suppress(OSError):  # not empty: it has other stages' folders
+                archived.parent.rmdir()
         for file, content in snapshot.items():
             with atomic(file) as temporary:
                 temporary.write_bytes(content)
@@ -396,7 +338,7 @@ class RunFolder:
             where = str(self.path.absolute()).encode(errors="backslashreplace").decode()
             raise RunError("The run folder's path is not UTF-8.", where, todo) from None
         there = sorted(item.name for item in self.path.iterdir()) if self.path.is_dir() else []
-        ours = {LOCK, *_FOLDERS.values()}
+        ours = {LOCK, *FOLDERS.values()}
         if there and ours.isdisjoint(there):
             raise RunError(
                 "The run folder holds something else.",
@@ -440,7 +382,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         found = error.strerror if isinstance(error, OSError) else f"it is damaged ({error})"
         what = f"A file of the run cannot be read: {found}."
         raise _Damaged(what, str(path), MAKE_AGAIN) from None
-    if path.name == META and value is not None and value.get("schema") != SCHEMA:
+    if path.name == META and value and (value.get("schema") != SCHEMA or "files" not in value):
         raise RunError(
             f"This was not written by this version of gradsieve (schema {SCHEMA}).",
             str(path),

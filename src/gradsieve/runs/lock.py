@@ -12,7 +12,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import psutil
@@ -41,18 +41,12 @@ def _opened(file: Path) -> int:
 def locked(
     folder: Path, shared: bool = False, *, name: str = LOCK, wait: bool = False
 ) -> Iterator[None]:
-    """Lock a run folder.
+    """Lock a run folder by the file `name`; refuse it, or `wait`, while another process has it.
 
-    Args:
-        folder: The run folder.
-        shared: Share the lock with other processes; without `flock` nothing is locked.
-        name: Name of the lock file.
-        wait: Wait until other processes have released the lock.
-
-    Raises:
-        RunError: If another process holds the lock.
+    With `shared`, several processes can have it; without `flock` nothing is locked then.
     """
     file = _opened(folder / name)
+    holder: AbstractContextManager[None] = nullcontext()
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
         try:
@@ -63,10 +57,10 @@ def locked(
                 if os.fstat(file).st_nlink > 1:  # `cp -al`: the process may be in the other folder
                     todo += f" If this is a copy by hard links, delete its {folder / name}."
                 raise _busy(folder, todo) from None
-            with nullcontext() if shared or wait else _held_by_name(folder):
-                yield
-            return
-        yield
+            if not shared and not wait:
+                holder = _held_by_name(folder)
+        with holder:
+            yield
     finally:
         os.close(file)
 
@@ -102,11 +96,7 @@ def _busy(folder: Path, todo: str) -> RunError:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a folder with symbolic links that lead out of it: writing would change other files.
-
-    Raises:
-        RunError: If there is one; names the link.
-    """
+    """Refuse a folder with symbolic links that lead out of it: writing would change other files."""
     home = folder.resolve()
     for below, folders, files in os.walk(folder):
         for name in (*folders, *files):

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from gradsieve.io import differences
 from gradsieve.models.checkpoints import checkpoint_fingerprint
-from gradsieve.recipe.schema import CHANGES, Recipe
+from gradsieve.recipe.schema import Recipe
+from gradsieve.recipe.section import CHANGES
 from gradsieve.runs.folder import RunFolder
 
 
 def changed_settings(run: RunFolder, recipe: Recipe, name: str) -> list[str]:
-    """Settings of a finished stage that change results and differ from the recipe's.
+    """Settings of a stage, if finished, that change results and differ from the recipe's.
 
-    Returns:
-        Lines such as `select.count: 9 -> 10`; empty if the stage is not finished.
+    Each is a line such as `select.count: 9 -> 10`.
     """
     metadata = run.metadata(name)
     if metadata is None:

@@ -22,7 +22,7 @@ class Verification:
     """The result of verifying a run's files."""
 
     run: str
-    # `checked` (with or without problems), `unfinished`, or `not listed` (of an earlier version)
+    # `checked` (with or without problems) or `unfinished`
     stages: dict[str, str] = field(default_factory=dict)
     problems: list[dict[str, str]] = field(default_factory=list)
     files: int = 0
@@ -43,11 +43,7 @@ class Verification:
 
 
 def verify(run: RunFolder, report: Callable[[float], None] = lambda stages: None) -> Verification:
-    """Read a run's files and compare them with `meta.json`; `report` gets the count of stages done.
-
-    Raises:
-        RunError: If the folder is not a run.
-    """
+    """Read a run's files and compare them with `meta.json`; reports the count of stages done."""
     found = Verification(str(run.path))
     there = run.stages_there()
     try:
@@ -71,16 +67,16 @@ def verify(run: RunFolder, report: Callable[[float], None] = lambda stages: None
 
 def _stage(run: RunFolder, name: str, found: Verification) -> None:
     metadata, listed = run.metadata(name), run.files(name)
-    if listed is not None:
+    if metadata is not None and listed is not None:
         found.stages[name] = "checked"
         found.files += len(listed)
         found.bytes += sum(int(size) for size, _ in listed.values())
         for fault in run.faults(name):
             found.add(name, str(fault.file), fault.what)
-        if metadata is not None and run.started_with(name) != metadata.get("inputs"):
+        if run.started_with(name) != metadata.get("inputs"):
             found.add(name, str(run.stage(name) / INPUTS), "not of this stage")
         return
-    found.stages[name] = "unfinished" if metadata is None else "not listed"
+    found.stages[name] = "unfinished"
     run.started_with(name)
     if name == "features":  # its shards can be verified without a list
         for settings in sorted(run.stage(name).glob("*/*/settings.json")):

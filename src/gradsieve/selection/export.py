@@ -29,7 +29,8 @@ from gradsieve.data.formats import is_unicode
 from gradsieve.data.sources import json_text
 from gradsieve.io import atomic
 from gradsieve.methods import find_method, members, uses_gradients
-from gradsieve.recipe.schema import TOGETHER, Effect, Recipe, SelectionName
+from gradsieve.recipe.schema import TOGETHER, Recipe, SelectionName
+from gradsieve.recipe.section import Effect
 from gradsieve.selection import ANSWERS, MESSAGES, ROWS
 
 FILES = {"default": ROWS, "messages": MESSAGES, "prompt_completion": ANSWERS}

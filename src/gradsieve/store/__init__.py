@@ -4,9 +4,7 @@ docs/format.md specifies the format. `create_store` opens one for writing, `open
 `inspect`, `convert` and `merge` work on existing ones.
 """
 
-from pathlib import Path
-
-from gradsieve.store.format import MANIFEST, Folder, RowKey, key_table
+from gradsieve.store.format import RowKey, key_table
 from gradsieve.store.maintain import convert, inspect, merge
 from gradsieve.store.reader import Shard, Store, Wanted, open_store
 from gradsieve.store.writer import StoreWriter, create_store, open_writer, rows_where, sound_store
@@ -26,10 +24,4 @@ __all__ = [
     "open_writer",
     "rows_where",
     "sound_store",
-    "store_files",
 ]
-
-
-def store_files(folder: Path) -> list[Path]:
-    """The files of a local datastore: its manifest, and the files that the manifest lists."""
-    return [folder / name for name in (MANIFEST, *(Folder(folder).manifest() or ()))]

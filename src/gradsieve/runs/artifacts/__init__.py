@@ -1,8 +1,8 @@
 """The outputs in each stage's folder: the only code that knows a path below a stage's folder.
 
-In: a run folder. Out: one typed artifact per stage, with `paths`, `missing`, and methods that read
-and write. Stages, analysis and report open each other's results only through these types, which
-verify a finished stage's files before they are used.
+In: a run folder. Out: one typed artifact per stage, with its paths and methods that read and write.
+Stages, analysis and report open each other's results only through these types, which verify a
+finished stage's files before they are used.
 """
 
 from __future__ import annotations

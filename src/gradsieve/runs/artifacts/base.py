@@ -46,25 +46,11 @@ class StageArtifact:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The metadata of the finished stage.
-
-        Raises:
-            RunError: If it is not finished.
-        """
+        """The metadata of the stage, which must be finished."""
         return self.run.require(self.stage)
-
-    def paths(self) -> list[Path]:
-        """The files and folders that a finished stage has written."""
-        raise NotImplementedError
-
-    def missing(self) -> list[Path]:
-        """The `paths` that no longer exist."""
-        return [path for path in self.paths() if not path.exists()]
 
     def faults(self, read: Read = "all") -> list[Fault]:
         """The finished stage's files that differ from what was written."""
-        if self.run.files(self.stage) is None:  # written by an earlier version
-            return [Fault(path, "missing") for path in self.missing()]
         return self.run.faults(self.stage, read=read)
 
     def made_with(self, file: Path) -> list[Path]:
@@ -82,11 +68,7 @@ class StageArtifact:
         return not self.is_dispensable(fault.file)
 
     def verified(self, path: Path) -> Path:
-        """A file or folder, after checking that it is what the finished stage wrote.
-
-        Raises:
-            RunError: If it is not; the message says how to make it again.
-        """
+        """A file or folder, refused if it is not what the finished stage wrote."""
         if faults := [*filter(self.matters, self.run.faults(self.stage, path, "unnamed"))]:
             raise damaged_error(faults, self.stage)
         return path

@@ -37,14 +37,14 @@ class TrainedModel:
         return self.folder.with_name(f"{self.folder.name}.tmp")
 
     def exists(self) -> bool:
-        """Whether all saved files exist undamaged; earlier versions recorded no file list."""
+        """Whether all saved files exist undamaged."""
         try:
-            training = read_sealed(self.folder / TRAINING) or {}
-            files = training.get("files", {}).items()
-            sound = all(hash_once(self.folder / name) == kept for name, kept in files)
-        except (OSError, ValueError):
+            training = read_sealed(self.folder / TRAINING)
+            return training is not None and all(
+                hash_once(self.folder / name) == kept for name, kept in training["files"].items()
+            )
+        except (OSError, ValueError, LookupError):
             return False
-        return bool(training) and sound and any(self.folder.glob("*.safetensors"))
 
     @property
     def fingerprint(self) -> str:
@@ -97,13 +97,6 @@ class ModelsArtifact(StageArtifact):
         """The fingerprint of each model, by name."""
         return dict(self.metadata["models"])
 
-    def paths(self) -> list[Path]:
-        return [self.folder / name for name in self.metadata["models"]]
-
-    def missing(self) -> list[Path]:
-        """Models that are missing or damaged."""
-        return [path for path in self.paths() if not TrainedModel(path).exists()]
-
     def made_with(self, file: Path) -> list[Path]:
         """A model is made again as a whole."""
         return [self.folder.joinpath(*file.relative_to(self.folder).parts[:3])]
@@ -120,10 +113,6 @@ class _Summarized(StageArtifact):
 
     def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         write_json(self.summary, {"rows": rows})
-
-    def paths(self) -> list[Path]:
-        """The summary; the other files only serve to make it."""
-        return [self.summary]
 
 
 class ResultsArtifact(_Summarized):
@@ -208,9 +197,6 @@ class ReportArtifact(StageArtifact):
 
     stage = "report"
     page = Below("index.html")
-
-    def paths(self) -> list[Path]:
-        return [self.page]
 
 
 def _json(file: Path) -> dict[str, Any]:

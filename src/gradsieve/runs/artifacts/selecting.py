@@ -31,7 +31,7 @@ from gradsieve.runs.artifacts.base import LOSSES, Below, StageArtifact
 from gradsieve.runs.files import Fault, Read
 from gradsieve.runs.score_table import ScoreTable, read_example_scores, read_scores
 from gradsieve.selection import ANSWERS, MESSAGES, ROWS
-from gradsieve.store import Store, open_store, store_files
+from gradsieve.store import Store, open_store
 from gradsieve.store.targets import TargetGradients, read_target_gradients, target_file
 
 
@@ -51,16 +51,6 @@ class PoolArtifact(StageArtifact):
         """Open the finished pool, memory-mapped."""
         self.run.require(self.stage)
         return Pool(self.verified(self.folder))
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """A fingerprint of each source's rows, independent of row order, file path and format."""
-        return dict(self.metadata["output"])
-
-    def paths(self) -> list[Path]:
-        """The data set's files."""
-        parts = [self.folder / "dataset" / f"{name}.arrow" for name in self.metadata["sources"]]
-        return [self.skipped, self.folder / "order.npy", *parts]
 
     def made_with(self, file: Path) -> list[Path]:
         """Includes `state.json`: without it, the files that all sources share are made again."""
@@ -85,7 +75,10 @@ class WarmupArtifact(StageArtifact):
     @property
     def checkpoints(self) -> list[Path]:
         """The folders in order; relative names are in the stage's folder, so a run can be moved."""
-        return [self.verified(f) if f.parent == self.folder else f for f in self.paths()]
+        return [self.verified(f) if f.parent == self.folder else f for f in self._named()]
+
+    def _named(self) -> list[Path]:
+        return [self.folder / name for name in self.metadata["checkpoints"]]
 
     @property
     def learning_rates(self) -> list[float]:
@@ -105,12 +98,9 @@ class WarmupArtifact(StageArtifact):
             return []
         return list(read_lines(file))
 
-    def paths(self) -> list[Path]:
-        return [self.folder / name for name in self.metadata["checkpoints"]]
-
     def faults(self, read: Read = "all") -> list[Fault]:
         """As for any stage, plus checkpoints named by the recipe that no longer exist."""
-        moved = [path for path in self.paths() if path.parent != self.folder and not path.exists()]
+        moved = [path for path in self._named() if path.parent != self.folder and not path.exists()]
         return super().faults(read) + [Fault(path, "missing") for path in moved]
 
     def made_with(self, file: Path) -> list[Path]:
@@ -181,25 +171,12 @@ class FeaturesArtifact(StageArtifact):
     @property
     def exact_targets(self) -> list[str]:
         """Targets whose exact cosines are stored."""
-        if self.metadata["inputs"]["features"]["mode"] == "exact":
-            return list(self.metadata["inputs"]["targets"])
-        return list(self.metadata.get("exact_targets", ()))
+        return list(self.metadata["exact_targets"])
 
     def last_store(self) -> Store | None:
         """The first datastore of gradients at the last checkpoint; None in exact mode."""
         last, kinds = self.checkpoints[-1], [kind for kind in self.kinds if kind != "exact"]
         return last.store(kinds[0]) if kinds else None
-
-    def paths(self) -> list[Path]:
-        """Tables, target gradients, and every file of the datastores."""
-        targets = self.metadata["inputs"]["targets"]
-        found = [self.skipped_file]
-        for checkpoint in self.checkpoints:
-            for kind in self.kinds:
-                found += store_files(checkpoint.store_folder(kind))
-                if kind != "exact":
-                    found += [checkpoint.target_file(kind, target) for target in targets]
-        return found
 
 
 class ScoresArtifact(StageArtifact):
@@ -222,8 +199,7 @@ class ScoresArtifact(StageArtifact):
 
     def reads_gradients(self, method: str) -> bool:
         """Whether a method's scores use gradients, found without running the method's code."""
-        facts = self.metadata["methods"][method]
-        return bool(facts.get("gradients", method in ("less", "dot", "sgd")))  # older runs
+        return bool(self.metadata["methods"][method]["gradients"])
 
     def table_file(self, target: str, method: str) -> Path:
         """The file with a target's scores by a method."""
@@ -243,20 +219,13 @@ class ScoresArtifact(StageArtifact):
     def facts(self) -> dict[str, dict[str, Any]]:
         """`seconds`, `own` parts and `noise` of each method, as the score stage recorded them."""
         try:
-            found = read_sealed(self._facts) or {}
+            return read_sealed(self._facts) or {}
         except (OSError, ValueError):  # unreadable: nothing else depends on it
             return {}
-        return {  # older runs recorded only seconds
-            name: of if isinstance(of, dict) else {"seconds": of} for name, of in found.items()
-        }
 
     def add_facts(self, method: str, facts: Mapping[str, Any]) -> None:
         """Record facts about a method's scores."""
         write_sealed(self._facts, {**self.facts(), method: facts})
-
-    def paths(self) -> list[Path]:
-        names = (name.split("/") for name in self.metadata["tables"])
-        return [self.table_file(target, method) for target, method in names]
 
 
 def link_tables(old: Path, new: Path, targets: Iterable[str]) -> None:
@@ -315,9 +284,3 @@ class SelectionsArtifact(StageArtifact):
     def leaks(self) -> Path:
         """The file of examples that share 13 consecutive words with a test question."""
         return self.verified(self.folder / "leaks.jsonl")
-
-    def paths(self) -> list[Path]:
-        """The data files of each selection."""
-        names = (name.split("/") for name in self.metadata["selections"])
-        files = [self.selection(target, method) for target, method in names]
-        return [path for one in files for path in (one.selected, one.messages, one.answers)]
