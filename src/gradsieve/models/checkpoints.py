@@ -31,7 +31,14 @@ from transformers import Trainer
 from gradsieve.errors import ModelError
 from gradsieve.gradients.adam import Moments
 from gradsieve.io import atomic, folder_fingerprint, write_json
-from gradsieve.models.optimizers import Constants, Group, State, adam_constants, adam_state
+from gradsieve.models.optimizers import (
+    Constants,
+    Group,
+    State,
+    adam_constants,
+    adam_state,
+    checked_constants,
+)
 
 METADATA = "gradsieve"
 """The key of adam.safetensors' metadata, a JSON object: step, betas, eps, learning_rate."""
@@ -250,10 +257,7 @@ def _read_ours(file: Path, _: PeftModel) -> States:
     for key, tensor in load_file(file).items():
         kind, _, name = key.partition("/")
         states.setdefault(name, {"step": facts["step"]})[kind] = tensor
-    # Older checkpoints don't store the constants; they were trained with torch's defaults.
-    group: dict[str, Any] = {"params": list(states), "amsgrad": False, **Constants()._asdict()}
-    group |= {key: facts[key] for key in ("betas", "eps") if key in facts}
-    return states, adam_constants(states.values(), [group], str(file))
+    return states, checked_constants(facts, str(file))
 
 
 def _read_trainer(file: Path, model: PeftModel) -> States:

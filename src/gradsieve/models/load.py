@@ -29,14 +29,10 @@ from gradsieve.models.layers import adapted, misfit
 from gradsieve.models.source import ModelSource
 from gradsieve.recipe import schema as recipe
 
-BOTH_FILES = "Name folders with adapter_config.json and adapter_model.safetensors."
-IN_A_FOLDER = (
-    "Name that folder. One that has the name of the adapter has no optimizer state: copy its files "
-    "up, next to the optimizer's."
-)
-FULL_MODEL = (
-    "It holds a full model: features are taken from LoRA checkpoints. Use it as model.name, "
-    "without warmup.checkpoints: gradsieve then runs its own warm-up."
+NAME_ADAPTERS = (
+    "Name folders with adapter_config.json, adapter_model.safetensors and an optimizer state. A "
+    "fully trained model can be model.name, without warmup.checkpoints: gradsieve then runs its "
+    "own warm-up."
 )
 
 
@@ -70,12 +66,9 @@ def add_adapter(model: PreTrainedModel, lora: recipe.LoraConfig, seed: int) -> P
             adapted = get_peft_model(model, lora_config(model, lora))
     except ValueError as error:
         raise misfit(f"warmup.lora.target_modules {lora.target_modules}", error) from None
-    adapted.create_or_update_model_card = _no_card
+    # A model card takes longer than the rest of a save, and isn't kept.
+    adapted.create_or_update_model_card = lambda _: None
     return adapted
-
-
-def _no_card(folder: str) -> None:
-    """Replaces peft's model card, which takes longer than the rest of a save and isn't kept."""
 
 
 def lora_config(model: PreTrainedModel, lora: recipe.LoraConfig) -> LoraConfig:
@@ -168,11 +161,7 @@ def adapter_config(folder: Path) -> Path:
     """The file with an adapter's configuration; raises `ModelError` if it is missing."""
     file = folder / "adapter_config.json"
     if not file.is_file():
-        is_model = (folder / "config.json").is_file()
-        below = sorted(one.parent.name for one in folder.glob("*/adapter_config.json"))
-        found = f"; there is one in {', '.join(below[:5])}" if below else ""
-        todo = FULL_MODEL if is_model else IN_A_FOLDER if below else BOTH_FILES
-        raise ModelError("There is no adapter here.", f"{file}: no such file{found}", todo)
+        raise ModelError("There is no adapter here.", f"{file}: no such file", NAME_ADAPTERS)
     return file
 
 
@@ -182,7 +171,7 @@ def adapter_file(folder: Path) -> Path:
     files = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise ModelError("The adapter's weights are missing.", str(files[0]), BOTH_FILES)
+        raise ModelError("The adapter's weights are missing.", str(files[0]), NAME_ADAPTERS)
     return file
 
 
