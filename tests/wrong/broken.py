@@ -155,7 +155,7 @@ ADAPTERS = (
     _adapter_case("an adapter_config.json that is an array", checkpoints(file(ADAPTER, "[]")),
                   "not JSON", ADAPTER),
     _adapter_case("an adapter of another kind", adapter(peft_type="IA3"), 'peft_type "IA3"'),
-    _adapter_case("rank 0", adapter(r=0), *UNFIT, "got 0"),
+    _adapter_case("rank 0", adapter(r=0), *UNFIT, "passed is 0"),
     _adapter_case("a rank that is a text", adapter(r="two"), *UNFIT),
     _adapter_case("a rank of 10^12", adapter(r=10**12), "of another model", "1000000000000"),
     _adapter_case("ranks by layer as a list", adapter(rank_pattern=[1]), *UNFIT),
