@@ -219,7 +219,7 @@ def test_several_learning_rates_are_refused(tmp_path: Path) -> None:
     for read in (lambda: load_moments(tmp_path, model), lambda: adam_states(model, optimizer)):
         with pytest.raises(ModelError, match=r"LoRA\+") as caught:
             read()
-        assert "0.001, 0.016" in caught.value.where
+        assert "initial_lr 0.001 and 0.016" in caught.value.where
 
 
 def test_groups_with_different_constants_are_refused(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_groups_with_different_constants_are_refused(tmp_path: Path) -> None:
     groups[1]["betas"] = (0.9, 0.95)
     optimizer = torch.optim.AdamW(groups)
     stepped(model, optimizer)
-    with pytest.raises(ModelError, match="different betas or eps"):
+    with pytest.raises(ModelError, match="have different settings"):
         adam_states(model, optimizer)
 
 
@@ -251,7 +251,7 @@ def test_shards_of_fsdp_are_merged_as_the_message_says(tmp_path: Path) -> None:
     group = {**optimizer.state_dict()["param_groups"][0], "params": list(named)}
     shards = tmp_path / "optimizer_0"
     save({"optimizer": {"state": named, "param_groups": [group]}}, checkpoint_id=str(shards))
-    with pytest.raises(ModelError, match="sharded by FSDP") as caught:
+    with pytest.raises(ModelError, match="is sharded") as caught:
         load_moments(tmp_path, model)
     assert "dcp_to_torch CHECKPOINT/optimizer_0" in caught.value.todo
     dcp_to_torch_save(str(shards), str(tmp_path / "optimizer.bin"))
@@ -263,15 +263,15 @@ def test_shards_of_deepspeed_are_named(tmp_path: Path) -> None:
     (tmp_path / "global_step12").mkdir()
     shard = tmp_path / "global_step12" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
     shard.write_bytes(b"")
-    with pytest.raises(ModelError, match="DeepSpeed ZeRO"):
+    with pytest.raises(ModelError, match="is sharded"):
         load_moments(tmp_path, tiny.adapted())
 
 
-def test_a_class_that_a_state_would_need_is_named(tmp_path: Path) -> None:
+def test_a_state_that_would_need_a_class_is_refused(tmp_path: Path) -> None:
     torch.save({"state": {0: Iterator}, "param_groups": []}, tmp_path / "optimizer.pt")
     with pytest.raises(ModelError, match="cannot be read") as caught:
         load_moments(tmp_path, tiny.adapted())
-    assert "collections.abc.Iterator" in caught.value.where
+    assert caught.value.where.endswith("optimizer.pt: a pickle that would run code")
 
 
 @pytest.mark.parametrize(

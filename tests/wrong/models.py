@@ -374,7 +374,7 @@ CHECKPOINTS = (
     Case(
         "moments that would run code",
         checkpoints(code_for_moments),
-        ("cannot be read", "optimizer.pt", "would run code", "Trainer wrote"),
+        ("cannot be read", "optimizer.pt", "would run code", "transformers' Trainer"),
     ),
     Case(
         "a broken trainer_state.json",

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer
 
-from gradsieve.errors import ModelError
+from gradsieve.errors import ModelError, first_line
 from gradsieve.gradients.adam import Moments
 from gradsieve.io import atomic, folder_fingerprint, write_json
 from gradsieve.models.optimizers import (
@@ -134,12 +134,10 @@ def load_moments(folder: Path, model: PeftModel) -> Moments:
         by_name, constants = _READERS[file.name](file, model)
         states = {name: by_name.get(saved_name(name), {}) for name in _trainable(model)}
         return _states_of(model, states, constants, str(file))
-    except UnpicklingError as error:
-        unknown = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-        holds = f"it holds {unknown[1]}, which" if unknown else "it is not a pickle, or one that"
-        raise _unreadable(file, f"{holds} would run code") from None
+    except UnpicklingError:
+        raise _unreadable(file, "a pickle that would run code") from None
     except _UNREADABLE as error:
-        raise _unreadable(file, error) from None
+        raise _unreadable(file, _reason(error)) from None
 
 
 def optimizer_file(folder: Path) -> Path:
@@ -147,9 +145,10 @@ def optimizer_file(folder: Path) -> Path:
     file = next((folder / name for name in _READERS if (folder / name).is_file()), None)
     if file is not None:
         return file
-    for pattern, (what, todo) in _SHARDED.items():
+    for pattern in _SHARDED:
         for found in sorted(folder.glob(pattern)):
-            raise ModelError(f"The checkpoint's optimizer state is {what}.", str(found), todo)
+            what = "The checkpoint's optimizer state is sharded."
+            raise ModelError(what, str(found), MERGE_SHARDS)
     raise ModelError(
         "The checkpoint has no optimizer state, which Adam's update needs.",
         f"{folder}: none of {', '.join(_READERS)}",
@@ -157,27 +156,22 @@ def optimizer_file(folder: Path) -> Path:
     )
 
 
-_SHARDED = {
-    "global_step*/*optim_states.pt": (
-        "sharded by DeepSpeed ZeRO",
-        "Train without DeepSpeed (a LoRA adapter's state is small), or leave warmup.checkpoints "
-        "out: gradsieve then runs its own warm-up.",
-    ),
-    "optimizer*/*.distcp": (
-        "sharded by FSDP",
-        "Merge it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
-        "CHECKPOINT/optimizer_0 CHECKPOINT/optimizer.bin; or train with FSDP's state_dict_type "
-        "FULL_STATE_DICT.",
-    ),
-}
-"""Files that sharded trainings write instead of one file: what they are, and what to do."""
+_SHARDED = ("global_step*/*optim_states.pt", "optimizer*/*.distcp")
+"""Files that DeepSpeed ZeRO and FSDP write instead of one file."""
+
+MERGE_SHARDS = (
+    "Merge FSDP's shards: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+    "CHECKPOINT/optimizer_0 CHECKPOINT/optimizer.bin. Train without DeepSpeed (a LoRA adapter's "
+    "state is small); or leave warmup.checkpoints out: gradsieve then runs its own warm-up."
+)
 
 
-def _unreadable(file: Path, error: Exception | str) -> ModelError:
-    reason = error if isinstance(error, str) else f"{type(error).__name__}: {str(error)[:200]}"
-    todo = "Use an optimizer.pt or optimizer.bin of AdamW that transformers' Trainer wrote."
-    if file.suffix in (".safetensors", ".json"):
-        todo = "Copy the checkpoint again."
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _unreadable(file: Path, reason: str) -> ModelError:
+    todo = "Copy the checkpoint again. Its optimizer must be AdamW, saved by transformers' Trainer."
     return ModelError("The optimizer state cannot be read.", f"{file}: {reason}", todo)
 
 
@@ -205,7 +199,7 @@ def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:
                 since = last_steps.get(folder.parent, 0)
                 rate, last_steps[folder.parent] = _mean_rate(file, since)
         except _UNREADABLE as error:
-            raise _unreadable(file, error) from None
+            raise _unreadable(file, _reason(error)) from None
         if rate is None:
             return None
         if not 0 <= rate < math.inf:

@@ -116,12 +116,13 @@ def layer_problems(model: PeftModel, where: str) -> Iterator[ModelError]:
     names = (_last(name) for shared in places.values() for name in shared)
     followed = [name for name in dict.fromkeys(names) if name not in refused]
     leave = f" with target_modules: [{', '.join(followed)}]." if followed else f". {PLAIN_LORA}"
+    others = f"(?!{re.escape(decoder)}).*"
     for reason, layers in reasons.items():
         more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
         yield ModelError(
             f"The adapter has layers that cannot be followed: {reason}.",
             f"{where}: {', '.join(layers[:3])}{more}",
-            _without_towers(layers, decoder, where)
+            f"Exclude them, in warmup.lora or LoraConfig: exclude_modules: '{others}'"
             if reason == TOWER
             else f"Leave them out{leave}",
         )
@@ -139,21 +140,6 @@ def _decoder(model: PeftModel) -> str:
     part = base.get_decoder()
     name = next((name for name, module in base.named_modules() if module is part), "")
     return f"{name}." if name else ""
-
-
-def _without_towers(layers: list[str], decoder: str, where: str) -> str:
-    """The advice to exclude towers, each named by the part of its path outside the decoder's."""
-    inside = decoder.split(".")
-    towers = set()
-    for name in layers:
-        parts = name.split(".")
-        depth = next(at for at, part in enumerate(parts) if part != inside[at])
-        tower = re.escape(".".join(parts[: depth + 1]))
-        towers.add(tower if depth + 1 == len(parts) else rf"{tower}\..*")  # or a single layer
-    pattern = "|".join(sorted(towers))
-    if where.startswith("warmup.lora"):
-        return f"Add this line to warmup.lora in the recipe: exclude_modules: '{pattern}'"
-    return f"Train the adapter with LoraConfig(..., exclude_modules=r'{pattern}')."
 
 
 def _unfollowed(name: str, layer: LoraLayer, head: nn.Module | None) -> str | None:

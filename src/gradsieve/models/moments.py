@@ -58,7 +58,6 @@ class KeepMoments(TrainerCallback):
         self.folder, self.every = Path(folder), every
         self._numbers: set[int] = set()
         self._rates: list[float] = []
-        self._checked = False
 
     @property
     def checkpoints(self) -> list[str]:
@@ -91,14 +90,12 @@ class KeepMoments(TrainerCallback):
         there = (int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*[0-9]"))
         self._numbers = {number for number in there if number <= now}
         self._rates.clear()
-        self._checked = False
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record the step's learning rate; Trainer calls this before the schedule advances."""
         self._rates.append(kwargs["optimizer"].param_groups[0]["lr"])
-        if not self._checked:
+        if len(self._rates) == 1:
             adam_states(kwargs["model"], kwargs["optimizer"])
-            self._checked = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the epoch's checkpoint."""

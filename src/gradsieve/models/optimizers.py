@@ -82,25 +82,21 @@ def adam_constants(states: Iterable[State], groups: Iterable[Group], where: str)
     if unlike:
         what = "The optimizer's step is not that of AdamW."
         raise ModelError(what, f"{where}: {', '.join(sorted(unlike))}", USE_ADAMW)
-    # Check both: a schedule may end at 0 for all groups, or make their rates diverge.
-    now = {float(group["lr"]) for group in used if "lr" in group}
-    first = {float(group["initial_lr"]) for group in used if "initial_lr" in group}
-    if len(now) > 1 or len(first) > 1:
-        rates = sorted(first if len(first) > 1 else now)
-        raise ModelError(
-            "The optimizer has several learning rates, as LoRA+ and layer-wise rates do; the "
-            "update of an example is defined for one.",
-            f"{where}: {', '.join(f'{rate:g}' for rate in rates)}",
-            "Train all LoRA weights with one learning rate.",
-        )
-    found = {checked_constants(group, where) for group in used}
-    if len(found) > 1:
-        raise ModelError(
-            "The optimizer's param groups have different betas or eps.",
-            f"{where}: {'; '.join(f'betas {c.betas}, eps {c.eps:g}' for c in sorted(found))}",
-            "Train all LoRA weights with the same betas and eps.",
-        )
-    return found.pop() if found else Constants()
+    # `lr` and `initial_lr`: a schedule may end at 0 for all groups, or make their rates diverge.
+    for key in ("lr", "initial_lr", "betas", "eps"):
+        values = {_numbers(group[key]) for group in used if key in group}
+        if len(values) > 1:
+            raise ModelError(
+                "The optimizer's param groups have different settings, as in LoRA+; the update of "
+                "an example is defined for one.",
+                f"{where}: {key} {' and '.join(str(value) for value in sorted(values))}",
+                "Train all LoRA weights with one learning rate, betas and eps.",
+            )
+    return checked_constants(used[0], where) if used else Constants()
+
+
+def _numbers(value: Any) -> float | tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, list | tuple) else float(value)
 
 
 def _unlike_adamw(state: State, groups: Sequence[Group]) -> Iterator[str]:

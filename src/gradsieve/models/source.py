@@ -87,7 +87,7 @@ class ModelSource:
             try:
                 loaded = loaded.to(device())
             except torch.OutOfMemoryError as error:
-                raise no_memory_for(self.settings, error) from error
+                raise no_memory_for(self.settings) from error
         _refuse_infinite(loaded, self.settings.name)
         return loaded
 
