@@ -9,7 +9,7 @@ import pytest
 import gradsieve
 import world
 from gradsieve.errors import GradsieveError, UsageError
-from gradsieve.methods.files import load_method
+from gradsieve.methods.own import load_method
 from gradsieve.recipe.load import dump_recipe, load_recipe
 
 LONGEST = """

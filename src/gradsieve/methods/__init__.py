@@ -19,8 +19,7 @@ from typing import cast
 
 from gradsieve.errors import UsageError, did_you_mean
 from gradsieve.methods.base import Features, Method, Scores, ScoringTask
-from gradsieve.methods.files import load_method
-from gradsieve.methods.own import checked_method, score_by_own
+from gradsieve.methods.own import checked_method, load_method, score_by_own
 from gradsieve.recipe.schema import Recipe
 
 __all__ = [

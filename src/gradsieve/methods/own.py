@@ -1,25 +1,60 @@
-"""Checks on user-supplied methods: what they declare, and the scores that they return.
+"""User-supplied methods: loads them, and checks what they declare and the scores that they return.
 
-In: a method from a Python file or an entry point. Out: its `Scores`, in float32. A wrong method
-raises a `UsageError` with its name, so that no score table is written that later stages can't read
-or that contains NaN.
+In: a Python file, which the recipe names as `FILE.py:OBJECT`, or an object from an entry point.
+Out: the method, and its `Scores`, in float32. A wrong method raises a `UsageError` with its name,
+so that no score table is written that later stages can't read or that contains NaN.
 """
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradsieve.errors import GradsieveError, UsageError
+from gradsieve.io import file_fingerprint
 from gradsieve.methods.base import Method, Scores, ScoringTask, Uses
 
 FIX = "Correct the method; docs/methods.md describes what it returns."
+
+
+def load_method(place: str) -> Method:
+    """Run a Python file and return a method from it.
+
+    Raises:
+        UsageError: If the file or object doesn't exist, or it is not a method.
+    """
+    file = Path(place.rpartition(":")[0])
+    if not file.is_file():
+        todo = "Give a Python file as FILE.py:OBJECT, relative to where gradsieve is started."
+        raise UsageError("The file of a method does not exist.", f"score.methods: {place}", todo)
+    return _loaded(place, file_fingerprint(file))
+
+
+@cache
+def _loaded(place: str, contents: str) -> Method:
+    """`load_method`, cached: the file runs again only after its contents change."""
+    file, _, name = place.rpartition(":")
+    where = f"score.methods: {place}"
+    module = ModuleType(f"gradsieve_method_{Path(file).stem}")
+    module.__file__ = file
+    sys.modules[module.__name__] = module  # dataclasses need it there
+    try:
+        # Not imported: the import system's bytecode cache only checks time and size.
+        exec(compile(Path(file).read_bytes(), file, "exec"), vars(module))
+    except Exception as error:  # whatever the user's code raises
+        what = f"The file of a method cannot be run: {type(error).__name__}: {error}"
+        raise UsageError(what, where, "Correct the file.") from error
+    known = [key for key, value in vars(module).items() if hasattr(value, "score")]
+    return checked_method(getattr(module, name, None), name, where, known)
 
 
 def checked_method(found: Any, name: str, where: str, known: Sequence[str] = ()) -> Method:
