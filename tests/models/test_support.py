@@ -103,7 +103,7 @@ def test_each_name_that_no_layer_has_is_reported_with_the_nearest(tmp_path: Path
     problems = check_support(model(tmp_path), warmup(["q_proj", "qproj", "c_attn"]))
     first, second = problems
     assert first.where.endswith("qproj")
-    assert first.todo.endswith("did you mean q_proj?")
+    assert first.todo == "Did you mean q_proj?"
     assert second.where.endswith("c_attn")
     assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in second.todo
 

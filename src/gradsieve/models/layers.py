@@ -7,7 +7,6 @@ inputs don't use (image or audio towers), and for each name that the model doesn
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from gradsieve.errors import ModelError, first_line
+from gradsieve.errors import ModelError, did_you_mean, first_line
 
 PLAIN_LORA = "Use plain LoRA on linear layers: peft.LoraConfig with r, lora_alpha, target_modules."
 
@@ -89,10 +88,8 @@ def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> Iterator
         return
     ends = {".".join(name.split(".")[at:]) for name in modules for at in range(name.count(".") + 1)}
     for target in (target for target in targets if target not in ends):
-        near = difflib.get_close_matches(target, there, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        todo = f"Its linear layers are {', '.join(there)}{hint}"
-        yield ModelError("The model has no layer of this name.", f"{where}: {target}", todo)
+        what, todo = "The model has no layer of this name.", did_you_mean(target, there)
+        yield ModelError(what, f"{where}: {target}", todo)
 
 
 def layer_problems(model: PeftModel, where: str) -> Iterator[ModelError]:

@@ -183,20 +183,12 @@ def section_of(model: PreTrainedModel) -> dict[str, str]:
         ModelError: If it is not a bare causal language model on one device, or if its dtype is not
             one that gradients can be computed in.
     """
-    _check_kind(model)
-    dtype = str(model.dtype).removeprefix("torch.")
-    if dtype not in BYTES:
-        todo = f"Give it in one of {', '.join(BYTES)}: model.to(torch.bfloat16)."
-        raise ModelError(f"The model's weights are {dtype}.", type(model).__name__, todo)
-    return {"name": str(model.name_or_path) or type(model).__name__, "dtype": dtype}
-
-
-def _check_kind(model: object) -> None:
+    name = type(model).__name__
     modules = model.modules() if isinstance(model, nn.Module) else ()
     if any(isinstance(module, PeftModel | BaseTunerLayer) for module in modules):
         raise ModelError(
             "The model has an adapter already; gradsieve trains its own in the warm-up.",
-            type(model).__name__,
+            name,
             "Give model.unload() (without the adapter) or model.merge_and_unload() (with it); to "
             "use checkpoints of this adapter as the warm-up, name them: "
             "warmup={'checkpoints': [...]}.",
@@ -204,23 +196,22 @@ def _check_kind(model: object) -> None:
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise ModelError(
             "This is not a transformers causal language model.",
-            type(model).__name__,
+            name,
             "Give what AutoModelForCausalLM.from_pretrained returns, unwrapped (model.module of "
             "DDP, model._orig_mod of torch.compile), or a name or folder.",
         )
     if any(parameter.is_inference() for parameter in model.parameters()):
-        raise ModelError(
-            "The model was loaded in torch.inference_mode(): no gradient passes through it.",
-            type(model).__name__,
-            "Load it outside of torch.inference_mode().",
-        )
+        what = "The model was loaded in torch.inference_mode(): no gradient passes through it."
+        raise ModelError(what, name, "Load it outside of torch.inference_mode().")
     devices = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(devices) > 1 or devices == ["meta"]:
-        raise ModelError(
-            "The model is not on one device.",
-            f"{type(model).__name__}: {', '.join(devices)}",
-            "Load it without device_map, or with device_map={'': 0}.",
-        )
+        todo = "Load it without device_map, or with device_map={'': 0}."
+        raise ModelError("The model is not on one device.", f"{name}: {', '.join(devices)}", todo)
+    dtype = str(model.dtype).removeprefix("torch.")
+    if dtype not in BYTES:
+        todo = f"Give it in one of {', '.join(BYTES)}: model.to(torch.bfloat16)."
+        raise ModelError(f"The model's weights are {dtype}.", name, todo)
+    return {"name": str(model.name_or_path) or name, "dtype": dtype}
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:
