@@ -141,10 +141,10 @@ TOKENIZERS = (
 )  # fmt: skip
 
 WEIGHT_FILES = (
-    Case("empty weights", file(WEIGHTS, ""), ("damaged", f"{WEIGHTS}, 0 bytes")),
+    Case("empty weights", file(WEIGHTS, ""), ("damaged", f"{WEIGHTS}: 0 bytes")),
     Case("a missing shard", shards(),
-         ("weight file is missing", "model/model-00002-of-00002", "1 of 2")),
-    Case("an index that is an array", shards("[]"), ("index of the model's weights is damaged",)),
+         ("weight file is missing", "model/model-00002-of-00002", "no such file")),
+    Case("an index that is an array", shards("[]"), ("missing or damaged", "index.json")),
     Case("a weight that is NaN", a_weight(WEIGHTS, torch.nan),
          ("not finite", "model.name model", "lm_head.weight"), late=True),
     Case("an infinite weight", a_weight(WEIGHTS, torch.inf), ("not finite",), late=True),

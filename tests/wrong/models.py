@@ -245,7 +245,7 @@ MODELS = (
         lambda desk: desk.edit("model/config.json", intermediate_size=48),
         ("missing or of another shape", "[32, 32] not [32, 48]"),
     ),
-    Case("weights cut short", cut(WEIGHTS, 9000), ("damaged", f"{WEIGHTS}, 9000 bytes", "again")),
+    Case("weights cut short", cut(WEIGHTS, 9000), ("damaged", f"{WEIGHTS}: 9000 bytes", "again")),
     Case(
         "weights that git-lfs has not fetched",
         file(WEIGHTS, "version https://git-lfs.github.com/spec/v1\n"),

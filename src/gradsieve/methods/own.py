@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -39,6 +40,17 @@ def load_method(place: str) -> Method:
     return _loaded(place, file_fingerprint(file))
 
 
+@contextmanager
+def users_code(where: str) -> Iterator[None]:
+    """Report whatever loading a method raises as the user's mistake."""
+    try:
+        yield
+    except Exception as error:
+        what = f"The method cannot be loaded: {type(error).__name__}: {error}"
+        todo = "Correct it: give an object, or a class without arguments."
+        raise UsageError(what, where, todo) from error
+
+
 @cache
 def _loaded(place: str, contents: str) -> Method:
     """`load_method`, cached: the file runs again only after its contents change."""
@@ -47,12 +59,9 @@ def _loaded(place: str, contents: str) -> Method:
     module = ModuleType(f"gradsieve_method_{Path(file).stem}")
     module.__file__ = file
     sys.modules[module.__name__] = module  # dataclasses need it there
-    try:
+    with users_code(where):
         # Not imported: the import system's bytecode cache only checks time and size.
         exec(compile(Path(file).read_bytes(), file, "exec"), vars(module))
-    except Exception as error:  # whatever the user's code raises
-        what = f"The file of a method cannot be run: {type(error).__name__}: {error}"
-        raise UsageError(what, where, "Correct the file.") from error
     known = [key for key, value in vars(module).items() if hasattr(value, "score")]
     return checked_method(getattr(module, name, None), name, where, known)
 
@@ -69,11 +78,8 @@ def checked_method(found: Any, name: str, where: str, known: Sequence[str] = ())
     Raises:
         UsageError: If it lacks an attribute, or `uses` has an unknown value.
     """
-    try:
+    with users_code(where):
         method = _made(found) if isinstance(found, type) else found
-    except Exception as error:  # whatever its code raises
-        what = f"The method cannot be made: {type(error).__name__}: {error}"
-        raise UsageError(what, where, "Give an object, or a class without arguments.") from error
     lacks = [part for part in ("source", "uses", "score") if not hasattr(method, part)]
     if lacks:
         what = f"{name} is not a method: it lacks {', '.join(lacks)}."

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.pytorch_utils import Conv1D
@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from gradsieve.errors import ModelError, first_line
 from gradsieve.models.device import device
 from gradsieve.models.layers import adapted, misfit
-from gradsieve.models.source import ModelSource
+from gradsieve.models.source import ModelSource, refuse_infinite
 from gradsieve.recipe import schema as recipe
 
 NAME_ADAPTERS = (
@@ -104,22 +104,17 @@ def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) 
         _copy_changed_weights(model, file)
         with peft_warnings_hidden():
             loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    except SafetensorError as error:
-        raise ModelError(
-            "The adapter's weights are damaged.",
-            f"{folder}: {first_line(error)}",
-            "Copy adapter_model.safetensors again.",
-        ) from None
     except Exception as error:  # as in `layers.adapted`
         raise ModelError(
-            "The adapter does not fit the model.",
+            "The adapter does not fit the model, or is damaged.",
             f"{folder}: {first_line(error)}",
-            "Give the model that the adapter was trained on, as model.name.",
+            "Give the model that the adapter was trained on, as model.name; or copy the adapter "
+            "again.",
         ) from None
-    _check_finite(loaded, folder)
-    for parameter in loaded.parameters() if like_base else ():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(model.dtype)
+    trained = {name: p for name, p in loaded.named_parameters() if p.requires_grad}
+    refuse_infinite(trained.items(), str(folder))
+    for parameter in trained.values() if like_base else ():
+        parameter.data = parameter.data.to(model.dtype)
     return loaded
 
 
@@ -195,12 +190,3 @@ def _has_embeddings(file: Path) -> bool:
         return True  # a pickle, whose names are known only after loading
     with safe_open(file, "pt") as opened:
         return any("lora_" not in name for name in opened.keys())  # noqa: SIM118
-
-
-def _check_finite(model: nn.Module, folder: Path) -> None:
-    """Refuse LoRA weights that are not finite: no example would have a finite gradient."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
-            what = "The adapter has weights that are not finite."
-            todo = "Use a checkpoint from before the training diverged, or copy it again."
-            raise ModelError(what, f"{folder}: {name}", todo)

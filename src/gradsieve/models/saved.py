@@ -179,47 +179,37 @@ def check_weights(model: ModelConfig) -> None:
             f"model.name {model.name}: neither *.safetensors nor *.bin",
             "Give a folder that save_pretrained wrote, a hub name, or a GGUF file.",
         )
-    for file in files:
-        _check_header(file)
-    _check_index(folder / "model.safetensors.index.json")
-
-
-def _check_index(file: Path) -> None:
-    """Refuse sharded weights if one of their files is missing."""
-    if not file.is_file():
-        return
+    index = folder / "model.safetensors.index.json"
     try:
-        names = set(json.loads(file.read_bytes())["weight_map"].values())
-        missing = sorted(name for name in names if not (file.parent / name).is_file())
-    except (ValueError, LookupError, TypeError, AttributeError):
+        if not file and index.is_file():
+            names = {*json.loads(index.read_bytes())["weight_map"].values()}
+            files += sorted(folder / name for name in names - {one.name for one in files})
+        damage = next(((one, wrong) for one in files if (wrong := _damage(one))), None)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        damage = index, first_line(error)
+    if damage:
         raise ModelError(
-            "The index of the model's weights is damaged.", str(file), "Copy or download it again."
-        ) from None
-    if missing:
-        raise ModelError(
-            "A weight file is missing.",
-            f"{file.parent / missing[0]}: {len(missing)} of {len(names)} files that {file.name} "
-            "names",
-            "Copy or download it again.",
+            "A weight file is missing or damaged.",
+            f"{damage[0]}: {damage[1]}",
+            "Copy or download it again; or run `git lfs pull` in the model's folder.",
         )
 
 
-def _check_header(file: Path) -> None:
+def _damage(file: Path) -> str | None:
+    """Why a weight file can't be read, from its first bytes."""
+    if not file.is_file():
+        return "no such file"
     with file.open("rb") as opened:
         start = opened.read(len(LFS))
     if start == LFS:
-        what = "A weight file is a pointer of git-lfs, not the weights."
-        raise ModelError(what, str(file), "Run `git lfs pull` in the model's folder.")
-    wrong = None
-    if file.suffix != ".gguf":
-        try:
-            safe_open(file, "pt")
-        except SafetensorError as error:
-            wrong = f"{file}, {file.stat().st_size} bytes: {first_line(error)}"
-    elif not start.startswith(b"GGUF"):
-        wrong = f"{file}: it doesn't start with GGUF"
-    if wrong:
-        raise ModelError("A weight file is damaged.", wrong, "Copy or download it again.")
+        return "a pointer of git-lfs, not the weights"
+    if file.suffix == ".gguf":
+        return None if start.startswith(b"GGUF") else "it doesn't start with GGUF"
+    try:
+        safe_open(file, "pt")
+    except SafetensorError as error:
+        return f"{file.stat().st_size} bytes: {first_line(error)}"
+    return None
 
 
 def _refuse_random_weights(model: ModelConfig, report: dict[str, Any]) -> None:

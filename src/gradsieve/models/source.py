@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -88,7 +89,7 @@ class ModelSource:
                 loaded = loaded.to(device())
             except torch.OutOfMemoryError as error:
                 raise no_memory_for(self.settings) from error
-        _refuse_infinite(loaded, self.settings.name)
+        refuse_infinite(loaded.named_parameters(), f"model.name {self.settings.name}")
         return loaded
 
     def _weights(self, will_change: bool) -> PreTrainedModel:
@@ -225,17 +226,14 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
         raise ModelError(what, where, "Leave model.gradient_checkpointing out.") from None
 
 
-def _refuse_infinite(model: nn.Module, name: str) -> None:
+def refuse_infinite(weights: Iterable[tuple[str, nn.Parameter]], where: str) -> None:
     """Refuse weights that are not finite before anything is computed; runs at memory speed."""
-    for key, weight in model.named_parameters():
+    for name, weight in weights:
         if not weight.is_floating_point() or not weight.numel():
             continue
-        if not all(bool(end.isfinite()) for end in weight.aminmax()):  # NaN makes both NaN
-            raise ModelError(
-                "The model has weights that are not finite.",
-                f"model.name {name}: {key}",
-                "Copy or download it again; or give it as it was before its training diverged.",
-            )
+        if not all(bool(end.isfinite()) for end in weight.detach().aminmax()):  # NaN: both are NaN
+            todo = "Copy or download it again; or give it as it was before its training diverged."
+            raise ModelError("There are weights that are not finite.", f"{where}: {name}", todo)
 
 
 def _keep_packing(model: nn.Module) -> None:
