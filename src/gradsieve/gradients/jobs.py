@@ -181,10 +181,7 @@ class AtCheckpoint:
         return ExactProducts(torch.cat(rows).to(device()), self.sizes)
 
     def check_memory(self, rows: int) -> float:
-        """Check that this many unprojected rows fit into memory.
-
-        Returns:
-            Memory that the rows take, in GiB.
+        """Check that this many unprojected rows fit into memory; returns what they take, in GiB.
 
         Raises:
             ModelError: If less memory is free.

@@ -67,13 +67,7 @@ def _loaded(place: str, contents: str) -> Method:
 
 
 def checked_method(found: Any, name: str, where: str, known: Sequence[str] = ()) -> Method:
-    """Return the object, or an instance of the class, if it is a method.
-
-    Args:
-        found: The object or class.
-        name: Its name.
-        where: Where the recipe names it, for messages.
-        known: Names to suggest if it is not a method.
+    """Return the object, or an instance of the class, if it is a method; else suggest `known`.
 
     Raises:
         UsageError: If it lacks an attribute, or `uses` has an unknown value.

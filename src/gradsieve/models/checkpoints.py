@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251 - only to catch it
 from typing import Any
@@ -121,23 +122,18 @@ def saved_name(parameter: str) -> str:
 def load_moments(folder: Path, model: PeftModel) -> Moments:
     """Adam's moments and constants of a checkpoint, for the model's trainable weights.
 
-    Args:
-        folder: A checkpoint of gradsieve or of transformers' Trainer.
-        model: The peft model with this checkpoint's adapter loaded as trainable.
+    The checkpoint is gradsieve's or one of transformers' Trainer; the model has its adapter, as
+    trainable.
 
     Raises:
-        ModelError: If there is no optimizer state, if it belongs to another optimizer (which is
-            named), or if it doesn't fit (the message names the parameter and both shapes).
+        ModelError: If there is no optimizer state, if it belongs to another optimizer, or if it
+            doesn't fit (the message names the parameter and both shapes).
     """
     file = optimizer_file(folder)
-    try:
+    with _reading(file):
         by_name, constants = _READERS[file.name](file, model)
         states = {name: by_name.get(saved_name(name), {}) for name in _trainable(model)}
         return _states_of(model, states, constants, str(file))
-    except UnpicklingError:
-        raise _unreadable(file, "a pickle that would run code") from None
-    except _UNREADABLE as error:
-        raise _unreadable(file, _reason(error)) from None
 
 
 def optimizer_file(folder: Path) -> Path:
@@ -166,13 +162,21 @@ MERGE_SHARDS = (
 )
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
-
-
-def _unreadable(file: Path, reason: str) -> ModelError:
-    todo = "Copy the checkpoint again. Its optimizer must be AdamW, saved by transformers' Trainer."
-    return ModelError("The optimizer state cannot be read.", f"{file}: {reason}", todo)
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Report a damaged file, whatever the code that reads it raises."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if isinstance(error, UnpicklingError):
+            reason = "a pickle that would run code"
+        raise ModelError(
+            "The optimizer state cannot be read.",
+            f"{file}: {reason}",
+            "Copy the checkpoint again. Its optimizer must be AdamW, saved by transformers' "
+            "Trainer.",
+        ) from None
 
 
 def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:
@@ -192,14 +196,12 @@ def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:
         file = ours if ours.is_file() else theirs
         if not file.is_file():
             return None
-        try:
+        with _reading(file):
             if file == ours:
                 rate: float | None = float(_our_facts(ours)["learning_rate"])
             else:
                 since = last_steps.get(folder.parent, 0)
                 rate, last_steps[folder.parent] = _mean_rate(file, since)
-        except _UNREADABLE as error:
-            raise _unreadable(file, _reason(error)) from None
         if rate is None:
             return None
         if not 0 <= rate < math.inf:
@@ -310,7 +312,7 @@ def _without_wrappers(name: str) -> str:
 
 # Errors that torch.load, safetensors and the code reading their results raise for damaged files.
 _UNREADABLE = (
-    *(SafetensorError, AttributeError, KeyError, TypeError),
+    *(UnpicklingError, SafetensorError, AttributeError, KeyError, TypeError),
     *(RuntimeError, ValueError, EOFError, OSError),
 )
 

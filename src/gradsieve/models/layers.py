@@ -60,12 +60,8 @@ def misfit(where: str, error: Exception) -> ModelError:
 
 
 def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> Iterator[ModelError]:
-    """Yield errors for names, or a regular expression, that match no layer; peft ignores these.
-
-    Args:
-        base: The model.
-        targets: As in peft: suffixes of layer names, or a regular expression for the full name.
-        where: The recipe's key.
+    """Yield errors for suffixes of layer names, or a regular expression for the full name, that
+    match no layer; peft ignores these.
     """
     if targets == "all-linear":
         return

@@ -89,11 +89,8 @@ def lora_config(model: PreTrainedModel, lora: recipe.LoraConfig) -> LoraConfig:
 def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) -> PeftModel:
     """Load a saved adapter onto the model it was trained on, with trainable LoRA weights.
 
-    Args:
-        model: The model.
-        folder: A folder with adapter_config.json and adapter_model.safetensors.
-        like_base: Whether the adapter runs in the model's dtype, as in the paper's gradient
-            computation; otherwise it runs in float32, as in training (peft's default).
+    With `like_base` the adapter runs in the model's dtype, as in the paper's gradient computation;
+    otherwise in float32, as in training (peft's default).
 
     Raises:
         ModelError: If the folder holds no adapter, one of another model, or weights that are not

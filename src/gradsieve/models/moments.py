@@ -99,17 +99,15 @@ class KeepMoments(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the epoch's checkpoint."""
-        if self.every == "epoch":
-            self._keep(state, kwargs["model"], kwargs["optimizer"])
+        self._keep("epoch", state, **kwargs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write a checkpoint of the step that the Trainer has saved."""
-        if self.every == "save":
-            self._keep(state, kwargs["model"], kwargs["optimizer"])
+        self._keep("save", state, **kwargs)
 
-    def _keep(self, state: Any, model: PeftModel, optimizer: Any) -> None:
+    def _keep(self, when: str, state: Any, model: PeftModel, optimizer: Any, **_: Any) -> None:
         """Write a checkpoint; its folder appears complete or not at all."""
-        if not self._rates or not state.is_world_process_zero:
+        if when != self.every or not self._rates or not state.is_world_process_zero:
             return
         number = self._number(state)
         complete = self._path(number)

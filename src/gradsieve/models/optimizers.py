@@ -68,10 +68,8 @@ def adam_constants(states: Iterable[State], groups: Iterable[Group], where: str)
 
     Decoupled weight decay (AdamW) is not part of Gamma, since no example causes it.
 
-    Args:
-        states: The state of each trained parameter.
-        groups: All param groups; if empty (the file has none), torch's defaults are assumed.
-        where: The file or the optimizer's class, for messages.
+    Without param groups (the file has none), torch's defaults are assumed. `where` is the file or
+    the optimizer's class, for messages.
 
     Raises:
         ModelError: If the optimizer is not Adam with one learning rate and one set of constants.
@@ -136,11 +134,6 @@ def checked_constants(group: Group, where: str) -> Constants:
 
 def adam_state(state: State, shape: torch.Size, where: str) -> tuple[Tensor, Tensor, int]:
     """A parameter's moments m and v, in float32, and its step.
-
-    Args:
-        state: A state of an optimizer that `adam_constants` accepted.
-        shape: The parameter's shape.
-        where: The file or the optimizer, and the parameter's name.
 
     Raises:
         ModelError: If a moment is missing, has another shape or is not finite, if v is below 0, or

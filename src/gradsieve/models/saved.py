@@ -42,11 +42,7 @@ GIVE_A_TOKENIZER = (
 def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
     """Call `from_pretrained` of a transformers class; raises `ModelError` if that fails.
 
-    Args:
-        kind: The class.
-        model: The recipe's section: its name, revision and `trust_remote_code` are used.
-        noun: What is read, for the message.
-        **options: Further arguments of `from_pretrained`.
+    `noun` names what is read, in the message; `options` are arguments of `from_pretrained`.
     """
     file = gguf_file(model.name)
     if file is None:

@@ -71,9 +71,7 @@ class ModelSource:
     def load(self, *, will_change: bool = False) -> PreTrainedModel:
         """The model with frozen weights, on the machine's device.
 
-        Args:
-            will_change: Whether the caller will change the weights; user-supplied ones are then
-                copied.
+        If the caller `will_change` the weights, user-supplied ones are copied.
 
         Raises:
             ModelError: If it can't be loaded as a causal language model, if it doesn't fit into

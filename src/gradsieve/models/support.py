@@ -31,14 +31,8 @@ from gradsieve.recipe.schema import ModelConfig, WarmupConfig
 
 
 def check_support(source: ModelSource, warmup: WarmupConfig) -> Sequence[GradsieveError]:
-    """Everything in a recipe's model and adapter that makes features impossible to compute.
-
-    Args:
-        source: The model.
-        warmup: The section whose `checkpoints`, or `lora` if there are none, are checked.
-
-    Returns:
-        One error per problem; empty if the warm-up can start.
+    """An error for each thing in a recipe's model and adapter (`warmup.checkpoints`, or `lora` if
+    there are none) that makes features impossible to compute.
     """
     try:
         config, model = source.config(), source.settings
