@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 
-from gradsieve.errors import ErrorGroup, GradsieveError, ModelError, raise_all
+from gradsieve.errors import GradsieveError, ModelError, raise_all
 from gradsieve.models.checkpoints import load_moments, optimizer_file, saved_name
 from gradsieve.models.layers import PLAIN_LORA, adapted, layer_problems
 from gradsieve.models.load import adapter_config, adapter_file
@@ -69,9 +69,7 @@ def checkpoint_problems(source: ModelSource, folders: Sequence[Path]) -> Iterato
             if expected := built[text]:
                 _check_shapes(adapter_file(folder), expected)
                 load_moments(folder, expected.model)
-        except ErrorGroup as group:
-            yield from group.errors
-        except ModelError as error:
+        except GradsieveError as error:
             yield error
 
 

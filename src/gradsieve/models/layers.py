@@ -79,7 +79,8 @@ def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> Iterator
                 "The model has no layer whose full name matches the regular expression.",
                 f"{where}: {targets}",
                 f"Its linear layers are {', '.join(there)}; their full names look like "
-                f"{linear[0]}. Names alone are written as a list: [{there[0]}].",
+                f"{', '.join(linear[:1])}. Names alone are written as a list: "
+                f"[{', '.join(there[:1])}].",
             )
         return
     ends = {".".join(name.split(".")[at:]) for name in modules for at in range(name.count(".") + 1)}
