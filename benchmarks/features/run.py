@@ -39,10 +39,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from gradsieve.data.batching import length_sorted_batches
 from gradsieve.gradients.adam import Moments
-from gradsieve.gradients.exact import ExactProducts
 from gradsieve.gradients.features import FeatureExtractor
 from gradsieve.gradients.per_example import lora_layers, per_example_pass
-from gradsieve.gradients.projection import Balance, Projection
+from gradsieve.gradients.projection import Balance, ExactProducts, Projection
 
 DIM = 8192
 SUBTASKS = 57

@@ -69,7 +69,7 @@ class Checkpoint:
     def accumulators(self, batch: int) -> Parts:
         """An accumulator of a batch's sketches for each projection."""
         cpu = torch.device("cpu")
-        return {name_of(*p): self.projections[p[2]].accumulator(batch, cpu) for p in PROJECTIONS}
+        return {name_of(*p): Accumulator(self.projections[p[2]], batch, cpu) for p in PROJECTIONS}
 
     def scale(self, reading: str, name: str) -> Tensor:
         return self.scales["official" if "official" in reading else "torch"][name]

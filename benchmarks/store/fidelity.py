@@ -29,10 +29,9 @@ import prepare
 import gradsieve
 from gradsieve.console import Progress
 from gradsieve.data.batching import collate, length_sorted_batches
-from gradsieve.gradients.exact import ExactProducts
 from gradsieve.gradients.features import FeatureExtractor
 from gradsieve.gradients.per_example import lora_layers
-from gradsieve.gradients.projection import Projection
+from gradsieve.gradients.projection import ExactProducts, Projection
 from gradsieve.gradients.similarity import subtask_directions
 from gradsieve.models.checkpoints import load_moments
 from gradsieve.models.load import load_adapter

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import tiny
-from gradsieve.errors import ModelError
 from gradsieve.gradients import adam
 from gradsieve.gradients.adam import Moments
 from gradsieve.gradients.features import FeatureExtractor
@@ -105,12 +104,3 @@ def test_share_below_eps_is_measured_over_all_coordinates() -> None:
     small_gradients = FeatureExtractor(model, project, zero)(tiny.batch(), measure_eps=True)
     assert 0.5 < small_gradients.share_below_eps <= 1
     assert FeatureExtractor(model, project, large)(tiny.batch(), True).share_below_eps == 0
-
-
-def test_moments_of_another_adapter_are_refused() -> None:
-    model = tiny.adapted()
-    state = moments(tiny.adapted(r=2))
-    with pytest.raises(ModelError) as caught:
-        FeatureExtractor(model, Projection(), state)
-    assert "(4, 32)" in caught.value.where
-    assert "(2, 32)" in caught.value.where

@@ -70,7 +70,10 @@ def test_a_third_partys_method_is_found_by_entry_point(monkeypatch: pytest.Monke
     assert find_method("longest") is LONGEST
     assert isinstance(find_method("class"), Longest)
     assert find_method("class") is find_method("class")  # made once
-    for wrong, what in {"none": "no attribute 'NONE'", "needs": "cannot be made"}.items():
+    for wrong, what in {
+        "none": "no attribute 'NONE'",
+        "needs": "cannot be loaded: TypeError",
+    }.items():
         with pytest.raises(UsageError, match=what) as caught:
             find_method(wrong)
         assert "entry point test_find_method:" in caught.value.where

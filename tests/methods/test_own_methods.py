@@ -9,7 +9,7 @@ import pytest
 import gradsieve
 import world
 from gradsieve.errors import GradsieveError, UsageError
-from gradsieve.methods.files import load_method
+from gradsieve.methods.own import load_method
 from gradsieve.recipe.load import dump_recipe, load_recipe
 
 LONGEST = """
@@ -54,13 +54,18 @@ def test_an_object_or_a_class(folder: Path, place: str) -> None:
         ),
         ("my.py:needs", LONGEST, "needs is not a method", "One of"),
         ("my.py:Longest", LONGEST.replace("source =", "sources ="), "lacks source", "Add what"),
-        ("my.py:X", "import no_such_thing", "ModuleNotFoundError", "Correct the file"),
-        ("my.py:X", "def (", "SyntaxError", "Correct the file"),
-        ("my.py:X", "class X:\n    def __init__(self, a): ...", "cannot be made", "without arg"),
+        ("my.py:X", "import no_such_thing", "ModuleNotFoundError", "Correct it"),
+        ("my.py:X", "def (", "SyntaxError", "Correct it"),
+        (
+            "my.py:X",
+            "class X:\n    def __init__(self, a): ...",
+            "cannot be loaded: TypeError",
+            "without arg",
+        ),
         (
             "my.py:X",
             "class X:\n    def __init__(self): raise OSError('no file')",
-            "made: OSError: no",
+            "loaded: OSError: no",
             "",
         ),
         (

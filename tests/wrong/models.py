@@ -245,7 +245,7 @@ MODELS = (
         lambda desk: desk.edit("model/config.json", intermediate_size=48),
         ("missing or of another shape", "[32, 32] not [32, 48]"),
     ),
-    Case("weights cut short", cut(WEIGHTS, 9000), ("damaged", f"{WEIGHTS}, 9000 bytes", "again")),
+    Case("weights cut short", cut(WEIGHTS, 9000), ("damaged", f"{WEIGHTS}: 9000 bytes", "again")),
     Case(
         "weights that git-lfs has not fetched",
         file(WEIGHTS, "version https://git-lfs.github.com/spec/v1\n"),
@@ -340,13 +340,13 @@ CHECKPOINTS = (
                 )
             )
         ),
-        ("no adapter here", "no such file; there is one in own", "copy its files up"),
+        ("no adapter here", "no such file", "Name folders with adapter_config.json"),
         keeps="in archive",
     ),
     Case(
         "a checkpoint of all weights",
         checkpoints(lambda desk: (desk.folder / ADAPTER).rename(desk.folder / FULL)),
-        ("no adapter here", "It holds a full model", "Use it as model.name"),
+        ("no adapter here", "fully trained model can be model.name"),
         keeps="in archive",
     ),
     Case(
@@ -374,7 +374,7 @@ CHECKPOINTS = (
     Case(
         "moments that would run code",
         checkpoints(code_for_moments),
-        ("cannot be read", "optimizer.pt", "would run code", "Trainer wrote"),
+        ("cannot be read", "optimizer.pt", "would run code", "transformers' Trainer"),
     ),
     Case(
         "a broken trainer_state.json",
@@ -396,7 +396,7 @@ CHECKPOINTS = (
     Case(
         "an adapter with modules_to_save",
         checkpoints(lambda desk: desk.edit(ADAPTER, modules_to_save=["lm_head"])),
-        ("fully trained modules", "mine/checkpoint-1", "Or merge a trained one"),
+        ("not plain LoRA", "modules_to_save", "mine/checkpoint-1", "Or merge a trained one"),
         keeps="in archive",
     ),
 )

@@ -65,21 +65,16 @@ def extract(
     """
     rows, norms = torch.empty(len(encoded), sum(extractor.widths)), torch.empty(len(encoded))
     share_below_eps = 0.0
-
-    def keep(coming: _OnItsWay) -> None:
-        nonlocal share_below_eps
-        batch, made = coming.arrived()
+    coming = (_sent(*one) for one in _batches(extractor, encoded, budget, measure_eps))
+    now = next(coming, None)
+    while now is not None:
+        after = next(coming, None)  # a GPU computes this batch while the one before is copied
+        batch, made, copied = now
+        if copied is not None:
+            copied.synchronize()
         rows[batch], norms[batch] = made.rows, made.gradient_norms
         share_below_eps += made.share_below_eps * len(batch) / len(encoded)
-
-    before: _OnItsWay | None = None
-    for batch, made in _batches(extractor, encoded, budget, measure_eps):
-        coming = _OnItsWay(batch, made)
-        if before is not None:
-            keep(before)
-        before = coming
-    if before is not None:
-        keep(before)
+        now = after
     return FeatureRows(rows, norms, share_below_eps)
 
 
@@ -120,23 +115,16 @@ def _unless_memory_runs_out(
         return None
 
 
-class _OnItsWay:
-    """A batch's features, which are copied from the GPU while it computes the next batch."""
-
-    def __init__(self, batch: list[int], made: FeatureRows) -> None:
-        self._batch, self._made = batch, made
-        self._event: torch.cuda.Event | None = None
-        if made.rows.device.type == "cuda":
-            tensors = [made.rows, made.gradient_norms]
-            held = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
-            for here, there in zip(held, tensors, strict=True):
-                here.copy_(there, non_blocking=True)
-            self._made = made._replace(rows=held[0], gradient_norms=held[1])
-            self._event = torch.cuda.Event()
-            self._event.record()
-
-    def arrived(self) -> tuple[list[int], FeatureRows]:
-        """Wait for the copy; returns the examples' positions and their features."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._batch, self._made
+def _sent(
+    batch: list[int], made: FeatureRows
+) -> tuple[list[int], FeatureRows, torch.cuda.Event | None]:
+    """A batch's features on their way to the CPU, and the event after which they have arrived."""
+    if made.rows.device.type != "cuda":
+        return batch, made, None
+    tensors = [made.rows, made.gradient_norms]
+    held = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+    for here, there in zip(held, tensors, strict=True):
+        here.copy_(there, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return batch, made._replace(rows=held[0], gradient_norms=held[1]), copied

@@ -15,12 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gradsieve.errors import ModelError
 from gradsieve.gradients import adam
-from gradsieve.gradients.exact import ExactProducts
-from gradsieve.gradients.objectives import SFT, Objective
+from gradsieve.gradients.objectives import SFT, Sft
 from gradsieve.gradients.per_example import lora_layers, per_example_pass, without_mask
-from gradsieve.gradients.projection import Projection
+from gradsieve.gradients.projection import Accumulator, ExactProducts, Projection
 from gradsieve.models.kernels import has_kernels
 
 try:
@@ -53,10 +51,8 @@ class FeatureExtractor:
 
     Args:
         projections: How updates become rows: projections, or inner products with directions.
-        moments: Adam's state for rows of the pool; None for plain gradients (targets).
-
-    Raises:
-        ModelError: If the moments' names or shapes don't match the model's.
+        moments: Adam's state of the model's trainable weights, for rows of the pool; None for
+            plain gradients (targets).
     """
 
     def __init__(
@@ -66,13 +62,11 @@ class FeatureExtractor:
         moments: adam.Moments | None = None,
         reading: adam.Reading = "torch",
         momentum: adam.Momentum = "keep",
-        objective: Objective = SFT,
+        objective: Sft = SFT,
     ) -> None:
         self.model, self.moments = model, moments
         self.projections = projections if isinstance(projections, Sequence) else [projections]
         self.reading, self.momentum, self.objective = reading, momentum, objective
-        if moments is not None:
-            _check_shapes(model, moments)
 
     def __call__(self, batch: Mapping[str, Tensor], measure_eps: bool = False) -> FeatureRows:
         """Features of a batch that the objective's `collate` made, on the model's device.
@@ -109,14 +103,8 @@ class FeatureExtractor:
     @property
     def widths(self) -> list[int]:
         """The row width of each projection: d, or P if nothing is projected, or S."""
-        return [self._width(projection) for projection in self.projections]
-
-    def _width(self, projection: Projected) -> int:
-        if isinstance(projection, ExactProducts):
-            return projection.subtasks
-        if projection.kind == "none":
-            return sum(layer.weight.numel() for layer in lora_layers(self.model).values())
-        return projection.dim
+        values = sum(layer.weight.numel() for layer in lora_layers(self.model).values())
+        return [values if each.kind == "none" else each.dim for each in self.projections]
 
     def _update(self, name: str, gradient: Tensor) -> Tensor:
         state = self.moments
@@ -144,7 +132,7 @@ class Totals:
         batch: int,
         device: torch.device,
     ) -> None:
-        self._totals = [each.accumulator(batch, device) for each in projections]
+        self._totals = [Accumulator(each, batch, device) for each in projections]
         self._update = update
         self._squares = torch.zeros(batch, dtype=torch.float64, device=device)
 
@@ -162,16 +150,3 @@ class Totals:
     def norms(self) -> Float[Tensor, " B"]:
         """Norms of the updates so far."""
         return self._squares.sqrt().float()
-
-
-def _check_shapes(model: nn.Module, moments: adam.Moments) -> None:
-    for name, layer in lora_layers(model).items():
-        for kind, values in (("exp_avg", moments.exp_avg), ("exp_avg_sq", moments.exp_avg_sq)):
-            found = values.get(name)
-            if found is None or found.shape != layer.weight.shape:
-                raise ModelError(
-                    f"Adam's {kind} does not fit the adapter.",
-                    f"{name}: weight {tuple(layer.weight.shape)}, "
-                    f"{kind} {'missing' if found is None else tuple(found.shape)}",
-                    "Give the optimizer state that was saved with this adapter.",
-                )

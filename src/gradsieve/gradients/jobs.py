@@ -24,11 +24,10 @@ from gradsieve.data.examples import TokenizedExample
 from gradsieve.data.pool import Pool
 from gradsieve.engine.base import Job, Size
 from gradsieve.errors import ModelError
-from gradsieve.gradients.exact import ExactProducts
 from gradsieve.gradients.extract import TokenBudget, extract
 from gradsieve.gradients.features import FeatureExtractor, Projected
 from gradsieve.gradients.per_example import check_pass, lora_layers
-from gradsieve.gradients.projection import Balance, Projection
+from gradsieve.gradients.projection import Balance, ExactProducts, Projection
 from gradsieve.gradients.similarity import TargetMean, divided, mean_norms, subtask_directions
 from gradsieve.io import atomic
 from gradsieve.models.checkpoints import load_moments
@@ -182,10 +181,7 @@ class AtCheckpoint:
         return ExactProducts(torch.cat(rows).to(device()), self.sizes)
 
     def check_memory(self, rows: int) -> float:
-        """Check that this many unprojected rows fit into memory.
-
-        Returns:
-            Memory that the rows take, in GiB.
+        """Check that this many unprojected rows fit into memory; returns what they take, in GiB.
 
         Raises:
             ModelError: If less memory is free.

@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradsieve.errors import ModelError, first_line
-from gradsieve.gradients.objectives import IGNORED, SFT, Batch, Objective, output_layer
+from gradsieve.gradients.objectives import IGNORED, SFT, Batch, Sft
 from gradsieve.models.device import out_of_memory
 from gradsieve.models.layers import put_forward
 
@@ -136,7 +136,7 @@ class _Pass:
 
 
 @contextmanager
-def per_example_pass(model: nn.Module, sink: Sink, objective: Objective = SFT) -> Iterator[Losses]:
+def per_example_pass(model: nn.Module, sink: Sink, objective: Sft = SFT) -> Iterator[Losses]:
     """Prepare a model for per-example gradients; yields a function that computes the losses.
 
     `losses(batch)` returns each example's loss [B]; calling `.sum().backward()` on it passes every
@@ -149,7 +149,6 @@ def per_example_pass(model: nn.Module, sink: Sink, objective: Objective = SFT) -
     """
     now = _Pass(sink)
     layers = lora_layers(model)
-    _check_head(model)
 
     def losses(batch: Batch) -> Tensor:
         now.seen.clear()
@@ -231,15 +230,6 @@ def check_pass(model: nn.Module) -> None:
             "The model is not causal: a token's loss depends on tokens after it.",
             f"{type(model).__name__}: a loss of {one:.5f} becomes {other:.5f}",
             "Use a decoder that predicts each token from those before it.",
-        )
-
-
-def _check_head(model: nn.Module) -> None:
-    if any("lora_" in name for name, _ in output_layer(model).named_modules()):
-        raise ModelError(
-            "LoRA adapts the output layer, which runs on label positions only.",
-            type(model).__name__,
-            "Leave lm_head out of warmup.lora.target_modules.",
         )
 
 

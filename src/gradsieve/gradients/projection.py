@@ -9,6 +9,9 @@ unbiased estimates of the original ones, with variance about (|x|^2 |y|^2 + <x,y
 - `rademacher`: a dense matrix of random signs over sqrt(dim), as in the paper; O(P dim), in tiles.
 - `none`: all values, concatenated.
 
+`ExactProducts` replaces a projection if the targets are known in advance: inner products with their
+directions have no projection error and need no datastore of gradients, but S x P values of memory.
+
 With a `Balance`, rows are scaled before projection and targets are scaled by the inverse: the inner
 products stay the same and their error is smaller.
 
@@ -18,7 +21,7 @@ a generator per block (fast_jl's matrix depends on the GPU's number of multiproc
 transforms (no faster on CPU, O(P log P)), and two-sided projections per module (2.7 to 3.5 times
 the error at the same size).
 
-Letters: B examples, p values of one weight, d dim.
+Letters: B examples, P trainable parameters, p values of one weight, d dim, S subtasks.
 """
 
 from __future__ import annotations
@@ -114,14 +117,10 @@ class Projection:
     )
     _kept_bytes: int = field(default=0, init=False, repr=False)
 
-    def accumulator(self, batch: int, device: torch.device) -> Accumulator:
-        """An accumulator that sums the projection of a batch weight by weight."""
-        return Accumulator(self, batch, device)
-
     def project(self, values: Mapping[str, Float[Tensor, "B ..."]]) -> Float[Tensor, "B d"]:
         """Project values, given by weight name; with `none`, d is P."""
         first = next(iter(values.values()))
-        total = self.accumulator(len(first), first.device)
+        total = Accumulator(self, len(first), first.device)
         for name, piece in values.items():
             total.add(name, piece)
         return total.result()
@@ -131,8 +130,16 @@ class Projection:
         digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
         return int.from_bytes(digest[:8], "little", signed=True)
 
-    def add_sketch_(self, out: Float[Tensor, "B d"], name: str, x: Float[Tensor, "B p"]) -> None:
-        """Add one weight's sketch to `out`. `x` is overwritten."""
+    def add_(
+        self, out: Float[Tensor, "B d"], name: str, x: Float[Tensor, "B p"], overwrite: bool
+    ) -> None:
+        """Add one weight's projection to `out`; `overwrite` allows using `x` as scratch memory."""
+        if self.kind == "sketch":
+            self._add_sketch(out, name, x if overwrite else x.clone())
+        else:
+            self._add_rademacher(out, name, x * self.balance.scale(name) if self.balance else x)
+
+    def _add_sketch(self, out: Float[Tensor, "B d"], name: str, x: Float[Tensor, "B p"]) -> None:
         x.mul_(self._sketch_signs(name, x.shape[1], x.device))
         blocks = math.ceil(x.shape[1] / self.dim)
         rotations = random_words(~self.key(name), 0, blocks, torch.device("cpu")) % self.dim
@@ -142,11 +149,10 @@ class Projection:
             out[:, rotation : rotation + to_end] += piece[:, :to_end]
             out[:, : piece.shape[1] - to_end] += piece[:, to_end:]
 
-    def add_rademacher_(
+    def _add_rademacher(
         self, out: Float[Tensor, "B d"], name: str, x: Float[Tensor, "B p"]
     ) -> None:
-        """Add one weight's dense projection to `out`."""
-        rows = max(1, TILE_VALUES.get(x.device.type, TILE_VALUES["cpu"]) // self.dim)
+        rows = max(1, TILE_VALUES[x.device.type] // self.dim)
         for start in range(0, x.shape[1], rows):
             piece = x[:, start : start + rows]
             words = self._dense_words(name, start, piece.shape[1], x.device)
@@ -177,10 +183,35 @@ class Projection:
         return signs
 
 
-class Accumulator:
-    """Sums the projection of a batch weight by weight."""
+class ExactProducts:
+    """Inner products with fixed directions, weight by weight.
 
-    def __init__(self, projection: Projection, batch: int, device: torch.device) -> None:
+    Args:
+        directions: [S, P], the weights' values concatenated in order of the weights' names, as
+            `Projection("none")` returns them.
+        sizes: Number of values of each weight, by name.
+    """
+
+    kind, balance = "exact", None
+
+    def __init__(self, directions: Float[Tensor, "S P"], sizes: Mapping[str, int]) -> None:
+        names = sorted(sizes)
+        parts = directions.split([sizes[name] for name in names], dim=1)
+        self.directions, self.dim = dict(zip(names, parts, strict=True)), len(directions)
+
+    def add_(
+        self, out: Float[Tensor, "B S"], name: str, x: Float[Tensor, "B p"], overwrite: bool
+    ) -> None:
+        """Add one weight's products to `out`."""
+        out.addmm_(x, self.directions[name].T)
+
+
+class Accumulator:
+    """Sums the rows of a batch weight by weight."""
+
+    def __init__(
+        self, projection: Projection | ExactProducts, batch: int, device: torch.device
+    ) -> None:
         self.projection = projection
         self._pieces: dict[str, Tensor] = {}
         width = 0 if projection.kind == "none" else projection.dim
@@ -189,14 +220,12 @@ class Accumulator:
     def add(self, name: str, values: Float[Tensor, "B ..."], overwrite: bool = False) -> None:
         """Add one weight's values; `overwrite` allows using them as scratch memory."""
         values, balance = values.flatten(1), self.projection.balance
-        if self.projection.kind == "sketch":
-            self.projection.add_sketch_(self._out, name, values if overwrite else values.clone())
-            return
-        values = values * balance.scale(name) if balance else values
-        if self.projection.kind == "rademacher":
-            self.projection.add_rademacher_(self._out, name, values)
+        if self.projection.kind != "none":
+            self.projection.add_(self._out, name, values, overwrite)
+        elif balance:
+            self._pieces[name] = values * balance.scale(name)
         else:
-            self._pieces[name] = values if overwrite or balance else values.clone()
+            self._pieces[name] = values if overwrite else values.clone()
 
     def result(self) -> Float[Tensor, "B d"]:
         """The sum so far; for `none`, all values in order of the weights' names."""

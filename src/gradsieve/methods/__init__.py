@@ -19,8 +19,7 @@ from typing import cast
 
 from gradsieve.errors import UsageError, did_you_mean
 from gradsieve.methods.base import Features, Method, Scores, ScoringTask
-from gradsieve.methods.files import load_method
-from gradsieve.methods.own import checked_method, score_by_own
+from gradsieve.methods.own import checked_method, load_method, score_by_own, users_code
 from gradsieve.recipe.schema import Recipe
 
 __all__ = [
@@ -95,11 +94,8 @@ def find_method(name: str, recipe: Recipe | None = None) -> Method:
     others = {point.name: point for point in entry_points(group=GROUP)}
     if base in others:
         where = f"score.methods: {base}, entry point {others[base].value}"
-        try:
+        with users_code(where):
             found = others[base].load()
-        except Exception as error:  # whatever the package's code raises
-            what = f"The method cannot be loaded: {type(error).__name__}: {error}"
-            raise UsageError(what, where, "Correct the package, or remove the method.") from error
         return checked_method(found, base, where)
     where = f"score.methods: {name} is {base} with seed {seed}" if name != base else "score.methods"
     todo = did_you_mean(base, [*METHODS, *others])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,17 +45,6 @@ class Part(NamedTuple):
     positions: NDArray[np.int64]
     similarities: NDArray[np.float32]
     variances: NDArray[np.float64] | float = 0.0
-
-
-class Comparison(Protocol):
-    """What the rows of one datastore are compared with. Must be picklable."""
-
-    @property
-    def columns(self) -> Sequence[Column]:
-        """What each column is for [S]."""
-
-    def parts(self, store: Store, rows: Wanted) -> Iterator[Part]:
-        """One part per shard."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +113,10 @@ class Stored:
     def parts(self, store: Store, rows: Wanted) -> Iterator[Part]:
         for block in store.shards(rows):
             yield Part(block.positions, block.rows)
+
+
+Comparison = Directions | Subspaces | Stored
+"""What the rows of one datastore are compared with; `parts` yields one part per shard."""
 
 
 def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,44 +1,79 @@
-"""Checks on user-supplied methods: what they declare, and the scores that they return.
+"""User-supplied methods: loads them, and checks what they declare and the scores that they return.
 
-In: a method from a Python file or an entry point. Out: its `Scores`, in float32. A wrong method
-raises a `UsageError` with its name, so that no score table is written that later stages can't read
-or that contains NaN.
+In: a Python file, which the recipe names as `FILE.py:OBJECT`, or an object from an entry point.
+Out: the method, and its `Scores`, in float32. A wrong method raises a `UsageError` with its name,
+so that no score table is written that later stages can't read or that contains NaN.
 """
 
 from __future__ import annotations
 
+import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradsieve.errors import GradsieveError, UsageError
+from gradsieve.io import file_fingerprint
 from gradsieve.methods.base import Method, Scores, ScoringTask, Uses
 
 FIX = "Correct the method; docs/methods.md describes what it returns."
 
 
-def checked_method(found: Any, name: str, where: str, known: Sequence[str] = ()) -> Method:
-    """Return the object, or an instance of the class, if it is a method.
+def load_method(place: str) -> Method:
+    """Run a Python file and return a method from it.
 
-    Args:
-        found: The object or class.
-        name: Its name.
-        where: Where the recipe names it, for messages.
-        known: Names to suggest if it is not a method.
+    Raises:
+        UsageError: If the file or object doesn't exist, or it is not a method.
+    """
+    file = Path(place.rpartition(":")[0])
+    if not file.is_file():
+        todo = "Give a Python file as FILE.py:OBJECT, relative to where gradsieve is started."
+        raise UsageError("The file of a method does not exist.", f"score.methods: {place}", todo)
+    return _loaded(place, file_fingerprint(file))
+
+
+@contextmanager
+def users_code(where: str) -> Iterator[None]:
+    """Report whatever loading a method raises as the user's mistake."""
+    try:
+        yield
+    except Exception as error:
+        what = f"The method cannot be loaded: {type(error).__name__}: {error}"
+        todo = "Correct it: give an object, or a class without arguments."
+        raise UsageError(what, where, todo) from error
+
+
+@cache
+def _loaded(place: str, contents: str) -> Method:
+    """`load_method`, cached: the file runs again only after its contents change."""
+    file, _, name = place.rpartition(":")
+    where = f"score.methods: {place}"
+    module = ModuleType(f"gradsieve_method_{Path(file).stem}")
+    module.__file__ = file
+    sys.modules[module.__name__] = module  # dataclasses need it there
+    with users_code(where):
+        # Not imported: the import system's bytecode cache only checks time and size.
+        exec(compile(Path(file).read_bytes(), file, "exec"), vars(module))
+    known = [key for key, value in vars(module).items() if hasattr(value, "score")]
+    return checked_method(getattr(module, name, None), name, where, known)
+
+
+def checked_method(found: Any, name: str, where: str, known: Sequence[str] = ()) -> Method:
+    """Return the object, or an instance of the class, if it is a method; else suggest `known`.
 
     Raises:
         UsageError: If it lacks an attribute, or `uses` has an unknown value.
     """
-    try:
+    with users_code(where):
         method = _made(found) if isinstance(found, type) else found
-    except Exception as error:  # whatever its code raises
-        what = f"The method cannot be made: {type(error).__name__}: {error}"
-        raise UsageError(what, where, "Give an object, or a class without arguments.") from error
     lacks = [part for part in ("source", "uses", "score") if not hasattr(method, part)]
     if lacks:
         what = f"{name} is not a method: it lacks {', '.join(lacks)}."

@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251 - only to catch it
 from typing import Any
@@ -28,10 +29,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer
 
-from gradsieve.errors import ModelError
+from gradsieve.errors import ModelError, first_line
 from gradsieve.gradients.adam import Moments
 from gradsieve.io import atomic, folder_fingerprint, write_json
-from gradsieve.models.optimizers import Constants, Group, State, adam_constants, adam_state
+from gradsieve.models.optimizers import (
+    Constants,
+    Group,
+    State,
+    adam_constants,
+    adam_state,
+    checked_constants,
+)
 
 METADATA = "gradsieve"
 """The key of adam.safetensors' metadata, a JSON object: step, betas, eps, learning_rate."""
@@ -114,25 +122,18 @@ def saved_name(parameter: str) -> str:
 def load_moments(folder: Path, model: PeftModel) -> Moments:
     """Adam's moments and constants of a checkpoint, for the model's trainable weights.
 
-    Args:
-        folder: A checkpoint of gradsieve or of transformers' Trainer.
-        model: The peft model with this checkpoint's adapter loaded as trainable.
+    The checkpoint is gradsieve's or one of transformers' Trainer; the model has its adapter, as
+    trainable.
 
     Raises:
-        ModelError: If there is no optimizer state, if it belongs to another optimizer (which is
-            named), or if it doesn't fit (the message names the parameter and both shapes).
+        ModelError: If there is no optimizer state, if it belongs to another optimizer, or if it
+            doesn't fit (the message names the parameter and both shapes).
     """
     file = optimizer_file(folder)
-    try:
+    with _reading(file):
         by_name, constants = _READERS[file.name](file, model)
         states = {name: by_name.get(saved_name(name), {}) for name in _trainable(model)}
         return _states_of(model, states, constants, str(file))
-    except UnpicklingError as error:
-        unknown = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-        holds = f"it holds {unknown[1]}, which" if unknown else "it is not a pickle, or one that"
-        raise _unreadable(file, f"{holds} would run code") from None
-    except _UNREADABLE as error:
-        raise _unreadable(file, error) from None
 
 
 def optimizer_file(folder: Path) -> Path:
@@ -140,9 +141,10 @@ def optimizer_file(folder: Path) -> Path:
     file = next((folder / name for name in _READERS if (folder / name).is_file()), None)
     if file is not None:
         return file
-    for pattern, (what, todo) in _SHARDED.items():
+    for pattern in _SHARDED:
         for found in sorted(folder.glob(pattern)):
-            raise ModelError(f"The checkpoint's optimizer state is {what}.", str(found), todo)
+            what = "The checkpoint's optimizer state is sharded."
+            raise ModelError(what, str(found), MERGE_SHARDS)
     raise ModelError(
         "The checkpoint has no optimizer state, which Adam's update needs.",
         f"{folder}: none of {', '.join(_READERS)}",
@@ -150,28 +152,31 @@ def optimizer_file(folder: Path) -> Path:
     )
 
 
-_SHARDED = {
-    "global_step*/*optim_states.pt": (
-        "sharded by DeepSpeed ZeRO",
-        "Train without DeepSpeed (a LoRA adapter's state is small), or leave warmup.checkpoints "
-        "out: gradsieve then runs its own warm-up.",
-    ),
-    "optimizer*/*.distcp": (
-        "sharded by FSDP",
-        "Merge it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
-        "CHECKPOINT/optimizer_0 CHECKPOINT/optimizer.bin; or train with FSDP's state_dict_type "
-        "FULL_STATE_DICT.",
-    ),
-}
-"""Files that sharded trainings write instead of one file: what they are, and what to do."""
+_SHARDED = ("global_step*/*optim_states.pt", "optimizer*/*.distcp")
+"""Files that DeepSpeed ZeRO and FSDP write instead of one file."""
+
+MERGE_SHARDS = (
+    "Merge FSDP's shards: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+    "CHECKPOINT/optimizer_0 CHECKPOINT/optimizer.bin. Train without DeepSpeed (a LoRA adapter's "
+    "state is small); or leave warmup.checkpoints out: gradsieve then runs its own warm-up."
+)
 
 
-def _unreadable(file: Path, error: Exception | str) -> ModelError:
-    reason = error if isinstance(error, str) else f"{type(error).__name__}: {str(error)[:200]}"
-    todo = "Use an optimizer.pt or optimizer.bin of AdamW that transformers' Trainer wrote."
-    if file.suffix in (".safetensors", ".json"):
-        todo = "Copy the checkpoint again."
-    return ModelError("The optimizer state cannot be read.", f"{file}: {reason}", todo)
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Report a damaged file, whatever the code that reads it raises."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if isinstance(error, UnpicklingError):
+            reason = "a pickle that would run code"
+        raise ModelError(
+            "The optimizer state cannot be read.",
+            f"{file}: {reason}",
+            "Copy the checkpoint again. Its optimizer must be AdamW, saved by transformers' "
+            "Trainer.",
+        ) from None
 
 
 def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:
@@ -191,14 +196,12 @@ def load_learning_rates(folders: Iterable[Path]) -> list[float] | None:
         file = ours if ours.is_file() else theirs
         if not file.is_file():
             return None
-        try:
+        with _reading(file):
             if file == ours:
                 rate: float | None = float(_our_facts(ours)["learning_rate"])
             else:
                 since = last_steps.get(folder.parent, 0)
                 rate, last_steps[folder.parent] = _mean_rate(file, since)
-        except _UNREADABLE as error:
-            raise _unreadable(file, error) from None
         if rate is None:
             return None
         if not 0 <= rate < math.inf:
@@ -250,10 +253,7 @@ def _read_ours(file: Path, _: PeftModel) -> States:
     for key, tensor in load_file(file).items():
         kind, _, name = key.partition("/")
         states.setdefault(name, {"step": facts["step"]})[kind] = tensor
-    # Older checkpoints don't store the constants; they were trained with torch's defaults.
-    group: dict[str, Any] = {"params": list(states), "amsgrad": False, **Constants()._asdict()}
-    group |= {key: facts[key] for key in ("betas", "eps") if key in facts}
-    return states, adam_constants(states.values(), [group], str(file))
+    return states, checked_constants(facts, str(file))
 
 
 def _read_trainer(file: Path, model: PeftModel) -> States:
@@ -312,7 +312,7 @@ def _without_wrappers(name: str) -> str:
 
 # Errors that torch.load, safetensors and the code reading their results raise for damaged files.
 _UNREADABLE = (
-    *(SafetensorError, AttributeError, KeyError, TypeError),
+    *(UnpicklingError, SafetensorError, AttributeError, KeyError, TypeError),
     *(RuntimeError, ValueError, EOFError, OSError),
 )
 

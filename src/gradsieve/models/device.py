@@ -28,18 +28,15 @@ def device() -> torch.device:
 def slow_dtype(name: str) -> str | None:
     """A warning if this machine is slow in a dtype and another dtype would be faster."""
     if device().type == "cuda":
-        if name != "bfloat16" or torch.cuda.is_bf16_supported(including_emulation=False):
-            return None
-        return (
-            "model.dtype bfloat16: this GPU only emulates it, which is slow; set model.dtype: "
-            "float16, or float32, which takes twice the memory"
-        )
-    times = _slowdown(getattr(torch, name))
-    if times < 4:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        slow, faster = name == "bfloat16" and not native, "float16, or float32"
+    else:
+        slow, faster = _slowdown(getattr(torch, name)) >= 4, "float32 (in memory: model.float())"
+    if not slow:
         return None
     return (
-        f"model.dtype {name}: this processor multiplies matrices {times:.0f} times as fast in "
-        "float32; set model.dtype: float32 (in memory: model.float()), which takes twice the memory"
+        f"model.dtype {name} is slow on this machine; set model.dtype: {faster}, which takes twice "
+        "the memory"
     )
 
 

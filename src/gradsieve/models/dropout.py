@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import xxhash
@@ -32,18 +32,12 @@ Mask = Callable[[], Tensor]
 """Makes a mask of the units to keep, the same one at each call."""
 
 
-class _Pass:
-    """The examples of the current pass: their seeds and token counts."""
+class _Pass(NamedTuple):
+    """The examples of the current pass: their seeds, also as a tensor, and token counts."""
 
-    def __init__(self, seeds: list[int], lengths: list[int]) -> None:
-        self.seeds, self.lengths = seeds, lengths
-        self._sent: dict[torch.device, Tensor] = {}
-
-    def seeds_on(self, device: torch.device) -> Tensor:
-        """The seeds [B] on a device, copied there once."""
-        if device not in self._sent:
-            self._sent[device] = torch.tensor(self.seeds, device=device)
-        return self._sent[device]
+    seeds: list[int]
+    as_tensor: Tensor
+    lengths: list[int]
 
 
 class _Current:
@@ -62,7 +56,7 @@ def example_dropout(model: nn.Module, seed: int) -> Iterator[Begin]:
         rows = zip(input_ids.cpu().numpy(), lengths, strict=True)
         salt = seed << 32 | step
         seeds = [xxhash.xxh3_64_intdigest(ids[:n].tobytes(), salt) >> 1 for ids, n in rows]
-        now.of = _Pass(seeds, lengths)
+        now.of = _Pass(seeds, torch.tensor(seeds, device=input_ids.device), lengths)
 
     layers = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p]
     numbers = {layer: number for number, layer in enumerate(layers)}
@@ -156,7 +150,8 @@ def _mask(x: Tensor, p: float, number: int, now: _Current) -> Mask | None:
 
     def make() -> Tensor:
         if has_kernels(device):
-            return keep_by_example(examples.seeds_on(device), number, shape, 1 - p).view(full)
+            seeds = examples.as_tensor.to(device)  # a model may be on several devices
+            return keep_by_example(seeds, number, shape, 1 - p).view(full)
         generator = torch.Generator(device)
         keep = torch.ones(shape, dtype=torch.bool, device=device)
         for row, seed, length in zip(keep, examples.seeds, examples.lengths, strict=True):

@@ -7,7 +7,6 @@ inputs don't use (image or audio towers), and for each name that the model doesn
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from gradsieve.errors import ModelError, first_line
+from gradsieve.errors import ModelError, did_you_mean, first_line
 
 PLAIN_LORA = "Use plain LoRA on linear layers: peft.LoraConfig with r, lora_alpha, target_modules."
 
@@ -61,12 +60,8 @@ def misfit(where: str, error: Exception) -> ModelError:
 
 
 def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> Iterator[ModelError]:
-    """Yield errors for names, or a regular expression, that match no layer; peft ignores these.
-
-    Args:
-        base: The model.
-        targets: As in peft: suffixes of layer names, or a regular expression for the full name.
-        where: The recipe's key.
+    """Yield errors for suffixes of layer names, or a regular expression for the full name, that
+    match no layer; peft ignores these.
     """
     if targets == "all-linear":
         return
@@ -84,15 +79,14 @@ def unmatched(base: nn.Module, targets: list[str] | str, where: str) -> Iterator
                 "The model has no layer whose full name matches the regular expression.",
                 f"{where}: {targets}",
                 f"Its linear layers are {', '.join(there)}; their full names look like "
-                f"{linear[0]}. Names alone are written as a list: [{there[0]}].",
+                f"{', '.join(linear[:1])}. Names alone are written as a list: "
+                f"[{', '.join(there[:1])}].",
             )
         return
     ends = {".".join(name.split(".")[at:]) for name in modules for at in range(name.count(".") + 1)}
     for target in (target for target in targets if target not in ends):
-        near = difflib.get_close_matches(target, there, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        todo = f"Its linear layers are {', '.join(there)}{hint}"
-        yield ModelError("The model has no layer of this name.", f"{where}: {target}", todo)
+        what, todo = "The model has no layer of this name.", did_you_mean(target, there)
+        yield ModelError(what, f"{where}: {target}", todo)
 
 
 def layer_problems(model: PeftModel, where: str) -> Iterator[ModelError]:
@@ -116,12 +110,13 @@ def layer_problems(model: PeftModel, where: str) -> Iterator[ModelError]:
     names = (_last(name) for shared in places.values() for name in shared)
     followed = [name for name in dict.fromkeys(names) if name not in refused]
     leave = f" with target_modules: [{', '.join(followed)}]." if followed else f". {PLAIN_LORA}"
+    others = f"(?!{re.escape(decoder)}).*"
     for reason, layers in reasons.items():
         more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
         yield ModelError(
             f"The adapter has layers that cannot be followed: {reason}.",
             f"{where}: {', '.join(layers[:3])}{more}",
-            _without_towers(layers, decoder, where)
+            f"Exclude them, in warmup.lora or LoraConfig: exclude_modules: '{others}'"
             if reason == TOWER
             else f"Leave them out{leave}",
         )
@@ -139,21 +134,6 @@ def _decoder(model: PeftModel) -> str:
     part = base.get_decoder()
     name = next((name for name, module in base.named_modules() if module is part), "")
     return f"{name}." if name else ""
-
-
-def _without_towers(layers: list[str], decoder: str, where: str) -> str:
-    """The advice to exclude towers, each named by the part of its path outside the decoder's."""
-    inside = decoder.split(".")
-    towers = set()
-    for name in layers:
-        parts = name.split(".")
-        depth = next(at for at, part in enumerate(parts) if part != inside[at])
-        tower = re.escape(".".join(parts[: depth + 1]))
-        towers.add(tower if depth + 1 == len(parts) else rf"{tower}\..*")  # or a single layer
-    pattern = "|".join(sorted(towers))
-    if where.startswith("warmup.lora"):
-        return f"Add this line to warmup.lora in the recipe: exclude_modules: '{pattern}'"
-    return f"Train the adapter with LoraConfig(..., exclude_modules=r'{pattern}')."
 
 
 def _unfollowed(name: str, layer: LoraLayer, head: nn.Module | None) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.pytorch_utils import Conv1D
@@ -26,17 +26,13 @@ from transformers.pytorch_utils import Conv1D
 from gradsieve.errors import ModelError, first_line
 from gradsieve.models.device import device
 from gradsieve.models.layers import adapted, misfit
-from gradsieve.models.source import ModelSource
+from gradsieve.models.source import ModelSource, refuse_infinite
 from gradsieve.recipe import schema as recipe
 
-BOTH_FILES = "Name folders with adapter_config.json and adapter_model.safetensors."
-IN_A_FOLDER = (
-    "Name that folder. One that has the name of the adapter has no optimizer state: copy its files "
-    "up, next to the optimizer's."
-)
-FULL_MODEL = (
-    "It holds a full model: features are taken from LoRA checkpoints. Use it as model.name, "
-    "without warmup.checkpoints: gradsieve then runs its own warm-up."
+NAME_ADAPTERS = (
+    "Name folders with adapter_config.json, adapter_model.safetensors and an optimizer state. A "
+    "fully trained model can be model.name, without warmup.checkpoints: gradsieve then runs its "
+    "own warm-up."
 )
 
 
@@ -70,12 +66,9 @@ def add_adapter(model: PreTrainedModel, lora: recipe.LoraConfig, seed: int) -> P
             adapted = get_peft_model(model, lora_config(model, lora))
     except ValueError as error:
         raise misfit(f"warmup.lora.target_modules {lora.target_modules}", error) from None
-    adapted.create_or_update_model_card = _no_card
+    # A model card takes longer than the rest of a save, and isn't kept.
+    adapted.create_or_update_model_card = lambda _: None
     return adapted
-
-
-def _no_card(folder: str) -> None:
-    """Replaces peft's model card, which takes longer than the rest of a save and isn't kept."""
 
 
 def lora_config(model: PreTrainedModel, lora: recipe.LoraConfig) -> LoraConfig:
@@ -96,11 +89,8 @@ def lora_config(model: PreTrainedModel, lora: recipe.LoraConfig) -> LoraConfig:
 def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) -> PeftModel:
     """Load a saved adapter onto the model it was trained on, with trainable LoRA weights.
 
-    Args:
-        model: The model.
-        folder: A folder with adapter_config.json and adapter_model.safetensors.
-        like_base: Whether the adapter runs in the model's dtype, as in the paper's gradient
-            computation; otherwise it runs in float32, as in training (peft's default).
+    With `like_base` the adapter runs in the model's dtype, as in the paper's gradient computation;
+    otherwise in float32, as in training (peft's default).
 
     Raises:
         ModelError: If the folder holds no adapter, one of another model, or weights that are not
@@ -111,22 +101,17 @@ def load_adapter(model: PreTrainedModel, folder: Path, like_base: bool = False) 
         _copy_changed_weights(model, file)
         with peft_warnings_hidden():
             loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    except SafetensorError as error:
-        raise ModelError(
-            "The adapter's weights are damaged.",
-            f"{folder}: {first_line(error)}",
-            "Copy adapter_model.safetensors again.",
-        ) from None
     except Exception as error:  # as in `layers.adapted`
         raise ModelError(
-            "The adapter does not fit the model.",
+            "The adapter does not fit the model, or is damaged.",
             f"{folder}: {first_line(error)}",
-            "Give the model that the adapter was trained on, as model.name.",
+            "Give the model that the adapter was trained on, as model.name; or copy the adapter "
+            "again.",
         ) from None
-    _check_finite(loaded, folder)
-    for parameter in loaded.parameters() if like_base else ():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(model.dtype)
+    trained = {name: p for name, p in loaded.named_parameters() if p.requires_grad}
+    refuse_infinite(trained.items(), str(folder))
+    for parameter in trained.values() if like_base else ():
+        parameter.data = parameter.data.to(model.dtype)
     return loaded
 
 
@@ -168,11 +153,7 @@ def adapter_config(folder: Path) -> Path:
     """The file with an adapter's configuration; raises `ModelError` if it is missing."""
     file = folder / "adapter_config.json"
     if not file.is_file():
-        is_model = (folder / "config.json").is_file()
-        below = sorted(one.parent.name for one in folder.glob("*/adapter_config.json"))
-        found = f"; there is one in {', '.join(below[:5])}" if below else ""
-        todo = FULL_MODEL if is_model else IN_A_FOLDER if below else BOTH_FILES
-        raise ModelError("There is no adapter here.", f"{file}: no such file{found}", todo)
+        raise ModelError("There is no adapter here.", f"{file}: no such file", NAME_ADAPTERS)
     return file
 
 
@@ -182,7 +163,7 @@ def adapter_file(folder: Path) -> Path:
     files = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise ModelError("The adapter's weights are missing.", str(files[0]), BOTH_FILES)
+        raise ModelError("The adapter's weights are missing.", str(files[0]), NAME_ADAPTERS)
     return file
 
 
@@ -206,12 +187,3 @@ def _has_embeddings(file: Path) -> bool:
         return True  # a pickle, whose names are known only after loading
     with safe_open(file, "pt") as opened:
         return any("lora_" not in name for name in opened.keys())  # noqa: SIM118
-
-
-def _check_finite(model: nn.Module, folder: Path) -> None:
-    """Refuse LoRA weights that are not finite: no example would have a finite gradient."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
-            what = "The adapter has weights that are not finite."
-            todo = "Use a checkpoint from before the training diverged, or copy it again."
-            raise ModelError(what, f"{folder}: {name}", todo)

@@ -58,7 +58,6 @@ class KeepMoments(TrainerCallback):
         self.folder, self.every = Path(folder), every
         self._numbers: set[int] = set()
         self._rates: list[float] = []
-        self._checked = False
 
     @property
     def checkpoints(self) -> list[str]:
@@ -91,28 +90,24 @@ class KeepMoments(TrainerCallback):
         there = (int(path.name.partition("-")[2]) for path in self.folder.glob("checkpoint-*[0-9]"))
         self._numbers = {number for number in there if number <= now}
         self._rates.clear()
-        self._checked = False
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record the step's learning rate; Trainer calls this before the schedule advances."""
         self._rates.append(kwargs["optimizer"].param_groups[0]["lr"])
-        if not self._checked:
+        if len(self._rates) == 1:
             adam_states(kwargs["model"], kwargs["optimizer"])
-            self._checked = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the epoch's checkpoint."""
-        if self.every == "epoch":
-            self._keep(state, kwargs["model"], kwargs["optimizer"])
+        self._keep("epoch", state, **kwargs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write a checkpoint of the step that the Trainer has saved."""
-        if self.every == "save":
-            self._keep(state, kwargs["model"], kwargs["optimizer"])
+        self._keep("save", state, **kwargs)
 
-    def _keep(self, state: Any, model: PeftModel, optimizer: Any) -> None:
+    def _keep(self, when: str, state: Any, model: PeftModel, optimizer: Any, **_: Any) -> None:
         """Write a checkpoint; its folder appears complete or not at all."""
-        if not self._rates or not state.is_world_process_zero:
+        if when != self.every or not self._rates or not state.is_world_process_zero:
             return
         number = self._number(state)
         complete = self._path(number)

@@ -8,7 +8,6 @@ code that comes with a model runs only if the recipe has `trust_remote_code: tru
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,25 +38,11 @@ GIVE_A_TOKENIZER = (
     "tokenizer.save_pretrained(FOLDER). A Trainer without processing_class saves none."
 )
 
-SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "max_position_embeddings"),
-)
-"""Keys of a configuration whose values, if present, must be above 0."""
-
-MOST_LAYERS = 10_000
-"""Limit on the number of layers. Modules are created for each layer before weights are read, so
-millions would take hours. The deepest language models have a few hundred."""
-
 
 def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
     """Call `from_pretrained` of a transformers class; raises `ModelError` if that fails.
 
-    Args:
-        kind: The class.
-        model: The recipe's section: its name, revision and `trust_remote_code` are used.
-        noun: What is read, for the message.
-        **options: Further arguments of `from_pretrained`.
+    `noun` names what is read, in the message; `options` are arguments of `from_pretrained`.
     """
     file = gguf_file(model.name)
     if file is None:
@@ -82,7 +67,7 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
         # On a CPU, PyTorch's out-of-memory error has no type of its own.
         is_full = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if is_full or "can't allocate memory" in str(error):
-            raise no_memory_for(model, error) from error
+            raise no_memory_for(model) from error
         todo = GIVE_A_TOKENIZER if noun == "tokenizer" else GIVE_A_MODEL
         if "trust_remote_code" in str(error):
             todo = (
@@ -95,34 +80,14 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
         raise ModelError(f"The {noun} cannot be loaded.", where, todo) from None
 
 
-def no_memory_for(model: ModelConfig, error: Exception) -> ModelError:
+def no_memory_for(model: ModelConfig) -> ModelError:
     """The error that a model doesn't fit into memory."""
-    todo = "Use a smaller model, model.dtype: bfloat16, or a machine with more memory."
-    if isinstance(error, torch.OutOfMemoryError):
-        todo = (
-            "Stop other programs on the GPU, set model.quantization: 4bit, or distribute the model "
-            "over several GPUs (engine.gpus_per_worker: 2)."
-        )
-    where = f"model.name {model.name}, {model.dtype}"
-    return ModelError("There is not enough memory for the model.", where, todo)
-
-
-def check_sizes(config: Any, name: str) -> None:
-    """Refuse a configuration with impossible sizes.
-
-    Raises:
-        ModelError: If a size is impossible; the message names it.
-    """
-    for key in SIZES:
-        size = getattr(config, key, None)
-        most = MOST_LAYERS if key == "num_hidden_layers" else sys.maxsize
-        for one in size if isinstance(size, list) else [size]:  # some models have one per layer
-            if one is not None and not (isinstance(one, int) and 1 <= one <= most):
-                raise ModelError(
-                    "The model's configuration has a size that no model can have.",
-                    f"model.name {name}, config.json: {key} {str(one)[:40]}",
-                    "Copy or download config.json again.",
-                )
+    return ModelError(
+        "There is not enough memory for the model.",
+        f"model.name {model.name}, {model.dtype}",
+        "Use a smaller model, model.dtype: bfloat16, model.quantization: 4bit, several GPUs "
+        "(engine.gpus_per_worker: 2), or a machine with more memory.",
+    )
 
 
 def gguf_file(name: str) -> Path | None:
@@ -210,47 +175,37 @@ def check_weights(model: ModelConfig) -> None:
             f"model.name {model.name}: neither *.safetensors nor *.bin",
             "Give a folder that save_pretrained wrote, a hub name, or a GGUF file.",
         )
-    for file in files:
-        _check_header(file)
-    _check_index(folder / "model.safetensors.index.json")
-
-
-def _check_index(file: Path) -> None:
-    """Refuse sharded weights if one of their files is missing."""
-    if not file.is_file():
-        return
+    index = folder / "model.safetensors.index.json"
     try:
-        names = set(json.loads(file.read_bytes())["weight_map"].values())
-        missing = sorted(name for name in names if not (file.parent / name).is_file())
-    except (ValueError, LookupError, TypeError, AttributeError):
+        if not file and index.is_file():
+            names = {*json.loads(index.read_bytes())["weight_map"].values()}
+            files += sorted(folder / name for name in names - {one.name for one in files})
+        damage = next(((one, wrong) for one in files if (wrong := _damage(one))), None)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        damage = index, first_line(error)
+    if damage:
         raise ModelError(
-            "The index of the model's weights is damaged.", str(file), "Copy or download it again."
-        ) from None
-    if missing:
-        raise ModelError(
-            "A weight file is missing.",
-            f"{file.parent / missing[0]}: {len(missing)} of {len(names)} files that {file.name} "
-            "names",
-            "Copy or download it again.",
+            "A weight file is missing or damaged.",
+            f"{damage[0]}: {damage[1]}",
+            "Copy or download it again; or run `git lfs pull` in the model's folder.",
         )
 
 
-def _check_header(file: Path) -> None:
+def _damage(file: Path) -> str | None:
+    """Why a weight file can't be read, from its first bytes."""
+    if not file.is_file():
+        return "no such file"
     with file.open("rb") as opened:
         start = opened.read(len(LFS))
     if start == LFS:
-        what = "A weight file is a pointer of git-lfs, not the weights."
-        raise ModelError(what, str(file), "Run `git lfs pull` in the model's folder.")
-    wrong = None
-    if file.suffix != ".gguf":
-        try:
-            safe_open(file, "pt")
-        except SafetensorError as error:
-            wrong = f"{file}, {file.stat().st_size} bytes: {first_line(error)}"
-    elif not start.startswith(b"GGUF"):
-        wrong = f"{file}: it doesn't start with GGUF"
-    if wrong:
-        raise ModelError("A weight file is damaged.", wrong, "Copy or download it again.")
+        return "a pointer of git-lfs, not the weights"
+    if file.suffix == ".gguf":
+        return None if start.startswith(b"GGUF") else "it doesn't start with GGUF"
+    try:
+        safe_open(file, "pt")
+    except SafetensorError as error:
+        return f"{file.stat().st_size} bytes: {first_line(error)}"
+    return None
 
 
 def _refuse_random_weights(model: ModelConfig, report: dict[str, Any]) -> None:

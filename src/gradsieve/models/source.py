@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -36,7 +37,6 @@ from gradsieve.errors import ModelError, first_line
 from gradsieve.io import fingerprint
 from gradsieve.models.device import device
 from gradsieve.models.saved import (
-    check_sizes,
     check_weights,
     model_fingerprint,
     no_memory_for,
@@ -59,10 +59,8 @@ class ModelSource:
     gpus: int = 1
 
     def config(self) -> Any:
-        """The configuration; `ModelError` if it is missing or has impossible sizes."""
-        found = read(AutoConfig, self.settings, "configuration")
-        check_sizes(found.get_text_config(), self.settings.name)
-        return found
+        """The configuration; `ModelError` if it cannot be read."""
+        return read(AutoConfig, self.settings, "configuration")
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, without any additions; `ModelError` if it is missing."""
@@ -73,9 +71,7 @@ class ModelSource:
     def load(self, *, will_change: bool = False) -> PreTrainedModel:
         """The model with frozen weights, on the machine's device.
 
-        Args:
-            will_change: Whether the caller will change the weights; user-supplied ones are then
-                copied.
+        If the caller `will_change` the weights, user-supplied ones are copied.
 
         Raises:
             ModelError: If it can't be loaded as a causal language model, if it doesn't fit into
@@ -90,8 +86,8 @@ class ModelSource:
             try:
                 loaded = loaded.to(device())
             except torch.OutOfMemoryError as error:
-                raise no_memory_for(self.settings, error) from error
-        _refuse_infinite(loaded, self.settings.name)
+                raise no_memory_for(self.settings) from error
+        refuse_infinite(loaded.named_parameters(), f"model.name {self.settings.name}")
         return loaded
 
     def _weights(self, will_change: bool) -> PreTrainedModel:
@@ -186,20 +182,12 @@ def section_of(model: PreTrainedModel) -> dict[str, str]:
         ModelError: If it is not a bare causal language model on one device, or if its dtype is not
             one that gradients can be computed in.
     """
-    _check_kind(model)
-    dtype = str(model.dtype).removeprefix("torch.")
-    if dtype not in BYTES:
-        todo = f"Give it in one of {', '.join(BYTES)}: model.to(torch.bfloat16)."
-        raise ModelError(f"The model's weights are {dtype}.", type(model).__name__, todo)
-    return {"name": str(model.name_or_path) or type(model).__name__, "dtype": dtype}
-
-
-def _check_kind(model: object) -> None:
+    name = type(model).__name__
     modules = model.modules() if isinstance(model, nn.Module) else ()
     if any(isinstance(module, PeftModel | BaseTunerLayer) for module in modules):
         raise ModelError(
             "The model has an adapter already; gradsieve trains its own in the warm-up.",
-            type(model).__name__,
+            name,
             "Give model.unload() (without the adapter) or model.merge_and_unload() (with it); to "
             "use checkpoints of this adapter as the warm-up, name them: "
             "warmup={'checkpoints': [...]}.",
@@ -207,23 +195,22 @@ def _check_kind(model: object) -> None:
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise ModelError(
             "This is not a transformers causal language model.",
-            type(model).__name__,
+            name,
             "Give what AutoModelForCausalLM.from_pretrained returns, unwrapped (model.module of "
             "DDP, model._orig_mod of torch.compile), or a name or folder.",
         )
     if any(parameter.is_inference() for parameter in model.parameters()):
-        raise ModelError(
-            "The model was loaded in torch.inference_mode(): no gradient passes through it.",
-            type(model).__name__,
-            "Load it outside of torch.inference_mode().",
-        )
+        what = "The model was loaded in torch.inference_mode(): no gradient passes through it."
+        raise ModelError(what, name, "Load it outside of torch.inference_mode().")
     devices = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(devices) > 1 or devices == ["meta"]:
-        raise ModelError(
-            "The model is not on one device.",
-            f"{type(model).__name__}: {', '.join(devices)}",
-            "Load it without device_map, or with device_map={'': 0}.",
-        )
+        todo = "Load it without device_map, or with device_map={'': 0}."
+        raise ModelError("The model is not on one device.", f"{name}: {', '.join(devices)}", todo)
+    dtype = str(model.dtype).removeprefix("torch.")
+    if dtype not in BYTES:
+        todo = f"Give it in one of {', '.join(BYTES)}: model.to(torch.bfloat16)."
+        raise ModelError(f"The model's weights are {dtype}.", name, todo)
+    return {"name": str(model.name_or_path) or name, "dtype": dtype}
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:
@@ -237,17 +224,14 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
         raise ModelError(what, where, "Leave model.gradient_checkpointing out.") from None
 
 
-def _refuse_infinite(model: nn.Module, name: str) -> None:
+def refuse_infinite(weights: Iterable[tuple[str, nn.Parameter]], where: str) -> None:
     """Refuse weights that are not finite before anything is computed; runs at memory speed."""
-    for key, weight in model.named_parameters():
+    for name, weight in weights:
         if not weight.is_floating_point() or not weight.numel():
             continue
-        if not all(bool(end.isfinite()) for end in weight.aminmax()):  # NaN makes both NaN
-            raise ModelError(
-                "The model has weights that are not finite.",
-                f"model.name {name}: {key}",
-                "Copy or download it again; or give it as it was before its training diverged.",
-            )
+        if not all(bool(end.isfinite()) for end in weight.detach().aminmax()):  # NaN: both are NaN
+            todo = "Copy or download it again; or give it as it was before its training diverged."
+            raise ModelError("There are weights that are not finite.", f"{where}: {name}", todo)
 
 
 def _keep_packing(model: nn.Module) -> None:

@@ -14,7 +14,6 @@ Rejected: a list of model families that work, because it goes out of date.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from gradsieve.errors import GradsieveError, ModelError
+from gradsieve.io import installed
 from gradsieve.models.adapters import checkpoint_problems
 from gradsieve.models.layers import adapted, layer_problems, unmatched
 from gradsieve.models.load import lora_config
@@ -31,14 +31,8 @@ from gradsieve.recipe.schema import ModelConfig, WarmupConfig
 
 
 def check_support(source: ModelSource, warmup: WarmupConfig) -> Sequence[GradsieveError]:
-    """Everything in a recipe's model and adapter that makes features impossible to compute.
-
-    Args:
-        source: The model.
-        warmup: The section whose `checkpoints`, or `lora` if there are none, are checked.
-
-    Returns:
-        One error per problem; empty if the warm-up can start.
+    """An error for each thing in a recipe's model and adapter (`warmup.checkpoints`, or `lora` if
+    there are none) that makes features impossible to compute.
     """
     try:
         config, model = source.config(), source.settings
@@ -55,7 +49,7 @@ def check_support(source: ModelSource, warmup: WarmupConfig) -> Sequence[Gradsie
         if wrong_names:
             return wrong_names
         return list(layer_problems(adapted(base, lora_config(base, lora), where), where))
-    except ModelError as error:
+    except GradsieveError as error:
         return [error]
 
 
@@ -64,17 +58,18 @@ def _kind_problems(config: Any, model: ModelConfig) -> Iterator[ModelError]:
     text = config.get_text_config()
     own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     known = type(config) in AutoModelForCausalLM._model_mapping
+    bidirectional = (
+        getattr(text, "use_bidirectional_attention", None) not in (None, False, "vision")
+        or getattr(text, "is_causal", True) is False
+        or (type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", 0))
+    )
     reason = None
     if config.is_encoder_decoder:
         reason = "an encoder-decoder"
     elif not known and not (own_code and model.trust_remote_code):
         reason = "no causal language model in transformers"
-    elif getattr(text, "use_bidirectional_attention", None) not in (None, False, "vision"):
-        reason = "its attention is bidirectional (use_bidirectional_attention)"
-    elif getattr(text, "is_causal", True) is False:
-        reason = "its attention is bidirectional (is_causal: false)"
-    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        reason = "its attention is bidirectional (is_decoder: false)"
+    elif bidirectional:
+        reason = "its attention is bidirectional"
     if reason:
         yield ModelError(
             "The model is not a causal language model.",
@@ -92,9 +87,5 @@ def _quantization_problems(config: Any, model: ModelConfig) -> Iterator[ModelErr
             f"model.name {model.name}",
             "Give the unquantized model; model.quantization quantizes it with bitsandbytes.",
         )
-    elif (saved or model.quantization) and not importlib.util.find_spec("bitsandbytes"):
-        yield ModelError(
-            "The library bitsandbytes is not installed.",
-            f"model.quantization {model.quantization or 'in the model itself'}",
-            "pip install 'gradsieve[quantized]'",
-        )
+    elif saved or model.quantization:
+        installed("bitsandbytes", "quantized")
