@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from gradsieve.console import Progress, clock
+from gradsieve.console import Progress, Report, clock
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
