@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradsieve.gradients import adam
-from gradsieve.gradients.objectives import SFT, Sft
+from gradsieve.gradients.objectives import SFT, Objective
 from gradsieve.gradients.per_example import lora_layers, per_example_pass, without_mask
 from gradsieve.gradients.projection import Accumulator, ExactProducts, Projection
 from gradsieve.models.kernels import has_kernels
@@ -62,7 +62,7 @@ class FeatureExtractor:
         moments: adam.Moments | None = None,
         reading: adam.Reading = "torch",
         momentum: adam.Momentum = "keep",
-        objective: Sft = SFT,
+        objective: Objective = SFT,
     ) -> None:
         self.model, self.moments = model, moments
         self.projections = projections if isinstance(projections, Sequence) else [projections]

@@ -1,6 +1,6 @@
 """The loss of an example: the function whose gradients become features.
 
-In: tokenized examples. Out: batches, and the loss of each example in a batch. Gradients
+In: examples. Out: tokenized examples, batches, and the loss of each example in a batch. Gradients
 (`per_example`), training, evaluation and the perplexity methods use the loss defined here.
 
 `sft` is supervised fine-tuning: the mean cross-entropy over an example's label tokens. Logits are
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradsieve.data.batching import batches_of, collate
-from gradsieve.data.examples import TokenizedExample
+from gradsieve.data.examples import Example, TokenizedExample
+from gradsieve.data.template import ChatTemplate, Refusal
 from gradsieve.errors import ModelError
 from gradsieve.models.device import halved_to_fit
 
@@ -33,18 +34,47 @@ IGNORED = -100
 """The label of an unsupervised position (the convention of transformers and PyTorch)."""
 
 Batch = Mapping[str, Tensor]
+OnBadRow = Literal["fail", "skip"]
+
+
+class Objective(Protocol):
+    """Defines an example's loss, and how examples become batches."""
+
+    def encode(
+        self, examples: Sequence[Example], template: ChatTemplate, on_bad_row: OnBadRow = "skip"
+    ) -> list[TokenizedExample | Refusal]:
+        """Tokenize examples; one that the template refuses becomes a `Refusal`, or an error."""
+
+    def collate(self, examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
+        """A batch, padded on the right."""
+
+    def losses(self, model: nn.Module, batch: Batch) -> Float[Tensor, " B"]:
+        """Each example's loss, in nats; differentiable."""
+
+    def fits(self, model: Any) -> bool:
+        """Whether `batch_loss` can be used; if not, training uses the model's own loss."""
+
+    def batch_loss(self, model: nn.Module, batch: Batch, count: Tensor | None = None) -> Tensor:
+        """The loss that a training step minimizes on a micro-batch; the model may be wrapped.
+
+        `count` is the number of items that the loss averages over (`sft`: label tokens) in all
+        micro-batches of the step; None means to average over this micro-batch.
+        """
 
 
 class Sft:
-    """Supervised fine-tuning: the mean cross-entropy over an example's label tokens.
+    """Supervised fine-tuning: the mean cross-entropy over an example's label tokens."""
 
-    A subclass that overrides the methods defines another loss.
-    """
+    def encode(
+        self, examples: Sequence[Example], template: ChatTemplate, on_bad_row: OnBadRow = "skip"
+    ) -> list[TokenizedExample | Refusal]:
+        """Token ids and labels from the chat template."""
+        return template.try_encode_all(examples, on_bad_row)
 
     collate = staticmethod(collate)
 
     def losses(self, model: nn.Module, batch: Batch) -> Float[Tensor, " B"]:
-        """Each example's loss, in nats; the model stays in its current mode (train or eval).
+        """Each example's loss; the model stays in its current mode (train or eval).
 
         A batch padded on the right needs no `attention_mask`: in a causal model no real token sees
         the padding after it. Each example must have a label after its first position. If labels
@@ -82,11 +112,7 @@ class Sft:
         return abs(float(own) - float(found)) <= room * abs(float(own))
 
     def batch_loss(self, model: nn.Module, batch: Batch, count: Tensor | None = None) -> Tensor:
-        """The loss that a training step minimizes on a micro-batch; the model may be wrapped.
-
-        It is the mean over label tokens, as transformers' models compute it from `labels`. `count`
-        is their number in all micro-batches of the step; None means those of this micro-batch.
-        """
+        """The mean over label tokens, as transformers' models compute it from `labels`."""
         of_token, _ = _token_losses(model, batch)
         return of_token.mean() if count is None else of_token.sum() / count.to(of_token.device)
 

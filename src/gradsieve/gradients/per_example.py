@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradsieve.errors import ModelError, first_line
-from gradsieve.gradients.objectives import IGNORED, SFT, Batch, Sft
+from gradsieve.gradients.objectives import IGNORED, SFT, Batch, Objective
 from gradsieve.models.device import out_of_memory
 from gradsieve.models.layers import put_forward
 
@@ -136,7 +136,7 @@ class _Pass:
 
 
 @contextmanager
-def per_example_pass(model: nn.Module, sink: Sink, objective: Sft = SFT) -> Iterator[Losses]:
+def per_example_pass(model: nn.Module, sink: Sink, objective: Objective = SFT) -> Iterator[Losses]:
     """Prepare a model for per-example gradients; yields a function that computes the losses.
 
     `losses(batch)` returns each example's loss [B]; calling `.sum().backward()` on it passes every

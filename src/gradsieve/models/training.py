@@ -39,7 +39,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from gradsieve.data.batching import lengths_of
 from gradsieve.errors import ModelError, UsageError
-from gradsieve.gradients.objectives import Sft
+from gradsieve.gradients.objectives import Objective
 from gradsieve.io import file_hash, read_sealed, sync_tree, write_sealed, write_text
 from gradsieve.models import distributed
 from gradsieve.models.device import device, out_of_memory
@@ -59,7 +59,7 @@ def train_model(
     settings: recipe.TrainingConfig,
     seed: int,
     folder: Path,
-    objective: Sft,
+    objective: Objective,
     on_step: Callable[[int, int], None],
     keep_checkpoints: bool = False,
     max_steps: int | None = None,
@@ -197,7 +197,9 @@ class StepsByLength(Sampler[int]):
 class _Trainer(Trainer):
     """Trainer with an objective's loss; a model that doesn't fit it uses its own loss."""
 
-    def __init__(self, objective: Sft, begin: Begin, *, model: nn.Module, **others: Any) -> None:
+    def __init__(
+        self, objective: Objective, begin: Begin, *, model: nn.Module, **others: Any
+    ) -> None:
         self.objective, self.begin = objective if objective.fits(model) else None, begin
         super().__init__(model=model, **others)
 

@@ -103,7 +103,7 @@ class TrainingJob(Job[TrainingTask, None]):
         read = task.rows()
         if isinstance(read, PoolTokens):
             return read
-        encoded = self.template.try_encode_all(read, self.on_bad_row)
+        encoded = SFT.encode(read, self.template, self.on_bad_row)
         usable = [one for one in encoded if isinstance(one, TokenizedExample) and one.n_labels]
         if reasons := [one.skip_reason for one in encoded if one.skip_reason]:
             what = f"{len(reasons)} of {len(encoded)} rows are left out, the first: {reasons[0]}"
