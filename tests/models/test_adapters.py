@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 import tiny
 from gradsieve.errors import ModelError
-from gradsieve.models.adapters import variant_problems
+from gradsieve.models.adapters import start_problem
 from gradsieve.models.load import load_adapter, saved_meta_model
 from gradsieve.models.source import ModelSource, model_source
 from gradsieve.models.support import check_support
@@ -82,7 +82,7 @@ def test_a_start_that_changes_the_base_leaves_the_callers_model(tmp_path: Path, 
 def test_a_random_start_is_refused_and_matters(tmp_path: Path) -> None:
     trained = adapter(tiny.model(), tmp_path / "adapter", init_lora_weights="pissa_niter_1")
     (problem,) = problems(tiny.model(), tmp_path)
-    assert problem.where.endswith("init_lora_weights pissa_niter_1")
+    assert "started by PiSSA with a random SVD (pissa_niter_1)" in problem.what
     base = tiny.model()
     torch.manual_seed(7)
     loaded = load_adapter(base, tmp_path / "adapter").eval()
@@ -104,7 +104,7 @@ def test_a_start_by_data_is_refused_and_the_advice_loads_it_exactly(tmp_path: Pa
     model.save_pretrained(str(tmp_path / "adapter"))
     (tmp_path / "adapter" / "optimizer.pt").write_bytes(b"")
     (problem,) = problems(tiny.model(), tmp_path)
-    assert problem.where.endswith("init_lora_weights lora_ga")
+    assert "started by LoRA-GA" in problem.what
     wanted = logits(model.eval())
     changed = model.unload()
     file = tmp_path / "adapter" / "adapter_config.json"
@@ -113,11 +113,14 @@ def test_a_start_by_data_is_refused_and_the_advice_loads_it_exactly(tmp_path: Pa
     torch.testing.assert_close(logits(loaded), wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("start", ["corda", "loftq", "mica", "of_next_year"])
-def test_other_starts_are_refused_by_name(start: str) -> None:
-    settings = {**LoraConfig().to_dict(), "init_lora_weights": start}
-    (problem,) = variant_problems(settings, "here")
-    assert problem.where == f"here: init_lora_weights {start}"
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [("corda", "CorDA"), ("loftq", "LoftQ"), ("mica", "MiCA"), ("of_next_year", "of_next_year")],
+)
+def test_other_starts_are_refused_by_name(start: str, name: str) -> None:
+    problem = start_problem(start, "here")
+    assert problem is not None
+    assert f"started by {name}" in problem.what
 
 
 def resized(seed: int = 1) -> PreTrainedModel:
@@ -133,8 +136,9 @@ def test_a_resized_vocabulary_is_named_and_the_advice_works(tmp_path: Path) -> N
     trained = adapter(resized(), tmp_path / "adapter")
     trained.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
     (problem,) = problems(tiny.model(), tmp_path)
-    assert "in the file [100, 32], by the model and adapter_config.json [97, 32]" in problem.where
-    assert "if tokens were added, the resized one" in problem.todo
+    assert problem.what == "The adapter was trained with a resized vocabulary."
+    assert "in the file [100, 32], in the model [97, 32]" in problem.where
+    assert "resize_token_embeddings(100)" in problem.todo
 
     mine = resized(seed=5)  # different new rows: the adapter's file has the trained ones
     assert problems(mine, tmp_path) == []

@@ -135,14 +135,14 @@ def test_a_new_run_does_not_count_what_an_old_one_left(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"model": tiny.model()}, "has no adapter"),
-        ({"optim": "sgd"}, "no exp_avg"),
-        ({"optim": "adafactor"}, "exp_avg_sq_row"),
-        ({"optimizer": torch.optim.NAdam}, "NAdam: momentum_decay"),
-        ({"optimizer": torch.optim.RAdam}, "RAdam: no amsgrad"),
-        ({"init_lora_weights": "pissa_niter_1"}, "init_lora_weights pissa_niter_1"),
-        ({"use_dora": True}, "not plain LoRA"),
+        ({"optim": "sgd"}, "keeps no moments of Adam's"),
+        ({"optim": "adafactor"}, "it is Adafactor"),
+        ({"optimizer": torch.optim.NAdam}, "it is NAdam"),
+        ({"optimizer": torch.optim.RAdam}, "it is RAdam"),
+        ({"init_lora_weights": "pissa_niter_1"}, "PiSSA with a random SVD"),
+        ({"use_dora": True}, "cannot be followed: DoRA"),
         ({"target_modules": ["embed_tokens"]}, "embeddings"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"modules_to_save": ["lm_head"]}, "fully trained modules"),
     ],
 )
 def test_what_keeps_no_moments_is_refused_at_once(

@@ -1,4 +1,4 @@
-"""Gamma is the step of the optimizer that saved the state; other optimizers are refused."""
+"""Gamma is the step of the optimizer that saved the state; other optimizers are refused by name."""
 
 from __future__ import annotations
 
@@ -103,49 +103,59 @@ def bitsandbytes(name: str) -> Make:
 
 
 OTHERS: dict[str, Callable[[], Make]] = {
-    "amsgrad=True": lambda: adamw(amsgrad=True),
-    "momentum_decay, mu_product": lambda: torch.optim.NAdam,
-    "no amsgrad": lambda: torch.optim.RAdam,
-    "weight_decay=0.1 (L2 regularization)": lambda: (
+    "AMSGrad": lambda: adamw(amsgrad=True),
+    "NAdam": lambda: torch.optim.NAdam,
+    "RAdam": lambda: torch.optim.RAdam,
+    "L2 regularization (weight_decay=0.1)": lambda: (
         lambda parameters: torch.optim.Adam(parameters, weight_decay=0.1)
     ),
-    "maximize=True": lambda: adamw(maximize=True),
-    "exp_inf": lambda: torch.optim.Adamax,
-    "sum": lambda: torch.optim.Adagrad,
-    "acc_delta": lambda: torch.optim.Adadelta,
-    "square_avg": lambda: torch.optim.RMSprop,
-    "no exp_avg, no exp_avg_sq": lambda: torch.optim.SGD,
-    "momentum_buffer": lambda: (
+    "maximizes": lambda: adamw(maximize=True),
+    "Adamax": lambda: torch.optim.Adamax,
+    "Adagrad": lambda: torch.optim.Adagrad,
+    "Adadelta": lambda: torch.optim.Adadelta,
+    "RMSprop": lambda: torch.optim.RMSprop,
+    "is SGD, or": lambda: torch.optim.SGD,
+    "SGD with momentum": lambda: (
         lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
     ),
-    "row_var": lambda: torch.optim.Adafactor,
-    "exp_avg_sq_row": lambda: Adafactor,
-    "no state2": lambda: bitsandbytes("Lion8bit"),
-    "alpha=": lambda: bitsandbytes("AdEMAMix"),
-    "unorm_vec": lambda: bitsandbytes("LAMB"),
+    "Adafactor": lambda: torch.optim.Adafactor,
+    "is Adafactor": lambda: Adafactor,
+    "Lion": lambda: bitsandbytes("Lion8bit"),
+    "AdEMAMix": lambda: bitsandbytes("AdEMAMix"),
+    "LAMB": lambda: bitsandbytes("LAMB"),
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_optimizers_are_refused(tmp_path: Path, name: str) -> None:
+def test_other_optimizers_are_refused_by_name(tmp_path: Path, name: str) -> None:
     model, optimizer = trained(OTHERS[name]())
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     for read in (lambda: load_moments(tmp_path, model), lambda: adam_states(model, optimizer)):
-        with pytest.raises(ModelError, match="not that of AdamW") as caught:
+        with pytest.raises(ModelError, match="keeps no moments of Adam's") as caught:
             read()
-        assert name in caught.value.where
+        assert name in caught.value.what
         assert "adamw_torch" in caught.value.todo
 
 
-@pytest.mark.parametrize("key", ["correct_bias", "rank", "a_setting_of_next_year"])
-def test_relatives_are_known_by_their_groups(tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [
+        ("correct_bias", True, "transformers before 5.0"),
+        ("bias_correction", True, "FusedAdam"),
+        ("rank", 8, "GaLore"),
+        ("a_setting_of_next_year", 1, "a_setting_of_next_year"),
+    ],
+)
+def test_relatives_are_known_by_their_groups(
+    tmp_path: Path, key: str, value: Any, name: str
+) -> None:
     model, optimizer = trained(adamw())
     saved = optimizer.state_dict()
-    saved["param_groups"][0][key] = 1
+    saved["param_groups"][0][key] = value
     torch.save(saved, tmp_path / "optimizer.pt")
     with pytest.raises(ModelError) as caught:
         load_moments(tmp_path, model)
-    assert key in caught.value.where
+    assert name in caught.value.what
 
 
 # --- several param groups -----------------------------------------------------------------------
@@ -219,7 +229,7 @@ def test_several_learning_rates_are_refused(tmp_path: Path) -> None:
     for read in (lambda: load_moments(tmp_path, model), lambda: adam_states(model, optimizer)):
         with pytest.raises(ModelError, match=r"LoRA\+") as caught:
             read()
-        assert "initial_lr 0.001 and 0.016" in caught.value.where
+        assert "0.001, 0.016" in caught.value.where
 
 
 def test_groups_with_different_constants_are_refused(tmp_path: Path) -> None:
@@ -228,7 +238,7 @@ def test_groups_with_different_constants_are_refused(tmp_path: Path) -> None:
     groups[1]["betas"] = (0.9, 0.95)
     optimizer = torch.optim.AdamW(groups)
     stepped(model, optimizer)
-    with pytest.raises(ModelError, match="have different settings"):
+    with pytest.raises(ModelError, match="different betas or eps"):
         adam_states(model, optimizer)
 
 
@@ -251,7 +261,7 @@ def test_shards_of_fsdp_are_merged_as_the_message_says(tmp_path: Path) -> None:
     group = {**optimizer.state_dict()["param_groups"][0], "params": list(named)}
     shards = tmp_path / "optimizer_0"
     save({"optimizer": {"state": named, "param_groups": [group]}}, checkpoint_id=str(shards))
-    with pytest.raises(ModelError, match="is sharded") as caught:
+    with pytest.raises(ModelError, match="sharded by FSDP") as caught:
         load_moments(tmp_path, model)
     assert "dcp_to_torch CHECKPOINT/optimizer_0" in caught.value.todo
     dcp_to_torch_save(str(shards), str(tmp_path / "optimizer.bin"))
@@ -263,15 +273,15 @@ def test_shards_of_deepspeed_are_named(tmp_path: Path) -> None:
     (tmp_path / "global_step12").mkdir()
     shard = tmp_path / "global_step12" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
     shard.write_bytes(b"")
-    with pytest.raises(ModelError, match="is sharded"):
+    with pytest.raises(ModelError, match="DeepSpeed ZeRO"):
         load_moments(tmp_path, tiny.adapted())
 
 
-def test_a_state_that_would_need_a_class_is_refused(tmp_path: Path) -> None:
+def test_a_class_that_a_state_would_need_is_named(tmp_path: Path) -> None:
     torch.save({"state": {0: Iterator}, "param_groups": []}, tmp_path / "optimizer.pt")
     with pytest.raises(ModelError, match="cannot be read") as caught:
         load_moments(tmp_path, tiny.adapted())
-    assert caught.value.where.endswith("optimizer.pt: a pickle that would run code")
+    assert "collections.abc.Iterator" in caught.value.where
 
 
 @pytest.mark.parametrize(

@@ -250,30 +250,31 @@ def test_a_users_plain_adapter_is_taken(tmp_path: Path, keys: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(
-    "keys",
+    ("keys", "named"),
     [
-        {"use_dora": True},
-        {"modules_to_save": ["lm_head"]},
-        {"bias": "lora_only"},
-        {"lora_bias": True},
-        {"trainable_token_indices": [3]},
-        {"target_parameters": ["mlp.gate_proj.weight"]},
-        {"layer_replication": [[0, 2], [0, 2]]},
-        {"task_type": "SEQ_CLS"},
-        {"alora_invocation_tokens": [1, 2]},
-        {"a_key_of_next_year": 7},
-        {"peft_type": "LOHA"},
-        {"peft_type": "PREFIX_TUNING"},
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "fully trained modules"),
+        ({"bias": "lora_only"}, "trained biases"),
+        ({"lora_bias": True}, "biases of LoRA matrices"),
+        ({"trainable_token_indices": [3]}, "trained embeddings of tokens"),
+        ({"target_parameters": ["mlp.gate_proj.weight"]}, "MoE experts"),
+        ({"layer_replication": [[0, 2], [0, 2]]}, "replicated layers"),
+        ({"task_type": "SEQ_CLS"}, "adapters for SEQ_CLS"),
+        ({"alora_invocation_tokens": [1, 2]}, "activated LoRA"),
+        ({"a_key_of_next_year": 7}, "a_key_of_next_year"),
+        ({"peft_type": "LOHA"}, "LOHA adapters"),
+        ({"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING adapters"),
     ],
 )
-def test_other_adapters_are_refused_by_name(tmp_path: Path, keys: dict[str, Any]) -> None:
+def test_other_adapters_are_refused_by_name(
+    tmp_path: Path, keys: dict[str, Any], named: str
+) -> None:
     settings = checkpoint(tmp_path, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
     (problem,) = check_support(model(tmp_path), settings)
-    ((key, value),) = keys.items()
-    assert problem.what == "The adapter is not plain LoRA."
-    assert problem.where == f"{file}: {key} {json.dumps(value)}"
+    assert named in problem.what
+    assert str(file) in problem.where
 
 
 @pytest.mark.parametrize("config", [LoHaConfig(r=2), PrefixTuningConfig(num_virtual_tokens=2)])
@@ -282,7 +283,7 @@ def test_adapters_of_other_kinds_as_peft_saves_them(tmp_path: Path, config: Any)
     (tmp_path / "adapter" / "optimizer.pt").write_bytes(b"")
     settings = recipe.WarmupConfig(checkpoints=[str(tmp_path / "adapter")])
     (problem,) = check_support(model(tmp_path), settings)
-    assert f'peft_type "{config.peft_type.value}"' in problem.where
+    assert f"{config.peft_type.value} adapters" in problem.what
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")

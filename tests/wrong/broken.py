@@ -17,7 +17,8 @@ SETTINGS = "model/tokenizer_config.json"
 LORA = "mine/checkpoint-1/adapter_model.safetensors"
 NO_CONFIG = ("The configuration cannot be loaded", "model.name model")
 NO_TOKENIZER = ("The tokenizer cannot be loaded", "model.name model")
-UNFIT = ("The adapter does not fit the model", "mine/checkpoint-1")
+NO_SIZE = ("size that no model can have", "model.name model, config.json")
+DAMAGED = ("The adapter's configuration is damaged", ADAPTER)
 
 
 def halved(name: str) -> Spoil:
@@ -97,7 +98,14 @@ CONFIGURATIONS = (
     Case("no model_type", edit(CONFIG, model_type=None), NO_CONFIG),
     Case("a model_type that is a list", edit(CONFIG, model_type=["llama"]), NO_CONFIG),
     Case("an unknown model_type", edit(CONFIG, model_type="mine"), (*NO_CONFIG, "type `mine`")),
-    Case("a negative size", edit(CONFIG, hidden_size=-16), ("cannot be built", "model.name model")),
+    Case("a negative size", edit(CONFIG, hidden_size=-16), (*NO_SIZE, "hidden_size -16")),
+    Case("no layers", edit(CONFIG, num_hidden_layers=0), (*NO_SIZE, "num_hidden_layers 0")),
+    Case(
+        "ten million layers",
+        edit(CONFIG, num_hidden_layers=10**7),
+        (*NO_SIZE, "num_hidden_layers 10000000"),
+    ),
+    Case("no positions", edit(CONFIG, max_position_embeddings=0), (*NO_SIZE, "embeddings 0")),
     Case("no attention heads", edit(CONFIG, num_attention_heads=0), NO_CONFIG),
     Case("10^12 hidden units", edit(CONFIG, hidden_size=10**12), ("not enough memory",)),
     Case("an unknown activation", edit(CONFIG, hidden_act="mine"), ("cannot be built", "mine")),
@@ -154,19 +162,19 @@ ADAPTERS = (
     _adapter_case("an empty adapter_config.json", checkpoints(file(ADAPTER, "")), "not JSON"),
     _adapter_case("an adapter_config.json that is an array", checkpoints(file(ADAPTER, "[]")),
                   "not JSON", ADAPTER),
-    _adapter_case("an adapter of another kind", adapter(peft_type="IA3"), 'peft_type "IA3"'),
-    _adapter_case("rank 0", adapter(r=0), *UNFIT, "passed is 0"),
-    _adapter_case("a rank that is a text", adapter(r="two"), *UNFIT),
+    _adapter_case("an adapter of another kind", adapter(peft_type="IA3"), "IA3 adapters"),
+    _adapter_case("rank 0", adapter(r=0), *DAMAGED, "r 0"),
+    _adapter_case("a rank that is a text", adapter(r="two"), *DAMAGED, 'r "two"'),
     _adapter_case("a rank of 10^12", adapter(r=10**12), "of another model", "1000000000000"),
-    _adapter_case("ranks by layer as a list", adapter(rank_pattern=[1]), *UNFIT),
+    _adapter_case("alpha that is NaN", adapter(lora_alpha=float("nan")), *DAMAGED, "NaN"),
+    _adapter_case("dropout above 1", adapter(lora_dropout=5), *DAMAGED, "lora_dropout 5"),
+    _adapter_case("ranks by layer as a list", adapter(rank_pattern=[1]), *DAMAGED, "[1]"),
     _adapter_case("target_modules that are numbers", adapter(target_modules=[3]),
-                  *UNFIT),
+                  "does not fit the model", "mine/checkpoint-1"),
     _adapter_case("target_modules that are no expression", adapter(target_modules="("),
                   "does not fit the model", "missing )"),
     _adapter_case("an adapter's weights cut short", checkpoints(halved(LORA)),
                   "cannot be read", LORA),
-    Case("dropout above 1", adapter(lora_dropout=5), (*UNFIT, "between 0 and 1, but got 5"),
-         keeps="in archive", late=True),
     Case("an adapter with a weight that is NaN", checkpoints(a_weight(LORA, torch.nan)),
          ("not finite", "mine/checkpoint-1"), keeps="in archive", late=True),
 )  # fmt: skip

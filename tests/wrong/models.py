@@ -340,13 +340,13 @@ CHECKPOINTS = (
                 )
             )
         ),
-        ("no adapter here", "no such file", "Name folders with adapter_config.json"),
+        ("no adapter here", "no such file; there is one in own", "copy its files up"),
         keeps="in archive",
     ),
     Case(
         "a checkpoint of all weights",
         checkpoints(lambda desk: (desk.folder / ADAPTER).rename(desk.folder / FULL)),
-        ("no adapter here", "fully trained model can be model.name"),
+        ("no adapter here", "It holds a full model", "Use it as model.name"),
         keeps="in archive",
     ),
     Case(
@@ -396,7 +396,7 @@ CHECKPOINTS = (
     Case(
         "an adapter with modules_to_save",
         checkpoints(lambda desk: desk.edit(ADAPTER, modules_to_save=["lm_head"])),
-        ("not plain LoRA", "modules_to_save", "mine/checkpoint-1", "Or merge a trained one"),
+        ("fully trained modules", "mine/checkpoint-1", "Or merge a trained one"),
         keeps="in archive",
     ),
 )

@@ -141,10 +141,9 @@ def optimizer_file(folder: Path) -> Path:
     file = next((folder / name for name in _READERS if (folder / name).is_file()), None)
     if file is not None:
         return file
-    for pattern in _SHARDED:
+    for pattern, (what, todo) in _SHARDED.items():
         for found in sorted(folder.glob(pattern)):
-            what = "The checkpoint's optimizer state is sharded."
-            raise ModelError(what, str(found), MERGE_SHARDS)
+            raise ModelError(f"The checkpoint's optimizer state is {what}.", str(found), todo)
     raise ModelError(
         "The checkpoint has no optimizer state, which Adam's update needs.",
         f"{folder}: none of {', '.join(_READERS)}",
@@ -152,14 +151,20 @@ def optimizer_file(folder: Path) -> Path:
     )
 
 
-_SHARDED = ("global_step*/*optim_states.pt", "optimizer*/*.distcp")
-"""Files that DeepSpeed ZeRO and FSDP write instead of one file."""
-
-MERGE_SHARDS = (
-    "Merge FSDP's shards: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
-    "CHECKPOINT/optimizer_0 CHECKPOINT/optimizer.bin. Train without DeepSpeed (a LoRA adapter's "
-    "state is small); or leave warmup.checkpoints out: gradsieve then runs its own warm-up."
-)
+_SHARDED = {
+    "global_step*/*optim_states.pt": (
+        "sharded by DeepSpeed ZeRO",
+        "Train without DeepSpeed (a LoRA adapter's state is small), or leave warmup.checkpoints "
+        "out: gradsieve then runs its own warm-up.",
+    ),
+    "optimizer*/*.distcp": (
+        "sharded by FSDP",
+        "Merge it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+        "CHECKPOINT/optimizer_0 CHECKPOINT/optimizer.bin; or train with FSDP's state_dict_type "
+        "FULL_STATE_DICT.",
+    ),
+}
+"""Files that sharded trainings write instead of one file: what they are, and what to do."""
 
 
 @contextmanager
@@ -170,7 +175,8 @@ def _reading(file: Path) -> Iterator[None]:
     except _UNREADABLE as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         if isinstance(error, UnpicklingError):
-            reason = "a pickle that would run code"
+            unknown = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+            reason = f"{unknown[1] if unknown else 'a pickle'}, which would run code"
         raise ModelError(
             "The optimizer state cannot be read.",
             f"{file}: {reason}",

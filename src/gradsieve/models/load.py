@@ -29,10 +29,14 @@ from gradsieve.models.layers import adapted, misfit
 from gradsieve.models.source import ModelSource, refuse_infinite
 from gradsieve.recipe import schema as recipe
 
-NAME_ADAPTERS = (
-    "Name folders with adapter_config.json, adapter_model.safetensors and an optimizer state. A "
-    "fully trained model can be model.name, without warmup.checkpoints: gradsieve then runs its "
-    "own warm-up."
+BOTH_FILES = "Name folders with adapter_config.json and adapter_model.safetensors."
+IN_A_FOLDER = (
+    "Name that folder. One that has the name of the adapter has no optimizer state: copy its files "
+    "up, next to the optimizer's."
+)
+FULL_MODEL = (
+    "It holds a full model: features are taken from LoRA checkpoints. Use it as model.name, "
+    "without warmup.checkpoints: gradsieve then runs its own warm-up."
 )
 
 
@@ -153,7 +157,11 @@ def adapter_config(folder: Path) -> Path:
     """The file with an adapter's configuration; raises `ModelError` if it is missing."""
     file = folder / "adapter_config.json"
     if not file.is_file():
-        raise ModelError("There is no adapter here.", f"{file}: no such file", NAME_ADAPTERS)
+        is_model = (folder / "config.json").is_file()
+        below = sorted(one.parent.name for one in folder.glob("*/adapter_config.json"))
+        found = f"; there is one in {', '.join(below[:5])}" if below else ""
+        todo = FULL_MODEL if is_model else IN_A_FOLDER if below else BOTH_FILES
+        raise ModelError("There is no adapter here.", f"{file}: no such file{found}", todo)
     return file
 
 
@@ -163,7 +171,7 @@ def adapter_file(folder: Path) -> Path:
     files = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise ModelError("The adapter's weights are missing.", str(files[0]), NAME_ADAPTERS)
+        raise ModelError("The adapter's weights are missing.", str(files[0]), BOTH_FILES)
     return file
 
 

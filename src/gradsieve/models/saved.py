@@ -8,6 +8,7 @@ code that comes with a model runs only if the recipe has `trust_remote_code: tru
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,17 @@ GIVE_A_TOKENIZER = (
     "Put the tokenizer that the model was trained with into its folder: "
     "tokenizer.save_pretrained(FOLDER). A Trainer without processing_class saves none."
 )
+
+
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "max_position_embeddings"),
+)
+"""Keys of a configuration whose values, if present, must be above 0."""
+
+MOST_LAYERS = 10_000
+"""Limit on the number of layers. Modules are created for each layer before weights are read, so
+millions would take hours. The deepest language models have a few hundred."""
 
 
 def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
@@ -88,6 +100,24 @@ def no_memory_for(model: ModelConfig) -> ModelError:
         "Use a smaller model, model.dtype: bfloat16, model.quantization: 4bit, several GPUs "
         "(engine.gpus_per_worker: 2), or a machine with more memory.",
     )
+
+
+def check_sizes(config: Any, name: str) -> None:
+    """Refuse a configuration with impossible sizes.
+
+    Raises:
+        ModelError: If a size is impossible; the message names it.
+    """
+    for key in SIZES:
+        size = getattr(config, key, None)
+        most = MOST_LAYERS if key == "num_hidden_layers" else sys.maxsize
+        for one in size if isinstance(size, list) else [size]:  # some models have one per layer
+            if one is not None and not (isinstance(one, int) and 1 <= one <= most):
+                raise ModelError(
+                    "The model's configuration has a size that no model can have.",
+                    f"model.name {name}, config.json: {key} {str(one)[:40]}",
+                    "Copy or download config.json again.",
+                )
 
 
 def gguf_file(name: str) -> Path | None:

@@ -37,6 +37,7 @@ from gradsieve.errors import ModelError, first_line
 from gradsieve.io import fingerprint
 from gradsieve.models.device import device
 from gradsieve.models.saved import (
+    check_sizes,
     check_weights,
     model_fingerprint,
     no_memory_for,
@@ -59,8 +60,10 @@ class ModelSource:
     gpus: int = 1
 
     def config(self) -> Any:
-        """The configuration; `ModelError` if it cannot be read."""
-        return read(AutoConfig, self.settings, "configuration")
+        """The configuration; `ModelError` if it is missing or has impossible sizes."""
+        found = read(AutoConfig, self.settings, "configuration")
+        check_sizes(found.get_text_config(), self.settings.name)
+        return found
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, without any additions; `ModelError` if it is missing."""
