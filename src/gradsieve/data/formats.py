@@ -355,7 +355,7 @@ def parse_json(text: bytes) -> Any:
         BadRow: If it is not JSON that can be read; the reason has line and column, or the byte.
     """
     try:
-        return _DECODER.decode(text.decode("utf-8-sig"))
+        return _DECODER.decode(text.decode("utf-8-sig").rstrip())
     except UnicodeDecodeError as error:
         raise BadRow(f"not UTF-8 at byte {error.start + 1}") from None
     except (ValueError, RecursionError) as error:  # also nested too deeply, or too many digits

@@ -21,6 +21,7 @@ import xxhash
 
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import (
+    KNOWN,
     BadRow,
     Supervise,
     conversation_of,
@@ -294,15 +295,16 @@ def refuse_bad_rows(
     """
     if bad and not skips:
         listed = [f"{row.where}: {row.reason}" for row in first[:LISTED_AT_ONCE]]
-        todo = (
-            "Fix the rows; or set on_bad_row: skip to leave them out; or if only their keys have "
-            "other names, set these, e.g. columns: {prompt: question, completion: answer}."
-        )
+        todo = "Fix the rows, or set on_bad_row: skip to leave them out."
+        if any(KNOWN in row.reason for row in first):
+            columns = "columns: {prompt: question, completion: answer}"
+            todo += f" If their keys have other names, set these in the source, e.g. {columns}."
         what = f"{bad} of {bad + good} rows of {place} cannot be read."
         raise DataError(what, list_first(listed, bad), todo)
     if not good:
+        found = f"all of its {bad} rows are bad" if bad else "it has no rows"
         todo = "Give at least one good row."
-        raise DataError("There is no usable row.", f"{place}: {bad} bad rows, no good ones", todo)
+        raise DataError("There is no usable row.", f"{place}: {found}", todo)
 
 
 def list_first(listed: Sequence[str], count: int) -> str:
