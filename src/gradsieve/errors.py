@@ -119,3 +119,9 @@ def first_line(error: BaseException) -> str:
     first, *others = (line.strip() for line in str(error).strip().split("\n"))
     line = f"{first} {others[0]}" if first.endswith(":") and others else first
     return (line.rstrip(".") or type(error).__name__)[:300]
+
+
+def first_few(items: Sequence[str], most: int = 3, separator: str = ", ") -> str:
+    """The first items, and the number of the others."""
+    more = f"{separator}and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more

@@ -76,11 +76,6 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
     return [f"{THINGS[section]} `{name}` {change}" if section in THINGS else f"{at} {change}"]
 
 
-def first_few(changes: list[str]) -> str:
-    """The first three lines of `differences`, and the number of the others."""
-    return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if changes[3:] else "")
-
-
 def agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether two mappings have the same values for their common keys."""
     return all(new[key] == value for key, value in old.items() if key in new)

@@ -126,7 +126,7 @@ def test_a_wrong_folder_says_what_is_there(tmp_path: Path) -> None:
     for name in "abcdef":
         (tmp_path / f"{name}.csv").touch()
     error = refusal(tmp_path)
-    assert "found a.csv, b.csv, c.csv, d.csv, e.csv and 2 more" in error.where
+    assert "found a.csv, b.csv, c.csv, d.csv, e.csv, and 2 more" in error.where
     assert "dev/SUBJECT_dev.csv" in error.todo
     assert "found a file" in refusal(tmp_path / "a.csv").where
 

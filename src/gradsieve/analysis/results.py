@@ -23,8 +23,8 @@ from gradsieve.analysis.bootstrap import difference
 from gradsieve.analysis.tables import Comparison
 from gradsieve.analysis.validation import read_validation
 from gradsieve.analysis.verdict import REFERENCES, TARGET, UNTRAINED, Cell, curve, verdict
-from gradsieve.errors import RunError, UsageError
-from gradsieve.io import differences, first_few, read_lines
+from gradsieve.errors import RunError, UsageError, first_few
+from gradsieve.io import differences, read_lines
 from gradsieve.methods import split_seed
 from gradsieve.recipe.load import load_recipe
 from gradsieve.recipe.schema import TOGETHER
@@ -203,7 +203,7 @@ def _differing(runs: Sequence[RunFolder], results: Sequence[list[Result]]) -> li
         if changes and first & second:
             notes.append(
                 f"{one.path} and {other.path} count as repetitions of each other and differ in "
-                + first_few(changes)
+                + first_few(changes, separator="; ")
             )
     return notes
 

@@ -25,7 +25,7 @@ from datasets.features.features import _visit
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from gradsieve.data.formats import BadRow, kind_of, parse_json
-from gradsieve.errors import DataError, first_line
+from gradsieve.errors import DataError, first_few, first_line
 from gradsieve.recipe.schema import LimitsConfig
 
 IN_MEMORY = "(in memory)"
@@ -287,8 +287,7 @@ def _refuse_unread_files(folder: Path) -> None:
     if unread:
         raise DataError(
             "Only some files of the folder would be read, because of their names.",
-            f"{folder}: not {', '.join(unread[:3])}"
-            + (f" and {len(unread) - 3} more" if unread[3:] else ""),
+            f"{folder}: not {first_few(unread)}",
             "Make a source of each file, or of a folder with files of one kind, all of them or "
             "none named after a split (train, test, ...).",
         )

@@ -29,7 +29,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gradsieve.errors import ModelError, first_line
+from gradsieve.errors import ModelError, first_few, first_line
 from gradsieve.gradients.objectives import IGNORED, SFT, Batch, Objective
 from gradsieve.models.device import out_of_memory
 from gradsieve.models.layers import put_forward
@@ -96,7 +96,7 @@ def lora_layers(model: nn.Module) -> dict[str, nn.Linear]:
     if others:
         raise ModelError(
             "Only LoRA matrices of linear layers can be followed; these are trainable too.",
-            ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else ""),
+            first_few(others),
             "Use plain LoRA: no DoRA, bias, modules_to_save or adapted embeddings.",
         )
     if not layers:

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from gradsieve.errors import ModelError, did_you_mean, first_line
+from gradsieve.errors import ModelError, did_you_mean, first_few, first_line
 
 PLAIN_LORA = "Use plain LoRA on linear layers: peft.LoraConfig with r, lora_alpha, target_modules."
 
@@ -112,10 +112,9 @@ def layer_problems(model: PeftModel, where: str) -> Iterator[ModelError]:
     leave = f" with target_modules: [{', '.join(followed)}]." if followed else f". {PLAIN_LORA}"
     others = f"(?!{re.escape(decoder)}).*"
     for reason, layers in reasons.items():
-        more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
         yield ModelError(
             f"The adapter has layers that cannot be followed: {reason}.",
-            f"{where}: {', '.join(layers[:3])}{more}",
+            f"{where}: {first_few(layers)}",
             f"Exclude them, in warmup.lora or LoraConfig: exclude_modules: '{others}'"
             if reason == TOWER
             else f"Leave them out{leave}",

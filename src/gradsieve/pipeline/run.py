@@ -21,8 +21,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from gradsieve.console import Progress, clock, progress_for
-from gradsieve.errors import DataError, GradsieveError, RunError, UsageError, raise_all
-from gradsieve.io import fingerprint, first_few
+from gradsieve.errors import DataError, GradsieveError, RunError, UsageError, first_few, raise_all
+from gradsieve.io import fingerprint
 from gradsieve.models import distributed
 from gradsieve.models.ambient import torch_defaults
 from gradsieve.pipeline.preflight import check
@@ -182,8 +182,9 @@ def _warn_of_changes(context: Context, taken: Sequence[str], stale: Mapping[str,
         if name in stale:
             changes.append(f"{name} is out of date, because {stale[name]}")
         if changes:
+            found = first_few(changes, separator="; ")
             context.progress.warn(
-                f"{name} is taken as it is, though settings differ: {first_few(changes)}. "
+                f"{name} is taken as it is, though settings differ: {found}. "
                 "To update it: `gradsieve run` with this recipe, without --from"
             )
 

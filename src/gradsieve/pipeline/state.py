@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gradsieve.io import differences, fingerprint, first_few
+from gradsieve.errors import first_few
+from gradsieve.io import differences, fingerprint
 from gradsieve.runs.artifacts import damaged_error
 from gradsieve.runs.context import Context
 from gradsieve.runs.files import Fault, Read
@@ -85,8 +86,8 @@ def state_of(stage: Stage, context: Context, inputs: dict[str, Any], read: Read 
         return State("resume")
     if stage.can_extend(old, inputs):
         faults = artifact.faults(read) if metadata is not None else []
-        return State("extend", first_few(changes), faults)
-    return State("redo", first_few(changes))
+        return State("extend", first_few(changes, separator="; "), faults)
+    return State("redo", first_few(changes, separator="; "))
 
 
 def refuse_faults(stage: Stage, context: Context) -> None:

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gradsieve.errors import RunError, UsageError
+from gradsieve.errors import RunError, UsageError, first_few
 from gradsieve.io import (
     MAKE_AGAIN,
     atomic,
@@ -342,8 +342,7 @@ class RunFolder:
         if there and ours.isdisjoint(there):
             raise RunError(
                 "The run folder holds something else.",
-                f"--out {self.path}: {', '.join(there[:3])}"
-                + (f" and {len(there) - 3} more" if there[3:] else ""),
+                f"--out {self.path}: {first_few(there)}",
                 "Give --out a new folder, an empty one, or one that gradsieve has made.",
             )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradsieve.data.formats import BadRow, kind_of, parse_json
-from gradsieve.errors import DataError
+from gradsieve.errors import DataError, first_few
 
 LISTED = 5
 """Number of files in a folder that a message lists; the others are counted."""
@@ -71,5 +71,4 @@ def _found(path: Path) -> str:
     if not path.is_dir():
         return "no such folder"
     names = sorted(item.name + "/" * item.is_dir() for item in path.iterdir())
-    more = f" and {len(names) - LISTED} more" if names[LISTED:] else ""
-    return f"found {', '.join(names[:LISTED])}{more}" if names else "found an empty folder"
+    return f"found {first_few(names, LISTED)}" if names else "found an empty folder"
