@@ -206,7 +206,7 @@ RUN = ["run", "recipe.yaml", "--out"]
         (["plan", "recipe.yaml", "--gpu", "H1000"], 2, "One of A10, A100-40GB, "),
         (["plan", "recipe.yaml", "--set", "model.nam=x"], 2, "did you mean `name`"),
         (["explain", "none", "--target", "t", "--id", "1"], 1, "not a run folder"),
-        (["explain", ".", "--target", "t", "--id", "1"], 1, "score is not finished"),
+        (["explain", ".", "--target", "t", "--id", "1"], 1, "not a run folder: it has no stage"),
         (["explain", "."], 2, "--id"),
         (["explain", "\x1b[2Jnone", "--id", "1"], 1, "\ufffd[2Jnone"),
         (["explain", os.fsdecode(b"n\xf6ne"), "--id", "1"], 1, "n\ufffdne"),

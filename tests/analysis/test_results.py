@@ -49,7 +49,9 @@ def finished(
         world.write(out / "messages.jsonl", chosen)
     write_json(run.stage("evaluate") / "results.json", {"rows": rows})
     scored = [method for method in methods if method != "base"]
-    run.finish("score", {"methods": {method: {"seconds": 1.0} for method in scored}})
+    run.finish(
+        "score", {"methods": {name: {"seconds": 1.0, "gradients": False} for name in scored}}
+    )
     run.finish("select", {"targets": {"mine": {method: {"rows": 2} for method in scored}}})
     run.finish("evaluate", {})
     return folder

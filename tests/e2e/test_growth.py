@@ -13,6 +13,7 @@ import gradsieve
 import world
 from gradsieve.errors import DataError, RunError, StoreError
 from gradsieve.gradients import jobs
+from gradsieve.io import read_sealed, write_sealed
 from gradsieve.runs.artifacts import Artifacts
 from gradsieve.runs.folder import RunFolder
 from gradsieve.store.targets import read_target_gradients
@@ -101,7 +102,7 @@ def test_a_new_source(
     assert sum(extracted) == CHECKPOINTS * (ROWS // 2 + targets_rows(inputs))
     extracted.clear()
     meta = small.stage("features") / "meta.json"
-    meta.write_text(json.dumps({**small.require("features"), "seconds": 1000.0}))
+    write_sealed(meta, {**(read_sealed(meta) or {}), "seconds": 1000.0})
     grown = run(inputs, tmp_path / "run")
     assert 1000 < grown.require("features")["seconds"] < 2000  # the total cost
     assert sum(extracted) == CHECKPOINTS * ROWS // 2

@@ -149,9 +149,11 @@ TEMPLATES = (
     Case(
         "a template that is not there",
         key("model.chat_template", "no.jinja"),
-        ("cannot be read: No such file", "model.chat_template: no.jinja", "tokenizer, tulu, or"),
+        ("cannot be read: no such file", "model.chat_template: no.jinja", "tokenizer, tulu, or"),
     ),
-    Case("a binary template", template(b"\xff\xfe"), ("not UTF-8 text", "mine.jinja")),
+    Case(
+        "a binary template", template(b"\xff\xfe"), ("cannot be read: 'utf-8' codec", "mine.jinja")
+    ),
     Case(
         "a template that would run code",
         template("{{ cycler.__init__.__globals__.os.popen('touch out').read() }}"),

@@ -133,7 +133,9 @@ FILES = (
     Case("a broken link", broken_link, ("leads to no file", "a.jsonl -> b.jsonl", "Correct the")),
     Case("an empty file", pool("a.jsonl", ""), ("The file is empty", "a.jsonl", "with rows")),
     Case(
-        "a file of blank lines", pool("a.jsonl", "\n\n"), ("no usable row", "a.jsonl: 0 bad rows")
+        "a file of blank lines",
+        pool("a.jsonl", "\n\n"),
+        ("no usable row", "a.jsonl: it has no rows"),
     ),
     Case(
         "a binary file", pool("a.jsonl", BINARY), ("not UTF-8 at byte", "a.jsonl:2", "and 31 more")
@@ -306,6 +308,6 @@ ROWS = (
     Case(
         "only bad rows, to be left out",
         lambda desk: desk.pool("a.jsonl", "{}\n") or desk.set("on_bad_row", "skip"),
-        ("no usable row", "1 bad rows, no good ones", "one good row"),
+        ("no usable row", "all of its 1 rows are bad", "one good row"),
     ),
 )
