@@ -77,7 +77,10 @@ def test_questions_with_the_same_ids_may_be_others(tmp_path: Path) -> None:
         )
     with pytest.raises(RunError, match="different questions") as caught:
         compare(runs)
-    assert caught.value.where == f"target mine: 2 in {runs[0]}, 2 in {runs[1]}"
+    assert caught.value.where == (
+        f"target mine: 2 in {runs[0]}, 2 in {runs[1]}; the ids are the same; the texts, few-shot "
+        "examples or answers are not"
+    )
 
 
 def test_a_run_named_twice_is_no_repetition(tmp_path: Path) -> None:
@@ -234,13 +237,23 @@ def test_order_of_methods_may_differ_between_runs(tmp_path: Path) -> None:
     assert "| rds | 50% |  |" in compare([one, two]).markdown()
 
 
-@pytest.mark.parametrize("ids", [("q1", "q3"), ("q2", "q1"), ("q1", "q2", "q3")])
-def test_runs_on_different_questions_are_refused(tmp_path: Path, ids: Sequence[str]) -> None:
+@pytest.mark.parametrize(
+    ("ids", "differ"),
+    [
+        (("q1", "q3"), "q2 and q3"),
+        (("q2", "q1"), "q1 and q2"),
+        (("q1", "q2", "q3"), "no question and q3"),
+    ],
+)
+def test_runs_on_different_questions_are_refused(
+    tmp_path: Path, ids: Sequence[str], differ: str
+) -> None:
     one = finished(tmp_path / "one", ["random", "bm25"])
     two = finished(tmp_path / "two", ["random", "bm25"], ids)
     with pytest.raises(RunError) as caught:
         compare([one, two])
     assert "different questions" in str(caught.value)
+    assert f"the first to differ are {differ}" in caught.value.where
     assert f"2 in {one}, {len(ids)} in {two}" in caught.value.where
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, islice
+from itertools import combinations, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -252,13 +252,20 @@ def _cell(found: list[Result], references: Mapping[str, list[Result]]) -> Cell:
 
 def _check_questions(one: Result, other: Result) -> None:
     """Raise if results are not for the same questions in the same order."""
-    if any(one[key] != other[key] for key in ("ids", "questions")):
-        raise RunError(
-            "The runs were evaluated on different questions.",
-            f"target {one['target']}: {len(one['ids'])} in {one['run']}, "
-            f"{len(other['ids'])} in {other['run']}",
-            "Compare runs with the same target, test file, few-shot examples and evaluate.limit.",
-        )
+    if one["ids"] != other["ids"]:
+        pairs = zip_longest(one["ids"], other["ids"], fillvalue="no question")
+        first, second = next(pair for pair in pairs if pair[0] != pair[1])
+        why = f"the first to differ are {first} and {second}"
+    elif one["questions"] != other["questions"]:
+        why = "the ids are the same; the texts, few-shot examples or answers are not"
+    else:
+        return
+    raise RunError(
+        "The runs were evaluated on different questions.",
+        f"target {one['target']}: {len(one['ids'])} in {one['run']}, "
+        f"{len(other['ids'])} in {other['run']}; {why}",
+        "Compare runs with the same target, test file, few-shot examples and evaluate.limit.",
+    )
 
 
 def _by_question(results: list[Result]) -> NDArray[np.float64]:
