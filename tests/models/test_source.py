@@ -197,3 +197,13 @@ def test_a_model_that_does_not_fit_into_memory_is_reported(monkeypatch: pytest.M
             load()
         assert "4bit" in caught.value.todo
         assert failure_of(caught.value).again  # a worker on a GPU that others use too
+
+
+def test_a_model_that_does_not_fit_into_the_machine_is_reported() -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2")
+
+    with pytest.raises(ModelError, match="not enough memory for the model") as caught:
+        read(SimpleNamespace(from_pretrained=full), SECTION, "model")
+    assert "a machine with more memory" in caught.value.todo
+    assert "GPU" not in caught.value.todo

@@ -176,7 +176,8 @@ def _reading(file: Path) -> Iterator[None]:
         reason = f"{type(error).__name__}: {first_line(error)}"
         if isinstance(error, UnpicklingError):
             unknown = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-            reason = f"{unknown[1] if unknown else 'a pickle'}, which would run code"
+            holds = unknown[1] if unknown else "no pickle, or one of a class"
+            reason = f"{holds}, which would run code"
         raise ModelError(
             "The optimizer state cannot be read.",
             f"{file}: {reason}",

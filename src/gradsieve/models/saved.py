@@ -79,7 +79,7 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
         # On a CPU, PyTorch's out-of-memory error has no type of its own.
         is_full = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if is_full or "can't allocate memory" in str(error):
-            raise no_memory_for(model) from error
+            raise no_memory_for(model, error) from error
         todo = GIVE_A_TOKENIZER if noun == "tokenizer" else GIVE_A_MODEL
         if "trust_remote_code" in str(error):
             todo = (
@@ -92,14 +92,16 @@ def read(kind: Any, model: ModelConfig, noun: str, **options: Any) -> Any:
         raise ModelError(f"The {noun} cannot be loaded.", where, todo) from None
 
 
-def no_memory_for(model: ModelConfig) -> ModelError:
-    """The error that a model doesn't fit into memory."""
-    return ModelError(
-        "There is not enough memory for the model.",
-        f"model.name {model.name}, {model.dtype}",
-        "Use a smaller model, model.dtype: bfloat16, model.quantization: 4bit, several GPUs "
-        "(engine.gpus_per_worker: 2), or a machine with more memory.",
-    )
+def no_memory_for(model: ModelConfig, error: Exception) -> ModelError:
+    """The error that a model doesn't fit into memory: a GPU's, or the machine's."""
+    todo = "Use a smaller model, model.dtype: bfloat16, or a machine with more memory."
+    if isinstance(error, torch.OutOfMemoryError):
+        todo = (
+            "Stop other programs on the GPU, set model.quantization: 4bit, or distribute the model "
+            "over several GPUs (engine.gpus_per_worker: 2)."
+        )
+    where = f"model.name {model.name}, {model.dtype}"
+    return ModelError("There is not enough memory for the model.", where, todo)
 
 
 def check_sizes(config: Any, name: str) -> None:

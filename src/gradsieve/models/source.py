@@ -89,7 +89,7 @@ class ModelSource:
             try:
                 loaded = loaded.to(device())
             except torch.OutOfMemoryError as error:
-                raise no_memory_for(self.settings) from error
+                raise no_memory_for(self.settings, error) from error
         refuse_infinite(loaded.named_parameters(), f"model.name {self.settings.name}")
         return loaded
 
