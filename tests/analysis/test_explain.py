@@ -276,6 +276,16 @@ def test_a_mistake_in_a_large_pool(
     assert caught.value.todo.startswith("Did you mean 0000" if id == "0001" else "The first id")
 
 
+def test_a_method_that_was_added_since_the_scores(inputs: dict[str, Any], tmp_path: Path) -> None:
+    gradsieve.run(world.recipe(inputs, score={"method": "random"}), tmp_path, last="score")
+    more = world.recipe({**inputs, "score": {"methods": ["random", "bm25"]}})
+    gradsieve.run(more, tmp_path, last="pool")
+    with pytest.raises(RunError, match="no scores of this target and method") as caught:
+        gradsieve.explain(tmp_path, "mine", id="00001", method="bm25")
+    assert caught.value.where.endswith("bm25.parquet")
+    assert "gradsieve score" in caught.value.todo
+
+
 def test_folders_that_cannot_be_explained(inputs: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
         gradsieve.explain(tmp_path, "mine", id="1")

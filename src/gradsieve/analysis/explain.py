@@ -21,7 +21,7 @@ from gradsieve.analysis.explanation import Contribution, Explanation, Neighbor, 
 from gradsieve.data.content import text_of
 from gradsieve.data.examples import Example
 from gradsieve.data.pool import Pool
-from gradsieve.errors import DataError, UsageError, did_you_mean
+from gradsieve.errors import DataError, RunError, UsageError, did_you_mean
 from gradsieve.io import read_lines
 from gradsieve.models.ambient import torch_defaults
 from gradsieve.recipe.load import load_recipe
@@ -141,7 +141,7 @@ class _Explainer:
     def explain(self, number: int) -> Explanation:
         (key,) = self._pool.keys([number])
         names = [target.name for target in self._context.recipe.targets]
-        tables = {name: self._artifacts.scores.table(name, self._method) for name in names}
+        tables = {name: self._table(name) for name in names}
         targets = {
             name: _score(table, line)
             for name, table in tables.items()
@@ -170,6 +170,16 @@ class _Explainer:
             messages=list(self._pool.messages([number])[0]),
             notes=self._notes,
         )
+
+    def _table(self, target: str) -> ScoreTable:
+        scores = self._artifacts.scores
+        if f"{target}/{self._method}" not in scores.metadata["tables"]:  # the recipe has grown
+            raise RunError(
+                "There are no scores of this target and method.",
+                str(scores.table_file(target, self._method)),
+                "Run `gradsieve score` with the run's recipe.",
+            )
+        return scores.table(target, self._method)
 
     def _skip_reason(self, source: str, id: str) -> str:
         skipped = self._artifacts.scores.skipped(self._pool, self._method)

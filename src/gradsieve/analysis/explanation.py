@@ -25,7 +25,6 @@ CUT = 160
 OWN_CUT = 2000
 """Number of characters shown of each turn of the explained example."""
 
-
 WIDEST = 10_000
 """Columns of an explanation as a string: more than any table has, so that no line is wrapped."""
 

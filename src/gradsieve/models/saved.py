@@ -39,7 +39,6 @@ GIVE_A_TOKENIZER = (
     "tokenizer.save_pretrained(FOLDER). A Trainer without processing_class saves none."
 )
 
-
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "max_position_embeddings"),
