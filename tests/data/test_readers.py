@@ -149,6 +149,24 @@ def test_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     file = tmp_path / "bom.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + Path(jsonl(tmp_path, ROWS)).read_bytes())
     assert len(read_source("s", str(file)).examples) == 3
+    array = tmp_path / "bom.json"
+    array.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROWS).encode())
+    assert len(read_source("s", str(array)).examples) == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("\ufeff", ""), ("", "\N{NO-BREAK SPACE}"), ("", "\x1c")]
+)
+def test_only_white_space_of_json_surrounds_a_row(tmp_path: Path, before: str, after: str) -> None:
+    # The pool keeps the text of a row and reads it again, when it exports the row.
+    file = tmp_path / "rows.jsonl"
+    good = json.dumps(ANONYMOUS)
+    file.write_text(f"{good}\n{before}{good}{after}\n \t{good} \r\n", encoding="utf-8")
+    source = read_source("s", str(file), on_bad_row="skip")
+    assert len(source.examples) == 2
+    [bad] = source.bad_rows
+    assert bad.where == f"{file}:2"
+    assert "not JSON" in bad.reason
 
 
 @pytest.mark.parametrize(
@@ -156,8 +174,8 @@ def test_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     [
         ("empty.jsonl", b"", "The file is empty"),
         ("blank.jsonl", b"\n\n", "no usable row"),
-        ("array.jsonl", b'[{"prompt": "a", "completion": "b"}]', "or an array"),
-        ("array.jsonl", b"[\n{}\n]", "or an array"),
+        ("array.jsonl", b'[{"prompt": "a", "completion": "b"}]', "found a JSON array"),
+        ("array.jsonl", b"[\n{}\n]", "found a JSON array"),
         ("lines.json", b'{"a": 1}\n{"a": 2}\n', "not JSON"),
         ("object.json", b'{"rows": []}', "found an object"),
         ("empty.json", b"[]", "no usable row"),

@@ -118,14 +118,18 @@ def test_the_report_and_explain_show_both(inputs: dict[str, Any], tmp_path: Path
 
 
 def test_a_subtask_that_takes_most_is_a_warning() -> None:
-    assert dominated({"a": 8, "b": 4}, 2) is None  # 67%; up to 75% is accepted
-    assert dominated({"a": 9, "b": 3}, 2) is None
-    warning = dominated({"a": 10, "b": 2}, 2)
+    assert dominated({"a": 8, "b": 4}, 2, "max") is None  # 67%; up to 75% is accepted
+    assert dominated({"a": 9, "b": 3}, 2, "max") is None
+    warning = dominated({"a": 10, "b": 2}, 2, "max")
     assert warning is not None
     assert "10 of 12 selected rows are for the subtask a, one of 2" in warning
-    assert "use select.turns: subtasks, or the default of score.across_subtasks" in warning
-    assert dominated({"a": 30, "b": 20}, 5) is None  # 60%
-    assert dominated({"a": 31, "b": 19}, 5) is not None
-    assert dominated({"a": 9}, 2) is None  # too few rows
-    assert dominated({"a": 100}, 1) is None
-    assert dominated({}, 0) is None
+    assert "standardized_max" in warning
+    assert "select.turns: subtasks" in warning
+    standardized = dominated({"a": 10, "b": 2}, 2, "standardized_max")
+    assert standardized is not None
+    assert standardized.endswith("in general, use select.turns: subtasks")
+    assert dominated({"a": 30, "b": 20}, 5, "max") is None  # 60%
+    assert dominated({"a": 31, "b": 19}, 5, "max") is not None
+    assert dominated({"a": 9}, 2, "max") is None  # too few rows
+    assert dominated({"a": 100}, 1, "max") is None
+    assert dominated({}, 0, "max") is None

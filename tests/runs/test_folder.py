@@ -77,7 +77,10 @@ def test_an_unreadable_meta_is_reported(tmp_path: Path) -> None:
     (run.stage("select") / "meta.json").write_text("{")
     with pytest.raises(RunError, match="cannot be read"):
         run.metadata("select")
-    write_json(run.stage("select") / "meta.json", {"schema": 999})
+    for found in ({"schema": 999}, {}):
+        write_json(run.stage("select") / "meta.json", found)
+        with pytest.raises(RunError, match="schema 2"):
+            run.metadata("select")
     with pytest.raises(RunError, match="schema 2"):
         run.metadata("select")
 

@@ -144,12 +144,12 @@ FILES = (
     Case(
         "a JSON array where lines are due",
         pool("a.jsonl", json.dumps([GOOD], indent=1)),
-        ("found JSON over several", "a.jsonl:1", "rename an array to .json"),
+        ("found a JSON array", "a.jsonl:1", "Rename the file to .json"),
     ),
     Case(
         "a row over several lines",
         pool("a.jsonl", json.dumps(GOOD, indent=1)),
-        ("found JSON over several lines", "a.jsonl:1", "on a line of its own"),
+        ("found one over several lines", "a.jsonl:1", "each row on a line"),
     ),
     Case(
         "a JSON object that is no list",
@@ -290,16 +290,10 @@ ROWS = (
     Case(
         "half of a surrogate pair",
         row({"prompt": "a\ud800", "completion": "b"}),
-        ("one.jsonl:7: the user's turn is no Unicode text", "half of a surrogate pair"),
+        ("one.jsonl:7: the user's turn is no Unicode text", r"surrogate pair, '\ud800'"),
     ),
-    Case(
-        "JSON of 100,000 brackets", row(DEEP), ("one.jsonl:7: not JSON: maximum recursion depth",)
-    ),
-    Case(
-        "a number of 5,000 digits",
-        row(f'{{"n": {"9" * 5000}}}'),
-        ("one.jsonl:7: not JSON: Exceeds the limit (4300 digits)",),
-    ),
+    Case("JSON of 100,000 brackets", row(DEEP), ("one.jsonl:7", "nested too deeply")),
+    Case("a number of 5,000 digits", row(f'{{"n": {"9" * 5000}}}'), ("a number of thousands",)),
     Case(
         "only rows that are too long",
         lambda desk: desk.pool("a.jsonl", json.dumps(TOO_LONG) + "\n"),

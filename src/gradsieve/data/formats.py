@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from gradsieve.data.examples import Message
 
 Supervise = Literal["completion", "all"]
 """The supervised part of prompt/completion rows: the completion (TRL), or all assistant turns."""
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
 FUNCTION_CALL = "function_call"
@@ -345,22 +348,32 @@ def _refuse_half_pairs(value: Any, where: str) -> None:
     """Reject text with half of a surrogate pair, which no tokenizer accepts."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if not is_unicode(text):
-        raise BadRow(f"{where} is no Unicode text: it has half of a surrogate pair")
+        half = next(letter for letter in text if not is_unicode(letter))
+        raise BadRow(f"{where} is no Unicode text: it has half of a surrogate pair, {half!a}")
 
 
 def parse_json(text: bytes) -> Any:
     """The value of JSON in UTF-8, with a `BadRow` in place of each NaN and infinity.
 
-    Raises:
-        BadRow: If it is not JSON that can be read; the reason has line and column, or the byte.
+    Only white space of JSON may surround it: a pool keeps the text, and reads it again. Raises
+    `BadRow`, with line and column, or the byte, if it is not JSON that can be read.
     """
     try:
-        return _DECODER.decode(text.decode("utf-8-sig").rstrip())
+        return _DECODER.decode(text.decode().rstrip(" \t\r\n"))
     except UnicodeDecodeError as error:
-        raise BadRow(f"not UTF-8 at byte {error.start + 1}") from None
-    except (ValueError, RecursionError) as error:  # also nested too deeply, or too many digits
-        reason = str(error).replace("line 1 ", "")  # messages name the line of a JSON line
-        raise BadRow(f"not JSON: {reason}") from None
+        reason = f"not UTF-8 at byte {error.start + 1}"
+    except json.JSONDecodeError as error:
+        reason = f"not JSON: {error}".replace("line 1 ", "")  # messages name a JSON line's line
+    except RecursionError:
+        reason = "not JSON that can be read: nested too deeply"
+    except ValueError:
+        reason = "not JSON that can be read: a number of thousands of digits"
+    raise BadRow(reason)
+
+
+def file_json(file: Path) -> Any:
+    """The value of a JSON file, as `parse_json` reads it; a byte order mark is ignored."""
+    return parse_json(file.read_bytes().removeprefix(BYTE_ORDER_MARK))
 
 
 def _bad_constant(name: str) -> BadRow:

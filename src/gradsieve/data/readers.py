@@ -24,7 +24,7 @@ import yaml
 from datasets.features.features import _visit
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
-from gradsieve.data.formats import BadRow, kind_of, parse_json
+from gradsieve.data.formats import BYTE_ORDER_MARK, BadRow, file_json, kind_of
 from gradsieve.errors import DataError, first_few, first_line
 from gradsieve.recipe.schema import LimitsConfig
 
@@ -105,7 +105,7 @@ def _json_lines(file: Path, limits: LimitsConfig) -> Rows:
     """The nonempty lines; only a line feed ends a line (U+2028 is text)."""
     for number, line in enumerate(_lines(file, limits), start=1):
         if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(BYTE_ORDER_MARK)
             _refuse_spread_json(line, f"{file}:1")
         if line.strip():
             yield number, line
@@ -171,10 +171,13 @@ def _refuse_unpacked(file: Path, limits: LimitsConfig) -> None:
 
 def _refuse_spread_json(first_line: bytes, where: str) -> None:
     start = first_line.strip()
-    if start in (b"[", b"[]", b"{") or start.startswith(b"[{"):
-        found = "Expected one JSON object a line, found JSON over several lines or an array."
-        todo = "Write each row on a line of its own (jq -c . does), or rename an array to .json."
-        raise DataError(found, where, todo)
+    if start in (b"[", b"[]") or start.startswith(b"[{"):
+        found, todo = "a JSON array", "Rename the file to .json, or write one row a line."
+    elif start == b"{":
+        found, todo = "one over several lines", "Write each row on a line (jq -c . does)."
+    else:
+        return
+    raise DataError(f"Expected one JSON object a line, found {found}.", where, todo)
 
 
 def _json_rows(file: Path) -> Iterator[Any]:
@@ -182,7 +185,7 @@ def _json_rows(file: Path) -> Iterator[Any]:
         todo = "Write it as .jsonl, one row a line, which is read in a stream (jq -c '.[]')."
         raise DataError("The JSON array is too large to be read at once.", str(file), todo)
     try:
-        rows = parse_json(file.read_bytes())
+        rows = file_json(file)
     except BadRow as error:
         todo = "Fix it, or rename it to .jsonl if it has one row a line."
         raise DataError(f"The file cannot be read: {error}.", str(file), todo) from None

@@ -132,7 +132,7 @@ def template_text(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     file = TULU if template == "tulu" else Path(template)
     try:
         if not file.is_file():  # a pipe would be read forever
-            raise OSError("no such file, or a folder or a pipe")
+            raise OSError("it is a folder or a pipe" if file.exists() else "no such file")
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         todo = "Give tokenizer, tulu, or the path of a Jinja file."

@@ -381,7 +381,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         found = error.strerror if isinstance(error, OSError) else f"it is damaged ({error})"
         what = f"A file of the run cannot be read: {found}."
         raise _Damaged(what, str(path), MAKE_AGAIN) from None
-    if path.name == META and value and (value.get("schema") != SCHEMA or "files" not in value):
+    made_here = value is None or (value.get("schema") == SCHEMA and "files" in value)
+    if path.name == META and not made_here:
         raise RunError(
             f"This was not written by this version of gradsieve (schema {SCHEMA}).",
             str(path),

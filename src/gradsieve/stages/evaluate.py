@@ -144,11 +144,13 @@ class Evaluate(Stage):
         unknown = [name for name in settings(context).metrics or () if name not in measured]
         if unknown:
             there = {m for t in context.recipe.targets for m in metrics_there(context, t.name)}
+            todo = "Use one of these, or give a target held-out examples (`test`)."
+            if unknown[0] in LOSSES and tasks and "target_loss" not in tasks:
+                todo = "Add target_loss to evaluate.tasks, or take it out of evaluate.metrics."
             yield DataError(
                 "No target has this metric.",
                 f"evaluate.metrics: {unknown[0]}; the targets have {', '.join(sorted(there))}",
-                "Use one of these, or add target_loss to evaluate.tasks, or held-out examples to a "
-                "target (`test`).",
+                todo,
             )
 
 

@@ -27,6 +27,7 @@ from gradsieve.data.pool import Pool
 from gradsieve.errors import DataError, GradsieveError, RunError, did_you_mean
 from gradsieve.io import fingerprint, read_lines, write_text
 from gradsieve.recipe.schema import TOGETHER, Budget, SelectConfig, SelectionName
+from gradsieve.recipe.selecting import ACROSS_SUBTASKS, AcrossSubtasks
 from gradsieve.runs.context import Context
 from gradsieve.selection.export import (
     Card,
@@ -156,7 +157,8 @@ def _select(
     columns = choice.columns[choice.columns >= 0]
     leaked = (leaks.get(number) for number in scored.numbers[choice.chosen].tolist())
     subtasks = _counted(columns, scored.ranking.subtasks)
-    if warning := dominated(subtasks, len(set(scored.ranking.subtasks))):
+    across = context.recipe.score.across_subtasks
+    if warning := dominated(subtasks, len(set(scored.ranking.subtasks)), across):
         context.progress.warn(f"{name.short}, target {name.target}: {warning}")
     targets = {target.name: context.target_rows(target) for target in context.targets}
     card = Card(
@@ -186,7 +188,7 @@ def _select(
     }
 
 
-def dominated(rows: Mapping[str, int], subtasks: int) -> str | None:
+def dominated(rows: Mapping[str, int], subtasks: int, across: AcrossSubtasks) -> str | None:
     """A warning if one subtask has most of a selection's rows.
 
     The limit is halfway between an equal share and everything: 75% for 2 subtasks, 51% for 57.
@@ -198,10 +200,10 @@ def dominated(rows: Mapping[str, int], subtasks: int) -> str | None:
     first, most = next(iter(rows.items()))
     if most / total <= (1 + 1 / subtasks) / 2:
         return None
+    other = "" if across == ACROSS_SUBTASKS else f"score.across_subtasks: {ACROSS_SUBTASKS}, or "
     return (
         f"{most} of {total} selected rows are for the subtask {first}, one of {subtasks}; if its "
-        "scores are only higher in general, use select.turns: subtasks, or the default of "
-        "score.across_subtasks"
+        f"scores are only higher in general, use {other}select.turns: subtasks"
     )
 
 

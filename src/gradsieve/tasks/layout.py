@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gradsieve.data.formats import BadRow, kind_of, parse_json
+from gradsieve.data.formats import BadRow, file_json, kind_of
 from gradsieve.errors import DataError, first_few
 
 LISTED = 5
@@ -50,7 +50,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     todo = "Use the published file."
     try:
-        value = parse_json(file.read_bytes())
+        value = file_json(file)
     except BadRow as error:
         raise DataError(f"The file cannot be read: {error}.", str(file), todo) from None
     if not isinstance(value, dict):
