@@ -94,7 +94,17 @@ def test_a_task_that_fails_three_times_stops_the_run(engine: RayEngine, tmp_path
     assert len(set(nodes)) == ATTEMPTS  # each attempt on another node, if any
 
 
-def test_a_job_that_workers_cannot_load_says_why(engine: RayEngine, tmp_path: Path) -> None:
+def test_a_job_that_workers_cannot_load_says_why(
+    engine: RayEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the answer to the task, which has no job, arrives before the reason for that."""
+    wait = engine._ray.wait
+
+    def last_first(calls: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        ready, others = wait(calls, num_returns=len(calls), timeout=timeout)
+        return ready[-1:], others
+
+    monkeypatch.setattr(engine._ray, "wait", last_first)
     with pytest.raises(RunError, match=r"was lost: [^(]*No module named 'mine'"):
         list(engine.map(Elsewhere(tmp_path), [Toy(1)]))
 

@@ -194,7 +194,7 @@ class RayEngine(Engine):
         """Yield calls that have ended, waiting up to SECONDS_BETWEEN_LOOKS for the first."""
         self._warn_if_idle()
         ready, _ = self._ray.wait(list(self._calls), timeout=SECONDS_BETWEEN_LOOKS)
-        for call in ready:
+        for call in self._up_to(ready):
             seat = self._calls.pop(call)
             if seat not in self._seats:  # lost in another of its calls
                 continue
@@ -211,6 +211,14 @@ class RayEngine(Engine):
                 self._welcome(seat, found)
             elif isinstance(found, Outcome):
                 yield seat, found
+
+    def _up_to(self, ready: Sequence[Any]) -> list[Any]:
+        """Calls that have ended, with each worker's earlier ones, whose answers may come later."""
+        known, found = list(self._calls), []
+        for last in ready:
+            before = known[: known.index(last)]
+            found += [call for call in before if self._calls[call] is self._calls[last]] + [last]
+        return found
 
     def _welcome(self, seat: Seat, found: Node) -> None:
         """Register a worker that has started, and check its version of gradsieve."""
