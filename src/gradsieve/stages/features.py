@@ -352,16 +352,10 @@ class CheckpointWork:
                 if (rows := self._missing[kind][places]).any()
             )
             if outputs and self.context.takes(shard):
-                part = self._numbers[places]
-                yield ShardTask(
-                    self.number,
-                    outputs,
-                    self._of_adam[kinds[0]],
-                    shard,
-                    part,
-                    int(lengths[part].sum()),
-                    tuple(self._directions.values()) if outputs[-1].exact else (),
-                )
+                part, of_adam = self._numbers[places], self._of_adam[kinds[0]]
+                directions = tuple(self._directions.values()) if outputs[-1].exact else ()
+                tokens = int(lengths[part].sum())
+                yield ShardTask(self.number, outputs, of_adam, shard, part, tokens, directions)
 
     def _has_target(self, kind: str, target: Target) -> bool:
         kept = is_whole(self.where.target_file(kind, target.name))
