@@ -218,7 +218,7 @@ class RayEngine(Engine):
         for last in ready:
             before = known[: known.index(last)]
             found += [call for call in before if self._calls[call] is self._calls[last]] + [last]
-        return found
+        return list(dict.fromkeys(found))  # both calls of a worker may be ready
 
     def _welcome(self, seat: Seat, found: Node) -> None:
         """Register a worker that has started, and check its version of gradsieve."""

@@ -103,8 +103,12 @@ class FeatureExtractor:
     @property
     def widths(self) -> list[int]:
         """The row width of each projection: d, or P if nothing is projected, or S."""
-        values = sum(layer.weight.numel() for layer in lora_layers(self.model).values())
-        return [values if each.kind == "none" else each.dim for each in self.projections]
+        return [
+            sum(layer.weight.numel() for layer in lora_layers(self.model).values())
+            if each.kind == "none"
+            else each.dim
+            for each in self.projections
+        ]
 
     def _update(self, name: str, gradient: Tensor) -> Tensor:
         state = self.moments

@@ -152,7 +152,7 @@ class Projection:
     def _add_rademacher(
         self, out: Float[Tensor, "B d"], name: str, x: Float[Tensor, "B p"]
     ) -> None:
-        rows = max(1, TILE_VALUES[x.device.type] // self.dim)
+        rows = max(1, TILE_VALUES.get(x.device.type, TILE_VALUES["cpu"]) // self.dim)
         for start in range(0, x.shape[1], rows):
             piece = x[:, start : start + rows]
             words = self._dense_words(name, start, piece.shape[1], x.device)
