@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -41,7 +41,7 @@ from gradsieve.data.readers import (
 from gradsieve.data.values import LeftOut, json_row
 from gradsieve.errors import DataError
 from gradsieve.io import file_hash, fingerprint
-from gradsieve.recipe.schema import LimitsConfig
+from gradsieve.recipe.schema import LimitsConfig, OnBadRow
 
 LISTED_AT_ONCE = 10
 """Number of bad rows that a message lists; the others are counted."""
@@ -254,7 +254,7 @@ def read_source(
     name: str,
     path: str | Iterable[Any],
     *,
-    on_bad_row: Literal["fail", "skip"] = "fail",
+    on_bad_row: OnBadRow = "fail",
     **settings: Any,
 ) -> Source:
     """Read a source of examples; `settings` are the other attributes of `SourceSpec`.

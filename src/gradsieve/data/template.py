@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
-from typing import Literal
 
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -32,7 +31,7 @@ from gradsieve.data.spans import TEMPLATE_ERRORS, Conversation, Rendered, SpanFi
 from gradsieve.data.tokens import labels_of, shortened, with_full_offsets
 from gradsieve.errors import DataError, ModelError
 from gradsieve.io import fingerprint
-from gradsieve.recipe.schema import LimitsConfig
+from gradsieve.recipe.schema import LimitsConfig, OnBadRow
 
 LABELS_VERSION = 2
 """Part of fingerprints; incremented when the choice of label tokens changes."""
@@ -147,7 +146,7 @@ class ChatTemplate:
         return self._labeled(rendered, encoding)
 
     def try_encode_all(
-        self, examples: Sequence[Example], on_bad_row: Literal["fail", "skip"] = "skip"
+        self, examples: Sequence[Example], on_bad_row: OnBadRow = "skip"
     ) -> list[TokenizedExample | Refusal]:
         """Tokenize examples, in order; one that the template refuses gives a `Refusal`.
 

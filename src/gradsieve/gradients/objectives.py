@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,12 +29,12 @@ from gradsieve.data.examples import Example, TokenizedExample
 from gradsieve.data.template import ChatTemplate, Refusal
 from gradsieve.errors import ModelError
 from gradsieve.models.device import halved_to_fit
+from gradsieve.recipe.schema import OnBadRow
 
 IGNORED = -100
 """The label of an unsupervised position (the convention of transformers and PyTorch)."""
 
 Batch = Mapping[str, Tensor]
-OnBadRow = Literal["fail", "skip"]
 
 
 class Objective(Protocol):

@@ -43,6 +43,7 @@ __all__ = [
     "LimitsConfig",
     "LoraConfig",
     "ModelConfig",
+    "OnBadRow",
     "Recipe",
     "ReportConfig",
     "ScoreConfig",
@@ -56,6 +57,9 @@ __all__ = [
     "ValidateConfig",
     "WarmupConfig",
 ]
+
+OnBadRow = Literal["fail", "skip"]
+"""What to do with rows that cannot be used."""
 
 TOGETHER = "together"
 """Used in place of a target's name for the single selection that serves all targets."""
@@ -110,7 +114,7 @@ class Recipe(Section):
     targets: Annotated[
         list[TargetConfig], key(..., "The skills for which rows are selected.", min_length=1)
     ]
-    on_bad_row: Literal["fail", "skip"] = key(
+    on_bad_row: OnBadRow = key(
         "fail", "For rows that can't be read: report them and stop, or skip and count them."
     )
     warmup: WarmupConfig = WarmupConfig()

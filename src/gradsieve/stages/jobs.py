@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from gradsieve.models.checkpoints import save_adapter
 from gradsieve.models.load import add_adapter
 from gradsieve.models.source import ModelSource
 from gradsieve.models.training import clear_work, train_model
-from gradsieve.recipe.schema import TrainConfig, TrainingConfig
+from gradsieve.recipe.schema import OnBadRow, TrainConfig, TrainingConfig
 from gradsieve.runs.artifacts import TrainedModel
 from gradsieve.runs.context import Context
 
@@ -60,7 +60,7 @@ class TrainingJob(Job[TrainingTask, None]):
     template: ChatTemplate
     settings: TrainingConfig
     train: TrainConfig
-    on_bad_row: Literal["fail", "skip"]
+    on_bad_row: OnBadRow
 
     def setup(self, progress: Progress) -> Callable[[TrainingTask], None]:
         """Nothing is shared: each training starts from the model's own weights."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import Supervise
 from gradsieve.data.sources import SourceSpec
 from gradsieve.errors import DataError, did_you_mean
 from gradsieve.io import fingerprint
+from gradsieve.recipe.schema import OnBadRow
 from gradsieve.tasks import bbh, custom, mmlu, tydiqa
 from gradsieve.tasks.layout import missing
 from gradsieve.tasks.questions import Question, QuestionSet, Shots
@@ -91,7 +92,7 @@ def load_target(
     path: str | Iterable[Any],
     *,
     subtask_field: str | None = None,
-    on_bad_row: Literal["fail", "skip"] = "fail",
+    on_bad_row: OnBadRow = "fail",
     supervise: Supervise = "completion",
     **reading: Any,
 ) -> Target:
@@ -137,7 +138,7 @@ def load_test_set(
     *,
     subtask_field: str | None = None,
     answer: str | None = None,
-    on_bad_row: Literal["fail", "skip"] = "fail",
+    on_bad_row: OnBadRow = "fail",
     **reading: Any,
 ) -> QuestionSet | None:
     """Read a target's held-out questions; None if there are none. Arguments as in `load_target`.

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from gradsieve.data.content import after_reasoning, text_of
 from gradsieve.data.examples import Example
 from gradsieve.data.formats import is_unicode
 from gradsieve.data.sources import Source, read_source
 from gradsieve.errors import DataError
+from gradsieve.recipe.schema import OnBadRow
 from gradsieve.tasks.layout import shown
 from gradsieve.tasks.questions import Question, QuestionSet, matched
 
@@ -26,7 +27,7 @@ def read(
     name: str,
     path: str | Iterable[Any],
     subtask_field: str | None,
-    on_bad_row: Literal["fail", "skip"],
+    on_bad_row: OnBadRow,
     **reading: Any,
 ) -> Source:
     """The source, whose examples have their subtasks.
@@ -48,7 +49,7 @@ def test_set(
     path: str | Iterable[Any],
     subtask_field: str | None,
     answer: str | None,
-    on_bad_row: Literal["fail", "skip"],
+    on_bad_row: OnBadRow,
     **reading: Any,
 ) -> QuestionSet:
     """Held-out questions: conversations whose last turn holds the reference answer.

@@ -21,7 +21,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
@@ -49,6 +49,7 @@ from gradsieve.data.values import LeftOut
 from gradsieve.engine.base import Engine
 from gradsieve.errors import DataError, raise_all
 from gradsieve.io import atomic, fingerprint, write_json
+from gradsieve.recipe.schema import OnBadRow
 
 VERSION = 1
 """The version of the pool's files; a pool of another version is built again."""
@@ -63,7 +64,7 @@ def build_pool(
     sources: Sequence[SourceSpec],
     template: ChatTemplate,
     *,
-    on_bad_row: Literal["fail", "skip"] = "fail",
+    on_bad_row: OnBadRow = "fail",
     report: Callable[[int], object] = lambda rows: None,
     key_of: Callable[[SourceSpec], SourceKey] = source_key,
     engine: Engine | None = None,
